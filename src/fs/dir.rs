@@ -1,0 +1,320 @@
+//! An open folder, and files that come about in it under a temporary name.
+
+use std::{
+    io::{self, Write},
+    os::fd::OwnedFd,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
+
+use crate::{
+    error::{Doing, Error, Kind, Result},
+    fs::{Entry, File, Form, Stamp, TEMPORARY, fault, is_alive},
+    path::{RepoPath, show},
+};
+
+/// Whether bytes must survive a power cut before their name is seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sync {
+    Yes,
+    /// Workspace files: one sync of the whole file system comes before the index names them.
+    Later,
+}
+
+/// An open folder below a root; names are used from its handle and links are not followed.
+pub struct Dir {
+    fd: OwnedFd,
+    /// For messages, and to build the paths of what is in it.
+    shown: RepoPath,
+}
+
+/// A new file that nobody sees until [`Temp::publish`]; dropped before that, it is gone.
+pub struct Temp {
+    dir: Dir,
+    name: Vec<u8>,
+    file: Option<File>,
+}
+
+impl Dir {
+    pub(super) fn new(fd: OwnedFd, shown: RepoPath) -> Self {
+        Self { fd, shown }
+    }
+
+    /// A second handle on the same folder.
+    pub fn again(&self) -> Result<Self> {
+        let fd = self.fd.try_clone().doing(|| format!("cannot open the folder `{}` again", self.shown))?;
+        Ok(Self { fd, shown: self.shown.clone() })
+    }
+
+    fn at(&self, name: &[u8]) -> String {
+        let folder = if self.shown.is_root() { String::new() } else { format!("{}/", self.shown.to_text()) };
+        format!("`{folder}{}`", show(name))
+    }
+
+    /// Opens a folder in this one; a link in its place is refused.
+    pub fn open_dir(&self, name: &[u8]) -> Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = fault::point("open").and_then(|()| Ok(fs::openat(&self.fd, name, flags, Mode::empty())?));
+        let shown = self.shown.join(name)?;
+        match fd {
+            Ok(fd) => Ok(Self { fd, shown }),
+            Err(error) => {
+                if self.stamp(name)?.is_some_and(|it| it.form == Form::Link) {
+                    let message = format!("{} is a link, and mlx does not go through links", self.at(name));
+                    return Err(Error::new(Kind::Denied, message).hint("replace the link by a real folder"));
+                }
+                Err(error).doing(|| format!("cannot open the folder {}", self.at(name)))
+            }
+        }
+    }
+
+    /// Opens a folder in this one, made if it is not there.
+    pub fn make_dir(&self, name: &[u8]) -> Result<Self> {
+        let made = fault::point("mkdir").and_then(|()| Ok(fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o777))?));
+        match made {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(error).doing(|| format!("cannot make the folder {}", self.at(name)))
+            }
+            _ => self.open_dir(name),
+        }
+    }
+
+    pub fn stamp(&self, name: &[u8]) -> Result<Option<Stamp>> {
+        match fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(Stamp::of(&stat))),
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(None),
+            Err(error) => Err(io::Error::from(error)).doing(|| format!("cannot look at {}", self.at(name))),
+        }
+    }
+
+    /// Opens a plain file for reading; links, fifos and devices are refused without blocking.
+    pub fn open(&self, name: &[u8]) -> Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let opened = fault::point("open").and_then(|()| Ok(fs::openat(&self.fd, name, flags, Mode::empty())?));
+        let file = opened.map(File::from).doing(|| format!("cannot open {}", self.at(name)))?;
+        if !file.metadata().is_ok_and(|it| it.is_file()) {
+            return Err(Error::new(Kind::Denied, format!("{} is not a plain file", self.at(name))));
+        }
+        Ok(file)
+    }
+
+    pub fn read_link(&self, name: &[u8]) -> Result<Vec<u8>> {
+        let target = fs::readlinkat(&self.fd, name, Vec::new()).map_err(io::Error::from);
+        Ok(target.doing(|| format!("cannot read the link {}", self.at(name)))?.into_bytes())
+    }
+
+    /// Everything below this folder; our own unfinished files are left out.
+    pub fn entries(&self, skip: &dyn Fn(&RepoPath) -> bool) -> Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        for (name, kind) in self.names()? {
+            if name.starts_with(TEMPORARY) || skip(&self.shown.join(&name).or_else(|it| self.odd_name(&name, it))?) {
+                continue;
+            }
+            let Some(stamp) = self.stamp(&name)? else { continue };
+            let folder = kind == FileType::Directory || stamp.form == Form::Folder;
+            let children = if folder { self.open_dir(&name)?.entries(skip)? } else { Vec::new() };
+            entries.push(Entry { name: name.into(), stamp, children });
+        }
+        Ok(entries)
+    }
+
+    /// `.git` and its like inside data: named with the folder it is in.
+    fn odd_name(&self, name: &[u8], error: Error) -> Result<RepoPath> {
+        Err(error).doing(|| format!("cannot take {}", self.at(name)))
+    }
+
+    /// Names and kinds in this folder, sorted by the bytes of the names.
+    pub fn names(&self) -> Result<Vec<(Vec<u8>, FileType)>> {
+        let read = || -> io::Result<Vec<_>> {
+            fault::point("readdir")?;
+            let mut names = Vec::new();
+            for entry in fs::Dir::read_from(&self.fd)? {
+                let entry = entry?;
+                let name = entry.file_name().to_bytes();
+                if name != b"." && name != b".." {
+                    names.push((name.to_vec(), entry.file_type()));
+                }
+            }
+            names.sort_by(|a, b| a.0.cmp(&b.0));
+            Ok(names)
+        };
+        read().doing(|| format!("cannot list the folder `{}`", self.shown))
+    }
+
+    /// Removes unfinished files of processes that are no more.
+    pub fn sweep(&self) -> Result<()> {
+        for (name, _) in self.names()? {
+            let Some(rest) = name.strip_prefix(TEMPORARY) else { continue };
+            let owner = std::str::from_utf8(rest).ok().and_then(|it| it.split('-').next()?.parse().ok());
+            if owner.is_none_or(|pid| !is_alive(pid)) {
+                self.remove(&name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts a new file with these permissions (before umask).
+    pub fn create(&self, mode: u32) -> Result<Temp> {
+        let name = temporary_name();
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = fault::point("create")
+            .and_then(|()| Ok(fs::openat(&self.fd, &name[..], flags, Mode::from_raw_mode(mode))?));
+        let file = opened.doing(|| format!("cannot write in the folder `{}`", self.shown))?;
+        Ok(Temp { dir: self.again()?, name, file: Some(File::from(file)) })
+    }
+
+    /// Gives a link or a second name of a file (made by `make` under a temporary name) its place.
+    pub(super) fn put(&self, name: &[u8], make: impl FnOnce(&[u8]) -> io::Result<()>) -> io::Result<()> {
+        let temporary = temporary_name();
+        fault::point("link").and_then(|()| make(&temporary))?;
+        let renamed = fault::point("rename").and_then(|()| Ok(fs::renameat(&self.fd, &temporary[..], &self.fd, name)?));
+        // Renaming one of two names of the same file onto the other does nothing and keeps both.
+        let _gone = fs::unlinkat(&self.fd, &temporary[..], AtFlags::empty());
+        renamed
+    }
+
+    pub fn symlink(&self, target: &[u8], name: &[u8]) -> Result<()> {
+        self.put(name, |temporary| Ok(fs::symlinkat(target, &self.fd, temporary)?))
+            .doing(|| format!("cannot make the link {}", self.at(name)))
+    }
+
+    pub fn set_executable(&self, name: &[u8], executable: bool) -> Result<()> {
+        let change = || -> io::Result<()> {
+            let file = fs::openat(&self.fd, name, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+            let mode = fs::fstat(&file)?.st_mode & 0o777;
+            let mode = if executable { mode | (mode & 0o444) >> 2 } else { mode & !0o111 };
+            fault::point("chmod")?;
+            Ok(fs::fchmod(&file, Mode::from_raw_mode(mode))?)
+        };
+        change().doing(|| format!("cannot change the mode of {}", self.at(name)))
+    }
+
+    /// Takes away everyone's right to write a file: others share it.
+    pub fn set_read_only(&self, name: &[u8]) -> Result<()> {
+        let open = || Ok(fs::openat(&self.fd, name, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?);
+        let change = |file: OwnedFd| Ok(fs::fchmod(file, Mode::from_raw_mode(0o444))?);
+        let changed: io::Result<()> = open().and_then(change);
+        changed.doing(|| format!("cannot change the mode of {}", self.at(name)))
+    }
+
+    /// Removes a file, a link, or a folder with everything in it; nothing there is fine.
+    pub fn remove(&self, name: &[u8]) -> Result<()> {
+        let unlink = |flags| fault::point("unlink").and_then(|()| Ok(fs::unlinkat(&self.fd, name, flags)?));
+        match unlink(AtFlags::empty()) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => {
+                if self.stamp(name)?.is_none_or(|it| it.form != Form::Folder) {
+                    return Err(error).doing(|| format!("cannot remove {}", self.at(name)));
+                }
+                let inner = self.open_dir(name)?;
+                for (below, _) in inner.names()? {
+                    inner.remove(&below)?;
+                }
+                unlink(AtFlags::REMOVEDIR).doing(|| format!("cannot remove {}", self.at(name)))
+            }
+        }
+    }
+
+    /// Removes a folder if it is empty.
+    pub fn remove_empty(&self, name: &[u8]) -> bool {
+        fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR).is_ok()
+    }
+
+    pub fn rename(&self, name: &[u8], to: &Self, new: &[u8]) -> Result<()> {
+        fault::point("rename")
+            .and_then(|()| Ok(fs::renameat(&self.fd, name, &to.fd, new)?))
+            .doing(|| format!("cannot move {} to {}", self.at(name), to.at(new)))
+    }
+
+    /// Makes the names in this folder survive a power cut.
+    pub fn sync(&self) -> Result<()> {
+        fault::point("fsync")
+            .and_then(|()| Ok(fs::fsync(&self.fd)?))
+            .doing(|| format!("cannot sync the folder `{}`", self.shown))
+    }
+
+    pub(super) fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+}
+
+impl Temp {
+    /// Gives the file its name, over whatever had it.
+    pub fn publish(mut self, name: &[u8], sync: Sync) -> Result<()> {
+        let file = self.file.take().expect("a file is published once");
+        let dir = &self.dir;
+        let doing = || format!("cannot write {}", dir.at(name));
+        if sync == Sync::Yes {
+            fault::point("fsync").and_then(|()| file.sync_all()).doing(doing)?;
+        }
+        drop(file);
+        fault::point("rename")
+            .and_then(|()| Ok(fs::renameat(&dir.fd, &self.name[..], &dir.fd, name)?))
+            .doing(doing)?;
+        self.name.clear();
+        if sync == Sync::Yes { self.dir.sync() } else { Ok(()) }
+    }
+
+    /// As [`Temp::publish`] without a sync; what the file system says of the file under its name, unless
+    /// somebody touched it meanwhile.
+    pub fn publish_stamped(mut self, name: &[u8]) -> Result<Option<Stamp>> {
+        let before = fs::fstat(self.file()).ok().map(|it| Stamp::of(&it));
+        let dir = self.dir.again()?;
+        drop(self.file.take());
+        fault::point("rename")
+            .and_then(|()| Ok(fs::renameat(&dir.fd, &self.name[..], &dir.fd, name)?))
+            .doing(|| format!("cannot write {}", dir.at(name)))?;
+        self.name.clear();
+        let same = |it: &Stamp| before.is_some_and(|old| (old.inode, old.mtime, old.size) == (it.inode, it.mtime, it.size));
+        Ok(dir.stamp(name)?.filter(same))
+    }
+
+    /// Shares the blocks of `file`, where the file system can.
+    pub fn share(&self, file: &File) -> bool {
+        fault::point("reflink").is_ok() && fs::ioctl_ficlone(self.file(), file).is_ok()
+    }
+
+    /// A second handle on the bytes written so far, from the start.
+    pub fn reread(&self) -> Result<File> {
+        use std::io::Seek as _;
+        let reopen = || -> io::Result<File> {
+            let mut file = File::from(fs::openat(&self.dir.fd, &self.name[..], OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?);
+            file.rewind()?;
+            Ok(file)
+        };
+        reopen().doing(|| "cannot read back a temporary file".into())
+    }
+
+    fn file(&self) -> &File {
+        self.file.as_ref().expect("it is not published yet")
+    }
+}
+
+impl Write for Temp {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        fault::point("write")?;
+        self.file().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        if !self.name.is_empty() {
+            let _gone = fs::unlinkat(&self.dir.fd, &self.name[..], AtFlags::empty());
+        }
+    }
+}
+
+/// `.mlx-tmp-PID-COUNT`: unique among the living.
+fn temporary_name() -> Vec<u8> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let nonce = crate::fs::tick() & 0xff_ffff;
+    [TEMPORARY, format!("{}-{count}-{nonce:x}", std::process::id()).as_bytes()].concat()
+}

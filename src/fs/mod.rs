@@ -1,0 +1,105 @@
+//! The one door to the disk.
+//!
+//! Paths are *walked*, never just checked: a [`Root`] holds an open folder, and everything below it is
+//! reached name by name from that handle without following links. What is written is new under a
+//! temporary name in the same folder, synced where it must last, and renamed: readers see the old
+//! bytes or the new. In debug builds every operation passes [`fault`], so that tests can make the
+//! n-th one fail, or end the process there.
+
+mod dir;
+mod entry;
+mod fault;
+mod lock;
+mod place;
+mod root;
+
+pub use self::{
+    dir::{Dir, Sync, Temp},
+    entry::{Entry, Form, Stamp},
+    lock::{Lock, lock},
+    place::{Link, Mode, place},
+    root::Root,
+};
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Doing, Result};
+
+/// An open file; other modules read from it and know no more of the disk.
+pub type File = std::fs::File;
+
+/// Names that start so are our unfinished files: no walk shows them, and [`Dir::sweep`] removes those
+/// of dead processes.
+pub const TEMPORARY: &[u8] = b".mlx-tmp-";
+
+/// The kernel's coarse clock, in nanoseconds: what it stamps on a file that changes now.
+pub fn tick() -> i64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+    now.tv_sec * 1_000_000_000 + now.tv_nsec
+}
+
+#[expect(clippy::disallowed_methods, reason = "`cli` asks here, once")]
+pub fn current_dir() -> Result<PathBuf> {
+    std::env::current_dir().doing(|| "cannot tell the current folder".into())
+}
+
+/// Lets this process open as many files as it may at most: deep folders are walked by open handles.
+pub fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _unchanged = setrlimit(Resource::Nofile, limit);
+}
+
+/// Reads a file that the user named, wherever it is.
+pub fn read_outside(path: &Path) -> Result<Vec<u8>> {
+    fault::point("read").and_then(|()| std::fs::read(path)).doing(|| format!("cannot read `{}`", path.display()))
+}
+
+/// The path without links and dots, if there is such a file or folder.
+pub fn canonical(path: &Path) -> Option<PathBuf> {
+    std::fs::canonicalize(path).ok()
+}
+
+pub fn is_file(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|it| it.is_file())
+}
+
+pub fn is_dir(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|it| it.is_dir())
+}
+
+/// The names in a folder of the machine, sorted; none when it cannot be read.
+pub fn names(path: &Path) -> Vec<std::ffi::OsString> {
+    let Ok(entries) = std::fs::read_dir(path) else { return Vec::new() };
+    let mut names: Vec<_> = entries.filter_map(|it| Some(it.ok()?.file_name())).collect();
+    names.sort();
+    names
+}
+
+/// Makes a folder that the user named, with those above it.
+pub fn create_dir_all(path: &Path) -> Result<()> {
+    fault::point("mkdir")
+        .and_then(|()| std::fs::create_dir_all(path))
+        .doing(|| format!("cannot make the folder `{}`", path.display()))
+}
+
+/// Makes one folder in a folder that is there.
+pub fn create_dir(path: &Path) -> Result<()> {
+    fault::point("mkdir")
+        .and_then(|()| std::fs::create_dir(path))
+        .doing(|| format!("cannot make the folder `{}`", path.display()))
+}
+
+/// Free bytes where `path` lies.
+pub fn free_space(path: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(path).ok()?;
+    Some(stat.f_bavail * stat.f_frsize)
+}
+
+/// Whether a process of this machine runs.
+pub fn is_alive(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    pid.is_some_and(|it| !matches!(rustix::process::test_kill_process(it), Err(rustix::io::Errno::SRCH)))
+}

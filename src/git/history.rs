@@ -1,0 +1,83 @@
+//! Commits and what changed in them.
+
+use gix::revision::walk::Sorting;
+
+use crate::{
+    error::Result,
+    git::{Git, Rev, ours},
+    path::RepoPath,
+    time::Timestamp,
+};
+
+/// Bytes in Git: equal ids, equal bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BlobId(gix::ObjectId);
+
+/// A commit, as a log shows it.
+#[derive(Clone, Debug)]
+pub struct Commit {
+    pub rev: Rev,
+    pub parents: Vec<Rev>,
+    pub when: Timestamp,
+    pub author: String,
+    pub summary: String,
+}
+
+impl Git {
+    /// Which bytes a file has in a commit.
+    pub fn blob(&self, rev: &Rev, path: &RepoPath) -> Result<Option<BlobId>> {
+        let doing = || format!("cannot read `{path}` at {}", rev.short());
+        let commit = ours(self.repo.find_commit(rev.0), doing)?;
+        let tree = ours(commit.tree(), doing)?;
+        let names = path.components().map(<[u8]>::to_vec);
+        let entry = ours(tree.lookup_entry(names), doing)?;
+        Ok(entry.filter(|it| it.mode().is_blob()).map(|it| BlobId(it.object_id())))
+    }
+
+    pub fn read_blob(&self, id: BlobId) -> Result<Vec<u8>> {
+        let mut object = ours(self.repo.find_object(id.0), || "cannot read a file from Git".into())?;
+        Ok(std::mem::take(&mut object.data))
+    }
+
+    /// All commits that `from` descends from and itself, newest first, children before parents.
+    pub fn log(&self, from: &[Rev]) -> Result<Vec<Commit>> {
+        let doing = || "cannot read Git's history".into();
+        let tips = from.iter().map(|it| it.0);
+        let sorting = Sorting::ByCommitTime(Default::default());
+        let walk = ours(self.repo.rev_walk(tips).sorting(sorting).all(), doing)?;
+        walk.map(|it| self.commit(&Rev(ours(it, doing)?.id))).collect()
+    }
+
+    /// One commit.
+    pub fn commit(&self, rev: &Rev) -> Result<Commit> {
+        let doing = || format!("cannot read the commit {}", rev.short());
+        let commit = ours(self.repo.find_commit(rev.0), doing)?;
+        let author = ours(commit.author(), doing)?;
+        let author_text = format!("{} <{}>", author.name, author.email);
+        let when = ours(commit.time(), doing)?.seconds;
+        let summary = ours(commit.message(), doing)?.summary().to_string();
+        Ok(Commit {
+            rev: rev.clone(),
+            parents: commit.parent_ids().map(|it| Rev(it.detach())).collect(),
+            when: Timestamp::from_seconds(when),
+            author: author_text,
+            summary,
+        })
+    }
+
+    /// The tips of all branches and tags, here and as last fetched.
+    pub fn tips(&self) -> Result<Vec<Rev>> {
+        let doing = || "cannot read Git's references".into();
+        let references = ours(self.repo.references(), doing)?;
+        let mut tips: Vec<Rev> = self.head().into_iter().collect();
+        for reference in ours(references.all(), doing)? {
+            let Ok(mut reference) = reference else { continue };
+            if let Ok(commit) = reference.peel_to_commit() {
+                tips.push(Rev(commit.id));
+            }
+        }
+        tips.sort();
+        tips.dedup();
+        Ok(tips)
+    }
+}

@@ -1,0 +1,159 @@
+//! Git, as much of it as `mlx` needs.
+//!
+//! Reading goes through `gix`, which runs no program whatever the repository's configuration says.
+//! The few things that write (staging files, making commits in the demo) go through the user's own `git`.
+
+mod history;
+mod ignore;
+mod tags;
+
+pub use self::{
+    history::{BlobId, Commit},
+    tags::Tag,
+};
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use gix::bstr::ByteSlice as _;
+
+use crate::{
+    error::{Doing, Error, Kind, Result},
+    fs,
+    path::RepoPath,
+};
+
+/// A Git repository with a work tree.
+pub struct Git {
+    repo: gix::Repository,
+    root: PathBuf,
+}
+
+/// A commit that exists; only [`Git`] makes one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Rev(gix::ObjectId);
+
+impl Rev {
+    /// The first ten hex digits, for people.
+    pub fn short(&self) -> String {
+        self.0.to_hex_with_len(10).to_string()
+    }
+}
+
+impl fmt::Display for Rev {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Turns any error of `gix` into ours.
+fn ours<T, E: fmt::Display>(result: Result<T, E>, doing: impl FnOnce() -> String) -> Result<T> {
+    result.map_err(|it| Error::new(Kind::Internal, format!("{}: {it}", doing())))
+}
+
+impl Git {
+    /// Finds the repository that `start` lies in.
+    pub fn discover(start: &Path) -> Result<Self> {
+        let none = |_| {
+            Error::not_found(format!("`{}` is not in a Git repository", start.display()))
+                .hint("make one with `git init`, or name another folder with `-C DIR`")
+        };
+        let repo = gix::discover(start).map_err(none)?;
+        let root = repo.workdir().map(Path::to_owned).ok_or_else(|| {
+            Error::usage("this Git repository is bare: it has no files to work with").hint("use a clone of it")
+        })?;
+        let root = fs::canonical(&root).unwrap_or(root);
+        Ok(Self { repo, root })
+    }
+
+    /// The top of the work tree.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// What all linked worktrees share.
+    pub fn common_dir(&self) -> PathBuf {
+        fs::canonical(self.repo.common_dir()).unwrap_or_else(|| self.repo.common_dir().to_owned())
+    }
+
+    /// What belongs to this worktree alone.
+    pub fn worktree_dir(&self) -> PathBuf {
+        fs::canonical(self.repo.git_dir()).unwrap_or_else(|| self.repo.git_dir().to_owned())
+    }
+
+    /// The commit that `spec` names: a branch, a tag, a hash, `HEAD~2`.
+    pub fn resolve(&self, spec: &str) -> Result<Rev> {
+        let missing = || {
+            Error::not_found(format!("there is no revision `{spec}`"))
+                .hint("name a branch, a tag or a commit, as `git log` shows them")
+        };
+        let id = self.repo.rev_parse_single(spec).map_err(|_| missing())?;
+        let object = id.object().map_err(|_| missing())?;
+        Ok(Rev(object.peel_to_commit().map_err(|_| missing())?.id))
+    }
+
+    /// The commit that is checked out; none before the first.
+    pub fn head(&self) -> Option<Rev> {
+        self.repo.head_id().ok().map(|it| Rev(it.detach()))
+    }
+
+    /// The bytes of a file in a commit.
+    pub fn read(&self, rev: &Rev, path: &RepoPath) -> Result<Option<Vec<u8>>> {
+        match self.blob(rev, path)? {
+            Some(id) => self.read_blob(id).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Files in a commit whose path `wanted` accepts.
+    pub fn files(&self, rev: &Rev, wanted: &dyn Fn(&[u8]) -> bool) -> Result<Vec<RepoPath>> {
+        let doing = || format!("cannot list the files of {}", rev.short());
+        let commit = ours(self.repo.find_commit(rev.0), doing)?;
+        let index = ours(self.repo.index_from_tree(&ours(commit.tree_id(), doing)?), doing)?;
+        Ok(paths_of(&index, wanted))
+    }
+
+    /// Files that Git tracks in this worktree whose path `wanted` accepts.
+    pub fn tracked(&self, wanted: &dyn Fn(&[u8]) -> bool) -> Result<Vec<RepoPath>> {
+        let index = ours(self.repo.index_or_empty(), || "cannot read Git's index".into())?;
+        Ok(paths_of(&index, wanted))
+    }
+
+    /// One file that Git tracks at `path` or below it, if there is any.
+    pub fn tracked_within(&self, path: &RepoPath) -> Result<Option<RepoPath>> {
+        let index = ours(self.repo.index_or_empty(), || "cannot read Git's index".into())?;
+        if index.entry_by_path(path.bytes().as_bstr()).is_some() {
+            return Ok(Some(path.clone()));
+        }
+        let folder = [path.bytes(), b"/"].concat();
+        let below = index.prefixed_entries(folder.as_bstr()).and_then(|it| it.first());
+        Ok(below.and_then(|it| RepoPath::from_bytes(it.path(&index)).ok()))
+    }
+
+    /// `git add` of these files.
+    pub fn stage(&self, paths: &[RepoPath]) -> Result<()> {
+        let mut command = Command::new("git");
+        command.arg("-C").arg(&self.root).args(["add", "--"]).args(paths.iter().map(|it| it.on_disk(Path::new(""))));
+        let output = command.output().doing(|| "cannot run `git`".into())?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let message = format!("`git add` failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+        Err(Error::new(Kind::Internal, message))
+    }
+
+    /// What `git --version` says.
+    pub fn program_version() -> Option<String> {
+        let output = Command::new("git").arg("--version").output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        Some(text.trim().trim_start_matches("git version ").to_owned())
+    }
+}
+
+fn paths_of(index: &gix::index::State, wanted: &dyn Fn(&[u8]) -> bool) -> Vec<RepoPath> {
+    let entries = index.entries().iter().map(|it| it.path(index));
+    entries.filter(|it| wanted(it.as_bytes())).filter_map(|it| RepoPath::from_bytes(it).ok()).collect()
+}

@@ -1,0 +1,54 @@
+//! `mlx`: Git-native versioning for data and models, and the pipelines between them.
+//!
+//! # How to read this crate
+//!
+//! The modules stand in the order of a byte's life, which is the order to read them in. The blank
+//! lines are walls: **a module imports only from groups above its own**, never a neighbor, never
+//! anything below. `tests/tidy.rs` reads this list and fails when the code disagrees, so this file
+//! is the architecture.
+
+// What can go wrong.
+pub mod error;
+
+// Plain values: names of bytes, places in a repository, moments, rows of bytes, loose documents.
+pub mod digest;
+pub mod document;
+pub mod path;
+pub mod progress;
+pub mod time;
+pub mod wire;
+
+// The disk. The only module that may touch `std::fs`.
+pub mod fs;
+
+// What we keep: history, content, pointers.
+pub mod git;
+pub mod pointer;
+pub mod store;
+
+// Where it is kept: discovery and configuration.
+pub mod repo;
+
+// Content to other machines. Owns the one async runtime and shows plain functions.
+pub mod remote;
+
+// Content to the working tree.
+pub mod workspace;
+
+// Work that turns content into content.
+pub mod pipeline;
+
+// Numbers a run leaves behind, and how versions differ.
+pub mod metrics;
+
+// A trained model as a thing: split, features, train, evaluate, package, register.
+pub mod model;
+
+// Where a thing came from.
+pub mod lineage;
+
+// The pet park's photos, drawn.
+pub mod sketch;
+
+// The command line. The only module that prints, and the only one that exits.
+pub mod cli;

@@ -1,0 +1,138 @@
+//! The `.mlx` file: five lines of TOML that stand in Git for bytes that do not.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    digest::Digest,
+    document,
+    error::{Error, Kind, Result},
+    path::RepoPath,
+};
+
+/// The ending of a pointer file's name.
+pub const SUFFIX: &str = ".mlx";
+const FORMAT: u64 = 1;
+
+/// What a tracked path holds: a file's bytes or a folder's tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Content {
+    pub digest: Digest,
+    /// Files and links in it; 1 for a file.
+    pub files: u64,
+    pub kind: Shape,
+    /// Bytes of all files.
+    pub size: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shape {
+    File,
+    Executable,
+    Tree,
+}
+
+/// A tracked path with its content; the path is the pointer file's own, less `.mlx`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pointer {
+    pub path: RepoPath,
+    pub content: Content,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    digest: Digest,
+    files: u64,
+    format: u64,
+    kind: Shape,
+    size: u64,
+}
+
+impl Pointer {
+    /// Reads the pointer file of `path`.
+    pub fn parse(path: RepoPath, bytes: &[u8]) -> Result<Self> {
+        let file = path.with_suffix(SUFFIX);
+        let text = String::from_utf8_lossy(bytes);
+        if document::has_conflict_marks(&text) {
+            let error = Error::corrupt(format!("`{file}` has merge-conflict marks"));
+            return Err(error.hint(format!("choose one side (`git checkout --ours {file}`), then `mlx checkout`")));
+        }
+        let broken = |why: &str| Error::corrupt(format!("`{file}` is not a pointer: {why}"));
+        if let Some(format) = text.lines().find_map(|it| it.strip_prefix("format = "))
+            && format.trim().parse::<u64>().is_ok_and(|it| it > FORMAT)
+        {
+            return Err(Error::corrupt(format!("`{file}` was written by a newer mlx")).hint("upgrade mlx"));
+        }
+        let written: Written = toml::from_str(&text).map_err(|it| broken(it.message()))?;
+        if written.format != FORMAT {
+            return Err(broken("its format is unknown"));
+        }
+        let Written { digest, files, kind, size, .. } = written;
+        Ok(Self { path, content: Content { digest, files, kind, size } })
+    }
+
+    /// One fact a line, sorted; the same content gives the same bytes.
+    pub fn to_toml(&self) -> String {
+        let Content { digest, files, kind, size } = self.content;
+        let kind = kind.name();
+        format!("digest = \"{digest}\"\nfiles = {files}\nformat = {FORMAT}\nkind = \"{kind}\"\nsize = {size}\n")
+    }
+
+    /// Where the pointer file lies.
+    pub fn file(&self) -> RepoPath {
+        self.path.with_suffix(SUFFIX)
+    }
+}
+
+impl Shape {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Executable => "executable",
+            Self::Tree => "tree",
+        }
+    }
+}
+
+impl Content {
+    /// The refusal to go on without bytes that are in no store at hand.
+    pub fn absent(&self, path: &RepoPath) -> Error {
+        Error::new(Kind::NotFound, format!("the content of `{path}` ({}) is not here", self.digest.short()))
+            .hint("bring it with `mlx pull`")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn it_reads_what_it_prints(seed: u64, files: u32, size in 0..i64::MAX as u64, kind in 0..3_usize) {
+            let kind = [Shape::File, Shape::Executable, Shape::Tree][kind];
+            let content = Content { digest: Digest::of(&seed.to_le_bytes()), files: files.into(), kind, size };
+            let pointer = Pointer { path: RepoPath::from_text("a/b").unwrap(), content };
+            prop_assert_eq!(Pointer::parse(pointer.path.clone(), pointer.to_toml().as_bytes()).unwrap(), pointer);
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let parse = |text: &str| Pointer::parse(RepoPath::from_text("data").unwrap(), text.as_bytes()).unwrap_err();
+        let conflict = parse("<<<<<<< HEAD\nformat = 1\n=======\n>>>>>>> x\n");
+        assert_eq!(conflict.to_string(), "`data.mlx` has merge-conflict marks");
+        assert_eq!(parse("format = 2\n").to_string(), "`data.mlx` was written by a newer mlx");
+        assert!(parse("format = 1\n").to_string().starts_with("`data.mlx` is not a pointer: "));
+    }
+
+    #[test]
+    fn the_first_format_is_read_for_ever() {
+        let golden = include_bytes!("../fixtures/formats/pointer-1.mlx");
+        let pointer = Pointer::parse(RepoPath::from_text("data").unwrap(), golden).unwrap();
+        assert_eq!(pointer.to_toml().as_bytes(), golden);
+    }
+}

@@ -1,0 +1,115 @@
+//! A repository: a Git work tree with `.mlx/` in it, and what mlx keeps beside Git's own data.
+//!
+//! `.mlx/config.toml` is committed, `.mlx/local.toml` is not. The store, the run cache and locks are in
+//! `mlx/` inside Git's common folder, so that linked worktrees share them; the index, logs and marks of
+//! running stages are in `mlx/` inside the worktree's own Git folder.
+
+mod config;
+mod trust;
+
+pub use self::config::{Config, KEYS, Layer, RemoteConfig, write as write_config};
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    error::{Error, Result},
+    fs::{self, Lock, Root, Sync},
+    git::Git,
+    path::RepoPath,
+    pointer::{Pointer, SUFFIX},
+    store::Store,
+};
+
+const FOLDER: &str = ".mlx";
+const CONFIG: &str = "# Settings of mlx for everyone who clones this repository; `mlx config --help` lists them.\n";
+const IGNORE: &str = "/local.toml\n";
+
+/// Everything a command works on.
+pub struct Repo {
+    pub git: Git,
+    pub store: Store,
+    pub config: Config,
+    /// The work tree.
+    pub files: Root,
+    /// What belongs to this worktree and is in no commit: index, logs, marks.
+    pub private: Root,
+    /// What all worktrees share: locks, caches.
+    pub shared: Root,
+}
+
+impl Repo {
+    /// Finds the repository that `start` lies in.
+    pub fn discover(start: &Path) -> Result<Self> {
+        let git = Git::discover(start)?;
+        let files = Root::open(git.root())?;
+        let Some(folder) = files.own(FOLDER, false)? else {
+            let error = Error::not_found(format!("`{}` is not set up for mlx", git.root().display()));
+            return Err(error.hint("run `mlx init` there"));
+        };
+        let config = Config::load(&folder)?;
+        let shared = Root::create(&git.common_dir().join("mlx"))?;
+        let private = Root::create(&git.worktree_dir().join("mlx"))?;
+        let store = match config.cache_dir()? {
+            Some(dir) => Root::create(&dir)?,
+            None => Root::open(shared.path())?,
+        };
+        Ok(Self { store: Store::open(store)?, git, config, files, private, shared })
+    }
+
+    /// Sets up the Git repository that `start` lies in; what is there already stays.
+    pub fn init(start: &Path) -> Result<Self> {
+        let git = Git::discover(start)?;
+        let files = Root::open(git.root())?;
+        let folder = files.own(FOLDER, true)?.expect("it was just made");
+        for (name, text) in [("config.toml", CONFIG), (".gitignore", IGNORE)] {
+            let path = RepoPath::from_text(name)?;
+            if folder.stamp(&path)?.is_none() {
+                folder.write(&path, text.as_bytes(), Sync::Yes)?;
+            }
+        }
+        Self::discover(start)
+    }
+
+    /// The top of the work tree.
+    pub fn root(&self) -> &Path {
+        self.git.root()
+    }
+
+    /// `.mlx/`.
+    pub fn folder(&self) -> Result<Root> {
+        self.files.own(FOLDER, false)?.ok_or_else(|| Error::not_found("`.mlx` is gone").hint("run `mlx init`"))
+    }
+
+    /// Held for the milliseconds in which an index, a pointer or a lockfile is replaced.
+    pub fn lock(&self) -> Result<Lock> {
+        fs::lock(&self.shared, &RepoPath::from_text("lock")?)
+    }
+
+    /// The pointer of `path` in the work tree.
+    pub fn pointer(&self, path: &RepoPath) -> Result<Option<Pointer>> {
+        match self.files.read_if_there(&path.with_suffix(SUFFIX))? {
+            Some(bytes) => Pointer::parse(path.clone(), &bytes).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Writes a pointer file if its bytes differ from those that are there.
+    pub fn write_pointer(&self, pointer: &Pointer) -> Result<bool> {
+        let text = pointer.to_toml().into_bytes();
+        if self.files.read_if_there(&pointer.file())?.as_deref() == Some(&text[..]) {
+            return Ok(false);
+        }
+        self.files.write(&pointer.file(), &text, Sync::Yes).map(|()| true)
+    }
+
+    /// A path that the user typed in `cwd`.
+    pub fn path(&self, typed: &std::ffi::OsStr, cwd: &Path) -> Result<RepoPath> {
+        RepoPath::parse(typed, cwd, self.root())
+    }
+}
+
+/// The folder of the user's own settings.
+pub fn user_dir() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|it| !it.is_empty()).map(PathBuf::from);
+    Some(set("XDG_CONFIG_HOME").or_else(|| Some(set("HOME")?.join(".config")))?.join("mlx"))
+}

@@ -1,0 +1,133 @@
+//! Content by digest: objects are written once, never changed, and read only through their digest.
+//!
+//! Small objects and trees lie in packs (`packs/`), files over 1 MiB whole (`objects/`), so that they can
+//! be linked into the workspace. What was made by which run lies in `runs/`. Order of a write: bytes,
+//! synced; then the index that names them. A crash leaves garbage, never a hole.
+
+mod folder;
+mod large;
+mod pack;
+mod read;
+mod runs;
+mod tree;
+mod writer;
+
+pub use self::{
+    folder::{Difference, Side, diff, entries, file_at, put_folder, reachable, replace},
+    large::{Large, digest_file},
+    pack::{Index, Kind, LARGEST, PackWriter, Row, pack},
+    tree::{EntryKind, Page, TreeEntry, decode as decode_page},
+    writer::Writer,
+};
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::{Arc, Mutex, PoisonError, RwLock},
+};
+
+use crate::{
+    digest::Digest,
+    error::Result,
+    fs::{self, Root, Sync},
+    path::RepoPath,
+};
+
+/// Files up to this size go into packs; larger ones are stored whole.
+pub const WHOLE: u64 = 1 << 20;
+
+/// The objects of one machine.
+pub struct Store {
+    root: Root,
+    packs: RwLock<BTreeMap<Digest, Arc<Packed>>>,
+    /// Objects whose bytes were found wrong: they count as absent until they are stored anew.
+    damaged: Mutex<HashSet<Digest>>,
+}
+
+/// A local pack: its index in memory, its bytes on disk.
+struct Packed {
+    index: Index,
+    file: fs::File,
+}
+
+impl Store {
+    /// Opens the store in a folder, which is made if needed.
+    pub fn open(root: Root) -> Result<Self> {
+        let store = Self { root, packs: RwLock::default(), damaged: Mutex::default() };
+        store.refresh()?;
+        for (name, _) in store.dir("damaged")?.names()? {
+            if let Ok(digest) = std::str::from_utf8(&name).map_or_else(|_| Digest::from_hex(""), Digest::from_hex) {
+                store.damaged().insert(digest);
+            }
+        }
+        Ok(store)
+    }
+
+    fn dir(&self, name: &str) -> Result<fs::Dir> {
+        self.root.make_dir(&RepoPath::from_text(name)?)
+    }
+
+    fn damaged(&self) -> std::sync::MutexGuard<'_, HashSet<Digest>> {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens packs that came since the last look; true if there were any.
+    fn refresh(&self) -> Result<bool> {
+        let dir = self.dir("packs")?;
+        let mut found = false;
+        for (name, _) in dir.names()? {
+            let Some(hex) = name.strip_suffix(b".idx").and_then(|it| std::str::from_utf8(it).ok()) else { continue };
+            let Ok(digest) = Digest::from_hex(hex) else { continue };
+            if !self.packs().contains_key(&digest) {
+                let bytes = self.root.read(&place("packs", hex, ".idx")?)?;
+                // A damaged index hides its pack; the pack carries a copy of it.
+                let Ok(index) = Index::parse(bytes).or_else(|_| self.index_from_pack(hex)) else { continue };
+                let file = dir.open(format!("{hex}.pack").as_bytes())?;
+                self.packs.write().unwrap_or_else(PoisonError::into_inner).insert(digest, Arc::new(Packed { index, file }));
+                found = true;
+            }
+        }
+        Ok(found)
+    }
+
+    fn index_from_pack(&self, hex: &str) -> Result<Index> {
+        Index::of_pack(&self.root.read(&place("packs", hex, ".pack")?)?)
+    }
+
+    fn packs(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<Digest, Arc<Packed>>> {
+        self.packs.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the object is here: the bytes of a file, or a page of a folder.
+    pub fn contains(&self, digest: &Digest) -> bool {
+        !self.damaged().contains(digest)
+            && (self.packs().values().any(|it| it.index.find(digest, &[Kind::Content, Kind::Tree]).is_some())
+                || self.large(digest).is_some())
+    }
+
+    /// Remembers that an object's bytes are wrong, so that it is fetched or stored anew.
+    fn mark_damaged(&self, digest: &Digest) {
+        if self.damaged().insert(*digest)
+            && let Ok(path) = place("damaged", &digest.hex(), "")
+        {
+            // What cannot be remembered is found again.
+            drop(self.root.write(&path, b"", Sync::Later));
+        }
+    }
+
+    fn mark_sound(&self, digest: &Digest) -> Result<()> {
+        if self.damaged().remove(digest) {
+            self.root.remove(&place("damaged", &digest.hex(), "")?)?;
+        }
+        Ok(())
+    }
+
+    /// Where packs and their like come about, for whoever writes beside the store.
+    pub fn root(&self) -> &Root {
+        &self.root
+    }
+}
+
+/// `FOLDER/HEX` with an ending.
+fn place(folder: &str, hex: &str, ending: &str) -> Result<RepoPath> {
+    RepoPath::from_text(&format!("{folder}/{hex}{ending}"))
+}

@@ -1,0 +1,307 @@
+//! Packs: many objects in one file that never changes once it has its name.
+//!
+//! ```text
+//! pack     "mlxpack" 1 │ objects, one after another, raw or zstd │ index │ length of index, u64 LE │ "mlxtail" 1
+//! index    "mlxindx" 1 │ number of rows, u64 LE │ rows, sorted │ BLAKE3 of all before
+//! row      digest, 32 │ kind, 1 │ codec, 1 │ offset, u64 LE │ stored bytes, u64 LE │ bytes, u64 LE
+//! ```
+//!
+//! A pack is named by the digest of its bytes; the same index stands beside it as a file of its own, so
+//! that it can be read alone. Here and on remotes the format is the same.
+
+use std::io::{self, Write};
+
+use crate::{
+    digest::{Digest, Hasher},
+    error::{Doing, Error, Result},
+    wire::Reader,
+};
+
+const HEAD: &[u8; 8] = b"mlxpack\x01";
+const TAIL: &[u8; 8] = b"mlxtail\x01";
+const INDEX: &[u8; 8] = b"mlxindx\x01";
+const ROW: usize = 32 + 1 + 1 + 8 + 8 + 8;
+/// No object in a pack is larger; larger claims are lies.
+pub const LARGEST: u64 = 64 << 20;
+/// Below this zstd has nothing to win.
+const WORTH_PACKING: usize = 64;
+
+/// What a row of an index stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// Bytes of a file, or a chunk of them.
+    Content = 0,
+    /// A page of a folder.
+    Tree = 1,
+    /// The chunks of a large file, under the digest of the whole.
+    Chunks = 2,
+    /// What a run made, under the digest of what went in.
+    Run = 3,
+}
+
+/// Where an object lies in a pack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    pub digest: Digest,
+    pub kind: Kind,
+    compressed: bool,
+    pub offset: u64,
+    /// Bytes in the pack.
+    pub stored: u64,
+    /// Bytes of the object.
+    pub size: u64,
+}
+
+/// An index, as it is read: searched where it lies.
+pub struct Index {
+    bytes: Vec<u8>,
+}
+
+/// Writes objects one after another into `W`.
+pub struct PackWriter<W> {
+    out: W,
+    hasher: Hasher,
+    at: u64,
+    rows: Vec<Row>,
+}
+
+impl<W: Write> PackWriter<W> {
+    pub fn new(out: W) -> io::Result<Self> {
+        let mut writer = Self { out, hasher: Hasher::default(), at: 0, rows: Vec::new() };
+        writer.write(HEAD)?;
+        Ok(writer)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.out.write_all(bytes)?;
+        self.hasher.write_all(bytes)?;
+        self.at += bytes.len() as u64;
+        Ok(())
+    }
+
+    pub fn put(&mut self, kind: Kind, digest: Digest, bytes: &[u8]) -> io::Result<()> {
+        let packed = compress(bytes)?;
+        let (compressed, stored) = (packed.is_some(), packed.as_deref().unwrap_or(bytes));
+        let row = Row { digest, kind, compressed, offset: self.at, stored: stored.len() as u64, size: bytes.len() as u64 };
+        self.rows.push(row);
+        self.write(stored)
+    }
+
+    /// Bytes written so far.
+    pub fn len(&self) -> u64 {
+        self.at
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Ends the pack: what it was written to, its name, its index.
+    pub fn finish(mut self) -> io::Result<(W, Digest, Vec<u8>)> {
+        self.rows.sort_by_key(|it| (it.digest, it.kind));
+        let index = encode(&self.rows);
+        self.write(&index)?;
+        self.write(&(index.len() as u64).to_le_bytes())?;
+        self.write(TAIL)?;
+        self.out.flush()?;
+        Ok((self.out, self.hasher.finish(), index))
+    }
+}
+
+/// Compressed bytes, where that saves a tenth; a look at the first bytes spares photos the effort.
+fn compress(bytes: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    const SAMPLE: usize = 4096;
+    let pays = |packed: &[u8], raw: usize| packed.len() < raw - raw / 10;
+    if bytes.len() < WORTH_PACKING {
+        return Ok(None);
+    }
+    if bytes.len() > 2 * SAMPLE && !pays(&zstd::bulk::compress(&bytes[..SAMPLE], 1)?, SAMPLE) {
+        return Ok(None);
+    }
+    let packed = zstd::bulk::compress(bytes, 3)?;
+    Ok(pays(&packed, bytes.len()).then_some(packed))
+}
+
+fn encode(rows: &[Row]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(16 + rows.len() * ROW + 32);
+    out.extend_from_slice(INDEX);
+    out.extend_from_slice(&(rows.len() as u64).to_le_bytes());
+    for row in rows {
+        out.extend_from_slice(row.digest.bytes());
+        out.extend_from_slice(&[row.kind as u8, u8::from(row.compressed)]);
+        [row.offset, row.stored, row.size].iter().for_each(|it| out.extend_from_slice(&it.to_le_bytes()));
+    }
+    let check = Digest::of(&out);
+    out.extend_from_slice(check.bytes());
+    out
+}
+
+impl Index {
+    /// Checks an index, or an index at the end of a whole pack, against its own digest.
+    pub fn parse(bytes: Vec<u8>) -> Result<Self> {
+        let broken = || Error::corrupt("a pack index is damaged");
+        let body = bytes.len().checked_sub(32).ok_or_else(broken)?;
+        if Digest::of(&bytes[..body]).bytes()[..] != bytes[body..] {
+            return Err(broken());
+        }
+        let mut reader = Reader::new(&bytes[..body], "a pack index");
+        reader.expect(INDEX)?;
+        let count = u64::from_le_bytes(reader.take(8)?.try_into().expect("we took 8 bytes"));
+        if count.checked_mul(ROW as u64) != Some(body as u64 - 16) {
+            return Err(broken());
+        }
+        let index = Self { bytes };
+        for at in 0..index.len() {
+            index.row(at)?;
+        }
+        Ok(index)
+    }
+
+    /// The index at the end of a whole pack.
+    pub fn of_pack(pack: &[u8]) -> Result<Self> {
+        let broken = || Error::corrupt("a pack is damaged at its end");
+        let rest = pack.strip_suffix(TAIL).ok_or_else(broken)?;
+        let (rest, length) = rest.split_last_chunk::<8>().ok_or_else(broken)?;
+        let length = usize::try_from(u64::from_le_bytes(*length)).map_err(|_| broken())?;
+        let start = rest.len().checked_sub(length).ok_or_else(broken)?;
+        Self::parse(rest[start..].to_vec())
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub fn len(&self) -> usize {
+        (self.bytes.len() - 16 - 32) / ROW
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn digest_at(&self, at: usize) -> &[u8] {
+        &self.bytes[16 + at * ROW..][..32]
+    }
+
+    fn row(&self, at: usize) -> Result<Row> {
+        let mut reader = Reader::new(&self.bytes[16 + at * ROW..][..ROW], "a row of a pack index");
+        let digest = reader.digest()?;
+        let kind = match reader.byte()? {
+            0 => Kind::Content,
+            1 => Kind::Tree,
+            2 => Kind::Chunks,
+            3 => Kind::Run,
+            _ => return Err(reader.broken("is of an unknown kind: upgrade mlx")),
+        };
+        let compressed = reader.byte()? == 1;
+        let mut number = || Ok::<_, Error>(u64::from_le_bytes(reader.take(8)?.try_into().expect("we took 8 bytes")));
+        let (offset, stored, size) = (number()?, number()?, number()?);
+        if size > LARGEST || stored > size.max(16) || offset.checked_add(stored).is_none() {
+            return Err(Error::corrupt("a row of a pack index makes no sense"));
+        }
+        Ok(Row { digest, kind, compressed, offset, stored, size })
+    }
+
+    /// Rows in order of digests.
+    pub fn rows(&self) -> impl Iterator<Item = Row> + '_ {
+        (0..self.len()).map(|at| self.row(at).expect("all rows were read when the index was"))
+    }
+
+    /// The row of this digest and one of these kinds.
+    pub fn find(&self, digest: &Digest, kinds: &[Kind]) -> Option<Row> {
+        let (mut low, mut high) = (0, self.len());
+        while low < high {
+            let middle = usize::midpoint(low, high);
+            if self.digest_at(middle) < &digest.bytes()[..] { low = middle + 1 } else { high = middle }
+        }
+        let same = (low..self.len()).take_while(|&at| self.digest_at(at) == digest.bytes());
+        same.filter_map(|at| self.row(at).ok()).find(|it| kinds.contains(&it.kind))
+    }
+}
+
+impl Row {
+    /// The object from its stored bytes; what is named by its content is checked.
+    pub fn decode(&self, stored: &[u8]) -> Result<Vec<u8>> {
+        let damaged = || Error::corrupt(format!("the object {} is damaged", self.digest.short()));
+        let bytes = if self.compressed {
+            let size = usize::try_from(self.size).map_err(|_| damaged())?;
+            zstd::bulk::decompress(stored, size).map_err(|_| damaged())?
+        } else {
+            stored.to_vec()
+        };
+        let named_by_content = matches!(self.kind, Kind::Content | Kind::Tree);
+        if bytes.len() as u64 != self.size || named_by_content && Digest::of(&bytes) != self.digest {
+            return Err(damaged());
+        }
+        Ok(bytes)
+    }
+}
+
+/// Packs a few objects in memory: name, bytes, index.
+pub fn pack(objects: &[(Kind, Digest, &[u8])]) -> Result<(Digest, Vec<u8>, Vec<u8>)> {
+    let fill = || -> io::Result<_> {
+        let mut writer = PackWriter::new(Vec::new())?;
+        objects.iter().try_for_each(|(kind, digest, bytes)| writer.put(*kind, *digest, bytes))?;
+        writer.finish()
+    };
+    let (bytes, name, index) = fill().doing(|| "cannot compress".into())?;
+    Ok((name, bytes, index))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn every_object_comes_back(objects: Vec<Vec<u8>>, repeats in 1..2000_usize) {
+            let objects: Vec<Vec<u8>> = objects.into_iter().map(|it| it.repeat(repeats)).collect();
+            let named: Vec<_> = objects.iter().map(|it| (Kind::Content, Digest::of(it), &it[..])).collect();
+            let (name, bytes, index) = pack(&named).unwrap();
+            prop_assert_eq!(Digest::of(&bytes), name);
+            let index = Index::parse(index).unwrap();
+            prop_assert_eq!(Index::of_pack(&bytes).unwrap().bytes(), index.bytes());
+            for object in &objects {
+                let row = index.find(&Digest::of(object), &[Kind::Content]).unwrap();
+                let stored = &bytes[row.offset as usize..][..row.stored as usize];
+                prop_assert_eq!(&row.decode(stored).unwrap(), object);
+            }
+            prop_assert!(index.find(&Digest::of(b"not there"), &[Kind::Content]).is_none());
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes: Vec<u8>) {
+            drop(Index::parse(bytes.clone()));
+            drop(Index::of_pack(&bytes));
+        }
+    }
+
+    #[test]
+    fn any_flipped_bit_is_seen() {
+        let object = b"some text that is long enough to be worth compressing, again and again and again and again";
+        let (_, bytes, index) = pack(&[(Kind::Content, Digest::of(object), object)]).unwrap();
+        for bit in 0..index.len() * 8 {
+            let mut bad = index.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(Index::parse(bad).is_err(), "bit {bit}");
+        }
+        let row = Index::parse(index).unwrap().rows().next().unwrap();
+        let stored = &bytes[row.offset as usize..][..row.stored as usize];
+        for bit in 0..stored.len() * 8 {
+            let mut bad = stored.to_vec();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(row.decode(&bad).map_or(true, |it| it == object), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn the_first_format_is_read_for_ever() {
+        let golden = include_bytes!("../../fixtures/formats/pack-1.pack");
+        let index = Index::of_pack(golden).unwrap();
+        let row = index.find(&Digest::of(b"an object"), &[Kind::Content]).unwrap();
+        assert_eq!(row.decode(&golden[row.offset as usize..][..row.stored as usize]).unwrap(), b"an object");
+        assert_eq!(Digest::of(golden).short(), "GOLDEN");
+    }
+}

@@ -1,0 +1,96 @@
+//! Objects into the store: small ones are gathered into packs, each seen only when it is whole.
+
+use std::{
+    collections::HashSet,
+    io::{self, BufWriter, Write as _},
+};
+
+use crate::{
+    digest::Digest,
+    error::{Doing, Result},
+    fs::{Sync, Temp},
+    store::{Kind, PackWriter, Store},
+};
+
+/// A pack is ended at this size.
+const FULL: u64 = 64 << 20;
+const BUFFER: usize = 1 << 20;
+
+/// Gathers objects; nothing of it is seen before [`Writer::finish`] or a full pack. Trees come after the
+/// contents they name and in packs of their own.
+pub struct Writer<'s> {
+    store: &'s Store,
+    contents: Option<PackWriter<BufWriter<Temp>>>,
+    trees: Option<PackWriter<BufWriter<Temp>>>,
+    /// What this writer has taken and the store does not show yet.
+    taken: HashSet<Digest>,
+}
+
+impl<'s> Writer<'s> {
+    pub fn new(store: &'s Store) -> Self {
+        Self { store, contents: None, trees: None, taken: HashSet::new() }
+    }
+
+    /// Whether the object is stored or about to be.
+    pub fn contains(&self, digest: &Digest) -> bool {
+        self.taken.contains(digest) || self.store.contains(digest)
+    }
+
+    /// Takes a small object, unless it is there already.
+    pub fn put(&mut self, kind: Kind, digest: Digest, bytes: &[u8]) -> Result<()> {
+        if self.contains(&digest) {
+            return Ok(());
+        }
+        let doing = || "cannot write a pack".to_owned();
+        let slot = if kind == Kind::Tree { &mut self.trees } else { &mut self.contents };
+        let pack = match slot {
+            Some(pack) => pack,
+            None => slot.insert(open(self.store)?),
+        };
+        pack.put(kind, digest, bytes).doing(doing)?;
+        self.taken.insert(digest);
+        // Trees wait for the contents they name.
+        if pack.len() >= FULL && kind == Kind::Content {
+            let full = self.contents.take();
+            self.publish(full)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the text of a link or another few bytes, and names them.
+    pub fn put_bytes(&mut self, bytes: &[u8]) -> Result<Digest> {
+        let digest = Digest::of(bytes);
+        self.put(Kind::Content, digest, bytes)?;
+        Ok(digest)
+    }
+
+    /// Publishes what was taken: contents, then trees.
+    pub fn finish(mut self) -> Result<()> {
+        let contents = self.contents.take();
+        self.publish(contents)?;
+        let trees = self.trees.take();
+        self.publish(trees)
+    }
+
+    fn publish(&mut self, pack: Option<PackWriter<BufWriter<Temp>>>) -> Result<()> {
+        let Some(pack) = pack else { return Ok(()) };
+        let end = || -> io::Result<_> {
+            let (out, name, index) = pack.finish()?;
+            Ok((out.into_inner().map_err(io::IntoInnerError::into_error)?, name, index))
+        };
+        let (temp, name, index) = end().doing(|| "cannot write a pack".into())?;
+        temp.publish(format!("{}.pack", name.hex()).as_bytes(), Sync::Yes)?;
+        let mut temp = self.store.dir("packs")?.create(0o666)?;
+        temp.write_all(&index).doing(|| "cannot write a pack index".into())?;
+        temp.publish(format!("{}.idx", name.hex()).as_bytes(), Sync::Yes)?;
+        self.store.refresh()?;
+        let mended: Vec<Digest> = self.store.damaged().intersection(&self.taken).copied().collect();
+        mended.iter().try_for_each(|it| self.store.mark_sound(it))
+    }
+}
+
+fn open(store: &Store) -> Result<PackWriter<BufWriter<Temp>>> {
+    let dir = store.dir("packs")?;
+    let temp = dir.create(0o666)?;
+    PackWriter::new(BufWriter::with_capacity(BUFFER, temp)).doing(|| "cannot write a pack".into())
+}

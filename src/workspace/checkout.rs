@@ -1,0 +1,214 @@
+//! Puts content where its pointer says: decided first, then done.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Write as _,
+};
+
+use rayon::prelude::*;
+
+use crate::{
+    error::{Doing, Error, Kind, Result},
+    fs::{self, Dir, Form, Link, Mode, Root, Stamp},
+    path::RepoPath,
+    pointer::Pointer,
+    progress::{Event, Progress},
+    store::{EntryKind, Side, Store},
+    workspace::{
+        Workspace,
+        status::{recorded_leaves, workspace_leaves},
+    },
+};
+
+/// Files that one thread writes before it takes the next lot.
+const LOT: usize = 256;
+
+/// What a checkout would do; making one changes nothing.
+#[derive(Debug, Default)]
+pub struct Plan {
+    write: Vec<(RepoPath, Side)>,
+    /// The exec bit alone differs.
+    modes: Vec<(RepoPath, EntryKind)>,
+    folders: BTreeSet<RepoPath>,
+    remove: Vec<RepoPath>,
+    /// What would go and is stored nowhere.
+    pub unsaved: Vec<RepoPath>,
+}
+
+/// What a checkout did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CheckedOut {
+    pub written: u64,
+    pub removed: u64,
+}
+
+impl Plan {
+    pub fn is_empty(&self) -> bool {
+        self.write.is_empty() && self.modes.is_empty() && self.remove.is_empty() && self.folders.is_empty()
+    }
+
+    fn refuse(&self) -> Error {
+        let some: Vec<_> = self.unsaved.iter().take(5).map(|it| format!("`{it}`")).collect();
+        let more = if self.unsaved.len() > 5 { format!(" and {} more", self.unsaved.len() - 5) } else { String::new() };
+        let message = format!("this would overwrite or delete what is stored nowhere: {}{more}", some.join(", "));
+        Error::new(Kind::Conflict, message)
+            .hint("keep it with `mlx add` or `mlx commit`, or give it up with `--force`")
+    }
+}
+
+/// Decides how to make the workspace match a pointer.
+pub fn plan(workspace: &Workspace<'_>, pointer: &Pointer, progress: &dyn Progress) -> Result<Plan> {
+    let store = &workspace.repo.store;
+    let mut wanted = BTreeMap::new();
+    let read = recorded_leaves(store, &pointer.path, &pointer.content, &mut wanted);
+    read.doing(|| format!("cannot check out `{}`", pointer.path))?;
+    let there = workspace.look(&pointer.path, progress)?.map_or_else(BTreeMap::new, |it| workspace_leaves(&it));
+    let mut plan = Plan::default();
+    for (path, side) in &wanted {
+        match there.get(path) {
+            Some(is) if is.kind == side.kind && (is.digest == side.digest || side.kind == EntryKind::Folder) => {}
+            Some(is) if is.digest == side.digest && plain(is.kind) && plain(side.kind) => {
+                plan.modes.push((path.clone(), side.kind));
+            }
+            _ if side.kind == EntryKind::Folder => drop(plan.folders.insert(path.clone())),
+            _ => plan.write.push((path.clone(), *side)),
+        }
+    }
+    for (path, side) in &there {
+        let stays = wanted.get(path).is_some_and(|it| it.digest == side.digest || side.kind == EntryKind::Folder);
+        if !stays && side.kind != EntryKind::Folder && !store.contains(&side.digest) {
+            plan.unsaved.push(path.clone());
+        }
+        let within = |it: &RepoPath| it.is_within(path) && it != path;
+        let filled = side.kind == EntryKind::Folder && wanted.range(path.clone()..).any(|it| within(it.0));
+        if !wanted.contains_key(path) && !filled {
+            plan.remove.push(path.clone());
+        }
+    }
+    Ok(plan)
+}
+
+fn plain(kind: EntryKind) -> bool {
+    matches!(kind, EntryKind::File | EntryKind::Executable)
+}
+
+/// Makes the workspace match a pointer; refuses to lose bytes unless `force`.
+pub fn checkout(workspace: &Workspace<'_>, pointer: &Pointer, force: bool, progress: &dyn Progress) -> Result<CheckedOut> {
+    let plan = plan(workspace, pointer, progress)?;
+    if !plan.unsaved.is_empty() && !force {
+        return Err(plan.refuse());
+    }
+    if plan.is_empty() {
+        return Ok(CheckedOut::default());
+    }
+    let store = &workspace.repo.store;
+    if let Some((path, side)) = plan.write.iter().find(|it| !store.contains(&it.1.digest)) {
+        let message = format!("the content of `{path}` ({}) is not here", side.digest.short());
+        return Err(Error::not_found(message).hint("bring it with `mlx pull`"));
+    }
+    execute(workspace, pointer, &plan, progress)
+}
+
+fn execute(workspace: &Workspace<'_>, pointer: &Pointer, plan: &Plan, progress: &dyn Progress) -> Result<CheckedOut> {
+    let files = &workspace.repo.files;
+    for path in &plan.remove {
+        files.remove(path)?;
+        remove_emptied(workspace, path, &pointer.path);
+    }
+    let folders: BTreeSet<RepoPath> = plan.write.iter().filter_map(|it| it.0.parent()).chain(plan.folders.iter().cloned()).collect();
+    for folder in &folders {
+        clear_way(workspace, folder, &pointer.path)?;
+        files.make_dir(folder)?.sweep()?;
+    }
+    if plan.write.len() > LOT {
+        progress.event(Event::Started { task: "writing", total: Some(plan.write.iter().map(|it| it.1.size).sum()) });
+    }
+    let links = workspace.repo.config.links()?;
+    let target = Target { files, store: &workspace.repo.store, links: &links };
+    let lots = lots(&plan.write);
+    let stamps = lots.par_iter().map(|it| target.write(it, progress)).collect::<Result<Vec<_>>>()?;
+    progress.event(Event::Finished);
+    for (path, kind) in &plan.modes {
+        let dir = files.dir(&path.parent().unwrap_or_default())?;
+        dir.set_executable(path.name(), *kind == EntryKind::Executable)?;
+    }
+    let tick = fs::tick();
+    let mut index = workspace.index.borrow_mut();
+    for (path, stamp, side) in stamps.into_iter().flatten() {
+        index.learn(path, &stamp, side.digest, tick);
+    }
+    Ok(CheckedOut { written: plan.write.len() as u64, removed: plan.remove.len() as u64 })
+}
+
+/// Files of one folder, a few hundred at a time.
+fn lots(write: &[(RepoPath, Side)]) -> Vec<&[(RepoPath, Side)]> {
+    let folders = write.chunk_by(|a, b| a.0.parent() == b.0.parent());
+    folders.flat_map(|it| it.chunks(LOT)).collect()
+}
+
+/// A file or link where a folder belongs was found stored (or given up) by the plan, and goes.
+fn clear_way(workspace: &Workspace<'_>, folder: &RepoPath, top: &RepoPath) -> Result<()> {
+    let mut ways = vec![folder.clone()];
+    while let Some(parent) = ways.last().and_then(RepoPath::parent).filter(|it| it.is_within(top)) {
+        ways.push(parent);
+    }
+    for way in ways.iter().rev() {
+        match workspace.repo.files.stamp(way)?.map(|it| it.form) {
+            Some(Form::Folder) => {}
+            Some(_) => return workspace.repo.files.remove(way),
+            None => return Ok(()),
+        }
+    }
+    Ok(())
+}
+
+fn remove_emptied(workspace: &Workspace<'_>, path: &RepoPath, top: &RepoPath) {
+    let mut here = path.parent();
+    while let Some(folder) = here.filter(|it| it.is_within(top) && it != top) {
+        let gone = folder.parent().and_then(|it| workspace.repo.files.dir(&it).ok());
+        if !gone.is_some_and(|it| it.remove_empty(folder.name())) {
+            return;
+        }
+        here = folder.parent();
+    }
+}
+
+/// Where to, from where, and how: what threads share.
+struct Target<'t> {
+    files: &'t Root,
+    store: &'t Store,
+    links: &'t [Link],
+}
+
+impl Target<'_> {
+    fn write(&self, lot: &[(RepoPath, Side)], progress: &dyn Progress) -> Result<Vec<(RepoPath, Stamp, Side)>> {
+        let Some((first, _)) = lot.first() else { return Ok(Vec::new()) };
+        let dir = self.files.dir(&first.parent().unwrap_or_default())?;
+        let mut stamps = Vec::with_capacity(lot.len());
+        for (path, side) in lot {
+            let stamp = self.write_one(&dir, path, *side).doing(|| format!("cannot write `{path}`"))?;
+            stamps.extend(stamp.map(|it| (path.clone(), it, *side)));
+            progress.event(Event::Advanced { by: side.size });
+        }
+        Ok(stamps)
+    }
+
+    fn write_one(&self, dir: &Dir, path: &RepoPath, side: Side) -> Result<Option<Stamp>> {
+        let name = path.name();
+        if dir.stamp(name)?.is_some_and(|it| it.form == Form::Folder) {
+            dir.remove(name)?;
+        }
+        let mode = if side.kind == EntryKind::Executable { Mode::Executable } else { Mode::Plain };
+        if let Some(large) = self.store.large(&side.digest).filter(|_| plain(side.kind)) {
+            large.place(dir, name, mode, self.links)?;
+            return dir.stamp(name);
+        }
+        let bytes = self.store.read(&side.digest)?;
+        if side.kind == EntryKind::Link {
+            return dir.symlink(&bytes, name).map(|()| None);
+        }
+        let mut temp = dir.create(mode.bits())?;
+        temp.write_all(&bytes).doing(|| "cannot write".into())?;
+        temp.publish_stamped(name)
+    }
+}

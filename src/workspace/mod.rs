@@ -1,0 +1,101 @@
+//! The working tree as `mlx` sees it: what is tracked, what changed, what to put back.
+
+mod add;
+mod checkout;
+mod index;
+mod scan;
+mod status;
+
+pub use self::{
+    checkout::{CheckedOut, Plan, checkout, plan},
+    scan::{Node, Stored, check_links},
+    status::{Change, Item, State},
+};
+
+use std::{cell::RefCell, collections::BTreeSet};
+
+use crate::{
+    error::Result,
+    path::RepoPath,
+    pointer::{Content, Pointer, SUFFIX},
+    progress::Progress,
+    repo::Repo,
+    store::{Writer, put_folder},
+};
+
+use self::index::Index;
+
+/// The files of a repository and what is remembered of them.
+pub struct Workspace<'r> {
+    pub repo: &'r Repo,
+    index: RefCell<Index>,
+}
+
+impl<'r> Workspace<'r> {
+    /// Takes no lock: one is held only while the index is replaced.
+    pub fn open(repo: &'r Repo) -> Result<Self> {
+        Ok(Self { repo, index: RefCell::new(Index::load(repo)?) })
+    }
+
+    /// Paths that have a pointer: those Git tracks and those added here since.
+    pub fn pointed(&self) -> Result<BTreeSet<RepoPath>> {
+        let tracked = self.repo.git.tracked(&|it| it.ends_with(SUFFIX.as_bytes()))?;
+        let mut found: BTreeSet<_> = tracked.iter().filter_map(|it| it.without_suffix(SUFFIX)).collect();
+        found.extend(self.index.borrow().pointers.iter().cloned());
+        Ok(found)
+    }
+
+    /// All pointers of the work tree, sorted by path.
+    pub fn pointers(&self) -> Result<Vec<Pointer>> {
+        self.pointed()?.iter().filter_map(|path| self.repo.pointer(path).transpose()).collect()
+    }
+
+    /// The pointer that `path` is, or lies in.
+    pub fn pointer_of(&self, path: &RepoPath) -> Result<Option<Pointer>> {
+        let mut here = Some(path.clone());
+        while let Some(path) = here {
+            if !path.is_root()
+                && let Some(pointer) = self.repo.pointer(&path)?
+            {
+                return Ok(Some(pointer));
+            }
+            here = path.parent();
+        }
+        Ok(None)
+    }
+
+    /// What lies at `path` now, without storing it; nothing when nothing is there.
+    pub fn look(&self, path: &RepoPath, progress: &dyn Progress) -> Result<Option<Node>> {
+        scan::scan(self, path, None, progress)
+    }
+
+    /// The content at `path` now, without storing it.
+    pub fn content(&self, path: &RepoPath, progress: &dyn Progress) -> Result<Option<Content>> {
+        self.look(path, progress)?.map(|it| it.content(&mut None)).transpose()
+    }
+
+    /// Stores what lies at `path`; nothing when nothing is there.
+    pub fn store(&self, path: &RepoPath, progress: &dyn Progress) -> Result<Option<Content>> {
+        let mut writer = Writer::new(&self.repo.store);
+        let Some(node) = scan::scan(self, path, Some(&mut writer), progress)? else { return Ok(None) };
+        let content = node.content(&mut Some(&mut writer))?;
+        writer.finish()?;
+        Ok(Some(content))
+    }
+
+    /// Writes what was learnt to disk, under a short lock.
+    pub fn save(&self) -> Result<()> {
+        self.index.borrow_mut().save(self.repo)
+    }
+}
+
+impl Node {
+    /// Folds a scan into a digest, a size and a count; pages are stored when there is a writer.
+    pub fn content(&self, writer: &mut Option<&mut Writer<'_>>) -> Result<Content> {
+        if self.kind != crate::store::EntryKind::Folder {
+            return Ok(Content { digest: self.digest, files: 1, kind: self.kind.shape(), size: self.stamp.size });
+        }
+        let entries = self.children.iter().map(|it| it.entry(writer)).collect::<Result<Vec<_>>>()?;
+        put_folder(&entries, writer.as_deref_mut())
+    }
+}
