@@ -21,6 +21,8 @@ pub enum Event<'a> {
     Started { task: &'a str, total: Option<u64> },
     Advanced { by: u64 },
     Finished,
+    /// What a stage's command printed.
+    Output { bytes: &'a [u8] },
     Note { message: &'a str },
     Warning { message: &'a str },
 }

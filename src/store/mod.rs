@@ -16,6 +16,7 @@ pub use self::{
     folder::{Difference, Side, diff, entries, file_at, put_folder, reachable, replace},
     large::{Large, digest_file},
     pack::{Index, Kind, LARGEST, PackWriter, Row, pack},
+    runs::Run,
     tree::{EntryKind, Page, TreeEntry, decode as decode_page},
     writer::Writer,
 };

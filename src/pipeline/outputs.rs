@@ -1,0 +1,61 @@
+//! What stages made, as pointers: the lockfiles speak for their outputs.
+
+use std::{collections::BTreeSet, path::Path};
+
+use crate::{
+    digest::Digest,
+    error::Result,
+    path::RepoPath,
+    pipeline::{Builtin, MANIFEST, Pipeline},
+    pointer::Pointer,
+    workspace::Workspace,
+};
+
+/// All pipelines: those Git tracks, that at the top, and those on the way from `cwd` to the top.
+pub fn all<'w, 'r>(workspace: &'w Workspace<'r>, cwd: &Path, builtins: &'w [Builtin]) -> Result<Vec<Pipeline<'w, 'r>>> {
+    let is_manifest = |it: &[u8]| it == MANIFEST.as_bytes() || it.ends_with(format!("/{MANIFEST}").as_bytes());
+    let tracked = workspace.repo.git.tracked(&is_manifest)?;
+    let mut folders: BTreeSet<RepoPath> = tracked.iter().filter_map(RepoPath::parent).collect();
+    let mut here = Some(RepoPath::parse(".".as_ref(), cwd, workspace.repo.root())?);
+    while let Some(folder) = here {
+        here = folder.parent();
+        folders.insert(folder);
+    }
+    folders.iter().filter_map(|it| Pipeline::open(workspace, it, builtins).transpose()).collect()
+}
+
+impl Pipeline<'_, '_> {
+    /// Outputs that lie in the store alone, as last recorded; what `mlx.toml` does not declare is left out.
+    pub fn recorded_outputs(&self) -> Result<Vec<(Pointer, String)>> {
+        let lock = self.lock()?;
+        let mut found = Vec::new();
+        for (name, stage) in &self.manifest.stages {
+            let Some(record) = lock.get(name) else { continue };
+            let declared = stage.outputs.iter().filter(|it| !it.role.in_git());
+            for out in declared {
+                if let Some(content) = record.outputs.get(&out.path) {
+                    found.push((Pointer { path: out.path.clone(), content: *content }, name.clone()));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Everything recorded runs made, outputs in Git included, and the keys of those runs.
+    pub fn recorded_runs(&self) -> Result<(Vec<Pointer>, Vec<Digest>)> {
+        let lock = self.lock()?;
+        let records = lock.records().filter(|it| self.manifest.stages.contains_key(it.0));
+        let (mut pointers, mut keys) = (Vec::new(), Vec::new());
+        for (_, record) in records {
+            let outputs = record.outputs.iter().chain(&record.in_git);
+            pointers.extend(outputs.map(|(path, content)| Pointer { path: path.clone(), content: *content }));
+            keys.push(record.key);
+        }
+        Ok((pointers, keys))
+    }
+
+    /// Paths that belong to stages, with the stage's name.
+    pub fn claimed(&self) -> Vec<(RepoPath, String)> {
+        self.manifest.outputs().map(|it| (it.1.path.clone(), it.0.to_owned())).collect()
+    }
+}

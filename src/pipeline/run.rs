@@ -1,0 +1,321 @@
+//! Stages, run in order: what changed runs, what was made before is restored, the rest is left alone.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    error::{Doing, Error, Kind, Result},
+    fs::{Sync, lock},
+    path::RepoPath,
+    pipeline::{
+        Pipeline, Record, Stage,
+        inputs::Inputs,
+        plan::{Finding, Forecast},
+        run_cache, runner,
+    },
+    pointer::Pointer,
+    progress::Progress,
+    time::Timestamp,
+    workspace::checkout,
+};
+
+/// How a run is asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Run even what did not change.
+    pub force: bool,
+    /// After a failure go on with stages that do not need the failed one.
+    pub keep_going: bool,
+}
+
+/// What became of a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Ran,
+    Restored,
+    Unchanged,
+    Failed,
+    Skipped,
+}
+
+/// One stage of a run.
+#[derive(Debug)]
+pub struct Ran {
+    pub name: String,
+    pub outcome: Outcome,
+    pub why: Vec<String>,
+}
+
+/// Runs these stages and all they need. The first failure comes beside what was done.
+pub fn repro(
+    pipeline: &Pipeline<'_, '_>,
+    names: &[String],
+    options: Options,
+    progress: &dyn Progress,
+) -> Result<(Vec<Ran>, Option<Error>)> {
+    let order = pipeline.graph.upstream_of(names)?;
+    check(pipeline, &order)?;
+    let mut done = Vec::new();
+    let mut failure = None;
+    let mut broken: BTreeSet<String> = BTreeSet::new();
+    for name in order {
+        let blocked = pipeline.graph.needs[&name].iter().any(|it| broken.contains(it));
+        if blocked || failure.is_some() && !options.keep_going {
+            let why = vec!["an earlier stage failed".to_owned()];
+            broken.insert(name.clone());
+            done.push(Ran { name, outcome: Outcome::Skipped, why });
+            continue;
+        }
+        match pipeline.turn(&name, options.force, progress) {
+            Ok((outcome, why)) => done.push(Ran { name, outcome, why }),
+            Err(error) => {
+                broken.insert(name.clone());
+                done.push(Ran { name, outcome: Outcome::Failed, why: vec![error.full_text()] });
+                failure.get_or_insert(error);
+            }
+        }
+        pipeline.workspace.save()?;
+    }
+    Ok((done, failure))
+}
+
+/// Refuses what can be seen to go wrong before anything runs.
+fn check(pipeline: &Pipeline<'_, '_>, order: &[String]) -> Result<()> {
+    let files = &pipeline.repo().files;
+    let lock = pipeline.lock()?;
+    for name in order {
+        let stage = &pipeline.manifest.stages[name];
+        pipeline.params(stage)?;
+        for path in &stage.dependencies {
+            let made = pipeline.manifest.outputs().any(|it| path.overlaps(&it.1.path));
+            if !made {
+                let one = Stage { dependencies: vec![path.clone()], params: Vec::new(), ..stage.clone() };
+                pipeline.inputs(name, &one, &lock, &Default::default())?;
+            }
+        }
+        for out in &stage.outputs {
+            let doing = || format!("the stage `{name}` cannot make `{}`", out.path);
+            files.stamp(&out.path).doing(doing)?;
+            if let Some(pointer) = pipeline.workspace.pointer_of(&out.path)? {
+                let message = format!("the output `{}` of the stage `{name}` lies in `{}`", out.path, pointer.path);
+                return Err(Error::new(Kind::Conflict, message).hint("what is added by hand and what a stage makes must lie apart"));
+            }
+            let tracked = if out.role.in_git() { None } else { pipeline.repo().git.tracked_within(&out.path)? };
+            if let Some(file) = tracked {
+                let message = format!("Git tracks `{file}`, and it belongs to the output `{}` of the stage `{name}`", out.path);
+                return Err(Error::new(Kind::Conflict, message).hint(format!("`git rm -r --cached {}`", out.path)));
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Pipeline<'_, '_> {
+    fn turn(&self, name: &str, force: bool, progress: &dyn Progress) -> Result<(Outcome, Vec<String>)> {
+        let stage = &self.manifest.stages[name];
+        self.clear_leavings(name, stage, progress)?;
+        let lock = self.lock()?;
+        let finding = self.examine(name, stage, &lock, &Default::default(), force)?;
+        let why = finding.why.clone();
+        match finding.forecast {
+            Forecast::Unchanged => Ok((Outcome::Unchanged, why)),
+            Forecast::Restore => self.restore(name, stage, finding, progress).map(|()| (Outcome::Restored, why)),
+            Forecast::Run => self.run(name, stage, finding, progress).map(|()| (Outcome::Ran, why)),
+        }
+    }
+
+    fn mark(name: &str) -> Result<RepoPath> {
+        RepoPath::from_text(&format!("running/{name}"))
+    }
+
+    fn lock_path(name: &str) -> Result<RepoPath> {
+        RepoPath::from_text(&format!("running/{name}.lock"))
+    }
+
+    /// What a killed run left half written is moved aside, never taken for a result.
+    fn clear_leavings(&self, name: &str, stage: &Stage, progress: &dyn Progress) -> Result<()> {
+        let private = &self.repo().private;
+        let _alone = lock(private, &Self::lock_path(name)?).doing(|| format!("the stage `{name}` is running"))?;
+        if private.stamp(&Self::mark(name)?)?.is_none() {
+            return Ok(());
+        }
+        self.set_aside(name, stage, progress)?;
+        self.bring_back(name, stage, progress);
+        private.remove(&Self::mark(name)?)
+    }
+
+    /// Moves what lies at a stage's outputs to mlx's own folder and says where.
+    fn set_aside(&self, name: &str, stage: &Stage, progress: &dyn Progress) -> Result<()> {
+        let repo = self.repo();
+        let folder = RepoPath::from_text(&format!("failed/{name}-{}-{}", Timestamp::now().compact(), std::process::id()))?;
+        let mut moved = Vec::new();
+        for out in &stage.outputs {
+            if repo.files.stamp(&out.path)?.is_some() {
+                repo.files.rename_to(&out.path, &repo.private, &folder.join_path(&out.path)?)?;
+                moved.push(format!("`{}`", out.path));
+            }
+        }
+        if !moved.is_empty() {
+            let place = folder.on_disk(repo.private.path());
+            progress.note(&format!("what `{name}` left of {} is now in {}", moved.join(", "), place.display()));
+        }
+        Ok(())
+    }
+
+    /// Puts the recorded outputs back after a failure, as far as the store has them.
+    fn bring_back(&self, name: &str, stage: &Stage, progress: &dyn Progress) {
+        let Ok(lock) = self.lock() else { return };
+        let Some(record) = lock.get(name) else { return };
+        for out in &stage.outputs {
+            let content = record.outputs.get(&out.path).or_else(|| record.in_git.get(&out.path));
+            let pointer = content.map(|it| Pointer { path: out.path.clone(), content: *it });
+            if let Some(error) = pointer.and_then(|it| checkout(self.workspace, &it, false, progress).err()) {
+                progress.warn(&format!("the former `{}` is not back: {}", out.path, error.full_text()));
+            }
+        }
+    }
+
+    /// Stores what a person put where an output belongs, so that it can go.
+    fn save_edits(&self, name: &str, stage: &Stage, progress: &dyn Progress) -> Result<()> {
+        let lock = self.lock()?;
+        for out in &stage.outputs {
+            let recorded = lock.get(name).and_then(|it| it.outputs.get(&out.path).or_else(|| it.in_git.get(&out.path)));
+            let Some(now) = self.workspace.content(&out.path, progress)? else { continue };
+            if Some(&now) == recorded && self.is_stored(&now) {
+                continue;
+            }
+            let stored = self.workspace.store(&out.path, progress)?.expect("it was there a moment ago");
+            if Some(&now) != recorded {
+                progress.note(&format!("`{}` was changed by hand; that version is kept as {}", out.path, stored.digest));
+            }
+        }
+        Ok(())
+    }
+
+    fn restore(&self, name: &str, stage: &Stage, finding: Finding, progress: &dyn Progress) -> Result<()> {
+        self.save_edits(name, stage, progress)?;
+        for out in &stage.outputs {
+            let content = finding.outputs.get(&out.path).ok_or_else(|| {
+                Error::corrupt(format!("the recorded run of `{name}` lacks `{}`", out.path))
+            })?;
+            let pointer = Pointer { path: out.path.clone(), content: *content };
+            checkout(self.workspace, &pointer, false, progress)?;
+        }
+        self.record(name, stage, finding.inputs, &finding.question, &finding.outputs)
+    }
+
+    fn run(&self, name: &str, stage: &Stage, finding: Finding, progress: &dyn Progress) -> Result<()> {
+        if let Some(path) = finding.inputs.absent.first() {
+            return Err(finding.inputs.dependencies[path].absent(path)).doing(|| format!("cannot run the stage `{name}`"));
+        }
+        self.save_edits(name, stage, progress)?;
+        let private = &self.repo().private;
+        private.write(&Self::mark(name)?, stage.command.as_bytes(), Sync::Yes)?;
+        let made = self.execute(name, stage, progress).and_then(|()| self.collect(name, stage, &finding.inputs, progress));
+        match made {
+            Ok(outputs) => {
+                run_cache::put(&self.repo().store, finding.question.clone(), &outputs)?;
+                self.record(name, stage, finding.inputs, &finding.question, &outputs)?;
+                private.remove(&Self::mark(name)?)
+            }
+            Err(error) => {
+                self.set_aside(name, stage, progress)?;
+                self.bring_back(name, stage, progress);
+                private.remove(&Self::mark(name)?)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Clears the outputs away, makes their folders, and runs the command.
+    fn execute(&self, name: &str, stage: &Stage, progress: &dyn Progress) -> Result<()> {
+        let repo = self.repo();
+        for out in &stage.outputs {
+            repo.files.remove(&out.path)?;
+            repo.files.make_dir(&out.path.parent().unwrap_or_default())?;
+        }
+        let log = RepoPath::from_text(&format!("logs/{name}-{}-{}.log", Timestamp::now().compact(), std::process::id()))?;
+        progress.note(&format!("running stage `{name}`: {}", stage.command.replace('\n', "; ")));
+        let job = runner::Job {
+            private: &repo.private,
+            lock: &Self::lock_path(name)?,
+            command: &stage.command,
+            folder: &self.folder.on_disk(repo.root()),
+            environment: &stage.environment,
+            log: &log,
+        };
+        let status = runner::run(&job, progress)?;
+        if status.success() {
+            return Ok(());
+        }
+        let place = log.on_disk(repo.private.path());
+        let message = format!("the stage `{name}` failed ({status}): `{}`", stage.command.replace('\n', "; "));
+        Err(Error::new(Kind::Stage, message).hint(format!("its output is in {}", place.display())))
+    }
+
+    /// Looks at the inputs again, then stores the outputs: a record is never false.
+    fn collect(&self, name: &str, stage: &Stage, before: &Inputs, progress: &dyn Progress) -> Result<run_cache::Outputs> {
+        let after = self.inputs(name, stage, &self.lock()?, &Default::default())?;
+        let changed = before.dependencies.iter().find(|(path, it)| after.dependencies.get(*path) != Some(it));
+        let changed = changed.map(|it| it.0.to_text()).or_else(|| {
+            before.params.iter().find(|(key, it)| after.params.get(*key) != Some(it)).map(|it| it.0.clone())
+        });
+        if let Some(what) = changed {
+            let message = format!("`{what}` changed while the stage `{name}` ran, so the run is not recorded");
+            return Err(Error::new(Kind::Conflict, message).hint("run `mlx repro` again"));
+        }
+        let mut outputs = run_cache::Outputs::new();
+        for out in &stage.outputs {
+            let stored = self.workspace.store(&out.path, progress)?.ok_or_else(|| {
+                let message = format!("the stage `{name}` succeeded without making its output `{}`", out.path);
+                Error::new(Kind::Stage, message).hint("correct its command, or its outs in `mlx.toml`")
+            })?;
+            outputs.insert(out.path.clone(), stored);
+        }
+        Ok(outputs)
+    }
+
+    /// Writes the stage's block of the lockfile, and keeps its outputs out of Git.
+    pub(super) fn record(
+        &self,
+        name: &str,
+        stage: &Stage,
+        inputs: Inputs,
+        question: &serde_json::Value,
+        outputs: &run_cache::Outputs,
+    ) -> Result<()> {
+        let kept = |in_git: bool| {
+            let wanted = stage.outputs.iter().filter(move |it| it.role.in_git() == in_git);
+            wanted.filter_map(|it| Some((it.path.clone(), *outputs.get(&it.path)?))).collect()
+        };
+        let record = Record {
+            command: stage.command.clone(),
+            builtin: self.builtin(stage),
+            edited: false,
+            key: crate::digest::Digest::of(crate::document::canonical(question).as_bytes()),
+            environment: stage.environment.clone(),
+            dependencies: inputs.dependencies,
+            params: inputs.params,
+            outputs: kept(false),
+            in_git: kept(true),
+        };
+        for out in stage.outputs.iter().filter(|it| !it.role.in_git()) {
+            self.repo().git.ignore(&self.repo().files, &out.path)?;
+        }
+        self.write_record(name, record)
+    }
+
+    /// Replaces one block of the lockfile under a short lock; the bytes of the others stay.
+    pub(super) fn write_record(&self, name: &str, record: Record) -> Result<()> {
+        let _lock = self.repo().lock()?;
+        let mut lock = self.lock()?;
+        let before = lock.to_toml();
+        lock.set(name, record);
+        lock.keep(&|it| self.manifest.stages.contains_key(it));
+        let path = self.lockfile()?;
+        let text = lock.to_toml();
+        if text == before && self.repo().files.stamp(&path)?.is_some() {
+            return Ok(());
+        }
+        self.repo().files.write(&path, text.as_bytes(), Sync::Yes)
+    }
+}

@@ -1,0 +1,99 @@
+//! A command that dies with the mlx that started it.
+//!
+//! Between mlx and a stage's shell stands a second mlx, leader of a process group of its own. It holds
+//! the stage's lock and watches a pipe from the first: when that is gone, however it went, it ends the
+//! whole group. So what a killed run left behind stands still when the next one looks at it.
+
+use std::{
+    io::{Read as _, Write as _},
+    os::unix::process::CommandExt as _,
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+};
+
+use crate::{
+    error::{Doing, Result},
+    fs::{Root, lock},
+    path::RepoPath,
+    pipeline::run_cache::SHELL,
+    progress::{Event, Progress},
+};
+
+/// The hidden subcommand of `cli` that calls [`guard`].
+pub const SUBCOMMAND: &str = "guard-stage";
+
+/// What to run, and where.
+pub struct Job<'j> {
+    pub private: &'j Root,
+    pub lock: &'j RepoPath,
+    pub command: &'j str,
+    pub folder: &'j Path,
+    pub environment: &'j std::collections::BTreeMap<String, String>,
+    pub log: &'j RepoPath,
+}
+
+/// Runs a command to its end, its output to the log and to `progress`. True when it succeeded.
+pub fn run(job: &Job<'_>, progress: &dyn Progress) -> Result<ExitStatus> {
+    let exe = std::env::current_exe().doing(|| "cannot find mlx itself".into())?;
+    let mut child = Command::new(&exe)
+        .arg(SUBCOMMAND)
+        .arg(job.private.path())
+        .arg(job.lock.to_text())
+        .arg(job.command)
+        .current_dir(job.folder)
+        .envs(job.environment)
+        .env("PATH", path_with(&exe))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .doing(|| "cannot start the stage".into())?;
+    copy_output(&mut child, job, progress)?;
+    child.wait().doing(|| "cannot wait for the stage".into())
+}
+
+/// The running mlx comes first, so that stages use the same one.
+fn path_with(exe: &Path) -> std::ffi::OsString {
+    let folders = exe.parent().map(Path::to_owned).into_iter();
+    let rest = std::env::var_os("PATH").unwrap_or_default();
+    let all: Vec<_> = folders.chain(std::env::split_paths(&rest)).collect();
+    std::env::join_paths(all).unwrap_or(rest)
+}
+
+fn copy_output(child: &mut Child, job: &Job<'_>, progress: &dyn Progress) -> Result<()> {
+    let mut streams: Vec<Box<dyn std::io::Read + Send>> = Vec::new();
+    streams.extend(child.stdout.take().map(|it| Box::new(it) as _));
+    streams.extend(child.stderr.take().map(|it| Box::new(it) as _));
+    let logs = streams.iter().map(|_| job.private.append(job.log)).collect::<Result<Vec<_>>>()?;
+    thread::scope(|scope| {
+        for (mut stream, mut log) in streams.into_iter().zip(logs) {
+            scope.spawn(move || {
+                let mut buffer = [0; 8192];
+                while let Ok(read @ 1..) = stream.read(&mut buffer) {
+                    // A log that cannot be written is no reason to lose the run.
+                    let _logged = log.write_all(&buffer[..read]);
+                    progress.event(Event::Output { bytes: &buffer[..read] });
+                }
+            });
+        }
+    });
+    Ok(())
+}
+
+/// What the second mlx does: holds the lock, runs the command, and ends everything when its standard
+/// input closes.
+pub fn guard(private: &Path, lock_path: &str, command: &str) -> Result<i32> {
+    let root = Root::open(private)?;
+    let _lock = lock(&root, &RepoPath::from_text(lock_path)?)?;
+    let group = rustix::process::getpgrp();
+    thread::spawn(move || {
+        let mut byte = [0];
+        while matches!(std::io::stdin().read(&mut byte), Ok(1..)) {}
+        let _ended = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    });
+    let status = Command::new(SHELL[0]).args(&SHELL[1..]).arg(command).stdin(Stdio::null()).status();
+    let status = status.doing(|| "cannot start `sh`".into())?;
+    Ok(status.code().unwrap_or(128))
+}
