@@ -165,6 +165,13 @@ impl Root {
         self.parent(path)?.rename(path.name(), &target, to.name())
     }
 
+    /// Makes a file that somebody else renamed into place survive a power cut.
+    pub fn sync_file(&self, path: &RepoPath) -> Result<()> {
+        let file = self.open_file(path)?;
+        crate::fs::fault::point("fsync").and_then(|()| file.sync_all()).doing(|| format!("cannot sync `{path}`"))?;
+        self.parent(path)?.sync()
+    }
+
     /// Makes everything written below this root survive a power cut.
     pub fn sync_all(&self) -> Result<()> {
         crate::fs::fault::point("syncfs")

@@ -166,7 +166,8 @@ fn row(what: &str, path: &RepoPath, content: &Content) -> String {
 }
 
 fn quote(text: &str) -> String {
-    toml::Value::String(text.replace('\n', "\u{0}")).to_string().replace("\\u0000", "\\n")
+    // JSON's escapes are TOML's, but for one character that JSON leaves as it is.
+    Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
 
 /// TOML has no null: it is written as an empty list of one, which no parameter file can hold by itself.

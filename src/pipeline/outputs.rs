@@ -1,13 +1,17 @@
 //! What stages made, as pointers: the lockfiles speak for their outputs.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use crate::{
     digest::Digest,
     error::Result,
+    git::{Git, Rev},
     path::RepoPath,
-    pipeline::{Builtin, MANIFEST, Pipeline},
-    pointer::Pointer,
+    pipeline::{Builtin, LOCKFILE, Lockfile, MANIFEST, Pipeline},
+    pointer::{Content, Pointer, SUFFIX},
     workspace::Workspace,
 };
 
@@ -22,6 +26,35 @@ pub fn all<'w, 'r>(workspace: &'w Workspace<'r>, cwd: &Path, builtins: &'w [Buil
         folders.insert(folder);
     }
     folders.iter().filter_map(|it| Pipeline::open(workspace, it, builtins).transpose()).collect()
+}
+
+/// Everything tracked at a commit: its pointers, and what its lockfiles record.
+pub fn contents_at(git: &Git, rev: &Rev) -> Result<BTreeMap<RepoPath, Content>> {
+    let is_lock = |it: &[u8]| it == LOCKFILE.as_bytes() || it.ends_with(format!("/{LOCKFILE}").as_bytes());
+    let mut found = BTreeMap::new();
+    for file in git.files(rev, &|it| it.ends_with(SUFFIX.as_bytes()) || is_lock(it))? {
+        let bytes = git.read(rev, &file)?.unwrap_or_default();
+        if is_lock(file.bytes()) {
+            let lock = Lockfile::parse(&file, &bytes)?;
+            let records = lock.records().flat_map(|it| it.1.outputs.iter().chain(&it.1.in_git));
+            found.extend(records.map(|(path, content)| (path.clone(), *content)));
+        } else if let Some(path) = file.without_suffix(SUFFIX) {
+            let content = Pointer::parse(path.clone(), &bytes)?.content;
+            found.insert(path, content);
+        }
+    }
+    Ok(found)
+}
+
+/// Keys of the runs that the lockfiles of a commit record.
+pub fn runs_at(git: &Git, rev: &Rev) -> Result<Vec<Digest>> {
+    let is_lock = |it: &[u8]| it == LOCKFILE.as_bytes() || it.ends_with(format!("/{LOCKFILE}").as_bytes());
+    let mut keys = Vec::new();
+    for file in git.files(rev, &is_lock)? {
+        let lock = Lockfile::parse(&file, &git.read(rev, &file)?.unwrap_or_default())?;
+        keys.extend(lock.records().map(|it| it.1.key));
+    }
+    Ok(keys)
 }
 
 impl Pipeline<'_, '_> {

@@ -24,8 +24,8 @@ impl Store {
         Err(if known { self.damage(digest) } else { absent(digest) })
     }
 
-    /// The error for an object whose bytes are wrong wherever they lie.
-    pub(super) fn damage(&self, digest: &Digest) -> Error {
+    /// The error for an object whose bytes are not what its name says; it counts as absent from now on.
+    pub fn damage(&self, digest: &Digest) -> Error {
         self.mark_damaged(digest);
         Error::corrupt(format!("the object {digest} in the cache is damaged"))
             .hint("`mlx fetch` brings a sound copy from a remote; `mlx add` stores it anew from the workspace")

@@ -66,7 +66,9 @@ impl Index {
     pub fn forget(&mut self, path: &RepoPath, present: &BTreeSet<RepoPath>) {
         let gone: Vec<_> = self.within(path).filter(|it| !present.contains(*it)).cloned().collect();
         self.changed |= !gone.is_empty();
-        gone.iter().for_each(|it| drop(self.rows.remove(it)));
+        for path in &gone {
+            self.rows.remove(path);
+        }
     }
 
     fn within<'a>(&'a self, path: &'a RepoPath) -> impl Iterator<Item = &'a RepoPath> {

@@ -9,7 +9,7 @@ mod status;
 pub use self::{
     checkout::{CheckedOut, Plan, checkout, plan},
     scan::{Node, Stored, check_links},
-    status::{Change, Item, State},
+    status::{Change, Item, State, between},
 };
 
 use std::{cell::RefCell, collections::BTreeSet};

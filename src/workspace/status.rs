@@ -67,6 +67,34 @@ impl Workspace<'_> {
     }
 }
 
+/// What differs between two recorded contents of a path, with sizes before and after.
+pub fn between(
+    store: &Store,
+    path: &RepoPath,
+    old: Option<&Content>,
+    new: Option<&Content>,
+) -> Result<Vec<(RepoPath, Change)>> {
+    let tree = |it: Option<&Content>| it.filter(|it| it.kind == Shape::Tree).map(|it| it.digest);
+    let mut found = Vec::new();
+    let (old_file, new_file) = (old.filter(|it| it.kind != Shape::Tree), new.filter(|it| it.kind != Shape::Tree));
+    match (old_file, new_file) {
+        (None, None) => {}
+        (None, Some(_)) => found.push((path.clone(), Change::Added)),
+        (Some(_), None) => found.push((path.clone(), Change::Deleted)),
+        (Some(old), Some(new)) if old != new => found.push((path.clone(), Change::Modified)),
+        (Some(_), Some(_)) => {}
+    }
+    for it in diff(store, path, tree(old).as_ref(), tree(new).as_ref())? {
+        let change = match (it.old, it.new) {
+            (None, _) => Change::Added,
+            (_, None) => Change::Deleted,
+            _ => Change::Modified,
+        };
+        found.push((it.path, change));
+    }
+    Ok(found)
+}
+
 fn changes(store: &Store, node: &Node, recorded: &Content) -> Result<Vec<(RepoPath, Change)>> {
     let mut old = BTreeMap::new();
     recorded_leaves(store, &node.path, recorded, &mut old)?;

@@ -1,0 +1,111 @@
+//! Numbers a run leaves behind, and how they differ between versions.
+//!
+//! Metrics and parameters are plain files in Git; which files, the `mlx.toml` of the same version says.
+
+mod delta;
+
+pub use self::delta::{Delta, diff};
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap},
+};
+
+use serde_json::Value;
+
+use crate::{
+    document,
+    error::{Doing, Result},
+    git::{BlobId, Rev},
+    path::RepoPath,
+    pipeline::{MANIFEST, Manifest, Role},
+    repo::Repo,
+};
+
+/// Which numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Topic {
+    Metrics,
+    Params,
+}
+
+/// A version: the files as they are, or a commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum At {
+    Workspace,
+    Commit(Rev),
+}
+
+/// Documents of one version by file.
+pub type Documents = BTreeMap<RepoPath, Value>;
+
+/// Reads documents of many versions; what Git stores once is parsed once.
+pub struct Reader<'r> {
+    repo: &'r Repo,
+    /// Where an `mlx.toml` may lie.
+    folders: Vec<RepoPath>,
+    parsed: RefCell<HashMap<(BlobId, RepoPath), Value>>,
+    manifests: RefCell<HashMap<(BlobId, RepoPath), Vec<RepoPath>>>,
+}
+
+impl<'r> Reader<'r> {
+    pub fn new(repo: &'r Repo) -> Result<Self> {
+        let is_manifest = |it: &[u8]| it == MANIFEST.as_bytes() || it.ends_with(format!("/{MANIFEST}").as_bytes());
+        let mut folders: Vec<_> = repo.git.tracked(&is_manifest)?.iter().filter_map(RepoPath::parent).collect();
+        folders.push(RepoPath::root());
+        folders.sort();
+        folders.dedup();
+        Ok(Self { repo, folders, parsed: RefCell::default(), manifests: RefCell::default() })
+    }
+
+    /// All documents of a topic in one version. A file that is not there is left out.
+    pub fn read(&self, topic: Topic, at: &At) -> Result<Documents> {
+        let mut found = Documents::new();
+        for folder in &self.folders {
+            for file in self.files(topic, at, &folder.join(MANIFEST.as_bytes())?)? {
+                if let Some(value) = self.document(at, &file)? {
+                    found.insert(file, value);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn files(&self, topic: Topic, at: &At, manifest: &RepoPath) -> Result<Vec<RepoPath>> {
+        let list = |bytes: &[u8]| -> Result<Vec<RepoPath>> {
+            let manifest = Manifest::parse(manifest, bytes, self.repo.root())?;
+            Ok(match topic {
+                Topic::Metrics => manifest.files_of(Role::Metrics),
+                Topic::Params => manifest.params_files(),
+            })
+        };
+        match at {
+            At::Workspace => self.repo.files.read_if_there(manifest)?.map_or_else(|| Ok(Vec::new()), |it| list(&it)),
+            At::Commit(rev) => {
+                let Some(id) = self.repo.git.blob(rev, manifest)? else { return Ok(Vec::new()) };
+                let known = self.manifests.borrow().get(&(id, manifest.clone())).cloned();
+                if let Some(files) = known {
+                    return Ok(files);
+                }
+                // A version whose pipeline cannot be read has no numbers; the others still have.
+                let files = list(&self.repo.git.read_blob(id)?).unwrap_or_default();
+                self.manifests.borrow_mut().insert((id, manifest.clone()), files.clone());
+                Ok(files)
+            }
+        }
+    }
+
+    fn document(&self, at: &At, file: &RepoPath) -> Result<Option<Value>> {
+        let At::Commit(rev) = at else {
+            let bytes = self.repo.files.read_if_there(file)?;
+            return bytes.map(|it| document::parse(file, &it)).transpose();
+        };
+        let Some(id) = self.repo.git.blob(rev, file)? else { return Ok(None) };
+        if let Some(value) = self.parsed.borrow().get(&(id, file.clone())) {
+            return Ok(Some(value.clone()));
+        }
+        let value = document::parse(file, &self.repo.git.read_blob(id)?).doing(|| format!("at {}", rev.short()))?;
+        self.parsed.borrow_mut().insert((id, file.clone()), value.clone());
+        Ok(Some(value))
+    }
+}

@@ -1,0 +1,294 @@
+//! Brings the missing, and only the missing: trees level by level, then contents; each object is checked
+//! against its digest before the store takes it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read as _, Write as _};
+
+use futures::{StreamExt as _, stream};
+use serde::Serialize;
+
+use crate::{
+    digest::Digest,
+    error::{Doing, Error, Result},
+    path::RepoPath,
+    pointer::Shape,
+    progress::{Event, Progress},
+    remote::{
+        PARALLEL, Remote, Wants,
+        catalog::{Catalog, pack_path, part_path},
+        chunks,
+    },
+    repo::Repo,
+    store::{EntryKind, Kind, Page, Row, Run, Writer, decode_page},
+};
+
+/// Neighbors in a pack come in one request if no more than this lies between them.
+const GAP: u64 = 64 << 10;
+/// A request asks for no more than this.
+const LONGEST: u64 = 8 << 20;
+/// Contents between two packs here: what an interrupted fetch may have to bring again.
+const ROUND: u64 = 64 << 20;
+
+/// How much to bring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// Folders' pages alone: enough to compare and plan.
+    Trees,
+    Everything,
+}
+
+/// What a fetch brought.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Fetched {
+    pub objects: u64,
+    pub requests: u64,
+    pub bytes: u64,
+}
+
+struct Fetcher<'f> {
+    repo: &'f Repo,
+    remote: &'f Remote,
+    catalog: Catalog,
+    progress: &'f dyn Progress,
+    done: Fetched,
+    /// What the remote lacks, with a path that needs it.
+    lacking: Vec<(Digest, RepoPath)>,
+}
+
+/// Neighbors in one pack.
+struct Span {
+    pack: Digest,
+    start: u64,
+    end: u64,
+    rows: Vec<Row>,
+}
+
+/// Brings what `wants` names and the store lacks.
+pub fn fetch(repo: &Repo, remote: &Remote, wants: &Wants, depth: Depth, progress: &dyn Progress) -> Result<Fetched> {
+    let missing = |it: &&(RepoPath, crate::pointer::Content)| depth == Depth::Everything || it.1.kind == Shape::Tree;
+    if wants.contents.iter().filter(missing).count() == 0 && wants.runs.is_empty() {
+        return Ok(Fetched::default());
+    }
+    let catalog = Catalog::load(repo, remote)?;
+    let mut fetcher = Fetcher { repo, remote, catalog, progress, done: Fetched::default(), lacking: Vec::new() };
+    let contents = fetcher.trees(wants)?;
+    if depth == Depth::Everything {
+        fetcher.contents(contents)?;
+        fetcher.runs(&wants.runs)?;
+    }
+    fetcher.finish()
+}
+
+impl Fetcher<'_> {
+    /// Pages of all folders, a level a round; the contents they name, each with a path.
+    fn trees(&mut self, wants: &Wants) -> Result<BTreeMap<Digest, (u64, RepoPath)>> {
+        let mut contents = BTreeMap::new();
+        let mut level: BTreeMap<Digest, RepoPath> = BTreeMap::new();
+        for (path, content) in &wants.contents {
+            if content.kind == Shape::Tree {
+                level.insert(content.digest, path.clone());
+            } else {
+                contents.insert(content.digest, (content.size, path.clone()));
+            }
+        }
+        let mut seen = BTreeSet::new();
+        while !level.is_empty() {
+            self.bring(&level, Kind::Tree)?;
+            let mut below = BTreeMap::new();
+            for (digest, path) in level {
+                if seen.insert(digest) && self.repo.store.contains(&digest) {
+                    read_page(&self.repo.store.read(&digest)?, &path, &mut below, &mut contents)?;
+                }
+            }
+            level = below;
+        }
+        Ok(contents)
+    }
+
+    fn contents(&mut self, contents: BTreeMap<Digest, (u64, RepoPath)>) -> Result<()> {
+        let missing: BTreeMap<_, _> = contents.into_iter().filter(|it| !self.repo.store.contains(&it.0)).collect();
+        let total = missing.values().map(|it| it.0).sum();
+        self.progress.event(Event::Started { task: "fetching", total: Some(total) });
+        let (mut round, mut bytes) = (BTreeMap::new(), 0);
+        for (digest, (size, path)) in missing {
+            if self.catalog.find(&digest, &[Kind::Content]).is_none()
+                && let Some(at) = self.catalog.find(&digest, &[Kind::Chunks])
+            {
+                self.large(&digest, at, &path)?;
+                continue;
+            }
+            round.insert(digest, path);
+            bytes += size;
+            if bytes >= ROUND {
+                self.bring(&std::mem::take(&mut round), Kind::Content)?;
+                bytes = 0;
+            }
+        }
+        self.bring(&round, Kind::Content)?;
+        self.progress.event(Event::Finished);
+        Ok(())
+    }
+
+    /// Brings these objects into the store; those the remote lacks are remembered.
+    fn bring(&mut self, wanted: &BTreeMap<Digest, RepoPath>, kind: Kind) -> Result<()> {
+        let mut found = Vec::new();
+        for (digest, path) in wanted.iter().filter(|it| !self.repo.store.contains(it.0)) {
+            match self.catalog.find(digest, &[Kind::Content, Kind::Tree]) {
+                Some(at) => found.push(at),
+                None => self.lacking.push((*digest, path.clone())),
+            }
+        }
+        let mut writer = Writer::new(&self.repo.store);
+        let brought = self.objects(found, &mut |row, bytes| writer.put(kind, row.digest, bytes));
+        // What arrived is kept, whatever became of the rest.
+        writer.finish()?;
+        brought
+    }
+
+    /// Reads rows of packs, neighbors together and several at a time, and checks each.
+    fn objects(&mut self, found: Vec<(Digest, Row)>, take: &mut dyn FnMut(&Row, &[u8]) -> Result<()>) -> Result<()> {
+        let remote = self.remote;
+        let reads = spans(found).into_iter().map(|span| async move {
+            let path = pack_path(&span.pack);
+            let bytes = remote.operator.read_with(&path).range(span.start..span.end).await;
+            (span, bytes)
+        });
+        let mut reads = stream::iter(reads).buffer_unordered(PARALLEL);
+        while let Some((span, bytes)) = remote.runtime.block_on(reads.next()) {
+            let bytes = bytes.map_err(|it| remote.explain("read", &it))?.to_vec();
+            self.done.requests += 1;
+            self.done.bytes += bytes.len() as u64;
+            for row in &span.rows {
+                let start = usize::try_from(row.offset - span.start).unwrap_or(usize::MAX);
+                let end = start.saturating_add(usize::try_from(row.stored).unwrap_or(usize::MAX));
+                let stored = bytes.get(start..end).ok_or_else(|| Error::corrupt("a pack ends too early"));
+                let object = stored.and_then(|it| row.decode(it));
+                let object = object.doing(|| format!("what {} sent is damaged", remote.location))?;
+                take(row, &object)?;
+                self.done.objects += 1;
+                self.progress.event(Event::Advanced { by: row.size });
+            }
+        }
+        Ok(())
+    }
+
+    /// A large file, piece by piece, behind what an earlier try left of it.
+    fn large(&mut self, digest: &Digest, at: (Digest, Row), path: &RepoPath) -> Result<()> {
+        let mut list = Vec::new();
+        self.objects(vec![at], &mut |_, bytes| {
+            list = bytes.to_vec();
+            Ok(())
+        })?;
+        let list = chunks::decode(&list)?;
+        let root = self.repo.store.root();
+        let part = part_path(digest)?;
+        let have = pieces_there(root, &part, &list)?;
+        let mut file = root.append(&part)?;
+        for lot in list[have..].chunks(PARALLEL) {
+            let mut found = Vec::new();
+            for chunk in lot {
+                match self.catalog.find(&chunk.digest, &[Kind::Content]) {
+                    Some(at) => found.push(at),
+                    None => {
+                        self.lacking.push((chunk.digest, path.clone()));
+                        return Ok(());
+                    }
+                }
+            }
+            found.dedup();
+            let mut pieces = BTreeMap::new();
+            self.objects(found, &mut |row, bytes| {
+                pieces.insert(row.digest, bytes.to_vec());
+                Ok(())
+            })?;
+            for chunk in lot {
+                file.write_all(&pieces[&chunk.digest]).doing(|| format!("cannot write `{part}`"))?;
+            }
+        }
+        drop(file);
+        self.repo.store.adopt_large(digest, &part).doing(|| format!("cannot fetch `{path}`"))
+    }
+
+    /// Records of runs; of several with one key the newest stays.
+    fn runs(&mut self, keys: &[Digest]) -> Result<()> {
+        for key in keys {
+            for at in self.catalog.all(key, Kind::Run) {
+                let mut record = Vec::new();
+                self.objects(vec![at], &mut |_, bytes| {
+                    record = bytes.to_vec();
+                    Ok(())
+                })?;
+                self.repo.store.put_run(&Run::parse(key, &record)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Fetched> {
+        let Some((digest, path)) = self.lacking.first() else { return Ok(self.done) };
+        let more = self.lacking.len() - 1;
+        let more = if more == 0 { String::new() } else { format!(" and {more} more objects") };
+        let message = format!("the remote `{}` lacks {} for `{path}`{more}", self.remote.name, digest.short());
+        Err(Error::not_found(message).hint("push from the machine that has it; what there was has been fetched"))
+    }
+}
+
+fn read_page(
+    bytes: &[u8],
+    path: &RepoPath,
+    below: &mut BTreeMap<Digest, RepoPath>,
+    contents: &mut BTreeMap<Digest, (u64, RepoPath)>,
+) -> Result<()> {
+    match decode_page(bytes).doing(|| format!("cannot read the tree of `{path}`"))? {
+        Page::Branch(rows) => below.extend(rows.into_iter().map(|it| (it.digest, path.clone()))),
+        Page::Leaf(rows) => {
+            for row in rows {
+                let path = path.join(&row.name)?;
+                if row.kind == EntryKind::Folder {
+                    below.insert(row.digest, path);
+                } else {
+                    contents.insert(row.digest, (row.size, path));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// How many pieces an unfinished file already holds; what is behind them is cut off.
+fn pieces_there(root: &crate::fs::Root, part: &RepoPath, list: &[chunks::Chunk]) -> Result<usize> {
+    if root.stamp(part)?.is_none() {
+        return Ok(0);
+    }
+    let file = root.open_file(part)?;
+    let (mut count, mut length) = (0, 0);
+    for chunk in list {
+        let mut piece = Vec::new();
+        (&file).take(chunk.length).read_to_end(&mut piece).doing(|| format!("cannot read `{part}`"))?;
+        if Digest::of(&piece) != chunk.digest {
+            break;
+        }
+        count += 1;
+        length += chunk.length;
+    }
+    root.append(part)?.set_len(length).doing(|| format!("cannot cut `{part}`"))?;
+    Ok(count)
+}
+
+/// Rows in order of place, neighbors together.
+fn spans(mut found: Vec<(Digest, Row)>) -> Vec<Span> {
+    found.sort_by_key(|(pack, row)| (*pack, row.offset));
+    found.dedup();
+    let mut spans: Vec<Span> = Vec::new();
+    for (pack, row) in found {
+        let end = row.offset + row.stored;
+        match spans.last_mut() {
+            Some(span) if span.pack == pack && row.offset <= span.end + GAP && end - span.start <= LONGEST => {
+                span.end = span.end.max(end);
+                span.rows.push(row);
+            }
+            _ => spans.push(Span { pack, start: row.offset, end, rows: vec![row] }),
+        }
+    }
+    spans
+}

@@ -1,0 +1,172 @@
+//! Other places that keep objects: a folder, a bucket.
+//!
+//! `opendal` speaks to every kind of place, tries again, and bounds time and concurrency. What is ours is
+//! what travels and in what order: packs first, then their indexes, contents before the trees that name
+//! them. Nothing is remembered of a remote but immutable names, and objects are never listed one by one.
+//!
+//! ```text
+//! mlx-remote.toml      what this is, and which format may write
+//! v1/packs/HEX         packs, as `store` writes them; HEX is the digest of the bytes
+//! v1/indexes/HEX       the index of each, written after its pack
+//! v1/roots/HEX         what each push was asked to keep: digests, a line each
+//! ```
+
+mod catalog;
+mod chunks;
+mod fetch;
+mod outbox;
+mod place;
+mod push;
+
+pub use self::{
+    fetch::{Depth, Fetched, fetch},
+    place::OPTIONS,
+    push::{Pushed, push},
+};
+
+use std::future::Future;
+
+use opendal::{ErrorKind, Operator};
+
+use crate::{
+    digest::Digest,
+    error::{Doing, Error, Kind, Result},
+    fs::Root,
+    path::RepoPath,
+    pointer::Content,
+    repo::{RemoteConfig, Repo},
+};
+
+const MARKER: &str = "mlx-remote.toml";
+const MARKER_TEXT: &str = "# Objects of mlx, named by their digests. Remove nothing by hand.\nformat = 1\n";
+const FORMAT: u64 = 1;
+/// Requests under way at once.
+const PARALLEL: usize = 8;
+
+/// What a transfer is about: contents of pointers and outputs, and keys of runs.
+#[derive(Clone, Debug, Default)]
+pub struct Wants {
+    pub contents: Vec<(RepoPath, Content)>,
+    pub runs: Vec<Digest>,
+}
+
+/// A place that keeps packs and their indexes.
+pub struct Remote {
+    pub name: String,
+    /// Where this is, with no secrets in it.
+    pub location: String,
+    operator: Operator,
+    runtime: tokio::runtime::Runtime,
+    /// The folder, where the remote is one: it is synced by us.
+    folder: Option<Root>,
+    /// Where immutable names of this remote are remembered.
+    cache: RepoPath,
+}
+
+/// Why a remote is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    Read,
+    Write,
+}
+
+impl Remote {
+    /// Opens a configured remote and reads its marker; for writing, a new place gets one.
+    pub fn open(config: &RemoteConfig, access: Access) -> Result<Self> {
+        let place = place::open(config, access).doing(|| format!("cannot open the remote `{}`", config.name))?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let cache = format!("remotes/{}", Digest::of(place.location.as_bytes()).hex());
+        let remote = Self {
+            name: config.name.clone(),
+            location: place.location,
+            operator: place.operator,
+            runtime: runtime.doing(|| "cannot start the network".into())?,
+            folder: place.folder,
+            cache: RepoPath::from_text(&cache)?,
+        };
+        remote.check_marker(access)?;
+        Ok(remote)
+    }
+
+    fn check_marker(&self, access: Access) -> Result<()> {
+        let Some(bytes) = self.read_if_there(MARKER)? else {
+            if access == Access::Write {
+                return self.write(MARKER, MARKER_TEXT.as_bytes().to_vec());
+            }
+            let error = Error::not_found(format!("there is nothing of mlx at {}", self.location));
+            return Err(error.hint(format!("push to it first, or check the address of the remote `{}`", self.name)));
+        };
+        let table: toml::Table = String::from_utf8_lossy(&bytes).parse().unwrap_or_default();
+        match table.get("format").and_then(toml::Value::as_integer).and_then(|it| u64::try_from(it).ok()) {
+            Some(FORMAT) => Ok(()),
+            Some(_) => {
+                let error = Error::corrupt(format!("{} was written by a newer mlx", self.location));
+                Err(error.hint("upgrade mlx"))
+            }
+            None => Err(Error::corrupt(format!("`{MARKER}` at {} is damaged", self.location))),
+        }
+    }
+
+    fn wait<T>(&self, what: &str, task: impl Future<Output = opendal::Result<T>>) -> Result<T> {
+        self.runtime.block_on(task).map_err(|it| self.explain(what, &it))
+    }
+
+    fn explain(&self, what: &str, error: &opendal::Error) -> Error {
+        let kind = match error.kind() {
+            ErrorKind::NotFound => Kind::NotFound,
+            ErrorKind::PermissionDenied => Kind::Denied,
+            ErrorKind::ConfigInvalid => Kind::Usage,
+            _ => Kind::Unavailable,
+        };
+        let text = error.to_string();
+        let reason = text.lines().next().unwrap_or_default();
+        let message = format!("cannot {what} the remote `{}` at {}: {reason}", self.name, self.location);
+        let error = Error::new(kind, message);
+        match kind {
+            Kind::Denied => error.hint("check the credentials in the environment or the cloud's profile files"),
+            Kind::Unavailable => error.hint("what arrived is kept: run the same command again to go on"),
+            _ => error,
+        }
+    }
+
+    fn read_if_there(&self, path: &str) -> Result<Option<Vec<u8>>> {
+        let read = async {
+            match self.operator.read(path).await {
+                Ok(bytes) => Ok(Some(bytes.to_vec())),
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(error),
+            }
+        };
+        self.wait("read", read)
+    }
+
+    /// Writes one file and sees that it is whole and at rest there.
+    fn write(&self, path: &str, bytes: Vec<u8>) -> Result<()> {
+        let task = write_one(&self.operator, path.to_owned(), bytes);
+        self.wait("write to", task)?;
+        self.settle(path)
+    }
+
+    fn settle(&self, path: &str) -> Result<()> {
+        match &self.folder {
+            Some(folder) => folder.sync_file(&RepoPath::from_text(path)?),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Writes a file, then asks for its size: a write that only seemed to end is no write.
+async fn write_one(operator: &Operator, path: String, bytes: Vec<u8>) -> opendal::Result<()> {
+    let length = bytes.len() as u64;
+    operator.write(&path, bytes).await?;
+    let there = operator.stat(&path).await?.content_length();
+    if there == length {
+        return Ok(());
+    }
+    Err(opendal::Error::new(ErrorKind::Unexpected, format!("{path} has {there} bytes there, not {length}")))
+}
+
+/// The folder of what is remembered of this remote.
+fn cache<'r>(repo: &'r Repo, remote: &Remote) -> (&'r Root, RepoPath) {
+    (&repo.shared, remote.cache.clone())
+}
