@@ -1,0 +1,66 @@
+use std::{fmt, path::PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::{
+    cli::{
+        Context, Report,
+        report::{bytes, count},
+    },
+    error::Result,
+    pointer::Pointer,
+    workspace::{State, Workspace},
+};
+
+/// Record edits of tracked files and of stage outputs
+///
+/// Stores what changed and rewrites pointers and `mlx.lock`. It never makes a Git commit.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  mlx commit\n  mlx commit data/\n\n\
+JSON: {\"committed\": [{\"path\", \"digest\", \"files\", \"size\"}]}")]
+pub struct Args {
+    /// Only what lies here
+    path: Option<PathBuf>,
+}
+
+pub struct Committed(Vec<Pointer>);
+
+pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
+    let repo = ctx.repo()?;
+    let workspace = Workspace::open(&repo)?;
+    let path = args.path.as_ref().map(|it| ctx.path(&repo, it)).transpose()?;
+    if let Some(path) = &path {
+        ctx.select(ctx.tracked(&workspace)?, std::slice::from_ref(path))?;
+    }
+    let mut committed = Vec::new();
+    for pointer in workspace.pointers()?.iter().filter(|it| path.as_ref().is_none_or(|path| path.overlaps(&it.path))) {
+        // What is not here stays as recorded; what cannot be compared is stored as it is.
+        if matches!(workspace.compare(pointer, ctx.progress)?.state, State::Changed | State::Unknown) {
+            committed.push(workspace.add(&pointer.path, &[], ctx.progress)?);
+        }
+    }
+    for pipeline in ctx.pipelines(&workspace)? {
+        committed.extend(pipeline.commit(path.as_ref(), ctx.progress)?);
+    }
+    workspace.save()?;
+    Ok(Committed(committed))
+}
+
+impl Report for Committed {
+    fn json(&self) -> Value {
+        let row = |it: &Pointer| {
+            json!({"path": it.path, "digest": it.content.digest, "files": it.content.files, "size": it.content.size})
+        };
+        json!({"committed": self.0.iter().map(row).collect::<Vec<_>>()})
+    }
+}
+
+impl fmt::Display for Committed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for it in &self.0 {
+            let (files, size) = (count(it.content.files, "file"), bytes(it.content.size));
+            writeln!(f, "{}: {files}, {size}, {}", it.path, it.content.digest.short())?;
+        }
+        f.write_str(if self.0.is_empty() { "nothing to record" } else { "" })
+    }
+}

@@ -1,0 +1,91 @@
+use std::fmt;
+
+use serde_json::{Value, json};
+
+use crate::{
+    cli::{Context, Report, report::bytes},
+    error::Result,
+    fs::{self, Link, Mode, Root, Sync, place},
+    git::Git,
+    model::engine,
+    path::RepoPath,
+    repo::Repo,
+};
+
+/// Say what of this machine matters to mlx
+///
+/// Which inference engine is used, which Git, which links the file system can make, how much room there is.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  mlx doctor\n\nJSON: {\"mlx\", \"git\", \"engine\", \"library\", \"links\": [text…], \"free\", \"cache\", \"problems\": [text…]}")]
+pub struct Args {}
+
+pub struct Findings {
+    git: Option<String>,
+    engine: String,
+    library: Option<String>,
+    links: Vec<&'static str>,
+    free: Option<u64>,
+    cache: String,
+    problems: Vec<String>,
+}
+
+pub fn run(ctx: &Context<'_>, _: &Args) -> Result<Findings> {
+    let repo = ctx.repo()?;
+    let mut problems = Vec::new();
+    let library = engine::locate(&repo).unwrap_or_else(|error| {
+        problems.push(error.full_text());
+        None
+    });
+    let engine = library.as_ref().map_or_else(|| "rten (built in)".to_owned(), |it| format!("ONNX Runtime {}", it.version));
+    let git = Git::program_version();
+    if git.is_none() {
+        problems.push("`git` is not in PATH".to_owned());
+    }
+    let links = links(&repo)?;
+    let free = fs::free_space(repo.store.root().path());
+    if free.is_some_and(|it| it < 1_000_000_000) {
+        problems.push("less than 1 GB is free where the cache lies".to_owned());
+    }
+    let library = library.map(|it| it.path.display().to_string());
+    let cache = repo.store.root().path().display().to_string();
+    Ok(Findings { git, engine, library, links, free, cache, problems })
+}
+
+/// Tries each way of placing a file from the store in the workspace.
+fn links(repo: &Repo) -> Result<Vec<&'static str>> {
+    let store = repo.store.root();
+    let trial = RepoPath::from_text("tmp/trial")?;
+    store.write(&trial, b"trial", Sync::Later)?;
+    // The workspace's file system is tried in the worktree's own Git folder, where nobody looks.
+    let dir = Root::open(repo.private.path())?.make_dir(&RepoPath::from_text("tmp")?)?;
+    let mut found = Vec::new();
+    for (link, name) in [(Link::Reflink, "reflink"), (Link::Hardlink, "hardlink"), (Link::Symlink, "symlink")] {
+        if place(store, &trial, &dir, b"tried", Mode::Plain, &[link])?.is_some() {
+            found.push(name);
+        }
+        dir.remove(b"tried")?;
+    }
+    store.remove(&trial)?;
+    found.push("copy");
+    Ok(found)
+}
+
+impl Report for Findings {
+    fn json(&self) -> Value {
+        json!({"mlx": env!("CARGO_PKG_VERSION"), "git": self.git, "engine": self.engine, "library": self.library,
+            "links": self.links, "free": self.free, "cache": self.cache, "problems": self.problems})
+    }
+}
+
+impl fmt::Display for Findings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "mlx      {}", env!("CARGO_PKG_VERSION"))?;
+        writeln!(f, "git      {}", self.git.as_deref().unwrap_or("not found"))?;
+        let library = self.library.as_ref().map(|it| format!(" ({it})")).unwrap_or_default();
+        writeln!(f, "engine   {}{library}", self.engine)?;
+        writeln!(f, "links    {}", self.links.join(", "))?;
+        writeln!(f, "cache    {}", self.cache)?;
+        writeln!(f, "free     {}", self.free.map_or_else(|| "unknown".to_owned(), bytes))?;
+        self.problems.iter().try_for_each(|it| writeln!(f, "problem  {it}"))
+    }
+}

@@ -1,0 +1,95 @@
+use std::{fmt, path::PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::{
+    cli::{Context, Report},
+    error::{Error, Result},
+    fs::Sync,
+    git::Git,
+    path::RepoPath,
+    repo::Repo,
+};
+
+/// Set up mlx in this Git repository
+///
+/// Makes `.mlx/config.toml`, which belongs into Git; cache, index, logs and local settings stay out of it.
+/// With a template the folder is filled with a working pipeline; a file that is there is never overwritten.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  git init pets && cd pets && mlx init\n  mlx init --template pets\n\n\
+JSON: {\"root\": PATH, \"written\": [PATH…]}")]
+pub struct Args {
+    /// Fill the folder from a template: pets
+    #[arg(long, value_name = "NAME")]
+    template: Option<String>,
+}
+
+/// Every template, compiled in: name, then path and text of each file. A test holds this list to the folder.
+pub const TEMPLATES: [(&str, &[(&str, &str)]); 1] = [(
+    "pets",
+    &[
+        (".github/workflows/mlx.yml", include_str!("../../../.mlops-template/pets/.github/workflows/mlx.yml")),
+        ("README.md", include_str!("../../../.mlops-template/pets/README.md")),
+        ("mlx.toml", include_str!("../../../.mlops-template/pets/mlx.toml")),
+        ("params.toml", include_str!("../../../.mlops-template/pets/params.toml")),
+    ],
+)];
+
+pub struct Initialized {
+    root: PathBuf,
+    written: Vec<RepoPath>,
+}
+
+pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Initialized> {
+    let template = args.template.as_deref().map(find).transpose()?.unwrap_or_default();
+    let git = Git::discover(&ctx.cwd)?;
+    let folder = RepoPath::parse(".".as_ref(), &ctx.cwd, git.root())?;
+    let repo = Repo::init(&ctx.cwd)?;
+    let mut written = Vec::new();
+    for (name, text) in template {
+        let path = folder.join_path(&RepoPath::from_text(name)?)?;
+        if repo.files.stamp(&path)?.is_none() {
+            repo.files.write(&path, text.as_bytes(), Sync::Yes)?;
+            written.push(path);
+        }
+    }
+    Ok(Initialized { root: repo.root().to_owned(), written })
+}
+
+fn find(name: &str) -> Result<&'static [(&'static str, &'static str)]> {
+    let known = || TEMPLATES.map(|it| it.0).join(", ");
+    let missing = || Error::not_found(format!("there is no template `{name}`")).hint(format!("there are: {}", known()));
+    TEMPLATES.iter().find(|it| it.0 == name).map(|it| it.1).ok_or_else(missing)
+}
+
+impl Report for Initialized {
+    fn json(&self) -> Value {
+        json!({"root": self.root.display().to_string(), "written": self.written})
+    }
+}
+
+impl fmt::Display for Initialized {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "mlx is set up in {}", self.root.display())?;
+        self.written.iter().try_for_each(|it| writeln!(f, "wrote {it}"))?;
+        f.write_str("next: `mlx add FOLDER`, then `git add .mlx FOLDER.mlx .gitignore`")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_has_every_file_of_every_template() {
+        for (name, files) in TEMPLATES {
+            let root = concat!(env!("CARGO_MANIFEST_DIR"), "/.mlops-template/");
+            let there = walkdir::WalkDir::new(format!("{root}{name}")).sort_by_file_name();
+            let there: Vec<_> = there.into_iter().map(|it| it.unwrap()).filter(|it| it.file_type().is_file()).collect();
+            let mut there: Vec<String> =
+                there.iter().map(|it| it.path().strip_prefix(format!("{root}{name}")).unwrap().display().to_string()).collect();
+            there.sort();
+            assert_eq!(files.iter().map(|it| it.0).collect::<Vec<_>>(), there);
+        }
+    }
+}

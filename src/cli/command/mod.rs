@@ -1,0 +1,105 @@
+//! One file per command: its `Args`, its `run`, and the report it returns.
+
+mod add;
+mod checkout;
+mod commit;
+mod completions;
+mod config;
+mod data;
+mod demo;
+mod diff;
+mod doctor;
+mod guard;
+mod init;
+mod lineage;
+mod log;
+mod model;
+mod remote;
+mod repro;
+mod show;
+mod status;
+mod transfer;
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use crate::{
+    cli::{Context, ui::Ui},
+    error::Result,
+};
+
+/// The whole list of commands. To add one, add a file, a variant and an arm; the compiler asks for
+/// whichever is forgotten.
+#[derive(Subcommand)]
+pub enum Command {
+    Init(init::Args),
+    Add(add::Args),
+    Status(status::Args),
+    Checkout(checkout::Args),
+    Commit(commit::Args),
+    Repro(repro::Args),
+    Diff(diff::Args),
+    Show(show::Args),
+    #[command(subcommand)]
+    Remote(remote::Command),
+    Push(transfer::PushArgs),
+    Fetch(transfer::FetchArgs),
+    Pull(transfer::PullArgs),
+    #[command(subcommand)]
+    Config(config::Command),
+    #[command(subcommand)]
+    Data(data::Command),
+    #[command(subcommand)]
+    Model(model::Command),
+    Log(log::Args),
+    Lineage(lineage::Args),
+    Demo(demo::Args),
+    Doctor(doctor::Args),
+    Completions(completions::Args),
+    #[command(name = crate::pipeline::runner::SUBCOMMAND, hide = true)]
+    Guard(guard::Args),
+}
+
+impl Command {
+    pub fn run(&self, ctx: &Context<'_>, ui: &Ui) -> Result<ExitCode> {
+        Ok(match self {
+            Self::Init(args) => ui.show(&init::run(ctx, args)?),
+            Self::Add(args) => ui.show(&add::run(ctx, args)?),
+            Self::Status(args) => ui.show(&status::run(ctx, args)?),
+            Self::Checkout(args) => ui.show(&checkout::run(ctx, args)?),
+            Self::Commit(args) => ui.show(&commit::run(ctx, args)?),
+            Self::Repro(args) => ui.show(&repro::run(ctx, args)?),
+            Self::Diff(args) => ui.show(&diff::run(ctx, args)?),
+            Self::Show(args) => ui.show(&show::run(ctx, args)?),
+            Self::Remote(command) => ui.show(&remote::run(ctx, command)?),
+            Self::Push(args) => ui.show(&transfer::push(ctx, args)?),
+            Self::Fetch(args) => ui.show(&transfer::fetch(ctx, args)?),
+            Self::Pull(args) => ui.show(&transfer::pull(ctx, args)?),
+            Self::Config(command) => ui.show(&config::run(ctx, command)?),
+            Self::Data(data::Command::Split(args)) => ui.show(&data::split(ctx, args)?),
+            Self::Data(data::Command::Features(args)) => ui.show(&data::features(ctx, args)?),
+            Self::Model(command) => model_command(ctx, ui, command)?,
+            Self::Demo(args) => ui.show(&demo::run(ctx, args)?),
+            Self::Doctor(args) => ui.show(&doctor::run(ctx, args)?),
+            Self::Log(args) => ui.show(&log::run(ctx, args)?),
+            Self::Lineage(args) => ui.show(&lineage::run(ctx, args)?),
+            Self::Completions(args) => ui.show(&completions::run(args)),
+            Self::Guard(args) => guard::run(args)?,
+        })
+    }
+}
+
+fn model_command(ctx: &Context<'_>, ui: &Ui, command: &model::Command) -> Result<ExitCode> {
+    use model::Command as Model;
+
+    Ok(match command {
+        Model::Train(args) => ui.show(&model::train(ctx, args)?),
+        Model::Evaluate(args) => ui.show(&model::evaluate(ctx, args)?),
+        Model::Package(args) => ui.show(&model::package(ctx, args)?),
+        Model::Register(args) => ui.show(&model::register(ctx, args)?),
+        Model::List { model } => ui.show(&model::list(ctx, model.as_deref())?),
+        Model::Show { version } => ui.show(&model::show(ctx, version)?),
+        Model::Get { version, out, remote } => ui.show(&model::get(ctx, version, out.as_ref(), remote.as_deref())?),
+    })
+}
