@@ -16,7 +16,7 @@ use crate::{error::Result, fs};
 
 /// Version data, models and metrics with Git, and take a model from pictures to production
 #[derive(Parser)]
-#[command(name = "mlx", version, propagate_version = true, arg_required_else_help = true)]
+#[command(name = "mlx", version, arg_required_else_help = true)]
 #[command(after_help = "Exit codes: 0 done, 1 internal, 2 usage, 3 not found, 4 conflict, 5 corrupt, 6 denied, \
 7 unavailable, 8 a stage failed, 10 a check found something.\nStart with `mlx demo`.")]
 pub struct Cli {
@@ -31,7 +31,7 @@ pub struct Cli {
 pub struct Global {
     /// Work in this folder
     #[arg(short = 'C', value_name = "DIR", global = true)]
-    dir: Option<PathBuf>,
+    work_in: Option<PathBuf>,
     /// Print one JSON document; errors too: {"error": {"kind", "message", "hint"}}
     #[arg(long, global = true)]
     json: bool,
@@ -59,7 +59,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
 
 fn run(cli: &Cli, ui: &Ui) -> Result<ExitCode> {
     let start = fs::current_dir()?;
-    let cwd = match &cli.global.dir {
+    let cwd = match &cli.global.work_in {
         Some(dir) => {
             let missing = || crate::error::Error::not_found(format!("there is no folder `{}`", dir.display()));
             fs::canonical(&start.join(dir)).filter(|it| fs::is_dir(it)).ok_or_else(missing)?

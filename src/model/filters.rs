@@ -198,13 +198,18 @@ fn network(centers: &[Vec<f64>], whitening: &Whitening, side: usize, patch: usiz
     ];
     let response = side - patch + 1;
     let part = (response / PARTS) as i64;
-    let pool = || vec![Attribute::ints("kernel_shape", &[part, part]), Attribute::ints("strides", &[part, part])];
+    let pool = || vec![Attribute::ints("kernel_shape", &[part, part]), Attribute::ints("strides", &[part, part]), Attribute::ints("pads", &[0; 4])];
     let node = |operator: &str, inputs: &[&str], output: &str| Node::new(operator, inputs, output, Vec::new());
+    let convolve = |inputs: &[&str], output: &str| {
+        // Some engines want even the defaults said.
+        let ones = |name: &str| Attribute::ints(name, &[1, 1]);
+        Node::new("Conv", inputs, output, vec![ones("strides"), ones("dilations"), Attribute::ints("pads", &[0; 4])])
+    };
     let nodes = vec![
-        node("Conv", &[INPUT, "mlx_filters"], "mlx_raw"),
-        node("Conv", &[INPUT, "mlx_equal"], "mlx_average"),
+        convolve(&[INPUT, "mlx_filters"], "mlx_raw"),
+        convolve(&[INPUT, "mlx_equal"], "mlx_average"),
         node("Mul", &[INPUT, INPUT], "mlx_squared"),
-        node("Conv", &["mlx_squared", "mlx_equal"], "mlx_average_square"),
+        convolve(&["mlx_squared", "mlx_equal"], "mlx_average_square"),
         node("Mul", &["mlx_average", "mlx_average"], "mlx_square_average"),
         node("Sub", &["mlx_average_square", "mlx_square_average"], "mlx_variance_raw"),
         node("Relu", &["mlx_variance_raw"], "mlx_variance"),

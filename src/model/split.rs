@@ -19,7 +19,7 @@ use crate::{
 const FEW: usize = 20;
 /// A class with fewer pictures can be neither taught nor examined.
 const FEWEST: usize = 5;
-const ENDINGS: [&str; 8] = ["bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp"];
+const ENDINGS: [&str; 6] = ["bmp", "gif", "jpeg", "jpg", "png", "webp"];
 
 /// The side of a picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

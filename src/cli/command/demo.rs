@@ -179,7 +179,7 @@ impl Stage<'_, '_> {
             return Ok(());
         }
         let error = Error::new(Kind::Stage, format!("`{} {}` failed", program.display(), args.join(" ")));
-        Err(error.hint(String::from_utf8_lossy(&said).trim().to_owned()))
+        Err(error.hint(String::from_utf8_lossy(&said).lines().last().unwrap_or("it said nothing").to_owned()))
     }
 
     /// On a fresh machine Git has no user yet; the demo lends one for its own commits.
