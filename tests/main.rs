@@ -1,1 +1,15 @@
+//! One binary for every integration test: it links once, and the `mod` lines are the table of contents.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot set itself up should panic")]
+
+mod sandbox;
+
+mod cli;
+mod faults;
+mod hostile;
+mod model;
+mod remote;
+mod repro;
+mod s3;
+mod tidy;
+mod workspace;

@@ -104,11 +104,10 @@ impl Whitening {
         rows.iter().for_each(|row| mean.iter_mut().zip(row).for_each(|(sum, it)| *sum += it / count));
         let mut covariance = vec![0.0; width * width];
         for row in rows {
-            for i in 0..width {
-                let a = (row[i] - mean[i]) / count;
-                for j in 0..=i {
-                    covariance[i * width + j] += a * (row[j] - mean[j]);
-                }
+            let off: Vec<f64> = row.iter().zip(&mean).map(|(it, mean)| it - mean).collect();
+            for (i, one) in off.iter().enumerate() {
+                let products = off[..=i].iter().map(|other| one * other / count);
+                covariance[i * width..].iter_mut().zip(products).for_each(|(sum, it)| *sum += it);
             }
         }
         (0..width).for_each(|i| covariance[i * width + i] += RIDGE);
@@ -118,9 +117,10 @@ impl Whitening {
     fn apply(&self, row: &[f64]) -> Vec<f64> {
         let width = self.mean.len();
         let mut out: Vec<f64> = Vec::with_capacity(width);
-        for i in 0..width {
-            let known: f64 = (0..i).map(|j| self.factor[i * width + j] * out[j]).sum();
-            out.push((row[i] - self.mean[i] - known) / self.factor[i * width + i]);
+        for (i, (value, mean)) in row.iter().zip(&self.mean).enumerate() {
+            let factors = &self.factor[i * width..=i * width + i];
+            let known = dot(&factors[..i], &out);
+            out.push((value - mean - known) / factors[i]);
         }
         out
     }

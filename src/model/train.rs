@@ -114,7 +114,7 @@ fn cross_validate(
 impl Trained {
     /// What `mlx show metrics` shows of the training.
     pub fn metrics(&self) -> Value {
-        let chosen = self.tried.iter().find(|it| it.0 == self.head.strength).copied().unwrap_or_default();
+        let chosen = self.tried.iter().find(|it| it.0.to_bits() == self.head.strength.to_bits()).copied().unwrap_or_default();
         let tried: BTreeMap<String, Value> = self
             .tried
             .iter()

@@ -33,7 +33,7 @@ pub const OPTIONS: [&str; 14] = [
     "default_storage_class",
     "checksum_algorithm",
 ];
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 pub struct Place {
     pub operator: Operator,

@@ -78,11 +78,10 @@ pub fn between(
     let mut found = Vec::new();
     let (old_file, new_file) = (old.filter(|it| it.kind != Shape::Tree), new.filter(|it| it.kind != Shape::Tree));
     match (old_file, new_file) {
-        (None, None) => {}
         (None, Some(_)) => found.push((path.clone(), Change::Added)),
         (Some(_), None) => found.push((path.clone(), Change::Deleted)),
         (Some(old), Some(new)) if old != new => found.push((path.clone(), Change::Modified)),
-        (Some(_), Some(_)) => {}
+        _ => {}
     }
     for it in diff(store, path, tree(old).as_ref(), tree(new).as_ref())? {
         let change = match (it.old, it.new) {

@@ -36,7 +36,7 @@ pub struct Added {
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Added> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
-    let claimed: Vec<_> = ctx.pipelines(&workspace)?.iter().flat_map(|it| it.claimed()).collect();
+    let claimed: Vec<_> = ctx.pipelines(&workspace)?.iter().flat_map(crate::pipeline::Pipeline::claimed).collect();
     let mut pointers = Vec::new();
     for path in ctx.paths(&repo, &args.paths)? {
         let added = workspace.add(&path, &claimed, ctx.progress);

@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, fmt, path::Path};
+use std::{collections::BTreeSet, fmt, path::Path};
 
 use serde_json::{Value, json};
 
@@ -95,7 +95,7 @@ impl fmt::Display for Chain {
         if self.dot {
             return dot(f, &self.lineage.root);
         }
-        let mut told = BTreeMap::new();
+        let mut told = BTreeSet::new();
         tree(f, &self.lineage.root, "", "", &mut told)
     }
 }
@@ -106,10 +106,10 @@ fn tree(
     it: &Node,
     first: &str,
     rest: &str,
-    told: &mut BTreeMap<(RepoPath, String), ()>,
+    told: &mut BTreeSet<(RepoPath, String)>,
 ) -> fmt::Result {
     writeln!(f, "{first}{}  {}  {}", it.path, it.content.digest.short(), commit(it))?;
-    let again = told.insert((it.path.clone(), it.content.digest.hex()), ()).is_some();
+    let again = !told.insert((it.path.clone(), it.content.digest.hex()));
     if let Origin::Stage { name, command, params, edited } = &it.origin {
         if again {
             return writeln!(f, "{rest}  (as above)");

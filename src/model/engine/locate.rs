@@ -36,8 +36,8 @@ pub fn locate(repo: &Repo) -> Result<Option<Library>> {
         }
         return probe(&path).map(Some);
     }
-    let installed = folders().into_iter().filter(|it| !is_inside(it, repo.root())).flat_map(|it| libraries(&it));
-    Ok(installed.filter_map(|it| probe(&it).ok()).next())
+    let outside = folders().into_iter().filter(|it| !is_inside(it, repo.root()));
+    Ok(outside.flat_map(|it| libraries(&it)).find_map(|it| probe(&it).ok()))
 }
 
 fn is_inside(path: &Path, root: &Path) -> bool {

@@ -51,8 +51,8 @@ impl Runtime {
             let error = Error::not_found(format!("the network has no {what} `{name}`; it has {}", known.join(", ")));
             Err(error.hint("set backbone.input and backbone.output in params.toml"))
         };
-        names("input", session.inputs().iter().map(|it| it.name()).collect(), input)?;
-        names("output", session.outputs().iter().map(|it| it.name()).collect(), output)?;
+        names("input", session.inputs().iter().map(ort::value::Outlet::name).collect(), input)?;
+        names("output", session.outputs().iter().map(ort::value::Outlet::name).collect(), output)?;
         Ok(Self { session, input: input.to_owned(), output: output.to_owned(), id: id(library) })
     }
 }

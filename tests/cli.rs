@@ -1,0 +1,104 @@
+//! The contract of the command line: help, JSON, errors, quiet.
+
+use std::{fs, path::Path};
+
+use serde_json::Value;
+
+use crate::sandbox::Sandbox;
+
+/// Every command and subcommand, from the help itself.
+fn commands(sandbox: &Sandbox, prefix: &str) -> Vec<String> {
+    let help = sandbox.ok(&format!("{prefix} --help"));
+    let Some(list) = help.split("\nCommands:\n").nth(1) else { return vec![prefix.to_owned()] };
+    let names = list.lines().take_while(|it| !it.is_empty()).filter_map(|it| it.split_whitespace().next());
+    let names = names.filter(|it| *it != "help").map(|it| format!("{prefix} {it}"));
+    names.flat_map(|it| commands(sandbox, &it)).collect()
+}
+
+#[test]
+fn every_command_has_an_example_and_tells_its_json() {
+    let sandbox = Sandbox::bare();
+    let all = commands(&sandbox, "");
+    assert!(all.len() > 25, "{all:?}");
+    for command in all {
+        let help = sandbox.ok(&format!("{command} --help"));
+        assert!(help.contains("Examples:\n  ") && help.contains("JSON: "), "{command}\n{help}");
+    }
+}
+
+#[test]
+fn an_error_in_json_is_an_object_with_kind_message_and_hint() {
+    let sandbox = Sandbox::bare();
+    for (args, code, kind) in [("status --json", 3, "not-found"), ("stauts --json", 2, "usage"), ("add --json", 2, "usage")] {
+        let ran = sandbox.mlx(args);
+        let value: Value = serde_json::from_str(&ran.out).unwrap();
+        assert_eq!((ran.code, value["error"]["kind"].as_str()), (code, Some(kind)), "{args}");
+        assert!(value["error"]["message"].is_string() && value["error"]["hint"].is_string(), "{value}");
+    }
+}
+
+#[test]
+fn quiet_prints_errors_alone() {
+    let sandbox = Sandbox::new();
+    sandbox.write("data/x", "x");
+    let ran = sandbox.mlx("-q add data");
+    assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (0, "", ""));
+    let ran = sandbox.mlx("-q add nothing");
+    assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (3, "", "error: there is no `nothing`\n"));
+    let ran = sandbox.mlx("-C nowhere status");
+    assert_eq!((ran.code, ran.err.as_str()), (3, "error: there is no folder `nowhere`\n"));
+}
+
+#[test]
+fn completions_and_doctor_answer() {
+    let sandbox = Sandbox::new();
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(sandbox.ok(&format!("completions {shell}")).contains("mlx"), "{shell}");
+    }
+    let found = sandbox.json("doctor");
+    assert_eq!(found["engine"], "rten (built in)");
+    assert!(found["links"].as_array().unwrap().contains(&Value::from("copy")) && found["free"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn settings_are_layered_and_what_must_not_be_committed_is_refused() {
+    let sandbox = Sandbox::new();
+    sandbox.ok("config set cache.link copy");
+    sandbox.ok("config set --local cache.link hardlink");
+    assert_eq!(sandbox.json("config get cache.link")["cache.link"]["value"], "hardlink");
+    assert!(sandbox.read(".mlx/config.toml").contains("link = \"copy\""));
+    assert!(sandbox.fails("config set cache.dir /tmp/x", 6).contains("must not be committed"));
+    assert!(sandbox.fails("config set no.such thing", 2).contains("there is no setting `no.such`"));
+    assert!(sandbox.fails("config get core.remote", 3).contains("`core.remote` is not set"));
+    let cache = sandbox.root().join("cache");
+    sandbox.ok(&format!("config set --local cache.dir {}", cache.display()));
+    sandbox.write("data/x", "x");
+    sandbox.ok("add data");
+    assert!(cache.join("packs").is_dir() && fs::read_dir(cache.join("packs")).unwrap().count() == 4);
+}
+
+#[test]
+fn no_secret_is_printed_or_committed() {
+    let sandbox = Sandbox::new();
+    sandbox.ok("remote add s3 s3://bucket/x --default --set region=r");
+    assert!(sandbox.fails("config set remote.s3.secret_access_key CANARY", 6).contains("must not be committed"));
+    assert!(sandbox.fails("remote add two s3://b --set secret_access_key=CANARY", 6).contains("must not be committed"));
+    assert!(sandbox.fails("remote add three s3://user:CANARY@b/x", 6).contains("must not hold"));
+    sandbox.ok("config set --local remote.s3.secret_access_key CANARY");
+    for args in ["config list", "config list --json", "remote list --json"] {
+        let ran = sandbox.mlx(args);
+        assert!(!ran.out.contains("CANARY") && !ran.err.contains("CANARY"), "{args}");
+    }
+    assert!(!sandbox.git("status --porcelain -uall").contains("local.toml"));
+}
+
+/// The commands of the README, run as they stand there, and its table against the help.
+#[test]
+fn the_readme_names_every_command() {
+    let sandbox = Sandbox::bare();
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    for command in commands(&sandbox, "") {
+        let name = format!("mlx {}", command.trim());
+        assert!(readme.contains(&format!("`{name}")), "README lacks `{name}`");
+    }
+}

@@ -1,0 +1,123 @@
+//! Repositories and remotes that somebody else wrote.
+
+use std::{fs, os::unix::fs::symlink};
+
+use crate::sandbox::{Sandbox, snapshot};
+
+/// A repository with a pushed file, whose pointer can then be bent.
+fn pushed() -> (Sandbox, String) {
+    let sandbox = Sandbox::new();
+    sandbox.write("data/pre-commit", "#!/bin/sh\necho pwned\n");
+    sandbox.ok("add data/pre-commit");
+    let remote = format!("file://{}", sandbox.root().join("remote").display());
+    sandbox.ok(&format!("remote add origin {remote} --default"));
+    sandbox.ok("push");
+    (sandbox, remote)
+}
+
+fn hooks(sandbox: &Sandbox) -> Vec<String> {
+    let names = fs::read_dir(sandbox.repo.join(".git/hooks")).unwrap();
+    let mut names: Vec<_> = names.map(|it| it.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_link_to_the_hooks_is_never_written_through() {
+    let (sandbox, _) = pushed();
+    sandbox.write("mlx.toml", "[stage.evil]\ncmd = 'echo pwned > hookdir/pre-commit'\nouts = ['hookdir/pre-commit']\n");
+    symlink(".git/hooks", sandbox.repo.join("hookdir")).unwrap();
+    fs::copy(sandbox.repo.join("data/pre-commit.mlx"), sandbox.repo.join("pointer")).unwrap();
+    sandbox.git("add -A");
+    let before = hooks(&sandbox);
+    let error = sandbox.fails("repro", 6);
+    assert!(error.contains("`hookdir` is a link"), "{error}");
+    // The same as a pointer: Git would hand it out as `hookdir/pre-commit.mlx` only through the link, so the
+    // lockfile names it.
+    let pointer = sandbox.read("pointer");
+    let digest = pointer.lines().next().unwrap().trim_start_matches("digest = ").to_owned();
+    let lock = format!(
+        "format = 1\n\n[stage.evil]\ncmd = \"x\"\nkey = {digest}\nout.\"hookdir/pre-commit\" = {{ digest = {digest}, files = 1, kind = \"executable\", size = 27 }}\n"
+    );
+    sandbox.write("mlx.lock", lock);
+    for args in ["checkout", "pull", "checkout --force", "pull --force", "repro"] {
+        let error = sandbox.fails(args, 6);
+        assert!(error.contains("`hookdir` is a link"), "{args}: {error}");
+    }
+    assert_eq!(hooks(&sandbox), before);
+}
+
+#[test]
+fn names_in_pointers_and_lockfiles_cannot_leave() {
+    let (sandbox, _) = pushed();
+    let digest = format!("b3:{}", "0".repeat(64));
+    for path in ["../x", "/etc/x", ".git/hooks/x", "a/../../x", ".GIT/config", "git~1/config"] {
+        let lock = format!(
+            "format = 1\n\n[stage.a]\ncmd = \"x\"\nkey = \"{digest}\"\nout.\"{path}\" = {{ digest = \"{digest}\", files = 1, kind = \"file\", size = 1 }}\n"
+        );
+        sandbox.write("mlx.toml", "[stage.a]\ncmd = 'x'\nouts = ['x']\n");
+        sandbox.write("mlx.lock", lock);
+        let before = snapshot(&sandbox.root());
+        assert_ne!(sandbox.mlx("checkout").code, 0, "{path}");
+        assert_ne!(sandbox.mlx("pull").code, 0, "{path}");
+        assert_eq!(snapshot(&sandbox.root()), before, "{path}");
+    }
+}
+
+#[test]
+fn a_linked_mlx_folder_is_refused() {
+    let (sandbox, _) = pushed();
+    fs::rename(sandbox.repo.join(".mlx"), sandbox.root().join("elsewhere")).unwrap();
+    symlink("../elsewhere", sandbox.repo.join(".mlx")).unwrap();
+    assert_ne!(sandbox.mlx("status").code, 0);
+}
+
+#[test]
+fn a_committed_config_runs_nothing_and_chooses_no_library() {
+    let (sandbox, _) = pushed();
+    let lib = sandbox.repo.join("libonnxruntime.so");
+    fs::write(&lib, "not a library").unwrap();
+    let text = sandbox.read(".mlx/config.toml");
+    let bent = format!("{text}[onnx]\nlibrary = \"{}\"\n[cache]\ndir = \"{}\"\n", lib.display(), sandbox.root().join("stolen").display());
+    sandbox.write(".mlx/config.toml", bent);
+    sandbox.git("config core.fsmonitor 'touch ran'");
+    sandbox.git("config core.sshCommand 'touch ran'");
+    for args in ["status", "diff", "pull", "checkout", "doctor"] {
+        sandbox.ok(args);
+    }
+    assert!(!sandbox.has("ran") && !sandbox.root().join("stolen").exists());
+    let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
+    let output = command.env("ORT_DYLIB_PATH", &lib).args(["doctor"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stdout).contains("lies in the repository"), "{output:?}");
+}
+
+#[test]
+fn credentials_go_to_no_endpoint_that_nobody_vouched_for() {
+    let sandbox = Sandbox::new();
+    sandbox.ok("remote add s3 s3://bucket/x --default --set endpoint=http://127.0.0.1:9 --set region=r");
+    sandbox.commit("remote");
+    fs::remove_dir_all(sandbox.root().join("home/.config")).unwrap();
+    let error = sandbox.fails("push", 6);
+    assert!(error.contains("wants your credentials sent to `http://127.0.0.1:9`") && error.contains("mlx remote trust s3"), "{error}");
+    assert_eq!(sandbox.json("remote list")["remotes"][0]["trusted"], false);
+    sandbox.ok("remote trust s3");
+    assert_eq!(sandbox.json("remote list")["remotes"][0]["trusted"], true);
+}
+
+#[test]
+fn a_remote_that_sends_something_else_is_found_out() {
+    let (sandbox, _) = pushed();
+    sandbox.commit("all");
+    let packs = sandbox.root().join("remote/v1/packs");
+    for pack in fs::read_dir(&packs).unwrap() {
+        let path = pack.unwrap().path();
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[12] ^= 1;
+        fs::write(&path, bytes).unwrap();
+    }
+    let clone = sandbox.root().join("clone");
+    sandbox.git(&format!("clone -q {} {}", sandbox.repo.display(), clone.display()));
+    let error = sandbox.at(&clone).fails("pull", 5);
+    assert!(error.contains("sent is damaged"), "{error}");
+    assert!(!clone.join("data/pre-commit").exists());
+}

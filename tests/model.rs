@@ -1,0 +1,209 @@
+//! From photos to a registered model, on drawn photos and, where they are, on real ones.
+
+use std::{fs, path::Path, process::Command};
+
+use serde_json::Value;
+
+use crate::sandbox::{Sandbox, ended, skip, snapshot};
+
+/// A project from the template, with drawn photos.
+fn park(count: u64) -> Sandbox {
+    let sandbox = Sandbox::bare();
+    sandbox.git("init -q -b main");
+    sandbox.ok("init --template pets");
+    for number in 0..count {
+        for pet in [mlx::sketch::Pet::Cat, mlx::sketch::Pet::Dog] {
+            let photo = mlx::sketch::photo(1, pet, number).unwrap();
+            sandbox.write(&format!("data/{}/{number:04}.jpg", pet.name()), photo);
+        }
+    }
+    // Small and quick, as a test should be.
+    let params = sandbox.read("params.toml").replace("count = 64", "count = 16").replace("picture = 64", "picture = 32");
+    sandbox.write("params.toml", params);
+    sandbox
+}
+
+fn outcomes(value: &Value) -> Vec<String> {
+    let stages = value["stages"].as_array().unwrap_or_else(|| panic!("{value}"));
+    stages.iter().map(|it| format!("{} {}", it["name"].as_str().unwrap(), it["outcome"].as_str().unwrap())).collect()
+}
+
+#[test]
+fn the_whole_job_by_hand() {
+    let sandbox = park(60);
+    sandbox.ok("add data/");
+    let ran = sandbox.json("repro");
+    assert_eq!(outcomes(&ran), ["split ran", "features ran", "train ran", "evaluate ran", "package ran"]);
+    let metrics = sandbox.json("show metrics");
+    let accuracy = metrics["metrics/test.json"]["accuracy"].as_f64().unwrap();
+    assert!((0.6..=1.0).contains(&accuracy), "{metrics}");
+    assert!(sandbox.fails("model register pets", 4).contains("is not committed"));
+    sandbox.commit("first");
+    let version = sandbox.json("model register pets");
+    assert_eq!(version["version"], "pets@v0.1.0");
+    assert!(sandbox.git("cat-file -t pets@v0.1.0").starts_with("tag"));
+    let message = sandbox.git("tag -l --format=%(contents) pets@v0.1.0");
+    assert!(message.contains(version["package"].as_str().unwrap()) && message.contains("path = \"models/pets\"") && message.contains("accuracy = "), "{message}");
+    assert!(sandbox.fails("model register pets", 4).contains("registered already, as `pets@v0.1.0`"));
+    assert!(sandbox.fails("model register dogs", 3).contains("mlx.toml has no model `dogs`"));
+
+    // A training parameter computes no feature again.
+    let params = sandbox.read("params.toml").replace("[0.001, 0.01, 0.1, 1.0]", "[0.5]");
+    sandbox.write("params.toml", params);
+    let again = sandbox.json("repro");
+    assert_eq!(outcomes(&again), ["split unchanged", "features unchanged", "train ran", "evaluate ran", "package ran"]);
+    assert!(sandbox.fails("model register pets", 4).contains("is not committed"));
+    sandbox.commit("second");
+    assert_eq!(sandbox.json("model register pets")["version"], "pets@v0.2.0");
+    let versions = sandbox.json("model list pets");
+    assert_eq!(versions["versions"].as_array().unwrap().len(), 2);
+    assert_eq!(sandbox.json("model show pets")["version"], "pets@v0.2.0");
+
+    // The package is found without a workspace, and knows where it came from.
+    let chain = sandbox.json("lineage pets@v0.1.0");
+    assert_eq!((&chain["path"], &chain["stage"]["name"]), (&Value::from("models/pets"), &Value::from("package")));
+    assert_eq!(sandbox.json("lineage models/pets.onnx")["path"], "models/pets/model.onnx");
+    fs::remove_dir_all(sandbox.repo.join("models")).unwrap();
+    sandbox.ok("model get pets@v0.1.0 --out got");
+    let text = sandbox.read("got/model.toml");
+    assert!(text.contains("classes = [\"cat\", \"dog\"]") && text.contains("name = \"pixels\"") && !text.contains("commit"));
+}
+
+#[test]
+fn the_same_photos_give_the_same_model_to_the_last_bit() {
+    let (one, two) = (park(20), park(20));
+    for sandbox in [&one, &two] {
+        sandbox.ok("add data");
+    }
+    one.ok("repro");
+    let mut command = two.command(env!("CARGO_BIN_EXE_mlx"), &two.repo);
+    let ran = ended(command.env("RAYON_NUM_THREADS", "1").env("LANG", "de_DE.UTF-8").env("TZ", "Asia/Tokyo").arg("repro").output().unwrap());
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert_eq!(one.read("mlx.lock"), two.read("mlx.lock"));
+    assert_eq!(snapshot(&one.repo), snapshot(&two.repo));
+}
+
+#[test]
+fn a_damaged_photo_is_named_set_aside_and_counted() {
+    let sandbox = park(20);
+    sandbox.write("data/cat/0001.jpg", b"\xff\xd8\xff\xe0 no photo at all");
+    sandbox.write("data/cat/notes.txt", "not a picture by its name");
+    sandbox.ok("add data");
+    let ran = sandbox.mlx("repro");
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.err.contains("warning: `data/cat/0001.jpg` is set aside"), "{}", ran.err);
+    assert!(ran.err.contains("1 file that are no pictures") || ran.err.contains("1 file "), "{}", ran.err);
+    assert_eq!(sandbox.json("show metrics")["metrics/test.json"]["pictures"]["damaged"], 1);
+}
+
+#[test]
+fn too_few_photos_are_refused_by_name() {
+    let sandbox = park(20);
+    fs::remove_dir_all(sandbox.repo.join("data/dog")).unwrap();
+    assert!(sandbox.fails("data split data", 2).contains("there is one class only, `cat`"));
+    for number in 3..20 {
+        fs::remove_file(sandbox.repo.join(format!("data/cat/{number:04}.jpg"))).unwrap();
+    }
+    assert!(sandbox.fails("data split data", 2).contains("the class `cat` has 3 different pictures"));
+    assert!(sandbox.fails("data split nothing", 3).contains("there is no folder `nothing`"));
+    sandbox.write("params.toml", "[split]\nseed = 1\n");
+    assert!(sandbox.fails("data split data", 2).contains("missing field `test`"));
+    sandbox.write("params.toml", "");
+    assert!(sandbox.fails("data split data", 3).contains("`params.toml` has no table `split`"));
+}
+
+/// ONNX Runtime in Python, if it is there: `MLX_PYTHON` names an interpreter that has it.
+fn python() -> Option<String> {
+    let name = std::env::var("MLX_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let asked = Command::new(&name).args(["-c", "import onnxruntime, numpy"]).output();
+    asked.is_ok_and(|it| it.status.success()).then_some(name)
+}
+
+const COMPARE: &str = "
+import sys, json, numpy as np, onnxruntime as ort
+pixels = np.fromfile(sys.argv[2], '<f4').reshape(json.loads(sys.argv[3]))
+session = ort.InferenceSession(sys.argv[1])
+print(json.dumps(session.run(['probabilities'], {'pixels': pixels})[0].tolist()))
+";
+
+/// One saved tensor through our engine and through ONNX Runtime in Python: the same to 1e-4.
+fn compare(python: &str, model: &Path, photos: &Path, side: u32) {
+    let settings = mlx::model::settings::Backbone { resize: side * 8 / 7, crop: side, ..Default::default() };
+    let mut files: Vec<_> = walkdir::WalkDir::new(photos).into_iter().map(|it| it.unwrap()).filter(|it| it.file_type().is_file()).collect();
+    files.sort_by(|a, b| a.path().cmp(b.path()));
+    let mut tensor = Vec::new();
+    let mut count = 0;
+    for file in files.iter().step_by(files.len() / 8 + 1) {
+        let picture = mlx::model::picture::decode(&fs::read(file.path()).unwrap()).unwrap();
+        tensor.extend(mlx::model::picture::planes(&picture, &settings));
+        count += 1;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let saved = temp.path().join("tensor");
+    fs::write(&saved, tensor.iter().flat_map(|it| it.to_le_bytes()).collect::<Vec<_>>()).unwrap();
+    let shape = format!("[{count}, 3, {side}, {side}]");
+    let output = Command::new(python).args(["-c", COMPARE]).arg(model).arg(&saved).arg(&shape).output().unwrap();
+    let theirs: Vec<Vec<f64>> = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+    let theirs: Vec<f64> = theirs.into_iter().flatten().collect();
+    let bytes = fs::read(model).unwrap();
+    let ours = mlx::model::engine::builtin(&bytes, "pixels", "probabilities").unwrap().run(&tensor, side as usize).unwrap();
+    assert_eq!(ours.len(), theirs.len());
+    for (ours, theirs) in ours.iter().zip(&theirs) {
+        assert!((f64::from(*ours) - theirs).abs() < 1e-4, "{ours} {theirs}");
+    }
+}
+
+#[test]
+fn plain_onnx_runtime_gives_the_same_probabilities() {
+    let Some(python) = python() else {
+        return skip("plain_onnx_runtime_gives_the_same_probabilities", "no Python with onnxruntime and numpy (MLX_PYTHON)");
+    };
+    let sandbox = park(20);
+    sandbox.ok("add data");
+    sandbox.ok("repro");
+    compare(&python, &sandbox.repo.join("models/pets/model.onnx"), &sandbox.repo.join("data"), 32);
+}
+
+#[test]
+fn real_photos_and_a_real_backbone_reach_97_percent() {
+    let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
+    let (photos, backbone) = (shared.join("data/pets"), shared.join("models/efficientnet-lite0.onnx"));
+    if !photos.is_dir() || !backbone.is_file() {
+        eprintln!("skipped real_photos_and_a_real_backbone_reach_97_percent: the photos are not here");
+        return;
+    }
+    let sandbox = Sandbox::bare();
+    let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.root());
+    command.args(["demo", "park", "--json", "--photos"]).arg(&photos).arg("--backbone").arg(&backbone);
+    // The fast engine where Python has it, else the built-in one.
+    match python() {
+        Some(python) => {
+            let find = "import onnxruntime, glob, os; print(glob.glob(os.path.dirname(onnxruntime.__file__) + '/capi/libonnxruntime.so*')[0])";
+            let library = ended(Command::new(&python).args(["-c", find]).output().unwrap()).out;
+            command.env("ORT_DYLIB_PATH", library.trim());
+        }
+        None => drop(command.env("ORT_DYLIB_PATH", "none")),
+    }
+    let ran = ended(command.output().unwrap());
+    assert_eq!(ran.code, 0, "{}\n{}", ran.out, ran.err);
+    let story: Value = serde_json::from_str(&ran.out).unwrap();
+    assert!(story["accuracy"].as_f64().unwrap() >= 0.97, "{story}");
+    if let Some(python) = python() {
+        compare(&python, &sandbox.root().join("park/models/pets/model.onnx"), &photos, 224);
+    }
+}
+
+#[test]
+fn the_demo_tells_its_story_and_every_command_in_it_works() {
+    let sandbox = Sandbox::bare();
+    let ran = ended(sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.root()).args(["demo", "park", "--count", "80"]).output().unwrap());
+    assert_eq!(ran.code, 0, "{}\n{}", ran.out, ran.err);
+    for line in ["$ mlx add data/", "$ mlx repro", "$ mlx model register pets", "$ mlx push", "$ mlx diff metrics", "pull"] {
+        assert!(ran.err.contains(line), "{line}\n{}", ran.err);
+    }
+    assert!(ran.out.contains("pets@v0.1.0 tells the test photos apart with "));
+    let park = sandbox.root().join("park");
+    assert_eq!(sandbox.at(&park).json("status")["clean"], true);
+    let again = sandbox.at(&sandbox.root()).fails("demo park", 4);
+    assert!(again.contains("`park` is there already"), "{again}");
+}

@@ -1,0 +1,321 @@
+//! Stages: what runs, what is restored, what is left alone, and that no record is false.
+
+use std::{fs, thread, time::Duration};
+
+use serde_json::{Value, json};
+
+use crate::sandbox::{Sandbox, snapshot};
+
+/// Two stages in a row, a parameter each, and metrics.
+const PIPELINE: &str = r#"
+[stage.upper]
+cmd = "echo ran >> runs.log; tr a-z A-Z < in.txt > upper.txt; echo $(grep -o 'x = .*' params.toml) >> upper.txt"
+deps = ["in.txt"]
+params = ["params.toml:upper.x"]
+outs = ["upper.txt"]
+
+[stage.count]
+cmd = "mkdir -p out && wc -c < upper.txt > out/count.txt && printf '{\"size\": %d}' $(cat out/count.txt) > size.json"
+deps = ["upper.txt"]
+outs = ["out"]
+metrics = ["size.json"]
+"#;
+
+fn pipeline() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.write("in.txt", "hello\n");
+    sandbox.write("params.toml", "[upper]\nx = 1\n[other]\ny = 1\n");
+    sandbox.write("mlx.toml", PIPELINE);
+    sandbox.write(".gitignore", "/runs.log\n");
+    sandbox
+}
+
+/// `upper ran, count unchanged`
+fn outcomes(value: &Value) -> String {
+    let stages = value["stages"].as_array().unwrap_or_else(|| panic!("{value}"));
+    let one = |it: &Value| format!("{} {}", it["name"].as_str().unwrap(), it["outcome"].as_str().unwrap());
+    stages.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+fn runs(sandbox: &Sandbox) -> usize {
+    sandbox.read("runs.log").lines().count()
+}
+
+#[test]
+fn a_second_run_runs_nothing() {
+    let sandbox = pipeline();
+    assert_eq!(outcomes(&sandbox.json("repro")), "upper ran, count ran");
+    let lock = sandbox.read("mlx.lock");
+    assert_eq!(outcomes(&sandbox.json("repro")), "upper unchanged, count unchanged");
+    assert_eq!(sandbox.read("mlx.lock"), lock);
+    assert_eq!(runs(&sandbox), 1);
+    assert_eq!(sandbox.read(".gitignore"), "/runs.log\n/out\n/upper.txt\n".replace("/out\n/upper.txt", "/upper.txt\n/out"));
+    assert_eq!(sandbox.json("status")["clean"], true);
+}
+
+#[test]
+fn a_changed_param_reruns_what_depends_on_it_alone() {
+    let sandbox = pipeline();
+    sandbox.ok("repro");
+    sandbox.write("params.toml", "[upper]\nx = 1\n[other]\ny = 2\n");
+    assert_eq!(outcomes(&sandbox.json("repro")), "upper unchanged, count unchanged");
+    sandbox.write("params.toml", "[upper]\nx = 2\n[other]\ny = 2\n");
+    let plan = sandbox.json("repro --dry-run");
+    assert_eq!(outcomes(&plan), "upper would run, count would run");
+    assert_eq!(plan["stages"][0]["why"], json!(["params.toml: upper.x 1 → 2"]));
+    assert_eq!(plan["stages"][1]["why"], json!(["it needs the stage `upper`, which would run"]));
+    assert_eq!(sandbox.mlx("repro --dry-run --check").code, 10);
+    assert_eq!(runs(&sandbox), 1);
+    assert_eq!(outcomes(&sandbox.json("repro")), "upper ran, count ran");
+}
+
+#[test]
+fn kinds_of_values_are_told_apart() {
+    let sandbox = pipeline();
+    for (at, value) in ["1", "1.0", "true", "\"1\"", "[1]"].iter().enumerate() {
+        sandbox.write("params.toml", format!("[upper]\nx = {value}\n"));
+        assert!(outcomes(&sandbox.json("repro")).starts_with("upper ran"), "{value}");
+        assert_eq!(runs(&sandbox), at + 1);
+        assert!(outcomes(&sandbox.json("repro")).starts_with("upper unchanged"), "{value}");
+    }
+}
+
+#[test]
+fn a_run_made_once_is_restored() {
+    let sandbox = pipeline();
+    sandbox.ok("repro");
+    let (lock, files) = (sandbox.read("mlx.lock"), snapshot(&sandbox.repo));
+    sandbox.write("in.txt", "other\n");
+    sandbox.ok("repro");
+    sandbox.write("in.txt", "hello\n");
+    assert_eq!(outcomes(&sandbox.json("repro --dry-run")), "upper would restore, count would restore");
+    assert_eq!(outcomes(&sandbox.json("repro")), "upper restored, count restored");
+    assert_eq!((runs(&sandbox), sandbox.read("mlx.lock")), (2, lock.clone()));
+    fs::remove_file(sandbox.repo.join("mlx.lock")).unwrap();
+    assert_eq!(outcomes(&sandbox.json("repro")), "upper restored, count restored");
+    assert_eq!(sandbox.read("mlx.lock"), lock);
+    fs::remove_dir_all(sandbox.repo.join("out")).unwrap();
+    fs::remove_file(sandbox.repo.join("size.json")).unwrap();
+    assert_eq!(outcomes(&sandbox.json("repro")), "upper unchanged, count restored");
+    sandbox.write("runs.log", "ran\n");
+    assert_eq!(snapshot(&sandbox.repo), files);
+}
+
+#[test]
+fn an_input_that_changes_during_the_run_is_never_recorded() {
+    let sandbox = Sandbox::new();
+    sandbox.write("in.txt", "before\n");
+    sandbox.write("mlx.toml", "[stage.slow]\ncmd = 'cat in.txt > out.txt; echo after > in.txt'\ndeps = ['in.txt']\nouts = ['out.txt']\n");
+    let ran = sandbox.mlx("repro --json");
+    let value: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(ran.code, 4, "{}", ran.out);
+    assert_eq!(outcomes(&value), "slow failed");
+    assert!(value["error"]["message"].as_str().unwrap().contains("`in.txt` changed while the stage `slow` ran"));
+    assert!(!sandbox.has("mlx.lock") && !sandbox.has("out.txt"));
+}
+
+#[test]
+fn a_failing_command_leaves_everything_as_it_was() {
+    let sandbox = pipeline();
+    sandbox.ok("repro");
+    let (lock, files) = (sandbox.read("mlx.lock"), snapshot(&sandbox.repo));
+    let broken = PIPELINE.replace("tr a-z", "echo half > upper.txt; exit 3; tr a-z");
+    sandbox.write("mlx.toml", &broken);
+    let error = sandbox.fails("repro", 8);
+    assert!(error.contains("the stage `upper` failed (exit status: 3)") && error.contains("its output is in "), "{error}");
+    assert_eq!(sandbox.read("mlx.lock"), lock);
+    sandbox.write("mlx.toml", PIPELINE);
+    sandbox.write("runs.log", "ran\n");
+    assert_eq!(snapshot(&sandbox.repo), files, "the former output is back");
+    assert_eq!(outcomes(&sandbox.json("repro")), "upper unchanged, count unchanged");
+}
+
+#[test]
+fn a_success_without_its_output_is_a_failure() {
+    let sandbox = Sandbox::new();
+    sandbox.write("mlx.toml", "[stage.lazy]\ncmd = 'true'\nouts = ['out.txt']\n");
+    let error = sandbox.fails("repro", 8);
+    assert!(error.contains("succeeded without making its output `out.txt`"), "{error}");
+    assert!(!sandbox.has("mlx.lock"));
+}
+
+#[test]
+fn after_a_failure_the_rest_is_skipped_or_goes_on() {
+    let sandbox = Sandbox::new();
+    let text = "[stage.a]\ncmd = 'false'\nouts = ['1']\n[stage.b]\ncmd = 'touch 2'\ndeps = ['1']\nouts = ['2']\n[stage.c]\ncmd = 'touch 3'\nouts = ['3']\n";
+    sandbox.write("mlx.toml", text);
+    assert_eq!(outcomes(&sandbox.json("repro")), "a failed, b skipped, c skipped");
+    assert_eq!(outcomes(&sandbox.json("repro --keep-going")), "a failed, b skipped, c ran");
+}
+
+#[test]
+fn an_output_changed_by_hand_is_kept_before_it_is_restored() {
+    let sandbox = pipeline();
+    sandbox.ok("repro");
+    sandbox.write("upper.txt", "by hand");
+    let ran = sandbox.mlx("repro");
+    assert!(ran.err.contains("`upper.txt` was changed by hand; that version is kept as b3:"), "{}", ran.err);
+    assert!(sandbox.read("upper.txt").starts_with("HELLO"));
+    assert_eq!(runs(&sandbox), 1);
+}
+
+#[test]
+fn an_edited_output_can_be_committed_and_says_so() {
+    let sandbox = pipeline();
+    sandbox.ok("repro");
+    sandbox.write("upper.txt", "by hand");
+    sandbox.ok("commit upper.txt");
+    assert!(sandbox.read("mlx.lock").contains("edited = true"));
+    assert_eq!(outcomes(&sandbox.json("repro")), "upper unchanged, count ran");
+    assert_eq!(sandbox.read("upper.txt"), "by hand");
+}
+
+#[test]
+fn a_killed_stage_leaves_nothing_that_counts() {
+    let sandbox = Sandbox::new();
+    sandbox.write("mlx.toml", "[stage.slow]\ncmd = 'echo half > out.txt; sleep 30; echo whole > out.txt'\nouts = ['out.txt']\n");
+    let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
+    let mut child = command.arg("repro").spawn().unwrap();
+    while !sandbox.has("out.txt") {
+        thread::sleep(Duration::from_millis(10));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    sandbox.write("mlx.toml", "[stage.slow]\ncmd = 'echo whole > out.txt'\nouts = ['out.txt']\n");
+    let ran = sandbox.mlx("repro");
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.err.contains("what `slow` left of `out.txt` is now in "), "{}", ran.err);
+    assert_eq!(sandbox.read("out.txt"), "whole\n");
+}
+
+#[test]
+fn what_is_wrong_is_refused_before_anything_runs() {
+    let sandbox = Sandbox::new();
+    sandbox.write("params.toml", "a = 1\n");
+    sandbox.write("tracked.txt", "x");
+    sandbox.git("add tracked.txt");
+    sandbox.write("data/x", "x");
+    sandbox.ok("add data");
+    let first = "[stage.a0]\ncmd = 'touch ran'\nouts = ['ran']\n";
+    for (text, code, part) in [
+        ("[stage.a]\ncmd='x'\ndeps=['2']\nouts=['1']\n[stage.b]\ncmd='x'\ndeps=['1']\nouts=['2']\n", 2, "`a` → `b` → `a`"),
+        ("[stage.a]\ncmd='x'\nouts=['o']\n[stage.b]\ncmd='x'\nouts=['o']\n", 2, "`o` is an output of both `a` and `b`"),
+        ("[stage.a]\ncmd='x'\nouts=['o']\n[stage.b]\ncmd='x'\nouts=['o/p']\n", 2, "lie one inside the other"),
+        ("[stage.a]\ncmd='x'\ndeps=['none']\n", 3, "the stage `a` needs `none`, which is not there"),
+        ("[stage.a]\ncmd='x'\nparams=['params.toml:b.c']\n", 3, "`params.toml` has no parameter `b.c`"),
+        ("[stage.a]\ncmd='x'\nparams=['gone.toml:b']\n", 3, "the parameter file `gone.toml` is not there"),
+        ("[stage.a]\ncmd='x'\nouts=['../x']\n", 2, "is outside the repository"),
+        ("[stage.a]\ncmd='x'\nouts=['tracked.txt']\n", 4, "Git tracks `tracked.txt`"),
+        ("[stage.a]\ncmd='x'\nouts=['data/y']\n", 4, "the output `data/y` of the stage `a` lies in `data`"),
+        ("[stage.a]\ncmd='x'\nout=['y']\n", 2, "unknown field `out`"),
+    ] {
+        sandbox.write("mlx.toml", format!("{first}{text}"));
+        let error = sandbox.fails("repro", code);
+        assert!(error.contains(part), "{text}\n{error}");
+        assert!(!sandbox.has("ran") && !sandbox.has("mlx.lock"), "{text}");
+    }
+}
+
+#[test]
+fn adding_over_an_output_is_refused() {
+    let sandbox = pipeline();
+    sandbox.ok("repro");
+    for args in ["add upper.txt", "add out/count.txt", "add out"] {
+        assert!(sandbox.fails(args, 4).contains("belongs to the stage"), "{args}");
+    }
+}
+
+#[test]
+fn plans_need_no_data() {
+    let sandbox = pipeline();
+    sandbox.write("data/a.txt", "a");
+    sandbox.ok("add data");
+    let text = format!("{PIPELINE}\n[stage.list]\ncmd = 'ls data > list.txt'\ndeps = ['data']\nouts = ['list.txt']\n");
+    sandbox.write("mlx.toml", text);
+    sandbox.ok("repro");
+    sandbox.commit("all");
+    let clone = sandbox.root().join("clone");
+    sandbox.git(&format!("clone -q {} {}", sandbox.repo.display(), clone.display()));
+    let there = sandbox.at(&clone);
+    let plan = there.json("repro --dry-run");
+    assert_eq!(plan["stages"].as_array().unwrap().iter().filter(|it| it["name"] == "list" && it["outcome"] == "unchanged").count(), 1, "{plan}");
+    let status = there.json("status");
+    assert_eq!(status["data"][0]["state"], "absent", "{status}");
+    assert_eq!(there.json("diff data"), json!([]));
+    fs::write(clone.join("params.toml"), "[upper]\nx = 9\n").unwrap();
+    let plan = there.json("repro --dry-run");
+    assert_eq!(plan["stages"][1]["outcome"], "would run", "{plan}");
+}
+
+#[test]
+fn a_pipeline_in_a_folder_is_run_from_there() {
+    let sandbox = Sandbox::new();
+    sandbox.write("sub/in.txt", "x");
+    sandbox.write("sub/mlx.toml", "[stage.copy]\ncmd = 'cp in.txt out.txt'\ndeps = ['in.txt']\nouts = ['out.txt']\n");
+    assert_eq!(outcomes(&sandbox.at(&sandbox.repo.join("sub")).json("repro")), "copy ran");
+    assert!(sandbox.has("sub/mlx.lock") && sandbox.has("sub/out.txt") && sandbox.read("sub/.gitignore") == "/out.txt\n");
+    assert_eq!(outcomes(&sandbox.json("-C sub repro")), "copy unchanged");
+    assert_eq!(sandbox.json("status")["clean"], false, "not committed, so only `sub` knows its pipeline");
+}
+
+#[test]
+fn metrics_and_params_are_compared_between_versions() {
+    let sandbox = pipeline();
+    sandbox.ok("repro");
+    sandbox.commit("one");
+    sandbox.write("params.toml", "[upper]\nx = 25\n[other]\ny = nan\n");
+    sandbox.ok("repro");
+    let expected = json!([{"file": "size.json", "metric": "size", "old": 12, "new": 13, "change": 1}]);
+    assert_eq!(sandbox.json("diff metrics"), expected);
+    sandbox.commit("two");
+    assert_eq!(sandbox.json("diff metrics HEAD~1 HEAD"), expected);
+    assert_eq!(sandbox.json("diff metrics"), json!([]));
+    let params = sandbox.json("diff params HEAD~1");
+    assert_eq!(params[0], json!({"file": "params.toml", "metric": "other.y", "old": 1, "new": "nan", "change": null}));
+    assert_eq!(sandbox.json("show metrics"), json!({"size.json": {"size": 13}}));
+    let shown = sandbox.json("show metrics HEAD~1 workspace");
+    assert_eq!(shown, json!({"HEAD~1": {"size.json": {"size": 12}}, "workspace": {"size.json": {"size": 13}}}));
+    assert_eq!(sandbox.json("show metrics --all-commits").as_object().unwrap().len(), 3);
+    let table = sandbox.ok("diff metrics HEAD~1 HEAD");
+    assert!(table.contains("size.json  size    12   13   +1"), "{table}");
+    assert!(sandbox.fails("diff metrics nope", 3).contains("there is no revision `nope`"));
+}
+
+#[test]
+fn data_is_compared_file_by_file() {
+    let sandbox = Sandbox::new();
+    sandbox.write("data/a", "1");
+    sandbox.write("data/b", "2");
+    sandbox.ok("add data");
+    sandbox.commit("one");
+    sandbox.write("data/a", "changed");
+    sandbox.write("data/c", "3");
+    fs::remove_file(sandbox.repo.join("data/b")).unwrap();
+    let expected = json!([
+        {"path": "data/a", "change": "modified"},
+        {"path": "data/b", "change": "deleted"},
+        {"path": "data/c", "change": "added"},
+    ]);
+    assert_eq!(sandbox.json("diff data"), expected);
+    sandbox.ok("add data");
+    sandbox.commit("two");
+    assert_eq!(sandbox.json("diff data HEAD~1 HEAD"), expected);
+    let log = sandbox.json("log data");
+    let rows: Vec<_> = log["versions"].as_array().unwrap().iter().map(|it| (&it["summary"], &it["files"])).collect();
+    assert_eq!(rows, [(&json!("two"), &json!(2)), (&json!("one"), &json!(2))]);
+}
+
+#[test]
+fn lineage_goes_back_through_stages_to_commits() {
+    let sandbox = pipeline();
+    sandbox.ok("repro");
+    sandbox.commit("first");
+    let chain = sandbox.json("lineage out/count.txt");
+    assert_eq!(chain["stage"]["name"], "count");
+    assert_eq!(chain["commit"]["summary"], "first");
+    let upper = &chain["inputs"][0];
+    assert_eq!((&upper["path"], &upper["stage"]["params"]["params.toml:upper.x"]), (&json!("upper.txt"), &json!(1)));
+    assert_eq!((&upper["inputs"][0]["path"], &upper["inputs"][0]["commit"]["summary"]), (&json!("in.txt"), &json!("first")));
+    assert!(sandbox.ok("lineage out --dot").starts_with("digraph lineage {"));
+    assert!(sandbox.fails("lineage nothing", 3).contains("nothing is recorded of `nothing`"));
+}

@@ -1,0 +1,275 @@
+//! Files under mlx's care: add, status, checkout, commit.
+
+use std::{fs, os::unix::ffi::OsStrExt, os::unix::fs::PermissionsExt, path::Path};
+
+use serde_json::json;
+
+use crate::sandbox::{Sandbox, identity, snapshot};
+
+fn small() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.write("data/cat/a.txt", "a cat");
+    sandbox.write("data/dog/b.txt", "a dog");
+    sandbox
+}
+
+#[test]
+fn init_asks_for_git_and_keeps_what_is_there() {
+    let sandbox = Sandbox::bare();
+    let error = sandbox.fails("init", 3);
+    assert!(error.contains("is not in a Git repository") && error.contains("hint: make one with `git init`"), "{error}");
+    sandbox.git("init -q");
+    sandbox.write("params.toml", "mine = 1\n");
+    sandbox.ok("init --template pets");
+    assert_eq!(sandbox.read("params.toml"), "mine = 1\n");
+    assert!(sandbox.has("mlx.toml") && sandbox.has("README.md") && sandbox.has(".github/workflows/mlx.yml"));
+    sandbox.write(".mlx/local.toml", "");
+    let seen = sandbox.git("status --porcelain -uall");
+    assert!(seen.contains(".mlx/config.toml") && !seen.contains("local.toml"), "{seen}");
+    sandbox.ok("init");
+}
+
+#[test]
+fn a_pointer_has_one_spelling_and_git_sees_it_alone() {
+    let sandbox = small();
+    sandbox.ok("add data/");
+    let digest = "b3:";
+    let text = sandbox.read("data.mlx");
+    assert!(text.starts_with(&format!("digest = \"{digest}")), "{text}");
+    assert!(text.ends_with("files = 2\nformat = 1\nkind = \"tree\"\nsize = 10\n"), "{text}");
+    assert_eq!(sandbox.read(".gitignore"), "/data\n");
+    assert_eq!(sandbox.git("status --porcelain -uall"), "?? .gitignore\n?? .mlx/.gitignore\n?? .mlx/config.toml\n?? data.mlx\n");
+    sandbox.ok("add data/ --git-add");
+    assert_eq!(sandbox.git("diff --cached --name-only"), ".gitignore\ndata.mlx\n");
+    assert_eq!(sandbox.read("data.mlx"), text);
+}
+
+#[test]
+fn the_same_content_gives_the_same_pointer_elsewhere() {
+    let (one, two) = (small(), Sandbox::new());
+    two.write("data/dog/b.txt", "a dog");
+    two.write("data/cat/a.txt", "a cat");
+    one.ok("add data");
+    two.ok("add data");
+    assert_eq!(one.read("data.mlx"), two.read("data.mlx"));
+}
+
+#[test]
+fn any_tree_survives_add_delete_checkout() {
+    let sandbox = Sandbox::new();
+    let names: [&[u8]; 8] = [b"plain", b"with space", b"new\nline", b"\xff\xfe", b"100%", b"-dash", b"caf\xc3\xa9", b"#x"];
+    for (at, name) in names.iter().enumerate() {
+        let path = sandbox.repo.join("data").join(format!("d{}", at % 3)).join(std::ffi::OsStr::from_bytes(name));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, vec![at as u8; at * 1000]).unwrap();
+    }
+    sandbox.write("data/run.sh", "#!/bin/sh\n");
+    fs::set_permissions(sandbox.repo.join("data/run.sh"), fs::Permissions::from_mode(0o755)).unwrap();
+    sandbox.write("data/large.bin", vec![7_u8; 3_000_000]);
+    fs::create_dir_all(sandbox.repo.join("data/empty/inner")).unwrap();
+    std::os::unix::fs::symlink("../run.sh", sandbox.repo.join("data/d0/link")).unwrap();
+    std::os::unix::fs::symlink("nowhere", sandbox.repo.join("data/broken")).unwrap();
+    let before = snapshot(&sandbox.repo.join("data"));
+    sandbox.ok("add data");
+    fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
+    sandbox.ok("checkout");
+    assert_eq!(snapshot(&sandbox.repo.join("data")), before);
+    assert_eq!(sandbox.json("status")["clean"], true);
+    let pointer = sandbox.read("data.mlx");
+    sandbox.ok("add data");
+    assert_eq!(sandbox.read("data.mlx"), pointer);
+}
+
+#[test]
+fn status_names_each_file() {
+    let sandbox = small();
+    sandbox.write("data/gone.txt", "x");
+    sandbox.ok("add data");
+    assert_eq!(sandbox.json("status")["clean"], true);
+    sandbox.write("data/cat/a.txt", "another cat");
+    sandbox.write("data/new.txt", "new");
+    fs::remove_file(sandbox.repo.join("data/gone.txt")).unwrap();
+    let status = sandbox.json("status");
+    let changes = json!([
+        {"path": "data/cat/a.txt", "change": "modified"},
+        {"path": "data/gone.txt", "change": "deleted"},
+        {"path": "data/new.txt", "change": "added"},
+    ]);
+    assert_eq!(status["clean"], false);
+    assert_eq!(status["data"][0]["state"], "changed");
+    assert_eq!(status["data"][0]["changes"], changes);
+    assert_eq!(sandbox.mlx("status --check").code, 10);
+    assert_eq!(sandbox.mlx("status").code, 0);
+}
+
+#[test]
+fn an_edit_of_the_same_size_in_the_same_tick_is_seen() {
+    let sandbox = small();
+    for round in 0..20 {
+        let (one, two) = (format!("{round:04}a"), format!("{round:04}b"));
+        sandbox.write("data/cat/a.txt", &one);
+        sandbox.ok("add data");
+        sandbox.write("data/cat/a.txt", &two);
+        let time = filetime(&sandbox.repo.join("data/dog/b.txt"));
+        fs::File::open(sandbox.repo.join("data/cat/a.txt")).unwrap().set_modified(time).unwrap();
+        assert_eq!(sandbox.json("status")["clean"], false, "round {round}");
+    }
+}
+
+fn filetime(path: &Path) -> std::time::SystemTime {
+    path.metadata().unwrap().modified().unwrap()
+}
+
+#[test]
+fn checkout_refuses_to_lose_what_is_stored_nowhere() {
+    let sandbox = small();
+    sandbox.ok("add data");
+    sandbox.write("data/cat/a.txt", "edited");
+    sandbox.write("data/extra.txt", "extra");
+    let before = snapshot(&sandbox.repo);
+    let error = sandbox.fails("checkout", 4);
+    assert!(error.contains("`data/cat/a.txt`, `data/extra.txt`"), "{error}");
+    assert_eq!(snapshot(&sandbox.repo), before);
+    sandbox.ok("checkout --force");
+    assert_eq!(sandbox.read("data/cat/a.txt"), "a cat");
+    assert!(!sandbox.has("data/extra.txt"));
+}
+
+#[test]
+fn a_switch_of_versions_leaves_unchanged_files_alone() {
+    let sandbox = small();
+    sandbox.ok("add data");
+    sandbox.commit("one");
+    sandbox.write("data/cat/a.txt", "second version");
+    sandbox.write("data/cat/b.txt", "more");
+    sandbox.ok("add data");
+    sandbox.commit("two");
+    let before = identity(&sandbox.repo.join("data/dog/b.txt"));
+    sandbox.git("checkout -q HEAD~1");
+    sandbox.ok("checkout");
+    assert_eq!(sandbox.read("data/cat/a.txt"), "a cat");
+    assert!(!sandbox.has("data/cat/b.txt"));
+    assert_eq!(identity(&sandbox.repo.join("data/dog/b.txt")), before);
+    sandbox.git("checkout -q main");
+    sandbox.ok("checkout");
+    assert_eq!(sandbox.read("data/cat/a.txt"), "second version");
+}
+
+#[test]
+fn a_file_becomes_a_folder_and_back() {
+    let sandbox = small();
+    sandbox.write("data/x", "a file");
+    sandbox.ok("add data");
+    sandbox.commit("file");
+    fs::remove_file(sandbox.repo.join("data/x")).unwrap();
+    sandbox.write("data/x/y", "in a folder");
+    sandbox.ok("add data");
+    sandbox.commit("folder");
+    let folder = snapshot(&sandbox.repo.join("data"));
+    sandbox.git("checkout -q HEAD~1");
+    sandbox.ok("checkout");
+    assert_eq!(sandbox.read("data/x"), "a file");
+    sandbox.git("checkout -q main");
+    sandbox.ok("checkout");
+    assert_eq!(snapshot(&sandbox.repo.join("data")), folder);
+}
+
+#[test]
+fn adding_inside_a_tracked_folder_updates_its_pointer() {
+    let sandbox = small();
+    sandbox.ok("add data");
+    sandbox.write("data/cat/new.txt", "new");
+    sandbox.ok("add data/cat/new.txt");
+    let part = sandbox.read("data.mlx");
+    assert!(part.contains("files = 3\n"));
+    assert!(!sandbox.has("data/cat/new.txt.mlx") && !sandbox.has("data/cat/.gitignore"));
+    sandbox.ok("add data");
+    assert_eq!(sandbox.read("data.mlx"), part);
+}
+
+#[test]
+fn commit_records_edits_and_makes_no_git_commit() {
+    let sandbox = small();
+    sandbox.ok("add data");
+    sandbox.commit("one");
+    sandbox.write("data/cat/a.txt", "edited");
+    sandbox.ok("commit data");
+    assert_eq!(sandbox.json("status")["clean"], true);
+    assert_eq!(sandbox.git("rev-list --count HEAD").trim(), "1");
+    assert_eq!(sandbox.git("status --porcelain"), " M data.mlx\n");
+}
+
+#[test]
+fn what_cannot_be_tracked_is_named_and_nothing_is_left() {
+    let sandbox = small();
+    sandbox.write("code/main.py", "print()");
+    sandbox.git("add code");
+    sandbox.write("other/x", "x");
+    sandbox.ok("add other/x");
+    std::os::unix::fs::symlink("/etc/passwd", sandbox.repo.join("data/out")).unwrap();
+    let before = snapshot(&sandbox.repo);
+    for (args, code, part) in [
+        ("add missing", 3, "there is no `missing`"),
+        ("add ..", 2, "is outside the repository"),
+        ("add .", 2, "the whole repository cannot be tracked"),
+        ("add code", 4, "Git already tracks `code/main.py`"),
+        ("add other", 4, "`other` contains `other/x`, which has a pointer of its own"),
+        ("add .git/config", 6, "Git's or mlx's own folder"),
+        ("add data", 6, "the link `data/out` leads out of `data`"),
+        ("checkout nowhere", 3, "mlx does not track `nowhere`"),
+    ] {
+        let error = sandbox.fails(args, code);
+        assert!(error.contains(part), "{args}: {error}");
+    }
+    assert_eq!(snapshot(&sandbox.repo), before);
+}
+
+#[test]
+fn a_fifo_is_refused_by_name_without_waiting() {
+    let sandbox = small();
+    std::process::Command::new("mkfifo").arg(sandbox.repo.join("data/pipe")).status().unwrap();
+    let error = sandbox.fails("add data", 2);
+    assert!(error.contains("`data/pipe` is a fifo"), "{error}");
+}
+
+#[test]
+fn conflict_marks_in_a_pointer_are_named() {
+    let sandbox = small();
+    sandbox.ok("add data");
+    sandbox.write("data.mlx", "<<<<<<< HEAD\nformat = 1\n=======\nformat = 1\n>>>>>>> other\n");
+    let error = sandbox.fails("checkout", 5);
+    assert!(error.contains("`data.mlx` has merge-conflict marks"), "{error}");
+    assert_eq!(sandbox.read("data/cat/a.txt"), "a cat");
+}
+
+#[test]
+fn links_place_large_files_as_ordered_and_stay_clean() {
+    for link in ["hardlink", "symlink", "copy", "reflink,copy"] {
+        let sandbox = Sandbox::new();
+        sandbox.write("data/large.bin", vec![3_u8; 2_000_000]);
+        sandbox.ok("add data");
+        sandbox.ok(&format!("config set cache.link {link}"));
+        fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
+        sandbox.ok("checkout");
+        assert_eq!(fs::read(sandbox.repo.join("data/large.bin")).unwrap(), vec![3_u8; 2_000_000]);
+        let meta = sandbox.repo.join("data/large.bin").symlink_metadata().unwrap();
+        assert_eq!(meta.is_symlink(), link == "symlink", "{link}");
+        assert_eq!(sandbox.json("status")["clean"], true, "{link}");
+        let pointer = sandbox.read("data.mlx");
+        sandbox.ok("add data");
+        assert_eq!(sandbox.read("data.mlx"), pointer, "{link}");
+    }
+}
+
+#[test]
+fn linked_worktrees_share_the_store() {
+    let sandbox = small();
+    sandbox.ok("add data");
+    sandbox.commit("one");
+    let other = sandbox.root().join("other");
+    sandbox.git(&format!("worktree add -q {} -b side", other.display()));
+    let there = sandbox.at(&other);
+    there.ok("checkout");
+    assert_eq!(snapshot(&other.join("data")), snapshot(&sandbox.repo.join("data")));
+    assert_eq!(there.json("status")["clean"], true);
+}
