@@ -3,6 +3,12 @@
 //! Numbers keep their kind (`1` is not `1.0`), dates are text, NaN and infinities are the texts
 //! `nan`, `inf` and `-inf`, since JSON has no words for them.
 
+use std::fmt;
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, SeqAccess, Visitor},
+};
 use serde_json::{Map, Number, Value};
 
 use crate::{
@@ -15,15 +21,92 @@ pub fn parse(name: &RepoPath, bytes: &[u8]) -> Result<Value> {
     let wrong = |why: String| Error::new(Kind::Corrupt, format!("cannot read `{name}`: {why}"));
     let text = std::str::from_utf8(bytes).map_err(|_| wrong("it is not UTF-8".into()))?;
     if has_conflict_marks(text) {
-        return Err(wrong("it has merge-conflict marks".into()).hint("resolve the conflict in it, then try again"));
+        return Err(
+            wrong("it has merge-conflict marks".into()).hint("resolve the conflict in it, then try again")
+        );
     }
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let ending = name.name().rsplit(|&it| it == b'.').next().unwrap_or_default();
     match ending {
         b"json" => serde_json::from_str(&plain_json(text)).map_err(|it| wrong(it.to_string())),
         b"toml" => text.parse::<toml::Table>().map(from_toml).map_err(|it| wrong(it.to_string())),
-        b"yaml" | b"yml" => serde_saphyr::from_str::<Value>(text).map_err(|it| wrong(it.to_string())),
+        b"yaml" | b"yml" => serde_saphyr::from_str_with_options::<Loose>(text, yaml())
+            .map(|it| it.0)
+            .map_err(|it| wrong(it.to_string())),
         _ => Err(wrong("it is none of .json, .toml, .yaml".into())),
+    }
+}
+
+/// Bounded in depth and size; floats may be anything.
+fn yaml() -> serde_saphyr::Options {
+    serde_saphyr::options! { non_finite_float_policy: serde_saphyr::NonFiniteFloatPolicy::PassThrough }
+}
+
+/// A YAML value: as JSON's, but its floats may be anything.
+struct Loose(Value);
+
+impl<'de> Deserialize<'de> for Loose {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(LooseVisitor).map(Self)
+    }
+}
+
+struct LooseVisitor;
+
+impl<'de> Visitor<'de> for LooseVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_bool<E>(self, it: bool) -> Result<Value, E> {
+        Ok(Value::Bool(it))
+    }
+
+    fn visit_i64<E>(self, it: i64) -> Result<Value, E> {
+        Ok(Value::from(it))
+    }
+
+    fn visit_u64<E>(self, it: u64) -> Result<Value, E> {
+        Ok(Value::from(it))
+    }
+
+    fn visit_f64<E>(self, it: f64) -> Result<Value, E> {
+        Ok(number(it))
+    }
+
+    fn visit_str<E>(self, it: &str) -> Result<Value, E> {
+        Ok(Value::from(it))
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(Self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
+        let mut found = Vec::new();
+        while let Some(Loose(it)) = list.next_element()? {
+            found.push(it);
+        }
+        Ok(Value::Array(found))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut found = Map::new();
+        while let Some((key, Loose(it))) = map.next_entry::<Loose, Loose>()? {
+            let key = key.0.as_str().map_or_else(|| key.0.to_string(), str::to_owned);
+            found.insert(key, it);
+        }
+        Ok(Value::Object(found))
     }
 }
 
@@ -57,7 +140,9 @@ pub fn leaves(value: &Value) -> Vec<(String, Value)> {
 fn collect(value: &Value, key: String, found: &mut Vec<(String, Value)>) {
     let below = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
     match value {
-        Value::Object(map) if !map.is_empty() => map.iter().for_each(|(name, it)| collect(it, below(name), found)),
+        Value::Object(map) if !map.is_empty() => {
+            map.iter().for_each(|(name, it)| collect(it, below(name), found))
+        }
         Value::Array(list) if !list.is_empty() => {
             list.iter().enumerate().for_each(|(at, it)| collect(it, below(&at.to_string()), found));
         }
@@ -71,7 +156,8 @@ pub fn canonical(value: &Value) -> String {
         Value::Object(map) => {
             let mut keys: Vec<_> = map.iter().collect();
             keys.sort_by_key(|it| it.0);
-            let parts = keys.iter().map(|(key, it)| format!("{}:{}", Value::from(key.as_str()), canonical(it)));
+            let parts =
+                keys.iter().map(|(key, it)| format!("{}:{}", Value::from(key.as_str()), canonical(it)));
             format!("{{{}}}", parts.collect::<Vec<_>>().join(","))
         }
         Value::Array(list) => format!("[{}]", list.iter().map(canonical).collect::<Vec<_>>().join(",")),
@@ -158,6 +244,7 @@ mod tests {
     fn what_is_not_finite_is_text_in_every_format() {
         let expected = json!({"a": "nan", "b": "-inf", "c": "NaN \"q\""});
         assert_eq!(read("a.json", r#"{"a": NaN, "b": -Infinity, "c": "NaN \"q\""}"#), expected);
+        assert_eq!(read("a.yaml", "a: .nan\nb: -.inf\nc: 'NaN \"q\"'"), expected);
         assert_eq!(read("a.toml", "a = nan\nb = -inf\nc = 'NaN \"q\"'"), expected);
     }
 

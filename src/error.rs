@@ -141,7 +141,11 @@ impl<T> Doing<T> for io::Result<T> {
             let error = Error::new(kind_of(&source), what());
             let full = matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
             let error = error.because(source);
-            if full { error.hint("the disk is full: make room and run the same command again") } else { error }
+            if full {
+                error.hint("the disk is full: make room and run the same command again")
+            } else {
+                error
+            }
         })
     }
 }

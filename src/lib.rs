@@ -10,20 +10,24 @@
 // What can go wrong.
 pub mod error;
 
-// Plain values: names of bytes, places in a repository, moments, rows of bytes, loose documents.
+// Plain values: names of bytes, places in a repository, progress, moments.
 pub mod digest;
-pub mod document;
 pub mod path;
 pub mod progress;
 pub mod time;
+
+// How values are written down: loose documents of people, rows of bytes of machines.
+pub mod document;
 pub mod wire;
 
 // The disk. The only module that may touch `std::fs`.
 pub mod fs;
 
-// What we keep: history, content, pointers.
-pub mod git;
+// What stands in Git for content.
 pub mod pointer;
+
+// What we keep: history and content.
+pub mod git;
 pub mod store;
 
 // Where it is kept: discovery and configuration.

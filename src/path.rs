@@ -64,7 +64,8 @@ impl RepoPath {
 
     /// Reads what [`RepoPath::to_text`] wrote.
     pub fn from_text(text: &str) -> Result<Self> {
-        let wrong = || Error::new(Kind::Corrupt, format!("`{text}` holds a `%` that two hex digits do not follow"));
+        let wrong =
+            || Error::new(Kind::Corrupt, format!("`{text}` holds a `%` that two hex digits do not follow"));
         let mut bytes = Vec::with_capacity(text.len());
         let mut rest = text.as_bytes();
         while let [first, tail @ ..] = rest {
@@ -95,7 +96,10 @@ impl RepoPath {
         path.0.extend_from_slice(name);
         let deep = path.0.iter().filter(|&&it| it == b'/').count() > DEEPEST;
         if path.0.len() > LONGEST || deep {
-            let message = format!("`{}…` is too long: more than {LONGEST} bytes or {DEEPEST} folders", show(&path.0[..80]));
+            let message = format!(
+                "`{}…` is too long: more than {LONGEST} bytes or {DEEPEST} folders",
+                show(&path.0[..80])
+            );
             return Err(Error::new(Kind::Usage, message));
         }
         Ok(path)
@@ -193,7 +197,8 @@ fn escape(text: &mut String, byte: u8) {
 
 /// Refuses names that are no plain name, or that any file system could take for Git's or our own folder.
 pub fn check_name(name: &[u8]) -> Result<()> {
-    let refuse = |why: &str| Err(Error::new(Kind::Denied, format!("`{}` cannot be in a path: {why}", show(name))));
+    let refuse =
+        |why: &str| Err(Error::new(Kind::Denied, format!("`{}` cannot be in a path: {why}", show(name))));
     if name.is_empty() || name == b"." || name == b".." {
         return refuse("it is no name");
     }
@@ -213,9 +218,7 @@ pub fn check_name(name: &[u8]) -> Result<()> {
 /// A name as the most forgiving file system reads it: no case, no trailing dots or spaces, no
 /// stream suffix, none of the code points that HFS+ ignores.
 fn fold(name: &[u8]) -> String {
-    let ignored = |it: &char| {
-        !matches!(it, '\u{200c}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{206a}'..='\u{206f}' | '\u{feff}')
-    };
+    let ignored = |it: &char| !matches!(it, '\u{200c}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{206a}'..='\u{206f}' | '\u{feff}');
     let text: String = String::from_utf8_lossy(name).to_lowercase().chars().filter(ignored).collect();
     text.split(':').next().unwrap_or_default().trim_end_matches(['.', ' ']).to_owned()
 }
@@ -269,7 +272,19 @@ mod tests {
 
     #[test]
     fn names_that_could_be_git_are_refused() {
-        let bad = ["a/../b", "/a", "a//b", ".git", "x/.GIT/y", "git~1", ".git.", ".git ", ".git::$INDEX", ".g\u{200c}it", ".mlx/x"];
+        let bad = [
+            "a/../b",
+            "/a",
+            "a//b",
+            ".git",
+            "x/.GIT/y",
+            "git~1",
+            ".git.",
+            ".git ",
+            ".git::$INDEX",
+            ".g\u{200c}it",
+            ".mlx/x",
+        ];
         for text in bad {
             assert_eq!(RepoPath::from_bytes(text.as_bytes()).unwrap_err().kind(), Kind::Denied, "{text}");
         }

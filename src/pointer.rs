@@ -57,7 +57,9 @@ impl Pointer {
         let text = String::from_utf8_lossy(bytes);
         if document::has_conflict_marks(&text) {
             let error = Error::corrupt(format!("`{file}` has merge-conflict marks"));
-            return Err(error.hint(format!("choose one side (`git checkout --ours {file}`), then `mlx checkout`")));
+            return Err(
+                error.hint(format!("choose one side (`git checkout --ours {file}`), then `mlx checkout`"))
+            );
         }
         let broken = |why: &str| Error::corrupt(format!("`{file}` is not a pointer: {why}"));
         if let Some(format) = text.lines().find_map(|it| it.strip_prefix("format = "))
@@ -77,7 +79,9 @@ impl Pointer {
     pub fn to_toml(&self) -> String {
         let Content { digest, files, kind, size } = self.content;
         let kind = kind.name();
-        format!("digest = \"{digest}\"\nfiles = {files}\nformat = {FORMAT}\nkind = \"{kind}\"\nsize = {size}\n")
+        format!(
+            "digest = \"{digest}\"\nfiles = {files}\nformat = {FORMAT}\nkind = \"{kind}\"\nsize = {size}\n"
+        )
     }
 
     /// Where the pointer file lies.
@@ -122,7 +126,8 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named() {
-        let parse = |text: &str| Pointer::parse(RepoPath::from_text("data").unwrap(), text.as_bytes()).unwrap_err();
+        let parse =
+            |text: &str| Pointer::parse(RepoPath::from_text("data").unwrap(), text.as_bytes()).unwrap_err();
         let conflict = parse("<<<<<<< HEAD\nformat = 1\n=======\n>>>>>>> x\n");
         assert_eq!(conflict.to_string(), "`data.mlx` has merge-conflict marks");
         assert_eq!(parse("format = 2\n").to_string(), "`data.mlx` was written by a newer mlx");

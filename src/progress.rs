@@ -18,13 +18,24 @@ pub trait Progress: Sync {
 /// A closed list, so that every listener sees every case.
 #[derive(Debug)]
 pub enum Event<'a> {
-    Started { task: &'a str, total: Option<u64> },
-    Advanced { by: u64 },
+    Started {
+        task: &'a str,
+        total: Option<u64>,
+    },
+    Advanced {
+        by: u64,
+    },
     Finished,
     /// What a stage's command printed.
-    Output { bytes: &'a [u8] },
-    Note { message: &'a str },
-    Warning { message: &'a str },
+    Output {
+        bytes: &'a [u8],
+    },
+    Note {
+        message: &'a str,
+    },
+    Warning {
+        message: &'a str,
+    },
 }
 
 /// Says nothing.

@@ -29,7 +29,9 @@ fn every_command_has_an_example_and_tells_its_json() {
 #[test]
 fn an_error_in_json_is_an_object_with_kind_message_and_hint() {
     let sandbox = Sandbox::bare();
-    for (args, code, kind) in [("status --json", 3, "not-found"), ("stauts --json", 2, "usage"), ("add --json", 2, "usage")] {
+    for (args, code, kind) in
+        [("status --json", 3, "not-found"), ("stauts --json", 2, "usage"), ("add --json", 2, "usage")]
+    {
         let ran = sandbox.mlx(args);
         let value: Value = serde_json::from_str(&ran.out).unwrap();
         assert_eq!((ran.code, value["error"]["kind"].as_str()), (code, Some(kind)), "{args}");
@@ -57,7 +59,10 @@ fn completions_and_doctor_answer() {
     }
     let found = sandbox.json("doctor");
     assert_eq!(found["engine"], "rten (built in)");
-    assert!(found["links"].as_array().unwrap().contains(&Value::from("copy")) && found["free"].as_u64().unwrap() > 0);
+    assert!(
+        found["links"].as_array().unwrap().contains(&Value::from("copy"))
+            && found["free"].as_u64().unwrap() > 0
+    );
 }
 
 #[test]
@@ -81,8 +86,14 @@ fn settings_are_layered_and_what_must_not_be_committed_is_refused() {
 fn no_secret_is_printed_or_committed() {
     let sandbox = Sandbox::new();
     sandbox.ok("remote add s3 s3://bucket/x --default --set region=r");
-    assert!(sandbox.fails("config set remote.s3.secret_access_key CANARY", 6).contains("must not be committed"));
-    assert!(sandbox.fails("remote add two s3://b --set secret_access_key=CANARY", 6).contains("must not be committed"));
+    assert!(
+        sandbox.fails("config set remote.s3.secret_access_key CANARY", 6).contains("must not be committed")
+    );
+    assert!(
+        sandbox
+            .fails("remote add two s3://b --set secret_access_key=CANARY", 6)
+            .contains("must not be committed")
+    );
     assert!(sandbox.fails("remote add three s3://user:CANARY@b/x", 6).contains("must not hold"));
     sandbox.ok("config set --local remote.s3.secret_access_key CANARY");
     for args in ["config list", "config list --json", "remote list --json"] {

@@ -1,6 +1,6 @@
 //! A disk that fails, a process that is killed, a cache that is damaged.
 
-use std::{fs, path::Path, process::Command, thread, time::Duration};
+use std::{fs, path::Path, process::Command, thread};
 
 use crate::sandbox::{Sandbox, ended, snapshot};
 
@@ -44,7 +44,11 @@ fn survives_kills(prepare: &[&str], args: &str) {
     for round in 0..50_u32 {
         let sandbox = world();
         prepare.iter().for_each(|it| drop(sandbox.ok(it)));
-        let mut child = command(&sandbox, args).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+        let mut child = command(&sandbox, args)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
         // Spread over the command's whole life, in no order that repeats.
         thread::sleep(whole * ((round * 37) % 50) / 50);
         killed += u32::from(child.try_wait().unwrap().is_none());
@@ -101,7 +105,8 @@ fn survives_every_fault(prepare: &[&str], args: &str) {
     for how in ["kill", "fail"] {
         for at in 1.. {
             let sandbox = small();
-            let ran = ended(command(&sandbox, args).env("MLX_FAULT", format!("{how}:{at}")).output().unwrap());
+            let ran =
+                ended(command(&sandbox, args).env("MLX_FAULT", format!("{how}:{at}")).output().unwrap());
             assert!(ran.code != 101 && !ran.err.contains("panicked"), "{how} {at}: {}", ran.err);
             sandbox.ok(args);
             assert_eq!(outcome(&sandbox), expected, "{how} {at}");
@@ -128,7 +133,9 @@ fn checkout_survives_every_fault() {
     for how in ["kill", "fail"] {
         for at in 1.. {
             fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
-            let ran = ended(command(&sandbox, "checkout").env("MLX_FAULT", format!("{how}:{at}")).output().unwrap());
+            let ran = ended(
+                command(&sandbox, "checkout").env("MLX_FAULT", format!("{how}:{at}")).output().unwrap(),
+            );
             sandbox.ok("checkout");
             assert_eq!(snapshot(&sandbox.repo), expected, "{how} {at}");
             if ran.code == 0 && (how == "kill" || at > 100) {
@@ -180,9 +187,13 @@ fn a_full_disk_is_named_and_loses_nothing() {
     let sandbox = world();
     let mount = sandbox.root().join("small");
     fs::create_dir(&mount).unwrap();
-    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=600k", "tmpfs"]).arg(&mount).output();
+    let mounted =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=600k", "tmpfs"]).arg(&mount).output();
     if !mounted.is_ok_and(|it| it.status.success()) {
-        return crate::sandbox::skip("a_full_disk_is_named_and_loses_nothing", "this user cannot mount a small disk");
+        return crate::sandbox::skip(
+            "a_full_disk_is_named_and_loses_nothing",
+            "this user cannot mount a small disk",
+        );
     }
     sandbox.ok(&format!("config set --local cache.dir {}", mount.join("cache").display()));
     let before = snapshot(&sandbox.repo);

@@ -25,7 +25,10 @@ fn hooks(sandbox: &Sandbox) -> Vec<String> {
 #[test]
 fn a_link_to_the_hooks_is_never_written_through() {
     let (sandbox, _) = pushed();
-    sandbox.write("mlx.toml", "[stage.evil]\ncmd = 'echo pwned > hookdir/pre-commit'\nouts = ['hookdir/pre-commit']\n");
+    sandbox.write(
+        "mlx.toml",
+        "[stage.evil]\ncmd = 'echo pwned > hookdir/pre-commit'\nouts = ['hookdir/pre-commit']\n",
+    );
     symlink(".git/hooks", sandbox.repo.join("hookdir")).unwrap();
     fs::copy(sandbox.repo.join("data/pre-commit.mlx"), sandbox.repo.join("pointer")).unwrap();
     sandbox.git("add -A");
@@ -78,7 +81,11 @@ fn a_committed_config_runs_nothing_and_chooses_no_library() {
     let lib = sandbox.repo.join("libonnxruntime.so");
     fs::write(&lib, "not a library").unwrap();
     let text = sandbox.read(".mlx/config.toml");
-    let bent = format!("{text}[onnx]\nlibrary = \"{}\"\n[cache]\ndir = \"{}\"\n", lib.display(), sandbox.root().join("stolen").display());
+    let bent = format!(
+        "{text}[onnx]\nlibrary = \"{}\"\n[cache]\ndir = \"{}\"\n",
+        lib.display(),
+        sandbox.root().join("stolen").display()
+    );
     sandbox.write(".mlx/config.toml", bent);
     sandbox.git("config core.fsmonitor 'touch ran'");
     sandbox.git("config core.sshCommand 'touch ran'");
@@ -98,7 +105,11 @@ fn credentials_go_to_no_endpoint_that_nobody_vouched_for() {
     sandbox.commit("remote");
     fs::remove_dir_all(sandbox.root().join("home/.config")).unwrap();
     let error = sandbox.fails("push", 6);
-    assert!(error.contains("wants your credentials sent to `http://127.0.0.1:9`") && error.contains("mlx remote trust s3"), "{error}");
+    assert!(
+        error.contains("wants your credentials sent to `http://127.0.0.1:9`")
+            && error.contains("mlx remote trust s3"),
+        "{error}"
+    );
     assert_eq!(sandbox.json("remote list")["remotes"][0]["trusted"], false);
     sandbox.ok("remote trust s3");
     assert_eq!(sandbox.json("remote list")["remotes"][0]["trusted"], true);

@@ -1,6 +1,8 @@
 //! One binary for every integration test: it links once, and the `mod` lines are the table of contents.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot set itself up should panic")]
+#![expect(clippy::disallowed_methods, reason = "tests are the user: they write files as users do")]
+#![expect(clippy::print_stderr, reason = "a test that cannot run says so")]
 
 mod sandbox;
 

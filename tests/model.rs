@@ -18,14 +18,20 @@ fn park(count: u64) -> Sandbox {
         }
     }
     // Small and quick, as a test should be.
-    let params = sandbox.read("params.toml").replace("count = 64", "count = 16").replace("picture = 64", "picture = 32");
+    let params = sandbox
+        .read("params.toml")
+        .replace("count = 64", "count = 16")
+        .replace("picture = 64", "picture = 32");
     sandbox.write("params.toml", params);
     sandbox
 }
 
 fn outcomes(value: &Value) -> Vec<String> {
     let stages = value["stages"].as_array().unwrap_or_else(|| panic!("{value}"));
-    stages.iter().map(|it| format!("{} {}", it["name"].as_str().unwrap(), it["outcome"].as_str().unwrap())).collect()
+    stages
+        .iter()
+        .map(|it| format!("{} {}", it["name"].as_str().unwrap(), it["outcome"].as_str().unwrap()))
+        .collect()
 }
 
 #[test]
@@ -43,7 +49,12 @@ fn the_whole_job_by_hand() {
     assert_eq!(version["version"], "pets@v0.1.0");
     assert!(sandbox.git("cat-file -t pets@v0.1.0").starts_with("tag"));
     let message = sandbox.git("tag -l --format=%(contents) pets@v0.1.0");
-    assert!(message.contains(version["package"].as_str().unwrap()) && message.contains("path = \"models/pets\"") && message.contains("accuracy = "), "{message}");
+    assert!(
+        message.contains(version["package"].as_str().unwrap())
+            && message.contains("path = \"models/pets\"")
+            && message.contains("accuracy = "),
+        "{message}"
+    );
     assert!(sandbox.fails("model register pets", 4).contains("registered already, as `pets@v0.1.0`"));
     assert!(sandbox.fails("model register dogs", 3).contains("mlx.toml has no model `dogs`"));
 
@@ -51,7 +62,10 @@ fn the_whole_job_by_hand() {
     let params = sandbox.read("params.toml").replace("[0.001, 0.01, 0.1, 1.0]", "[0.5]");
     sandbox.write("params.toml", params);
     let again = sandbox.json("repro");
-    assert_eq!(outcomes(&again), ["split unchanged", "features unchanged", "train ran", "evaluate ran", "package ran"]);
+    assert_eq!(
+        outcomes(&again),
+        ["split unchanged", "features unchanged", "train ran", "evaluate ran", "package ran"]
+    );
     assert!(sandbox.fails("model register pets", 4).contains("is not committed"));
     sandbox.commit("second");
     assert_eq!(sandbox.json("model register pets")["version"], "pets@v0.2.0");
@@ -61,12 +75,19 @@ fn the_whole_job_by_hand() {
 
     // The package is found without a workspace, and knows where it came from.
     let chain = sandbox.json("lineage pets@v0.1.0");
-    assert_eq!((&chain["path"], &chain["stage"]["name"]), (&Value::from("models/pets"), &Value::from("package")));
+    assert_eq!(
+        (&chain["path"], &chain["stage"]["name"]),
+        (&Value::from("models/pets"), &Value::from("package"))
+    );
     assert_eq!(sandbox.json("lineage models/pets.onnx")["path"], "models/pets/model.onnx");
     fs::remove_dir_all(sandbox.repo.join("models")).unwrap();
     sandbox.ok("model get pets@v0.1.0 --out got");
     let text = sandbox.read("got/model.toml");
-    assert!(text.contains("classes = [\"cat\", \"dog\"]") && text.contains("name = \"pixels\"") && !text.contains("commit"));
+    assert!(
+        text.contains("classes = [\"cat\", \"dog\"]")
+            && text.contains("name = \"pixels\"")
+            && !text.contains("commit")
+    );
 }
 
 #[test]
@@ -77,7 +98,15 @@ fn the_same_photos_give_the_same_model_to_the_last_bit() {
     }
     one.ok("repro");
     let mut command = two.command(env!("CARGO_BIN_EXE_mlx"), &two.repo);
-    let ran = ended(command.env("RAYON_NUM_THREADS", "1").env("LANG", "de_DE.UTF-8").env("TZ", "Asia/Tokyo").arg("repro").output().unwrap());
+    let ran = ended(
+        command
+            .env("RAYON_NUM_THREADS", "1")
+            .env("LANG", "de_DE.UTF-8")
+            .env("TZ", "Asia/Tokyo")
+            .arg("repro")
+            .output()
+            .unwrap(),
+    );
     assert_eq!(ran.code, 0, "{}", ran.err);
     assert_eq!(one.read("mlx.lock"), two.read("mlx.lock"));
     assert_eq!(snapshot(&one.repo), snapshot(&two.repo));
@@ -129,7 +158,11 @@ print(json.dumps(session.run(['probabilities'], {'pixels': pixels})[0].tolist())
 /// One saved tensor through our engine and through ONNX Runtime in Python: the same to 1e-4.
 fn compare(python: &str, model: &Path, photos: &Path, side: u32) {
     let settings = mlx::model::settings::Backbone { resize: side * 8 / 7, crop: side, ..Default::default() };
-    let mut files: Vec<_> = walkdir::WalkDir::new(photos).into_iter().map(|it| it.unwrap()).filter(|it| it.file_type().is_file()).collect();
+    let mut files: Vec<_> = walkdir::WalkDir::new(photos)
+        .into_iter()
+        .map(|it| it.unwrap())
+        .filter(|it| it.file_type().is_file())
+        .collect();
     files.sort_by(|a, b| a.path().cmp(b.path()));
     let mut tensor = Vec::new();
     let mut count = 0;
@@ -142,11 +175,16 @@ fn compare(python: &str, model: &Path, photos: &Path, side: u32) {
     let saved = temp.path().join("tensor");
     fs::write(&saved, tensor.iter().flat_map(|it| it.to_le_bytes()).collect::<Vec<_>>()).unwrap();
     let shape = format!("[{count}, 3, {side}, {side}]");
-    let output = Command::new(python).args(["-c", COMPARE]).arg(model).arg(&saved).arg(&shape).output().unwrap();
-    let theirs: Vec<Vec<f64>> = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+    let output =
+        Command::new(python).args(["-c", COMPARE]).arg(model).arg(&saved).arg(&shape).output().unwrap();
+    let theirs: Vec<Vec<f64>> =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
     let theirs: Vec<f64> = theirs.into_iter().flatten().collect();
     let bytes = fs::read(model).unwrap();
-    let ours = mlx::model::engine::builtin(&bytes, "pixels", "probabilities").unwrap().run(&tensor, side as usize).unwrap();
+    let ours = mlx::model::engine::builtin(&bytes, "pixels", "probabilities")
+        .unwrap()
+        .run(&tensor, side as usize)
+        .unwrap();
     assert_eq!(ours.len(), theirs.len());
     for (ours, theirs) in ours.iter().zip(&theirs) {
         assert!((f64::from(*ours) - theirs).abs() < 1e-4, "{ours} {theirs}");
@@ -156,7 +194,10 @@ fn compare(python: &str, model: &Path, photos: &Path, side: u32) {
 #[test]
 fn plain_onnx_runtime_gives_the_same_probabilities() {
     let Some(python) = python() else {
-        return skip("plain_onnx_runtime_gives_the_same_probabilities", "no Python with onnxruntime and numpy (MLX_PYTHON)");
+        return skip(
+            "plain_onnx_runtime_gives_the_same_probabilities",
+            "no Python with onnxruntime and numpy (MLX_PYTHON)",
+        );
     };
     let sandbox = park(20);
     sandbox.ok("add data");
@@ -196,9 +237,22 @@ fn real_photos_and_a_real_backbone_reach_97_percent() {
 #[test]
 fn the_demo_tells_its_story_and_every_command_in_it_works() {
     let sandbox = Sandbox::bare();
-    let ran = ended(sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.root()).args(["demo", "park", "--count", "80"]).output().unwrap());
+    let ran = ended(
+        sandbox
+            .command(env!("CARGO_BIN_EXE_mlx"), &sandbox.root())
+            .args(["demo", "park", "--count", "80"])
+            .output()
+            .unwrap(),
+    );
     assert_eq!(ran.code, 0, "{}\n{}", ran.out, ran.err);
-    for line in ["$ mlx add data/", "$ mlx repro", "$ mlx model register pets", "$ mlx push", "$ mlx diff metrics", "pull"] {
+    for line in [
+        "$ mlx add data/",
+        "$ mlx repro",
+        "$ mlx model register pets",
+        "$ mlx push",
+        "$ mlx diff metrics",
+        "pull",
+    ] {
         assert!(ran.err.contains(line), "{line}\n{}", ran.err);
     }
     assert!(ran.out.contains("pets@v0.1.0 tells the test photos apart with "));

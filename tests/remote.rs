@@ -91,9 +91,16 @@ fn two_clones_over_s3() {
     let sandbox = project();
     let server = crate::s3::Server::start(&sandbox.root().join("s3"), "bucket");
     fs::create_dir_all(sandbox.root().join("home/.aws")).unwrap();
-    let credentials = format!("[default]\naws_access_key_id = {}\naws_secret_access_key = {}\n", crate::s3::KEY, crate::s3::SECRET);
+    let credentials = format!(
+        "[default]\naws_access_key_id = {}\naws_secret_access_key = {}\n",
+        crate::s3::KEY,
+        crate::s3::SECRET
+    );
     fs::write(sandbox.root().join("home/.aws/credentials"), credentials).unwrap();
-    sandbox.ok(&format!("remote add s3 s3://bucket/park --default --set endpoint={} --set region=us-east-1", server.endpoint()));
+    sandbox.ok(&format!(
+        "remote add s3 s3://bucket/park --default --set endpoint={} --set region=us-east-1",
+        server.endpoint()
+    ));
     round_trip(&sandbox);
     assert!(server.requests() < 200, "requests follow the bytes, not the files: {}", server.requests());
 }
@@ -132,7 +139,9 @@ fn a_remote_that_is_not_there_is_named() {
     assert!(sandbox.fails("push --remote nope", 3).contains("there are: empty, gone"));
     assert!(sandbox.fails("remote add empty file:///x", 4).contains("there is a remote `empty` already"));
     assert!(sandbox.fails("remote add odd ftp://x", 2).contains("is no address of a remote"));
-    sandbox.ok("remote add dead s3://b/x --set endpoint=http://127.0.0.1:9 --set region=r --set skip_signature=true");
+    sandbox.ok(
+        "remote add dead s3://b/x --set endpoint=http://127.0.0.1:9 --set region=r --set skip_signature=true",
+    );
     assert!(sandbox.fails("push --remote dead", 7).contains("the remote `dead`"));
     sandbox.ok("remote remove gone");
     assert_eq!(sandbox.json("remote list")["remotes"].as_array().unwrap().len(), 2);

@@ -49,7 +49,10 @@ fn a_second_run_runs_nothing() {
     assert_eq!(outcomes(&sandbox.json("repro")), "upper unchanged, count unchanged");
     assert_eq!(sandbox.read("mlx.lock"), lock);
     assert_eq!(runs(&sandbox), 1);
-    assert_eq!(sandbox.read(".gitignore"), "/runs.log\n/out\n/upper.txt\n".replace("/out\n/upper.txt", "/upper.txt\n/out"));
+    assert_eq!(
+        sandbox.read(".gitignore"),
+        "/runs.log\n/out\n/upper.txt\n".replace("/out\n/upper.txt", "/upper.txt\n/out")
+    );
     assert_eq!(sandbox.json("status")["clean"], true);
 }
 
@@ -110,7 +113,9 @@ fn an_input_that_changes_during_the_run_is_never_recorded() {
     let value: Value = serde_json::from_str(&ran.out).unwrap();
     assert_eq!(ran.code, 4, "{}", ran.out);
     assert_eq!(outcomes(&value), "slow failed");
-    assert!(value["error"]["message"].as_str().unwrap().contains("`in.txt` changed while the stage `slow` ran"));
+    assert!(
+        value["error"]["message"].as_str().unwrap().contains("`in.txt` changed while the stage `slow` ran")
+    );
     assert!(!sandbox.has("mlx.lock") && !sandbox.has("out.txt"));
 }
 
@@ -122,7 +127,10 @@ fn a_failing_command_leaves_everything_as_it_was() {
     let broken = PIPELINE.replace("tr a-z", "echo half > upper.txt; exit 3; tr a-z");
     sandbox.write("mlx.toml", &broken);
     let error = sandbox.fails("repro", 8);
-    assert!(error.contains("the stage `upper` failed (exit status: 3)") && error.contains("its output is in "), "{error}");
+    assert!(
+        error.contains("the stage `upper` failed (exit status: 3)") && error.contains("its output is in "),
+        "{error}"
+    );
     assert_eq!(sandbox.read("mlx.lock"), lock);
     sandbox.write("mlx.toml", PIPELINE);
     sandbox.write("runs.log", "ran\n");
@@ -173,7 +181,10 @@ fn an_edited_output_can_be_committed_and_says_so() {
 #[test]
 fn a_killed_stage_leaves_nothing_that_counts() {
     let sandbox = Sandbox::new();
-    sandbox.write("mlx.toml", "[stage.slow]\ncmd = 'echo half > out.txt; sleep 30; echo whole > out.txt'\nouts = ['out.txt']\n");
+    sandbox.write(
+        "mlx.toml",
+        "[stage.slow]\ncmd = 'echo half > out.txt; sleep 30; echo whole > out.txt'\nouts = ['out.txt']\n",
+    );
     let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
     let mut child = command.arg("repro").spawn().unwrap();
     while !sandbox.has("out.txt") {
@@ -198,8 +209,16 @@ fn what_is_wrong_is_refused_before_anything_runs() {
     sandbox.ok("add data");
     let first = "[stage.a0]\ncmd = 'touch ran'\nouts = ['ran']\n";
     for (text, code, part) in [
-        ("[stage.a]\ncmd='x'\ndeps=['2']\nouts=['1']\n[stage.b]\ncmd='x'\ndeps=['1']\nouts=['2']\n", 2, "`a` → `b` → `a`"),
-        ("[stage.a]\ncmd='x'\nouts=['o']\n[stage.b]\ncmd='x'\nouts=['o']\n", 2, "`o` is an output of both `a` and `b`"),
+        (
+            "[stage.a]\ncmd='x'\ndeps=['2']\nouts=['1']\n[stage.b]\ncmd='x'\ndeps=['1']\nouts=['2']\n",
+            2,
+            "`a` → `b` → `a`",
+        ),
+        (
+            "[stage.a]\ncmd='x'\nouts=['o']\n[stage.b]\ncmd='x'\nouts=['o']\n",
+            2,
+            "`o` is an output of both `a` and `b`",
+        ),
         ("[stage.a]\ncmd='x'\nouts=['o']\n[stage.b]\ncmd='x'\nouts=['o/p']\n", 2, "lie one inside the other"),
         ("[stage.a]\ncmd='x'\ndeps=['none']\n", 3, "the stage `a` needs `none`, which is not there"),
         ("[stage.a]\ncmd='x'\nparams=['params.toml:b.c']\n", 3, "`params.toml` has no parameter `b.c`"),
@@ -230,7 +249,9 @@ fn plans_need_no_data() {
     let sandbox = pipeline();
     sandbox.write("data/a.txt", "a");
     sandbox.ok("add data");
-    let text = format!("{PIPELINE}\n[stage.list]\ncmd = 'ls data > list.txt'\ndeps = ['data']\nouts = ['list.txt']\n");
+    let text = format!(
+        "{PIPELINE}\n[stage.list]\ncmd = 'ls data > list.txt'\ndeps = ['data']\nouts = ['list.txt']\n"
+    );
     sandbox.write("mlx.toml", text);
     sandbox.ok("repro");
     sandbox.commit("all");
@@ -238,7 +259,16 @@ fn plans_need_no_data() {
     sandbox.git(&format!("clone -q {} {}", sandbox.repo.display(), clone.display()));
     let there = sandbox.at(&clone);
     let plan = there.json("repro --dry-run");
-    assert_eq!(plan["stages"].as_array().unwrap().iter().filter(|it| it["name"] == "list" && it["outcome"] == "unchanged").count(), 1, "{plan}");
+    assert_eq!(
+        plan["stages"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|it| it["name"] == "list" && it["outcome"] == "unchanged")
+            .count(),
+        1,
+        "{plan}"
+    );
     let status = there.json("status");
     assert_eq!(status["data"][0]["state"], "absent", "{status}");
     assert_eq!(there.json("diff data"), json!([]));
@@ -251,9 +281,16 @@ fn plans_need_no_data() {
 fn a_pipeline_in_a_folder_is_run_from_there() {
     let sandbox = Sandbox::new();
     sandbox.write("sub/in.txt", "x");
-    sandbox.write("sub/mlx.toml", "[stage.copy]\ncmd = 'cp in.txt out.txt'\ndeps = ['in.txt']\nouts = ['out.txt']\n");
+    sandbox.write(
+        "sub/mlx.toml",
+        "[stage.copy]\ncmd = 'cp in.txt out.txt'\ndeps = ['in.txt']\nouts = ['out.txt']\n",
+    );
     assert_eq!(outcomes(&sandbox.at(&sandbox.repo.join("sub")).json("repro")), "copy ran");
-    assert!(sandbox.has("sub/mlx.lock") && sandbox.has("sub/out.txt") && sandbox.read("sub/.gitignore") == "/out.txt\n");
+    assert!(
+        sandbox.has("sub/mlx.lock")
+            && sandbox.has("sub/out.txt")
+            && sandbox.read("sub/.gitignore") == "/out.txt\n"
+    );
     assert_eq!(outcomes(&sandbox.json("-C sub repro")), "copy unchanged");
     assert_eq!(sandbox.json("status")["clean"], false, "not committed, so only `sub` knows its pipeline");
 }
@@ -271,10 +308,16 @@ fn metrics_and_params_are_compared_between_versions() {
     assert_eq!(sandbox.json("diff metrics HEAD~1 HEAD"), expected);
     assert_eq!(sandbox.json("diff metrics"), json!([]));
     let params = sandbox.json("diff params HEAD~1");
-    assert_eq!(params[0], json!({"file": "params.toml", "metric": "other.y", "old": 1, "new": "nan", "change": null}));
+    assert_eq!(
+        params[0],
+        json!({"file": "params.toml", "metric": "other.y", "old": 1, "new": "nan", "change": null})
+    );
     assert_eq!(sandbox.json("show metrics"), json!({"size.json": {"size": 13}}));
     let shown = sandbox.json("show metrics HEAD~1 workspace");
-    assert_eq!(shown, json!({"HEAD~1": {"size.json": {"size": 12}}, "workspace": {"size.json": {"size": 13}}}));
+    assert_eq!(
+        shown,
+        json!({"HEAD~1": {"size.json": {"size": 12}}, "workspace": {"size.json": {"size": 13}}})
+    );
     assert_eq!(sandbox.json("show metrics --all-commits").as_object().unwrap().len(), 3);
     let table = sandbox.ok("diff metrics HEAD~1 HEAD");
     assert!(table.contains("size.json  size    12   13   +1"), "{table}");
@@ -301,7 +344,8 @@ fn data_is_compared_file_by_file() {
     sandbox.commit("two");
     assert_eq!(sandbox.json("diff data HEAD~1 HEAD"), expected);
     let log = sandbox.json("log data");
-    let rows: Vec<_> = log["versions"].as_array().unwrap().iter().map(|it| (&it["summary"], &it["files"])).collect();
+    let rows: Vec<_> =
+        log["versions"].as_array().unwrap().iter().map(|it| (&it["summary"], &it["files"])).collect();
     assert_eq!(rows, [(&json!("two"), &json!(2)), (&json!("one"), &json!(2))]);
 }
 
@@ -314,8 +358,14 @@ fn lineage_goes_back_through_stages_to_commits() {
     assert_eq!(chain["stage"]["name"], "count");
     assert_eq!(chain["commit"]["summary"], "first");
     let upper = &chain["inputs"][0];
-    assert_eq!((&upper["path"], &upper["stage"]["params"]["params.toml:upper.x"]), (&json!("upper.txt"), &json!(1)));
-    assert_eq!((&upper["inputs"][0]["path"], &upper["inputs"][0]["commit"]["summary"]), (&json!("in.txt"), &json!("first")));
+    assert_eq!(
+        (&upper["path"], &upper["stage"]["params"]["params.toml:upper.x"]),
+        (&json!("upper.txt"), &json!(1))
+    );
+    assert_eq!(
+        (&upper["inputs"][0]["path"], &upper["inputs"][0]["commit"]["summary"]),
+        (&json!("in.txt"), &json!("first"))
+    );
     assert!(sandbox.ok("lineage out --dot").starts_with("digraph lineage {"));
     assert!(sandbox.fails("lineage nothing", 3).contains("nothing is recorded of `nothing`"));
 }

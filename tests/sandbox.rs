@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::{ffi::OsStrExt, fs::{MetadataExt, PermissionsExt}},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{MetadataExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
@@ -40,7 +43,11 @@ impl Sandbox {
         let repo = root.join("repo");
         fs::create_dir_all(&repo).unwrap();
         fs::create_dir_all(root.join("home")).unwrap();
-        fs::write(root.join("home/.gitconfig"), "[user]\nname = Ada\nemail = ada@park.example\n[init]\ndefaultBranch = main\n").unwrap();
+        fs::write(
+            root.join("home/.gitconfig"),
+            "[user]\nname = Ada\nemail = ada@park.example\n[init]\ndefaultBranch = main\n",
+        )
+        .unwrap();
         Self { temp, repo }
     }
 
@@ -131,7 +138,8 @@ impl Elsewhere<'_> {
 
     pub fn json(&self, args: &str) -> Value {
         let ran = self.mlx(&format!("{args} --json"));
-        serde_json::from_str(&ran.out).unwrap_or_else(|it| panic!("mlx {args}: {it}\n{}\n{}", ran.out, ran.err))
+        serde_json::from_str(&ran.out)
+            .unwrap_or_else(|it| panic!("mlx {args}: {it}\n{}\n{}", ran.out, ran.err))
     }
 
     pub fn git(&self, args: &str) -> String {

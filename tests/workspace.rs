@@ -17,7 +17,10 @@ fn small() -> Sandbox {
 fn init_asks_for_git_and_keeps_what_is_there() {
     let sandbox = Sandbox::bare();
     let error = sandbox.fails("init", 3);
-    assert!(error.contains("is not in a Git repository") && error.contains("hint: make one with `git init`"), "{error}");
+    assert!(
+        error.contains("is not in a Git repository") && error.contains("hint: make one with `git init`"),
+        "{error}"
+    );
     sandbox.git("init -q");
     sandbox.write("params.toml", "mine = 1\n");
     sandbox.ok("init --template pets");
@@ -38,7 +41,10 @@ fn a_pointer_has_one_spelling_and_git_sees_it_alone() {
     assert!(text.starts_with(&format!("digest = \"{digest}")), "{text}");
     assert!(text.ends_with("files = 2\nformat = 1\nkind = \"tree\"\nsize = 10\n"), "{text}");
     assert_eq!(sandbox.read(".gitignore"), "/data\n");
-    assert_eq!(sandbox.git("status --porcelain -uall"), "?? .gitignore\n?? .mlx/.gitignore\n?? .mlx/config.toml\n?? data.mlx\n");
+    assert_eq!(
+        sandbox.git("status --porcelain -uall"),
+        "?? .gitignore\n?? .mlx/.gitignore\n?? .mlx/config.toml\n?? data.mlx\n"
+    );
     sandbox.ok("add data/ --git-add");
     assert_eq!(sandbox.git("diff --cached --name-only"), ".gitignore\ndata.mlx\n");
     assert_eq!(sandbox.read("data.mlx"), text);
@@ -57,9 +63,11 @@ fn the_same_content_gives_the_same_pointer_elsewhere() {
 #[test]
 fn any_tree_survives_add_delete_checkout() {
     let sandbox = Sandbox::new();
-    let names: [&[u8]; 8] = [b"plain", b"with space", b"new\nline", b"\xff\xfe", b"100%", b"-dash", b"caf\xc3\xa9", b"#x"];
+    let names: [&[u8]; 8] =
+        [b"plain", b"with space", b"new\nline", b"\xff\xfe", b"100%", b"-dash", b"caf\xc3\xa9", b"#x"];
     for (at, name) in names.iter().enumerate() {
-        let path = sandbox.repo.join("data").join(format!("d{}", at % 3)).join(std::ffi::OsStr::from_bytes(name));
+        let path =
+            sandbox.repo.join("data").join(format!("d{}", at % 3)).join(std::ffi::OsStr::from_bytes(name));
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, vec![at as u8; at * 1000]).unwrap();
     }

@@ -49,7 +49,11 @@ impl<'a> Context<'a> {
         let path = repo.path(OsStr::new(typed), &self.cwd)?;
         // `data.mlx` stands for `data`.
         match path.without_suffix(crate::pointer::SUFFIX) {
-            Some(of) if repo.files.stamp(&path)?.is_some() && repo.pointer(&of).is_ok_and(|it| it.is_some()) => Ok(of),
+            Some(of)
+                if repo.files.stamp(&path)?.is_some() && repo.pointer(&of).is_ok_and(|it| it.is_some()) =>
+            {
+                Ok(of)
+            }
             _ => Ok(path),
         }
     }

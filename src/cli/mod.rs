@@ -17,8 +17,10 @@ use crate::{error::Result, fs};
 /// Version data, models and metrics with Git, and take a model from pictures to production
 #[derive(Parser)]
 #[command(name = "mlx", version, arg_required_else_help = true)]
-#[command(after_help = "Exit codes: 0 done, 1 internal, 2 usage, 3 not found, 4 conflict, 5 corrupt, 6 denied, \
-7 unavailable, 8 a stage failed, 10 a check found something.\nStart with `mlx demo`.")]
+#[command(
+    after_help = "Exit codes: 0 done, 1 internal, 2 usage, 3 not found, 4 conflict, 5 corrupt, 6 denied, \
+7 unavailable, 8 a stage failed, 10 a check found something.\nStart with `mlx demo`."
+)]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -61,7 +63,8 @@ fn run(cli: &Cli, ui: &Ui) -> Result<ExitCode> {
     let start = fs::current_dir()?;
     let cwd = match &cli.global.work_in {
         Some(dir) => {
-            let missing = || crate::error::Error::not_found(format!("there is no folder `{}`", dir.display()));
+            let missing =
+                || crate::error::Error::not_found(format!("there is no folder `{}`", dir.display()));
             fs::canonical(&start.join(dir)).filter(|it| fs::is_dir(it)).ok_or_else(missing)?
         }
         None => start,

@@ -31,7 +31,7 @@ pub fn bytes(number: u64) -> String {
     let units = ["bytes", "kB", "MB", "GB", "TB", "PB", "EB"];
     let mut value = number as f64;
     let mut unit = 0;
-    while value >= 999.5 && unit + 1 < units.len() {
+    while value >= 999.95 && unit + 1 < units.len() {
         value /= 1000.0;
         unit += 1;
     }

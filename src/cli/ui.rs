@@ -29,7 +29,13 @@ pub struct Ui {
 impl Ui {
     pub fn new(global: &Global) -> Self {
         let terminal = std::io::stderr().is_terminal();
-        Self { json: global.json, quiet: global.quiet, verbose: global.verbose, terminal, bar: Mutex::new(None) }
+        Self {
+            json: global.json,
+            quiet: global.quiet,
+            verbose: global.verbose,
+            terminal,
+            bar: Mutex::new(None),
+        }
     }
 
     /// Shows what a command has to say and turns it into an exit code.

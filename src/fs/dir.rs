@@ -71,7 +71,8 @@ impl Dir {
 
     /// Opens a folder in this one, made if it is not there.
     pub fn make_dir(&self, name: &[u8]) -> Result<Self> {
-        let made = fault::point("mkdir").and_then(|()| Ok(fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o777))?));
+        let made =
+            fault::point("mkdir").and_then(|()| Ok(fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o777))?));
         match made {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 Err(error).doing(|| format!("cannot make the folder {}", self.at(name)))
@@ -91,7 +92,8 @@ impl Dir {
     /// Opens a plain file for reading; links, fifos and devices are refused without blocking.
     pub fn open(&self, name: &[u8]) -> Result<File> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let opened = fault::point("open").and_then(|()| Ok(fs::openat(&self.fd, name, flags, Mode::empty())?));
+        let opened =
+            fault::point("open").and_then(|()| Ok(fs::openat(&self.fd, name, flags, Mode::empty())?));
         let file = opened.map(File::from).doing(|| format!("cannot open {}", self.at(name)))?;
         if !file.metadata().is_ok_and(|it| it.is_file()) {
             return Err(Error::new(Kind::Denied, format!("{} is not a plain file", self.at(name))));
@@ -108,7 +110,8 @@ impl Dir {
     pub fn entries(&self, skip: &dyn Fn(&RepoPath) -> bool) -> Result<Vec<Entry>> {
         let mut entries = Vec::new();
         for (name, kind) in self.names()? {
-            if name.starts_with(TEMPORARY) || skip(&self.shown.join(&name).or_else(|it| self.odd_name(&name, it))?) {
+            if owner(&name).is_some() || skip(&self.shown.join(&name).or_else(|it| self.odd_name(&name, it))?)
+            {
                 continue;
             }
             let Some(stamp) = self.stamp(&name)? else { continue };
@@ -145,9 +148,7 @@ impl Dir {
     /// Removes unfinished files of processes that are no more.
     pub fn sweep(&self) -> Result<()> {
         for (name, _) in self.names()? {
-            let Some(rest) = name.strip_prefix(TEMPORARY) else { continue };
-            let owner = std::str::from_utf8(rest).ok().and_then(|it| it.split('-').next()?.parse().ok());
-            if owner.is_none_or(|pid| !is_alive(pid)) {
+            if owner(&name).is_some_and(|pid| !is_alive(pid)) {
                 self.remove(&name)?;
             }
         }
@@ -168,7 +169,8 @@ impl Dir {
     pub(super) fn put(&self, name: &[u8], make: impl FnOnce(&[u8]) -> io::Result<()>) -> io::Result<()> {
         let temporary = temporary_name();
         fault::point("link").and_then(|()| make(&temporary))?;
-        let renamed = fault::point("rename").and_then(|()| Ok(fs::renameat(&self.fd, &temporary[..], &self.fd, name)?));
+        let renamed =
+            fault::point("rename").and_then(|()| Ok(fs::renameat(&self.fd, &temporary[..], &self.fd, name)?));
         // Renaming one of two names of the same file onto the other does nothing and keeps both.
         let _gone = fs::unlinkat(&self.fd, &temporary[..], AtFlags::empty());
         renamed
@@ -181,7 +183,12 @@ impl Dir {
 
     pub fn set_executable(&self, name: &[u8], executable: bool) -> Result<()> {
         let change = || -> io::Result<()> {
-            let file = fs::openat(&self.fd, name, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+            let file = fs::openat(
+                &self.fd,
+                name,
+                OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?;
             let mode = fs::fstat(&file)?.st_mode & 0o777;
             let mode = if executable { mode | (mode & 0o444) >> 2 } else { mode & !0o111 };
             fault::point("chmod")?;
@@ -192,7 +199,14 @@ impl Dir {
 
     /// Takes away everyone's right to write a file: others share it.
     pub fn set_read_only(&self, name: &[u8]) -> Result<()> {
-        let open = || Ok(fs::openat(&self.fd, name, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?);
+        let open = || {
+            Ok(fs::openat(
+                &self.fd,
+                name,
+                OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?)
+        };
         let change = |file: OwnedFd| Ok(fs::fchmod(file, Mode::from_raw_mode(0o444))?);
         let changed: io::Result<()> = open().and_then(change);
         changed.doing(|| format!("cannot change the mode of {}", self.at(name)))
@@ -267,7 +281,9 @@ impl Temp {
             .and_then(|()| Ok(fs::renameat(&dir.fd, &self.name[..], &dir.fd, name)?))
             .doing(|| format!("cannot write {}", dir.at(name)))?;
         self.name.clear();
-        let same = |it: &Stamp| before.is_some_and(|old| (old.inode, old.mtime, old.size) == (it.inode, it.mtime, it.size));
+        let same = |it: &Stamp| {
+            before.is_some_and(|old| (old.inode, old.mtime, old.size) == (it.inode, it.mtime, it.size))
+        };
         Ok(dir.stamp(name)?.filter(same))
     }
 
@@ -280,7 +296,12 @@ impl Temp {
     pub fn reread(&self) -> Result<File> {
         use std::io::Seek as _;
         let reopen = || -> io::Result<File> {
-            let mut file = File::from(fs::openat(&self.dir.fd, &self.name[..], OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?);
+            let mut file = File::from(fs::openat(
+                &self.dir.fd,
+                &self.name[..],
+                OFlags::RDONLY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?);
             file.rewind()?;
             Ok(file)
         };
@@ -311,7 +332,16 @@ impl Drop for Temp {
     }
 }
 
-/// `.mlx-tmp-PID-COUNT`: unique among the living.
+/// The process that an unfinished file belongs to; other files that are called so are not ours.
+fn owner(name: &[u8]) -> Option<u32> {
+    let rest = std::str::from_utf8(name.strip_prefix(TEMPORARY)?).ok()?;
+    let parts: Vec<&str> = rest.split('-').collect();
+    let [pid, count, nonce] = parts[..] else { return None };
+    let ours = count.parse::<u64>().is_ok() && u64::from_str_radix(nonce, 16).is_ok();
+    pid.parse().ok().filter(|_| ours)
+}
+
+/// `.mlx-tmp-PID-COUNT-NONCE`: unique among the living.
 fn temporary_name() -> Vec<u8> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);

@@ -42,7 +42,8 @@ impl Stamp {
             _ => Form::Other,
         };
         #[expect(clippy::cast_possible_wrap, reason = "nanoseconds are below a thousand million")]
-        let nanoseconds = |seconds: i64, rest: u64| seconds.saturating_mul(1_000_000_000).saturating_add(rest as i64);
+        let nanoseconds =
+            |seconds: i64, rest: u64| seconds.saturating_mul(1_000_000_000).saturating_add(rest as i64);
         Self {
             form,
             executable: form == Form::File && stat.st_mode & 0o100 != 0,

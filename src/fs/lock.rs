@@ -36,8 +36,10 @@ fn sign(mut file: File, path: &RepoPath) -> Result<Lock> {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let command: Vec<_> = std::env::args().skip(1).take(1).collect();
     let since = Timestamp::now().to_text();
-    let text = format!("process {} on {host}, `mlx {}`, since {since}\n", std::process::id(), command.join(" "));
-    let written = ftruncate(&file, 0).map_err(std::io::Error::from).and_then(|()| file.write_all(text.as_bytes()));
+    let text =
+        format!("process {} on {host}, `mlx {}`, since {since}\n", std::process::id(), command.join(" "));
+    let written =
+        ftruncate(&file, 0).map_err(std::io::Error::from).and_then(|()| file.write_all(text.as_bytes()));
     written.doing(|| format!("cannot sign the lock `{path}`"))?;
     Ok(Lock(file))
 }

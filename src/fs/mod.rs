@@ -54,7 +54,9 @@ pub fn raise_open_files() {
 
 /// Reads a file that the user named, wherever it is.
 pub fn read_outside(path: &Path) -> Result<Vec<u8>> {
-    fault::point("read").and_then(|()| std::fs::read(path)).doing(|| format!("cannot read `{}`", path.display()))
+    fault::point("read")
+        .and_then(|()| std::fs::read(path))
+        .doing(|| format!("cannot read `{}`", path.display()))
 }
 
 /// The path without links and dots, if there is such a file or folder.

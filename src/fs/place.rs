@@ -60,7 +60,14 @@ impl FromStr for Link {
 
 /// Puts the file `stored` of `store` at `name` in `dir` by the first of `kinds` that the file system can;
 /// nothing when a copy is due.
-pub fn place(store: &Root, stored: &RepoPath, dir: &Dir, name: &[u8], mode: Mode, kinds: &[Link]) -> Result<Option<Link>> {
+pub fn place(
+    store: &Root,
+    stored: &RepoPath,
+    dir: &Dir,
+    name: &[u8],
+    mode: Mode,
+    kinds: &[Link],
+) -> Result<Option<Link>> {
     for &kind in kinds {
         let shared = matches!(kind, Link::Hardlink | Link::Symlink);
         if kind == Link::Copy {
@@ -69,7 +76,9 @@ pub fn place(store: &Root, stored: &RepoPath, dir: &Dir, name: &[u8], mode: Mode
         if shared && mode == Mode::Executable {
             continue; // the bit would be set for everyone who shares the file
         }
-        if try_place(store, stored, dir, name, mode, kind).doing(|| format!("cannot place `{}`", show(name)))? {
+        if try_place(store, stored, dir, name, mode, kind)
+            .doing(|| format!("cannot place `{}`", show(name)))?
+        {
             return Ok(Some(kind));
         }
     }
@@ -77,7 +86,14 @@ pub fn place(store: &Root, stored: &RepoPath, dir: &Dir, name: &[u8], mode: Mode
 }
 
 /// False when the file system cannot do it this way.
-fn try_place(store: &Root, stored: &RepoPath, dir: &Dir, name: &[u8], mode: Mode, kind: Link) -> Result<bool> {
+fn try_place(
+    store: &Root,
+    stored: &RepoPath,
+    dir: &Dir,
+    name: &[u8],
+    mode: Mode,
+    kind: Link,
+) -> Result<bool> {
     let made = match kind {
         Link::Hardlink => {
             let folder = store.dir(&stored.parent().unwrap_or_default())?;
@@ -105,6 +121,7 @@ fn try_place(store: &Root, stored: &RepoPath, dir: &Dir, name: &[u8], mode: Mode
 /// The file system, not the disk, says no: another way may do.
 fn cannot_here(error: &io::Error) -> bool {
     use rustix::io::Errno;
-    let no = [Errno::XDEV, Errno::OPNOTSUPP, Errno::NOTTY, Errno::INVAL, Errno::PERM, Errno::MLINK, Errno::NOSYS];
+    let no =
+        [Errno::XDEV, Errno::OPNOTSUPP, Errno::NOTTY, Errno::INVAL, Errno::PERM, Errno::MLINK, Errno::NOSYS];
     error.raw_os_error().is_some_and(|code| no.iter().any(|it| it.raw_os_error() == code))
 }

@@ -137,7 +137,8 @@ impl Root {
     pub fn append(&self, path: &RepoPath) -> Result<File> {
         let dir = self.make_dir(&path.parent().unwrap_or_default())?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = fs::openat(dir.fd(), path.name(), flags, Mode::from_raw_mode(0o666)).map_err(io::Error::from);
+        let fd =
+            fs::openat(dir.fd(), path.name(), flags, Mode::from_raw_mode(0o666)).map_err(io::Error::from);
         Ok(File::from(fd.doing(|| format!("cannot write `{path}`"))?))
     }
 
@@ -168,7 +169,9 @@ impl Root {
     /// Makes a file that somebody else renamed into place survive a power cut.
     pub fn sync_file(&self, path: &RepoPath) -> Result<()> {
         let file = self.open_file(path)?;
-        crate::fs::fault::point("fsync").and_then(|()| file.sync_all()).doing(|| format!("cannot sync `{path}`"))?;
+        crate::fs::fault::point("fsync")
+            .and_then(|()| file.sync_all())
+            .doing(|| format!("cannot sync `{path}`"))?;
         self.parent(path)?.sync()
     }
 
@@ -241,7 +244,8 @@ mod tests {
         root.write_mode(&path("a.sh"), b"2", Sync::Later, 0o777).unwrap();
         root.dir(&RepoPath::root()).unwrap().symlink(b"b/x", b"l").unwrap();
         let found = root.entries(&RepoPath::root(), &|_| false).unwrap();
-        let forms: Vec<_> = found.iter().map(|it| (&it.name[..], it.stamp.form, it.stamp.executable)).collect();
+        let forms: Vec<_> =
+            found.iter().map(|it| (&it.name[..], it.stamp.form, it.stamp.executable)).collect();
         let expected: [(&[u8], _, _); 3] =
             [(b"a.sh", Form::File, true), (b"b", Form::Folder, false), (b"l", Form::Link, false)];
         assert_eq!(forms, expected);

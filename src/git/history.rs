@@ -58,7 +58,12 @@ impl Git {
         let summary = ours(commit.message(), doing)?.summary().to_string();
         Ok(Commit {
             rev: rev.clone(),
-            parents: commit.parent_ids().map(|it| Rev(it.detach())).collect(),
+            // In a shallow clone the last ones are not here.
+            parents: commit
+                .parent_ids()
+                .filter(|it| self.repo.has_object(it))
+                .map(|it| Rev(it.detach()))
+                .collect(),
             when: Timestamp::from_seconds(when),
             author: author_text,
             summary,

@@ -13,7 +13,7 @@ impl Git {
         let file = path.parent().unwrap_or_default().join(b".gitignore")?;
         let mut text = workspace.read_if_there(&file)?.unwrap_or_default();
         let line = pattern(path.name());
-        if text.split(|&it| it == b'\n').any(|it| it.trim_ascii_end() == line) {
+        if text.split(|&it| it == b'\n').any(|it| it.strip_suffix(b"\r").unwrap_or(it) == line) {
             return Ok(None);
         }
         if !text.is_empty() && !text.ends_with(b"\n") {
@@ -26,14 +26,29 @@ impl Git {
     }
 }
 
+impl Git {
+    /// Takes `path` out of the `.gitignore` in its folder again.
+    pub fn unignore(&self, workspace: &Root, path: &RepoPath) -> Result<()> {
+        let file = path.parent().unwrap_or_default().join(b".gitignore")?;
+        let Some(text) = workspace.read_if_there(&file)? else { return Ok(()) };
+        let line = pattern(path.name());
+        let kept: Vec<&[u8]> =
+            text.split_inclusive(|&it| it == b'\n').filter(|it| it.trim_ascii_end() != line).collect();
+        let kept = kept.concat();
+        if kept == text { Ok(()) } else { workspace.write(&file, &kept, Sync::Yes) }
+    }
+}
+
 /// The line that matches this name here and nothing else.
 fn pattern(name: &[u8]) -> Vec<u8> {
     let mut line = vec![b'/'];
     for &byte in name {
-        if matches!(byte, b'*' | b'?' | b'[' | b'\\') {
-            line.push(b'\\');
+        match byte {
+            // A line cannot hold these; `?` matches any one character.
+            b'\n' | b'\r' => line.push(b'?'),
+            b'*' | b'?' | b'[' | b'\\' => line.extend_from_slice(&[b'\\', byte]),
+            _ => line.push(byte),
         }
-        line.push(byte);
     }
     if line.ends_with(b" ") {
         line.insert(line.len() - 1, b'\\');
@@ -49,5 +64,6 @@ mod tests {
     fn a_pattern_matches_its_name_alone() {
         assert_eq!(pattern(b"data"), b"/data");
         assert_eq!(pattern(b"a*[x] "), br"/a\*\[x]\ ");
+        assert_eq!(pattern(b"a\nb"), b"/a?b");
     }
 }

@@ -63,7 +63,8 @@ impl Git {
         };
         let repo = gix::discover(start).map_err(none)?;
         let root = repo.workdir().map(Path::to_owned).ok_or_else(|| {
-            Error::usage("this Git repository is bare: it has no files to work with").hint("use a clone of it")
+            Error::usage("this Git repository is bare: it has no files to work with")
+                .hint("use a clone of it")
         })?;
         let root = fs::canonical(&root).unwrap_or(root);
         Ok(Self { repo, root })
@@ -136,7 +137,11 @@ impl Git {
     /// `git add` of these files.
     pub fn stage(&self, paths: &[RepoPath]) -> Result<()> {
         let mut command = Command::new("git");
-        command.arg("-C").arg(&self.root).args(["add", "--"]).args(paths.iter().map(|it| it.on_disk(Path::new(""))));
+        command
+            .arg("-C")
+            .arg(&self.root)
+            .args(["add", "--"])
+            .args(paths.iter().map(|it| it.on_disk(Path::new(""))));
         let output = command.output().doing(|| "cannot run `git`".into())?;
         if output.status.success() {
             return Ok(());

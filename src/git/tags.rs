@@ -62,7 +62,8 @@ impl Git {
             let error = Error::new(Kind::Conflict, format!("the tag `{name}` exists already"));
             return Err(error.hint("a version is never moved: register the next one"));
         }
-        let made = self.repo.tag(name, rev.0, ObjectKind::Commit, Some(who), message, PreviousValue::MustNotExist);
+        let made =
+            self.repo.tag(name, rev.0, ObjectKind::Commit, Some(who), message, PreviousValue::MustNotExist);
         ours(made.map(drop), || format!("cannot make the tag `{name}`"))
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use crate::{
+    digest::Digest,
     error::{Error, Result},
     git::{Commit, Git, Rev},
     lineage::versions::{content_at, introduced},
@@ -70,7 +71,13 @@ pub fn trace(
         Some(rev) => git.files(rev, &|it| speaks(it))?,
         None => tracked.to_vec(),
     };
-    let mut sources = Sources { git, store, from: rev.cloned().or_else(|| git.head()), locks: Vec::new(), pointers: BTreeMap::new() };
+    let mut sources = Sources {
+        git,
+        store,
+        from: rev.cloned().or_else(|| git.head()),
+        locks: Vec::new(),
+        pointers: BTreeMap::new(),
+    };
     for file in files {
         let Some(bytes) = read(&file)? else { continue };
         if let Some(of) = file.without_suffix(SUFFIX) {
@@ -90,7 +97,9 @@ pub fn trace(
 
 /// Whether a file of Git says something of what is tracked.
 pub fn speaks(file: &[u8]) -> bool {
-    file.ends_with(SUFFIX.as_bytes()) || file == LOCKFILE.as_bytes() || file.ends_with(format!("/{LOCKFILE}").as_bytes())
+    file.ends_with(SUFFIX.as_bytes())
+        || file == LOCKFILE.as_bytes()
+        || file.ends_with(format!("/{LOCKFILE}").as_bytes())
 }
 
 type Maker<'l> = Option<(&'l str, &'l Record)>;
@@ -118,7 +127,12 @@ impl Sources<'_> {
             return Ok(Some(*content));
         }
         let entry = crate::store::file_at(self.store, &content.digest, &below)?;
-        Ok(entry.map(|it| Content { digest: it.digest, files: it.files, kind: it.kind.shape(), size: it.size }))
+        Ok(entry.map(|it| Content {
+            digest: it.digest,
+            files: it.files,
+            kind: it.kind.shape(),
+            size: it.size,
+        }))
     }
 
     fn node(&self, path: &RepoPath, content: Content, maker: Maker<'_>) -> Result<Node> {
@@ -155,19 +169,21 @@ impl Sources<'_> {
         if tracked {
             return introduced(self.git, self.store, from, path, &content.digest);
         }
-        self.plain_commit(from, path)
+        self.plain_commit(from, path, content)
     }
 
-    /// The commit that last changed a plain file of Git.
-    fn plain_commit(&self, from: &Rev, path: &RepoPath) -> Result<Option<Commit>> {
-        let Some(now) = self.git.blob(from, path)? else { return Ok(None) };
-        let mut last = None;
+    /// The newest commit that gave a plain file of Git this content.
+    fn plain_commit(&self, from: &Rev, path: &RepoPath, content: &Content) -> Result<Option<Commit>> {
         for commit in self.git.log(std::slice::from_ref(from))? {
-            if self.git.blob(&commit.rev, path)? != Some(now) {
-                break;
+            let Some(blob) = self.git.blob(&commit.rev, path)? else { continue };
+            let mut kept = false;
+            for parent in &commit.parents {
+                kept |= self.git.blob(parent, path)? == Some(blob);
             }
-            last = Some(commit);
+            if !kept && Digest::of(&self.git.read_blob(blob)?) == content.digest {
+                return Ok(Some(commit));
+            }
         }
-        Ok(last)
+        Ok(None)
     }
 }

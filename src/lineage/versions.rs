@@ -24,7 +24,8 @@ pub fn versions(git: &Git, store: &Store, from: &Rev, path: &RepoPath) -> Result
     for commit in git.log(std::slice::from_ref(from))? {
         let here = content_at(git, store, &commit.rev, path)?;
         known |= here.is_some();
-        let before = commit.parents.iter().map(|it| content_at(git, store, it, path)).collect::<Result<Vec<_>>>()?;
+        let before =
+            commit.parents.iter().map(|it| content_at(git, store, it, path)).collect::<Result<Vec<_>>>()?;
         // A merge that took one side's content made no version.
         let same = |it: &Option<Content>| it.map(|it| it.digest) == here.map(|it| it.digest);
         let changed = if before.is_empty() { here.is_some() } else { !before.iter().any(same) };
@@ -36,7 +37,8 @@ pub fn versions(git: &Git, store: &Store, from: &Rev, path: &RepoPath) -> Result
         return Ok(found);
     }
     let error = Error::not_found(format!("no commit has a version of `{path}`"));
-    Err(error.hint("track it with `mlx add` or as an output of a stage, and commit the pointer or `mlx.lock`"))
+    Err(error
+        .hint("track it with `mlx add` or as an output of a stage, and commit the pointer or `mlx.lock`"))
 }
 
 /// What a path holds at a commit, by its pointer, its stage's record, or the tree it lies in.
@@ -54,19 +56,13 @@ pub fn content_at(git: &Git, store: &Store, rev: &Rev, path: &RepoPath) -> Resul
 }
 
 fn recorded_at(git: &Git, store: &Store, rev: &Rev, path: &RepoPath) -> Result<Option<Content>> {
-    let mut folder = path.parent();
-    while let Some(here) = folder {
-        let file = here.join(LOCKFILE.as_bytes())?;
-        if let Some(bytes) = git.read(rev, &file)?
-            && let Ok(lock) = Lockfile::parse(&file, &bytes)
-        {
-            let outputs = lock.records().flat_map(|it| it.1.outputs.iter().chain(&it.1.in_git));
-            if let Some((top, content)) = outputs.into_iter().find(|it| path.is_within(it.0)) {
-                let pointer = Pointer { path: top.clone(), content: *content };
-                return within(store, &pointer, path);
-            }
+    let is_lock = |it: &[u8]| it == LOCKFILE.as_bytes() || it.ends_with(format!("/{LOCKFILE}").as_bytes());
+    for file in git.files(rev, &is_lock)? {
+        let Ok(lock) = Lockfile::parse(&file, &git.read(rev, &file)?.unwrap_or_default()) else { continue };
+        let mut outputs = lock.records().flat_map(|it| it.1.outputs.iter().chain(&it.1.in_git));
+        if let Some((top, content)) = outputs.find(|it| path.is_within(it.0)) {
+            return within(store, &Pointer { path: top.clone(), content: *content }, path);
         }
-        folder = here.parent();
     }
     Ok(None)
 }
@@ -81,7 +77,13 @@ fn within(store: &Store, pointer: &Pointer, path: &RepoPath) -> Result<Option<Co
 }
 
 /// The commit in which `wanted` became the content of `path`, looking back from `from`.
-pub fn introduced(git: &Git, store: &Store, from: &Rev, path: &RepoPath, wanted: &Digest) -> Result<Option<Commit>> {
+pub fn introduced(
+    git: &Git,
+    store: &Store,
+    from: &Rev,
+    path: &RepoPath,
+    wanted: &Digest,
+) -> Result<Option<Commit>> {
     let found = versions(git, store, from, path)?;
     let mut with = found.into_iter().filter(|it| it.content.is_some_and(|it| it.digest == *wanted));
     Ok(with.next().map(|it| it.commit))

@@ -62,9 +62,11 @@ mod tests {
     #[test]
     fn both_sides_and_the_change_are_told() {
         let path = RepoPath::from_text("m.json").unwrap();
-        let one = Documents::from([(path.clone(), json!({"acc": 0.5, "n": 3, "same": 1, "gone": 1, "x": "nan"}))]);
+        let one =
+            Documents::from([(path.clone(), json!({"acc": 0.5, "n": 3, "same": 1, "gone": 1, "x": "nan"}))]);
         let two = Documents::from([(path, json!({"acc": 0.75, "n": 5, "same": 1, "new": true, "x": 1.0}))]);
-        let rows: Vec<_> = diff(&one, &two).into_iter().map(|it| (it.metric, it.old, it.new, it.change)).collect();
+        let rows: Vec<_> =
+            diff(&one, &two).into_iter().map(|it| (it.metric, it.old, it.new, it.change)).collect();
         let expected = [
             ("acc".to_owned(), json!(0.5), json!(0.75), json!(0.25)),
             ("gone".to_owned(), json!(1), json!(null), json!(null)),

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::{
     document,
-    error::{Doing, Result},
+    error::Result,
     git::{BlobId, Rev},
     path::RepoPath,
     pipeline::{MANIFEST, Manifest, Role},
@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Which numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Topic {
     Metrics,
     Params,
@@ -45,13 +45,15 @@ pub struct Reader<'r> {
     /// Where an `mlx.toml` may lie.
     folders: Vec<RepoPath>,
     parsed: RefCell<HashMap<(BlobId, RepoPath), Value>>,
-    manifests: RefCell<HashMap<(BlobId, RepoPath), Vec<RepoPath>>>,
+    manifests: RefCell<HashMap<(BlobId, RepoPath, Topic), Vec<RepoPath>>>,
 }
 
 impl<'r> Reader<'r> {
     pub fn new(repo: &'r Repo) -> Result<Self> {
-        let is_manifest = |it: &[u8]| it == MANIFEST.as_bytes() || it.ends_with(format!("/{MANIFEST}").as_bytes());
-        let mut folders: Vec<_> = repo.git.tracked(&is_manifest)?.iter().filter_map(RepoPath::parent).collect();
+        let is_manifest =
+            |it: &[u8]| it == MANIFEST.as_bytes() || it.ends_with(format!("/{MANIFEST}").as_bytes());
+        let mut folders: Vec<_> =
+            repo.git.tracked(&is_manifest)?.iter().filter_map(RepoPath::parent).collect();
         folders.push(RepoPath::root());
         folders.sort();
         folders.dedup();
@@ -80,16 +82,18 @@ impl<'r> Reader<'r> {
             })
         };
         match at {
-            At::Workspace => self.repo.files.read_if_there(manifest)?.map_or_else(|| Ok(Vec::new()), |it| list(&it)),
+            At::Workspace => {
+                self.repo.files.read_if_there(manifest)?.map_or_else(|| Ok(Vec::new()), |it| list(&it))
+            }
             At::Commit(rev) => {
                 let Some(id) = self.repo.git.blob(rev, manifest)? else { return Ok(Vec::new()) };
-                let known = self.manifests.borrow().get(&(id, manifest.clone())).cloned();
+                let known = self.manifests.borrow().get(&(id, manifest.clone(), topic)).cloned();
                 if let Some(files) = known {
                     return Ok(files);
                 }
                 // A version whose pipeline cannot be read has no numbers; the others still have.
                 let files = list(&self.repo.git.read_blob(id)?).unwrap_or_default();
-                self.manifests.borrow_mut().insert((id, manifest.clone()), files.clone());
+                self.manifests.borrow_mut().insert((id, manifest.clone(), topic), files.clone());
                 Ok(files)
             }
         }
@@ -104,7 +108,8 @@ impl<'r> Reader<'r> {
         if let Some(value) = self.parsed.borrow().get(&(id, file.clone())) {
             return Ok(Some(value.clone()));
         }
-        let value = document::parse(file, &self.repo.git.read_blob(id)?).doing(|| format!("at {}", rev.short()))?;
+        // A past version that cannot be read has no numbers; it will not be mended.
+        let Ok(value) = document::parse(file, &self.repo.git.read_blob(id)?) else { return Ok(None) };
         self.parsed.borrow_mut().insert((id, file.clone()), value.clone());
         Ok(Some(value))
     }

@@ -29,6 +29,12 @@ pub fn evaluate(head: &Head, table: &Table, pictures: &[Picture]) -> Result<Conf
         let message = format!("the head takes {} features, the table has {}", head.mean.len(), table.width);
         return Err(Error::usage(message).hint("they belong to different runs: `mlx repro`"));
     }
+    let known = crate::model::train::classes(pictures);
+    if known != head.classes {
+        let message =
+            format!("the head knows {}, the pictures are {}", head.classes.join(", "), known.join(", "));
+        return Err(Error::usage(message).hint("train it anew: `mlx repro` or `mlx model train`"));
+    }
     let (samples, _) = samples(table, pictures, Segment::Test, &head.classes);
     if samples.is_empty() {
         return Err(Error::usage("there are no usable pictures on the test side"));
@@ -72,7 +78,9 @@ impl Confusion {
         let rows: Vec<_> = (0..self.classes.len()).map(|it| self.class(it)).collect();
         let total = self.total().max(1) as f64;
         let average = |weight: &dyn Fn(u64) -> f64| {
-            let sum = |value: &dyn Fn(&(f64, f64, f64, u64)) -> f64| rows.iter().map(|it| value(it) * weight(it.3)).sum::<f64>();
+            let sum = |value: &dyn Fn(&(f64, f64, f64, u64)) -> f64| {
+                rows.iter().map(|it| value(it) * weight(it.3)).sum::<f64>()
+            };
             json!({"precision": sum(&|it| it.0), "recall": sum(&|it| it.1), "f1": sum(&|it| it.2)})
         };
         let even = 1.0 / rows.len().max(1) as f64;
@@ -80,7 +88,9 @@ impl Confusion {
             .classes
             .iter()
             .zip(&rows)
-            .map(|(name, it)| (name, json!({"precision": it.0, "recall": it.1, "f1": it.2, "pictures": it.3})))
+            .map(|(name, it)| {
+                (name, json!({"precision": it.0, "recall": it.1, "f1": it.2, "pictures": it.3}))
+            })
             .collect();
         let confusion: BTreeMap<_, _> = self
             .classes
@@ -100,7 +110,13 @@ impl Confusion {
 
     /// One line a pair of classes: what it was, what was said, how often.
     pub fn csv(&self) -> String {
-        let field = |it: &String| if it.contains([',', '"', '\n']) { format!("\"{}\"", it.replace('"', "\"\"")) } else { it.clone() };
+        let field = |it: &String| {
+            if it.contains([',', '"', '\n']) {
+                format!("\"{}\"", it.replace('"', "\"\""))
+            } else {
+                it.clone()
+            }
+        };
         let mut text = "actual,predicted,count\n".to_owned();
         for (actual, row) in self.classes.iter().zip(&self.counts) {
             for (predicted, count) in self.classes.iter().zip(row) {
@@ -121,7 +137,9 @@ mod tests {
         let classes = ["bird", "cat", "dog"].map(str::to_owned).to_vec();
         let counts = vec![vec![0, 1, 0], vec![0, 3, 1], vec![0, 2, 4]];
         let metrics = Confusion { classes, counts, loss: 0.0 }.metrics(1);
-        let close = |value: &Value, expected: f64| assert!((value.as_f64().unwrap() - expected).abs() < 1e-12, "{value}");
+        let close = |value: &Value, expected: f64| {
+            assert!((value.as_f64().unwrap() - expected).abs() < 1e-12, "{value}")
+        };
         close(&metrics["accuracy"], 7.0 / 11.0);
         close(&metrics["class"]["cat"]["precision"], 0.5);
         close(&metrics["class"]["cat"]["recall"], 0.75);

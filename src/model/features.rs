@@ -66,10 +66,12 @@ pub fn compute(
     let key = Digest::of(canonical(&key).as_bytes());
     let mut cache = Cache::load(&repo.shared, &key)?;
     let wanted: BTreeMap<Digest, &RepoPath> = pictures.iter().map(|it| (it.digest, &it.path)).collect();
-    let missing: Vec<_> = wanted.iter().filter(|it| !cache.rows.contains_key(it.0)).map(|it| (*it.0, *it.1)).collect();
+    let missing: Vec<_> =
+        wanted.iter().filter(|it| !cache.rows.contains_key(it.0)).map(|it| (*it.0, *it.1)).collect();
     let computed = missing.len() as u64;
     let id = maker.run(&network, &settings, &missing, &mut cache)?;
-    let rows: BTreeMap<_, _> = wanted.keys().filter_map(|it| Some((*it, cache.rows.get(it)?.clone()))).collect();
+    let rows: BTreeMap<_, _> =
+        wanted.keys().filter_map(|it| Some((*it, cache.rows.get(it)?.clone()))).collect();
     let width = rows.values().next().map_or(0, Vec::len);
     // A cached picture's copy may be damaged under another name only if its bytes are, so names follow digests.
     let damaged: Vec<RepoPath> =
@@ -84,7 +86,8 @@ pub fn compute(
         backbone: settings,
     };
     if rows.is_empty() {
-        return Err(Error::new(Kind::Corrupt, "no picture can be decoded").hint("look at the files: are they photos?"));
+        return Err(Error::new(Kind::Corrupt, "no picture can be decoded")
+            .hint("look at the files: are they photos?"));
     }
     let table = Table { width, rows };
     write(&repo.files, places.out, &table, &about)?;
@@ -110,11 +113,17 @@ impl Maker<'_> {
         pictures: &[Picture],
     ) -> Result<(Backbone, Vec<u8>, Vec<u8>)> {
         let Some(filter_settings) = filters else {
-            let path = RepoPath::parse(backbone.file.as_ref(), &places.folder.on_disk(self.repo.root()), self.repo.root())?;
+            let path = RepoPath::parse(
+                backbone.file.as_ref(),
+                &places.folder.on_disk(self.repo.root()),
+                self.repo.root(),
+            )?;
             let file = self.repo.files.read_if_there(&path)?.ok_or_else(|| {
-                Error::not_found(format!("the backbone `{path}` is not there")).hint("`mlx pull` it, or correct backbone.file in params.toml")
+                Error::not_found(format!("the backbone `{path}` is not there"))
+                    .hint("`mlx pull` it, or correct backbone.file in params.toml")
             })?;
-            let network = graph::normalized(&file, backbone).doing(|| format!("cannot use the backbone `{path}`"))?;
+            let network =
+                graph::normalized(&file, backbone).doing(|| format!("cannot use the backbone `{path}`"))?;
             return Ok((backbone.clone(), file, graph::encode(&network)));
         };
         filter_settings.check()?;
@@ -128,8 +137,11 @@ impl Maker<'_> {
             output: graph::FEATURES.to_owned(),
             filter: backbone.filter,
         };
-        let teachers: BTreeMap<Digest, &RepoPath> =
-            pictures.iter().filter(|it| it.segment == Segment::Train).map(|it| (it.digest, &it.path)).collect();
+        let teachers: BTreeMap<Digest, &RepoPath> = pictures
+            .iter()
+            .filter(|it| it.segment == Segment::Train)
+            .map(|it| (it.digest, &it.path))
+            .collect();
         let teachers: Vec<_> = teachers.into_iter().take(TEACHERS).collect();
         let read = self.read(&teachers, &settings)?;
         let read: Vec<Vec<f32>> = read.into_iter().map(|it| it.1).collect();
@@ -141,12 +153,19 @@ impl Maker<'_> {
     }
 
     /// Pictures as planes; damaged ones are named and set aside.
-    fn read(&mut self, pictures: &[(Digest, &RepoPath)], settings: &Backbone) -> Result<Vec<(Digest, Vec<f32>)>> {
+    fn read(
+        &mut self,
+        pictures: &[(Digest, &RepoPath)],
+        settings: &Backbone,
+    ) -> Result<Vec<(Digest, Vec<f32>)>> {
         let files = &self.repo.files;
         let read = pictures.par_iter().map(|(digest, path)| -> Result<_> {
             let bytes = files.read(path)?;
             if Digest::of(&bytes) != *digest {
-                let error = Error::new(Kind::Conflict, format!("`{path}` is not the picture that the list of sides means"));
+                let error = Error::new(
+                    Kind::Conflict,
+                    format!("`{path}` is not the picture that the list of sides means"),
+                );
                 return Err(error.hint("make the list anew: `mlx repro` or `mlx data split`"));
             }
             Ok((*digest, *path, decode(&bytes).map(|it| planes(&it, settings))))
@@ -167,7 +186,13 @@ impl Maker<'_> {
     }
 
     /// Computes what is missing, batch by batch, into the cache; the engine's name.
-    fn run(&mut self, network: &[u8], settings: &Backbone, missing: &[(Digest, &RepoPath)], cache: &mut Cache) -> Result<String> {
+    fn run(
+        &mut self,
+        network: &[u8],
+        settings: &Backbone,
+        missing: &[(Digest, &RepoPath)],
+        cache: &mut Cache,
+    ) -> Result<String> {
         if missing.is_empty() {
             return engine::id(self.repo);
         }

@@ -30,7 +30,8 @@ pub fn normalized(backbone: &[u8], settings: &Backbone) -> Result<Model> {
     let mut model = onnx::parse(backbone)?;
     let versions = model.opset_import.iter().filter(|it| it.domain.as_deref().unwrap_or_default().is_empty());
     if versions.filter_map(|it| it.version).max().unwrap_or(1) < 7 {
-        return Err(Error::usage("the backbone uses operators from before ONNX 1.2").hint("export it with opset 13 or newer"));
+        return Err(Error::usage("the backbone uses operators from before ONNX 1.2")
+            .hint("export it with opset 13 or newer"));
     }
     let graph = model.graph.as_mut().expect("a network was parsed, so it has a graph");
     let side = settings.crop as usize;
@@ -42,7 +43,9 @@ pub fn normalized(backbone: &[u8], settings: &Backbone) -> Result<Model> {
         return Err(lacks("output", &settings.output, &known(&graph.output)));
     }
     if taken(graph) {
-        return Err(Error::usage("the backbone uses names that start with `mlx_`, or `pixels`, or `probabilities`"));
+        return Err(Error::usage(
+            "the backbone uses names that start with `mlx_`, or `pixels`, or `probabilities`",
+        ));
     }
     let mut nodes = vec![
         Node::new("Sub", &[INPUT, "mlx_mean"], "mlx_centered", Vec::new()),
@@ -53,7 +56,8 @@ pub fn normalized(backbone: &[u8], settings: &Backbone) -> Result<Model> {
     graph.node = nodes;
     graph.initializer.push(Tensor::floats("mlx_mean", &[1, 3, 1, 1], &settings.mean));
     graph.initializer.push(Tensor::floats("mlx_scale", &[1, 3, 1, 1], &settings.scale));
-    let others = graph.input.iter().filter(|it| graph.initializer.iter().any(|row| row.name == it.name)).cloned();
+    let others =
+        graph.input.iter().filter(|it| graph.initializer.iter().any(|row| row.name == it.name)).cloned();
     graph.input = [input(side)].into_iter().chain(others).collect();
     graph.output = vec![Value::floats(FEATURES, &[Err("batch"), Err("features")])];
     prune(graph);
@@ -119,7 +123,12 @@ pub fn with_head(mut model: Model, head: &Head) -> Result<Model> {
     }
     graph.initializer.push(Tensor::floats("mlx_weights", &[classes, width], &weights));
     graph.initializer.push(Tensor::floats("mlx_bias", &[classes], &bias));
-    let gemm = Node::new("Gemm", &[FEATURES, "mlx_weights", "mlx_bias"], "mlx_scores", vec![Attribute::int("transB", 1)]);
+    let gemm = Node::new(
+        "Gemm",
+        &[FEATURES, "mlx_weights", "mlx_bias"],
+        "mlx_scores",
+        vec![Attribute::int("transB", 1)],
+    );
     graph.node.push(gemm);
     graph.node.push(Node::new("Softmax", &["mlx_scores"], OUTPUT, vec![Attribute::int("axis", 1)]));
     graph.output = vec![Value::floats(OUTPUT, &[Err("batch"), Ok(classes)])];

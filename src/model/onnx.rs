@@ -211,7 +211,10 @@ impl Value {
         };
         let shape = Shape { dim: dims.iter().map(dim).collect() };
         let tensor = TensorType { element: Some(FLOAT), shape: Some(shape) };
-        Self { name: Some(name.to_owned()), r#type: Some(Type { tensor: Some(tensor), sequence: None, map: None }) }
+        Self {
+            name: Some(name.to_owned()),
+            r#type: Some(Type { tensor: Some(tensor), sequence: None, map: None }),
+        }
     }
 }
 

@@ -90,7 +90,12 @@ pub fn package(repo: &Repo, parts: &Parts<'_>, out: &RepoPath) -> Result<Descrip
     let description = Description {
         classes: parts.head.classes.clone(),
         format: FORMAT,
-        input: Input { crop: settings.crop, filter: settings.filter, name: graph::INPUT.to_owned(), resize: settings.resize },
+        input: Input {
+            crop: settings.crop,
+            filter: settings.filter,
+            name: graph::INPUT.to_owned(),
+            resize: settings.resize,
+        },
         made_from: MadeFrom {
             backbone: parts.about.backbone_digest,
             data: parts.about.data_digest,
@@ -98,7 +103,10 @@ pub fn package(repo: &Repo, parts: &Parts<'_>, out: &RepoPath) -> Result<Descrip
             params: Digest::of(document::canonical(&params).as_bytes()),
             split: parts.about.split_digest,
         },
-        metrics: document::leaves(parts.metrics).into_iter().filter_map(|(key, it)| Some((key, it.as_f64()?))).collect(),
+        metrics: document::leaves(parts.metrics)
+            .into_iter()
+            .filter_map(|(key, it)| Some((key, it.as_f64()?)))
+            .collect(),
         output: graph::OUTPUT.to_owned(),
     };
     let text = toml::to_string(&description).map_err(|it| Error::new(Kind::Internal, it.to_string()))?;
@@ -118,7 +126,8 @@ fn backbone(repo: &Repo, parts: &Parts<'_>) -> Result<Vec<u8>> {
     if Digest::of(&bytes) == parts.about.backbone_digest {
         return Ok(bytes);
     }
-    let error = Error::new(Kind::Conflict, format!("`{path}` is not the backbone that made `{}`", parts.features));
+    let error =
+        Error::new(Kind::Conflict, format!("`{path}` is not the backbone that made `{}`", parts.features));
     Err(error.hint("compute the features anew: `mlx repro`"))
 }
 
@@ -150,7 +159,11 @@ pub fn describe(files: &Root, folder: &RepoPath) -> Result<Description> {
 /// Reads a description.
 pub fn parse(name: &str, bytes: &[u8]) -> Result<Description> {
     let text = String::from_utf8_lossy(bytes);
-    let found: Description =
-        toml::from_str(&text).map_err(|it| Error::corrupt(format!("`{name}` describes no package: {}", it.message())))?;
-    if found.format == FORMAT { Ok(found) } else { Err(Error::corrupt(format!("`{name}` was written by a newer mlx"))) }
+    let found: Description = toml::from_str(&text)
+        .map_err(|it| Error::corrupt(format!("`{name}` describes no package: {}", it.message())))?;
+    if found.format == FORMAT {
+        Ok(found)
+    } else {
+        Err(Error::corrupt(format!("`{name}` was written by a newer mlx")))
+    }
 }

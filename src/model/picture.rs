@@ -11,6 +11,8 @@ use crate::{
 
 /// No picture may be wider or higher: a kilobyte can claim a terabyte.
 const LARGEST_SIDE: u32 = 16_384;
+/// A side so many times longer than the other would grow beyond measure when the other is brought to size.
+const THINNEST: u32 = 32;
 const LARGEST_MEMORY: u64 = 512 << 20;
 
 /// Decodes a picture, turned as its camera says.
@@ -28,6 +30,13 @@ pub fn decode(bytes: &[u8]) -> Result<DynamicImage> {
     let orientation = decoder.orientation().map_err(wrong)?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(wrong)?;
     picture.apply_orientation(orientation);
+    let (longer, shorter) = (picture.width().max(picture.height()), picture.width().min(picture.height()));
+    if longer > shorter.saturating_mul(THINNEST) {
+        return Err(Error::new(
+            Kind::Corrupt,
+            format!("it is {} × {} pixels: a line, no picture", picture.width(), picture.height()),
+        ));
+    }
     Ok(picture)
 }
 
@@ -35,7 +44,8 @@ pub fn decode(bytes: &[u8]) -> Result<DynamicImage> {
 pub fn planes(picture: &DynamicImage, settings: &Backbone) -> Vec<f32> {
     let (width, height) = (picture.width().max(1), picture.height().max(1));
     let shorter = width.min(height);
-    let longer = |side: u32| (f64::from(side) * f64::from(settings.resize) / f64::from(shorter)).round() as u32;
+    let longer =
+        |side: u32| (f64::from(side) * f64::from(settings.resize) / f64::from(shorter)).round() as u32;
     let (new_width, new_height) = (longer(width).max(settings.crop), longer(height).max(settings.crop));
     let filter = match settings.filter {
         Filter::Nearest => FilterType::Nearest,

@@ -41,6 +41,9 @@ struct Message {
     format: u64,
     path: RepoPath,
     package: Content,
+    /// The version before this one, so that order follows from the chain and not from a clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    previous: Option<String>,
     #[serde(default)]
     metrics: BTreeMap<String, f64>,
 }
@@ -57,7 +60,9 @@ impl FromStr for Number {
     fn from_str(text: &str) -> Result<Self> {
         let wrong = || Error::usage(format!("`{text}` is no version number")).hint("write it like v0.2.0");
         let parts: Vec<&str> = text.strip_prefix('v').unwrap_or(text).split('.').collect();
-        let plain = |it: &&str| !it.is_empty() && it.bytes().all(|it| it.is_ascii_digit()) && (*it == "0" || !it.starts_with('0'));
+        let plain = |it: &&str| {
+            !it.is_empty() && it.bytes().all(|it| it.is_ascii_digit()) && (*it == "0" || !it.starts_with('0'))
+        };
         let [major, minor, patch] = parts[..] else { return Err(wrong()) };
         if ![major, minor, patch].iter().all(plain) {
             return Err(wrong());
@@ -69,12 +74,14 @@ impl FromStr for Number {
 
 impl Number {
     /// The number after this one.
-    pub fn next(self, bump: Bump) -> Self {
-        match bump {
-            Bump::Major => Self(self.0 + 1, 0, 0),
-            Bump::Minor => Self(self.0, self.1 + 1, 0),
-            Bump::Patch => Self(self.0, self.1, self.2 + 1),
-        }
+    pub fn next(self, bump: Bump) -> Result<Self> {
+        let full = || Error::usage(format!("there is no number after {self}"));
+        let one_more = |it: u64| it.checked_add(1).ok_or_else(full);
+        Ok(match bump {
+            Bump::Major => Self(one_more(self.0)?, 0, 0),
+            Bump::Minor => Self(self.0, one_more(self.1)?, 0),
+            Bump::Patch => Self(self.0, self.1, one_more(self.2)?),
+        })
     }
 }
 
@@ -101,7 +108,7 @@ fn read(tag: Tag) -> Option<Version> {
     let (model, number) = (model.to_owned(), number.parse().ok()?);
     let body = tag.message.split_once('\n')?.1;
     let body = body.split("-----BEGIN").next().unwrap_or(body);
-    let Message { format: 1, path, package, metrics } = toml::from_str(body).ok()? else { return None };
+    let Message { format: 1, path, package, metrics, .. } = toml::from_str(body).ok()? else { return None };
     Some(Version { model, number, package, path, metrics, tag })
 }
 
@@ -121,7 +128,8 @@ pub fn find(git: &Git, name: &str) -> Result<Option<Version>> {
 /// As [`find`], where there has to be one.
 pub fn require(git: &Git, name: &str) -> Result<Version> {
     find(git, name)?.ok_or_else(|| {
-        Error::not_found(format!("there is no registered version `{name}`")).hint("`mlx model list` shows them; `git fetch --tags` brings others'")
+        Error::not_found(format!("there is no registered version `{name}`"))
+            .hint("`mlx model list` shows them; `git fetch --tags` brings others'")
     })
 }
 
@@ -137,13 +145,18 @@ pub fn register(
 ) -> Result<Version> {
     let known = versions(git, Some(model))?;
     if let Some(same) = known.iter().find(|it| it.package.digest == package.digest) {
-        let error = Error::new(Kind::Conflict, format!("this package is registered already, as `{}`", same.name()));
+        let error =
+            Error::new(Kind::Conflict, format!("this package is registered already, as `{}`", same.name()));
         return Err(error.hint("a package has one number: change it, or use that version"));
     }
     let newest = known.last().map(|it| it.number);
-    let number = choice.unwrap_or_else(|bump| newest.unwrap_or(Number(0, 0, 0)).next(bump));
+    let number = match choice {
+        Ok(number) => number,
+        Err(bump) => newest.unwrap_or(Number(0, 0, 0)).next(bump)?,
+    };
     let name = format!("{model}@{number}");
-    let message = Message { format: 1, path: path.clone(), package, metrics };
+    let previous = known.last().map(Version::name);
+    let message = Message { format: 1, path: path.clone(), package, previous, metrics };
     let body = toml::to_string(&message).map_err(|it| Error::new(Kind::Internal, it.to_string()))?;
     git.tag(&name, rev, &format!("{model} {number}\n\n{body}"))?;
     require(git, &name)
@@ -162,6 +175,6 @@ mod tests {
         for bad in ["", "v1", "v1.2", "v1.2.3.4", "v01.2.3", "v1.2.x", "v1.2.-3"] {
             assert!(number(bad).is_err(), "{bad}");
         }
-        assert_eq!(Number(1, 2, 3).next(Bump::Minor), Number(1, 3, 0));
+        assert_eq!(Number(1, 2, 3).next(Bump::Minor).unwrap(), Number(1, 3, 0));
     }
 }

@@ -93,14 +93,17 @@ impl Default for Backbone {
 /// Reads one table of the parameter file at `path`.
 pub fn read<T: DeserializeOwned>(files: &Root, path: &RepoPath, table: &str) -> Result<T> {
     let bytes = files.read_if_there(path)?.ok_or_else(|| {
-        Error::not_found(format!("the parameter file `{path}` is not there")).hint("`mlx init --template pets` writes one")
+        Error::not_found(format!("the parameter file `{path}` is not there"))
+            .hint("`mlx init --template pets` writes one")
     })?;
     let value = crate::document::parse(path, &bytes)?;
     let found = value.get(table).cloned().ok_or_else(|| {
-        Error::not_found(format!("`{path}` has no table `{table}`")).hint(format!("add [{table}] to it, as in the template"))
+        Error::not_found(format!("`{path}` has no table `{table}`"))
+            .hint(format!("add [{table}] to it, as in the template"))
     })?;
     serde_json::from_value(found).map_err(|it| {
-        Error::usage(format!("`{path}`: the table `{table}` cannot be used: {it}")).hint("compare it with the template's")
+        Error::usage(format!("`{path}`: the table `{table}` cannot be used: {it}"))
+            .hint("compare it with the template's")
     })
 }
 
@@ -109,7 +112,8 @@ impl SplitSettings {
         if self.test > 0.0 && self.test < 1.0 {
             return Ok(());
         }
-        Err(Error::usage(format!("`split.test` is {}, not between 0 and 1", self.test)).hint("0.2 keeps a fifth"))
+        Err(Error::usage(format!("`split.test` is {}, not between 0 and 1", self.test))
+            .hint("0.2 keeps a fifth"))
     }
 }
 
@@ -117,10 +121,15 @@ impl Backbone {
     pub fn check(&self) -> Result<()> {
         if self.crop == 0 || self.crop > self.resize || self.resize > 4096 {
             let message = format!("`backbone.crop` is {} and `backbone.resize` {}", self.crop, self.resize);
-            return Err(Error::usage(message).hint("crop is at least 1 and no more than resize, that no more than 4096"));
+            return Err(Error::usage(message)
+                .hint("crop is at least 1 and no more than resize, that no more than 4096"));
         }
-        if self.scale.iter().any(|it| *it == 0.0 || !it.is_finite()) || self.mean.iter().any(|it| !it.is_finite()) {
-            return Err(Error::usage("`backbone.mean` and `backbone.scale` are finite numbers, and no scale is 0"));
+        if self.scale.iter().any(|it| *it == 0.0 || !it.is_finite())
+            || self.mean.iter().any(|it| !it.is_finite())
+        {
+            return Err(Error::usage(
+                "`backbone.mean` and `backbone.scale` are finite numbers, and no scale is 0",
+            ));
         }
         Ok(())
     }
@@ -128,21 +137,27 @@ impl Backbone {
 
 impl FilterSettings {
     pub fn check(&self) -> Result<()> {
-        let small = (2..=16).contains(&self.patch) && (16..=256).contains(&self.picture) && (1..=1024).contains(&self.count);
+        let small = (2..=16).contains(&self.patch)
+            && (16..=256).contains(&self.picture)
+            && (1..=1024).contains(&self.count);
         if small && self.picture >= 3 * self.patch {
             return Ok(());
         }
-        Err(Error::usage("`filters` cannot be used: patch is 2–16, picture 16–256 and at least three patches, count 1–1024"))
+        Err(Error::usage(
+            "`filters` cannot be used: patch is 2–16, picture 16–256 and at least three patches, count 1–1024",
+        ))
     }
 }
 
 impl TrainSettings {
     pub fn check(&self) -> Result<()> {
         if self.folds < 2 {
-            return Err(Error::usage(format!("`train.folds` is {}", self.folds)).hint("cross-validation needs 2 or more"));
+            return Err(Error::usage(format!("`train.folds` is {}", self.folds))
+                .hint("cross-validation needs 2 or more"));
         }
         if self.strengths.is_empty() || self.strengths.iter().any(|it| !it.is_finite() || *it <= 0.0) {
-            return Err(Error::usage("`train.strengths` is a list of numbers above 0").hint("for example [0.001, 0.01, 0.1]"));
+            return Err(Error::usage("`train.strengths` is a list of numbers above 0")
+                .hint("for example [0.001, 0.01, 0.1]"));
         }
         Ok(())
     }

@@ -117,7 +117,9 @@ fn dot(weights: &[f64], row: &[f64]) -> f64 {
 impl Problem<'_> {
     fn scaled(&self, at: usize, row: &mut [f64]) {
         let values = self.samples.row(at).iter().zip(self.mean).zip(self.scale);
-        row.iter_mut().zip(values).for_each(|(out, ((it, mean), scale))| *out = (f64::from(*it) - mean) / scale);
+        row.iter_mut()
+            .zip(values)
+            .for_each(|(out, ((it, mean), scale))| *out = (f64::from(*it) - mean) / scale);
     }
 
     /// Cost and gradient, chunk by chunk, summed in order.
@@ -130,7 +132,8 @@ impl Problem<'_> {
             for at in *start..(*start + CHUNK).min(count) {
                 self.scaled(at, &mut row);
                 for class in 0..classes {
-                    scores[class] = parameters[classes * width + class] + dot(&parameters[class * width..][..width], &row);
+                    scores[class] = parameters[classes * width + class]
+                        + dot(&parameters[class * width..][..width], &row);
                 }
                 let own = scores[self.samples.labels[at]];
                 cost += softmax(&mut scores) - own;
@@ -138,7 +141,10 @@ impl Problem<'_> {
                     scores[self.samples.labels[at]] -= 1.0;
                     for class in 0..classes {
                         let slope = scores[class];
-                        gradient[class * width..][..width].iter_mut().zip(&row).for_each(|(sum, it)| *sum += slope * it);
+                        gradient[class * width..][..width]
+                            .iter_mut()
+                            .zip(&row)
+                            .for_each(|(sum, it)| *sum += slope * it);
                         gradient[classes * width + class] += slope;
                     }
                 }
@@ -183,10 +189,13 @@ pub fn fit(samples: &Samples, classes: &[String], strength: f64) -> Result<Head>
     let (mean, scale) = scaling(samples);
     let size = samples.classes * (samples.width + 1);
     let problem = Problem { samples, mean: &mean, scale: &scale, strength };
-    let failed = |it: &dyn std::fmt::Display| Error::new(Kind::Internal, format!("the head cannot be fitted: {it}"));
+    let failed =
+        |it: &dyn std::fmt::Display| Error::new(Kind::Internal, format!("the head cannot be fitted: {it}"));
     let solver = LBFGS::new(MoreThuenteLineSearch::new(), MEMORY);
     let solver = solver.with_tolerance_grad(FLAT).map_err(|it| failed(&it))?;
-    let run = Executor::new(&problem, solver).configure(|it| it.param(vec![0.0; size]).max_iters(MOST_ITERATIONS)).run();
+    let run = Executor::new(&problem, solver)
+        .configure(|it| it.param(vec![0.0; size]).max_iters(MOST_ITERATIONS))
+        .run();
     let found = run.map_err(|it| failed(&it))?;
     let best = found.state().get_best_param().cloned().ok_or_else(|| failed(&"no solution"))?;
     if best.iter().any(|it| !it.is_finite()) {

@@ -83,7 +83,8 @@ pub fn split(found: Found, settings: &SplitSettings) -> Result<Vec<Picture>> {
         let first = class_of.entry(picture.1).or_insert(picture);
         if first.2 != picture.2 {
             let message = format!("`{}` and `{}` are the same picture in two classes", first.0, picture.0);
-            return Err(Error::new(Kind::Conflict, message).hint("a picture has one label: remove it from one of the folders"));
+            return Err(Error::new(Kind::Conflict, message)
+                .hint("a picture has one label: remove it from one of the folders"));
         }
         classes.entry(&picture.2).or_default().insert(picture.1);
     }
@@ -106,10 +107,12 @@ pub fn split(found: Found, settings: &SplitSettings) -> Result<Vec<Picture>> {
 
 fn check_classes(classes: &BTreeMap<&str, BTreeSet<Digest>>) -> Result<()> {
     if classes.is_empty() {
-        return Err(Error::not_found("there are no pictures").hint("one subfolder a class, with JPEG or PNG files in it"));
+        return Err(Error::not_found("there are no pictures")
+            .hint("one subfolder a class, with JPEG or PNG files in it"));
     }
     if let Some((name, digests)) = classes.iter().find(|it| it.1.len() < FEWEST) {
-        let message = format!("the class `{name}` has {} different pictures; {FEWEST} are the least", digests.len());
+        let message =
+            format!("the class `{name}` has {} different pictures; {FEWEST} are the least", digests.len());
         return Err(Error::usage(message).hint("add pictures of it, or remove its folder"));
     }
     if classes.len() == 1 {
@@ -150,16 +153,20 @@ impl Segment {
 
 /// A line a picture: path, digest, class, segment, with tabs between them.
 pub fn print(pictures: &[Picture]) -> String {
-    let line = |it: &Picture| format!("{}\t{}\t{}\t{}\n", it.path.to_text(), it.digest, it.class, it.segment.name());
+    let line =
+        |it: &Picture| format!("{}\t{}\t{}\t{}\n", it.path.to_text(), it.digest, it.class, it.segment.name());
     pictures.iter().map(line).collect()
 }
 
 /// Reads what [`print`] wrote.
 pub fn parse(name: &RepoPath, bytes: &[u8]) -> Result<Vec<Picture>> {
-    let broken = |line: usize| Error::corrupt(format!("line {line} of `{name}` is not a picture with its side"));
+    let broken =
+        |line: usize| Error::corrupt(format!("line {line} of `{name}` is not a picture with its side"));
     let text = std::str::from_utf8(bytes).map_err(|_| broken(1))?;
     if document::has_conflict_marks(text) {
-        return Err(Error::corrupt(format!("`{name}` has merge-conflict marks")).hint("`mlx repro` makes it anew"));
+        return Err(
+            Error::corrupt(format!("`{name}` has merge-conflict marks")).hint("`mlx repro` makes it anew")
+        );
     }
     let read = |(at, line): (usize, &str)| {
         let fields: Vec<&str> = line.split('\t').collect();
@@ -201,7 +208,10 @@ mod tests {
             let path = RepoPath::from_text(&format!("data/{class}/{it}.jpg")).unwrap();
             (path, Digest::of(format!("{class}{it}").as_bytes()), class.to_owned())
         };
-        let pictures = classes.iter().flat_map(|(class, range)| range.clone().map(move |it| picture(class, it))).collect();
+        let pictures = classes
+            .iter()
+            .flat_map(|(class, range)| range.clone().map(move |it| picture(class, it)))
+            .collect();
         Found { pictures, others: 0 }
     }
 
@@ -225,7 +235,8 @@ mod tests {
     #[test]
     fn equal_pictures_stay_together() {
         let mut all = found(&[("cat", 0..50), ("dog", 0..50)]);
-        let copies: Vec<_> = all.pictures.iter().map(|it| (it.0.with_suffix(".jpg"), it.1, it.2.clone())).collect();
+        let copies: Vec<_> =
+            all.pictures.iter().map(|it| (it.0.with_suffix(".jpg"), it.1, it.2.clone())).collect();
         all.pictures.extend(copies);
         let pictures = split(all, &SETTINGS).unwrap();
         let sides: BTreeMap<Digest, Segment> = pictures.iter().map(|it| (it.digest, it.segment)).collect();
@@ -236,11 +247,17 @@ mod tests {
     fn too_little_is_named() {
         let message = |it: Found| split(it, &SETTINGS).unwrap_err().to_string();
         assert_eq!(message(found(&[("cat", 0..50)])), "there is one class only, `cat`");
-        assert_eq!(message(found(&[("cat", 0..50), ("dog", 0..3)])), "the class `dog` has 3 different pictures; 5 are the least");
+        assert_eq!(
+            message(found(&[("cat", 0..50), ("dog", 0..3)])),
+            "the class `dog` has 3 different pictures; 5 are the least"
+        );
         assert_eq!(message(Found::default()), "there are no pictures");
         let mut twice = found(&[("cat", 0..9), ("dog", 0..9)]);
         twice.pictures[0].1 = twice.pictures[9].1;
-        assert_eq!(message(twice), "`data/cat/0.jpg` and `data/dog/0.jpg` are the same picture in two classes");
+        assert_eq!(
+            message(twice),
+            "`data/cat/0.jpg` and `data/dog/0.jpg` are the same picture in two classes"
+        );
     }
 
     proptest! {

@@ -49,7 +49,8 @@ pub const BACKBONE: &str = "backbone.onnx";
 /// Writes a table into a folder.
 pub fn write(files: &Root, folder: &RepoPath, table: &Table, about: &About) -> Result<()> {
     let rows: String = table.rows.keys().map(|it| format!("{it}\n")).collect();
-    let text = toml::to_string(about).map_err(|it| Error::new(crate::error::Kind::Internal, it.to_string()))?;
+    let text =
+        toml::to_string(about).map_err(|it| Error::new(crate::error::Kind::Internal, it.to_string()))?;
     files.write(&folder.join(b"table.npy")?, &npy(table), Sync::Later)?;
     files.write(&folder.join(b"rows.txt")?, rows.as_bytes(), Sync::Later)?;
     files.write(&folder.join(b"features.toml")?, text.as_bytes(), Sync::Later)
@@ -72,9 +73,11 @@ fn npy(table: &Table) -> Vec<u8> {
 /// Reads a table from a folder.
 pub fn read(files: &Root, folder: &RepoPath) -> Result<(Table, About)> {
     let broken = |why: &str| {
-        Error::corrupt(format!("`{folder}` is not a feature table: {why}")).hint("`mlx data features` or `mlx repro` makes it anew")
+        Error::corrupt(format!("`{folder}` is not a feature table: {why}"))
+            .hint("`mlx data features` or `mlx repro` makes it anew")
     };
-    let text = files.read(&folder.join(b"features.toml")?).doing(|| format!("`{folder}` is not a feature table"))?;
+    let text =
+        files.read(&folder.join(b"features.toml")?).doing(|| format!("`{folder}` is not a feature table"))?;
     let about: About = toml::from_str(&String::from_utf8_lossy(&text)).map_err(|it| broken(it.message()))?;
     if about.format != FORMAT {
         return Err(broken("its format is unknown"));
@@ -82,7 +85,10 @@ pub fn read(files: &Root, folder: &RepoPath) -> Result<(Table, About)> {
     let rows = files.read(&folder.join(b"rows.txt")?)?;
     let digests = String::from_utf8_lossy(&rows).lines().map(str::parse).collect::<Result<Vec<Digest>>>()?;
     let bytes = files.read(&folder.join(b"table.npy")?)?;
-    let head = bytes.get(8..10).map(|it| 10 + usize::from(u16::from_le_bytes([it[0], it[1]]))).ok_or_else(|| broken("it is short"))?;
+    let head = bytes
+        .get(8..10)
+        .map(|it| 10 + usize::from(u16::from_le_bytes([it[0], it[1]])))
+        .ok_or_else(|| broken("it is short"))?;
     let data = bytes.get(head..).ok_or_else(|| broken("it is short"))?;
     let width = (data.len() / 4).checked_div(digests.len()).unwrap_or(0);
     if data.len() != width * 4 * digests.len() || digests.windows(2).any(|it| it[0] >= it[1]) {

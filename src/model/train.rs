@@ -26,7 +26,12 @@ pub struct Trained {
 }
 
 /// Pictures of one side that have features: their samples, and their digests in the same order.
-pub fn samples(table: &Table, pictures: &[Picture], side: Segment, classes: &[String]) -> (Samples, Vec<Digest>) {
+pub fn samples(
+    table: &Table,
+    pictures: &[Picture],
+    side: Segment,
+    classes: &[String],
+) -> (Samples, Vec<Digest>) {
     let place: BTreeMap<&str, usize> = classes.iter().enumerate().map(|(at, it)| (it.as_str(), at)).collect();
     let wanted: BTreeMap<Digest, &str> =
         pictures.iter().filter(|it| it.segment == side).map(|it| (it.digest, it.class.as_str())).collect();
@@ -51,7 +56,12 @@ pub fn classes(pictures: &[Picture]) -> Vec<String> {
 }
 
 /// Fits a head to the training side.
-pub fn train(table: &Table, pictures: &[Picture], settings: &TrainSettings, progress: &dyn Progress) -> Result<Trained> {
+pub fn train(
+    table: &Table,
+    pictures: &[Picture],
+    settings: &TrainSettings,
+    progress: &dyn Progress,
+) -> Result<Trained> {
     settings.check()?;
     let classes = classes(pictures);
     let (samples, digests) = samples(table, pictures, Segment::Train, &classes);
@@ -59,7 +69,9 @@ pub fn train(table: &Table, pictures: &[Picture], settings: &TrainSettings, prog
         let count = samples.labels.iter().filter(|it| **it == at).count();
         if count < 2 {
             let message = format!("the class `{class}` has {count} usable pictures on the training side");
-            return Err(Error::usage(message).hint("add pictures of it, or look at those that were set aside"));
+            return Err(
+                Error::usage(message).hint("add pictures of it, or look at those that were set aside")
+            );
         }
     }
     let folds = folds(&samples, &digests, settings);
@@ -70,7 +82,8 @@ pub fn train(table: &Table, pictures: &[Picture], settings: &TrainSettings, prog
         tried.push(cross_validate(&samples, &classes, &folds, settings.folds, strength, progress)?);
     }
     // The least cross-entropy; of equals the strongest penalty.
-    let best = tried.iter().fold(tried[0], |best, it| if (it.1, -it.0) < (best.1, -best.0) { *it } else { best });
+    let best =
+        tried.iter().fold(tried[0], |best, it| if (it.1, -it.0) < (best.1, -best.0) { *it } else { best });
     let head = fit(&samples, &classes, best.0)?;
     progress.event(Event::Finished);
     Ok(Trained { head, tried, pictures: samples.len() as u64 })
@@ -97,7 +110,8 @@ fn cross_validate(
 ) -> Result<(f64, f64, f64)> {
     let (mut loss, mut right, mut seen) = (0.0, 0.0, 0.0);
     for fold in 0..count {
-        let side = |inside: bool| (0..samples.len()).filter(|&it| (folds[it] == fold) == inside).collect::<Vec<_>>();
+        let side =
+            |inside: bool| (0..samples.len()).filter(|&it| (folds[it] == fold) == inside).collect::<Vec<_>>();
         let (rest, left_out) = (samples.pick(&side(false)), samples.pick(&side(true)));
         let head = fit(&rest, classes, strength)?;
         for (row, &label) in left_out.values.chunks(samples.width).zip(&left_out.labels) {
@@ -114,7 +128,12 @@ fn cross_validate(
 impl Trained {
     /// What `mlx show metrics` shows of the training.
     pub fn metrics(&self) -> Value {
-        let chosen = self.tried.iter().find(|it| it.0.to_bits() == self.head.strength.to_bits()).copied().unwrap_or_default();
+        let chosen = self
+            .tried
+            .iter()
+            .find(|it| it.0.to_bits() == self.head.strength.to_bits())
+            .copied()
+            .unwrap_or_default();
         let tried: BTreeMap<String, Value> = self
             .tried
             .iter()

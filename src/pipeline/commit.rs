@@ -1,7 +1,7 @@
 //! Outputs that somebody changed by hand, taken into the record.
 
 use crate::{
-    error::Result,
+    error::{Error, Kind, Result},
     path::RepoPath,
     pipeline::Pipeline,
     pointer::{Content, Pointer},
@@ -17,6 +17,10 @@ impl Pipeline<'_, '_> {
         let lock = self.lock()?;
         for (name, stage) in &self.manifest.stages {
             let Some(old) = lock.get(name) else { continue };
+            if self.is_marked(name)? {
+                let error = Error::new(Kind::Conflict, format!("a run of the stage `{name}` did not end"));
+                return Err(error.hint("what lies at its outputs may be half written: run `mlx repro` first"));
+            }
             let mut record = old.clone();
             for out in stage.outputs.iter().filter(|it| path.is_none_or(|path| path.overlaps(&it.path))) {
                 let slot = record.outputs.get_mut(&out.path).or_else(|| record.in_git.get_mut(&out.path));
@@ -34,7 +38,12 @@ impl Pipeline<'_, '_> {
         Ok(committed)
     }
 
-    fn changed(&self, path: &RepoPath, recorded: Content, progress: &dyn Progress) -> Result<Option<Content>> {
+    fn changed(
+        &self,
+        path: &RepoPath,
+        recorded: Content,
+        progress: &dyn Progress,
+    ) -> Result<Option<Content>> {
         let pointer = Pointer { path: path.clone(), content: recorded };
         match self.workspace.compare(&pointer, &Silent)?.state {
             State::Same | State::Absent => Ok(None),

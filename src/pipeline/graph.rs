@@ -21,7 +21,11 @@ impl Graph {
         let mut needs: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for (name, stage) in &manifest.stages {
             let reads = |path: &crate::path::RepoPath| {
-                manifest.outputs().filter(|it| path.overlaps(&it.1.path)).map(|it| it.0.to_owned()).collect::<Vec<_>>()
+                manifest
+                    .outputs()
+                    .filter(|it| path.overlaps(&it.1.path))
+                    .map(|it| it.0.to_owned())
+                    .collect::<Vec<_>>()
             };
             let params = stage.params.iter().map(|it| &it.0);
             let found = stage.dependencies.iter().chain(params).flat_map(reads).collect();
@@ -41,7 +45,8 @@ impl Graph {
         while let Some(name) = rest.pop() {
             let Some(needs) = self.needs.get(&name) else {
                 let known = self.order.join(", ");
-                return Err(Error::not_found(format!("there is no stage `{name}`")).hint(format!("there are: {known}")));
+                return Err(Error::not_found(format!("there is no stage `{name}`"))
+                    .hint(format!("there are: {known}")));
             };
             if wanted.insert(name) {
                 rest.extend(needs.iter().cloned());
@@ -83,7 +88,8 @@ fn sort(needs: &BTreeMap<String, BTreeSet<String>>) -> Result<Vec<String>> {
             return Ok(());
         }
         if let Some(start) = path.iter().position(|it| it == name) {
-            let circle: Vec<_> = path[start..].iter().chain([&path[start]]).map(|it| format!("`{it}`")).collect();
+            let circle: Vec<_> =
+                path[start..].iter().chain([&path[start]]).map(|it| format!("`{it}`")).collect();
             let message = format!("these stages need each other in a circle: {}", circle.join(" → "));
             return Err(Error::usage(message).hint("a stage cannot read what is made from its own output"));
         }
@@ -107,13 +113,16 @@ mod tests {
     use crate::path::RepoPath;
 
     fn graph(text: &str) -> Result<Graph> {
-        let manifest = Manifest::parse(&RepoPath::from_text("mlx.toml").unwrap(), text.as_bytes(), Path::new("/r"))?;
+        let manifest =
+            Manifest::parse(&RepoPath::from_text("mlx.toml").unwrap(), text.as_bytes(), Path::new("/r"))?;
         Graph::new(&manifest)
     }
 
     #[test]
     fn a_stage_comes_after_what_it_needs() {
-        let graph = graph("[stage.a]\ncmd='x'\ndeps=['c']\n[stage.b]\ncmd='x'\nouts=['c']\n[stage.z]\ncmd='x'\n").unwrap();
+        let graph =
+            graph("[stage.a]\ncmd='x'\ndeps=['c']\n[stage.b]\ncmd='x'\nouts=['c']\n[stage.z]\ncmd='x'\n")
+                .unwrap();
         assert_eq!(graph.order, ["b", "a", "z"]);
         assert_eq!(graph.upstream_of(&["a".into()]).unwrap(), ["b", "a"]);
         assert!(graph.upstream_of(&["nope".into()]).is_err());
@@ -132,7 +141,8 @@ mod tests {
     fn outputs_may_not_meet() {
         let twice = graph("[stage.a]\ncmd='x'\nouts=['o']\n[stage.b]\ncmd='x'\nouts=['o']\n").unwrap_err();
         assert_eq!(twice.to_string(), "`o` is an output of both `a` and `b`");
-        let inside = graph("[stage.a]\ncmd='x'\nouts=['o']\n[stage.b]\ncmd='x'\nmetrics=['o/m.json']\n").unwrap_err();
+        let inside =
+            graph("[stage.a]\ncmd='x'\nouts=['o']\n[stage.b]\ncmd='x'\nmetrics=['o/m.json']\n").unwrap_err();
         assert!(inside.to_string().contains("lie one inside the other"));
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     pipeline::{Lockfile, Pipeline, Stage},
     pointer::Content,
     progress::Silent,
-    store::{entries, file_at},
+    store::{EntryKind, entries, file_at},
 };
 
 /// Everything that a stage's result may depend on.
@@ -34,12 +34,14 @@ impl Pipeline<'_, '_> {
     ) -> Result<Inputs> {
         let mut inputs = Inputs { params: self.params(stage)?, ..Inputs::default() };
         for path in &stage.dependencies {
-            if let Some(content) = made.get(path) {
-                inputs.dependencies.insert(path.clone(), *content);
+            if let Some((top, content)) = made.iter().find(|it| path.is_within(it.0)) {
+                let inner = self.within(path, top, *content)?.ok_or_else(|| missing(name, path))?;
+                inputs.dependencies.insert(path.clone(), inner);
                 continue;
             }
-            let content = match self.workspace.content(path, &Silent)? {
-                Some(content) => content,
+            let content = match self.workspace.look(path, &Silent)? {
+                Some(node) if node.kind == EntryKind::Link => return Err(linked(name, path)),
+                Some(node) => node.content(&mut None)?,
                 None => {
                     inputs.absent.insert(path.clone());
                     self.recorded(path, lock)?.ok_or_else(|| missing(name, path))?
@@ -59,15 +61,23 @@ impl Pipeline<'_, '_> {
             None => self.workspace.pointer_of(path)?.map(|it| (it.path, it.content)),
         };
         let Some((top, content)) = found else { return Ok(None) };
-        let below = path.below(&top).expect("it was found as lying within");
+        self.within(path, &top, content)
+    }
+
+    /// The content at `path` inside that of `top`.
+    fn within(&self, path: &RepoPath, top: &RepoPath, content: Content) -> Result<Option<Content>> {
+        let below = path.below(top).expect("it was found as lying within");
         if below.is_root() {
             return Ok(Some(content));
         }
         let store = &self.repo().store;
         let Some(entry) = file_at(store, &content.digest, &below)? else { return Ok(None) };
-        // A folder's count and size stand in its row; its digest may need no reading.
-        let files = if entry.kind == crate::store::EntryKind::Folder { entry.files } else { 1 };
-        Ok(Some(Content { digest: entry.digest, files, kind: entry.kind.shape(), size: entry.size }))
+        Ok(Some(Content {
+            digest: entry.digest,
+            files: entry.files,
+            kind: entry.kind.shape(),
+            size: entry.size,
+        }))
     }
 
     /// Values of the parameters a stage names.
@@ -83,7 +93,8 @@ impl Pipeline<'_, '_> {
                 documents.insert(file, document::parse(file, &bytes)?);
             }
             let value = document::find(&documents[file], keys).ok_or_else(|| {
-                Error::not_found(format!("`{file}` has no parameter `{keys}`")).hint(format!("add it to `{file}`"))
+                Error::not_found(format!("`{file}` has no parameter `{keys}`"))
+                    .hint(format!("add it to `{file}`"))
             })?;
             let name = if keys.is_empty() { file.to_text() } else { format!("{}:{keys}", file.to_text()) };
             params.insert(name, value.clone());
@@ -104,6 +115,11 @@ impl Pipeline<'_, '_> {
             self.is_stored(&inner)
         })
     }
+}
+
+/// A link would be digested by where it points, not by what is there.
+pub(super) fn linked(stage: &str, path: &RepoPath) -> Error {
+    Error::usage(format!("`{path}` of the stage `{stage}` is a link")).hint("name what it points to")
 }
 
 fn missing(stage: &str, path: &RepoPath) -> Error {

@@ -17,7 +17,8 @@ use crate::{
 /// The name of the file.
 pub const FILE: &str = "mlx.lock";
 const FORMAT: u64 = 1;
-const HEAD: &str = "# What went into each stage's last run and what came out. Written by mlx; commit it.\nformat = 1\n";
+const HEAD: &str =
+    "# What went into each stage's last run and what came out. Written by mlx; commit it.\nformat = 1\n";
 
 /// What was true when a stage last succeeded.
 #[derive(Clone, Debug, PartialEq)]
@@ -162,7 +163,10 @@ fn print(name: &str, record: &Record) -> String {
 fn row(what: &str, path: &RepoPath, content: &Content) -> String {
     let Content { digest, files, kind, size } = content;
     let path = quote(&path.to_text());
-    format!("{what}.{path} = {{ digest = \"{digest}\", files = {files}, kind = \"{}\", size = {size} }}", kind.name())
+    format!(
+        "{what}.{path} = {{ digest = \"{digest}\", files = {files}, kind = \"{}\", size = {size} }}",
+        kind.name()
+    )
 }
 
 fn quote(text: &str) -> String {
@@ -170,21 +174,29 @@ fn quote(text: &str) -> String {
     Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
 
-/// TOML has no null: it is written as an empty list of one, which no parameter file can hold by itself.
+/// What TOML has no words for (null, numbers above its own) is written as the text of its JSON, in a table
+/// with the one key `json`; so are tables that look like that.
 fn to_toml(value: &Value) -> String {
     match value {
-        Value::Null => "{ null = true }".to_owned(),
+        Value::Null => in_json(value),
         Value::Bool(it) => it.to_string(),
+        Value::Number(it) if it.is_u64() && !it.is_i64() => in_json(value),
         Value::Number(it) => it.to_string(),
         Value::String(it) => quote(it),
         Value::Array(it) => format!("[{}]", it.iter().map(to_toml).collect::<Vec<_>>().join(", ")),
+        Value::Object(it) if it.len() == 1 && it.contains_key("json") => in_json(value),
         Value::Object(it) if it.is_empty() => "{}".to_owned(),
         Value::Object(it) => {
-            let mut rows: Vec<_> = it.iter().map(|(key, it)| format!("{} = {}", quote(key), to_toml(it))).collect();
+            let mut rows: Vec<_> =
+                it.iter().map(|(key, it)| format!("{} = {}", quote(key), to_toml(it))).collect();
             rows.sort();
             format!("{{ {} }}", rows.join(", "))
         }
     }
+}
+
+fn in_json(value: &Value) -> String {
+    format!("{{ json = {} }}", quote(&value.to_string()))
 }
 
 fn from_toml(value: toml::Value) -> Value {
@@ -195,10 +207,12 @@ fn from_toml(value: toml::Value) -> Value {
         toml::Value::Boolean(it) => Value::Bool(it),
         toml::Value::Datetime(it) => Value::String(it.to_string()),
         toml::Value::Array(it) => it.into_iter().map(from_toml).collect(),
-        toml::Value::Table(it) if it.len() == 1 && it.get("null").is_some_and(|it| it.as_bool() == Some(true)) => {
-            Value::Null
+        toml::Value::Table(it) if it.len() == 1 && it.get("json").is_some_and(toml::Value::is_str) => {
+            serde_json::from_str(it["json"].as_str().unwrap_or_default()).unwrap_or_default()
         }
-        toml::Value::Table(it) => Value::Object(it.into_iter().map(|(key, it)| (key, from_toml(it))).collect()),
+        toml::Value::Table(it) => {
+            Value::Object(it.into_iter().map(|(key, it)| (key, from_toml(it))).collect())
+        }
     }
 }
 
@@ -250,7 +264,7 @@ mod tests {
         #[test]
         fn it_reads_what_it_prints(command: String, number: i64, float: f64, text: String) {
             let values = [("p.toml:a", json!(number)), ("p.toml:b", document::number(float)), ("p.toml:c", json!(text)),
-                ("p.toml:d", Value::Null), ("p.toml:e", json!({"k": [1, 1.0, "x", null], "z": {}})), ("p.toml:f", json!(1.0))];
+                ("p.toml:d", Value::Null), ("p.toml:e", json!({"k": [1, 1.0, "x", null], "z": {}})), ("p.toml:f", json!(1.0)), ("p.toml:g", json!(u64::MAX)), ("p.toml:h", json!({"json": "1"})), ("p.toml:i", json!({"null": true}))];
             let mut lock = Lockfile::default();
             lock.set("train", record(&command, &values));
             let read = parse(&lock.to_toml()).unwrap();
@@ -294,7 +308,10 @@ mod tests {
     fn the_first_format_is_read_for_ever() {
         let golden = include_str!("../../fixtures/formats/lockfile-1.lock");
         let lock = parse(golden).unwrap();
-        assert_eq!(lock.get("train"), Some(&record("first\nsecond", &[("p.toml:x", json!(0.1)), ("p.toml:y", Value::Null)])));
+        assert_eq!(
+            lock.get("train"),
+            Some(&record("first\nsecond", &[("p.toml:x", json!(0.1)), ("p.toml:y", Value::Null)]))
+        );
         let mut again = Lockfile::default();
         again.set("train", lock.get("train").unwrap().clone());
         assert_eq!(again.to_toml(), golden);

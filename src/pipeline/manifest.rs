@@ -115,7 +115,8 @@ impl Manifest {
     pub fn parse(path: &RepoPath, bytes: &[u8], root: &Path) -> Result<Self> {
         let text = String::from_utf8_lossy(bytes);
         if document::has_conflict_marks(&text) {
-            return Err(Error::corrupt(format!("`{path}` has merge-conflict marks")).hint("resolve the conflict first"));
+            return Err(Error::corrupt(format!("`{path}` has merge-conflict marks"))
+                .hint("resolve the conflict first"));
         }
         let written: Written = toml::from_str(&text).map_err(|it| {
             Error::usage(format!("cannot read `{path}`: {}", it.to_string().trim()))
@@ -138,7 +139,8 @@ impl Manifest {
 
     /// The stage that makes `path`, or something that `path` is in.
     pub fn maker(&self, path: &RepoPath) -> Option<(&str, &Output)> {
-        let outputs = self.stages.iter().flat_map(|(name, it)| it.outputs.iter().map(move |out| (name.as_str(), out)));
+        let outputs =
+            self.stages.iter().flat_map(|(name, it)| it.outputs.iter().map(move |out| (name.as_str(), out)));
         outputs.into_iter().find(|it| path.is_within(&it.1.path))
     }
 
@@ -149,14 +151,16 @@ impl Manifest {
 
     /// Files with metrics, sorted.
     pub fn files_of(&self, role: Role) -> Vec<RepoPath> {
-        let mut files: Vec<_> = self.outputs().filter(|it| it.1.role == role).map(|it| it.1.path.clone()).collect();
+        let mut files: Vec<_> =
+            self.outputs().filter(|it| it.1.role == role).map(|it| it.1.path.clone()).collect();
         files.sort();
         files
     }
 
     /// Files with parameters, sorted.
     pub fn params_files(&self) -> Vec<RepoPath> {
-        let mut files: Vec<_> = self.stages.values().flat_map(|it| it.params.iter().map(|it| it.0.clone())).collect();
+        let mut files: Vec<_> =
+            self.stages.values().flat_map(|it| it.params.iter().map(|it| it.0.clone())).collect();
         files.sort();
         files.dedup();
         files
@@ -183,7 +187,9 @@ impl WrittenStage {
         let mut outputs = Vec::new();
         for out in &self.outs {
             let (path, role) = match out {
-                WrittenOutput::Plain(path) | WrittenOutput::Flagged { path, git: false } => (path, Role::Data),
+                WrittenOutput::Plain(path) | WrittenOutput::Flagged { path, git: false } => {
+                    (path, Role::Data)
+                }
                 WrittenOutput::Flagged { path, git: true } => (path, Role::InGit),
             };
             outputs.push(Output { path: place(path)?, role });
@@ -231,8 +237,14 @@ mod tests {
 
     #[test]
     fn what_is_unknown_or_outside_is_refused() {
-        for bad in ["[stage.a]\ncmd = ''", "[stage.a]\ncmd = 'x'\ntypo = 1", "[stage.a]\ncmd = 'x'\nouts = ['../../x']",
-            "[stage.a]\ncmd = 'x'\nouts = ['.git/hooks/x']", "[stage.'a b']\ncmd = 'x'", "[stage.a]"] {
+        for bad in [
+            "[stage.a]\ncmd = ''",
+            "[stage.a]\ncmd = 'x'\ntypo = 1",
+            "[stage.a]\ncmd = 'x'\nouts = ['../../x']",
+            "[stage.a]\ncmd = 'x'\nouts = ['.git/hooks/x']",
+            "[stage.'a b']\ncmd = 'x'",
+            "[stage.a]",
+        ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

@@ -69,7 +69,11 @@ impl<'w, 'r> Pipeline<'w, 'r> {
     }
 
     /// The pipeline whose `mlx.toml` lies in `folder`.
-    pub fn open(workspace: &'w Workspace<'r>, folder: &RepoPath, builtins: &'w [Builtin]) -> Result<Option<Self>> {
+    pub fn open(
+        workspace: &'w Workspace<'r>,
+        folder: &RepoPath,
+        builtins: &'w [Builtin],
+    ) -> Result<Option<Self>> {
         let file = folder.join(MANIFEST.as_bytes())?;
         let Some(bytes) = workspace.repo.files.read_if_there(&file)? else { return Ok(None) };
         let manifest = Manifest::parse(&file, &bytes, workspace.repo.root())?;

@@ -16,8 +16,13 @@ use crate::{
 };
 
 /// All pipelines: those Git tracks, that at the top, and those on the way from `cwd` to the top.
-pub fn all<'w, 'r>(workspace: &'w Workspace<'r>, cwd: &Path, builtins: &'w [Builtin]) -> Result<Vec<Pipeline<'w, 'r>>> {
-    let is_manifest = |it: &[u8]| it == MANIFEST.as_bytes() || it.ends_with(format!("/{MANIFEST}").as_bytes());
+pub fn all<'w, 'r>(
+    workspace: &'w Workspace<'r>,
+    cwd: &Path,
+    builtins: &'w [Builtin],
+) -> Result<Vec<Pipeline<'w, 'r>>> {
+    let is_manifest =
+        |it: &[u8]| it == MANIFEST.as_bytes() || it.ends_with(format!("/{MANIFEST}").as_bytes());
     let tracked = workspace.repo.git.tracked(&is_manifest)?;
     let mut folders: BTreeSet<RepoPath> = tracked.iter().filter_map(RepoPath::parent).collect();
     let mut here = Some(RepoPath::parse(".".as_ref(), cwd, workspace.repo.root())?);

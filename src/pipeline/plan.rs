@@ -37,6 +37,8 @@ pub(super) struct Finding {
     pub question: Value,
     /// What a restore would bring.
     pub outputs: run_cache::Outputs,
+    /// Nothing that goes in differs from the record.
+    pub as_recorded: bool,
 }
 
 /// Plans these stages and all they need.
@@ -55,9 +57,9 @@ pub fn plan(pipeline: &Pipeline<'_, '_>, names: &[String], force: bool) -> Resul
             }
             Step { name: name.clone(), forecast: finding.forecast, why: finding.why }
         } else {
-            // What it reads will be known when they have run; that its parameters are there, now.
-            pipeline.params(stage)?;
-            let why = upstream.iter().map(|it| format!("it needs the stage `{it}`, which would run")).collect();
+            // What it reads will be known when they have run.
+            let why =
+                upstream.iter().map(|it| format!("it needs the stage `{it}`, which would run")).collect();
             Step { name: name.clone(), forecast: Forecast::Run, why }
         };
         if step.forecast == Forecast::Run {
@@ -82,25 +84,43 @@ impl Pipeline<'_, '_> {
         let question = self.question(stage, &inputs);
         let mut why = match lock.get(name) {
             None => vec!["it has not run yet".to_owned()],
-            Some(record) => self.differences(stage, record, &inputs),
+            Some(record) => {
+                let mut why = self.differences(stage, record, &inputs);
+                let key = crate::digest::Digest::of(crate::document::canonical(&question).as_bytes());
+                if why.is_empty() && record.key != key {
+                    why.push("the folder or the shell it runs in changed".to_owned());
+                }
+                why
+            }
         };
         if force {
             why.insert(0, "it is forced".to_owned());
-            return Ok(Finding { forecast: Forecast::Run, why, inputs, question, outputs: BTreeMap::new() });
+            let outputs = BTreeMap::new();
+            return Ok(Finding {
+                forecast: Forecast::Run,
+                why,
+                inputs,
+                question,
+                outputs,
+                as_recorded: false,
+            });
         }
         let recorded = lock.get(name).filter(|_| why.is_empty());
+        let as_recorded = recorded.is_some();
         let (forecast, outputs) = match recorded {
             Some(record) => self.examine_outputs(stage, record, &inputs, &mut why)?,
             None => self.look_up(&question)?,
         };
-        Ok(Finding { forecast, why, inputs, question, outputs })
+        Ok(Finding { forecast, why, inputs, question, outputs, as_recorded })
     }
 
     /// An earlier run with the same inputs, if all it made is still here.
     fn look_up(&self, question: &Value) -> Result<(Forecast, run_cache::Outputs)> {
         let key = crate::digest::Digest::of(crate::document::canonical(question).as_bytes());
         match run_cache::find(&self.repo().store, &key)? {
-            Some(outputs) if outputs.values().all(|it| self.is_stored(it)) => Ok((Forecast::Restore, outputs)),
+            Some(outputs) if outputs.values().all(|it| self.is_stored(it)) => {
+                Ok((Forecast::Restore, outputs))
+            }
             _ => Ok((Forecast::Run, BTreeMap::new())),
         }
     }
@@ -113,7 +133,8 @@ impl Pipeline<'_, '_> {
         inputs: &Inputs,
         why: &mut Vec<String>,
     ) -> Result<(Forecast, run_cache::Outputs)> {
-        let outputs: run_cache::Outputs = record.outputs.iter().chain(&record.in_git).map(|(path, it)| (path.clone(), *it)).collect();
+        let outputs: run_cache::Outputs =
+            record.outputs.iter().chain(&record.in_git).map(|(path, it)| (path.clone(), *it)).collect();
         for out in &stage.outputs {
             let Some(content) = outputs.get(&out.path) else { continue };
             let pointer = Pointer { path: out.path.clone(), content: *content };
@@ -141,7 +162,11 @@ impl Pipeline<'_, '_> {
     fn differences(&self, stage: &Stage, record: &Record, inputs: &Inputs) -> Vec<String> {
         let mut why = Vec::new();
         if record.command != stage.command {
-            why.push(format!("its command changed: `{}` → `{}`", one_line(&record.command), one_line(&stage.command)));
+            why.push(format!(
+                "its command changed: `{}` → `{}`",
+                one_line(&record.command),
+                one_line(&stage.command)
+            ));
         } else if record.builtin != self.builtin(stage) {
             why.push("this version of mlx computes it anew".to_owned());
         }
@@ -163,8 +188,12 @@ impl Pipeline<'_, '_> {
             }
         }
         let declared: BTreeMap<_, _> = stage.outputs.iter().map(|it| (&it.path, it.role.in_git())).collect();
-        let made: BTreeMap<_, _> =
-            record.outputs.keys().map(|it| (it, false)).chain(record.in_git.keys().map(|it| (it, true))).collect();
+        let made: BTreeMap<_, _> = record
+            .outputs
+            .keys()
+            .map(|it| (it, false))
+            .chain(record.in_git.keys().map(|it| (it, true)))
+            .collect();
         for path in keys(&made, &declared) {
             match (made.get(path), declared.get(path)) {
                 (Some(old), Some(new)) if old == new => {}
@@ -192,7 +221,14 @@ fn param_changes(key: &str, old: Option<&Value>, new: Option<&Value>) -> Vec<Str
     let (old, new) = (leaves(old), leaves(new));
     let show = |it: Option<&String>| it.map_or("none", String::as_str).to_owned();
     let changed = keys(&old, &new).into_iter().filter(|it| old.get(*it) != new.get(*it));
-    changed.map(|it| format!("{file}: {it} {} → {}", show(old.get(it)), show(new.get(it)))).collect()
+    let told: Vec<_> =
+        changed.map(|it| format!("{file}: {it} {} → {}", show(old.get(it)), show(new.get(it)))).collect();
+    // The same leaves in another shape: a list that became a table.
+    if told.is_empty() {
+        vec![format!("{file}: {} has another shape", if top.is_empty() { "it" } else { top })]
+    } else {
+        told
+    }
 }
 
 /// All keys of two maps, sorted, each once.
@@ -217,6 +253,9 @@ mod tests {
         let told = param_changes("params.toml:train", Some(&old), Some(&new));
         assert_eq!(told, ["params.toml: train.new none → \"x\"", "params.toml: train.rate 0.1 → 0.2"]);
         assert_eq!(param_changes("p.toml:a", Some(&json!(1)), Some(&json!(1.0))), ["p.toml: a 1 → 1.0"]);
-        assert_eq!(param_changes("p.toml", Some(&json!({"a": 1})), Some(&json!({"a": true}))), ["p.toml: a 1 → true"]);
+        assert_eq!(
+            param_changes("p.toml", Some(&json!({"a": 1})), Some(&json!({"a": true}))),
+            ["p.toml: a 1 → true"]
+        );
     }
 }

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 use crate::{
+    digest::Digest,
     error::{Doing, Error, Kind, Result},
-    fs::{Sync, lock},
+    fs::{Form, Sync, lock},
     path::RepoPath,
     pipeline::{
-        Pipeline, Record, Stage,
-        inputs::Inputs,
+        LOCKFILE, MANIFEST, Pipeline, Record, Stage,
+        inputs::{Inputs, linked},
         plan::{Finding, Forecast},
         run_cache, runner,
     },
@@ -84,7 +85,9 @@ fn check(pipeline: &Pipeline<'_, '_>, order: &[String]) -> Result<()> {
     let lock = pipeline.lock()?;
     for name in order {
         let stage = &pipeline.manifest.stages[name];
-        pipeline.params(stage)?;
+        let given =
+            stage.params.iter().filter(|it| pipeline.manifest.maker(&it.0).is_none()).cloned().collect();
+        pipeline.params(&Stage { params: given, ..stage.clone() })?;
         for path in &stage.dependencies {
             let made = pipeline.manifest.outputs().any(|it| path.overlaps(&it.1.path));
             if !made {
@@ -95,15 +98,53 @@ fn check(pipeline: &Pipeline<'_, '_>, order: &[String]) -> Result<()> {
         for out in &stage.outputs {
             let doing = || format!("the stage `{name}` cannot make `{}`", out.path);
             files.stamp(&out.path).doing(doing)?;
-            if let Some(pointer) = pipeline.workspace.pointer_of(&out.path)? {
-                let message = format!("the output `{}` of the stage `{name}` lies in `{}`", out.path, pointer.path);
-                return Err(Error::new(Kind::Conflict, message).hint("what is added by hand and what a stage makes must lie apart"));
-            }
-            let tracked = if out.role.in_git() { None } else { pipeline.repo().git.tracked_within(&out.path)? };
+            check_place(pipeline, name, &out.path)?;
+            // A file that Git keeps may be one that Git keeps; a folder would take others' files with it.
+            let own = |it: &RepoPath| out.role.in_git() && *it == out.path;
+            let tracked = pipeline.repo().git.tracked_within(&out.path)?.filter(|it| !own(it));
             if let Some(file) = tracked {
-                let message = format!("Git tracks `{file}`, and it belongs to the output `{}` of the stage `{name}`", out.path);
-                return Err(Error::new(Kind::Conflict, message).hint(format!("`git rm -r --cached {}`", out.path)));
+                let message = format!(
+                    "Git tracks `{file}`, and it belongs to the output `{}` of the stage `{name}`",
+                    out.path
+                );
+                return Err(
+                    Error::new(Kind::Conflict, message).hint(format!("`git rm -r --cached {}`", out.path))
+                );
             }
+        }
+    }
+    Ok(())
+}
+
+/// Refuses an output that would take with it what others keep there: pointers, the pipeline's own files,
+/// outputs of another pipeline.
+fn check_place(pipeline: &Pipeline<'_, '_>, name: &str, out: &RepoPath) -> Result<()> {
+    let conflict = |what: String| {
+        let message = format!("the output `{out}` of the stage `{name}` {what}");
+        Err(Error::new(Kind::Conflict, message)
+            .hint("what a stage makes lies apart from what is kept otherwise"))
+    };
+    if pipeline.folder.is_within(out) {
+        return conflict("holds the pipeline itself".to_owned());
+    }
+    for own in [MANIFEST, LOCKFILE, ".gitignore"] {
+        if pipeline.folder.join(own.as_bytes())?.is_within(out) || out.name() == own.as_bytes() {
+            return conflict(format!("is or holds `{own}`"));
+        }
+    }
+    if let Some(pointer) = pipeline.workspace.pointer_of(out)? {
+        return conflict(format!("lies in `{}`", pointer.path));
+    }
+    if let Some(inner) = pipeline.workspace.pointed()?.iter().find(|it| it.is_within(out)) {
+        return conflict(format!("holds `{inner}`, which has a pointer"));
+    }
+    let others = super::all(pipeline.workspace, pipeline.repo().root(), pipeline.builtins)?;
+    for other in others.iter().filter(|it| it.folder != pipeline.folder) {
+        if let Some((theirs, stage)) = other.claimed().iter().find(|it| it.0.overlaps(out)) {
+            return conflict(format!(
+                "meets the output `{theirs}` of the stage `{stage}` in `{}`",
+                other.folder
+            ));
         }
     }
     Ok(())
@@ -112,51 +153,80 @@ fn check(pipeline: &Pipeline<'_, '_>, order: &[String]) -> Result<()> {
 impl Pipeline<'_, '_> {
     fn turn(&self, name: &str, force: bool, progress: &dyn Progress) -> Result<(Outcome, Vec<String>)> {
         let stage = &self.manifest.stages[name];
+        // Held from the first look to the record: two runs of one stage take turns.
+        let turn = self.running(name, ".turn")?;
+        let _turn = lock(&self.repo().private, &turn).doing(|| format!("the stage `{name}` is running"))?;
         self.clear_leavings(name, stage, progress)?;
         let lock = self.lock()?;
         let finding = self.examine(name, stage, &lock, &Default::default(), force)?;
         let why = finding.why.clone();
         match finding.forecast {
             Forecast::Unchanged => Ok((Outcome::Unchanged, why)),
-            Forecast::Restore => self.restore(name, stage, finding, progress).map(|()| (Outcome::Restored, why)),
+            Forecast::Restore => {
+                self.restore(name, stage, finding, progress).map(|()| (Outcome::Restored, why))
+            }
             Forecast::Run => self.run(name, stage, finding, progress).map(|()| (Outcome::Ran, why)),
         }
     }
 
-    fn mark(name: &str) -> Result<RepoPath> {
-        RepoPath::from_text(&format!("running/{name}"))
+    /// A file that says something of a running stage; pipelines in other folders have stages of that name, too.
+    fn running(&self, name: &str, what: &str) -> Result<RepoPath> {
+        let folder = Digest::of(self.folder.bytes()).short();
+        RepoPath::from_text(&format!("running/{folder}-{name}{what}"))
     }
 
-    fn lock_path(name: &str) -> Result<RepoPath> {
-        RepoPath::from_text(&format!("running/{name}.lock"))
+    fn mark(&self, name: &str) -> Result<RepoPath> {
+        self.running(name, "")
+    }
+
+    /// Whether a run of the stage was begun and not ended.
+    pub(super) fn is_marked(&self, name: &str) -> Result<bool> {
+        Ok(self.repo().private.stamp(&self.mark(name)?)?.is_some())
     }
 
     /// What a killed run left half written is moved aside, never taken for a result.
     fn clear_leavings(&self, name: &str, stage: &Stage, progress: &dyn Progress) -> Result<()> {
         let private = &self.repo().private;
-        let _alone = lock(private, &Self::lock_path(name)?).doing(|| format!("the stage `{name}` is running"))?;
-        if private.stamp(&Self::mark(name)?)?.is_none() {
+        let guard = self.running(name, ".lock")?;
+        let _alone = lock(private, &guard).doing(|| format!("the stage `{name}` is still ending"))?;
+        if !self.is_marked(name)? {
             return Ok(());
         }
         self.set_aside(name, stage, progress)?;
         self.bring_back(name, stage, progress);
-        private.remove(&Self::mark(name)?)
+        private.remove(&self.mark(name)?)
     }
 
     /// Moves what lies at a stage's outputs to mlx's own folder and says where.
     fn set_aside(&self, name: &str, stage: &Stage, progress: &dyn Progress) -> Result<()> {
         let repo = self.repo();
-        let folder = RepoPath::from_text(&format!("failed/{name}-{}-{}", Timestamp::now().compact(), std::process::id()))?;
+        let folder = RepoPath::from_text(&format!(
+            "failed/{name}-{}-{}",
+            Timestamp::now().compact(),
+            std::process::id()
+        ))?;
         let mut moved = Vec::new();
         for out in &stage.outputs {
             if repo.files.stamp(&out.path)?.is_some() {
-                repo.files.rename_to(&out.path, &repo.private, &folder.join_path(&out.path)?)?;
-                moved.push(format!("`{}`", out.path));
+                let moved_there =
+                    repo.files.rename_to(&out.path, &repo.private, &folder.join_path(&out.path)?);
+                if moved_there.is_ok() {
+                    moved.push(format!("`{}`", out.path));
+                } else if let Some(stored) = self.workspace.store(&out.path, progress)? {
+                    // Another file system: the store keeps it instead.
+                    progress
+                        .note(&format!("what `{name}` left of `{}` is kept as {}", out.path, stored.digest));
+                    repo.files.remove(&out.path)?;
+                }
             }
         }
         if !moved.is_empty() {
             let place = folder.on_disk(repo.private.path());
-            progress.note(&format!("what `{name}` left of {} is now in {}", moved.join(", "), place.display()));
+            progress.note(&format!(
+                "what `{name}` left of {} is now in {}",
+                moved.join(", "),
+                place.display()
+            ));
         }
         Ok(())
     }
@@ -178,14 +248,18 @@ impl Pipeline<'_, '_> {
     fn save_edits(&self, name: &str, stage: &Stage, progress: &dyn Progress) -> Result<()> {
         let lock = self.lock()?;
         for out in &stage.outputs {
-            let recorded = lock.get(name).and_then(|it| it.outputs.get(&out.path).or_else(|| it.in_git.get(&out.path)));
+            let recorded =
+                lock.get(name).and_then(|it| it.outputs.get(&out.path).or_else(|| it.in_git.get(&out.path)));
             let Some(now) = self.workspace.content(&out.path, progress)? else { continue };
             if Some(&now) == recorded && self.is_stored(&now) {
                 continue;
             }
             let stored = self.workspace.store(&out.path, progress)?.expect("it was there a moment ago");
             if Some(&now) != recorded {
-                progress.note(&format!("`{}` was changed by hand; that version is kept as {}", out.path, stored.digest));
+                progress.note(&format!(
+                    "`{}` was changed by hand; that version is kept as {}",
+                    out.path, stored.digest
+                ));
             }
         }
         Ok(())
@@ -200,27 +274,38 @@ impl Pipeline<'_, '_> {
             let pointer = Pointer { path: out.path.clone(), content: *content };
             checkout(self.workspace, &pointer, false, progress)?;
         }
+        if finding.as_recorded {
+            return Ok(());
+        }
         self.record(name, stage, finding.inputs, &finding.question, &finding.outputs)
     }
 
     fn run(&self, name: &str, stage: &Stage, finding: Finding, progress: &dyn Progress) -> Result<()> {
         if let Some(path) = finding.inputs.absent.first() {
-            return Err(finding.inputs.dependencies[path].absent(path)).doing(|| format!("cannot run the stage `{name}`"));
+            return Err(finding.inputs.dependencies[path].absent(path))
+                .doing(|| format!("cannot run the stage `{name}`"));
         }
         self.save_edits(name, stage, progress)?;
         let private = &self.repo().private;
-        private.write(&Self::mark(name)?, stage.command.as_bytes(), Sync::Yes)?;
-        let made = self.execute(name, stage, progress).and_then(|()| self.collect(name, stage, &finding.inputs, progress));
+        private.write(&self.mark(name)?, stage.command.as_bytes(), Sync::Yes)?;
+        let made = self
+            .execute(name, stage, progress)
+            .and_then(|()| self.collect(name, stage, &finding.inputs, progress));
         match made {
             Ok(outputs) => {
                 run_cache::put(&self.repo().store, finding.question.clone(), &outputs)?;
                 self.record(name, stage, finding.inputs, &finding.question, &outputs)?;
-                private.remove(&Self::mark(name)?)
+                private.remove(&self.mark(name)?)
             }
             Err(error) => {
-                self.set_aside(name, stage, progress)?;
-                self.bring_back(name, stage, progress);
-                private.remove(&Self::mark(name)?)?;
+                // The stage's own error is what matters; the next run clears up what this one cannot.
+                match self.set_aside(name, stage, progress) {
+                    Ok(()) => {
+                        self.bring_back(name, stage, progress);
+                        private.remove(&self.mark(name)?)?;
+                    }
+                    Err(second) => progress.warn(&second.full_text()),
+                }
                 Err(error)
             }
         }
@@ -233,11 +318,15 @@ impl Pipeline<'_, '_> {
             repo.files.remove(&out.path)?;
             repo.files.make_dir(&out.path.parent().unwrap_or_default())?;
         }
-        let log = RepoPath::from_text(&format!("logs/{name}-{}-{}.log", Timestamp::now().compact(), std::process::id()))?;
+        let log = RepoPath::from_text(&format!(
+            "logs/{name}-{}-{}.log",
+            Timestamp::now().compact(),
+            std::process::id()
+        ))?;
         progress.note(&format!("running stage `{name}`: {}", stage.command.replace('\n', "; ")));
         let job = runner::Job {
             private: &repo.private,
-            lock: &Self::lock_path(name)?,
+            lock: &self.running(name, ".lock")?,
             command: &stage.command,
             folder: &self.folder.on_disk(repo.root()),
             environment: &stage.environment,
@@ -248,25 +337,44 @@ impl Pipeline<'_, '_> {
             return Ok(());
         }
         let place = log.on_disk(repo.private.path());
-        let message = format!("the stage `{name}` failed ({status}): `{}`", stage.command.replace('\n', "; "));
+        let message =
+            format!("the stage `{name}` failed ({status}): `{}`", stage.command.replace('\n', "; "));
         Err(Error::new(Kind::Stage, message).hint(format!("its output is in {}", place.display())))
     }
 
     /// Looks at the inputs again, then stores the outputs: a record is never false.
-    fn collect(&self, name: &str, stage: &Stage, before: &Inputs, progress: &dyn Progress) -> Result<run_cache::Outputs> {
+    fn collect(
+        &self,
+        name: &str,
+        stage: &Stage,
+        before: &Inputs,
+        progress: &dyn Progress,
+    ) -> Result<run_cache::Outputs> {
         let after = self.inputs(name, stage, &self.lock()?, &Default::default())?;
         let changed = before.dependencies.iter().find(|(path, it)| after.dependencies.get(*path) != Some(it));
-        let changed = changed.map(|it| it.0.to_text()).or_else(|| {
-            before.params.iter().find(|(key, it)| after.params.get(*key) != Some(it)).map(|it| it.0.clone())
-        });
+        let changed = changed
+            .map(|it| it.0.to_text())
+            .or_else(|| after.absent.first().map(RepoPath::to_text))
+            .or_else(|| {
+                before
+                    .params
+                    .iter()
+                    .find(|(key, it)| after.params.get(*key) != Some(it))
+                    .map(|it| it.0.clone())
+            });
         if let Some(what) = changed {
-            let message = format!("`{what}` changed while the stage `{name}` ran, so the run is not recorded");
+            let message =
+                format!("`{what}` changed while the stage `{name}` ran, so the run is not recorded");
             return Err(Error::new(Kind::Conflict, message).hint("run `mlx repro` again"));
         }
         let mut outputs = run_cache::Outputs::new();
         for out in &stage.outputs {
+            if self.workspace.repo.files.stamp(&out.path)?.is_some_and(|it| it.form == Form::Link) {
+                return Err(linked(name, &out.path));
+            }
             let stored = self.workspace.store(&out.path, progress)?.ok_or_else(|| {
-                let message = format!("the stage `{name}` succeeded without making its output `{}`", out.path);
+                let message =
+                    format!("the stage `{name}` succeeded without making its output `{}`", out.path);
                 Error::new(Kind::Stage, message).hint("correct its command, or its outs in `mlx.toml`")
             })?;
             outputs.insert(out.path.clone(), stored);
@@ -291,15 +399,21 @@ impl Pipeline<'_, '_> {
             command: stage.command.clone(),
             builtin: self.builtin(stage),
             edited: false,
-            key: crate::digest::Digest::of(crate::document::canonical(question).as_bytes()),
+            key: Digest::of(crate::document::canonical(question).as_bytes()),
             environment: stage.environment.clone(),
             dependencies: inputs.dependencies,
             params: inputs.params,
             outputs: kept(false),
             in_git: kept(true),
         };
-        for out in stage.outputs.iter().filter(|it| !it.role.in_git()) {
-            self.repo().git.ignore(&self.repo().files, &out.path)?;
+        for out in &stage.outputs {
+            let _lock = self.repo().lock()?;
+            let (git, files) = (&self.repo().git, &self.repo().files);
+            if out.role.in_git() {
+                git.unignore(files, &out.path)?;
+            } else {
+                git.ignore(files, &out.path)?;
+            }
         }
         self.write_record(name, record)
     }

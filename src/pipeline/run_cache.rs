@@ -27,10 +27,16 @@ pub type Outputs = BTreeMap<RepoPath, Content>;
 impl Pipeline<'_, '_> {
     /// What names a run, as JSON.
     pub(super) fn question(&self, stage: &Stage, inputs: &Inputs) -> Value {
-        let dependencies: BTreeMap<_, _> =
-            inputs.dependencies.iter().map(|(path, it)| (path.to_text(), format!("{} {}", it.kind.name(), it.digest))).collect();
-        let outputs: Vec<_> =
-            stage.outputs.iter().map(|it| json!({"path": it.path.to_text(), "git": it.role.in_git()})).collect();
+        let dependencies: BTreeMap<_, _> = inputs
+            .dependencies
+            .iter()
+            .map(|(path, it)| (path.to_text(), format!("{} {}", it.kind.name(), it.digest)))
+            .collect();
+        let outputs: Vec<_> = stage
+            .outputs
+            .iter()
+            .map(|it| json!({"path": it.path.to_text(), "git": it.role.in_git()}))
+            .collect();
         json!({
             "builtin": self.builtin(stage),
             "command": stage.command,

@@ -43,26 +43,27 @@ pub fn run(job: &Job<'_>, progress: &dyn Progress) -> Result<ExitStatus> {
         .arg(job.command)
         .current_dir(job.folder)
         .envs(job.environment)
-        .env("PATH", path_with(&exe))
+        .env("PATH", path_with(&exe, job.environment))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)
         .spawn()
         .doing(|| "cannot start the stage".into())?;
-    copy_output(&mut child, job, progress)?;
-    child.wait().doing(|| "cannot wait for the stage".into())
+    copy_output(&mut child, job, progress)
 }
 
 /// The running mlx comes first, so that stages use the same one.
-fn path_with(exe: &Path) -> std::ffi::OsString {
+fn path_with(exe: &Path, declared: &std::collections::BTreeMap<String, String>) -> std::ffi::OsString {
     let folders = exe.parent().map(Path::to_owned).into_iter();
-    let rest = std::env::var_os("PATH").unwrap_or_default();
+    let own = declared.get("PATH").map(std::ffi::OsString::from);
+    let rest = own.or_else(|| std::env::var_os("PATH")).unwrap_or_default();
     let all: Vec<_> = folders.chain(std::env::split_paths(&rest)).collect();
     std::env::join_paths(all).unwrap_or(rest)
 }
 
-fn copy_output(child: &mut Child, job: &Job<'_>, progress: &dyn Progress) -> Result<()> {
+/// Copies what the stage prints until it ends; what it left running in the background ends with it.
+fn copy_output(child: &mut Child, job: &Job<'_>, progress: &dyn Progress) -> Result<ExitStatus> {
     let mut streams: Vec<Box<dyn std::io::Read + Send>> = Vec::new();
     streams.extend(child.stdout.take().map(|it| Box::new(it) as _));
     streams.extend(child.stderr.take().map(|it| Box::new(it) as _));
@@ -78,8 +79,14 @@ fn copy_output(child: &mut Child, job: &Job<'_>, progress: &dyn Progress) -> Res
                 }
             });
         }
-    });
-    Ok(())
+        // Waiting closes the pipe that the guard watches, unless somebody else holds it.
+        let held = child.stdin.take();
+        let status = child.wait().doing(|| "cannot wait for the stage".into());
+        let group = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
+        let _ended = group.map(|it| rustix::process::kill_process_group(it, rustix::process::Signal::KILL));
+        drop(held);
+        status
+    })
 }
 
 /// What the second mlx does: holds the lock, runs the command, and ends everything when its standard

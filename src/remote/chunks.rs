@@ -29,7 +29,10 @@ pub struct Chunk {
 /// Cuts a file, with constant memory.
 pub fn cut(file: File, mut each: impl FnMut(Chunk, &[u8]) -> Result<()>) -> Result<()> {
     for chunk in StreamCDC::new(file, SMALLEST, USUAL, LARGEST) {
-        let data = chunk.map_err(|it| std::io::Error::other(it.to_string())).doing(|| "cannot read a large object".into())?.data;
+        let data = chunk
+            .map_err(|it| std::io::Error::other(it.to_string()))
+            .doing(|| "cannot read a large object".into())?
+            .data;
         each(Chunk { length: data.len() as u64, digest: Digest::of(&data) }, &data)?;
     }
     Ok(())

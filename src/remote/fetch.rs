@@ -64,13 +64,21 @@ struct Span {
 }
 
 /// Brings what `wants` names and the store lacks.
-pub fn fetch(repo: &Repo, remote: &Remote, wants: &Wants, depth: Depth, progress: &dyn Progress) -> Result<Fetched> {
-    let missing = |it: &&(RepoPath, crate::pointer::Content)| depth == Depth::Everything || it.1.kind == Shape::Tree;
+pub fn fetch(
+    repo: &Repo,
+    remote: &Remote,
+    wants: &Wants,
+    depth: Depth,
+    progress: &dyn Progress,
+) -> Result<Fetched> {
+    let missing =
+        |it: &&(RepoPath, crate::pointer::Content)| depth == Depth::Everything || it.1.kind == Shape::Tree;
     if wants.contents.iter().filter(missing).count() == 0 && wants.runs.is_empty() {
         return Ok(Fetched::default());
     }
     let catalog = Catalog::load(repo, remote)?;
-    let mut fetcher = Fetcher { repo, remote, catalog, progress, done: Fetched::default(), lacking: Vec::new() };
+    let mut fetcher =
+        Fetcher { repo, remote, catalog, progress, done: Fetched::default(), lacking: Vec::new() };
     let contents = fetcher.trees(wants)?;
     if depth == Depth::Everything {
         fetcher.contents(contents)?;
@@ -106,8 +114,9 @@ impl Fetcher<'_> {
     }
 
     fn contents(&mut self, contents: BTreeMap<Digest, (u64, RepoPath)>) -> Result<()> {
-        let missing: BTreeMap<_, _> = contents.into_iter().filter(|it| !self.repo.store.contains(&it.0)).collect();
-        let total = missing.values().map(|it| it.0).sum();
+        let missing: BTreeMap<_, _> =
+            contents.into_iter().filter(|it| !self.repo.store.contains(&it.0)).collect();
+        let total = missing.values().fold(0_u64, |sum, it| sum.saturating_add(it.0));
         self.progress.event(Event::Started { task: "fetching", total: Some(total) });
         let (mut round, mut bytes) = (BTreeMap::new(), 0);
         for (digest, (size, path)) in missing {
@@ -118,7 +127,7 @@ impl Fetcher<'_> {
                 continue;
             }
             round.insert(digest, path);
-            bytes += size;
+            bytes = u64::saturating_add(bytes, size);
             if bytes >= ROUND {
                 self.bring(&std::mem::take(&mut round), Kind::Content)?;
                 bytes = 0;
@@ -146,7 +155,11 @@ impl Fetcher<'_> {
     }
 
     /// Reads rows of packs, neighbors together and several at a time, and checks each.
-    fn objects(&mut self, found: Vec<(Digest, Row)>, take: &mut dyn FnMut(&Row, &[u8]) -> Result<()>) -> Result<()> {
+    fn objects(
+        &mut self,
+        found: Vec<(Digest, Row)>,
+        take: &mut dyn FnMut(&Row, &[u8]) -> Result<()>,
+    ) -> Result<()> {
         let remote = self.remote;
         let reads = spans(found).into_iter().map(|span| async move {
             let path = pack_path(&span.pack);
@@ -182,6 +195,11 @@ impl Fetcher<'_> {
         let list = chunks::decode(&list)?;
         let root = self.repo.store.root();
         let part = part_path(digest)?;
+        // Others may fetch the same file into the same store.
+        let _alone = crate::fs::lock(root, &part.with_suffix(".lock"))?;
+        if self.repo.store.contains(digest) {
+            return Ok(());
+        }
         let have = pieces_there(root, &part, &list)?;
         let mut file = root.append(&part)?;
         for lot in list[have..].chunks(PARALLEL) {
@@ -212,6 +230,10 @@ impl Fetcher<'_> {
     /// Records of runs; of several with one key the newest stays.
     fn runs(&mut self, keys: &[Digest]) -> Result<()> {
         for key in keys {
+            // What was made here is as good as what others made.
+            if self.repo.store.run(key)?.is_some() {
+                continue;
+            }
             for at in self.catalog.all(key, Kind::Run) {
                 let mut record = Vec::new();
                 self.objects(vec![at], &mut |_, bytes| {
@@ -228,8 +250,10 @@ impl Fetcher<'_> {
         let Some((digest, path)) = self.lacking.first() else { return Ok(self.done) };
         let more = self.lacking.len() - 1;
         let more = if more == 0 { String::new() } else { format!(" and {more} more objects") };
-        let message = format!("the remote `{}` lacks {} for `{path}`{more}", self.remote.name, digest.short());
-        Err(Error::not_found(message).hint("push from the machine that has it; what there was has been fetched"))
+        let message =
+            format!("the remote `{}` lacks {} for `{path}`{more}", self.remote.name, digest.short());
+        Err(Error::not_found(message)
+            .hint("push from the machine that has it; what there was has been fetched"))
     }
 }
 
@@ -283,7 +307,9 @@ fn spans(mut found: Vec<(Digest, Row)>) -> Vec<Span> {
     for (pack, row) in found {
         let end = row.offset + row.stored;
         match spans.last_mut() {
-            Some(span) if span.pack == pack && row.offset <= span.end + GAP && end - span.start <= LONGEST => {
+            Some(span)
+                if span.pack == pack && row.offset <= span.end + GAP && end - span.start <= LONGEST =>
+            {
                 span.end = span.end.max(end);
                 span.rows.push(row);
             }

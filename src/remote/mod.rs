@@ -73,7 +73,8 @@ pub enum Access {
 impl Remote {
     /// Opens a configured remote and reads its marker; for writing, a new place gets one.
     pub fn open(config: &RemoteConfig, access: Access) -> Result<Self> {
-        let place = place::open(config, access).doing(|| format!("cannot open the remote `{}`", config.name))?;
+        let place =
+            place::open(config, access).doing(|| format!("cannot open the remote `{}`", config.name))?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let cache = format!("remotes/{}", Digest::of(place.location.as_bytes()).hex());
         let remote = Self {
@@ -94,7 +95,9 @@ impl Remote {
                 return self.write(MARKER, MARKER_TEXT.as_bytes().to_vec());
             }
             let error = Error::not_found(format!("there is nothing of mlx at {}", self.location));
-            return Err(error.hint(format!("push to it first, or check the address of the remote `{}`", self.name)));
+            return Err(
+                error.hint(format!("push to it first, or check the address of the remote `{}`", self.name))
+            );
         };
         let table: toml::Table = String::from_utf8_lossy(&bytes).parse().unwrap_or_default();
         match table.get("format").and_then(toml::Value::as_integer).and_then(|it| u64::try_from(it).ok()) {
@@ -123,7 +126,9 @@ impl Remote {
         let message = format!("cannot {what} the remote `{}` at {}: {reason}", self.name, self.location);
         let error = Error::new(kind, message);
         match kind {
-            Kind::Denied => error.hint("check the credentials in the environment or the cloud's profile files"),
+            Kind::Denied => {
+                error.hint("check the credentials in the environment or the cloud's profile files")
+            }
             Kind::Unavailable => error.hint("what arrived is kept: run the same command again to go on"),
             _ => error,
         }

@@ -39,7 +39,8 @@ pub struct Outbox<'o> {
 
 impl<'o> Outbox<'o> {
     pub fn new(remote: &'o Remote, catalog: &'o mut Catalog, progress: &'o dyn Progress) -> Self {
-        let (open, taken, ready, sent) = (None, std::collections::HashSet::new(), Vec::new(), Pushed::default());
+        let (open, taken, ready, sent) =
+            (None, std::collections::HashSet::new(), Vec::new(), Pushed::default());
         Self { remote, catalog, open, taken, ready, sent, progress }
     }
 

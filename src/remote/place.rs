@@ -78,7 +78,11 @@ fn folder(path: &str, access: Access) -> Result<Place> {
         root.make_dir(&RepoPath::from_text("v1/tmp")?)?;
         builder = builder.atomic_write_dir(&format!("{text}/v1/tmp"));
     }
-    Ok(Place { operator: finish(Operator::new(builder))?, location: format!("file://{text}"), folder: Some(root) })
+    Ok(Place {
+        operator: finish(Operator::new(builder))?,
+        location: format!("file://{text}"),
+        folder: Some(root),
+    })
 }
 
 fn bucket(config: &RemoteConfig, rest: &str) -> Result<Place> {
@@ -86,17 +90,31 @@ fn bucket(config: &RemoteConfig, rest: &str) -> Result<Place> {
     if bucket.is_empty() {
         return Err(Error::usage(format!("`{}` names no bucket", config.url)).hint("use s3://bucket/prefix"));
     }
+    let plain = |text: &str| text.bytes().all(|it| it.is_ascii_alphanumeric() || it == b'-' || it == b'.');
+    let region = config.options.get("region").map_or("", String::as_str);
+    // Both become parts of the address that credentials are sent to.
+    if !plain(bucket) || !plain(region) {
+        let error = Error::new(
+            Kind::Denied,
+            "the name of a bucket or a region holds letters, digits, `-` and `.` alone",
+        );
+        return Err(error.hint(format!("correct the remote `{}`", config.name)));
+    }
     let unsigned = config.options.get("skip_signature").is_some_and(|it| it == "true");
     if !unsigned && !config.is_trusted()? {
         return Err(config.untrusted());
     }
     // Without this the TLS library has no algorithms; a second call changes nothing.
     drop(rustls::crypto::ring::default_provider().install_default());
+    opendal_http_transport_reqwest::install_default();
     let mut options: Vec<(String, String)> = config.options.clone().into_iter().collect();
     options.push(("bucket".to_owned(), bucket.to_owned()));
     options.push(("root".to_owned(), format!("/{prefix}")));
     if !config.options.contains_key("region") && std::env::var_os("AWS_REGION").is_none() {
-        options.push(("region".to_owned(), std::env::var("AWS_DEFAULT_REGION").unwrap_or_else(|_| "us-east-1".into())));
+        options.push((
+            "region".to_owned(),
+            std::env::var("AWS_DEFAULT_REGION").unwrap_or_else(|_| "us-east-1".into()),
+        ));
     }
     let endpoint = config.options.get("endpoint").map(|it| format!(" ({it})")).unwrap_or_default();
     let operator = finish(Operator::from_iter::<services::S3>(options))?;

@@ -38,9 +38,9 @@ struct Needs {
 /// Sends what `wants` names and the remote lacks.
 pub fn push(repo: &Repo, remote: &Remote, wants: &Wants, progress: &dyn Progress) -> Result<Pushed> {
     let mut catalog = Catalog::load(repo, remote)?;
-    let needs = needs(repo, wants)?;
+    let needs = needs(repo, wants, &catalog)?;
     let missing: Vec<_> = needs.contents.iter().filter(|it| !catalog.has_content(it.0)).collect();
-    let total = missing.iter().map(|it| it.1).sum();
+    let total = missing.iter().fold(0_u64, |sum, it| sum.saturating_add(*it.1));
     progress.event(Event::Started { task: "pushing", total: Some(total) });
     let mut outbox = Outbox::new(remote, &mut catalog, progress);
     let mut lists = Vec::new();
@@ -77,9 +77,13 @@ pub fn push(repo: &Repo, remote: &Remote, wants: &Wants, progress: &dyn Progress
     Ok(sent)
 }
 
-fn needs(repo: &Repo, wants: &Wants) -> Result<Needs> {
+fn needs(repo: &Repo, wants: &Wants, catalog: &Catalog) -> Result<Needs> {
     let mut needs = Needs::default();
     for (path, content) in &wants.contents {
+        // A tree is published last: where it is, all below it is.
+        if catalog.find(&content.digest, &[Kind::Tree]).is_some() {
+            continue;
+        }
         if content.kind == Shape::Tree {
             reachable(&repo.store, &content.digest, &mut needs.pages, &mut needs.contents)
                 .doing(|| format!("cannot push `{path}`"))?;
@@ -100,7 +104,11 @@ fn large_in_pieces(outbox: &mut Outbox<'_>, file: crate::fs::File) -> Result<(Ve
     chunks::cut(file, |chunk, data| {
         list.push(chunk);
         whole.write_all(data).doing(|| "cannot digest".into())?;
-        if outbox.has(&chunk.digest, Kind::Content) { Ok(()) } else { outbox.put(Kind::Content, chunk.digest, data) }
+        if outbox.has(&chunk.digest, Kind::Content) {
+            Ok(())
+        } else {
+            outbox.put(Kind::Content, chunk.digest, data)
+        }
     })?;
     Ok((chunks::encode(&list), whole.finish()))
 }

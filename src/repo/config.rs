@@ -34,7 +34,7 @@ pub const KEYS: [(&str, &str); 5] = [
 /// A stranger's repository must not choose these.
 const NEVER_COMMITTED: [&str; 2] = ["cache.dir", "onnx.library"];
 /// Words in the names of options that hold secrets.
-const SECRETS: [&str; 6] = ["access_key", "secret", "token", "password", "sas", "credential"];
+const SECRETS: [&str; 7] = ["access_key", "secret", "token", "password", "sas", "credential", "customer_key"];
 
 /// A remote as configured.
 #[derive(Clone, Debug)]
@@ -122,7 +122,8 @@ impl Config {
         }
         let url = options.remove("url").ok_or_else(|| {
             let known = self.remotes().join(", ");
-            let hint = if known.is_empty() { "there are none".to_owned() } else { format!("there are: {known}") };
+            let hint =
+                if known.is_empty() { "there are none".to_owned() } else { format!("there are: {known}") };
             Error::not_found(format!("there is no remote `{name}`")).hint(hint)
         })?;
         Ok(RemoteConfig { name: name.to_owned(), url, options, private })
@@ -131,15 +132,23 @@ impl Config {
 
 /// Writes settings to one layer, leaving everything else in its file as it is.
 pub fn write(folder: &Root, layer: Layer, settings: &[(String, Option<String>)]) -> Result<()> {
-    for (key, _) in settings {
+    for (key, value) in settings {
         check_key(key, layer)?;
+        if key.starts_with("remote.")
+            && key.rsplit('.').next() == Some("url")
+            && value.as_ref().is_some_and(|it| it.contains('@'))
+        {
+            return Err(Error::new(Kind::Denied, "an address must not hold a user or a password")
+                .hint("secrets come from the environment, profile files, or `--local` settings"));
+        }
     }
     let (root, path) = file_of(layer, folder, true)?
         .ok_or_else(|| Error::not_found("there is no home folder for your own settings").hint("set HOME"))?;
     let bytes = root.read_if_there(&path)?.unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     let broken = |why: String| Error::corrupt(format!("cannot read `{path}`: {why}"));
-    let mut doc: DocumentMut = text.parse().map_err(|it: toml_edit::TomlError| broken(it.message().to_owned()))?;
+    let mut doc: DocumentMut =
+        text.parse().map_err(|it: toml_edit::TomlError| broken(it.message().to_owned()))?;
     for (key, text) in settings {
         let names: Vec<&str> = key.split('.').collect();
         let (last, folders) = names.split_last().expect("a key has a name");
@@ -157,17 +166,24 @@ pub fn write(folder: &Root, layer: Layer, settings: &[(String, Option<String>)])
             None => drop(table.remove(last)),
         }
     }
-    root.write_mode(&path, doc.to_string().as_bytes(), Sync::Yes, if layer == Layer::Repo { 0o666 } else { 0o600 })
+    root.write_mode(
+        &path,
+        doc.to_string().as_bytes(),
+        Sync::Yes,
+        if layer == Layer::Repo { 0o666 } else { 0o600 },
+    )
 }
 
 /// Refuses keys that do not exist and values that must not be committed.
 fn check_key(key: &str, layer: Layer) -> Result<()> {
-    let remote = key.strip_prefix("remote.").is_some_and(|it| it.split('.').filter(|it| !it.is_empty()).count() == 2);
+    let remote =
+        key.strip_prefix("remote.").is_some_and(|it| it.split('.').filter(|it| !it.is_empty()).count() == 2);
     if !remote && !KEYS.iter().any(|it| it.0 == key && !key.contains("NAME")) {
         let known = KEYS.map(|it| it.0).join(", ");
         return Err(Error::usage(format!("there is no setting `{key}`")).hint(format!("there are: {known}")));
     }
-    let secret = remote && SECRETS.iter().any(|it| key.rsplit('.').next().is_some_and(|name| name.contains(it)));
+    let secret =
+        remote && SECRETS.iter().any(|it| key.rsplit('.').next().is_some_and(|name| name.contains(it)));
     if layer == Layer::Repo && (secret || NEVER_COMMITTED.contains(&key)) {
         let what = if secret { "is a secret" } else { "belongs to one machine" };
         let error = Error::new(Kind::Denied, format!("`{key}` {what} and must not be committed"));

@@ -21,7 +21,8 @@ use crate::{
 };
 
 const FOLDER: &str = ".mlx";
-const CONFIG: &str = "# Settings of mlx for everyone who clones this repository; `mlx config --help` lists them.\n";
+const CONFIG: &str =
+    "# Settings of mlx for everyone who clones this repository; `mlx config --help` lists them.\n";
 const IGNORE: &str = "/local.toml\n";
 
 /// Everything a command works on.
@@ -77,7 +78,9 @@ impl Repo {
 
     /// `.mlx/`.
     pub fn folder(&self) -> Result<Root> {
-        self.files.own(FOLDER, false)?.ok_or_else(|| Error::not_found("`.mlx` is gone").hint("run `mlx init`"))
+        self.files
+            .own(FOLDER, false)?
+            .ok_or_else(|| Error::not_found("`.mlx` is gone").hint("run `mlx init`"))
     }
 
     /// Held for the milliseconds in which an index, a pointer or a lockfile is replaced.

@@ -15,13 +15,14 @@ const FILE: &str = "trusted.txt";
 impl RemoteConfig {
     /// What is trusted: the place and everything that decides where requests go.
     fn place(&self) -> String {
-        let endpoint = self.options.get("endpoint").map_or("", String::as_str);
-        format!("{} {endpoint}", self.url)
+        let options = self.options.iter().map(|(key, value)| format!(" {key}={value}"));
+        format!("{}{}", self.url, options.collect::<String>()).replace('\n', " ")
     }
 
     /// Whether credentials may go there.
     pub fn is_trusted(&self) -> Result<bool> {
-        if self.private || !self.options.contains_key("endpoint") {
+        const STEERING: [&str; 4] = ["endpoint", "profile", "role_arn", "external_id"];
+        if self.private || !STEERING.iter().any(|it| self.options.contains_key(*it)) {
             return Ok(true);
         }
         Ok(trusted()?.lines().any(|it| it == self.place()))
@@ -40,8 +41,9 @@ impl RemoteConfig {
 
     /// The refusal to send credentials to a place that nobody vouched for.
     pub fn untrusted(&self) -> Error {
-        let endpoint = self.options.get("endpoint").map_or("", String::as_str);
-        let message = format!("the repository wants your credentials sent to `{endpoint}` (remote `{}`)", self.name);
+        let endpoint = self.options.get("endpoint").unwrap_or(&self.url);
+        let message =
+            format!("the repository wants your credentials sent to `{endpoint}` (remote `{}`)", self.name);
         Error::new(Kind::Denied, message)
             .hint(format!("if that place is yours, say so once with `mlx remote trust {}`", self.name))
     }

@@ -41,7 +41,8 @@ impl Canvas {
     }
 
     pub fn triangle(&mut self, [a, b, c]: [(f32, f32); 3], color: Color) {
-        let side = |p: (f32, f32), q: (f32, f32), x: f32, y: f32| (q.0 - p.0) * (y - p.1) - (q.1 - p.1) * (x - p.0);
+        let side =
+            |p: (f32, f32), q: (f32, f32), x: f32, y: f32| (q.0 - p.0) * (y - p.1) - (q.1 - p.1) * (x - p.0);
         self.fill(color, |x, y| {
             let signs = [side(a, b, x, y), side(b, c, x, y), side(c, a, x, y)];
             signs.iter().all(|it| *it >= 0.0) || signs.iter().all(|it| *it <= 0.0)

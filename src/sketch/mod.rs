@@ -83,7 +83,13 @@ fn meadow(chance: &mut Chance) -> Color {
 
 /// Furs that both kinds have.
 fn fur(chance: &mut Chance) -> Color {
-    let furs = [[200.0, 150.0, 90.0], [90.0, 80.0, 75.0], [225.0, 215.0, 200.0], [140.0, 100.0, 70.0], [170.0, 165.0, 160.0]];
+    let furs = [
+        [200.0, 150.0, 90.0],
+        [90.0, 80.0, 75.0],
+        [225.0, 215.0, 200.0],
+        [140.0, 100.0, 70.0],
+        [170.0, 165.0, 160.0],
+    ];
     let fur = furs[(chance.between(0.0, 4.999)) as usize];
     fur.map(|it| it + chance.between(-20.0, 20.0))
 }
@@ -98,7 +104,9 @@ fn animal(canvas: &mut Canvas, pet: Pet, chance: &mut Chance) {
     canvas.ellipse(x + size * chance.between(-0.7, 0.7), y + size * 1.5, size * 1.1, size * 1.0, dark);
     // Some of each kind are hard to tell: ears half up, a face of middling length.
     let doubt = if chance.happens(0.12) { 0.75 } else { 0.0 };
-    let other = |cat: f32, dog: f32| if pet == Pet::Cat { cat + (dog - cat) * doubt } else { dog + (cat - dog) * doubt };
+    let other = |cat: f32, dog: f32| {
+        if pet == Pet::Cat { cat + (dog - cat) * doubt } else { dog + (cat - dog) * doubt }
+    };
     let width = size * other(chance.between(0.95, 1.1), chance.between(0.8, 0.95));
     ears(canvas, (x, y), size, width, [fur, dark], (other(0.0, 1.0), chance.between(0.8, 1.2)));
     canvas.ellipse(x, y, width, size * other(0.85, 1.05), fur);
@@ -112,7 +120,13 @@ fn animal(canvas: &mut Canvas, pet: Pet, chance: &mut Chance) {
     }
     let snout = other(0.2, 0.48) * size;
     canvas.ellipse(x, y + size * 0.45, snout * 1.1, snout, fur.map(|it| it * 1.12));
-    canvas.ellipse(x, y + size * other(0.34, 0.3), size * other(0.07, 0.17), size * other(0.06, 0.13), [35.0, 25.0, 25.0]);
+    canvas.ellipse(
+        x,
+        y + size * other(0.34, 0.3),
+        size * other(0.07, 0.17),
+        size * other(0.06, 0.13),
+        [35.0, 25.0, 25.0],
+    );
     if pet == Pet::Cat && chance.happens(0.85) {
         whiskers(canvas, (x, y), size);
     }
@@ -122,18 +136,37 @@ fn animal(canvas: &mut Canvas, pet: Pet, chance: &mut Chance) {
 }
 
 /// Upright triangles at one end, hanging lobes at the other.
-fn ears(canvas: &mut Canvas, at: (f32, f32), size: f32, width: f32, colors: [Color; 2], (hang, length): (f32, f32)) {
+fn ears(
+    canvas: &mut Canvas,
+    at: (f32, f32),
+    size: f32,
+    width: f32,
+    colors: [Color; 2],
+    (hang, length): (f32, f32),
+) {
     for side in [-1.0, 1.0] {
         let base = (at.0 + side * width * 0.62, at.1 - size * 0.55);
         if hang < 0.5 {
-            let tip = (base.0 + side * size * (0.15 + hang * 0.5), base.1 - size * 0.75 * length * (1.0 - hang * 0.6));
+            let tip = (
+                base.0 + side * size * (0.15 + hang * 0.5),
+                base.1 - size * 0.75 * length * (1.0 - hang * 0.6),
+            );
             let inner = (at.0 + side * width * 0.15, at.1 - size * 0.75);
             let outer = (at.0 + side * width * 0.98, at.1 - size * 0.2);
             canvas.triangle([inner, tip, outer], colors[0]);
-            canvas.triangle([(inner.0 + side * 2.0, inner.1), (tip.0, tip.1 + 3.0), (outer.0 - side * 3.0, outer.1)], colors[1]);
+            canvas.triangle(
+                [(inner.0 + side * 2.0, inner.1), (tip.0, tip.1 + 3.0), (outer.0 - side * 3.0, outer.1)],
+                colors[1],
+            );
         } else {
             let drop = size * 0.75 * hang * length;
-            canvas.ellipse(base.0 + side * size * 0.3, base.1 + drop * 0.75, size * 0.27, drop * 0.85, colors[1]);
+            canvas.ellipse(
+                base.0 + side * size * 0.3,
+                base.1 + drop * 0.75,
+                size * 0.27,
+                drop * 0.85,
+                colors[1],
+            );
         }
     }
 }

@@ -110,7 +110,12 @@ pub fn reachable(
 }
 
 /// What differs between two folders, by path below `at`; equal subtrees and pages are not read.
-pub fn diff(store: &Store, at: &RepoPath, old: Option<&Digest>, new: Option<&Digest>) -> Result<Vec<Difference>> {
+pub fn diff(
+    store: &Store,
+    at: &RepoPath,
+    old: Option<&Digest>,
+    new: Option<&Digest>,
+) -> Result<Vec<Difference>> {
     let mut found = Vec::new();
     compare(store, at, old, new, &mut found)?;
     Ok(found)
@@ -158,7 +163,9 @@ fn compare_entry(
     found: &mut Vec<Difference>,
 ) -> Result<()> {
     let folder = |it: Option<&TreeEntry>| it.filter(|it| it.kind == EntryKind::Folder).map(|it| it.digest);
-    let leaf = |it: Option<&TreeEntry>| it.filter(|it| it.kind != EntryKind::Folder || it.files == 0).map(Side::from);
+    let leaf = |it: Option<&TreeEntry>| {
+        it.filter(|it| it.kind != EntryKind::Folder || it.files == 0).map(Side::from)
+    };
     let (old_folder, new_folder) = (folder(old), folder(new));
     if leaf(old).is_some() || leaf(new).is_some() {
         let one = Difference { path: path.clone(), old: leaf(old), new: leaf(new) };
@@ -179,7 +186,9 @@ pub fn file_at(store: &Store, tree: &Digest, path: &RepoPath) -> Result<Option<T
     let mut here = *tree;
     let mut names = path.components().peekable();
     while let Some(name) = names.next() {
-        let Some(entry) = entries(store, &here)?.into_iter().find(|it| &it.name[..] == name) else { return Ok(None) };
+        let Some(entry) = entries(store, &here)?.into_iter().find(|it| &it.name[..] == name) else {
+            return Ok(None);
+        };
         if names.peek().is_none() {
             return Ok(Some(entry));
         }

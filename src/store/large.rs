@@ -29,21 +29,26 @@ impl Store {
     }
 
     /// The whole file that a link of the workspace points to, if it points into this store.
-    pub fn linked(&self, target: &[u8]) -> Option<Digest> {
+    pub fn linked(&self, target: &[u8]) -> Option<(Digest, u64)> {
         let folder = self.root.path().join("objects");
         let hex = target.strip_prefix(folder.as_os_str().as_encoded_bytes())?.strip_prefix(b"/")?;
         let digest = Digest::from_hex(std::str::from_utf8(hex).ok()?).ok()?;
-        self.large(&digest).map(|_| digest)
+        let size = self.root.stamp(&self.large(&digest)?.path).ok()??.size;
+        Some((digest, size))
+    }
+
+    /// Whether the object's bytes are here and are what their name says.
+    pub fn is_sound(&self, digest: &Digest) -> bool {
+        self.large(digest).map_or_else(|| self.read(digest).is_ok(), |it| it.check().is_ok())
     }
 
     /// Stores a whole file, reading it once; it shares blocks with `file` where the file system can.
     pub fn put_large(&self, file: &mut File) -> Result<(Digest, u64)> {
-        let mut temp = self.dir("objects")?.create(READ_ONLY)?;
-        let copied = if temp.share(file) {
-            copy(&mut temp.reread()?, &mut io::sink())
-        } else {
-            copy(file, &mut temp)
-        };
+        let dir = self.dir("objects")?;
+        dir.sweep()?;
+        let mut temp = dir.create(READ_ONLY)?;
+        let copied =
+            if temp.share(file) { copy(&mut temp.reread()?, &mut io::sink()) } else { copy(file, &mut temp) };
         let (digest, size) = copied.doing(|| "cannot store a large file".into())?;
         if self.damaged().contains(&digest) || self.large(&digest).is_none() {
             temp.publish(digest.hex().as_bytes(), Sync::Yes)?;
@@ -131,7 +136,7 @@ fn copy(from: &mut dyn Read, to: &mut dyn io::Write) -> io::Result<(Digest, u64)
 
 /// The digest and size of an open file, from its start, with constant memory.
 pub fn digest_file(file: &mut File) -> Result<(Digest, u64)> {
-    file.rewind().and_then(|()| copy(file, &mut io::sink())).map_err(|it| {
-        Error::new(Kind::Internal, "cannot read a file to its end").because(it)
-    })
+    file.rewind()
+        .and_then(|()| copy(file, &mut io::sink()))
+        .map_err(|it| Error::new(Kind::Internal, "cannot read a file to its end").because(it))
 }

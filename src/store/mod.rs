@@ -56,7 +56,9 @@ impl Store {
         let store = Self { root, packs: RwLock::default(), damaged: Mutex::default() };
         store.refresh()?;
         for (name, _) in store.dir("damaged")?.names()? {
-            if let Ok(digest) = std::str::from_utf8(&name).map_or_else(|_| Digest::from_hex(""), Digest::from_hex) {
+            if let Ok(digest) =
+                std::str::from_utf8(&name).map_or_else(|_| Digest::from_hex(""), Digest::from_hex)
+            {
                 store.damaged().insert(digest);
             }
         }
@@ -76,14 +78,20 @@ impl Store {
         let dir = self.dir("packs")?;
         let mut found = false;
         for (name, _) in dir.names()? {
-            let Some(hex) = name.strip_suffix(b".idx").and_then(|it| std::str::from_utf8(it).ok()) else { continue };
+            let Some(hex) = name.strip_suffix(b".idx").and_then(|it| std::str::from_utf8(it).ok()) else {
+                continue;
+            };
             let Ok(digest) = Digest::from_hex(hex) else { continue };
             if !self.packs().contains_key(&digest) {
-                let bytes = self.root.read(&place("packs", hex, ".idx")?)?;
+                let Ok(bytes) = self.root.read(&place("packs", hex, ".idx")?) else { continue };
                 // A damaged index hides its pack; the pack carries a copy of it.
                 let Ok(index) = Index::parse(bytes).or_else(|_| self.index_from_pack(hex)) else { continue };
-                let file = dir.open(format!("{hex}.pack").as_bytes())?;
-                self.packs.write().unwrap_or_else(PoisonError::into_inner).insert(digest, Arc::new(Packed { index, file }));
+                // Without its pack an index names nothing: its objects count as absent.
+                let Ok(file) = dir.open(format!("{hex}.pack").as_bytes()) else { continue };
+                self.packs
+                    .write()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .insert(digest, Arc::new(Packed { index, file }));
                 found = true;
             }
         }

@@ -82,7 +82,14 @@ impl<W: Write> PackWriter<W> {
     pub fn put(&mut self, kind: Kind, digest: Digest, bytes: &[u8]) -> io::Result<()> {
         let packed = compress(bytes)?;
         let (compressed, stored) = (packed.is_some(), packed.as_deref().unwrap_or(bytes));
-        let row = Row { digest, kind, compressed, offset: self.at, stored: stored.len() as u64, size: bytes.len() as u64 };
+        let row = Row {
+            digest,
+            kind,
+            compressed,
+            offset: self.at,
+            stored: stored.len() as u64,
+            size: bytes.len() as u64,
+        };
         self.rows.push(row);
         self.write(stored)
     }
@@ -194,7 +201,8 @@ impl Index {
             _ => return Err(reader.broken("is of an unknown kind: upgrade mlx")),
         };
         let compressed = reader.byte()? == 1;
-        let mut number = || Ok::<_, Error>(u64::from_le_bytes(reader.take(8)?.try_into().expect("we took 8 bytes")));
+        let mut number =
+            || Ok::<_, Error>(u64::from_le_bytes(reader.take(8)?.try_into().expect("we took 8 bytes")));
         let (offset, stored, size) = (number()?, number()?, number()?);
         if size > LARGEST || stored > size.max(16) || offset.checked_add(stored).is_none() {
             return Err(Error::corrupt("a row of a pack index makes no sense"));
@@ -262,7 +270,8 @@ mod tests {
             let (name, bytes, index) = pack(&named).unwrap();
             prop_assert_eq!(Digest::of(&bytes), name);
             let index = Index::parse(index).unwrap();
-            prop_assert_eq!(Index::of_pack(&bytes).unwrap().bytes(), index.bytes());
+            let inside = Index::of_pack(&bytes).unwrap();
+            prop_assert_eq!(inside.bytes(), index.bytes());
             for object in &objects {
                 let row = index.find(&Digest::of(object), &[Kind::Content]).unwrap();
                 let stored = &bytes[row.offset as usize..][..row.stored as usize];
@@ -280,7 +289,8 @@ mod tests {
 
     #[test]
     fn any_flipped_bit_is_seen() {
-        let object = b"some text that is long enough to be worth compressing, again and again and again and again";
+        let object =
+            b"some text that is long enough to be worth compressing, again and again and again and again";
         let (_, bytes, index) = pack(&[(Kind::Content, Digest::of(object), object)]).unwrap();
         for bit in 0..index.len() * 8 {
             let mut bad = index.clone();

@@ -27,8 +27,9 @@ impl Store {
     /// The error for an object whose bytes are not what its name says; it counts as absent from now on.
     pub fn damage(&self, digest: &Digest) -> Error {
         self.mark_damaged(digest);
-        Error::corrupt(format!("the object {digest} in the cache is damaged"))
-            .hint("`mlx fetch` brings a sound copy from a remote; `mlx add` stores it anew from the workspace")
+        Error::corrupt(format!("the object {digest} in the cache is damaged")).hint(
+            "`mlx fetch` brings a sound copy from a remote; `mlx add` stores it anew from the workspace",
+        )
     }
 
     fn try_read(&self, digest: &Digest) -> Result<Option<Vec<u8>>> {
@@ -66,5 +67,6 @@ impl Packed {
 }
 
 fn absent(digest: &Digest) -> Error {
-    Error::not_found(format!("the object {digest} is not in the cache")).hint("bring it with `mlx pull` or `mlx fetch`")
+    Error::not_found(format!("the object {digest} is not in the cache"))
+        .hint("bring it with `mlx pull` or `mlx fetch`")
 }

@@ -29,7 +29,8 @@ impl Run {
     }
 
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut record = json!({"answer": self.answer, "question": self.question, "time": self.when.seconds()});
+        let mut record =
+            json!({"answer": self.answer, "question": self.question, "time": self.when.seconds()});
         let check = Digest::of(canonical(&record).as_bytes());
         record["check"] = Value::from(check.to_string());
         canonical(&record).into_bytes()
@@ -70,7 +71,8 @@ mod tests {
 
     #[test]
     fn a_record_that_is_not_whole_or_belongs_elsewhere_is_none() {
-        let run = Run { question: json!({"a": 1}), answer: json!({"o": "x"}), when: Timestamp::from_seconds(5) };
+        let run =
+            Run { question: json!({"a": 1}), answer: json!({"o": "x"}), when: Timestamp::from_seconds(5) };
         let bytes = run.to_bytes();
         assert_eq!(Run::parse(&run.key(), &bytes).unwrap(), run);
         assert!(Run::parse(&Digest::of(b"other"), &bytes).is_err());

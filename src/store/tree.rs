@@ -120,7 +120,8 @@ fn finish(
     sums: impl Iterator<Item = (u64, u64)>,
     pages: &mut Vec<(Digest, Vec<u8>)>,
 ) -> PageEntry {
-    let (size, files) = sums.fold((0, 0), |sum, it| (sum.0 + it.0, sum.1 + it.1));
+    let (size, files) =
+        sums.fold((0, 0), |sum, it| (u64::saturating_add(sum.0, it.0), u64::saturating_add(sum.1, it.1)));
     let digest = Digest::of(&out);
     pages.push((digest, out));
     PageEntry { last, size, files, digest }

@@ -91,6 +91,7 @@ impl<'s> Writer<'s> {
 
 fn open(store: &Store) -> Result<PackWriter<BufWriter<Temp>>> {
     let dir = store.dir("packs")?;
+    dir.sweep()?;
     let temp = dir.create(0o666)?;
     PackWriter::new(BufWriter::with_capacity(BUFFER, temp)).doing(|| "cannot write a pack".into())
 }

@@ -7,7 +7,7 @@ use crate::{
     pointer::{Content, Pointer, SUFFIX, Shape},
     progress::Progress,
     store::{TreeEntry, Writer, replace},
-    workspace::{Node, Workspace, check_links, scan},
+    workspace::{Node, Workspace, scan},
 };
 
 /// A pointer is never larger; what is, is data that happens to be called so.
@@ -16,18 +16,31 @@ const LARGEST_POINTER: u64 = 4096;
 impl Workspace<'_> {
     /// Stores what lies at `path` and writes its pointer; inside a tracked folder, that folder's.
     /// `claimed` are paths that belong to stages, with the stage's name.
-    pub fn add(&self, path: &RepoPath, claimed: &[(RepoPath, String)], progress: &dyn Progress) -> Result<Pointer> {
+    pub fn add(
+        &self,
+        path: &RepoPath,
+        claimed: &[(RepoPath, String)],
+        progress: &dyn Progress,
+    ) -> Result<Pointer> {
         if let Some(stage) = claimed.iter().find(|it| path.is_within(&it.0) || it.0.is_within(path)) {
             let error = Error::new(Kind::Conflict, format!("`{path}` belongs to the stage `{}`", stage.1));
-            return Err(error.hint(format!("its output `{}` is recorded by `mlx repro` and `mlx commit`", stage.0)));
+            return Err(
+                error.hint(format!("its output `{}` is recorded by `mlx repro` and `mlx commit`", stage.0))
+            );
         }
         self.check_place(path)?;
         let parent = path.parent().map(|it| self.pointer_of(&it)).transpose()?.flatten();
         let pointer = match parent {
             Some(parent) if parent.content.kind == Shape::Tree => self.add_within(&parent, path, progress)?,
-            _ => self.add_whole(path, progress)?,
+            Some(parent) => {
+                let error = Error::new(
+                    Kind::Conflict,
+                    format!("`{}` is tracked as a file, and `{path}` lies in it", parent.path),
+                );
+                return Err(error.hint(format!("remove `{}` first", parent.file())));
+            }
+            None => self.add_whole(path, progress)?,
         };
-        self.repo.write_pointer(&pointer)?;
         self.index.borrow_mut().add_pointer(pointer.path.clone());
         Ok(pointer)
     }
@@ -39,12 +52,16 @@ impl Workspace<'_> {
         let Some(stamp) = self.repo.files.stamp(path)? else {
             return Err(Error::not_found(format!("there is no `{path}`")));
         };
-        if stamp.form == Form::Link {
-            let error = Error::usage(format!("`{path}` is a link")).hint("add what it points to, or the folder it is in");
+        let ours = || self.repo.files.read_link(path).is_ok_and(|it| self.repo.store.linked(&it).is_some());
+        if stamp.form == Form::Link && !ours() {
+            let error = Error::usage(format!("`{path}` is a link"))
+                .hint("add what it points to, or the folder it is in");
             return Err(error);
         }
         if path.name().ends_with(SUFFIX.as_bytes()) && self.is_pointer(path, stamp.size) {
-            return Err(Error::usage(format!("`{path}` is a pointer")).hint("pointers belong into Git: `git add` it"));
+            return Err(
+                Error::usage(format!("`{path}` is a pointer")).hint("pointers belong into Git: `git add` it")
+            );
         }
         if let Some(file) = self.repo.git.tracked_within(path)? {
             let error = Error::new(Kind::Conflict, format!("Git already tracks `{file}`"));
@@ -59,45 +76,72 @@ impl Workspace<'_> {
     }
 
     /// Scans, refusing what may not be tracked, and stores.
-    fn take(&self, path: &RepoPath, writer: &mut Writer<'_>, progress: &dyn Progress) -> Result<Node> {
+    fn take(
+        &self,
+        path: &RepoPath,
+        top: &RepoPath,
+        writer: &mut Writer<'_>,
+        progress: &dyn Progress,
+    ) -> Result<Node> {
         // Nothing is stored before everything is known to be acceptable.
         let pointers = self.pointed()?;
         if let Some(inner) = pointers.iter().find(|it| *it != path && it.is_within(path)) {
-            let error = Error::new(Kind::Conflict, format!("`{path}` contains `{inner}`, which has a pointer of its own"));
+            let error = Error::new(
+                Kind::Conflict,
+                format!("`{path}` contains `{inner}`, which has a pointer of its own"),
+            );
             return Err(error.hint("add its other parts one by one, or remove that pointer first"));
         }
         let gone = || Error::not_found(format!("there is no `{path}`"));
         let node = scan::scan(self, path, Some(writer), progress)?.ok_or_else(gone)?;
         let mut leaves = Vec::new();
         node.leaves(&mut leaves);
-        let inner = leaves.iter().find(|it| it.path.name().ends_with(SUFFIX.as_bytes()) && self.is_pointer(&it.path, it.stamp.size));
+        let inner = leaves.iter().find(|it| {
+            it.path.name().ends_with(SUFFIX.as_bytes()) && self.is_pointer(&it.path, it.stamp.size)
+        });
         if let Some(inner) = inner {
             let error = Error::new(Kind::Conflict, format!("`{path}` contains the pointer `{}`", inner.path));
             return Err(error.hint("a folder is tracked as a whole or in parts: move that pointer out of it"));
         }
-        check_links(self, &node)?;
+        scan::check_links(self, &node, top)?;
         Ok(node)
     }
 
     fn add_whole(&self, path: &RepoPath, progress: &dyn Progress) -> Result<Pointer> {
         let mut writer = Writer::new(&self.repo.store);
-        let node = self.take(path, &mut writer, progress)?;
+        let node = self.take(path, path, &mut writer, progress)?;
         let content = node.content(&mut Some(&mut writer))?;
         writer.finish()?;
+        let pointer = Pointer { path: path.clone(), content };
+        let _lock = self.repo.lock()?;
         self.repo.git.ignore(&self.repo.files, path)?;
-        Ok(Pointer { path: path.clone(), content })
+        self.repo.write_pointer(&pointer)?;
+        Ok(pointer)
     }
 
     fn add_within(&self, parent: &Pointer, path: &RepoPath, progress: &dyn Progress) -> Result<Pointer> {
         let mut writer = Writer::new(&self.repo.store);
-        let node = self.take(path, &mut writer, progress)?;
+        let node = self.take(path, &parent.path, &mut writer, progress)?;
         let entry = node.entry(&mut Some(&mut writer))?;
-        let content = self.replace(parent, path, Some(entry), &mut writer)?;
         writer.finish()?;
-        Ok(Pointer { path: parent.path.clone(), content })
+        // Others may have added to the folder meanwhile: their pointer is the one to change.
+        let _lock = self.repo.lock()?;
+        let parent = self.repo.pointer(&parent.path)?.unwrap_or_else(|| parent.clone());
+        let mut writer = Writer::new(&self.repo.store);
+        let content = self.replace(&parent, path, Some(entry), &mut writer)?;
+        writer.finish()?;
+        let pointer = Pointer { path: parent.path, content };
+        self.repo.write_pointer(&pointer)?;
+        Ok(pointer)
     }
 
-    fn replace(&self, parent: &Pointer, path: &RepoPath, entry: Option<TreeEntry>, writer: &mut Writer<'_>) -> Result<Content> {
+    fn replace(
+        &self,
+        parent: &Pointer,
+        path: &RepoPath,
+        entry: Option<TreeEntry>,
+        writer: &mut Writer<'_>,
+    ) -> Result<Content> {
         let below = path.below(&parent.path).expect("the path lies in the folder of its pointer");
         replace(writer, &self.repo.store, Some(&parent.content.digest), &below, entry)
     }

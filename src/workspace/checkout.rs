@@ -16,6 +16,7 @@ use crate::{
     store::{EntryKind, Side, Store},
     workspace::{
         Workspace,
+        scan::stays_inside,
         status::{recorded_leaves, workspace_leaves},
     },
 };
@@ -49,25 +50,41 @@ impl Plan {
 
     fn refuse(&self) -> Error {
         let some: Vec<_> = self.unsaved.iter().take(5).map(|it| format!("`{it}`")).collect();
-        let more = if self.unsaved.len() > 5 { format!(" and {} more", self.unsaved.len() - 5) } else { String::new() };
-        let message = format!("this would overwrite or delete what is stored nowhere: {}{more}", some.join(", "));
+        let more = if self.unsaved.len() > 5 {
+            format!(" and {} more", self.unsaved.len() - 5)
+        } else {
+            String::new()
+        };
+        let message =
+            format!("this would overwrite or delete what is stored nowhere: {}{more}", some.join(", "));
         Error::new(Kind::Conflict, message)
             .hint("keep it with `mlx add` or `mlx commit`, or give it up with `--force`")
     }
 }
 
-/// Decides how to make the workspace match a pointer.
-pub fn plan(workspace: &Workspace<'_>, pointer: &Pointer, progress: &dyn Progress) -> Result<Plan> {
+/// Decides how to make the workspace match a pointer, as far as it lies at or below `part`.
+pub fn plan(
+    workspace: &Workspace<'_>,
+    pointer: &Pointer,
+    part: &RepoPath,
+    progress: &dyn Progress,
+) -> Result<Plan> {
     let store = &workspace.repo.store;
     let mut wanted = BTreeMap::new();
     let read = recorded_leaves(store, &pointer.path, &pointer.content, &mut wanted);
     read.doing(|| format!("cannot check out `{}`", pointer.path))?;
-    let there = workspace.look(&pointer.path, progress)?.map_or_else(BTreeMap::new, |it| workspace_leaves(&it));
+    let mut there =
+        workspace.look(&pointer.path, progress)?.map_or_else(BTreeMap::new, |it| workspace_leaves(&it));
+    wanted.retain(|path, _| path.is_within(part));
+    there.retain(|path, _| path.is_within(part));
+    let shared = workspace.repo.config.links()?.iter().any(|it| matches!(it, Link::Hardlink | Link::Symlink));
     let mut plan = Plan::default();
     for (path, side) in &wanted {
         match there.get(path) {
-            Some(is) if is.kind == side.kind && (is.digest == side.digest || side.kind == EntryKind::Folder) => {}
-            Some(is) if is.digest == side.digest && plain(is.kind) && plain(side.kind) => {
+            Some(is)
+                if is.kind == side.kind && (is.digest == side.digest || side.kind == EntryKind::Folder) => {}
+            // The mode of a file that others share is not ours to change: it is written anew.
+            Some(is) if is.digest == side.digest && plain(is.kind) && plain(side.kind) && !shared => {
                 plan.modes.push((path.clone(), side.kind));
             }
             _ if side.kind == EntryKind::Folder => drop(plan.folders.insert(path.clone())),
@@ -75,8 +92,9 @@ pub fn plan(workspace: &Workspace<'_>, pointer: &Pointer, progress: &dyn Progres
         }
     }
     for (path, side) in &there {
-        let stays = wanted.get(path).is_some_and(|it| it.digest == side.digest || side.kind == EntryKind::Folder);
-        if !stays && side.kind != EntryKind::Folder && !store.contains(&side.digest) {
+        let stays =
+            wanted.get(path).is_some_and(|it| it.digest == side.digest || side.kind == EntryKind::Folder);
+        if !stays && side.kind != EntryKind::Folder && !store.is_sound(&side.digest) {
             plan.unsaved.push(path.clone());
         }
         let within = |it: &RepoPath| it.is_within(path) && it != path;
@@ -93,8 +111,25 @@ fn plain(kind: EntryKind) -> bool {
 }
 
 /// Makes the workspace match a pointer; refuses to lose bytes unless `force`.
-pub fn checkout(workspace: &Workspace<'_>, pointer: &Pointer, force: bool, progress: &dyn Progress) -> Result<CheckedOut> {
-    let plan = plan(workspace, pointer, progress)?;
+pub fn checkout(
+    workspace: &Workspace<'_>,
+    pointer: &Pointer,
+    force: bool,
+    progress: &dyn Progress,
+) -> Result<CheckedOut> {
+    checkout_part(workspace, pointer, &pointer.path, force, progress)
+}
+
+/// As [`checkout`], for what lies at or below `part` alone.
+pub fn checkout_part(
+    workspace: &Workspace<'_>,
+    pointer: &Pointer,
+    part: &RepoPath,
+    force: bool,
+    progress: &dyn Progress,
+) -> Result<CheckedOut> {
+    let part = if part.is_within(&pointer.path) { part } else { &pointer.path };
+    let plan = plan(workspace, pointer, part, progress)?;
     if !plan.unsaved.is_empty() && !force {
         return Err(plan.refuse());
     }
@@ -106,22 +141,40 @@ pub fn checkout(workspace: &Workspace<'_>, pointer: &Pointer, force: bool, progr
         let message = format!("the content of `{path}` ({}) is not here", side.digest.short());
         return Err(Error::not_found(message).hint("bring it with `mlx pull`"));
     }
+    check_links(store, pointer, &plan)?;
     execute(workspace, pointer, &plan, progress)
 }
 
-fn execute(workspace: &Workspace<'_>, pointer: &Pointer, plan: &Plan, progress: &dyn Progress) -> Result<CheckedOut> {
+/// Links that somebody else recorded stay inside their folder, too.
+fn check_links(store: &Store, pointer: &Pointer, plan: &Plan) -> Result<()> {
+    for (path, side) in plan.write.iter().filter(|it| it.1.kind == EntryKind::Link) {
+        stays_inside(path, &pointer.path, &store.read(&side.digest)?)?;
+    }
+    Ok(())
+}
+
+fn execute(
+    workspace: &Workspace<'_>,
+    pointer: &Pointer,
+    plan: &Plan,
+    progress: &dyn Progress,
+) -> Result<CheckedOut> {
     let files = &workspace.repo.files;
     for path in &plan.remove {
         files.remove(path)?;
         remove_emptied(workspace, path, &pointer.path);
     }
-    let folders: BTreeSet<RepoPath> = plan.write.iter().filter_map(|it| it.0.parent()).chain(plan.folders.iter().cloned()).collect();
+    let folders: BTreeSet<RepoPath> =
+        plan.write.iter().filter_map(|it| it.0.parent()).chain(plan.folders.iter().cloned()).collect();
     for folder in &folders {
         clear_way(workspace, folder, &pointer.path)?;
         files.make_dir(folder)?.sweep()?;
     }
     if plan.write.len() > LOT {
-        progress.event(Event::Started { task: "writing", total: Some(plan.write.iter().map(|it| it.1.size).sum()) });
+        progress.event(Event::Started {
+            task: "writing",
+            total: Some(plan.write.iter().fold(0, |sum, it| u64::saturating_add(sum, it.1.size))),
+        });
     }
     let links = workspace.repo.config.links()?;
     let target = Target { files, store: &workspace.repo.store, links: &links };
@@ -148,13 +201,20 @@ fn lots(write: &[(RepoPath, Side)]) -> Vec<&[(RepoPath, Side)]> {
 
 /// A file or link where a folder belongs was found stored (or given up) by the plan, and goes.
 fn clear_way(workspace: &Workspace<'_>, folder: &RepoPath, top: &RepoPath) -> Result<()> {
-    let mut ways = vec![folder.clone()];
-    while let Some(parent) = ways.last().and_then(RepoPath::parent).filter(|it| it.is_within(top)) {
-        ways.push(parent);
+    let mut ways = Vec::new();
+    let mut here = Some(folder.clone());
+    while let Some(way) = here.filter(|it| !it.is_root()) {
+        here = way.parent();
+        ways.push(way);
     }
     for way in ways.iter().rev() {
         match workspace.repo.files.stamp(way)?.map(|it| it.form) {
             Some(Form::Folder) => {}
+            Some(_) if !way.is_within(top) => {
+                let error =
+                    Error::new(Kind::Conflict, format!("`{way}` is no folder, and `{top}` belongs into it"));
+                return Err(error.hint("move it away"));
+            }
             Some(_) => return workspace.repo.files.remove(way),
             None => return Ok(()),
         }
@@ -181,7 +241,11 @@ struct Target<'t> {
 }
 
 impl Target<'_> {
-    fn write(&self, lot: &[(RepoPath, Side)], progress: &dyn Progress) -> Result<Vec<(RepoPath, Stamp, Side)>> {
+    fn write(
+        &self,
+        lot: &[(RepoPath, Side)],
+        progress: &dyn Progress,
+    ) -> Result<Vec<(RepoPath, Stamp, Side)>> {
         let Some((first, _)) = lot.first() else { return Ok(Vec::new()) };
         let dir = self.files.dir(&first.parent().unwrap_or_default())?;
         let mut stamps = Vec::with_capacity(lot.len());

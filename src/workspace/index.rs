@@ -47,7 +47,8 @@ impl Index {
     /// The digest of a file that is as it was.
     pub fn vouch(&self, path: &RepoPath, stamp: &Stamp) -> Option<Digest> {
         let seen = self.rows.get(path)?;
-        let same = (seen.size, seen.mtime, seen.ctime, seen.inode) == (stamp.size, stamp.mtime, stamp.ctime, stamp.inode);
+        let same = (seen.size, seen.mtime, seen.ctime, seen.inode)
+            == (stamp.size, stamp.mtime, stamp.ctime, stamp.inode);
         same.then_some(seen.digest)
     }
 
@@ -72,7 +73,11 @@ impl Index {
     }
 
     fn within<'a>(&'a self, path: &'a RepoPath) -> impl Iterator<Item = &'a RepoPath> {
-        self.rows.range(path.clone()..).map(|it| it.0).take_while(|it| it.bytes().starts_with(path.bytes())).filter(|it| it.is_within(path))
+        self.rows
+            .range(path.clone()..)
+            .map(|it| it.0)
+            .take_while(|it| it.bytes().starts_with(path.bytes()))
+            .filter(|it| it.is_within(path))
     }
 
     pub fn add_pointer(&mut self, path: RepoPath) {
@@ -130,7 +135,11 @@ fn parse(bytes: &[u8]) -> Result<Index> {
     for _ in 0..reader.number()? {
         let path = RepoPath::from_bytes(reader.bytes()?)?;
         let size = reader.number()?;
-        let mut time = || Ok::<_, crate::error::Error>(i64::from_le_bytes(reader.take(8)?.try_into().expect("we took 8 bytes")));
+        let mut time = || {
+            Ok::<_, crate::error::Error>(i64::from_le_bytes(
+                reader.take(8)?.try_into().expect("we took 8 bytes"),
+            ))
+        };
         let (mtime, ctime) = (time()?, time()?);
         let inode = reader.number()?;
         index.rows.insert(path, Seen { size, mtime, ctime, inode, digest: reader.digest()? });
@@ -189,7 +198,9 @@ mod tests {
     #[test]
     fn what_is_gone_is_forgotten() {
         let mut index = Index::default();
-        ["d/a", "d/b", "d2", "d"].iter().for_each(|it| index.learn(path(it), &stamp(0), Digest::of(b"x"), TICK * 2));
+        ["d/a", "d/b", "d2", "d"]
+            .iter()
+            .for_each(|it| index.learn(path(it), &stamp(0), Digest::of(b"x"), TICK * 2));
         index.forget(&path("d"), &BTreeSet::from([path("d/b")]));
         let left: Vec<_> = index.rows.keys().map(RepoPath::to_text).collect();
         assert_eq!(left, ["d/b", "d2"]);

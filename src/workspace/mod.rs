@@ -7,8 +7,8 @@ mod scan;
 mod status;
 
 pub use self::{
-    checkout::{CheckedOut, Plan, checkout, plan},
-    scan::{Node, Stored, check_links},
+    checkout::{CheckedOut, checkout, checkout_part},
+    scan::Node,
     status::{Change, Item, State, between},
 };
 
@@ -42,7 +42,13 @@ impl<'r> Workspace<'r> {
         let tracked = self.repo.git.tracked(&|it| it.ends_with(SUFFIX.as_bytes()))?;
         let mut found: BTreeSet<_> = tracked.iter().filter_map(|it| it.without_suffix(SUFFIX)).collect();
         found.extend(self.index.borrow().pointers.iter().cloned());
-        Ok(found)
+        let mut there = BTreeSet::new();
+        for path in found {
+            if self.repo.files.stamp(&path.with_suffix(SUFFIX))?.is_some() {
+                there.insert(path);
+            }
+        }
+        Ok(there)
     }
 
     /// All pointers of the work tree, sorted by path.
@@ -93,7 +99,12 @@ impl Node {
     /// Folds a scan into a digest, a size and a count; pages are stored when there is a writer.
     pub fn content(&self, writer: &mut Option<&mut Writer<'_>>) -> Result<Content> {
         if self.kind != crate::store::EntryKind::Folder {
-            return Ok(Content { digest: self.digest, files: 1, kind: self.kind.shape(), size: self.stamp.size });
+            return Ok(Content {
+                digest: self.digest,
+                files: 1,
+                kind: self.kind.shape(),
+                size: self.stamp.size,
+            });
         }
         let entries = self.children.iter().map(|it| it.entry(writer)).collect::<Result<Vec<_>>>()?;
         put_folder(&entries, writer.as_deref_mut())

@@ -27,9 +27,6 @@ pub struct Node {
     pub children: Vec<Node>,
 }
 
-/// Whether bytes are in the store.
-pub type Stored = bool;
-
 /// A file to be read.
 struct Job {
     path: RepoPath,
@@ -41,7 +38,13 @@ impl Node {
     pub(super) fn entry(&self, writer: &mut Option<&mut Writer<'_>>) -> Result<TreeEntry> {
         let content = self.content(writer)?;
         let name = self.path.name().into();
-        Ok(TreeEntry { name, kind: self.kind, size: content.size, files: content.files, digest: content.digest })
+        Ok(TreeEntry {
+            name,
+            kind: self.kind,
+            size: content.size,
+            files: content.files,
+            digest: content.digest,
+        })
     }
 
     /// All files, links and empty folders, sorted by path within each folder.
@@ -95,10 +98,14 @@ fn fill(node: &mut Node, digests: &mut impl Iterator<Item = Digest>) {
 
 impl Scanner<'_, '_, '_, '_> {
     fn node(&mut self, path: RepoPath, entry: Entry) -> Result<Node> {
-        let stamp = entry.stamp;
+        let mut stamp = entry.stamp;
         let (kind, digest) = match stamp.form {
             Form::Folder => (EntryKind::Folder, unread()),
-            Form::Link => self.link(&path)?,
+            Form::Link => {
+                let (kind, digest, size) = self.link(&path)?;
+                stamp.size = size;
+                (kind, digest)
+            }
             Form::File if stamp.executable => (EntryKind::Executable, self.file(&path, stamp)),
             Form::File => (EntryKind::File, self.file(&path, stamp)),
             Form::Other => {
@@ -112,16 +119,16 @@ impl Scanner<'_, '_, '_, '_> {
     }
 
     /// A link is data, but for those into the store that `cache.link` made: they stand for files.
-    fn link(&mut self, path: &RepoPath) -> Result<(EntryKind, Digest)> {
+    fn link(&mut self, path: &RepoPath) -> Result<(EntryKind, Digest, u64)> {
         let target = self.workspace.repo.files.read_link(path)?;
-        if let Some(digest) = self.workspace.repo.store.linked(&target) {
-            return Ok((EntryKind::File, digest));
+        if let Some((digest, size)) = self.workspace.repo.store.linked(&target) {
+            return Ok((EntryKind::File, digest, size));
         }
         let digest = match &mut self.writer {
             Some(writer) => writer.put_bytes(&target)?,
             None => Digest::of(&target),
         };
-        Ok((EntryKind::Link, digest))
+        Ok((EntryKind::Link, digest, target.len() as u64))
     }
 
     /// The digest from the index, or a job.
@@ -215,7 +222,11 @@ fn read(mut file: &File, job: &Job) -> Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(usize::try_from(job.stamp.size).unwrap_or(0) + 1);
     let limit = job.stamp.size + 1;
     file.by_ref().take(limit).read_to_end(&mut bytes).doing(|| format!("cannot read `{}`", job.path))?;
-    if bytes.len() as u64 == job.stamp.size && is_as_before(file, &job.stamp) { Ok(bytes) } else { Err(changed(job)) }
+    if bytes.len() as u64 == job.stamp.size && is_as_before(file, &job.stamp) {
+        Ok(bytes)
+    } else {
+        Err(changed(job))
+    }
 }
 
 fn is_as_before(file: &File, stamp: &Stamp) -> bool {
@@ -232,20 +243,26 @@ fn changed(job: &Job) -> Error {
 }
 
 /// Refuses links that lead out of the folder that is tracked.
-pub fn check_links(workspace: &Workspace<'_>, node: &Node) -> Result<()> {
+pub(super) fn check_links(workspace: &Workspace<'_>, node: &Node, top: &RepoPath) -> Result<()> {
     let mut leaves = Vec::new();
     node.leaves(&mut leaves);
     for leaf in leaves.iter().filter(|it| it.kind == EntryKind::Link) {
         let target = workspace.repo.files.read_link(&leaf.path)?;
-        if !stays_inside(&leaf.path, &node.path, &target) {
-            let message = format!("the link `{}` leads out of `{}`: to `{}`", leaf.path, node.path, show(&target));
-            return Err(Error::new(ErrorKind::Denied, message).hint("put what it points to in the folder, or remove it"));
-        }
+        stays_inside(&leaf.path, top, &target)?;
     }
     Ok(())
 }
 
-fn stays_inside(link: &RepoPath, root: &RepoPath, target: &[u8]) -> bool {
+/// Refuses a link at `link` to `target` that leads out of the folder `top`.
+pub(super) fn stays_inside(link: &RepoPath, top: &RepoPath, target: &[u8]) -> Result<()> {
+    if is_inside(link, top, target) {
+        return Ok(());
+    }
+    let message = format!("the link `{link}` leads out of `{top}`: to `{}`", show(target));
+    Err(Error::new(ErrorKind::Denied, message).hint("put what it points to in the folder, or remove it"))
+}
+
+fn is_inside(link: &RepoPath, root: &RepoPath, target: &[u8]) -> bool {
     let Some(below) = link.below(root).and_then(|it| it.parent()) else { return false };
     let mut depth = below.components().count();
     if target.starts_with(b"/") {
@@ -269,7 +286,7 @@ mod tests {
     #[test]
     fn links_may_not_climb_out() {
         let path = |text: &str| RepoPath::from_text(text).unwrap();
-        let inside = |target: &[u8]| stays_inside(&path("data/a/l"), &path("data"), target);
+        let inside = |target: &[u8]| is_inside(&path("data/a/l"), &path("data"), target);
         assert!(inside(b"x") && inside(b"../x") && inside(b"b/../../x"));
         assert!(!inside(b"/etc/passwd") && !inside(b"../../x") && !inside(b"../../data/x"));
     }

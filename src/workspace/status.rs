@@ -59,7 +59,8 @@ impl Workspace<'_> {
         match changes(&self.repo.store, &node, &pointer.content) {
             Ok(changes) => Ok(item(State::Changed, changes, None)),
             Err(error) if error.kind() == Kind::NotFound => {
-                let why = "it changed, but its tree is not here: run `mlx fetch --trees` to see how".to_owned();
+                let why =
+                    "it changed, but its tree is not here: run `mlx fetch --trees` to see how".to_owned();
                 Ok(item(State::Unknown, Vec::new(), Some(why)))
             }
             Err(error) => Err(error),
@@ -76,7 +77,8 @@ pub fn between(
 ) -> Result<Vec<(RepoPath, Change)>> {
     let tree = |it: Option<&Content>| it.filter(|it| it.kind == Shape::Tree).map(|it| it.digest);
     let mut found = Vec::new();
-    let (old_file, new_file) = (old.filter(|it| it.kind != Shape::Tree), new.filter(|it| it.kind != Shape::Tree));
+    let (old_file, new_file) =
+        (old.filter(|it| it.kind != Shape::Tree), new.filter(|it| it.kind != Shape::Tree));
     match (old_file, new_file) {
         (None, Some(_)) => found.push((path.clone(), Change::Added)),
         (Some(_), None) => found.push((path.clone(), Change::Deleted)),
@@ -101,7 +103,9 @@ fn changes(store: &Store, node: &Node, recorded: &Content) -> Result<Vec<(RepoPa
     for (path, side) in workspace_leaves(node) {
         match old.remove(&path) {
             None => found.push((path, Change::Added)),
-            Some(was) if was.kind != side.kind || was.digest != side.digest && side.kind != EntryKind::Folder => {
+            Some(was)
+                if was.kind != side.kind || was.digest != side.digest && side.kind != EntryKind::Folder =>
+            {
                 found.push((path, Change::Modified));
             }
             Some(_) => {}

@@ -17,8 +17,10 @@ use crate::{
 /// Stores the content and writes PATH.mlx beside it, which belongs into Git; PATH itself is put into
 /// `.gitignore`. Adding a path inside a tracked folder updates that folder's pointer.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  mlx add data/\n  mlx add --git-add data/ models/backbone.onnx\n  mlx add data/cat/new.jpg\n\n\
-JSON: {\"added\": [{\"path\", \"pointer\", \"digest\", \"kind\", \"files\", \"size\"}]}")]
+#[command(
+    after_help = "Examples:\n  mlx add data/\n  mlx add --git-add data/ models/backbone.onnx\n  mlx add data/cat/new.jpg\n\n\
+JSON: {\"added\": [{\"path\", \"pointer\", \"digest\", \"kind\", \"files\", \"size\"}]}"
+)]
 pub struct Args {
     /// What to track
     #[arg(required = true)]
@@ -36,7 +38,8 @@ pub struct Added {
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Added> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
-    let claimed: Vec<_> = ctx.pipelines(&workspace)?.iter().flat_map(crate::pipeline::Pipeline::claimed).collect();
+    let claimed: Vec<_> =
+        ctx.pipelines(&workspace)?.iter().flat_map(crate::pipeline::Pipeline::claimed).collect();
     let mut pointers = Vec::new();
     for path in ctx.paths(&repo, &args.paths)? {
         let added = workspace.add(&path, &claimed, ctx.progress);

@@ -6,7 +6,7 @@ use crate::{
     cli::{Context, Report, report::count},
     error::Result,
     path::RepoPath,
-    workspace::{CheckedOut, Workspace, checkout},
+    workspace::{CheckedOut, Workspace, checkout_part},
 };
 
 /// Make the workspace match the pointers and `mlx.lock`
@@ -36,16 +36,23 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Done> {
 pub fn place(ctx: &Context<'_>, workspace: &Workspace<'_>, paths: &[RepoPath], force: bool) -> Result<Done> {
     let mut done = Vec::new();
     for pointer in ctx.select(ctx.tracked(workspace)?, paths)? {
-        let placed = checkout(workspace, &pointer, force, ctx.progress);
-        workspace.save()?;
-        done.push((pointer.path, placed?));
+        let parts: Vec<&RepoPath> = paths.iter().filter(|it| it.is_within(&pointer.path)).collect();
+        let parts = if parts.is_empty() { vec![&pointer.path] } else { parts };
+        for part in parts {
+            let placed = checkout_part(workspace, &pointer, part, force, ctx.progress);
+            workspace.save()?;
+            done.push((part.clone(), placed?));
+        }
     }
     Ok(Done(done))
 }
 
 impl Report for Done {
     fn json(&self) -> Value {
-        let rows = self.0.iter().map(|(path, it)| json!({"path": path, "written": it.written, "removed": it.removed}));
+        let rows = self
+            .0
+            .iter()
+            .map(|(path, it)| json!({"path": path, "written": it.written, "removed": it.removed}));
         json!({"checked_out": rows.collect::<Vec<_>>()})
     }
 }

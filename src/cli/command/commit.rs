@@ -33,10 +33,13 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
         ctx.select(ctx.tracked(&workspace)?, std::slice::from_ref(path))?;
     }
     let mut committed = Vec::new();
-    for pointer in workspace.pointers()?.iter().filter(|it| path.as_ref().is_none_or(|path| path.overlaps(&it.path))) {
+    for pointer in
+        workspace.pointers()?.iter().filter(|it| path.as_ref().is_none_or(|path| path.overlaps(&it.path)))
+    {
         // What is not here stays as recorded; what cannot be compared is stored as it is.
         if matches!(workspace.compare(pointer, ctx.progress)?.state, State::Changed | State::Unknown) {
-            committed.push(workspace.add(&pointer.path, &[], ctx.progress)?);
+            let part = path.as_ref().filter(|it| it.is_within(&pointer.path)).unwrap_or(&pointer.path);
+            committed.push(workspace.add(part, &[], ctx.progress)?);
         }
     }
     for pipeline in ctx.pipelines(&workspace)? {
@@ -48,9 +51,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
 
 impl Report for Committed {
     fn json(&self) -> Value {
-        let row = |it: &Pointer| {
-            json!({"path": it.path, "digest": it.content.digest, "files": it.content.files, "size": it.content.size})
-        };
+        let row = |it: &Pointer| json!({"path": it.path, "digest": it.content.digest, "files": it.content.files, "size": it.content.size});
         json!({"committed": self.0.iter().map(row).collect::<Vec<_>>()})
     }
 }

@@ -8,8 +8,10 @@ use crate::cli::{Cli, Report};
 
 /// Print a script that completes mlx's commands in a shell
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  mlx completions bash > ~/.local/share/bash-completion/completions/mlx\n\n\
-JSON: {\"script\": text}")]
+#[command(
+    after_help = "Examples:\n  mlx completions bash > ~/.local/share/bash-completion/completions/mlx\n\n\
+JSON: {\"script\": text}"
+)]
 pub struct Args {
     /// The shell
     shell: Shell,

@@ -19,8 +19,10 @@ pub enum Command {
         key: String,
     },
     /// Write a setting: into `.mlx/config.toml`, which is committed, unless told otherwise
-    #[command(after_help = "Examples:\n  mlx config set cache.link hardlink,copy\n  mlx config set --local cache.dir /srv/cache\n\n\
-JSON: {KEY: {\"value\", \"from\"}}")]
+    #[command(
+        after_help = "Examples:\n  mlx config set cache.link hardlink,copy\n  mlx config set --local cache.dir /srv/cache\n\n\
+JSON: {KEY: {\"value\", \"from\"}}"
+    )]
     Set {
         /// The setting
         key: String,
@@ -51,7 +53,9 @@ pub fn run(ctx: &Context<'_>, command: &Command) -> Result<Settings> {
         Command::List => Ok(Settings(repo.config.all())),
         Command::Get { key } => {
             let found = repo.config.all().remove(key);
-            let value = found.ok_or_else(|| Error::not_found(format!("`{key}` is not set")).hint("see `mlx config list`"))?;
+            let value = found.ok_or_else(|| {
+                Error::not_found(format!("`{key}` is not set")).hint("see `mlx config list`")
+            })?;
             Ok(Settings(BTreeMap::from([(key.clone(), value)])))
         }
         Command::Set { key, value, local, user } => {

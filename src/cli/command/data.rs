@@ -81,7 +81,8 @@ pub fn split(ctx: &Context<'_>, args: &SplitArgs) -> Result<Split> {
     settings.check()?;
     let data = ctx.path(&repo, &args.data)?;
     let node = workspace.look(&data, ctx.progress)?.ok_or_else(|| {
-        Error::not_found(format!("there is no folder `{data}`")).hint("one subfolder a class, with photos in it")
+        Error::not_found(format!("there is no folder `{data}`"))
+            .hint("one subfolder a class, with photos in it")
     })?;
     workspace.save()?;
     let found = split::gather(&node)?;
@@ -104,7 +105,12 @@ pub fn features(ctx: &Context<'_>, args: &FeatureArgs) -> Result<Features> {
     let content = content.ok_or_else(|| Error::not_found(format!("there is no folder `{data}`")))?;
     workspace.save()?;
     let folder = params.parent().unwrap_or_default();
-    let places = Places { data: &data, split: &ctx.path(&repo, &args.split)?, out: &ctx.path(&repo, &args.out)?, folder: &folder };
+    let places = Places {
+        data: &data,
+        split: &ctx.path(&repo, &args.split)?,
+        out: &ctx.path(&repo, &args.out)?,
+        folder: &folder,
+    };
     compute(&repo, &places, &backbone, filters.as_ref(), content.digest, ctx.progress).map(Features)
 }
 
@@ -121,7 +127,8 @@ impl fmt::Display for Split {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let share = |it: (u64, u64)| format!("{:.1} %", 100.0 * it.1 as f64 / (it.0 + it.1) as f64);
         let rows = split::counts(&self.pictures).into_iter();
-        let rows = rows.map(|(class, it)| vec![class, it.0.to_string(), it.1.to_string(), share(it)]).collect();
+        let rows =
+            rows.map(|(class, it)| vec![class, it.0.to_string(), it.1.to_string(), share(it)]).collect();
         writeln!(f, "{}", table(&["class", "train", "test", "share"], rows))?;
         if self.others > 0 {
             writeln!(f, "{} that are no pictures by their names were left out", count(self.others, "file"))?;
@@ -141,7 +148,11 @@ impl fmt::Display for Features {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Computed { pictures, computed, width, engine, damaged } = &self.0;
         let cached = pictures.saturating_sub(*computed);
-        writeln!(f, "{}, {width} features each, by {engine}; {cached} from the cache", count(*pictures, "picture"))?;
+        writeln!(
+            f,
+            "{}, {width} features each, by {engine}; {cached} from the cache",
+            count(*pictures, "picture")
+        )?;
         if !damaged.is_empty() {
             writeln!(f, "{} set aside as damaged:", count(damaged.len() as u64, "picture"))?;
             damaged.iter().try_for_each(|it| writeln!(f, "  {it}"))?;

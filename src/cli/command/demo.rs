@@ -22,8 +22,10 @@ use crate::{
 /// Makes a project from the template in a fresh Git repository and takes it through the whole job. Each
 /// command is printed, so that you can run it too. Nothing is downloaded: the photos are drawn.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  mlx demo\n  mlx demo park --photos ~/pets --backbone efficientnet-lite0.onnx\n\n\
-JSON: {\"project\", \"accuracy\", \"version\"}")]
+#[command(
+    after_help = "Examples:\n  mlx demo\n  mlx demo park --photos ~/pets --backbone efficientnet-lite0.onnx\n\n\
+JSON: {\"project\", \"accuracy\", \"version\"}"
+)]
 pub struct Args {
     /// The folder to make
     #[arg(default_value = "pet-park")]
@@ -70,7 +72,8 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Story> {
 }
 
 fn real(ctx: &Context<'_>, path: &Path, folder: bool) -> Result<PathBuf> {
-    let place = fs::canonical(&ctx.cwd.join(path)).filter(|it| if folder { fs::is_dir(it) } else { fs::is_file(it) });
+    let place =
+        fs::canonical(&ctx.cwd.join(path)).filter(|it| if folder { fs::is_dir(it) } else { fs::is_file(it) });
     place.ok_or_else(|| Error::not_found(format!("there is no `{}`", path.display())))
 }
 
@@ -84,7 +87,9 @@ impl Stage<'_, '_> {
         self.git(&["init", "--quiet", "-b", "main"])?;
         self.mlx(&["init", "--template", "pets"])?;
 
-        self.tell("\n2. The photos come under version control: Git keeps a pointer of five lines, mlx the content.");
+        self.tell(
+            "\n2. The photos come under version control: Git keeps a pointer of five lines, mlx the content.",
+        );
         self.bring_photos(args, photos)?;
         self.mlx(&["add", "data/"])?;
         if let Some(backbone) = backbone {
@@ -119,7 +124,11 @@ impl Stage<'_, '_> {
 
         self.tell("\n7. A colleague clones, pulls, and has nothing to run.");
         let clone = PathBuf::from(format!("{}-clone", self.project.display()));
-        self.shell("git", &["clone", "--quiet", &self.project.display().to_string(), &clone.display().to_string()], &self.project)?;
+        self.shell(
+            "git",
+            &["clone", "--quiet", &self.project.display().to_string(), &clone.display().to_string()],
+            &self.project,
+        )?;
         self.mlx_in(&clone, &["pull"])?;
         self.mlx_in(&clone, &["repro"])?;
 
@@ -157,7 +166,10 @@ impl Stage<'_, '_> {
     }
 
     fn shell(&self, program: &str, args: &[&str], folder: &Path) -> Result<()> {
-        let quoted: Vec<_> = args.iter().map(|it| if it.contains(' ') { format!("'{it}'") } else { (*it).to_owned() }).collect();
+        let quoted: Vec<_> = args
+            .iter()
+            .map(|it| if it.contains(' ') { format!("'{it}'") } else { (*it).to_owned() })
+            .collect();
         self.tell(&format!("$ {program} {}", quoted.join(" ")));
         self.program(program.into(), args, folder)
     }
@@ -167,7 +179,9 @@ impl Stage<'_, '_> {
         command.args(args).current_dir(folder);
         if Path::new(&program) == Path::new("git") && !self.knows_a_name() {
             for role in ["AUTHOR", "COMMITTER"] {
-                command.env(format!("GIT_{role}_NAME"), "mlx demo").env(format!("GIT_{role}_EMAIL"), "demo@park.example");
+                command
+                    .env(format!("GIT_{role}_NAME"), "mlx demo")
+                    .env(format!("GIT_{role}_EMAIL"), "demo@park.example");
             }
         } else if !self.knows_a_name() {
             command.env("GIT_COMMITTER_NAME", "mlx demo").env("GIT_COMMITTER_EMAIL", "demo@park.example");
@@ -207,11 +221,23 @@ impl Stage<'_, '_> {
     fn bring_backbone(&self, backbone: &Path) -> Result<()> {
         let files = Root::open(&self.project)?;
         self.tell(&format!("$ cp {} models/backbone.onnx", backbone.display()));
-        files.write(&RepoPath::from_text("models/backbone.onnx")?, &fs::read_outside(backbone)?, Sync::Later)?;
+        files.write(
+            &RepoPath::from_text("models/backbone.onnx")?,
+            &fs::read_outside(backbone)?,
+            Sync::Later,
+        )?;
         self.mlx(&["add", "models/backbone.onnx"])?;
         self.edit_params("file = \"\"", "file = \"models/backbone.onnx\"")?;
-        self.edit("mlx.toml", "deps = [\"data\", \"split.tsv\"]", "deps = [\"data\", \"split.tsv\", \"models/backbone.onnx\"]")?;
-        self.edit("mlx.toml", "\"metrics/test.json\"]\nouts", "\"metrics/test.json\", \"models/backbone.onnx\"]\nouts")
+        self.edit(
+            "mlx.toml",
+            "deps = [\"data\", \"split.tsv\"]",
+            "deps = [\"data\", \"split.tsv\", \"models/backbone.onnx\"]",
+        )?;
+        self.edit(
+            "mlx.toml",
+            "\"metrics/test.json\"]\nouts",
+            "\"metrics/test.json\", \"models/backbone.onnx\"]\nouts",
+        )
     }
 
     fn edit_params(&self, old: &str, new: &str) -> Result<()> {
@@ -251,7 +277,15 @@ impl Report for Story {
 impl fmt::Display for Story {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let place = self.project.display();
-        writeln!(f, "\nDone: {} tells the test photos apart with {:.1} % accuracy.", self.version, 100.0 * self.accuracy)?;
-        write!(f, "The project is in {place}, its remote in {place}-remote, a clone in {place}-clone. Look around: mlx -C {place} status")
+        writeln!(
+            f,
+            "\nDone: {} tells the test photos apart with {:.1} % accuracy.",
+            self.version,
+            100.0 * self.accuracy
+        )?;
+        write!(
+            f,
+            "The project is in {place}, its remote in {place}-remote, a clone in {place}-clone. Look around: mlx -C {place} status"
+        )
     }
 }

@@ -1,4 +1,7 @@
-use std::{collections::{BTreeMap, BTreeSet}, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use clap::ValueEnum;
 use serde_json::{Value, json};
@@ -104,7 +107,12 @@ fn wants(workspace: &Workspace<'_>, sides: [Option<&At>; 2]) -> Result<Wants> {
     Ok(wants)
 }
 
-fn data(ctx: &Context<'_>, workspace: &Workspace<'_>, old: Option<&At>, new: &At) -> Result<Vec<(RepoPath, Change)>> {
+fn data(
+    ctx: &Context<'_>,
+    workspace: &Workspace<'_>,
+    old: Option<&At>,
+    new: &At,
+) -> Result<Vec<(RepoPath, Change)>> {
     let tracked = ctx.tracked(workspace)?;
     let side = |at: &At| -> Result<BTreeMap<RepoPath, Content>> {
         match at {
@@ -134,7 +142,12 @@ fn data(ctx: &Context<'_>, workspace: &Workspace<'_>, old: Option<&At>, new: &At
 }
 
 /// What the workspace has done to a recorded content.
-fn edits(ctx: &Context<'_>, workspace: &Workspace<'_>, path: &RepoPath, content: Content) -> Result<Vec<(RepoPath, Change)>> {
+fn edits(
+    ctx: &Context<'_>,
+    workspace: &Workspace<'_>,
+    path: &RepoPath,
+    content: Content,
+) -> Result<Vec<(RepoPath, Change)>> {
     let item = workspace.compare(&Pointer { path: path.clone(), content }, ctx.progress)?;
     match item.state {
         State::Unknown => Err(crate::error::Error::not_found(item.why.unwrap_or_default())),
@@ -158,7 +171,8 @@ fn merge(first: Vec<(RepoPath, Change)>, second: Vec<(RepoPath, Change)>) -> Vec
 
 impl Report for Differences {
     fn json(&self) -> Value {
-        let data = || self.data.iter().map(|(path, it)| json!({"path": path, "change": it})).collect::<Vec<_>>();
+        let data =
+            || self.data.iter().map(|(path, it)| json!({"path": path, "change": it})).collect::<Vec<_>>();
         match self.what {
             Some(What::Data) => json!(data()),
             Some(What::Metrics) => json!(self.metrics),
@@ -179,7 +193,13 @@ impl fmt::Display for Differences {
         for (name, rows) in [("metric", &self.metrics), ("param", &self.params)] {
             if !rows.is_empty() {
                 let cells = rows.iter().map(|it| {
-                    vec![it.file.to_text(), it.metric.clone(), text(&it.old), text(&it.new), signed(&it.change)]
+                    vec![
+                        it.file.to_text(),
+                        it.metric.clone(),
+                        text(&it.old),
+                        text(&it.new),
+                        signed(&it.change),
+                    ]
                 });
                 writeln!(f, "{}", table(&["file", name, "old", "new", "change"], cells.collect()))?;
             }

@@ -16,7 +16,9 @@ use crate::{
 ///
 /// Which inference engine is used, which Git, which links the file system can make, how much room there is.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  mlx doctor\n\nJSON: {\"mlx\", \"git\", \"engine\", \"library\", \"links\": [text…], \"free\", \"cache\", \"problems\": [text…]}")]
+#[command(
+    after_help = "Examples:\n  mlx doctor\n\nJSON: {\"mlx\", \"git\", \"engine\", \"library\", \"links\": [text…], \"free\", \"cache\", \"problems\": [text…]}"
+)]
 pub struct Args {}
 
 pub struct Findings {
@@ -36,7 +38,9 @@ pub fn run(ctx: &Context<'_>, _: &Args) -> Result<Findings> {
         problems.push(error.full_text());
         None
     });
-    let engine = library.as_ref().map_or_else(|| "rten (built in)".to_owned(), |it| format!("ONNX Runtime {}", it.version));
+    let engine = library
+        .as_ref()
+        .map_or_else(|| "rten (built in)".to_owned(), |it| format!("ONNX Runtime {}", it.version));
     let git = Git::program_version();
     if git.is_none() {
         problems.push("`git` is not in PATH".to_owned());
@@ -59,7 +63,8 @@ fn links(repo: &Repo) -> Result<Vec<&'static str>> {
     // The workspace's file system is tried in the worktree's own Git folder, where nobody looks.
     let dir = Root::open(repo.private.path())?.make_dir(&RepoPath::from_text("tmp")?)?;
     let mut found = Vec::new();
-    for (link, name) in [(Link::Reflink, "reflink"), (Link::Hardlink, "hardlink"), (Link::Symlink, "symlink")] {
+    for (link, name) in [(Link::Reflink, "reflink"), (Link::Hardlink, "hardlink"), (Link::Symlink, "symlink")]
+    {
         if place(store, &trial, &dir, b"tried", Mode::Plain, &[link])?.is_some() {
             found.push(name);
         }

@@ -28,7 +28,10 @@ pub struct Args {
 pub const TEMPLATES: [(&str, &[(&str, &str)]); 1] = [(
     "pets",
     &[
-        (".github/workflows/mlx.yml", include_str!("../../../.mlops-template/pets/.github/workflows/mlx.yml")),
+        (
+            ".github/workflows/mlx.yml",
+            include_str!("../../../.mlops-template/pets/.github/workflows/mlx.yml"),
+        ),
         ("README.md", include_str!("../../../.mlops-template/pets/README.md")),
         ("mlx.toml", include_str!("../../../.mlops-template/pets/mlx.toml")),
         ("params.toml", include_str!("../../../.mlops-template/pets/params.toml")),
@@ -58,7 +61,8 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Initialized> {
 
 fn find(name: &str) -> Result<&'static [(&'static str, &'static str)]> {
     let known = || TEMPLATES.map(|it| it.0).join(", ");
-    let missing = || Error::not_found(format!("there is no template `{name}`")).hint(format!("there are: {}", known()));
+    let missing =
+        || Error::not_found(format!("there is no template `{name}`")).hint(format!("there are: {}", known()));
     TEMPLATES.iter().find(|it| it.0 == name).map(|it| it.1).ok_or_else(missing)
 }
 
@@ -85,9 +89,12 @@ mod tests {
         for (name, files) in TEMPLATES {
             let root = concat!(env!("CARGO_MANIFEST_DIR"), "/.mlops-template/");
             let there = walkdir::WalkDir::new(format!("{root}{name}")).sort_by_file_name();
-            let there: Vec<_> = there.into_iter().map(|it| it.unwrap()).filter(|it| it.file_type().is_file()).collect();
-            let mut there: Vec<String> =
-                there.iter().map(|it| it.path().strip_prefix(format!("{root}{name}")).unwrap().display().to_string()).collect();
+            let there: Vec<_> =
+                there.into_iter().map(|it| it.unwrap()).filter(|it| it.file_type().is_file()).collect();
+            let mut there: Vec<String> = there
+                .iter()
+                .map(|it| it.path().strip_prefix(format!("{root}{name}")).unwrap().display().to_string())
+                .collect();
             there.sort();
             assert_eq!(files.iter().map(|it| it.0).collect::<Vec<_>>(), there);
         }

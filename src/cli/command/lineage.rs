@@ -7,6 +7,7 @@ use crate::{
     error::Result,
     git::Rev,
     lineage::{self, Lineage, Node, Origin},
+    model::registry::{self, Number},
     path::RepoPath,
     pipeline::LOCKFILE,
     repo::Repo,
@@ -18,9 +19,11 @@ use crate::{
 /// The chain of stage, command, parameters, inputs and commit, read from Git. A registered version such as
 /// `pets@v0.1.0` names the package it holds; `models/pets.onnx` is short for `models/pets/model.onnx`.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  mlx lineage models/pets\n  mlx lineage pets@v0.1.0 --dot | dot -Tsvg > lineage.svg\n\n\
+#[command(
+    after_help = "Examples:\n  mlx lineage models/pets\n  mlx lineage pets@v0.1.0 --dot | dot -Tsvg > lineage.svg\n\n\
 JSON: {\"path\", \"digest\", \"size\", \"files\", \"commit\": {\"rev\", \"author\", \"when\", \"summary\"} | null,\n\
-  \"stage\": {\"name\", \"command\", \"params\", \"edited\"} | null, \"inputs\": [the same, nested…]}")]
+  \"stage\": {\"name\", \"command\", \"params\", \"edited\"} | null, \"inputs\": [the same, nested…]}"
+)]
 pub struct Args {
     /// A path, or a registered version
     what: String,
@@ -44,7 +47,8 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Chain> {
     let read = |file: &RepoPath| repo.files.read_if_there(file);
     let mut tracked = repo.git.tracked(&lineage::speaks)?;
     tracked.extend(workspace.pointed()?.iter().map(|it| it.with_suffix(crate::pointer::SUFFIX)));
-    tracked.extend(ctx.pipelines(&workspace)?.iter().filter_map(|it| it.folder.join(LOCKFILE.as_bytes()).ok()));
+    tracked
+        .extend(ctx.pipelines(&workspace)?.iter().filter_map(|it| it.folder.join(LOCKFILE.as_bytes()).ok()));
     tracked.sort();
     tracked.dedup();
     let trace = |path: &RepoPath| lineage::trace(&repo.git, &repo.store, rev.as_ref(), path, &read, &tracked);
@@ -60,8 +64,9 @@ fn short_for_package(path: &RepoPath) -> Option<RepoPath> {
 }
 
 fn subject(ctx: &Context<'_>, repo: &Repo, args: &Args) -> Result<(Option<Rev>, RepoPath)> {
-    if let Some((model, _)) = args.what.split_once('@')
-        && let Some(version) = crate::model::registry::find(&repo.git, &args.what)?
+    if let Some((model, number)) = args.what.split_once('@')
+        && number.parse::<Number>().is_ok()
+        && let Some(version) = registry::find(&repo.git, &args.what)?
     {
         debug_assert_eq!(model, version.model);
         return Ok((Some(version.tag.rev), version.path));
@@ -148,7 +153,11 @@ fn dot(f: &mut fmt::Formatter<'_>, root: &Node) -> fmt::Result {
 fn edges(it: &Node, lines: &mut Vec<String>) {
     let quote = |text: &str| Value::from(text).to_string();
     let id = |it: &Node| quote(&format!("{} {}", it.path, it.content.digest.short()));
-    lines.push(format!("{} [label = {}];", id(it), quote(&format!("{}\n{}\n{}", it.path, it.content.digest.short(), commit(it)))));
+    lines.push(format!(
+        "{} [label = {}];",
+        id(it),
+        quote(&format!("{}\n{}\n{}", it.path, it.content.digest.short(), commit(it)))
+    ));
     if let Origin::Stage { name, .. } = &it.origin {
         let stage = quote(&format!("stage {name} {}", it.content.digest.short()));
         lines.push(format!("{stage} [label = {}, shape = ellipse];", quote(name)));

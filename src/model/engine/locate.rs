@@ -65,7 +65,9 @@ fn folders() -> Vec<PathBuf> {
     let mut found = Vec::new();
     for prefix in prefixes {
         let lib = prefix.join("lib");
-        for python in fs::names(&lib).into_iter().rev().filter(|it| it.to_string_lossy().starts_with("python3")) {
+        for python in
+            fs::names(&lib).into_iter().rev().filter(|it| it.to_string_lossy().starts_with("python3"))
+        {
             found.extend(["site-packages", "dist-packages"].map(|it| lib.join(&python).join(it)));
         }
     }
@@ -75,13 +77,17 @@ fn folders() -> Vec<PathBuf> {
 fn libraries(packages: &Path) -> Vec<PathBuf> {
     let folder = packages.join("onnxruntime/capi");
     let names = fs::names(&folder).into_iter().rev();
-    names.filter(|it| it.to_string_lossy().starts_with("libonnxruntime.so")).map(|it| folder.join(it)).collect()
+    names
+        .filter(|it| it.to_string_lossy().starts_with("libonnxruntime.so"))
+        .map(|it| folder.join(it))
+        .collect()
 }
 
 /// Looks into a library without loading it: is it one for this machine, and new enough?
 fn probe(path: &Path) -> Result<Library> {
     let unfit = |why: &str| {
-        let error = Error::new(Kind::Usage, format!("`{}` cannot serve as ONNX Runtime: {why}", path.display()));
+        let error =
+            Error::new(Kind::Usage, format!("`{}` cannot serve as ONNX Runtime: {why}", path.display()));
         error.hint("`pip install onnxruntime` brings a fit one; ORT_DYLIB_PATH=none does without")
     };
     if !fs::is_file(path) {
@@ -89,18 +95,27 @@ fn probe(path: &Path) -> Result<Library> {
     }
     let bytes = fs::read_outside(path)?;
     let machine = if cfg!(target_arch = "aarch64") { 0xb7 } else { 0x3e };
-    if bytes.len() < 64 || !bytes.starts_with(b"\x7fELF\x02") || u16::from_le_bytes([bytes[18], bytes[19]]) != machine {
+    if bytes.len() < 64
+        || !bytes.starts_with(b"\x7fELF\x02")
+        || u16::from_le_bytes([bytes[18], bytes[19]]) != machine
+    {
         return Err(unfit("it is no library for this machine"));
     }
     // Exported symbols carry the version they came with.
     let mark = b"VERS_1.";
-    let at = bytes.windows(mark.len()).position(|it| it == mark).ok_or_else(|| unfit("it does not say its version"))?;
+    let at = bytes
+        .windows(mark.len())
+        .position(|it| it == mark)
+        .ok_or_else(|| unfit("it does not say its version"))?;
     let digits = bytes[at + 5..].iter().map(|it| char::from(*it)).take(16);
     let version: String = digits.take_while(|it| it.is_ascii_digit() || *it == '.').collect();
     let mut numbers = version.split('.').map(|it| it.parse::<u32>().unwrap_or(0));
     let (major, minor) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     if (major, minor) < OLDEST {
-        return Err(unfit(&format!("it is version {version}, and {}.{} is the oldest that serves", OLDEST.0, OLDEST.1)));
+        return Err(unfit(&format!(
+            "it is version {version}, and {}.{} is the oldest that serves",
+            OLDEST.0, OLDEST.1
+        )));
     }
     Ok(Library { path: path.to_owned(), version })
 }

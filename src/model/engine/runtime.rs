@@ -48,7 +48,8 @@ impl Runtime {
             if known.contains(&name) {
                 return Ok(());
             }
-            let error = Error::not_found(format!("the network has no {what} `{name}`; it has {}", known.join(", ")));
+            let error =
+                Error::not_found(format!("the network has no {what} `{name}`; it has {}", known.join(", ")));
             Err(error.hint("set backbone.input and backbone.output in params.toml"))
         };
         names("input", session.inputs().iter().map(ort::value::Outlet::name).collect(), input)?;
@@ -60,7 +61,8 @@ impl Runtime {
 impl Engine for Runtime {
     fn run(&mut self, planes: &[f32], side: usize) -> Result<Vec<f32>> {
         let count = planes.len() / (3 * side * side);
-        let view = TensorRef::from_array_view(([count, 3, side, side], planes)).map_err(|it| wrong("bad input", &it))?;
+        let view = TensorRef::from_array_view(([count, 3, side, side], planes))
+            .map_err(|it| wrong("bad input", &it))?;
         let outputs = self.session.run(ort::inputs![self.input.as_str() => view]);
         let outputs = outputs.map_err(|it| wrong("the network cannot be run", &it))?;
         let (_, values) = outputs[self.output.as_str()]
