@@ -141,7 +141,7 @@ fn collect(value: &Value, key: String, found: &mut Vec<(String, Value)>) {
     let below = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
     match value {
         Value::Object(map) if !map.is_empty() => {
-            map.iter().for_each(|(name, it)| collect(it, below(name), found))
+            map.iter().for_each(|(name, it)| collect(it, below(name), found));
         }
         Value::Array(list) if !list.is_empty() => {
             list.iter().enumerate().for_each(|(at, it)| collect(it, below(&at.to_string()), found));

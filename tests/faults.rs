@@ -28,7 +28,9 @@ fn command(sandbox: &Sandbox, args: &str) -> Command {
 
 /// Everything a user sees, and what the remote can give to a clone.
 fn outcome(sandbox: &Sandbox) -> Vec<String> {
-    let files = snapshot(&sandbox.repo).into_iter().map(|it| format!("{it:?}"));
+    // The settings name the remote, which lies elsewhere in each sandbox.
+    let files = snapshot(&sandbox.repo).into_iter().filter(|it| !it.0.starts_with(b".mlx/"));
+    let files = files.map(|(path, what)| format!("{} {what}", String::from_utf8_lossy(&path)));
     files.chain([sandbox.json("status")["clean"].to_string()]).collect()
 }
 

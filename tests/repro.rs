@@ -292,7 +292,13 @@ fn a_pipeline_in_a_folder_is_run_from_there() {
             && sandbox.read("sub/.gitignore") == "/out.txt\n"
     );
     assert_eq!(outcomes(&sandbox.json("-C sub repro")), "copy unchanged");
-    assert_eq!(sandbox.json("status")["clean"], false, "not committed, so only `sub` knows its pipeline");
+    sandbox.git("add -A");
+    let status = sandbox.json("status");
+    assert_eq!(
+        (&status["clean"], &status["stages"][0]["name"]),
+        (&json!(true), &json!("copy")),
+        "Git tells of pipelines elsewhere"
+    );
 }
 
 #[test]

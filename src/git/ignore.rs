@@ -58,7 +58,7 @@ fn pattern(name: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::pattern;
+    use crate::git::ignore::pattern;
 
     #[test]
     fn a_pattern_matches_its_name_alone() {

@@ -138,7 +138,7 @@ mod tests {
         let counts = vec![vec![0, 1, 0], vec![0, 3, 1], vec![0, 2, 4]];
         let metrics = Confusion { classes, counts, loss: 0.0 }.metrics(1);
         let close = |value: &Value, expected: f64| {
-            assert!((value.as_f64().unwrap() - expected).abs() < 1e-12, "{value}")
+            assert!((value.as_f64().unwrap() - expected).abs() < 1e-12, "{value}");
         };
         close(&metrics["accuracy"], 7.0 / 11.0);
         close(&metrics["class"]["cat"]["precision"], 0.5);

@@ -138,7 +138,7 @@ fn check_place(pipeline: &Pipeline<'_, '_>, name: &str, out: &RepoPath) -> Resul
     if let Some(inner) = pipeline.workspace.pointed()?.iter().find(|it| it.is_within(out)) {
         return conflict(format!("holds `{inner}`, which has a pointer"));
     }
-    let others = super::all(pipeline.workspace, pipeline.repo().root(), pipeline.builtins)?;
+    let others = crate::pipeline::all(pipeline.workspace, pipeline.repo().root(), pipeline.builtins)?;
     for other in others.iter().filter(|it| it.folder != pipeline.folder) {
         if let Some((theirs, stage)) = other.claimed().iter().find(|it| it.0.overlaps(out)) {
             return conflict(format!(
@@ -409,6 +409,7 @@ impl Pipeline<'_, '_> {
         for out in &stage.outputs {
             let _lock = self.repo().lock()?;
             let (git, files) = (&self.repo().git, &self.repo().files);
+            files.dir(&out.path.parent().unwrap_or_default())?.sweep()?;
             if out.role.in_git() {
                 git.unignore(files, &out.path)?;
             } else {
@@ -421,6 +422,7 @@ impl Pipeline<'_, '_> {
     /// Replaces one block of the lockfile under a short lock; the bytes of the others stay.
     pub(super) fn write_record(&self, name: &str, record: Record) -> Result<()> {
         let _lock = self.repo().lock()?;
+        self.repo().files.dir(&self.folder)?.sweep()?;
         let mut lock = self.lock()?;
         let before = lock.to_toml();
         lock.set(name, record);

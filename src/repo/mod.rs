@@ -96,8 +96,10 @@ impl Repo {
         }
     }
 
-    /// Writes a pointer file if its bytes differ from those that are there.
+    /// Writes a pointer file if its bytes differ from those that are there; what a killed mlx left half
+    /// written beside it goes.
     pub fn write_pointer(&self, pointer: &Pointer) -> Result<bool> {
+        self.files.dir(&pointer.path.parent().unwrap_or_default())?.sweep()?;
         let text = pointer.to_toml().into_bytes();
         if self.files.read_if_there(&pointer.file())?.as_deref() == Some(&text[..]) {
             return Ok(false);

@@ -121,6 +121,12 @@ impl Store {
             // What cannot be remembered is found again.
             drop(self.root.write(&path, b"", Sync::Later));
         }
+        // A whole file would stand in the way of a sound copy.
+        if let (Some(_), Ok(from), Ok(to)) =
+            (self.large(digest), place("objects", &digest.hex(), ""), place("quarantine", &digest.hex(), ""))
+        {
+            drop(self.root.rename(&from, &to));
+        }
     }
 
     fn mark_sound(&self, digest: &Digest) -> Result<()> {

@@ -347,7 +347,7 @@ fn unpack(repo: &Repo, tree: &Digest, at: &RepoPath, root: &crate::fs::Root) -> 
             EntryKind::Link => dir.symlink(&repo.store.read(&entry.digest)?, &entry.name)?,
             EntryKind::File => root.write(&path, &repo.store.read(&entry.digest)?, Sync::Yes)?,
             EntryKind::Executable => {
-                root.write_mode(&path, &repo.store.read(&entry.digest)?, Sync::Yes, 0o777)?
+                root.write_mode(&path, &repo.store.read(&entry.digest)?, Sync::Yes, 0o777)?;
             }
         }
     }

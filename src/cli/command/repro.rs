@@ -3,7 +3,11 @@ use std::fmt;
 use serde_json::{Value, json};
 
 use crate::{
-    cli::{Context, Report, command::status::outcome, context::BUILTINS},
+    cli::{
+        Context, Report,
+        command::{status::outcome, transfer::with_trees},
+        context::BUILTINS,
+    },
     error::{Error, Result},
     pipeline::{self, Forecast, Options, Outcome, Pipeline, Ran, Step},
     workspace::Workspace,
@@ -51,9 +55,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Done> {
     let workspace = Workspace::open(&repo)?;
     let pipeline = Pipeline::require(&workspace, &ctx.cwd, &BUILTINS)?;
     if args.dry_run {
-        let planned = super::transfer::with_trees(ctx, &workspace, || {
-            pipeline::plan(&pipeline, &args.stages, args.force)
-        });
+        let planned = with_trees(ctx, &workspace, || pipeline::plan(&pipeline, &args.stages, args.force));
         workspace.save()?;
         let steps = planned?;
         let check = args.check && steps.iter().any(|it| it.forecast != Forecast::Unchanged);

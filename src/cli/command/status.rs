@@ -95,10 +95,10 @@ impl fmt::Display for Status {
         for item in self.items.iter().filter(|it| it.state != State::Same) {
             match item.state {
                 State::Absent => {
-                    writeln!(f, "{}: absent (`mlx pull` or `mlx checkout` brings it)", item.path)?
+                    writeln!(f, "{}: absent (`mlx pull` or `mlx checkout` brings it)", item.path)?;
                 }
                 State::Unknown => {
-                    writeln!(f, "{}: unknown ({})", item.path, item.why.as_deref().unwrap_or_default())?
+                    writeln!(f, "{}: unknown ({})", item.path, item.why.as_deref().unwrap_or_default())?;
                 }
                 _ => changes(f, item)?,
             }
