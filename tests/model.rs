@@ -113,6 +113,18 @@ fn the_same_photos_give_the_same_model_to_the_last_bit() {
 }
 
 #[test]
+fn a_record_of_another_version_of_mlx_is_computed_anew() {
+    let sandbox = park(10);
+    sandbox.ok("add data");
+    sandbox.ok("repro split");
+    let lock = sandbox.read("mlx.lock");
+    assert!(lock.contains("builtin = 1\n"));
+    sandbox.write("mlx.lock", lock.replace("builtin = 1\n", "builtin = 0\n"));
+    let plan = sandbox.json("repro split --dry-run");
+    assert_eq!(plan["stages"][0]["why"][0], "this version of mlx computes it anew");
+}
+
+#[test]
 fn a_damaged_photo_is_named_set_aside_and_counted() {
     let sandbox = park(20);
     sandbox.write("data/cat/0001.jpg", b"\xff\xd8\xff\xe0 no photo at all");

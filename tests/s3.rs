@@ -1,5 +1,5 @@
 //! An S3 server on loopback: the `s3s-fs` crate behind an accept loop of our own, which counts requests and
-//! sets TCP_NODELAY (without it small answers stall).
+//! sets `TCP_NODELAY` (without it small answers stall).
 
 use std::{
     fs,

@@ -20,8 +20,9 @@ mod push;
 
 pub use self::{
     fetch::{Depth, Fetched, fetch},
+    outbox::Pushed,
     place::OPTIONS,
-    push::{Pushed, push},
+    push::push,
 };
 
 use std::future::Future;

@@ -2,6 +2,7 @@
 //! whole.
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
+use serde::Serialize;
 
 use crate::{
     digest::Digest,
@@ -10,7 +11,6 @@ use crate::{
     remote::{
         Remote,
         catalog::{Catalog, index_path, pack_path},
-        push::Pushed,
         write_one,
     },
     store::{Kind, PackWriter},
@@ -20,6 +20,15 @@ use crate::{
 const FULL: u64 = 16 << 20;
 /// Packs in memory at once.
 const WAITING: usize = 3;
+
+/// What a push sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Pushed {
+    pub objects: u64,
+    pub packs: u64,
+    /// Bytes on the wire, indexes included.
+    pub bytes: u64,
+}
 
 struct Ready {
     name: Digest,

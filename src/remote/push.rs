@@ -2,8 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::Serialize;
-
 use crate::{
     digest::Digest,
     error::{Doing, Result},
@@ -13,20 +11,11 @@ use crate::{
         Remote, Wants,
         catalog::{Catalog, roots_path},
         chunks,
-        outbox::Outbox,
+        outbox::{Outbox, Pushed},
     },
     repo::Repo,
     store::{Kind, reachable},
 };
-
-/// What a push sent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Pushed {
-    pub objects: u64,
-    pub packs: u64,
-    /// Bytes on the wire, indexes included.
-    pub bytes: u64,
-}
 
 /// Everything below what is wanted.
 #[derive(Default)]

@@ -8,7 +8,7 @@ use crate::{
     git::Rev,
     lineage::{self, Lineage, Node, Origin},
     model::registry::{self, Number},
-    path::RepoPath,
+    path::{RepoPath, show},
     pipeline::LOCKFILE,
     repo::Repo,
     workspace::Workspace,
@@ -135,7 +135,9 @@ fn tree(
 
 fn commit(it: &Node) -> String {
     match &it.commit {
-        Some(commit) => format!("{} {} {}", commit.rev.short(), commit.when.day(), commit.summary),
+        Some(commit) => {
+            format!("{} {} {}", commit.rev.short(), commit.when.day(), show(commit.summary.as_bytes()))
+        }
         None => "not committed".to_owned(),
     }
 }

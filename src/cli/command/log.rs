@@ -10,6 +10,7 @@ use crate::{
     },
     error::{Error, Result},
     lineage::{Version, versions},
+    path::show,
     pipeline::contents_at,
     remote::Wants,
     workspace::Workspace,
@@ -66,7 +67,9 @@ impl fmt::Display for Versions {
                 || ("removed".to_owned(), String::new(), String::new()),
                 |it| (it.digest.short(), it.files.to_string(), bytes(it.size)),
             );
-            let author = it.commit.author.split(" <").next().unwrap_or_default().to_owned();
+            // Others wrote these: no control character of theirs reaches the terminal.
+            let plain = |text: &str| show(text.as_bytes());
+            let author = plain(it.commit.author.split(" <").next().unwrap_or_default());
             vec![
                 it.commit.rev.short(),
                 it.commit.when.day(),
@@ -74,7 +77,7 @@ impl fmt::Display for Versions {
                 digest,
                 files,
                 size,
-                it.commit.summary.clone(),
+                plain(&it.commit.summary),
             ]
         };
         let head = ["commit", "date", "author", "digest", "files", "size", "message"];
