@@ -69,6 +69,8 @@ fn the_whole_job_by_hand() {
     assert!(sandbox.fails("model register pets", 4).contains("is not committed"));
     sandbox.commit("second");
     assert_eq!(sandbox.json("model register pets")["version"], "pets@v0.2.0");
+    let second = sandbox.git("tag -l --format=%(contents) pets@v0.2.0");
+    assert!(second.contains("previous = \"pets@v0.1.0\""), "{second}");
     let versions = sandbox.json("model list pets");
     assert_eq!(versions["versions"].as_array().unwrap().len(), 2);
     assert_eq!(sandbox.json("model show pets")["version"], "pets@v0.2.0");
