@@ -2,7 +2,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot set itself up should panic")]
 #![expect(clippy::disallowed_methods, reason = "tests are the user: they write files as users do")]
-#![expect(clippy::print_stderr, reason = "a test that cannot run says so")]
 
 mod sandbox;
 

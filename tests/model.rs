@@ -4,7 +4,7 @@ use std::{fs, path::Path, process::Command};
 
 use serde_json::Value;
 
-use crate::sandbox::{Sandbox, ended, skip, snapshot};
+use crate::sandbox::{Sandbox, ended, say_skipped, skip, snapshot};
 
 /// A project from the template, with drawn photos.
 fn park(count: u64) -> Sandbox {
@@ -224,8 +224,7 @@ fn real_photos_and_a_real_backbone_reach_97_percent() {
     let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
     let (photos, backbone) = (shared.join("data/pets"), shared.join("models/efficientnet-lite0.onnx"));
     if !photos.is_dir() || !backbone.is_file() {
-        eprintln!("skipped real_photos_and_a_real_backbone_reach_97_percent: the photos are not here");
-        return;
+        return say_skipped("real_photos_and_a_real_backbone_reach_97_percent", "the photos are not here");
     }
     let sandbox = Sandbox::bare();
     let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.root());

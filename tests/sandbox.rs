@@ -3,12 +3,14 @@
 use std::{
     collections::BTreeMap,
     fs,
+    io::Write as _,
     os::unix::{
         ffi::OsStrExt,
         fs::{MetadataExt, PermissionsExt},
     },
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use serde_json::Value;
@@ -200,8 +202,16 @@ pub fn identity(path: &Path) -> (u64, i64, i64) {
     (meta.ino(), meta.mtime(), meta.mtime_nsec())
 }
 
-/// Says on one line that a test could not run, and counts it; under CI that is a failure.
+/// A test that cannot run for want of a program: under CI that is a failure.
 pub fn skip(test: &str, why: &str) {
     assert!(std::env::var_os("CI").is_none(), "{test} was skipped under CI: {why}");
-    eprintln!("skipped {test}: {why}");
+    say_skipped(test, why);
+}
+
+/// Says on one line that a test did not run, and counts it. Written past the harness, which hides what
+/// passing tests print.
+pub fn say_skipped(test: &str, why: &str) {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::SeqCst) + 1;
+    std::io::stderr().write_all(format!("skipped ({count} so far): {test}: {why}\n").as_bytes()).unwrap();
 }
