@@ -17,7 +17,7 @@ use crate::error::{Error, Kind, Result};
 /// Bytes of a path below the root.
 const LONGEST: usize = 4096;
 /// Folders below the root.
-const DEEPEST: usize = 1000;
+pub const DEEPEST: usize = 1000;
 
 /// A place below the root of a repository (the root itself is empty).
 #[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

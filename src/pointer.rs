@@ -12,6 +12,8 @@ use crate::{
 /// The ending of a pointer file's name.
 pub const SUFFIX: &str = ".mlx";
 const FORMAT: u64 = 1;
+/// A pointer is never larger, not even with both sides of a merge in it.
+const LARGEST: usize = 4096;
 
 /// What a tracked path holds: a file's bytes or a folder's tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -51,6 +53,12 @@ struct Written {
 }
 
 impl Pointer {
+    /// Whether a file that ends in `.mlx` is a pointer, be it a broken one: other programs keep long or
+    /// binary files under that name.
+    pub fn resembles(bytes: &[u8]) -> bool {
+        bytes.len() <= LARGEST && !bytes.contains(&0)
+    }
+
     /// Reads the pointer file of `path`.
     pub fn parse(path: RepoPath, bytes: &[u8]) -> Result<Self> {
         let file = path.with_suffix(SUFFIX);
@@ -132,6 +140,14 @@ mod tests {
         assert_eq!(conflict.to_string(), "`data.mlx` has merge-conflict marks");
         assert_eq!(parse("format = 2\n").to_string(), "`data.mlx` was written by a newer mlx");
         assert!(parse("format = 1\n").to_string().starts_with("`data.mlx` is not a pointer: "));
+    }
+
+    #[test]
+    fn files_that_others_call_so_are_none() {
+        assert!(Pointer::resembles(include_bytes!("../fixtures/formats/pointer-1.mlx")));
+        assert!(Pointer::resembles(b"<<<<<<< HEAD\nsize = 1\n"));
+        assert!(!Pointer::resembles(b"PK\x03\x04\x00 a live script"));
+        assert!(!Pointer::resembles(&[b"format = 1\n", &[b' '; 5000][..]].concat()));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use serde_json::Value;
 
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, skip};
 
 /// Every command and subcommand, from the help itself.
 fn commands(sandbox: &Sandbox, prefix: &str) -> Vec<String> {
@@ -112,4 +112,25 @@ fn the_readme_names_every_command() {
         let name = format!("mlx {}", command.trim());
         assert!(readme.contains(&format!("`{name}")), "README lacks `{name}`");
     }
+}
+
+/// `script` makes a terminal of its own for a command.
+#[test]
+fn long_work_shows_progress_on_a_terminal_alone() {
+    let sandbox = Sandbox::new();
+    for at in 0..40 {
+        sandbox.write(&format!("data/{at}"), vec![at; 2_000_000]);
+    }
+    let mlx = env!("CARGO_BIN_EXE_mlx");
+    let mut script = sandbox.command("script", &sandbox.repo);
+    script.env("TERM", "xterm");
+    let Ok(output) = script.args(["-qec", &format!("{mlx} add data"), "/dev/null"]).output() else {
+        return skip("long_work_shows_progress_on_a_terminal_alone", "there is no `script`");
+    };
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{shown}");
+    assert!(shown.contains("reading") && shown.contains("/76.29 MiB"), "{shown:?}");
+    fs::remove_file(sandbox.repo.join(".git/mlx/index")).unwrap();
+    let plain = sandbox.mlx("add data");
+    assert!(plain.err.is_empty(), "{}", plain.err);
 }

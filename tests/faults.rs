@@ -20,6 +20,29 @@ fn world() -> Sandbox {
     sandbox
 }
 
+/// Keeps a sandbox as it is now, to start from again and again.
+fn keep(sandbox: &Sandbox) {
+    let before = sandbox.root().join("before");
+    fs::create_dir(&before).unwrap();
+    copy(sandbox, &sandbox.root(), &before);
+}
+
+/// Makes a sandbox what it was when it was kept.
+fn start_again(sandbox: &Sandbox) {
+    for name in ["repo", "remote", "clone"] {
+        let folder = sandbox.root().join(name);
+        if folder.exists() {
+            fs::remove_dir_all(folder).unwrap();
+        }
+    }
+    copy(sandbox, &sandbox.root().join("before"), &sandbox.root());
+}
+
+fn copy(sandbox: &Sandbox, from: &Path, to: &Path) {
+    let mut cp = sandbox.command("cp", from);
+    assert!(cp.args(["-a", "repo", "remote"]).arg(to).status().unwrap().success());
+}
+
 fn command(sandbox: &Sandbox, args: &str) -> Command {
     let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
     command.args(args.split_whitespace());
@@ -36,16 +59,16 @@ fn outcome(sandbox: &Sandbox) -> Vec<String> {
 
 /// Kills the command at random moments fifty times; run again, it gives what it would have given.
 fn survives_kills(prepare: &[&str], args: &str) {
-    let reference = world();
-    prepare.iter().for_each(|it| drop(reference.ok(it)));
+    let sandbox = world();
+    prepare.iter().for_each(|it| drop(sandbox.ok(it)));
+    keep(&sandbox);
     let start = std::time::Instant::now();
-    reference.ok(args);
+    sandbox.ok(args);
     let whole = start.elapsed();
-    let expected = outcome(&reference);
+    let expected = outcome(&sandbox);
     let mut killed = 0;
     for round in 0..50_u32 {
-        let sandbox = world();
-        prepare.iter().for_each(|it| drop(sandbox.ok(it)));
+        start_again(&sandbox);
         let mut child = command(&sandbox, args)
             .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::null())
@@ -89,29 +112,29 @@ fn fifty_kills_of_push_lose_nothing() {
 }
 
 /// Fails, then kills, at every disk operation of a command in turn.
-fn survives_every_fault(prepare: &[&str], args: &str) {
-    let small = || {
-        let sandbox = Sandbox::new();
-        sandbox.write("data/a/x", "one");
-        sandbox.write("data/y", "two");
-        sandbox.write("mlx.toml", "[stage.c]\ncmd = 'cat data/a/x > o'\ndeps = ['data']\nouts = ['o']\n");
-        let remote = sandbox.root().join("remote");
-        fs::create_dir(&remote).unwrap();
-        sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
-        prepare.iter().for_each(|it| drop(sandbox.ok(it)));
-        sandbox
-    };
-    let reference = small();
-    reference.ok(args);
-    let expected = outcome(&reference);
+fn survives_every_fault(prepare: &dyn Fn(&Sandbox), args: &str) {
+    let sandbox = Sandbox::new();
+    sandbox.write("data/a/x", "one");
+    sandbox.write("data/y", "two");
+    sandbox.write("mlx.toml", "[stage.c]\ncmd = 'cat data/a/x > o'\ndeps = ['data']\nouts = ['o']\n");
+    let remote = sandbox.root().join("remote");
+    fs::create_dir(&remote).unwrap();
+    sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
+    prepare(&sandbox);
+    keep(&sandbox);
+    sandbox.ok(args);
+    let expected = outcome(&sandbox);
     for how in ["kill", "fail"] {
         for at in 1.. {
-            let sandbox = small();
+            start_again(&sandbox);
             let ran =
                 ended(command(&sandbox, args).env("MLX_FAULT", format!("{how}:{at}")).output().unwrap());
             assert!(ran.code != 101 && !ran.err.contains("panicked"), "{how} {at}: {}", ran.err);
             sandbox.ok(args);
             assert_eq!(outcome(&sandbox), expected, "{how} {at}");
+            if args == "push" {
+                pulls_whole(&sandbox);
+            }
             // Past the last operation nothing breaks any more; a few failures are no loss and go unseen.
             if ran.code == 0 && (how == "kill" || at > 150) {
                 assert!(at > 10, "{args} passes too few fault points");
@@ -123,7 +146,40 @@ fn survives_every_fault(prepare: &[&str], args: &str) {
 
 #[test]
 fn add_survives_every_fault() {
-    survives_every_fault(&[], "add data");
+    survives_every_fault(&|_| (), "add data");
+}
+
+#[test]
+fn commit_survives_every_fault() {
+    let edit = |it: &Sandbox| {
+        it.ok("add data");
+        it.write("data/y", "three");
+    };
+    survives_every_fault(&edit, "commit");
+}
+
+#[test]
+fn repro_survives_every_fault() {
+    survives_every_fault(&|it| drop(it.ok("add data")), "repro");
+}
+
+#[test]
+fn push_survives_every_fault() {
+    survives_every_fault(&|it| drop(it.ok("add data")), "push");
+}
+
+#[test]
+fn pull_survives_every_fault() {
+    let elsewhere = |it: &Sandbox| {
+        it.ok("add data");
+        it.ok("repro");
+        it.ok("push");
+        it.commit("all");
+        fs::remove_dir_all(it.repo.join("data")).unwrap();
+        fs::remove_file(it.repo.join("o")).unwrap();
+        fs::remove_dir_all(it.repo.join(".git/mlx")).unwrap();
+    };
+    survives_every_fault(&elsewhere, "pull");
 }
 
 #[test]

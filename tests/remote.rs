@@ -181,3 +181,51 @@ fn an_interrupted_fetch_goes_on_where_it_stopped() {
     there.ok("checkout");
     assert_eq!(fs::read(there.folder.join("data/large.bin")).unwrap(), whole);
 }
+
+#[test]
+fn packs_lost_on_a_remote_are_named_and_sent_again() {
+    let sandbox = project();
+    let remote = sandbox.root().join("remote");
+    sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
+    sandbox.ok("push");
+    sandbox.commit("all");
+    let packs = fs::read_dir(remote.join("v1/packs")).unwrap().map(|it| it.unwrap().path());
+    let largest = packs.max_by_key(|it| it.metadata().unwrap().len()).unwrap();
+    fs::remove_file(&largest).unwrap();
+    let there = clone(&sandbox, "clone");
+    assert!(there.fails("pull", 3).contains("the remote `origin` lacks "));
+    let said = sandbox.mlx("push");
+    let name = largest.file_name().unwrap().to_str().unwrap();
+    assert!(said.err.contains("has lost a pack") && said.err.contains(name), "{}", said.err);
+    there.ok("pull");
+    assert_eq!(snapshot(&there.folder.join("data")), snapshot(&sandbox.repo.join("data")));
+    assert!(!sandbox.mlx("push").err.contains("lost"));
+}
+
+#[test]
+fn an_interrupted_push_sends_only_the_rest() {
+    let ready = || {
+        let sandbox = project();
+        let remote = sandbox.root().join("remote");
+        sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
+        sandbox
+    };
+    let whole = ready().json("push")["objects"].as_u64().unwrap();
+    let mut partly = 0;
+    for at in (1..).step_by(3) {
+        let sandbox = ready();
+        let mut push = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
+        let ended = push.arg("push").env("MLX_FAULT", format!("kill:{at}")).output().unwrap();
+        if ended.status.success() {
+            break;
+        }
+        let indexes = fs::read_dir(sandbox.root().join("remote/v1/indexes"));
+        let arrived = indexes.map_or(0, Iterator::count);
+        let rest = sandbox.json("push")["objects"].as_u64().unwrap();
+        // What an index names is there for good.
+        assert_eq!(rest == whole, arrived == 0, "{rest} of {whole} with {arrived} packs there, kill {at}");
+        partly += u32::from(arrived > 0);
+        assert_eq!(sandbox.json("push")["objects"], 0);
+    }
+    assert!(partly > 0, "no kill came between two packs");
+}

@@ -331,6 +331,24 @@ fn metrics_and_params_are_compared_between_versions() {
 }
 
 #[test]
+fn numbers_of_pipelines_in_folders_are_found_in_every_version() {
+    let sandbox = Sandbox::new();
+    sandbox.write("first", "x");
+    sandbox.commit("none");
+    sandbox.write("part/sub/m.json", "{\"n\": 1}");
+    sandbox.write("part/sub/mlx.toml", "[stage.s]\ncmd = 'true'\nmetrics = ['m.json']\n");
+    let there = sandbox.repo.join("part/sub");
+    assert_eq!(sandbox.at(&there).json("show metrics"), json!({"part/sub/m.json": {"n": 1}}), "untracked");
+    sandbox.commit("one");
+    sandbox.git("rm -r -q part");
+    sandbox.commit("gone");
+    assert_eq!(sandbox.json("show metrics"), json!({}));
+    assert_eq!(sandbox.json("show metrics HEAD~1"), json!({"HEAD~1": {"part/sub/m.json": {"n": 1}}}));
+    let all = sandbox.json("show metrics --all-commits");
+    assert_eq!(all.as_object().unwrap().values().filter(|it| it["part/sub/m.json"]["n"] == 1).count(), 1);
+}
+
+#[test]
 fn data_is_compared_file_by_file() {
     let sandbox = Sandbox::new();
     sandbox.write("data/a", "1");
@@ -349,6 +367,16 @@ fn data_is_compared_file_by_file() {
     sandbox.ok("add data");
     sandbox.commit("two");
     assert_eq!(sandbox.json("diff data HEAD~1 HEAD"), expected);
+    // The workspace may be the older side, and its edits count.
+    sandbox.write("data/a", "1");
+    assert_eq!(
+        sandbox.json("diff data workspace HEAD~1"),
+        json!([{"path": "data/b", "change": "added"}, {"path": "data/c", "change": "deleted"}])
+    );
+    // What was recorded and edited back again is no difference.
+    fs::remove_file(sandbox.repo.join("data/c")).unwrap();
+    sandbox.write("data/b", "2");
+    assert_eq!(sandbox.json("diff data HEAD~1"), json!([]));
     let log = sandbox.json("log data");
     let rows: Vec<_> =
         log["versions"].as_array().unwrap().iter().map(|it| (&it["summary"], &it["files"])).collect();

@@ -281,3 +281,84 @@ fn linked_worktrees_share_the_store() {
     assert_eq!(snapshot(&other.join("data")), snapshot(&sandbox.repo.join("data")));
     assert_eq!(there.json("status")["clean"], true);
 }
+
+#[test]
+fn pointers_unknown_to_git_are_found_when_the_index_is_lost() {
+    let sandbox = small();
+    sandbox.write("deep/in/side.bin", "x");
+    sandbox.ok("add data deep/in/side.bin");
+    fs::remove_file(sandbox.repo.join(".git/mlx/index")).unwrap();
+    for _ in 0..2 {
+        let status = sandbox.json("status");
+        let paths: Vec<_> = status["data"].as_array().unwrap().iter().map(|it| &it["path"]).collect();
+        assert_eq!(paths, ["data", "deep/in/side.bin"]);
+    }
+    assert!(sandbox.has(".git/mlx/index"));
+}
+
+#[test]
+fn one_unreadable_pointer_does_not_stop_the_others() {
+    let sandbox = small();
+    sandbox.write("other/x", "x");
+    sandbox.ok("add data other");
+    sandbox.write("other.mlx", "<<<<<<< HEAD\nsize = 1\n=======\nsize = 2\n>>>>>>> b\n");
+    // What another program calls so is nobody's pointer.
+    sandbox.write("script.mlx", b"PK\x03\x04\x00\x00");
+    sandbox.git("add -A");
+    let status = sandbox.json("status");
+    assert_eq!(status["clean"], false);
+    assert_eq!(status["data"][0]["state"], "same");
+    assert_eq!(status["data"][1]["state"], "unknown");
+    assert_eq!(status["data"].as_array().unwrap().len(), 2, "{status}");
+    fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
+    assert!(sandbox.fails("checkout", 5).contains("`other.mlx` has merge-conflict marks"));
+    assert!(!sandbox.has("data"));
+    sandbox.ok("checkout data");
+    assert_eq!(sandbox.read("data/cat/a.txt"), "a cat");
+}
+
+#[test]
+fn a_deletion_can_be_recorded_alone() {
+    let sandbox = small();
+    sandbox.write("data/cat/b.txt", "edited later");
+    sandbox.ok("add data");
+    sandbox.write("data/cat/b.txt", "not yet to be recorded");
+    fs::remove_file(sandbox.repo.join("data/dog/b.txt")).unwrap();
+    sandbox.ok("commit data/dog/b.txt");
+    let changes = json!([{"path": "data/cat/b.txt", "change": "modified"}]);
+    assert_eq!(sandbox.json("status")["data"][0]["changes"], changes);
+}
+
+#[test]
+fn another_name_of_the_repository_leads_into_it() {
+    let sandbox = small();
+    let link = sandbox.root().join("link");
+    std::os::unix::fs::symlink(&sandbox.repo, &link).unwrap();
+    sandbox.ok(&format!("add {}", link.join("data").display()));
+    assert_eq!(sandbox.at(&link).json("status")["clean"], true);
+    assert!(sandbox.fails("add /etc/passwd", 2).contains("is outside the repository"));
+}
+
+#[test]
+fn a_mode_alone_is_checked_out_and_counted() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let sandbox = small();
+    sandbox.ok("add data");
+    let file = sandbox.repo.join("data/cat/a.txt");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(sandbox.json("status")["data"][0]["changes"][0]["change"], "modified");
+    let done = sandbox.json("checkout");
+    assert_eq!(done["checked_out"], json!([{"path": "data", "written": 1, "removed": 0}]));
+    assert_eq!(file.metadata().unwrap().permissions().mode() & 0o111, 0);
+}
+
+#[test]
+fn add_says_what_belongs_into_git() {
+    let sandbox = small();
+    sandbox.write("my photos/x", "x");
+    let said = sandbox.at(&sandbox.repo.join("data")).ok("add ../data");
+    assert!(said.contains("next: git add :/.gitignore :/data.mlx"), "{said}");
+    let said = sandbox.ok("add 'my photos/x'");
+    assert!(said.contains("next: git add 'my photos/.gitignore' 'my photos/x.mlx'"), "{said}");
+}

@@ -6,14 +6,13 @@ use std::{
 };
 
 use crate::{
-    error::{Error, Result},
+    error::Result,
     path::RepoPath,
     pipeline::{self, Builtin, Pipeline},
-    pointer::Pointer,
     progress::Progress,
     remote::Wants,
     repo::Repo,
-    workspace::Workspace,
+    workspace::{Tracked, Workspace},
 };
 
 /// mlx's own commands that stages start, with the numbers of their results.
@@ -64,37 +63,23 @@ impl<'a> Context<'a> {
     }
 
     /// Everything tracked here that only the store has: pointers, then outputs of stages.
-    pub fn tracked(&self, workspace: &Workspace<'_>) -> Result<Vec<Pointer>> {
+    pub fn tracked(&self, workspace: &Workspace<'_>) -> Result<Tracked> {
         let mut found = workspace.pointers()?;
         for pipeline in self.pipelines(workspace)? {
-            found.extend(pipeline.recorded_outputs()?.into_iter().map(|it| it.0));
+            found.pointers.extend(pipeline.recorded_outputs()?.into_iter().map(|it| it.0));
         }
         Ok(found)
-    }
-
-    /// Those of `tracked` that the user named; all when none are named.
-    pub fn select(&self, tracked: Vec<Pointer>, paths: &[RepoPath]) -> Result<Vec<Pointer>> {
-        if paths.is_empty() {
-            return Ok(tracked);
-        }
-        for path in paths {
-            if !tracked.iter().any(|it| it.path.overlaps(path)) {
-                let error = Error::not_found(format!("mlx does not track `{path}`"));
-                return Err(error.hint("`mlx status` lists what it tracks; `mlx add` tracks more"));
-            }
-        }
-        Ok(tracked.into_iter().filter(|it| paths.iter().any(|path| it.path.overlaps(path))).collect())
     }
 
     /// What the workspace's pointers and lockfiles name.
     pub fn wants(&self, workspace: &Workspace<'_>, paths: &[RepoPath]) -> Result<Wants> {
         let mut wants = Wants::default();
         if !paths.is_empty() {
-            let chosen = self.select(self.tracked(workspace)?, paths)?;
+            let chosen = self.tracked(workspace)?.select(paths)?.whole()?;
             wants.contents = chosen.into_iter().map(|it| (it.path, it.content)).collect();
             return Ok(wants);
         }
-        wants.contents = workspace.pointers()?.into_iter().map(|it| (it.path, it.content)).collect();
+        wants.contents = workspace.pointers()?.whole()?.into_iter().map(|it| (it.path, it.content)).collect();
         for pipeline in self.pipelines(workspace)? {
             let (pointers, keys) = pipeline.recorded_runs()?;
             wants.contents.extend(pointers.into_iter().map(|it| (it.path, it.content)));

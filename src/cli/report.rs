@@ -38,6 +38,15 @@ pub fn bytes(number: u64) -> String {
     if unit == 0 { count(number, "byte") } else { format!("{value:.1} {}", units[unit]) }
 }
 
+/// A word as a shell takes it.
+pub fn shell_word(text: &str) -> String {
+    let plain = |it: char| it.is_ascii_alphanumeric() || "-_./:=,+@%".contains(it);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
 /// A table without a frame, as wide as it needs.
 pub fn table(head: &[&str], rows: Vec<Vec<String>>) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
@@ -53,6 +62,12 @@ pub fn table(head: &[&str], rows: Vec<Vec<String>>) -> comfy_table::Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_shell_takes_words_as_one() {
+        let words = ["data/a-1.mlx", ":/x", "my photos", "it's", "$HOME", ""].map(shell_word);
+        assert_eq!(words, ["data/a-1.mlx", ":/x", "'my photos'", r"'it'\''s'", "'$HOME'", "''"]);
+    }
 
     #[test]
     fn sizes_read_well() {

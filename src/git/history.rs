@@ -1,17 +1,23 @@
 //! Commits and what changed in them.
 
+use std::collections::HashMap;
+
 use gix::revision::walk::Sorting;
 
 use crate::{
     error::Result,
     git::{Git, Rev, ours},
-    path::RepoPath,
+    path::{DEEPEST, RepoPath},
     time::Timestamp,
 };
 
 /// Bytes in Git: equal ids, equal bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BlobId(gix::ObjectId);
+
+/// Where files of one name lie, tree by tree: what two commits share is read once.
+#[derive(Default)]
+pub struct Places(HashMap<gix::ObjectId, Vec<RepoPath>>);
 
 /// A commit, as a log shows it.
 #[derive(Clone, Debug)]
@@ -32,6 +38,41 @@ impl Git {
         let names = path.components().map(<[u8]>::to_vec);
         let entry = ours(tree.lookup_entry(names), doing)?;
         Ok(entry.filter(|it| it.mode().is_blob()).map(|it| BlobId(it.object_id())))
+    }
+
+    /// Folders of a commit that hold a file of this name, always the same with the same `known`.
+    pub fn folders_with(&self, rev: &Rev, name: &str, known: &mut Places) -> Result<Vec<RepoPath>> {
+        let doing = || format!("cannot list the files of {}", rev.short());
+        let commit = ours(self.repo.find_commit(rev.0), doing)?;
+        self.folders_below(ours(commit.tree_id(), doing)?.detach(), name, known, 0)
+    }
+
+    fn folders_below(
+        &self,
+        tree: gix::ObjectId,
+        name: &str,
+        known: &mut Places,
+        depth: usize,
+    ) -> Result<Vec<RepoPath>> {
+        if let Some(found) = known.0.get(&tree) {
+            return Ok(found.clone());
+        }
+        let doing = || "cannot read a folder from Git".to_owned();
+        let object = ours(self.repo.find_tree(tree), doing)?;
+        let mut found = Vec::new();
+        for entry in object.iter() {
+            let entry = ours(entry, doing)?;
+            if entry.mode().is_blob() && entry.filename() == name {
+                found.push(RepoPath::root());
+            } else if entry.mode().is_tree() && depth < DEEPEST {
+                // A name that no path may have holds nothing of ours.
+                let Ok(folder) = RepoPath::from_bytes(entry.filename()) else { continue };
+                let below = self.folders_below(entry.object_id(), name, known, depth + 1)?;
+                found.extend(below.iter().filter_map(|it| folder.join_path(it).ok()));
+            }
+        }
+        known.0.insert(tree, found.clone());
+        Ok(found)
     }
 
     pub fn read_blob(&self, id: BlobId) -> Result<Vec<u8>> {

@@ -8,7 +8,7 @@ mod ignore;
 mod tags;
 
 pub use self::{
-    history::{BlobId, Commit},
+    history::{BlobId, Commit, Places},
     tags::Tag,
 };
 

@@ -8,7 +8,8 @@ pub use self::delta::{Delta, diff};
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    path::Path,
 };
 
 use serde_json::Value;
@@ -16,9 +17,9 @@ use serde_json::Value;
 use crate::{
     document,
     error::Result,
-    git::{BlobId, Rev},
+    git::{BlobId, Places, Rev},
     path::RepoPath,
-    pipeline::{MANIFEST, Manifest, Role},
+    pipeline::{self, MANIFEST, Manifest, Role},
     repo::Repo,
 };
 
@@ -42,28 +43,34 @@ pub type Documents = BTreeMap<RepoPath, Value>;
 /// Reads documents of many versions; what Git stores once is parsed once.
 pub struct Reader<'r> {
     repo: &'r Repo,
-    /// Where an `mlx.toml` may lie.
-    folders: Vec<RepoPath>,
+    /// Where an `mlx.toml` may lie in the workspace.
+    folders: BTreeSet<RepoPath>,
+    places: RefCell<Places>,
     parsed: RefCell<HashMap<(BlobId, RepoPath), Value>>,
     manifests: RefCell<HashMap<(BlobId, RepoPath, Topic), Vec<RepoPath>>>,
 }
 
 impl<'r> Reader<'r> {
-    pub fn new(repo: &'r Repo) -> Result<Self> {
-        let is_manifest =
-            |it: &[u8]| it == MANIFEST.as_bytes() || it.ends_with(format!("/{MANIFEST}").as_bytes());
-        let mut folders: Vec<_> =
-            repo.git.tracked(&is_manifest)?.iter().filter_map(RepoPath::parent).collect();
-        folders.push(RepoPath::root());
-        folders.sort();
-        folders.dedup();
-        Ok(Self { repo, folders, parsed: RefCell::default(), manifests: RefCell::default() })
+    /// `cwd` is where the user stands: pipelines from there to the top count, whether or not Git knows them.
+    pub fn new(repo: &'r Repo, cwd: &Path) -> Result<Self> {
+        let folders = pipeline::folders(repo, cwd)?;
+        Ok(Self {
+            repo,
+            folders,
+            places: RefCell::default(),
+            parsed: RefCell::default(),
+            manifests: RefCell::default(),
+        })
     }
 
     /// All documents of a topic in one version. A file that is not there is left out.
     pub fn read(&self, topic: Topic, at: &At) -> Result<Documents> {
+        let folders = match at {
+            At::Workspace => self.folders.iter().cloned().collect(),
+            At::Commit(rev) => self.repo.git.folders_with(rev, MANIFEST, &mut self.places.borrow_mut())?,
+        };
         let mut found = Documents::new();
-        for folder in &self.folders {
+        for folder in folders {
             for file in self.files(topic, at, &folder.join(MANIFEST.as_bytes())?)? {
                 if let Some(value) = self.document(at, &file)? {
                     found.insert(file, value);

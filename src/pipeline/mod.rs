@@ -19,7 +19,7 @@ pub use self::{
     graph::Graph,
     lockfile::{FILE as LOCKFILE, Lockfile, Record},
     manifest::{FILE as MANIFEST, Manifest, Output, Role, Stage},
-    outputs::{all, contents_at, runs_at},
+    outputs::{all, contents_at, folders, runs_at},
     plan::{Forecast, Step, plan},
     run::{Options, Outcome, Ran, repro},
 };

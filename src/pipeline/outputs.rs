@@ -12,25 +12,32 @@ use crate::{
     path::RepoPath,
     pipeline::{Builtin, LOCKFILE, Lockfile, MANIFEST, Pipeline},
     pointer::{Content, Pointer, SUFFIX},
+    repo::Repo,
     workspace::Workspace,
 };
 
-/// All pipelines: those Git tracks, that at the top, and those on the way from `cwd` to the top.
+/// All pipelines that have a say here.
 pub fn all<'w, 'r>(
     workspace: &'w Workspace<'r>,
     cwd: &Path,
     builtins: &'w [Builtin],
 ) -> Result<Vec<Pipeline<'w, 'r>>> {
+    let folders = folders(workspace.repo, cwd)?;
+    folders.iter().filter_map(|it| Pipeline::open(workspace, it, builtins).transpose()).collect()
+}
+
+/// Where an `mlx.toml` may lie: where Git tracks one, and on the way from `cwd` to the top.
+pub fn folders(repo: &Repo, cwd: &Path) -> Result<BTreeSet<RepoPath>> {
     let is_manifest =
         |it: &[u8]| it == MANIFEST.as_bytes() || it.ends_with(format!("/{MANIFEST}").as_bytes());
-    let tracked = workspace.repo.git.tracked(&is_manifest)?;
-    let mut folders: BTreeSet<RepoPath> = tracked.iter().filter_map(RepoPath::parent).collect();
-    let mut here = Some(RepoPath::parse(".".as_ref(), cwd, workspace.repo.root())?);
+    let mut folders: BTreeSet<_> =
+        repo.git.tracked(&is_manifest)?.iter().filter_map(RepoPath::parent).collect();
+    let mut here = Some(RepoPath::parse(".".as_ref(), cwd, repo.root())?);
     while let Some(folder) = here {
         here = folder.parent();
         folders.insert(folder);
     }
-    folders.iter().filter_map(|it| Pipeline::open(workspace, it, builtins).transpose()).collect()
+    Ok(folders)
 }
 
 /// Everything tracked at a commit: its pointers, and what its lockfiles record.

@@ -14,16 +14,21 @@ use crate::{
     store::{Index, Kind, Row},
 };
 
-/// The indexes of a remote.
+/// The indexes of a remote, but for those whose pack is gone.
 pub struct Catalog {
     indexes: BTreeMap<Digest, Index>,
+    /// Packs that an index speaks of and that are no longer there.
+    pub lost: Vec<Digest>,
 }
 
 impl Catalog {
     /// Lists the names of indexes and reads those that are new here.
     pub fn load(repo: &Repo, remote: &Remote) -> Result<Self> {
         let (root, folder) = cache(repo, remote);
-        let names = remote.wait("list", list(&remote.operator))?;
+        let names = remote.wait("list", list(&remote.operator, "v1/indexes/"))?;
+        // Listed after the indexes, since a pack comes before its index.
+        let packs = remote.wait("list", list(&remote.operator, "v1/packs/"))?;
+        let (names, lost): (Vec<_>, Vec<_>) = names.into_iter().partition(|it| packs.contains(it));
         let mut indexes = BTreeMap::new();
         let mut missing = Vec::new();
         for name in names {
@@ -44,7 +49,7 @@ impl Catalog {
             root.write(&folder.join(name.hex().as_bytes())?, index.bytes(), Sync::Later)?;
             indexes.insert(name, index);
         }
-        Ok(Self { indexes })
+        Ok(Self { indexes, lost })
     }
 
     /// Where the remote has an object of one of these kinds.
@@ -69,8 +74,8 @@ impl Catalog {
     }
 }
 
-async fn list(operator: &opendal::Operator) -> opendal::Result<BTreeSet<Digest>> {
-    match operator.list("v1/indexes/").await {
+async fn list(operator: &opendal::Operator, folder: &str) -> opendal::Result<BTreeSet<Digest>> {
+    match operator.list(folder).await {
         Ok(found) => Ok(found.iter().filter_map(|it| Digest::from_hex(it.name()).ok()).collect()),
         Err(error) if error.kind() == opendal::ErrorKind::NotFound => Ok(BTreeSet::new()),
         Err(error) => Err(error),

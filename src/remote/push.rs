@@ -9,7 +9,7 @@ use crate::{
     progress::{Event, Progress},
     remote::{
         Remote, Wants,
-        catalog::{Catalog, roots_path},
+        catalog::{Catalog, pack_path, roots_path},
         chunks,
         outbox::{Outbox, Pushed},
     },
@@ -27,8 +27,25 @@ struct Needs {
 /// Sends what `wants` names and the remote lacks.
 pub fn push(repo: &Repo, remote: &Remote, wants: &Wants, progress: &dyn Progress) -> Result<Pushed> {
     let mut catalog = Catalog::load(repo, remote)?;
+    if let Some(first) = catalog.lost.first() {
+        progress.warn(&format!(
+            "{} has lost {} (the first: {}); what is here of their content is sent again",
+            remote.location,
+            if catalog.lost.len() == 1 { "a pack".into() } else { format!("{} packs", catalog.lost.len()) },
+            pack_path(first)
+        ));
+    }
     let needs = needs(repo, wants, &catalog)?;
-    let missing: Vec<_> = needs.contents.iter().filter(|it| !catalog.has_content(it.0)).collect();
+    // Where packs were lost, a list of pieces is no proof of the pieces.
+    let is_there = |it: &Digest| {
+        let proofs: &[Kind] = if catalog.lost.is_empty() {
+            &[Kind::Content, Kind::Tree, Kind::Chunks]
+        } else {
+            &[Kind::Content, Kind::Tree]
+        };
+        catalog.find(it, proofs).is_some()
+    };
+    let missing: Vec<_> = needs.contents.iter().filter(|it| !is_there(it.0)).collect();
     let total = missing.iter().fold(0_u64, |sum, it| sum.saturating_add(*it.1));
     progress.event(Event::Started { task: "pushing", total: Some(total) });
     let mut outbox = Outbox::new(remote, &mut catalog, progress);
@@ -46,7 +63,9 @@ pub fn push(repo: &Repo, remote: &Remote, wants: &Wants, progress: &dyn Progress
         if found != digest {
             return Err(repo.store.damage(&digest));
         }
-        outbox.put(Kind::Chunks, digest, &list)?;
+        if !outbox.has(&digest, Kind::Chunks) {
+            outbox.put(Kind::Chunks, digest, &list)?;
+        }
     }
     for page in &needs.pages {
         if !outbox.has(page, Kind::Tree) && !outbox.has_content(page) {
@@ -69,8 +88,8 @@ pub fn push(repo: &Repo, remote: &Remote, wants: &Wants, progress: &dyn Progress
 fn needs(repo: &Repo, wants: &Wants, catalog: &Catalog) -> Result<Needs> {
     let mut needs = Needs::default();
     for (path, content) in &wants.contents {
-        // A tree is published last: where it is, all below it is.
-        if catalog.find(&content.digest, &[Kind::Tree]).is_some() {
+        // A tree is published last: where it is, all below it is, unless packs were lost.
+        if catalog.lost.is_empty() && catalog.find(&content.digest, &[Kind::Tree]).is_some() {
             continue;
         }
         if content.kind == Shape::Tree {

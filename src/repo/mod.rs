@@ -91,8 +91,8 @@ impl Repo {
     /// The pointer of `path` in the work tree.
     pub fn pointer(&self, path: &RepoPath) -> Result<Option<Pointer>> {
         match self.files.read_if_there(&path.with_suffix(SUFFIX))? {
-            Some(bytes) => Pointer::parse(path.clone(), &bytes).map(Some),
-            None => Ok(None),
+            Some(bytes) if Pointer::resembles(&bytes) => Pointer::parse(path.clone(), &bytes).map(Some),
+            _ => Ok(None),
         }
     }
 
@@ -109,7 +109,16 @@ impl Repo {
 
     /// A path that the user typed in `cwd`.
     pub fn path(&self, typed: &std::ffi::OsStr, cwd: &Path) -> Result<RepoPath> {
-        RepoPath::parse(typed, cwd, self.root())
+        let parsed = RepoPath::parse(typed, cwd, self.root());
+        if parsed.is_ok() {
+            return parsed;
+        }
+        // Another name of the repository, by a link, leads into it as well.
+        let real = || {
+            let typed = cwd.join(typed);
+            Some(fs::canonical(typed.parent()?)?.join(typed.file_name()?))
+        };
+        real().map_or(parsed, |it| RepoPath::parse(it.as_os_str(), cwd, self.root()))
     }
 }
 

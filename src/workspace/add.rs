@@ -4,14 +4,11 @@ use crate::{
     error::{Error, Kind, Result},
     fs::Form,
     path::RepoPath,
-    pointer::{Content, Pointer, SUFFIX, Shape},
+    pointer::{Pointer, SUFFIX, Shape},
     progress::Progress,
     store::{TreeEntry, Writer, replace},
     workspace::{Node, Workspace, scan},
 };
-
-/// A pointer is never larger; what is, is data that happens to be called so.
-const LARGEST_POINTER: u64 = 4096;
 
 impl Workspace<'_> {
     /// Stores what lies at `path` and writes its pointer; inside a tracked folder, that folder's.
@@ -58,7 +55,7 @@ impl Workspace<'_> {
                 .hint("add what it points to, or the folder it is in");
             return Err(error);
         }
-        if path.name().ends_with(SUFFIX.as_bytes()) && self.is_pointer(path, stamp.size) {
+        if self.is_pointer(path) {
             return Err(
                 Error::usage(format!("`{path}` is a pointer")).hint("pointers belong into Git: `git add` it")
             );
@@ -70,9 +67,8 @@ impl Workspace<'_> {
         Ok(())
     }
 
-    fn is_pointer(&self, path: &RepoPath, size: u64) -> bool {
-        let Some(of) = path.without_suffix(SUFFIX) else { return false };
-        size <= LARGEST_POINTER && self.repo.files.read(path).is_ok_and(|it| Pointer::parse(of, &it).is_ok())
+    fn is_pointer(&self, path: &RepoPath) -> bool {
+        path.without_suffix(SUFFIX).is_some_and(|it| matches!(self.repo.pointer(&it), Ok(Some(_))))
     }
 
     /// Scans, refusing what may not be tracked, and stores.
@@ -96,10 +92,7 @@ impl Workspace<'_> {
         let node = scan::scan(self, path, Some(writer), progress)?.ok_or_else(gone)?;
         let mut leaves = Vec::new();
         node.leaves(&mut leaves);
-        let inner = leaves.iter().find(|it| {
-            it.path.name().ends_with(SUFFIX.as_bytes()) && self.is_pointer(&it.path, it.stamp.size)
-        });
-        if let Some(inner) = inner {
+        if let Some(inner) = leaves.iter().find(|it| self.is_pointer(&it.path)) {
             let error = Error::new(Kind::Conflict, format!("`{path}` contains the pointer `{}`", inner.path));
             return Err(error.hint("a folder is tracked as a whole or in parts: move that pointer out of it"));
         }
@@ -124,25 +117,25 @@ impl Workspace<'_> {
         let node = self.take(path, &parent.path, &mut writer, progress)?;
         let entry = node.entry(&mut Some(&mut writer))?;
         writer.finish()?;
+        self.record_within(parent, path, Some(entry))
+    }
+
+    /// Takes a path that is gone out of the record of the folder it lay in.
+    pub fn record_deletion(&self, parent: &Pointer, path: &RepoPath) -> Result<Pointer> {
+        self.record_within(parent, path, None)
+    }
+
+    fn record_within(&self, parent: &Pointer, path: &RepoPath, entry: Option<TreeEntry>) -> Result<Pointer> {
         // Others may have added to the folder meanwhile: their pointer is the one to change.
         let _lock = self.repo.lock()?;
         let parent = self.repo.pointer(&parent.path)?.unwrap_or_else(|| parent.clone());
         let mut writer = Writer::new(&self.repo.store);
-        let content = self.replace(&parent, path, Some(entry), &mut writer)?;
+        let below = path.below(&parent.path).expect("the path lies in the folder of its pointer");
+        let tree = &parent.content.digest;
+        let content = replace(&mut writer, &self.repo.store, Some(tree), &below, entry)?;
         writer.finish()?;
         let pointer = Pointer { path: parent.path, content };
         self.repo.write_pointer(&pointer)?;
         Ok(pointer)
-    }
-
-    fn replace(
-        &self,
-        parent: &Pointer,
-        path: &RepoPath,
-        entry: Option<TreeEntry>,
-        writer: &mut Writer<'_>,
-    ) -> Result<Content> {
-        let below = path.below(&parent.path).expect("the path lies in the folder of its pointer");
-        replace(writer, &self.repo.store, Some(&parent.content.digest), &below, entry)
     }
 }

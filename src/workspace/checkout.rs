@@ -190,7 +190,10 @@ fn execute(
     for (path, stamp, side) in stamps.into_iter().flatten() {
         index.learn(path, &stamp, side.digest, tick);
     }
-    Ok(CheckedOut { written: plan.write.len() as u64, removed: plan.remove.len() as u64 })
+    Ok(CheckedOut {
+        written: (plan.write.len() + plan.modes.len()) as u64,
+        removed: plan.remove.len() as u64,
+    })
 }
 
 /// Files of one folder, a few hundred at a time.

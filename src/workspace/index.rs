@@ -36,12 +36,15 @@ pub struct Index {
     /// Pointers written here, whether or not Git knows them yet.
     pub pointers: BTreeSet<RepoPath>,
     changed: bool,
+    /// Whether it was there; a lost one is made anew.
+    pub loaded: bool,
 }
 
 impl Index {
     pub fn load(repo: &Repo) -> Result<Self> {
         let bytes = repo.private.read_if_there(&file()?)?;
-        Ok(bytes.and_then(|it| parse(&it).ok()).unwrap_or_default())
+        let index = bytes.and_then(|it| parse(&it).ok());
+        Ok(index.map_or_else(|| Self { changed: true, ..Self::default() }, |it| Self { loaded: true, ..it }))
     }
 
     /// The digest of a file that is as it was.

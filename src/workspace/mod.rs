@@ -9,13 +9,13 @@ mod status;
 pub use self::{
     checkout::{CheckedOut, checkout, checkout_part},
     scan::Node,
-    status::{Change, Item, State, between},
+    status::{Change, Item, State, Version, between},
 };
 
 use std::{cell::RefCell, collections::BTreeSet};
 
 use crate::{
-    error::Result,
+    error::{Error, Result},
     path::RepoPath,
     pointer::{Content, Pointer, SUFFIX},
     progress::Progress,
@@ -24,6 +24,40 @@ use crate::{
 };
 
 use self::index::Index;
+
+/// What is tracked, and pointers that cannot be read.
+#[derive(Default)]
+pub struct Tracked {
+    pub pointers: Vec<Pointer>,
+    pub unreadable: Vec<(RepoPath, Error)>,
+}
+
+impl Tracked {
+    /// Those at or around these paths; all when none are named.
+    pub fn select(mut self, paths: &[RepoPath]) -> Result<Self> {
+        let tracked = |path: &RepoPath| {
+            let mut all =
+                self.pointers.iter().map(|it| &it.path).chain(self.unreadable.iter().map(|it| &it.0));
+            all.any(|it| it.overlaps(path))
+        };
+        if let Some(path) = paths.iter().find(|it| !tracked(it)) {
+            let error = Error::not_found(format!("mlx does not track `{path}`"));
+            return Err(error.hint("`mlx status` lists what it tracks; `mlx add` tracks more"));
+        }
+        let wanted = |it: &RepoPath| paths.is_empty() || paths.iter().any(|path| it.overlaps(path));
+        self.pointers.retain(|it| wanted(&it.path));
+        self.unreadable.retain(|it| wanted(&it.0));
+        Ok(self)
+    }
+
+    /// All of it, for whoever can leave out nothing.
+    pub fn whole(self) -> Result<Vec<Pointer>> {
+        match self.unreadable.into_iter().next() {
+            Some((_, error)) => Err(error),
+            None => Ok(self.pointers),
+        }
+    }
+}
 
 /// The files of a repository and what is remembered of them.
 pub struct Workspace<'r> {
@@ -42,6 +76,10 @@ impl<'r> Workspace<'r> {
         let tracked = self.repo.git.tracked(&|it| it.ends_with(SUFFIX.as_bytes()))?;
         let mut found: BTreeSet<_> = tracked.iter().filter_map(|it| it.without_suffix(SUFFIX)).collect();
         found.extend(self.index.borrow().pointers.iter().cloned());
+        if !self.index.borrow().loaded {
+            self.find_pointers(&RepoPath::root(), &mut found)?;
+            found.iter().for_each(|it| self.index.borrow_mut().add_pointer(it.clone()));
+        }
         let mut there = BTreeSet::new();
         for path in found {
             if self.repo.files.stamp(&path.with_suffix(SUFFIX))?.is_some() {
@@ -51,9 +89,34 @@ impl<'r> Workspace<'r> {
         Ok(there)
     }
 
+    /// Looks for pointers that Git does not know yet, when nothing is remembered of them; what has a
+    /// pointer is not searched.
+    fn find_pointers(&self, folder: &RepoPath, found: &mut BTreeSet<RepoPath>) -> Result<()> {
+        let mut below = Vec::new();
+        for (name, form) in self.repo.files.dir(folder)?.names()? {
+            let Ok(path) = folder.join(&name) else { continue };
+            if form.is_dir() {
+                below.push(path);
+            } else if form.is_file()
+                && let Some(of) = path.without_suffix(SUFFIX)
+            {
+                found.insert(of);
+            }
+        }
+        below.retain(|it| !found.contains(it));
+        below.iter().try_for_each(|it| self.find_pointers(it, found))
+    }
+
     /// All pointers of the work tree, sorted by path.
-    pub fn pointers(&self) -> Result<Vec<Pointer>> {
-        self.pointed()?.iter().filter_map(|path| self.repo.pointer(path).transpose()).collect()
+    pub fn pointers(&self) -> Result<Tracked> {
+        let mut found = Tracked::default();
+        for path in self.pointed()? {
+            match self.repo.pointer(&path) {
+                Ok(pointer) => found.pointers.extend(pointer),
+                Err(error) => found.unreadable.push((path, error)),
+            }
+        }
+        Ok(found)
     }
 
     /// The pointer that `path` is, or lies in.

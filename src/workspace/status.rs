@@ -44,6 +44,12 @@ pub struct Item {
     pub why: Option<String>,
 }
 
+impl Item {
+    pub fn unknown(path: RepoPath, why: String) -> Self {
+        Self { path, state: State::Unknown, changes: Vec::new(), why: Some(why) }
+    }
+}
+
 impl Workspace<'_> {
     /// Compares what lies at the pointer's path with what it records; nothing is written.
     pub fn compare(&self, pointer: &Pointer, progress: &dyn Progress) -> Result<Item> {
@@ -56,7 +62,8 @@ impl Workspace<'_> {
         if node.content(&mut None)? == pointer.content {
             return Ok(item(State::Same, Vec::new(), None));
         }
-        match changes(&self.repo.store, &node, &pointer.content) {
+        let recorded = Version::Recorded(pointer.content);
+        match between(&self.repo.store, &pointer.path, Some(&recorded), Some(&Version::Here(node))) {
             Ok(changes) => Ok(item(State::Changed, changes, None)),
             Err(error) if error.kind() == Kind::NotFound => {
                 let why =
@@ -68,39 +75,81 @@ impl Workspace<'_> {
     }
 }
 
-/// What differs between two recorded contents of a path, with sizes before and after.
+/// A version of a path to compare with another.
+pub enum Version {
+    Recorded(Content),
+    /// As the workspace has it, unlike any record.
+    Here(Node),
+}
+
+impl Version {
+    fn recorded(&self) -> Option<&Content> {
+        match self {
+            Self::Recorded(content) => Some(content),
+            Self::Here(_) => None,
+        }
+    }
+
+    fn leaves(&self, store: &Store, path: &RepoPath) -> Result<BTreeMap<RepoPath, Side>> {
+        match self {
+            Self::Here(node) => Ok(workspace_leaves(node)),
+            Self::Recorded(content) => {
+                let mut found = BTreeMap::new();
+                recorded_leaves(store, path, content, &mut found)?;
+                Ok(found)
+            }
+        }
+    }
+}
+
+impl Workspace<'_> {
+    /// What the workspace has at a path: the record where that still holds or nothing is here.
+    pub fn version(
+        &self,
+        path: &RepoPath,
+        recorded: Option<Content>,
+        progress: &dyn Progress,
+    ) -> Result<Option<Version>> {
+        let Some(content) = recorded else { return Ok(None) };
+        match self.look(path, progress)? {
+            Some(node) if node.content(&mut None)? != content => Ok(Some(Version::Here(node))),
+            _ => Ok(Some(Version::Recorded(content))),
+        }
+    }
+}
+
+/// What differs between two versions of a path; of two records, equal subtrees are not read.
 pub fn between(
     store: &Store,
     path: &RepoPath,
-    old: Option<&Content>,
-    new: Option<&Content>,
+    old: Option<&Version>,
+    new: Option<&Version>,
 ) -> Result<Vec<(RepoPath, Change)>> {
-    let tree = |it: Option<&Content>| it.filter(|it| it.kind == Shape::Tree).map(|it| it.digest);
-    let mut found = Vec::new();
-    let (old_file, new_file) =
-        (old.filter(|it| it.kind != Shape::Tree), new.filter(|it| it.kind != Shape::Tree));
-    match (old_file, new_file) {
-        (None, Some(_)) => found.push((path.clone(), Change::Added)),
-        (Some(_), None) => found.push((path.clone(), Change::Deleted)),
-        (Some(old), Some(new)) if old != new => found.push((path.clone(), Change::Modified)),
-        _ => {}
+    let tree = |it: &Version| it.recorded().filter(|it| it.kind == Shape::Tree).map(|it| it.digest);
+    if let (Some(before), Some(after)) = (old, new)
+        && let (Some(before), Some(after)) = (tree(before), tree(after))
+    {
+        let found = diff(store, path, Some(&before), Some(&after))?;
+        return Ok(found
+            .into_iter()
+            .map(|it| (it.path, change(it.old.is_some(), it.new.is_some())))
+            .collect());
     }
-    for it in diff(store, path, tree(old).as_ref(), tree(new).as_ref())? {
-        let change = match (it.old, it.new) {
-            (None, _) => Change::Added,
-            (_, None) => Change::Deleted,
-            _ => Change::Modified,
-        };
-        found.push((it.path, change));
-    }
-    Ok(found)
+    let leaves = |it: Option<&Version>| it.map_or_else(|| Ok(BTreeMap::new()), |it| it.leaves(store, path));
+    Ok(changes(leaves(old)?, leaves(new)?))
 }
 
-fn changes(store: &Store, node: &Node, recorded: &Content) -> Result<Vec<(RepoPath, Change)>> {
-    let mut old = BTreeMap::new();
-    recorded_leaves(store, &node.path, recorded, &mut old)?;
+fn change(before: bool, after: bool) -> Change {
+    match (before, after) {
+        (false, _) => Change::Added,
+        (_, false) => Change::Deleted,
+        _ => Change::Modified,
+    }
+}
+
+fn changes(mut old: BTreeMap<RepoPath, Side>, new: BTreeMap<RepoPath, Side>) -> Vec<(RepoPath, Change)> {
     let mut found = Vec::new();
-    for (path, side) in workspace_leaves(node) {
+    for (path, side) in new {
         match old.remove(&path) {
             None => found.push((path, Change::Added)),
             Some(was)
@@ -113,7 +162,7 @@ fn changes(store: &Store, node: &Node, recorded: &Content) -> Result<Vec<(RepoPa
     }
     found.extend(old.into_keys().map(|path| (path, Change::Deleted)));
     found.sort_by(|a, b| a.0.cmp(&b.0));
-    Ok(found)
+    found
 }
 
 /// Files, links and empty folders of the workspace.

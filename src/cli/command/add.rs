@@ -1,14 +1,16 @@
-use std::{fmt, path::PathBuf};
+use std::{collections::BTreeSet, fmt, path::PathBuf};
 
 use serde_json::{Value, json};
 
 use crate::{
     cli::{
         Context, Report,
-        report::{bytes, count},
+        report::{bytes, count, shell_word},
     },
     error::Result,
+    path::RepoPath,
     pointer::Pointer,
+    repo::Repo,
     workspace::Workspace,
 };
 
@@ -32,6 +34,9 @@ pub struct Args {
 
 pub struct Added {
     pointers: Vec<Pointer>,
+    /// For `git add`.
+    files: Vec<RepoPath>,
+    at_top: bool,
     staged: bool,
 }
 
@@ -47,13 +52,24 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Added> {
         workspace.save()?;
         pointers.push(added?);
     }
+    let files = for_git(&repo, &pointers)?;
     if args.git_add {
-        let mut files: Vec<_> = pointers.iter().map(Pointer::file).collect();
-        let ignores = pointers.iter().filter_map(|it| it.path.parent()?.join(b".gitignore").ok());
-        files.extend(ignores.filter(|it| repo.files.stamp(it).is_ok_and(|it| it.is_some())));
         repo.git.stage(&files)?;
     }
-    Ok(Added { pointers, staged: args.git_add })
+    let at_top = RepoPath::parse(".".as_ref(), &ctx.cwd, repo.root())?.is_root();
+    Ok(Added { pointers, files, at_top, staged: args.git_add })
+}
+
+/// What belongs into Git now: pointers and the `.gitignore` files beside them.
+fn for_git(repo: &Repo, pointers: &[Pointer]) -> Result<Vec<RepoPath>> {
+    let mut files: BTreeSet<_> = pointers.iter().map(Pointer::file).collect();
+    for pointer in pointers {
+        let ignore = pointer.path.parent().unwrap_or_default().join(b".gitignore")?;
+        if repo.files.stamp(&ignore)?.is_some() {
+            files.insert(ignore);
+        }
+    }
+    Ok(files.into_iter().collect())
 }
 
 impl Report for Added {
@@ -74,8 +90,9 @@ impl fmt::Display for Added {
             writeln!(f, "{}: {files}, {size}, {}", it.path, it.content.digest.short())?;
         }
         if !self.staged {
-            let files: Vec<_> = self.pointers.iter().map(|it| it.file().to_text()).collect();
-            writeln!(f, "next: git add {} .gitignore", files.join(" "))?;
+            let top = if self.at_top { "" } else { ":/" };
+            let files: Vec<_> = self.files.iter().map(|it| shell_word(&format!("{top}{it}"))).collect();
+            writeln!(f, "next: git add {}", files.join(" "))?;
         }
         Ok(())
     }

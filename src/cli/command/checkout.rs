@@ -35,7 +35,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Done> {
 /// Checks out what is tracked at these paths (all without any).
 pub fn place(ctx: &Context<'_>, workspace: &Workspace<'_>, paths: &[RepoPath], force: bool) -> Result<Done> {
     let mut done = Vec::new();
-    for pointer in ctx.select(ctx.tracked(workspace)?, paths)? {
+    for pointer in ctx.tracked(workspace)?.select(paths)?.whole()? {
         let parts: Vec<&RepoPath> = paths.iter().filter(|it| it.is_within(&pointer.path)).collect();
         let parts = if parts.is_empty() { vec![&pointer.path] } else { parts };
         for part in parts {

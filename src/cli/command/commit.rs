@@ -8,6 +8,7 @@ use crate::{
         report::{bytes, count},
     },
     error::Result,
+    path::RepoPath,
     pointer::Pointer,
     workspace::{State, Workspace},
 };
@@ -29,17 +30,18 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let path = args.path.as_ref().map(|it| ctx.path(&repo, it)).transpose()?;
-    if let Some(path) = &path {
-        ctx.select(ctx.tracked(&workspace)?, std::slice::from_ref(path))?;
+    let chosen = ctx.tracked(&workspace)?.select(path.as_slice())?;
+    if let Some((_, error)) = chosen.unreadable.into_iter().next() {
+        return Err(error);
     }
     let mut committed = Vec::new();
-    for pointer in
-        workspace.pointers()?.iter().filter(|it| path.as_ref().is_none_or(|path| path.overlaps(&it.path)))
-    {
+    for pointer in workspace.pointers()?.pointers {
+        if path.as_ref().is_some_and(|it| !it.overlaps(&pointer.path)) {
+            continue;
+        }
         // What is not here stays as recorded; what cannot be compared is stored as it is.
-        if matches!(workspace.compare(pointer, ctx.progress)?.state, State::Changed | State::Unknown) {
-            let part = path.as_ref().filter(|it| it.is_within(&pointer.path)).unwrap_or(&pointer.path);
-            committed.push(workspace.add(part, &[], ctx.progress)?);
+        if matches!(workspace.compare(&pointer, ctx.progress)?.state, State::Changed | State::Unknown) {
+            committed.push(record(ctx, &workspace, &pointer, path.as_ref())?);
         }
     }
     for pipeline in ctx.pipelines(&workspace)? {
@@ -47,6 +49,19 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
     }
     workspace.save()?;
     Ok(Committed(committed))
+}
+
+fn record(
+    ctx: &Context<'_>,
+    workspace: &Workspace<'_>,
+    pointer: &Pointer,
+    path: Option<&RepoPath>,
+) -> Result<Pointer> {
+    let part = path.filter(|it| it.is_within(&pointer.path)).unwrap_or(&pointer.path);
+    match workspace.repo.files.stamp(part)? {
+        Some(_) => workspace.add(part, &[], ctx.progress),
+        None => workspace.record_deletion(pointer, part),
+    }
 }
 
 impl Report for Committed {

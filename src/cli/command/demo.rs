@@ -10,9 +10,9 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    cli::{Context, Report},
+    cli::{Context, Report, report::shell_word},
     error::{Doing, Error, Kind, Result},
-    fs::{self, Root, Sync},
+    fs::{self, Entry, Form, Root, Sync},
     path::RepoPath,
     sketch::{Pet, photo},
 };
@@ -77,11 +77,32 @@ fn real(ctx: &Context<'_>, path: &Path, folder: bool) -> Result<PathBuf> {
     place.ok_or_else(|| Error::not_found(format!("there is no `{}`", path.display())))
 }
 
+/// What real input is going to take on this machine.
+fn expected(drawn: u64, photos: Option<&Path>, backbone: bool) -> Result<Option<String>> {
+    let count = match photos {
+        Some(photos) => Root::open(photos)?.entries(&RepoPath::root(), &|_| false)?.iter().map(files).sum(),
+        None => drawn,
+    };
+    if photos.is_none() && !backbone {
+        return Ok(None);
+    }
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
+    let milliseconds = if backbone { 90 } else { 25 };
+    let seconds = (count * milliseconds).div_ceil(1000 * cores) + 10;
+    let how = if backbone { "through a backbone (less with ONNX Runtime)" } else { "without a backbone" };
+    Ok(Some(format!("Expect about {seconds} seconds: {count} photos {how}, on {cores} cores.")))
+}
+
+fn files(entry: &Entry) -> u64 {
+    let own = u64::from(entry.stamp.form == Form::File);
+    own + entry.children.iter().map(files).sum::<u64>()
+}
+
 impl Stage<'_, '_> {
     fn play(&self, args: &Args, photos: Option<&Path>, backbone: Option<&Path>) -> Result<Story> {
         self.tell("A pet park in Barcelona wants its camera to tell cats from dogs.");
-        if photos.is_some() || backbone.is_some() {
-            self.tell("Real photos take a minute or two for a thousand with a backbone: about 60 ms each with ONNX Runtime, 90 ms without, on each core.");
+        if let Some(expected) = expected(args.count, photos, backbone.is_some())? {
+            self.tell(&expected);
         }
         self.tell("\n1. A project: a pipeline, its parameters, a CI file, all in Git.");
         self.git(&["init", "--quiet", "-b", "main"])?;
@@ -166,10 +187,7 @@ impl Stage<'_, '_> {
     }
 
     fn shell(&self, program: &str, args: &[&str], folder: &Path) -> Result<()> {
-        let quoted: Vec<_> = args
-            .iter()
-            .map(|it| if it.contains(' ') { format!("'{it}'") } else { (*it).to_owned() })
-            .collect();
+        let quoted: Vec<_> = args.iter().map(|it| shell_word(it)).collect();
         self.tell(&format!("$ {program} {}", quoted.join(" ")));
         self.program(program.into(), args, folder)
     }
@@ -253,12 +271,12 @@ impl Stage<'_, '_> {
 }
 
 /// Copies files below `from` to `data/` of `to`.
-fn copy(from: &Root, entries: &[fs::Entry], at: &RepoPath, to: &Root) -> Result<()> {
+fn copy(from: &Root, entries: &[Entry], at: &RepoPath, to: &Root) -> Result<()> {
     for entry in entries {
         let path = at.join(&entry.name)?;
         match entry.stamp.form {
-            fs::Form::Folder => copy(from, &entry.children, &path, to)?,
-            fs::Form::File => {
+            Form::Folder => copy(from, &entry.children, &path, to)?,
+            Form::File => {
                 let target = RepoPath::from_text("data")?.join_path(&path)?;
                 to.write(&target, &from.read(&path)?, Sync::Later)?;
             }

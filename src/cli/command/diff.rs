@@ -20,9 +20,9 @@ use crate::{
     metrics::{self, At, Delta, Reader, Topic},
     path::RepoPath,
     pipeline::contents_at,
-    pointer::{Content, Pointer},
+    pointer::Content,
     remote::Wants,
-    workspace::{Change, State, Workspace, between},
+    workspace::{Change, Version, Workspace, between},
 };
 
 /// Show what differs between two versions
@@ -74,7 +74,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Differences> {
         None => repo.git.head().map(At::Commit),
     };
     let new = revisions.get(1).map_or(Ok(At::Workspace), |it| parse(&repo.git, it))?;
-    let reader = Reader::new(&repo)?;
+    let reader = Reader::new(&repo, &ctx.cwd)?;
     let delta = |topic| -> Result<Vec<Delta>> {
         let before = old.as_ref().map_or_else(|| Ok(Default::default()), |it| reader.read(topic, it))?;
         Ok(metrics::diff(&before, &reader.read(topic, &new)?))
@@ -113,7 +113,7 @@ fn data(
     old: Option<&At>,
     new: &At,
 ) -> Result<Vec<(RepoPath, Change)>> {
-    let tracked = ctx.tracked(workspace)?;
+    let tracked = ctx.tracked(workspace)?.whole()?;
     let side = |at: &At| -> Result<BTreeMap<RepoPath, Content>> {
         match at {
             At::Commit(rev) => contents_at(&workspace.repo.git, rev),
@@ -131,42 +131,17 @@ fn data(
         if in_git {
             continue;
         }
-        let edits = match (new, after.get(path)) {
-            (At::Workspace, Some(content)) => edits(ctx, workspace, path, *content)?,
-            _ => Vec::new(),
+        let version = |at: Option<&At>, side: &BTreeMap<RepoPath, Content>| {
+            let recorded = side.get(path).copied();
+            match at {
+                Some(At::Workspace) => workspace.version(path, recorded, ctx.progress),
+                _ => Ok(recorded.map(Version::Recorded)),
+            }
         };
-        let recorded = between(&workspace.repo.store, path, before.get(path), after.get(path))?;
-        found.extend(merge(recorded, edits));
+        let (old, new) = (version(old, &before)?, version(Some(new), &after)?);
+        found.extend(between(&workspace.repo.store, path, old.as_ref(), new.as_ref())?);
     }
     Ok(found)
-}
-
-/// What the workspace has done to a recorded content.
-fn edits(
-    ctx: &Context<'_>,
-    workspace: &Workspace<'_>,
-    path: &RepoPath,
-    content: Content,
-) -> Result<Vec<(RepoPath, Change)>> {
-    let item = workspace.compare(&Pointer { path: path.clone(), content }, ctx.progress)?;
-    match item.state {
-        State::Unknown => Err(crate::error::Error::not_found(item.why.unwrap_or_default())),
-        _ => Ok(item.changes),
-    }
-}
-
-/// Two changes of a path, one after the other, as one.
-fn merge(first: Vec<(RepoPath, Change)>, second: Vec<(RepoPath, Change)>) -> Vec<(RepoPath, Change)> {
-    let mut all: BTreeMap<RepoPath, Change> = first.into_iter().collect();
-    for (path, change) in second {
-        match (all.get(&path), change) {
-            (Some(Change::Added), Change::Deleted) => drop(all.remove(&path)),
-            (Some(Change::Added), _) => {}
-            (Some(Change::Deleted), _) => drop(all.insert(path, Change::Modified)),
-            _ => drop(all.insert(path, change)),
-        }
-    }
-    all.into_iter().collect()
 }
 
 impl Report for Differences {

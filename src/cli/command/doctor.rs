@@ -14,7 +14,8 @@ use crate::{
 
 /// Say what of this machine matters to mlx
 ///
-/// Which inference engine is used, which Git, which links the file system can make, how much room there is.
+/// Which inference engine is used, which Git, how much room there is and, in a repository, which links its
+/// file system can make.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  mlx doctor\n\nJSON: {\"mlx\", \"git\", \"engine\", \"library\", \"links\": [text…], \"free\", \"cache\", \"problems\": [text…]}"
@@ -27,14 +28,15 @@ pub struct Findings {
     library: Option<String>,
     links: Vec<&'static str>,
     free: Option<u64>,
-    cache: String,
+    /// None outside of a repository.
+    cache: Option<String>,
     problems: Vec<String>,
 }
 
 pub fn run(ctx: &Context<'_>, _: &Args) -> Result<Findings> {
-    let repo = ctx.repo()?;
     let mut problems = Vec::new();
-    let library = engine::locate(&repo).unwrap_or_else(|error| {
+    let repo = ctx.repo().map_err(|error| problems.push(error.full_text())).ok();
+    let library = engine::locate(repo.as_ref()).unwrap_or_else(|error| {
         problems.push(error.full_text());
         None
     });
@@ -45,13 +47,14 @@ pub fn run(ctx: &Context<'_>, _: &Args) -> Result<Findings> {
     if git.is_none() {
         problems.push("`git` is not in PATH".to_owned());
     }
-    let links = links(&repo)?;
-    let free = fs::free_space(repo.store.root().path());
+    let links = repo.as_ref().map(links).transpose()?.unwrap_or_default();
+    let cache = repo.as_ref().map(|it| it.store.root().path().to_owned());
+    let free = fs::free_space(cache.as_deref().unwrap_or(&ctx.cwd));
     if free.is_some_and(|it| it < 1_000_000_000) {
         problems.push("less than 1 GB is free where the cache lies".to_owned());
     }
     let library = library.map(|it| it.path.display().to_string());
-    let cache = repo.store.root().path().display().to_string();
+    let cache = cache.map(|it| it.display().to_string());
     Ok(Findings { git, engine, library, links, free, cache, problems })
 }
 
@@ -88,8 +91,10 @@ impl fmt::Display for Findings {
         writeln!(f, "git      {}", self.git.as_deref().unwrap_or("not found"))?;
         let library = self.library.as_ref().map(|it| format!(" ({it})")).unwrap_or_default();
         writeln!(f, "engine   {}{library}", self.engine)?;
-        writeln!(f, "links    {}", self.links.join(", "))?;
-        writeln!(f, "cache    {}", self.cache)?;
+        if let Some(cache) = &self.cache {
+            writeln!(f, "links    {}", self.links.join(", "))?;
+            writeln!(f, "cache    {cache}")?;
+        }
         writeln!(f, "free     {}", self.free.map_or_else(|| "unknown".to_owned(), bytes))?;
         self.problems.iter().try_for_each(|it| writeln!(f, "problem  {it}"))
     }

@@ -45,7 +45,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Shown> {
         Which::Metrics => Topic::Metrics,
         Which::Params => Topic::Params,
     };
-    let reader = Reader::new(&repo)?;
+    let reader = Reader::new(&repo, &ctx.cwd)?;
     let mut versions: Vec<(String, At)> = Vec::new();
     for name in &args.revisions {
         versions.push((name.clone(), parse(&repo.git, name)?));

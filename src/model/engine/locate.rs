@@ -23,20 +23,21 @@ pub struct Library {
 }
 
 /// The library to load, if there is one; one that the user names must be fit.
-pub fn locate(repo: &Repo) -> Result<Option<Library>> {
+pub fn locate(repo: Option<&Repo>) -> Result<Option<Library>> {
     let environment = std::env::var_os("ORT_DYLIB_PATH").filter(|it| !it.is_empty()).map(PathBuf::from);
     if environment.as_deref() == Some(Path::new("none")) {
         return Ok(None);
     }
-    let configured = repo.config.get("onnx.library").map(|it| PathBuf::from(it.0));
+    let is_inside = |it: &Path| repo.is_some_and(|repo| is_inside(it, repo.root()));
+    let configured = repo.and_then(|it| it.config.get("onnx.library")).map(|it| PathBuf::from(it.0));
     if let Some(path) = environment.or(configured) {
-        if is_inside(&path, repo.root()) {
+        if is_inside(&path) {
             let error = Error::new(Kind::Denied, format!("`{}` lies in the repository", path.display()));
             return Err(error.hint("a repository's own files never choose which library is loaded"));
         }
         return probe(&path).map(Some);
     }
-    let outside = folders().into_iter().filter(|it| !is_inside(it, repo.root()));
+    let outside = folders().into_iter().filter(|it| !is_inside(it));
     Ok(outside.flat_map(|it| libraries(&it)).find_map(|it| probe(&it).ok()))
 }
 

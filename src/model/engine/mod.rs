@@ -24,7 +24,7 @@ pub trait Engine {
 /// Loads a network with the best engine at hand. External data is refused: everything is in `bytes`.
 pub fn load(repo: &Repo, bytes: &[u8], input: &str, output: &str) -> Result<Box<dyn Engine>> {
     onnx::check(bytes)?;
-    match locate(repo)? {
+    match locate(Some(repo))? {
         Some(library) => Ok(Box::new(runtime::Runtime::load(&library, bytes, input, output)?)),
         None => builtin(bytes, input, output),
     }
@@ -38,5 +38,5 @@ pub fn builtin(bytes: &[u8], input: &str, output: &str) -> Result<Box<dyn Engine
 
 /// The name and version of the engine that [`load`] would take.
 pub fn id(repo: &Repo) -> Result<String> {
-    Ok(locate(repo)?.map_or_else(builtin::id, |it| runtime::id(&it)))
+    Ok(locate(Some(repo))?.map_or_else(builtin::id, |it| runtime::id(&it)))
 }
