@@ -4,9 +4,11 @@
 //! Only `repro` changes anything. Stages are commands; which of them are mlx's own, and what number
 //! their results carry, the caller says.
 
+mod check;
 mod commit;
 mod graph;
 mod inputs;
+mod leavings;
 mod lockfile;
 mod manifest;
 mod outputs;

@@ -8,7 +8,8 @@ use crate::{
     fs::{Form, Sync, lock},
     path::RepoPath,
     pipeline::{
-        LOCKFILE, MANIFEST, Pipeline, Record, Stage,
+        Pipeline, Record, Stage,
+        check::check,
         inputs::{Inputs, linked},
         plan::{Finding, Forecast},
         run_cache, runner,
@@ -79,77 +80,6 @@ pub fn repro(
     Ok((done, failure))
 }
 
-/// Refuses what can be seen to go wrong before anything runs.
-fn check(pipeline: &Pipeline<'_, '_>, order: &[String]) -> Result<()> {
-    let files = &pipeline.repo().files;
-    let lock = pipeline.lock()?;
-    for name in order {
-        let stage = &pipeline.manifest.stages[name];
-        let given =
-            stage.params.iter().filter(|it| pipeline.manifest.maker(&it.0).is_none()).cloned().collect();
-        pipeline.params(&Stage { params: given, ..stage.clone() })?;
-        for path in &stage.dependencies {
-            let made = pipeline.manifest.outputs().any(|it| path.overlaps(&it.1.path));
-            if !made {
-                let one = Stage { dependencies: vec![path.clone()], params: Vec::new(), ..stage.clone() };
-                pipeline.inputs(name, &one, &lock, &Default::default())?;
-            }
-        }
-        for out in &stage.outputs {
-            let doing = || format!("the stage `{name}` cannot make `{}`", out.path);
-            files.stamp(&out.path).doing(doing)?;
-            check_place(pipeline, name, &out.path)?;
-            // A file that Git keeps may be one that Git keeps; a folder would take others' files with it.
-            let own = |it: &RepoPath| out.role.in_git() && *it == out.path;
-            let tracked = pipeline.repo().git.tracked_within(&out.path)?.filter(|it| !own(it));
-            if let Some(file) = tracked {
-                let message = format!(
-                    "Git tracks `{file}`, and it belongs to the output `{}` of the stage `{name}`",
-                    out.path
-                );
-                return Err(
-                    Error::new(Kind::Conflict, message).hint(format!("`git rm -r --cached {}`", out.path))
-                );
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Refuses an output that would take with it what others keep there: pointers, the pipeline's own files,
-/// outputs of another pipeline.
-fn check_place(pipeline: &Pipeline<'_, '_>, name: &str, out: &RepoPath) -> Result<()> {
-    let conflict = |what: String| {
-        let message = format!("the output `{out}` of the stage `{name}` {what}");
-        Err(Error::new(Kind::Conflict, message)
-            .hint("what a stage makes lies apart from what is kept otherwise"))
-    };
-    if pipeline.folder.is_within(out) {
-        return conflict("holds the pipeline itself".to_owned());
-    }
-    for own in [MANIFEST, LOCKFILE, ".gitignore"] {
-        if pipeline.folder.join(own.as_bytes())?.is_within(out) || out.name() == own.as_bytes() {
-            return conflict(format!("is or holds `{own}`"));
-        }
-    }
-    if let Some(pointer) = pipeline.workspace.pointer_of(out)? {
-        return conflict(format!("lies in `{}`", pointer.path));
-    }
-    if let Some(inner) = pipeline.workspace.pointed()?.iter().find(|it| it.is_within(out)) {
-        return conflict(format!("holds `{inner}`, which has a pointer"));
-    }
-    let others = crate::pipeline::all(pipeline.workspace, pipeline.repo().root(), pipeline.builtins)?;
-    for other in others.iter().filter(|it| it.folder != pipeline.folder) {
-        if let Some((theirs, stage)) = other.claimed().iter().find(|it| it.0.overlaps(out)) {
-            return conflict(format!(
-                "meets the output `{theirs}` of the stage `{stage}` in `{}`",
-                other.folder
-            ));
-        }
-    }
-    Ok(())
-}
-
 impl Pipeline<'_, '_> {
     fn turn(&self, name: &str, force: bool, progress: &dyn Progress) -> Result<(Outcome, Vec<String>)> {
         let stage = &self.manifest.stages[name];
@@ -167,102 +97,6 @@ impl Pipeline<'_, '_> {
             }
             Forecast::Run => self.run(name, stage, finding, progress).map(|()| (Outcome::Ran, why)),
         }
-    }
-
-    /// A file that says something of a running stage; pipelines in other folders have stages of that name, too.
-    fn running(&self, name: &str, what: &str) -> Result<RepoPath> {
-        let folder = Digest::of(self.folder.bytes()).short();
-        RepoPath::from_text(&format!("running/{folder}-{name}{what}"))
-    }
-
-    fn mark(&self, name: &str) -> Result<RepoPath> {
-        self.running(name, "")
-    }
-
-    /// Whether a run of the stage was begun and not ended.
-    pub(super) fn is_marked(&self, name: &str) -> Result<bool> {
-        Ok(self.repo().private.stamp(&self.mark(name)?)?.is_some())
-    }
-
-    /// What a killed run left half written is moved aside, never taken for a result.
-    fn clear_leavings(&self, name: &str, stage: &Stage, progress: &dyn Progress) -> Result<()> {
-        let private = &self.repo().private;
-        let guard = self.running(name, ".lock")?;
-        let _alone = lock(private, &guard).doing(|| format!("the stage `{name}` is still ending"))?;
-        if !self.is_marked(name)? {
-            return Ok(());
-        }
-        self.set_aside(name, stage, progress)?;
-        self.bring_back(name, stage, progress);
-        private.remove(&self.mark(name)?)
-    }
-
-    /// Moves what lies at a stage's outputs to mlx's own folder and says where.
-    fn set_aside(&self, name: &str, stage: &Stage, progress: &dyn Progress) -> Result<()> {
-        let repo = self.repo();
-        let folder = RepoPath::from_text(&format!(
-            "failed/{name}-{}-{}",
-            Timestamp::now().compact(),
-            std::process::id()
-        ))?;
-        let mut moved = Vec::new();
-        for out in &stage.outputs {
-            if repo.files.stamp(&out.path)?.is_some() {
-                let moved_there =
-                    repo.files.rename_to(&out.path, &repo.private, &folder.join_path(&out.path)?);
-                if moved_there.is_ok() {
-                    moved.push(format!("`{}`", out.path));
-                } else if let Some(stored) = self.workspace.store(&out.path, progress)? {
-                    // Another file system: the store keeps it instead.
-                    progress
-                        .note(&format!("what `{name}` left of `{}` is kept as {}", out.path, stored.digest));
-                    repo.files.remove(&out.path)?;
-                }
-            }
-        }
-        if !moved.is_empty() {
-            let place = folder.on_disk(repo.private.path());
-            progress.note(&format!(
-                "what `{name}` left of {} is now in {}",
-                moved.join(", "),
-                place.display()
-            ));
-        }
-        Ok(())
-    }
-
-    /// Puts the recorded outputs back after a failure, as far as the store has them.
-    fn bring_back(&self, name: &str, stage: &Stage, progress: &dyn Progress) {
-        let Ok(lock) = self.lock() else { return };
-        let Some(record) = lock.get(name) else { return };
-        for out in &stage.outputs {
-            let content = record.outputs.get(&out.path).or_else(|| record.in_git.get(&out.path));
-            let pointer = content.map(|it| Pointer { path: out.path.clone(), content: *it });
-            if let Some(error) = pointer.and_then(|it| checkout(self.workspace, &it, false, progress).err()) {
-                progress.warn(&format!("the former `{}` is not back: {}", out.path, error.full_text()));
-            }
-        }
-    }
-
-    /// Stores what a person put where an output belongs, so that it can go.
-    fn save_edits(&self, name: &str, stage: &Stage, progress: &dyn Progress) -> Result<()> {
-        let lock = self.lock()?;
-        for out in &stage.outputs {
-            let recorded =
-                lock.get(name).and_then(|it| it.outputs.get(&out.path).or_else(|| it.in_git.get(&out.path)));
-            let Some(now) = self.workspace.content(&out.path, progress)? else { continue };
-            if Some(&now) == recorded && self.is_stored(&now) {
-                continue;
-            }
-            let stored = self.workspace.store(&out.path, progress)?.expect("it was there a moment ago");
-            if Some(&now) != recorded {
-                progress.note(&format!(
-                    "`{}` was changed by hand; that version is kept as {}",
-                    out.path, stored.digest
-                ));
-            }
-        }
-        Ok(())
     }
 
     fn restore(&self, name: &str, stage: &Stage, finding: Finding, progress: &dyn Progress) -> Result<()> {

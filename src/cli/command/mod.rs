@@ -19,6 +19,7 @@ mod repro;
 mod show;
 mod status;
 mod transfer;
+mod version;
 
 use std::process::ExitCode;
 
@@ -97,11 +98,11 @@ fn model_command(ctx: &Context<'_>, ui: &Ui, command: &model::Command) -> Result
         Model::Train(args) => ui.show(&model::train(ctx, args)?),
         Model::Evaluate(args) => ui.show(&model::evaluate(ctx, args)?),
         Model::Package(args) => ui.show(&model::package(ctx, args)?),
-        Model::Register(args) => ui.show(&model::register(ctx, args)?),
-        Model::List { model } => ui.show(&model::list(ctx, model.as_deref())?),
-        Model::Show { version } => ui.show(&model::show(ctx, version)?),
+        Model::Register(args) => ui.show(&version::register(ctx, args)?),
+        Model::List { model } => ui.show(&version::list(ctx, model.as_deref())?),
+        Model::Show { version } => ui.show(&version::show(ctx, version)?),
         Model::Get { version, out, remote } => {
-            ui.show(&model::get(ctx, version, out.as_ref(), remote.as_deref())?)
+            ui.show(&version::get(ctx, version, out.as_ref(), remote.as_deref())?)
         }
     })
 }
