@@ -48,6 +48,9 @@ pub mod metrics;
 // A trained model as a thing: split, features, train, evaluate, package, register.
 pub mod model;
 
+// A model in use: asked over HTTP, answering in batches.
+pub mod deploy;
+
 // Where a thing came from.
 pub mod lineage;
 

@@ -4,6 +4,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests are the user: they write files as users do")]
 
 mod sandbox;
+mod serve;
 
 mod cli;
 mod faults;

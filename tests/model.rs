@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::sandbox::{Sandbox, ended, say_skipped, skip, snapshot};
 
 /// A project from the template, with drawn photos.
-fn park(count: u64) -> Sandbox {
+pub fn park(count: u64) -> Sandbox {
     let sandbox = Sandbox::bare();
     sandbox.git("init -q -b main");
     sandbox.ok("init --template pets");
@@ -197,9 +197,9 @@ fn too_few_photos_are_refused_by_name() {
 }
 
 /// ONNX Runtime in Python, if it is there: `MLX_PYTHON` names an interpreter that has it.
-fn python() -> Option<String> {
+pub fn python(modules: &str) -> Option<String> {
     let name = std::env::var("MLX_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-    let asked = Command::new(&name).args(["-c", "import onnxruntime, numpy"]).output();
+    let asked = Command::new(&name).args(["-c", &format!("import {modules}")]).output();
     asked.is_ok_and(|it| it.status.success()).then_some(name)
 }
 
@@ -248,7 +248,7 @@ fn compare(python: &str, model: &Path, photos: &Path, side: u32) {
 
 #[test]
 fn plain_onnx_runtime_gives_the_same_probabilities() {
-    let Some(python) = python() else {
+    let Some(python) = python("onnxruntime, numpy") else {
         return skip(
             "plain_onnx_runtime_gives_the_same_probabilities",
             "no Python with onnxruntime and numpy (MLX_PYTHON)",
@@ -271,7 +271,7 @@ fn real_photos_and_a_real_backbone_reach_97_percent() {
     let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.root());
     command.args(["demo", "park", "--photos"]).arg(&photos).arg("--backbone").arg(&backbone);
     // The fast engine where Python has it, else the built-in one.
-    match python() {
+    match python("onnxruntime, numpy") {
         Some(python) => {
             let find = "import onnxruntime, glob, os; print(glob.glob(os.path.dirname(onnxruntime.__file__) + '/capi/libonnxruntime.so*')[0])";
             let library = ended(Command::new(&python).args(["-c", find]).output().unwrap()).out;
@@ -287,7 +287,7 @@ fn real_photos_and_a_real_backbone_reach_97_percent() {
     let metrics = sandbox.at(&park).json("show metrics pets@v0.1.0");
     let accuracy = &metrics["pets@v0.1.0"]["metrics/test.json"]["accuracy"];
     assert!(accuracy.as_f64().unwrap() >= 0.97, "{metrics}");
-    if let Some(python) = python() {
+    if let Some(python) = python("onnxruntime, numpy") {
         compare(&python, &sandbox.root().join("park/models/pets/model.onnx"), &photos, 224);
     }
 }

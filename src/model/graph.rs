@@ -19,6 +19,8 @@ pub const INPUT: &str = "pixels";
 pub const FEATURES: &str = "mlx_features";
 /// One row a picture, one column a class.
 pub const OUTPUT: &str = "probabilities";
+/// Probabilities and, behind them, features.
+pub const BOTH: &str = "mlx_shown";
 const PREFIX: &str = "mlx_";
 /// IR and operator set of networks of our own.
 const VERSIONS: (i64, i64) = (8, 13);
@@ -135,6 +137,17 @@ pub fn with_head(mut model: Model, head: &Head) -> Result<Model> {
     model.producer_name = Some("mlx".to_owned());
     model.producer_version = Some(env!("CARGO_PKG_VERSION").to_owned());
     Ok(model)
+}
+
+/// A packaged network that shows in one output, [`BOTH`], its probabilities and, behind them, the features
+/// they came from; a network that was not made here shows its probabilities alone.
+pub fn with_features(mut model: Model) -> Model {
+    let Some(graph) = model.graph.as_mut() else { return model };
+    let makes = |name: &str| graph.node.iter().any(|it| it.output.iter().any(|it| it == name));
+    let parts: &[&str] = if makes(FEATURES) { &[OUTPUT, FEATURES] } else { &[OUTPUT] };
+    graph.node.push(Node::new("Concat", parts, BOTH, vec![Attribute::int("axis", 1)]));
+    graph.output = vec![Value::floats(BOTH, &[Err("batch"), Err("both")])];
+    model
 }
 
 /// A network of our own from nodes and tensors: pixels in, features out.

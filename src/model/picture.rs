@@ -15,6 +15,16 @@ const LARGEST_SIDE: u32 = 16_384;
 const THINNEST: u32 = 32;
 const LARGEST_MEMORY: u64 = 512 << 20;
 
+/// How many pixels a picture claims to have; nothing is decoded.
+pub fn pixels(bytes: &[u8]) -> Result<u64> {
+    let wrong = |it: image::ImageError| Error::new(Kind::Corrupt, format!("it cannot be decoded: {it}"));
+    let reader = ImageReader::new(Cursor::new(bytes))
+        .with_guessed_format()
+        .map_err(|it| Error::new(Kind::Corrupt, "it cannot be read").because(it))?;
+    let (width, height) = reader.into_dimensions().map_err(wrong)?;
+    Ok(u64::from(width) * u64::from(height))
+}
+
 /// Decodes a picture, turned as its camera says.
 pub fn decode(bytes: &[u8]) -> Result<DynamicImage> {
     let wrong = |it: image::ImageError| Error::new(Kind::Corrupt, format!("it cannot be decoded: {it}"));

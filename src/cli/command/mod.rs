@@ -16,6 +16,7 @@ mod log;
 mod model;
 mod remote;
 mod repro;
+mod serve;
 mod show;
 mod status;
 mod transfer;
@@ -55,6 +56,7 @@ pub enum Command {
     Model(model::Command),
     Log(log::Args),
     Lineage(lineage::Args),
+    Serve(serve::Args),
     Demo(demo::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
@@ -85,6 +87,7 @@ impl Command {
             Self::Doctor(args) => ui.show(&doctor::run(ctx, args)?),
             Self::Log(args) => ui.show(&log::run(ctx, args)?),
             Self::Lineage(args) => ui.show(&lineage::run(ctx, args)?),
+            Self::Serve(args) => ui.show(&serve::run(ctx, args)?),
             Self::Completions(args) => ui.show(&completions::run(args)),
             Self::Guard(args) => guard::run(args)?,
         })

@@ -105,16 +105,22 @@ pub fn show(ctx: &Context<'_>, version: &str) -> Result<One> {
     registry::require(&ctx.repo()?.git, version).map(One)
 }
 
+/// Sees to it that a version's package is in the store.
+pub fn bring(ctx: &Context<'_>, repo: &Repo, version: &Version, remote: Option<&str>) -> Result<()> {
+    let (mut pages, mut contents) = Default::default();
+    let read = store::reachable(&repo.store, &version.package.digest, &mut pages, &mut contents);
+    if read.is_ok() && contents.keys().all(|it| repo.store.contains(it)) {
+        return Ok(());
+    }
+    let wants = Wants { contents: vec![(version.path.clone(), version.package)], runs: Vec::new() };
+    let remote = Remote::open(&repo.config.remote(remote)?, Access::Read)?;
+    fetch(repo, &remote, &wants, Depth::Everything, ctx.progress).map(drop)
+}
+
 pub fn get(ctx: &Context<'_>, version: &str, out: Option<&PathBuf>, remote: Option<&str>) -> Result<Got> {
     let repo = ctx.repo()?;
     let version = registry::require(&repo.git, version)?;
-    let wants = Wants { contents: vec![(version.path.clone(), version.package)], runs: Vec::new() };
-    let (mut pages, mut contents) = Default::default();
-    let read = store::reachable(&repo.store, &version.package.digest, &mut pages, &mut contents);
-    if read.is_err() || !contents.keys().all(|it| repo.store.contains(it)) {
-        let remote = Remote::open(&repo.config.remote(remote)?, Access::Read)?;
-        fetch(&repo, &remote, &wants, Depth::Everything, ctx.progress)?;
-    }
+    bring(ctx, &repo, &version, remote)?;
     let out = out.cloned().unwrap_or_else(|| PathBuf::from(version.name()));
     let place = ctx.cwd.join(&out);
     if fs::is_file(&place) || !fs::names(&place).is_empty() {

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// A network, loaded.
-pub trait Engine {
+pub trait Engine: Send {
     /// Runs one batch: `planes` is N×3×`side`×`side`; the named output, N×D, row by row.
     fn run(&mut self, planes: &[f32], side: usize) -> Result<Vec<f32>>;
 

@@ -1,0 +1,138 @@
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    cli::{Context, Report, command::version::bring, report::count},
+    deploy::{Limits, Options, Served, Service, serve},
+    error::{Error, Result},
+    fs,
+    model::registry,
+};
+
+/// Answer requests with a registered version
+///
+/// REST of the Open Inference Protocol V2 with its binary extension for tensors, `POST /classify` for a JPEG or
+/// PNG, `/metrics` for Prometheus, `/` for a person. Requests that come together are run together. SIGTERM and
+/// Ctrl-C stop it after everything it took is answered. A bearer token comes from `MLX_TOKEN` or `--token-file`;
+/// without one it answers on a loopback address alone.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  mlx serve pets@v0.1.0 --env test\n  mlx serve pets --port 9000 --batch 16 --wait 5\n\n\
+JSON: {\"version\", \"environment\", \"address\", \"answers\": {STATUS: count}}"
+)]
+pub struct Args {
+    /// `pets@v0.1.0`; the newest of `pets` without a number
+    version: String,
+    /// The environment it serves in
+    #[arg(long, default_value = "test")]
+    env: String,
+    /// The address to listen at
+    #[arg(long, default_value = "127.0.0.1")]
+    host: IpAddr,
+    /// The port; 0 for any that is free
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// A file whose first line is the token to ask for
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Let everybody ask, whatever the address
+    #[arg(long)]
+    no_auth: bool,
+    /// Pictures run at once, at most
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    batch: u16,
+    /// Milliseconds that the first of a batch waits for others
+    #[arg(long, default_value_t = 2)]
+    wait: u64,
+    /// Requests that may wait; more are refused with 503
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..))]
+    queue: u16,
+    /// Seconds until a request is given up
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    deadline: u64,
+    /// Megabytes of one request
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    largest: u16,
+    /// Million pixels of one picture
+    #[arg(long, default_value_t = 50)]
+    pixels: u64,
+    /// Where the package comes from, if it is not here
+    #[arg(long)]
+    remote: Option<String>,
+}
+
+pub struct Ended {
+    version: String,
+    environment: String,
+    address: SocketAddr,
+    answers: std::collections::BTreeMap<u32, u64>,
+}
+
+pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Ended> {
+    let repo = ctx.repo()?;
+    let token = token(ctx, args)?;
+    let version = registry::require(&repo.git, &args.version)?;
+    bring(ctx, &repo, &version, args.remote.as_deref())?;
+    let limits =
+        Limits { batch: args.batch.into(), wait: Duration::from_millis(args.wait), queue: args.queue.into() };
+    let served = Served::load(&repo, &version, limits)?;
+    let largest = usize::from(args.largest) << 20;
+    let options = Options {
+        environment: args.env.clone(),
+        address: (args.host, args.port).into(),
+        token,
+        deadline: Duration::from_secs(args.deadline),
+        largest_body: largest,
+        bodies: largest.max(256 << 20),
+        pixels: args.pixels * 1_000_000,
+        connections: 1024,
+    };
+    let service = Service::new(served, options);
+    let mut address = service.options.address;
+    serve(&service, |bound| {
+        address = bound;
+        let (name, engine) = (version.name(), &service.live().engine);
+        ctx.progress.note(&format!("serving {name} in {} at http://{bound} with {engine}", args.env));
+    })?;
+    let environment = args.env.clone();
+    Ok(Ended { version: version.name(), environment, address, answers: service.counters.answers() })
+}
+
+/// The token to ask for; none is fine where only this machine can ask.
+fn token(ctx: &Context<'_>, args: &Args) -> Result<Option<String>> {
+    let given = match &args.token_file {
+        Some(file) => Some(String::from_utf8_lossy(&fs::read_outside(&ctx.cwd.join(file))?).into_owned()),
+        None => std::env::var("MLX_TOKEN").ok(),
+    };
+    let token =
+        given.and_then(|it| it.lines().next().map(|it| it.trim().to_owned())).filter(|it| !it.is_empty());
+    if token.is_none() && args.token_file.is_some() {
+        return Err(Error::usage("the token's file is empty"));
+    }
+    if token.is_none() && !args.host.is_loopback() && !args.no_auth {
+        let error = Error::usage(format!("at {} anybody could ask", args.host));
+        return Err(error.hint("give a token in MLX_TOKEN or --token-file, or say --no-auth"));
+    }
+    Ok(token)
+}
+
+impl Report for Ended {
+    fn json(&self) -> Value {
+        let answers: serde_json::Map<_, _> =
+            self.answers.iter().map(|(code, count)| (code.to_string(), json!(count))).collect();
+        json!({"version": self.version, "environment": self.environment,
+            "address": self.address.to_string(), "answers": answers})
+    }
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} gave {}", self.version, count(self.answers.values().sum(), "answer"))
+    }
+}

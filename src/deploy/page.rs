@@ -1,0 +1,56 @@
+//! The status page, for a person who wants to know whether all is well.
+
+use crate::deploy::Served;
+
+/// What the page tells.
+pub struct View<'v> {
+    pub served: &'v Served,
+    pub environment: &'v str,
+    pub address: String,
+    pub ready: bool,
+    /// Seconds.
+    pub age: u64,
+    /// `12 with 200`
+    pub answers: Vec<String>,
+}
+
+const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:42em;margin:3em auto;padding:0 1em;\
+color:#222;background:#fff}h1{font-size:1.5em}td{padding:.2em 1.5em .2em 0;vertical-align:top}\
+td:first-child{color:#666}code{background:#f2f2f2;padding:.1em .3em;border-radius:3px;word-break:break-all}\
+.dot{display:inline-block;width:.7em;height:.7em;border-radius:50%;margin-right:.5em}";
+
+/// One page, no scripts, made anew every five seconds.
+pub fn status(view: &View<'_>) -> String {
+    let served = view.served;
+    let (color, word) = if view.ready { ("#2a2", "ready") } else { ("#c60", "stopping") };
+    let rows = [
+        ("environment", escape(view.environment)),
+        ("model", format!("{} {}", escape(&served.model), escape(&served.number))),
+        ("package", format!("<code>{}</code>", served.package)),
+        ("classes", escape(&served.description.classes.join(", "))),
+        ("engine", escape(&served.engine)),
+        ("up for", format!("{} s", view.age)),
+        ("waiting", served.batcher.waiting().to_string()),
+        ("answers", view.answers.join(", ")),
+    ];
+    let rows: String =
+        rows.iter().map(|(name, value)| format!("<tr><td>{name}<td>{value}")).collect::<Vec<_>>().join("\n");
+    format!(
+        "<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content=5>\
+<meta name=viewport content='width=device-width'><title>{model}: {word}</title><style>{STYLE}</style>\
+<h1><span class=dot style='background:{color}'></span>{model} is {word}</h1><table>{rows}</table>\
+<p>Ask: <code>curl --data-binary @photo.jpg http://{address}/classify</code>, or <code>/v2/models/{model}/infer</code>. \
+Numbers for Prometheus: <a href=/metrics>/metrics</a>.",
+        model = escape(&served.model),
+        address = view.address,
+    )
+}
+
+/// Text that stays text in HTML.
+pub fn escape(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+        .replace('\'', "&#39;")
+}

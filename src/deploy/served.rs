@@ -1,0 +1,124 @@
+//! A package, ready to answer.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::{
+    deploy::batch::{Batcher, Limits},
+    digest::Digest,
+    error::{Doing, Error, Kind, Result},
+    model::{
+        engine, graph, onnx,
+        package::{self, Description},
+        picture,
+        registry::Version,
+        settings::Backbone,
+    },
+    path::RepoPath,
+    repo::Repo,
+    store,
+};
+
+/// A version with its network, running.
+pub struct Served {
+    /// `pets`
+    pub model: String,
+    /// `v0.1.0`
+    pub number: String,
+    pub package: Digest,
+    pub description: Description,
+    pub engine: String,
+    pub batcher: Batcher,
+}
+
+/// What a model says of one picture.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Answer {
+    pub class: String,
+    pub probability: f32,
+    /// By class, in the package's order.
+    pub scores: Vec<f32>,
+    /// What the head saw; empty where the network does not show it.
+    #[serde(skip)]
+    pub features: Vec<f32>,
+}
+
+impl Served {
+    /// Loads a package from the store, and runs its network once.
+    pub fn load(repo: &Repo, version: &Version, limits: Limits) -> Result<Arc<Self>> {
+        let name = version.name();
+        let doing = || format!("cannot serve `{name}`");
+        let description =
+            package::parse(&format!("{name}/model.toml"), &read(repo, version, "model.toml").doing(doing)?)?;
+        let network = read(repo, version, "model.onnx").doing(doing)?;
+        let network = graph::encode(&graph::with_features(onnx::parse(&network)?));
+        let mut engine = engine::load(repo, &network, &description.input.name, graph::BOTH).doing(doing)?;
+        let side = description.input.crop as usize;
+        let found = engine.run(&vec![0.0; 3 * side * side], side).doing(doing)?;
+        if found.len() < description.classes.len() || found.iter().any(|it| !it.is_finite()) {
+            return Err(Error::corrupt(format!("`{name}` gives no probabilities for a black picture")));
+        }
+        let id = engine.id();
+        let batcher = Batcher::start(engine, side, limits)?;
+        Ok(Arc::new(Self {
+            model: version.model.clone(),
+            number: version.number.to_string(),
+            package: version.package.digest,
+            description,
+            engine: id,
+            batcher,
+        }))
+    }
+
+    /// Planes of one picture, as the network takes them.
+    pub fn planes(&self, bytes: &[u8]) -> Result<Vec<f32>> {
+        let input = &self.description.input;
+        let settings =
+            Backbone { resize: input.resize, crop: input.crop, filter: input.filter, ..Backbone::default() };
+        Ok(picture::planes(&picture::decode(bytes)?, &settings))
+    }
+
+    /// Values of one planes' set.
+    pub fn values(&self) -> usize {
+        let side = self.description.input.crop as usize;
+        3 * side * side
+    }
+
+    /// Splits what the network gave into answers, one a picture.
+    pub fn answers(&self, values: &[f32], rows: usize) -> Result<Vec<Answer>> {
+        if rows == 0 {
+            return Ok(Vec::new());
+        }
+        let classes = &self.description.classes;
+        let answer = |row: &[f32]| {
+            let (scores, features) = row.split_at(classes.len());
+            let mut best = 0;
+            for at in 1..scores.len() {
+                if scores[at] > scores[best] {
+                    best = at;
+                }
+            }
+            if scores.iter().any(|it| !it.is_finite()) {
+                return Err(Error::new(
+                    Kind::Usage,
+                    "the network gives no finite probabilities for this input",
+                ));
+            }
+            Ok(Answer {
+                class: classes[best].clone(),
+                probability: scores[best],
+                scores: scores.to_vec(),
+                features: features.to_vec(),
+            })
+        };
+        values.chunks(values.len() / rows).map(answer).collect()
+    }
+}
+
+fn read(repo: &Repo, version: &Version, name: &str) -> Result<Vec<u8>> {
+    let entry = store::file_at(&repo.store, &version.package.digest, &RepoPath::from_text(name)?)?;
+    let entry =
+        entry.ok_or_else(|| Error::corrupt(format!("the package `{}` has no {name}", version.path)))?;
+    repo.store.read(&entry.digest)
+}
