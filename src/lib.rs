@@ -45,6 +45,9 @@ pub mod pipeline;
 // Numbers a run leaves behind, and how versions differ.
 pub mod metrics;
 
+// What a model was asked and answered.
+pub mod traffic;
+
 // A trained model as a thing: split, features, train, evaluate, package, register.
 pub mod model;
 
