@@ -33,6 +33,9 @@ pub mod store;
 // Where it is kept: discovery and configuration.
 pub mod repo;
 
+// The events that no commit tells, as commits of their own.
+pub mod ledger;
+
 // Content to other machines. Owns the one async runtime and shows plain functions.
 pub mod remote;
 
@@ -51,10 +54,17 @@ pub mod traffic;
 // A trained model as a thing: split, features, train, evaluate, package, register.
 pub mod model;
 
+// What a version must meet, and who may say so.
+pub mod policy;
+
+// Who may serve where: approvals and releases, as tags.
+pub mod release;
+
 // A model in use: asked over HTTP, answering in batches.
 pub mod deploy;
 
-// Where a thing came from.
+// Where a thing came from; who did what.
+pub mod audit;
 pub mod lineage;
 
 // The pet park's photos, drawn.

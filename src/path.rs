@@ -54,6 +54,11 @@ impl RepoPath {
         rest.try_fold(Self::root(), |path, name| path.join(name.as_bytes()))
     }
 
+    /// A file in mlx's own folder, as Git knows it; below the root of files no path leads there.
+    pub fn of_mlx(name: &'static str) -> Self {
+        Self([b".mlx/", name.as_bytes()].concat())
+    }
+
     /// Checks bytes that somebody else wrote: a tree, a Git path.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         if bytes.is_empty() {

@@ -10,6 +10,7 @@ mod cli;
 mod faults;
 mod hostile;
 mod model;
+mod release;
 mod remote;
 mod repro;
 mod s3;

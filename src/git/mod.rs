@@ -5,11 +5,17 @@
 
 mod history;
 mod ignore;
+mod sign;
 mod tags;
+mod upstream;
+mod write;
 
 pub use self::{
     history::{BlobId, Commit, Places},
+    sign::{Key, Signer},
     tags::Tag,
+    upstream::{Listing, Pushed, Upstream},
+    write::Single,
 };
 
 use std::{

@@ -12,6 +12,8 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Tag {
     pub name: String,
+    /// The object's id, 40 hex digits.
+    pub id: String,
     pub rev: Rev,
     pub message: String,
     pub tagger: String,
@@ -36,14 +38,23 @@ impl Git {
         Ok(tags)
     }
 
+    /// The object that a tag's name stands for, annotated or not.
+    pub fn tag_id(&self, name: &str) -> Result<Option<String>> {
+        let doing = || format!("cannot read the tag `{name}`");
+        let found = ours(self.repo.try_find_reference(&format!("refs/tags/{name}")), doing)?;
+        Ok(found.and_then(|it| Some(it.try_id()?.to_string())))
+    }
+
     fn read_tag(&self, name: String, reference: &gix::Reference<'_>) -> Option<Tag> {
-        let tag = self.repo.find_tag(reference.try_id()?.detach()).ok()?;
+        let id = reference.try_id()?.detach();
+        let tag = self.repo.find_tag(id).ok()?;
         let decoded = tag.decode().ok()?;
         let tagger = tag.tagger().ok()??;
         if decoded.target_kind != ObjectKind::Commit || decoded.name != name.as_str() {
             return None;
         }
         Some(Tag {
+            id: id.to_string(),
             rev: Rev(tag.target_id().ok()?.detach()),
             message: decoded.message.to_string(),
             tagger: format!("{} <{}>", tagger.name, tagger.email),

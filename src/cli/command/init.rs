@@ -32,6 +32,7 @@ pub const TEMPLATES: [(&str, &[(&str, &str)]); 1] = [(
             ".github/workflows/mlx.yml",
             include_str!("../../../.mlops-template/pets/.github/workflows/mlx.yml"),
         ),
+        (".mlx/policy.toml", include_str!("../../../.mlops-template/pets/.mlx/policy.toml")),
         ("README.md", include_str!("../../../.mlops-template/pets/README.md")),
         ("mlx.toml", include_str!("../../../.mlops-template/pets/mlx.toml")),
         ("params.toml", include_str!("../../../.mlops-template/pets/params.toml")),
@@ -50,6 +51,13 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Initialized> {
     let repo = Repo::init(&ctx.cwd)?;
     let mut written = Vec::new();
     for (name, text) in template {
+        if let Some(own) = name.strip_prefix(".mlx/") {
+            let (root, path) = (repo.folder()?, RepoPath::from_text(own)?);
+            if root.stamp(&path)?.is_none() {
+                root.write(&path, text.as_bytes(), Sync::Yes)?;
+            }
+            continue;
+        }
         let path = folder.join_path(&RepoPath::from_text(name)?)?;
         if repo.files.stamp(&path)?.is_none() {
             repo.files.write(&path, text.as_bytes(), Sync::Yes)?;

@@ -1,6 +1,8 @@
 //! One file per command: its `Args`, its `run`, and the report it returns.
 
 mod add;
+mod approve;
+mod audit;
 mod checkout;
 mod commit;
 mod completions;
@@ -9,11 +11,13 @@ mod data;
 mod demo;
 mod diff;
 mod doctor;
+mod evidence;
 mod guard;
 mod init;
 mod lineage;
 mod log;
 mod model;
+mod release;
 mod remote;
 mod repro;
 mod serve;
@@ -57,6 +61,11 @@ pub enum Command {
     Log(log::Args),
     Lineage(lineage::Args),
     Serve(serve::Args),
+    Approve(approve::ApproveArgs),
+    Reject(approve::RejectArgs),
+    Release(release::ReleaseArgs),
+    Rollback(release::RollbackArgs),
+    Audit(audit::Args),
     Demo(demo::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
@@ -88,6 +97,11 @@ impl Command {
             Self::Log(args) => ui.show(&log::run(ctx, args)?),
             Self::Lineage(args) => ui.show(&lineage::run(ctx, args)?),
             Self::Serve(args) => ui.show(&serve::run(ctx, args)?),
+            Self::Approve(args) => ui.show(&approve::approve(ctx, args)?),
+            Self::Reject(args) => ui.show(&approve::reject(ctx, args)?),
+            Self::Release(args) => ui.show(&release::release(ctx, args)?),
+            Self::Rollback(args) => ui.show(&release::run_rollback(ctx, args)?),
+            Self::Audit(args) => ui.show(&audit::run(ctx, args)?),
             Self::Completions(args) => ui.show(&completions::run(args)),
             Self::Guard(args) => guard::run(args)?,
         })

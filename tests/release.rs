@@ -1,0 +1,439 @@
+//! Approvals and releases: tags and a chain of events, pushed or not in force.
+
+use std::{fs, path::Path, process::Command, thread, time::Duration};
+
+use serde_json::{Value, json};
+
+use crate::{
+    model::park,
+    sandbox::{Elsewhere, Sandbox, ended},
+};
+
+const QA: &str = "--env production --as qa@park.example";
+
+/// A registered model, `pets@v0.1.0`, with a policy in HEAD.
+fn registered() -> Sandbox {
+    let sandbox = park(20);
+    sandbox.ok("add data");
+    sandbox.ok("repro");
+    let remote = sandbox.root().join("objects");
+    fs::create_dir(&remote).unwrap();
+    sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
+    sandbox.commit("first");
+    sandbox.ok("model register pets");
+    sandbox
+}
+
+/// Another version of the same model.
+fn another(sandbox: &Sandbox, strength: &str) {
+    let params = sandbox.read("params.toml");
+    let start = params.find("strengths = [").unwrap();
+    let end = start + params[start..].find(']').unwrap();
+    sandbox.write("params.toml", format!("{}strengths = [{strength}{}", &params[..start], &params[end..]));
+    sandbox.ok("repro");
+    sandbox.commit("next");
+    sandbox.ok("model register pets");
+}
+
+/// What an application test writes, as far as a release asks for it.
+fn report(sandbox: &Sandbox, version: &str, accuracy: f64) -> String {
+    let package = sandbox.json(&format!("model show {version}"))["package"].clone();
+    let rows = json!({"cat": accuracy, "dog": accuracy});
+    let value = json!({"format": 1, "version": version, "package": package["digest"].as_str().map_or(package.clone(), Value::from),
+        "accuracy": accuracy, "precision": rows, "recall": rows, "latency": {"p99": 12.5},
+        "checks": [{"name": "same answers", "passed": true}]});
+    let path = sandbox.root().join(format!("report-{version}-{accuracy}.json"));
+    fs::write(&path, value.to_string()).unwrap();
+    path.display().to_string()
+}
+
+fn approve(sandbox: &Sandbox, version: &str) {
+    sandbox.ok(&format!("approve {version} --report {} {QA}", report(sandbox, version, 0.95)));
+}
+
+/// A bare repository that everybody pushes to.
+fn share(sandbox: &Sandbox) {
+    let hub = sandbox.root().join("hub.git");
+    sandbox.git(&format!("init -q --bare -b main {}", hub.display()));
+    sandbox.git(&format!("remote add origin {}", hub.display()));
+    sandbox.git("push -q -u origin main");
+    sandbox.git("push -q --tags origin");
+    sandbox.ok("push");
+}
+
+fn colleague<'s>(sandbox: &'s Sandbox, name: &str) -> Elsewhere<'s> {
+    let folder = sandbox.root().join(name);
+    sandbox.git(&format!("clone -q {} {}", sandbox.root().join("hub.git").display(), folder.display()));
+    sandbox.at(&folder)
+}
+
+#[test]
+fn a_version_is_approved_released_and_taken_back() {
+    let sandbox = registered();
+    let refused = sandbox.mlx("release pets@v0.1.0 --env production");
+    assert_eq!(refused.code, 10, "{}", refused.err);
+    assert!(
+        refused.out.contains("CLOSED") && refused.out.contains("may not serve in production"),
+        "{}",
+        refused.out
+    );
+    let said =
+        sandbox.ok(&format!("approve pets@v0.1.0 --report {} {QA}", report(&sandbox, "pets@v0.1.0", 0.95)));
+    assert!(
+        said.contains("names are claims") && said.contains("tag mlx/approve/pets@v0.1.0/production/1"),
+        "{said}"
+    );
+    let released = sandbox.json("release pets@v0.1.0 --env production");
+    assert_eq!((&released["released"], &released["tag"]), (&json!(true), &json!("pets#production#1")));
+    assert!(
+        sandbox.fails("release pets@v0.1.0 --env production", 4).contains("serves in production already")
+    );
+
+    another(&sandbox, "0.5");
+    approve(&sandbox, "pets@v0.2.0");
+    assert_eq!(sandbox.json("release pets@v0.2.0 --env production --why better")["tag"], "pets#production#2");
+    let back = sandbox.json("rollback --env production --why 'worse at night'");
+    assert_eq!((&back["version"], &back["tag"]), (&json!("pets@v0.1.0"), &json!("pets#production#3")));
+    assert!(
+        sandbox.fails("rollback --env production", 3).contains("no version served in `production` before")
+    );
+
+    let message = sandbox.git("tag -l --format=%(contents) pets#production#2");
+    let package = &sandbox.json("model show pets@v0.2.0")["package"];
+    for part in [
+        "previous = \"pets#production#1\"",
+        "version = \"pets@v0.2.0\"",
+        "approvals = [\"mlx/approve/pets@v0.2.0/production/1\"]",
+        "why = \"better\"",
+        "policy = \"b3:",
+        "audit = \"",
+        package["digest"].as_str().unwrap_or_else(|| package.as_str().unwrap()),
+    ] {
+        assert!(message.contains(part), "{part}\n{message}");
+    }
+    let rows = sandbox.json("audit");
+    let what: Vec<&str> =
+        rows["rows"].as_array().unwrap().iter().map(|it| it["what"].as_str().unwrap()).collect();
+    for word in ["ingested", "trained", "tested", "registered", "approved", "released", "rolled back"] {
+        assert!(what.contains(&word), "{word}: {rows}");
+    }
+    let sound = sandbox.json("audit --verify");
+    assert_eq!(sound, json!({"sound": true, "events": 5, "tags": 5, "findings": []}));
+}
+
+#[test]
+fn a_rejection_stands_until_the_same_person_approves() {
+    let sandbox = registered();
+    approve(&sandbox, "pets@v0.1.0");
+    sandbox.ok(&format!("reject pets@v0.1.0 {QA} --why puppies"));
+    let refused = sandbox.json("release pets@v0.1.0 --env production");
+    assert_eq!(refused["released"], false);
+    assert_eq!(
+        refused["gates"][1],
+        json!({"gate": "rejections", "asked": "none", "found": "qa@park.example", "open": false})
+    );
+    approve(&sandbox, "pets@v0.1.0");
+    assert_eq!(sandbox.json("release pets@v0.1.0 --env production")["released"], true);
+    // Back to a version that was rejected since there is no way.
+    another(&sandbox, "0.5");
+    approve(&sandbox, "pets@v0.2.0");
+    sandbox.ok("release pets@v0.2.0 --env production");
+    sandbox.ok(&format!("reject pets@v0.1.0 {QA} --why kittens"));
+    assert!(
+        sandbox
+            .fails("rollback --env production", 6)
+            .contains("`pets@v0.1.0` was rejected by qa@park.example")
+    );
+}
+
+#[test]
+fn what_is_wrong_is_named_and_nothing_changes() {
+    let sandbox = registered();
+    another(&sandbox, "0.5");
+    let good = report(&sandbox, "pets@v0.1.0", 0.95);
+    let poor = report(&sandbox, "pets@v0.1.0", 0.5);
+    let other = report(&sandbox, "pets@v0.2.0", 0.95);
+    fs::write(sandbox.root().join("junk"), "{}").unwrap();
+    let junk = sandbox.root().join("junk").display().to_string();
+    let before = sandbox.git("for-each-ref");
+    for (args, code, says) in [
+        (
+            format!("approve pets@v9.0.0 --report {good} {QA}"),
+            3,
+            "there is no registered version `pets@v9.0.0`",
+        ),
+        (format!("approve pets --report {good} {QA}"), 2, "`pets` names no version"),
+        (
+            format!("approve pets@v0.1.0 --report {good} --env moon --as qa@park.example"),
+            3,
+            "the policy knows no environment `moon`",
+        ),
+        (
+            format!("approve pets@v0.1.0 --report {good} --env production --as eve@x"),
+            6,
+            "does not list `eve@x` as approver",
+        ),
+        (format!("approve pets@v0.1.0 --report {other} {QA}"), 4, "this is a report of pets@v0.2.0"),
+        (format!("approve pets@v0.1.0 --report {junk} {QA}"), 5, "this is no report of an application test"),
+        (format!("approve pets@v0.1.0 --report /nowhere {QA}"), 3, "cannot read `/nowhere`"),
+        (format!("reject pets@v0.1.0 {QA} --why ' '"), 2, "a rejection needs a reason"),
+        ("release pets@v9.0.0 --env production".into(), 3, "there is no registered version"),
+        ("release pets@v0.1.0 --env moon".into(), 3, "knows no environment `moon`"),
+        ("rollback --env production".into(), 3, "nothing was released in `production`"),
+    ] {
+        let error = sandbox.fails(&args, code);
+        assert!(
+            error.contains(says) && error.contains("hint: ") || code == 3 && error.contains(says),
+            "{args}: {error}"
+        );
+    }
+    assert_eq!(sandbox.git("for-each-ref"), before);
+    // A report below the limits can be signed off by a person, and still opens no gate.
+    let said = sandbox.ok(&format!("approve pets@v0.1.0 --report {poor} {QA}"));
+    assert!(said.contains("not enough for a release"), "{said}");
+    assert_eq!(sandbox.mlx("release pets@v0.1.0 --env production").code, 10);
+    // A policy in the workspace alone, or one that is misspelt, is none.
+    let policy = sandbox.read(".mlx/policy.toml");
+    sandbox.write(".mlx/policy.toml", policy.replace("accuracy", "acuracy"));
+    assert_eq!(sandbox.mlx("release pets@v0.1.0 --env production").code, 10);
+    sandbox.commit("misspelt");
+    let error = sandbox.fails("release pets@v0.1.0 --env production", 2);
+    assert!(error.contains("unknown field `acuracy`"), "{error}");
+    sandbox.git("rm -q .mlx/policy.toml");
+    sandbox.git("commit -q -m none");
+    assert!(
+        sandbox.fails("release pets@v0.1.0 --env production", 6).contains("there is no policy in commit")
+    );
+}
+
+#[test]
+fn what_cannot_be_pushed_is_not_in_force() {
+    let sandbox = registered();
+    share(&sandbox);
+    let hub = sandbox.root().join("hub.git");
+    fs::rename(&hub, sandbox.root().join("away")).unwrap();
+    let before = sandbox.git("for-each-ref");
+    let args = format!("approve pets@v0.1.0 --report {} {QA}", report(&sandbox, "pets@v0.1.0", 0.95));
+    assert!(sandbox.fails(&args, 7).contains("the Git remote `origin` cannot be reached"));
+    assert_eq!(sandbox.git("for-each-ref"), before);
+    fs::rename(sandbox.root().join("away"), &hub).unwrap();
+    // A server that takes nothing.
+    let hook = hub.join("hooks/pre-receive");
+    fs::write(&hook, "#!/bin/sh\necho 'tags are guarded here'; exit 1\n").unwrap();
+    fs::set_permissions(&hook, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let error = sandbox.fails(&args, 6);
+    assert!(error.contains("takes no events from you") && error.contains("tags are guarded here"), "{error}");
+    assert_eq!(sandbox.git("tag -l mlx/*"), "");
+    fs::remove_file(hook).unwrap();
+    assert_eq!(sandbox.json(&args)["pushed_to"], "origin");
+    let there = colleague(&sandbox, "colleague");
+    let seen = there.json("release pets@v0.1.0 --env production");
+    assert_eq!(seen["released"], true, "{seen}");
+    assert_eq!(sandbox.json("audit")["rows"].as_array().unwrap().last().unwrap()["what"], "released");
+    // The policy that counts is the one that was pushed.
+    let policy = sandbox.read(".mlx/policy.toml");
+    sandbox.write(".mlx/policy.toml", policy.replace("approvals = 1", "approvals = 0"));
+    sandbox.commit("lax");
+    another(&sandbox, "0.5");
+    assert_eq!(sandbox.mlx("release pets@v0.2.0 --env production").code, 10);
+}
+
+#[test]
+fn two_people_at_once_both_come_through_in_an_order() {
+    let sandbox = registered();
+    share(&sandbox);
+    let report = report(&sandbox, "pets@v0.1.0", 0.95);
+    let others: Vec<_> = (0..4).map(|it| colleague(&sandbox, &format!("c{it}"))).collect();
+    thread::scope(|scope| {
+        for (person, there) in others.iter().enumerate() {
+            let report = &report;
+            scope.spawn(move || {
+                for turn in 0..2 {
+                    // The same words at the same second would be the same event.
+                    let args = format!("approve pets@v0.1.0 --report {report} {QA} --why {person}-{turn}");
+                    // Who is second five times is told and repeats.
+                    loop {
+                        let ran = there.mlx(&args);
+                        assert!(ran.code == 0 || ran.code == 4, "{}", ran.err);
+                        if ran.code == 0 {
+                            break;
+                        }
+                    }
+                }
+            });
+        }
+    });
+    sandbox.ok("audit");
+    let tags = sandbox.git("tag -l mlx/approve/*");
+    assert_eq!(tags.lines().count(), 8, "{tags}");
+    assert_eq!(sandbox.json("audit --verify")["sound"], true);
+}
+
+#[test]
+fn signed_approvals_count_with_a_listed_key_alone() {
+    let sandbox = registered();
+    let keygen = |name: &str| {
+        let file = sandbox.root().join(name);
+        let made =
+            Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&file).status();
+        assert!(made.unwrap().success());
+        (file.clone(), fs::read_to_string(file.with_extension("pub")).unwrap().trim().to_owned())
+    };
+    let (listed, public) = keygen("listed");
+    let (unlisted, _) = keygen("unlisted");
+    let policy = sandbox.read(".mlx/policy.toml");
+    let start = policy.find("keys = []").unwrap();
+    let policy = format!("{}keys = [\"{public}\"]{}", &policy[..start], &policy[start + 9..])
+        .replace("signed = false", "signed = true");
+    sandbox.write(".mlx/policy.toml", policy);
+    sandbox.commit("signed");
+    let args = format!("approve pets@v0.1.0 --report {} {QA}", report(&sandbox, "pets@v0.1.0", 0.95));
+    assert!(sandbox.fails(&args, 2).contains("Git knows no key of yours"));
+    let sign_with = |key: &Path| {
+        sandbox.git("config gpg.format ssh");
+        sandbox.git(&format!("config user.signingKey {}", key.display()));
+    };
+    sign_with(&unlisted);
+    sandbox.ok(&args);
+    let refused = sandbox.mlx("release pets@v0.1.0 --env production");
+    assert!(
+        refused.code == 10 && refused.out.contains("did not sign with a key that the policy lists"),
+        "{}",
+        refused.out
+    );
+    sign_with(&listed);
+    let said = sandbox.json(&args);
+    assert_eq!(said["signed"], true);
+    // Git itself agrees.
+    fs::write(sandbox.root().join("allowed"), format!("qa@park.example {public}\n")).unwrap();
+    sandbox.git(&format!("config gpg.ssh.allowedSignersFile {}", sandbox.root().join("allowed").display()));
+    sandbox.git("verify-tag mlx/approve/pets@v0.1.0/production/2");
+    assert_eq!(sandbox.json("release pets@v0.1.0 --env production")["released"], true);
+}
+
+#[test]
+fn an_edit_a_gap_a_reordering_and_a_cut_tail_are_found() {
+    let sandbox = registered();
+    approve(&sandbox, "pets@v0.1.0");
+    sandbox.ok("release pets@v0.1.0 --env production");
+    another(&sandbox, "0.5");
+    approve(&sandbox, "pets@v0.2.0");
+    sandbox.ok("release pets@v0.2.0 --env production");
+    let tip = sandbox.git("rev-parse refs/mlx/audit").trim().to_owned();
+    let findings = |what: &str| {
+        let checked = sandbox.mlx("audit --verify --json");
+        let value: Value = serde_json::from_str(&checked.out).unwrap();
+        assert_eq!(checked.code, 10, "{what}: {value}");
+        sandbox.git(&format!("update-ref refs/mlx/audit {tip}"));
+        value["findings"].to_string()
+    };
+    // Cut off: the last event is gone.
+    sandbox.git("update-ref refs/mlx/audit refs/mlx/audit~1");
+    assert!(findings("cut").contains("names an event that the audit chain does not hold"));
+    // Edited: the same event with another reason, later ones on top of it as they were.
+    let edited = |event: &dyn Fn(String) -> String, of: &str, parent: &str| {
+        let text = event(sandbox.git(&format!("show {of}:event.json")));
+        fs::write(sandbox.root().join("event"), text).unwrap();
+        let blob = sandbox.git(&format!("hash-object -w {}", sandbox.root().join("event").display()));
+        fs::write(sandbox.root().join("tree"), format!("100644 blob {}\tevent.json\n", blob.trim())).unwrap();
+        let tree = ended(
+            sandbox
+                .command("git", &sandbox.repo)
+                .arg("mktree")
+                .stdin(fs::File::open(sandbox.root().join("tree")).unwrap())
+                .output()
+                .unwrap(),
+        );
+        sandbox.git(&format!("commit-tree {} -p {parent} -m x", tree.out.trim())).trim().to_owned()
+    };
+    let new = edited(&|it| it.replace("ada@park", "eve@park"), "refs/mlx/audit", "refs/mlx/audit~1");
+    sandbox.git(&format!("update-ref refs/mlx/audit {new}"));
+    assert!(findings("edit").contains("does not hold"));
+    // A gap: the third is left out.
+    let new = edited(&|it| it, "refs/mlx/audit", "refs/mlx/audit~2");
+    sandbox.git(&format!("update-ref refs/mlx/audit {new}"));
+    assert!(findings("gap").contains("it says 4, and it is number 3"));
+    // Reordered: the fourth before the third.
+    let fourth = edited(&|it| it, "refs/mlx/audit", "refs/mlx/audit~2");
+    let third = edited(&|it| it, "refs/mlx/audit~1", &fourth);
+    sandbox.git(&format!("update-ref refs/mlx/audit {third}"));
+    assert!(findings("order").contains("it says 4, and it is number 3"));
+    // A tag that is gone, and one that says something else.
+    let tag = sandbox.git("rev-parse refs/tags/pets#production#1").trim().to_owned();
+    sandbox.git("tag -d pets#production#1");
+    let found = findings("tag");
+    assert!(
+        found.contains("the tag `pets#production#1` of event 2 is missing")
+            && found.contains("follows pets#production#1"),
+        "{found}"
+    );
+    sandbox.git(&format!("update-ref refs/tags/pets#production#1 {tag}"));
+    assert_eq!(sandbox.json("audit --verify")["sound"], true);
+}
+
+/// Kills at random moments; the same command again finishes, and the record is whole at every moment.
+fn survives(shared: bool, args: &dyn Fn(&Sandbox) -> String, prepare: &dyn Fn(&Sandbox)) {
+    let sandbox = registered();
+    if shared {
+        share(&sandbox);
+    }
+    prepare(&sandbox);
+    let args = args(&sandbox);
+    let start = std::time::Instant::now();
+    let kept = sandbox.root().join("kept");
+    let copy = |from: &Path, to: &Path| {
+        fs::create_dir_all(to).unwrap();
+        let mut cp = sandbox.command("cp", from);
+        assert!(
+            cp.args(["-a", "repo", "objects"])
+                .args(shared.then_some("hub.git"))
+                .arg(to)
+                .status()
+                .unwrap()
+                .success()
+        );
+    };
+    copy(&sandbox.root(), &kept);
+    let again = || {
+        for name in ["repo", "objects", "hub.git"] {
+            drop(fs::remove_dir_all(sandbox.root().join(name)));
+        }
+        copy(&kept, &sandbox.root());
+    };
+    sandbox.ok(&args);
+    let whole = start.elapsed();
+    for round in 0..20_u32 {
+        again();
+        let mut child = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
+        let words: Vec<&str> = args.split(' ').collect();
+        let mut child = child
+            .args(words)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        thread::sleep(whole * ((round * 7) % 20) / 20);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // A git that was started goes on for a moment.
+        thread::sleep(Duration::from_millis(30));
+        let ran = sandbox.mlx(&args);
+        assert!(ran.code == 0 || ran.code == 4 && ran.err.contains("already"), "round {round}: {}", ran.err);
+        assert_eq!(sandbox.json("audit --verify")["sound"], true, "round {round}");
+    }
+}
+
+#[test]
+fn kills_of_approve_leave_nothing_half_done() {
+    let args =
+        |it: &Sandbox| format!("approve pets@v0.1.0 --report {} {QA}", report(it, "pets@v0.1.0", 0.95));
+    survives(true, &args, &|_| ());
+    survives(false, &args, &|_| ());
+}
+
+#[test]
+fn kills_of_release_leave_nothing_half_done() {
+    let args = |_: &Sandbox| "release pets@v0.1.0 --env production".to_owned();
+    survives(true, &args, &|it| approve(it, "pets@v0.1.0"));
+    survives(false, &args, &|it| approve(it, "pets@v0.1.0"));
+}
