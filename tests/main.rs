@@ -8,6 +8,7 @@ mod serve;
 
 mod cli;
 mod faults;
+mod follow;
 mod hostile;
 mod model;
 mod release;

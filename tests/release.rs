@@ -12,7 +12,7 @@ use crate::{
 const QA: &str = "--env production --as qa@park.example";
 
 /// A registered model, `pets@v0.1.0`, with a policy in HEAD.
-fn registered() -> Sandbox {
+pub fn registered() -> Sandbox {
     let sandbox = park(20);
     sandbox.ok("add data");
     sandbox.ok("repro");
@@ -25,7 +25,7 @@ fn registered() -> Sandbox {
 }
 
 /// Another version of the same model.
-fn another(sandbox: &Sandbox, strength: &str) {
+pub fn another(sandbox: &Sandbox, strength: &str) {
     let params = sandbox.read("params.toml");
     let start = params.find("strengths = [").unwrap();
     let end = start + params[start..].find(']').unwrap();
@@ -47,12 +47,12 @@ fn report(sandbox: &Sandbox, version: &str, accuracy: f64) -> String {
     path.display().to_string()
 }
 
-fn approve(sandbox: &Sandbox, version: &str) {
+pub fn approve(sandbox: &Sandbox, version: &str) {
     sandbox.ok(&format!("approve {version} --report {} {QA}", report(sandbox, version, 0.95)));
 }
 
 /// A bare repository that everybody pushes to.
-fn share(sandbox: &Sandbox) {
+pub fn share(sandbox: &Sandbox) {
     let hub = sandbox.root().join("hub.git");
     sandbox.git(&format!("init -q --bare -b main {}", hub.display()));
     sandbox.git(&format!("remote add origin {}", hub.display()));

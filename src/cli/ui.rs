@@ -134,6 +134,11 @@ fn print(text: &str) {
     let _gone = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
+/// A line from a thread that works beside the terminal's.
+pub fn log(message: &str) {
+    say(&format!("{message}\n"));
+}
+
 fn say(text: &str) {
     let _gone = std::io::stderr().lock().write_all(text.as_bytes());
 }

@@ -71,6 +71,11 @@ impl Served {
         }))
     }
 
+    /// `pets@v0.1.0`
+    pub fn name(&self) -> String {
+        format!("{}@{}", self.model, self.number)
+    }
+
     /// Planes of one picture, as the network takes them.
     pub fn planes(&self, bytes: &[u8]) -> Result<Vec<f32>> {
         let input = &self.description.input;

@@ -33,7 +33,7 @@ pub fn lock(root: &Root, path: &RepoPath) -> Result<Lock> {
 }
 
 fn sign(mut file: File, path: &RepoPath) -> Result<Lock> {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let host = crate::fs::host_name();
     let command: Vec<_> = std::env::args().skip(1).take(1).collect();
     let since = Timestamp::now().to_text();
     let text =

@@ -12,6 +12,7 @@ mod demo;
 mod diff;
 mod doctor;
 mod evidence;
+mod follow;
 mod guard;
 mod init;
 mod lineage;

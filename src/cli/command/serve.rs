@@ -2,13 +2,21 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
 use serde_json::{Value, json};
 
 use crate::{
-    cli::{Context, Report, command::version::bring, report::count},
+    cli::{
+        Context, Report,
+        command::{
+            follow::{self, Following},
+            version::bring,
+        },
+        report::count,
+    },
     deploy::{Limits, Options, Served, Service, serve},
     error::{Error, Result},
     fs,
@@ -23,15 +31,22 @@ use crate::{
 /// without one it answers on a loopback address alone.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  mlx serve pets@v0.1.0 --env test\n  mlx serve pets --port 9000 --batch 16 --wait 5\n\n\
+    after_help = "Examples:\n  mlx serve pets@v0.1.0 --env test\n  mlx serve pets --port 9000 --batch 16 --wait 5\n  mlx serve --env production --follow\n\n\
 JSON: {\"version\", \"environment\", \"address\", \"answers\": {STATUS: count}}"
 )]
 pub struct Args {
-    /// `pets@v0.1.0`; the newest of `pets` without a number
-    version: String,
+    /// `pets@v0.1.0`; the newest of `pets` without a number; with --follow the model alone, if there are several
+    #[arg(required_unless_present = "follow")]
+    version: Option<String>,
     /// The environment it serves in
     #[arg(long, default_value = "test")]
     env: String,
+    /// Serve what is released in the environment, and go along with every release and rollback
+    #[arg(long)]
+    follow: bool,
+    /// Seconds between two looks at the Git remote
+    #[arg(long, default_value_t = 10, requires = "follow", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    every: u64,
     /// The address to listen at
     #[arg(long, default_value = "127.0.0.1")]
     host: IpAddr,
@@ -77,10 +92,20 @@ pub struct Ended {
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Ended> {
     let repo = ctx.repo()?;
     let token = token(ctx, args)?;
-    let version = registry::require(&repo.git, &args.version)?;
-    bring(ctx, &repo, &version, args.remote.as_deref())?;
     let limits =
         Limits { batch: args.batch.into(), wait: Duration::from_millis(args.wait), queue: args.queue.into() };
+    let following = args.follow.then(|| Following {
+        cwd: ctx.cwd.clone(),
+        model: args.version.clone(),
+        environment: args.env.clone(),
+        every: Duration::from_secs(args.every),
+        limits,
+    });
+    let version = match &following {
+        Some(following) => follow::current(ctx, &repo, following)?.0,
+        None => registry::require(&repo.git, args.version.as_deref().unwrap_or_default())?,
+    };
+    bring(ctx, &repo, &version, args.remote.as_deref())?;
     let served = Served::load(&repo, &version, limits)?;
     let largest = usize::from(args.largest) << 20;
     let options = Options {
@@ -94,6 +119,9 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Ended> {
         connections: 1024,
     };
     let service = Service::new(served, options);
+    if let Some(following) = following {
+        follow::follow(Arc::clone(&service), following)?;
+    }
     let mut address = service.options.address;
     serve(&service, |bound| {
         address = bound;
@@ -101,7 +129,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Ended> {
         ctx.progress.note(&format!("serving {name} in {} at http://{bound} with {engine}", args.env));
     })?;
     let environment = args.env.clone();
-    Ok(Ended { version: version.name(), environment, address, answers: service.counters.answers() })
+    Ok(Ended { version: service.live().name(), environment, address, answers: service.counters.answers() })
 }
 
 /// The token to ask for; none is fine where only this machine can ask.

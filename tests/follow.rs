@@ -1,0 +1,131 @@
+//! A service that goes along with releases: no request fails, nothing unapproved ever answers.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::{
+    release::{another, approve, registered, share},
+    sandbox::Sandbox,
+    serve::Running,
+};
+
+/// Waits until the service answers with this version.
+fn wait_for(running: &Running, version: &str) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while version_of(running) != version {
+        assert!(Instant::now() < end, "{version} never answered");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn version_of(running: &Running) -> String {
+    let found: Value = serde_json::from_str(&running.get("/v2/models/pets").1).unwrap();
+    found["versions"][0].as_str().unwrap().to_owned()
+}
+
+fn two_released() -> Sandbox {
+    let sandbox = registered();
+    share(&sandbox);
+    approve(&sandbox, "pets@v0.1.0");
+    sandbox.ok("release pets@v0.1.0 --env production");
+    another(&sandbox, "0.5");
+    sandbox.ok("push");
+    sandbox
+}
+
+#[test]
+fn a_switch_under_load_fails_no_request() {
+    let sandbox = two_released();
+    let running = Running::start(&sandbox, "serve --env production --follow --every 1");
+    let photo = mlx::sketch::photo(7, mlx::sketch::Pet::Dog, 1).unwrap();
+    let (stop, asked) = (AtomicBool::new(false), AtomicU32::new(0));
+    let seen = thread::scope(|scope| {
+        let clients: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut seen = Vec::new();
+                    while !stop.load(Ordering::Relaxed) {
+                        let answer = running.json("POST", "/classify", "", &photo);
+                        seen.push(answer["version"].as_str().unwrap().to_owned());
+                        asked.fetch_add(1, Ordering::Relaxed);
+                    }
+                    seen
+                })
+            })
+            .collect();
+        // Approved is not released.
+        approve(&sandbox, "pets@v0.2.0");
+        thread::sleep(Duration::from_millis(1500));
+        assert_eq!(version_of(&running), "v0.1.0");
+        sandbox.ok("release pets@v0.2.0 --env production");
+        wait_for(&running, "v0.2.0");
+        sandbox.ok("rollback --env production");
+        wait_for(&running, "v0.1.0");
+        stop.store(true, Ordering::Relaxed);
+        clients.into_iter().flat_map(|it| it.join().unwrap()).collect::<Vec<_>>()
+    });
+    assert!(asked.load(Ordering::Relaxed) > 50);
+    for version in ["v0.1.0", "v0.2.0"] {
+        assert!(seen.iter().any(|it| it == version), "{version}");
+    }
+    let metrics = running.get("/metrics").1;
+    assert!(metrics.contains("mlx_switches_total 2"), "{metrics}");
+    let end = Instant::now() + Duration::from_secs(20);
+    let switched = || {
+        let rows = sandbox.json("audit");
+        let rows = rows["rows"].as_array().unwrap().clone();
+        rows.iter().filter(|it| it["what"] == "switched").count()
+    };
+    while switched() < 3 {
+        assert!(Instant::now() < end, "the switches are not on the record");
+        thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(sandbox.json("audit --verify")["sound"], true);
+}
+
+#[test]
+fn what_the_policy_does_not_allow_never_answers() {
+    let sandbox = two_released();
+    let running = Running::start(&sandbox, "serve --env production --follow --every 1");
+    // Somebody with the right to push makes a release by hand.
+    let message = sandbox.git("tag -l --format=%(contents) pets#production#1");
+    let package = sandbox.git("tag -l --format=%(contents) pets@v0.2.0");
+    let digest = |text: &str, key: &str| {
+        let line = text.lines().find(|it| it.starts_with(key)).unwrap();
+        line.split('"').nth(1).unwrap().to_owned()
+    };
+    let forged = message
+        .replace("pets@v0.1.0", "pets@v0.2.0")
+        .replace(&digest(&message, "package"), &digest(&package, "digest"))
+        .replacen("package", "previous = \"pets#production#1\"\npackage", 1);
+    std::fs::write(sandbox.root().join("message"), forged).unwrap();
+    sandbox.git(&format!(
+        "tag -a -F {} pets#production#2 pets@v0.2.0^{{}}",
+        sandbox.root().join("message").display()
+    ));
+    sandbox.git("push -q origin pets#production#2");
+    thread::sleep(Duration::from_millis(2500));
+    assert_eq!(version_of(&running), "v0.1.0");
+    assert!(
+        sandbox
+            .fails("serve --env production --follow --port 0", 6)
+            .contains("the release `pets#production#2` does not meet the policy")
+    );
+    assert_eq!(sandbox.mlx("audit --verify").code, 10);
+}
+
+#[test]
+fn nothing_to_follow_is_said() {
+    let sandbox = registered();
+    assert!(
+        sandbox
+            .fails("serve --env production --follow --port 0", 3)
+            .contains("nothing was released in `production`")
+    );
+    assert!(sandbox.fails("serve --port 0", 2).contains("<VERSION>"));
+}
