@@ -60,6 +60,9 @@ pub mod policy;
 // Who may serve where: approvals and releases, as tags.
 pub mod release;
 
+// Findings that call somebody.
+pub mod alert;
+
 // A model in use: asked over HTTP, answering in batches.
 pub mod deploy;
 

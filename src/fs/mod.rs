@@ -59,6 +59,15 @@ pub fn read_outside(path: &Path) -> Result<Vec<u8>> {
         .doing(|| format!("cannot read `{}`", path.display()))
 }
 
+/// Adds bytes to the end of a file that the user named.
+pub fn append_outside(path: &Path, bytes: &[u8]) -> Result<()> {
+    use std::io::Write as _;
+    let open = || std::fs::OpenOptions::new().create(true).append(true).open(path);
+    fault::point("write")
+        .and_then(|()| open()?.write_all(bytes))
+        .doing(|| format!("cannot write to `{}`", path.display()))
+}
+
 /// The path without links and dots, if there is such a file or folder.
 pub fn canonical(path: &Path) -> Option<PathBuf> {
     std::fs::canonicalize(path).ok()

@@ -24,7 +24,10 @@ pub enum Layer {
 }
 
 /// Every key there is, with what it is for; `remote.NAME.*` stands beside these.
-pub const KEYS: [(&str, &str); 5] = [
+pub const KEYS: [(&str, &str); 8] = [
+    ("alert.command", "a shell command that gets each alert as JSON (user or local settings only)"),
+    ("alert.file", "a file that each alert is appended to as a line of JSON (user or local settings only)"),
+    ("alert.webhook", "an address that each alert is posted to as JSON (user or local settings only)"),
     ("cache.dir", "folder of the store, for several clones to share (user or local settings only)"),
     ("cache.link", "how files are placed in the workspace: reflink, hardlink, symlink, copy, in order"),
     ("core.remote", "the remote that push, pull and fetch use unless told"),
@@ -32,7 +35,8 @@ pub const KEYS: [(&str, &str); 5] = [
     ("remote.NAME.KEY", "url and options of a remote, as `mlx remote add` writes them"),
 ];
 /// A stranger's repository must not choose these.
-const NEVER_COMMITTED: [&str; 2] = ["cache.dir", "onnx.library"];
+const NEVER_COMMITTED: [&str; 5] =
+    ["alert.command", "alert.file", "alert.webhook", "cache.dir", "onnx.library"];
 /// Words in the names of options that hold secrets.
 const SECRETS: [&str; 7] = ["access_key", "secret", "token", "password", "sas", "credential", "customer_key"];
 

@@ -1,6 +1,7 @@
 //! One file per command: its `Args`, its `run`, and the report it returns.
 
 mod add;
+mod alert;
 mod approve;
 mod audit;
 mod checkout;
@@ -67,6 +68,8 @@ pub enum Command {
     Release(release::ReleaseArgs),
     Rollback(release::RollbackArgs),
     Audit(audit::Args),
+    #[command(subcommand)]
+    Alert(alert::Command),
     Demo(demo::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
@@ -103,6 +106,8 @@ impl Command {
             Self::Release(args) => ui.show(&release::release(ctx, args)?),
             Self::Rollback(args) => ui.show(&release::run_rollback(ctx, args)?),
             Self::Audit(args) => ui.show(&audit::run(ctx, args)?),
+            Self::Alert(alert::Command::List(args)) => ui.show(&alert::list(ctx, args)?),
+            Self::Alert(alert::Command::Ack(args)) => ui.show(&alert::ack(ctx, args)?),
             Self::Completions(args) => ui.show(&completions::run(args)),
             Self::Guard(args) => guard::run(args)?,
         })
