@@ -7,17 +7,11 @@ use serde::Serialize;
 use crate::{
     deploy::batch::{Batcher, Limits},
     digest::Digest,
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result},
     model::{
-        engine, graph, onnx,
-        package::{self, Description},
-        picture,
-        registry::Version,
-        settings::Backbone,
+        offline::Offline, package::Description, picture, registry::Version, settings::Backbone, softmax::best,
     },
-    path::RepoPath,
     repo::Repo,
-    store,
 };
 
 /// A version with its network, running.
@@ -47,19 +41,8 @@ pub struct Answer {
 impl Served {
     /// Loads a package from the store, and runs its network once.
     pub fn load(repo: &Repo, version: &Version, limits: Limits) -> Result<Arc<Self>> {
-        let name = version.name();
-        let doing = || format!("cannot serve `{name}`");
-        let description =
-            package::parse(&format!("{name}/model.toml"), &read(repo, version, "model.toml").doing(doing)?)?;
-        let network = read(repo, version, "model.onnx").doing(doing)?;
-        let network = graph::encode(&graph::with_features(onnx::parse(&network)?));
-        let mut engine = engine::load(repo, &network, &description.input.name, graph::BOTH).doing(doing)?;
-        let side = description.input.crop as usize;
-        let found = engine.run(&vec![0.0; 3 * side * side], side).doing(doing)?;
-        if found.len() < description.classes.len() || found.iter().any(|it| !it.is_finite()) {
-            return Err(Error::corrupt(format!("`{name}` gives no probabilities for a black picture")));
-        }
-        let id = engine.id();
+        let Offline { description, engine, .. } = Offline::load(repo, version)?;
+        let (id, side) = (engine.id(), description.input.crop as usize);
         let batcher = Batcher::start(engine, side, limits)?;
         Ok(Arc::new(Self {
             model: version.model.clone(),
@@ -98,12 +81,7 @@ impl Served {
         let classes = &self.description.classes;
         let answer = |row: &[f32]| {
             let (scores, features) = row.split_at(classes.len());
-            let mut best = 0;
-            for at in 1..scores.len() {
-                if scores[at] > scores[best] {
-                    best = at;
-                }
-            }
+            let best = best(scores);
             if scores.iter().any(|it| !it.is_finite()) {
                 return Err(Error::new(
                     Kind::Usage,
@@ -119,11 +97,4 @@ impl Served {
         };
         values.chunks(values.len() / rows).map(answer).collect()
     }
-}
-
-fn read(repo: &Repo, version: &Version, name: &str) -> Result<Vec<u8>> {
-    let entry = store::file_at(&repo.store, &version.package.digest, &RepoPath::from_text(name)?)?;
-    let entry =
-        entry.ok_or_else(|| Error::corrupt(format!("the package `{}` has no {name}", version.path)))?;
-    repo.store.read(&entry.digest)
 }

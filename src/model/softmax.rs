@@ -224,7 +224,7 @@ impl Head {
 }
 
 /// The place of the largest number; of equal ones the first.
-pub fn best(scores: &[f64]) -> usize {
+pub fn best<T: PartialOrd>(scores: &[T]) -> usize {
     (0..scores.len()).fold(0, |best, at| if scores[at] > scores[best] { at } else { best })
 }
 
