@@ -66,6 +66,9 @@ pub mod alert;
 // A model in use: asked over HTTP, answering in batches.
 pub mod deploy;
 
+// A model watched.
+pub mod monitor;
+
 // Where a thing came from; who did what.
 pub mod audit;
 pub mod lineage;

@@ -14,5 +14,6 @@ mod served;
 pub use self::{
     batch::Limits,
     http::{Options, Service, serve},
+    page::escape,
     served::{Answer, Served},
 };

@@ -64,7 +64,7 @@ impl Confusion {
     }
 
     /// Precision, recall, F1 and number of pictures of a class.
-    fn class(&self, at: usize) -> (f64, f64, f64, u64) {
+    pub fn class(&self, at: usize) -> (f64, f64, f64, u64) {
         let right = self.counts[at][at];
         let said = self.counts.iter().map(|it| it[at]).sum();
         let were = self.counts[at].iter().sum();

@@ -1,0 +1,310 @@
+//! What in a report is good and what is not, in words.
+
+use crate::monitor::{Drift, Gap, Integrity, Machine, Mean, Performance, Report, Test, Verdict};
+
+/// How bad something is, from good to bad.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    Good,
+    /// Too little is known to say.
+    Unknown,
+    /// Worth a look.
+    Watch,
+    Bad,
+}
+
+/// One line of a report.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finding {
+    pub level: Level,
+    /// `dark pictures`
+    pub subject: String,
+    /// `12 of 60, 20 %`
+    pub text: String,
+}
+
+impl Level {
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Unknown => "no verdict",
+            Self::Watch => "watch",
+            Self::Bad => "bad",
+        }
+    }
+}
+
+/// All that can be said of a day, in the order of a frame's way.
+pub fn findings(report: &Report) -> Vec<Finding> {
+    let mut found = frames(report);
+    found.extend(pictures(report));
+    for (name, shown) in ORDER {
+        found.extend(report.drift.get(name).map(|it| drift(it, shown, &report.classes)));
+    }
+    if let Some(it) = &report.performance {
+        found.push(performance(it, report.thresholds.accuracy));
+    }
+    if let Some(it) = &report.bias {
+        let gaps = [("classes", &it.class_gap), ("groups", &it.group_gap)];
+        found.extend(gaps.iter().filter_map(|(kind, it)| Some(bias(kind, it.as_ref()?, report))));
+    }
+    found.extend(machine(report));
+    found
+}
+
+/// The level of the day, and one sentence that says why.
+pub fn headline(report: &Report) -> (Level, String) {
+    let frames = report.integrity.frames;
+    if frames == 0 {
+        return (Level::Bad, "No frames came.".into());
+    }
+    let found = findings(report);
+    let of = |level: Level| -> Vec<_> {
+        found.iter().filter(|it| it.level == level).map(|it| it.subject.as_str()).collect()
+    };
+    let (bad, watch, unknown) = (of(Level::Bad), of(Level::Watch), of(Level::Unknown));
+    let frames = count(frames, "frame");
+    if !bad.is_empty() {
+        (Level::Bad, format!("Not a good day: {}.", listed(&bad)))
+    } else if !watch.is_empty() {
+        (Level::Watch, format!("A fair day; worth a look: {}.", listed(&watch)))
+    } else if !unknown.is_empty() {
+        (
+            Level::Unknown,
+            format!("Nothing bad in {frames}, too little for a verdict on {}.", listed(&unknown)),
+        )
+    } else {
+        (Level::Good, format!("A good day: {frames}, nothing stands out."))
+    }
+}
+
+/// Measures in the order in which they are shown, with their names for people.
+pub(crate) const ORDER: [(&str, &str); 8] = [
+    ("brightness", "brightness"),
+    ("contrast", "contrast"),
+    ("sharpness", "sharpness"),
+    ("red", "share of red"),
+    ("green", "share of green"),
+    ("blue", "share of blue"),
+    ("embedding", "embedding"),
+    ("classes", "classes said"),
+];
+
+/// `3 frames`
+pub(crate) fn count(number: u64, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
+/// `12.5 %`
+pub(crate) fn percent(share: f64) -> String {
+    let digits = usize::from(share.abs() < 0.1 && share != 0.0);
+    format!("{:.*} %", digits, share * 100.0)
+}
+
+/// A number of any size in few digits.
+pub(crate) fn short(value: f64) -> String {
+    match value.abs() {
+        0.0 => "0".into(),
+        it if it < 0.001 => format!("{value:.0e}"),
+        it if it < 10.0 => format!("{value:.3}"),
+        it if it < 1000.0 => format!("{value:.1}"),
+        _ => format!("{value:.0}"),
+    }
+}
+
+fn listed(names: &[&str]) -> String {
+    match names {
+        [] => String::new(),
+        [one] => (*one).to_owned(),
+        [one, two] => format!("{one} and {two}"),
+        [one, two, three] => format!("{one}, {two} and {three}"),
+        [one, two, rest @ ..] => format!("{one}, {two} and {} more", rest.len()),
+    }
+}
+
+fn finding(level: Level, subject: &str, text: String) -> Finding {
+    Finding { level, subject: subject.to_owned(), text }
+}
+
+fn frames(report: &Report) -> Vec<Finding> {
+    let it = &report.integrity;
+    let level = if it.frames == 0 { Level::Bad } else { Level::Good };
+    let mut found = vec![finding(level, "frames", count(it.frames, "frame"))];
+    if !it.missing_hours.is_empty() {
+        let level = if it.missing_hours.len() > 2 { Level::Bad } else { Level::Watch };
+        let hours: Vec<_> = it.missing_hours.iter().map(|it| format!("{it}:00")).collect();
+        found.push(finding(level, "missing hours", format!("nothing came at {}", hours.join(", "))));
+    }
+    found
+}
+
+/// Bad above the limit, worth a look above half of it.
+fn share(subject: &str, part: u64, whole: u64, limit: f64) -> Option<Finding> {
+    if whole == 0 {
+        return None;
+    }
+    let found = part as f64 / whole as f64;
+    let level = if found > limit {
+        Level::Bad
+    } else if found > limit / 2.0 {
+        Level::Watch
+    } else {
+        Level::Good
+    };
+    let text = if part == 0 { "none".into() } else { format!("{part} of {whole}, {}", percent(found)) };
+    Some(finding(level, subject, text))
+}
+
+fn pictures(report: &Report) -> Vec<Finding> {
+    let (it, limits): (&Integrity, _) = (&report.integrity, &report.thresholds);
+    let mut found: Vec<_> = [
+        share("damaged pictures", it.damaged, it.frames, limits.damaged_share),
+        share("dark pictures", it.dark, it.seen, limits.poor_share),
+        share("overexposed pictures", it.overexposed, it.seen, limits.poor_share),
+        it.blurred.and_then(|blurred| share("blurred pictures", blurred, it.seen, limits.poor_share)),
+        share("duplicates", it.duplicates, it.frames, limits.poor_share),
+        share("errors", it.errors, it.frames, limits.error_share),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if let Some(mut frozen) = share("frozen camera", it.frozen, it.frames, limits.poor_share) {
+        if it.frozen > 0 {
+            frozen.level = frozen.level.max(Level::Watch);
+            frozen.text.push_str(&format!("; {} in a row look alike", it.longest_run));
+        }
+        found.push(frozen);
+    }
+    if it.dropped > 0 {
+        found.push(finding(Level::Watch, "records lost", count(it.dropped, "record")));
+    }
+    found
+}
+
+fn drift(it: &Drift, subject: &str, classes: &[String]) -> Finding {
+    let level = match it.verdict {
+        Verdict::Drifted => Level::Bad,
+        Verdict::Same => Level::Good,
+        Verdict::None => Level::Unknown,
+    };
+    let Some(test) = &it.tested else {
+        let rows = format!("{} against {}", count(it.day_rows, "row"), it.reference_rows);
+        return finding(level, subject, format!("{rows} are too few"));
+    };
+    let how = match test.test {
+        Test::Ks => format!("KS {:.2}{}", test.statistic, moved(it)),
+        Test::ChiSquare => changed(it, classes),
+    };
+    let word = if it.verdict == Verdict::Drifted { "drifted" } else { "as the reference" };
+    let p = short(test.adjusted);
+    finding(
+        level,
+        subject,
+        format!("{word}: {how}, p {p}, PSI {:.2} (by chance {:.2})", test.psi, test.psi_expected),
+    )
+}
+
+/// `, mean 0.410 → 0.120`
+fn moved(it: &Drift) -> String {
+    match (it.reference_mean, it.day_mean) {
+        (Some(one), Some(two)) => format!(", mean {} → {}", short(one), short(two)),
+        _ => String::new(),
+    }
+}
+
+/// `cat 50 % → 90 %`
+fn changed(it: &Drift, classes: &[String]) -> String {
+    let (known, seen) = (&it.histogram.reference, &it.histogram.day);
+    let found = crate::monitor::statistics::largest_change(known, seen);
+    let Some((at, class)) = found.and_then(|it| Some((it.0, classes.get(it.0)?))) else {
+        return "no classes".into();
+    };
+    let share = |counts: &[u64]| percent(counts[at] as f64 / counts.iter().sum::<u64>().max(1) as f64);
+    format!("`{class}` {} → {}", share(known), share(seen))
+}
+
+fn performance(it: &Performance, limit: f64) -> Finding {
+    let span = it.accuracy_span;
+    let level = if span.high < limit {
+        Level::Bad
+    } else if it.accuracy < limit {
+        Level::Watch
+    } else {
+        Level::Good
+    };
+    let labels = count(it.labeled, "label");
+    let text = format!(
+        "{} of {labels}, surely {} to {}",
+        percent(it.accuracy),
+        percent(span.low),
+        percent(span.high)
+    );
+    finding(level, "accuracy", text)
+}
+
+fn bias(kind: &str, it: &Gap, report: &Report) -> Finding {
+    let level = if it.span.low > report.thresholds.difference {
+        Level::Bad
+    } else if it.difference > report.thresholds.difference && it.p < 0.05 {
+        Level::Watch
+    } else {
+        Level::Good
+    };
+    let text = format!(
+        "errors on `{}` are {} points above `{}`, p {}",
+        it.worst,
+        short(it.difference * 100.0),
+        it.best,
+        short(it.p)
+    );
+    finding(level, &format!("errors across {kind}"), text)
+}
+
+fn machine(report: &Report) -> Vec<Finding> {
+    let limits = &report.thresholds;
+    let mut found = Vec::new();
+    if let Some(it) = &report.latency {
+        let level = if it.p99 > limits.latency { Level::Bad } else { Level::Good };
+        let text = format!("half within {} ms, 99 % within {} ms", short(it.p50), short(it.p99));
+        found.push(finding(level, "time to answer", text));
+    }
+    let Some(it): &Option<Machine> = &report.machine else { return found };
+    let mut most = |subject: &str, value: Option<Mean>, limit: f64, shown: &dyn Fn(f64) -> String| {
+        let Some(value) = value else { return };
+        let level = if value.max > limit { Level::Bad } else { Level::Good };
+        let text = format!("{} on average, {} at most", shown(value.mean), shown(value.max));
+        found.push(finding(level, subject, text));
+    };
+    // A busy processor is what one pays for; it is never bad by itself.
+    most("processor", it.cpu, f64::INFINITY, &percent);
+    most("memory", it.memory, limits.full, &percent);
+    most("disk", it.disk, limits.full, &percent);
+    most("temperature", it.temperature, limits.hot, &|it| format!("{it:.0} °C"));
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_short() {
+        assert_eq!([0.0, 1e-15, 0.1234, 12.34, 4321.6].map(short), ["0", "1e-15", "0.123", "12.3", "4322"]);
+        assert_eq!([0.0, 0.042, 0.5, 1.0].map(percent), ["0 %", "4.2 %", "50 %", "100 %"]);
+        assert_eq!((count(1, "row"), count(2, "row")), ("1 row".into(), "2 rows".into()));
+    }
+
+    #[test]
+    fn a_long_list_is_cut() {
+        assert_eq!(listed(&["a"]), "a");
+        assert_eq!(listed(&["a", "b", "c"]), "a, b and c");
+        assert_eq!(listed(&["a", "b", "c", "d"]), "a, b and 2 more");
+    }
+
+    #[test]
+    fn a_share_is_watched_before_it_is_bad() {
+        let level = |part| share("x", part, 100, 0.1).unwrap().level;
+        assert_eq!([5, 6, 10, 11].map(level), [Level::Good, Level::Watch, Level::Watch, Level::Bad]);
+        assert_eq!(share("x", 0, 0, 0.1), None);
+    }
+}
