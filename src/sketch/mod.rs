@@ -1,6 +1,7 @@
 //! The pet park's photos, drawn: cats and dogs from a seed, at all hours, for those who have no photos at
 //! hand. Varied enough that a model has something to learn, and alike enough that it makes some mistakes.
 
+pub mod camera;
 mod canvas;
 
 use std::io::Cursor;
@@ -39,7 +40,10 @@ struct Chance {
 
 impl Chance {
     fn new(seed: u64, pet: Pet, number: u64) -> Self {
-        let name = format!("{seed} {} {number}", pet.name());
+        Self::named(&format!("{seed} {} {number}", pet.name()))
+    }
+
+    fn named(name: &str) -> Self {
         Self { state: *Digest::of(name.as_bytes()).bytes(), used: 0 }
     }
 
@@ -61,17 +65,25 @@ impl Chance {
 
 /// A JPEG of one animal; the same seed and number always give the same bytes.
 pub fn photo(seed: u64, pet: Pet, number: u64) -> Result<Vec<u8>> {
-    let mut chance = Chance::new(seed, pet, number);
-    let mut canvas = Canvas::new(SIDE, meadow(&mut chance));
-    animal(&mut canvas, pet, &mut chance);
-    let light = chance.between(0.55, 1.15);
-    let grain = chance.between(4.0, 22.0);
-    let picture = canvas.finish(light, |_| chance.between(-grain, grain));
+    encode(&picture(seed, pet, number))
+}
+
+fn encode(picture: &image::RgbImage) -> Result<Vec<u8>> {
     let mut out = Cursor::new(Vec::new());
     let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut out, QUALITY);
     let encoded = picture.write_with_encoder(encoder);
     encoded.map_err(|it| Error::new(Kind::Internal, "cannot draw a photo").because(it))?;
     Ok(out.into_inner())
+}
+
+/// One animal as the sun and the grain of the film leave it.
+fn picture(seed: u64, pet: Pet, number: u64) -> image::RgbImage {
+    let mut chance = Chance::new(seed, pet, number);
+    let mut canvas = Canvas::new(SIDE, meadow(&mut chance));
+    animal(&mut canvas, pet, &mut chance);
+    let light = chance.between(0.55, 1.15);
+    let grain = chance.between(4.0, 22.0);
+    canvas.finish(light, |_| chance.between(-grain, grain))
 }
 
 /// Grass, path or wall, by the hour.
