@@ -1,6 +1,12 @@
 //! The clock, in one place so that tests can stop it.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    fmt,
+    str::FromStr,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use crate::error::{Error, Result};
 
 /// Seconds since 1970, UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,5 +42,81 @@ impl Timestamp {
     /// `20261124T021035Z`, fit for a file name.
     pub fn compact(self) -> String {
         self.to_text().replace(['-', ':'], "")
+    }
+}
+
+/// Milliseconds since 1970, UTC: now, or whole seconds where `MLX_TIMESTAMP` stops the clock.
+#[expect(clippy::disallowed_methods, reason = "this is the one clock")]
+pub fn now_millis() -> i64 {
+    let stopped = std::env::var("MLX_TIMESTAMP").ok().and_then(|it| it.parse::<i64>().ok());
+    let since = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |it| it.as_millis());
+    stopped.map_or_else(|| i64::try_from(since()).unwrap_or(i64::MAX), |it| it.saturating_mul(1000))
+}
+
+/// Milliseconds since 1970 of a moment as RFC 3339 writes it.
+pub fn parse_millis(text: &str) -> Option<i64> {
+    text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_millisecond)
+}
+
+/// A day, UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Day(jiff::civil::Date);
+
+impl Day {
+    /// The day of a moment in milliseconds since 1970; beyond all calendars, the last one.
+    pub fn of(millis: i64) -> Self {
+        let last = if millis < 0 { jiff::Timestamp::MIN } else { jiff::Timestamp::MAX };
+        let moment = jiff::Timestamp::from_millisecond(millis).unwrap_or(last);
+        Self(jiff::tz::Offset::UTC.to_datetime(moment).date())
+    }
+
+    /// The day that is not over yet.
+    pub fn today() -> Self {
+        Self::of(now_millis())
+    }
+
+    /// This day and so many more.
+    pub fn plus(self, days: i64) -> Self {
+        Self(self.0.saturating_add(jiff::Span::new().days(days.clamp(-4_000_000, 4_000_000))))
+    }
+}
+
+impl fmt::Display for Day {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+impl FromStr for Day {
+    type Err = Error;
+
+    /// `2026-11-24`, and no other spelling.
+    fn from_str(text: &str) -> Result<Self> {
+        let day = text.parse().ok().map(Self).filter(|it| it.to_string() == text);
+        day.ok_or_else(|| Error::usage(format!("`{text}` is no day")).hint("write it as 2026-11-24"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_day_has_one_spelling_and_its_milliseconds() {
+        let day: Day = "2023-11-14".parse().unwrap();
+        assert_eq!(Day::of(1_700_000_000_000), day);
+        assert_eq!((Day::of(1_699_919_999_999), Day::of(1_699_920_000_000)), (day.plus(-1), day));
+        assert_eq!(Day::of(-1).to_string(), "1969-12-31");
+        assert!(Day::of(i64::MIN) < Day::of(0) && Day::of(0) < Day::of(i64::MAX));
+        for bad in ["", "2023-11", "2023-11-31", "14.11.2023", "2023-11-14T00:00:00Z", " 2023-11-14"] {
+            assert!(bad.parse::<Day>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn moments_are_read_in_any_zone() {
+        assert_eq!(parse_millis("2023-11-14T22:13:20.5Z"), Some(1_700_000_000_500));
+        assert_eq!(parse_millis("2023-11-14T23:13:20+01:00"), Some(1_700_000_000_000));
+        assert_eq!(parse_millis("yesterday"), None);
     }
 }
