@@ -9,6 +9,7 @@ pub mod evaluate;
 pub mod features;
 pub mod filters;
 pub mod graph;
+pub mod looks;
 pub mod offline;
 pub mod onnx;
 pub mod package;
