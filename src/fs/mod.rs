@@ -114,6 +114,12 @@ pub fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
+/// Share of the disk that is in use where `path` lies.
+pub fn used_space(path: &Path) -> Option<f64> {
+    let stat = rustix::fs::statvfs(path).ok()?;
+    (stat.f_blocks > 0).then(|| 1.0 - stat.f_bfree as f64 / stat.f_blocks as f64)
+}
+
 /// Whether a process of this machine runs.
 pub fn is_alive(pid: u32) -> bool {
     let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);

@@ -4,6 +4,26 @@
 //! day into datasets like any other. The pictures that a model was trained on are kept in its package in the
 //! same form, so that both can be compared. Days are UTC.
 
+mod feedback;
+mod frame;
+mod place;
+mod seal;
+pub mod spool;
+mod table;
+mod telemetry;
+mod writer;
+
+#[cfg(test)]
+pub mod samples;
+
+pub use self::{
+    feedback::{Learnt, Subject, Truth, feedback, labels, parse_truth},
+    place::{check_environment, labels_file, sealed_days, seals},
+    seal::{Seal, Sealed, each, picture, seal, sealed},
+    spool::Spool,
+    table::{read_requests, read_telemetry, write_requests, write_telemetry},
+};
+
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;

@@ -42,6 +42,11 @@ impl Workspace<'_> {
         Ok(pointer)
     }
 
+    /// Remembers that `path` has a pointer, though whoever wrote it may have been killed before it could.
+    pub fn remember(&self, path: &RepoPath) {
+        self.index.borrow_mut().add_pointer(path.clone());
+    }
+
     fn check_place(&self, path: &RepoPath) -> Result<()> {
         if path.is_root() {
             return Err(Error::usage("the whole repository cannot be tracked").hint("name a folder in it"));

@@ -1,0 +1,56 @@
+//! Records for tests.
+
+use proptest::prelude::*;
+
+use crate::{
+    digest::Digest,
+    traffic::{Looks, Record},
+};
+
+/// A record of a picture at a moment.
+pub fn record(id: &str, captured: i64, picture: &[u8]) -> Record {
+    Record {
+        id: id.to_owned(),
+        captured,
+        received: captured + 5,
+        version: "pets@v0.1.0".to_owned(),
+        package: Digest::of(b"package"),
+        input: Digest::of(picture),
+        name: format!("{id}.jpg"),
+        status: 200,
+        latency: 1.5,
+        class: "cat".to_owned(),
+        scores: vec![0.75, 0.25],
+        features: vec![1.0, -2.0],
+        looks: Some(Looks { brightness: 0.5, fingerprint: 1 << 63, ..Looks::default() }),
+        kept: false,
+    }
+}
+
+/// Any records, up to so many.
+pub fn records(most: usize) -> impl Strategy<Value = Vec<Record>> {
+    let floats = || prop::collection::vec(-1e9_f32..1e9, 0..5);
+    let one =
+        ("[!-~]{0,20}", any::<(i64, i64, u16)>(), "\\PC{0,9}", floats(), floats(), any::<(bool, u64)>());
+    let record =
+        one.prop_map(|(id, (captured, received, status), class, scores, features, (kept, bits))| Record {
+            captured,
+            received,
+            status,
+            kept,
+            input: Digest::of(&bits.to_le_bytes()),
+            name: class.clone(),
+            latency: scores.iter().sum(),
+            class,
+            features,
+            looks: (bits % 3 > 0).then(|| Looks {
+                brightness: bits as f32,
+                colors: [0.5, 0.25, scores.len() as f32],
+                fingerprint: bits,
+                ..Looks::default()
+            }),
+            scores,
+            ..record(&id, 0, b"")
+        });
+    prop::collection::vec(record, 0..most)
+}
