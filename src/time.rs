@@ -58,6 +58,11 @@ pub fn parse_millis(text: &str) -> Option<i64> {
     text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_millisecond)
 }
 
+/// `2026-11-24T02:10:35.5Z`
+pub fn text_of_millis(millis: i64) -> String {
+    jiff::Timestamp::from_millisecond(millis).map_or_else(|_| format!("@{millis} ms"), |it| it.to_string())
+}
+
 /// A day, UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Day(jiff::civil::Date);
@@ -73,6 +78,11 @@ impl Day {
     /// The day that is not over yet.
     pub fn today() -> Self {
         Self::of(now_millis())
+    }
+
+    /// The hour of its day, UTC, in which a moment lies.
+    pub fn hour(millis: i64) -> u8 {
+        u8::try_from(millis.div_euclid(3_600_000).rem_euclid(24)).unwrap_or(0)
     }
 
     /// This day and so many more.

@@ -21,7 +21,7 @@ pub const BUILTINS: [Builtin; 5] = [
     ("mlx data features", 1),
     ("mlx model train", 1),
     ("mlx model evaluate", 1),
-    ("mlx model package", 1),
+    ("mlx model package", 2),
 ];
 
 pub struct Context<'a> {

@@ -14,6 +14,7 @@ pub mod offline;
 pub mod onnx;
 pub mod package;
 pub mod picture;
+pub mod reference;
 pub mod registry;
 pub mod settings;
 pub mod softmax;

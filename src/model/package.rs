@@ -1,5 +1,5 @@
-//! A folder with all that serving needs: `model.onnx` and `model.toml`. What it was made from stands in it by
-//! digest alone.
+//! A folder with all that serving and watching need: `model.onnx`, `model.toml`, and the training side as
+//! `reference.parquet`. What it was made from stands in it by digest alone.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +13,7 @@ use crate::{
     fs::{Root, Sync},
     model::{
         engine, graph, picture,
+        reference::reference,
         softmax::Head,
         split::{Picture, Segment},
         table::{About, BACKBONE, Table},
@@ -22,6 +23,8 @@ use crate::{
 };
 
 pub const FORMAT: u64 = 1;
+/// The training side, as traffic is kept.
+pub const REFERENCE: &str = "reference.parquet";
 /// Pictures that the finished file is tried on.
 const TRIED: usize = 8;
 /// How far its probabilities may be from those of the parts it was made of.
@@ -112,6 +115,7 @@ pub fn package(repo: &Repo, parts: &Parts<'_>, out: &RepoPath) -> Result<Descrip
     let text = toml::to_string(&description).map_err(|it| Error::new(Kind::Internal, it.to_string()))?;
     repo.files.write(&out.join(b"model.onnx")?, &bytes, Sync::Later)?;
     repo.files.write(&out.join(b"model.toml")?, text.as_bytes(), Sync::Later)?;
+    repo.files.write(&out.join(REFERENCE.as_bytes())?, &reference(repo, parts)?, Sync::Later)?;
     Ok(description)
 }
 

@@ -3,29 +3,39 @@ use std::{collections::BTreeSet, fmt, path::Path};
 use serde_json::{Value, json};
 
 use crate::{
-    cli::{Context, Report, command::transfer::with_trees},
+    cli::{
+        Context, Report,
+        command::{
+            request::{self, Found},
+            transfer::with_trees,
+        },
+    },
     error::Result,
     git::Rev,
     lineage::{self, Lineage, Node, Origin},
     model::registry::{self, Number},
     path::{RepoPath, show},
     pipeline::LOCKFILE,
+    release::{self, Decision, Release},
     repo::Repo,
+    time,
     workspace::Workspace,
 };
 
-/// Show where an output, a model or a file came from
+/// Show where an output, a model, a file or an answer came from
 ///
 /// The chain of stage, command, parameters, inputs and commit, read from Git. A registered version such as
-/// `pets@v0.1.0` names the package it holds; `models/pets.onnx` is short for `models/pets/model.onnx`.
+/// `pets@v0.1.0` names the package it holds; `models/pets.onnx` is short for `models/pets/model.onnx`. The id of a
+/// request goes from the answer to the version, who let it serve, and its package.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  mlx lineage models/pets\n  mlx lineage pets@v0.1.0 --dot | dot -Tsvg > lineage.svg\n\n\
+    after_help = "Examples:\n  mlx lineage models/pets\n  mlx lineage pets@v0.1.0 --dot | dot -Tsvg > lineage.svg\n  mlx lineage 019a9c1e6b7c7e1d8f0a2b3c4d5e6f70\n\n\
 JSON: {\"path\", \"digest\", \"size\", \"files\", \"commit\": {\"rev\", \"author\", \"when\", \"summary\"} | null,\n\
-  \"stage\": {\"name\", \"command\", \"params\", \"edited\"} | null, \"inputs\": [the same, nested…]}"
+  \"stage\": {\"name\", \"command\", \"params\", \"edited\"} | null, \"inputs\": [the same, nested…]};\n\
+  of a request also \"request\": {\"id\", \"environment\", \"captured\", \"received\", \"input\", \"class\", \"scores\", \"version\", \"package\", \"releases\": [{\"release\", \"who\", \"approvals\": [{\"tag\", \"who\", \"report\"}]}]}"
 )]
 pub struct Args {
-    /// A path, or a registered version
+    /// A path, a registered version, or the id of a request
     what: String,
     /// As this version has it; the workspace without
     #[arg(long)]
@@ -38,12 +48,21 @@ pub struct Args {
 pub struct Chain {
     lineage: Lineage,
     dot: bool,
+    request: Option<Answered>,
+}
+
+/// An answer, and who let the version that gave it serve.
+struct Answered {
+    found: Found,
+    releases: Vec<(Release, Vec<Decision>)>,
 }
 
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Chain> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
-    let (rev, path) = subject(ctx, &repo, args)?;
+    let request = request(ctx, &repo, &args.what)?;
+    let what = request.as_ref().map_or(&args.what, |it| &it.found.record.version);
+    let (rev, path) = subject(ctx, &repo, what, args.rev.as_deref())?;
     let read = |file: &RepoPath| repo.files.read_if_there(file);
     let mut tracked = repo.git.tracked(&lineage::speaks)?;
     tracked.extend(workspace.pointed()?.iter().map(|it| it.with_suffix(crate::pointer::SUFFIX)));
@@ -55,7 +74,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Chain> {
     let lineage = with_trees(ctx, &workspace, || {
         trace(&path).or_else(|error| short_for_package(&path).and_then(|it| trace(&it).ok()).ok_or(error))
     })?;
-    Ok(Chain { lineage, dot: args.dot })
+    Ok(Chain { lineage, dot: args.dot, request })
 }
 
 /// `models/pets.onnx` stands for `models/pets/model.onnx`.
@@ -63,16 +82,38 @@ fn short_for_package(path: &RepoPath) -> Option<RepoPath> {
     path.without_suffix(".onnx")?.join(b"model.onnx").ok()
 }
 
-fn subject(ctx: &Context<'_>, repo: &Repo, args: &Args) -> Result<(Option<Rev>, RepoPath)> {
-    if let Some((model, number)) = args.what.split_once('@')
+/// The request of this id, where no path is called so.
+fn request(ctx: &Context<'_>, repo: &Repo, what: &str) -> Result<Option<Answered>> {
+    let plain = !what.contains(['/', '@', '.']) && what.len() > 3;
+    if !plain
+        || ctx.path(repo, Path::new(what)).is_ok_and(|it| repo.files.stamp(&it).is_ok_and(|it| it.is_some()))
+    {
+        return Ok(None);
+    }
+    let Some(found) = request::find(repo, what)? else { return Ok(None) };
+    let version = &found.record.version;
+    let decided = release::decisions(&repo.git, Some(version))?;
+    let own = release::all(&repo.git)?.into_iter();
+    let own = own.filter(|it| it.environment == found.environment && it.message.version == *version);
+    let with_approvals = |it: Release| {
+        let named = |decision: &&Decision| it.message.approvals.contains(&decision.tag.name);
+        let approvals = decided.iter().filter(named).cloned().collect();
+        (it, approvals)
+    };
+    let releases = own.map(with_approvals).collect();
+    Ok(Some(Answered { found, releases }))
+}
+
+fn subject(ctx: &Context<'_>, repo: &Repo, what: &str, rev: Option<&str>) -> Result<(Option<Rev>, RepoPath)> {
+    if let Some((model, number)) = what.split_once('@')
         && number.parse::<Number>().is_ok()
-        && let Some(version) = registry::find(&repo.git, &args.what)?
+        && let Some(version) = registry::find(&repo.git, what)?
     {
         debug_assert_eq!(model, version.model);
         return Ok((Some(version.tag.rev), version.path));
     }
-    let rev = args.rev.as_deref().map(|it| repo.git.resolve(it)).transpose()?;
-    Ok((rev, ctx.path(repo, Path::new(&args.what))?))
+    let rev = rev.map(|it| repo.git.resolve(it)).transpose()?;
+    Ok((rev, ctx.path(repo, Path::new(what))?))
 }
 
 fn node(node: &Node) -> Value {
@@ -91,7 +132,17 @@ fn node(node: &Node) -> Value {
 
 impl Report for Chain {
     fn json(&self) -> Value {
-        node(&self.lineage.root)
+        let mut value = node(&self.lineage.root);
+        if let Some(Answered { found: Found { environment, record: it }, releases }) = &self.request {
+            let approval = |it: &Decision| json!({"tag": it.tag.name, "who": it.message.who, "report": it.message.report.map(|it| it.digest)});
+            let releases = releases.iter().map(|(it, approvals)| {
+                json!({"release": it.name(), "who": it.message.who, "approvals": approvals.iter().map(approval).collect::<Vec<_>>()})
+            });
+            value["request"] = json!({"id": it.id, "environment": environment, "captured": time::text_of_millis(it.captured),
+                "received": time::text_of_millis(it.received), "input": it.input, "class": it.class, "scores": it.scores,
+                "version": it.version, "package": it.package, "releases": releases.collect::<Vec<_>>()});
+        }
+        value
     }
 }
 
@@ -99,6 +150,28 @@ impl fmt::Display for Chain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.dot {
             return dot(f, &self.lineage.root);
+        }
+        if let Some(Answered { found: Found { environment, record: it }, releases }) = &self.request {
+            let said = if it.class.is_empty() { format!("status {}", it.status) } else { it.class.clone() };
+            writeln!(f, "request {}  {said}  {} in {environment}", it.id, time::text_of_millis(it.captured))?;
+            writeln!(f, "  of the picture {}", it.input)?;
+            writeln!(f, "  answered by {}, package {}", it.version, it.package.short())?;
+            for (release, approvals) in releases {
+                writeln!(f, "  released as {} by {}", release.name(), show(release.message.who.as_bytes()))?;
+                for it in approvals {
+                    let report = it
+                        .message
+                        .report
+                        .map(|it| format!(", report {}", it.digest.short()))
+                        .unwrap_or_default();
+                    writeln!(
+                        f,
+                        "  approved by {} ({}){report}",
+                        show(it.message.who.as_bytes()),
+                        it.tag.name
+                    )?;
+                }
+            }
         }
         let mut told = BTreeSet::new();
         tree(f, &self.lineage.root, "", "", &mut told)

@@ -19,9 +19,13 @@ mod init;
 mod lineage;
 mod log;
 mod model;
+mod monitor;
+mod reference;
 mod release;
 mod remote;
 mod repro;
+mod request;
+mod retrain;
 mod serve;
 mod show;
 mod status;
@@ -70,6 +74,9 @@ pub enum Command {
     Audit(audit::Args),
     #[command(subcommand)]
     Alert(alert::Command),
+    #[command(subcommand)]
+    Monitor(monitor::Command),
+    Retrain(retrain::Args),
     Demo(demo::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
@@ -106,6 +113,9 @@ impl Command {
             Self::Release(args) => ui.show(&release::release(ctx, args)?),
             Self::Rollback(args) => ui.show(&release::run_rollback(ctx, args)?),
             Self::Audit(args) => ui.show(&audit::run(ctx, args)?),
+            Self::Monitor(monitor::Command::Run(args)) => ui.show(&monitor::run(ctx, args)?),
+            Self::Monitor(monitor::Command::Accept(args)) => ui.show(&monitor::accept(ctx, args)?),
+            Self::Retrain(args) => ui.show(&retrain::run(ctx, args)?),
             Self::Alert(alert::Command::List(args)) => ui.show(&alert::list(ctx, args)?),
             Self::Alert(alert::Command::Ack(args)) => ui.show(&alert::ack(ctx, args)?),
             Self::Completions(args) => ui.show(&completions::run(args)),

@@ -118,13 +118,7 @@ fn judge(
     Ok((policy, version, examined))
 }
 
-pub fn rollback(
-    _: &Context<'_>,
-    repo: &Repo,
-    model: Option<&str>,
-    environment: &str,
-    why: Option<&str>,
-) -> Result<Outcome> {
+pub fn rollback(repo: &Repo, model: Option<&str>, environment: &str, why: Option<&str>) -> Result<Outcome> {
     let state = std::cell::RefCell::new(String::new());
     let published = ledger::publish(repo, &|view| {
         let policy = Policy::at(&repo.git, view.policy.as_ref())?;
@@ -161,8 +155,14 @@ pub fn rollback(
     })
 }
 
+impl Outcome {
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+}
+
 pub fn run_rollback(ctx: &Context<'_>, args: &RollbackArgs) -> Result<Outcome> {
-    rollback(ctx, &ctx.repo()?, args.model.as_deref(), &args.env, args.why.as_deref())
+    rollback(&ctx.repo()?, args.model.as_deref(), &args.env, args.why.as_deref())
 }
 
 /// The model that serves in an environment, where only one does or one is named.
