@@ -28,6 +28,7 @@ type Drawn = Result<(), Box<dyn Error>>;
 
 /// Values from left to right; a gap where there is none.
 pub struct Line {
+    /// Empty where there is nothing to tell apart.
     pub name: String,
     pub color: RGBColor,
     pub points: Vec<Option<f64>>,

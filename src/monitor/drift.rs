@@ -187,11 +187,12 @@ fn histogram(reference: &Column, day: &Column) -> Option<Histogram> {
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "these numbers are whole or as they were written")]
 mod tests {
     use super::*;
     use crate::monitor::{
         Report,
-        drawn::{USUAL, World, frames, reference, report},
+        drawn::{Chance, USUAL, World, frames, reference, report},
     };
 
     fn drifted(report: &Report) -> Vec<&str> {
@@ -213,6 +214,21 @@ mod tests {
     }
 
     #[test]
+    fn few_rows_of_many_features_are_quiet() {
+        let wide = |seed: u64, count: usize| {
+            let mut chance = Chance::new(seed);
+            let mut records = frames(USUAL, seed, count).0;
+            records.iter_mut().for_each(|it| it.features = (0..256).map(|_| chance.normal()).collect());
+            records
+        };
+        let reference = Reference { rows: wide(1_000_003, 40), ..Reference::default() };
+        for seed in 0..60 {
+            let report = report(&wide(seed, 60), &reference);
+            assert_eq!(report.drift["embedding"].verdict, Verdict::Same, "seed {seed}");
+        }
+    }
+
+    #[test]
     fn each_large_change_is_seen_and_only_it() {
         let reference = reference(400);
         let worlds = [
@@ -220,7 +236,7 @@ mod tests {
             ("sharpness", World { sharpness: 0.3, ..USUAL }),
             ("red", World { red: 0.36, ..USUAL }),
             ("embedding", World { strange: 3.0, ..USUAL }),
-            ("classes", World { cats: 0.95, ..USUAL }),
+            ("classes", World { cats: 1.0, ..USUAL }),
         ];
         for (name, world) in worlds {
             for seed in 0..30 {
@@ -248,7 +264,7 @@ mod tests {
         {
             let report = report(records, &reference(rows));
             assert!(report.drift.values().all(|it| it.verdict == Verdict::None && it.tested.is_none()));
-            assert!(!report.values().keys().any(|it| it.ends_with("drifted") || it.ends_with(".ks")));
+            assert!(!report.values().keys().any(|it| it.ends_with("drifted") || it.contains(".ks")));
         }
     }
 

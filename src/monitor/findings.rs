@@ -34,7 +34,7 @@ impl Level {
     }
 }
 
-/// All that can be said of a day, in the order of a frame's way.
+/// All that can be said of a day: the worst first, else in the order of a frame's way.
 pub fn findings(report: &Report) -> Vec<Finding> {
     let mut found = frames(report);
     found.extend(pictures(report));
@@ -49,6 +49,7 @@ pub fn findings(report: &Report) -> Vec<Finding> {
         found.extend(gaps.iter().filter_map(|(kind, it)| Some(bias(kind, it.as_ref()?, report))));
     }
     found.extend(machine(report));
+    found.sort_by_key(|it| std::cmp::Reverse(it.level));
     found
 }
 
@@ -79,7 +80,7 @@ pub fn headline(report: &Report) -> (Level, String) {
 }
 
 /// Measures in the order in which they are shown, with their names for people.
-pub(crate) const ORDER: [(&str, &str); 8] = [
+pub const ORDER: [(&str, &str); 8] = [
     ("brightness", "brightness"),
     ("contrast", "contrast"),
     ("sharpness", "sharpness"),
@@ -91,25 +92,30 @@ pub(crate) const ORDER: [(&str, &str); 8] = [
 ];
 
 /// `3 frames`
-pub(crate) fn count(number: u64, noun: &str) -> String {
+pub fn count(number: u64, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
 /// `12.5 %`
-pub(crate) fn percent(share: f64) -> String {
+pub fn percent(share: f64) -> String {
     let digits = usize::from(share.abs() < 0.1 && share != 0.0);
     format!("{:.*} %", digits, share * 100.0)
 }
 
 /// A number of any size in few digits.
-pub(crate) fn short(value: f64) -> String {
+pub fn short(value: f64) -> String {
     match value.abs() {
         0.0 => "0".into(),
         it if it < 0.001 => format!("{value:.0e}"),
-        it if it < 10.0 => format!("{value:.3}"),
-        it if it < 1000.0 => format!("{value:.1}"),
+        it if it < 10.0 => trimmed(format!("{value:.3}")),
+        it if it < 1000.0 => trimmed(format!("{value:.1}")),
         _ => format!("{value:.0}"),
     }
+}
+
+/// Without zeros that say nothing.
+fn trimmed(text: String) -> String {
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 fn listed(names: &[&str]) -> String {
@@ -162,7 +168,7 @@ fn pictures(report: &Report) -> Vec<Finding> {
         share("dark pictures", it.dark, it.seen, limits.poor_share),
         share("overexposed pictures", it.overexposed, it.seen, limits.poor_share),
         it.blurred.and_then(|blurred| share("blurred pictures", blurred, it.seen, limits.poor_share)),
-        share("duplicates", it.duplicates, it.frames, limits.poor_share),
+        share("duplicates", it.duplicates, it.frames, limits.poor_share).map(|found| nearly(found, it)),
         share("errors", it.errors, it.frames, limits.error_share),
     ]
     .into_iter()
@@ -175,8 +181,16 @@ fn pictures(report: &Report) -> Vec<Finding> {
         }
         found.push(frozen);
     }
-    if it.dropped > 0 {
-        found.push(finding(Level::Watch, "records lost", count(it.dropped, "record")));
+    if let Some(dropped) = it.dropped.filter(|&it| it > 0) {
+        found.push(finding(Level::Watch, "records lost", count(dropped, "record")));
+    }
+    found
+}
+
+/// Pictures that are nearly alike are no fault by themselves: cameras take them in bursts.
+fn nearly(mut found: Finding, it: &Integrity) -> Finding {
+    if it.near_duplicates > 0 {
+        found.text.push_str(&format!("; {} nearly like the one before", it.near_duplicates));
     }
     found
 }
@@ -234,7 +248,7 @@ fn performance(it: &Performance, limit: f64) -> Finding {
     };
     let labels = count(it.labeled, "label");
     let text = format!(
-        "{} of {labels}, surely {} to {}",
+        "{} of {labels}, 95 % interval {} to {}",
         percent(it.accuracy),
         percent(span.low),
         percent(span.high)
@@ -250,13 +264,17 @@ fn bias(kind: &str, it: &Gap, report: &Report) -> Finding {
     } else {
         Level::Good
     };
-    let text = format!(
-        "errors on `{}` are {} points above `{}`, p {}",
-        it.worst,
-        short(it.difference * 100.0),
-        it.best,
-        short(it.p)
-    );
+    let text = if it.difference == 0.0 {
+        "equally often on all".into()
+    } else {
+        format!(
+            "errors on `{}` are {:.0} points above `{}`, p {}",
+            it.worst,
+            it.difference * 100.0,
+            it.best,
+            short(it.p)
+        )
+    };
     finding(level, &format!("errors across {kind}"), text)
 }
 

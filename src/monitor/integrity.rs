@@ -35,7 +35,7 @@ pub fn integrity(day: &Day<'_>, reference: &Reference, thresholds: &Thresholds) 
         near_duplicates: near_duplicates(day.records, thresholds.near_bits),
         missing_hours: day.hours.difference(&there).copied().collect(),
         errors: day.records.iter().filter(|it| failed(it)).count() as u64,
-        dropped: day.samples.iter().map(|it| u64::from(it.dropped)).sum(),
+        dropped: (!day.samples.is_empty()).then(|| day.samples.iter().map(|it| u64::from(it.dropped)).sum()),
     }
 }
 
@@ -87,6 +87,7 @@ mod tests {
             seen: 60,
             blurred: Some(0),
             blurred_below: limit,
+            dropped: Some(0),
             ..Integrity::default()
         };
         assert_eq!(found, good);

@@ -65,6 +65,6 @@ mod tests {
             (report.values()["telemetry.latency_p50"], report.values()["telemetry.latency_max"]),
             (20.0, 50.0)
         );
-        assert_eq!(report.hours[6].latency_p95, Some(44.0));
+        assert_eq!(report.hours[6].latency_p95, Some(45.5));
     }
 }

@@ -72,17 +72,17 @@ pub fn measure(day: &Day<'_>, reference: &Reference, thresholds: &Thresholds) ->
 }
 
 /// Whether the model answered.
-pub(crate) fn answered(record: &Record) -> bool {
+pub fn answered(record: &Record) -> bool {
     (200..300).contains(&record.status)
 }
 
 /// Whether we failed, not whoever asked.
-pub(crate) fn failed(record: &Record) -> bool {
+pub fn failed(record: &Record) -> bool {
     record.status >= 500
 }
 
 /// The hour of the day, UTC.
-pub(crate) fn hour_of(milliseconds: i64) -> u8 {
+pub fn hour_of(milliseconds: i64) -> u8 {
     milliseconds.div_euclid(3_600_000).rem_euclid(24) as u8
 }
 
@@ -111,12 +111,12 @@ fn hour(day: &Day<'_>, hour: u8) -> Hour {
 }
 
 /// Part of the day in which a picture was taken, UTC.
-pub(crate) fn part_of_day(milliseconds: i64) -> &'static str {
+pub fn part_of_day(milliseconds: i64) -> &'static str {
     ["night", "morning", "afternoon", "evening"][usize::from(hour_of(milliseconds) / 6)]
 }
 
 /// Labeled answers: record, place of the label, place of what was said.
-pub(crate) fn judged<'d>(day: &Day<'d>) -> Vec<(&'d Record, usize, usize)> {
+pub fn judged<'d>(day: &Day<'d>) -> Vec<(&'d Record, usize, usize)> {
     let place = |class: &String| day.classes.iter().position(|it| it == class);
     let label = |it: &Record| place(day.labels.get(&it.id)?);
     let rows = day.records.iter().filter(|it| answered(it));

@@ -25,13 +25,14 @@ box-shadow:0 1px 2px #0001}h1{font-size:1.55em;margin:0 0 .2em;line-height:1.25}
 h2{font-size:1.05em;margin:30px 0 10px;font-weight:600}p{margin:.2em 0;color:var(--soft)}\
 .grid{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(340px,1fr))}\
 .card,figure{background:#fff;border-radius:8px;padding:12px 16px;margin:0;box-shadow:0 1px 2px #0001;overflow-x:auto}\
-figcaption,.title{font-weight:600;font-size:.92em}figcaption small,.title small{color:var(--soft);font-weight:400}\
+figcaption,.title{font-weight:600;font-size:.92em;display:flex;flex-wrap:wrap;justify-content:space-between;\
+gap:0 1em;margin-bottom:6px}figcaption small,.title small{color:var(--soft);font-weight:400}\
 svg{display:block;width:100%;height:auto}svg text{font-family:system-ui,sans-serif}\
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}\
 td,th{padding:5px 12px 5px 0;text-align:left;vertical-align:top;border-top:1px solid var(--line);font-weight:400}\
-tr:first-child td,tr:first-child th{border-top:0}th{color:var(--soft);font-size:.9em}\
+tr:first-child td,tr:first-child th{border-top:0}.grid td,.grid th{white-space:nowrap}th{color:var(--soft);font-size:.9em}\
 .mark{display:inline-block;min-width:5.6em;padding:0 .6em;border-radius:9px;color:#fff;font-size:.82em;text-align:center}\
-.good{background:var(--good)}.watch{background:var(--watch)}.bad{background:var(--bad)}.unknown{background:var(--unknown)}\
+.good{background:#e4f1ea;color:var(--good)}.watch{background:var(--watch)}.bad{background:var(--bad)}.unknown{background:var(--unknown)}\
 .key{display:inline-block;width:.7em;height:.7em;border-radius:2px;margin:0 .3em 0 .7em}\
 .bar{height:9px;border-radius:2px;margin:2px 0;min-width:1px}.number{text-align:right}\
 .cell{text-align:center;min-width:4em;border:2px solid #fff}\
@@ -114,7 +115,7 @@ fn pictures(report: &Report) -> String {
     let shown = [
         ("brightness", "Brightness"),
         ("sharpness", "Sharpness"),
-        ("embedding", "Distance from the middle, as the network sees it"),
+        ("embedding", "Embedding, distance from the middle"),
     ];
     let cards: Vec<_> = shown
         .iter()
@@ -200,7 +201,7 @@ fn card(title: &str, head: &[&str], rows: &str) -> String {
 
 fn by_class(it: &Performance) -> String {
     let share = |it: Option<f64>| it.map_or_else(|| "–".into(), percent);
-    let all = "all classes, evenly".to_owned();
+    let all = "mean".to_owned();
     let rows = it.classes.iter().chain([(&all, &it.average)]).map(|(name, it)| {
         let numbers = [share(it.precision), share(it.recall), share(it.f1)].join("<td>");
         format!("<tr><td>{}<td>{}<td>{numbers}", escape(name), it.labeled)
@@ -223,7 +224,7 @@ fn rates(title: &str, rates: &BTreeMap<String, Rate>) -> String {
             percent(it.rate)
         )
     });
-    card(title, &["", "wrong", "rate", "surely"], &rows.collect::<String>())
+    card(title, &["", "wrong", "rate", "95 % interval"], &rows.collect::<String>())
 }
 
 fn by_version(versions: &BTreeMap<String, Performance>) -> String {
@@ -231,7 +232,7 @@ fn by_version(versions: &BTreeMap<String, Performance>) -> String {
         let span = format!("{} to {}", percent(it.accuracy_span.low), percent(it.accuracy_span.high));
         format!("<tr><td>{}<td>{}<td>{}<td>{span}", escape(name), it.labeled, percent(it.accuracy))
     });
-    card("By version", &["", "labels", "accuracy", "surely"], &rows.collect::<String>())
+    card("By version", &["", "labels", "accuracy", "95 % interval"], &rows.collect::<String>())
 }
 
 /// Lines with their keys; nothing where no line has a point.
@@ -245,11 +246,8 @@ fn lines(
     if there.is_empty() {
         return String::new();
     }
-    let keys = if there.len() == 1 && there[0].name.is_empty() {
-        String::new()
-    } else {
-        there.iter().map(|it| key(it.color, &it.name)).collect()
-    };
+    let named = there.iter().filter(|it| !it.name.is_empty());
+    let keys: String = named.map(|it| key(it.color, &it.name)).collect();
     figure(title, &keys, &chart::lines(&there, label, shown))
 }
 
@@ -302,8 +300,8 @@ fn trends(days: &[&Report]) -> String {
         line("damaged", ORANGE, "integrity.damaged_share"),
     ];
     let accuracy = vec![
-        line("surely between", GRAY, "performance.accuracy_low"),
-        line("and", GRAY, "performance.accuracy_high"),
+        line("95 % interval", GRAY, "performance.accuracy_low"),
+        line("", GRAY, "performance.accuracy_high"),
         line("accuracy", BLUE, "performance.accuracy"),
     ];
     let cards = [
@@ -368,8 +366,9 @@ mod tests {
     fn the_page_needs_nothing_else() {
         let days: Vec<_> = (1..9).map(|it| day(&format!("2026-11-0{it}"), USUAL, it)).collect();
         let found = page(&days[7], &days);
+        let found = found.replace("xmlns=\"http://www.w3.org/2000/svg\"", "");
         assert!(["http", "src=", "@import", "url("].iter().all(|it| !found.contains(it)));
-        assert!(found.contains("Over days") && found.contains(">11-01<") && found.contains(">11-08<"));
+        assert!(found.contains("Over days") && found.contains("\n11-01\n") && found.contains("\n11-07\n"));
         assert_eq!(found.matches("<svg").count(), found.matches("</svg>").count());
     }
 

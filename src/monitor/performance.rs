@@ -96,11 +96,11 @@ fn rate((wrong, labeled): (u64, u64), thresholds: &Thresholds) -> Option<Rate> {
     Some(Rate { wrong, labeled, rate, span, enough: labeled >= thresholds.group_rows })
 }
 
-/// The worst against the best of those that have enough labels.
+/// The worst against the best of those that have enough labels; of equals the first and the last.
 fn gap(rates: &BTreeMap<String, Rate>) -> Option<Gap> {
     let enough = || rates.iter().filter(|it| it.1.enough);
     let worst = enough().reduce(|one, two| if two.1.rate > one.1.rate { two } else { one })?;
-    let best = enough().reduce(|one, two| if two.1.rate < one.1.rate { two } else { one })?;
+    let best = enough().reduce(|one, two| if two.1.rate <= one.1.rate { two } else { one })?;
     if enough().count() < 2 {
         return None;
     }
@@ -121,6 +121,7 @@ impl From<Interval> for Span {
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "these numbers are whole or as they were written")]
 mod tests {
     use super::*;
     use crate::monitor::{

@@ -67,8 +67,8 @@ pub struct Integrity {
     pub missing_hours: Vec<u8>,
     /// Answers with a 5xx status.
     pub errors: u64,
-    /// Records lost for want of time.
-    pub dropped: u64,
+    /// Records lost for want of time; None where nobody counted.
+    pub dropped: Option<u64>,
 }
 
 /// One measure of the day against the reference.
@@ -277,7 +277,7 @@ impl Report {
     }
 
     /// Numbers cut to what is worth keeping.
-    pub(crate) fn rounded(self) -> Self {
+    pub fn rounded(self) -> Self {
         let mut value = serde_json::to_value(&self).expect("a report has text keys only");
         round(&mut value);
         serde_json::from_value(value).expect("rounding changes no types")
@@ -302,6 +302,7 @@ fn digits(value: f64) -> f64 {
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "these numbers are whole or as they were written")]
 mod tests {
     use super::*;
     use crate::monitor::drawn::{USUAL, World, frames, labeled, reference};

@@ -90,8 +90,8 @@ fn integrity(values: &mut Values, it: &Integrity) {
         ("frames", it.frames),
         ("frozen_longest_run", it.longest_run),
         ("missing_hours", it.missing_hours.len() as u64),
-        ("dropped", it.dropped),
     ];
+    values.put("integrity.dropped", it.dropped.map(|it| it as f64));
     counts.iter().for_each(|(name, count)| values.count(format!("integrity.{name}"), *count));
     let shares = [
         ("damaged", Some(it.damaged), it.frames),
@@ -152,4 +152,63 @@ fn performance(values: &mut Values, it: &Performance) {
 
 fn measures(it: &Class) -> [(&'static str, Option<f64>); 3] {
     [("precision", it.precision), ("recall", it.recall), ("f1", it.f1)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::monitor::drawn::{USUAL, frames, labeled, reference};
+
+    const NAMES: &str = "\
+            bias.class.cat.error_rate bias.class.dog.error_rate bias.class_difference bias.difference \
+            bias.group.afternoon.error_rate bias.group.morning.error_rate bias.group_difference \
+            drift.brightness.drifted drift.brightness.js_distance_base2 \
+            drift.brightness.js_distance_natural drift.brightness.ks drift.brightness.mean \
+            drift.brightness.p drift.brightness.p_adjusted drift.brightness.psi \
+            drift.brightness.psi_expected drift.brightness.rows drift.classes.change \
+            drift.classes.chi_square drift.classes.drifted drift.classes.js_distance_base2 \
+            drift.classes.js_distance_natural drift.classes.p drift.classes.p_adjusted drift.classes.psi \
+            drift.classes.psi_expected drift.classes.rows drift.drifted drift.embedding.drifted \
+            drift.embedding.js_distance_base2 drift.embedding.js_distance_natural drift.embedding.ks \
+            drift.embedding.mean drift.embedding.p drift.embedding.p_adjusted drift.embedding.psi \
+            drift.embedding.psi_expected drift.embedding.rows drift.embedding.shift integrity.blurred \
+            integrity.blurred_share integrity.damaged integrity.damaged_share integrity.dark \
+            integrity.dark_share integrity.dropped integrity.duplicate integrity.duplicate_share \
+            integrity.error integrity.error_share integrity.frames integrity.frozen \
+            integrity.frozen_longest_run integrity.frozen_share integrity.missing_hours \
+            integrity.near_duplicate integrity.near_duplicate_share integrity.overexposed \
+            integrity.overexposed_share performance.accuracy performance.accuracy_high \
+            performance.accuracy_low performance.f1.cat performance.f1.dog performance.labeled \
+            performance.macro.f1 performance.macro.precision performance.macro.recall \
+            performance.precision.cat performance.precision.dog performance.recall.cat \
+            performance.recall.dog telemetry.answers telemetry.cpu_max telemetry.cpu_mean \
+            telemetry.disk_max telemetry.disk_mean telemetry.dropped telemetry.errors \
+            telemetry.largest_queue telemetry.latency_max telemetry.latency_p50 telemetry.latency_p95 \
+            telemetry.latency_p99 telemetry.memory_max telemetry.memory_mean telemetry.resident_max \
+            telemetry.resident_mean telemetry.temperature_max telemetry.temperature_mean";
+
+    #[test]
+    fn people_have_written_rules_with_these_names() {
+        let (records, labels) = frames(USUAL, 1, 60);
+        let values = labeled(&records, &labels, &reference(400)).values();
+        let like_brightness = ["red", "green", "blue", "contrast", "sharpness"];
+        let other = |it: &&str| !like_brightness.iter().any(|name| it.starts_with(&format!("drift.{name}.")));
+        let names: Vec<_> = values.keys().map(String::as_str).filter(other).collect();
+        assert_eq!(names.join(" "), NAMES);
+    }
+
+    #[test]
+    fn what_was_not_measured_is_absent() {
+        let values = labeled(&[], &BTreeMap::new(), &crate::monitor::Reference::default()).values();
+        let measured = values.iter().filter(|it| *it.1 != 0.0 && !it.0.starts_with("telemetry"));
+        assert_eq!(measured.collect::<Vec<_>>(), [(&"integrity.missing_hours".to_owned(), &5.0)]);
+        assert!(!values.keys().any(|it| it.contains("share") || it.starts_with("performance")));
+    }
+
+    #[test]
+    fn records_lost_are_unknown_without_samples() {
+        let mut report = labeled(&[], &BTreeMap::new(), &crate::monitor::Reference::default());
+        report.integrity.dropped = None;
+        assert!(!report.values().contains_key("integrity.dropped"));
+    }
 }

@@ -69,6 +69,7 @@ pub fn mcnemar_exact(first: u64, second: u64) -> Option<f64> {
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "the ends are exact")]
 mod tests {
     use super::*;
 
