@@ -364,7 +364,7 @@ async fn model_metadata(State(service): Shared, Path(names): Names) -> Result<ax
     let served = named(&service, &names)?;
     let (input, output) = tensors(&served);
     Ok(axum::Json(json!({"name": served.model, "versions": [served.number], "platform": "onnx_onnxv1",
-        "inputs": [input], "outputs": [output]})))
+        "parameters": {"package": served.package}, "inputs": [input], "outputs": [output]})))
 }
 
 async fn model_ready(State(service): Shared, Path(names): Names) -> Result<Response, Refusal> {

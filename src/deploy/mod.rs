@@ -5,6 +5,7 @@
 //! Protocol. The network runs on a thread of its own; the async runtime only ever waits for it.
 
 mod batch;
+pub mod client;
 mod counters;
 mod http;
 mod page;
