@@ -11,6 +11,8 @@ mod http;
 mod page;
 mod protocol;
 mod served;
+pub mod stop;
+pub mod watch;
 
 pub use self::{
     batch::Limits,

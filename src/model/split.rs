@@ -70,7 +70,8 @@ pub fn gather(folder: &Node) -> Result<Found> {
     Ok(found)
 }
 
-fn is_picture(path: &RepoPath) -> bool {
+/// Whether a file is a picture by its name.
+pub fn is_picture(path: &RepoPath) -> bool {
     let name = String::from_utf8_lossy(path.name()).to_lowercase();
     name.rsplit_once('.').is_some_and(|(_, ending)| ENDINGS.contains(&ending))
 }

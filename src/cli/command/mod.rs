@@ -31,6 +31,7 @@ mod show;
 mod status;
 mod transfer;
 mod version;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -77,6 +78,7 @@ pub enum Command {
     #[command(subcommand)]
     Monitor(monitor::Command),
     Retrain(retrain::Args),
+    Watch(watch::Args),
     Demo(demo::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
@@ -118,6 +120,7 @@ impl Command {
             Self::Retrain(args) => ui.show(&retrain::run(ctx, args)?),
             Self::Alert(alert::Command::List(args)) => ui.show(&alert::list(ctx, args)?),
             Self::Alert(alert::Command::Ack(args)) => ui.show(&alert::ack(ctx, args)?),
+            Self::Watch(args) => ui.show(&watch::run(ctx, args)?),
             Self::Completions(args) => ui.show(&completions::run(args)),
             Self::Guard(args) => guard::run(args)?,
         })
