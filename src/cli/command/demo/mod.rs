@@ -1,5 +1,7 @@
 //! The story of a pet park in Barcelona, played with real commands.
 
+mod month;
+
 use std::{
     ffi::OsString,
     fmt,
@@ -9,6 +11,7 @@ use std::{
 
 use serde_json::{Value, json};
 
+use self::month::Told;
 use crate::{
     cli::{Context, Report, report::shell_word},
     error::{Doing, Error, Kind, Result},
@@ -23,8 +26,8 @@ use crate::{
 /// command is printed, so that you can run it too. Nothing is downloaded: the photos are drawn.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  mlx demo\n  mlx demo park --photos ~/pets --backbone efficientnet-lite0.onnx\n\n\
-JSON: {\"project\", \"accuracy\", \"version\"}"
+    after_help = "Examples:\n  mlx demo\n  mlx demo --whole\n  mlx demo park --photos ~/pets --backbone efficientnet-lite0.onnx\n\n\
+JSON: {\"project\", \"accuracy\", \"version\", \"month\": [{\"day\", \"raised\": [RULE…], \"resolved\": [RULE…], \"actions\": [text…]}]}"
 )]
 pub struct Args {
     /// The folder to make
@@ -42,12 +45,19 @@ pub struct Args {
     /// What the drawn photos follow from
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Go on: test, approve, release, and a month in production, with fog, a new camera, many dogs, a broken lens
+    #[arg(long, conflicts_with_all = ["photos", "backbone"])]
+    whole: bool,
+    /// Frames that the camera takes on each day of the month
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(20..=2000))]
+    frames: u32,
 }
 
 pub struct Story {
     project: PathBuf,
     accuracy: f64,
     version: String,
+    month: Vec<Told>,
 }
 
 struct Stage<'s, 'c> {
@@ -156,15 +166,16 @@ impl Stage<'_, '_> {
         self.tell("\n8. Where did the model come from? It is read from Git.");
         self.mlx(&["log", "data/"])?;
         self.mlx(&["lineage", "pets@v0.1.0"])?;
-        self.end()
+        let month = if args.whole { self.month(args.seed, args.frames)? } else { Vec::new() };
+        self.end(month)
     }
 
-    fn end(&self) -> Result<Story> {
+    fn end(&self, month: Vec<Told>) -> Result<Story> {
         let files = Root::open(&self.project)?;
         let metrics = RepoPath::from_text("metrics/test.json")?;
         let value = crate::document::parse(&metrics, &files.read(&metrics)?)?;
         let accuracy = value["accuracy"].as_f64().unwrap_or(f64::NAN);
-        Ok(Story { project: self.project.clone(), accuracy, version: "pets@v0.1.0".to_owned() })
+        Ok(Story { project: self.project.clone(), accuracy, version: "pets@v0.1.0".to_owned(), month })
     }
 
     fn tell(&self, text: &str) {
@@ -195,15 +206,7 @@ impl Stage<'_, '_> {
     fn program(&self, program: OsString, args: &[&str], folder: &Path) -> Result<()> {
         let mut command = Command::new(&program);
         command.args(args).current_dir(folder);
-        if Path::new(&program) == Path::new("git") && !self.knows_a_name() {
-            for role in ["AUTHOR", "COMMITTER"] {
-                command
-                    .env(format!("GIT_{role}_NAME"), "mlx demo")
-                    .env(format!("GIT_{role}_EMAIL"), "demo@park.example");
-            }
-        } else if !self.knows_a_name() {
-            command.env("GIT_COMMITTER_NAME", "mlx demo").env("GIT_COMMITTER_EMAIL", "demo@park.example");
-        }
+        self.lend_name(&mut command);
         let output = command.output().doing(|| format!("cannot run `{}`", program.display()))?;
         let said = [output.stderr, output.stdout].concat();
         self.ctx.progress.event(crate::progress::Event::Output { bytes: &said });
@@ -215,6 +218,17 @@ impl Stage<'_, '_> {
     }
 
     /// On a fresh machine Git has no user yet; the demo lends one for its own commits.
+    fn lend_name(&self, command: &mut Command) {
+        if self.knows_a_name() {
+            return;
+        }
+        for role in ["AUTHOR", "COMMITTER"] {
+            command
+                .env(format!("GIT_{role}_NAME"), "mlx demo")
+                .env(format!("GIT_{role}_EMAIL"), "demo@park.example");
+        }
+    }
+
     fn knows_a_name(&self) -> bool {
         let asked = Command::new("git").args(["config", "user.email"]).current_dir(&self.project).output();
         asked.is_ok_and(|it| it.status.success())
@@ -288,7 +302,9 @@ fn copy(from: &Root, entries: &[Entry], at: &RepoPath, to: &Root) -> Result<()> 
 
 impl Report for Story {
     fn json(&self) -> Value {
-        json!({"project": self.project.display().to_string(), "accuracy": self.accuracy, "version": self.version})
+        let day = |it: &Told| json!({"day": it.day, "raised": it.raised, "resolved": it.resolved, "actions": it.actions});
+        let month: Vec<Value> = self.month.iter().map(day).collect();
+        json!({"project": self.project.display().to_string(), "accuracy": self.accuracy, "version": self.version, "month": month})
     }
 }
 
