@@ -11,6 +11,7 @@ mod faults;
 mod follow;
 mod hostile;
 mod model;
+mod month;
 mod release;
 mod remote;
 mod repro;

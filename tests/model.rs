@@ -6,8 +6,19 @@ use serde_json::Value;
 
 use crate::sandbox::{Sandbox, ended, say_skipped, skip, snapshot};
 
-/// A project from the template, with drawn photos.
+/// A project from the template, with drawn photos, small and quick as a test should be.
 pub fn park(count: u64) -> Sandbox {
+    let sandbox = drawn(count);
+    let params = sandbox
+        .read("params.toml")
+        .replace("count = 64", "count = 16")
+        .replace("picture = 64", "picture = 32");
+    sandbox.write("params.toml", params);
+    sandbox
+}
+
+/// A project from the template as it is, with so many drawn photos of each kind.
+pub fn drawn(count: u64) -> Sandbox {
     let sandbox = Sandbox::bare();
     sandbox.git("init -q -b main");
     sandbox.ok("init --template pets");
@@ -17,12 +28,6 @@ pub fn park(count: u64) -> Sandbox {
             sandbox.write(&format!("data/{}/{number:04}.jpg", pet.name()), photo);
         }
     }
-    // Small and quick, as a test should be.
-    let params = sandbox
-        .read("params.toml")
-        .replace("count = 64", "count = 16")
-        .replace("picture = 64", "picture = 32");
-    sandbox.write("params.toml", params);
     sandbox
 }
 
