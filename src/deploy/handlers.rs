@@ -1,0 +1,152 @@
+//! What each address answers.
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    extract::{Path, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{Html, IntoResponse, Response},
+};
+use serde_json::{Value, json};
+
+use crate::deploy::{
+    Served, Service,
+    http::Shared,
+    page::{self, View},
+    protocol::{self, DATATYPE, Tensor},
+    service::Refusal,
+};
+
+const JSON_LENGTH: &str = "inference-header-content-length";
+const ID: &str = "x-request-id";
+
+pub(super) async fn status(State(service): Shared) -> Html<String> {
+    let answers = service.counters.answers();
+    Html(page::status(&View {
+        served: &service.live(),
+        environment: &service.options.environment,
+        address: service.options.address.to_string(),
+        ready: service.is_ready(),
+        age: service.started.elapsed().as_secs(),
+        answers: answers.iter().map(|(code, count)| format!("{count} with {code}")).collect(),
+    }))
+}
+
+pub(super) async fn metrics(State(service): Shared) -> Response {
+    service.counters.waiting.set(service.live().batcher.waiting() as i64);
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], service.counters.text()).into_response()
+}
+
+pub(super) async fn ready(State(service): Shared) -> Response {
+    if service.is_ready() {
+        return axum::Json(json!({"ready": true})).into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, axum::Json(json!({"ready": false}))).into_response()
+}
+
+pub(super) async fn server_metadata() -> axum::Json<Value> {
+    let version = env!("CARGO_PKG_VERSION");
+    axum::Json(json!({"name": "mlx", "version": version, "extensions": ["binary_tensor_data"]}))
+}
+
+/// The model and version of an address, if they are the ones that answer.
+fn named(service: &Service, names: &[(String, String)]) -> Result<Arc<Served>, Refusal> {
+    let served = service.live();
+    for (key, value) in names {
+        let own = if key == "model" { &served.model } else { &served.number };
+        if value != own {
+            let message = format!("there is no such {key}; this is {} {}", served.model, served.number);
+            return Err(Refusal(StatusCode::NOT_FOUND, message));
+        }
+    }
+    Ok(served)
+}
+
+/// What a version takes and gives.
+fn tensors(served: &Served) -> (Tensor, Tensor) {
+    let side = i64::from(served.description.input.crop);
+    let input = Tensor {
+        name: served.description.input.name.clone(),
+        datatype: DATATYPE,
+        shape: vec![-1, 3, side, side],
+    };
+    let classes = served.description.classes.len() as i64;
+    let output =
+        Tensor { name: served.description.output.clone(), datatype: DATATYPE, shape: vec![-1, classes] };
+    (input, output)
+}
+
+type Names = Path<Vec<(String, String)>>;
+
+pub(super) async fn model_metadata(
+    State(service): Shared,
+    Path(names): Names,
+) -> Result<axum::Json<Value>, Refusal> {
+    let served = named(&service, &names)?;
+    let (input, output) = tensors(&served);
+    Ok(axum::Json(json!({"name": served.model, "versions": [served.number], "platform": "onnx_onnxv1",
+        "parameters": {"package": served.package}, "inputs": [input], "outputs": [output]})))
+}
+
+pub(super) async fn model_ready(State(service): Shared, Path(names): Names) -> Result<Response, Refusal> {
+    let served = named(&service, &names)?;
+    let code = if service.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    Ok((code, axum::Json(json!({"name": served.model, "ready": service.is_ready()}))).into_response())
+}
+
+pub(super) async fn infer(
+    State(service): Shared,
+    Path(names): Names,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Refusal> {
+    let served = named(&service, &names)?;
+    let (bytes, _room) = service.read(&headers, body).await?;
+    let length = match headers.get(JSON_LENGTH) {
+        None => None,
+        Some(it) => Some(it.to_str().ok().and_then(|it| it.parse().ok()).ok_or_else(|| {
+            Refusal(StatusCode::BAD_REQUEST, format!("`{JSON_LENGTH}` is no count of bytes"))
+        })?),
+    };
+    let (input, output) = tensors(&served);
+    let mut request = protocol::parse(&bytes, length, &input, &output)?;
+    let planes = std::mem::take(&mut request.values);
+    let answers = service.run(&served, planes, request.rows).await?;
+    let scores: Vec<f32> = answers.iter().flat_map(|it| it.scores.iter().copied()).collect();
+    let names = (&served.model[..], &served.number[..]);
+    let (body, length) = protocol::print(names, &request, &output, &scores);
+    let Some(length) = length else {
+        return Ok(([(header::CONTENT_TYPE, "application/json".to_owned())], body).into_response());
+    };
+    let kind = (header::CONTENT_TYPE, "application/octet-stream".to_owned());
+    let length = (header::HeaderName::from_static(JSON_LENGTH), length.to_string());
+    Ok(([kind, length], body).into_response())
+}
+
+pub(super) async fn classify(
+    State(service): Shared,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Refusal> {
+    let served = service.live();
+    let id = match headers.get(ID) {
+        None => new_id(),
+        Some(it) => it.to_str().unwrap_or_default().to_owned(),
+    };
+    protocol::check_id(&id)?;
+    let (bytes, _room) = service.read(&headers, body).await?;
+    let planes = service.decode(&served, bytes).await?;
+    let answer = service.run(&served, planes, 1).await?.remove(0);
+    let scores: serde_json::Map<String, Value> =
+        served.description.classes.iter().cloned().zip(answer.scores.iter().map(|it| json!(it))).collect();
+    let body = json!({"id": id, "class": answer.class, "probability": answer.probability, "scores": scores,
+        "model": served.model, "version": served.number});
+    Ok(([(header::HeaderName::from_static(ID), id)], axum::Json(body)).into_response())
+}
+
+/// An id that no other request has.
+fn new_id() -> String {
+    uuid::Uuid::now_v7().simple().to_string()
+}

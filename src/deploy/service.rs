@@ -1,0 +1,192 @@
+//! What all requests share, and the limits they are held to.
+//!
+//! What one stranger sends must not cost another their answer. So bodies in memory and pictures being decoded
+//! are bounded, everything has a deadline, and what is too much is refused at once with a status that says so.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use axum::{
+    body::{Body, Bytes},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use http_body_util::BodyExt as _;
+use serde_json::json;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+
+use crate::{
+    deploy::{Answer, Served, counters::Counters},
+    error::{Error, Kind, Result},
+    model::picture,
+};
+
+/// Bodies are counted in pieces of this size.
+const PIECE: usize = 64 << 10;
+
+/// How to serve.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub environment: String,
+    pub address: SocketAddr,
+    /// What `Authorization: Bearer` must say; none lets everybody in.
+    pub token: Option<String>,
+    /// For reading a request, and again for answering it.
+    pub deadline: Duration,
+    /// Bytes of one body.
+    pub largest_body: usize,
+    /// Bytes of all bodies at once.
+    pub bodies: usize,
+    /// Pixels of one picture.
+    pub pixels: u64,
+    pub connections: usize,
+}
+
+/// What all requests share.
+pub struct Service {
+    pub options: Options,
+    pub counters: Counters,
+    pub started: Instant,
+    live: RwLock<Arc<Served>>,
+    stopping: AtomicBool,
+    bodies: Arc<Semaphore>,
+    decoders: Semaphore,
+}
+
+/// An answer that is none: a status, and why.
+pub(super) struct Refusal(pub StatusCode, pub String);
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        match error.kind() {
+            Kind::Usage | Kind::Corrupt => Self(StatusCode::BAD_REQUEST, error.full_text()),
+            Kind::NotFound => Self(StatusCode::NOT_FOUND, error.full_text()),
+            Kind::Unavailable => Self(StatusCode::SERVICE_UNAVAILABLE, error.full_text()),
+            // What went wrong inside is for the log, not for strangers.
+            _ => Self(StatusCode::INTERNAL_SERVER_ERROR, "the model could not be run".into()),
+        }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let mut response = (self.0, axum::Json(json!({"error": self.1}))).into_response();
+        if self.0 == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+impl Service {
+    pub fn new(served: Arc<Served>, options: Options) -> Arc<Self> {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Arc::new(Self {
+            bodies: Arc::new(Semaphore::new(options.bodies.div_ceil(PIECE))),
+            decoders: Semaphore::new(cores),
+            live: RwLock::new(served),
+            stopping: AtomicBool::new(false),
+            counters: Counters::new(),
+            started: Instant::now(),
+            options,
+        })
+    }
+
+    /// The version that answers now.
+    pub fn live(&self) -> Arc<Served> {
+        Arc::clone(&self.live.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Lets another version answer from now on; requests that were taken are answered by the former.
+    pub fn switch(&self, served: Arc<Served>) {
+        *self.live.write().unwrap_or_else(PoisonError::into_inner) = served;
+        self.counters.switches.inc();
+    }
+
+    /// Says that no more requests are taken.
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_ready(&self) -> bool {
+        !self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Reads a body within the limits; its room is free again when the permit is dropped.
+    pub(super) async fn read(
+        &self,
+        headers: &HeaderMap,
+        body: Body,
+    ) -> Result<(Bytes, OwnedSemaphorePermit), Refusal> {
+        let most = self.options.largest_body;
+        let too_large = || Refusal(StatusCode::PAYLOAD_TOO_LARGE, format!("a body has {most} bytes at most"));
+        let said = headers.get(header::CONTENT_LENGTH).and_then(|it| it.to_str().ok()?.parse::<u64>().ok());
+        if said.is_some_and(|it| it > most as u64) {
+            return Err(too_large());
+        }
+        let encoding = headers.get(header::CONTENT_ENCODING).map_or(&b"identity"[..], |it| it.as_bytes());
+        if encoding != b"identity" {
+            return Err(Refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, "bodies are not compressed here".into()));
+        }
+        let full = || Refusal(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once".into());
+        let mut room = Arc::clone(&self.bodies).try_acquire_owned().map_err(|_| full())?;
+        let mut bytes = Vec::new();
+        let mut body = body;
+        let reading = async {
+            while let Some(frame) = body.frame().await {
+                let broken = |_| Refusal(StatusCode::BAD_REQUEST, "the body ends too early".into());
+                let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
+                if bytes.len() + data.len() > most {
+                    return Err(too_large());
+                }
+                bytes.extend_from_slice(&data);
+                while room.num_permits() * PIECE < bytes.len() {
+                    room.merge(Arc::clone(&self.bodies).try_acquire_owned().map_err(|_| full())?);
+                }
+            }
+            Ok(())
+        };
+        let late = |_| Refusal(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time".into());
+        timeout(self.options.deadline, reading).await.map_err(late)??;
+        Ok((bytes.into(), room))
+    }
+
+    /// Runs pictures and notes how it went.
+    pub(super) async fn run(
+        &self,
+        served: &Served,
+        planes: Vec<f32>,
+        rows: usize,
+    ) -> Result<Vec<Answer>, Refusal> {
+        let late = |_| Refusal(StatusCode::GATEWAY_TIMEOUT, "no answer in time".into());
+        let outcome =
+            timeout(self.options.deadline, served.batcher.run(planes, rows)).await.map_err(late)??;
+        self.counters.batch.observe(outcome.batch as f64);
+        Ok(served.answers(&outcome.values, rows)?)
+    }
+
+    pub(super) async fn decode(&self, served: &Arc<Served>, bytes: Bytes) -> Result<Vec<f32>, Refusal> {
+        let (most, served) = (self.options.pixels, Arc::clone(served));
+        let work = move || -> Result<Vec<f32>, Refusal> {
+            let pixels = picture::pixels(&bytes)?;
+            if pixels > most {
+                let message = format!("a picture has {most} pixels at most, and this one {pixels}");
+                return Err(Refusal(StatusCode::PAYLOAD_TOO_LARGE, message));
+            }
+            Ok(served.planes(&bytes)?)
+        };
+        let late = |_| Refusal(StatusCode::SERVICE_UNAVAILABLE, "too many pictures at once".into());
+        let _turn = timeout(self.options.deadline, self.decoders.acquire()).await.map_err(late)?;
+        let failed = |_| Refusal(StatusCode::BAD_REQUEST, "the picture cannot be decoded".into());
+        tokio::task::spawn_blocking(work).await.map_err(failed)?
+    }
+}
