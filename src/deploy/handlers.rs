@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::deploy::{
     Served, Service,
     http::Shared,
+    note::Note,
     page::{self, View},
     protocol::{self, DATATYPE, Tensor},
     service::Refusal,
@@ -102,27 +103,49 @@ pub(super) async fn infer(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
-    let served = named(&service, &names)?;
-    let (bytes, _room) = service.read(&headers, body).await?;
+    let (mut note, served) = (Note::new(), service.live());
+    let answered = match named(&service, &names) {
+        Ok(served) => try_infer(&service, &served, &headers, body, &mut note).await,
+        Err(refusal) => Err(refusal),
+    };
+    note.end(&service, &served, status_of(&answered));
+    answered
+}
+
+async fn try_infer(
+    service: &Arc<Service>,
+    served: &Arc<Served>,
+    headers: &HeaderMap,
+    body: Body,
+    note: &mut Note,
+) -> Result<Response, Refusal> {
+    note.read(headers)?;
+    let (bytes, _room) = service.read(headers, body).await?;
     let length = match headers.get(JSON_LENGTH) {
         None => None,
         Some(it) => Some(it.to_str().ok().and_then(|it| it.parse().ok()).ok_or_else(|| {
             Refusal(StatusCode::BAD_REQUEST, format!("`{JSON_LENGTH}` is no count of bytes"))
         })?),
     };
-    let (input, output) = tensors(&served);
+    note.body = Some(bytes.clone());
+    let (input, output) = tensors(served);
     let mut request = protocol::parse(&bytes, length, &input, &output)?;
-    let planes = std::mem::take(&mut request.values);
-    let answers = service.run(&served, planes, request.rows).await?;
+    note.id = request.id.clone().unwrap_or_else(|| std::mem::take(&mut note.id));
+    let side = served.description.input.crop as usize;
+    let (planes, seen) = service.see(std::mem::take(&mut request.values), request.rows, side).await?;
+    note.seen = seen;
+    let answers = service.run(served, planes, request.rows).await?;
     let scores: Vec<f32> = answers.iter().flat_map(|it| it.scores.iter().copied()).collect();
+    note.answers = answers;
     let names = (&served.model[..], &served.number[..]);
     let (body, length) = protocol::print(names, &request, &output, &scores);
+    let id = (header::HeaderName::from_static(ID), note.id.clone());
     let Some(length) = length else {
-        return Ok(([(header::CONTENT_TYPE, "application/json".to_owned())], body).into_response());
+        return Ok(([(header::CONTENT_TYPE, "application/json".to_owned()), id], body).into_response());
     };
     let kind = (header::CONTENT_TYPE, "application/octet-stream".to_owned());
     let length = (header::HeaderName::from_static(JSON_LENGTH), length.to_string());
-    Ok(([kind, length], body).into_response())
+    Ok(([kind, length, id], body).into_response())
 }
 
 pub(super) async fn classify(
@@ -130,23 +153,40 @@ pub(super) async fn classify(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
-    let served = service.live();
-    let id = match headers.get(ID) {
-        None => new_id(),
-        Some(it) => it.to_str().unwrap_or_default().to_owned(),
-    };
-    protocol::check_id(&id)?;
-    let (bytes, _room) = service.read(&headers, body).await?;
-    let planes = service.decode(&served, bytes).await?;
-    let answer = service.run(&served, planes, 1).await?.remove(0);
-    let scores: serde_json::Map<String, Value> =
-        served.description.classes.iter().cloned().zip(answer.scores.iter().map(|it| json!(it))).collect();
-    let body = json!({"id": id, "class": answer.class, "probability": answer.probability, "scores": scores,
-        "model": served.model, "version": served.number});
-    Ok(([(header::HeaderName::from_static(ID), id)], axum::Json(body)).into_response())
+    let (mut note, served) = (Note::new(), service.live());
+    let answered = try_classify(&service, &served, &headers, body, &mut note).await;
+    note.end(&service, &served, status_of(&answered));
+    answered
 }
 
-/// An id that no other request has.
-fn new_id() -> String {
-    uuid::Uuid::now_v7().simple().to_string()
+async fn try_classify(
+    service: &Arc<Service>,
+    served: &Arc<Served>,
+    headers: &HeaderMap,
+    body: Body,
+    note: &mut Note,
+) -> Result<Response, Refusal> {
+    if let Some(given) = headers.get(ID) {
+        let given = given.to_str().unwrap_or_default();
+        protocol::check_id(given)?;
+        given.clone_into(&mut note.id);
+    }
+    note.read(headers)?;
+    let (bytes, _room) = service.read(headers, body).await?;
+    (note.body, note.picture) = (Some(bytes.clone()), true);
+    let planes = service.decode(served, bytes, &mut note.seen).await?;
+    let answer = service.run(served, planes, 1).await?.remove(0);
+    let scores: serde_json::Map<String, Value> =
+        served.description.classes.iter().cloned().zip(answer.scores.iter().map(|it| json!(it))).collect();
+    let body = json!({"id": note.id, "class": answer.class, "probability": answer.probability, "scores": scores,
+        "model": served.model, "version": served.number});
+    note.answers.push(answer);
+    Ok(([(header::HeaderName::from_static(ID), note.id.clone())], axum::Json(body)).into_response())
+}
+
+fn status_of(answered: &Result<Response, Refusal>) -> StatusCode {
+    match answered {
+        Ok(response) => response.status(),
+        Err(refusal) => refusal.0,
+    }
 }

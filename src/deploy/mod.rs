@@ -9,6 +9,7 @@ pub mod client;
 mod counters;
 mod handlers;
 mod http;
+mod note;
 mod page;
 mod protocol;
 mod served;

@@ -6,7 +6,7 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -25,9 +25,11 @@ use tokio::{
 };
 
 use crate::{
-    deploy::{Answer, Served, counters::Counters},
+    deploy::{Answer, Served, counters::Counters, note::Seen},
+    digest::Digest,
     error::{Error, Kind, Result},
-    model::picture,
+    model::{looks::looks, picture},
+    traffic::Spool,
 };
 
 /// Bodies are counted in pieces of this size.
@@ -58,6 +60,7 @@ pub struct Service {
     pub started: Instant,
     live: RwLock<Arc<Served>>,
     stopping: AtomicBool,
+    spool: OnceLock<Spool>,
     bodies: Arc<Semaphore>,
     decoders: Semaphore,
 }
@@ -95,10 +98,20 @@ impl Service {
             decoders: Semaphore::new(cores),
             live: RwLock::new(served),
             stopping: AtomicBool::new(false),
+            spool: OnceLock::new(),
             counters: Counters::new(),
             started: Instant::now(),
             options,
         })
+    }
+
+    /// Makes every request a record from now on; the first spool stays.
+    pub fn record_into(&self, spool: Spool) {
+        let _second = self.spool.set(spool);
+    }
+
+    pub fn spool(&self) -> Option<&Spool> {
+        self.spool.get()
     }
 
     /// The version that answers now.
@@ -174,19 +187,31 @@ impl Service {
         Ok(served.answers(&outcome.values, rows)?)
     }
 
-    pub(super) async fn decode(&self, served: &Arc<Served>, bytes: Bytes) -> Result<Vec<f32>, Refusal> {
-        let (most, served) = (self.options.pixels, Arc::clone(served));
-        let work = move || -> Result<Vec<f32>, Refusal> {
+    /// Planes of a picture; what it looks like is added to `seen` when requests are recorded.
+    pub(super) async fn decode(
+        &self,
+        served: &Arc<Served>,
+        bytes: Bytes,
+        seen: &mut Vec<Seen>,
+    ) -> Result<Vec<f32>, Refusal> {
+        let (most, served, recorded) = (self.options.pixels, Arc::clone(served), self.spool().is_some());
+        let work = move || -> Result<(Vec<f32>, Option<Seen>), Refusal> {
             let pixels = picture::pixels(&bytes)?;
             if pixels > most {
                 let message = format!("a picture has {most} pixels at most, and this one {pixels}");
                 return Err(Refusal(StatusCode::PAYLOAD_TOO_LARGE, message));
             }
-            Ok(served.planes(&bytes)?)
+            let planes = served.planes(&bytes)?;
+            let side = served.description.input.crop as usize;
+            let seen = || Seen { input: Digest::of(&bytes), looks: Some(looks(&planes, side)) };
+            let seen = recorded.then(seen);
+            Ok((planes, seen))
         };
         let late = |_| Refusal(StatusCode::SERVICE_UNAVAILABLE, "too many pictures at once".into());
         let _turn = timeout(self.options.deadline, self.decoders.acquire()).await.map_err(late)?;
         let failed = |_| Refusal(StatusCode::BAD_REQUEST, "the picture cannot be decoded".into());
-        tokio::task::spawn_blocking(work).await.map_err(failed)?
+        let (planes, found) = tokio::task::spawn_blocking(work).await.map_err(failed)??;
+        seen.extend(found);
+        Ok(planes)
     }
 }

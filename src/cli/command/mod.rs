@@ -13,6 +13,7 @@ mod demo;
 mod diff;
 mod doctor;
 mod evidence;
+mod feedback;
 mod follow;
 mod guard;
 mod init;
@@ -29,6 +30,7 @@ mod retrain;
 mod serve;
 mod show;
 mod status;
+mod traffic;
 mod transfer;
 mod version;
 mod watch;
@@ -79,6 +81,9 @@ pub enum Command {
     Monitor(monitor::Command),
     Retrain(retrain::Args),
     Watch(watch::Args),
+    #[command(subcommand)]
+    Traffic(traffic::Command),
+    Feedback(feedback::Args),
     Demo(demo::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
@@ -121,6 +126,9 @@ impl Command {
             Self::Alert(alert::Command::List(args)) => ui.show(&alert::list(ctx, args)?),
             Self::Alert(alert::Command::Ack(args)) => ui.show(&alert::ack(ctx, args)?),
             Self::Watch(args) => ui.show(&watch::run(ctx, args)?),
+            Self::Traffic(traffic::Command::Seal(args)) => ui.show(&traffic::seal(ctx, args)?),
+            Self::Traffic(traffic::Command::List(args)) => ui.show(&traffic::list(ctx, args)?),
+            Self::Feedback(args) => ui.show(&feedback::run(ctx, args)?),
             Self::Completions(args) => ui.show(&completions::run(args)),
             Self::Guard(args) => guard::run(args)?,
         })

@@ -21,18 +21,24 @@ use crate::{
     error::{Error, Result},
     fs,
     model::registry,
+    repo::Repo,
+    traffic::{Spool, spool},
 };
+
+/// Bytes of what cannot be decoded, at most, to be kept for whoever asks why.
+const LARGEST_BROKEN: usize = 1 << 20;
 
 /// Answer requests with a registered version
 ///
 /// REST of the Open Inference Protocol V2 with its binary extension for tensors, `POST /classify` for a JPEG or
 /// PNG, `/metrics` for Prometheus, `/` for a person. Requests that come together are run together. SIGTERM and
 /// Ctrl-C stop it after everything it took is answered. A bearer token comes from `MLX_TOKEN` or `--token-file`;
-/// without one it answers on a loopback address alone.
+/// without one it answers on a loopback address alone. Every request becomes a record that waits on this machine
+/// for `mlx traffic seal`; the headers `X-Captured-At` (RFC 3339) and `X-Name` say more of a picture.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  mlx serve pets@v0.1.0 --env test\n  mlx serve pets --port 9000 --batch 16 --wait 5\n  mlx serve --env production --follow\n\n\
-JSON: {\"version\", \"environment\", \"address\", \"answers\": {STATUS: count}}"
+JSON: {\"version\", \"environment\", \"address\", \"answers\": {STATUS: count}, \"recorded\", \"dropped\"}"
 )]
 pub struct Args {
     /// `pets@v0.1.0`; the newest of `pets` without a number; with --follow the model alone, if there are several
@@ -77,6 +83,12 @@ pub struct Args {
     /// Million pixels of one picture
     #[arg(long, default_value_t = 50)]
     pixels: u64,
+    /// Share of the pictures to keep beside the records, from 0 to 1
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0, value_parser = share)]
+    keep: f64,
+    /// Record nothing
+    #[arg(long)]
+    no_traffic: bool,
     /// Where the package comes from, if it is not here
     #[arg(long)]
     remote: Option<String>,
@@ -87,6 +99,13 @@ pub struct Ended {
     environment: String,
     address: SocketAddr,
     answers: std::collections::BTreeMap<u32, u64>,
+    recorded: u64,
+    dropped: u64,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|it| (0.0..=1.0).contains(it));
+    share.ok_or_else(|| "it is no number from 0 to 1".to_owned())
 }
 
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Ended> {
@@ -122,14 +141,31 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Ended> {
     if let Some(following) = following {
         follow::follow(Arc::clone(&service), following)?;
     }
+    if !args.no_traffic {
+        service.record_into(spool(&repo, args)?);
+    }
     let mut address = service.options.address;
     serve(&service, |bound| {
         address = bound;
         let (name, engine) = (version.name(), &service.live().engine);
         ctx.progress.note(&format!("serving {name} in {} at http://{bound} with {engine}", args.env));
     })?;
-    let environment = args.env.clone();
-    Ok(Ended { version: service.live().name(), environment, address, answers: service.counters.answers() })
+    let (recorded, dropped) = service.spool().map_or((0, 0), |it| {
+        it.stop();
+        if let Some(trouble) = it.trouble() {
+            ctx.progress.warn(&format!("some traffic was not recorded: {trouble}"));
+        }
+        (it.recorded(), it.dropped())
+    });
+    let (environment, answers) = (args.env.clone(), service.counters.answers());
+    Ok(Ended { version: service.live().name(), environment, address, answers, recorded, dropped })
+}
+
+/// Where requests are recorded.
+fn spool(repo: &Repo, args: &Args) -> Result<Spool> {
+    let disk = repo.store.root().path().to_owned();
+    let options = spool::Options { keep: args.keep, largest_broken: LARGEST_BROKEN, disk };
+    Spool::start(fs::Root::open(repo.shared.path())?, &args.env, options)
 }
 
 /// The token to ask for; none is fine where only this machine can ask.
@@ -155,7 +191,8 @@ impl Report for Ended {
         let answers: serde_json::Map<_, _> =
             self.answers.iter().map(|(code, count)| (code.to_string(), json!(count))).collect();
         json!({"version": self.version, "environment": self.environment,
-            "address": self.address.to_string(), "answers": answers})
+            "address": self.address.to_string(), "answers": answers, "recorded": self.recorded,
+            "dropped": self.dropped})
     }
 }
 

@@ -1,0 +1,91 @@
+use std::{cell::RefCell, collections::BTreeMap, fmt, path::PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::{
+    cli::{
+        Context, Report,
+        command::{traffic::bring_tables, version::bring},
+        report::count,
+    },
+    digest::Digest,
+    error::{Doing, Error, Result},
+    fs,
+    model::{package, registry},
+    path::RepoPath,
+    repo::Repo,
+    store,
+    traffic::{self, Learnt, Record},
+};
+
+/// Tell what pictures really showed
+///
+/// By the id of a request or the digest of a picture, as CSV with the header `id,class` or `digest,class`, or a
+/// JSON object a line with these keys. Goes to traffic/ENV/DAY/labels.tsv, which belongs into Git. A label that
+/// is there already is replaced; with a line that fits nothing, nothing is changed.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  mlx feedback truth.csv\n  mlx feedback checked.jsonl --env test\n\n\
+JSON: {\"new\", \"changed\", \"same\", \"files\": [PATH…]}")]
+pub struct Args {
+    /// The labels
+    file: PathBuf,
+    /// The environment that was asked
+    #[arg(long, default_value = "production")]
+    env: String,
+}
+
+pub struct Done {
+    learnt: Learnt,
+    files: Vec<RepoPath>,
+}
+
+pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Done> {
+    let repo = ctx.repo()?;
+    traffic::check_environment(&args.env)?;
+    let name = crate::path::show(args.file.as_os_str().as_encoded_bytes());
+    let truths = traffic::parse_truth(&name, &fs::read_outside(&ctx.cwd.join(&args.file))?)?;
+    bring_tables(ctx, &repo, &args.env, &traffic::sealed_days(&repo.files, &args.env)?)?;
+    let known: RefCell<BTreeMap<Digest, Vec<String>>> = RefCell::default();
+    let learnt = traffic::feedback(&repo, &args.env, &truths, &|record| {
+        if let Some(classes) = known.borrow().get(&record.package) {
+            return Ok(classes.clone());
+        }
+        let classes = classes(ctx, &repo, record)?;
+        known.borrow_mut().insert(record.package, classes.clone());
+        Ok(classes)
+    })?;
+    let files = learnt.days.iter().map(|it| traffic::labels_file(&args.env, *it)).collect::<Result<_>>()?;
+    Ok(Done { learnt, files })
+}
+
+/// What the package that answered can say.
+fn classes(ctx: &Context<'_>, repo: &Repo, record: &Record) -> Result<Vec<String>> {
+    let path = RepoPath::from_text("model.toml")?;
+    let read = || -> Result<Vec<String>> {
+        let entry = store::file_at(&repo.store, &record.package, &path)?;
+        let missing = || Error::corrupt(format!("the package of `{}` has no model.toml", record.version));
+        let bytes = repo.store.read(&entry.ok_or_else(missing)?.digest)?;
+        Ok(package::parse(&format!("{}/model.toml", record.version), &bytes)?.classes)
+    };
+    read().or_else(|_| {
+        bring(ctx, repo, &registry::require(&repo.git, &record.version)?, None)?;
+        read().doing(|| format!("cannot tell the classes of `{}`", record.version))
+    })
+}
+
+impl Report for Done {
+    fn json(&self) -> Value {
+        let Learnt { new, changed, same, .. } = self.learnt;
+        json!({"new": new, "changed": changed, "same": same, "files": self.files})
+    }
+}
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Learnt { new, changed, same, .. } = self.learnt;
+        let all = (new + changed + same) as u64;
+        write!(f, "{}: {new} new, {changed} changed, {same} as before", count(all, "label"))?;
+        let files: Vec<_> = self.files.iter().map(ToString::to_string).collect();
+        write!(f, "\nnext: git add {}", files.join(" "))
+    }
+}
