@@ -21,14 +21,14 @@ fn world() -> Sandbox {
 }
 
 /// Keeps a sandbox as it is now, to start from again and again.
-fn keep(sandbox: &Sandbox) {
+pub fn keep(sandbox: &Sandbox) {
     let before = sandbox.root().join("before");
     fs::create_dir(&before).unwrap();
     copy(sandbox, &sandbox.root(), &before);
 }
 
 /// Makes a sandbox what it was when it was kept.
-fn start_again(sandbox: &Sandbox) {
+pub fn start_again(sandbox: &Sandbox) {
     for name in ["repo", "remote", "clone"] {
         let folder = sandbox.root().join(name);
         if folder.exists() {
@@ -43,14 +43,14 @@ fn copy(sandbox: &Sandbox, from: &Path, to: &Path) {
     assert!(cp.args(["-a", "repo", "remote"]).arg(to).status().unwrap().success());
 }
 
-fn command(sandbox: &Sandbox, args: &str) -> Command {
+pub fn command(sandbox: &Sandbox, args: &str) -> Command {
     let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
     command.args(args.split_whitespace());
     command
 }
 
 /// Everything a user sees, and what the remote can give to a clone.
-fn outcome(sandbox: &Sandbox) -> Vec<String> {
+pub fn outcome(sandbox: &Sandbox) -> Vec<String> {
     // The settings name the remote, which lies elsewhere in each sandbox.
     let files = snapshot(&sandbox.repo).into_iter().filter(|it| !it.0.starts_with(b".mlx/"));
     let files = files.map(|(path, what)| format!("{} {what}", String::from_utf8_lossy(&path)));

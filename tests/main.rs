@@ -17,4 +17,5 @@ mod remote;
 mod repro;
 mod s3;
 mod tidy;
+mod traffic;
 mod workspace;

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// A registered model.
-fn registered() -> Sandbox {
+pub fn registered() -> Sandbox {
     let sandbox = park(20);
     sandbox.ok("add data");
     sandbox.ok("repro");
@@ -77,7 +77,7 @@ impl Running {
         serde_json::from_str(&text).unwrap_or_else(|it| panic!("{path}: {it}: {text}"))
     }
 
-    fn stop(&mut self) -> String {
+    pub fn stop(&mut self) -> String {
         Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
         let mut said = String::new();
         self.child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
@@ -103,7 +103,7 @@ fn answer(stream: &mut TcpStream) -> (u16, String) {
 }
 
 /// A picture's planes as the packaged network takes them, and what the package says of it offline.
-fn offline(sandbox: &Sandbox, photo: &[u8]) -> (Vec<f32>, Vec<f32>) {
+pub fn offline(sandbox: &Sandbox, photo: &[u8]) -> (Vec<f32>, Vec<f32>) {
     let settings =
         mlx::model::settings::Backbone { resize: 32, crop: 32, ..mlx::model::settings::Backbone::default() };
     let planes = mlx::model::picture::planes(&mlx::model::picture::decode(photo).unwrap(), &settings);
@@ -117,11 +117,11 @@ fn close(found: &Value, expected: f32) {
     assert!((found.as_f64().unwrap() - f64::from(expected)).abs() < 1e-5, "{found} {expected}");
 }
 
-fn photo(number: u64) -> Vec<u8> {
+pub fn photo(number: u64) -> Vec<u8> {
     mlx::sketch::photo(7, mlx::sketch::Pet::Dog, number).unwrap()
 }
 
-fn infer(planes: &[f32], rows: usize) -> Value {
+pub fn infer(planes: &[f32], rows: usize) -> Value {
     json!({"id": "mine", "inputs": [{"name": "pixels", "shape": [rows, 3, 32, 32], "datatype": "FP32", "data": planes}]})
 }
 

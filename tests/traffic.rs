@@ -1,0 +1,336 @@
+//! What a served model was asked: recorded, sealed by day, labelled later.
+
+use std::{
+    fs,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use mlx::{
+    digest::Digest,
+    time::Day,
+    traffic::{Looks, Record, Sample, Spool, read_requests, read_telemetry, spool, write_requests},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    faults,
+    model::python,
+    sandbox::{Sandbox, ended, skip},
+    serve::{Running, infer, offline, photo, registered},
+};
+
+const YESTERDAY: &str = "X-Captured-At: 2023-11-13T08:00:00Z\r\n";
+/// Of 2023-11-13, in milliseconds.
+const MORNING: i64 = 1_699_862_400_000;
+
+fn shared(sandbox: &Sandbox) -> mlx::fs::Root {
+    mlx::fs::Root::open(&sandbox.repo.join(".git/mlx")).unwrap()
+}
+
+/// Runs mlx a day later than all else.
+fn tomorrow(sandbox: &Sandbox, args: &str) -> Value {
+    let mut command = faults::command(sandbox, args);
+    let ran = ended(command.arg("--json").env("MLX_TIMESTAMP", "1700086400").output().unwrap());
+    serde_json::from_str(&ran.out).unwrap_or_else(|_| panic!("{args}: {ran:?}"))
+}
+
+fn sealed(sandbox: &Sandbox, folder: &str) -> Vec<Record> {
+    read_requests(&fs::read(sandbox.repo.join(folder).join("requests.parquet")).unwrap()).unwrap()
+}
+
+fn record(id: &str, captured: i64) -> Record {
+    Record {
+        id: id.to_owned(),
+        captured,
+        received: captured + 3,
+        version: "pets@v0.1.0".to_owned(),
+        package: Digest::of(b"package"),
+        input: Digest::of(id.as_bytes()),
+        name: format!("{id}.jpg"),
+        status: 200,
+        latency: 2.5,
+        class: "cat".to_owned(),
+        scores: vec![0.75, 0.25],
+        features: vec![1.0, -2.0, 3.5],
+        looks: Some(Looks { brightness: 0.5, fingerprint: u64::MAX, ..Looks::default() }),
+        kept: false,
+    }
+}
+
+/// Puts records into the spool without a service; the picture of each is its id.
+fn spool_up(sandbox: &Sandbox, records: &[(&str, i64)]) {
+    let options = spool::Options { keep: 1.0, largest_broken: 0, disk: sandbox.repo.clone() };
+    let spool = Spool::start(shared(sandbox), "production", options).unwrap();
+    for (id, captured) in records {
+        assert!(spool.record(record(id, *captured), Some(id.as_bytes().to_vec().into())));
+    }
+}
+
+#[test]
+fn requests_become_records_and_a_day_becomes_a_dataset() {
+    let sandbox = registered();
+    let remote = sandbox.root().join("remote");
+    fs::create_dir(&remote).unwrap();
+    sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
+    let mut running = Running::start(&sandbox, "serve pets --env production");
+    let mut said = Vec::new();
+    for number in 0..3 {
+        let headers = format!("{YESTERDAY}X-Name: cam/{number}.jpg\r\nX-Request-Id: r{number}\r\n");
+        said.push(running.json("POST", "/classify", &headers, &photo(number)));
+    }
+    assert_eq!(
+        running.ask("POST", "/classify", &format!("{YESTERDAY}X-Request-Id: bad\r\n"), b"no picture").0,
+        400
+    );
+    let (planes, _) = offline(&sandbox, &photo(0));
+    let twice = infer(&[&planes[..], &planes[..]].concat(), 2).to_string();
+    assert_eq!(running.ask("POST", "/v2/models/pets/infer", YESTERDAY, twice.as_bytes()).0, 200);
+    assert_eq!(running.ask("POST", "/v2/models/dogs/infer", YESTERDAY, twice.as_bytes()).0, 404);
+    for header in ["X-Captured-At: 2023-11-14T23:00:00Z\r\n", "X-Captured-At: soon\r\n", "X-Name: \x07\r\n"] {
+        assert_eq!(running.ask("POST", "/classify", header, &photo(0)).0, 400, "{header}");
+    }
+    let metrics = running.get("/metrics").1;
+    assert!(metrics.contains("mlx_traffic_dropped_total 0"), "{metrics}");
+    running.stop();
+    let days = sandbox.json("traffic list");
+    let waits = |at: usize| (days["days"][at]["day"].clone(), days["days"][at]["waiting"].clone());
+    assert_eq!(waits(0), (json!("2023-11-13"), json!(6)));
+    // What was refused before its header was understood is of today; a control character never gets in.
+    assert_eq!(waits(1).0, json!("2023-11-14"));
+
+    let seal = sandbox.json("traffic seal --day 2023-11-13 --machine gate");
+    assert_eq!(
+        (&seal["records"], &seal["late"], &seal["pictures"], &seal["already"]),
+        (&json!(6), &json!(0), &json!(4), &json!(false)),
+        "{seal}"
+    );
+    let folder = "traffic/production/2023-11-13/gate";
+    let records = sealed(&sandbox, folder);
+    let of = |id: &str| records.iter().find(|it| it.id == id).unwrap_or_else(|| panic!("{id}: {records:?}"));
+    for (number, said) in said.iter().enumerate() {
+        let record = of(&format!("r{number}"));
+        let bytes = photo(number as u64);
+        assert_eq!((&json!(record.class), record.status), (&said["class"], 200));
+        assert_eq!((&record.name, record.input), (&format!("cam/{number}.jpg"), Digest::of(&bytes)));
+        assert_eq!((record.captured, record.received), (MORNING, 1_700_000_000_000));
+        assert!(record.kept && record.looks.unwrap().brightness > 0.05 && record.features.len() > 2);
+        let kept =
+            fs::read(sandbox.repo.join(format!("{folder}/pictures/{}.jpg", record.input.hex()))).unwrap();
+        assert_eq!(kept, bytes);
+    }
+    let bad = of("bad");
+    assert_eq!((bad.status, bad.looks, bad.kept, &bad.class[..]), (400, None, true, ""));
+    assert!(sandbox.has(&format!("{folder}/pictures/{}.bin", bad.input.hex())));
+    let (first, second) = (of("mine"), of("mine#1"));
+    assert_eq!((first.input, &first.scores), (second.input, &second.scores));
+    assert_eq!((first.looks, first.kept), (of("r0").looks, false));
+    let samples = fs::read(sandbox.repo.join(folder).join("telemetry.parquet")).unwrap();
+    let samples: Vec<Sample> = read_telemetry(&samples).unwrap();
+    assert!(samples.iter().all(|it| it.resident > 0) && !samples.is_empty());
+
+    let again = sandbox.json("traffic seal --day 2023-11-13 --machine gate");
+    assert_eq!((&again["already"], &again["digest"]), (&json!(true), &seal["digest"]));
+    let days = sandbox.json("traffic list");
+    assert_eq!(
+        days["days"][0],
+        json!({"day": "2023-11-13", "machines": ["gate"], "records": 6, "waiting": 0, "labels": 0})
+    );
+    // Whoever clones has the day.
+    sandbox.commit("traffic");
+    let clone = sandbox.root().join("clone");
+    sandbox.git(&format!("clone -q {} {}", sandbox.repo.display(), clone.display()));
+    sandbox.at(&clone).ok("pull traffic");
+    assert_eq!(sandbox.at(&clone).json("traffic list")["days"][0]["records"], 6);
+}
+
+#[test]
+fn what_cannot_be_sealed_is_named() {
+    let sandbox = Sandbox::new();
+    spool_up(&sandbox, &[("a", 1_700_000_000_000)]);
+    assert!(sandbox.fails("traffic seal --day 2023-11-14", 2).contains("2023-11-14 is not over"));
+    assert!(sandbox.fails("traffic seal --day 2023-11-13", 3).contains("there is no traffic of 2023-11-13"));
+    assert!(sandbox.fails("traffic seal --day 2023-11-13 --env test", 3).contains("in `test`"));
+    assert!(sandbox.fails("traffic seal --day today", 2).contains("`today` is no day"));
+    assert!(sandbox.fails("traffic seal --day 2023-11-13 --env ../x", 2).contains("`../x`"));
+    assert!(sandbox.fails("traffic seal --day 2023-11-13 --machine a/b", 2).contains("`a/b`"));
+    assert!(!sandbox.has("traffic"));
+    assert_eq!(tomorrow(&sandbox, "traffic seal --day 2023-11-14")["records"], 1);
+}
+
+#[test]
+fn late_records_go_into_the_next_seal_and_none_goes_twice() {
+    let sandbox = Sandbox::new();
+    spool_up(&sandbox, &[("a", MORNING), ("b", MORNING + 1)]);
+    assert_eq!(sandbox.json("traffic seal --day 2023-11-13 --machine m")["records"], 2);
+    // The same id again is another record.
+    spool_up(&sandbox, &[("a", MORNING + 7), ("older", MORNING - 86_400_000)]);
+    assert_eq!(sandbox.json("traffic seal --day 2023-11-13 --machine m")["already"], true);
+    assert_eq!(sandbox.json("traffic list")["days"][0]["waiting"], 1);
+    let next = tomorrow(&sandbox, "traffic seal --day 2023-11-14 --machine m");
+    assert_eq!((&next["records"], &next["late"], &next["pictures"]), (&json!(2), &json!(2), &json!(2)));
+    let ids: Vec<_> =
+        sealed(&sandbox, "traffic/production/2023-11-14/m").into_iter().map(|it| it.id).collect();
+    assert_eq!(ids, ["older", "a"]);
+    assert_eq!(spool::days(&shared(&sandbox), "production").unwrap(), []);
+}
+
+#[test]
+fn a_push_that_fails_keeps_the_seal() {
+    let sandbox = Sandbox::new();
+    spool_up(&sandbox, &[("a", MORNING)]);
+    let remote = sandbox.root().join("remote");
+    sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
+    fs::write(&remote, "no folder").unwrap();
+    let ran = sandbox.mlx("traffic seal --day 2023-11-13 --machine m");
+    assert!(ran.code != 0 && ran.err.contains("`mlx push`"), "{ran:?}");
+    assert!(sandbox.has("traffic/production/2023-11-13/m.mlx"));
+    fs::remove_file(&remote).unwrap();
+    fs::create_dir(&remote).unwrap();
+    let again = sandbox.json("traffic seal --day 2023-11-13 --machine m");
+    assert!(again["already"] == true && again["pushed"].is_string(), "{again}");
+    assert!(remote.join("v1/packs").is_dir());
+}
+
+#[test]
+fn a_killed_service_loses_no_more_than_its_last_second() {
+    let sandbox = registered();
+    let running = Running::start(&sandbox, "serve pets --env production --keep 0");
+    let start = Instant::now();
+    let mut sent = Vec::new();
+    while start.elapsed() < Duration::from_millis(2500) {
+        let headers = format!("X-Request-Id: r{}\r\n", sent.len());
+        assert_eq!(running.ask("POST", "/classify", &headers, &photo(0)).0, 200);
+        sent.push(Instant::now());
+    }
+    let killed = Instant::now();
+    drop(running);
+    let found = spool::read(&shared(&sandbox), "production", Day::of(1_700_000_000_000)).unwrap();
+    let safe = sent.iter().filter(|it| killed - **it > Duration::from_secs(1)).count();
+    assert!(safe > 10, "{safe} requests are no test");
+    for at in 0..safe {
+        let id = format!("r{at}");
+        assert!(found.records.iter().any(|it| it.id == id), "{id} of {safe} is lost");
+    }
+    assert!(found.records.iter().all(|it| !it.kept) && found.pictures.is_empty());
+}
+
+#[test]
+fn nothing_is_recorded_where_nobody_wants_it() {
+    let sandbox = registered();
+    let mut running = Running::start(&sandbox, "serve pets --no-traffic");
+    running.json("POST", "/classify", YESTERDAY, &photo(0));
+    running.stop();
+    assert!(!sandbox.has(".git/mlx/traffic"));
+    assert!(sandbox.fails("serve pets --keep 1.5", 2).contains("from 0 to 1"));
+    assert!(sandbox.fails("serve pets --env a/b", 2).contains("`a/b`"));
+}
+
+/// Ends or fails the seal at each of its disk operations.
+#[test]
+fn seal_survives_every_fault() {
+    let sandbox = Sandbox::new();
+    spool_up(&sandbox, &[("a", MORNING), ("b", MORNING + 1), ("older", MORNING - 86_400_000)]);
+    let remote = sandbox.root().join("remote");
+    fs::create_dir(&remote).unwrap();
+    sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
+    faults::keep(&sandbox);
+    let args = "traffic seal --day 2023-11-13 --machine m";
+    sandbox.ok(args);
+    let expected = faults::outcome(&sandbox);
+    for how in ["kill", "fail"] {
+        for at in 1.. {
+            faults::start_again(&sandbox);
+            let mut command = faults::command(&sandbox, args);
+            let ran = ended(command.env("MLX_FAULT", format!("{how}:{at}")).output().unwrap());
+            assert!(ran.code != 101 && !ran.err.contains("panicked"), "{how} {at}: {}", ran.err);
+            sandbox.ok(args);
+            assert_eq!(faults::outcome(&sandbox), expected, "{how} {at}");
+            assert_eq!(spool::days(&shared(&sandbox), "production").unwrap(), [], "{how} {at}");
+            if ran.code == 0 && (how == "kill" || at > 150) {
+                assert!(at > 30, "the seal passes too few fault points");
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn feedback_is_kept_by_day_and_what_does_not_fit_changes_nothing() {
+    let sandbox = registered();
+    let mut running = Running::start(&sandbox, "serve pets --env production");
+    for number in 0..3 {
+        let day = 11 + number;
+        let headers = format!("X-Request-Id: r{number}\r\nX-Captured-At: 2023-11-{day}T08:00:00Z\r\n");
+        running.json("POST", "/classify", &headers, &photo(number));
+    }
+    running.stop();
+    sandbox.ok("traffic seal --day 2023-11-12 --machine m");
+    sandbox.write("bad.csv", "id,class\nr0,cat\nr7,cat\nr8,dog\n");
+    assert!(sandbox.fails("feedback bad.csv", 3).contains("`r7`, `r8`"));
+    sandbox.write("bad.csv", "id,class\nr0,cat\nr1,horse\n");
+    assert!(sandbox.fails("feedback bad.csv", 2).contains("not a class of the model that answered: `horse`"));
+    let digest = Digest::of(&photo(0));
+    sandbox.write(
+        "bad.jsonl",
+        format!("{{\"id\":\"r0\",\"class\":\"cat\"}}\n{{\"digest\":\"{digest}\",\"class\":\"dog\"}}\n"),
+    );
+    assert!(sandbox.fails("feedback bad.jsonl", 4).contains("labelled in two ways"));
+    sandbox.write("bad.csv", "who,class\n");
+    assert!(sandbox.fails("feedback bad.csv", 5).contains("line 1 of `bad.csv`"));
+    assert!(sandbox.fails("feedback bad.csv --env test", 5).contains("line 1"));
+    assert!(!sandbox.has("traffic/production/2023-11-11/labels.tsv"));
+
+    sandbox.write("good.csv", format!("digest,class\n{digest},cat\n{},dog\n", Digest::of(&photo(2))));
+    let learnt = sandbox.json("feedback good.csv");
+    assert_eq!(
+        (&learnt["new"], &learnt["files"][1]),
+        (&json!(2), &json!("traffic/production/2023-11-13/labels.tsv"))
+    );
+    assert_eq!(sandbox.read("traffic/production/2023-11-11/labels.tsv"), format!("r0\t{digest}\tcat\n"));
+    sandbox.write("more.csv", "id,class\nr0,dog\nr1,cat\nr2,dog\n");
+    let learnt = sandbox.json("feedback more.csv");
+    assert_eq!((&learnt["new"], &learnt["changed"], &learnt["same"]), (&json!(1), &json!(1), &json!(1)));
+    let files = mlx::fs::Root::open(&sandbox.repo).unwrap();
+    let labels = mlx::traffic::labels(&files, "production", "2023-11-11".parse().unwrap()).unwrap();
+    assert_eq!(labels.into_iter().collect::<Vec<_>>(), [("r0".to_owned(), "dog".to_owned())]);
+    assert!(!sandbox.git("status --porcelain -uall").contains("requests.parquet"));
+    assert!(sandbox.git("status --porcelain -uall").contains("2023-11-13/labels.tsv"));
+}
+
+const ARROW: &str = "
+import sys, json, pyarrow.parquet as pq
+table = pq.read_table(sys.argv[1])
+rows = table.to_pylist()
+for row in rows:
+    row['captured'] = row['captured'].isoformat()
+    row['received'] = row['received'].isoformat()
+print(json.dumps({'types': {it.name: str(it.type) for it in table.schema}, 'rows': rows}))
+";
+
+#[test]
+fn arrow_reads_what_is_written() {
+    let Some(python) = python("pyarrow.parquet") else {
+        return skip("arrow_reads_what_is_written", "no Python with pyarrow (MLX_PYTHON)");
+    };
+    let bare = Record { looks: None, scores: Vec::new(), features: Vec::new(), ..record("é", MORNING) };
+    let sandbox = Sandbox::bare();
+    sandbox.write("requests.parquet", write_requests(&[record("a", MORNING), bare]).unwrap());
+    let mut command = Command::new(python);
+    let output = command.args(["-c", ARROW]).arg(sandbox.repo.join("requests.parquet")).output().unwrap();
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+    let types = &found["types"];
+    assert_eq!(
+        (&types["captured"], &types["status"], &types["kept"], &types["id"]),
+        (&json!("timestamp[ms, tz=UTC]"), &json!("int32"), &json!("bool"), &json!("string"))
+    );
+    let (first, second) = (&found["rows"][0], &found["rows"][1]);
+    assert_eq!(first["captured"], "2023-11-13T08:00:00+00:00");
+    assert_eq!((&first["scores"], &first["features"]), (&json!([0.75, 0.25]), &json!([1.0, -2.0, 3.5])));
+    assert_eq!((&first["brightness"], &first["fingerprint"]), (&json!(0.5), &json!(-1)));
+    assert_eq!(first["package"], Digest::of(b"package").to_string());
+    assert_eq!(
+        (&second["scores"], &second["brightness"], &second["id"]),
+        (&json!([]), &Value::Null, &json!("é"))
+    );
+}
