@@ -6,6 +6,7 @@
 mod sandbox;
 mod serve;
 
+mod apptest;
 mod cli;
 mod faults;
 mod follow;

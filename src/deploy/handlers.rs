@@ -15,11 +15,10 @@ use crate::deploy::{
     http::Shared,
     note::Note,
     page::{self, View},
-    protocol::{self, DATATYPE, Tensor},
+    protocol::{self, DATATYPE, JSON_LENGTH, Tensor},
     service::Refusal,
 };
 
-const JSON_LENGTH: &str = "inference-header-content-length";
 const ID: &str = "x-request-id";
 
 pub(super) async fn status(State(service): Shared) -> Html<String> {

@@ -2,8 +2,11 @@
 //!
 //! A picture's way: [`http`] lets a request in, [`handlers`] answer it within the limits of [`service`], [`Served`]
 //! has the package and its network, [`batch`] runs several requests at once, [`protocol`] reads and writes tensors
-//! of the Open Inference Protocol. On the other side, [`client`] asks and [`watch`] asks for a camera. The network runs on a thread of its own; the async runtime only ever waits for it.
+//! of the Open Inference Protocol. The network runs on a thread of its own;
+//! the async runtime only ever waits for it. From outside, [`Client`] asks, [`watch`] asks for a camera, and
+//! [`apptest`] sees whether a service does what its version promised.
 
+pub mod apptest;
 mod batch;
 pub mod client;
 mod counters;
@@ -19,6 +22,7 @@ pub mod watch;
 
 pub use self::{
     batch::Limits,
+    client::{Answered, Client},
     http::serve,
     page::escape,
     served::{Answer, Served},

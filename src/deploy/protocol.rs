@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 
 /// The one datatype that networks here take and give.
 pub const DATATYPE: &str = "FP32";
+/// The header that says where the JSON ends and bytes begin.
+pub const JSON_LENGTH: &str = "inference-header-content-length";
 /// An id from outside is no longer than this.
 const LONGEST_ID: usize = 128;
 

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::{
     deploy::{
-        client::{About, Client, Reply},
+        client::{Answered, Client},
         stop::Stop,
     },
     digest::Digest,
@@ -157,16 +157,21 @@ impl Watch<'_> {
         let captured = taken(name).or_else(|| moment(stamp.mtime));
         let id = Digest::of(format!("{name}\n{}", Digest::of(&bytes)).as_bytes()).hex()[..32].to_owned();
         let shown: String = name.chars().map(|it| if it.is_ascii_graphic() { it } else { '_' }).collect();
-        let about = About { id: Some(id.clone()), captured: captured.clone(), name: Some(shown) };
+        let about = [("X-Request-Id", id.clone()), ("X-Name", shown)].into_iter();
+        let about: Vec<_> = about.chain(captured.clone().map(|it| ("X-Captured-At", it))).collect();
         let Some(reply) = self.ask(name, &bytes, &about)? else { return Ok(()) };
         let mut line = json!({"name": name, "captured": captured, "id": id, "status": reply.status});
         if reply.status == 200 {
-            let said = reply.said()?;
-            line["class"] = Value::from(said.class.clone());
-            line["probability"] = json!(said.probability);
-            line["scores"] = json!(said.scores);
-            line["version"] = Value::from(format!("{}@{}", said.model, said.version));
-            *self.tally.classes.entry(said.class).or_default() += 1;
+            let text = |key: &str| {
+                let missing = || Error::corrupt(format!("the service's answer has no {key}"));
+                reply.body[key].as_str().map(str::to_owned).ok_or_else(missing)
+            };
+            let class = text("class")?;
+            line["class"] = Value::from(class.clone());
+            line["probability"] = reply.body["probability"].clone();
+            line["scores"] = reply.body["scores"].clone();
+            line["version"] = Value::from(format!("{}@{}", text("model")?, text("version")?));
+            *self.tally.classes.entry(class).or_default() += 1;
         } else {
             let reason = reply.reason();
             self.progress.warn(&format!("`{name}` is given up: {} {reason}", reply.status));
@@ -187,7 +192,7 @@ impl Watch<'_> {
     }
 
     /// Asks until there is an answer to the frame itself; none when told to stop before.
-    fn ask(&mut self, name: &str, bytes: &[u8], about: &About) -> Result<Option<Reply>> {
+    fn ask(&mut self, name: &str, bytes: &[u8], about: &[(&str, String)]) -> Result<Option<Answered>> {
         let (mut failed, mut absent) = (0, 0);
         loop {
             if !self.stop.sleep(self.next.saturating_duration_since(Instant::now())) {
@@ -198,8 +203,8 @@ impl Watch<'_> {
             }
             let pause = match self.client.classify(bytes.to_vec(), about) {
                 Ok(reply) => match reply.status {
-                    401 | 403 | 404 => return Err(reply.refusal(self.client.base())),
-                    429 | 503 => reply.retry_after.unwrap_or(POLL).min(LONGEST_WAIT),
+                    401 | 403 | 404 => return Err(reply.refusal()),
+                    429 | 503 => reply.retry_after.map_or(POLL, Duration::from_secs).min(LONGEST_WAIT),
                     408 | 500.. if failed + 1 < TRIES => {
                         failed += 1;
                         POLL

@@ -3,6 +3,7 @@
 mod add;
 mod alert;
 mod approve;
+mod apptest;
 mod audit;
 mod checkout;
 mod commit;
@@ -70,6 +71,7 @@ pub enum Command {
     Log(log::Args),
     Lineage(lineage::Args),
     Serve(serve::Args),
+    Apptest(apptest::Args),
     Approve(approve::ApproveArgs),
     Reject(approve::RejectArgs),
     Release(release::ReleaseArgs),
@@ -115,6 +117,7 @@ impl Command {
             Self::Log(args) => ui.show(&log::run(ctx, args)?),
             Self::Lineage(args) => ui.show(&lineage::run(ctx, args)?),
             Self::Serve(args) => ui.show(&serve::run(ctx, args)?),
+            Self::Apptest(args) => ui.show(&apptest::run(ctx, args)?),
             Self::Approve(args) => ui.show(&approve::approve(ctx, args)?),
             Self::Reject(args) => ui.show(&approve::reject(ctx, args)?),
             Self::Release(args) => ui.show(&release::release(ctx, args)?),

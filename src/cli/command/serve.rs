@@ -17,7 +17,7 @@ use crate::{
         },
         report::count,
     },
-    deploy::{Limits, Options, Served, Service, serve},
+    deploy::{Limits, Options, Served, Service, client, serve},
     error::{Error, Result},
     fs,
     model::registry,
@@ -170,15 +170,7 @@ fn spool(repo: &Repo, args: &Args) -> Result<Spool> {
 
 /// The token to ask for; none is fine where only this machine can ask.
 fn token(ctx: &Context<'_>, args: &Args) -> Result<Option<String>> {
-    let given = match &args.token_file {
-        Some(file) => Some(String::from_utf8_lossy(&fs::read_outside(&ctx.cwd.join(file))?).into_owned()),
-        None => std::env::var("MLX_TOKEN").ok(),
-    };
-    let token =
-        given.and_then(|it| it.lines().next().map(|it| it.trim().to_owned())).filter(|it| !it.is_empty());
-    if token.is_none() && args.token_file.is_some() {
-        return Err(Error::usage("the token's file is empty"));
-    }
+    let token = client::token(args.token_file.as_ref().map(|it| ctx.cwd.join(it)).as_deref())?;
     if token.is_none() && !args.host.is_loopback() && !args.no_auth {
         let error = Error::usage(format!("at {} anybody could ask", args.host));
         return Err(error.hint("give a token in MLX_TOKEN or --token-file, or say --no-auth"));

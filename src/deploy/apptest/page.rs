@@ -1,0 +1,197 @@
+//! The report for a person: one file, no scripts, nothing from elsewhere.
+
+use std::{collections::BTreeMap, io::Cursor};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use image::ImageFormat;
+
+use crate::{
+    deploy::{
+        apptest::report::{Group, Report, Worst},
+        escape,
+    },
+    digest::Digest,
+    model::picture,
+};
+
+const THUMBNAIL: u32 = 160;
+
+const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:56em;margin:3em auto;padding:0 1em;\
+color:#222;background:#fff}h1{font-size:1.6em;margin-bottom:0}h2{font-size:1.15em;margin-top:2em}\
+p{margin:.3em 0}.quiet{color:#666}table{border-collapse:collapse}\
+td,th{padding:.3em 1.2em .3em 0;text-align:left;vertical-align:top;border-bottom:1px solid #eee}\
+th{font-weight:normal;color:#666}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}\
+.m td.n,.m th.n{padding:.4em .9em}code{background:#f2f2f2;padding:.1em .3em;border-radius:3px;\
+word-break:break-all}.yes{color:#186a3b}.no{color:#a93226;font-weight:600}\
+.cards{display:flex;flex-wrap:wrap;gap:1em}.card{border:1px solid #e5e5e5;border-radius:6px;padding:.7em 1.1em;\
+min-width:7em}.card b{display:block;font-size:1.4em;font-weight:600}figure{margin:0;width:10em}\
+figure img{width:10em;height:10em;object-fit:cover;border-radius:4px;background:#f2f2f2}\
+figcaption{font-size:.85em;color:#444}";
+
+/// The page; `bytes` gives a picture.
+pub fn print(report: &Report, bytes: &dyn Fn(&Digest) -> Option<Vec<u8>>) -> String {
+    let (word, class) = if report.passed() { ("passed", "yes") } else { ("failed", "no") };
+    let version = escape(&report.version);
+    let parts = [
+        head(report, &version, word, class),
+        section("Checks", &checks(report)),
+        section("Numbers", &numbers(report)),
+        section("Classes", &classes(report)),
+        section("What it was, and what was said", &matrix(report)),
+        section("Groups", &groups(report)),
+        section("Wrong requests and a burst", &strangers(report)),
+        section("Wrong pictures that it was surest of", &worst(report, bytes)),
+    ];
+    format!(
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>\
+<title>{version}: {word}</title><style>{STYLE}</style>{}</html>\n",
+        parts.concat()
+    )
+}
+
+fn section(name: &str, body: &str) -> String {
+    if body.is_empty() { String::new() } else { format!("<h2>{name}</h2>{body}\n") }
+}
+
+fn head(report: &Report, version: &str, word: &str, class: &str) -> String {
+    let failed = report.checks.iter().filter(|it| !it.passed).count();
+    let found = match failed {
+        0 => format!("all {} checks hold", report.checks.len()),
+        it => format!("{it} of {} checks do not hold", report.checks.len()),
+    };
+    let data = &report.data;
+    let damaged =
+        if data.damaged == 0 { String::new() } else { format!(", {} of them damaged", data.damaged) };
+    format!(
+        "<h1>{version} <span class={class}>{word}</span></h1><p class=quiet>Application test of {}: {found}.</p>\
+<p class=quiet>Package <code>{}</code><br>{} pictures of <code>{}</code>{damaged}, digest <code>{}</code><br>\
+Compared with {} on {} cores.</p>\n",
+        escape(&report.when),
+        report.package,
+        data.pictures,
+        escape(&data.name),
+        data.digest.short(),
+        escape(&report.engine),
+        report.cores,
+    )
+}
+
+fn checks(report: &Report) -> String {
+    let row = |it: &crate::deploy::apptest::Check| {
+        let (word, class) = if it.passed { ("holds", "yes") } else { ("fails", "no") };
+        let (name, found) = (escape(&it.name), escape(&it.found));
+        format!("<tr><td class={class}>{word}<td>{name}<td class=quiet>{found}")
+    };
+    format!("<table>{}</table>", report.checks.iter().map(row).collect::<String>())
+}
+
+fn numbers(report: &Report) -> String {
+    let latency = &report.latency;
+    let cards = [
+        ("accuracy", percent(report.accuracy)),
+        ("latency, half within", format!("{:.1} ms", latency.p50)),
+        ("95 of 100 within", format!("{:.1} ms", latency.p95)),
+        ("99 of 100 within", format!("{:.1} ms", latency.p99)),
+        ("mean", format!("{:.1} ms", latency.mean)),
+        ("pictures a second", format!("{:.0}", report.throughput)),
+        ("errors", report.errors.to_string()),
+    ];
+    let card = |(name, value): &(&str, String)| {
+        format!("<div class=card><b>{value}</b><span class=quiet>{name}</span></div>")
+    };
+    format!("<div class=cards>{}</div>", cards.iter().map(card).collect::<String>())
+}
+
+fn classes(report: &Report) -> String {
+    let row = |(name, recall): (&String, &f64)| {
+        let of = |it: &BTreeMap<String, f64>| percent(it.get(name).copied().unwrap_or(0.0));
+        let pictures = report.groups.class.get(name).map_or(0, |it| it.pictures);
+        let numbers = [of(&report.precision), percent(*recall), of(&report.f1), pictures.to_string()];
+        format!("<tr><td>{}{}", escape(name), cells(&numbers))
+    };
+    format!(
+        "<table><tr><th>class<th class=n>precision<th class=n>recall<th class=n>F1<th class=n>pictures{}</table>",
+        report.recall.iter().map(row).collect::<String>()
+    )
+}
+
+fn cells(values: &[String]) -> String {
+    values.iter().map(|it| format!("<td class=n>{it}")).collect()
+}
+
+fn matrix(report: &Report) -> String {
+    let names = report.confusion.keys().map(|it| format!("<th class=n>{}", escape(it))).collect::<String>();
+    let row = |(label, row): (&String, &BTreeMap<String, u64>)| {
+        let all = row.values().sum::<u64>().max(1) as f64;
+        let cell = |(said, count): (&String, &u64)| {
+            // Right ones in green, wrong ones in red, the more the deeper.
+            let color = if said == label { "46,139,87" } else { "192,57,43" };
+            let depth = *count as f64 / all * 0.45;
+            format!("<td class=n style='background:rgba({color},{depth:.2})'>{count}")
+        };
+        format!("<tr><td>{}{}", escape(label), row.iter().map(cell).collect::<String>())
+    };
+    let rows = report.confusion.iter().map(row).collect::<String>();
+    format!("<table class=m><tr><th>it was ↓ &nbsp; said →{names}{rows}</table>")
+}
+
+fn groups(report: &Report) -> String {
+    let groups = &report.groups;
+    let rows = |it: &BTreeMap<String, Group>| -> String {
+        let row = |(name, it): (&String, &Group)| {
+            format!("<tr><td>{}{}", escape(name), cells(&[percent(it.accuracy), it.pictures.to_string()]))
+        };
+        it.iter().map(row).collect()
+    };
+    let table = |name: &str, it: &BTreeMap<String, Group>| {
+        format!("<table><tr><th>{name}<th class=n>accuracy<th class=n>pictures{}</table>", rows(it))
+    };
+    let mut text = format!("<p>The largest difference is {}.</p>", percent(groups.largest_difference));
+    text.push_str(&table("class", &groups.class));
+    if !groups.folder.is_empty() {
+        text.push_str(&format!("<p></p>{}", table("folder", &groups.folder)));
+    }
+    text
+}
+
+fn strangers(report: &Report) -> String {
+    let status = |it: u16| if it == 0 { "no answer".to_owned() } else { it.to_string() };
+    let wrong = |it: &crate::deploy::apptest::report::WrongRequest| {
+        format!("<tr><td>{}<td class=n>{}", escape(&it.name), status(it.status))
+    };
+    let rows = report.wrong_requests.iter().map(wrong).collect::<String>();
+    let burst: Vec<String> =
+        report.burst.iter().map(|(status, count)| format!("{count} × {}", escape(status))).collect();
+    format!("<table><tr><th>request<th class=n>status{rows}</table><p>At once: {}.</p>", burst.join(", "))
+}
+
+fn worst(report: &Report, bytes: &dyn Fn(&Digest) -> Option<Vec<u8>>) -> String {
+    if report.worst.is_empty() {
+        return "<p class=quiet>None: every picture was right.</p>".to_owned();
+    }
+    let figure = |it: &Worst| {
+        let inlined = bytes(&it.digest).and_then(|it| thumbnail(&it));
+        let image = inlined.map(|it| format!("<img alt='' src='data:image/jpeg;base64,{it}'>"));
+        format!(
+            "<figure>{}<figcaption>{}, called {}<br>{} sure<br><code>{}</code></figcaption></figure>",
+            image.unwrap_or_default(),
+            escape(&it.label),
+            escape(&it.class),
+            percent(it.probability),
+            it.digest.short(),
+        )
+    };
+    format!("<div class=cards>{}</div>", report.worst.iter().map(figure).collect::<String>())
+}
+
+/// A small JPEG as base64; decoded and encoded anew, so that nothing of the file but pixels gets in.
+fn thumbnail(bytes: &[u8]) -> Option<String> {
+    let small = picture::decode(bytes).ok()?.thumbnail(THUMBNAIL, THUMBNAIL).to_rgb8();
+    let mut jpeg = Vec::new();
+    small.write_to(&mut Cursor::new(&mut jpeg), ImageFormat::Jpeg).ok()?;
+    Some(BASE64_STANDARD.encode(jpeg))
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", share * 100.0)
+}
