@@ -220,10 +220,10 @@ fn wrong_requests(wrong: &[report::WrongRequest], after: &Reply) -> Check {
 }
 
 fn stands_burst(burst: &strangers::Burst, after: &Reply) -> Check {
-    let counts: Vec<String> = burst.counts.iter().map(|(status, it)| format!("{it} × {status}")).collect();
+    let counts: Vec<String> = burst.counts.iter().map(|(status, it)| format!("{it} with {status}")).collect();
     let mut found = counts.join(", ");
     if burst.without_retry > 0 {
-        found = format!("{found}; {} × 503 without Retry-After", burst.without_retry);
+        found = format!("{found}; {} with 503 and without Retry-After", burst.without_retry);
     }
     if after.said.is_none() {
         found = format!("{found}; then no right answer any more");

@@ -22,7 +22,7 @@ p{margin:.3em 0}.quiet{color:#666}table{border-collapse:collapse}\
 td,th{padding:.3em 1.2em .3em 0;text-align:left;vertical-align:top;border-bottom:1px solid #eee}\
 th{font-weight:normal;color:#666}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}\
 .m td.n,.m th.n{padding:.4em .9em}code{background:#f2f2f2;padding:.1em .3em;border-radius:3px;\
-word-break:break-all}.yes{color:#186a3b}.no{color:#a93226;font-weight:600}\
+word-break:break-all}.name{white-space:nowrap}.yes{color:#186a3b}.no{color:#a93226;font-weight:600}\
 .cards{display:flex;flex-wrap:wrap;gap:1em}.card{border:1px solid #e5e5e5;border-radius:6px;padding:.7em 1.1em;\
 min-width:7em}.card b{display:block;font-size:1.4em;font-weight:600}figure{margin:0;width:10em}\
 figure img{width:10em;height:10em;object-fit:cover;border-radius:4px;background:#f2f2f2}\
@@ -80,7 +80,7 @@ fn checks(report: &Report) -> String {
     let row = |it: &crate::deploy::apptest::Check| {
         let (word, class) = if it.passed { ("holds", "yes") } else { ("fails", "no") };
         let (name, found) = (escape(&it.name), escape(&it.found));
-        format!("<tr><td class={class}>{word}<td>{name}<td class=quiet>{found}")
+        format!("<tr><td class={class}>{word}<td class=name>{name}<td class=quiet>{found}")
     };
     format!("<table>{}</table>", report.checks.iter().map(row).collect::<String>())
 }
@@ -161,7 +161,7 @@ fn strangers(report: &Report) -> String {
     };
     let rows = report.wrong_requests.iter().map(wrong).collect::<String>();
     let burst: Vec<String> =
-        report.burst.iter().map(|(status, count)| format!("{count} × {}", escape(status))).collect();
+        report.burst.iter().map(|(status, count)| format!("{count} with {}", escape(status))).collect();
     format!("<table><tr><th>request<th class=n>status{rows}</table><p>At once: {}.</p>", burst.join(", "))
 }
 
