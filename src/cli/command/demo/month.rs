@@ -157,7 +157,7 @@ impl Stage<'_, '_> {
             let value = self.quietly(&["traffic", "list", "--env", "production"])?;
             let days = value["days"].as_array().cloned().unwrap_or_default();
             let here = days.iter().find(|it| it["day"] == date.to_string().as_str());
-            if here.is_some_and(|it| it["records"].as_u64().unwrap_or(0) >= frames as u64) {
+            if here.is_some_and(|it| it["waiting"].as_u64().unwrap_or(0) >= frames as u64) {
                 return Ok(());
             }
             if Instant::now() > end {
