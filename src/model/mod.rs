@@ -6,6 +6,7 @@
 
 pub mod engine;
 pub mod evaluate;
+pub mod explain;
 pub mod features;
 pub mod filters;
 pub mod graph;
