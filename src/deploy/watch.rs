@@ -32,7 +32,7 @@ const SETTLED: Duration = Duration::from_millis(300);
 const SETTLED_EMPTY: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_secs(1);
 /// A service is not waited for longer than this, whatever it asks for.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
 /// How often a frame is tried that makes the service fail.
 const TRIES: u32 = 3;
 /// How often an absent service is asked before `once` gives up.

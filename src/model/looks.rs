@@ -98,7 +98,7 @@ mod tests {
 
     /// Stripes four pixels wide.
     fn stripes(x: usize, _: usize) -> f32 {
-        if x / 4 % 2 == 0 { 40.0 } else { 200.0 }
+        if (x / 4).is_multiple_of(2) { 40.0 } else { 200.0 }
     }
 
     fn blurred(x: usize, y: usize) -> f32 {

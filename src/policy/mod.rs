@@ -211,8 +211,8 @@ impl Policy {
         }
         let mut names: Vec<&str> = self.rules.iter().map(|it| it.name.as_str()).collect();
         names.sort_unstable();
-        if let Some(twice) = names.windows(2).find(|it| it[0] == it[1]) {
-            return Err(format!("two alerts are called `{}`", twice[0]));
+        if let Some([twice, ..]) = names.windows(2).find(|it| it[0] == it[1]) {
+            return Err(format!("two alerts are called `{twice}`"));
         }
         self.rules.iter().try_for_each(|it| it.check(&self.environments))
     }

@@ -68,5 +68,5 @@ fn parse(verdict: Verdict, tag: Tag) -> Option<Decision> {
     let number = number.parse().ok().filter(|it| *it > 0)?;
     // The name has to say what the message says.
     let (same, environment) = (version == message.version, environment.to_owned());
-    same.then(|| Decision { verdict, number, environment, message, tag })
+    same.then_some(Decision { verdict, number, environment, message, tag })
 }

@@ -63,7 +63,7 @@ fn parse(tag: Tag) -> Option<Release> {
     let number = number.parse().ok().filter(|it| *it > 0)?;
     let own = message.version.split_once('@').is_some_and(|it| it.0 == model);
     let (model, environment) = (model.to_owned(), environment.to_owned());
-    own.then(|| Release { model, environment, number, message, tag })
+    own.then_some(Release { model, environment, number, message, tag })
 }
 
 /// The releases that stand, oldest first: each rollback takes the last one back. The last of them serves.

@@ -22,7 +22,7 @@ const WHAT: &str = "a frame of the spool";
 /// What a frame holds.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Frame {
-    Record(Record),
+    Record(Box<Record>),
     Sample(Sample),
 }
 
@@ -102,7 +102,7 @@ fn first(bytes: &[u8]) -> Option<(Frame, &[u8])> {
 fn parse(body: &[u8]) -> Result<Frame> {
     let mut reader = Reader::new(body, WHAT);
     let frame = match reader.byte()? {
-        RECORD => Frame::Record(record(&mut reader)?),
+        RECORD => Frame::Record(Box::new(record(&mut reader)?)),
         SAMPLE => Frame::Sample(sample(&mut reader)?),
         _ => return Err(reader.broken("is of a newer version")),
     };
@@ -189,7 +189,7 @@ mod tests {
             }
             let sample = Sample { time: -1, temperature: Some(40.5), answers: u32::MAX, ..Sample::default() };
             put_sample(&mut bytes, &sample);
-            let all: Vec<_> = records.into_iter().map(Frame::Record).chain([Frame::Sample(sample)]).collect();
+            let all: Vec<_> = records.into_iter().map(|it| Frame::Record(Box::new(it))).chain([Frame::Sample(sample)]).collect();
             prop_assert_eq!(&read(&bytes), &all);
             let cut = cut.index(bytes.len());
             let whole = ends.iter().filter(|it| **it <= cut).count();

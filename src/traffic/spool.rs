@@ -211,7 +211,7 @@ pub fn read(root: &Root, environment: &str, day: Day) -> Result<Spooled> {
         let bytes = root.read(&path)?;
         for frame in frame::read(&bytes) {
             match frame {
-                Frame::Record(record) => found.records.push(record),
+                Frame::Record(record) => found.records.push(*record),
                 Frame::Sample(sample) => found.samples.push(sample),
             }
         }

@@ -14,6 +14,7 @@ mod demo;
 mod diff;
 mod doctor;
 mod evidence;
+mod explain;
 mod feedback;
 mod follow;
 mod guard;
@@ -86,6 +87,7 @@ pub enum Command {
     #[command(subcommand)]
     Traffic(traffic::Command),
     Feedback(feedback::Args),
+    Explain(explain::Args),
     Demo(demo::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
@@ -132,6 +134,7 @@ impl Command {
             Self::Traffic(traffic::Command::Seal(args)) => ui.show(&traffic::seal(ctx, args)?),
             Self::Traffic(traffic::Command::List(args)) => ui.show(&traffic::list(ctx, args)?),
             Self::Feedback(args) => ui.show(&feedback::run(ctx, args)?),
+            Self::Explain(args) => ui.show(&explain::run(ctx, args)?),
             Self::Completions(args) => ui.show(&completions::run(args)),
             Self::Guard(args) => guard::run(args)?,
         })

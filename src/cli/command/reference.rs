@@ -11,6 +11,7 @@ use crate::{
     },
     monitor,
     remote::{self, Access, Depth, Remote, Wants},
+    repo::Repo,
     time::Day,
     traffic::{self, Record, Sealed},
     workspace::Workspace,
@@ -45,15 +46,15 @@ pub fn of(
         }
         None => monitor::Reference {
             name: format!("training side of {}", version.name()),
-            rows: training(workspace, version)?,
+            rows: training(repo, version)?,
         },
     };
     Ok(Held { rows, classes })
 }
 
 /// The training pictures that a package keeps.
-pub fn training(workspace: &Workspace<'_>, version: &Version) -> Result<Vec<Record>> {
-    let bytes = offline::read(workspace.repo, version, package::REFERENCE)?;
+pub fn training(repo: &Repo, version: &Version) -> Result<Vec<Record>> {
+    let bytes = offline::read(repo, version, package::REFERENCE)?;
     bytes.map_or_else(|| Ok(Vec::new()), |it| traffic::read_requests(&it))
 }
 

@@ -62,7 +62,7 @@ struct Compared {
     /// Accuracy of each.
     candidate: f64,
     production: f64,
-    /// That the difference is chance (McNemar, exact).
+    /// That the difference is chance, by the exact test of `McNemar`.
     p: Option<f64>,
 }
 

@@ -1,6 +1,6 @@
 //! A heat map for the eye: the picture, and beside it the picture under its heat.
 
-use image::{Rgb, RgbImage, imageops};
+use image::{ImageBuffer, Luma, Rgb, RgbImage, imageops};
 
 use crate::model::explain::{Heat, Square, spread, starts};
 
@@ -34,14 +34,18 @@ pub fn draw(planes: &[f32], side: usize, heat: &Heat) -> RgbImage {
 fn under(picture: &RgbImage, side: usize, heat: &Heat, factor: u32) -> RgbImage {
     let values = spread(&heat.map, side, &starts(side, heat.patch, heat.stride), heat.patch);
     let hottest = values.iter().copied().fold(0.0, f32::max).max(1e-6);
+    let shares = ImageBuffer::<Luma<f32>, _>::from_fn(side as u32, side as u32, |x, y| {
+        Luma([(values[y as usize * side + x as usize] / hottest).clamp(0.0, 1.0)])
+    });
+    let large = side as u32 * factor;
+    let shares = imageops::resize(&shares, large, large, imageops::FilterType::Triangle);
     let mut warm = picture.clone();
-    for (x, y, pixel) in warm.enumerate_pixels_mut() {
-        let at = (y / factor) as usize * side + (x / factor) as usize;
-        let share = (values[at] / hottest).clamp(0.0, 1.0);
+    for (pixel, share) in warm.pixels_mut().zip(shares.pixels()) {
+        let share = share.0[0];
         let gray = pixel.0.iter().map(|it| f32::from(*it)).sum::<f32>() / 3.0;
         // From yellow to red.
         let color = [255.0, 225.0 * (1.0 - share), 30.0];
-        let cover = 0.75 * share.sqrt();
+        let cover = 0.8 * share;
         pixel.0 = color.map(|it| (gray * (1.0 - cover) + it * cover) as u8);
     }
     warm

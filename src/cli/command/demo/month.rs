@@ -22,7 +22,7 @@ const FIRST: &str = "2026-03-01";
 const QA: &str = "qa@park.example";
 /// The days whose truth somebody writes down later.
 const LABELED: std::ops::RangeInclusive<u32> = 15..=22;
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A served model, stopped when dropped.
 struct Service {
