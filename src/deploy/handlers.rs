@@ -1,6 +1,6 @@
 //! What each address answers.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use axum::{
     body::Body,
@@ -34,7 +34,12 @@ pub(super) async fn status(State(service): Shared) -> Html<String> {
 }
 
 pub(super) async fn metrics(State(service): Shared) -> Response {
-    service.counters.waiting.set(service.live().batcher.waiting() as i64);
+    let counters = &service.counters;
+    counters.waiting.set(service.live().batcher.waiting() as i64);
+    if let Some(spool) = service.spool() {
+        counters.recorded.inner().fetch_max(spool.recorded(), Ordering::Relaxed);
+        counters.dropped.inner().fetch_max(spool.dropped(), Ordering::Relaxed);
+    }
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], service.counters.text()).into_response()
 }
@@ -51,9 +56,8 @@ pub(super) async fn server_metadata() -> axum::Json<Value> {
     axum::Json(json!({"name": "mlx", "version": version, "extensions": ["binary_tensor_data"]}))
 }
 
-/// The model and version of an address, if they are the ones that answer.
-fn named(service: &Service, names: &[(String, String)]) -> Result<Arc<Served>, Refusal> {
-    let served = service.live();
+/// Refuses addresses of another model or version than the one that answers.
+fn check_names(served: &Served, names: &[(String, String)]) -> Result<(), Refusal> {
     for (key, value) in names {
         let own = if key == "model" { &served.model } else { &served.number };
         if value != own {
@@ -61,7 +65,7 @@ fn named(service: &Service, names: &[(String, String)]) -> Result<Arc<Served>, R
             return Err(Refusal(StatusCode::NOT_FOUND, message));
         }
     }
-    Ok(served)
+    Ok(())
 }
 
 /// What a version takes and gives.
@@ -84,14 +88,16 @@ pub(super) async fn model_metadata(
     State(service): Shared,
     Path(names): Names,
 ) -> Result<axum::Json<Value>, Refusal> {
-    let served = named(&service, &names)?;
+    let served = service.live();
+    check_names(&served, &names)?;
     let (input, output) = tensors(&served);
     Ok(axum::Json(json!({"name": served.model, "versions": [served.number], "platform": "onnx_onnxv1",
         "parameters": {"package": served.package}, "inputs": [input], "outputs": [output]})))
 }
 
 pub(super) async fn model_ready(State(service): Shared, Path(names): Names) -> Result<Response, Refusal> {
-    let served = named(&service, &names)?;
+    let served = service.live();
+    check_names(&served, &names)?;
     let code = if service.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     Ok((code, axum::Json(json!({"name": served.model, "ready": service.is_ready()}))).into_response())
 }
@@ -103,8 +109,8 @@ pub(super) async fn infer(
     body: Body,
 ) -> Result<Response, Refusal> {
     let (mut note, served) = (Note::new(), service.live());
-    let answered = match named(&service, &names) {
-        Ok(served) => try_infer(&service, &served, &headers, body, &mut note).await,
+    let answered = match check_names(&served, &names) {
+        Ok(()) => try_infer(&service, &served, &headers, body, &mut note).await,
         Err(refusal) => Err(refusal),
     };
     note.end(&service, &served, status_of(&answered));

@@ -119,12 +119,7 @@ impl Note {
                 kept: false,
             };
             let picture = self.body.clone().filter(|it| self.picture && !it.is_empty());
-            let counter = &service.counters;
-            if spool.record(record, picture) {
-                counter.recorded.inc()
-            } else {
-                counter.dropped.inc()
-            };
+            spool.record(record, picture);
         }
     }
 }

@@ -176,7 +176,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::traffic::samples::records;
+    use crate::traffic::samples::{record as one, records, sample as taken};
 
     proptest! {
         #[test]
@@ -187,9 +187,9 @@ mod tests {
                 put_record(&mut bytes, record);
                 ends.push(bytes.len());
             }
-            let sample = Sample { time: -1, temperature: Some(40.5), answers: u32::MAX, ..Sample::default() };
+            let sample = taken();
             put_sample(&mut bytes, &sample);
-            let all: Vec<_> = records.into_iter().map(|it| Frame::Record(Box::new(it))).chain([Frame::Sample(sample)]).collect();
+            let all: Vec<_> = records.into_iter().map(|it| Frame::Record(it.into())).chain([Frame::Sample(sample)]).collect();
             prop_assert_eq!(&read(&bytes), &all);
             let cut = cut.index(bytes.len());
             let whole = ends.iter().filter(|it| **it <= cut).count();
@@ -204,5 +204,22 @@ mod tests {
             put(&mut framed, &bytes);
             let _any = (read(&bytes), read(&framed));
         }
+    }
+
+    #[test]
+    fn the_first_format_is_read_for_ever() {
+        let golden = include_bytes!("../../fixtures/formats/spool-1.log");
+        let bare = Record { looks: None, ..one("b", 2, b"y") };
+        let expected = [
+            Frame::Record(one("a", 1, b"x").into()),
+            Frame::Record(bare.clone().into()),
+            Frame::Sample(taken()),
+        ];
+        assert_eq!(read(golden), expected);
+        let mut again = Vec::new();
+        put_record(&mut again, &one("a", 1, b"x"));
+        put_record(&mut again, &bare);
+        put_sample(&mut again, &taken());
+        assert_eq!(again, golden);
     }
 }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use crate::{
     digest::Digest,
-    traffic::{Looks, Record},
+    traffic::{Looks, Record, Sample},
 };
 
 /// A record of a picture at a moment.
@@ -24,6 +24,22 @@ pub fn record(id: &str, captured: i64, picture: &[u8]) -> Record {
         features: vec![1.0, -2.0],
         looks: Some(Looks { brightness: 0.5, fingerprint: 1 << 63, ..Looks::default() }),
         kept: false,
+    }
+}
+
+/// A sample of a machine at work.
+pub fn sample() -> Sample {
+    Sample {
+        time: -1,
+        cpu: 0.5,
+        memory: 0.25,
+        resident: 1 << 40,
+        disk: 0.75,
+        temperature: Some(40.5),
+        waiting: 3,
+        answers: u32::MAX,
+        errors: 2,
+        dropped: 1,
     }
 }
 

@@ -50,8 +50,10 @@ pub struct Sealed {
 struct Gathered {
     records: Vec<Record>,
     samples: Vec<Sample>,
-    /// The days of the spool that it comes from.
+    /// The days of the spool that were read, without what is in the lists above.
     days: BTreeMap<Day, Spooled>,
+    /// Those of them that had anything in no seal yet.
+    fresh: BTreeSet<Day>,
 }
 
 /// Tells one record from all others; clients may use an id again.
@@ -77,24 +79,24 @@ pub fn seal(
         return Err(error.hint(format!("the last day that can be sealed is {}", Day::today().plus(-1))));
     }
     let _alone = fs::lock(&repo.shared, &place::folder(environment)?.join(b"seal.lock")?)?;
-    let gathered = gather(repo, environment, day, &machine)?;
+    let mut gathered = gather(repo, environment, day, &machine)?;
     if let Some(pointer) = repo.pointer(&path)? {
         workspace.remember(&path);
         workspace.save()?;
-        clear(repo, environment, &machine, &gathered)?;
+        clear(repo, environment, &gathered, &gathered.fresh)?;
         let found = read_one(repo, &pointer)?;
         return Ok(told(machine, pointer, &found.records, day, true));
     }
     if gathered.records.is_empty() {
-        clear(repo, environment, &machine, &gathered)?;
+        clear(repo, environment, &gathered, &gathered.fresh)?;
         let error = Error::not_found(format!("there is no traffic of {day} in `{environment}` to seal here"));
         return Err(error.hint("`mlx traffic list` shows the days that wait"));
     }
-    write(repo, &path, &gathered)?;
+    write(repo, &path, &mut gathered)?;
     let added = workspace.add(&path, &[], progress);
     workspace.save()?;
     let seal = told(machine, added?, &gathered.records, day, false);
-    clear(repo, environment, &seal.machine, &gathered)?;
+    clear(repo, environment, &gathered, &BTreeSet::new())?;
     Ok(seal)
 }
 
@@ -111,16 +113,16 @@ fn gather(repo: &Repo, environment: &str, day: Day, machine: &str) -> Result<Gat
         found.days.insert(waiting, spool::read(&repo.shared, environment, waiting)?);
     }
     let (keys, times) = sealed_keys(repo, environment, machine, found.days.keys().next())?;
-    for (waiting, spooled) in &found.days {
-        let fresh = spooled.records.iter().filter(|it| !keys.contains(&key(it)));
-        for record in fresh {
-            let mut record = record.clone();
-            // What is said to be kept must be there, and whole.
-            record.kept = record.kept && spooled.picture(&repo.shared, &record.input)?.is_some();
-            found.records.push(record);
+    for (waiting, spooled) in &mut found.days {
+        let mut records = std::mem::take(&mut spooled.records);
+        let mut samples = std::mem::take(&mut spooled.samples);
+        records.retain(|it| !keys.contains(&key(it)));
+        samples.retain(|it| !times.contains(&(it.time, it.resident)));
+        if !records.is_empty() || !samples.is_empty() {
+            found.fresh.insert(*waiting);
         }
-        let fresh = spooled.samples.iter().filter(|it| !times.contains(&(it.time, it.resident)));
-        found.samples.extend(fresh.inspect(|_| debug_assert!(*waiting <= day)));
+        found.records.append(&mut records);
+        found.samples.append(&mut samples);
     }
     found.records.sort_by_cached_key(|it| (it.captured, it.received, it.id.clone(), it.input));
     found.samples.sort_by_key(|it| (it.time, it.resident));
@@ -149,7 +151,33 @@ fn sealed_keys(
 }
 
 /// Writes the folder that is going to be added; what a killed seal left of it goes first.
-fn write(repo: &Repo, path: &RepoPath, gathered: &Gathered) -> Result<()> {
+fn write(repo: &Repo, path: &RepoPath, gathered: &mut Gathered) -> Result<()> {
+    make_room(repo, path)?;
+    let files = &repo.files;
+    let pictures = path.join(PICTURES.as_bytes())?;
+    let mut kept = BTreeSet::new();
+    for record in gathered.records.iter_mut().filter(|it| it.kept) {
+        if kept.contains(&record.input) {
+            continue;
+        }
+        let spooled = &gathered.days[&Day::of(record.captured)];
+        match spooled.picture(&repo.shared, &record.input)? {
+            Some(bytes) => {
+                let place = pictures.join(picture_name(&record.input, &bytes).as_bytes())?;
+                files.write(&place, &bytes, Sync::Later)?;
+                kept.insert(record.input);
+            }
+            // It was to be kept, and is not there whole: the power went away.
+            None => record.kept = false,
+        }
+    }
+    let put = |name: &str, bytes: &[u8]| files.write(&path.join(name.as_bytes())?, bytes, Sync::Later);
+    put(REQUESTS, &table::write_requests(&gathered.records)?)?;
+    put(TELEMETRY, &table::write_telemetry(&gathered.samples)?)
+}
+
+/// Sees to it that there is nothing where the folder is going to be.
+fn make_room(repo: &Repo, path: &RepoPath) -> Result<()> {
     let files = &repo.files;
     if files.stamp(path)?.is_some() {
         let ours = |it: &[u8]| [REQUESTS, TELEMETRY, PICTURES].iter().any(|name| name.as_bytes() == it);
@@ -161,23 +189,6 @@ fn write(repo: &Repo, path: &RepoPath, gathered: &Gathered) -> Result<()> {
         }
         files.remove(path)?;
     }
-    let put = |name: &str, bytes: &[u8]| files.write(&path.join(name.as_bytes())?, bytes, Sync::Later);
-    put(REQUESTS, &table::write_requests(&gathered.records)?)?;
-    put(TELEMETRY, &table::write_telemetry(&gathered.samples)?)?;
-    let pictures = path.join(PICTURES.as_bytes())?;
-    let mut done = BTreeSet::new();
-    for record in gathered.records.iter().filter(|it| it.kept) {
-        let spooled = &gathered.days[&Day::of(record.captured)];
-        if done.insert(record.input)
-            && let Some(bytes) = spooled.picture(&repo.shared, &record.input)?
-        {
-            files.write(
-                &pictures.join(picture_name(&record.input, &bytes).as_bytes())?,
-                &bytes,
-                Sync::Later,
-            )?;
-        }
-    }
     Ok(())
 }
 
@@ -187,13 +198,10 @@ fn picture_name(digest: &Digest, bytes: &[u8]) -> String {
     format!("{}.{}", digest.hex(), ending.unwrap_or(&"bin"))
 }
 
-/// Removes what waited and is sealed now; a day that grew meanwhile waits on as a whole.
-fn clear(repo: &Repo, environment: &str, machine: &str, gathered: &Gathered) -> Result<()> {
-    let (keys, _) = sealed_keys(repo, environment, machine, gathered.days.keys().next())?;
-    for (day, spooled) in &gathered.days {
-        if spooled.records.iter().all(|it| keys.contains(&key(it))) {
-            spool::remove(&repo.shared, environment, *day, spooled)?;
-        }
+/// Removes the days that waited, but for some; one that grew meanwhile waits on as a whole.
+fn clear(repo: &Repo, environment: &str, gathered: &Gathered, but: &BTreeSet<Day>) -> Result<()> {
+    for (day, spooled) in gathered.days.iter().filter(|it| !but.contains(it.0)) {
+        spool::remove(&repo.shared, environment, *day, spooled)?;
     }
     Ok(())
 }

@@ -186,7 +186,8 @@ impl Writer {
     fn sample(&mut self, last: bool) -> Option<Sample> {
         let day = Day::of(self.since.newest);
         let due = self.sampled.is_none_or(|(at, of)| at.elapsed() >= SAMPLE || of < day);
-        if !(due || last && self.since.answers > 0) {
+        let leftover = last && self.since.answers > 0;
+        if !(due || leftover) {
             return None;
         }
         let dropped = self.state.dropped.load(Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! Records and samples as Parquet, for whoever reads it: pandas, `DuckDB`, us.
+//! Records and samples as Parquet, for whoever reads it: Arrow, pandas, us.
 //!
 //! The same rows give the same bytes. What is read may come from strangers: it is an error or rows, never
 //! a panic, and never takes much more memory than the file has bytes (see [`columns`]).

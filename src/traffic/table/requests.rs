@@ -146,7 +146,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{error::Kind, traffic::samples::records};
+    use crate::{
+        error::Kind,
+        traffic::samples::{record, records},
+    };
 
     proptest! {
         #[test]
@@ -173,6 +176,30 @@ mod tests {
             |at: usize| Record { captured: at as i64, scores: vec![0.5; at % 3], ..empty(format!("r{at}")) };
         let records: Vec<_> = (0..100_001).map(record).collect();
         assert_eq!(read(&write(&records).unwrap()).unwrap(), records);
+    }
+
+    /// Each byte in turn takes the values that lengths, counts and kinds trip over.
+    #[test]
+    fn any_byte_can_be_wrong_and_nothing_breaks() {
+        let bytes = write(&[record("a", 1, b"x"), record("b", 2, b"y")]).unwrap();
+        std::panic::set_hook(Box::new(|_| ()));
+        let mut refused = 0;
+        for at in 0..bytes.len() {
+            for value in [0, 0x7f, 0x80, 0xff, bytes[at] ^ 1, bytes[at].wrapping_add(0x10)] {
+                let mut other = bytes.clone();
+                other[at] = value;
+                refused += usize::from(read(&other).is_err());
+            }
+        }
+        drop(std::panic::take_hook());
+        assert!(refused > bytes.len(), "{refused} of {} changes were seen", bytes.len() * 6);
+    }
+
+    #[test]
+    fn the_first_format_is_read_for_ever() {
+        let golden = include_bytes!("../../../fixtures/formats/requests-1.parquet");
+        let bare = Record { looks: None, scores: Vec::new(), status: 400, ..record("b", 2, b"y") };
+        assert_eq!(read(golden).unwrap(), [record("a", 1, b"x"), bare]);
     }
 
     #[test]

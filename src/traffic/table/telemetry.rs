@@ -77,14 +77,16 @@ mod tests {
 
     use super::*;
 
+    use crate::traffic::samples::sample;
+
     proptest! {
         #[test]
         fn it_reads_what_it_writes(numbers in prop::collection::vec(any::<(i64, u32, u64, Option<u16>)>(), 0..20)) {
-            let sample = |(time, count, resident, warm): (i64, u32, u64, Option<u16>)| Sample {
+            let from = |(time, count, resident, warm): (i64, u32, u64, Option<u16>)| Sample {
                 time, cpu: 0.5, memory: count as f32, resident, disk: 0.1, temperature: warm.map(f32::from),
                 waiting: count, answers: 1, errors: count / 2, dropped: 0,
             };
-            let samples: Vec<_> = numbers.into_iter().map(sample).collect();
+            let samples: Vec<_> = numbers.into_iter().map(from).collect();
             prop_assert_eq!(read(&write(&samples).unwrap()).unwrap(), samples);
         }
 
@@ -92,5 +94,11 @@ mod tests {
         fn no_bytes_make_it_panic(bytes: Vec<u8>) {
             prop_assert!(read(&bytes).is_err());
         }
+    }
+
+    #[test]
+    fn the_first_format_is_read_for_ever() {
+        let golden = include_bytes!("../../../fixtures/formats/telemetry-1.parquet");
+        assert_eq!(read(golden).unwrap(), [sample()]);
     }
 }
