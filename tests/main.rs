@@ -8,6 +8,7 @@ mod serve;
 
 mod apptest;
 mod cli;
+mod explain;
 mod faults;
 mod follow;
 mod hostile;
@@ -19,4 +20,5 @@ mod repro;
 mod s3;
 mod tidy;
 mod traffic;
+mod watch;
 mod workspace;
