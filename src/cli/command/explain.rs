@@ -28,9 +28,10 @@ const NEAREST: usize = 5;
 
 /// Show which parts of a picture decided what a model says of it
 ///
-/// A file, or the id of a request whose picture was kept. Hides one square of the picture after another; the heat of a place is how much less probable the decided
-/// class is without it. The deletion score says whether to trust the map: it should be lower than those of a
-/// random order and of an order from the middle. Places are pixels of the square that the network sees.
+/// A file, or the id of a request whose picture was kept. Hides one square of the picture after another; the heat of
+/// a place is how much the log-odds of the decided class drop without it. The deletion score says whether to trust
+/// the map: it should be lower than those of a random order and of an order from the middle. Places are pixels of
+/// the square that the network sees.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  mlx explain photo.jpg\n  mlx explain photo.jpg --version pets@v0.1.0 --out heat.png\n  mlx explain 019a9c1e6b7c7e1d8f0a2b3c4d5e6f70\n\n\

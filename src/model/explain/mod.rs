@@ -1,5 +1,5 @@
 //! Why a model said what it said: parts of a picture are hidden, one after another, and the heat of a place is
-//! how much less probable the decided class is without it.
+//! how much the log-odds of the decided class drop without it.
 //!
 //! Only the network's answers are needed, so any package can be explained. What hides a part is a choice that
 //! shows in every number; it is named in the result, and results of different choices are not comparable.
@@ -17,6 +17,8 @@ use crate::{
     traffic::Record,
 };
 
+/// Smaller probabilities count as this one.
+const LEAST: f32 = 1e-30;
 /// Pictures that go through the network at once.
 const BATCH: usize = 16;
 /// Shares of the picture that deletion looks at, beside none.
@@ -86,7 +88,7 @@ pub struct Heat {
     /// Pixels from one square to the next.
     pub stride: usize,
     pub fill: Fill,
-    /// How much less probable the class is without each square, row by row.
+    /// How much the logarithm of the class's odds drops without each square, row by row.
     pub map: Vec<Vec<f32>>,
     /// The square without which it is least probable; none where no square matters.
     pub decisive: Option<Square>,
@@ -107,14 +109,17 @@ pub fn explain(run: &mut Run<'_>, planes: &[f32], side: usize, settings: &Settin
     let filled = filled(planes, side, patch, settings.fill);
     let scores = run(planes)?.pop().unwrap_or_default();
     let class = best(&scores);
-    let whole = *scores.get(class).ok_or_else(|| Error::corrupt("the network gives no scores"))?;
+    if scores.is_empty() {
+        return Err(Error::corrupt("the network gives no scores"));
+    }
+    let whole = log_odds(&scores, class);
     let hidden = starts.iter().flat_map(|top| starts.iter().map(move |left| (*top, *left)));
     let hidden = hidden.map(|(top, left)| {
         let inside =
             move |x: usize, y: usize| (left..left + patch).contains(&x) && (top..top + patch).contains(&y);
         mixed(planes, &filled, side, inside)
     });
-    let found = probabilities(run, hidden, class)?;
+    let found = measured(run, hidden, &|it| log_odds(it, class))?;
     let map: Vec<Vec<f32>> =
         found.chunks(starts.len()).map(|row| row.iter().map(|it| whole - it).collect()).collect();
     let mut place = Places { run, planes, filled: &filled, side, starts: &starts, patch, class };
@@ -167,11 +172,18 @@ fn mixed(planes: &[f32], filled: &[f32], side: usize, is_hidden: impl Fn(usize, 
     (0..planes.len()).map(value).collect()
 }
 
-/// The probability of one class in each picture.
-fn probabilities(
+/// How sure a class is, without a ceiling: a network that is sure stays at a probability of 1 whatever is hidden,
+/// and the logarithm of its odds still moves.
+fn log_odds(scores: &[f32], class: usize) -> f32 {
+    let others: f32 = scores.iter().enumerate().filter(|it| it.0 != class).map(|it| it.1).sum();
+    libm::logf(scores[class].max(LEAST)) - libm::logf(others.max(LEAST))
+}
+
+/// What is measured of the scores of each picture.
+fn measured(
     run: &mut Run<'_>,
     mut pictures: impl Iterator<Item = Vec<f32>>,
-    class: usize,
+    measure: &dyn Fn(&[f32]) -> f32,
 ) -> Result<Vec<f32>> {
     let mut found = Vec::new();
     loop {
@@ -179,7 +191,7 @@ fn probabilities(
         if batch.is_empty() {
             return Ok(found);
         }
-        found.extend(run(&batch)?.iter().map(|it| it[class]));
+        found.extend(run(&batch)?.iter().map(|it| measure(it)));
     }
 }
 
@@ -226,7 +238,8 @@ impl Places<'_, '_> {
             let hidden = rank.len() * step / STEPS;
             mixed(planes, filled, side, |x, y| rank[y * side + x] < hidden)
         });
-        let found = probabilities(self.run, steps, self.class)?;
+        let class = self.class;
+        let found = measured(self.run, steps, &|it| it[class])?;
         let area = found.windows(2).map(|it| f64::from(it[0] + it[1]) / 2.0).sum::<f64>();
         Ok(area / STEPS as f64)
     }
