@@ -129,3 +129,26 @@ fn nothing_to_follow_is_said() {
     );
     assert!(sandbox.fails("serve --port 0", 2).contains("<VERSION>"));
 }
+
+/// Killed at random moments of a switch, a service that is started again answers with what was released.
+#[test]
+fn kills_of_a_following_service_lose_no_switch() {
+    let sandbox = two_released();
+    approve(&sandbox, "pets@v0.2.0");
+    for round in 0..8_u64 {
+        let mut running = Running::start(&sandbox, "serve --env production --follow --every 1");
+        let wanted = if round % 2 == 0 {
+            sandbox.ok("release pets@v0.2.0 --env production");
+            "v0.2.0"
+        } else {
+            sandbox.ok("rollback --env production");
+            "v0.1.0"
+        };
+        thread::sleep(Duration::from_millis(170 * round));
+        running.kill();
+        let running = Running::start(&sandbox, "serve --env production --follow --every 1");
+        assert_eq!(version_of(&running), wanted, "round {round}");
+        drop(running);
+        assert_eq!(sandbox.json("audit --verify")["sound"], true, "round {round}");
+    }
+}

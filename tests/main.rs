@@ -13,6 +13,7 @@ mod faults;
 mod follow;
 mod hostile;
 mod model;
+mod monitor;
 mod month;
 mod release;
 mod remote;

@@ -87,6 +87,19 @@ impl Running {
         serde_json::from_str(&text).unwrap_or_else(|it| panic!("{path}: {it}: {text}"))
     }
 
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Bytes of memory that it holds.
+    fn resident(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|it| it.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
+    /// Asks it to end and gives what it printed.
     pub fn stop(&mut self) -> String {
         Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
         let mut said = String::new();
@@ -356,4 +369,52 @@ fn the_client_of_triton_works_untouched() {
     for row in found {
         assert!((row[0] - f64::from(scores[0])).abs() < 1e-5, "{row:?} {scores:?}");
     }
+}
+
+/// One answer on a connection that stays open: its status.
+fn next_answer(stream: &mut BufReader<TcpStream>) -> u16 {
+    let (mut line, mut code, mut length) = (String::new(), 0, 0);
+    while line != "\r\n" {
+        line.clear();
+        assert!(stream.read_line(&mut line).unwrap() > 0, "it closed the connection");
+        if let Some(rest) = line.strip_prefix("HTTP/1.1 ") {
+            code = rest[..3].parse().unwrap();
+        }
+        if let Some(rest) = line.to_lowercase().strip_prefix("content-length:") {
+            length = rest.trim().parse().unwrap();
+        }
+    }
+    stream.read_exact(&mut vec![0; length]).unwrap();
+    code
+}
+
+#[test]
+fn twenty_thousand_requests_leave_memory_flat() {
+    let sandbox = registered();
+    let running = Running::start(&sandbox, "serve pets --queue 1000");
+    let ask = |count: u64| {
+        thread::scope(|scope| {
+            for thread in 0..4 {
+                let running = &running;
+                scope.spawn(move || {
+                    let mut stream = BufReader::new(running.connect());
+                    for number in 0..count / 4 {
+                        let photo = photo((thread * 7 + number) % 50);
+                        let head = format!(
+                            "POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n",
+                            photo.len()
+                        );
+                        stream.get_mut().write_all(&[head.as_bytes(), &photo].concat()).unwrap();
+                        assert_eq!(next_answer(&mut stream), 200);
+                    }
+                });
+            }
+        });
+        running.resident()
+    };
+    let before = ask(4_000);
+    let after = ask(16_000);
+    assert!(after < before + (16 << 20), "{before} bytes after 4,000 requests, {after} after 20,000");
+    let metrics = running.get("/metrics").1;
+    assert!(metrics.contains("code=\"200\"} 20000"), "{metrics}");
 }

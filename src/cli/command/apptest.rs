@@ -39,7 +39,7 @@ use crate::{
 JSON: {\"format\", \"version\", \"package\", \"when\", \"engine\", \"cores\", \"data\": {\"name\", \"digest\", \"pictures\", \"damaged\"},\n\
   \"checks\": [{\"name\", \"passed\", \"found\"}], \"accuracy\", \"precision\": {CLASS: number}, \"recall\", \"f1\",\n\
   \"confusion\": {CLASS: {CLASS: count}}, \"groups\": {\"class\": {CLASS: {\"accuracy\", \"pictures\"}}, \"folder\", \"largest_difference\"},\n\
-  \"latency\": {\"mean\", \"p50\", \"p95\", \"p99\"}, \"throughput\", \"errors\", \"same_answers\": {\"compared\", \"different_classes\",\n\
+  \"latency\": {\"mean\", \"p50\", \"p95\", \"p99\"}, \"throughput\", \"loop_throughput\", \"errors\", \"same_answers\": {\"compared\", \"different_classes\",\n\
   \"largest_difference\"}, \"wrong_requests\": [{\"name\", \"status\"}], \"burst\": {STATUS: count},\n\
   \"worst\": [{\"digest\", \"label\", \"class\", \"probability\"}]}"
 )]
@@ -158,8 +158,8 @@ impl fmt::Display for Tested {
         let latency = &it.latency;
         writeln!(
             f,
-            "accuracy {:.4}; {:.1} ms each (99 of 100 within {:.1} ms); {:.0} pictures a second",
-            it.accuracy, latency.p50, latency.p99, it.throughput
+            "accuracy {:.4}; {:.1} ms each (99 of 100 within {:.1} ms); {:.0} pictures a second, {:.0} in a loop here",
+            it.accuracy, latency.p50, latency.p99, it.throughput, it.loop_throughput
         )?;
         write!(f, "the report is in {}", self.out.join("report.html").display())
     }

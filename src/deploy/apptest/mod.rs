@@ -13,7 +13,7 @@ mod strangers;
 
 pub use self::report::{Check, Report};
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Instant};
 
 use crate::{
     deploy::{Answered, Client},
@@ -100,7 +100,9 @@ pub fn test(
 ) -> Result<Tested> {
     let mut offline = Offline::load(repo, version)?;
     data.check(&offline.description.classes)?;
+    let start = Instant::now();
     let expected = expect(&mut offline, &repo.store, &data.cases)?;
+    let loop_throughput = expected.len() as f64 / start.elapsed().as_secs_f64();
     let usable: Vec<usize> = (0..expected.len()).filter(|it| expected[*it].is_some()).collect();
     let Some(&first) = usable.first() else {
         return Err(Error::corrupt(format!("none of the pictures in `{}` can be decoded", data.name)));
@@ -148,6 +150,7 @@ pub fn test(
         groups: report::groups(classes, &data.cases, &single),
         latency: report::latency(&single),
         throughput,
+        loop_throughput,
         errors: tally.errors,
         same_answers: tally.same,
         wrong_requests: wrong,

@@ -94,6 +94,7 @@ fn numbers(report: &Report) -> String {
         ("99 of 100 within", format!("{:.1} ms", latency.p99)),
         ("mean", format!("{:.1} ms", latency.mean)),
         ("pictures a second", format!("{:.0}", report.throughput)),
+        ("the same in a loop here, without a service", format!("{:.0}", report.loop_throughput)),
         ("errors", report.errors.to_string()),
     ];
     let card = |(name, value): &(&str, String)| {

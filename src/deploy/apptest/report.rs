@@ -42,6 +42,8 @@ pub struct Report {
     pub latency: Latency,
     /// Pictures a second, several at once.
     pub throughput: f64,
+    /// Pictures a second of the package run in a loop on the machine that asks, 16 at once, decoding included.
+    pub loop_throughput: f64,
     /// Right requests that got no right answer.
     pub errors: u64,
     pub same_answers: SameAnswers,
