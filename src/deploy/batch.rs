@@ -155,10 +155,21 @@ impl Worker {
                     send(job, Ok(Outcome { values: own.to_vec(), batch: rows }));
                 }
             }
-            Err(error) => {
-                let text = error.full_text();
-                jobs.into_iter().for_each(|it| send(it, Err(Error::new(Kind::Internal, text.clone()))));
-            }
+            Err(error) => match <[Job; 1]>::try_from(jobs) {
+                Ok([only]) => send(only, Err(Error::new(Kind::Internal, error.full_text()))),
+                Err(jobs) => self.answer_alone(jobs, &planes, rows),
+            },
+        }
+    }
+
+    /// One of several spoilt it for all: each is run by itself, so that only that one fails.
+    fn answer_alone(&mut self, jobs: Vec<Job>, planes: &[f32], rows: usize) {
+        let (width, mut rest) = (planes.len() / rows, planes);
+        for mut job in jobs {
+            let (own, others) = rest.split_at(job.rows * width);
+            rest = others;
+            job.planes = own.to_vec();
+            self.answer(vec![job]);
         }
     }
 
@@ -226,6 +237,23 @@ mod tests {
                 prop_assert!(found.batch <= 4);
             }
         }
+    }
+
+    #[test]
+    fn one_that_spoils_a_batch_fails_alone() {
+        let limits = Limits { batch: 8, wait: Duration::from_millis(200), queue: 100 };
+        let batcher = Arc::new(Batcher::start(Box::new(Echo), 1, limits).unwrap());
+        let runtime = runtime();
+        let ask = |value: f32| {
+            let batcher = Arc::clone(&batcher);
+            runtime.spawn(async move { batcher.run(vec![value; 3], 1).await })
+        };
+        let asked: Vec<_> = [1.0, 2.0, -1.0, 3.0].map(ask).into_iter().collect();
+        let found: Vec<_> = asked.into_iter().map(|it| runtime.block_on(it).unwrap()).collect();
+        for (at, value) in [(0, 1.0), (1, 2.0), (3, 3.0)] {
+            assert_eq!(found[at].as_ref().unwrap().values, [value; 2]);
+        }
+        assert_eq!(found[2].as_ref().err().unwrap().to_string(), "the network panicked");
     }
 
     #[test]

@@ -60,7 +60,11 @@ async fn accept(service: &Arc<Service>, ready: impl FnOnce(SocketAddr)) -> Resul
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(service.options.deadline).max_buf_size(64 << 10);
     loop {
-        let place = Arc::clone(&places).acquire_owned().await.expect("it is never closed");
+        let place = tokio::select! {
+            place = Arc::clone(&places).acquire_owned() => place.expect("it is never closed"),
+            _ = term.recv() => break,
+            _ = int.recv() => break,
+        };
         let stream = tokio::select! {
             taken = listener.accept() => match taken {
                 Ok((stream, _)) => stream,
@@ -123,13 +127,29 @@ async fn authorized(State(service): Shared, request: Request, next: Next) -> Res
     ([(header::WWW_AUTHENTICATE, "Bearer")], refusal).into_response()
 }
 
+/// Counted as open until dropped, even when the client goes away and nobody answers.
+struct Open(Arc<Service>);
+
+impl Open {
+    fn new(service: &Arc<Service>) -> Self {
+        service.counters.open.inc();
+        Self(Arc::clone(service))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.counters.open.dec();
+    }
+}
+
 /// Counts and times every answer.
 async fn counted(State(service): Shared, request: Request, next: Next) -> Response {
     let asked = matches!(request.uri().path(), it if it == "/classify" || it.ends_with("/infer"));
     let start = Instant::now();
-    service.counters.open.inc();
+    let open = Open::new(&service);
     let response = next.run(request).await;
-    service.counters.open.dec();
+    drop(open);
     if asked {
         let served = service.live();
         let labels = Labels {

@@ -62,7 +62,7 @@ pub struct Service {
     stopping: AtomicBool,
     spool: OnceLock<Spool>,
     bodies: Arc<Semaphore>,
-    decoders: Semaphore,
+    decoders: Arc<Semaphore>,
 }
 
 /// An answer that is none: a status, and why.
@@ -95,7 +95,7 @@ impl Service {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Arc::new(Self {
             bodies: Arc::new(Semaphore::new(options.bodies.div_ceil(PIECE))),
-            decoders: Semaphore::new(cores),
+            decoders: Arc::new(Semaphore::new(cores)),
             live: RwLock::new(served),
             stopping: AtomicBool::new(false),
             spool: OnceLock::new(),
@@ -195,7 +195,12 @@ impl Service {
         seen: &mut Vec<Seen>,
     ) -> Result<Vec<f32>, Refusal> {
         let (most, served, recorded) = (self.options.pixels, Arc::clone(served), self.spool().is_some());
+        let late = |_| Refusal(StatusCode::SERVICE_UNAVAILABLE, "too many pictures at once".into());
+        let turn = timeout(self.options.deadline, Arc::clone(&self.decoders).acquire_owned());
+        let turn = turn.await.map_err(late)?;
         let work = move || -> Result<(Vec<f32>, Option<Seen>), Refusal> {
+            // Whoever goes away leaves the work behind: its turn ends with the work.
+            let _turn = turn;
             let pixels = picture::pixels(&bytes)?;
             if pixels > most {
                 let message = format!("a picture has {most} pixels at most, and this one {pixels}");
@@ -207,8 +212,6 @@ impl Service {
             let seen = recorded.then(seen);
             Ok((planes, seen))
         };
-        let late = |_| Refusal(StatusCode::SERVICE_UNAVAILABLE, "too many pictures at once".into());
-        let _turn = timeout(self.options.deadline, self.decoders.acquire()).await.map_err(late)?;
         let failed = |_| Refusal(StatusCode::BAD_REQUEST, "the picture cannot be decoded".into());
         let (planes, found) = tokio::task::spawn_blocking(work).await.map_err(failed)??;
         seen.extend(found);

@@ -153,7 +153,16 @@ impl Watch<'_> {
         let path = RepoPath::from_text(name)?;
         // Whoever tidies up the folder may be quicker than we are.
         let Some(stamp) = self.folder.stamp(&path)? else { return Ok(()) };
-        let Some(bytes) = self.folder.read_if_there(&path)? else { return Ok(()) };
+        let bytes = match self.folder.read_if_there(&path) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                // One file must not stop the camera; another start tries it again.
+                self.progress.warn(&format!("`{name}` is left out: {}", error.full_text()));
+                self.sent.insert(name.to_owned());
+                return Ok(());
+            }
+        };
         let captured = taken(name).or_else(|| moment(stamp.mtime));
         let id = Digest::of(format!("{name}\n{}", Digest::of(&bytes)).as_bytes()).hex()[..32].to_owned();
         let shown: String = name.chars().map(|it| if it.is_ascii_graphic() { it } else { '_' }).collect();

@@ -81,14 +81,31 @@ fn put_floats(out: &mut Vec<u8>, values: &[f32]) {
     values.iter().for_each(|it| out.extend_from_slice(&it.to_le_bytes()));
 }
 
-/// The whole frames at the start of a segment: a torn end, and what may follow damage, is left out.
-pub fn read(mut bytes: &[u8]) -> Vec<Frame> {
-    let mut found = Vec::new();
-    while let Some((frame, rest)) = first(bytes) {
-        found.push(frame);
-        bytes = rest;
+/// The whole frames of a segment, and in how many places something between them is damaged. A torn end is what a
+/// killed process leaves and no damage.
+pub fn read(mut bytes: &[u8]) -> (Vec<Frame>, u64) {
+    let (mut found, mut damaged) = (Vec::new(), 0);
+    while !bytes.is_empty() {
+        if let Some((frame, rest)) = first(bytes) {
+            found.push(frame);
+            bytes = rest;
+            continue;
+        }
+        // Frames prove themselves, so the next sound one is found wherever it starts.
+        let Some(next) = (1..bytes.len()).find(|it| first(&bytes[*it..]).is_some()) else { break };
+        damaged += 1;
+        bytes = &bytes[next..];
     }
-    found
+    // Whole and proven, yet nothing we know: a newer mlx wrote it.
+    damaged += u64::from(is_whole(bytes));
+    (found, damaged)
+}
+
+fn is_whole(bytes: &[u8]) -> bool {
+    let Some((length, rest)) = bytes.split_first_chunk::<4>() else { return false };
+    let length = u32::from_le_bytes(*length) as usize;
+    let room = length.checked_add(PROOF).is_some_and(|it| it <= rest.len());
+    room && length <= LONGEST
 }
 
 fn first(bytes: &[u8]) -> Option<(Frame, &[u8])> {
@@ -190,12 +207,15 @@ mod tests {
             let sample = taken();
             put_sample(&mut bytes, &sample);
             let all: Vec<_> = records.into_iter().map(|it| Frame::Record(it.into())).chain([Frame::Sample(sample)]).collect();
-            prop_assert_eq!(&read(&bytes), &all);
+            prop_assert_eq!(read(&bytes), (all.clone(), 0));
             let cut = cut.index(bytes.len());
             let whole = ends.iter().filter(|it| **it <= cut).count();
-            prop_assert_eq!(&read(&bytes[..cut])[..], &all[..whole]);
+            prop_assert_eq!(read(&bytes[..cut]), (all[..whole].to_vec(), 0));
             bytes[cut] ^= flip.max(1);
-            prop_assert_eq!(&read(&bytes)[..], &all[..whole]);
+            // Damage costs its own frame and no other; behind it nothing is left of the last one to tell it by.
+            let (found, damaged) = read(&bytes);
+            prop_assert_eq!(&found, &[&all[..whole], &all[whole + 1..]].concat());
+            prop_assert!(damaged == 1 || whole + 1 == all.len());
         }
 
         #[test]
@@ -215,7 +235,7 @@ mod tests {
             Frame::Record(bare.clone().into()),
             Frame::Sample(taken()),
         ];
-        assert_eq!(read(golden), expected);
+        assert_eq!(read(golden), (expected.to_vec(), 0));
         let mut again = Vec::new();
         put_record(&mut again, &one("a", 1, b"x"));
         put_record(&mut again, &bare);

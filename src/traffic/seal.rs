@@ -78,8 +78,17 @@ pub fn seal(
         let error = Error::usage(format!("{day} is not over (days are UTC)"));
         return Err(error.hint(format!("the last day that can be sealed is {}", Day::today().plus(-1))));
     }
+    let warn = |it: &Gathered| {
+        for (day, spooled) in it.days.iter().filter(|it| it.1.damaged > 0) {
+            progress.warn(&format!(
+                "{} records of {day} are damaged and not sealed; what is left of them is put aside in the spool",
+                spooled.damaged
+            ));
+        }
+    };
     let _alone = fs::lock(&repo.shared, &place::folder(environment)?.join(b"seal.lock")?)?;
     let mut gathered = gather(repo, environment, day, &machine)?;
+    warn(&gathered);
     if let Some(pointer) = repo.pointer(&path)? {
         workspace.remember(&path);
         workspace.save()?;

@@ -41,6 +41,8 @@ use crate::{
 const WAITING: usize = 1024;
 /// Bytes of pictures that may wait for the thread.
 const ROOM: usize = 64 << 20;
+/// Behind the name of a segment that was put aside.
+const ASIDE: &str = ".damaged";
 const ENDING: &str = ".log";
 
 /// What a spool keeps besides records.
@@ -81,6 +83,8 @@ pub struct Spooled {
     pub samples: Vec<Sample>,
     /// Kept pictures, by digest: where they lie below the root.
     pub pictures: BTreeMap<Digest, RepoPath>,
+    /// Places in segments that could not be read.
+    pub damaged: u64,
     /// Segments with the lengths that were read.
     segments: BTreeMap<RepoPath, usize>,
 }
@@ -209,7 +213,9 @@ pub fn read(root: &Root, environment: &str, day: Day) -> Result<Spooled> {
             continue;
         }
         let bytes = root.read(&path)?;
-        for frame in frame::read(&bytes) {
+        let (frames, damaged) = frame::read(&bytes);
+        found.damaged += damaged;
+        for frame in frames {
             match frame {
                 Frame::Record(record) => found.records.push(*record),
                 Frame::Sample(sample) => found.samples.push(sample),
@@ -243,7 +249,14 @@ pub(super) fn remove(root: &Root, environment: &str, day: Day, read: &Spooled) -
     if now.segments != read.segments {
         return Ok(false);
     }
-    root.remove(&place::day_folder(environment, day)?).map(|()| true)
+    if read.damaged == 0 {
+        return root.remove(&place::day_folder(environment, day)?).map(|()| true);
+    }
+    // What nobody can read now is put aside, with its pictures, and not thrown away.
+    for path in read.segments.keys() {
+        root.rename(path, &path.with_suffix(ASIDE))?;
+    }
+    Ok(true)
 }
 
 #[cfg(test)]
@@ -259,6 +272,24 @@ mod tests {
 
     fn root(temp: &tempfile::TempDir) -> Root {
         Root::open(temp.path()).unwrap()
+    }
+
+    #[test]
+    fn what_is_damaged_is_counted_and_put_aside() {
+        let temp = tempfile::tempdir().unwrap();
+        let spool = Spool::start(root(&temp), "test", options(1.0)).unwrap();
+        (0..3).for_each(|it| assert!(spool.record(record(&format!("r{it}"), 0, b"x"), None)));
+        spool.stop();
+        let day = Day::of(0);
+        let path = read(&root(&temp), "test", day).unwrap().segments.keys().next().unwrap().clone();
+        let mut bytes = root(&temp).read(&path).unwrap();
+        bytes[20] ^= 1;
+        root(&temp).write(&path, &bytes, fs::Sync::Later).unwrap();
+        let found = read(&root(&temp), "test", day).unwrap();
+        assert_eq!((found.records.len(), found.damaged), (2, 1));
+        assert!(remove(&root(&temp), "test", day, &found).unwrap());
+        assert_eq!(root(&temp).read(&path.with_suffix(ASIDE)).unwrap(), bytes);
+        assert!(read(&root(&temp), "test", day).unwrap().records.is_empty());
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::{
     fs,
     model::registry,
     repo::Repo,
-    traffic::{Spool, spool},
+    traffic::{self, Spool, spool},
 };
 
 /// Bytes of what cannot be decoded, at most, to be kept for whoever asks why.
@@ -110,6 +110,7 @@ fn share(text: &str) -> Result<f64, String> {
 
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Ended> {
     let repo = ctx.repo()?;
+    traffic::check_environment(&args.env)?;
     let token = token(ctx, args)?;
     let limits =
         Limits { batch: args.batch.into(), wait: Duration::from_millis(args.wait), queue: args.queue.into() };
