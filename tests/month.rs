@@ -11,7 +11,7 @@ use mlx::{
     policy::Policy,
     repo::Repo,
     sketch::camera::{self, DAYS},
-    traffic::{Record, read_requests},
+    traffic::{Labels, Record, read_requests},
 };
 
 use crate::{
@@ -79,7 +79,7 @@ fn records(offline: &mut Offline, seed: u64, day: u32) -> Vec<Record> {
 fn play(offline: &mut Offline, training: &[Record], policy: &Policy, rev: &Rev, seed: u64) -> Raised {
     let (mut days, mut events, mut raised) = (BTreeMap::<String, Values>::new(), Vec::new(), Vec::new());
     let mut accepted: Vec<Record> = Vec::new();
-    let (labels, groups) = (BTreeMap::new(), BTreeMap::new());
+    let (labels, groups) = (Labels::default(), BTreeMap::new());
     let hours: BTreeSet<u8> = (7..20).collect();
     for day in 1..=DAYS {
         let records = records(offline, seed, day);

@@ -44,7 +44,7 @@ impl Running {
         Self::run(command, args)
     }
 
-    fn run(mut command: Command, args: &str) -> Self {
+    pub fn run(mut command: Command, args: &str) -> Self {
         command.args(args.split_whitespace()).args(["--port", "0"]);
         let mut child = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut said = String::new();

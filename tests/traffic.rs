@@ -60,7 +60,8 @@ fn record(id: &str, captured: i64) -> Record {
 
 /// Puts records into the spool without a service; the picture of each is its id.
 fn spool_up(sandbox: &Sandbox, records: &[(&str, i64)]) {
-    let options = spool::Options { keep: 1.0, largest_broken: 0, disk: sandbox.repo.clone() };
+    let options =
+        spool::Options { keep: 1.0, largest_broken: 0, broken_a_day: 0, disk: sandbox.repo.clone() };
     let spool = Spool::start(shared(sandbox), "production", options).unwrap();
     for (id, captured) in records {
         assert!(spool.record(record(id, *captured), Some(id.as_bytes().to_vec().into())));
@@ -293,9 +294,99 @@ fn feedback_is_kept_by_day_and_what_does_not_fit_changes_nothing() {
     assert_eq!((&learnt["new"], &learnt["changed"], &learnt["same"]), (&json!(1), &json!(1), &json!(1)));
     let files = mlx::fs::Root::open(&sandbox.repo).unwrap();
     let labels = mlx::traffic::labels(&files, "production", "2023-11-11".parse().unwrap()).unwrap();
-    assert_eq!(labels.into_iter().collect::<Vec<_>>(), [("r0".to_owned(), "dog".to_owned())]);
+    assert_eq!(labels.of(&Record { input: digest, ..record("r0", 0) }), Some(&"dog".to_owned()));
+    assert_eq!((labels.of(&record("r0", 0)), labels.len()), (None, 1));
     assert!(!sandbox.git("status --porcelain -uall").contains("requests.parquet"));
     assert!(sandbox.git("status --porcelain -uall").contains("2023-11-13/labels.tsv"));
+}
+
+#[test]
+fn an_id_used_for_two_pictures_is_labelled_by_what_was_shown() {
+    let sandbox = registered();
+    let mut running = Running::start(&sandbox, "serve pets --env production");
+    for number in [0, 1] {
+        running.json("POST", "/classify", &format!("X-Request-Id: twice\r\n{YESTERDAY}"), &photo(number));
+    }
+    running.stop();
+    sandbox.ok("traffic seal --day 2023-11-13 --machine m");
+    sandbox.write("id.csv", "id,class\ntwice,cat\n");
+    assert!(sandbox.fails("feedback id.csv", 4).contains("the id of several pictures: `twice`"));
+    let [one, other] = [0, 1].map(|it| Digest::of(&photo(it)));
+    sandbox.write("digest.csv", format!("digest,class\n{one},cat\n{other},dog\n"));
+    assert_eq!(sandbox.json("feedback digest.csv")["new"], 2);
+    let files = mlx::fs::Root::open(&sandbox.repo).unwrap();
+    let labels = mlx::traffic::labels(&files, "production", "2023-11-13".parse().unwrap()).unwrap();
+    let told = [one, other].map(|input| labels.of(&Record { input, ..record("twice", 0) }).unwrap().clone());
+    assert_eq!(told, ["cat", "dog"]);
+}
+
+#[test]
+fn two_seals_at_once_make_one() {
+    let sandbox = Sandbox::new();
+    spool_up(&sandbox, &[("a", MORNING), ("b", MORNING + 1)]);
+    let seal = || faults::command(&sandbox, "traffic seal --day 2023-11-13 --machine m --json");
+    let running: Vec<_> =
+        (0..4).map(|_| seal().stdout(std::process::Stdio::piped()).spawn().unwrap()).collect();
+    let told: Vec<Value> = running
+        .into_iter()
+        .map(|it| serde_json::from_slice(&it.wait_with_output().unwrap().stdout).unwrap())
+        .collect();
+    assert_eq!(told.iter().filter(|it| it["already"] == false).count(), 1, "{told:?}");
+    assert!(told.iter().all(|it| it["records"] == 2), "{told:?}");
+    assert_eq!(sealed(&sandbox, "traffic/production/2023-11-13/m").len(), 2);
+}
+
+/// A seal that was killed and repeated under another machine's name holds nothing twice.
+#[test]
+fn another_name_seals_nothing_twice() {
+    let sandbox = Sandbox::new();
+    spool_up(&sandbox, &[("a", MORNING), ("b", MORNING + 1)]);
+    fs::create_dir(sandbox.root().join("remote")).unwrap();
+    faults::keep(&sandbox);
+    for at in 1.. {
+        faults::start_again(&sandbox);
+        let mut command = faults::command(&sandbox, "traffic seal --day 2023-11-13 --machine m");
+        let ran = ended(command.env("MLX_FAULT", format!("kill:{at}")).output().unwrap());
+        if ran.code == 0 {
+            assert!(at > 30, "the seal passes too few fault points");
+            break;
+        }
+        let again = sandbox.mlx("traffic seal --day 2023-11-13 --machine other");
+        assert!([0, 3].contains(&again.code), "{at}: {again:?}");
+        let list = sandbox.json("traffic list");
+        let day = &list["days"][0];
+        assert_eq!((&day["records"], &day["waiting"]), (&json!(2), &json!(0)), "{at}: {list}");
+    }
+}
+
+/// A small disk of its own under the spool, in a namespace that ends with the service.
+#[test]
+fn a_full_disk_delays_no_answer_and_what_is_lost_is_counted() {
+    let small = "mount -t tmpfs -o size=64k none .git/mlx/traffic && exec \"$@\"";
+    let space = ["-rm", "sh", "-c", small, "sh"];
+    let sandbox = registered();
+    fs::create_dir_all(sandbox.repo.join(".git/mlx/traffic")).unwrap();
+    let mut probe = sandbox.command("unshare", &sandbox.repo);
+    if !probe.args(space).arg("true").status().is_ok_and(|it| it.success()) {
+        return skip("a_full_disk_delays_no_answer…", "there are no user namespaces");
+    }
+    let mut command = sandbox.command("unshare", &sandbox.repo);
+    command.args(space).arg(env!("CARGO_BIN_EXE_mlx"));
+    let mut running = Running::run(command, "serve pets --env production --keep 1");
+    for number in 0..60 {
+        assert_eq!(running.ask("POST", "/classify", "", &photo(number)).0, 200);
+    }
+    let dropped = || {
+        let text = running.get("/metrics").1;
+        let line = text.lines().find_map(|it| it.strip_prefix("mlx_traffic_dropped_total ")).unwrap();
+        line.parse::<u64>().unwrap()
+    };
+    let start = Instant::now();
+    while dropped() == 0 && start.elapsed() < Duration::from_secs(20) {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(dropped() > 0);
+    running.stop();
 }
 
 const ARROW: &str = "

@@ -17,9 +17,9 @@ use crate::{
 
 const CAPTURED: &str = "x-captured-at";
 const NAME: &str = "x-name";
-const LONGEST_NAME: usize = 200;
+pub(super) const LONGEST_NAME: usize = 200;
 /// Milliseconds that a client's clock may be ahead.
-const AHEAD: i64 = 5 * 60 * 1000;
+pub(super) const AHEAD: i64 = 5 * 60 * 1000;
 
 /// What is known of a request so far.
 pub(super) struct Note {

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use crate::{
     deploy::{
         client::{Answered, Client},
+        note::{AHEAD, LONGEST_NAME},
         stop::Stop,
     },
     digest::Digest,
@@ -24,6 +25,7 @@ use crate::{
     model::split::is_picture,
     path::RepoPath,
     progress::Progress,
+    time,
 };
 
 /// A file that stays the same for so long is whole.
@@ -163,9 +165,10 @@ impl Watch<'_> {
                 return Ok(());
             }
         };
-        let captured = taken(name).or_else(|| moment(stamp.mtime));
+        let captured = taken(name).or_else(|| moment(stamp.mtime)).filter(|it| self.believes(name, it));
         let id = Digest::of(format!("{name}\n{}", Digest::of(&bytes)).as_bytes()).hex()[..32].to_owned();
-        let shown: String = name.chars().map(|it| if it.is_ascii_graphic() { it } else { '_' }).collect();
+        let plain = |it: char| if it.is_ascii_graphic() { it } else { '_' };
+        let shown: String = name.chars().map(plain).take(LONGEST_NAME).collect();
         let about = [("X-Request-Id", id.clone()), ("X-Name", shown)].into_iter();
         let about: Vec<_> = about.chain(captured.clone().map(|it| ("X-Captured-At", it))).collect();
         let Some(reply) = self.ask(name, &bytes, &about)? else { return Ok(()) };
@@ -191,6 +194,18 @@ impl Watch<'_> {
             out.write_all(format!("{line}\n").as_bytes()).doing(|| "cannot write the answers".into())?;
         }
         self.note(name)
+    }
+
+    /// A camera whose clock is wrong still sends its frames; they count for the day they arrive on.
+    fn believes(&self, name: &str, captured: &str) -> bool {
+        let moment = time::parse_millis(captured);
+        let sane = moment.is_some_and(|it| (0..=time::now_millis() + AHEAD).contains(&it));
+        if !sane {
+            self.progress.warn(&format!(
+                "`{name}` says it was taken at {captured}, which cannot be: its time is left out"
+            ));
+        }
+        sane
     }
 
     fn note(&mut self, name: &str) -> Result<()> {
@@ -351,6 +366,23 @@ mod tests {
             String::from_utf8(out).unwrap().lines().map(|it| serde_json::from_str(it).unwrap()).collect();
         assert_eq!((&lines[0]["class"], &lines[0]["version"]), (&json!("cat"), &json!("pets@v0.1.0")));
         assert_eq!((&lines[1]["status"], &lines[1]["error"]), (&json!(400), &json!("it is no picture")));
+    }
+
+    #[test]
+    fn a_wrong_clock_and_a_long_name_give_no_frame_up() {
+        let temp = tempfile::tempdir().unwrap();
+        let private = Root::create(&temp.path().join("private")).unwrap();
+        let root = Root::create(&temp.path().join("frames")).unwrap();
+        let long = format!("{}.jpg", "x".repeat(240));
+        for name in ["1903-03-09T08-15-00Z.jpg", "9000-03-09T08-15-00Z.jpg", &long] {
+            root.write(&RepoPath::from_text(name).unwrap(), b"end", Sync::Later).unwrap();
+        }
+        let (client, names) = service(|_| cat());
+        assert_eq!(once(root.path(), &private, &client, None).classes["cat"], 3);
+        let told = names.lock().unwrap().clone();
+        assert_eq!(told[..2], ["1903-03-09T08-15-00Z.jpg ", "9000-03-09T08-15-00Z.jpg "]);
+        let (name, captured) = told[2].split_once(' ').unwrap();
+        assert_eq!((name, captured.is_empty()), (&long[..LONGEST_NAME], false));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     digest::Digest,
     monitor::{Day, Reference, Report, Thresholds, measure},
-    traffic::{Looks, Record, Sample},
+    traffic::{Labels, Looks, Record, Sample},
 };
 
 pub const DAY: i64 = 86_400_000;
@@ -58,16 +58,17 @@ pub fn classes() -> Vec<String> {
 }
 
 /// `count` frames of a day from six in the morning on, and their labels.
-pub fn frames(world: World, seed: u64, count: usize) -> (Vec<Record>, BTreeMap<String, String>) {
+pub fn frames(world: World, seed: u64, count: usize) -> (Vec<Record>, Labels) {
     let mut chance = Chance::new(seed);
-    let mut labels = BTreeMap::new();
+    let mut labels = Labels::default();
     let records = (0..count)
         .map(|at| {
             let id = format!("{seed}-{at}");
             let cat = chance.even() < world.cats;
             let wrong = chance.even() < world.wrong;
-            labels.insert(id.clone(), classes()[usize::from(!cat)].clone());
-            record(world, &mut chance, id, cat != wrong, (at as i64 * 12 + 360) * 60_000 % DAY)
+            let record = record(world, &mut chance, id, cat != wrong, (at as i64 * 12 + 360) * 60_000 % DAY);
+            labels.insert(&record, classes()[usize::from(!cat)].clone());
+            record
         })
         .collect();
     (records, labels)
@@ -129,10 +130,10 @@ pub fn reference(rows: usize) -> Reference {
 
 /// The report of frames without labels.
 pub fn report(records: &[Record], reference: &Reference) -> Report {
-    labeled(records, &BTreeMap::new(), reference)
+    labeled(records, &Labels::default(), reference)
 }
 
-pub fn labeled(records: &[Record], labels: &BTreeMap<String, String>, reference: &Reference) -> Report {
+pub fn labeled(records: &[Record], labels: &Labels, reference: &Reference) -> Report {
     let (none, hours, samples) = (BTreeMap::new(), BTreeSet::from([6, 7, 8, 9, 10]), samples(5));
     let day = Day {
         name: "2026-11-24",

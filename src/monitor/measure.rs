@@ -10,7 +10,7 @@ use crate::{
         performance::{self, bias, performance},
         statistics::Column,
     },
-    traffic::{Record, Sample},
+    traffic::{Labels, Record, Sample},
 };
 
 /// All that is known of a day.
@@ -22,8 +22,8 @@ pub struct Day<'d> {
     pub records: &'d [Record],
     /// In order of time.
     pub samples: &'d [Sample],
-    /// Request id → class, as far as known.
-    pub labels: &'d BTreeMap<String, String>,
+    /// True classes, as far as known.
+    pub labels: &'d Labels,
     /// Request id → group; where it is empty, the parts of the day are the groups.
     pub groups: &'d BTreeMap<String, String>,
     /// The model's classes, in the package's order.
@@ -118,7 +118,7 @@ pub fn part_of_day(milliseconds: i64) -> &'static str {
 /// Labeled answers: record, place of the label, place of what was said.
 pub fn judged<'d>(day: &Day<'d>) -> Vec<(&'d Record, usize, usize)> {
     let place = |class: &String| day.classes.iter().position(|it| it == class);
-    let label = |it: &Record| place(day.labels.get(&it.id)?);
+    let label = |it: &Record| place(day.labels.of(it)?);
     let rows = day.records.iter().filter(|it| answered(it));
     rows.filter_map(|it| Some((it, label(it)?, performance::said(it, day.classes)?))).collect()
 }

@@ -328,7 +328,10 @@ fn trends(days: &[&Report]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::monitor::drawn::{USUAL, World, frames, labeled, reference};
+    use crate::{
+        monitor::drawn::{USUAL, World, frames, labeled, reference},
+        traffic::Labels,
+    };
 
     fn day(name: &str, world: World, seed: u64) -> Report {
         let (records, labels) = frames(world, seed, 60);
@@ -374,7 +377,7 @@ mod tests {
 
     #[test]
     fn a_day_of_which_nothing_is_known_has_a_page() {
-        let report = labeled(&[], &BTreeMap::new(), &crate::monitor::Reference::default());
+        let report = labeled(&[], &Labels::default(), &crate::monitor::Reference::default());
         assert!(page(&report, &[]).contains("<h1>No frames came.</h1>"));
     }
 }

@@ -25,7 +25,7 @@ pub fn performance(day: &Day<'_>) -> Option<Performance> {
     let right = rows.iter().filter(|it| it.1 == it.2).count() as u64;
     let accuracy_span = wilson(right, rows.len() as u64)?.into();
     let found = Confusion { classes: day.classes.to_vec(), counts, loss: 0.0 };
-    let foreign = |it: &&Record| day.labels.get(&it.id).is_some_and(|it| !day.classes.contains(it));
+    let foreign = |it: &&Record| day.labels.of(it).is_some_and(|it| !day.classes.contains(it));
     Some(Performance {
         labeled: rows.len() as u64,
         foreign: day.records.iter().filter(|it| answered(it)).filter(foreign).count() as u64,
@@ -124,9 +124,12 @@ impl From<Interval> for Span {
 #[expect(clippy::float_cmp, reason = "these numbers are whole or as they were written")]
 mod tests {
     use super::*;
-    use crate::monitor::{
-        Reference,
-        drawn::{USUAL, World, frames, labeled, reference},
+    use crate::{
+        monitor::{
+            Reference,
+            drawn::{USUAL, World, frames, labeled, reference},
+        },
+        traffic::Labels,
     };
 
     #[test]
@@ -147,8 +150,8 @@ mod tests {
     #[test]
     fn labels_tell_how_good_it_was() {
         let (records, mut labels) = frames(World { wrong: 0.2, ..USUAL }, 3, 60);
-        labels.insert(records[0].id.clone(), "bird".into());
-        labels.remove(&records[1].id);
+        labels.insert(&records[0], "bird".into());
+        labels.forget(&records[1]);
         let report = labeled(&records, &labels, &reference(60));
         let found = report.performance.as_ref().unwrap();
         assert_eq!((found.labeled, found.foreign), (58, 1));
@@ -159,7 +162,7 @@ mod tests {
 
     #[test]
     fn without_labels_nothing_is_claimed() {
-        let report = labeled(&frames(USUAL, 3, 60).0, &BTreeMap::new(), &reference(60));
+        let report = labeled(&frames(USUAL, 3, 60).0, &Labels::default(), &reference(60));
         assert_eq!((&report.performance, &report.bias), (&None, &None));
         let names: Vec<_> = report.values().into_keys().collect();
         assert!(!names.iter().any(|it| it.starts_with("performance") || it.starts_with("bias")), "{names:?}");
@@ -169,7 +172,7 @@ mod tests {
     fn what_never_was_has_no_recall_and_what_was_never_said_no_precision() {
         let (mut records, mut labels) = frames(USUAL, 3, 20);
         records.iter_mut().for_each(|it| it.class = "cat".into());
-        labels.values_mut().for_each(|it| *it = "cat".into());
+        records.iter().for_each(|it| drop(labels.insert(it, "cat".into())));
         let values = labeled(&records, &labels, &Reference::default()).values();
         assert_eq!(values["performance.recall.cat"], 1.0);
         assert_eq!(values["performance.macro.f1"], 1.0);

@@ -156,8 +156,8 @@ fn measures(it: &Class) -> [(&'static str, Option<f64>); 3] {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::monitor::drawn::{USUAL, frames, labeled, reference};
+    use crate::traffic::Labels;
 
     const NAMES: &str = "\
             bias.class.cat.error_rate bias.class.dog.error_rate bias.class_difference bias.difference \
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn what_was_not_measured_is_absent() {
-        let values = labeled(&[], &BTreeMap::new(), &crate::monitor::Reference::default()).values();
+        let values = labeled(&[], &Labels::default(), &crate::monitor::Reference::default()).values();
         let measured = values.iter().filter(|it| *it.1 != 0.0 && !it.0.starts_with("telemetry"));
         assert_eq!(measured.collect::<Vec<_>>(), [(&"integrity.missing_hours".to_owned(), &5.0)]);
         assert!(!values.keys().any(|it| it.contains("share") || it.starts_with("performance")));
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn records_lost_are_unknown_without_samples() {
-        let mut report = labeled(&[], &BTreeMap::new(), &crate::monitor::Reference::default());
+        let mut report = labeled(&[], &Labels::default(), &crate::monitor::Reference::default());
         report.integrity.dropped = None;
         assert!(!report.values().contains_key("integrity.dropped"));
     }

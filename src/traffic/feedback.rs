@@ -27,6 +27,12 @@ pub enum Subject {
     Picture(Digest),
 }
 
+impl Subject {
+    fn id(&self) -> Option<&str> {
+        if let Self::Id(id) = self { Some(id) } else { None }
+    }
+}
+
 /// One line of truth.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Truth {
@@ -44,8 +50,32 @@ pub struct Learnt {
     pub days: BTreeSet<Day>,
 }
 
-/// Digest and class of each labelled id.
-type Labels = BTreeMap<String, (Digest, String)>;
+/// The true class of each labelled picture. Ids come from outside and may be used twice, so the picture counts, too.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Labels(BTreeMap<(String, Digest), String>);
+
+impl Labels {
+    /// The true class of what a request asked about, if somebody told it.
+    pub fn of(&self, record: &Record) -> Option<&String> {
+        self.0.get(&(record.id.clone(), record.input))
+    }
+
+    pub fn insert(&mut self, record: &Record, class: String) -> Option<String> {
+        self.0.insert((record.id.clone(), record.input), class)
+    }
+
+    pub fn forget(&mut self, record: &Record) {
+        self.0.remove(&(record.id.clone(), record.input));
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -113,10 +143,14 @@ pub fn feedback(
     let mut met: BTreeSet<&Subject> = BTreeSet::new();
     let (mut unknown, mut torn) = (BTreeSet::new(), BTreeSet::new());
     let mut pictures: BTreeMap<String, Digest> = BTreeMap::new();
+    let by_id: BTreeSet<&str> = wanted.keys().filter_map(|it| it.id()).collect();
     seal::each(repo, environment, &mut |record| {
         let subjects = [Subject::Id(record.id.clone()), Subject::Picture(record.input)];
         let said: Vec<_> = subjects.iter().filter_map(|it| wanted.get_key_value(it)).collect();
-        if pictures.insert(record.id.clone(), record.input).is_some_and(|it| it != record.input) {
+        // Whoever names a request must mean one picture; a digest is one whatever the request was called.
+        if by_id.contains(&record.id[..])
+            && pictures.insert(record.id.clone(), record.input).is_some_and(|it| it != record.input)
+        {
             torn.insert(record.id.clone());
         }
         for (subject, class) in said {
@@ -125,8 +159,7 @@ pub fn feedback(
                 unknown.insert((*class).to_owned());
             }
             let day = fresh.entry(Day::of(record.captured)).or_default();
-            let before = day.insert(record.id.clone(), (record.input, (*class).to_owned()));
-            if before.is_some_and(|it| it.1 != **class) {
+            if day.insert(&record, (*class).to_owned()).is_some_and(|it| it != **class) {
                 torn.insert(record.id.clone());
             }
         }
@@ -138,12 +171,7 @@ pub fn feedback(
         wanted.keys().copied().filter(|it| !met.contains(it)).map(show),
     )?;
     refuse(Kind::Usage, "not a class of the model that answered", unknown.into_iter())?;
-    let labelled = |id: &String| fresh.values().any(|it| it.contains_key(id));
-    refuse(
-        Kind::Conflict,
-        "labelled in two ways, or the id of several pictures",
-        torn.into_iter().filter(labelled),
-    )?;
+    refuse(Kind::Conflict, "labelled in two ways, or the id of several pictures", torn.into_iter())?;
     write(repo, environment, fresh)
 }
 
@@ -187,27 +215,26 @@ fn write(repo: &Repo, environment: &str, fresh: BTreeMap<Day, Labels>) -> Result
     for (day, fresh) in fresh {
         let path = place::labels_file(environment, day)?;
         let mut labels = read(&repo.files, &path)?;
-        for (id, label) in fresh {
-            match labels.get(&id) {
+        for (key, label) in fresh.0 {
+            match labels.0.insert(key, label.clone()) {
                 None => learnt.new += 1,
-                Some(before) if *before == label => learnt.same += 1,
+                Some(before) if before == label => learnt.same += 1,
                 Some(_) => learnt.changed += 1,
             }
-            labels.insert(id, label);
         }
-        texts.push((path, labels.iter().map(line).collect::<String>()));
+        texts.push((path, labels.0.iter().map(line).collect::<String>()));
         learnt.days.insert(day);
     }
     texts.iter().try_for_each(|(path, text)| repo.files.write(path, text.as_bytes(), Sync::Yes))?;
     Ok(learnt)
 }
 
-fn line((id, (digest, class)): (&String, &(Digest, String))) -> String {
+fn line(((id, digest), class): (&(String, Digest), &String)) -> String {
     format!("{id}\t{digest}\t{class}\n")
 }
 
 fn read(files: &Root, path: &RepoPath) -> Result<Labels> {
-    let Some(bytes) = files.read_if_there(path)? else { return Ok(Labels::new()) };
+    let Some(bytes) = files.read_if_there(path)? else { return Ok(Labels::default()) };
     let broken = |line: usize| Error::corrupt(format!("line {line} of `{path}` is no label"));
     let text = std::str::from_utf8(&bytes).map_err(|_| broken(1))?;
     if document::has_conflict_marks(text) {
@@ -218,15 +245,14 @@ fn read(files: &Root, path: &RepoPath) -> Result<Labels> {
         let fields: Vec<&str> = line.split('\t').collect();
         let [id, digest, class] = fields[..] else { return Err(broken(at + 1)) };
         let digest = digest.parse().map_err(|_| broken(at + 1))?;
-        Ok((id.to_owned(), (digest, class.to_owned())))
+        Ok(((id.to_owned(), digest), class.to_owned()))
     };
-    text.lines().enumerate().map(row).collect()
+    text.lines().enumerate().map(row).collect::<Result<_>>().map(Labels)
 }
 
-/// The true classes of a day's requests, by id, as far as somebody told them.
-pub fn labels(files: &Root, environment: &str, day: Day) -> Result<BTreeMap<String, String>> {
-    let read = read(files, &place::labels_file(environment, day)?)?;
-    Ok(read.into_iter().map(|(id, (_, class))| (id, class)).collect())
+/// The true classes of a day's requests, as far as somebody told them.
+pub fn labels(files: &Root, environment: &str, day: Day) -> Result<Labels> {
+    read(files, &place::labels_file(environment, day)?)
 }
 
 #[cfg(test)]

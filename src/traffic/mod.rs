@@ -17,7 +17,7 @@ mod writer;
 pub mod samples;
 
 pub use self::{
-    feedback::{Learnt, Subject, Truth, feedback, labels, parse_truth},
+    feedback::{Labels, Learnt, Subject, Truth, feedback, labels, parse_truth},
     place::{check_environment, labels_file, sealed_days, seals},
     seal::{Seal, Sealed, each, picture, seal, sealed},
     spool::Spool,

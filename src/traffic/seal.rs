@@ -87,7 +87,7 @@ pub fn seal(
         }
     };
     let _alone = fs::lock(&repo.shared, &place::folder(environment)?.join(b"seal.lock")?)?;
-    let mut gathered = gather(repo, environment, day, &machine)?;
+    let mut gathered = gather(repo, environment, day)?;
     warn(&gathered);
     if let Some(pointer) = repo.pointer(&path)? {
         workspace.remember(&path);
@@ -115,13 +115,13 @@ fn told(machine: String, pointer: Pointer, records: &[Record], day: Day, already
     Seal { machine, pointer, records: records.len(), late, pictures: pictures.len(), already }
 }
 
-/// What waits of days up to `day` and is in no seal of this machine.
-fn gather(repo: &Repo, environment: &str, day: Day, machine: &str) -> Result<Gathered> {
+/// What waits of days up to `day` and is in no seal.
+fn gather(repo: &Repo, environment: &str, day: Day) -> Result<Gathered> {
     let mut found = Gathered::default();
     for waiting in spool::days(&repo.shared, environment)?.into_iter().filter(|it| *it <= day) {
         found.days.insert(waiting, spool::read(&repo.shared, environment, waiting)?);
     }
-    let (keys, times) = sealed_keys(repo, environment, machine, found.days.keys().next())?;
+    let (keys, times) = sealed_keys(repo, environment, found.days.keys().next())?;
     for (waiting, spooled) in &mut found.days {
         let mut records = std::mem::take(&mut spooled.records);
         let mut samples = std::mem::take(&mut spooled.samples);
@@ -138,20 +138,22 @@ fn gather(repo: &Repo, environment: &str, day: Day, machine: &str) -> Result<Gat
     Ok(found)
 }
 
-/// Records and samples that this machine's seals hold from a day on. Records are sealed on their own day or
-/// later, so what waits can be in no other.
+/// Records and samples that the seals here hold from a day on. Records are sealed on their own day or later, so
+/// what waits can be in no other. A seal whose tables are not here is another machine's: this one stores its own.
 fn sealed_keys(
     repo: &Repo,
     environment: &str,
-    machine: &str,
     from: Option<&Day>,
 ) -> Result<(BTreeSet<Key>, BTreeSet<(i64, u64)>)> {
     let (mut keys, mut times) = Default::default();
     let Some(from) = from else { return Ok((keys, times)) };
     for day in place::sealed_days(&repo.files, environment)?.into_iter().filter(|it| it >= from) {
-        let path = place::day_folder(environment, day)?.join(machine.as_bytes())?;
-        if let Some(pointer) = repo.pointer(&path)? {
-            let found = read_one(repo, &pointer)?;
+        for pointer in place::seals(repo, environment, day)? {
+            let found = match read_one(repo, &pointer) {
+                Ok(found) => found,
+                Err(error) if error.kind() == Kind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
             keys.extend(found.records.iter().map(key));
             times.extend(found.samples.iter().map(|it| (it.time, it.resident)));
         }

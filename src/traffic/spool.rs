@@ -44,14 +44,18 @@ const ROOM: usize = 64 << 20;
 /// Behind the name of a segment that was put aside.
 const ASIDE: &str = ".damaged";
 const ENDING: &str = ".log";
+/// The status of a picture that cannot be decoded.
+const UNDECODABLE: u16 = 400;
 
 /// What a spool keeps besides records.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Share of the pictures to keep, 0–1. The digest decides, so that the same picture is always kept or never.
     pub keep: f64,
-    /// What could not be decoded is always kept, up to so many bytes.
+    /// What could not be decoded is kept up to so many bytes a picture, where pictures are kept at all.
     pub largest_broken: usize,
+    /// Bytes of such pictures in one day.
+    pub broken_a_day: u64,
     /// The disk that samples look at.
     pub disk: PathBuf,
 }
@@ -61,6 +65,8 @@ pub struct Spool {
     sender: SyncSender<Message>,
     state: Arc<State>,
     options: Options,
+    /// The day of the last picture that could not be decoded, and the bytes of those kept on it.
+    broken: Mutex<(Day, u64)>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -97,7 +103,7 @@ impl Spool {
         let writer = Writer::new(root, environment, &options, Arc::clone(&state))?;
         let thread = thread::Builder::new().name("spool".into()).spawn(move || writer.run(&receiver));
         let thread = Mutex::new(Some(thread.doing(|| "cannot start the spool's thread".into())?));
-        Ok(Self { sender, state, options, thread })
+        Ok(Self { sender, state, options, broken: Mutex::new((Day::of(0), 0)), thread })
     }
 
     /// Takes a record, and the picture if it is to be kept; never waits. False when it was dropped.
@@ -119,8 +125,24 @@ impl Spool {
     }
 
     fn keeps(&self, record: &Record, length: usize) -> bool {
-        let broken = record.looks.is_none();
-        if broken { length <= self.options.largest_broken } else { draw(&record.input) < self.options.keep }
+        if record.looks.is_some() {
+            return draw(&record.input) < self.options.keep;
+        }
+        // What was refused for its size, or for want of room, says nothing of the camera.
+        let telling = record.status == UNDECODABLE && self.options.keep > 0.0;
+        telling && length <= self.options.largest_broken && self.has_room_for_broken(record, length as u64)
+    }
+
+    /// Strangers must not fill the disk with rubbish.
+    fn has_room_for_broken(&self, record: &Record, length: u64) -> bool {
+        let mut kept = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        let today = Day::of(record.received);
+        if kept.0 != today {
+            *kept = (today, 0);
+        }
+        let fits = kept.1 + length <= self.options.broken_a_day;
+        kept.1 += if fits { length } else { 0 };
+        fits
     }
 
     /// Whether there is room for a picture; without it the record goes alone.
@@ -267,7 +289,7 @@ mod tests {
     const DAY: i64 = 86_400_000;
 
     fn options(keep: f64) -> Options {
-        Options { keep, largest_broken: 10, disk: "/".into() }
+        Options { keep, largest_broken: 10, broken_a_day: 12, disk: "/".into() }
     }
 
     fn root(temp: &tempfile::TempDir) -> Root {
@@ -333,20 +355,25 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_decides_which_pictures_are_kept_and_broken_ones_always_are() {
+    fn the_digest_decides_which_pictures_are_kept_and_room_which_broken_ones() {
         let temp = tempfile::tempdir().unwrap();
         let spool = Spool::start(root(&temp), "test", options(0.3)).unwrap();
         for at in 0..400 {
             let bytes = Bytes::from(format!("picture {at}"));
             while !spool.record(record("r", 0, &bytes), Some(bytes.clone())) {}
         }
-        for bytes in ["broken", "broken and far too large"] {
-            spool.record(Record { looks: None, ..record("b", 0, bytes.as_bytes()) }, Some(bytes.into()));
+        let broken = |bytes: &'static str, status| {
+            let broken = Record { looks: None, status, ..record("b", 0, bytes.as_bytes()) };
+            spool.record(broken, Some(bytes.into()));
+        };
+        for bytes in ["broken", "broken and far too large", "one more"] {
+            broken(bytes, UNDECODABLE);
         }
+        broken("busy", 503);
         spool.stop();
         let found = read(&root(&temp), "test", Day::of(0)).unwrap();
         let (broken, sound): (Vec<_>, Vec<_>) = found.records.iter().partition(|it| it.looks.is_none());
-        assert_eq!(broken.iter().map(|it| it.kept).collect::<Vec<_>>(), [true, false]);
+        assert_eq!(broken.iter().map(|it| it.kept).collect::<Vec<_>>(), [true, false, false, false]);
         let kept = sound.iter().filter(|it| it.kept).count();
         assert!((90..150).contains(&kept), "{kept} of 400");
         assert!(sound.iter().all(|it| it.kept == (draw(&it.input) < 0.3)));

@@ -105,7 +105,7 @@ fn days(
         records.retain(|it| it.status == 200);
         see_again(workspace, environment, version, &mut records)?;
         for record in &mut records {
-            if let Some(label) = labels.get(&record.id) {
+            if let Some(label) = labels.of(record) {
                 record.class.clone_from(label);
             }
         }

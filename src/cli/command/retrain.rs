@@ -158,7 +158,7 @@ impl<'c> Tree<'c> {
             }
             let sealed = reference::day(self.ctx, &workspace, environment, day)?;
             for record in sealed.records.iter().filter(|it| it.kept) {
-                let Some(class) = labels.get(&record.id) else { continue };
+                let Some(class) = labels.of(record) else { continue };
                 let Some(bytes) = traffic::picture(&self.repo, environment, record)? else { continue };
                 let ending = if bytes.starts_with(b"\x89PNG") { "png" } else { "jpg" };
                 let name = format!("traffic-{}.{ending}", record.input.hex());

@@ -27,6 +27,8 @@ use crate::{
 
 /// Bytes of what cannot be decoded, at most, to be kept for whoever asks why.
 const LARGEST_BROKEN: usize = 1 << 20;
+/// Bytes of all of them in a day.
+const BROKEN_A_DAY: u64 = 64 << 20;
 
 /// Answer requests with a registered version
 ///
@@ -165,7 +167,8 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Ended> {
 /// Where requests are recorded.
 fn spool(repo: &Repo, args: &Args) -> Result<Spool> {
     let disk = repo.store.root().path().to_owned();
-    let options = spool::Options { keep: args.keep, largest_broken: LARGEST_BROKEN, disk };
+    let options =
+        spool::Options { keep: args.keep, largest_broken: LARGEST_BROKEN, broken_a_day: BROKEN_A_DAY, disk };
     Spool::start(fs::Root::open(repo.shared.path())?, &args.env, options)
 }
 
