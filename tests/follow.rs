@@ -111,11 +111,50 @@ fn what_the_policy_does_not_allow_never_answers() {
     sandbox.git("push -q origin pets#production#2");
     thread::sleep(Duration::from_millis(2500));
     assert_eq!(version_of(&running), "v0.1.0");
-    assert!(
-        sandbox
-            .fails("serve --env production --follow --port 0", 6)
-            .contains("the release `pets#production#2` does not meet the policy")
-    );
+    // It is none, whoever asks: it has no event of its own.
+    let other = Running::start(&sandbox, "serve --env production --follow --every 1");
+    assert_eq!(version_of(&other), "v0.1.0");
+    let found = sandbox.mlx("audit --verify");
+    assert!(found.code == 10 && found.out.contains("`pets#production#2` and event"), "{found:?}");
+    // The name it took is told to whoever needs it.
+    approve(&sandbox, "pets@v0.2.0");
+    let refused = sandbox.fails("release pets@v0.2.0 --env production", 4);
+    assert!(refused.contains("`pets#production#2` is there already, and not on the record"), "{refused}");
+    sandbox.git("tag -d pets#production#2");
+    sandbox.git("push -q origin :refs/tags/pets#production#2");
+    // A policy that asks for more holds for what was released before.
+    sandbox.ok("release pets@v0.2.0 --env production");
+    wait_for(&running, "v0.2.0");
+    let policy = sandbox.read(".mlx/policy.toml");
+    sandbox.write(".mlx/policy.toml", policy.replace("accuracy = 0.80", "accuracy = 0.99"));
+    sandbox.commit("stricter");
+    sandbox.git("push -q origin HEAD");
+    let refused = sandbox.fails("serve --env production --follow --port 0", 6);
+    assert!(refused.contains("the release `pets#production#2` does not meet the policy"), "{refused}");
+}
+
+/// A rollback that nobody decided, which names a real event of the chain and the release before.
+#[test]
+fn a_forged_rollback_never_answers() {
+    let sandbox = two_released();
+    another(&sandbox, "0.4");
+    let running = Running::start(&sandbox, "serve --env production --follow --every 1");
+    let message = sandbox.git("tag -l --format=%(contents) pets#production#1");
+    let real = sandbox.git("rev-parse refs/mlx/audit").trim().to_owned();
+    for (number, audit) in [(2, "refs/mlx/audit"), (3, &real)] {
+        let own = message.lines().find(|it| it.starts_with("audit = ")).unwrap().to_owned();
+        let forged = message
+            .replace(&own, &format!("audit = \"{audit}\""))
+            .replacen("version = ", "previous = \"pets#production#1\"\nrollback = true\nversion = ", 1)
+            .replace("pets@v0.1.0", "pets@v0.3.0");
+        std::fs::write(sandbox.root().join("message"), forged).unwrap();
+        let file = sandbox.root().join("message");
+        sandbox.git(&format!("tag -a -F {} pets#production#{number} pets@v0.3.0^{{}}", file.display()));
+        sandbox.git(&format!("push -q origin pets#production#{number}"));
+        thread::sleep(Duration::from_millis(2500));
+        assert_eq!(version_of(&running), "v0.1.0", "{audit}");
+        assert!(sandbox.fails("rollback --env production", 3).contains("no version served"));
+    }
     assert_eq!(sandbox.mlx("audit --verify").code, 10);
 }
 

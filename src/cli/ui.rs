@@ -48,7 +48,7 @@ impl Ui {
             print(&format!("{value:#}\n"));
         } else if !self.quiet {
             let text = report.to_string();
-            let text = text.trim_end();
+            let text = harmless(text.trim_end());
             print(&if text.is_empty() { String::new() } else { format!("{text}\n") });
         }
         match report.failure() {
@@ -93,17 +93,17 @@ impl Ui {
         let color = self.terminal && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
         let (on, off) = if color { ("\u{1b}[1;31m", "\u{1b}[0m") } else { ("", "") };
         if self.verbose {
-            say(&format!("{on}error:{off} {error}\n"));
+            say(&format!("{on}error:{off} {}\n", harmless(&error.to_string())));
             let mut next = std::error::Error::source(error);
             while let Some(source) = next {
-                say(&format!("  because: {source}\n"));
+                say(&format!("  because: {}\n", harmless(&source.to_string())));
                 next = source.source();
             }
         } else {
-            say(&format!("{on}error:{off} {}\n", error.full_text()));
+            say(&format!("{on}error:{off} {}\n", harmless(&error.full_text())));
         }
         if let Some(hint) = error.hint_text() {
-            say(&format!("hint: {hint}\n"));
+            say(&format!("hint: {}\n", harmless(hint)));
         }
     }
 
@@ -128,6 +128,16 @@ fn describe(error: &Error) -> Value {
     json!({"kind": error.kind().name(), "message": error.full_text(), "hint": error.hint_text()})
 }
 
+/// What others wrote must not move the cursor or forge a line's color: of control characters only line ends and
+/// tabs pass.
+fn harmless(text: &str) -> std::borrow::Cow<'_, str> {
+    let odd = |it: char| it.is_control() && !matches!(it, '\n' | '\t');
+    if !text.contains(odd) {
+        return text.into();
+    }
+    text.chars().flat_map(|it| if odd(it) { it.escape_unicode().collect() } else { vec![it] }).collect()
+}
+
 /// A reader that went away is no reason to panic.
 fn print(text: &str) {
     let mut out = std::io::stdout().lock();
@@ -136,7 +146,7 @@ fn print(text: &str) {
 
 /// A line from a thread that works beside the terminal's.
 pub fn log(message: &str) {
-    say(&format!("{message}\n"));
+    say(&format!("{}\n", harmless(message)));
 }
 
 fn say(text: &str) {
@@ -168,8 +178,10 @@ impl Progress for Ui {
                     let _gone = std::io::stderr().lock().write_all(bytes);
                 });
             }
-            Event::Note { message } if !silent => self.line(&format!("{message}\n")),
-            Event::Warning { message } if !self.quiet => self.line(&format!("warning: {message}\n")),
+            Event::Note { message } if !silent => self.line(&format!("{}\n", harmless(message))),
+            Event::Warning { message } if !self.quiet => {
+                self.line(&format!("warning: {}\n", harmless(message)));
+            }
             _ => {}
         }
     }

@@ -43,6 +43,12 @@ pub struct Git {
 pub struct Rev(gix::ObjectId);
 
 impl Rev {
+    /// A commit by its whole id, whether or not it is here.
+    #[cfg(test)]
+    pub fn from_hex(text: &str) -> Option<Self> {
+        gix::ObjectId::from_hex(text.as_bytes()).ok().map(Self)
+    }
+
     /// The first ten hex digits, for people.
     pub fn short(&self) -> String {
         self.0.to_hex_with_len(10).to_string()

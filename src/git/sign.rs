@@ -20,7 +20,8 @@ const PGP: &str = "-----BEGIN PGP SIGNATURE-----";
 #[derive(Clone, Debug)]
 pub enum Signer {
     Ssh(PathBuf),
-    Gpg(String),
+    /// The program, and the name of the key.
+    Gpg(String, String),
 }
 
 /// A key that a person is known by.
@@ -58,22 +59,28 @@ impl Git {
     pub fn signer(&self) -> Result<Signer> {
         let config = self.repo.config_snapshot();
         let text = |key: &str| config.string(key).map(|it| it.to_string());
-        let key = text("user.signingKey").ok_or_else(|| {
-            Error::usage("this has to be signed, and Git knows no key of yours").hint(
-                "git config --global gpg.format ssh && git config --global user.signingKey ~/.ssh/id_ed25519",
-            )
-        })?;
-        if text("gpg.format").as_deref() != Some("ssh") {
-            return Ok(Signer::Gpg(key));
+        let key = text("user.signingKey");
+        if text("gpg.format").as_deref().unwrap_or("openpgp") == "openpgp" {
+            let program = text("gpg.openpgp.program").or_else(|| text("gpg.program"));
+            // Without a name for it Git takes the key of who you are.
+            let key = key.map_or_else(|| self.whoami(), Ok)?;
+            return Ok(Signer::Gpg(program.unwrap_or_else(|| "gpg".into()), key));
         }
+        let key = key.ok_or_else(|| {
+            Error::usage("this has to be signed, and Git knows no key of yours")
+                .hint("git config --global user.signingKey ~/.ssh/id_ed25519")
+        })?;
         let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
         Ok(Signer::Ssh(key.strip_prefix("~/").map_or_else(|| PathBuf::from(&key), |it| home.join(it))))
     }
 
     /// Whether these bytes of a tag are signed by one of these keys of `person`.
     pub fn is_signed_by(&self, scratch: &Root, tag: &[u8], person: &str, keys: &[Key]) -> Result<bool> {
-        let text = String::from_utf8_lossy(tag).into_owned();
-        let start = |mark: &str| text.find(&format!("\n{mark}")).map(|it| it + 1);
+        // Git takes the last one, too; a tag's bytes need not be UTF-8.
+        let start = |mark: &str| {
+            let line = [b"\n", mark.as_bytes()].concat();
+            tag.windows(line.len()).rposition(|it| it == line).map(|it| it + 1)
+        };
         match (start(SSH), start(PGP)) {
             (Some(at), _) => verify_ssh(scratch, &tag[..at], &tag[at..], person, keys),
             (None, Some(at)) => verify_gpg(scratch, &tag[..at], &tag[at..], keys),
@@ -91,8 +98,8 @@ impl Signer {
                 command.args(["-Y", "sign", "-n", "git", "-f"]).arg(key);
                 command
             }
-            Self::Gpg(key) => {
-                let mut command = Command::new("gpg");
+            Self::Gpg(program, key) => {
+                let mut command = Command::new(program);
                 command.args(["--batch", "--detach-sign", "--armor", "--local-user", key]);
                 command
             }
@@ -103,7 +110,7 @@ impl Signer {
         }
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         Err(Error::new(Kind::Denied, format!("it cannot be signed: {said}"))
-            .hint("`git config user.signingKey` names the key; is it there, and is its agent running?"))
+            .hint("`git config gpg.format` says of which kind (ssh or openpgp) and `user.signingKey` which key; is it there, and is its agent running?"))
     }
 }
 

@@ -29,19 +29,25 @@ pub enum Pushed {
 }
 
 impl Git {
-    /// The remote that registry events go to: that of the branch, else `origin`, else the only one.
-    pub fn upstream(&self) -> Option<Upstream> {
-        let of_branch = || {
-            let head = self.repo.head_name().ok()??;
-            let name = self.repo.branch_remote_name(head.shorten(), gix::remote::Direction::Push)?;
-            Some(name.as_bstr().to_string())
-        };
+    /// The remote that keeps the record: what `mlx.remote` in Git's settings names, else `origin`, else the only
+    /// one. Never that of the branch: who works on a fork does not answer to the fork's policy.
+    pub fn upstream(&self) -> Result<Option<Upstream>> {
         let names: Vec<String> = self.repo.remote_names().iter().map(ToString::to_string).collect();
-        let known = |it: &String| names.contains(it);
-        let only = || if names.len() == 1 { names.first().cloned() } else { None };
-        let name =
-            of_branch().filter(known).or_else(|| Some("origin".to_owned()).filter(known)).or_else(only);
-        name.map(Upstream)
+        let known = |it: &str| names.iter().any(|name| name == it);
+        if let Some(said) = self.repo.config_snapshot().string("mlx.remote") {
+            let said = said.to_string();
+            return if known(&said) { Ok(Some(Upstream(said))) } else { Err(no_such(&said)) };
+        }
+        match &names[..] {
+            _ if known("origin") => Ok(Some(Upstream("origin".to_owned()))),
+            [] => Ok(None),
+            [one] => Ok(Some(Upstream(one.clone()))),
+            many => {
+                let message = format!("none of the Git remotes {} is called `origin`", many.join(", "));
+                Err(Error::usage(message)
+                    .hint("say which one keeps the record: `git config mlx.remote NAME`"))
+            }
+        }
     }
 
     /// What the remote holds now: its default branch (`HEAD`), tags, and the audit chain.
@@ -118,12 +124,16 @@ impl Git {
     }
 }
 
+fn no_such(name: &str) -> Error {
+    Error::usage(format!("there is no Git remote `{name}`, which `mlx.remote` names"))
+        .hint("`git remote -v` lists them; `git config mlx.remote NAME` names another")
+}
+
 fn unreachable(upstream: &Upstream, output: &Output) -> Error {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let said: Vec<&str> = said.lines().filter(|it| !it.trim().is_empty()).take(2).collect();
-    let error = Error::new(
-        Kind::Unavailable,
-        format!("the Git remote `{}` cannot be reached: {}", upstream.0, said.join(" ")),
-    );
+    let said = if said.is_empty() { format!("`git` ended with {}", output.status) } else { said.join(" ") };
+    let error =
+        Error::new(Kind::Unavailable, format!("the Git remote `{}` cannot be reached: {said}", upstream.0));
     error.hint("try again when it is there; `git remote -v` shows its address")
 }

@@ -83,12 +83,29 @@ impl Git {
             .iter()
             .map(|(name, id, before)| edit(name, id, before.as_ref()))
             .collect::<Result<Vec<_>>>()?;
+        self.edit(&edits)
+    }
+
+    /// Takes away a name that only mlx uses; one that is not there is fine.
+    pub fn forget(&self, name: &str) -> Result<()> {
+        let doing = || format!("cannot forget `{name}`");
+        if ours(self.repo.try_find_reference(name), doing)?.is_none() {
+            return Ok(());
+        }
+        let change = Change::Delete { expected: PreviousValue::MustExist, log: RefLog::AndReference };
+        let name = ours(gix::refs::FullName::try_from(name), doing)?;
+        self.edit(&[RefEdit { change, name, deref: false }])
+    }
+
+    fn edit(&self, edits: &[RefEdit]) -> Result<()> {
         let root = Root::open(&self.common_dir())?;
-        let locks = names.iter().map(|it| RepoPath::from_text(&format!("{}.lock", it.0.replace('%', "%25"))));
+        let lock =
+            |it: &RefEdit| RepoPath::from_text(&format!("{}.lock", it.name.to_string().replace('%', "%25")));
+        let locks = edits.iter().map(lock);
         let locks = locks.collect::<Result<Vec<_>>>()?;
         for turn in 0.. {
             let locked = locks.iter().filter(|it| matches!(root.stamp(it), Ok(Some(_)))).collect::<Vec<_>>();
-            match self.repo.edit_references(edits.clone()) {
+            match self.repo.edit_references(edits.to_vec()) {
                 Ok(_) => return Ok(()),
                 Err(_) if turn < PATIENCE && !locked.is_empty() => std::thread::sleep(STEP),
                 Err(_) if turn == PATIENCE && !locked.is_empty() => {
@@ -110,6 +127,13 @@ impl Git {
                 .hint("git config --global user.name NAME && git config --global user.email ADDRESS")
         };
         let found = self.repo.committer().and_then(Result::ok).ok_or_else(unknown)?;
+        let odd = |it: &[u8]| it.iter().any(|it| b"<>\n\0".contains(it));
+        if odd(found.name) || odd(found.email) {
+            return Err(Error::usage(
+                "your name or address, as Git knows it, has `<`, `>` or a line's end in it",
+            )
+            .hint("git config --global user.name NAME && git config --global user.email ADDRESS"));
+        }
         ours(found.to_owned(), || "cannot tell who you are".into())
     }
 

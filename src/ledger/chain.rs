@@ -48,7 +48,8 @@ pub fn read(git: &Git, tip: Option<&Rev>) -> Result<Vec<Entry>> {
     Ok(found)
 }
 
-fn event(git: &Git, rev: &Rev) -> Result<Event> {
+/// The event of a commit.
+pub(super) fn event(git: &Git, rev: &Rev) -> Result<Event> {
     let names = git.files(rev, &|_| true)?;
     let file = RepoPath::from_text(FILE)?;
     let bytes = git.read(rev, &file)?.ok_or_else(|| broken(rev, "it holds no event"))?;

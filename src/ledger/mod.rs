@@ -4,11 +4,15 @@
 //! has a tag as well names it, and the tag names the event's commit, so that neither can go without being missed.
 
 mod chain;
+mod look;
 mod publish;
+mod shape;
 
 pub use self::{
     chain::{AUDIT, Entry, append, holds, read, tip},
-    publish::{Draft, Published, TagDraft, View, audit_of, is_ours, publish, refresh},
+    look::{View, last_seen, refresh},
+    publish::{Draft, Published, Signed, TagDraft, publish},
+    shape::{audit_of, is_id, is_ours},
 };
 
 use std::collections::BTreeMap;

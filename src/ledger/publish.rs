@@ -4,14 +4,23 @@
 //! Without a Git remote it is in force when it is named here. A crash leaves objects that nothing names, or a tag
 //! whose event is not the chain's end yet: the next command that looks completes it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use serde_json::Value;
 
 use crate::{
     error::{Error, Kind as ErrorKind, Result},
-    git::{Git, Listing, Pushed, Rev, Signer, Upstream},
-    ledger::{AUDIT, Event, FORMAT, Kind, append, holds, tip},
+    git::{Git, Key, Listing, Pushed, Rev, Signer, Upstream},
+    ledger::{
+        AUDIT, Event, FORMAT, Kind, View, append,
+        chain::event as event_of,
+        holds, is_ours,
+        look::{PENDING, complete, look, seen},
+        read, tip,
+    },
     repo::Repo,
     time::Timestamp,
 };
@@ -21,14 +30,6 @@ const TRIES: u32 = 5;
 /// Refused so often in a row while nothing moves there, it is the other side's will.
 const UNMOVED: u32 = 2;
 const PAUSE: Duration = Duration::from_millis(60);
-
-/// What is known when an event is made.
-pub struct View {
-    /// The commit whose policy counts: the tip of the Git remote's default branch, or HEAD without a remote.
-    pub policy: Option<Rev>,
-    /// The chain's end.
-    pub tip: Option<Rev>,
-}
 
 /// An event to be.
 pub struct Draft {
@@ -46,7 +47,22 @@ pub struct TagDraft {
     pub name: String,
     pub rev: Rev,
     pub message: String,
-    pub signer: Option<Signer>,
+    pub signed: Option<Signed>,
+}
+
+/// Who has to have signed: a signature that would not count is not sent.
+pub struct Signed {
+    pub signer: Signer,
+    pub person: String,
+    pub keys: Vec<Key>,
+}
+
+/// An event and its tag as objects that nothing names yet.
+struct Written {
+    event: Event,
+    rev: Rev,
+    /// Name and object.
+    tag: Option<(String, String)>,
 }
 
 /// What came into force.
@@ -58,31 +74,46 @@ pub struct Published {
     pub upstream: Option<String>,
 }
 
-/// Looks at the Git remote and brings what it holds of ours: tags, the audit chain, the default branch.
-pub fn refresh(repo: &Repo) -> Result<View> {
-    let git = &repo.git;
-    match git.upstream() {
-        Some(upstream) => look(git, &upstream).map(|it| it.0),
-        None => Ok(View { policy: git.head(), tip: tip(git)? }),
-    }
-}
-
 /// Makes an event and sees to it that it is in force. `make` is asked again after somebody else was first, with
 /// what is known then: it checks everything that has to hold.
 pub fn publish(repo: &Repo, make: &dyn Fn(&View) -> Result<Draft>) -> Result<Published> {
-    let (git, mut refusal) = (&repo.git, String::new());
-    let upstream = git.upstream();
-    if upstream.is_none() {
-        complete(repo)?;
+    match repo.git.upstream()? {
+        Some(upstream) => publish_to(repo, &upstream, make),
+        None => publish_here(repo, make),
     }
+}
+
+fn publish_here(repo: &Repo, make: &dyn Fn(&View) -> Result<Draft>) -> Result<Published> {
+    let git = &repo.git;
+    for _ in 0..TRIES {
+        complete(repo)?;
+        let view = View { policy: git.head(), tip: tip(git)? };
+        let written = write(repo, &view, make(&view)?)?;
+        let _lock = repo.lock()?;
+        if tip(git)? == view.tip {
+            // What is killed in between is completed by the next command, or was nothing yet.
+            git.name_objects(&[(PENDING.to_owned(), written.rev.to_string(), git.tip(PENDING)?)])?;
+            name_tag(git, written.tag.as_ref())?;
+            git.name_objects(&[(AUDIT.to_owned(), written.rev.to_string(), view.tip)])?;
+            git.forget(PENDING)?;
+            return Ok(Published { event: written.event, rev: written.rev, upstream: None });
+        }
+    }
+    Err(outrun("others write here, too"))
+}
+
+fn publish_to(repo: &Repo, upstream: &Upstream, make: &dyn Fn(&View) -> Result<Draft>) -> Result<Published> {
+    let (git, mut refusal) = (&repo.git, String::new());
     let (mut before, mut unmoved): (Option<Listing>, u32) = (None, 0);
+    let mut sent: Option<Written> = None;
     for turn in 0..TRIES {
         // Who was first may be at it still.
         std::thread::sleep(PAUSE * turn);
-        let (view, listing) = match &upstream {
-            Some(upstream) => look(git, upstream)?,
-            None => (refresh(repo)?, Listing::default()),
-        };
+        let (view, listing) = look(git, upstream)?;
+        if let Some(it) = sent.take_if(|it| holds(git, view.tip.as_ref(), &it.rev).unwrap_or(false)) {
+            // It had arrived, and only the answer was lost.
+            return Ok(Published { event: it.event, rev: it.rev, upstream: Some(upstream.0.clone()) });
+        }
         unmoved = if before.as_ref() == Some(&listing) { unmoved + 1 } else { 0 };
         if unmoved == UNMOVED {
             let error =
@@ -91,35 +122,62 @@ pub fn publish(repo: &Repo, make: &dyn Fn(&View) -> Result<Draft>) -> Result<Pub
                 error.hint("nothing is in force; ask for the right to push `refs/mlx/audit` and tags there")
             );
         }
-        let draft = make(&view)?;
-        let (event, rev, tag) = write(git, &view, draft)?;
-        let Some(upstream) = &upstream else {
-            let _lock = repo.lock()?;
-            if tip(git)? != view.tip {
-                continue;
-            }
-            name_here(git, &view, &rev, tag.as_ref())?;
-            return Ok(Published { event, rev, upstream: None });
-        };
-        let mut what = vec![(rev.to_string(), AUDIT.to_owned())];
-        what.extend(tag.iter().map(|it| (it.1.clone(), format!("refs/tags/{}", it.0))));
-        what.extend(unsent(git, &listing)?);
-        match git.push(upstream, &what)? {
+        let written = write(repo, &view, make(&view)?)?;
+        match send(repo, upstream, &listing, &written)? {
             Pushed::Done => {
                 let _lock = repo.lock()?;
-                // If this fails the next look brings it.
-                drop(name_here(git, &View { tip: tip(git)?, ..view }, &rev, tag.as_ref()));
-                return Ok(Published { event, rev, upstream: Some(upstream.0.clone()) });
+                // What fails here the next look brings.
+                drop(name_tag(git, written.tag.as_ref()));
+                drop(advance(git, AUDIT, &written.rev));
+                drop(advance(git, &seen(upstream), &written.rev));
+                let upstream = Some(upstream.0.clone());
+                return Ok(Published { event: written.event, rev: written.rev, upstream });
             }
-            Pushed::Refused(said) => (refusal, before) = (said, Some(listing)),
+            Pushed::Refused(said) => (refusal, before, sent) = (said, Some(listing), Some(written)),
         }
     }
-    let error = Error::new(ErrorKind::Conflict, format!("others were first {TRIES} times: {refusal}"));
-    Err(error.hint("nothing is in force; run the same command again"))
+    Err(outrun(&refusal))
 }
 
-/// The event's commit and, where there is one, its tag: name and object.
-fn write(git: &Git, view: &View, draft: Draft) -> Result<(Event, Rev, Option<(String, String)>)> {
+fn outrun(why: &str) -> Error {
+    let error = Error::new(ErrorKind::Conflict, format!("others were first {TRIES} times: {why}"));
+    error.hint("nothing is in force; run the same command again")
+}
+
+/// Pushes an event; where the answer is lost, a second look says whether it arrived.
+fn send(repo: &Repo, upstream: &Upstream, listing: &Listing, written: &Written) -> Result<Pushed> {
+    let git = &repo.git;
+    let mut what = vec![(written.rev.to_string(), AUDIT.to_owned())];
+    what.extend(written.tag.iter().map(|it| (it.1.clone(), format!("refs/tags/{}", it.0))));
+    what.extend(unsent(git, listing, &written.rev)?);
+    let error = match git.push(upstream, &what) {
+        Err(error) if error.kind() == ErrorKind::Unavailable => error,
+        other => return other,
+    };
+    match look(git, upstream) {
+        Ok((view, _)) if holds(git, view.tip.as_ref(), &written.rev)? => Ok(Pushed::Done),
+        Ok(_) => Err(error),
+        Err(_) => Err(error.hint(
+            "nobody knows whether it arrived: when the remote is there, look with `mlx audit` before you repeat it",
+        )),
+    }
+}
+
+/// The event's commit and, where there is one, its tag.
+fn write(repo: &Repo, view: &View, draft: Draft) -> Result<Written> {
+    let git = &repo.git;
+    if let Some(tag) = &draft.tag
+        && git.tag_id(&tag.name)?.is_some()
+    {
+        let error = Error::new(
+            ErrorKind::Conflict,
+            format!("the tag `{}` is there already, and not on the record", tag.name),
+        );
+        return Err(error.hint(format!(
+            "it is none of mlx's making: remove it here (`git tag -d {0}`) and at the Git remote (`git push REMOTE :refs/tags/{0}`)",
+            tag.name
+        )));
+    }
     let number = view.tip.as_ref().map_or(Ok(0), |it| number_of(git, it))? + 1;
     let event = Event {
         format: FORMAT,
@@ -134,131 +192,50 @@ fn write(git: &Git, view: &View, draft: Draft) -> Result<(Event, Rev, Option<(St
         facts: draft.facts,
     };
     let rev = append(git, view.tip.as_ref(), &event)?;
-    let tag = match draft.tag {
-        None => None,
-        Some(it) => {
-            let message = it.message.replace("{audit}", &rev.to_string());
-            Some((it.name.clone(), git.write_tag(&it.name, &it.rev, &message, it.signer.as_ref())?))
-        }
-    };
-    Ok((event, rev, tag))
+    let tag = draft.tag.map(|it| write_tag(repo, &it, &rev)).transpose()?;
+    Ok(Written { event, rev, tag })
+}
+
+fn write_tag(repo: &Repo, draft: &TagDraft, event: &Rev) -> Result<(String, String)> {
+    let git = &repo.git;
+    let message = draft.message.replacen("audit = \"{audit}\"", &format!("audit = \"{event}\""), 1);
+    let signer = draft.signed.as_ref().map(|it| &it.signer);
+    let id = git.write_tag(&draft.name, &draft.rev, &message, signer)?;
+    if let Some(Signed { person, keys, .. }) = &draft.signed
+        && !git.is_signed_by(&repo.private, &git.tag_bytes(&id)?, person, keys)?
+    {
+        let message = format!("what you signed is not signed by a key that the policy lists for `{person}`");
+        return Err(Error::new(ErrorKind::Denied, message).hint(
+            "`git config user.signingKey` names your key; the policy's [people] lists those that count",
+        ));
+    }
+    Ok((draft.name.clone(), id))
 }
 
 fn number_of(git: &Git, tip: &Rev) -> Result<u64> {
-    Ok(crate::ledger::read(git, Some(tip))?.len() as u64)
+    Ok(event_of(git, tip)?.number)
 }
 
-/// Names the tag and the chain's new end at once; a crash in the middle of that is mended by [`complete`].
-fn name_here(git: &Git, view: &View, rev: &Rev, tag: Option<&(String, String)>) -> Result<()> {
-    let tag = tag.map(|(name, id)| (format!("refs/tags/{name}"), id.clone()));
-    let mut names = vec![(AUDIT.to_owned(), rev.to_string(), view.tip.clone())];
-    names.extend(tag.map(|(name, id)| (name, id, None)));
-    git.name_objects(&names)
+fn name_tag(git: &Git, tag: Option<&(String, String)>) -> Result<()> {
+    let Some((name, id)) = tag else { return Ok(()) };
+    git.name_objects(&[(format!("refs/tags/{name}"), id.clone(), None)])
 }
 
-/// Tags of ours that the remote lacks.
-fn unsent(git: &Git, listing: &Listing) -> Result<Vec<(String, String)>> {
-    let all = git.tags("")?.into_iter().filter(|it| is_ours(&it.name));
-    let rows = all.map(|it| (it.id, format!("refs/tags/{}", it.name)));
-    Ok(rows.filter(|it| !listing.0.contains_key(&it.1)).collect())
-}
-
-/// Whether a tag has the shape of a version, a release or an approval.
-pub fn is_ours(name: &str) -> bool {
-    name.contains("@v") || name.contains('#') || name.starts_with("mlx/")
-}
-
-/// Brings what the remote holds and we lack, and checks that nothing of ours was moved or cut off there.
-fn look(git: &Git, upstream: &Upstream) -> Result<(View, Listing)> {
-    let listing = git.listing(upstream, &["HEAD", AUDIT, "refs/tags/*"])?;
-    let place = |name: &str| format!("refs/mlx/remotes/{}/{name}", upstream.0);
-    let mut wanted = Vec::new();
-    for (name, id) in &listing.0 {
-        match name.as_str() {
-            "HEAD" if !git.has(id) => wanted.push(format!("+HEAD:{}", place("head"))),
-            AUDIT if git.tip(&place("audit"))?.is_none_or(|it| it.to_string() != *id) => {
-                wanted.push(format!("{AUDIT}:{}", place("audit")));
-            }
-            _ => wanted.extend(wanted_tag(git, upstream, name, id)?),
-        }
-    }
-    bring(git, upstream, &wanted)?;
-    let theirs = listing.0.get(AUDIT).map(|id| git.resolve(id)).transpose()?;
-    if theirs.is_none() && git.tip(&place("audit"))?.is_some() {
-        return Err(cut_off(upstream));
-    }
-    catch_up(git, upstream, theirs.as_ref())?;
-    let policy = listing.0.get("HEAD").map(|id| git.resolve(id)).transpose()?;
-    Ok((View { policy, tip: tip(git)? }, listing))
-}
-
-fn bring(git: &Git, upstream: &Upstream, wanted: &[String]) -> Result<()> {
-    git.fetch(upstream, wanted).map_err(|error| {
-        // The chain's own name is fetched without force: what was there before has to be in it still.
-        let moved = error.full_text().contains("non-fast-forward") || error.full_text().contains("rejected");
-        if moved { cut_off(upstream) } else { error }
-    })
-}
-
-fn cut_off(upstream: &Upstream) -> Error {
-    let error = Error::corrupt(format!(
-        "the audit chain at `{}` no longer holds events that it held before",
-        upstream.0
-    ));
-    error.hint("somebody rewrote it: `mlx audit --verify` says what is missing")
-}
-
-fn wanted_tag(git: &Git, upstream: &Upstream, name: &str, id: &str) -> Result<Option<String>> {
-    let Some(short) = name.strip_prefix("refs/tags/").filter(|it| is_ours(it)) else { return Ok(None) };
-    match git.tag_id(short)? {
-        None => Ok(Some(format!("{name}:{name}"))),
-        Some(own) if own == id => Ok(None),
-        Some(_) => {
-            let error =
-                Error::corrupt(format!("the tag `{short}` here and at `{}` are different", upstream.0));
-            Err(error.hint(format!("tags are never moved: if yours is the wrong one, `git tag -d {short}`")))
-        }
-    }
-}
-
-/// Lets the chain here end where the remote's does, if that is a continuation.
-fn catch_up(git: &Git, upstream: &Upstream, theirs: Option<&Rev>) -> Result<()> {
-    let own = tip(git)?;
-    let Some(theirs) = theirs.filter(|it| Some(*it) != own.as_ref()) else { return Ok(()) };
-    let ahead = match &own {
-        None => true,
-        Some(own) => holds(git, Some(theirs), own)?,
-    };
-    if ahead {
-        return git.name_objects(&[(AUDIT.to_owned(), theirs.to_string(), own)]);
-    }
-    if holds(git, own.as_ref(), theirs)? {
+/// Lets a name of the chain's end move on to `rev`; never back.
+fn advance(git: &Git, name: &str, rev: &Rev) -> Result<()> {
+    let own = git.tip(name)?;
+    if own.is_some() && holds(git, own.as_ref(), rev)? {
         return Ok(());
     }
-    let error = Error::new(
-        ErrorKind::Conflict,
-        format!("the audit chains here and at `{}` went different ways", upstream.0),
-    );
-    Err(error.hint("events made before there was a Git remote stand in the way: `mlx audit` shows them"))
+    git.name_objects(&[(name.to_owned(), rev.to_string(), own)])
 }
 
-/// Mends what a killed command left where there is no Git remote: a tag that names an event which continues the
-/// chain.
-fn complete(repo: &Repo) -> Result<()> {
-    let git = &repo.git;
-    let _lock = repo.lock()?;
-    let own = tip(git)?;
-    for tag in git.tags("")?.into_iter().filter(|it| is_ours(&it.name)) {
-        let Some(rev) = audit_of(&tag.message).and_then(|it| git.resolve(&it).ok()) else { continue };
-        if git.commit(&rev)?.parents.first() == own.as_ref() && own.as_ref() != Some(&rev) {
-            return git.name_objects(&[(AUDIT.to_owned(), rev.to_string(), own)]);
-        }
-    }
-    Ok(())
-}
-
-/// The event's commit that a tag's message names.
-pub fn audit_of(message: &str) -> Option<String> {
-    let line = message.lines().find_map(|it| it.strip_prefix("audit = \""))?;
-    line.strip_suffix('"').map(str::to_owned)
+/// What the chain names and the remote lacks: tags of events, and versions they speak of. Nothing else of the
+/// user's goes anywhere.
+fn unsent(git: &Git, listing: &Listing, rev: &Rev) -> Result<Vec<(String, String)>> {
+    let events = read(git, Some(rev))?.into_iter().map(|it| it.event);
+    let named: BTreeSet<String> = events.flat_map(|it| [it.tag, Some(it.subject)]).flatten().collect();
+    let all = git.tags("")?.into_iter().filter(|it| is_ours(&it.name) && named.contains(&it.name));
+    let rows = all.map(|it| (it.id, format!("refs/tags/{}", it.name)));
+    Ok(rows.filter(|it| !listing.0.contains_key(&it.1)).collect())
 }

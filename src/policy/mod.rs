@@ -190,6 +190,11 @@ impl Policy {
             if let Some(unknown) = it.approvers.iter().find(|it| !self.people.contains_key(*it)) {
                 return Err(format!("the approver `{unknown}` of `{name}` is not among [people]"));
             }
+            let mut people: Vec<&String> = it.approvers.iter().collect();
+            people.sort_unstable();
+            if let Some([twice, ..]) = people.windows(2).find(|it| it[0] == it[1]) {
+                return Err(format!("`{name}` lists the approver `{twice}` twice"));
+            }
             if it.approvals as usize > it.approvers.len() {
                 return Err(format!(
                     "`{name}` asks for {} approvals and has {} approvers",

@@ -3,6 +3,7 @@
 use crate::{
     error::Result,
     git::{Git, Tag},
+    ledger,
     release::Message,
 };
 
@@ -33,6 +34,14 @@ impl Verdict {
         }
     }
 
+    /// The event that it is.
+    pub fn kind(self) -> ledger::Kind {
+        match self {
+            Self::Approved => ledger::Kind::Approved,
+            Self::Rejected => ledger::Kind::Rejected,
+        }
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Approved => "approved",
@@ -46,7 +55,8 @@ impl Verdict {
     }
 }
 
-/// All decisions, of one version or of all, by number. Tags that are shaped so and say something else are none.
+/// All decisions that tags claim, of one version or of all, by number. Tags that are shaped so and say something
+/// else are none. Which of them count is for [`crate::release::Record`] to say.
 pub fn decisions(git: &Git, version: Option<&str>) -> Result<Vec<Decision>> {
     let mut found = Vec::new();
     for verdict in [Verdict::Approved, Verdict::Rejected] {
@@ -66,7 +76,8 @@ fn parse(verdict: Verdict, tag: Tag) -> Option<Decision> {
     let (rest, number) = rest.rsplit_once('/')?;
     let (version, environment) = rest.rsplit_once('/')?;
     let number = number.parse().ok().filter(|it| *it > 0)?;
-    // The name has to say what the message says.
-    let (same, environment) = (version == message.version, environment.to_owned());
+    // The name has to say what the message says, and has one spelling.
+    let same = version == message.version && tag.name == verdict.tag_name(version, environment, number);
+    let environment = environment.to_owned();
     same.then_some(Decision { verdict, number, environment, message, tag })
 }

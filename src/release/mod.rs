@@ -12,14 +12,16 @@
 
 mod decision;
 mod examine;
+mod record;
 mod standing;
 mod timeline;
 
 pub use self::{
     decision::{Decision, Verdict, decisions},
     examine::{Examined, examine},
+    record::Record,
     standing::{Standing, approvers, standing},
-    timeline::{Release, all, releases, serving},
+    timeline::{Release, all, claimed, releases, serving},
 };
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +33,8 @@ use crate::{
 };
 
 const FORMAT: u64 = 1;
+/// How a signature's first line starts.
+const SIGNATURE: &str = "-----BEGIN ";
 
 /// What a tag of ours says below its first line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -80,15 +84,27 @@ impl Message {
     /// The whole message of a tag.
     pub fn print(&self, title: &str) -> Result<String> {
         let body = toml::to_string(self).map_err(|it| Error::new(Kind::Internal, it.to_string()))?;
-        Ok(format!("{title}\n\n{body}"))
+        let text = format!("{title}\n\n{body}");
+        // A tag that does not read back would take its name for ever.
+        if Self::parse(&text).as_ref() == Some(self) && !text.lines().any(|it| it.starts_with(SIGNATURE)) {
+            return Ok(text);
+        }
+        Err(Error::usage("what you say cannot stand in a tag: a line of it looks like a signature")
+            .hint(format!("leave lines that start with `{SIGNATURE}` out of --why")))
     }
 
     /// Reads what [`Message::print`] wrote; a message of something else is none.
     fn parse(text: &str) -> Option<Self> {
         let body = text.split_once('\n')?.1;
-        let body = body.split("-----BEGIN").next()?;
-        toml::from_str::<Self>(body).ok().filter(|it| it.format == FORMAT)
+        toml::from_str::<Self>(unsigned(body)).ok().filter(|it| it.format == FORMAT)
     }
+}
+
+/// A tag's message without the signature behind it.
+fn unsigned(message: &str) -> &str {
+    let start = message.match_indices(SIGNATURE).map(|it| it.0);
+    let last = start.filter(|it| *it == 0 || message.as_bytes()[it - 1] == b'\n').last();
+    &message[..last.unwrap_or(message.len())]
 }
 
 #[cfg(test)]
@@ -103,7 +119,13 @@ mod tests {
             Some(Content { digest: Digest::of(b"r"), files: 1, kind: crate::pointer::Shape::File, size: 9 });
         let text = message.print("approve").unwrap();
         assert_eq!(Message::parse(&text), Some(message.clone()));
-        assert_eq!(Message::parse(&format!("{text}-----BEGIN SSH SIGNATURE-----\nx")), Some(message));
+        assert_eq!(Message::parse(&format!("{text}-----BEGIN SSH SIGNATURE-----\nx")), Some(message.clone()));
+        message.why = Some("see -----BEGIN NOTE\nand {audit}".into());
+        let text = message.print("approve").unwrap();
+        assert_eq!(Message::parse(&format!("{text}-----BEGIN PGP SIGNATURE-----\nx")), Some(message.clone()));
+        message.why = Some("x\n-----BEGIN SSH SIGNATURE-----\ny".into());
+        let again = message.print("approve").map(|it| Message::parse(&it));
+        assert!(again.is_err() || again.unwrap() == Some(message));
         assert_eq!(Message::parse("a release\n\nof something else"), None);
     }
 }

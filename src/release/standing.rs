@@ -1,13 +1,13 @@
 //! What a version is in an environment, by the policy that counts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     error::Result,
-    ledger,
+    ledger::{Event, Kind},
     model::registry::Version,
     policy::Policy,
-    release::{Decision, Verdict, decisions, releases, serving},
+    release::{Decision, Record, Verdict, decisions, releases, serving},
     repo::Repo,
 };
 
@@ -43,28 +43,28 @@ pub fn approvers(
     environment: &str,
 ) -> Result<(Vec<Decision>, Vec<String>)> {
     let asked = policy.environment(environment)?;
-    let tip = ledger::tip(&repo.git)?;
-    let events = ledger::read(&repo.git, tip.as_ref())?;
+    let (record, name) = (Record::read(&repo.git)?, version.name());
+    let mut said = decisions(&repo.git, Some(&name))?;
+    said.retain(|it| it.environment == environment);
+    let there: BTreeSet<&str> = said.iter().map(|it| it.tag.name.as_str()).collect();
+    let about = |it: &Event| it.subject == name && it.environment.as_deref() == Some(environment);
+    record.check_tags(&[Kind::Approved, Kind::Rejected], &about, &there)?;
     let (mut last, mut others) = (BTreeMap::new(), Vec::new());
-    let name = version.name();
-    for decision in decisions(&repo.git, Some(&name))?.into_iter().filter(|it| it.environment == environment)
-    {
+    for decision in said {
         let who = decision.message.who.clone();
-        let on_chain = events.iter().any(|it| {
-            it.rev.to_string() == decision.message.audit
-                && it.event.tag.as_deref() == Some(&decision.tag.name)
-        });
+        let objection =
+            record.objection(&decision.tag, &decision.message, decision.verdict.kind(), environment);
         let signed = || -> Result<bool> {
             let bytes = repo.git.tag_bytes(&decision.tag.id)?;
             repo.git.is_signed_by(&repo.private, &bytes, &who, &policy.keys(&who)?)
         };
         let reason = if !asked.approvers.contains(&who) {
             Some("is not among the approvers")
+        } else if objection.is_some() {
+            objection.as_deref()
         } else if decision.message.package != version.package.digest {
             Some("speaks of another package")
-        } else if !on_chain {
-            Some("is not on the audit chain")
-        } else if asked.independent && version.tag.tagger.contains(&format!("<{who}>")) {
+        } else if asked.independent && registered(version, &who) {
             Some("registered the version")
         } else if asked.signed && !signed()? {
             Some("did not sign with a key that the policy lists")
@@ -72,11 +72,23 @@ pub fn approvers(
             None
         };
         match reason {
+            Some(_) if objection.is_some() && reason == objection.as_deref() => {
+                others.push(format!(
+                    "`{}` does not count: it {}",
+                    decision.tag.name,
+                    reason.unwrap_or_default()
+                ));
+            }
             Some(reason) => others.push(format!("`{}` does not count: {who} {reason}", decision.tag.name)),
             None => drop(last.insert(who, decision)),
         }
     }
     Ok((last.into_values().collect(), others))
+}
+
+/// Whether this person registered the version; addresses do not differ by case.
+fn registered(version: &Version, who: &str) -> bool {
+    version.tag.tagger.to_lowercase().contains(&format!("<{}>", who.to_lowercase()))
 }
 
 /// What a version is in an environment.

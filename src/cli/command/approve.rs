@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{Context, Report, command::evidence, report::table},
     error::{Error, Kind, Result},
-    ledger::{self, Draft, Published, TagDraft, View},
+    ledger::{self, Draft, Published, Signed, TagDraft, View},
     model::registry::{self, Version},
     pointer::Content,
     policy::{Environment, Gate, Policy, gates},
@@ -168,13 +168,13 @@ fn draft(
     let mut facts: std::collections::BTreeMap<String, Value> =
         [("package".to_owned(), json!(message.package)), ("policy".to_owned(), json!(message.policy))].into();
     facts.extend(message.report.map(|it| ("report".to_owned(), json!(it.digest))));
-    let signer = if asked.signed { Some(repo.git.signer()?) } else { None };
+    let signed = || {
+        let (signer, keys) = (repo.git.signer()?, policy.keys(&word.who)?);
+        Ok::<_, Error>(Signed { signer, person: word.who.clone(), keys })
+    };
+    let signed = asked.signed.then(signed).transpose()?;
     Ok(Draft {
-        kind: if saying.verdict == Verdict::Approved {
-            ledger::Kind::Approved
-        } else {
-            ledger::Kind::Rejected
-        },
+        kind: saying.verdict.kind(),
         who: word.who.clone(),
         subject: name,
         environment: Some(word.env.clone()),
@@ -184,7 +184,7 @@ fn draft(
             name: tag,
             rev: version.tag.rev.clone(),
             message: message.print(&title)?,
-            signer,
+            signed,
         }),
     })
 }

@@ -45,8 +45,8 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Shown> {
     if !args.offline
         && let Err(error) = ledger::refresh(&repo)
     {
-        // What is here can be looked at; what the other side hides is itself a finding.
-        if args.verify && error.kind() == crate::error::Kind::Corrupt {
+        // What is here can be looked at; what the other side hides is itself a finding, unless it is not there at all.
+        if args.verify && error.kind() != crate::error::Kind::Unavailable {
             unseen.push(error.full_text());
         } else {
             ctx.progress.warn(&format!("showing what is here: {}", error.full_text()));
@@ -113,7 +113,7 @@ impl fmt::Display for Shown {
                     let digest = it.digest.map(|it| it.short()).unwrap_or_default();
                     let why = it.why.as_deref().unwrap_or_default();
                     vec![
-                        it.when.clone(),
+                        show(it.when.as_bytes()),
                         it.what.name().to_owned(),
                         show(subject.as_bytes()),
                         show(it.who.as_bytes()),

@@ -45,9 +45,13 @@ fn parse(bytes: &[u8]) -> Result<Evidence> {
         let map = value[key].as_object().ok_or_else(|| wrong(&format!("it has no {key}")));
         map.map(|it| it.iter().map(|(class, it)| (class.clone(), it.as_f64().unwrap_or(f64::NAN))).collect())
     };
-    let checks = value["checks"].as_array().ok_or_else(|| wrong("it has no checks"))?;
+    if value["format"] != 1 {
+        return Err(wrong("it is of another format"));
+    }
+    let checks = value["checks"].as_array().filter(|it| !it.is_empty());
+    let checks = checks.ok_or_else(|| wrong("it has no checks"))?;
     let failed = checks.iter().filter(|it| it["passed"] != true);
-    Ok(Evidence {
+    let evidence = Evidence {
         version: text("version")?.to_owned(),
         package: text("package")?.parse()?,
         accuracy: value["accuracy"].as_f64().unwrap_or(f64::NAN),
@@ -55,7 +59,19 @@ fn parse(bytes: &[u8]) -> Result<Evidence> {
         recall: rows("recall")?,
         p99: value["latency"]["p99"].as_f64().unwrap_or(f64::NAN),
         failed: failed.map(|it| it["name"].as_str().unwrap_or("?").to_owned()).collect(),
-    })
+    };
+    // What is missing closes its gate; what cannot be is no report.
+    let shares = evidence.precision.values().chain(evidence.recall.values()).chain([&evidence.accuracy]);
+    if shares.into_iter().any(|it| !it.is_nan() && !(0.0..=1.0).contains(it)) {
+        return Err(wrong("a share in it is not between 0 and 1"));
+    }
+    if evidence.p99 < 0.0 || evidence.p99.is_infinite() {
+        return Err(wrong("its p99 is no time"));
+    }
+    if !evidence.precision.keys().eq(evidence.recall.keys()) || evidence.recall.len() < 2 {
+        return Err(wrong("precision and recall are not of the same two or more classes"));
+    }
+    Ok(evidence)
 }
 
 /// Keeps a report, here and on the default remote.
@@ -70,10 +86,11 @@ pub fn keep(ctx: &Context<'_>, repo: &Repo, bytes: &[u8]) -> Result<Content> {
 
 /// Sends contents to the default remote. Where others share the Git repository there has to be one.
 pub fn send(ctx: &Context<'_>, repo: &Repo, contents: Vec<(RepoPath, Content)>) -> Result<()> {
-    let configured = match repo.config.remote(None) {
-        Err(_) if repo.git.upstream().is_none() => return Ok(()),
-        other => other.doing(|| "others could not fetch what this rests on".into())?,
-    };
+    let configured = repo.config.remote(None);
+    if configured.is_err() && repo.git.upstream()?.is_none() {
+        return Ok(());
+    }
+    let configured = configured.doing(|| "others could not fetch what this rests on".into())?;
     let remote = Remote::open(&configured, Access::Write)?;
     remote::push(repo, &remote, &Wants { contents, runs: Vec::new() }, ctx.progress).map(drop)
 }

@@ -92,7 +92,8 @@ pub fn release(ctx: &Context<'_>, args: &ReleaseArgs) -> Result<Outcome> {
             return Err(Error::new(
                 Kind::Conflict,
                 format!("`{}` serves in {} already", version.name(), args.env),
-            ));
+            )
+            .hint("`mlx audit` shows when it was released; `mlx rollback` goes back"));
         }
         let mut message =
             Message::new(&version.name(), version.package.digest, policy.digest, &repo.git.whoami()?);
@@ -209,7 +210,7 @@ fn draft(
             name: Release::tag_name(&version.model, environment, number),
             rev: version.tag.rev.clone(),
             message: message.print(&title)?,
-            signer: None,
+            signed: None,
         }),
     })
 }

@@ -1,0 +1,81 @@
+//! Which of Git's tags are ours, by the exact shape of their names. Others' tags are neither sent nor judged.
+
+/// Whether a tag's name is that of a version, a release or a decision.
+pub fn is_ours(name: &str) -> bool {
+    is_version(name) || is_release(name) || is_decision(name)
+}
+
+/// `pets@v0.1.0`
+fn is_version(name: &str) -> bool {
+    let Some((model, number)) = name.split_once("@v") else { return false };
+    let parts: Vec<&str> = number.split('.').collect();
+    !model.is_empty() && parts.len() == 3 && parts.into_iter().all(is_number)
+}
+
+/// `pets#production#7`
+fn is_release(name: &str) -> bool {
+    let parts: Vec<&str> = name.split('#').collect();
+    matches!(parts[..], [model, environment, number]
+        if !model.is_empty() && !environment.is_empty() && is_number(number))
+}
+
+/// `mlx/approve/pets@v0.1.0/production/1`
+fn is_decision(name: &str) -> bool {
+    let rest = name.strip_prefix("mlx/approve/").or_else(|| name.strip_prefix("mlx/reject/"));
+    let parts: Vec<&str> = rest.unwrap_or_default().split('/').collect();
+    matches!(parts[..], [version, environment, number]
+        if is_version(version) && !environment.is_empty() && is_number(number))
+}
+
+/// Digits with one spelling, and few enough that one more is a number, too.
+fn is_number(text: &str) -> bool {
+    let digits = !text.is_empty() && text.len() <= 9 && text.bytes().all(|it| it.is_ascii_digit());
+    digits && (text == "0" || !text.starts_with('0'))
+}
+
+/// The event's commit that a tag's message names, by its whole id.
+pub fn audit_of(message: &str) -> Option<String> {
+    let line = message.lines().find_map(|it| it.strip_prefix("audit = \""))?;
+    line.strip_suffix('"').filter(|it| is_id(it)).map(str::to_owned)
+}
+
+/// Whether this is a whole id and not a branch, a tag, or the start of one.
+pub fn is_id(text: &str) -> bool {
+    text.len() == 40 && text.bytes().all(|it| it.is_ascii_digit() || (b'a'..=b'f').contains(&it))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_are_exact() {
+        for name in [
+            "pets@v0.1.0",
+            "pets#production#7",
+            "mlx/approve/pets@v10.0.2/production/1",
+            "mlx/reject/a@v0.0.0/test/9",
+        ] {
+            assert!(is_ours(name), "{name}");
+        }
+        for name in [
+            "nightly#latest",
+            "scratch#1",
+            "notes@vacation",
+            "v1.0.0",
+            "pets@v1.0",
+            "pets@v1.0.0-rc1",
+            "pets#test#07",
+            "#test#1",
+            "pets#test#18446744073709551615",
+            "mlx/approve/pets/production/1",
+            "mlx/approve/pets@v0.1.0/production",
+            "mlx/x",
+        ] {
+            assert!(!is_ours(name), "{name}");
+        }
+        let id = "0123456789abcdef0123456789abcdef01234567";
+        assert_eq!(audit_of(&format!("x\n\naudit = \"{id}\"\n")).as_deref(), Some(id));
+        assert_eq!(audit_of("x\n\naudit = \"refs/mlx/audit\"\n"), None);
+    }
+}
