@@ -15,6 +15,7 @@ mod hostile;
 mod model;
 mod monitor;
 mod month;
+mod overload;
 mod release;
 mod remote;
 mod repro;

@@ -15,6 +15,7 @@ mod http;
 mod note;
 mod page;
 mod protocol;
+mod room;
 mod served;
 mod service;
 pub mod stop;

@@ -19,21 +19,20 @@ use axum::{
 };
 use http_body_util::BodyExt as _;
 use serde_json::json;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
-};
+use tokio::{sync::Semaphore, time::timeout};
 
 use crate::{
-    deploy::{Answer, Served, counters::Counters, note::Seen},
+    deploy::{
+        Answer, Served,
+        counters::Counters,
+        note::Seen,
+        room::{Room, Rooms},
+    },
     digest::Digest,
     error::{Error, Kind, Result},
     model::{looks::looks, picture},
     traffic::Spool,
 };
-
-/// Bodies are counted in pieces of this size.
-const PIECE: usize = 64 << 10;
 
 /// How to serve.
 #[derive(Clone, Debug)]
@@ -46,7 +45,7 @@ pub struct Options {
     pub deadline: Duration,
     /// Bytes of one body.
     pub largest_body: usize,
-    /// Bytes of all bodies at once.
+    /// Bytes of all bodies at once, besides the beginning of each.
     pub bodies: usize,
     /// Pixels of one picture.
     pub pixels: u64,
@@ -61,7 +60,7 @@ pub struct Service {
     live: RwLock<Arc<Served>>,
     stopping: AtomicBool,
     spool: OnceLock<Spool>,
-    bodies: Arc<Semaphore>,
+    rooms: Rooms,
     decoders: Arc<Semaphore>,
 }
 
@@ -94,7 +93,7 @@ impl Service {
     pub fn new(served: Arc<Served>, options: Options) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Arc::new(Self {
-            bodies: Arc::new(Semaphore::new(options.bodies.div_ceil(PIECE))),
+            rooms: Rooms::new(options.connections, options.bodies),
             decoders: Arc::new(Semaphore::new(cores)),
             live: RwLock::new(served),
             stopping: AtomicBool::new(false),
@@ -134,12 +133,8 @@ impl Service {
         !self.stopping.load(Ordering::Relaxed)
     }
 
-    /// Reads a body within the limits; its room is free again when the permit is dropped.
-    pub(super) async fn read(
-        &self,
-        headers: &HeaderMap,
-        body: Body,
-    ) -> Result<(Bytes, OwnedSemaphorePermit), Refusal> {
+    /// Reads a body within the limits; its room is free again when that is dropped.
+    pub(super) async fn read(&self, headers: &HeaderMap, mut body: Body) -> Result<(Bytes, Room), Refusal> {
         let most = self.options.largest_body;
         let too_large = || Refusal(StatusCode::PAYLOAD_TOO_LARGE, format!("a body has {most} bytes at most"));
         let said = headers.get(header::CONTENT_LENGTH).and_then(|it| it.to_str().ok()?.parse::<u64>().ok());
@@ -151,9 +146,8 @@ impl Service {
             return Err(Refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, "bodies are not compressed here".into()));
         }
         let full = || Refusal(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once".into());
-        let mut room = Arc::clone(&self.bodies).try_acquire_owned().map_err(|_| full())?;
+        let mut room = self.rooms.enter().ok_or_else(full)?;
         let mut bytes = Vec::new();
-        let mut body = body;
         let reading = async {
             while let Some(frame) = body.frame().await {
                 let broken = |_| Refusal(StatusCode::BAD_REQUEST, "the body ends too early".into());
@@ -161,10 +155,10 @@ impl Service {
                 if bytes.len() + data.len() > most {
                     return Err(too_large());
                 }
-                bytes.extend_from_slice(&data);
-                while room.num_permits() * PIECE < bytes.len() {
-                    room.merge(Arc::clone(&self.bodies).try_acquire_owned().map_err(|_| full())?);
+                if !room.hold(bytes.len() + data.len()) {
+                    return Err(full());
                 }
+                bytes.extend_from_slice(&data);
             }
             Ok(())
         };

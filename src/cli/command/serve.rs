@@ -82,6 +82,9 @@ pub struct Args {
     /// Megabytes of one request
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
     largest: u16,
+    /// Connections at once; more wait until one ends
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u16).range(1..))]
+    connections: u16,
     /// Million pixels of one picture
     #[arg(long, default_value_t = 50)]
     pixels: u64,
@@ -138,7 +141,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Ended> {
         largest_body: largest,
         bodies: largest.max(256 << 20),
         pixels: args.pixels * 1_000_000,
-        connections: 1024,
+        connections: args.connections.into(),
     };
     let service = Service::new(served, options);
     if let Some(following) = following {
