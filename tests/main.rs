@@ -20,6 +20,7 @@ mod release;
 mod remote;
 mod repro;
 mod s3;
+mod signals;
 mod tidy;
 mod traffic;
 mod watch;

@@ -4,7 +4,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use axum::{
     body::Body,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
     http::{HeaderMap, StatusCode, header},
     response::{Html, IntoResponse, Response},
 };
@@ -26,7 +26,7 @@ pub(super) async fn status(State(service): Shared) -> Html<String> {
     Html(page::status(&View {
         served: &service.live(),
         environment: &service.options.environment,
-        address: service.options.address.to_string(),
+        address: service.address().to_string(),
         ready: service.is_ready(),
         age: service.started.elapsed().as_secs(),
         answers: answers.iter().map(|(code, count)| format!("{count} with {code}")).collect(),
@@ -56,11 +56,15 @@ pub(super) async fn server_metadata() -> axum::Json<Value> {
     axum::Json(json!({"name": "mlx", "version": version, "extensions": ["binary_tensor_data"]}))
 }
 
+/// Parts of an address; none where they are no text.
+type Names = Result<Path<Vec<(String, String)>>, PathRejection>;
+
 /// Refuses addresses of another model or version than the one that answers.
-fn check_names(served: &Served, names: &[(String, String)]) -> Result<(), Refusal> {
-    for (key, value) in names {
+fn check_names(served: &Served, names: Names) -> Result<(), Refusal> {
+    let unreadable = |_| Refusal(StatusCode::NOT_FOUND, "there is no such address".into());
+    for (key, value) in names.map_err(unreadable)?.0 {
         let own = if key == "model" { &served.model } else { &served.number };
-        if value != own {
+        if value != *own {
             let message = format!("there is no such {key}; this is {} {}", served.model, served.number);
             return Err(Refusal(StatusCode::NOT_FOUND, message));
         }
@@ -82,34 +86,32 @@ fn tensors(served: &Served) -> (Tensor, Tensor) {
     (input, output)
 }
 
-type Names = Path<Vec<(String, String)>>;
-
 pub(super) async fn model_metadata(
     State(service): Shared,
-    Path(names): Names,
+    names: Names,
 ) -> Result<axum::Json<Value>, Refusal> {
     let served = service.live();
-    check_names(&served, &names)?;
+    check_names(&served, names)?;
     let (input, output) = tensors(&served);
     Ok(axum::Json(json!({"name": served.model, "versions": [served.number], "platform": "onnx_onnxv1",
         "parameters": {"package": served.package}, "inputs": [input], "outputs": [output]})))
 }
 
-pub(super) async fn model_ready(State(service): Shared, Path(names): Names) -> Result<Response, Refusal> {
+pub(super) async fn model_ready(State(service): Shared, names: Names) -> Result<Response, Refusal> {
     let served = service.live();
-    check_names(&served, &names)?;
+    check_names(&served, names)?;
     let code = if service.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     Ok((code, axum::Json(json!({"name": served.model, "ready": service.is_ready()}))).into_response())
 }
 
 pub(super) async fn infer(
     State(service): Shared,
-    Path(names): Names,
+    names: Names,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
     let (mut note, served) = (Note::new(), service.live());
-    let answered = match check_names(&served, &names) {
+    let answered = match check_names(&served, names) {
         Ok(()) => try_infer(&service, &served, &headers, body, &mut note).await,
         Err(refusal) => Err(refusal),
     };

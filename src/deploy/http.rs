@@ -1,12 +1,6 @@
-//! Connections: who may ask, where each request goes, and how it ends.
-//!
-//! Queued requests and open connections are bounded, and a stop answers everything that was taken.
+//! Requests: who may ask, where each goes, and how it is counted.
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use axum::{
     Router,
@@ -16,86 +10,20 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::graceful::GracefulShutdown,
-    service::TowerToHyperService,
-};
 use serde_json::json;
 use subtle::ConstantTimeEq as _;
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-    sync::Semaphore,
-};
 
-use crate::{
-    deploy::{
-        Service,
-        counters::Labels,
-        handlers::{classify, infer, metrics, model_metadata, model_ready, ready, server_metadata, status},
-        service::Refusal,
-    },
-    error::{Doing, Result},
+use crate::deploy::{
+    Service,
+    counters::Labels,
+    handlers::{classify, infer, metrics, model_metadata, model_ready, ready, server_metadata, status},
+    service::Refusal,
 };
 
 pub(super) type Shared = State<Arc<Service>>;
 
-/// Serves until the process is asked to end; requests that were taken are answered. `ready` is told the
-/// address.
-pub fn serve(service: &Arc<Service>, ready: impl FnOnce(SocketAddr)) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.doing(|| "cannot start the network".into())?.block_on(accept(service, ready))
-}
-
-async fn accept(service: &Arc<Service>, ready: impl FnOnce(SocketAddr)) -> Result<()> {
-    let address = service.options.address;
-    let listener = TcpListener::bind(address).await.doing(|| format!("cannot listen at {address}"))?;
-    ready(listener.local_addr().doing(|| "cannot tell the address".into())?);
-    let stop = |kind| signal(kind).doing(|| "cannot wait for signals".into());
-    let (mut term, mut int) = (stop(SignalKind::terminate())?, stop(SignalKind::interrupt())?);
-    let graceful = GracefulShutdown::new();
-    let places = Arc::new(Semaphore::new(service.options.connections));
-    let routes = routes(service);
-    let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(service.options.deadline).max_buf_size(64 << 10);
-    loop {
-        let place = tokio::select! {
-            place = Arc::clone(&places).acquire_owned() => place.expect("it is never closed"),
-            _ = term.recv() => break,
-            _ = int.recv() => break,
-        };
-        let stream = tokio::select! {
-            taken = listener.accept() => match taken {
-                Ok((stream, _)) => stream,
-                // Out of file descriptors: others will go away.
-                Err(_) => { tokio::time::sleep(Duration::from_millis(20)).await; continue }
-            },
-            _ = term.recv() => break,
-            _ = int.recv() => break,
-        };
-        let _slower = stream.set_nodelay(true);
-        let connection =
-            http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes.clone()));
-        let connection = graceful.watch(connection);
-        tokio::spawn(async move {
-            // A client that breaks off is its own affair.
-            let _ended = connection.await;
-            drop(place);
-        });
-    }
-    service.stop();
-    drop(listener);
-    tokio::select! {
-        () = graceful.shutdown() => {}
-        () = tokio::time::sleep(service.options.deadline * 2) => {}
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-    }
-    Ok(())
-}
-
-fn routes(service: &Arc<Service>) -> Router {
+/// Where each request goes.
+pub(super) fn routes(service: &Arc<Service>) -> Router {
     Router::new()
         .route("/", get(status))
         .route("/metrics", get(metrics))

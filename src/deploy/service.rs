@@ -57,6 +57,7 @@ pub struct Service {
     pub options: Options,
     pub counters: Counters,
     pub started: Instant,
+    bound: OnceLock<SocketAddr>,
     live: RwLock<Arc<Served>>,
     stopping: AtomicBool,
     spool: OnceLock<Spool>,
@@ -95,6 +96,7 @@ impl Service {
         Arc::new(Self {
             rooms: Rooms::new(options.connections, options.bodies),
             decoders: Arc::new(Semaphore::new(cores)),
+            bound: OnceLock::new(),
             live: RwLock::new(served),
             stopping: AtomicBool::new(false),
             spool: OnceLock::new(),
@@ -111,6 +113,16 @@ impl Service {
 
     pub fn spool(&self) -> Option<&Spool> {
         self.spool.get()
+    }
+
+    /// Says where it can be asked.
+    pub(super) fn listens_at(&self, address: SocketAddr) {
+        let _second = self.bound.set(address);
+    }
+
+    /// Where it can be asked, once it can.
+    pub fn address(&self) -> SocketAddr {
+        self.bound.get().copied().unwrap_or(self.options.address)
     }
 
     /// The version that answers now.
