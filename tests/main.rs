@@ -21,6 +21,7 @@ mod remote;
 mod repro;
 mod s3;
 mod signals;
+mod strangers;
 mod tidy;
 mod traffic;
 mod watch;

@@ -15,7 +15,7 @@ use crate::deploy::{
     http::Shared,
     note::Note,
     page::{self, View},
-    protocol::{self, DATATYPE, JSON_LENGTH, Tensor},
+    protocol::{self, JSON_LENGTH},
     service::Refusal,
 };
 
@@ -72,27 +72,13 @@ fn check_names(served: &Served, names: Names) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// What a version takes and gives.
-fn tensors(served: &Served) -> (Tensor, Tensor) {
-    let side = i64::from(served.description.input.crop);
-    let input = Tensor {
-        name: served.description.input.name.clone(),
-        datatype: DATATYPE,
-        shape: vec![-1, 3, side, side],
-    };
-    let classes = served.description.classes.len() as i64;
-    let output =
-        Tensor { name: served.description.output.clone(), datatype: DATATYPE, shape: vec![-1, classes] };
-    (input, output)
-}
-
 pub(super) async fn model_metadata(
     State(service): Shared,
     names: Names,
 ) -> Result<axum::Json<Value>, Refusal> {
     let served = service.live();
     check_names(&served, names)?;
-    let (input, output) = tensors(&served);
+    let (input, output) = served.tensors();
     Ok(axum::Json(json!({"name": served.model, "versions": [served.number], "platform": "onnx_onnxv1",
         "parameters": {"package": served.package}, "inputs": [input], "outputs": [output]})))
 }
@@ -135,17 +121,15 @@ async fn try_infer(
         })?),
     };
     note.body = Some(bytes.clone());
-    let (input, output) = tensors(served);
-    let mut request = protocol::parse(&bytes, length, &input, &output)?;
+    let (mut request, seen) = service.parse(served, bytes, length).await?;
     note.id = request.id.clone().unwrap_or_else(|| std::mem::take(&mut note.id));
-    let side = served.description.input.crop as usize;
-    let (planes, seen) = service.see(std::mem::take(&mut request.values), request.rows, side).await?;
     note.seen = seen;
+    let planes = std::mem::take(&mut request.values);
     let answers = service.run(served, planes, request.rows).await?;
     let scores: Vec<f32> = answers.iter().flat_map(|it| it.scores.iter().copied()).collect();
     note.answers = answers;
     let names = (&served.model[..], &served.number[..]);
-    let (body, length) = protocol::print(names, &request, &output, &scores);
+    let (body, length) = protocol::print(names, &request, &served.tensors().1, &scores);
     let id = (header::HeaderName::from_static(ID), note.id.clone());
     let Some(length) = length else {
         return Ok(([(header::CONTENT_TYPE, "application/json".to_owned()), id], body).into_response());

@@ -1,6 +1,6 @@
 //! A request on its way to becoming a record, whatever its answer is.
 
-use std::{sync::Arc, time::Instant};
+use std::time::Instant;
 
 use axum::{
     body::Bytes,
@@ -124,28 +124,16 @@ impl Note {
     }
 }
 
-impl Service {
-    /// Looks at the rows of a tensor, on a thread where that delays nobody else.
-    pub(super) async fn see(
-        self: &Arc<Self>,
-        planes: Vec<f32>,
-        rows: usize,
-        side: usize,
-    ) -> Result<(Vec<f32>, Vec<Seen>), Refusal> {
-        if self.spool().is_none() || rows == 0 {
-            return Ok((planes, Vec::new()));
-        }
-        let work = move || {
-            let row = |row: &[f32]| {
-                let bytes: Vec<u8> = row.iter().flat_map(|it| it.to_le_bytes()).collect();
-                Seen { input: Digest::of(&bytes), looks: Some(looks(row, side)) }
-            };
-            let seen = planes.chunks(planes.len() / rows).map(row).collect();
-            (planes, seen)
-        };
-        let failed = |_| Refusal(StatusCode::INTERNAL_SERVER_ERROR, "the model could not be run".into());
-        tokio::task::spawn_blocking(work).await.map_err(failed)
+/// What the rows of a tensor look like.
+pub(super) fn seen(planes: &[f32], rows: usize, side: usize) -> Vec<Seen> {
+    if rows == 0 {
+        return Vec::new();
     }
+    let row = |row: &[f32]| {
+        let bytes: Vec<u8> = row.iter().flat_map(|it| it.to_le_bytes()).collect();
+        Seen { input: Digest::of(&bytes), looks: Some(looks(row, side)) }
+    };
+    planes.chunks(planes.len() / rows).map(row).collect()
 }
 
 /// An id that no other request has.

@@ -25,7 +25,8 @@ use crate::{
     deploy::{
         Answer, Served,
         counters::Counters,
-        note::Seen,
+        note::{Seen, seen},
+        protocol::{self, Request},
         room::{Room, Rooms},
     },
     digest::Digest,
@@ -193,6 +194,24 @@ impl Service {
         Ok(served.answers(&outcome.values, rows)?)
     }
 
+    /// Does what takes a while with a stranger's bytes on a thread where that delays nobody else; there are as many
+    /// turns as cores.
+    pub(super) async fn work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let late = |_| Refusal(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once".into());
+        let turn = timeout(self.options.deadline, Arc::clone(&self.decoders).acquire_owned());
+        let turn = turn.await.map_err(late)?;
+        let work = move || {
+            // Whoever goes away leaves the work behind: its turn ends with the work.
+            let _turn = turn;
+            work()
+        };
+        let failed = |_| Refusal(StatusCode::BAD_REQUEST, "the body cannot be read".into());
+        tokio::task::spawn_blocking(work).await.map_err(failed)?
+    }
+
     /// Planes of a picture; what it looks like is added to `seen` when requests are recorded.
     pub(super) async fn decode(
         &self,
@@ -201,12 +220,7 @@ impl Service {
         seen: &mut Vec<Seen>,
     ) -> Result<Vec<f32>, Refusal> {
         let (most, served, recorded) = (self.options.pixels, Arc::clone(served), self.spool().is_some());
-        let late = |_| Refusal(StatusCode::SERVICE_UNAVAILABLE, "too many pictures at once".into());
-        let turn = timeout(self.options.deadline, Arc::clone(&self.decoders).acquire_owned());
-        let turn = turn.await.map_err(late)?;
-        let work = move || -> Result<(Vec<f32>, Option<Seen>), Refusal> {
-            // Whoever goes away leaves the work behind: its turn ends with the work.
-            let _turn = turn;
+        let work = move || {
             let pixels = picture::pixels(&bytes)?;
             if pixels > most {
                 let message = format!("a picture has {most} pixels at most, and this one {pixels}");
@@ -218,9 +232,27 @@ impl Service {
             let seen = recorded.then(seen);
             Ok((planes, seen))
         };
-        let failed = |_| Refusal(StatusCode::BAD_REQUEST, "the picture cannot be decoded".into());
-        let (planes, found) = tokio::task::spawn_blocking(work).await.map_err(failed)??;
+        let (planes, found) = self.work(work).await?;
         seen.extend(found);
         Ok(planes)
+    }
+
+    /// Reads tensors; what their rows look like stands beside them when requests are recorded.
+    pub(super) async fn parse(
+        &self,
+        served: &Arc<Served>,
+        bytes: Bytes,
+        length: Option<usize>,
+    ) -> Result<(Request, Vec<Seen>), Refusal> {
+        let (served, recorded) = (Arc::clone(served), self.spool().is_some());
+        let work = move || {
+            let (input, output) = served.tensors();
+            let request = protocol::parse(&bytes, length, &input, &output)?;
+            let side = served.description.input.crop as usize;
+            let rows = if recorded { request.rows } else { 0 };
+            let seen = seen(&request.values, rows, side);
+            Ok((request, seen))
+        };
+        self.work(work).await
     }
 }
