@@ -65,9 +65,13 @@ impl Running {
         Self { child, address, said }
     }
 
-    /// Standard error so far, without its first line.
-    pub fn said(&self) -> String {
-        self.said.lock().unwrap().clone()
+    /// Waits until this stands on standard error.
+    pub fn says(&self, text: &str) {
+        let end = Instant::now() + Duration::from_secs(30);
+        while !self.said.lock().unwrap().contains(text) {
+            assert!(Instant::now() < end, "not said: {text}: {}", self.said.lock().unwrap());
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// A connection that gives up after some seconds.

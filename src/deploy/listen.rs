@@ -14,13 +14,12 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    signal::unix::{Signal, SignalKind, signal},
     sync::Semaphore,
 };
 use tokio_io_timeout::TimeoutStream;
 
 use crate::{
-    deploy::{Service, http::routes},
+    deploy::{Service, http::routes, stop::Ends},
     error::{Doing, Error, Kind, Result},
 };
 
@@ -37,20 +36,6 @@ pub fn serve(service: &Arc<Service>, ready: impl FnOnce(SocketAddr)) -> Result<(
     let ended = runtime.block_on(accept(service, ready));
     runtime.shutdown_timeout(LINGER);
     ended
-}
-
-/// Signals that ask for an end.
-struct Ends(Signal, Signal);
-
-impl Ends {
-    fn new() -> Result<Self> {
-        let on = |kind| signal(kind).doing(|| "cannot wait for signals".into());
-        Ok(Self(on(SignalKind::terminate())?, on(SignalKind::interrupt())?))
-    }
-
-    async fn next(&mut self) {
-        tokio::select! { _ = self.0.recv() => {}, _ = self.1.recv() => {} }
-    }
 }
 
 async fn accept(service: &Arc<Service>, ready: impl FnOnce(SocketAddr)) -> Result<()> {

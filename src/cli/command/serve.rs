@@ -29,12 +29,14 @@ use crate::{
 const LARGEST_BROKEN: usize = 1 << 20;
 /// Bytes of all of them in a day.
 const BROKEN_A_DAY: u64 = 64 << 20;
+/// How long the last records may take to the disk.
+const LAST_WRITES: Duration = Duration::from_secs(3);
 
 /// Answer requests with a registered version
 ///
 /// REST of the Open Inference Protocol V2 with its binary extension for tensors, `POST /classify` for a JPEG or
 /// PNG, `/metrics` for Prometheus, `/` for a person. Requests that come together are run together. SIGTERM and
-/// Ctrl-C stop it after everything it took is answered. A bearer token comes from `MLX_TOKEN` or `--token-file`;
+/// Ctrl-C stop it after everything it took is answered; a second one ends that. A bearer token comes from `MLX_TOKEN` or `--token-file`;
 /// without one it answers on a loopback address alone. Every request becomes a record that waits on this machine
 /// for `mlx traffic seal`; the headers `X-Captured-At` (RFC 3339) and `X-Name` say more of a picture.
 #[derive(clap::Args)]
@@ -156,15 +158,25 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Ended> {
         let (name, engine) = (version.name(), &service.live().engine);
         ctx.progress.note(&format!("serving {name} in {} at http://{bound} with {engine}", args.env));
     })?;
-    let (recorded, dropped) = service.spool().map_or((0, 0), |it| {
-        it.stop();
-        if let Some(trouble) = it.trouble() {
-            ctx.progress.warn(&format!("some traffic was not recorded: {trouble}"));
-        }
-        (it.recorded(), it.dropped())
-    });
+    let (recorded, dropped) = service.spool().map_or((0, 0), |it| written(ctx, it));
     let (environment, answers) = (args.env.clone(), service.counters.answers());
     Ok(Ended { version: service.live().name(), environment, address, answers, recorded, dropped })
+}
+
+/// Waits for the last records; what was taken and what of it is lost.
+fn written(ctx: &Context<'_>, spool: &Spool) -> (u64, u64) {
+    let left = spool.stop_within(LAST_WRITES);
+    if left > 0 {
+        ctx.progress.warn(&format!(
+            "{} of traffic dropped: the disk, or whoever holds the lock, took longer than {} s",
+            count(left, "record"),
+            LAST_WRITES.as_secs()
+        ));
+    }
+    if let Some(trouble) = spool.trouble() {
+        ctx.progress.warn(&format!("some traffic was not recorded: {trouble}"));
+    }
+    (spool.recorded(), spool.dropped())
 }
 
 /// Where requests are recorded.
