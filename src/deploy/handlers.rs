@@ -27,7 +27,11 @@ pub(super) async fn status(State(service): Shared) -> Html<String> {
         served: &service.live(),
         environment: &service.options.environment,
         address: service.address().to_string(),
-        ready: service.is_ready(),
+        state: match (service.is_live(), service.is_ready()) {
+            (false, _) => "stuck",
+            (true, true) => "ready",
+            (true, false) => "stopping",
+        },
         age: service.started.elapsed().as_secs(),
         answers: answers.iter().map(|(code, count)| format!("{count} with {code}")).collect(),
     }))
@@ -44,11 +48,18 @@ pub(super) async fn metrics(State(service): Shared) -> Response {
     ([(header::CONTENT_TYPE, kind)], service.counters.text()).into_response()
 }
 
+pub(super) async fn live(State(service): Shared) -> Response {
+    let live = service.is_live();
+    (status_if(live), axum::Json(json!({"live": live}))).into_response()
+}
+
 pub(super) async fn ready(State(service): Shared) -> Response {
-    if service.is_ready() {
-        return axum::Json(json!({"ready": true})).into_response();
-    }
-    (StatusCode::SERVICE_UNAVAILABLE, axum::Json(json!({"ready": false}))).into_response()
+    let ready = service.is_ready();
+    (status_if(ready), axum::Json(json!({"ready": ready}))).into_response()
+}
+
+fn status_if(well: bool) -> StatusCode {
+    if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
 pub(super) async fn server_metadata() -> axum::Json<Value> {
@@ -86,8 +97,8 @@ pub(super) async fn model_metadata(
 pub(super) async fn model_ready(State(service): Shared, names: Names) -> Result<Response, Refusal> {
     let served = service.live();
     check_names(&served, names)?;
-    let code = if service.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    Ok((code, axum::Json(json!({"name": served.model, "ready": service.is_ready()}))).into_response())
+    let ready = service.is_ready();
+    Ok((status_if(ready), axum::Json(json!({"name": served.model, "ready": ready}))).into_response())
 }
 
 pub(super) async fn infer(

@@ -10,13 +10,12 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use serde_json::json;
 use subtle::ConstantTimeEq as _;
 
 use crate::deploy::{
     Service,
     counters::Labels,
-    handlers::{classify, infer, metrics, model_metadata, model_ready, ready, server_metadata, status},
+    handlers::{classify, infer, live, metrics, model_metadata, model_ready, ready, server_metadata, status},
     service::Refusal,
 };
 
@@ -36,7 +35,7 @@ pub(super) fn routes(service: &Arc<Service>) -> Router {
         .route("/v2/models/{model}/infer", post(infer))
         .route("/v2/models/{model}/versions/{version}/infer", post(infer))
         .route_layer(middleware::from_fn_with_state(Arc::clone(service), authorized))
-        .route("/v2/health/live", get(|| async { axum::Json(json!({"live": true})) }))
+        .route("/v2/health/live", get(live))
         .route("/v2/health/ready", get(ready))
         .fallback(|| async { Refusal(StatusCode::NOT_FOUND, "there is no such address".into()) })
         .layer(middleware::from_fn_with_state(Arc::clone(service), counted))

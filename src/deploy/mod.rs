@@ -17,6 +17,8 @@ mod note;
 mod page;
 mod protocol;
 mod room;
+#[cfg(test)]
+mod samples;
 mod served;
 mod service;
 pub mod stop;

@@ -2,6 +2,11 @@
 //!
 //! What one stranger sends must not cost another their answer. So bodies in memory and pictures being decoded
 //! are bounded, everything has a deadline, and what is too much is refused at once with a status that says so.
+//!
+//! Nobody can end a network that hangs but by ending the process. So when one run of it has outlasted three
+//! deadlines, the service is neither ready, which keeps requests away, nor live, which makes Kubernetes start it
+//! anew; what is asked meanwhile is refused at once. Should the run end after all, or another version be released,
+//! all is well again. A stop only takes readiness away.
 
 use std::{
     net::SocketAddr,
@@ -34,6 +39,9 @@ use crate::{
     model::{looks::looks, picture},
     traffic::Spool,
 };
+
+/// Deadlines that one run of the network may miss.
+const MISSED: u32 = 3;
 
 /// How to serve.
 #[derive(Clone, Debug)]
@@ -142,8 +150,18 @@ impl Service {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
+    /// Whether requests are welcome.
     pub fn is_ready(&self) -> bool {
-        !self.stopping.load(Ordering::Relaxed)
+        !self.stopping.load(Ordering::Relaxed) && self.is_live()
+    }
+
+    /// Whether the network comes back from what it is given.
+    pub fn is_live(&self) -> bool {
+        !self.hangs(&self.live())
+    }
+
+    fn hangs(&self, served: &Served) -> bool {
+        served.batcher.is_stuck(self.options.deadline * MISSED)
     }
 
     /// Reads a body within the limits; its room is free again when that is dropped.
@@ -187,6 +205,9 @@ impl Service {
         planes: Vec<f32>,
         rows: usize,
     ) -> Result<Vec<Answer>, Refusal> {
+        if self.hangs(served) {
+            return Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, "the network hangs".into()));
+        }
         let late = |_| Refusal(StatusCode::GATEWAY_TIMEOUT, "no answer in time".into());
         let outcome =
             timeout(self.options.deadline, served.batcher.run(planes, rows)).await.map_err(late)??;
@@ -254,5 +275,54 @@ impl Service {
             Ok((request, seen))
         };
         self.work(work).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use tokio::runtime::Builder;
+
+    use super::*;
+    use crate::deploy::samples::{Gate, ask, picture, served, service};
+
+    #[test]
+    fn a_network_that_hangs_is_neither_ready_nor_live_until_it_comes_back() {
+        let gate = Gate::closed();
+        let service = service(&gate, Duration::from_millis(100));
+        let runtime = Builder::new_multi_thread().enable_all().build().unwrap();
+        let get = |path| runtime.block_on(ask(&service, "GET", path, Body::empty())).0;
+        let classify = || runtime.block_on(ask(&service, "POST", "/classify", picture(1).into()));
+        let health = || ["/v2/health/live", "/v2/health/ready", "/v2/models/pets/ready"].map(&get);
+        let until = |wanted: u16| {
+            for _ in 0..1000 {
+                if health() == [wanted; 3] {
+                    return;
+                }
+                thread::sleep(Duration::from_millis(10));
+            }
+            panic!("{wanted} never came: {:?}", health());
+        };
+        assert_eq!(health(), [200; 3]);
+        assert_eq!(classify().0, 504);
+        until(503);
+        let (code, text) = classify();
+        assert_eq!((code, &text[..]), (503, "{\"error\":\"the network hangs\"}"));
+        assert_eq!(service.live().batcher.waiting(), 0, "nothing more is queued");
+        gate.open();
+        until(200);
+        assert_eq!(classify().0, 200);
+        gate.close();
+        assert_eq!(classify().0, 504);
+        until(503);
+        let other = Gate::closed();
+        other.open();
+        service.switch(served(&other, "pets", ["cat", "dog"]));
+        assert_eq!(health(), [200; 3]);
+        assert_eq!(classify().0, 200);
+        service.stop();
+        assert_eq!(health(), [200, 503, 503]);
+        gate.open();
     }
 }
