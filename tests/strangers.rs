@@ -7,7 +7,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::serve::{Running, answer, infer, next_answer, offline, photo, registered};
+use crate::{
+    model::park,
+    serve::{Running, answer, infer, next_answer, offline, photo, registered},
+};
 
 /// Whoever asks properly is answered.
 fn serves(running: &Running) {
@@ -173,5 +176,48 @@ fn odd_paths_lead_nowhere() {
     }
     let (code, text) = running.ask("POST", "/v2/models/%ff/infer", "", b"{}");
     assert_eq!(code, 404, "{text}");
+    let (code, text) = answer(&mut send(
+        &running,
+        &[b"POST /classify HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Name: \xff\xfe\r\nContent-Length: 1\r\n\r\nx"],
+    ));
+    assert_eq!((code, text.contains("x-name")), (400, true), "{text}");
+    for head in [
+        &b"GET /v2/models/\xff HTTP/1.1\r\nHost: x\r\n\r\n"[..],
+        b"GET /v2\0 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /v2 HTTP/9.9\r\nHost: x\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+    ] {
+        let (code, text) = answer(&mut send(&running, &[head]));
+        assert!(matches!(code, 400 | 404), "{head:?}: {code} {text}");
+    }
     serves(&running);
+}
+
+#[test]
+fn classes_with_hostile_names_stay_text() {
+    let sandbox = park(20);
+    let names = ["<script>alert(1)<\u{2215}script>", "a'b\"c\\d\n} 1"];
+    for (old, new) in [("cat", names[0]), ("dog", names[1])] {
+        std::fs::rename(sandbox.repo.join("data").join(old), sandbox.repo.join("data").join(new)).unwrap();
+    }
+    sandbox.ok("add data");
+    sandbox.ok("repro");
+    sandbox.commit("first");
+    sandbox.ok("model register pets");
+    let running = Running::start(&sandbox, "serve pets");
+    let found = running.json("POST", "/classify", "", &photo(1));
+    let scores = found["scores"].as_object().unwrap();
+    assert_eq!(scores.len(), 2, "{found}");
+    let plain = scores.keys().find(|it| it.contains("script")).unwrap();
+    assert_eq!(plain, names[0]);
+    let page = running.get("/").1;
+    assert!(!page.contains("<script"), "{page}");
+    assert!(page.contains("&lt;script&gt;") && page.contains("b&quot;c\\d"), "{page}");
+    let metrics = running.get("/metrics").1;
+    for line in metrics.lines().filter(|it| !it.starts_with('#')) {
+        assert!(
+            line.starts_with("mlx_") && line.rsplit(' ').next().unwrap().parse::<f64>().is_ok(),
+            "{line}"
+        );
+    }
 }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::deploy::{
     Served, Service,
     http::Shared,
-    note::Note,
+    note::{Facts, Note},
     page::{self, View},
     protocol::{self, JSON_LENGTH},
     service::Refusal,
@@ -107,12 +107,13 @@ pub(super) async fn infer(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
-    let (mut note, served) = (Note::new(), service.live());
+    let mut note = Note::new(&service);
+    let served = Arc::clone(&note.served);
     let answered = match check_names(&served, names) {
-        Ok(()) => try_infer(&service, &served, &headers, body, &mut note).await,
+        Ok(()) => try_infer(&service, &served, &headers, body, &mut note.facts).await,
         Err(refusal) => Err(refusal),
     };
-    note.end(&service, &served, status_of(&answered));
+    note.end(status_of(&answered));
     answered
 }
 
@@ -121,9 +122,9 @@ async fn try_infer(
     served: &Arc<Served>,
     headers: &HeaderMap,
     body: Body,
-    note: &mut Note,
+    facts: &mut Facts,
 ) -> Result<Response, Refusal> {
-    note.read(headers)?;
+    facts.read(headers)?;
     let (bytes, _room) = service.read(headers, body).await?;
     let length = match headers.get(JSON_LENGTH) {
         None => None,
@@ -131,17 +132,17 @@ async fn try_infer(
             Refusal(StatusCode::BAD_REQUEST, format!("`{JSON_LENGTH}` is no count of bytes"))
         })?),
     };
-    note.body = Some(bytes.clone());
+    facts.body = Some(bytes.clone());
     let (mut request, seen) = service.parse(served, bytes, length).await?;
-    note.id = request.id.clone().unwrap_or_else(|| std::mem::take(&mut note.id));
-    note.seen = seen;
+    facts.id = request.id.clone().unwrap_or_else(|| std::mem::take(&mut facts.id));
+    facts.seen = seen;
     let planes = std::mem::take(&mut request.values);
     let answers = service.run(served, planes, request.rows).await?;
     let scores: Vec<f32> = answers.iter().flat_map(|it| it.scores.iter().copied()).collect();
-    note.answers = answers;
+    facts.answers = answers;
     let names = (&served.model[..], &served.number[..]);
     let (body, length) = protocol::print(names, &request, &served.tensors().1, &scores);
-    let id = (header::HeaderName::from_static(ID), note.id.clone());
+    let id = (header::HeaderName::from_static(ID), facts.id.clone());
     let Some(length) = length else {
         return Ok(([(header::CONTENT_TYPE, "application/json".to_owned()), id], body).into_response());
     };
@@ -155,9 +156,10 @@ pub(super) async fn classify(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
-    let (mut note, served) = (Note::new(), service.live());
-    let answered = try_classify(&service, &served, &headers, body, &mut note).await;
-    note.end(&service, &served, status_of(&answered));
+    let mut note = Note::new(&service);
+    let served = Arc::clone(&note.served);
+    let answered = try_classify(&service, &served, &headers, body, &mut note.facts).await;
+    note.end(status_of(&answered));
     answered
 }
 
@@ -166,24 +168,24 @@ async fn try_classify(
     served: &Arc<Served>,
     headers: &HeaderMap,
     body: Body,
-    note: &mut Note,
+    facts: &mut Facts,
 ) -> Result<Response, Refusal> {
     if let Some(given) = headers.get(ID) {
         let given = given.to_str().unwrap_or_default();
         protocol::check_id(given)?;
-        given.clone_into(&mut note.id);
+        given.clone_into(&mut facts.id);
     }
-    note.read(headers)?;
+    facts.read(headers)?;
     let (bytes, _room) = service.read(headers, body).await?;
-    (note.body, note.picture) = (Some(bytes.clone()), true);
-    let planes = service.decode(served, bytes, &mut note.seen).await?;
+    (facts.body, facts.picture) = (Some(bytes.clone()), true);
+    let planes = service.decode(served, bytes, &mut facts.seen).await?;
     let answer = service.run(served, planes, 1).await?.remove(0);
     let scores: serde_json::Map<String, Value> =
         served.description.classes.iter().cloned().zip(answer.scores.iter().map(|it| json!(it))).collect();
-    let body = json!({"id": note.id, "class": answer.class, "probability": answer.probability, "scores": scores,
+    let body = json!({"id": facts.id, "class": answer.class, "probability": answer.probability, "scores": scores,
         "model": served.model, "version": served.number});
-    note.answers.push(answer);
-    Ok(([(header::HeaderName::from_static(ID), note.id.clone())], axum::Json(body)).into_response())
+    facts.answers.push(answer);
+    Ok(([(header::HeaderName::from_static(ID), facts.id.clone())], axum::Json(body)).into_response())
 }
 
 fn status_of(answered: &Result<Response, Refusal>) -> StatusCode {

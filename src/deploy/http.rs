@@ -16,6 +16,7 @@ use crate::deploy::{
     Service,
     counters::Labels,
     handlers::{classify, infer, live, metrics, model_metadata, model_ready, ready, server_metadata, status},
+    note::GONE,
     service::Refusal,
 };
 
@@ -54,38 +55,40 @@ async fn authorized(State(service): Shared, request: Request, next: Next) -> Res
     ([(header::WWW_AUTHENTICATE, "Bearer")], refusal).into_response()
 }
 
-/// Counted as open until dropped, even when the client goes away and nobody answers.
-struct Open(Arc<Service>);
+/// A request to the model, open until it is dropped: by then it has its status, or its client is gone.
+struct Open {
+    service: Arc<Service>,
+    status: u16,
+}
 
 impl Open {
     fn new(service: &Arc<Service>) -> Self {
         service.counters.open.inc();
-        Self(Arc::clone(service))
+        Self { service: Arc::clone(service), status: GONE }
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.counters.open.dec();
+        let (counters, served) = (&self.service.counters, self.service.live());
+        counters.open.dec();
+        counters.count(&Labels {
+            model: served.model.clone(),
+            version: served.number.clone(),
+            code: self.status.into(),
+        });
     }
 }
 
-/// Counts and times every answer.
+/// Counts and times every answer of the model, and those that nobody waited for.
 async fn counted(State(service): Shared, request: Request, next: Next) -> Response {
-    let asked = matches!(request.uri().path(), it if it == "/classify" || it.ends_with("/infer"));
-    let start = Instant::now();
-    let open = Open::new(&service);
-    let response = next.run(request).await;
-    drop(open);
-    if asked {
-        let served = service.live();
-        let labels = Labels {
-            model: served.model.clone(),
-            version: served.number.clone(),
-            code: response.status().as_u16().into(),
-        };
-        service.counters.count(&labels);
-        service.counters.seconds.observe(start.elapsed().as_secs_f64());
+    if !matches!(request.uri().path(), it if it == "/classify" || it.ends_with("/infer")) {
+        return next.run(request).await;
     }
+    let start = Instant::now();
+    let mut open = Open::new(&service);
+    let response = next.run(request).await;
+    open.status = response.status().as_u16();
+    service.counters.seconds.observe(start.elapsed().as_secs_f64());
     response
 }

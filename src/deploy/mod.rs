@@ -28,6 +28,7 @@ pub use self::{
     batch::Limits,
     client::{Answered, Client},
     listen::serve,
+    note::GONE,
     page::escape,
     served::{Answer, Served},
     service::{Options, Service},

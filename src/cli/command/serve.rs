@@ -17,7 +17,7 @@ use crate::{
         },
         report::count,
     },
-    deploy::{Limits, Options, Served, Service, client, serve},
+    deploy::{GONE, Limits, Options, Served, Service, client, serve},
     error::{Error, Result},
     fs,
     model::registry,
@@ -209,6 +209,8 @@ impl Report for Ended {
 
 impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} gave {}", self.version, count(self.answers.values().sum(), "answer"))
+        // Whoever went away was given none.
+        let given = self.answers.iter().filter(|it| *it.0 != u32::from(GONE));
+        write!(f, "{} gave {}", self.version, count(given.map(|it| it.1).sum(), "answer"))
     }
 }
