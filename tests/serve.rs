@@ -5,6 +5,7 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpStream,
     process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
@@ -30,6 +31,8 @@ pub fn registered() -> Sandbox {
 pub struct Running {
     child: Child,
     pub address: String,
+    /// What it said on standard error after its first line.
+    said: Arc<Mutex<String>>,
 }
 
 impl Running {
@@ -53,9 +56,22 @@ impl Running {
             said.clear();
             assert!(lines.read_line(&mut said).unwrap() > 0, "it ended");
         }
-        thread::spawn(move || lines.lines().for_each(drop));
         let address = said.split("http://").nth(1).unwrap().split(' ').next().unwrap().to_owned();
-        Self { child, address }
+        let said = Arc::<Mutex<String>>::default();
+        let more = Arc::clone(&said);
+        thread::spawn(move || {
+            lines.lines().map_while(Result::ok).for_each(|it| more.lock().unwrap().push_str(&(it + "\n")));
+        });
+        Self { child, address, said }
+    }
+
+    /// Waits until this stands on standard error.
+    pub fn says(&self, text: &str) {
+        let end = Instant::now() + Duration::from_secs(30);
+        while !self.said.lock().unwrap().contains(text) {
+            assert!(Instant::now() < end, "not said: {text}: {}", self.said.lock().unwrap());
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// A connection that gives up after some seconds.
@@ -99,9 +115,19 @@ impl Running {
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 
+    /// Asks it to end.
+    pub fn terminate(&self) {
+        Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
+    }
+
     /// Asks it to end and gives what it printed.
     pub fn stop(&mut self) -> String {
-        Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
+        self.terminate();
+        self.ended()
+    }
+
+    /// Waits for its end and gives what it printed.
+    pub fn ended(&mut self) -> String {
         let mut said = String::new();
         self.child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
         assert!(self.child.wait().unwrap().success());
@@ -117,7 +143,7 @@ impl Drop for Running {
 }
 
 /// Status and body of an answer; 0 when there is none.
-fn answer(stream: &mut TcpStream) -> (u16, String) {
+pub fn answer(stream: &mut TcpStream) -> (u16, String) {
     let mut bytes = Vec::new();
     let _end = stream.read_to_end(&mut bytes);
     let text = String::from_utf8_lossy(&bytes).into_owned();
@@ -372,7 +398,7 @@ fn the_client_of_triton_works_untouched() {
 }
 
 /// One answer on a connection that stays open: its status.
-fn next_answer(stream: &mut BufReader<TcpStream>) -> u16 {
+pub fn next_answer(stream: &mut BufReader<TcpStream>) -> u16 {
     let (mut line, mut code, mut length) = (String::new(), 0, 0);
     while line != "\r\n" {
         line.clear();

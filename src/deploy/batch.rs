@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
         mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
     },
@@ -45,6 +45,7 @@ struct Job {
 pub struct Batcher {
     sender: SyncSender<Job>,
     waiting: Arc<AtomicUsize>,
+    running: Arc<Running>,
     most: usize,
 }
 
@@ -53,15 +54,23 @@ impl Batcher {
     pub fn start(engine: Box<dyn Engine>, side: usize, limits: Limits) -> Result<Self> {
         let (sender, receiver) = sync_channel(limits.queue);
         let waiting = Arc::new(AtomicUsize::new(0));
-        let worker = Worker { engine, side, limits, receiver, waiting: Arc::clone(&waiting) };
+        let running = Arc::<Running>::default();
+        let (waits, runs) = (Arc::clone(&waiting), Arc::clone(&running));
+        let worker = Worker { engine, side, limits, receiver, waiting: waits, running: runs };
         let thread = thread::Builder::new().name("network".into()).spawn(move || worker.run());
         thread.doing(|| "cannot start the network's thread".into())?;
-        Ok(Self { sender, waiting, most: limits.batch })
+        Ok(Self { sender, waiting, running, most: limits.batch })
     }
 
     /// Requests that wait now.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Whether one run of the network has gone on for so long.
+    pub fn is_stuck(&self, limit: Duration) -> bool {
+        let since = *self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        since.is_some_and(|it| it.elapsed() >= limit)
     }
 
     /// Runs pictures (N×3×side×side values each); more than one batch holds are run one after another.
@@ -94,12 +103,16 @@ impl Batcher {
     }
 }
 
+/// Since when the network runs, if it does now.
+type Running = Mutex<Option<Instant>>;
+
 struct Worker {
     engine: Box<dyn Engine>,
     side: usize,
     limits: Limits,
     receiver: Receiver<Job>,
     waiting: Arc<AtomicUsize>,
+    running: Arc<Running>,
 }
 
 impl Worker {
@@ -175,13 +188,19 @@ impl Worker {
 
     /// A network that panics fails its batch, not the service.
     fn try_run(&mut self, planes: &[f32], rows: usize) -> Result<Vec<f32>> {
+        self.runs_since(Some(Instant::now()));
         let run = std::panic::AssertUnwindSafe(|| self.engine.run(planes, self.side));
-        let values = std::panic::catch_unwind(run)
-            .unwrap_or_else(|_| Err(Error::new(Kind::Internal, "the network panicked")))?;
+        let ended = std::panic::catch_unwind(run);
+        self.runs_since(None);
+        let values = ended.unwrap_or_else(|_| Err(Error::new(Kind::Internal, "the network panicked")))?;
         if values.is_empty() || values.len() % rows != 0 {
             return Err(Error::new(Kind::Internal, "the network's output does not fit its input"));
         }
         Ok(values)
+    }
+
+    fn runs_since(&self, since: Option<Instant>) {
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = since;
     }
 }
 

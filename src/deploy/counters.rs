@@ -93,3 +93,18 @@ impl Counters {
         text
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_cannot_end_its_line() {
+        let counters = Counters::new();
+        let model = "<script>\"} 1\n\\".to_owned();
+        counters.count(&Labels { model, version: "v1".into(), code: 200 });
+        let text = counters.text();
+        let wanted = r#"mlx_requests_total{model="<script>\"} 1\n\\",version="v1",code="200"} 1"#;
+        assert!(text.lines().any(|it| it == wanted), "{text}");
+    }
+}

@@ -4,7 +4,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use axum::{
     body::Body,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
     http::{HeaderMap, StatusCode, header},
     response::{Html, IntoResponse, Response},
 };
@@ -13,9 +13,9 @@ use serde_json::{Value, json};
 use crate::deploy::{
     Served, Service,
     http::Shared,
-    note::Note,
+    note::{Facts, Note},
     page::{self, View},
-    protocol::{self, DATATYPE, JSON_LENGTH, Tensor},
+    protocol::{self, JSON_LENGTH},
     service::Refusal,
 };
 
@@ -26,8 +26,12 @@ pub(super) async fn status(State(service): Shared) -> Html<String> {
     Html(page::status(&View {
         served: &service.live(),
         environment: &service.options.environment,
-        address: service.options.address.to_string(),
-        ready: service.is_ready(),
+        address: service.address().to_string(),
+        state: match (service.is_live(), service.is_ready()) {
+            (false, _) => "stuck",
+            (true, true) => "ready",
+            (true, false) => "stopping",
+        },
         age: service.started.elapsed().as_secs(),
         answers: answers.iter().map(|(code, count)| format!("{count} with {code}")).collect(),
     }))
@@ -44,11 +48,18 @@ pub(super) async fn metrics(State(service): Shared) -> Response {
     ([(header::CONTENT_TYPE, kind)], service.counters.text()).into_response()
 }
 
+pub(super) async fn live(State(service): Shared) -> Response {
+    let live = service.is_live();
+    (status_if(live), axum::Json(json!({"live": live}))).into_response()
+}
+
 pub(super) async fn ready(State(service): Shared) -> Response {
-    if service.is_ready() {
-        return axum::Json(json!({"ready": true})).into_response();
-    }
-    (StatusCode::SERVICE_UNAVAILABLE, axum::Json(json!({"ready": false}))).into_response()
+    let ready = service.is_ready();
+    (status_if(ready), axum::Json(json!({"ready": ready}))).into_response()
+}
+
+fn status_if(well: bool) -> StatusCode {
+    if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
 pub(super) async fn server_metadata() -> axum::Json<Value> {
@@ -56,11 +67,15 @@ pub(super) async fn server_metadata() -> axum::Json<Value> {
     axum::Json(json!({"name": "mlx", "version": version, "extensions": ["binary_tensor_data"]}))
 }
 
+/// Parts of an address; none where they are no text.
+type Names = Result<Path<Vec<(String, String)>>, PathRejection>;
+
 /// Refuses addresses of another model or version than the one that answers.
-fn check_names(served: &Served, names: &[(String, String)]) -> Result<(), Refusal> {
-    for (key, value) in names {
+fn check_names(served: &Served, names: Names) -> Result<(), Refusal> {
+    let unreadable = |_| Refusal(StatusCode::NOT_FOUND, "there is no such address".into());
+    for (key, value) in names.map_err(unreadable)?.0 {
         let own = if key == "model" { &served.model } else { &served.number };
-        if value != own {
+        if value != *own {
             let message = format!("there is no such {key}; this is {} {}", served.model, served.number);
             return Err(Refusal(StatusCode::NOT_FOUND, message));
         }
@@ -68,52 +83,37 @@ fn check_names(served: &Served, names: &[(String, String)]) -> Result<(), Refusa
     Ok(())
 }
 
-/// What a version takes and gives.
-fn tensors(served: &Served) -> (Tensor, Tensor) {
-    let side = i64::from(served.description.input.crop);
-    let input = Tensor {
-        name: served.description.input.name.clone(),
-        datatype: DATATYPE,
-        shape: vec![-1, 3, side, side],
-    };
-    let classes = served.description.classes.len() as i64;
-    let output =
-        Tensor { name: served.description.output.clone(), datatype: DATATYPE, shape: vec![-1, classes] };
-    (input, output)
-}
-
-type Names = Path<Vec<(String, String)>>;
-
 pub(super) async fn model_metadata(
     State(service): Shared,
-    Path(names): Names,
+    names: Names,
 ) -> Result<axum::Json<Value>, Refusal> {
     let served = service.live();
-    check_names(&served, &names)?;
-    let (input, output) = tensors(&served);
+    check_names(&served, names)?;
+    let (input, output) = served.tensors();
     Ok(axum::Json(json!({"name": served.model, "versions": [served.number], "platform": "onnx_onnxv1",
         "parameters": {"package": served.package}, "inputs": [input], "outputs": [output]})))
 }
 
-pub(super) async fn model_ready(State(service): Shared, Path(names): Names) -> Result<Response, Refusal> {
+pub(super) async fn model_ready(State(service): Shared, names: Names) -> Result<Response, Refusal> {
     let served = service.live();
-    check_names(&served, &names)?;
-    let code = if service.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    Ok((code, axum::Json(json!({"name": served.model, "ready": service.is_ready()}))).into_response())
+    check_names(&served, names)?;
+    let ready = service.is_ready();
+    Ok((status_if(ready), axum::Json(json!({"name": served.model, "ready": ready}))).into_response())
 }
 
 pub(super) async fn infer(
     State(service): Shared,
-    Path(names): Names,
+    names: Names,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
-    let (mut note, served) = (Note::new(), service.live());
-    let answered = match check_names(&served, &names) {
-        Ok(()) => try_infer(&service, &served, &headers, body, &mut note).await,
+    let mut note = Note::new(&service);
+    let served = Arc::clone(&note.served);
+    let answered = match check_names(&served, names) {
+        Ok(()) => try_infer(&service, &served, &headers, body, &mut note.facts).await,
         Err(refusal) => Err(refusal),
     };
-    note.end(&service, &served, status_of(&answered));
+    note.end(status_of(&answered));
     answered
 }
 
@@ -122,9 +122,9 @@ async fn try_infer(
     served: &Arc<Served>,
     headers: &HeaderMap,
     body: Body,
-    note: &mut Note,
+    facts: &mut Facts,
 ) -> Result<Response, Refusal> {
-    note.read(headers)?;
+    facts.read(headers)?;
     let (bytes, _room) = service.read(headers, body).await?;
     let length = match headers.get(JSON_LENGTH) {
         None => None,
@@ -132,19 +132,17 @@ async fn try_infer(
             Refusal(StatusCode::BAD_REQUEST, format!("`{JSON_LENGTH}` is no count of bytes"))
         })?),
     };
-    note.body = Some(bytes.clone());
-    let (input, output) = tensors(served);
-    let mut request = protocol::parse(&bytes, length, &input, &output)?;
-    note.id = request.id.clone().unwrap_or_else(|| std::mem::take(&mut note.id));
-    let side = served.description.input.crop as usize;
-    let (planes, seen) = service.see(std::mem::take(&mut request.values), request.rows, side).await?;
-    note.seen = seen;
+    facts.body = Some(bytes.clone());
+    let (mut request, seen) = service.parse(served, bytes, length).await?;
+    facts.id = request.id.clone().unwrap_or_else(|| std::mem::take(&mut facts.id));
+    facts.seen = seen;
+    let planes = std::mem::take(&mut request.values);
     let answers = service.run(served, planes, request.rows).await?;
     let scores: Vec<f32> = answers.iter().flat_map(|it| it.scores.iter().copied()).collect();
-    note.answers = answers;
+    facts.answers = answers;
     let names = (&served.model[..], &served.number[..]);
-    let (body, length) = protocol::print(names, &request, &output, &scores);
-    let id = (header::HeaderName::from_static(ID), note.id.clone());
+    let (body, length) = protocol::print(names, &request, &served.tensors().1, &scores);
+    let id = (header::HeaderName::from_static(ID), facts.id.clone());
     let Some(length) = length else {
         return Ok(([(header::CONTENT_TYPE, "application/json".to_owned()), id], body).into_response());
     };
@@ -158,9 +156,10 @@ pub(super) async fn classify(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
-    let (mut note, served) = (Note::new(), service.live());
-    let answered = try_classify(&service, &served, &headers, body, &mut note).await;
-    note.end(&service, &served, status_of(&answered));
+    let mut note = Note::new(&service);
+    let served = Arc::clone(&note.served);
+    let answered = try_classify(&service, &served, &headers, body, &mut note.facts).await;
+    note.end(status_of(&answered));
     answered
 }
 
@@ -169,24 +168,24 @@ async fn try_classify(
     served: &Arc<Served>,
     headers: &HeaderMap,
     body: Body,
-    note: &mut Note,
+    facts: &mut Facts,
 ) -> Result<Response, Refusal> {
     if let Some(given) = headers.get(ID) {
         let given = given.to_str().unwrap_or_default();
         protocol::check_id(given)?;
-        given.clone_into(&mut note.id);
+        given.clone_into(&mut facts.id);
     }
-    note.read(headers)?;
+    facts.read(headers)?;
     let (bytes, _room) = service.read(headers, body).await?;
-    (note.body, note.picture) = (Some(bytes.clone()), true);
-    let planes = service.decode(served, bytes, &mut note.seen).await?;
+    (facts.body, facts.picture) = (Some(bytes.clone()), true);
+    let planes = service.decode(served, bytes, &mut facts.seen).await?;
     let answer = service.run(served, planes, 1).await?.remove(0);
     let scores: serde_json::Map<String, Value> =
         served.description.classes.iter().cloned().zip(answer.scores.iter().map(|it| json!(it))).collect();
-    let body = json!({"id": note.id, "class": answer.class, "probability": answer.probability, "scores": scores,
+    let body = json!({"id": facts.id, "class": answer.class, "probability": answer.probability, "scores": scores,
         "model": served.model, "version": served.number});
-    note.answers.push(answer);
-    Ok(([(header::HeaderName::from_static(ID), note.id.clone())], axum::Json(body)).into_response())
+    facts.answers.push(answer);
+    Ok(([(header::HeaderName::from_static(ID), facts.id.clone())], axum::Json(body)).into_response())
 }
 
 fn status_of(answered: &Result<Response, Refusal>) -> StatusCode {

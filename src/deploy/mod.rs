@@ -1,6 +1,6 @@
 //! A model in use.
 //!
-//! A picture's way: [`http`] lets a request in, [`handlers`] answer it within the limits of [`service`], [`Served`]
+//! A picture's way: [`listen`] takes the connection, [`http`] lets a request in, [`handlers`] answer it within the limits of [`service`], [`Served`]
 //! has the package and its network, [`batch`] runs several requests at once, [`protocol`] reads and writes tensors
 //! of the Open Inference Protocol. The network runs on a thread of its own;
 //! the async runtime only ever waits for it. From outside, [`Client`] asks, [`watch`] asks for a camera, and
@@ -12,9 +12,13 @@ pub mod client;
 mod counters;
 mod handlers;
 mod http;
+mod listen;
 mod note;
 mod page;
 mod protocol;
+mod room;
+#[cfg(test)]
+mod samples;
 mod served;
 mod service;
 pub mod stop;
@@ -23,7 +27,8 @@ pub mod watch;
 pub use self::{
     batch::Limits,
     client::{Answered, Client},
-    http::serve,
+    listen::serve,
+    note::GONE,
     page::escape,
     served::{Answer, Served},
     service::{Options, Service},

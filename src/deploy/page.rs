@@ -7,7 +7,8 @@ pub struct View<'v> {
     pub served: &'v Served,
     pub environment: &'v str,
     pub address: String,
-    pub ready: bool,
+    /// `ready`, `stopping` or `stuck`.
+    pub state: &'static str,
     /// Seconds.
     pub age: u64,
     /// `12 with 200`
@@ -22,7 +23,7 @@ td:first-child{color:#666}code{background:#f2f2f2;padding:.1em .3em;border-radiu
 /// One page, no scripts, made anew every five seconds.
 pub fn status(view: &View<'_>) -> String {
     let served = view.served;
-    let (color, word) = if view.ready { ("#2a2", "ready") } else { ("#c60", "stopping") };
+    let (color, word) = (if view.state == "ready" { "#2a2" } else { "#c60" }, view.state);
     let rows = [
         ("environment", escape(view.environment)),
         ("model", format!("{} {}", escape(&served.model), escape(&served.number))),
@@ -53,4 +54,30 @@ pub fn escape(text: &str) -> String {
         .replace('>', "&gt;")
         .replace('"', "&quot;")
         .replace('\'', "&#39;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::deploy::samples::{Gate, served};
+
+    #[test]
+    fn names_from_others_stay_text() {
+        let served =
+            served(&Gate::closed(), "<script>\"'&", ["<script>alert(1)</script>", "a'b\"c\\d\n</table>"]);
+        let page = status(&View {
+            served: &served,
+            environment: "<b>",
+            address: "127.0.0.1:1".into(),
+            state: "ready",
+            age: 1,
+            answers: Vec::new(),
+        });
+        assert!(!page.contains("<script") && !page.contains("<b>"), "{page}");
+        assert_eq!(page.matches("</table>").count(), 1);
+        assert!(
+            page.contains("&lt;script&gt;alert(1)&lt;/script&gt;, a&#39;b&quot;c\\d\n&lt;/table&gt;"),
+            "{page}"
+        );
+    }
 }

@@ -1,12 +1,15 @@
 //! Tensors of the Open Inference Protocol V2 (REST) and its binary extension, read and written.
 //!
-//! Everything here takes bytes from strangers: counts are checked before anything is set aside for them.
+//! Everything here takes bytes from strangers: counts are checked before anything is set aside for them, lists have
+//! their ends, what is not asked for is read over, and no more than a line of it comes back in an error.
+
+use std::{convert::Infallible, marker::PhantomData};
 
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{DeserializeSeed, SeqAccess, Visitor},
 };
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use crate::error::{Error, Result};
 
@@ -16,6 +19,12 @@ pub const DATATYPE: &str = "FP32";
 pub const JSON_LENGTH: &str = "inference-header-content-length";
 /// An id from outside is no longer than this.
 const LONGEST_ID: usize = 128;
+/// Characters of the reason why something is no JSON, which may repeat what was sent.
+const LONGEST_REASON: usize = 200;
+/// Outputs that a request may name.
+const OUTPUTS: usize = 8;
+/// Of a shape.
+const DIMENSIONS: usize = 8;
 
 /// A request for inference.
 #[derive(Debug, PartialEq)]
@@ -33,19 +42,19 @@ pub struct Request {
 struct Body {
     id: Option<String>,
     #[serde(default)]
-    parameters: Map<String, Value>,
-    inputs: Vec<Input>,
+    parameters: Parameters,
+    inputs: Few<Input, 1>,
     #[serde(default)]
-    outputs: Vec<Output>,
+    outputs: Few<Output, OUTPUTS>,
 }
 
 #[derive(Deserialize)]
 struct Input {
     name: String,
-    shape: Vec<u64>,
+    shape: Few<u64, DIMENSIONS>,
     datatype: String,
     #[serde(default)]
-    parameters: Map<String, Value>,
+    parameters: Parameters,
     data: Option<Flat>,
 }
 
@@ -53,8 +62,26 @@ struct Input {
 struct Output {
     name: String,
     #[serde(default)]
-    parameters: Map<String, Value>,
+    parameters: Parameters,
 }
+
+/// Those that mean something here; others are read over, whatever they hold.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Parameters {
+    /// Bytes of a tensor behind the JSON.
+    #[serde(rename = "binary_data_size")]
+    size: Option<usize>,
+    /// Whether outputs go as bytes where they do not say themselves.
+    #[serde(rename = "binary_data_output")]
+    outputs: Option<bool>,
+    /// Whether this output goes as bytes.
+    #[serde(rename = "binary_data")]
+    own: Option<bool>,
+}
+
+/// A list that is refused as soon as it is too long.
+struct Few<T, const MOST: usize>(Vec<T>);
 
 /// Numbers, however deeply nested, in order.
 #[derive(Default)]
@@ -71,43 +98,46 @@ pub struct Tensor {
 
 /// Reads a request. `header` is the length of the JSON where bytes follow it.
 pub fn parse(body: &[u8], header: Option<usize>, input: &Tensor, output: &Tensor) -> Result<Request> {
-    let wrong = |message: String| Err(Error::usage(message));
-    let (text, mut bytes) = match header {
+    let (text, bytes) = match header {
         None => (body, &[][..]),
         Some(length) if length <= body.len() => body.split_at(length),
         Some(length) => {
-            return wrong(format!("the header says {length} bytes of JSON, and the body has {}", body.len()));
+            let message = format!("the header says {length} bytes of JSON, and the body has {}", body.len());
+            return Err(Error::usage(message));
         }
     };
-    let read: Body = serde_json::from_slice(text)
-        .map_err(|it| Error::usage(format!("the body is no inference request: {it}")))?;
+    let read: Body = serde_json::from_slice(text).map_err(|it| {
+        Error::usage(format!("the body is no inference request: {}", cut(&it.to_string(), LONGEST_REASON)))
+    })?;
     if let Some(id) = &read.id {
         check_id(id)?;
     }
-    let [tensor] = &read.inputs[..] else {
-        return wrong(format!(
-            "there is one input, `{}`, and the request has {}",
-            input.name,
-            read.inputs.len()
-        ));
+    if let Some(unknown) = read.outputs.0.iter().find(|it| it.name != output.name) {
+        let unknown = short(&unknown.name);
+        return Err(Error::usage(format!("there is no output `{unknown}`; it is called `{}`", output.name)));
+    }
+    let Some(tensor) = read.inputs.0.into_iter().next() else {
+        return Err(Error::usage(format!("there is one input, `{}`, and the request has none", input.name)));
     };
+    let (rows, values) = numbers(tensor, bytes, input)?;
+    let whole = read.parameters.outputs.unwrap_or(false);
+    let binary = read.outputs.0.first().and_then(|it| it.parameters.own).unwrap_or(whole);
+    Ok(Request { id: read.id, rows, values, binary })
+}
+
+/// The rows of the one input and its numbers, which stand in the JSON or are all the bytes behind it.
+fn numbers(tensor: Input, mut bytes: &[u8], input: &Tensor) -> Result<(usize, Vec<f32>)> {
+    let wrong = |message: String| Err(Error::usage(message));
     if tensor.name != input.name {
         return wrong(format!("there is no input `{}`; it is called `{}`", short(&tensor.name), input.name));
     }
     if tensor.datatype != DATATYPE {
         return wrong(format!("`{}` is {DATATYPE}, not `{}`", input.name, short(&tensor.datatype)));
     }
-    if let Some(unknown) = read.outputs.iter().find(|it| it.name != output.name) {
-        return wrong(format!(
-            "there is no output `{}`; it is called `{}`",
-            short(&unknown.name),
-            output.name
-        ));
-    }
-    let (rows, count) = fits(&tensor.shape, input)?;
-    let values = match (number(&tensor.parameters, "binary_data_size")?, &tensor.data) {
+    let (rows, count) = fits(&tensor.shape.0, input)?;
+    let values = match (tensor.parameters.size, tensor.data) {
         (Some(size), None) => take(&mut bytes, size, count)?,
-        (None, Some(Flat(values))) => values.clone(),
+        (None, Some(Flat(values))) => values,
         _ => return wrong(format!("`{}` needs either data or binary_data_size", input.name)),
     };
     if values.len() != count {
@@ -119,10 +149,7 @@ pub fn parse(body: &[u8], header: Option<usize>, input: &Tensor, output: &Tensor
     if values.iter().any(|it| !it.is_finite()) {
         return wrong(format!("`{}` holds NaN or infinities", input.name));
     }
-    let asked = |it: &Map<String, Value>, key: &str| it.get(key).and_then(Value::as_bool);
-    let whole = asked(&read.parameters, "binary_data_output").unwrap_or(false);
-    let binary = read.outputs.first().and_then(|it| asked(&it.parameters, "binary_data")).unwrap_or(whole);
-    Ok(Request { id: read.id, rows, values, binary })
+    Ok((rows, values))
 }
 
 /// An id that may stand in logs, headers and file names of others.
@@ -143,12 +170,6 @@ fn fits(shape: &[u64], input: &Tensor) -> Result<(usize, usize)> {
         Some(Ok(count)) if same => Ok((shape[0] as usize, count)),
         _ => Err(Error::usage(format!("the shape {shape:?} does not fit {:?}", input.shape))),
     }
-}
-
-fn number(parameters: &Map<String, Value>, key: &str) -> Result<Option<usize>> {
-    let Some(value) = parameters.get(key) else { return Ok(None) };
-    let number = value.as_u64().and_then(|it| usize::try_from(it).ok());
-    number.map(Some).ok_or_else(|| Error::usage(format!("`{key}` is no count of bytes")))
 }
 
 fn take(bytes: &mut &[u8], size: usize, count: usize) -> Result<Vec<f32>> {
@@ -193,7 +214,57 @@ pub fn print(
 
 /// As much of a stranger's text as an error repeats.
 fn short(text: &str) -> String {
-    text.chars().filter(|it| !it.is_control()).take(40).collect()
+    cut(text, 40)
+}
+
+/// The beginning of a text, on one line.
+fn cut(text: &str, most: usize) -> String {
+    text.chars().filter(|it| !it.is_control()).take(most).collect()
+}
+
+impl<T, const MOST: usize> Default for Few<T, MOST> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for Few<T, MOST> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_seq(FewOf(PhantomData))
+    }
+}
+
+struct FewOf<T, const MOST: usize>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for FewOf<T, MOST> {
+    type Value = Few<T, MOST>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a list of at most {MOST}")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Self::Value, A::Error> {
+        let mut few = Vec::new();
+        while few.len() < MOST {
+            let Some(next) = list.next_element()? else { return Ok(Few(few)) };
+            few.push(next);
+        }
+        match list.next_element_seed(OneTooMany(MOST))? {
+            None => Ok(Few(few)),
+            Some(never) => match never {},
+        }
+    }
+}
+
+/// Refuses whatever comes, before it is read.
+struct OneTooMany(usize);
+
+impl<'de> DeserializeSeed<'de> for OneTooMany {
+    type Value = Infallible;
+
+    fn deserialize<D: Deserializer<'de>>(self, _: D) -> std::result::Result<Infallible, D::Error> {
+        Err(serde::de::Error::custom(format!("this list has at most {}", self.0)))
+    }
 }
 
 impl<'de> Deserialize<'de> for Flat {
@@ -246,6 +317,7 @@ impl<'de> Visitor<'de> for Fill<'_> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::Value;
 
     use super::*;
 
@@ -321,6 +393,43 @@ mod tests {
         for id in ["", "a b", "a\\nb", &"x".repeat(129)] {
             let body = format!(r#"{{"id":"{id}","inputs":[]}}"#);
             assert!(ask(body.as_bytes(), None).is_err(), "{id}");
+        }
+    }
+
+    #[test]
+    fn lists_without_an_end_are_refused_and_what_is_unknown_is_read_over() {
+        let data = "[1,2,3,4,5,6]";
+        let tensor = |shape: &str, more: &str| {
+            format!(r#"{{"name":"pixels","shape":{shape},"datatype":"FP32","data":{data}{more}}}"#)
+        };
+        let body = |inputs: &str, more: &str| format!(r#"{{"inputs":[{inputs}]{more}}}"#);
+        let good = tensor("[1,3,1,2]", "");
+        let large = format!(r#","parameters":{{"x":[{}0]}}"#, "[{\"y\":1}],".repeat(10_000));
+        let outputs = |count: usize| {
+            format!(r#","outputs":[{}]"#, vec![r#"{"name":"probabilities"}"#; count].join(","))
+        };
+        for taken in [
+            body(&good, &large),
+            body(&tensor("[1,3,1,2]", &large), ""),
+            body(&good, &outputs(8)),
+            body(&good, r#","parameters":{"binary_data_output":null}"#),
+        ] {
+            assert_eq!(ask(taken.as_bytes(), None).unwrap().rows, 1);
+        }
+        let long = |what: &str, count: usize| vec![what; count].join(",");
+        for (refused, why) in [
+            (body(&long(&good, 2), ""), "at most 1"),
+            (body(&format!("{good},{{"), ""), "at most 1"),
+            (body(&good, &outputs(9)), "at most 8"),
+            (body(&tensor(&format!("[{}]", long("1", 10_000)), ""), ""), "at most 8"),
+            (body(&tensor(&format!("[{}]", long("1", 1_000_000)), ""), ""), "at most 8"),
+            (body(&tensor("[1,1,1,1,1,1,1,1]", ""), ""), "does not fit"),
+            (body("", ""), "has none"),
+            (format!(r#"{{"inputs":"{}"}}"#, "x".repeat(1_000_000)), "invalid type"),
+            (body(&good, r#","parameters":{"binary_data_output":7}"#), "invalid type"),
+        ] {
+            let text = ask(refused.as_bytes(), None).unwrap_err().full_text();
+            assert!(text.contains(why) && text.len() < 300, "{why}: {text}");
         }
     }
 

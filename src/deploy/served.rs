@@ -5,7 +5,10 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::{
-    deploy::batch::{Batcher, Limits},
+    deploy::{
+        batch::{Batcher, Limits},
+        protocol::{DATATYPE, Tensor},
+    },
     digest::Digest,
     error::{Error, Kind, Result},
     model::{
@@ -57,6 +60,14 @@ impl Served {
     /// `pets@v0.1.0`
     pub fn name(&self) -> String {
         format!("{}@{}", self.model, self.number)
+    }
+
+    /// What it takes and gives.
+    pub(super) fn tensors(&self) -> (Tensor, Tensor) {
+        let (input, side) = (&self.description.input, i64::from(self.description.input.crop));
+        let tensor = |name: &str, shape| Tensor { name: name.to_owned(), datatype: DATATYPE, shape };
+        let classes = self.description.classes.len() as i64;
+        (tensor(&input.name, vec![-1, 3, side, side]), tensor(&self.description.output, vec![-1, classes]))
     }
 
     /// Planes of one picture, as the network takes them.

@@ -2,6 +2,11 @@
 //!
 //! What one stranger sends must not cost another their answer. So bodies in memory and pictures being decoded
 //! are bounded, everything has a deadline, and what is too much is refused at once with a status that says so.
+//!
+//! Nobody can end a network that hangs but by ending the process. So when one run of it has outlasted three
+//! deadlines, the service is neither ready, which keeps requests away, nor live, which makes Kubernetes start it
+//! anew; what is asked meanwhile is refused at once. Should the run end after all, or another version be released,
+//! all is well again. A stop only takes readiness away.
 
 use std::{
     net::SocketAddr,
@@ -19,21 +24,24 @@ use axum::{
 };
 use http_body_util::BodyExt as _;
 use serde_json::json;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
-};
+use tokio::{sync::Semaphore, time::timeout};
 
 use crate::{
-    deploy::{Answer, Served, counters::Counters, note::Seen},
+    deploy::{
+        Answer, Served,
+        counters::Counters,
+        note::{Seen, seen},
+        protocol::{self, Request},
+        room::{Room, Rooms},
+    },
     digest::Digest,
     error::{Error, Kind, Result},
     model::{looks::looks, picture},
     traffic::Spool,
 };
 
-/// Bodies are counted in pieces of this size.
-const PIECE: usize = 64 << 10;
+/// Deadlines that one run of the network may miss.
+const MISSED: u32 = 3;
 
 /// How to serve.
 #[derive(Clone, Debug)]
@@ -46,7 +54,7 @@ pub struct Options {
     pub deadline: Duration,
     /// Bytes of one body.
     pub largest_body: usize,
-    /// Bytes of all bodies at once.
+    /// Bytes of all bodies at once, besides the beginning of each.
     pub bodies: usize,
     /// Pixels of one picture.
     pub pixels: u64,
@@ -58,10 +66,11 @@ pub struct Service {
     pub options: Options,
     pub counters: Counters,
     pub started: Instant,
+    bound: OnceLock<SocketAddr>,
     live: RwLock<Arc<Served>>,
     stopping: AtomicBool,
     spool: OnceLock<Spool>,
-    bodies: Arc<Semaphore>,
+    rooms: Rooms,
     decoders: Arc<Semaphore>,
 }
 
@@ -94,8 +103,9 @@ impl Service {
     pub fn new(served: Arc<Served>, options: Options) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Arc::new(Self {
-            bodies: Arc::new(Semaphore::new(options.bodies.div_ceil(PIECE))),
+            rooms: Rooms::new(options.connections, options.bodies),
             decoders: Arc::new(Semaphore::new(cores)),
+            bound: OnceLock::new(),
             live: RwLock::new(served),
             stopping: AtomicBool::new(false),
             spool: OnceLock::new(),
@@ -114,6 +124,16 @@ impl Service {
         self.spool.get()
     }
 
+    /// Says where it can be asked.
+    pub(super) fn listens_at(&self, address: SocketAddr) {
+        let _second = self.bound.set(address);
+    }
+
+    /// Where it can be asked, once it can.
+    pub fn address(&self) -> SocketAddr {
+        self.bound.get().copied().unwrap_or(self.options.address)
+    }
+
     /// The version that answers now.
     pub fn live(&self) -> Arc<Served> {
         Arc::clone(&self.live.read().unwrap_or_else(PoisonError::into_inner))
@@ -130,16 +150,22 @@ impl Service {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
+    /// Whether requests are welcome.
     pub fn is_ready(&self) -> bool {
-        !self.stopping.load(Ordering::Relaxed)
+        !self.stopping.load(Ordering::Relaxed) && self.is_live()
     }
 
-    /// Reads a body within the limits; its room is free again when the permit is dropped.
-    pub(super) async fn read(
-        &self,
-        headers: &HeaderMap,
-        body: Body,
-    ) -> Result<(Bytes, OwnedSemaphorePermit), Refusal> {
+    /// Whether the network comes back from what it is given.
+    pub fn is_live(&self) -> bool {
+        !self.hangs(&self.live())
+    }
+
+    fn hangs(&self, served: &Served) -> bool {
+        served.batcher.is_stuck(self.options.deadline * MISSED)
+    }
+
+    /// Reads a body within the limits; its room is free again when that is dropped.
+    pub(super) async fn read(&self, headers: &HeaderMap, mut body: Body) -> Result<(Bytes, Room), Refusal> {
         let most = self.options.largest_body;
         let too_large = || Refusal(StatusCode::PAYLOAD_TOO_LARGE, format!("a body has {most} bytes at most"));
         let said = headers.get(header::CONTENT_LENGTH).and_then(|it| it.to_str().ok()?.parse::<u64>().ok());
@@ -151,9 +177,8 @@ impl Service {
             return Err(Refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, "bodies are not compressed here".into()));
         }
         let full = || Refusal(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once".into());
-        let mut room = Arc::clone(&self.bodies).try_acquire_owned().map_err(|_| full())?;
+        let mut room = self.rooms.enter().ok_or_else(full)?;
         let mut bytes = Vec::new();
-        let mut body = body;
         let reading = async {
             while let Some(frame) = body.frame().await {
                 let broken = |_| Refusal(StatusCode::BAD_REQUEST, "the body ends too early".into());
@@ -161,10 +186,10 @@ impl Service {
                 if bytes.len() + data.len() > most {
                     return Err(too_large());
                 }
-                bytes.extend_from_slice(&data);
-                while room.num_permits() * PIECE < bytes.len() {
-                    room.merge(Arc::clone(&self.bodies).try_acquire_owned().map_err(|_| full())?);
+                if !room.hold(bytes.len() + data.len()) {
+                    return Err(full());
                 }
+                bytes.extend_from_slice(&data);
             }
             Ok(())
         };
@@ -180,11 +205,32 @@ impl Service {
         planes: Vec<f32>,
         rows: usize,
     ) -> Result<Vec<Answer>, Refusal> {
+        if self.hangs(served) {
+            return Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, "the network hangs".into()));
+        }
         let late = |_| Refusal(StatusCode::GATEWAY_TIMEOUT, "no answer in time".into());
         let outcome =
             timeout(self.options.deadline, served.batcher.run(planes, rows)).await.map_err(late)??;
         self.counters.batch.observe(outcome.batch as f64);
         Ok(served.answers(&outcome.values, rows)?)
+    }
+
+    /// Does what takes a while with a stranger's bytes on a thread where that delays nobody else; there are as many
+    /// turns as cores.
+    pub(super) async fn work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let late = |_| Refusal(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once".into());
+        let turn = timeout(self.options.deadline, Arc::clone(&self.decoders).acquire_owned());
+        let turn = turn.await.map_err(late)?;
+        let work = move || {
+            // Whoever goes away leaves the work behind: its turn ends with the work.
+            let _turn = turn;
+            work()
+        };
+        let failed = |_| Refusal(StatusCode::BAD_REQUEST, "the body cannot be read".into());
+        tokio::task::spawn_blocking(work).await.map_err(failed)?
     }
 
     /// Planes of a picture; what it looks like is added to `seen` when requests are recorded.
@@ -195,12 +241,7 @@ impl Service {
         seen: &mut Vec<Seen>,
     ) -> Result<Vec<f32>, Refusal> {
         let (most, served, recorded) = (self.options.pixels, Arc::clone(served), self.spool().is_some());
-        let late = |_| Refusal(StatusCode::SERVICE_UNAVAILABLE, "too many pictures at once".into());
-        let turn = timeout(self.options.deadline, Arc::clone(&self.decoders).acquire_owned());
-        let turn = turn.await.map_err(late)?;
-        let work = move || -> Result<(Vec<f32>, Option<Seen>), Refusal> {
-            // Whoever goes away leaves the work behind: its turn ends with the work.
-            let _turn = turn;
+        let work = move || {
             let pixels = picture::pixels(&bytes)?;
             if pixels > most {
                 let message = format!("a picture has {most} pixels at most, and this one {pixels}");
@@ -212,9 +253,76 @@ impl Service {
             let seen = recorded.then(seen);
             Ok((planes, seen))
         };
-        let failed = |_| Refusal(StatusCode::BAD_REQUEST, "the picture cannot be decoded".into());
-        let (planes, found) = tokio::task::spawn_blocking(work).await.map_err(failed)??;
+        let (planes, found) = self.work(work).await?;
         seen.extend(found);
         Ok(planes)
+    }
+
+    /// Reads tensors; what their rows look like stands beside them when requests are recorded.
+    pub(super) async fn parse(
+        &self,
+        served: &Arc<Served>,
+        bytes: Bytes,
+        length: Option<usize>,
+    ) -> Result<(Request, Vec<Seen>), Refusal> {
+        let (served, recorded) = (Arc::clone(served), self.spool().is_some());
+        let work = move || {
+            let (input, output) = served.tensors();
+            let request = protocol::parse(&bytes, length, &input, &output)?;
+            let side = served.description.input.crop as usize;
+            let rows = if recorded { request.rows } else { 0 };
+            let seen = seen(&request.values, rows, side);
+            Ok((request, seen))
+        };
+        self.work(work).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use tokio::runtime::Builder;
+
+    use super::*;
+    use crate::deploy::samples::{Gate, ask, picture, served, service};
+
+    #[test]
+    fn a_network_that_hangs_is_neither_ready_nor_live_until_it_comes_back() {
+        let gate = Gate::closed();
+        let service = service(&gate, Duration::from_millis(100));
+        let runtime = Builder::new_multi_thread().enable_all().build().unwrap();
+        let get = |path| runtime.block_on(ask(&service, "GET", path, Body::empty())).0;
+        let classify = || runtime.block_on(ask(&service, "POST", "/classify", picture(1).into()));
+        let health = || ["/v2/health/live", "/v2/health/ready", "/v2/models/pets/ready"].map(&get);
+        let until = |wanted: u16| {
+            for _ in 0..1000 {
+                if health() == [wanted; 3] {
+                    return;
+                }
+                thread::sleep(Duration::from_millis(10));
+            }
+            panic!("{wanted} never came: {:?}", health());
+        };
+        assert_eq!(health(), [200; 3]);
+        assert_eq!(classify().0, 504);
+        until(503);
+        let (code, text) = classify();
+        assert_eq!((code, &text[..]), (503, "{\"error\":\"the network hangs\"}"));
+        assert_eq!(service.live().batcher.waiting(), 0, "nothing more is queued");
+        gate.open();
+        until(200);
+        assert_eq!(classify().0, 200);
+        gate.close();
+        assert_eq!(classify().0, 504);
+        until(503);
+        let other = Gate::closed();
+        other.open();
+        service.switch(served(&other, "pets", ["cat", "dog"]));
+        assert_eq!(health(), [200; 3]);
+        assert_eq!(classify().0, 200);
+        service.stop();
+        assert_eq!(health(), [200, 503, 503]);
+        gate.open();
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::{
     monitor::{
         Day, Integrity, Reference, Thresholds,
-        measure::{failed, hour_of},
+        measure::{failed, gone, hour_of},
         statistics::Column,
     },
     traffic::{Looks, Record},
@@ -39,9 +39,9 @@ pub fn integrity(day: &Day<'_>, reference: &Reference, thresholds: &Thresholds) 
     }
 }
 
-/// A request that we failed was perhaps never looked at; its picture may be fine.
+/// A request that we failed, or that nobody waited for, was perhaps never looked at; its picture may be fine.
 fn damaged(record: &Record) -> bool {
-    record.status == 400 || record.looks.is_none() && !failed(record)
+    record.status == 400 || record.looks.is_none() && !failed(record) && !gone(record)
 }
 
 fn least_sharpness(reference: &Reference) -> Option<f64> {
@@ -100,11 +100,13 @@ mod tests {
         records[1].status = 400;
         records[2].status = 503;
         records[2].looks = None;
+        records[6].status = 499;
+        records[6].looks = None;
         records[3].looks.as_mut().unwrap().brightness = 0.05;
         records[4].looks.as_mut().unwrap().brightness = 0.95;
         records[5].looks.as_mut().unwrap().sharpness = 0.1;
         let found = report(&records, &reference(400)).integrity;
-        assert_eq!((found.frames, found.seen, found.damaged, found.errors), (60, 58, 2, 1));
+        assert_eq!((found.frames, found.seen, found.damaged, found.errors), (60, 57, 2, 1));
         assert_eq!((found.dark, found.overexposed, found.blurred), (1, 1, Some(1)));
     }
 

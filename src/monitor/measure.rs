@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
+    deploy::GONE,
     monitor::{
         FORMAT, Hour, Report, Thresholds, drift,
         integrity::integrity,
@@ -74,6 +75,11 @@ pub fn measure(day: &Day<'_>, reference: &Reference, thresholds: &Thresholds) ->
 /// Whether the model answered.
 pub fn answered(record: &Record) -> bool {
     (200..300).contains(&record.status)
+}
+
+/// Whether whoever asked went away before the answer.
+pub fn gone(record: &Record) -> bool {
+    record.status == GONE
 }
 
 /// Whether we failed, not whoever asked.

@@ -19,6 +19,7 @@ use std::{
         mpsc::{SyncSender, TrySendError, sync_channel},
     },
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -46,6 +47,8 @@ const ASIDE: &str = ".damaged";
 const ENDING: &str = ".log";
 /// The status of a picture that cannot be decoded.
 const UNDECODABLE: u16 = 400;
+/// How often it is seen whether the thread has ended.
+const STEP: Duration = Duration::from_millis(10);
 
 /// What a spool keeps besides records.
 #[derive(Clone, Debug)]
@@ -74,6 +77,8 @@ pub struct Spool {
 #[derive(Default)]
 pub(super) struct State {
     recorded: AtomicU64,
+    /// Records on their way to the disk.
+    pub(super) pending: AtomicU64,
     pub(super) dropped: AtomicU64,
     /// Bytes of pictures on their way.
     pub(super) held: AtomicUsize,
@@ -111,12 +116,14 @@ impl Spool {
         let picture = picture.filter(|it| self.keeps(&record, it.len()) && self.hold(it.len()));
         record.kept = picture.is_some();
         let length = picture.as_ref().map_or(0, Bytes::len);
+        self.state.pending.fetch_add(1, Ordering::Relaxed);
         match self.sender.try_send(Message::Record(Box::new(record), picture)) {
             Ok(()) => {
                 self.state.recorded.fetch_add(1, Ordering::Relaxed);
                 true
             }
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                self.state.pending.fetch_sub(1, Ordering::Relaxed);
                 self.state.held.fetch_sub(length, Ordering::Relaxed);
                 self.state.dropped.fetch_add(1, Ordering::Relaxed);
                 false
@@ -179,6 +186,26 @@ impl Spool {
             let _gone = self.sender.send(Message::Stop);
             let _panicked = thread.join();
         }
+    }
+
+    /// As [`Spool::stop`], but waits no longer than this. How many records had not reached the disk by then: they
+    /// count as dropped.
+    pub fn stop_within(&self, limit: Duration) -> u64 {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(thread) = thread else { return 0 };
+        let end = Instant::now() + limit;
+        let mut told = false;
+        while !thread.is_finished() {
+            // A thread that waits for the disk may not have room for one more message.
+            told = told || !matches!(self.sender.try_send(Message::Stop), Err(TrySendError::Full(_)));
+            if Instant::now() >= end {
+                let left = self.state.pending.load(Ordering::Relaxed);
+                self.state.dropped.fetch_add(left, Ordering::Relaxed);
+                return left;
+            }
+            thread::sleep(STEP);
+        }
+        0
     }
 }
 
@@ -391,7 +418,7 @@ mod tests {
                 if found.records.len() == count {
                     return found;
                 }
-                thread::sleep(std::time::Duration::from_millis(10));
+                thread::sleep(Duration::from_millis(10));
             }
             panic!("{count} records were not written");
         };
@@ -417,6 +444,23 @@ mod tests {
         assert_eq!((spool.recorded(), spool.dropped()), (2, 1));
         assert!(spool.trouble().unwrap().contains("1970-01-01"), "{:?}", spool.trouble());
         assert_eq!(read(&root(&temp), "test", Day::of(DAY)).unwrap().records.len(), 1);
+    }
+
+    #[test]
+    fn a_lock_that_is_held_delays_the_end_no_longer_than_told() {
+        let temp = tempfile::tempdir().unwrap();
+        let held = lock(&root(&temp), "test").unwrap();
+        let spool = Spool::start(root(&temp), "test", options(0.0)).unwrap();
+        let taken = |at: &usize| spool.record(record(&at.to_string(), 0, b""), None);
+        let taken = (0..WAITING + 10).filter(taken).count() as u64;
+        let dropped = spool.dropped();
+        assert_eq!(spool.stop_within(Duration::from_millis(100)), taken);
+        assert_eq!(spool.dropped(), taken + dropped);
+        drop((held, spool));
+        let spool = Spool::start(root(&temp), "other", options(0.0)).unwrap();
+        assert!(spool.record(record("a", 0, b""), None));
+        assert_eq!((spool.stop_within(Duration::from_mins(1)), spool.dropped()), (0, 0));
+        assert_eq!(read(&root(&temp), "other", Day::of(0)).unwrap().records.len(), 1);
     }
 
     #[test]

@@ -130,6 +130,7 @@ impl Writer {
         if let Err(error) = self.write(&mut batch, last) {
             self.state.fail(batch.len(), &error);
         }
+        self.state.pending.fetch_sub(batch.len() as u64, Ordering::Relaxed);
         self.state.held.fetch_sub(held, Ordering::Relaxed);
     }
 

@@ -17,7 +17,7 @@ use crate::{
         },
         report::count,
     },
-    deploy::{Limits, Options, Served, Service, client, serve},
+    deploy::{GONE, Limits, Options, Served, Service, client, serve},
     error::{Error, Result},
     fs,
     model::registry,
@@ -29,12 +29,14 @@ use crate::{
 const LARGEST_BROKEN: usize = 1 << 20;
 /// Bytes of all of them in a day.
 const BROKEN_A_DAY: u64 = 64 << 20;
+/// How long the last records may take to the disk.
+const LAST_WRITES: Duration = Duration::from_secs(3);
 
 /// Answer requests with a registered version
 ///
 /// REST of the Open Inference Protocol V2 with its binary extension for tensors, `POST /classify` for a JPEG or
 /// PNG, `/metrics` for Prometheus, `/` for a person. Requests that come together are run together. SIGTERM and
-/// Ctrl-C stop it after everything it took is answered. A bearer token comes from `MLX_TOKEN` or `--token-file`;
+/// Ctrl-C stop it after everything it took is answered; a second one ends that. A bearer token comes from `MLX_TOKEN` or `--token-file`;
 /// without one it answers on a loopback address alone. Every request becomes a record that waits on this machine
 /// for `mlx traffic seal`; the headers `X-Captured-At` (RFC 3339) and `X-Name` say more of a picture.
 #[derive(clap::Args)]
@@ -82,6 +84,9 @@ pub struct Args {
     /// Megabytes of one request
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
     largest: u16,
+    /// Connections at once; more wait until one ends
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u16).range(1..))]
+    connections: u16,
     /// Million pixels of one picture
     #[arg(long, default_value_t = 50)]
     pixels: u64,
@@ -138,7 +143,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Ended> {
         largest_body: largest,
         bodies: largest.max(256 << 20),
         pixels: args.pixels * 1_000_000,
-        connections: 1024,
+        connections: args.connections.into(),
     };
     let service = Service::new(served, options);
     if let Some(following) = following {
@@ -153,15 +158,25 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Ended> {
         let (name, engine) = (version.name(), &service.live().engine);
         ctx.progress.note(&format!("serving {name} in {} at http://{bound} with {engine}", args.env));
     })?;
-    let (recorded, dropped) = service.spool().map_or((0, 0), |it| {
-        it.stop();
-        if let Some(trouble) = it.trouble() {
-            ctx.progress.warn(&format!("some traffic was not recorded: {trouble}"));
-        }
-        (it.recorded(), it.dropped())
-    });
+    let (recorded, dropped) = service.spool().map_or((0, 0), |it| written(ctx, it));
     let (environment, answers) = (args.env.clone(), service.counters.answers());
     Ok(Ended { version: service.live().name(), environment, address, answers, recorded, dropped })
+}
+
+/// Waits for the last records; what was taken and what of it is lost.
+fn written(ctx: &Context<'_>, spool: &Spool) -> (u64, u64) {
+    let left = spool.stop_within(LAST_WRITES);
+    if left > 0 {
+        ctx.progress.warn(&format!(
+            "{} of traffic dropped: the disk, or whoever holds the lock, took longer than {} s",
+            count(left, "record"),
+            LAST_WRITES.as_secs()
+        ));
+    }
+    if let Some(trouble) = spool.trouble() {
+        ctx.progress.warn(&format!("some traffic was not recorded: {trouble}"));
+    }
+    (spool.recorded(), spool.dropped())
 }
 
 /// Where requests are recorded.
@@ -194,6 +209,8 @@ impl Report for Ended {
 
 impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} gave {}", self.version, count(self.answers.values().sum(), "answer"))
+        // Whoever went away was given none.
+        let given = self.answers.iter().filter(|it| *it.0 != u32::from(GONE));
+        write!(f, "{} gave {}", self.version, count(given.map(|it| it.1).sum(), "answer"))
     }
 }
