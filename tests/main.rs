@@ -18,6 +18,7 @@ mod month;
 mod release;
 mod remote;
 mod repro;
+mod retrain;
 mod s3;
 mod tidy;
 mod traffic;
