@@ -27,7 +27,7 @@ word-break:break-all}.name{white-space:nowrap}.yes{color:#186a3b}.no{color:#a932
 min-width:7em}.card b{display:block;font-size:1.4em;font-weight:600}figure{margin:0;width:10em}\
 figure img{width:10em;height:10em;object-fit:cover;border-radius:4px;background:#f2f2f2}\
 figcaption{font-size:.85em;color:#444}\
-@media(max-width:40em){body{margin:1em auto}td,th{padding-right:.7em;overflow-wrap:anywhere}.name{white-space:normal}}";
+@media(max-width:40em){body{margin:1em auto}td,th{padding-right:.7em}.name{white-space:normal}td.quiet{overflow-wrap:anywhere}}";
 
 /// The page; `bytes` gives a picture.
 pub fn print(report: &Report, bytes: &dyn Fn(&Digest) -> Option<Vec<u8>>) -> String {
