@@ -216,8 +216,10 @@ fn measures(it: &Class) -> [(&'static str, Option<f64>); 3] {
 
 #[cfg(test)]
 mod tests {
-    use super::is_value;
-    use crate::monitor::drawn::{USUAL, frames, labeled, reference};
+    use crate::monitor::{
+        drawn::{USUAL, frames, labeled, reference},
+        is_value,
+    };
     use crate::traffic::Labels;
 
     const NAMES: &str = "\
