@@ -54,10 +54,14 @@ fn a_retraining_touches_nothing_of_the_caller() {
     assert_eq!((sandbox.git("rev-parse main"), sandbox.git("status --porcelain")), before);
     assert_eq!(sandbox.git("worktree list").lines().count(), 1);
     assert!(!left.exists());
-    // The same once more is no new candidate, and compared all the same.
-    let second = sandbox.json("retrain --env production");
-    assert_eq!((&second["candidate"], &second["new"]), (&json!("pets@v0.2.0"), &json!(false)));
-    assert_eq!(second["compared"], first["compared"]);
+    // The same once more, and twice at once, is no new candidate, and compared all the same.
+    let again = || sandbox.json("retrain --env production");
+    let both =
+        std::thread::scope(|scope| [scope.spawn(again), scope.spawn(again)].map(|it| it.join().unwrap()));
+    for second in both {
+        assert_eq!((&second["candidate"], &second["new"]), (&json!("pets@v0.2.0"), &json!(false)));
+        assert_eq!(second["compared"], first["compared"]);
+    }
     assert_eq!(sandbox.json("model list")["versions"].as_array().unwrap().len(), 2);
 }
 

@@ -10,7 +10,7 @@ use std::{
 use crate::{
     cli::{Context, report::count},
     error::{Doing, Error, Kind, Result},
-    fs::{self, Root, Sync},
+    fs::{self, Lock, Root, Sync},
     lineage::content_at,
     model::registry::{self, Version},
     path::RepoPath,
@@ -44,10 +44,12 @@ pub struct Tree<'c> {
 impl<'c> Tree<'c> {
     pub fn make(ctx: &'c Context<'c>, repo: &Repo) -> Result<Self> {
         let origin = repo.root().to_owned();
+        let lock = lock(&repo.shared)?;
         sweep(&repo.shared, &origin);
         let place = repo.shared.path().join(format!("{NAME}{}", std::process::id()));
         let text = place.display().to_string();
         git(&origin, &["worktree", "add", "--quiet", "--detach", &text, "HEAD"])?;
+        drop(lock);
         let private = repo.private.path().to_owned();
         let repo = Repo::discover(&place)?;
         Ok(Self { ctx, repo, origin, private, place })
@@ -123,6 +125,8 @@ impl<'c> Tree<'c> {
 
 impl Drop for Tree<'_> {
     fn drop(&mut self) {
+        // Without it, too: what is left over is worse than what Git may grumble at.
+        let _lock = lock(&self.repo.shared);
         remove(&self.repo.shared, &self.origin, &self.place);
     }
 }
@@ -137,6 +141,11 @@ fn keep_logs(private: &Root, to: &Path) -> Result<()> {
         to.write(&path, &private.read(&path)?, Sync::Later)?;
     }
     Ok(())
+}
+
+/// Git stumbles over a worktree that another command is about to make or remove.
+fn lock(shared: &Root) -> Result<Lock> {
+    fs::lock(shared, &RepoPath::from_text("retrain.lock")?)
 }
 
 /// What killed retrainings left goes. One with our own number cannot run: numbers come again.
