@@ -20,6 +20,7 @@ mod record;
 mod release;
 mod remote;
 mod repro;
+mod retrain;
 mod s3;
 mod signals;
 mod strangers;

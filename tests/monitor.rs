@@ -5,12 +5,12 @@ use std::{fs, io::Read as _, net::TcpListener, thread};
 use serde_json::{Value, json};
 
 use crate::{
-    release::{another, approve, registered},
+    release::{another, approve, registered, share},
     sandbox::Sandbox,
-    serve::Running,
+    serve::{Running, photo},
 };
 
-const DAY: &str = "2023-11-10";
+pub const DAY: &str = "2023-11-10";
 
 /// Adds alerts to the policy and commits it.
 fn alerts(sandbox: &Sandbox, rules: &str) {
@@ -21,18 +21,27 @@ fn alerts(sandbox: &Sandbox, rules: &str) {
 }
 
 /// A sealed day with ten pictures, served by the version in production.
-fn day(sandbox: &Sandbox, day: &str) {
-    let mut running = Running::start(sandbox, "serve --env production --follow");
-    for number in 0..10 {
-        let photo = mlx::sketch::photo(7, mlx::sketch::Pet::Dog, number).unwrap();
-        let headers = format!("X-Request-Id: {day}-{number}\r\nX-Captured-At: {day}T10:0{number}:00Z\r\n");
-        running.json("POST", "/classify", &headers, &photo);
-    }
-    running.stop();
+pub fn day(sandbox: &Sandbox, day: &str) {
+    asked(sandbox, &[(day, 10, 10)]);
     sandbox.ok(&format!("traffic seal --day {day} --machine gate"));
 }
 
-fn in_production() -> Sandbox {
+/// The version in production is asked about pictures of days: day, hour, how many.
+fn asked(sandbox: &Sandbox, days: &[(&str, u32, u64)]) {
+    let mut running = Running::start(sandbox, "serve --env production --follow");
+    for (day, hour, count) in days {
+        for number in 0..*count {
+            let photo = photo(number);
+            let headers = format!(
+                "X-Request-Id: {day}-{hour}-{number}\r\nX-Captured-At: {day}T{hour:02}:{number:02}:00Z\r\n"
+            );
+            running.json("POST", "/classify", &headers, &photo);
+        }
+    }
+    running.stop();
+}
+
+pub fn in_production() -> Sandbox {
     let sandbox = registered();
     approve(&sandbox, "pets@v0.1.0");
     sandbox.ok("release pets@v0.1.0 --env production");
@@ -80,7 +89,7 @@ fn an_alert_is_raised_once_delivered_and_known() {
         (&alert["state"], &alert["rule"], &alert["severity"], &alert["day"]),
         (&json!("raised"), &json!("frames"), &json!("critical"), &json!(DAY))
     );
-    assert_eq!(fs::read_to_string(format!("{}.command", told.display())).unwrap(), alert.to_string());
+    assert_eq!(fs::read_to_string(format!("{}.command", told.display())).unwrap(), format!("{alert}\n"));
     assert!(posted.join().unwrap().contains("POST /alerts"));
     // The same day again: the same report, and nothing is raised.
     let report = sandbox.read(&format!("monitor/production/{DAY}.json"));
@@ -109,10 +118,17 @@ fn an_alert_may_roll_back_and_days_may_become_the_reference() {
         &sandbox,
         "[[alert]]\nname = 'frames'\nvalue = 'integrity.frames'\nabove = 5.0\naction = 'rollback'\n",
     );
-    day(&sandbox, DAY);
-    let ran = sandbox.mlx(&format!("monitor run --day {DAY} --json"));
-    let found: Value = serde_json::from_str(&ran.out).unwrap_or_else(|_| panic!("{}", ran.err));
+    asked(&sandbox, &[(DAY, 10, 30)]);
+    sandbox.ok(&format!("traffic seal --day {DAY} --machine gate"));
+    let held = sandbox.mlx(&format!("monitor run --day {DAY} --no-act --json"));
+    let held: Value = serde_json::from_str(&held.out).unwrap_or_else(|_| panic!("{}", held.err));
+    assert_eq!((&held["actions"], &held["raised"][0]["rule"]), (&json!([]), &json!("frames")));
+    // What was held back is done by the next look, and once.
+    let found = sandbox.json(&format!("monitor run --day {DAY}"));
     assert_eq!(found["actions"], json!(["rolled back: pets@v0.1.0"]));
+    assert_eq!(sandbox.json(&format!("monitor run --day {DAY}"))["actions"], json!([]));
+    let page = sandbox.read(&format!("monitor/production/{DAY}.html"));
+    assert!(page.contains("alert `frames`"));
     let report: Value =
         serde_json::from_str(&sandbox.read(&format!("monitor/production/{DAY}.json"))).unwrap();
     assert_eq!(report["reference"], "training side of pets@v0.2.0");
@@ -149,4 +165,84 @@ fn what_is_not_there_is_said_and_nothing_changes() {
     assert_eq!(sandbox.git("for-each-ref"), before);
     assert_eq!(sandbox.git("worktree list").lines().count(), 1);
     assert!(!sandbox.has("monitor"));
+}
+
+#[test]
+fn a_version_that_did_not_answer_on_the_day_is_not_taken_back() {
+    let sandbox = in_production();
+    day(&sandbox, DAY);
+    another(&sandbox, "0.5");
+    approve(&sandbox, "pets@v0.2.0");
+    sandbox.ok("release pets@v0.2.0 --env production");
+    alerts(
+        &sandbox,
+        "[[alert]]\nname = 'frames'\nvalue = 'integrity.frames'\nabove = 5.0\naction = 'rollback'\n",
+    );
+    let found = sandbox.json(&format!("monitor run --day {DAY}"));
+    let said = format!("rollback not done: pets@v0.2.0 serves and did not answer on {DAY}");
+    assert_eq!(found["actions"], json!([said]));
+    let rows = sandbox.json("audit");
+    assert!(rows["rows"].as_array().unwrap().iter().all(|it| it["what"] != "rolled back"));
+}
+
+#[test]
+fn what_cannot_be_the_reference_is_refused() {
+    let sandbox = in_production();
+    day(&sandbox, DAY);
+    let before = sandbox.git("for-each-ref");
+    for (args, code, says) in [
+        (format!("--from {DAY} --to 2027-12-31 --as qa@park.example"), 2, "2027-12-31 is not over"),
+        (format!("--from 2023-11-11 --to {DAY} --as qa@park.example"), 2, "comes after"),
+        (format!("--from {DAY} --to {DAY} --as qa@park.example"), 2, "hold 10 answered pictures; 30 are"),
+    ] {
+        let error = sandbox.fails(&format!("monitor accept {args}"), code);
+        assert!(error.contains(says), "{args}: {error}");
+    }
+    asked(&sandbox, &[("2023-11-11", 10, 20)]);
+    sandbox.ok("traffic seal --day 2023-11-11 --machine gate");
+    for (who, code, says) in [("' '", 2, "nobody is named"), ("eve@x", 6, "knows nobody called `eve@x`")] {
+        let error = sandbox.fails(&format!("monitor accept --from {DAY} --to 2023-11-11 --as {who}"), code);
+        assert!(error.contains(says), "{who}: {error}");
+    }
+    assert_eq!(sandbox.git("for-each-ref"), before);
+    sandbox.ok(&format!("monitor accept --from {DAY} --to 2023-11-11 --as qa@park.example"));
+}
+
+/// Records of a day may lie in any later seal; the report of a clone is the report of who sealed.
+#[test]
+fn late_records_and_clones_see_the_whole_day() {
+    let sandbox = in_production();
+    let days: Vec<String> = (1..11).map(|it| format!("2023-11-{it:02}")).collect();
+    let all: Vec<(&str, u32, u64)> = days.iter().map(|it| (&it[..], 10, 1)).collect();
+    asked(&sandbox, &all);
+    for day in &days {
+        sandbox.ok(&format!("traffic seal --day {day} --machine gate"));
+    }
+    asked(&sandbox, &[(&days[0], 12, 1), ("2023-11-11", 15, 1)]);
+    sandbox.ok("traffic seal --day 2023-11-11 --machine gate");
+    let late = sandbox.json("monitor run --day 2023-11-01");
+    assert_eq!(late["values"]["integrity.frames"], json!(2.0));
+    // A report that cannot be read, or is none, stops nobody; a rule that can never be broken is named.
+    sandbox.write("monitor/production/2023-11-02.json", "{");
+    sandbox.write("monitor/production/notes.json", "[]");
+    alerts(&sandbox, "[[alert]]\nname = 'dark'\nvalue = 'integrity.drak_share'\nabove = 0.1\n");
+    let ran = sandbox.mlx("monitor run --day 2023-11-11");
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    for says in [
+        "`monitor/production/2023-11-02.json` is not a report",
+        "`integrity.drak_share`, which no report has",
+    ] {
+        assert!(ran.err.contains(says), "{}", ran.err);
+    }
+    assert!(!ran.err.contains("notes"), "{}", ran.err);
+    share(&sandbox);
+    let clone = sandbox.root().join("clone");
+    sandbox.git(&format!("clone -q {} {}", sandbox.root().join("hub.git").display(), clone.display()));
+    let there = sandbox.at(&clone);
+    there.ok("monitor run --day 2023-11-11");
+    let read = |it: &std::path::Path| -> Value {
+        serde_json::from_slice(&fs::read(it.join("monitor/production/2023-11-11.json")).unwrap()).unwrap()
+    };
+    assert_eq!(read(&clone)["integrity"]["missing_hours"], json!([10]));
+    assert_eq!(read(&clone), read(&sandbox.repo));
 }

@@ -4,8 +4,12 @@
 //! raises nothing twice. What fires is not raised again; what cannot be measured neither raises nor ends.
 
 mod deliver;
+mod outbox;
 
-pub use self::deliver::{Sinks, deliver};
+pub use self::{
+    deliver::{Sink, Sinks},
+    outbox::{Outbox, Posted},
+};
 
 use std::collections::BTreeMap;
 
@@ -13,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::{
     ledger::{Entry, Kind},
-    policy::Rule,
+    policy::{Action, Rule},
 };
 
 /// The numbers of a day's report, by name.
@@ -30,6 +34,10 @@ pub struct Alert {
     pub day: String,
     pub severity: String,
     pub value: f64,
+    /// `integrity.dark_share is 0.31, above 0.2`
+    pub text: String,
+    /// What it was to set off.
+    pub action: Option<String>,
     /// The day it was over.
     pub resolved: Option<String>,
     /// Who took notice.
@@ -93,6 +101,8 @@ pub fn alerts(events: &[Entry]) -> Vec<Alert> {
                 day: fact("day"),
                 severity: fact("severity"),
                 value: event.facts.get("value").and_then(Value::as_f64).unwrap_or(f64::NAN),
+                text: event.why.clone().unwrap_or_default(),
+                action: event.facts.get("action").and_then(Value::as_str).map(str::to_owned),
                 resolved: None,
                 acknowledged: None,
             }),
@@ -111,6 +121,34 @@ pub fn alerts(events: &[Entry]) -> Vec<Alert> {
         }
     }
     found
+}
+
+/// Alerts of an environment that fired on a day, whatever became of them later.
+pub fn firing(events: &[Entry], environment: &str, day: &str) -> Vec<Alert> {
+    let fires = |it: &Alert| {
+        let lasts = it.resolved.as_ref().is_none_or(|over| over.as_str() > day);
+        it.environment == environment && it.day.as_str() <= day && lasts
+    };
+    alerts(events).into_iter().filter(fires).collect()
+}
+
+/// The newest alert up to `day` that fires still and whose action is not done: nothing of its kind happened in the
+/// environment since. An action counts when the alert was raised with it and the rule has it still.
+pub fn due(rules: &[Rule], environment: &str, day: &str, action: Action, events: &[Entry]) -> Option<Alert> {
+    let mut fires = firing(events, environment, day);
+    fires.retain(|it| it.resolved.is_none() && it.action.as_deref() == Some(action.name()));
+    let alert = fires
+        .into_iter()
+        .rfind(|it| rules.iter().any(|rule| rule.name == it.rule && rule.action == Some(action)))?;
+    let done: &[Kind] = match action {
+        // Whoever released or rolled back since has decided.
+        Action::Rollback => &[Kind::RolledBack, Kind::Released],
+        Action::Retrain => &[Kind::Retrained],
+    };
+    let is_done = events.iter().map(|it| &it.event).any(|it| {
+        it.number > alert.number && it.environment.as_deref() == Some(environment) && done.contains(&it.kind)
+    });
+    (!is_done).then_some(alert)
 }
 
 /// What the report of `day` changes; `days` are the numbers of all reports by day, this one among them.
@@ -161,58 +199,66 @@ fn after(day: &str, days: u32) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use crate::{
-        git::Git,
+        git::{Git, Rev},
         ledger::{Event, FORMAT},
         policy::Policy,
     };
 
-    fn rules(text: &str) -> Vec<Rule> {
+    pub fn rules(text: &str) -> Vec<Rule> {
         let text = format!(
-            "format = 1\n[env.production]\napprovals = 0\n[[alert]]\nname = 'dark'\nvalue = 'x'\nabove = 0.5\n{text}\n"
+            "format = 1\n[env.production]\napprovals = 0\n[[alert]]\nname = 'dark'\nvalue = 'integrity.x'\nabove = 0.5\n{text}\n"
         );
         Policy::parse(text.as_bytes()).unwrap().rules
+    }
+
+    const X: &str = "integrity.x";
+
+    /// Any commit will do: the rules look at the events alone.
+    fn rev() -> Rev {
+        let temp = tempfile::tempdir().unwrap();
+        let run = |args: &[&str]| {
+            let mut git = std::process::Command::new("git");
+            git.current_dir(temp.path()).args(["-c", "user.name=a", "-c", "user.email=b"]).args(args);
+            assert!(git.status().unwrap().success());
+        };
+        run(&["init", "-q"]);
+        run(&["commit", "-q", "--allow-empty", "-m", "x"]);
+        Git::discover(temp.path()).unwrap().head().unwrap()
+    }
+
+    /// An event in `production`.
+    pub fn entry(number: u64, kind: Kind, subject: &str, facts: BTreeMap<String, Value>) -> Entry {
+        let event = Event {
+            format: FORMAT,
+            number,
+            kind,
+            when: String::new(),
+            who: String::new(),
+            subject: subject.to_owned(),
+            environment: Some("production".into()),
+            why: None,
+            tag: None,
+            facts,
+        };
+        Entry { rev: rev(), event }
     }
 
     /// Plays days one after another and tells what was raised and what ended when.
     fn play(text: &str, values: &[Option<f64>]) -> Vec<String> {
         let rules = rules(text);
-        let rev = {
-            // Any commit will do: the rules look at the events alone.
-            let temp = tempfile::tempdir().unwrap();
-            let run = |args: &[&str]| {
-                let mut git = std::process::Command::new("git");
-                git.current_dir(temp.path()).args(["-c", "user.name=a", "-c", "user.email=b"]).args(args);
-                assert!(git.status().unwrap().success());
-            };
-            run(&["init", "-q"]);
-            run(&["commit", "-q", "--allow-empty", "-m", "x"]);
-            Git::discover(temp.path()).unwrap().head().unwrap()
-        };
         let (mut events, mut days, mut told) = (Vec::new(), BTreeMap::new(), Vec::new());
         for (at, value) in values.iter().enumerate() {
             let day = format!("2026-03-{:02}", at + 1);
-            let row: Values = value.map(|it| ("x".to_owned(), it)).into_iter().collect();
+            let row: Values = value.map(|it| (X.to_owned(), it)).into_iter().collect();
             days.insert(day.clone(), row);
             // Twice: the second look changes nothing.
             for _ in 0..2 {
                 for it in decide(&rules, "production", &day, &days, &events) {
                     told.push(format!("{} {}", at + 1, it.kind.name()));
-                    let event = Event {
-                        format: FORMAT,
-                        number: events.len() as u64 + 1,
-                        kind: it.kind,
-                        when: String::new(),
-                        who: String::new(),
-                        subject: it.rule.name.clone(),
-                        environment: Some("production".into()),
-                        why: None,
-                        tag: None,
-                        facts: it.facts(),
-                    };
-                    events.push(Entry { rev: rev.clone(), event });
+                    events.push(entry(events.len() as u64 + 1, it.kind, &it.rule.name, it.facts()));
                 }
             }
         }
@@ -246,10 +292,48 @@ mod tests {
     fn a_rule_for_another_environment_is_silent_and_a_late_day_changes_no_history() {
         assert_eq!(play("env = 'production'", &[Some(0.9)]), ["1 alerted"]);
         let rules = rules("");
-        let days = [("2026-03-01".to_owned(), [("x".to_owned(), 0.9)].into())].into();
+        let days = [("2026-03-01".to_owned(), [(X.to_owned(), 0.9)].into())].into();
         let found = decide(&rules, "production", "2026-03-01", &days, &[]);
         assert_eq!(found.len(), 1);
-        assert_eq!(found[0].text(), "x is 0.9000, above 0.5");
+        assert_eq!(found[0].text(), "integrity.x is 0.9000, above 0.5");
         assert!(decide(&rules, "production", "2026-03-02", &days, &[]).is_empty());
+    }
+
+    #[test]
+    fn an_action_is_due_until_it_is_done_or_the_alert_is_over() {
+        let rules = rules("action = 'rollback'");
+        let raise = |number, day: &str| {
+            let kind = Kind::Alerted;
+            let it = Transition { kind, rule: rules[0].clone(), day: day.into(), value: 0.9 };
+            entry(number, kind, "dark", it.facts())
+        };
+        let due_by =
+            |rules: &[Rule], events: &[Entry], action| due(rules, "production", "2026-03-09", action, events);
+        let due = |events: &[Entry], action| due_by(&rules, events, action);
+        let mut events =
+            vec![entry(1, Kind::Released, "pets@v0.2.0", BTreeMap::new()), raise(2, "2026-03-08")];
+        assert_eq!(due(&events, Action::Rollback).unwrap().number, 2);
+        assert_eq!(due(&events, Action::Retrain), None);
+        events.push(entry(3, Kind::RolledBack, "pets@v0.1.0", BTreeMap::new()));
+        assert_eq!(due(&events, Action::Rollback), None);
+        // A day after the one that is looked at says nothing yet.
+        assert_eq!(due(&[raise(1, "2026-03-10")], Action::Rollback), None);
+        let over = entry(2, Kind::Resolved, "dark", [("day".to_owned(), json!("2026-03-09"))].into());
+        assert_eq!(due(&[raise(1, "2026-03-08"), over], Action::Rollback), None);
+        // Who took the action out of the rule does not want it.
+        assert_eq!(due_by(&self::rules(""), &events[1..2], Action::Rollback), None);
+    }
+
+    #[test]
+    fn what_fired_on_a_day_is_told_of_it_for_ever() {
+        let day = |day: &str| [("day".to_owned(), json!(day))].into();
+        let events = [
+            entry(1, Kind::Alerted, "dark", day("2026-03-02")),
+            entry(2, Kind::Resolved, "dark", day("2026-03-04")),
+        ];
+        let fires: Vec<usize> =
+            (1..6).map(|it| firing(&events, "production", &format!("2026-03-0{it}")).len()).collect();
+        assert_eq!(fires, [0, 1, 1, 0, 0]);
+        assert!(firing(&events, "test", "2026-03-02").is_empty());
     }
 }

@@ -1,6 +1,9 @@
 //! What in a report is good and what is not, in words.
 
-use crate::monitor::{Drift, Gap, Integrity, Machine, Mean, Performance, Report, Test, Verdict};
+use crate::{
+    alert::Alert,
+    monitor::{Drift, Gap, Integrity, Machine, Mean, Performance, Report, Test, Thresholds, Verdict},
+};
 
 /// How bad something is, from good to bad.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,12 +37,14 @@ impl Level {
     }
 }
 
-/// All that can be said of a day: the worst first, else in the order of a frame's way.
-pub fn findings(report: &Report) -> Vec<Finding> {
-    let mut found = frames(report);
+/// All that can be said of a day on which some alerts fire: the worst first, else alerts and then the order of a
+/// frame's way.
+pub fn findings(report: &Report, firing: &[Alert]) -> Vec<Finding> {
+    let mut found: Vec<Finding> = firing.iter().map(alert).collect();
+    found.extend(frames(report));
     found.extend(pictures(report));
     for (name, shown) in ORDER {
-        found.extend(report.drift.get(name).map(|it| drift(it, shown, &report.classes)));
+        found.extend(report.drift.get(name).map(|it| drift(it, shown, report)));
     }
     if let Some(it) = &report.performance {
         found.push(performance(it, report.thresholds.accuracy));
@@ -54,12 +59,12 @@ pub fn findings(report: &Report) -> Vec<Finding> {
 }
 
 /// The level of the day, and one sentence that says why.
-pub fn headline(report: &Report) -> (Level, String) {
+pub fn headline(report: &Report, firing: &[Alert]) -> (Level, String) {
     let frames = report.integrity.frames;
     if frames == 0 {
         return (Level::Bad, "No frames came.".into());
     }
-    let found = findings(report);
+    let found = findings(report, firing);
     let of = |level: Level| -> Vec<_> {
         found.iter().filter(|it| it.level == level).map(|it| it.subject.as_str()).collect()
     };
@@ -132,6 +137,12 @@ fn finding(level: Level, subject: &str, text: String) -> Finding {
     Finding { level, subject: subject.to_owned(), text }
 }
 
+/// What the policy calls somebody for is never good.
+fn alert(it: &Alert) -> Finding {
+    let level = if it.severity == "critical" { Level::Bad } else { Level::Watch };
+    finding(level, &format!("alert `{}`", it.rule), format!("{}, since {}", it.text, it.day))
+}
+
 fn frames(report: &Report) -> Vec<Finding> {
     let it = &report.integrity;
     let level = if it.frames == 0 { Level::Bad } else { Level::Good };
@@ -195,11 +206,13 @@ fn nearly(mut found: Finding, it: &Integrity) -> Finding {
     found
 }
 
-fn drift(it: &Drift, subject: &str, classes: &[String]) -> Finding {
-    let level = match it.verdict {
-        Verdict::Drifted => Level::Bad,
-        Verdict::Same => Level::Good,
-        Verdict::None => Level::Unknown,
+fn drift(it: &Drift, subject: &str, report: &Report) -> Finding {
+    let unsure = is_unsure(it, &report.thresholds);
+    let (level, word) = match it.verdict {
+        Verdict::Drifted => (Level::Bad, "drifted"),
+        Verdict::Same if unsure => (Level::Unknown, "too few to tell"),
+        Verdict::Same => (Level::Good, "as the reference"),
+        Verdict::None => (Level::Unknown, ""),
     };
     let Some(test) = &it.tested else {
         let rows = format!("{} against {}", count(it.day_rows, "row"), it.reference_rows);
@@ -207,15 +220,25 @@ fn drift(it: &Drift, subject: &str, classes: &[String]) -> Finding {
     };
     let how = match test.test {
         Test::Ks => format!("KS {:.2}{}", test.statistic, moved(it)),
-        Test::ChiSquare => changed(it, classes),
+        Test::ChiSquare => changed(it, &report.classes),
     };
-    let word = if it.verdict == Verdict::Drifted { "drifted" } else { "as the reference" };
     let p = short(test.adjusted);
     finding(
         level,
         subject,
         format!("{word}: {how}, p {p}, PSI {:.2} (by chance {:.2})", test.psi, test.psi_expected),
     )
+}
+
+/// Whether a change would matter, but so few rows show that by chance.
+fn is_unsure(it: &Drift, limits: &Thresholds) -> bool {
+    it.tested.as_ref().is_some_and(|test| {
+        let matters = match test.test {
+            Test::Ks => limits.distance,
+            Test::ChiSquare => limits.change,
+        };
+        test.effect >= matters && test.adjusted > limits.chance
+    })
 }
 
 /// `, mean 0.410 → 0.120`
@@ -304,6 +327,7 @@ fn machine(report: &Report) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::monitor::drawn::{USUAL, World, frames, labeled, reference};
 
     #[test]
     fn numbers_are_short() {
@@ -324,5 +348,41 @@ mod tests {
         let level = |part| share("x", part, 100, 0.1).unwrap().level;
         assert_eq!([5, 6, 10, 11].map(level), [Level::Good, Level::Watch, Level::Watch, Level::Bad]);
         assert_eq!(share("x", 0, 0, 0.1), None);
+    }
+
+    fn day(cats: f32, count: usize) -> Report {
+        let (records, labels) = frames(World { cats, ..USUAL }, 1, count);
+        labeled(&records, &labels, &reference(400))
+    }
+
+    #[test]
+    fn an_alert_lowers_the_day() {
+        let report = day(0.5, 60);
+        assert_eq!(headline(&report, &[]).0, Level::Good);
+        let alert = |severity: &str| Alert {
+            number: 7,
+            rule: "dogs".into(),
+            environment: "production".into(),
+            day: "2026-11-23".into(),
+            severity: severity.into(),
+            value: 0.3,
+            text: "drift.classes.change is 0.3000, above 0.15".into(),
+            action: None,
+            resolved: None,
+            acknowledged: None,
+        };
+        let watch = (Level::Watch, "A fair day; worth a look: alert `dogs`.".to_owned());
+        assert_eq!(headline(&report, &[alert("warning")]), watch);
+        assert_eq!(headline(&report, &[alert("critical")]).1, "Not a good day: alert `dogs`.");
+        let first = findings(&report, &[alert("warning")]).remove(0);
+        assert_eq!(first.text, "drift.classes.change is 0.3000, above 0.15, since 2026-11-23");
+    }
+
+    #[test]
+    fn a_large_change_in_few_rows_is_not_called_the_same() {
+        let report = day(0.25, 20);
+        let classes = findings(&report, &[]).into_iter().find(|it| it.subject == "classes said").unwrap();
+        assert!(report.drift["classes"].tested.as_ref().unwrap().effect >= 0.15, "{classes:?}");
+        assert_eq!((classes.level, &classes.text[..16]), (Level::Unknown, "too few to tell:"));
     }
 }

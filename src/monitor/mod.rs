@@ -33,4 +33,5 @@ pub use self::{
     },
     text::text,
     thresholds::Thresholds,
+    values::is_value,
 };

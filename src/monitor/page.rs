@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use plotters::style::RGBColor;
 
 use crate::{
+    alert::Alert,
     deploy::escape,
     monitor::{
         Drift, Level, Performance, Rate, Report,
@@ -38,9 +39,9 @@ tr:first-child td,tr:first-child th{border-top:0}.grid td,.grid th{white-space:n
 .cell{text-align:center;min-width:4em;border:2px solid #fff}\
 @media print{body{background:#fff}header,.card,figure{box-shadow:none;border:1px solid var(--line)}}";
 
-/// The page of a day; `earlier` are reports of days before, in any order.
-pub fn page(report: &Report, earlier: &[Report]) -> String {
-    let (level, sentence) = headline(report);
+/// The page of a day on which some alerts fire; `earlier` are reports of days before, in any order.
+pub fn page(report: &Report, earlier: &[Report], firing: &[Alert]) -> String {
+    let (level, sentence) = headline(report, firing);
     let mut days: Vec<&Report> = earlier.iter().filter(|it| it.day < report.day).collect();
     days.sort_by(|one, two| one.day.cmp(&two.day));
     days.drain(..days.len().saturating_sub(TREND));
@@ -54,7 +55,7 @@ pub fn page(report: &Report, earlier: &[Report]) -> String {
         level = class_of(level),
         sentence = escape(&sentence),
         about = about(report),
-        findings = table_of_findings(report),
+        findings = table_of_findings(report, firing),
         pictures = pictures(report),
         said = said(report),
         judged = judged(report),
@@ -101,13 +102,13 @@ fn key(color: RGBColor, name: &str) -> String {
     format!("<span class=key style='background:{}'></span>{}", chart::css(color), escape(name))
 }
 
-fn table_of_findings(report: &Report) -> String {
+fn table_of_findings(report: &Report, firing: &[Alert]) -> String {
     let row = |it: crate::monitor::Finding| {
         let (class, word) = (class_of(it.level), it.level.word());
         let (subject, text) = (escape(&it.subject), escape(&it.text));
         format!("<tr><td><span class='mark {class}'>{word}</span><td>{subject}<td>{text}")
     };
-    let rows: String = findings(report).into_iter().map(row).collect();
+    let rows: String = findings(report, firing).into_iter().map(row).collect();
     format!("<h2>Findings</h2><div class=card><table>{rows}</table></div>\n")
 }
 
@@ -340,10 +341,10 @@ mod tests {
 
     #[test]
     fn the_page_says_at_once_how_the_day_was() {
-        let good = page(&day("2026-11-24", USUAL, 1), &[]);
+        let good = page(&day("2026-11-24", USUAL, 1), &[], &[]);
         assert!(good.contains("<h1>A good day: 60 frames, nothing stands out.</h1>"), "{good}");
         assert!(good.contains("--level:var(--good)") && !good.contains("Over days"));
-        let bad = page(&day("2026-11-24", World { light: 0.05, ..USUAL }, 1), &[]);
+        let bad = page(&day("2026-11-24", World { light: 0.05, ..USUAL }, 1), &[], &[]);
         assert!(bad.contains("<h1>Not a good day: dark pictures and brightness.</h1>"));
     }
 
@@ -361,14 +362,26 @@ mod tests {
         let performance = report.performance.as_mut().unwrap();
         performance.classes.insert(foreign.into(), performance.average.clone());
         report.performance_by_version.insert(foreign.into(), report.performance.clone().unwrap());
-        let found = page(&report, &[report.clone()]);
+        let foreign_alert = Alert {
+            number: 1,
+            rule: foreign.into(),
+            environment: foreign.into(),
+            day: foreign.into(),
+            severity: foreign.into(),
+            value: 0.0,
+            text: foreign.into(),
+            action: None,
+            resolved: None,
+            acknowledged: None,
+        };
+        let found = page(&report, &[report.clone()], &[foreign_alert]);
         assert!(!found.contains("<script") && found.matches("&lt;script&gt;").count() >= 8);
     }
 
     #[test]
     fn the_page_needs_nothing_else() {
         let days: Vec<_> = (1..9).map(|it| day(&format!("2026-11-0{it}"), USUAL, it)).collect();
-        let found = page(&days[7], &days);
+        let found = page(&days[7], &days, &[]);
         let found = found.replace("xmlns=\"http://www.w3.org/2000/svg\"", "");
         assert!(["http", "src=", "@import", "url("].iter().all(|it| !found.contains(it)));
         assert!(found.contains("Over days") && found.contains("\n11-01\n") && found.contains("\n11-07\n"));
@@ -378,6 +391,6 @@ mod tests {
     #[test]
     fn a_day_of_which_nothing_is_known_has_a_page() {
         let report = labeled(&[], &Labels::default(), &crate::monitor::Reference::default());
-        assert!(page(&report, &[]).contains("<h1>No frames came.</h1>"));
+        assert!(page(&report, &[], &[]).contains("<h1>No frames came.</h1>"));
     }
 }

@@ -1,13 +1,16 @@
 //! A report for a terminal.
 
-use crate::monitor::{
-    Finding, Report,
-    findings::{count, findings, headline, percent},
+use crate::{
+    alert::Alert,
+    monitor::{
+        Finding, Report,
+        findings::{count, findings, headline, percent},
+    },
 };
 
-/// The day in a few lines and narrow tables.
-pub fn text(report: &Report) -> String {
-    let (_, sentence) = headline(report);
+/// The day, on which some alerts fire, in a few lines and narrow tables.
+pub fn text(report: &Report, firing: &[Alert]) -> String {
+    let (_, sentence) = headline(report, firing);
     let rows = count(report.reference_rows, "row");
     let mut text = format!("{}: {sentence}\nreference: {} ({rows})\n", report.day, report.reference);
     let versions =
@@ -17,7 +20,7 @@ pub fn text(report: &Report) -> String {
     }
     text.push('\n');
     let line = |it: Finding| [it.level.word().to_owned(), it.subject, it.text];
-    text.push_str(&table(&findings(report).into_iter().map(line).collect::<Vec<_>>()));
+    text.push_str(&table(&findings(report, firing).into_iter().map(line).collect::<Vec<_>>()));
     if let Some(performance) = &report.performance {
         let share = |it: Option<f64>| it.map_or_else(|| "-".into(), percent);
         let rows = performance.classes.iter().map(|(name, it)| {
@@ -88,7 +91,7 @@ dog  29 labels  precision 96 %, recall 93 %, F1 95 %
     fn a_dark_day_reads_so() {
         let (records, labels) = frames(World { light: 0.05, ..USUAL }, 1, 60);
         let report = labeled(&records, &labels, &reference(400));
-        assert_eq!(text(&report), DARK);
+        assert_eq!(text(&report, &[]), DARK);
     }
 
     #[test]

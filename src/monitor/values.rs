@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::monitor::{Class, Drift, Integrity, Performance, Report, Test, Verdict};
+use crate::monitor::{Class, Drift, Integrity, Performance, Report, Test, Verdict, findings::ORDER};
 
 /// Names with their numbers; what is not known is not put in.
 #[derive(Default)]
@@ -85,6 +85,66 @@ impl Report {
     }
 }
 
+/// Whether a report on these classes can have a number of this name; it may be absent on a day nevertheless.
+pub fn is_value(name: &str, classes: &[String]) -> bool {
+    let Some((group, rest)) = name.split_once('.') else { return false };
+    let class = |it: &str| classes.iter().any(|known| known == it);
+    match group {
+        "integrity" => {
+            let shares = ["damaged", "frozen", "duplicate", "near_duplicate", "error"];
+            let looks = ["dark", "overexposed", "blurred"];
+            let counted = rest.strip_suffix("_share").unwrap_or(rest);
+            ["frames", "frozen_longest_run", "missing_hours", "dropped"].contains(&rest)
+                || shares.iter().chain(&looks).any(|it| *it == counted)
+        }
+        "drift" => {
+            rest == "drifted"
+                || rest.split_once('.').is_some_and(|(measure, key)| {
+                    ORDER.iter().any(|it| it.0 == measure) && DRIFT.contains(&key)
+                })
+        }
+        "performance" => {
+            let measure = |it: &str| ["precision", "recall", "f1"].contains(&it);
+            ["labeled", "accuracy", "accuracy_low", "accuracy_high"].contains(&rest)
+                || rest.strip_prefix("macro.").is_some_and(measure)
+                || rest.split_once('.').is_some_and(|it| measure(it.0) && class(it.1))
+        }
+        "bias" => {
+            let rate = |kind: &str| rest.strip_prefix(kind)?.strip_suffix(".error_rate");
+            ["difference", "class_difference", "group_difference"].contains(&rest)
+                || rate("class.").is_some_and(class)
+                || rate("group.").is_some()
+        }
+        "telemetry" => {
+            let latency = |it: &str| ["p50", "p95", "p99", "max"].contains(&it);
+            let mean = |it: (&str, &str)| MACHINE.contains(&it.0) && ["mean", "max"].contains(&it.1);
+            ["answers", "errors", "dropped", "largest_queue"].contains(&rest)
+                || rest.strip_prefix("latency_").is_some_and(latency)
+                || rest.rsplit_once('_').is_some_and(mean)
+        }
+        _ => false,
+    }
+}
+
+/// What is told of each measure.
+const DRIFT: [&str; 13] = [
+    "rows",
+    "mean",
+    "shift",
+    "ks",
+    "chi_square",
+    "change",
+    "p",
+    "p_adjusted",
+    "psi",
+    "psi_expected",
+    "js_distance_natural",
+    "js_distance_base2",
+    "drifted",
+];
+
+const MACHINE: [&str; 5] = ["cpu", "memory", "resident", "disk", "temperature"];
+
 fn integrity(values: &mut Values, it: &Integrity) {
     let counts = [
         ("frames", it.frames),
@@ -156,7 +216,10 @@ fn measures(it: &Class) -> [(&'static str, Option<f64>); 3] {
 
 #[cfg(test)]
 mod tests {
-    use crate::monitor::drawn::{USUAL, frames, labeled, reference};
+    use crate::monitor::{
+        drawn::{USUAL, frames, labeled, reference},
+        is_value,
+    };
     use crate::traffic::Labels;
 
     const NAMES: &str = "\
@@ -195,6 +258,26 @@ mod tests {
         let other = |it: &&str| !like_brightness.iter().any(|name| it.starts_with(&format!("drift.{name}.")));
         let names: Vec<_> = values.keys().map(String::as_str).filter(other).collect();
         assert_eq!(names.join(" "), NAMES);
+        let classes = crate::monitor::drawn::classes();
+        let strange = values.keys().find(|it| !is_value(it, &classes));
+        assert_eq!(strange, None);
+    }
+
+    #[test]
+    fn a_misspelt_name_is_no_value() {
+        let classes = crate::monitor::drawn::classes();
+        for name in [
+            "integrity.drak_share",
+            "integrity.frames_share",
+            "drift.brightnes.drifted",
+            "drift.brightness",
+            "performance.recall.kat",
+            "bias.class.kat.error_rate",
+            "telemetry.latency_p98",
+            "accuracy",
+        ] {
+            assert!(!is_value(name, &classes), "{name}");
+        }
     }
 
     #[test]

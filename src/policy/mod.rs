@@ -24,6 +24,9 @@ use crate::{
 pub const FILE: &str = ".mlx/policy.toml";
 const FORMAT: u64 = 1;
 
+/// What the numbers of a report start with.
+const REPORTED: [&str; 5] = ["integrity.", "drift.", "performance.", "bias.", "telemetry."];
+
 /// The policy with its name.
 #[derive(Clone, Debug)]
 pub struct Policy {
@@ -255,6 +258,10 @@ impl Rule {
         {
             return Err(format!("the alert `{name}` has a limit that is no number, no name, or no days"));
         }
+        if !REPORTED.iter().any(|it| self.value.starts_with(it)) {
+            let known = REPORTED.map(|it| format!("`{it}`")).join(", ");
+            return Err(format!("the alert `{name}` is about `{}`; numbers start with {known}", self.value));
+        }
         match &self.env {
             Some(env) if !environments.contains_key(env) => {
                 Err(format!("the alert `{name}` is for the unknown environment `{env}`"))
@@ -300,6 +307,11 @@ mod tests {
             ("['qa@park.example']", "['x@y']", "the approver `x@y` of `production` is not among [people]"),
             ("['qa@park.example']", "[]", "asks for 1 approvals and has 0 approvers"),
             ("above = 0.2", "", "needs one of above and below"),
+            (
+                "integrity.dark",
+                "integrty.dark",
+                "the alert `dark` is about `integrty.dark_share`; numbers start",
+            ),
             ("name = 'Q'", "keys = ['x']", "`x` is no key"),
             ("env.production", "env.Production", "no name of an environment"),
             (

@@ -62,6 +62,9 @@ pub fn list(ctx: &Context<'_>, args: &ListArgs) -> Result<Alerts> {
 
 pub fn ack(ctx: &Context<'_>, args: &AckArgs) -> Result<Acknowledged> {
     let repo = ctx.repo()?;
+    if args.who.trim().is_empty() {
+        return Err(Error::usage("nobody is named").hint("say who you are with --as"));
+    }
     let published = ledger::publish(&repo, &|view| {
         let events = ledger::read(&repo.git, view.tip.as_ref())?;
         let all = alert::alerts(&events);

@@ -1,7 +1,12 @@
 //! What a day is held against: the training side as the package keeps it, or days that somebody accepted.
 
+use std::collections::BTreeMap;
+
 use crate::{
-    cli::{Context, command::version::bring},
+    cli::{
+        Context,
+        command::{traffic::bring_tables, version::bring},
+    },
     error::{Error, Result},
     ledger,
     model::{
@@ -16,9 +21,6 @@ use crate::{
     traffic::{self, Record, Sealed},
     workspace::Workspace,
 };
-
-/// Later seals that are looked through for late records of a day.
-const LATE: usize = 8;
 
 /// A reference with the classes that its numbers are about.
 pub struct Held {
@@ -75,16 +77,44 @@ fn accepted(workspace: &Workspace<'_>, environment: &str, day: Day) -> Result<Op
 
 /// What was sealed of a day, late records too.
 pub fn day(ctx: &Context<'_>, workspace: &Workspace<'_>, environment: &str, day: Day) -> Result<Sealed> {
-    let files = &workspace.repo.files;
-    let later = traffic::sealed_days(files, environment)?.into_iter().filter(|it| *it >= day).take(LATE);
-    let mut whole = Sealed::default();
-    for sealed in later {
-        bring_day(ctx, workspace, environment, sealed)?;
-        let found = traffic::sealed(workspace.repo, environment, sealed)?;
-        whole.records.extend(found.records.into_iter().filter(|it| Day::of(it.captured) == day));
-        whole.samples.extend(found.samples.into_iter().filter(|it| Day::of(it.time) == day));
+    Ok(span(ctx, workspace, environment, (day, day))?.remove(&day).unwrap_or_default())
+}
+
+/// What was sealed of some days, by the day it was captured: a record that came late lies in any later seal.
+pub fn span(
+    ctx: &Context<'_>,
+    workspace: &Workspace<'_>,
+    environment: &str,
+    (from, to): (Day, Day),
+) -> Result<BTreeMap<Day, Sealed>> {
+    let repo = workspace.repo;
+    let mut seals = traffic::sealed_days(&repo.files, environment)?;
+    seals.retain(|it| *it >= from);
+    bring_tables(ctx, repo, environment, &seals)?;
+    let mut whole: BTreeMap<Day, Sealed> = BTreeMap::new();
+    let within = |millis: i64| Some(Day::of(millis)).filter(|it| (from..=to).contains(it));
+    for seal in seals {
+        let found = traffic::sealed(repo, environment, seal)?;
+        let mut kept = false;
+        for record in found.records {
+            if let Some(day) = within(record.captured) {
+                kept |= record.kept;
+                whole.entry(day).or_default().records.push(record);
+            }
+        }
+        for sample in found.samples {
+            if let Some(day) = within(sample.time) {
+                whole.entry(day).or_default().samples.push(sample);
+            }
+        }
+        if kept {
+            bring_day(ctx, workspace, environment, seal)?;
+        }
     }
-    whole.records.sort_by_key(|it| it.captured);
+    for sealed in whole.values_mut() {
+        sealed.records.sort_by_key(|it| it.captured);
+        sealed.samples.sort_by_key(|it| it.time);
+    }
     Ok(whole)
 }
 
@@ -99,9 +129,9 @@ fn days(
 ) -> Result<Vec<Record>> {
     let files = &workspace.repo.files;
     let mut rows = Vec::new();
-    for date in traffic::sealed_days(files, environment)?.into_iter().filter(|it| *it >= from && *it <= to) {
+    for (date, sealed) in span(ctx, workspace, environment, (from, to))? {
         let labels = traffic::labels(files, environment, date)?;
-        let mut records = day(ctx, workspace, environment, date)?.records;
+        let mut records = sealed.records;
         records.retain(|it| it.status == 200);
         see_again(workspace, environment, version, &mut records)?;
         for record in &mut records {

@@ -26,7 +26,8 @@ word-break:break-all}.name{white-space:nowrap}.yes{color:#186a3b}.no{color:#a932
 .cards{display:flex;flex-wrap:wrap;gap:1em}.card{border:1px solid #e5e5e5;border-radius:6px;padding:.7em 1.1em;\
 min-width:7em}.card b{display:block;font-size:1.4em;font-weight:600}figure{margin:0;width:10em}\
 figure img{width:10em;height:10em;object-fit:cover;border-radius:4px;background:#f2f2f2}\
-figcaption{font-size:.85em;color:#444}";
+figcaption{font-size:.85em;color:#444}\
+@media(max-width:40em){body{margin:1em auto}td,th{padding-right:.7em}.name{white-space:normal}td.quiet{overflow-wrap:anywhere}}";
 
 /// The page; `bytes` gives a picture.
 pub fn print(report: &Report, bytes: &dyn Fn(&Digest) -> Option<Vec<u8>>) -> String {
