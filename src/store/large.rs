@@ -5,7 +5,7 @@ use std::io::{self, Read, Seek as _};
 use crate::{
     digest::{Digest, Hasher},
     error::{Doing, Error, Kind, Result},
-    fs::{Dir, File, Link, Mode, Sync, place as place_link},
+    fs::{Dir, File, Link, Mode, Stamp, Sync, place as place_link},
     path::RepoPath,
     store::{Store, place},
 };
@@ -29,12 +29,10 @@ impl Store {
     }
 
     /// The whole file that a link of the workspace points to, if it points into this store.
-    pub fn linked(&self, target: &[u8]) -> Option<(Digest, u64)> {
+    pub fn linked(&self, target: &[u8]) -> Option<Large<'_>> {
         let folder = self.root.path().join("objects");
         let hex = target.strip_prefix(folder.as_os_str().as_encoded_bytes())?.strip_prefix(b"/")?;
-        let digest = Digest::from_hex(std::str::from_utf8(hex).ok()?).ok()?;
-        let size = self.root.stamp(&self.large(&digest)?.path).ok()??.size;
-        Some((digest, size))
+        self.large(&Digest::from_hex(std::str::from_utf8(hex).ok()?).ok()?)
     }
 
     /// Whether the object's bytes are here and are what their name says.
@@ -42,14 +40,20 @@ impl Store {
         self.large(digest).map_or_else(|| self.read(digest).is_ok(), |it| it.check().is_ok())
     }
 
-    /// Stores a whole file, reading it once; it shares blocks with `file` where the file system can.
-    pub fn put_large(&self, file: &mut File) -> Result<(Digest, u64)> {
+    /// Stores a whole file, reading it once; it shares blocks with `file` where the file system can. When
+    /// `accept` refuses what was read, nothing of it stays.
+    pub fn put_large(
+        &self,
+        file: &mut File,
+        accept: &dyn Fn(&File, u64) -> Result<()>,
+    ) -> Result<(Digest, u64)> {
         let dir = self.dir("objects")?;
         dir.sweep()?;
         let mut temp = dir.create(READ_ONLY)?;
         let copied =
             if temp.share(file) { copy(&mut temp.reread()?, &mut io::sink()) } else { copy(file, &mut temp) };
         let (digest, size) = copied.doing(|| "cannot store a large file".into())?;
+        accept(file, size)?;
         if self.damaged().contains(&digest) || self.large(&digest).is_none() {
             temp.publish(digest.hex().as_bytes(), Sync::Yes)?;
             self.mark_sound(&digest)?;
@@ -75,6 +79,16 @@ impl Store {
 }
 
 impl Large<'_> {
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// What the file system says of it: a stored file that changes is no longer what its name says.
+    pub fn stamp(&self) -> Result<Stamp> {
+        let gone = || Error::not_found(format!("the object {} is gone", self.digest));
+        self.store.root.stamp(&self.path)?.ok_or_else(gone)
+    }
+
     pub fn open(&self) -> Result<File> {
         self.store.root.open_file(&self.path)
     }

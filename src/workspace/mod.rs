@@ -2,14 +2,25 @@
 
 mod add;
 mod checkout;
+mod collision;
+mod glob;
+mod ignore;
 mod index;
+mod moving;
+mod remove;
 mod scan;
 mod status;
+mod unprotect;
+mod view;
 
 pub use self::{
-    checkout::{CheckedOut, checkout, checkout_part},
+    checkout::{CheckedOut, checkout, checkout_part, clear},
+    glob::Glob,
+    moving::Moved,
+    remove::{Data, Removed},
     scan::Node,
     status::{Change, Item, State, Version, between},
+    unprotect::Unprotected,
 };
 
 use std::{cell::RefCell, collections::BTreeSet};
@@ -155,6 +166,12 @@ impl<'r> Workspace<'r> {
     /// Writes what was learnt to disk, under a short lock.
     pub fn save(&self) -> Result<()> {
         self.index.borrow_mut().save(self.repo)
+    }
+
+    /// As [`Workspace::save`] if nobody has the lock: for commands that never wait. What is not saved is
+    /// learnt anew the next time.
+    pub fn save_if_free(&self) {
+        drop(self.index.borrow_mut().save_if_free(self.repo));
     }
 }
 

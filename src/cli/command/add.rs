@@ -11,22 +11,26 @@ use crate::{
     path::RepoPath,
     pointer::Pointer,
     repo::Repo,
-    workspace::Workspace,
+    workspace::{Glob, Workspace},
 };
 
 /// Track files or folders
 ///
 /// Stores the content and writes PATH.mlx beside it, which belongs into Git; PATH itself is put into
-/// `.gitignore`. Adding a path inside a tracked folder updates that folder's pointer.
+/// `.gitignore`. Adding a path inside a tracked folder updates that folder's pointer. What a `.mlxignore`
+/// names, by gitignore's rules, is left out.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  mlx add data/\n  mlx add --git-add data/ models/backbone.onnx\n  mlx add data/cat/new.jpg\n\n\
+    after_help = "Examples:\n  mlx add data/\n  mlx add --git-add data/ models/backbone.onnx\n  mlx add data/cat/new.jpg\n  mlx add --glob 'data/**/*.jpg'\n\n\
 JSON: {\"added\": [{\"path\", \"pointer\", \"digest\", \"kind\", \"files\", \"size\"}]}"
 )]
 pub struct Args {
     /// What to track
-    #[arg(required = true)]
+    #[arg(required_unless_present = "glob")]
     paths: Vec<PathBuf>,
+    /// Files that match, from here down: `*` stays within a name, `**` goes through folders
+    #[arg(long, value_name = "PATTERN")]
+    glob: Vec<String>,
     /// Also `git add` the pointers and `.gitignore` files
     #[arg(long)]
     git_add: bool,
@@ -52,12 +56,17 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Added> {
         workspace.save()?;
         pointers.push(added?);
     }
+    let here = RepoPath::parse(".".as_ref(), &ctx.cwd, repo.root())?;
+    for pattern in &args.glob {
+        let added = workspace.add_matching(&Glob::new(pattern, &here)?, &claimed, ctx.progress);
+        workspace.save()?;
+        pointers.extend(added?);
+    }
     let files = for_git(&repo, &pointers)?;
     if args.git_add {
         repo.git.stage(&files)?;
     }
-    let at_top = RepoPath::parse(".".as_ref(), &ctx.cwd, repo.root())?.is_root();
-    Ok(Added { pointers, files, at_top, staged: args.git_add })
+    Ok(Added { pointers, files, at_top: here.is_root(), staged: args.git_add })
 }
 
 /// What belongs into Git now: pointers and the `.gitignore` files beside them.
