@@ -9,6 +9,7 @@
 mod dir;
 mod entry;
 mod fault;
+mod holes;
 mod letters;
 mod lock;
 mod place;
@@ -19,6 +20,7 @@ mod sieve;
 pub use self::{
     dir::{Dir, Sync, Temp},
     entry::{Entry, Form, Stamp},
+    holes::Sparse,
     lock::{Lock, lock, lock_telling, try_lock},
     place::{Link, Mode, place},
     root::Root,

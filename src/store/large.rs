@@ -1,11 +1,11 @@
 //! Files over 1 MiB: stored whole, read-only, so that they can be linked into the workspace.
 
-use std::io::{self, Read, Seek as _};
+use std::io::{self, Read as _};
 
 use crate::{
     digest::{Digest, Hasher},
     error::{Doing, Error, Kind, Result},
-    fs::{Dir, File, Link, Mode, Stamp, Sync, place as place_link},
+    fs::{Dir, File, Link, Mode, Sparse, Stamp, Sync, place as place_link},
     path::RepoPath,
     store::{Store, place},
 };
@@ -42,16 +42,12 @@ impl Store {
 
     /// Stores a whole file, reading it once; it shares blocks with `file` where the file system can. When
     /// `accept` refuses what was read, nothing of it stays.
-    pub fn put_large(
-        &self,
-        file: &mut File,
-        accept: &dyn Fn(&File, u64) -> Result<()>,
-    ) -> Result<(Digest, u64)> {
+    pub fn put_large(&self, file: &File, accept: &dyn Fn(&File, u64) -> Result<()>) -> Result<(Digest, u64)> {
         let dir = self.dir("objects")?;
         dir.sweep()?;
         let mut temp = dir.create(READ_ONLY)?;
         let copied =
-            if temp.share(file) { copy(&mut temp.reread()?, &mut io::sink()) } else { copy(file, &mut temp) };
+            if temp.share(file) { copy(&temp.reread()?, &mut io::sink()) } else { copy(file, &mut temp) };
         let (digest, size) = copied.doing(|| "cannot store a large file".into())?;
         accept(file, size)?;
         if self.damaged().contains(&digest) || self.large(&digest).is_none() {
@@ -64,7 +60,7 @@ impl Store {
     /// Takes over a file that was put together piece by piece, if it is what its name says.
     pub fn adopt_large(&self, digest: &Digest, part: &RepoPath) -> Result<()> {
         let file = self.root.open_file(part)?;
-        let (found, _) = copy(&mut &file, &mut io::sink()).doing(|| format!("cannot read `{part}`"))?;
+        let (found, _) = copy(&file, &mut io::sink()).doing(|| format!("cannot read `{part}`"))?;
         if found != *digest {
             self.root.remove(part)?;
             return Err(Error::corrupt(format!("what came for {} is something else", digest.short())));
@@ -102,7 +98,7 @@ impl Large<'_> {
 
     fn check(&self) -> Result<()> {
         let (found, _) =
-            copy(&mut self.open()?, &mut io::sink()).doing(|| format!("cannot read `{}`", self.path))?;
+            copy(&self.open()?, &mut io::sink()).doing(|| format!("cannot read `{}`", self.path))?;
         if found == self.digest { Ok(()) } else { Err(self.store.damage(&self.digest)) }
     }
 
@@ -115,8 +111,8 @@ impl Large<'_> {
             }
         }
         let mut temp = dir.create(mode.bits())?;
-        let (found, _) = copy(&mut self.open()?, &mut temp)
-            .doing(|| format!("cannot write `{}`", crate::path::show(name)))?;
+        let (found, _) =
+            copy(&self.open()?, &mut temp).doing(|| format!("cannot write `{}`", crate::path::show(name)))?;
         if found != self.digest {
             return Err(self.store.damage(&self.digest));
         }
@@ -126,7 +122,8 @@ impl Large<'_> {
 }
 
 /// Copies and digests in one pass, with constant memory.
-fn copy(from: &mut dyn Read, to: &mut dyn io::Write) -> io::Result<(Digest, u64)> {
+fn copy(from: &File, to: &mut dyn io::Write) -> io::Result<(Digest, u64)> {
+    let mut from = Sparse::new(from);
     let mut buffer = vec![0; PIECE];
     let (mut hasher, mut size) = (Hasher::default(), 0);
     loop {
@@ -149,8 +146,7 @@ fn copy(from: &mut dyn Read, to: &mut dyn io::Write) -> io::Result<(Digest, u64)
 }
 
 /// The digest and size of an open file, from its start, with constant memory.
-pub fn digest_file(file: &mut File) -> Result<(Digest, u64)> {
-    file.rewind()
-        .and_then(|()| copy(file, &mut io::sink()))
+pub fn digest_file(file: &File) -> Result<(Digest, u64)> {
+    copy(file, &mut io::sink())
         .map_err(|it| Error::new(Kind::Internal, "cannot read a file to its end").because(it))
 }

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     digest::Digest,
     error::Result,
-    fs::{Stamp, Sync},
+    fs::{Lock, Stamp, Sync},
     path::RepoPath,
     repo::Repo,
     wire::{Reader, put_bytes, put_number},
@@ -95,8 +95,8 @@ impl Index {
         if !self.changed {
             return Ok(());
         }
-        let _lock = repo.lock()?;
-        self.replace(repo)
+        let lock = repo.lock()?;
+        self.save_held(repo, &lock)
     }
 
     /// Writes it if nobody has the lock.
@@ -105,7 +105,7 @@ impl Index {
             return Ok(());
         }
         match repo.try_lock()? {
-            Some(_lock) => self.replace(repo),
+            Some(lock) => self.save_held(repo, &lock),
             None => Ok(()),
         }
     }
@@ -124,7 +124,7 @@ impl Index {
     }
 
     /// Replaces what is on disk, but for what others learnt meanwhile of files that were not looked at here.
-    fn replace(&mut self, repo: &Repo) -> Result<()> {
+    pub fn save_held(&mut self, repo: &Repo, _lock: &Lock) -> Result<()> {
         let Self { rows, pointers, .. } = Self::load(repo)?;
         for (path, row) in rows {
             if !self.looked.iter().any(|it| path.is_within(it)) {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     error::{Error, Kind, Result},
+    fs::Lock,
     path::RepoPath,
     pointer::{Content, Pointer, Shape},
     progress::Progress,
@@ -48,7 +49,7 @@ impl Workspace<'_> {
         if to.is_within(from) {
             return Err(Error::usage(format!("`{from}` cannot be moved into itself")));
         }
-        let _lock = self.repo.lock_telling(progress)?;
+        let lock = self.repo.lock_telling(progress)?;
         let (source, entry) = self.source(from)?;
         let target = self.target(to)?;
         self.check_record(to, &target, &entry)?;
@@ -62,7 +63,7 @@ impl Workspace<'_> {
             files.rename(from, to)?;
             self.index.borrow_mut().rename(from, to);
         }
-        self.write_records((from, source), (to, target), entry)
+        self.write_records((from, source), (to, target), entry, &lock)
     }
 
     /// The record of a tracked path.
@@ -174,6 +175,7 @@ impl Workspace<'_> {
         (from, source): (&RepoPath, Place),
         (to, target): (&RepoPath, Place),
         entry: TreeEntry,
+        lock: &Lock,
     ) -> Result<Moved> {
         let mut done = Moved { from: from.clone(), to: to.clone(), written: Vec::new(), gone: Vec::new() };
         let new = (to, Some(entry.clone()));
@@ -187,7 +189,9 @@ impl Workspace<'_> {
                 let content = content(&entry);
                 let pointer = Pointer { path: to.clone(), content };
                 self.repo.write_pointer(&pointer)?;
+                // Git does not know it yet: the index does before the old record goes.
                 self.remember(to);
+                self.index.borrow_mut().save_held(self.repo, lock)?;
                 done.written.push(pointer);
             }
         }

@@ -1,9 +1,6 @@
 //! What lies at a path, with digests: from the index where it can vouch, from the bytes where not.
 
-use std::{
-    collections::BTreeSet,
-    io::{Read as _, Seek as _},
-};
+use std::{collections::BTreeSet, io::Read as _};
 
 use rayon::prelude::*;
 
@@ -224,21 +221,20 @@ impl Scanner<'_, '_, '_, '_> {
 
     fn large(&self, job: &Job) -> Result<Digest> {
         let store = &self.workspace.repo.store;
-        let mut file = open(&self.workspace.repo.files, store, job)?;
+        let file = open(&self.workspace.repo.files, store, job)?;
         let still = |file: &File, size| {
             if size == job.stamp.size && is_as_before(file, &job.stamp) { Ok(()) } else { Err(changed(job)) }
         };
         let doing = || format!("cannot read `{}`", job.path);
         // What is linked to the store and unchanged needs no second copy there.
         if self.writer.is_none() || job.linked.is_some() {
-            let (digest, size) = digest_file(&mut file).doing(doing)?;
+            let (digest, size) = digest_file(&file).doing(doing)?;
             still(&file, size)?;
             if self.writer.is_none() || job.linked == Some(digest) {
                 return Ok(digest);
             }
-            file.rewind().doing(doing)?;
         }
-        store.put_large(&mut file, &still).map(|it| it.0)
+        store.put_large(&file, &still).map(|it| it.0)
     }
 }
 
