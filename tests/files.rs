@@ -1,6 +1,7 @@
 //! What people do to tracked files: remove, move, unprotect, ignore, check out parts and other revisions.
 
 use std::{
+    collections::BTreeSet,
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::Path,
@@ -406,6 +407,11 @@ fn glob_updates_the_tracked_folder_and_tracks_single_files() {
     }
     sandbox.write("data/cat/a.txt", "edited, and not asked for");
     sandbox.write(".mlxignore", "2.jpg\n");
+    // Git and a stage keep theirs.
+    sandbox.write("docs/5.jpg", "Git's");
+    sandbox.git("add docs");
+    sandbox.write("mlx.toml", "[stage.draw]\ncmd = 'true'\nouts = ['drawn']\n");
+    sandbox.write("drawn/6.jpg", "the stage's");
     let added = sandbox.json("add --glob '**/*.jpg'");
     let paths: Vec<_> = added["added"].as_array().unwrap().iter().map(|it| &it["path"]).collect();
     assert_eq!(paths, ["data", "free/4.jpg"]);
@@ -458,6 +464,13 @@ fn a_part_of_a_folder_is_checked_out_alone() {
     sandbox.ok("checkout data/cat/");
     assert_eq!(sandbox.read("data/cat/a.txt"), "a cat");
     assert_eq!(sandbox.read("data/dog/b.txt"), "edited");
+    // A file that lies on the way and is stored nowhere is not run over.
+    fs::remove_dir_all(sandbox.repo.join("data/cat")).unwrap();
+    sandbox.write("data/cat", "mine");
+    assert!(sandbox.fails("checkout data/cat/a.txt", 4).contains("stored nowhere: `data/cat`"));
+    assert_eq!(sandbox.read("data/cat"), "mine");
+    sandbox.ok("checkout --force data/cat/a.txt");
+    assert_eq!(sandbox.read("data/cat/a.txt"), "a cat");
 }
 
 #[test]
@@ -465,17 +478,18 @@ fn removed_files_go_only_if_the_store_has_them() {
     let sandbox = small();
     sandbox.ok("add data");
     sandbox.commit("one");
+    let packs = || -> BTreeSet<_> {
+        fs::read_dir(sandbox.repo.join(".git/mlx/packs")).unwrap().map(|it| it.unwrap().path()).collect()
+    };
+    let first = packs();
     sandbox.write("data/cat/new.txt", "new");
     sandbox.ok("add data");
     sandbox.commit("two");
     // The store loses what `new.txt` was; the workspace has the last copy.
+    packs().difference(&first).for_each(|it| fs::remove_file(it).unwrap());
     sandbox.git("checkout -q HEAD~1");
-    for entry in fs::read_dir(sandbox.repo.join(".git/mlx/packs")).unwrap() {
-        fs::remove_file(entry.unwrap().path()).unwrap();
-    }
-    sandbox.write("data/cat/new.txt", "new");
-    let error = sandbox.mlx("checkout");
-    assert!(error.code != 0, "{}", error.out);
+    assert!(sandbox.fails("checkout", 4).contains("stored nowhere: `data/cat/new.txt`"));
+    assert!(sandbox.fails("remove --data data", 4).contains("stored nowhere: `data/cat/new.txt`"));
     assert_eq!(sandbox.read("data/cat/new.txt"), "new");
 }
 

@@ -128,9 +128,13 @@ fn what_has_no_content_is_named_and_hides_nothing_else() {
     assert!(error.contains("`data/socket` is a fifo, a socket or a device"), "{error}");
     assert_eq!(sandbox.read("data.mlx"), pointer);
     sandbox.write("data/a", "edited");
+    sandbox.write("data/.git/config", "a repository in the data");
     let item = sandbox.json("status")["data"][0].clone();
     assert_eq!(item["state"], "unknown");
-    assert_eq!(item["unknown"][0]["path"], "data/socket");
+    let unknown =
+        |at: usize| (item["unknown"][at]["path"].as_str(), item["unknown"][at]["why"].as_str().unwrap());
+    assert!(unknown(0).0 == Some("data") && unknown(0).1.contains("cannot take `data/.git`"), "{item}");
+    assert_eq!(unknown(1).0, Some("data/socket"));
     assert_eq!(item["changes"], json!([{"path": "data/a", "change": "modified"}]));
 }
 
@@ -172,18 +176,22 @@ fn as_user(sandbox: &Sandbox, args: &str) -> Ran {
 #[test]
 fn what_may_not_be_read_is_unknown_and_hides_nothing_else() {
     let sandbox = Sandbox::new();
-    for path in ["data/open/a", "data/shut/b", "data/shut/deep/c", "data/sealed", "other/x"] {
+    for path in ["data/open/a", "data/shut/b", "data/shut/deep/c", "data/sealed", "other/x", "closed/y"] {
         sandbox.write(path, path);
     }
     fs::write(sandbox.repo.join("data/large"), vec![1_u8; 2_000_000]).unwrap();
-    sandbox.ok("add data other");
+    sandbox.ok("add data other closed/y");
     sandbox.write("data/open/a", "edited");
     fs::remove_file(sandbox.repo.join("data/large")).unwrap();
-    for path in ["data/shut", "data/sealed"] {
+    for path in ["data/shut", "data/sealed", "closed"] {
         fs::set_permissions(sandbox.repo.join(path), fs::Permissions::from_mode(0)).unwrap();
     }
     let ran = as_user(&sandbox, "status --json");
     let status: Value = serde_json::from_str(&ran.out).unwrap();
+    let states = status["data"].as_array().unwrap().iter();
+    let states: Vec<_> =
+        states.map(|it| (it["path"].as_str().unwrap(), it["state"].as_str().unwrap())).collect();
+    assert_eq!(states, [("data", "unknown"), ("other", "same"), ("closed/y", "unknown")]);
     let item = &status["data"][0];
     assert_eq!((ran.code, &status["clean"], &item["state"]), (0, &json!(false), &json!("unknown")));
     let changes = json!([
@@ -195,11 +203,12 @@ fn what_may_not_be_read_is_unknown_and_hides_nothing_else() {
         item["unknown"].as_array().unwrap().iter().map(|it| it["path"].as_str().unwrap()).collect();
     assert_eq!(unknown, ["data/shut", "data/sealed"]);
     assert!(item["unknown"][0]["why"].as_str().unwrap().contains("Permission denied"), "{item}");
-    assert_eq!(status["data"][1]["state"], "same");
     assert_eq!(as_user(&sandbox, "status --check").code, 10);
     let ran = as_user(&sandbox, "add data");
     assert!(ran.code == 6 && ran.err.contains("`data/shut`"), "{}", ran.err);
-    fs::set_permissions(sandbox.repo.join("data/shut"), fs::Permissions::from_mode(0o755)).unwrap();
+    for path in ["data/shut", "closed"] {
+        fs::set_permissions(sandbox.repo.join(path), fs::Permissions::from_mode(0o755)).unwrap();
+    }
 }
 
 #[test]

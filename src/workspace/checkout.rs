@@ -11,9 +11,9 @@ use crate::{
     error::{Doing, Error, Kind, Result},
     fs::{self, Dir, Form, Link, Mode, Root, Stamp},
     path::RepoPath,
-    pointer::Pointer,
+    pointer::{Content, Pointer, Shape},
     progress::{Event, Progress},
-    store::{EntryKind, Side, Store},
+    store::{EntryKind, Side, Store, TreeEntry, file_at},
     workspace::{
         Workspace, collision,
         scan::{scan_view, stays_inside},
@@ -71,27 +71,52 @@ pub fn plan(
     progress: &dyn Progress,
 ) -> Result<Plan> {
     let store = &workspace.repo.store;
-    let mut wanted = BTreeMap::new();
-    let read = recorded_leaves(store, &pointer.path, &pointer.content, &mut wanted);
-    read.doing(|| format!("cannot check out `{}`", pointer.path))?;
-    wanted.retain(|path, _| path.is_within(part));
+    let wanted = wanted(store, pointer, part).doing(|| format!("cannot check out `{part}`"))?;
     let there = there(workspace, pointer, part, progress)?;
     let shared = workspace.repo.config.links()?.iter().any(|it| matches!(it, Link::Hardlink | Link::Symlink));
     Ok(decide(store, &wanted, &there, shared))
 }
 
-/// What lies at or below `part` now, but for what is ignored and not on record.
+/// What is on record at or below `part`.
+fn wanted(store: &Store, pointer: &Pointer, part: &RepoPath) -> Result<BTreeMap<RepoPath, Side>> {
+    let mut found = BTreeMap::new();
+    let below = part.below(&pointer.path).unwrap_or_default();
+    if below.is_root() {
+        recorded_leaves(store, part, &pointer.content, &mut found)?;
+    } else if pointer.content.kind == Shape::Tree
+        && let Some(entry) = file_at(store, &pointer.content.digest, &below)?
+    {
+        let TreeEntry { digest, files, size, .. } = entry;
+        if entry.kind == EntryKind::Folder {
+            recorded_leaves(store, part, &Content { digest, files, kind: Shape::Tree, size }, &mut found)?;
+        } else {
+            found.insert(part.clone(), Side::from(&entry));
+        }
+    }
+    Ok(found)
+}
+
+/// What lies at or below `part` now, but for what is ignored and not on record; a file on the way to it
+/// stands for all.
 fn there(
     workspace: &Workspace<'_>,
     pointer: &Pointer,
     part: &RepoPath,
     progress: &dyn Progress,
 ) -> Result<BTreeMap<RepoPath, Side>> {
-    let view = View::of(workspace, &pointer.path, Some(pointer))?;
-    let node = scan_view(workspace, &pointer.path, &view, None, progress)?;
-    let mut there = node.map_or_else(BTreeMap::new, |it| workspace_leaves(&it));
-    there.retain(|path, _| path.is_within(part));
-    Ok(there)
+    let mut start = part.clone();
+    while let Some(way) = start.parent().filter(|it| it.is_within(&pointer.path)) {
+        start = way;
+        if workspace.repo.files.stamp(&start)?.is_some() {
+            break;
+        }
+    }
+    if workspace.repo.files.stamp(&start)?.is_none_or(|it| it.form == Form::Folder) {
+        start = part.clone();
+    }
+    let view = View::of(workspace, &start, Some(pointer))?;
+    let node = scan_view(workspace, &start, &view, None, progress)?;
+    Ok(node.map_or_else(BTreeMap::new, |it| workspace_leaves(&it)))
 }
 
 /// How to come from what is there to what is wanted; with `shared`, files may have other names.
@@ -164,7 +189,8 @@ pub fn clear(
     force: bool,
     progress: &dyn Progress,
 ) -> Result<CheckedOut> {
-    let there = there(workspace, pointer, part, progress)?;
+    let mut there = there(workspace, pointer, part, progress)?;
+    there.retain(|path, _| path.is_within(part));
     let plan = decide(&workspace.repo.store, &BTreeMap::new(), &there, false);
     let done = carry_out(workspace, pointer, &plan, force, progress)?;
     if let Some(folder) = part.parent()

@@ -62,7 +62,8 @@ impl Glob {
 }
 
 impl Workspace<'_> {
-    /// Stores the files that match; those in a tracked folder update its pointer, others get their own.
+    /// Stores the files that match; those in a tracked folder update its pointer, others get their own. What
+    /// stages make and what Git tracks is passed over.
     pub fn add_matching(
         &self,
         glob: &Glob,
@@ -72,9 +73,12 @@ impl Workspace<'_> {
         let tracked = self.pointed()?;
         let (mut folders, mut single) = (BTreeSet::new(), Vec::new());
         for file in self.matching(glob)? {
-            self.check_claims(&file, claimed)?;
+            if claimed.iter().any(|it| file.overlaps(&it.0)) {
+                continue;
+            }
             match above(&file, &tracked) {
                 Some(top) if top != file => drop(folders.insert(top)),
+                None if self.repo.git.tracked_within(&file)?.is_some() => {}
                 _ => single.push(file),
             }
         }

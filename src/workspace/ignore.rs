@@ -83,8 +83,10 @@ impl<'r> Rules<'r> {
         is_dir: impl Fn(&T) -> bool,
     ) -> Result<()> {
         let folder = dir.path();
-        let level = match names.iter().find(|it| it.0 == FILE.as_bytes()) {
-            Some((name, kind)) if !is_dir(kind) => self.enter(dir, name)?,
+        // A folder lists its names sorted.
+        let rules = names.binary_search_by(|it| it.0[..].cmp(FILE.as_bytes())).map(|at| &names[at]);
+        let level = match rules {
+            Ok((name, kind)) if !is_dir(kind) => self.enter(dir, name)?,
             _ => self.level(folder),
         };
         let Some(level) = level else { return Ok(()) };

@@ -36,7 +36,7 @@ pub struct Index {
     /// Pointers written here, whether or not Git knows them yet.
     pub pointers: BTreeSet<RepoPath>,
     /// Where this process looked, and knows best.
-    looked: Vec<RepoPath>,
+    looked: BTreeSet<RepoPath>,
     changed: bool,
     /// Whether it was there; a lost one is made anew.
     pub loaded: bool,
@@ -70,7 +70,7 @@ impl Index {
 
     /// Forgets what is no longer at or below `path`, all but `present`.
     pub fn forget(&mut self, path: &RepoPath, present: &BTreeSet<RepoPath>) {
-        self.looked.push(path.clone());
+        self.looked.insert(path.clone());
         let gone: Vec<_> = self.within(path).filter(|it| !present.contains(*it)).cloned().collect();
         self.changed |= !gone.is_empty();
         for path in &gone {
@@ -84,6 +84,17 @@ impl Index {
             .map(|it| it.0)
             .take_while(|it| it.bytes().starts_with(path.bytes()))
             .filter(|it| it.is_within(path))
+    }
+
+    fn has_looked(&self, path: &RepoPath) -> bool {
+        let mut here = Some(path.clone());
+        while let Some(path) = here {
+            if self.looked.contains(&path) {
+                return true;
+            }
+            here = path.parent();
+        }
+        false
     }
 
     pub fn add_pointer(&mut self, path: RepoPath) {
@@ -127,7 +138,7 @@ impl Index {
     pub fn save_held(&mut self, repo: &Repo, _lock: &Lock) -> Result<()> {
         let Self { rows, pointers, .. } = Self::load(repo)?;
         for (path, row) in rows {
-            if !self.looked.iter().any(|it| path.is_within(it)) {
+            if !self.has_looked(&path) {
                 self.rows.insert(path, row);
             }
         }
@@ -135,7 +146,8 @@ impl Index {
         there.extend(pointers);
         let mut kept = BTreeSet::new();
         for path in there {
-            if repo.files.stamp(&path.with_suffix(crate::pointer::SUFFIX)).is_ok_and(|it| it.is_some()) {
+            // What cannot be looked at now may be there all the same.
+            if !matches!(repo.files.stamp(&path.with_suffix(crate::pointer::SUFFIX)), Ok(None)) {
                 kept.insert(path);
             }
         }

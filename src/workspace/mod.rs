@@ -93,7 +93,8 @@ impl<'r> Workspace<'r> {
         }
         let mut there = BTreeSet::new();
         for path in found {
-            if self.repo.files.stamp(&path.with_suffix(SUFFIX))?.is_some() {
+            // One that cannot be looked at is there for whoever reads it, and says so then.
+            if !matches!(self.repo.files.stamp(&path.with_suffix(SUFFIX)), Ok(None)) {
                 there.insert(path);
             }
         }
@@ -104,7 +105,9 @@ impl<'r> Workspace<'r> {
     /// pointer is not searched.
     fn find_pointers(&self, folder: &RepoPath, found: &mut BTreeSet<RepoPath>) -> Result<()> {
         let mut below = Vec::new();
-        for (name, form) in self.repo.files.dir(folder)?.names()? {
+        // What cannot be read hides nothing else; Git still knows the pointers that it tracks there.
+        let Ok(names) = self.repo.files.dir(folder).and_then(|it| it.names()) else { return Ok(()) };
+        for (name, form) in names {
             let Ok(path) = folder.join(&name) else { continue };
             if form.is_dir() {
                 below.push(path);

@@ -74,11 +74,14 @@ impl Workspace<'_> {
         if troubles.is_empty() && node.content(&mut None)? == pointer.content {
             return Ok(item(State::Same, Vec::new(), None));
         }
+        // What lies in a folder that was walked was compared, whatever else is wrong with the folder.
+        let hidden: Vec<_> =
+            troubles.iter().map(|it| it.0.clone()).filter(|it| !is_walked(&node, it)).collect();
         let recorded = Version::Recorded(pointer.content);
         match between(&self.repo.store, &pointer.path, Some(&recorded), Some(&Version::Here(node))) {
             Ok(changes) if troubles.is_empty() => Ok(item(State::Changed, changes, None)),
             Ok(mut changes) => {
-                changes.retain(|it| !troubles.iter().any(|trouble| trouble.0.overlaps(&it.0)));
+                changes.retain(|it| !hidden.iter().any(|hidden| hidden.overlaps(&it.0)));
                 let why = Some(format!("{} of it cannot be read", troubles.len()));
                 let unknown = troubles.into_iter().map(|(path, error)| (path, error.full_text())).collect();
                 Ok(Item { unknown, ..item(State::Unknown, changes, why) })
@@ -91,6 +94,11 @@ impl Workspace<'_> {
             Err(error) => Err(error),
         }
     }
+}
+
+fn is_walked(node: &Node, path: &RepoPath) -> bool {
+    let below = |it: &Node| path.is_within(&it.path) && is_walked(it, path);
+    node.kind == EntryKind::Folder && (node.path == *path || node.children.iter().any(below))
 }
 
 /// A version of a path to compare with another.

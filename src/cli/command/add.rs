@@ -28,7 +28,8 @@ pub struct Args {
     /// What to track
     #[arg(required_unless_present = "glob")]
     paths: Vec<PathBuf>,
-    /// Files that match, from here down: `*` stays within a name, `**` goes through folders
+    /// Files that match, from here down: `*` stays within a name, `**` goes through folders; what stages
+    /// make and what Git tracks is passed over
     #[arg(long, value_name = "PATTERN")]
     glob: Vec<String>,
     /// Also `git add` the pointers and `.gitignore` files
