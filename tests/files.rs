@@ -30,7 +30,7 @@ fn remove_undoes_what_add_did_and_leaves_the_rest() {
     let (ignored, files) = (sandbox.read(".gitignore"), snapshot(&sandbox.repo.join("data")));
     sandbox.ok("add data");
     assert_eq!(sandbox.read(".gitignore"), format!("{ignored}\n/data\n"));
-    assert_eq!(sandbox.ok("remove data"), "data: no longer tracked\n");
+    assert_eq!(sandbox.ok("remove data"), "data: no longer tracked\nnext: git add .gitignore\n");
     assert_eq!(sandbox.read(".gitignore"), format!("{ignored}\n"));
     assert!(!sandbox.has("data.mlx"));
     assert_eq!(snapshot(&sandbox.repo.join("data")), files);
@@ -70,7 +70,8 @@ fn removing_a_part_is_a_deletion_on_record() {
     sandbox.ok("add data");
     let ignored = sandbox.read(".gitignore");
     let said = sandbox.ok("remove data/cat/c.txt");
-    assert_eq!(said, "data/cat/c.txt: no longer on record in `data`\n");
+    let next = "next: git add .gitignore data.mlx\n";
+    assert_eq!(said, format!("data/cat/c.txt: no longer on record in `data`\n{next}"));
     assert_eq!(changes(&sandbox), json!([{"path": "data/cat/c.txt", "change": "added"}]));
     assert!(
         sandbox.fails("remove data/cat/c.txt", 3).contains("`data/cat/c.txt` is not on record in `data`")
@@ -111,7 +112,11 @@ fn move_renames_pointer_line_and_data() {
     sandbox.ok("add data");
     let (pointer, files) = (sandbox.read("data.mlx"), snapshot(&sandbox.repo.join("data")));
     let large = identity(&sandbox.repo.join("data/large"));
-    sandbox.ok("move data deep/photos");
+    sandbox.git("add data.mlx");
+    let next = "next: git add data.mlx deep/.gitignore deep/photos.mlx\n";
+    assert_eq!(sandbox.ok("move data deep/photos"), format!("data is now deep/photos\n{next}"));
+    sandbox.git(&next[10..]);
+    assert!(sandbox.git("ls-files").lines().all(|it| it != "data.mlx"));
     assert!(!sandbox.has("data") && !sandbox.has("data.mlx") && !sandbox.has(".gitignore"));
     assert_eq!(sandbox.read("deep/photos.mlx"), pointer);
     assert_eq!(sandbox.read("deep/.gitignore"), "/photos\n");

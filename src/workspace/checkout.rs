@@ -107,7 +107,7 @@ fn there(
     let mut start = part.clone();
     while let Some(way) = start.parent().filter(|it| it.is_within(&pointer.path)) {
         start = way;
-        if workspace.repo.files.stamp(&start)?.is_some() {
+        if matches!(workspace.repo.files.stamp(&start), Ok(Some(_))) {
             break;
         }
     }

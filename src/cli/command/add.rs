@@ -63,23 +63,38 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Added> {
         workspace.save()?;
         pointers.extend(added?);
     }
-    let files = for_git(&repo, &pointers)?;
+    let files = for_git(&repo, pointers.iter().map(Pointer::file))?;
     if args.git_add {
         repo.git.stage(&files)?;
     }
     Ok(Added { pointers, files, at_top: here.is_root(), staged: args.git_add })
 }
 
-/// What belongs into Git now: pointers and the `.gitignore` files beside them.
-fn for_git(repo: &Repo, pointers: &[Pointer]) -> Result<Vec<RepoPath>> {
-    let mut files: BTreeSet<_> = pointers.iter().map(Pointer::file).collect();
+/// What belongs into Git now: pointer files and the `.gitignore` files beside them, as far as they are here
+/// or Git has to learn that they are gone.
+pub fn for_git(repo: &Repo, pointers: impl Iterator<Item = RepoPath>) -> Result<Vec<RepoPath>> {
+    let mut files = BTreeSet::new();
     for pointer in pointers {
-        let ignore = pointer.path.parent().unwrap_or_default().join(b".gitignore")?;
-        if repo.files.stamp(&ignore)?.is_some() {
-            files.insert(ignore);
+        files.insert(pointer.parent().unwrap_or_default().join(b".gitignore")?);
+        files.insert(pointer);
+    }
+    let mut known = Vec::new();
+    for file in files {
+        if repo.files.stamp(&file)?.is_some() || repo.git.tracked_within(&file)?.is_some() {
+            known.push(file);
         }
     }
-    Ok(files.into_iter().collect())
+    Ok(known)
+}
+
+/// The line that tells what to do next.
+pub fn next(f: &mut fmt::Formatter<'_>, files: &[RepoPath], at_top: bool) -> fmt::Result {
+    if files.is_empty() {
+        return Ok(());
+    }
+    let top = if at_top { "" } else { ":/" };
+    let files: Vec<_> = files.iter().map(|it| shell_word(&format!("{top}{it}"))).collect();
+    writeln!(f, "next: git add {}", files.join(" "))
 }
 
 impl Report for Added {
@@ -99,11 +114,6 @@ impl fmt::Display for Added {
             let (files, size) = (count(it.content.files, "file"), bytes(it.content.size));
             writeln!(f, "{}: {files}, {size}, {}", it.path, it.content.digest.short())?;
         }
-        if !self.staged {
-            let top = if self.at_top { "" } else { ":/" };
-            let files: Vec<_> = self.files.iter().map(|it| shell_word(&format!("{top}{it}"))).collect();
-            writeln!(f, "next: git add {}", files.join(" "))?;
-        }
-        Ok(())
+        if self.staged { Ok(()) } else { next(f, &self.files, self.at_top) }
     }
 }

@@ -3,10 +3,15 @@ use std::{fmt, os::unix::ffi::OsStrExt as _, path::PathBuf};
 use serde_json::{Value, json};
 
 use crate::{
-    cli::{Context, Report},
+    cli::{
+        Context, Report,
+        command::add::{for_git, next},
+    },
     error::Result,
     fs::Form,
+    path::RepoPath,
     pipeline::Pipeline,
+    pointer::Pointer,
     workspace::{Moved, Workspace},
 };
 
@@ -24,7 +29,14 @@ pub struct Args {
     new: PathBuf,
 }
 
-pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Moved> {
+pub struct Done {
+    moved: Moved,
+    /// For `git add`.
+    files: Vec<RepoPath>,
+    at_top: bool,
+}
+
+pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Done> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let pipelines = ctx.pipelines(&workspace)?;
@@ -39,24 +51,32 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Moved> {
     let moved = workspace.rename(&from, &to, &claimed, ctx.progress);
     workspace.save()?;
     let moved = moved?;
-    for pipeline in &pipelines {
-        let reads = |it: &crate::path::RepoPath| it.overlaps(&from);
+    warn_readers(ctx, &pipelines, &from);
+    let files = for_git(&repo, moved.written.iter().map(Pointer::file).chain(moved.gone.iter().cloned()))?;
+    let at_top = RepoPath::parse(".".as_ref(), &ctx.cwd, repo.root())?.is_root();
+    Ok(Done { moved, files, at_top })
+}
+
+/// Says which stages read what is no longer there for them.
+pub fn warn_readers(ctx: &Context<'_>, pipelines: &[Pipeline<'_, '_>], path: &RepoPath) {
+    for pipeline in pipelines {
+        let reads = |it: &RepoPath| it.overlaps(path);
         for (name, _) in pipeline.manifest.stages.iter().filter(|it| it.1.dependencies.iter().any(reads)) {
-            ctx.progress.warn(&format!("the stage `{name}` still reads `{from}`: change its `mlx.toml`"));
+            ctx.progress.warn(&format!("the stage `{name}` still reads `{path}`: change its `mlx.toml`"));
         }
     }
-    Ok(moved)
 }
 
-impl Report for Moved {
+impl Report for Done {
     fn json(&self) -> Value {
-        let written: Vec<_> = self.written.iter().map(crate::pointer::Pointer::file).collect();
-        json!({"from": self.from, "to": self.to, "written": written, "gone": self.gone})
+        let written: Vec<_> = self.moved.written.iter().map(Pointer::file).collect();
+        json!({"from": self.moved.from, "to": self.moved.to, "written": written, "gone": self.moved.gone})
     }
 }
 
-impl fmt::Display for Moved {
+impl fmt::Display for Done {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is now {}", self.from, self.to)
+        writeln!(f, "{} is now {}", self.moved.from, self.moved.to)?;
+        next(f, &self.files, self.at_top)
     }
 }

@@ -3,8 +3,18 @@ use std::{fmt, path::PathBuf};
 use serde_json::{Value, json};
 
 use crate::{
-    cli::{Context, Report, report::count},
+    cli::{
+        Context, Report,
+        command::{
+            add::{for_git, next},
+            moving::warn_readers,
+        },
+        report::count,
+    },
     error::Result,
+    path::RepoPath,
+    pipeline::Pipeline,
+    pointer::{Pointer, SUFFIX},
     workspace::{Data, Removed, Workspace},
 };
 
@@ -27,13 +37,18 @@ pub struct Args {
     force: bool,
 }
 
-pub struct Done(Vec<Removed>);
+pub struct Done {
+    removed: Vec<Removed>,
+    /// For `git add`.
+    files: Vec<RepoPath>,
+    at_top: bool,
+}
 
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Done> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
-    let claimed: Vec<_> =
-        ctx.pipelines(&workspace)?.iter().flat_map(crate::pipeline::Pipeline::claimed).collect();
+    let pipelines = ctx.pipelines(&workspace)?;
+    let claimed: Vec<_> = pipelines.iter().flat_map(Pipeline::claimed).collect();
     let data = match (args.data, args.force) {
         (false, _) => Data::Keep,
         (true, false) => Data::Delete,
@@ -44,23 +59,31 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Done> {
         let done = workspace.remove(&path, data, &claimed, ctx.progress);
         workspace.save()?;
         removed.push(done?);
+        if args.data {
+            warn_readers(ctx, &pipelines, &path);
+        }
     }
-    Ok(Done(removed))
+    let pointers = removed
+        .iter()
+        .map(|it| it.parent.as_ref().map_or_else(|| it.path.with_suffix(SUFFIX), Pointer::file));
+    let files = for_git(&repo, pointers)?;
+    let at_top = RepoPath::parse(".".as_ref(), &ctx.cwd, repo.root())?.is_root();
+    Ok(Done { removed, files, at_top })
 }
 
 impl Report for Done {
     fn json(&self) -> Value {
         let row = |it: &Removed| {
-            let pointer = it.parent.as_ref().map(crate::pointer::Pointer::file);
+            let pointer = it.parent.as_ref().map(Pointer::file);
             json!({"path": it.path, "pointer": pointer, "files": it.files})
         };
-        json!({"removed": self.0.iter().map(row).collect::<Vec<_>>()})
+        json!({"removed": self.removed.iter().map(row).collect::<Vec<_>>()})
     }
 }
 
 impl fmt::Display for Done {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for it in &self.0 {
+        for it in &self.removed {
             match &it.parent {
                 Some(parent) => write!(f, "{}: no longer on record in `{}`", it.path, parent.path)?,
                 None => write!(f, "{}: no longer tracked", it.path)?,
@@ -70,6 +93,6 @@ impl fmt::Display for Done {
             }
             writeln!(f)?;
         }
-        Ok(())
+        next(f, &self.files, self.at_top)
     }
 }
