@@ -23,7 +23,7 @@ impl Workspace<'_> {
         claimed: &[(RepoPath, String)],
         progress: &dyn Progress,
     ) -> Result<Pointer> {
-        self.check_claims(path, claimed)?;
+        check_claims(path, claimed)?;
         self.check_place(path)?;
         let parent = path.parent().map(|it| self.pointer_of(&it)).transpose()?.flatten();
         self.check_rules(path, parent.as_ref())?;
@@ -40,13 +40,6 @@ impl Workspace<'_> {
         };
         self.index.borrow_mut().add_pointer(pointer.path.clone());
         Ok(pointer)
-    }
-
-    /// Refuses what stages make.
-    pub(super) fn check_claims(&self, path: &RepoPath, claimed: &[(RepoPath, String)]) -> Result<()> {
-        let Some((output, stage)) = claimed.iter().find(|it| path.overlaps(&it.0)) else { return Ok(()) };
-        let error = Error::new(Kind::Conflict, format!("`{path}` belongs to the stage `{stage}`"));
-        Err(error.hint(format!("its output `{output}` is recorded by `mlx repro` and `mlx commit`")))
     }
 
     fn check_rules(&self, path: &RepoPath, parent: Option<&Pointer>) -> Result<()> {
@@ -171,4 +164,11 @@ impl Workspace<'_> {
         self.repo.write_pointer(&pointer)?;
         Ok(pointer)
     }
+}
+
+/// Refuses what stages make.
+fn check_claims(path: &RepoPath, claimed: &[(RepoPath, String)]) -> Result<()> {
+    let Some((output, stage)) = claimed.iter().find(|it| path.overlaps(&it.0)) else { return Ok(()) };
+    let error = Error::new(Kind::Conflict, format!("`{path}` belongs to the stage `{stage}`"));
+    Err(error.hint(format!("its output `{output}` is recorded by `mlx repro` and `mlx commit`")))
 }

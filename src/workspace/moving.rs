@@ -13,7 +13,11 @@ use crate::{
     pointer::{Content, Pointer, Shape},
     progress::Progress,
     store::{EntryKind, TreeEntry, Writer, diff, file_at, merge},
-    workspace::{Workspace, remove::untracked, scan::stays_inside},
+    workspace::{
+        Workspace,
+        remove::{check_output, untracked},
+        scan::stays_inside,
+    },
 };
 
 /// What a move did.
@@ -44,8 +48,8 @@ impl Workspace<'_> {
         claimed: &[(RepoPath, String)],
         progress: &dyn Progress,
     ) -> Result<Moved> {
-        self.check_output(from, claimed)?;
-        self.check_output(to, claimed)?;
+        check_output(from, claimed)?;
+        check_output(to, claimed)?;
         if to.is_within(from) {
             return Err(Error::usage(format!("`{from}` cannot be moved into itself")));
         }

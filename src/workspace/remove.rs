@@ -46,7 +46,7 @@ impl Workspace<'_> {
             self.repo.files.remove(&pointer.file())?;
             return Ok(Removed { path: path.clone(), parent: None, files });
         }
-        self.check_output(path, claimed)?;
+        check_output(path, claimed)?;
         let parent = self.pointer_of(path)?.filter(|it| it.content.kind == Shape::Tree);
         let parent = parent.ok_or_else(|| untracked(path))?;
         let below = path.below(&parent.path).expect("the path lies in the folder of its pointer");
@@ -73,13 +73,13 @@ impl Workspace<'_> {
         }
         Ok(done.removed)
     }
+}
 
-    /// Refuses outputs of stages by the name of their stage.
-    pub(super) fn check_output(&self, path: &RepoPath, claimed: &[(RepoPath, String)]) -> Result<()> {
-        let Some((output, stage)) = claimed.iter().find(|it| it.0.overlaps(path)) else { return Ok(()) };
-        let error = Error::new(Kind::Conflict, format!("`{output}` is an output of the stage `{stage}`"));
-        Err(error.hint(format!("change the outputs of `{stage}` in its `mlx.toml`")))
-    }
+/// Refuses outputs of stages by the name of their stage.
+pub(super) fn check_output(path: &RepoPath, claimed: &[(RepoPath, String)]) -> Result<()> {
+    let Some((output, stage)) = claimed.iter().find(|it| it.0.overlaps(path)) else { return Ok(()) };
+    let error = Error::new(Kind::Conflict, format!("`{output}` is an output of the stage `{stage}`"));
+    Err(error.hint(format!("change the outputs of `{stage}` in its `mlx.toml`")))
 }
 
 /// Nothing here is ours.

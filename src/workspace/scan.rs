@@ -343,6 +343,27 @@ mod tests {
     }
 
     #[test]
+    fn a_small_file_that_is_not_what_it_was_is_refused_by_name() {
+        use std::io::Write as _;
+
+        let temp = tempfile::tempdir().unwrap();
+        let root = Root::open(temp.path()).unwrap();
+        let path = RepoPath::from_text("x").unwrap();
+        root.write(&path, b"before", fs::Sync::Later).unwrap();
+        let job = Job { path: path.clone(), stamp: root.stamp(&path).unwrap().unwrap(), linked: None };
+        assert_eq!(read(&root.open_file(&path).unwrap(), &job).unwrap(), b"before");
+        root.append(&path).unwrap().write_all(b" and after").unwrap();
+        let grown = read(&root.open_file(&path).unwrap(), &job).unwrap_err();
+        root.write(&path, b"less", fs::Sync::Later).unwrap();
+        let shrunk = read(&root.open_file(&path).unwrap(), &job).unwrap_err();
+        root.write(&path, b"sixsix", fs::Sync::Later).unwrap();
+        let replaced = read(&root.open_file(&path).unwrap(), &job).unwrap_err();
+        for error in [grown, shrunk, replaced] {
+            assert_eq!(error.to_string(), "`x` changed while it was read");
+        }
+    }
+
+    #[test]
     fn large_files_are_read_alone() {
         let path = RepoPath::from_text("x").unwrap();
         let job = |size| Job {
