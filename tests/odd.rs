@@ -184,7 +184,7 @@ fn what_may_not_be_read_is_unknown_and_hides_nothing_else() {
     sandbox.write("data/open/a", "edited");
     fs::remove_file(sandbox.repo.join("data/large")).unwrap();
     for path in ["data/shut", "data/sealed", "closed"] {
-        fs::set_permissions(sandbox.repo.join(path), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(sandbox.repo.join(path), fs::Permissions::from_mode(0o000)).unwrap();
     }
     let ran = as_user(&sandbox, "status --json");
     let status: Value = serde_json::from_str(&ran.out).unwrap();
