@@ -1,7 +1,7 @@
 //! An open folder, and files that come about in it under a temporary name.
 
 use std::{
-    io::{self, Write},
+    io::{self, Seek as _, SeekFrom, Write},
     os::fd::OwnedFd,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -10,7 +10,7 @@ use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
 
 use crate::{
     error::{Doing, Error, Kind, Result},
-    fs::{Entry, File, Form, Stamp, TEMPORARY, fault, is_alive},
+    fs::{Entry, File, Form, Sieve, Stamp, TEMPORARY, fault, is_alive},
     path::{RepoPath, show},
 };
 
@@ -34,7 +34,12 @@ pub struct Temp {
     dir: Dir,
     name: Vec<u8>,
     file: Option<File>,
+    /// Where it ends, if that is in a hole that was skipped and not written.
+    end: Option<u64>,
 }
+
+/// Runs of zeros at least this long become holes: a sparse file stays one.
+static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
 
 impl Dir {
     pub(super) fn new(fd: OwnedFd, shown: RepoPath) -> Self {
@@ -45,6 +50,11 @@ impl Dir {
     pub fn again(&self) -> Result<Self> {
         let fd = self.fd.try_clone().doing(|| format!("cannot open the folder `{}` again", self.shown))?;
         Ok(Self { fd, shown: self.shown.clone() })
+    }
+
+    /// Where it lies below its root.
+    pub fn path(&self) -> &RepoPath {
+        &self.shown
     }
 
     fn at(&self, name: &[u8]) -> String {
@@ -106,25 +116,33 @@ impl Dir {
         Ok(target.doing(|| format!("cannot read the link {}", self.at(name)))?.into_bytes())
     }
 
-    /// Everything below this folder; our own unfinished files are left out.
-    pub fn entries(&self, skip: &dyn Fn(&RepoPath) -> bool) -> Result<Vec<Entry>> {
-        let mut entries = Vec::new();
-        for (name, kind) in self.names()? {
-            if owner(&name).is_some() || skip(&self.shown.join(&name).or_else(|it| self.odd_name(&name, it))?)
-            {
-                continue;
+    /// Everything below this folder that `sieve` lets through; our own unfinished files are left out.
+    pub fn entries(&self, sieve: &dyn Sieve) -> Result<Vec<Entry>> {
+        let mut names = self.names()?;
+        names.retain(|it| owner(&it.0).is_none());
+        sieve.sift(self, &mut names)?;
+        let mut entries = Vec::with_capacity(names.len());
+        for (name, kind) in names {
+            // `.git` and its like inside data: named with the folder it is in.
+            let (path, found) = match self.shown.join(&name) {
+                Ok(path) => (path, self.entry(name, kind, sieve)),
+                Err(error) => {
+                    (self.shown.clone(), Err(error).doing(|| format!("cannot take {}", self.at(&name))))
+                }
+            };
+            match found {
+                Ok(entry) => entries.extend(entry),
+                Err(error) => sieve.trouble(&path, error)?,
             }
-            let Some(stamp) = self.stamp(&name)? else { continue };
-            let folder = kind == FileType::Directory || stamp.form == Form::Folder;
-            let children = if folder { self.open_dir(&name)?.entries(skip)? } else { Vec::new() };
-            entries.push(Entry { name: name.into(), stamp, children });
         }
         Ok(entries)
     }
 
-    /// `.git` and its like inside data: named with the folder it is in.
-    fn odd_name(&self, name: &[u8], error: Error) -> Result<RepoPath> {
-        Err(error).doing(|| format!("cannot take {}", self.at(name)))
+    fn entry(&self, name: Vec<u8>, kind: FileType, sieve: &dyn Sieve) -> Result<Option<Entry>> {
+        let Some(stamp) = self.stamp(&name)? else { return Ok(None) };
+        let folder = kind == FileType::Directory || stamp.form == Form::Folder;
+        let children = if folder { self.open_dir(&name)?.entries(sieve)? } else { Vec::new() };
+        Ok(Some(Entry { name: name.into(), stamp, children }))
     }
 
     /// Names and kinds in this folder, sorted by the bytes of the names.
@@ -162,7 +180,7 @@ impl Dir {
         let opened = fault::point("create")
             .and_then(|()| Ok(fs::openat(&self.fd, &name[..], flags, Mode::from_raw_mode(mode))?));
         let file = opened.doing(|| format!("cannot write in the folder `{}`", self.shown))?;
-        Ok(Temp { dir: self.again()?, name, file: Some(File::from(file)) })
+        Ok(Temp { dir: self.again()?, name, file: Some(File::from(file)), end: None })
     }
 
     /// Gives a link or a second name of a file (made by `make` under a temporary name) its place.
@@ -257,6 +275,7 @@ impl Dir {
 impl Temp {
     /// Gives the file its name, over whatever had it.
     pub fn publish(mut self, name: &[u8], sync: Sync) -> Result<()> {
+        self.close_hole()?;
         let file = self.file.take().expect("a file is published once");
         let dir = &self.dir;
         let doing = || format!("cannot write {}", dir.at(name));
@@ -274,6 +293,7 @@ impl Temp {
     /// As [`Temp::publish`] without a sync; what the file system says of the file under its name, unless
     /// somebody touched it meanwhile.
     pub fn publish_stamped(mut self, name: &[u8]) -> Result<Option<Stamp>> {
+        self.close_hole()?;
         let before = fs::fstat(self.file()).ok().map(|it| Stamp::of(&it));
         let dir = self.dir.again()?;
         drop(self.file.take());
@@ -294,7 +314,6 @@ impl Temp {
 
     /// A second handle on the bytes written so far, from the start.
     pub fn reread(&self) -> Result<File> {
-        use std::io::Seek as _;
         let reopen = || -> io::Result<File> {
             let mut file = File::from(fs::openat(
                 &self.dir.fd,
@@ -308,6 +327,16 @@ impl Temp {
         reopen().doing(|| "cannot read back a temporary file".into())
     }
 
+    /// A file that ends in a hole gets its length.
+    fn close_hole(&mut self) -> Result<()> {
+        let Some(end) = self.end.take() else { return Ok(()) };
+        self.file().set_len(end).doing(|| format!("cannot write in the folder `{}`", self.dir.shown))
+    }
+
+    pub(super) fn name(&self) -> &[u8] {
+        &self.name
+    }
+
     fn file(&self) -> &File {
         self.file.as_ref().expect("it is not published yet")
     }
@@ -316,6 +345,13 @@ impl Temp {
 impl Write for Temp {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         fault::point("write")?;
+        let hole = bytes.len() >= ZEROS.len() && bytes.chunks(ZEROS.len()).all(|it| *it == ZEROS[..it.len()]);
+        if hole {
+            let skipped = i64::try_from(bytes.len()).map_err(io::Error::other)?;
+            self.end = Some(self.file().seek(SeekFrom::Current(skipped))?);
+            return Ok(bytes.len());
+        }
+        self.end = None;
         self.file().write(bytes)
     }
 

@@ -9,17 +9,25 @@
 mod dir;
 mod entry;
 mod fault;
+mod holes;
+mod letters;
 mod lock;
 mod place;
+mod private;
 mod root;
+mod sieve;
 
 pub use self::{
     dir::{Dir, Sync, Temp},
     entry::{Entry, Form, Stamp},
-    lock::{Lock, lock},
+    holes::Sparse,
+    lock::{Lock, lock, lock_telling, try_lock},
     place::{Link, Mode, place},
     root::Root,
+    sieve::{Everything, Sieve},
 };
+
+pub use rustix::fs::FileType;
 
 use std::path::{Path, PathBuf};
 

@@ -9,7 +9,7 @@ use rustix::fs::{self, Mode, OFlags};
 
 use crate::{
     error::{Doing, Error, Result},
-    fs::{Dir, Entry, File, Form, Stamp, Sync},
+    fs::{Dir, Entry, File, Form, Sieve, Stamp, Sync},
     path::RepoPath,
 };
 
@@ -115,9 +115,9 @@ impl Root {
         self.parent(path)?.read_link(path.name())
     }
 
-    /// Everything below `path`, sorted; `skip` leaves out a name and what is below it.
-    pub fn entries(&self, path: &RepoPath, skip: &dyn Fn(&RepoPath) -> bool) -> Result<Vec<Entry>> {
-        self.dir(path)?.entries(skip)
+    /// Everything below `path` that `sieve` lets through, sorted.
+    pub fn entries(&self, path: &RepoPath, sieve: &dyn Sieve) -> Result<Vec<Entry>> {
+        self.dir(path)?.entries(sieve)
     }
 
     /// Replaces a file at once; the folders above it are made.
@@ -243,7 +243,7 @@ mod tests {
         root.write(&path("b/x"), b"1", Sync::Later).unwrap();
         root.write_mode(&path("a.sh"), b"2", Sync::Later, 0o777).unwrap();
         root.dir(&RepoPath::root()).unwrap().symlink(b"b/x", b"l").unwrap();
-        let found = root.entries(&RepoPath::root(), &|_| false).unwrap();
+        let found = root.entries(&RepoPath::root(), &crate::fs::Everything).unwrap();
         let forms: Vec<_> =
             found.iter().map(|it| (&it.name[..], it.stamp.form, it.stamp.executable)).collect();
         let expected: [(&[u8], _, _); 3] =

@@ -27,15 +27,24 @@ impl Git {
 }
 
 impl Git {
-    /// Takes `path` out of the `.gitignore` in its folder again.
+    /// Takes `path` out of the `.gitignore` in its folder again, which goes when nothing is left in it.
     pub fn unignore(&self, workspace: &Root, path: &RepoPath) -> Result<()> {
         let file = path.parent().unwrap_or_default().join(b".gitignore")?;
         let Some(text) = workspace.read_if_there(&file)? else { return Ok(()) };
         let line = pattern(path.name());
-        let kept: Vec<&[u8]> =
-            text.split_inclusive(|&it| it == b'\n').filter(|it| it.trim_ascii_end() != line).collect();
+        let ours = |it: &&[u8]| {
+            let it = it.strip_suffix(b"\n").unwrap_or(it);
+            it.strip_suffix(b"\r").unwrap_or(it) == line
+        };
+        let kept: Vec<&[u8]> = text.split_inclusive(|&it| it == b'\n').filter(|it| !ours(it)).collect();
         let kept = kept.concat();
-        if kept == text { Ok(()) } else { workspace.write(&file, &kept, Sync::Yes) }
+        if kept == text {
+            Ok(())
+        } else if kept.is_empty() {
+            workspace.remove(&file)
+        } else {
+            workspace.write(&file, &kept, Sync::Yes)
+        }
     }
 }
 

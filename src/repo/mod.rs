@@ -17,6 +17,7 @@ use crate::{
     git::Git,
     path::RepoPath,
     pointer::{Pointer, SUFFIX},
+    progress::Progress,
     store::Store,
 };
 
@@ -86,6 +87,16 @@ impl Repo {
     /// Held for the milliseconds in which an index, a pointer or a lockfile is replaced.
     pub fn lock(&self) -> Result<Lock> {
         fs::lock(&self.shared, &RepoPath::from_text("lock")?)
+    }
+
+    /// As [`Repo::lock`], and says whom it waits for.
+    pub fn lock_telling(&self, progress: &dyn Progress) -> Result<Lock> {
+        fs::lock_telling(&self.shared, &RepoPath::from_text("lock")?, progress)
+    }
+
+    /// The lock if nobody has it: for what may as well be left undone.
+    pub fn try_lock(&self) -> Result<Option<Lock>> {
+        fs::try_lock(&self.shared, &RepoPath::from_text("lock")?)
     }
 
     /// The pointer of `path` in the work tree.

@@ -1,11 +1,11 @@
 //! Files over 1 MiB: stored whole, read-only, so that they can be linked into the workspace.
 
-use std::io::{self, Read, Seek as _};
+use std::io::{self, Read as _};
 
 use crate::{
     digest::{Digest, Hasher},
     error::{Doing, Error, Kind, Result},
-    fs::{Dir, File, Link, Mode, Sync, place as place_link},
+    fs::{Dir, File, Link, Mode, Sparse, Stamp, Sync, place as place_link},
     path::RepoPath,
     store::{Store, place},
 };
@@ -29,12 +29,10 @@ impl Store {
     }
 
     /// The whole file that a link of the workspace points to, if it points into this store.
-    pub fn linked(&self, target: &[u8]) -> Option<(Digest, u64)> {
+    pub fn linked(&self, target: &[u8]) -> Option<Large<'_>> {
         let folder = self.root.path().join("objects");
         let hex = target.strip_prefix(folder.as_os_str().as_encoded_bytes())?.strip_prefix(b"/")?;
-        let digest = Digest::from_hex(std::str::from_utf8(hex).ok()?).ok()?;
-        let size = self.root.stamp(&self.large(&digest)?.path).ok()??.size;
-        Some((digest, size))
+        self.large(&Digest::from_hex(std::str::from_utf8(hex).ok()?).ok()?)
     }
 
     /// Whether the object's bytes are here and are what their name says.
@@ -42,14 +40,16 @@ impl Store {
         self.large(digest).map_or_else(|| self.read(digest).is_ok(), |it| it.check().is_ok())
     }
 
-    /// Stores a whole file, reading it once; it shares blocks with `file` where the file system can.
-    pub fn put_large(&self, file: &mut File) -> Result<(Digest, u64)> {
+    /// Stores a whole file, reading it once; it shares blocks with `file` where the file system can. When
+    /// `accept` refuses what was read, nothing of it stays.
+    pub fn put_large(&self, file: &File, accept: &dyn Fn(&File, u64) -> Result<()>) -> Result<(Digest, u64)> {
         let dir = self.dir("objects")?;
         dir.sweep()?;
         let mut temp = dir.create(READ_ONLY)?;
         let copied =
-            if temp.share(file) { copy(&mut temp.reread()?, &mut io::sink()) } else { copy(file, &mut temp) };
+            if temp.share(file) { copy(&temp.reread()?, &mut io::sink()) } else { copy(file, &mut temp) };
         let (digest, size) = copied.doing(|| "cannot store a large file".into())?;
+        accept(file, size)?;
         if self.damaged().contains(&digest) || self.large(&digest).is_none() {
             temp.publish(digest.hex().as_bytes(), Sync::Yes)?;
             self.mark_sound(&digest)?;
@@ -60,7 +60,7 @@ impl Store {
     /// Takes over a file that was put together piece by piece, if it is what its name says.
     pub fn adopt_large(&self, digest: &Digest, part: &RepoPath) -> Result<()> {
         let file = self.root.open_file(part)?;
-        let (found, _) = copy(&mut &file, &mut io::sink()).doing(|| format!("cannot read `{part}`"))?;
+        let (found, _) = copy(&file, &mut io::sink()).doing(|| format!("cannot read `{part}`"))?;
         if found != *digest {
             self.root.remove(part)?;
             return Err(Error::corrupt(format!("what came for {} is something else", digest.short())));
@@ -75,6 +75,16 @@ impl Store {
 }
 
 impl Large<'_> {
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// What the file system says of it: a stored file that changes is no longer what its name says.
+    pub fn stamp(&self) -> Result<Stamp> {
+        let gone = || Error::not_found(format!("the object {} is gone", self.digest));
+        self.store.root.stamp(&self.path)?.ok_or_else(gone)
+    }
+
     pub fn open(&self) -> Result<File> {
         self.store.root.open_file(&self.path)
     }
@@ -88,7 +98,7 @@ impl Large<'_> {
 
     fn check(&self) -> Result<()> {
         let (found, _) =
-            copy(&mut self.open()?, &mut io::sink()).doing(|| format!("cannot read `{}`", self.path))?;
+            copy(&self.open()?, &mut io::sink()).doing(|| format!("cannot read `{}`", self.path))?;
         if found == self.digest { Ok(()) } else { Err(self.store.damage(&self.digest)) }
     }
 
@@ -101,8 +111,8 @@ impl Large<'_> {
             }
         }
         let mut temp = dir.create(mode.bits())?;
-        let (found, _) = copy(&mut self.open()?, &mut temp)
-            .doing(|| format!("cannot write `{}`", crate::path::show(name)))?;
+        let (found, _) =
+            copy(&self.open()?, &mut temp).doing(|| format!("cannot write `{}`", crate::path::show(name)))?;
         if found != self.digest {
             return Err(self.store.damage(&self.digest));
         }
@@ -112,7 +122,8 @@ impl Large<'_> {
 }
 
 /// Copies and digests in one pass, with constant memory.
-fn copy(from: &mut dyn Read, to: &mut dyn io::Write) -> io::Result<(Digest, u64)> {
+fn copy(from: &File, to: &mut dyn io::Write) -> io::Result<(Digest, u64)> {
+    let mut from = Sparse::new(from);
     let mut buffer = vec![0; PIECE];
     let (mut hasher, mut size) = (Hasher::default(), 0);
     loop {
@@ -135,8 +146,7 @@ fn copy(from: &mut dyn Read, to: &mut dyn io::Write) -> io::Result<(Digest, u64)
 }
 
 /// The digest and size of an open file, from its start, with constant memory.
-pub fn digest_file(file: &mut File) -> Result<(Digest, u64)> {
-    file.rewind()
-        .and_then(|()| copy(file, &mut io::sink()))
+pub fn digest_file(file: &File) -> Result<(Digest, u64)> {
+    copy(file, &mut io::sink())
         .map_err(|it| Error::new(Kind::Internal, "cannot read a file to its end").because(it))
 }

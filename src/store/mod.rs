@@ -6,6 +6,7 @@
 
 mod folder;
 mod large;
+mod merge;
 mod pack;
 mod read;
 mod runs;
@@ -15,6 +16,7 @@ mod writer;
 pub use self::{
     folder::{Difference, Side, diff, entries, file_at, put_folder, reachable, replace},
     large::{Large, digest_file},
+    merge::merge,
     pack::{Index, Kind, LARGEST, PackWriter, Row, pack},
     runs::Run,
     tree::{EntryKind, Page, TreeEntry, decode as decode_page},

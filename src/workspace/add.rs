@@ -7,7 +7,11 @@ use crate::{
     pointer::{Pointer, SUFFIX, Shape},
     progress::Progress,
     store::{TreeEntry, Writer, replace},
-    workspace::{Node, Workspace, scan},
+    workspace::{
+        Node, Workspace,
+        ignore::{self, Rules},
+        scan,
+    },
 };
 
 impl Workspace<'_> {
@@ -19,14 +23,10 @@ impl Workspace<'_> {
         claimed: &[(RepoPath, String)],
         progress: &dyn Progress,
     ) -> Result<Pointer> {
-        if let Some(stage) = claimed.iter().find(|it| path.is_within(&it.0) || it.0.is_within(path)) {
-            let error = Error::new(Kind::Conflict, format!("`{path}` belongs to the stage `{}`", stage.1));
-            return Err(
-                error.hint(format!("its output `{}` is recorded by `mlx repro` and `mlx commit`", stage.0))
-            );
-        }
+        check_claims(path, claimed)?;
         self.check_place(path)?;
         let parent = path.parent().map(|it| self.pointer_of(&it)).transpose()?.flatten();
+        self.check_rules(path, parent.as_ref())?;
         let pointer = match parent {
             Some(parent) if parent.content.kind == Shape::Tree => self.add_within(&parent, path, progress)?,
             Some(parent) => {
@@ -40,6 +40,16 @@ impl Workspace<'_> {
         };
         self.index.borrow_mut().add_pointer(pointer.path.clone());
         Ok(pointer)
+    }
+
+    fn check_rules(&self, path: &RepoPath, parent: Option<&Pointer>) -> Result<()> {
+        let is_dir = self.repo.files.stamp(path)?.is_some_and(|it| it.form == Form::Folder);
+        let own = self.repo.pointer(path).ok().flatten();
+        if Rules::open(self.repo, path, own.as_ref().or(parent))?.leave_out(path, is_dir)? {
+            let error = Error::usage(format!("`{path}` is ignored by a `{}`", ignore::FILE));
+            return Err(error.hint("take the line out, or add a line that begins with `!`"));
+        }
+        Ok(())
     }
 
     /// Remembers that `path` has a pointer, though whoever wrote it may have been killed before it could.
@@ -72,7 +82,7 @@ impl Workspace<'_> {
         Ok(())
     }
 
-    fn is_pointer(&self, path: &RepoPath) -> bool {
+    pub(super) fn is_pointer(&self, path: &RepoPath) -> bool {
         path.without_suffix(SUFFIX).is_some_and(|it| matches!(self.repo.pointer(&it), Ok(Some(_))))
     }
 
@@ -111,7 +121,7 @@ impl Workspace<'_> {
         let content = node.content(&mut Some(&mut writer))?;
         writer.finish()?;
         let pointer = Pointer { path: path.clone(), content };
-        let _lock = self.repo.lock()?;
+        let _lock = self.repo.lock_telling(progress)?;
         self.repo.git.ignore(&self.repo.files, path)?;
         self.repo.write_pointer(&pointer)?;
         Ok(pointer)
@@ -122,17 +132,28 @@ impl Workspace<'_> {
         let node = self.take(path, &parent.path, &mut writer, progress)?;
         let entry = node.entry(&mut Some(&mut writer))?;
         writer.finish()?;
-        self.record_within(parent, path, Some(entry))
+        self.record_within(parent, path, Some(entry), progress)
     }
 
     /// Takes a path that is gone out of the record of the folder it lay in.
-    pub fn record_deletion(&self, parent: &Pointer, path: &RepoPath) -> Result<Pointer> {
-        self.record_within(parent, path, None)
+    pub fn record_deletion(
+        &self,
+        parent: &Pointer,
+        path: &RepoPath,
+        progress: &dyn Progress,
+    ) -> Result<Pointer> {
+        self.record_within(parent, path, None, progress)
     }
 
-    fn record_within(&self, parent: &Pointer, path: &RepoPath, entry: Option<TreeEntry>) -> Result<Pointer> {
+    fn record_within(
+        &self,
+        parent: &Pointer,
+        path: &RepoPath,
+        entry: Option<TreeEntry>,
+        progress: &dyn Progress,
+    ) -> Result<Pointer> {
         // Others may have added to the folder meanwhile: their pointer is the one to change.
-        let _lock = self.repo.lock()?;
+        let _lock = self.repo.lock_telling(progress)?;
         let parent = self.repo.pointer(&parent.path)?.unwrap_or_else(|| parent.clone());
         let mut writer = Writer::new(&self.repo.store);
         let below = path.below(&parent.path).expect("the path lies in the folder of its pointer");
@@ -143,4 +164,11 @@ impl Workspace<'_> {
         self.repo.write_pointer(&pointer)?;
         Ok(pointer)
     }
+}
+
+/// Refuses what stages make.
+fn check_claims(path: &RepoPath, claimed: &[(RepoPath, String)]) -> Result<()> {
+    let Some((output, stage)) = claimed.iter().find(|it| path.overlaps(&it.0)) else { return Ok(()) };
+    let error = Error::new(Kind::Conflict, format!("`{path}` belongs to the stage `{stage}`"));
+    Err(error.hint(format!("its output `{output}` is recorded by `mlx repro` and `mlx commit`")))
 }

@@ -11,13 +11,14 @@ use crate::{
     error::{Doing, Error, Kind, Result},
     fs::{self, Dir, Form, Link, Mode, Root, Stamp},
     path::RepoPath,
-    pointer::Pointer,
+    pointer::{Content, Pointer, Shape},
     progress::{Event, Progress},
-    store::{EntryKind, Side, Store},
+    store::{EntryKind, Side, Store, TreeEntry, file_at},
     workspace::{
-        Workspace,
-        scan::stays_inside,
+        Workspace, collision,
+        scan::{scan_view, stays_inside},
         status::{recorded_leaves, workspace_leaves},
+        view::View,
     },
 };
 
@@ -31,7 +32,7 @@ pub struct Plan {
     /// The exec bit alone differs.
     modes: Vec<(RepoPath, EntryKind)>,
     folders: BTreeSet<RepoPath>,
-    remove: Vec<RepoPath>,
+    remove: Vec<(RepoPath, EntryKind)>,
     /// What would go and is stored nowhere.
     pub unsaved: Vec<RepoPath>,
 }
@@ -70,16 +71,63 @@ pub fn plan(
     progress: &dyn Progress,
 ) -> Result<Plan> {
     let store = &workspace.repo.store;
-    let mut wanted = BTreeMap::new();
-    let read = recorded_leaves(store, &pointer.path, &pointer.content, &mut wanted);
-    read.doing(|| format!("cannot check out `{}`", pointer.path))?;
-    let mut there =
-        workspace.look(&pointer.path, progress)?.map_or_else(BTreeMap::new, |it| workspace_leaves(&it));
-    wanted.retain(|path, _| path.is_within(part));
-    there.retain(|path, _| path.is_within(part));
+    let wanted = wanted(store, pointer, part).doing(|| format!("cannot check out `{part}`"))?;
+    let there = there(workspace, pointer, part, progress)?;
     let shared = workspace.repo.config.links()?.iter().any(|it| matches!(it, Link::Hardlink | Link::Symlink));
+    Ok(decide(store, &wanted, &there, shared))
+}
+
+/// What is on record at or below `part`.
+fn wanted(store: &Store, pointer: &Pointer, part: &RepoPath) -> Result<BTreeMap<RepoPath, Side>> {
+    let mut found = BTreeMap::new();
+    let below = part.below(&pointer.path).unwrap_or_default();
+    if below.is_root() {
+        recorded_leaves(store, part, &pointer.content, &mut found)?;
+    } else if pointer.content.kind == Shape::Tree
+        && let Some(entry) = file_at(store, &pointer.content.digest, &below)?
+    {
+        let TreeEntry { digest, files, size, .. } = entry;
+        if entry.kind == EntryKind::Folder {
+            recorded_leaves(store, part, &Content { digest, files, kind: Shape::Tree, size }, &mut found)?;
+        } else {
+            found.insert(part.clone(), Side::from(&entry));
+        }
+    }
+    Ok(found)
+}
+
+/// What lies at or below `part` now, but for what is ignored and not on record; a file on the way to it
+/// stands for all.
+fn there(
+    workspace: &Workspace<'_>,
+    pointer: &Pointer,
+    part: &RepoPath,
+    progress: &dyn Progress,
+) -> Result<BTreeMap<RepoPath, Side>> {
+    let mut start = part.clone();
+    while let Some(way) = start.parent().filter(|it| it.is_within(&pointer.path)) {
+        start = way;
+        if matches!(workspace.repo.files.stamp(&start), Ok(Some(_))) {
+            break;
+        }
+    }
+    if workspace.repo.files.stamp(&start)?.is_none_or(|it| it.form == Form::Folder) {
+        start = part.clone();
+    }
+    let view = View::of(workspace, &start, Some(pointer))?;
+    let node = scan_view(workspace, &start, &view, None, progress)?;
+    Ok(node.map_or_else(BTreeMap::new, |it| workspace_leaves(&it)))
+}
+
+/// How to come from what is there to what is wanted; with `shared`, files may have other names.
+fn decide(
+    store: &Store,
+    wanted: &BTreeMap<RepoPath, Side>,
+    there: &BTreeMap<RepoPath, Side>,
+    shared: bool,
+) -> Plan {
     let mut plan = Plan::default();
-    for (path, side) in &wanted {
+    for (path, side) in wanted {
         match there.get(path) {
             Some(is)
                 if is.kind == side.kind && (is.digest == side.digest || side.kind == EntryKind::Folder) => {}
@@ -91,7 +139,7 @@ pub fn plan(
             _ => plan.write.push((path.clone(), *side)),
         }
     }
-    for (path, side) in &there {
+    for (path, side) in there {
         let stays =
             wanted.get(path).is_some_and(|it| it.digest == side.digest || side.kind == EntryKind::Folder);
         if !stays && side.kind != EntryKind::Folder && !store.is_sound(&side.digest) {
@@ -100,10 +148,10 @@ pub fn plan(
         let within = |it: &RepoPath| it.is_within(path) && it != path;
         let filled = side.kind == EntryKind::Folder && wanted.range(path.clone()..).any(|it| within(it.0));
         if !wanted.contains_key(path) && !filled {
-            plan.remove.push(path.clone());
+            plan.remove.push((path.clone(), side.kind));
         }
     }
-    Ok(plan)
+    plan
 }
 
 fn plain(kind: EntryKind) -> bool {
@@ -130,6 +178,36 @@ pub fn checkout_part(
 ) -> Result<CheckedOut> {
     let part = if part.is_within(&pointer.path) { part } else { &pointer.path };
     let plan = plan(workspace, pointer, part, progress)?;
+    carry_out(workspace, pointer, &plan, force, progress)
+}
+
+/// Removes what lies at or below `part`, ignored files excepted; refuses to lose bytes unless `force`.
+pub fn clear(
+    workspace: &Workspace<'_>,
+    pointer: &Pointer,
+    part: &RepoPath,
+    force: bool,
+    progress: &dyn Progress,
+) -> Result<CheckedOut> {
+    let mut there = there(workspace, pointer, part, progress)?;
+    there.retain(|path, _| path.is_within(part));
+    let plan = decide(&workspace.repo.store, &BTreeMap::new(), &there, false);
+    let done = carry_out(workspace, pointer, &plan, force, progress)?;
+    if let Some(folder) = part.parent()
+        && let Ok(folder) = workspace.repo.files.dir(&folder)
+    {
+        folder.remove_empty(part.name());
+    }
+    Ok(done)
+}
+
+fn carry_out(
+    workspace: &Workspace<'_>,
+    pointer: &Pointer,
+    plan: &Plan,
+    force: bool,
+    progress: &dyn Progress,
+) -> Result<CheckedOut> {
     if !plan.unsaved.is_empty() && !force {
         return Err(plan.refuse());
     }
@@ -141,8 +219,9 @@ pub fn checkout_part(
         let message = format!("the content of `{path}` ({}) is not here", side.digest.short());
         return Err(Error::not_found(message).hint("bring it with `mlx pull`"));
     }
-    check_links(store, pointer, &plan)?;
-    execute(workspace, pointer, &plan, progress)
+    check_links(store, pointer, plan)?;
+    collision::warn(&workspace.repo.files, plan.write.iter().map(|it| &it.0), progress)?;
+    execute(workspace, pointer, plan, progress)
 }
 
 /// Links that somebody else recorded stay inside their folder, too.
@@ -160,8 +239,12 @@ fn execute(
     progress: &dyn Progress,
 ) -> Result<CheckedOut> {
     let files = &workspace.repo.files;
-    for path in &plan.remove {
-        files.remove(path)?;
+    for (path, kind) in &plan.remove {
+        // A folder that is not empty holds what is ignored, or what came since the plan was made.
+        match (kind, path.parent()) {
+            (EntryKind::Folder, Some(parent)) => drop(files.dir(&parent)?.remove_empty(path.name())),
+            _ => files.remove(path)?,
+        }
         remove_emptied(workspace, path, &pointer.path);
     }
     let folders: BTreeSet<RepoPath> =
@@ -262,13 +345,18 @@ impl Target<'_> {
 
     fn write_one(&self, dir: &Dir, path: &RepoPath, side: Side) -> Result<Option<Stamp>> {
         let name = path.name();
-        if dir.stamp(name)?.is_some_and(|it| it.form == Form::Folder) {
-            dir.remove(name)?;
+        // What was planned to go from here is gone.
+        if dir.stamp(name)?.is_some_and(|it| it.form == Form::Folder) && !dir.remove_empty(name) {
+            let error = Error::new(Kind::Conflict, format!("the folder `{path}` stands in the way"));
+            return Err(error.hint("it holds files that mlx ignores or that just came: move them away"));
         }
         let mode = if side.kind == EntryKind::Executable { Mode::Executable } else { Mode::Plain };
         if let Some(large) = self.store.large(&side.digest).filter(|_| plain(side.kind)) {
-            large.place(dir, name, mode, self.links)?;
-            return dir.stamp(name);
+            // A link into the store is as good as what it points to.
+            return match large.place(dir, name, mode, self.links)? {
+                Link::Symlink => large.stamp().map(Some),
+                _ => dir.stamp(name),
+            };
         }
         let bytes = self.store.read(&side.digest)?;
         if side.kind == EntryKind::Link {

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     digest::Digest,
     error::Result,
-    fs::{Stamp, Sync},
+    fs::{Lock, Stamp, Sync},
     path::RepoPath,
     repo::Repo,
     wire::{Reader, put_bytes, put_number},
@@ -35,6 +35,8 @@ pub struct Index {
     rows: BTreeMap<RepoPath, Seen>,
     /// Pointers written here, whether or not Git knows them yet.
     pub pointers: BTreeSet<RepoPath>,
+    /// Where this process looked, and knows best.
+    looked: BTreeSet<RepoPath>,
     changed: bool,
     /// Whether it was there; a lost one is made anew.
     pub loaded: bool,
@@ -68,6 +70,7 @@ impl Index {
 
     /// Forgets what is no longer at or below `path`, all but `present`.
     pub fn forget(&mut self, path: &RepoPath, present: &BTreeSet<RepoPath>) {
+        self.looked.insert(path.clone());
         let gone: Vec<_> = self.within(path).filter(|it| !present.contains(*it)).cloned().collect();
         self.changed |= !gone.is_empty();
         for path in &gone {
@@ -83,20 +86,68 @@ impl Index {
             .filter(|it| it.is_within(path))
     }
 
+    fn has_looked(&self, path: &RepoPath) -> bool {
+        let mut here = Some(path.clone());
+        while let Some(path) = here {
+            if self.looked.contains(&path) {
+                return true;
+            }
+            here = path.parent();
+        }
+        false
+    }
+
     pub fn add_pointer(&mut self, path: RepoPath) {
         self.changed |= self.pointers.insert(path);
     }
 
+    /// Writes it under a short lock.
     pub fn save(&mut self, repo: &Repo) -> Result<()> {
         if !self.changed {
             return Ok(());
         }
-        let _lock = repo.lock()?;
+        let lock = repo.lock()?;
+        self.save_held(repo, &lock)
+    }
+
+    /// Writes it if nobody has the lock.
+    pub fn save_if_free(&mut self, repo: &Repo) -> Result<()> {
+        if !self.changed {
+            return Ok(());
+        }
+        match repo.try_lock()? {
+            Some(lock) => self.save_held(repo, &lock),
+            None => Ok(()),
+        }
+    }
+
+    /// What is remembered of the files in a folder that was renamed stays true.
+    pub fn rename(&mut self, from: &RepoPath, to: &RepoPath) {
+        let rows: Vec<RepoPath> = self.within(from).cloned().collect();
+        for old in rows {
+            let new = old.below(from).and_then(|it| to.join_path(&it).ok());
+            if let (Some(row), Some(new)) = (self.rows.remove(&old), new) {
+                self.rows.insert(new, row);
+                self.changed = true;
+            }
+        }
+        self.looked.extend([from.clone(), to.clone()]);
+    }
+
+    /// Replaces what is on disk, but for what others learnt meanwhile of files that were not looked at here.
+    pub fn save_held(&mut self, repo: &Repo, _lock: &Lock) -> Result<()> {
+        let Self { rows, pointers, .. } = Self::load(repo)?;
+        for (path, row) in rows {
+            if !self.has_looked(&path) {
+                self.rows.insert(path, row);
+            }
+        }
         let mut there = self.pointers.clone();
-        there.extend(Self::load(repo)?.pointers);
+        there.extend(pointers);
         let mut kept = BTreeSet::new();
         for path in there {
-            if repo.files.stamp(&path.with_suffix(crate::pointer::SUFFIX)).is_ok_and(|it| it.is_some()) {
+            // What cannot be looked at now may be there all the same.
+            if !matches!(repo.files.stamp(&path.with_suffix(crate::pointer::SUFFIX)), Ok(None)) {
                 kept.insert(path);
             }
         }

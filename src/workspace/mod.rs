@@ -2,14 +2,25 @@
 
 mod add;
 mod checkout;
+mod collision;
+mod glob;
+mod ignore;
 mod index;
+mod moving;
+mod remove;
 mod scan;
 mod status;
+mod unprotect;
+mod view;
 
 pub use self::{
-    checkout::{CheckedOut, checkout, checkout_part},
+    checkout::{CheckedOut, checkout, checkout_part, clear},
+    glob::Glob,
+    moving::Moved,
+    remove::{Data, Removed},
     scan::Node,
     status::{Change, Item, State, Version, between},
+    unprotect::Unprotected,
 };
 
 use std::{cell::RefCell, collections::BTreeSet};
@@ -82,7 +93,8 @@ impl<'r> Workspace<'r> {
         }
         let mut there = BTreeSet::new();
         for path in found {
-            if self.repo.files.stamp(&path.with_suffix(SUFFIX))?.is_some() {
+            // One that cannot be looked at is there for whoever reads it, and says so then.
+            if !matches!(self.repo.files.stamp(&path.with_suffix(SUFFIX)), Ok(None)) {
                 there.insert(path);
             }
         }
@@ -93,7 +105,9 @@ impl<'r> Workspace<'r> {
     /// pointer is not searched.
     fn find_pointers(&self, folder: &RepoPath, found: &mut BTreeSet<RepoPath>) -> Result<()> {
         let mut below = Vec::new();
-        for (name, form) in self.repo.files.dir(folder)?.names()? {
+        // What cannot be read hides nothing else; Git still knows the pointers that it tracks there.
+        let Ok(names) = self.repo.files.dir(folder).and_then(|it| it.names()) else { return Ok(()) };
+        for (name, form) in names {
             let Ok(path) = folder.join(&name) else { continue };
             if form.is_dir() {
                 below.push(path);
@@ -155,6 +169,12 @@ impl<'r> Workspace<'r> {
     /// Writes what was learnt to disk, under a short lock.
     pub fn save(&self) -> Result<()> {
         self.index.borrow_mut().save(self.repo)
+    }
+
+    /// As [`Workspace::save`] if nobody has the lock: for commands that never wait. What is not saved is
+    /// learnt anew the next time.
+    pub fn save_if_free(&self) {
+        drop(self.index.borrow_mut().save_if_free(self.repo));
     }
 }
 

@@ -7,11 +7,11 @@ use rayon::prelude::*;
 use crate::{
     digest::Digest,
     error::{Doing, Error, Kind as ErrorKind, Result},
-    fs::{self, Entry, File, Form, Stamp},
+    fs::{self, Entry, File, Form, Root, Sieve as _, Stamp},
     path::{RepoPath, show},
     progress::{Event, Progress},
-    store::{EntryKind, Kind, TreeEntry, WHOLE, Writer, digest_file},
-    workspace::Workspace,
+    store::{EntryKind, Kind, Store, TreeEntry, WHOLE, Writer, digest_file},
+    workspace::{Workspace, view::View},
 };
 
 /// Bytes read at once, by all cores together.
@@ -31,6 +31,8 @@ pub struct Node {
 struct Job {
     path: RepoPath,
     stamp: Stamp,
+    /// The stored file that a link of ours points to: somebody may have written through it.
+    linked: Option<Digest>,
 }
 
 impl Node {
@@ -45,6 +47,10 @@ impl Node {
             files: content.files,
             digest: content.digest,
         })
+    }
+
+    fn is_unread(&self) -> bool {
+        self.kind != EntryKind::Folder && self.digest == unread()
     }
 
     /// All files, links and empty folders, sorted by path within each folder.
@@ -63,21 +69,35 @@ pub(super) fn scan(
     writer: Option<&mut Writer<'_>>,
     progress: &dyn Progress,
 ) -> Result<Option<Node>> {
+    let record = workspace.pointer_of(path).ok().flatten();
+    scan_view(workspace, path, &View::of(workspace, path, record.as_ref())?, writer, progress)
+}
+
+/// As [`scan`], of what `view` shows.
+pub(super) fn scan_view(
+    workspace: &Workspace<'_>,
+    path: &RepoPath,
+    view: &View<'_>,
+    writer: Option<&mut Writer<'_>>,
+    progress: &dyn Progress,
+) -> Result<Option<Node>> {
     let files = &workspace.repo.files;
     let Some(stamp) = files.stamp(path)? else { return Ok(None) };
-    let children = if stamp.form == Form::Folder { files.entries(path, &|_| false)? } else { Vec::new() };
+    let children = if stamp.form == Form::Folder { files.entries(path, view)? } else { Vec::new() };
     let entry = Entry { name: path.name().into(), stamp, children };
-    let mut scanner = Scanner { workspace, writer, jobs: Vec::new(), present: BTreeSet::new() };
-    let mut node = scanner.node(path.clone(), entry)?;
+    let mut scanner = Scanner { workspace, view, writer, jobs: Vec::new(), present: BTreeSet::new() };
+    let Some(mut node) = scanner.node(path.clone(), entry)? else { return Ok(None) };
     let digests = scanner.run(progress)?;
-    let mut next = digests.into_iter();
-    fill(&mut node, &mut next);
-    workspace.index.borrow_mut().forget(path, &scanner.present);
-    Ok(Some(node))
+    fill(&mut node, &mut digests.into_iter());
+    if view.is_whole() {
+        workspace.index.borrow_mut().forget(path, &scanner.present);
+    }
+    Ok((!node.is_unread()).then_some(node))
 }
 
 struct Scanner<'s, 'r, 'w, 'o> {
     workspace: &'s Workspace<'r>,
+    view: &'s View<'r>,
     writer: Option<&'o mut Writer<'w>>,
     jobs: Vec<Job>,
     present: BTreeSet<RepoPath>,
@@ -88,41 +108,50 @@ fn unread() -> Digest {
     Digest::from_bytes([0; 32])
 }
 
-/// Puts the digests that were read where they belong, in the order they were asked for.
+/// Puts the digests that were read where they belong, in the order they were asked for; what could not be
+/// read goes.
 fn fill(node: &mut Node, digests: &mut impl Iterator<Item = Digest>) {
-    if node.kind != EntryKind::Folder && node.digest == unread() {
+    if node.is_unread() {
         node.digest = digests.next().expect("every unread file was a job");
     }
     node.children.iter_mut().for_each(|it| fill(it, digests));
+    node.children.retain(|it| !it.is_unread());
 }
 
 impl Scanner<'_, '_, '_, '_> {
-    fn node(&mut self, path: RepoPath, entry: Entry) -> Result<Node> {
+    /// Nothing for what the view lets pass though it cannot be read.
+    fn node(&mut self, path: RepoPath, entry: Entry) -> Result<Option<Node>> {
         let mut stamp = entry.stamp;
         let (kind, digest) = match stamp.form {
             Form::Folder => (EntryKind::Folder, unread()),
-            Form::Link => {
-                let (kind, digest, size) = self.link(&path)?;
-                stamp.size = size;
-                (kind, digest)
-            }
-            Form::File if stamp.executable => (EntryKind::Executable, self.file(&path, stamp)),
-            Form::File => (EntryKind::File, self.file(&path, stamp)),
+            Form::Link => match self.link(&path) {
+                Ok((kind, digest, size)) => {
+                    stamp.size = size;
+                    (kind, digest)
+                }
+                Err(error) => return self.view.trouble(&path, error).map(|()| None),
+            },
+            Form::File if stamp.executable => (EntryKind::Executable, self.file(&path, stamp, None)),
+            Form::File => (EntryKind::File, self.file(&path, stamp, None)),
             Form::Other => {
                 let error = Error::new(ErrorKind::Usage, format!("`{path}` is a fifo, a socket or a device"));
-                return Err(error.hint("only files, folders and links have content; move it elsewhere"));
+                let error = error.hint("only files, folders and links have content; move it elsewhere");
+                return self.view.trouble(&path, error).map(|()| None);
             }
         };
-        let children = entry.children.into_iter();
-        let children = children.map(|it| self.node(path.join(&it.name)?, it)).collect::<Result<_>>()?;
-        Ok(Node { path, kind, stamp, digest, children })
+        let mut children = Vec::with_capacity(entry.children.len());
+        for child in entry.children {
+            children.extend(self.node(path.join(&child.name)?, child)?);
+        }
+        Ok(Some(Node { path, kind, stamp, digest, children }))
     }
 
     /// A link is data, but for those into the store that `cache.link` made: they stand for files.
     fn link(&mut self, path: &RepoPath) -> Result<(EntryKind, Digest, u64)> {
         let target = self.workspace.repo.files.read_link(path)?;
-        if let Some((digest, size)) = self.workspace.repo.store.linked(&target) {
-            return Ok((EntryKind::File, digest, size));
+        if let Some(large) = self.workspace.repo.store.linked(&target) {
+            let stamp = large.stamp()?;
+            return Ok((EntryKind::File, self.file(path, stamp, Some(large.digest())), stamp.size));
         }
         let digest = match &mut self.writer {
             Some(writer) => writer.put_bytes(&target)?,
@@ -132,14 +161,14 @@ impl Scanner<'_, '_, '_, '_> {
     }
 
     /// The digest from the index, or a job.
-    fn file(&mut self, path: &RepoPath, stamp: Stamp) -> Digest {
+    fn file(&mut self, path: &RepoPath, stamp: Stamp, linked: Option<Digest>) -> Digest {
         self.present.insert(path.clone());
         let known = self.workspace.index.borrow().vouch(path, &stamp);
         match (known, &self.writer) {
             (Some(digest), None) => digest,
             (Some(digest), Some(writer)) if writer.contains(&digest) => digest,
             _ => {
-                self.jobs.push(Job { path: path.clone(), stamp });
+                self.jobs.push(Job { path: path.clone(), stamp, linked });
                 unread()
             }
         }
@@ -156,7 +185,9 @@ impl Scanner<'_, '_, '_, '_> {
         for batch in batches(&jobs) {
             let tick = fs::tick();
             for (job, digest) in batch.iter().zip(self.batch(batch)?) {
-                self.workspace.index.borrow_mut().learn(job.path.clone(), &job.stamp, digest, tick);
+                if digest != unread() {
+                    self.workspace.index.borrow_mut().learn(job.path.clone(), &job.stamp, digest, tick);
+                }
                 digests.push(digest);
             }
             progress.event(Event::Advanced { by: batch.iter().map(|it| it.stamp.size).sum() });
@@ -166,32 +197,52 @@ impl Scanner<'_, '_, '_, '_> {
     }
 
     fn batch(&mut self, batch: &[Job]) -> Result<Vec<Digest>> {
-        let files = &self.workspace.repo.files;
+        let (files, stored, view) = (&self.workspace.repo.files, &self.workspace.repo.store, self.view);
         if let [job] = batch
             && job.stamp.size > WHOLE
         {
-            return Ok(vec![self.large(job)?]);
+            let digest = self.large(job);
+            return digest
+                .or_else(|error| view.trouble(&job.path, error).map(|()| unread()))
+                .map(|it| vec![it]);
         }
         let store = self.writer.is_some();
-        let read = batch.par_iter().map(|job| {
-            let bytes = read(&files.open_file(&job.path)?, job)?;
-            Ok((Digest::of(&bytes), if store { bytes } else { Vec::new() }))
+        let read = batch.par_iter().map(|job| match open(files, stored, job).and_then(|it| read(&it, job)) {
+            Ok(bytes) => Ok((Digest::of(&bytes), if store { bytes } else { Vec::new() })),
+            Err(error) => view.trouble(&job.path, error).map(|()| (unread(), Vec::new())),
         });
         let read = read.collect::<Result<Vec<_>>>()?;
         if let Some(writer) = &mut self.writer {
-            read.iter().try_for_each(|(digest, bytes)| writer.put(Kind::Content, *digest, bytes))?;
+            let read = read.iter().filter(|it| it.0 != unread());
+            read.into_iter().try_for_each(|(digest, bytes)| writer.put(Kind::Content, *digest, bytes))?;
         }
         Ok(read.into_iter().map(|it| it.0).collect())
     }
 
     fn large(&self, job: &Job) -> Result<Digest> {
-        let mut file = self.workspace.repo.files.open_file(&job.path)?;
-        let (digest, size) = match &self.writer {
-            Some(_) => self.workspace.repo.store.put_large(&mut file),
-            None => digest_file(&mut file),
+        let store = &self.workspace.repo.store;
+        let file = open(&self.workspace.repo.files, store, job)?;
+        let still = |file: &File, size| {
+            if size == job.stamp.size && is_as_before(file, &job.stamp) { Ok(()) } else { Err(changed(job)) }
+        };
+        let doing = || format!("cannot read `{}`", job.path);
+        // What is linked to the store and unchanged needs no second copy there.
+        if self.writer.is_none() || job.linked.is_some() {
+            let (digest, size) = digest_file(&file).doing(doing)?;
+            still(&file, size)?;
+            if self.writer.is_none() || job.linked == Some(digest) {
+                return Ok(digest);
+            }
         }
-        .doing(|| format!("cannot read `{}`", job.path))?;
-        if size == job.stamp.size && is_as_before(&file, &job.stamp) { Ok(digest) } else { Err(changed(job)) }
+        store.put_large(&file, &still).map(|it| it.0)
+    }
+}
+
+fn open(files: &Root, store: &Store, job: &Job) -> Result<File> {
+    let gone = || Error::not_found(format!("what `{}` is linked to is gone", job.path));
+    match &job.linked {
+        Some(digest) => store.large(digest).ok_or_else(gone)?.open(),
+        None => files.open_file(&job.path),
     }
 }
 
@@ -292,11 +343,33 @@ mod tests {
     }
 
     #[test]
+    fn a_small_file_that_is_not_what_it_was_is_refused_by_name() {
+        use std::io::Write as _;
+
+        let temp = tempfile::tempdir().unwrap();
+        let root = Root::open(temp.path()).unwrap();
+        let path = RepoPath::from_text("x").unwrap();
+        root.write(&path, b"before", fs::Sync::Later).unwrap();
+        let job = Job { path: path.clone(), stamp: root.stamp(&path).unwrap().unwrap(), linked: None };
+        assert_eq!(read(&root.open_file(&path).unwrap(), &job).unwrap(), b"before");
+        root.append(&path).unwrap().write_all(b" and after").unwrap();
+        let grown = read(&root.open_file(&path).unwrap(), &job).unwrap_err();
+        root.write(&path, b"less", fs::Sync::Later).unwrap();
+        let shrunk = read(&root.open_file(&path).unwrap(), &job).unwrap_err();
+        root.write(&path, b"sixsix", fs::Sync::Later).unwrap();
+        let replaced = read(&root.open_file(&path).unwrap(), &job).unwrap_err();
+        for error in [grown, shrunk, replaced] {
+            assert_eq!(error.to_string(), "`x` changed while it was read");
+        }
+    }
+
+    #[test]
     fn large_files_are_read_alone() {
         let path = RepoPath::from_text("x").unwrap();
         let job = |size| Job {
             path: path.clone(),
             stamp: Stamp { form: Form::File, executable: false, size, mtime: 0, ctime: 0, inode: 0 },
+            linked: None,
         };
         let jobs = [job(1), job(2), job(WHOLE + 1), job(3), job(WHOLE), job(WHOLE + 9)];
         let sizes: Vec<usize> = batches(&jobs).iter().map(|it| it.len()).collect();

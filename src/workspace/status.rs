@@ -10,7 +10,7 @@ use crate::{
     pointer::{Content, Pointer, Shape},
     progress::Progress,
     store::{EntryKind, Side, Store, diff, entries},
-    workspace::{Node, Workspace},
+    workspace::{Node, Workspace, scan::scan_view, view::View},
 };
 
 /// What became of a file since it was recorded.
@@ -42,29 +42,50 @@ pub struct Item {
     pub changes: Vec<(RepoPath, Change)>,
     /// Why it is unknown.
     pub why: Option<String>,
+    /// What in it cannot be read, and why; the rest was compared.
+    pub unknown: Vec<(RepoPath, String)>,
 }
 
 impl Item {
     pub fn unknown(path: RepoPath, why: String) -> Self {
-        Self { path, state: State::Unknown, changes: Vec::new(), why: Some(why) }
+        Self { path, state: State::Unknown, changes: Vec::new(), why: Some(why), unknown: Vec::new() }
     }
 }
 
 impl Workspace<'_> {
     /// Compares what lies at the pointer's path with what it records; nothing is written.
     pub fn compare(&self, pointer: &Pointer, progress: &dyn Progress) -> Result<Item> {
-        let item = |state, changes, why| Item { path: pointer.path.clone(), state, changes, why };
-        let node = match self.look(&pointer.path, progress) {
-            Ok(Some(node)) => node,
-            Ok(None) => return Ok(item(State::Absent, Vec::new(), None)),
+        let path = &pointer.path;
+        let item =
+            |state, changes, why| Item { path: path.clone(), state, changes, why, unknown: Vec::new() };
+        let looked = View::of(self, path, Some(pointer)).map(View::forgiving).and_then(|view| {
+            let node = scan_view(self, path, &view, None, progress)?;
+            Ok((node, view.into_troubles()))
+        });
+        let (node, troubles) = match looked {
+            Ok((Some(node), troubles)) => (node, troubles),
+            Ok((None, troubles)) => {
+                let why = troubles.into_iter().next().map(|it| it.1.full_text());
+                let state = if why.is_some() { State::Unknown } else { State::Absent };
+                return Ok(item(state, Vec::new(), why));
+            }
             Err(error) => return Ok(item(State::Unknown, Vec::new(), Some(error.full_text()))),
         };
-        if node.content(&mut None)? == pointer.content {
+        if troubles.is_empty() && node.content(&mut None)? == pointer.content {
             return Ok(item(State::Same, Vec::new(), None));
         }
+        // What lies in a folder that was walked was compared, whatever else is wrong with the folder.
+        let hidden: Vec<_> =
+            troubles.iter().map(|it| it.0.clone()).filter(|it| !is_walked(&node, it)).collect();
         let recorded = Version::Recorded(pointer.content);
         match between(&self.repo.store, &pointer.path, Some(&recorded), Some(&Version::Here(node))) {
-            Ok(changes) => Ok(item(State::Changed, changes, None)),
+            Ok(changes) if troubles.is_empty() => Ok(item(State::Changed, changes, None)),
+            Ok(mut changes) => {
+                changes.retain(|it| !hidden.iter().any(|hidden| hidden.overlaps(&it.0)));
+                let why = Some(format!("{} of it cannot be read", troubles.len()));
+                let unknown = troubles.into_iter().map(|(path, error)| (path, error.full_text())).collect();
+                Ok(Item { unknown, ..item(State::Unknown, changes, why) })
+            }
             Err(error) if error.kind() == Kind::NotFound => {
                 let why =
                     "it changed, but its tree is not here: run `mlx fetch --trees` to see how".to_owned();
@@ -73,6 +94,11 @@ impl Workspace<'_> {
             Err(error) => Err(error),
         }
     }
+}
+
+fn is_walked(node: &Node, path: &RepoPath) -> bool {
+    let below = |it: &Node| path.is_within(&it.path) && is_walked(it, path);
+    node.kind == EntryKind::Folder && (node.path == *path || node.children.iter().any(below))
 }
 
 /// A version of a path to compare with another.

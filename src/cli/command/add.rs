@@ -11,22 +11,27 @@ use crate::{
     path::RepoPath,
     pointer::Pointer,
     repo::Repo,
-    workspace::Workspace,
+    workspace::{Glob, Workspace},
 };
 
 /// Track files or folders
 ///
 /// Stores the content and writes PATH.mlx beside it, which belongs into Git; PATH itself is put into
-/// `.gitignore`. Adding a path inside a tracked folder updates that folder's pointer.
+/// `.gitignore`. Adding a path inside a tracked folder updates that folder's pointer. What a `.mlxignore`
+/// names, by gitignore's rules, is left out.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  mlx add data/\n  mlx add --git-add data/ models/backbone.onnx\n  mlx add data/cat/new.jpg\n\n\
+    after_help = "Examples:\n  mlx add data/\n  mlx add --git-add data/ models/backbone.onnx\n  mlx add data/cat/new.jpg\n  mlx add --glob 'data/**/*.jpg'\n\n\
 JSON: {\"added\": [{\"path\", \"pointer\", \"digest\", \"kind\", \"files\", \"size\"}]}"
 )]
 pub struct Args {
     /// What to track
-    #[arg(required = true)]
+    #[arg(required_unless_present = "glob")]
     paths: Vec<PathBuf>,
+    /// Files that match, from here down: `*` stays within a name, `**` goes through folders; what stages
+    /// make and what Git tracks is passed over
+    #[arg(long, value_name = "PATTERN")]
+    glob: Vec<String>,
     /// Also `git add` the pointers and `.gitignore` files
     #[arg(long)]
     git_add: bool,
@@ -52,24 +57,44 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Added> {
         workspace.save()?;
         pointers.push(added?);
     }
-    let files = for_git(&repo, &pointers)?;
+    let here = RepoPath::parse(".".as_ref(), &ctx.cwd, repo.root())?;
+    for pattern in &args.glob {
+        let added = workspace.add_matching(&Glob::new(pattern, &here)?, &claimed, ctx.progress);
+        workspace.save()?;
+        pointers.extend(added?);
+    }
+    let files = for_git(&repo, pointers.iter().map(Pointer::file))?;
     if args.git_add {
         repo.git.stage(&files)?;
     }
-    let at_top = RepoPath::parse(".".as_ref(), &ctx.cwd, repo.root())?.is_root();
-    Ok(Added { pointers, files, at_top, staged: args.git_add })
+    Ok(Added { pointers, files, at_top: here.is_root(), staged: args.git_add })
 }
 
-/// What belongs into Git now: pointers and the `.gitignore` files beside them.
-fn for_git(repo: &Repo, pointers: &[Pointer]) -> Result<Vec<RepoPath>> {
-    let mut files: BTreeSet<_> = pointers.iter().map(Pointer::file).collect();
+/// What belongs into Git now: pointer files and the `.gitignore` files beside them, as far as they are here
+/// or Git has to learn that they are gone.
+pub fn for_git(repo: &Repo, pointers: impl Iterator<Item = RepoPath>) -> Result<Vec<RepoPath>> {
+    let mut files = BTreeSet::new();
     for pointer in pointers {
-        let ignore = pointer.path.parent().unwrap_or_default().join(b".gitignore")?;
-        if repo.files.stamp(&ignore)?.is_some() {
-            files.insert(ignore);
+        files.insert(pointer.parent().unwrap_or_default().join(b".gitignore")?);
+        files.insert(pointer);
+    }
+    let mut known = Vec::new();
+    for file in files {
+        if repo.files.stamp(&file)?.is_some() || repo.git.tracked_within(&file)?.is_some() {
+            known.push(file);
         }
     }
-    Ok(files.into_iter().collect())
+    Ok(known)
+}
+
+/// The line that tells what to do next.
+pub fn next(f: &mut fmt::Formatter<'_>, files: &[RepoPath], at_top: bool) -> fmt::Result {
+    if files.is_empty() {
+        return Ok(());
+    }
+    let top = if at_top { "" } else { ":/" };
+    let files: Vec<_> = files.iter().map(|it| shell_word(&format!("{top}{it}"))).collect();
+    writeln!(f, "next: git add {}", files.join(" "))
 }
 
 impl Report for Added {
@@ -89,11 +114,6 @@ impl fmt::Display for Added {
             let (files, size) = (count(it.content.files, "file"), bytes(it.content.size));
             writeln!(f, "{}: {files}, {size}, {}", it.path, it.content.digest.short())?;
         }
-        if !self.staged {
-            let top = if self.at_top { "" } else { ":/" };
-            let files: Vec<_> = self.files.iter().map(|it| shell_word(&format!("{top}{it}"))).collect();
-            writeln!(f, "next: git add {}", files.join(" "))?;
-        }
-        Ok(())
+        if self.staged { Ok(()) } else { next(f, &self.files, self.at_top) }
     }
 }

@@ -3,21 +3,29 @@ use std::{fmt, path::PathBuf};
 use serde_json::{Value, json};
 
 use crate::{
-    cli::{Context, Report, report::count},
-    error::Result,
+    cli::{Context, Report, command::transfer::with_trees_of, report::count},
+    error::{Kind, Result},
+    git::Rev,
     path::RepoPath,
-    workspace::{CheckedOut, Workspace, checkout_part},
+    pipeline::contents_at,
+    pointer::Pointer,
+    remote::Wants,
+    workspace::{CheckedOut, Tracked, Workspace, checkout_part},
 };
 
 /// Make the workspace match the pointers and `mlx.lock`
 ///
 /// What is stored nowhere is neither overwritten nor deleted, unless `--force`.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  git checkout v1 && mlx checkout\n  mlx checkout data/\n\n\
+#[command(after_help = "Examples:\n  git checkout v1 && mlx checkout\n  mlx checkout data/cats/\n\
+  mlx checkout --rev v1 data/\n\n\
 JSON: {\"checked_out\": [{\"path\", \"written\", \"removed\"}]}")]
 pub struct Args {
     /// Only these
     paths: Vec<PathBuf>,
+    /// What this revision records, without moving HEAD or any pointer
+    #[arg(long, value_name = "REV")]
+    rev: Option<String>,
     /// Overwrite and delete even what is stored nowhere
     #[arg(short, long)]
     force: bool,
@@ -29,17 +37,57 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Done> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let paths = ctx.paths(&repo, &args.paths)?;
-    place(ctx, &workspace, &paths, args.force)
+    match &args.rev {
+        Some(rev) => place_at(ctx, &workspace, &repo.git.resolve(rev)?, &paths, args.force),
+        None => place(ctx, &workspace, &paths, args.force),
+    }
+}
+
+/// Checks out what a commit records at these paths; what Git itself keeps is Git's to check out.
+fn place_at(
+    ctx: &Context<'_>,
+    workspace: &Workspace<'_>,
+    rev: &Rev,
+    paths: &[RepoPath],
+    force: bool,
+) -> Result<Done> {
+    let git = &workspace.repo.git;
+    let mut then = Tracked::default();
+    for (path, content) in contents_at(git, rev)? {
+        if git.blob(rev, &path)?.is_none() {
+            then.pointers.push(Pointer { path, content });
+        }
+    }
+    let pointers = then.select(paths)?.whole()?;
+    let more = || {
+        let contents = pointers.iter().map(|it| (it.path.clone(), it.content)).collect();
+        Ok(Wants { contents, ..Wants::default() })
+    };
+    let placed = with_trees_of(ctx, workspace, &more, || put(ctx, workspace, &pointers, paths, force));
+    placed.map_err(|error| match error.kind() {
+        Kind::NotFound => error.hint("bring it with `mlx fetch --all-commits`"),
+        _ => error,
+    })
 }
 
 /// Checks out what is tracked at these paths (all without any).
 pub fn place(ctx: &Context<'_>, workspace: &Workspace<'_>, paths: &[RepoPath], force: bool) -> Result<Done> {
+    put(ctx, workspace, &ctx.tracked(workspace)?.select(paths)?.whole()?, paths, force)
+}
+
+fn put(
+    ctx: &Context<'_>,
+    workspace: &Workspace<'_>,
+    pointers: &[Pointer],
+    paths: &[RepoPath],
+    force: bool,
+) -> Result<Done> {
     let mut done = Vec::new();
-    for pointer in ctx.tracked(workspace)?.select(paths)?.whole()? {
+    for pointer in pointers {
         let parts: Vec<&RepoPath> = paths.iter().filter(|it| it.is_within(&pointer.path)).collect();
         let parts = if parts.is_empty() { vec![&pointer.path] } else { parts };
         for part in parts {
-            let placed = checkout_part(workspace, &pointer, part, force, ctx.progress);
+            let placed = checkout_part(workspace, pointer, part, force, ctx.progress);
             workspace.save()?;
             done.push((part.clone(), placed?));
         }

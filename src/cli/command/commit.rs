@@ -60,7 +60,7 @@ fn record(
     let part = path.filter(|it| it.is_within(&pointer.path)).unwrap_or(&pointer.path);
     match workspace.repo.files.stamp(part)? {
         Some(_) => workspace.add(part, &[], ctx.progress),
-        None => workspace.record_deletion(pointer, part),
+        None => workspace.record_deletion(pointer, part, ctx.progress),
     }
 }
 

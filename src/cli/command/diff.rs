@@ -91,7 +91,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Differences> {
         let workspace = Workspace::open(&repo)?;
         let more = || wants(&workspace, [old.as_ref(), Some(&new)]);
         found.data = with_trees_of(ctx, &workspace, &more, || data(ctx, &workspace, old.as_ref(), &new))?;
-        workspace.save()?;
+        workspace.save_if_free();
     }
     Ok(found)
 }

@@ -23,9 +23,11 @@ mod lineage;
 mod log;
 mod model;
 mod monitor;
+mod moving;
 mod reference;
 mod release;
 mod remote;
+mod remove;
 mod repro;
 mod request;
 mod retrain;
@@ -34,6 +36,7 @@ mod show;
 mod status;
 mod traffic;
 mod transfer;
+mod unprotect;
 mod version;
 mod watch;
 
@@ -55,6 +58,9 @@ pub enum Command {
     Status(status::Args),
     Checkout(checkout::Args),
     Commit(commit::Args),
+    Remove(remove::Args),
+    Move(moving::Args),
+    Unprotect(unprotect::Args),
     Repro(repro::Args),
     Diff(diff::Args),
     Show(show::Args),
@@ -103,6 +109,9 @@ impl Command {
             Self::Status(args) => ui.show(&status::run(ctx, args)?),
             Self::Checkout(args) => ui.show(&checkout::run(ctx, args)?),
             Self::Commit(args) => ui.show(&commit::run(ctx, args)?),
+            Self::Remove(args) => ui.show(&remove::run(ctx, args)?),
+            Self::Move(args) => ui.show(&moving::run(ctx, args)?),
+            Self::Unprotect(args) => ui.show(&unprotect::run(ctx, args)?),
             Self::Repro(args) => ui.show(&repro::run(ctx, args)?),
             Self::Diff(args) => ui.show(&diff::run(ctx, args)?),
             Self::Show(args) => ui.show(&show::run(ctx, args)?),

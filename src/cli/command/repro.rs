@@ -56,7 +56,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Done> {
     let pipeline = Pipeline::require(&workspace, &ctx.cwd, &BUILTINS)?;
     if args.dry_run {
         let planned = with_trees(ctx, &workspace, || pipeline::plan(&pipeline, &args.stages, args.force));
-        workspace.save()?;
+        workspace.save_if_free();
         let steps = planned?;
         let check = args.check && steps.iter().any(|it| it.forecast != Forecast::Unchanged);
         return Ok(Done { rows: steps.into_iter().map(Row::from).collect(), failure: None, check });

@@ -9,6 +9,9 @@ use crate::{
     workspace::{Change, Item, State, Workspace},
 };
 
+/// Lines of one kind that people are shown.
+const SHOWN: usize = 20;
+
 /// Show what changed since it was recorded
 ///
 /// Compares tracked files and the outputs of stages with their pointers and `mlx.lock`, file by file, and
@@ -16,7 +19,7 @@ use crate::{
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx status\n  mlx status --check && echo clean\n\n\
 JSON: {\"clean\": bool, \"data\": [{\"path\", \"state\": \"same\" | \"changed\" | \"absent\" | \"unknown\", \"why\",\n\
-  \"changes\": [{\"path\", \"change\": \"added\" | \"modified\" | \"deleted\"}]}],\n\
+  \"changes\": [{\"path\", \"change\": \"added\" | \"modified\" | \"deleted\"}], \"unknown\": [{\"path\", \"why\"}]}],\n\
   \"stages\": [{\"name\", \"outcome\", \"why\": [text…]}], \"problems\": [text…]}")]
 pub struct Args {
     /// Only these
@@ -50,7 +53,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Status> {
             }
         }
     }
-    workspace.save()?;
+    workspace.save_if_free();
     Ok(Status { items, steps, problems, check: args.check })
 }
 
@@ -74,7 +77,9 @@ impl Report for Status {
     fn json(&self) -> Value {
         let items = self.items.iter().map(|it| {
             let changes = it.changes.iter().map(|(path, change)| json!({"path": path, "change": change}));
-            json!({"path": it.path, "state": it.state, "why": it.why, "changes": changes.collect::<Vec<_>>()})
+            let unknown = it.unknown.iter().map(|(path, why)| json!({"path": path, "why": why}));
+            json!({"path": it.path, "state": it.state, "why": it.why, "changes": changes.collect::<Vec<_>>(),
+                "unknown": unknown.collect::<Vec<_>>()})
         });
         let steps = self
             .steps
@@ -101,6 +106,10 @@ impl fmt::Display for Status {
                 }
                 State::Unknown => {
                     writeln!(f, "{}: unknown ({})", item.path, item.why.as_deref().unwrap_or_default())?;
+                    unknown(f, item)?;
+                    if !item.changes.is_empty() {
+                        changes(f, item)?;
+                    }
                 }
                 _ => changes(f, item)?,
             }
@@ -113,8 +122,18 @@ impl fmt::Display for Status {
     }
 }
 
+fn unknown(f: &mut fmt::Formatter<'_>, item: &Item) -> fmt::Result {
+    item.unknown
+        .iter()
+        .take(SHOWN)
+        .try_for_each(|(path, why)| writeln!(f, "  {:9} {path}: {why}", "unknown"))?;
+    if item.unknown.len() > SHOWN {
+        writeln!(f, "  … and {} more (`--json` lists all)", item.unknown.len() - SHOWN)?;
+    }
+    Ok(())
+}
+
 fn changes(f: &mut fmt::Formatter<'_>, item: &Item) -> fmt::Result {
-    const SHOWN: usize = 20;
     writeln!(f, "{}: {}", item.path, count(item.changes.len() as u64, "change"))?;
     for (path, change) in item.changes.iter().take(SHOWN) {
         writeln!(f, "  {:9} {path}", word(*change))?;

@@ -8,7 +8,7 @@ use std::{
 use crate::{
     digest::Digest,
     error::{Error, Kind, Result},
-    fs::{self, Entry, Form, Root},
+    fs::{self, Entry, Everything, Form, Root},
     git::Git,
     model::{
         registry::Version,
@@ -75,7 +75,7 @@ pub fn segment(git: &Git, version: &Version) -> Result<Data> {
 pub fn folder(name: &str, place: &Path) -> Result<Data> {
     let root = Root::open(place)?;
     let mut cases = Vec::new();
-    for class in root.entries(&RepoPath::root(), &|_| false)? {
+    for class in root.entries(&RepoPath::root(), &Everything)? {
         let path = RepoPath::root().join(&class.name)?;
         let mut found = Vec::new();
         files(&class, &path, &mut found)?;

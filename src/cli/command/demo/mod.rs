@@ -15,7 +15,7 @@ use self::month::Told;
 use crate::{
     cli::{Context, Report, report::shell_word},
     error::{Doing, Error, Kind, Result},
-    fs::{self, Entry, Form, Root, Sync},
+    fs::{self, Entry, Everything, Form, Root, Sync},
     path::RepoPath,
     sketch::{Pet, photo},
 };
@@ -90,7 +90,7 @@ fn real(ctx: &Context<'_>, path: &Path, folder: bool) -> Result<PathBuf> {
 /// What real input is going to take on this machine.
 fn expected(drawn: u64, photos: Option<&Path>, backbone: bool) -> Result<Option<String>> {
     let count = match photos {
-        Some(photos) => Root::open(photos)?.entries(&RepoPath::root(), &|_| false)?.iter().map(files).sum(),
+        Some(photos) => Root::open(photos)?.entries(&RepoPath::root(), &Everything)?.iter().map(files).sum(),
         None => drawn,
     };
     if photos.is_none() && !backbone {
@@ -247,7 +247,7 @@ impl Stage<'_, '_> {
         };
         self.tell(&format!("$ cp -r {} data", photos.display()));
         let from = Root::open(photos)?;
-        copy(&from, &from.entries(&RepoPath::root(), &|_| false)?, &RepoPath::root(), &files)
+        copy(&from, &from.entries(&RepoPath::root(), &Everything)?, &RepoPath::root(), &files)
     }
 
     fn bring_backbone(&self, backbone: &Path) -> Result<()> {

@@ -1,0 +1,185 @@
+//! `mlx add --glob`: the files that match a pattern, each into the folder that tracks it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt as _,
+    path::Path,
+};
+
+use ignore::gitignore::{Gitignore, GitignoreBuilder};
+
+use crate::{
+    error::{Error, Kind, Result},
+    fs::{Entry, Form},
+    path::RepoPath,
+    pointer::{Pointer, SUFFIX, Shape},
+    progress::Progress,
+    store::{EntryKind, TreeEntry, Writer, merge},
+    workspace::{Workspace, scan, view::View},
+};
+
+/// A pattern for files below a folder: `*` stays within a name, `**` goes through folders.
+pub struct Glob {
+    base: RepoPath,
+    pattern: Gitignore,
+    /// The folder that the pattern names before its first wildcard.
+    start: RepoPath,
+}
+
+impl Glob {
+    /// Reads a pattern that the user typed in the folder `base`.
+    pub fn new(pattern: &str, base: &RepoPath) -> Result<Self> {
+        let wrong = |why: &str| Error::usage(format!("`{pattern}` is no pattern for files: {why}"));
+        let hint = "write it from here down, such as `data/**/*.jpg`, in quotes";
+        if pattern.starts_with('/') || pattern.split('/').any(|it| it == "..") {
+            return Err(wrong("it leads up").hint(hint));
+        }
+        let trimmed = pattern.trim_start_matches("./");
+        let mut builder = GitignoreBuilder::new(".");
+        builder.add_line(None, &format!("/{trimmed}")).map_err(|it| wrong(&it.to_string()).hint(hint))?;
+        let matcher = builder.build().map_err(|it| wrong(&it.to_string()).hint(hint))?;
+        if trimmed.ends_with('/') || matcher.num_ignores() == 0 {
+            return Err(wrong("it matches no file").hint(hint));
+        }
+        let mut start = base.clone();
+        let names: Vec<&str> = trimmed.split('/').filter(|it| !it.is_empty() && *it != ".").collect();
+        for name in names.iter().take(names.len() - 1) {
+            if name.contains(['*', '?', '[', '\\']) {
+                break;
+            }
+            start = start.join(name.as_bytes())?;
+        }
+        Ok(Self { base: base.clone(), pattern: matcher, start })
+    }
+
+    pub fn matches(&self, file: &RepoPath) -> bool {
+        let below = file.below(&self.base).filter(|it| !it.is_root());
+        below.is_some_and(|it| {
+            self.pattern.matched(Path::new(OsStr::from_bytes(it.bytes())), false).is_ignore()
+        })
+    }
+}
+
+impl Workspace<'_> {
+    /// Stores the files that match; those in a tracked folder update its pointer, others get their own. What
+    /// stages make and what Git tracks is passed over.
+    pub fn add_matching(
+        &self,
+        glob: &Glob,
+        claimed: &[(RepoPath, String)],
+        progress: &dyn Progress,
+    ) -> Result<Vec<Pointer>> {
+        let tracked = self.pointed()?;
+        let (mut folders, mut single) = (BTreeSet::new(), Vec::new());
+        for file in self.matching(glob)? {
+            if claimed.iter().any(|it| file.overlaps(&it.0)) {
+                continue;
+            }
+            match above(&file, &tracked) {
+                Some(top) if top != file => drop(folders.insert(top)),
+                None if self.repo.git.tracked_within(&file)?.is_some() => {}
+                _ => single.push(file),
+            }
+        }
+        if folders.is_empty() && single.is_empty() {
+            return Err(Error::not_found("no file matches").hint("`mlx add --help` has an example"));
+        }
+        let mut pointers = Vec::new();
+        for top in folders {
+            pointers.extend(self.add_into(&top, glob, progress)?);
+        }
+        for file in single {
+            pointers.push(self.add(&file, claimed, progress)?);
+        }
+        Ok(pointers)
+    }
+
+    /// Files that match and are neither ignored nor pointers.
+    fn matching(&self, glob: &Glob) -> Result<Vec<RepoPath>> {
+        let mut found = Vec::new();
+        if self.repo.files.stamp(&glob.start)?.is_none_or(|it| it.form != Form::Folder) {
+            return Ok(found);
+        }
+        let record = self.pointer_of(&glob.start)?;
+        let view = View::of(self, &glob.start, record.as_ref())?.only(glob);
+        collect(&glob.start, &self.repo.files.entries(&glob.start, &view)?, &mut found)?;
+        found.retain(|it| !(it.bytes().ends_with(SUFFIX.as_bytes()) && self.is_pointer(it)));
+        Ok(found)
+    }
+
+    /// The files in a tracked folder that match, recorded in one go.
+    fn add_into(&self, top: &RepoPath, glob: &Glob, progress: &dyn Progress) -> Result<Option<Pointer>> {
+        let Some(parent) = self.repo.pointer(top)?.filter(|it| it.content.kind == Shape::Tree) else {
+            let error = Error::new(Kind::Conflict, format!("`{top}` is tracked as a file, and is a folder"));
+            return Err(error.hint(format!("`mlx remove {top}` first")));
+        };
+        let start = if glob.start.is_within(top) { &glob.start } else { top };
+        let view = View::of(self, start, Some(&parent))?.only(glob);
+        let mut writer = Writer::new(&self.repo.store);
+        let Some(node) = scan::scan_view(self, start, &view, Some(&mut writer), progress)? else {
+            return Ok(None);
+        };
+        scan::check_links(self, &node, top)?;
+        let mut leaves = Vec::new();
+        node.leaves(&mut leaves);
+        let mut changes: BTreeMap<RepoPath, Option<TreeEntry>> = BTreeMap::new();
+        for leaf in leaves.into_iter().filter(|it| it.kind != EntryKind::Folder) {
+            let below = leaf.path.below(top).expect("the scan began in the folder");
+            changes.insert(below, Some(leaf.entry(&mut None)?));
+        }
+        writer.finish()?;
+        let _lock = self.repo.lock_telling(progress)?;
+        let parent = self.repo.pointer(top)?.unwrap_or(parent);
+        let mut writer = Writer::new(&self.repo.store);
+        let content = merge(&mut writer, &self.repo.store, Some(&parent.content.digest), &changes)?;
+        writer.finish()?;
+        let pointer = Pointer { path: top.clone(), content };
+        self.repo.write_pointer(&pointer)?;
+        self.remember(top);
+        Ok(Some(pointer))
+    }
+}
+
+/// The tracked path that `file` is or lies in.
+fn above(file: &RepoPath, tracked: &BTreeSet<RepoPath>) -> Option<RepoPath> {
+    let mut here = Some(file.clone());
+    while let Some(path) = here {
+        if tracked.contains(&path) {
+            return Some(path);
+        }
+        here = path.parent();
+    }
+    None
+}
+
+fn collect(folder: &RepoPath, entries: &[Entry], found: &mut Vec<RepoPath>) -> Result<()> {
+    for entry in entries {
+        let path = folder.join(&entry.name)?;
+        if entry.stamp.form == Form::Folder {
+            collect(&path, &entry.children, found)?;
+        } else {
+            found.push(path);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_is_read_from_where_it_was_typed() {
+        let path = |text: &str| RepoPath::from_text(text).unwrap();
+        let glob = Glob::new("data/**/*.jpg", &path("sub")).unwrap();
+        assert_eq!(glob.start, path("sub/data"));
+        assert!(glob.matches(&path("sub/data/a.jpg")) && glob.matches(&path("sub/data/x/y/a.jpg")));
+        assert!(!glob.matches(&path("data/a.jpg")) && !glob.matches(&path("sub/data/a.png")));
+        let here = Glob::new("*.jpg", &RepoPath::root()).unwrap();
+        assert!(here.matches(&path("a.jpg")) && !here.matches(&path("d/a.jpg")));
+        for wrong in ["/etc/*", "../*.jpg", "data/", ""] {
+            assert_eq!(Glob::new(wrong, &RepoPath::root()).err().unwrap().kind(), Kind::Usage, "{wrong}");
+        }
+    }
+}

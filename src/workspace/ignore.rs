@@ -1,0 +1,256 @@
+//! `.mlxignore`: which files of the workspace are nobody's business, by gitignore's rules.
+//!
+//! The file nearest to a path has the first word, its last matching line decides, and nothing inside an
+//! ignored folder comes back by a `!`. As with Git, what is on record stays on record: rules are for files
+//! that mlx does not track yet. What is named outright (a pointer, an output) is looked at whatever the
+//! rules above it say; those below it hold.
+
+use std::{
+    collections::{HashMap, HashSet},
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt as _,
+    path::Path,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use ignore::{
+    Match,
+    gitignore::{Gitignore, GitignoreBuilder},
+};
+
+use crate::{
+    error::{Error, Kind, Result},
+    fs::{Dir, Form, Root},
+    path::RepoPath,
+    pointer::{Content, Pointer, Shape},
+    repo::Repo,
+    store::{EntryKind, Store, entries, file_at},
+};
+
+/// The name of a file with rules.
+pub const FILE: &str = ".mlxignore";
+
+/// The rules that hold at and below one path.
+pub struct Rules<'r> {
+    store: &'r Store,
+    record: Option<(RepoPath, Content)>,
+    /// Folders with something to say; the nearest one at or above a path speaks for it.
+    levels: RwLock<HashMap<RepoPath, Arc<Level>>>,
+}
+
+struct Level {
+    folder: RepoPath,
+    own: Option<Gitignore>,
+    above: Option<Arc<Level>>,
+    /// An ignored folder that is entered for what is on record in it.
+    all: bool,
+}
+
+impl<'r> Rules<'r> {
+    /// The rules for what lies at `path`; `record` is what is tracked there.
+    pub fn open(repo: &'r Repo, path: &RepoPath, record: Option<&Pointer>) -> Result<Self> {
+        let record = record.map(|it| (it.path.clone(), it.content));
+        let rules = Self { store: &repo.store, record, levels: RwLock::default() };
+        let mut folder = RepoPath::root();
+        for name in path.components() {
+            if let Some(own) = read(&repo.files, &folder)? {
+                rules.add(&folder, Some(own), false);
+            }
+            folder = folder.join(name)?;
+        }
+        Ok(rules)
+    }
+
+    /// Whether the rules leave out a path or a folder above it, and it is not on record.
+    pub fn leave_out(&self, path: &RepoPath, is_dir: bool) -> Result<bool> {
+        let mut here = RepoPath::root();
+        for name in path.components() {
+            let level = self.level(&here);
+            here = here.join(name)?;
+            if level.is_some_and(|it| it.ignores(&here, is_dir || here != *path)) {
+                let folder = path.parent().unwrap_or_default();
+                return Ok(!self.recorded(&folder)?.is_some_and(|it| it.contains(path.name())));
+            }
+        }
+        Ok(false)
+    }
+
+    /// Takes out of the names in a folder what is ignored and not on record.
+    pub fn sift<T>(
+        &self,
+        dir: &Dir,
+        names: &mut Vec<(Vec<u8>, T)>,
+        is_dir: impl Fn(&T) -> bool,
+    ) -> Result<()> {
+        let folder = dir.path();
+        // A folder lists its names sorted.
+        let rules = names.binary_search_by(|it| it.0[..].cmp(FILE.as_bytes())).map(|at| &names[at]);
+        let level = match rules {
+            Ok((name, kind)) if !is_dir(kind) => self.enter(dir, name)?,
+            _ => self.level(folder),
+        };
+        let Some(level) = level else { return Ok(()) };
+        let ignored =
+            |it: &(Vec<u8>, T)| folder.join(&it.0).is_ok_and(|path| level.ignores(&path, is_dir(&it.1)));
+        let ignored: Vec<bool> = names.iter().map(ignored).collect();
+        if !ignored.contains(&true) {
+            return Ok(());
+        }
+        let recorded = self.recorded(folder)?.unwrap_or_default();
+        let mut ignored = ignored.into_iter();
+        names.retain(|(name, kind)| {
+            if !ignored.next().expect("there is one for each name") {
+                return true;
+            }
+            let kept = recorded.contains(name);
+            if kept
+                && is_dir(kind)
+                && let Ok(path) = folder.join(name)
+            {
+                self.add(&path, None, true);
+            }
+            kept
+        });
+        Ok(())
+    }
+
+    /// Reads the rules of a folder that a walk comes to.
+    fn enter(&self, dir: &Dir, name: &[u8]) -> Result<Option<Arc<Level>>> {
+        let level = self.level(dir.path());
+        if level.as_ref().is_some_and(|it| it.all || it.folder == *dir.path()) {
+            return Ok(level);
+        }
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut dir.open(name)?, &mut bytes).map_err(|it| {
+            Error::new(Kind::Internal, format!("cannot read `{}/{FILE}`", dir.path())).because(it)
+        })?;
+        Ok(Some(self.add(dir.path(), Some(parse(dir.path(), &bytes)?), false)))
+    }
+
+    fn add(&self, folder: &RepoPath, own: Option<Gitignore>, all: bool) -> Arc<Level> {
+        let level = Arc::new(Level { folder: folder.clone(), own, above: self.level(folder), all });
+        let mut levels = self.levels.write().unwrap_or_else(PoisonError::into_inner);
+        levels.insert(folder.clone(), Arc::clone(&level));
+        level
+    }
+
+    fn level(&self, folder: &RepoPath) -> Option<Arc<Level>> {
+        let levels = self.levels.read().unwrap_or_else(PoisonError::into_inner);
+        if levels.is_empty() {
+            return None;
+        }
+        let mut here = Some(folder.clone());
+        while let Some(folder) = here {
+            if let Some(level) = levels.get(&folder) {
+                return Some(Arc::clone(level));
+            }
+            here = folder.parent();
+        }
+        None
+    }
+
+    /// The names on record in a folder; of a folder above what is tracked, the next one on the way. A tree
+    /// that is not here has none.
+    fn recorded(&self, folder: &RepoPath) -> Result<Option<HashSet<Vec<u8>>>> {
+        let Some((top, content)) = &self.record else { return Ok(None) };
+        if let Some(below) = top.below(folder).filter(|it| !it.is_root()) {
+            return Ok(below.components().next().map(|it| HashSet::from([it.to_vec()])));
+        }
+        let Some(below) = folder.below(top).filter(|_| content.kind == Shape::Tree) else { return Ok(None) };
+        let tree = if below.is_root() {
+            Ok(Some(content.digest))
+        } else {
+            file_at(self.store, &content.digest, &below)
+                .map(|it| it.filter(|it| it.kind == EntryKind::Folder).map(|it| it.digest))
+        };
+        let rows = tree.and_then(|it| it.map(|it| entries(self.store, &it)).transpose());
+        match rows {
+            Ok(rows) => Ok(rows.map(|it| it.into_iter().map(|it| it.name.into_vec()).collect())),
+            Err(error) if error.kind() == Kind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Level {
+    fn ignores(&self, path: &RepoPath, is_dir: bool) -> bool {
+        let mut here = Some(self);
+        while let Some(level) = here {
+            if level.all {
+                return true;
+            }
+            let below = path.below(&level.folder).unwrap_or_default();
+            match level.own.as_ref().map(|it| it.matched(Path::new(OsStr::from_bytes(below.bytes())), is_dir))
+            {
+                Some(Match::Ignore(_)) => return true,
+                Some(Match::Whitelist(_)) => return false,
+                _ => here = level.above.as_deref(),
+            }
+        }
+        false
+    }
+}
+
+fn read(files: &Root, folder: &RepoPath) -> Result<Option<Gitignore>> {
+    let file = folder.join(FILE.as_bytes())?;
+    match files.stamp(&file)?.map(|it| it.form) {
+        Some(Form::File) => parse(folder, &files.read(&file)?).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// A line that makes no sense is an error: what it was to leave out would be taken in.
+fn parse(folder: &RepoPath, bytes: &[u8]) -> Result<Gitignore> {
+    let mut builder = GitignoreBuilder::new(".");
+    let text = String::from_utf8_lossy(bytes);
+    for (at, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
+        builder.add_line(None, line).map_err(|it| broken(folder, at + 1, &it))?;
+    }
+    builder.build().map_err(|it| broken(folder, 0, &it))
+}
+
+fn broken(folder: &RepoPath, line: usize, why: &ignore::Error) -> Error {
+    let file = folder.join(FILE.as_bytes()).unwrap_or_default();
+    Error::usage(format!("`{file}`, line {line}: {why}")).hint("its rules are those of gitignore")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn level(folder: &str, text: &str, above: Option<Arc<Level>>) -> Arc<Level> {
+        let folder = RepoPath::from_text(folder).unwrap();
+        let own = Some(parse(&folder, text.as_bytes()).unwrap());
+        Arc::new(Level { folder, own, above, all: false })
+    }
+
+    fn ignored(level: &Level, path: &str) -> bool {
+        let path = path.strip_suffix('/').map_or((path, false), |it| (it, true));
+        level.ignores(&RepoPath::from_text(path.0).unwrap(), path.1)
+    }
+
+    #[test]
+    fn the_rules_are_those_of_gitignore() {
+        let top = level("", "# no\n\n*.tmp\n/cache/\n!keep.tmp\r\nd/**/x\n\\#odd\ntrail\\ \n", None);
+        for path in ["a.tmp", "d/a.tmp", "cache/", "d/x", "d/e/f/x", "#odd", "d/trail "] {
+            assert!(ignored(&top, path), "{path}");
+        }
+        for path in ["a.tmp2", "keep.tmp", "d/keep.tmp", "cache", "d/cache/", "x", "# no"] {
+            assert!(!ignored(&top, path), "{path}");
+        }
+    }
+
+    #[test]
+    fn the_nearest_file_has_the_first_word() {
+        let top = level("", "*.tmp\n/d/only\n", None);
+        let inner = level("d", "!a.tmp\n/x\n", Some(top));
+        assert!(!ignored(&inner, "d/a.tmp") && ignored(&inner, "d/b.tmp") && ignored(&inner, "d/only"));
+        assert!(ignored(&inner, "d/x") && !ignored(&inner, "d/e/x"));
+    }
+
+    #[test]
+    fn a_line_that_makes_no_sense_is_named() {
+        let error = parse(&RepoPath::root(), b"ok\n[z-a]\n").unwrap_err();
+        assert!(error.to_string().starts_with("`.mlxignore`, line 2: "), "{error}");
+    }
+}

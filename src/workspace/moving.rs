@@ -1,0 +1,243 @@
+//! `mlx move`: a tracked path under another name, its bytes never read.
+//!
+//! Order: the new line in `.gitignore`, the data, the new record, the old record. Killed on the way, the
+//! same again goes on where it stopped: what stands at the new place already counts as moved if it is what
+//! the old place records.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    error::{Error, Kind, Result},
+    fs::Lock,
+    path::RepoPath,
+    pointer::{Content, Pointer, Shape},
+    progress::Progress,
+    store::{EntryKind, TreeEntry, Writer, diff, file_at, merge},
+    workspace::{
+        Workspace,
+        remove::{check_output, untracked},
+        scan::stays_inside,
+    },
+};
+
+/// What a move did.
+#[derive(Debug)]
+pub struct Moved {
+    pub from: RepoPath,
+    pub to: RepoPath,
+    /// Pointers that are new or changed.
+    pub written: Vec<Pointer>,
+    /// Pointer files that are gone.
+    pub gone: Vec<RepoPath>,
+}
+
+/// Where a record is kept.
+enum Place {
+    /// In a pointer of its own.
+    Own,
+    /// In the tree of this folder.
+    Within(Pointer),
+}
+
+impl Workspace<'_> {
+    /// Moves what is tracked at `from` to `to`, record and data; nothing is overwritten.
+    pub fn rename(
+        &self,
+        from: &RepoPath,
+        to: &RepoPath,
+        claimed: &[(RepoPath, String)],
+        progress: &dyn Progress,
+    ) -> Result<Moved> {
+        check_output(from, claimed)?;
+        check_output(to, claimed)?;
+        if to.is_within(from) {
+            return Err(Error::usage(format!("`{from}` cannot be moved into itself")));
+        }
+        let lock = self.repo.lock_telling(progress)?;
+        let (source, entry) = self.source(from)?;
+        let target = self.target(to)?;
+        self.check_record(to, &target, &entry)?;
+        self.check_files(from, to, &entry, progress)?;
+        self.check_kind(from, to, &source, &target, &entry)?;
+        let files = &self.repo.files;
+        if matches!(target, Place::Own) {
+            self.repo.git.ignore(files, to)?;
+        }
+        if files.stamp(from)?.is_some() {
+            files.rename(from, to)?;
+            self.index.borrow_mut().rename(from, to);
+        }
+        self.write_records((from, source), (to, target), entry, &lock)
+    }
+
+    /// The record of a tracked path.
+    fn source(&self, path: &RepoPath) -> Result<(Place, TreeEntry)> {
+        if let Some(pointer) = self.repo.pointer(path)? {
+            return Ok((Place::Own, row(&pointer.content)));
+        }
+        let parent = self.pointer_of(path)?.filter(|it| it.content.kind == Shape::Tree);
+        let parent = parent.ok_or_else(|| untracked(path))?;
+        let below = path.below(&parent.path).expect("the path lies in the folder of its pointer");
+        let entry = file_at(&self.repo.store, &parent.content.digest, &below)?;
+        let entry = entry.ok_or_else(|| {
+            let error = Error::not_found(format!("`{path}` is not on record in `{}`", parent.path));
+            error.hint(format!("record it first: `mlx add {path}`"))
+        })?;
+        Ok((Place::Within(parent), entry))
+    }
+
+    fn target(&self, path: &RepoPath) -> Result<Place> {
+        let parent = path.parent().map(|it| self.pointer_of(&it)).transpose()?.flatten();
+        let taken = |what: String| Err(Error::new(Kind::Conflict, what).hint("choose another name"));
+        match parent {
+            Some(parent) if parent.content.kind == Shape::Tree => return Ok(Place::Within(parent)),
+            Some(parent) => return taken(format!("`{}` is tracked as a file", parent.path)),
+            None => {}
+        }
+        if let Some(file) = self.repo.git.tracked_within(path)? {
+            return taken(format!("Git already tracks `{file}`"));
+        }
+        if let Some(inner) = self.pointed()?.iter().find(|it| it.is_within(path) && *it != path) {
+            return taken(format!("`{inner}` is tracked in that folder"));
+        }
+        Ok(Place::Own)
+    }
+
+    /// Refuses a place that is taken on record, unless by what a move that was cut off put there.
+    fn check_record(&self, to: &RepoPath, target: &Place, entry: &TreeEntry) -> Result<()> {
+        let taken = match target {
+            Place::Own => self.repo.pointer(to)?.map(|it| row(&it.content)),
+            Place::Within(parent) => {
+                let below = to.below(&parent.path).expect("the target lies in the folder of its pointer");
+                file_at(&self.repo.store, &parent.content.digest, &below)?
+            }
+        };
+        match taken {
+            Some(it) if (it.kind, it.digest) != (entry.kind, entry.digest) => Err(occupied(to)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses to overwrite files; those that are at the new place alone and as recorded were moved before.
+    fn check_files(
+        &self,
+        from: &RepoPath,
+        to: &RepoPath,
+        entry: &TreeEntry,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        if self.repo.files.stamp(to)?.is_none() {
+            return Ok(());
+        }
+        if self.repo.files.stamp(from)?.is_some() {
+            return Err(occupied(to));
+        }
+        match self.look(to, progress)? {
+            Some(node) if (node.kind, node.content(&mut None)?.digest) == (entry.kind, entry.digest) => {
+                Ok(())
+            }
+            _ => Err(occupied(to)),
+        }
+    }
+
+    /// Links need a folder around them, at the new place as at the old.
+    fn check_kind(
+        &self,
+        from: &RepoPath,
+        to: &RepoPath,
+        source: &Place,
+        target: &Place,
+        entry: &TreeEntry,
+    ) -> Result<()> {
+        if matches!(source, Place::Own) {
+            return Ok(());
+        }
+        let store = &self.repo.store;
+        let top = match target {
+            Place::Within(parent) => &parent.path,
+            Place::Own if entry.kind == EntryKind::Link => {
+                let error = Error::usage(format!("`{from}` is a link, and only a folder can hold one"));
+                return Err(error.hint("move it into a tracked folder"));
+            }
+            Place::Own => to,
+        };
+        if entry.kind == EntryKind::Link {
+            return stays_inside(to, top, &store.read(&entry.digest)?);
+        }
+        if entry.kind == EntryKind::Folder {
+            for found in diff(store, to, None, Some(&entry.digest))? {
+                if let Some(side) = found.new.filter(|it| it.kind == EntryKind::Link) {
+                    stays_inside(&found.path, top, &store.read(&side.digest)?)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn write_records(
+        &self,
+        (from, source): (&RepoPath, Place),
+        (to, target): (&RepoPath, Place),
+        entry: TreeEntry,
+        lock: &Lock,
+    ) -> Result<Moved> {
+        let mut done = Moved { from: from.clone(), to: to.clone(), written: Vec::new(), gone: Vec::new() };
+        let new = (to, Some(entry.clone()));
+        match (&source, &target) {
+            (Place::Within(old), Place::Within(parent)) if old.path == parent.path => {
+                done.written.push(self.change(parent, &[(from, None), new])?);
+                return Ok(done);
+            }
+            (_, Place::Within(parent)) => done.written.push(self.change(parent, &[new])?),
+            (_, Place::Own) => {
+                let content = content(&entry);
+                let pointer = Pointer { path: to.clone(), content };
+                self.repo.write_pointer(&pointer)?;
+                // Git does not know it yet: the index does before the old record goes.
+                self.remember(to);
+                self.index.borrow_mut().save_held(self.repo, lock)?;
+                done.written.push(pointer);
+            }
+        }
+        match source {
+            Place::Within(parent) => done.written.push(self.change(&parent, &[(from, None)])?),
+            Place::Own => {
+                self.repo.git.unignore(&self.repo.files, from)?;
+                let file = from.with_suffix(crate::pointer::SUFFIX);
+                self.repo.files.remove(&file)?;
+                done.gone.push(file);
+            }
+        }
+        Ok(done)
+    }
+
+    fn change(&self, parent: &Pointer, changes: &[(&RepoPath, Option<TreeEntry>)]) -> Result<Pointer> {
+        let store = &self.repo.store;
+        let below = |it: &RepoPath| it.below(&parent.path).expect("it lies in the folder of its pointer");
+        let changes: BTreeMap<_, _> = changes.iter().map(|it| (below(it.0), it.1.clone())).collect();
+        let mut writer = Writer::new(store);
+        let content = merge(&mut writer, store, Some(&parent.content.digest), &changes)?;
+        writer.finish()?;
+        let pointer = Pointer { path: parent.path.clone(), content };
+        self.repo.write_pointer(&pointer)?;
+        Ok(pointer)
+    }
+}
+
+fn occupied(path: &RepoPath) -> Error {
+    Error::new(Kind::Conflict, format!("`{path}` is there already")).hint("choose another name")
+}
+
+fn row(content: &Content) -> TreeEntry {
+    let Content { digest, files, kind, size } = *content;
+    let kind = match kind {
+        Shape::File => EntryKind::File,
+        Shape::Executable => EntryKind::Executable,
+        Shape::Tree => EntryKind::Folder,
+    };
+    TreeEntry { name: Box::default(), kind, size, files, digest }
+}
+
+fn content(entry: &TreeEntry) -> Content {
+    Content { digest: entry.digest, files: entry.files, kind: entry.kind.shape(), size: entry.size }
+}

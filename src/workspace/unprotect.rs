@@ -1,0 +1,65 @@
+//! Private copies of what `cache.link` shares with the store.
+
+use crate::{
+    error::{Doing, Result},
+    fs::{Dir, Entry, Everything, Form, Mode, Stamp},
+    path::RepoPath,
+    workspace::Workspace,
+};
+
+/// What became private.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unprotected {
+    pub files: u64,
+    pub bytes: u64,
+}
+
+impl Workspace<'_> {
+    /// Gives every linked or read-only file at or below `path` bytes of its own that may be written to. The
+    /// bytes are those the file shows, whatever the record says.
+    pub fn unprotect(&self, path: &RepoPath) -> Result<Unprotected> {
+        let mut done = Unprotected::default();
+        let Some(stamp) = self.repo.files.stamp(path)? else { return Ok(done) };
+        if stamp.form == Form::Folder {
+            let dir = self.repo.files.dir(path)?;
+            self.unprotect_all(&dir, &dir.entries(&Everything)?, &mut done)?;
+        } else {
+            self.unprotect_one(
+                &self.repo.files.dir(&path.parent().unwrap_or_default())?,
+                path,
+                stamp,
+                &mut done,
+            )?;
+        }
+        Ok(done)
+    }
+
+    fn unprotect_all(&self, dir: &Dir, entries: &[Entry], done: &mut Unprotected) -> Result<()> {
+        for entry in entries {
+            let path = dir.path().join(&entry.name)?;
+            if entry.stamp.form == Form::Folder {
+                self.unprotect_all(&dir.open_dir(&entry.name)?, &entry.children, done)?;
+            } else {
+                self.unprotect_one(dir, &path, entry.stamp, done)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn unprotect_one(&self, dir: &Dir, path: &RepoPath, stamp: Stamp, done: &mut Unprotected) -> Result<()> {
+        let name = path.name();
+        let (from, size) = match stamp.form {
+            Form::Link => {
+                let Some(large) = self.repo.store.linked(&dir.read_link(name)?) else { return Ok(()) };
+                (large.open()?, large.stamp()?.size)
+            }
+            Form::File if !dir.is_private(name)? => (dir.open(name)?, stamp.size),
+            _ => return Ok(()),
+        };
+        let mode = if stamp.executable { Mode::Executable } else { Mode::Plain };
+        dir.make_private(name, &stamp, from, mode).doing(|| format!("cannot unprotect `{path}`"))?;
+        done.files += 1;
+        done.bytes += size;
+        Ok(())
+    }
+}

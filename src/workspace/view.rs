@@ -1,0 +1,64 @@
+//! Which files of the workspace a scan sees, and what it does about those it cannot read.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::{
+    error::{Error, Result},
+    fs::{Dir, FileType, Sieve},
+    path::{RepoPath, check_name},
+    pointer::Pointer,
+    workspace::{Workspace, glob::Glob, ignore::Rules},
+};
+
+/// Everything that is not ignored, or less of it.
+pub struct View<'v> {
+    rules: Rules<'v>,
+    only: Option<&'v Glob>,
+    troubles: Option<Mutex<Vec<(RepoPath, Error)>>>,
+}
+
+impl<'v> View<'v> {
+    /// What lies at `path` and is not ignored; `record` is what is tracked there.
+    pub fn of(workspace: &Workspace<'v>, path: &RepoPath, record: Option<&Pointer>) -> Result<Self> {
+        Ok(Self { rules: Rules::open(workspace.repo, path, record)?, only: None, troubles: None })
+    }
+
+    /// Goes on after what cannot be read, and remembers it.
+    pub fn forgiving(self) -> Self {
+        Self { troubles: Some(Mutex::default()), ..self }
+    }
+
+    /// Sees no files but those that match.
+    pub fn only(self, glob: &'v Glob) -> Self {
+        Self { only: Some(glob), ..self }
+    }
+
+    /// Whether a scan of a folder sees all of it.
+    pub fn is_whole(&self) -> bool {
+        self.only.is_none()
+    }
+
+    /// What could not be read.
+    pub fn into_troubles(self) -> Vec<(RepoPath, Error)> {
+        self.troubles.map(|it| it.into_inner().unwrap_or_else(PoisonError::into_inner)).unwrap_or_default()
+    }
+}
+
+impl Sieve for View<'_> {
+    fn sift(&self, dir: &Dir, names: &mut Vec<(Vec<u8>, FileType)>) -> Result<()> {
+        self.rules.sift(dir, names, |it| it.is_dir())?;
+        if let Some(glob) = self.only {
+            names.retain(|(name, kind)| {
+                check_name(name).is_ok()
+                    && dir.path().join(name).is_ok_and(|it| kind.is_dir() || glob.matches(&it))
+            });
+        }
+        Ok(())
+    }
+
+    fn trouble(&self, path: &RepoPath, error: Error) -> Result<()> {
+        let Some(troubles) = &self.troubles else { return Err(error) };
+        troubles.lock().unwrap_or_else(PoisonError::into_inner).push((path.clone(), error));
+        Ok(())
+    }
+}

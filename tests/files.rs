@@ -1,0 +1,520 @@
+//! What people do to tracked files: remove, move, unprotect, ignore, check out parts and other revisions.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    path::Path,
+};
+
+use serde_json::json;
+
+use crate::sandbox::{Sandbox, identity, snapshot};
+
+fn small() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.write("data/cat/a.txt", "a cat");
+    sandbox.write("data/dog/b.txt", "a dog");
+    sandbox
+}
+
+/// What `status` says of the first tracked path.
+fn changes(sandbox: &Sandbox) -> serde_json::Value {
+    sandbox.json("status")["data"][0]["changes"].clone()
+}
+
+#[test]
+fn remove_undoes_what_add_did_and_leaves_the_rest() {
+    let sandbox = small();
+    sandbox.write(".gitignore", "/data2\n# /data\n*.log");
+    let (ignored, files) = (sandbox.read(".gitignore"), snapshot(&sandbox.repo.join("data")));
+    sandbox.ok("add data");
+    assert_eq!(sandbox.read(".gitignore"), format!("{ignored}\n/data\n"));
+    assert_eq!(sandbox.ok("remove data"), "data: no longer tracked\nnext: git add .gitignore\n");
+    assert_eq!(sandbox.read(".gitignore"), format!("{ignored}\n"));
+    assert!(!sandbox.has("data.mlx"));
+    assert_eq!(snapshot(&sandbox.repo.join("data")), files);
+    assert_eq!(sandbox.json("status")["data"], json!([]));
+    assert!(sandbox.fails("remove data", 3).contains("mlx does not track `data`"));
+}
+
+#[test]
+fn a_gitignore_that_add_made_goes_with_its_last_line() {
+    let sandbox = small();
+    sandbox.write("side/my file ", "x");
+    sandbox.ok("add data 'side/my file '");
+    assert_eq!(sandbox.read("side/.gitignore"), "/my file\\ \n");
+    sandbox.ok("remove data 'side/my file '");
+    assert!(!sandbox.has(".gitignore") && !sandbox.has("side/.gitignore") && sandbox.has("side/my file "));
+}
+
+#[test]
+fn remove_with_data_refuses_what_is_stored_nowhere() {
+    let sandbox = small();
+    sandbox.ok("add data");
+    sandbox.write("data/new.txt", "new");
+    let before = snapshot(&sandbox.repo);
+    let error = sandbox.fails("remove --data data", 4);
+    assert!(error.contains("stored nowhere: `data/new.txt`") && error.contains("`--force`"), "{error}");
+    assert_eq!(snapshot(&sandbox.repo), before);
+    let removed = sandbox.json("remove --data --force data");
+    assert_eq!(removed, json!({"removed": [{"path": "data", "pointer": null, "files": 3}]}));
+    assert!(!sandbox.has("data") && !sandbox.has("data.mlx") && !sandbox.has(".gitignore"));
+    assert_eq!(sandbox.mlx("remove --force data").code, 2);
+}
+
+#[test]
+fn removing_a_part_is_a_deletion_on_record() {
+    let sandbox = small();
+    sandbox.write("data/cat/c.txt", "another cat");
+    sandbox.ok("add data");
+    let ignored = sandbox.read(".gitignore");
+    let said = sandbox.ok("remove data/cat/c.txt");
+    let next = "next: git add .gitignore data.mlx\n";
+    assert_eq!(said, format!("data/cat/c.txt: no longer on record in `data`\n{next}"));
+    assert_eq!(changes(&sandbox), json!([{"path": "data/cat/c.txt", "change": "added"}]));
+    assert!(
+        sandbox.fails("remove data/cat/c.txt", 3).contains("`data/cat/c.txt` is not on record in `data`")
+    );
+    fs::remove_file(sandbox.repo.join("data/cat/c.txt")).unwrap();
+    sandbox.ok("remove --data data/cat/a.txt");
+    assert!(sandbox.repo.join("data/cat").is_dir() && !sandbox.has("data/cat/a.txt"));
+    assert_eq!(sandbox.json("status")["clean"], true);
+    assert_eq!(sandbox.read(".gitignore"), ignored);
+    sandbox.ok("remove --data data/cat");
+    assert!(!sandbox.has("data/cat"));
+    assert_eq!(sandbox.json("status")["clean"], true);
+}
+
+const STAGE: &str = "[stage.count]\ncmd = 'ls data > out.txt'\ndeps = ['data']\nouts = ['out.txt']\n";
+
+#[test]
+fn outputs_are_refused_by_the_name_of_their_stage() {
+    let sandbox = small();
+    sandbox.ok("add data");
+    sandbox.write("mlx.toml", STAGE);
+    sandbox.ok("repro");
+    let before = snapshot(&sandbox.repo);
+    for args in ["remove out.txt", "move out.txt other.txt", "move data out.txt", "remove --data out.txt"] {
+        let error = sandbox.fails(args, 4);
+        assert!(error.contains("`out.txt` is an output of the stage `count`"), "{args}: {error}");
+    }
+    assert_eq!(snapshot(&sandbox.repo), before);
+    let said = sandbox.mlx("move data pictures");
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(said.err.contains("the stage `count` still reads `data`"), "{}", said.err);
+}
+
+#[test]
+fn move_renames_pointer_line_and_data() {
+    let sandbox = small();
+    sandbox.write("data/large", vec![1_u8; 1_500_000]);
+    sandbox.ok("add data");
+    let (pointer, files) = (sandbox.read("data.mlx"), snapshot(&sandbox.repo.join("data")));
+    let large = identity(&sandbox.repo.join("data/large"));
+    sandbox.git("add data.mlx");
+    let next = "next: git add data.mlx deep/.gitignore deep/photos.mlx\n";
+    assert_eq!(sandbox.ok("move data deep/photos"), format!("data is now deep/photos\n{next}"));
+    sandbox.git(&next[10..]);
+    assert!(sandbox.git("ls-files").lines().all(|it| it != "data.mlx"));
+    assert!(!sandbox.has("data") && !sandbox.has("data.mlx") && !sandbox.has(".gitignore"));
+    assert_eq!(sandbox.read("deep/photos.mlx"), pointer);
+    assert_eq!(sandbox.read("deep/.gitignore"), "/photos\n");
+    assert_eq!(snapshot(&sandbox.repo.join("deep/photos")), files);
+    assert_eq!(identity(&sandbox.repo.join("deep/photos/large")), large);
+    assert_eq!(sandbox.json("status")["clean"], true);
+    // An edit travels as an edit; a folder takes what is moved to it.
+    sandbox.write("deep/photos/cat/a.txt", "edited");
+    fs::create_dir(sandbox.repo.join("new")).unwrap();
+    let moved = sandbox.json("move deep/photos new");
+    assert_eq!(moved["to"], "new/photos");
+    assert_eq!(changes(&sandbox), json!([{"path": "new/photos/cat/a.txt", "change": "modified"}]));
+}
+
+#[test]
+fn move_works_for_what_is_not_here() {
+    let sandbox = small();
+    sandbox.ok("add data");
+    fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
+    sandbox.ok("move data other");
+    assert_eq!(sandbox.json("status")["data"][0]["state"], "absent");
+    sandbox.ok("checkout");
+    assert_eq!(sandbox.read("other/cat/a.txt"), "a cat");
+}
+
+#[test]
+fn move_goes_into_out_of_and_about_tracked_folders() {
+    let sandbox = small();
+    sandbox.write("data/cat/c.txt", "third");
+    sandbox.write("single.bin", "single");
+    sandbox.ok("add data single.bin");
+    sandbox.ok("move data/cat/c.txt data/dog/");
+    assert_eq!(sandbox.read("data/dog/c.txt"), "third");
+    assert_eq!(sandbox.json("status")["clean"], true);
+    sandbox.ok("move single.bin data/cat/single.bin");
+    assert!(!sandbox.has("single.bin.mlx") && sandbox.read(".gitignore") == "/data\n");
+    assert_eq!(sandbox.json("status")["clean"], true);
+    let moved = sandbox.json("move data/dog dogs");
+    assert_eq!(moved["written"], json!(["dogs.mlx", "data.mlx"]));
+    assert_eq!(sandbox.read(".gitignore"), "/data\n/dogs\n");
+    assert_eq!(sandbox.json("status")["clean"], true);
+    assert!(sandbox.read("dogs.mlx").contains("files = 2\n"));
+    let before = snapshot(&sandbox.repo);
+    fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
+    fs::remove_dir_all(sandbox.repo.join("dogs")).unwrap();
+    sandbox.ok("checkout");
+    assert_eq!(snapshot(&sandbox.repo), before);
+}
+
+#[test]
+fn move_overwrites_nothing() {
+    let sandbox = small();
+    sandbox.write("file", "mine");
+    sandbox.write("kept/x", "x");
+    sandbox.write("code/main.py", "print()");
+    sandbox.ok("add data kept/x");
+    sandbox.git("add code");
+    symlink("../dog/b.txt", sandbox.repo.join("data/cat/link")).unwrap();
+    sandbox.ok("add data");
+    let before = snapshot(&sandbox.repo);
+    for (args, code, part) in [
+        ("move data file", 4, "`file` is there already"),
+        ("move data/cat/a.txt data/dog/b.txt", 4, "`data/dog/b.txt` is there already"),
+        ("move data data/inner", 2, "cannot be moved into itself"),
+        ("move data kept/x/y", 4, "`kept/x` is tracked as a file"),
+        ("move data ../x", 2, "is outside the repository"),
+        ("move data .git/x", 6, "Git's or mlx's own folder"),
+        ("move code other", 3, "mlx does not track `code`"),
+        ("move data/none other", 3, "`data/none` is not on record in `data`"),
+        ("move data/cat/link other", 2, "only a folder can hold one"),
+        ("move data/cat other", 6, "the link `other/link` leads out of `other`"),
+    ] {
+        let error = sandbox.fails(args, code);
+        assert!(error.contains(part), "{args}: {error}");
+    }
+    assert_eq!(snapshot(&sandbox.repo), before);
+}
+
+/// Kills a command at every disk operation in turn; the same again finishes it.
+fn survives_every_kill(args: &str, prepare: impl Fn(&Sandbox), outcome: impl Fn(&Sandbox) -> bool) {
+    for at in 1..400 {
+        let sandbox = small();
+        sandbox.ok("add data");
+        prepare(&sandbox);
+        let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
+        let status =
+            command.args(args.split(' ')).env("MLX_FAULT", format!("kill:{at}")).output().unwrap().status;
+        if status.success() {
+            assert!(at > 6, "killed {} times only", at - 1);
+            return;
+        }
+        let again = sandbox.mlx(args);
+        // Killed after its last word, it has nothing left to do.
+        let over = ["mlx does not track `data`", "is not on record in `data`"];
+        assert!(again.code == 0 || over.iter().any(|it| again.err.contains(it)), "at {at}: {}", again.err);
+        assert!(outcome(&sandbox), "at {at}");
+    }
+    panic!("it never ended by itself");
+}
+
+#[test]
+fn a_move_that_is_killed_anywhere_is_finished_by_the_same_again() {
+    if !cfg!(debug_assertions) {
+        return;
+    }
+    survives_every_kill(
+        "move data photos",
+        |_| {},
+        |it| {
+            it.read(".gitignore") == "/photos\n"
+                && !it.has("data")
+                && !it.has("data.mlx")
+                && it.read("photos/cat/a.txt") == "a cat"
+                && it.json("status")["data"][0]
+                    == json!({"path": "photos", "state": "same", "why": null, "changes": [], "unknown": []})
+        },
+    );
+    survives_every_kill(
+        "move data/cat/a.txt data/dog/c.txt",
+        |_| {},
+        |it| it.read("data/dog/c.txt") == "a cat" && it.json("status")["clean"] == true,
+    );
+}
+
+#[test]
+fn a_remove_that_is_killed_anywhere_is_finished_by_the_same_again() {
+    if !cfg!(debug_assertions) {
+        return;
+    }
+    survives_every_kill(
+        "remove --data data",
+        |_| {},
+        |it| !it.has("data") && !it.has("data.mlx") && !it.has(".gitignore"),
+    );
+}
+
+/// A large file that `cache.link` shares with the store.
+fn linked(link: &str) -> (Sandbox, std::path::PathBuf) {
+    let sandbox = Sandbox::new();
+    sandbox.write("data/large.bin", vec![3_u8; 2_000_000]);
+    sandbox.write("data/small", "small");
+    sandbox.ok("add data");
+    sandbox.ok(&format!("config set cache.link {link}"));
+    fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
+    sandbox.ok("checkout");
+    let file = sandbox.repo.join("data/large.bin");
+    (sandbox, file)
+}
+
+#[test]
+fn unprotect_gives_a_private_copy_that_may_be_written() {
+    for link in ["hardlink", "symlink"] {
+        let (sandbox, file) = linked(link);
+        let shared = fs::canonicalize(&file).unwrap().metadata().unwrap();
+        assert_eq!(shared.permissions().mode() & 0o222, 0, "{link}");
+        let done = sandbox.json("unprotect data");
+        assert_eq!(
+            done,
+            json!({"unprotected": [{"path": "data", "files": 1, "bytes": 2_000_000}]}),
+            "{link}"
+        );
+        let now = file.symlink_metadata().unwrap();
+        assert!(now.is_file() && now.nlink() == 1 && now.permissions().mode() & 0o200 != 0, "{link}");
+        assert_eq!(sandbox.json("status")["clean"], true, "{link}");
+        assert_eq!(sandbox.json("unprotect data/large.bin")["unprotected"][0]["files"], 0);
+        fs::write(&file, vec![4_u8; 2_000_000]).unwrap();
+        assert_eq!(changes(&sandbox), json!([{"path": "data/large.bin", "change": "modified"}]), "{link}");
+        // The store kept what it had.
+        sandbox.ok("checkout --force");
+        assert_eq!(fs::read(&file).unwrap(), vec![3_u8; 2_000_000], "{link}");
+    }
+}
+
+/// Writes through a protected file, as root or an editor that insists would.
+fn write_through(file: &Path, bytes: &[u8]) {
+    let real = fs::canonicalize(file).unwrap();
+    fs::set_permissions(&real, fs::Permissions::from_mode(0o644)).unwrap();
+    let mut open = fs::OpenOptions::new().write(true).open(&real).unwrap();
+    std::io::Write::write_all(&mut open, bytes).unwrap();
+}
+
+#[test]
+fn a_linked_file_that_was_changed_is_never_the_same_and_never_the_stores_content() {
+    for link in ["hardlink", "symlink"] {
+        let (sandbox, file) = linked(link);
+        assert_eq!(sandbox.json("status")["clean"], true, "{link}");
+        let time = fs::metadata(&file).unwrap().modified().unwrap();
+        write_through(&file, b"edited");
+        // Not even with the old time on it.
+        fs::File::open(&file).unwrap().set_modified(time).unwrap();
+        let changed = json!([{"path": "data/large.bin", "change": "modified"}]);
+        assert_eq!(changes(&sandbox), changed, "{link}");
+        let pointer = sandbox.read("data.mlx");
+        sandbox.ok("add data");
+        assert_ne!(sandbox.read("data.mlx"), pointer, "{link}");
+        assert_eq!(sandbox.json("status")["clean"], true, "{link}");
+        // The edit is stored under its own name; the old name gives nobody the new bytes.
+        let mut edited = vec![3_u8; 2_000_000];
+        edited[..6].copy_from_slice(b"edited");
+        fs::remove_file(&file).unwrap();
+        sandbox.ok("checkout");
+        assert_eq!(fs::read(&file).unwrap(), edited, "{link}");
+        fs::write(sandbox.repo.join("data.mlx"), &pointer).unwrap();
+        assert!(sandbox.fails("checkout", 5).contains("is damaged"), "{link}");
+        assert_eq!(fs::read(&file).unwrap(), edited, "{link}");
+    }
+}
+
+#[test]
+fn ignored_files_are_neither_added_nor_counted_nor_removed() {
+    let sandbox = small();
+    sandbox.write(".mlxignore", "*.tmp\n");
+    sandbox.write("data/.mlxignore", "/cache/\n!keep.tmp\n");
+    sandbox.write("data/cat/x.tmp", "ignored");
+    sandbox.write("data/keep.tmp", "kept");
+    sandbox.write("data/cache/big", "ignored");
+    sandbox.ok("add data");
+    // Two texts, the rules, and what the rules take back.
+    assert!(sandbox.read("data.mlx").contains("files = 4\n"), "{}", sandbox.read("data.mlx"));
+    sandbox.commit("one");
+    sandbox.write("data/more.tmp", "ignored");
+    sandbox.write("data/cache/inner/y", "ignored");
+    assert_eq!(sandbox.json("status")["clean"], true);
+    sandbox.write("data/dog/b.txt", "second");
+    sandbox.write("data/dog/new.txt", "new");
+    sandbox.ok("add data");
+    sandbox.commit("two");
+    sandbox.git("checkout -q HEAD~1");
+    sandbox.ok("checkout");
+    assert_eq!(sandbox.read("data/dog/b.txt"), "a dog");
+    sandbox.ok("checkout --force");
+    for path in ["data/cat/x.tmp", "data/cache/big", "data/more.tmp", "data/cache/inner/y"] {
+        assert!(sandbox.has(path), "{path}");
+    }
+    let error = sandbox.fails("add data/more.tmp", 2);
+    assert!(error.contains("`data/more.tmp` is ignored by a `.mlxignore`"), "{error}");
+    sandbox.ok("remove --data data");
+    assert!(sandbox.has("data/cat/x.tmp") && !sandbox.has("data/cat/a.txt") && !sandbox.has("data/dog"));
+}
+
+#[test]
+fn what_is_on_record_stays_there_whatever_is_ignored_later() {
+    let sandbox = small();
+    sandbox.write("data/cat/old.tmp", "recorded");
+    sandbox.write("data/logs/one", "recorded");
+    sandbox.ok("add data");
+    sandbox.write(".mlxignore", "*.tmp\nlogs/\n");
+    sandbox.write("data/cat/new.tmp", "ignored");
+    sandbox.write("data/logs/two", "ignored");
+    assert_eq!(sandbox.json("status")["clean"], true);
+    let pointer = sandbox.read("data.mlx");
+    sandbox.ok("add data");
+    assert_eq!(sandbox.read("data.mlx"), pointer);
+    sandbox.write("data/cat/old.tmp", "edited");
+    assert_eq!(changes(&sandbox), json!([{"path": "data/cat/old.tmp", "change": "modified"}]));
+    assert!(sandbox.fails("checkout", 4).contains("`data/cat/old.tmp`"));
+    sandbox.ok("checkout --force");
+    assert_eq!(sandbox.read("data/cat/old.tmp"), "recorded");
+    // Taken off the record, it is ignored like the others.
+    sandbox.ok("remove data/cat/old.tmp");
+    assert_eq!(sandbox.json("status")["clean"], true);
+    assert!(sandbox.has("data/cat/old.tmp"));
+}
+
+#[test]
+fn an_ignored_folder_is_not_overrun_by_a_file() {
+    let sandbox = small();
+    sandbox.write("data/x", "a file");
+    sandbox.ok("add data");
+    fs::remove_file(sandbox.repo.join("data/x")).unwrap();
+    sandbox.write("data/x/mine.tmp", "mine");
+    sandbox.write(".mlxignore", "*.tmp\n");
+    let error = sandbox.fails("checkout --force", 4);
+    assert!(error.contains("the folder `data/x` stands in the way"), "{error}");
+    assert_eq!(sandbox.read("data/x/mine.tmp"), "mine");
+}
+
+#[test]
+fn a_rule_that_makes_no_sense_is_named() {
+    let sandbox = small();
+    sandbox.write("data/.mlxignore", "ok\n[z-a]\n");
+    assert!(sandbox.fails("add data", 2).contains("`data/.mlxignore`, line 2: "));
+}
+
+#[test]
+fn glob_updates_the_tracked_folder_and_tracks_single_files() {
+    let sandbox = small();
+    sandbox.ok("add data");
+    for path in ["data/cat/1.jpg", "data/dog/2.jpg", "data/dog/3.png", "data/skip.jpg.tmp", "free/4.jpg"] {
+        sandbox.write(path, path);
+    }
+    sandbox.write("data/cat/a.txt", "edited, and not asked for");
+    sandbox.write(".mlxignore", "2.jpg\n");
+    // Git and a stage keep theirs.
+    sandbox.write("docs/5.jpg", "Git's");
+    sandbox.git("add docs");
+    sandbox.write("mlx.toml", "[stage.draw]\ncmd = 'true'\nouts = ['drawn']\n");
+    sandbox.write("drawn/6.jpg", "the stage's");
+    let added = sandbox.json("add --glob '**/*.jpg'");
+    let paths: Vec<_> = added["added"].as_array().unwrap().iter().map(|it| &it["path"]).collect();
+    assert_eq!(paths, ["data", "free/4.jpg"]);
+    assert_eq!(sandbox.read("free/.gitignore"), "/4.jpg\n");
+    let left = json!([
+        {"path": "data/cat/a.txt", "change": "modified"},
+        {"path": "data/dog/3.png", "change": "added"},
+        {"path": "data/skip.jpg.tmp", "change": "added"},
+    ]);
+    assert_eq!(changes(&sandbox), left);
+    assert!(sandbox.fails("add --glob 'data/**/*.gif'", 3).contains("no file matches"));
+    assert!(sandbox.fails("add --glob '../*.jpg'", 2).contains("is no pattern for files"));
+    sandbox.at(&sandbox.repo.join("data")).ok("add --glob 'dog/*.png'");
+    assert_eq!(changes(&sandbox).as_array().unwrap().len(), 2);
+    assert_eq!(sandbox.mlx("add").code, 2);
+}
+
+#[test]
+fn another_revision_comes_without_moving_head_or_pointers() {
+    let sandbox = small();
+    sandbox.ok("add data");
+    sandbox.commit("one");
+    sandbox.write("data/cat/a.txt", "second");
+    sandbox.write("data/dog/new.txt", "new");
+    sandbox.ok("add data");
+    sandbox.commit("two");
+    let (head, pointer) = (sandbox.git("rev-parse HEAD"), sandbox.read("data.mlx"));
+    let untouched = identity(&sandbox.repo.join("data/dog/b.txt"));
+    sandbox.ok("checkout --rev HEAD~1 data/cat");
+    assert_eq!(sandbox.read("data/cat/a.txt"), "a cat");
+    assert!(sandbox.has("data/dog/new.txt"));
+    sandbox.ok("checkout --rev HEAD~1");
+    assert!(!sandbox.has("data/dog/new.txt"));
+    assert_eq!(identity(&sandbox.repo.join("data/dog/b.txt")), untouched);
+    assert_eq!((sandbox.git("rev-parse HEAD"), sandbox.read("data.mlx")), (head, pointer));
+    assert_eq!(sandbox.git("status --porcelain"), "");
+    sandbox.write("data/cat/a.txt", "stored nowhere");
+    assert!(sandbox.fails("checkout --rev HEAD data", 4).contains("`data/cat/a.txt`"));
+    assert!(sandbox.fails("checkout --rev nowhere", 3).contains("there is no revision `nowhere`"));
+    assert!(sandbox.fails("checkout --rev HEAD other", 3).contains("mlx does not track `other`"));
+}
+
+#[test]
+fn a_part_of_a_folder_is_checked_out_alone() {
+    let sandbox = small();
+    sandbox.ok("add data");
+    sandbox.write("data/cat/a.txt", "edited");
+    sandbox.write("data/dog/b.txt", "edited");
+    fs::remove_file(sandbox.repo.join("data/cat/a.txt")).unwrap();
+    sandbox.ok("checkout data/cat/");
+    assert_eq!(sandbox.read("data/cat/a.txt"), "a cat");
+    assert_eq!(sandbox.read("data/dog/b.txt"), "edited");
+    // A file that lies on the way and is stored nowhere is not run over.
+    fs::remove_dir_all(sandbox.repo.join("data/cat")).unwrap();
+    sandbox.write("data/cat", "mine");
+    assert!(sandbox.fails("checkout data/cat/a.txt", 4).contains("stored nowhere: `data/cat`"));
+    assert_eq!(sandbox.read("data/cat"), "mine");
+    sandbox.ok("checkout --force data/cat/a.txt");
+    assert_eq!(sandbox.read("data/cat/a.txt"), "a cat");
+}
+
+#[test]
+fn removed_files_go_only_if_the_store_has_them() {
+    let sandbox = small();
+    sandbox.ok("add data");
+    sandbox.commit("one");
+    let packs = || -> BTreeSet<_> {
+        fs::read_dir(sandbox.repo.join(".git/mlx/packs")).unwrap().map(|it| it.unwrap().path()).collect()
+    };
+    let first = packs();
+    sandbox.write("data/cat/new.txt", "new");
+    sandbox.ok("add data");
+    sandbox.commit("two");
+    // The store loses what `new.txt` was; the workspace has the last copy.
+    packs().difference(&first).for_each(|it| fs::remove_file(it).unwrap());
+    sandbox.git("checkout -q HEAD~1");
+    assert!(sandbox.fails("checkout", 4).contains("stored nowhere: `data/cat/new.txt`"));
+    assert!(sandbox.fails("remove --data data", 4).contains("stored nowhere: `data/cat/new.txt`"));
+    assert_eq!(sandbox.read("data/cat/new.txt"), "new");
+}
+
+#[test]
+fn modes_and_empty_folders_come_and_go_with_revisions() {
+    let sandbox = small();
+    fs::create_dir_all(sandbox.repo.join("data/empty/inner")).unwrap();
+    sandbox.ok("add data");
+    sandbox.commit("one");
+    let one = snapshot(&sandbox.repo.join("data"));
+    fs::remove_dir_all(sandbox.repo.join("data/empty")).unwrap();
+    let tool = sandbox.repo.join("data/cat/a.txt");
+    fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir(sandbox.repo.join("data/other")).unwrap();
+    sandbox.ok("add data");
+    sandbox.commit("two");
+    let two = snapshot(&sandbox.repo.join("data"));
+    let text = identity(&sandbox.repo.join("data/dog/b.txt"));
+    for (rev, files) in [("HEAD~1", &one), ("main", &two), ("HEAD~1", &one)] {
+        sandbox.git(&format!("checkout -q {rev}"));
+        sandbox.ok("checkout");
+        assert_eq!(&snapshot(&sandbox.repo.join("data")), files, "{rev}");
+        assert_eq!(identity(&sandbox.repo.join("data/dog/b.txt")), text, "{rev}");
+    }
+}
