@@ -213,6 +213,10 @@ pub fn check_name(name: &[u8]) -> Result<()> {
     if name.len() > 255 {
         return refuse("it is longer than 255 bytes");
     }
+    // Folding is slow; names that start like none of those need it only for what Unicode hides.
+    if name.is_ascii() && !b".gGmM".contains(&name[0]) {
+        return Ok(());
+    }
     let folded = fold(name);
     if matches!(&folded[..], ".git" | ".mlx" | "git~1" | "mlx~1") {
         return refuse("it could stand for Git's or mlx's own folder");

@@ -6,12 +6,13 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use rayon::prelude::*;
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
 
 use crate::{
     error::{Doing, Error, Kind, Result},
     fs::{Entry, File, Form, Sieve, Stamp, TEMPORARY, fault, is_alive},
-    path::{RepoPath, show},
+    path::{RepoPath, check_name, show},
 };
 
 /// Whether bytes must survive a power cut before their name is seen.
@@ -37,6 +38,11 @@ pub struct Temp {
     /// Where it ends, if that is in a hole that was skipped and not written.
     end: Option<u64>,
 }
+
+/// So many folders from the top, folders are walked by all cores.
+const WIDE: usize = 6;
+/// A path of fewer bytes is neither too long nor too deep.
+const SHORT: usize = 1000;
 
 /// Runs of zeros at least this long become holes: a sparse file stays one.
 static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
@@ -121,27 +127,38 @@ impl Dir {
         let mut names = self.names()?;
         names.retain(|it| owner(&it.0).is_none());
         sieve.sift(self, &mut names)?;
-        let mut entries = Vec::with_capacity(names.len());
-        for (name, kind) in names {
-            // `.git` and its like inside data: named with the folder it is in.
-            let (path, found) = match self.shown.join(&name) {
-                Ok(path) => (path, self.entry(name, kind, sieve)),
-                Err(error) => {
-                    (self.shown.clone(), Err(error).doing(|| format!("cannot take {}", self.at(&name))))
-                }
-            };
-            match found {
-                Ok(entry) => entries.extend(entry),
-                Err(error) => sieve.trouble(&path, error)?,
-            }
+        // Near the top all cores walk; below, folders are too many and stacks too deep for that.
+        let found: Vec<Result<Option<Entry>>> = if self.shown.components().count() < WIDE && names.len() > 1 {
+            names.par_iter().map(|it| self.taken(&it.0, it.1, sieve)).collect()
+        } else {
+            names.iter().map(|it| self.taken(&it.0, it.1, sieve)).collect()
+        };
+        let mut entries = Vec::with_capacity(found.len());
+        for entry in found {
+            entries.extend(entry?);
         }
         Ok(entries)
     }
 
-    fn entry(&self, name: Vec<u8>, kind: FileType, sieve: &dyn Sieve) -> Result<Option<Entry>> {
-        let Some(stamp) = self.stamp(&name)? else { return Ok(None) };
+    /// What lies under a name, if it can be taken and read.
+    fn taken(&self, name: &[u8], kind: FileType, sieve: &dyn Sieve) -> Result<Option<Entry>> {
+        // `.git` and its like inside data: named with the folder it is in.
+        let short = self.shown.bytes().len() + name.len() < SHORT;
+        let fits = if short { check_name(name) } else { self.shown.join(name).map(drop) };
+        if let Err(error) = fits {
+            let error = Err(error).doing(|| format!("cannot take {}", self.at(name)));
+            return error.or_else(|it| sieve.trouble(&self.shown, it)).map(|()| None);
+        }
+        match self.entry(name, kind, sieve) {
+            Ok(entry) => Ok(entry),
+            Err(error) => sieve.trouble(&self.shown.join(name)?, error).map(|()| None),
+        }
+    }
+
+    fn entry(&self, name: &[u8], kind: FileType, sieve: &dyn Sieve) -> Result<Option<Entry>> {
+        let Some(stamp) = self.stamp(name)? else { return Ok(None) };
         let folder = kind == FileType::Directory || stamp.form == Form::Folder;
-        let children = if folder { self.open_dir(&name)?.entries(sieve)? } else { Vec::new() };
+        let children = if folder { self.open_dir(name)?.entries(sieve)? } else { Vec::new() };
         Ok(Some(Entry { name: name.into(), stamp, children }))
     }
 

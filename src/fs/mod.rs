@@ -29,7 +29,10 @@ pub use self::{
 
 pub use rustix::fs::FileType;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
 
 use crate::error::{Doing, Result};
 
@@ -40,10 +43,24 @@ pub type File = std::fs::File;
 /// of dead processes.
 pub const TEMPORARY: &[u8] = b".mlx-tmp-";
 
+/// Threads that wait for the disk.
+const THREADS: usize = 8;
+
 /// The kernel's coarse clock, in nanoseconds: what it stamps on a file that changes now.
 pub fn tick() -> i64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
     now.tv_sec * 1_000_000_000 + now.tv_nsec
+}
+
+/// Does `work` on threads that wait for the disk more than they think: more of them than there are cores, so that
+/// a cold disk has enough to do at once.
+pub fn busy<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    static POOL: OnceLock<Option<rayon::ThreadPool>> = OnceLock::new();
+    let make = || rayon::ThreadPoolBuilder::new().num_threads(THREADS).build().ok();
+    match POOL.get_or_init(make) {
+        Some(pool) => pool.install(work),
+        None => work(),
+    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "`cli` asks here, once")]

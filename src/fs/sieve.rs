@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// Asked by a walk, folder by folder.
-pub trait Sieve {
+pub trait Sieve: Sync {
     /// Takes out of the names in a folder those that the walk is to pass over.
     fn sift(&self, _dir: &Dir, _names: &mut Vec<(Vec<u8>, FileType)>) -> Result<()> {
         Ok(())

@@ -17,7 +17,7 @@ pub use self::{
     folder::{Difference, Side, diff, entries, file_at, put_folder, reachable, replace},
     large::{Large, digest_file},
     merge::merge,
-    pack::{Index, Kind, LARGEST, PackWriter, Row, pack},
+    pack::{Index, Kind, LARGEST, PackWriter, Ready, Row, pack},
     runs::Run,
     tree::{EntryKind, Page, TreeEntry, decode as decode_page},
     writer::Writer,

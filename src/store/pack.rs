@@ -9,7 +9,10 @@
 //! A pack is named by the digest of its bytes; the same index stands beside it as a file of its own, so
 //! that it can be read alone. Here and on remotes the format is the same.
 
-use std::io::{self, Write};
+use std::{
+    borrow::Cow,
+    io::{self, Write},
+};
 
 use crate::{
     digest::{Digest, Hasher},
@@ -55,6 +58,25 @@ pub struct Row {
 /// An index, as it is read: searched where it lies.
 pub struct Index {
     bytes: Vec<u8>,
+    /// Where the digests with each first byte start, and where the last ends.
+    starts: Box<[u32; 257]>,
+}
+
+/// An object as it will lie in a pack.
+pub struct Ready<'b> {
+    size: u64,
+    compressed: bool,
+    stored: Cow<'b, [u8]>,
+}
+
+impl<'b> Ready<'b> {
+    pub fn of(bytes: Cow<'b, [u8]>) -> io::Result<Self> {
+        let size = bytes.len() as u64;
+        Ok(match compress(&bytes)? {
+            Some(packed) => Self { size, compressed: true, stored: packed.into() },
+            None => Self { size, compressed: false, stored: bytes },
+        })
+    }
 }
 
 /// Writes objects one after another into `W`.
@@ -80,17 +102,14 @@ impl<W: Write> PackWriter<W> {
     }
 
     pub fn put(&mut self, kind: Kind, digest: Digest, bytes: &[u8]) -> io::Result<()> {
-        let packed = compress(bytes)?;
-        let (compressed, stored) = (packed.is_some(), packed.as_deref().unwrap_or(bytes));
-        let row = Row {
-            digest,
-            kind,
-            compressed,
-            offset: self.at,
-            stored: stored.len() as u64,
-            size: bytes.len() as u64,
-        };
-        self.rows.push(row);
+        self.put_ready(kind, digest, &Ready::of(bytes.into())?)
+    }
+
+    /// As [`PackWriter::put`], of what was compressed elsewhere.
+    pub fn put_ready(&mut self, kind: Kind, digest: Digest, ready: &Ready<'_>) -> io::Result<()> {
+        let Ready { size, compressed, stored } = ready;
+        let (offset, length) = (self.at, stored.len() as u64);
+        self.rows.push(Row { digest, kind, compressed: *compressed, offset, stored: length, size: *size });
         self.write(stored)
     }
 
@@ -157,9 +176,18 @@ impl Index {
         if count.checked_mul(ROW as u64) != Some(body as u64 - 16) {
             return Err(broken());
         }
-        let index = Self { bytes };
+        let mut index = Self { bytes, starts: Box::new([0; 257]) };
+        let mut last = [0_u8; 32];
         for at in 0..index.len() {
-            index.row(at)?;
+            let row = index.row(at)?;
+            if *row.digest.bytes() < last {
+                return Err(broken());
+            }
+            last = *row.digest.bytes();
+            index.starts[usize::from(last[0]) + 1] = u32::try_from(at + 1).map_err(|_| broken())?;
+        }
+        for at in 1..257 {
+            index.starts[at] = index.starts[at].max(index.starts[at - 1]);
         }
         Ok(index)
     }
@@ -217,7 +245,8 @@ impl Index {
 
     /// The row of this digest and one of these kinds.
     pub fn find(&self, digest: &Digest, kinds: &[Kind]) -> Option<Row> {
-        let (mut low, mut high) = (0, self.len());
+        let first = usize::from(digest.bytes()[0]);
+        let (mut low, mut high) = (self.starts[first] as usize, self.starts[first + 1] as usize);
         while low < high {
             let middle = usize::midpoint(low, high);
             if self.digest_at(middle) < &digest.bytes()[..] { low = middle + 1 } else { high = middle }

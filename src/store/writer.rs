@@ -9,7 +9,7 @@ use crate::{
     digest::Digest,
     error::{Doing, Result},
     fs::{Sync, Temp},
-    store::{Kind, PackWriter, Store},
+    store::{Kind, PackWriter, Ready, Store},
 };
 
 /// A pack is ended at this size.
@@ -41,13 +41,22 @@ impl<'s> Writer<'s> {
         if self.contains(&digest) {
             return Ok(());
         }
+        let ready = Ready::of(bytes.into()).doing(|| "cannot compress".into())?;
+        self.put_ready(kind, digest, &ready)
+    }
+
+    /// As [`Writer::put`], of what was compressed elsewhere.
+    pub fn put_ready(&mut self, kind: Kind, digest: Digest, ready: &Ready<'_>) -> Result<()> {
+        if self.contains(&digest) {
+            return Ok(());
+        }
         let doing = || "cannot write a pack".to_owned();
         let slot = if kind == Kind::Tree { &mut self.trees } else { &mut self.contents };
         let pack = match slot {
             Some(pack) => pack,
             None => slot.insert(open(self.store)?),
         };
-        pack.put(kind, digest, bytes).doing(doing)?;
+        pack.put_ready(kind, digest, ready).doing(doing)?;
         self.taken.insert(digest);
         // Trees wait for the contents they name.
         if pack.len() >= FULL && kind == Kind::Content {

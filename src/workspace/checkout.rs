@@ -271,8 +271,9 @@ fn execute(
     let tick = fs::tick();
     let mut index = workspace.index.borrow_mut();
     for (path, stamp, side) in stamps.into_iter().flatten() {
-        index.learn(path, &stamp, side.digest, tick);
+        index.learn(&path, &stamp, side.digest, tick);
     }
+    index.settle();
     Ok(CheckedOut {
         written: (plan.write.len() + plan.modes.len()) as u64,
         removed: plan.remove.len() as u64,

@@ -2,8 +2,13 @@
 //! hashed twice. A cache: lost or damaged, it is made anew.
 //!
 //! ```text
-//! "mlxlook" 1 │ number of rows │ rows: path, size, mtime, ctime, inode, digest │ number of pointers │ paths │ BLAKE3
+//! "mlxlook" 2 │ number of folders │ folders │ number of pointers │ paths │ BLAKE3
+//! folder      path │ number of rows │ rows, sorted by name
+//! row         name │ size, mtime, ctime, inode: 8 bytes each, little end first │ digest, 32
 //! ```
+//!
+//! Rows stand by folder, as a walk meets them: a hundred thousand files cost one search for each folder, and no
+//! path of a file is put together.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +21,7 @@ use crate::{
     wire::{Reader, put_bytes, put_number},
 };
 
-const HEAD: &[u8; 8] = b"mlxlook\x01";
+const HEAD: &[u8; 8] = b"mlxlook\x02";
 /// A file touched less than this before it was read may change again within the same tick of the file
 /// system's clock, without a trace: it is not vouched for.
 const TICK: i64 = 12_000_000;
@@ -30,9 +35,22 @@ struct Seen {
     digest: Digest,
 }
 
+/// One file of a folder.
+#[derive(Clone, PartialEq, Eq)]
+struct Row {
+    name: Box<[u8]>,
+    seen: Seen,
+}
+
+/// Files of one folder, sorted by name.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Rows(Vec<Row>);
+
 #[derive(Default)]
 pub struct Index {
-    rows: BTreeMap<RepoPath, Seen>,
+    folders: BTreeMap<RepoPath, Rows>,
+    /// What was learnt and does not vouch for anything before [`Index::settle`].
+    fresh: BTreeMap<RepoPath, Vec<(Box<[u8]>, Option<Seen>)>>,
     /// Pointers written here, whether or not Git knows them yet.
     pub pointers: BTreeSet<RepoPath>,
     /// Where this process looked, and knows best.
@@ -42,6 +60,28 @@ pub struct Index {
     pub loaded: bool,
 }
 
+impl Rows {
+    /// The digest of a file that is as it was.
+    pub fn vouch(&self, name: &[u8], stamp: &Stamp) -> Option<Digest> {
+        let at = self.0.binary_search_by(|it| it.name[..].cmp(name)).ok()?;
+        let seen = &self.0[at].seen;
+        let same = (seen.size, seen.mtime, seen.ctime, seen.inode)
+            == (stamp.size, stamp.mtime, stamp.ctime, stamp.inode);
+        same.then_some(seen.digest)
+    }
+
+    /// Takes over rows; of one that is none the old one goes, and of two the later counts.
+    fn merge(&mut self, mut fresh: Vec<(Box<[u8]>, Option<Seen>)>) {
+        fresh.reverse();
+        fresh.sort_by(|a, b| a.0.cmp(&b.0));
+        fresh.dedup_by(|later, first| later.0 == first.0);
+        self.0.retain(|it| fresh.binary_search_by(|new| new.0.cmp(&it.name)).is_err());
+        self.0.extend(fresh.into_iter().filter_map(|(name, seen)| Some(Row { name, seen: seen? })));
+        // Two sorted runs: this takes one pass.
+        self.0.sort_by(|a, b| a.name.cmp(&b.name));
+    }
+}
+
 impl Index {
     pub fn load(repo: &Repo) -> Result<Self> {
         let bytes = repo.private.read_if_there(&file()?)?;
@@ -49,41 +89,48 @@ impl Index {
         Ok(index.map_or_else(|| Self { changed: true, ..Self::default() }, |it| Self { loaded: true, ..it }))
     }
 
-    /// The digest of a file that is as it was.
-    pub fn vouch(&self, path: &RepoPath, stamp: &Stamp) -> Option<Digest> {
-        let seen = self.rows.get(path)?;
-        let same = (seen.size, seen.mtime, seen.ctime, seen.inode)
-            == (stamp.size, stamp.mtime, stamp.ctime, stamp.inode);
-        same.then_some(seen.digest)
+    /// What is remembered of a folder.
+    pub fn rows(&self, folder: &RepoPath) -> Option<&Rows> {
+        self.folders.get(folder)
     }
 
     /// Remembers a digest that was read at `tick`, if the file is old enough to be told apart.
-    pub fn learn(&mut self, path: RepoPath, stamp: &Stamp, digest: Digest, tick: i64) {
+    pub fn learn(&mut self, path: &RepoPath, stamp: &Stamp, digest: Digest, tick: i64) {
         let Stamp { size, mtime, ctime, inode, .. } = *stamp;
+        let seen = (ctime.max(mtime) + TICK < tick).then_some(Seen { size, mtime, ctime, inode, digest });
+        let folder = path.parent().unwrap_or_default();
+        self.fresh.entry(folder).or_default().push((path.name().into(), seen));
         self.changed = true;
-        if ctime.max(mtime) + TICK < tick {
-            self.rows.insert(path, Seen { size, mtime, ctime, inode, digest });
-        } else {
-            self.rows.remove(&path);
+    }
+
+    /// What was learnt counts from now on.
+    pub fn settle(&mut self) {
+        for (folder, fresh) in std::mem::take(&mut self.fresh) {
+            self.folders.entry(folder).or_default().merge(fresh);
         }
     }
 
-    /// Forgets what is no longer at or below `path`, all but `present`.
-    pub fn forget(&mut self, path: &RepoPath, present: &BTreeSet<RepoPath>) {
+    /// Forgets the files of a folder that are gone; `names` are those that are there, sorted.
+    pub fn keep(&mut self, folder: &RepoPath, names: &[&[u8]]) {
+        let Some(rows) = self.folders.get_mut(folder) else { return };
+        let before = rows.0.len();
+        rows.0.retain(|it| names.binary_search(&&it.name[..]).is_ok());
+        self.changed |= rows.0.len() < before;
+    }
+
+    /// Forgets what lies at or below `path` but for these folders.
+    pub fn keep_folders(&mut self, path: &RepoPath, walked: &BTreeSet<RepoPath>) {
         self.looked.insert(path.clone());
-        let gone: Vec<_> = self.within(path).filter(|it| !present.contains(*it)).cloned().collect();
+        let gone: Vec<RepoPath> = self.within(path).filter(|it| !walked.contains(it)).collect();
         self.changed |= !gone.is_empty();
-        for path in &gone {
-            self.rows.remove(path);
-        }
+        gone.iter().for_each(|it| drop(self.folders.remove(it)));
     }
 
-    fn within<'a>(&'a self, path: &'a RepoPath) -> impl Iterator<Item = &'a RepoPath> {
-        self.rows
-            .range(path.clone()..)
-            .map(|it| it.0)
-            .take_while(|it| it.bytes().starts_with(path.bytes()))
-            .filter(|it| it.is_within(path))
+    /// Folders at or below a path.
+    fn within(&self, path: &RepoPath) -> impl Iterator<Item = RepoPath> {
+        let from = self.folders.range(path.clone()..);
+        let near = from.map(|it| it.0).take_while(|it| it.bytes().starts_with(path.bytes()));
+        near.filter(|it| it.is_within(path)).cloned()
     }
 
     fn has_looked(&self, path: &RepoPath) -> bool {
@@ -123,25 +170,37 @@ impl Index {
 
     /// What is remembered of the files in a folder that was renamed stays true.
     pub fn rename(&mut self, from: &RepoPath, to: &RepoPath) {
-        let rows: Vec<RepoPath> = self.within(from).cloned().collect();
-        for old in rows {
+        self.settle();
+        for old in self.within(from).collect::<Vec<_>>() {
             let new = old.below(from).and_then(|it| to.join_path(&it).ok());
-            if let (Some(row), Some(new)) = (self.rows.remove(&old), new) {
-                self.rows.insert(new, row);
+            if let (Some(rows), Some(new)) = (self.folders.remove(&old), new) {
+                self.folders.insert(new, rows);
                 self.changed = true;
             }
         }
         self.looked.extend([from.clone(), to.clone()]);
     }
 
+    /// Takes over what others learnt meanwhile of files that were not looked at here.
+    fn take_over(&mut self, folders: BTreeMap<RepoPath, Rows>) {
+        for (folder, rows) in folders {
+            if self.has_looked(&folder) {
+                continue;
+            }
+            // Single files that were looked at stand in a folder that was not.
+            let single = |it: &Row| folder.join(&it.name).is_ok_and(|it| self.looked.contains(&it));
+            let others = rows.0.into_iter().filter(|it| !single(it)).collect::<Vec<_>>();
+            let others = others.into_iter().map(|it| (it.name, Some(it.seen))).collect();
+            self.folders.entry(folder).or_default().merge(others);
+        }
+    }
+
     /// Replaces what is on disk, but for what others learnt meanwhile of files that were not looked at here.
     pub fn save_held(&mut self, repo: &Repo, _lock: &Lock) -> Result<()> {
-        let Self { rows, pointers, .. } = Self::load(repo)?;
-        for (path, row) in rows {
-            if !self.has_looked(&path) {
-                self.rows.insert(path, row);
-            }
-        }
+        let Self { folders, pointers, .. } = Self::load(repo)?;
+        self.settle();
+        self.take_over(folders);
+        self.folders.retain(|_, it| !it.0.is_empty());
         let mut there = self.pointers.clone();
         there.extend(pointers);
         let mut kept = BTreeSet::new();
@@ -161,14 +220,16 @@ impl Index {
 
     fn print(&self) -> Vec<u8> {
         let mut out = HEAD.to_vec();
-        put_number(&mut out, self.rows.len() as u64);
-        for (path, seen) in &self.rows {
-            put_bytes(&mut out, path.bytes());
-            put_number(&mut out, seen.size);
-            out.extend_from_slice(&seen.mtime.to_le_bytes());
-            out.extend_from_slice(&seen.ctime.to_le_bytes());
-            put_number(&mut out, seen.inode);
-            out.extend_from_slice(seen.digest.bytes());
+        put_number(&mut out, self.folders.len() as u64);
+        for (folder, rows) in &self.folders {
+            put_bytes(&mut out, folder.bytes());
+            put_number(&mut out, rows.0.len() as u64);
+            for Row { name, seen } in &rows.0 {
+                put_bytes(&mut out, name);
+                let numbers = [seen.size.cast_signed(), seen.mtime, seen.ctime, seen.inode.cast_signed()];
+                numbers.iter().for_each(|it| out.extend_from_slice(&it.to_le_bytes()));
+                out.extend_from_slice(seen.digest.bytes());
+            }
         }
         put_number(&mut out, self.pointers.len() as u64);
         self.pointers.iter().for_each(|it| put_bytes(&mut out, it.bytes()));
@@ -176,6 +237,14 @@ impl Index {
         out.extend_from_slice(check.bytes());
         out
     }
+}
+
+fn row(reader: &mut Reader<'_>) -> Result<Row> {
+    let name = reader.bytes()?.into();
+    let (numbers, _) = reader.take(32)?.as_chunks::<8>();
+    let number = |at: usize| i64::from_le_bytes(numbers[at]);
+    let (size, inode) = (number(0).cast_unsigned(), number(3).cast_unsigned());
+    Ok(Row { name, seen: Seen { size, mtime: number(1), ctime: number(2), inode, digest: reader.digest()? } })
 }
 
 fn parse(bytes: &[u8]) -> Result<Index> {
@@ -187,16 +256,9 @@ fn parse(bytes: &[u8]) -> Result<Index> {
     }
     let mut index = Index::default();
     for _ in 0..reader.number()? {
-        let path = RepoPath::from_bytes(reader.bytes()?)?;
-        let size = reader.number()?;
-        let mut time = || {
-            Ok::<_, crate::error::Error>(i64::from_le_bytes(
-                reader.take(8)?.try_into().expect("we took 8 bytes"),
-            ))
-        };
-        let (mtime, ctime) = (time()?, time()?);
-        let inode = reader.number()?;
-        index.rows.insert(path, Seen { size, mtime, ctime, inode, digest: reader.digest()? });
+        let folder = RepoPath::from_bytes(reader.bytes()?)?;
+        let rows = (0..reader.number()?).map(|_| row(&mut reader)).collect::<Result<_>>()?;
+        index.folders.insert(folder, Rows(rows));
     }
     for _ in 0..reader.number()? {
         index.pointers.insert(RepoPath::from_bytes(reader.bytes()?)?);
@@ -222,14 +284,19 @@ mod tests {
         RepoPath::from_text(text).unwrap()
     }
 
+    fn vouch(index: &Index, text: &str, stamp: &Stamp) -> Option<Digest> {
+        index.rows(&path(text).parent().unwrap()).and_then(|it| it.vouch(path(text).name(), stamp))
+    }
+
     #[test]
     fn it_reads_what_it_prints() {
         let mut index = Index::default();
-        index.learn(path("a/b"), &stamp(6), Digest::of(b"x"), TICK + 100);
+        index.learn(&path("a/b"), &stamp(6), Digest::of(b"x"), TICK + 100);
         index.add_pointer(path("a"));
+        index.settle();
         let bytes = index.print();
         let read = parse(&bytes).unwrap();
-        assert_eq!(read.vouch(&path("a/b"), &stamp(6)), Some(Digest::of(b"x")));
+        assert_eq!(vouch(&read, "a/b", &stamp(6)), Some(Digest::of(b"x")));
         assert_eq!(read.pointers, index.pointers);
         for at in 0..bytes.len() {
             let mut bad = bytes.clone();
@@ -242,21 +309,55 @@ mod tests {
     #[test]
     fn what_was_touched_within_a_tick_is_not_vouched_for() {
         let mut index = Index::default();
-        index.learn(path("a"), &stamp(1000), Digest::of(b"x"), 1000 + TICK);
-        assert_eq!(index.vouch(&path("a"), &stamp(1000)), None);
-        index.learn(path("a"), &stamp(1000), Digest::of(b"x"), 1001 + TICK);
-        assert!(index.vouch(&path("a"), &stamp(1000)).is_some());
-        assert_eq!(index.vouch(&path("a"), &stamp(1001)), None);
+        index.learn(&path("a"), &stamp(1000), Digest::of(b"x"), 1000 + TICK);
+        index.settle();
+        assert_eq!(vouch(&index, "a", &stamp(1000)), None);
+        index.learn(&path("a"), &stamp(1000), Digest::of(b"x"), 1001 + TICK);
+        index.settle();
+        assert!(vouch(&index, "a", &stamp(1000)).is_some());
+        assert_eq!(vouch(&index, "a", &stamp(1001)), None);
+        // What it is now counts, even if that is nothing.
+        index.learn(&path("a"), &stamp(1000), Digest::of(b"y"), 1001 + TICK);
+        index.learn(&path("a"), &stamp(1000), Digest::of(b"y"), 1000);
+        index.settle();
+        assert_eq!(vouch(&index, "a", &stamp(1000)), None);
+    }
+
+    fn index(paths: &[&str]) -> Index {
+        let mut index = Index::default();
+        paths.iter().for_each(|it| index.learn(&path(it), &stamp(0), Digest::of(it.as_bytes()), TICK * 2));
+        index.settle();
+        index
+    }
+
+    fn names(index: &Index) -> Vec<String> {
+        let rows = |(folder, rows): (&RepoPath, &Rows)| {
+            rows.0.iter().map(|it| folder.join(&it.name).unwrap().to_text()).collect::<Vec<_>>()
+        };
+        index.folders.iter().flat_map(rows).collect()
     }
 
     #[test]
     fn what_is_gone_is_forgotten() {
-        let mut index = Index::default();
-        ["d/a", "d/b", "d2", "d"]
-            .iter()
-            .for_each(|it| index.learn(path(it), &stamp(0), Digest::of(b"x"), TICK * 2));
-        index.forget(&path("d"), &BTreeSet::from([path("d/b")]));
-        let left: Vec<_> = index.rows.keys().map(RepoPath::to_text).collect();
-        assert_eq!(left, ["d/b", "d2"]);
+        let mut index = index(&["d/a", "d/b", "d/e/c", "d2", "d/f/g", "d.x/y"]);
+        index.keep(&path("d"), &[b"b", b"e"]);
+        index.keep_folders(&path("d"), &BTreeSet::from([path("d"), path("d/f")]));
+        assert_eq!(names(&index), ["d2", "d/b", "d.x/y", "d/f/g"]);
+    }
+
+    #[test]
+    fn what_others_learnt_is_taken_over_where_we_did_not_look() {
+        let mut own = index(&["d/a", "e/one", "e/two"]);
+        own.looked.extend([path("d"), path("e/one")]);
+        own.folders.get_mut(&path("e")).unwrap().0.remove(0);
+        own.take_over(index(&["d/a", "d/gone", "e/one", "e/three", "f/g"]).folders);
+        assert_eq!(names(&own), ["d/a", "e/three", "e/two", "f/g"]);
+    }
+
+    #[test]
+    fn a_renamed_folder_keeps_what_is_known() {
+        let mut index = index(&["d/a", "d/e/c", "x"]);
+        index.rename(&path("d"), &path("n/m"));
+        assert_eq!(names(&index), ["x", "n/m/a", "n/m/e/c"]);
     }
 }

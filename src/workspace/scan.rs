@@ -10,12 +10,12 @@ use crate::{
     fs::{self, Entry, File, Form, Root, Sieve as _, Stamp},
     path::{RepoPath, show},
     progress::{Event, Progress},
-    store::{EntryKind, Kind, Store, TreeEntry, WHOLE, Writer, digest_file},
+    store::{EntryKind, Kind, Ready, Store, TreeEntry, WHOLE, Writer, digest_file},
     workspace::{Workspace, view::View},
 };
 
 /// Bytes read at once, by all cores together.
-const BATCH: u64 = 32 << 20;
+const BATCH: u64 = 16 << 20;
 const BATCH_FILES: usize = 1024;
 
 /// A file or folder of the workspace with its digest (that of a folder comes with [`Node::content`]).
@@ -83,15 +83,20 @@ pub(super) fn scan_view(
 ) -> Result<Option<Node>> {
     let files = &workspace.repo.files;
     let Some(stamp) = files.stamp(path)? else { return Ok(None) };
-    let children = if stamp.form == Form::Folder { files.entries(path, view)? } else { Vec::new() };
+    let children =
+        if stamp.form == Form::Folder { fs::busy(|| files.entries(path, view))? } else { Vec::new() };
     let entry = Entry { name: path.name().into(), stamp, children };
-    let mut scanner = Scanner { workspace, view, writer, jobs: Vec::new(), present: BTreeSet::new() };
-    let Some(mut node) = scanner.node(path.clone(), entry)? else { return Ok(None) };
+    let mut scanner = Scanner { workspace, view, writer, jobs: Vec::new(), walked: BTreeSet::new() };
+    let known =
+        scanner.known(&path.parent().unwrap_or_default(), std::slice::from_ref(&entry)).pop().flatten();
+    let Some(mut node) = scanner.node(path.clone(), entry, known)? else { return Ok(None) };
     let digests = scanner.run(progress)?;
     fill(&mut node, &mut digests.into_iter());
+    let mut index = workspace.index.borrow_mut();
     if view.is_whole() {
-        workspace.index.borrow_mut().forget(path, &scanner.present);
+        index.keep_folders(path, &scanner.walked);
     }
+    index.settle();
     Ok((!node.is_unread()).then_some(node))
 }
 
@@ -100,7 +105,7 @@ struct Scanner<'s, 'r, 'w, 'o> {
     view: &'s View<'r>,
     writer: Option<&'o mut Writer<'w>>,
     jobs: Vec<Job>,
-    present: BTreeSet<RepoPath>,
+    walked: BTreeSet<RepoPath>,
 }
 
 /// Stands for a digest that is still to be read.
@@ -120,7 +125,7 @@ fn fill(node: &mut Node, digests: &mut impl Iterator<Item = Digest>) {
 
 impl Scanner<'_, '_, '_, '_> {
     /// Nothing for what the view lets pass though it cannot be read.
-    fn node(&mut self, path: RepoPath, entry: Entry) -> Result<Option<Node>> {
+    fn node(&mut self, path: RepoPath, entry: Entry, known: Option<Digest>) -> Result<Option<Node>> {
         let mut stamp = entry.stamp;
         let (kind, digest) = match stamp.form {
             Form::Folder => (EntryKind::Folder, unread()),
@@ -131,8 +136,8 @@ impl Scanner<'_, '_, '_, '_> {
                 }
                 Err(error) => return self.view.trouble(&path, error).map(|()| None),
             },
-            Form::File if stamp.executable => (EntryKind::Executable, self.file(&path, stamp, None)),
-            Form::File => (EntryKind::File, self.file(&path, stamp, None)),
+            Form::File if stamp.executable => (EntryKind::Executable, self.file(&path, stamp, known)),
+            Form::File => (EntryKind::File, self.file(&path, stamp, known)),
             Form::Other => {
                 let error = Error::new(ErrorKind::Usage, format!("`{path}` is a fifo, a socket or a device"));
                 let error = error.hint("only files, folders and links have content; move it elsewhere");
@@ -140,10 +145,31 @@ impl Scanner<'_, '_, '_, '_> {
             }
         };
         let mut children = Vec::with_capacity(entry.children.len());
-        for child in entry.children {
-            children.extend(self.node(path.join(&child.name)?, child)?);
+        if kind == EntryKind::Folder {
+            self.enter(&path, &entry.children);
+            let known = self.known(&path, &entry.children);
+            for (child, known) in entry.children.into_iter().zip(known) {
+                children.extend(self.node(path.join(&child.name)?, child, known)?);
+            }
         }
         Ok(Some(Node { path, kind, stamp, digest, children }))
+    }
+
+    /// A folder that is walked, and what the index forgets of it.
+    fn enter(&mut self, folder: &RepoPath, children: &[Entry]) {
+        self.walked.insert(folder.clone());
+        if self.view.is_whole() {
+            let files = children.iter().filter(|it| it.stamp.form != Form::Folder);
+            let names: Vec<&[u8]> = files.map(|it| &it.name[..]).collect();
+            self.workspace.index.borrow_mut().keep(folder, &names);
+        }
+    }
+
+    /// The digests that the index vouches for, one for each name.
+    fn known(&self, folder: &RepoPath, children: &[Entry]) -> Vec<Option<Digest>> {
+        let index = self.workspace.index.borrow();
+        let rows = index.rows(folder);
+        children.iter().map(|it| rows?.vouch(&it.name, &it.stamp)).collect()
     }
 
     /// A link is data, but for those into the store that `cache.link` made: they stand for files.
@@ -151,7 +177,13 @@ impl Scanner<'_, '_, '_, '_> {
         let target = self.workspace.repo.files.read_link(path)?;
         if let Some(large) = self.workspace.repo.store.linked(&target) {
             let stamp = large.stamp()?;
-            return Ok((EntryKind::File, self.file(path, stamp, Some(large.digest())), stamp.size));
+            let known = self
+                .workspace
+                .index
+                .borrow()
+                .rows(&path.parent().unwrap_or_default())
+                .and_then(|it| it.vouch(path.name(), &stamp));
+            return Ok((EntryKind::File, self.job(path, stamp, known, Some(large.digest())), stamp.size));
         }
         let digest = match &mut self.writer {
             Some(writer) => writer.put_bytes(&target)?,
@@ -160,10 +192,18 @@ impl Scanner<'_, '_, '_, '_> {
         Ok((EntryKind::Link, digest, target.len() as u64))
     }
 
+    fn file(&mut self, path: &RepoPath, stamp: Stamp, known: Option<Digest>) -> Digest {
+        self.job(path, stamp, known, None)
+    }
+
     /// The digest from the index, or a job.
-    fn file(&mut self, path: &RepoPath, stamp: Stamp, linked: Option<Digest>) -> Digest {
-        self.present.insert(path.clone());
-        let known = self.workspace.index.borrow().vouch(path, &stamp);
+    fn job(
+        &mut self,
+        path: &RepoPath,
+        stamp: Stamp,
+        known: Option<Digest>,
+        linked: Option<Digest>,
+    ) -> Digest {
         match (known, &self.writer) {
             (Some(digest), None) => digest,
             (Some(digest), Some(writer)) if writer.contains(&digest) => digest,
@@ -174,7 +214,7 @@ impl Scanner<'_, '_, '_, '_> {
         }
     }
 
-    /// Reads all jobs, in order, many at a time.
+    /// Reads all jobs, in order, many at a time: while one lot is read, the one before is written.
     fn run(&mut self, progress: &dyn Progress) -> Result<Vec<Digest>> {
         let total = self.jobs.iter().map(|it| it.stamp.size).sum();
         if total > BATCH {
@@ -182,41 +222,58 @@ impl Scanner<'_, '_, '_, '_> {
         }
         let jobs = std::mem::take(&mut self.jobs);
         let mut digests = Vec::with_capacity(jobs.len());
+        let mut waiting = Vec::new();
         for batch in batches(&jobs) {
             let tick = fs::tick();
-            for (job, digest) in batch.iter().zip(self.batch(batch)?) {
-                if digest != unread() {
-                    self.workspace.index.borrow_mut().learn(job.path.clone(), &job.stamp, digest, tick);
-                }
-                digests.push(digest);
+            let read = if let [job] = batch
+                && job.stamp.size > WHOLE
+            {
+                self.put(std::mem::take(&mut waiting))?;
+                vec![(
+                    self.large(job).or_else(|it| self.view.trouble(&job.path, it).map(|()| unread()))?,
+                    None,
+                )]
+            } else {
+                self.read_and_put(batch, std::mem::take(&mut waiting))?
+            };
+            let mut index = self.workspace.index.borrow_mut();
+            for (job, (digest, _)) in batch.iter().zip(&read).filter(|it| it.1.0 != unread()) {
+                index.learn(&job.path, &job.stamp, *digest, tick);
             }
+            drop(index);
+            digests.extend(read.iter().map(|it| it.0));
+            waiting = read;
             progress.event(Event::Advanced { by: batch.iter().map(|it| it.stamp.size).sum() });
         }
+        self.put(waiting)?;
         progress.event(Event::Finished);
         Ok(digests)
     }
 
-    fn batch(&mut self, batch: &[Job]) -> Result<Vec<Digest>> {
-        let (files, stored, view) = (&self.workspace.repo.files, &self.workspace.repo.store, self.view);
-        if let [job] = batch
-            && job.stamp.size > WHOLE
-        {
-            let digest = self.large(job);
-            return digest
-                .or_else(|error| view.trouble(&job.path, error).map(|()| unread()))
-                .map(|it| vec![it]);
-        }
-        let store = self.writer.is_some();
-        let read = batch.par_iter().map(|job| match open(files, stored, job).and_then(|it| read(&it, job)) {
-            Ok(bytes) => Ok((Digest::of(&bytes), if store { bytes } else { Vec::new() })),
-            Err(error) => view.trouble(&job.path, error).map(|()| (unread(), Vec::new())),
+    fn read_and_put(&mut self, batch: &[Job], before: Lot) -> Result<Lot> {
+        let reader = Reading {
+            files: &self.workspace.repo.files,
+            store: &self.workspace.repo.store,
+            view: self.view,
+            keep: self.writer.is_some(),
+        };
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        let put = std::thread::scope(|scope| {
+            scope.spawn(move || sender.send(fs::busy(|| reader.lot(batch))));
+            self.put(before)
         });
-        let read = read.collect::<Result<Vec<_>>>()?;
-        if let Some(writer) = &mut self.writer {
-            let read = read.iter().filter(|it| it.0 != unread());
-            read.into_iter().try_for_each(|(digest, bytes)| writer.put(Kind::Content, *digest, bytes))?;
+        let read = receiver.recv().expect("the reader sends before it ends");
+        put.and(read)
+    }
+
+    fn put(&mut self, lot: Lot) -> Result<()> {
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        for (digest, ready) in lot {
+            if let Some(ready) = ready {
+                writer.put_ready(Kind::Content, digest, &ready)?;
+            }
         }
-        Ok(read.into_iter().map(|it| it.0).collect())
+        Ok(())
     }
 
     fn large(&self, job: &Job) -> Result<Digest> {
@@ -235,6 +292,37 @@ impl Scanner<'_, '_, '_, '_> {
             }
         }
         store.put_large(&file, &still).map(|it| it.0)
+    }
+}
+
+/// What was read: digests, and what is to be stored.
+type Lot = Vec<(Digest, Option<Ready<'static>>)>;
+
+/// What it takes to read files on any thread.
+#[derive(Clone, Copy)]
+struct Reading<'s, 'r> {
+    files: &'s Root,
+    store: &'s Store,
+    view: &'s View<'r>,
+    /// Whether the bytes are wanted, too.
+    keep: bool,
+}
+
+impl Reading<'_, '_> {
+    fn lot(self, jobs: &[Job]) -> Result<Lot> {
+        jobs.par_iter().map(|job| self.one(job)).collect()
+    }
+
+    fn one(self, job: &Job) -> Result<(Digest, Option<Ready<'static>>)> {
+        let bytes = match open(self.files, self.store, job).and_then(|it| read(&it, job)) {
+            Ok(bytes) => bytes,
+            Err(error) => return self.view.trouble(&job.path, error).map(|()| (unread(), None)),
+        };
+        let digest = Digest::of(&bytes);
+        let stored = !self.keep || self.store.contains(&digest);
+        let ready =
+            if stored { None } else { Some(Ready::of(bytes.into()).doing(|| "cannot compress".into())?) };
+        Ok((digest, ready))
     }
 }
 
