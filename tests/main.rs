@@ -11,6 +11,8 @@ mod cli;
 mod explain;
 mod faults;
 mod follow;
+mod fsck;
+mod gc;
 mod hostile;
 mod model;
 mod monitor;

@@ -31,9 +31,9 @@ impl<'s> Writer<'s> {
         Self { store, contents: None, trees: None, taken: HashSet::new() }
     }
 
-    /// Whether the object is stored or about to be.
+    /// Whether the object is stored, and stays so while this process lives, or is about to be.
     pub fn contains(&self, digest: &Digest) -> bool {
-        self.taken.contains(digest) || self.store.contains(digest)
+        self.taken.contains(digest) || self.store.lean_on(digest)
     }
 
     /// Takes a small object, unless it is there already.
@@ -79,6 +79,7 @@ impl<'s> Writer<'s> {
             Ok((out.into_inner().map_err(io::IntoInnerError::into_error)?, name, index))
         };
         let (temp, name, index) = end().doing(|| "cannot write a pack".into())?;
+        self.store.announce(name)?;
         temp.publish(format!("{}.pack", name.hex()).as_bytes(), Sync::Yes)?;
         let mut temp = self.store.dir("packs")?.create(0o666)?;
         temp.write_all(&index).doing(|| "cannot write a pack index".into())?;

@@ -11,6 +11,7 @@ use crate::{
     path::RepoPath,
     pointer::Pointer,
     repo::Repo,
+    upkeep,
     workspace::Workspace,
 };
 
@@ -50,6 +51,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Added> {
         let added = workspace.add(&path, &claimed, ctx.progress);
         // What was learnt is kept, whatever became of the rest.
         workspace.save()?;
+        upkeep::renew(&repo)?;
         pointers.push(added?);
     }
     let files = for_git(&repo, &pointers)?;

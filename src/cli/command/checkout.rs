@@ -6,6 +6,7 @@ use crate::{
     cli::{Context, Report, report::count},
     error::Result,
     path::RepoPath,
+    upkeep,
     workspace::{CheckedOut, Workspace, checkout_part},
 };
 
@@ -44,6 +45,7 @@ pub fn place(ctx: &Context<'_>, workspace: &Workspace<'_>, paths: &[RepoPath], f
             done.push((part.clone(), placed?));
         }
     }
+    upkeep::renew(workspace.repo)?;
     Ok(Done(done))
 }
 
