@@ -43,13 +43,8 @@ fn it_only_says_what_it_would_free_until_told_to() {
     add(&sandbox, "a", "first");
     add(&sandbox, "a", "second");
     let told = sandbox.ok("gc --grace 0s");
-    assert_eq!(
-        told,
-        "would free    count  size     \nsmall files  1      5 bytes\nnext: mlx gc --grace 0s --yes\n"
-            .replace("would free    count  size     ", told.lines().next().unwrap())
-            .replace("small files  1      5 bytes", told.lines().nth(1).unwrap())
-    );
-    assert!(told.contains("small files") && told.contains("5 bytes"), "{told}");
+    let lines: Vec<_> = told.lines().map(|it| it.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(lines, ["would free count size", "small files 1 5 bytes", "next: mlx gc --grace 0s --yes"]);
     assert_eq!(sandbox.json("gc --grace 0s")["freed"]["contents"]["count"], 1);
     assert_eq!(sweep(&sandbox), 1);
     assert_eq!(sweep(&sandbox), 0);
@@ -136,12 +131,10 @@ fn digests_in_tags_and_events_are_kept() {
     let sandbox = Sandbox::new();
     sandbox.write("file", "x");
     sandbox.commit("one");
-    add(&sandbox, "a/x", "a package");
-    sandbox.ok("add a");
+    sandbox.write("a/x", "a package");
     let digest = sandbox.json("add a")["added"][0]["digest"].as_str().unwrap().to_owned();
     sandbox.git(&format!("tag -a v1 -m '{digest}'"));
     fs::remove_file(sandbox.repo.join("a.mlx")).unwrap();
-    let _left = fs::remove_file(sandbox.repo.join("a/x.mlx"));
     sweep(&sandbox);
     let pointer = format!("digest = \"{digest}\"\nfiles = 1\nformat = 1\nkind = \"tree\"\nsize = 9\n");
     fs::remove_dir_all(sandbox.repo.join("a")).unwrap();
@@ -342,8 +335,8 @@ fn a_cache_whose_folder_is_its_groups_stays_so() {
     let (sandbox, _) = shared();
     let cache = sandbox.root().join("cache");
     fs::set_permissions(&cache, fs::Permissions::from_mode(0o2775)).unwrap();
-    for entry in walkdir::WalkDir::new(&cache).min_depth(1) {
-        fs::remove_dir_all(entry.unwrap().path()).unwrap_or_default();
+    for file in files(&cache) {
+        fs::remove_dir_all(&file).or_else(|_| fs::remove_file(&file)).unwrap();
     }
     let mut shell = sandbox.command("sh", &sandbox.repo);
     sandbox.write("data/a", "one");

@@ -130,6 +130,10 @@ impl Store {
         self.distrusted.lock().unwrap_or_else(PoisonError::into_inner).insert(*pack);
     }
 
+    fn trust_again(&self, pack: &Digest) {
+        self.distrusted.lock().unwrap_or_else(PoisonError::into_inner).remove(pack);
+    }
+
     fn distrusts(&self, pack: &Digest) -> bool {
         self.distrusted.lock().unwrap_or_else(PoisonError::into_inner).contains(pack)
     }

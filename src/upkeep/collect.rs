@@ -57,6 +57,9 @@ pub fn collect(repo: &Repo, grace: i64, really: bool, progress: &dyn Progress) -
         }
         let leased = leased(repo)?;
         repo.store.remove(&decided.plan, &emptied, &leased)?;
+        for root in [&repo.shared, &repo.private] {
+            root.dir(&RepoPath::root())?.sweep()?;
+        }
         return Ok(decided.collected(true));
     }
     progress.warn("nothing was freed");

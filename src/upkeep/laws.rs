@@ -100,19 +100,24 @@ impl World {
     }
 
     fn run(&mut self, step: &Step) {
-        let repo = self.repo();
+        // What is not the step itself is no place to crash at.
+        let repo = Crash::pause(|| self.repo());
         match step {
             Step::Edit(name, text) => {
-                repo.files.write(&path(&format!("data/{name}")), &content(*text), Sync::Later).unwrap();
+                let name = path(&format!("data/{name}"));
+                Crash::pause(|| repo.files.write(&name, &content(*text), Sync::Later).unwrap());
             }
-            Step::Delete(name) => repo.files.remove(&path(&format!("data/{name}"))).unwrap(),
+            Step::Delete(name) => {
+                Crash::pause(|| repo.files.remove(&path(&format!("data/{name}"))).unwrap());
+            }
             Step::Add => self.add(&repo),
             Step::Commit => self.commit(&repo),
             Step::Checkout(at) => self.checkout(&repo, *at),
             Step::Reset(at) => self.reset(&repo, *at),
             // A gc may give up at a crash, and never at anything else.
             Step::Gc => {
-                drop(collect(&repo, 0, true, &Silent).map_err(|it| assert!(Crash::struck(), "{it:?}")))
+                let done = collect(&repo, 0, true, &Silent);
+                assert!(done.is_ok() || Crash::struck(), "{done:?}");
             }
             Step::Crash(at, step) => {
                 let crash = Crash::at(*at);
@@ -123,7 +128,7 @@ impl World {
     }
 
     fn add(&mut self, repo: &Repo) {
-        let workspace = Workspace::open(repo).unwrap();
+        let workspace = Crash::pause(|| Workspace::open(repo).unwrap());
         let added = workspace.add(&path("data"), &[], &Silent);
         let saved = added.and_then(|it| workspace.save().map(|()| it));
         assert!(saved.is_ok() || Crash::struck(), "{saved:?}");
@@ -137,7 +142,9 @@ impl World {
     }
 
     fn commit(&mut self, repo: &Repo) {
-        let Ok(Some(bytes)) = repo.files.read_if_there(&path("data.mlx")) else { return };
+        let Some(bytes) = Crash::pause(|| repo.files.read_if_there(&path("data.mlx")).unwrap()) else {
+            return;
+        };
         let single = Single { name: "data.mlx", bytes: &bytes, message: "data" };
         let parent = self.commits.last().map(|it| it.0.clone());
         let rev = repo.git.commit_single(&single, parent.as_ref()).unwrap();
@@ -161,12 +168,12 @@ impl World {
         if repo.files.write(&path("data.mlx"), bytes, Sync::Yes).is_err() {
             return;
         }
-        let workspace = Workspace::open(repo).unwrap();
+        let workspace = Crash::pause(|| Workspace::open(repo).unwrap());
         let Ok(Some(pointer)) = repo.pointer(&path("data")) else { return };
         let done = checkout(&workspace, &pointer, true, &Silent);
         assert!(done.is_ok() || Crash::struck(), "{done:?}");
         if done.is_ok() && !Crash::struck() {
-            assert_eq!(self.files(), self.known[&pointer.content.digest]);
+            assert_eq!(Crash::pause(|| self.files()), self.known[&pointer.content.digest]);
         }
     }
 

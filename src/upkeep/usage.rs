@@ -135,7 +135,8 @@ impl Counter<'_> {
     fn versions(&mut self, found: &Roots, usage: &mut Usage) -> Result<()> {
         for (digest, rooted) in &found.contents {
             let Some(content) = rooted.content else { continue };
-            let paths: BTreeSet<_> = rooted.places.iter().map(|it| &it.path).collect();
+            let paths: BTreeSet<_> =
+                rooted.places.iter().map(|it| &it.path).filter(|it| !it.is_root()).collect();
             let size = if content.kind == Shape::Tree { self.folder(digest)? } else { self.file(digest) };
             usage.versions += size * paths.len() as u64;
         }
