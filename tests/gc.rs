@@ -334,6 +334,7 @@ fn a_cache_whose_folder_is_its_groups_stays_so() {
 
     let (sandbox, _) = shared();
     let cache = sandbox.root().join("cache");
+    fs::create_dir_all(&cache).unwrap();
     fs::set_permissions(&cache, fs::Permissions::from_mode(0o2775)).unwrap();
     for file in files(&cache) {
         fs::remove_dir_all(&file).or_else(|_| fs::remove_file(&file)).unwrap();

@@ -132,26 +132,32 @@ fn plan_packs(stock: &Stock, kept: &Kept, old: &dyn Fn(i64) -> bool, plan: &mut 
     // What was stored anew because its bytes were wrong lies in the newer pack.
     packs.sort_by_key(|it| std::cmp::Reverse((it.mtime, it.name)));
     let mut seen = HashSet::new();
-    for pack in packs {
-        let mut going = Going { name: pack.name, moves: Vec::new(), doubles: Vec::new() };
-        let (mut freed, mut all) = (Freed::default(), 0);
-        for row in pack.packed.index.rows() {
+    for (at, pack) in packs.iter().enumerate() {
+        let index = &pack.packed.index;
+        let fates = || index.rows().map(|row| (fate(&row, kept, &seen), row));
+        let (mut freed, mut used, mut needed, mut all) = (Freed::default(), 0, false, 0);
+        for (fate, row) in fates() {
             all += row.stored;
-            let known = matches!(row.kind, Kind::Content | Kind::Tree);
-            if known && !kept.objects.contains(&row.digest) {
-                let class = if row.kind == Kind::Tree { &mut freed.trees } else { &mut freed.contents };
-                class.add(row.stored);
-            } else if seen.insert((row.digest, row.kind)) {
-                going.moves.push(row);
-            } else {
-                freed.doubles.add(row.stored);
-                going.doubles.push(row.digest);
+            match fate {
+                Fate::Free if row.kind == Kind::Tree => freed.trees.add(row.stored),
+                Fate::Free => freed.contents.add(row.stored),
+                Fate::Double => freed.doubles.add(row.stored),
+                Fate::Needed => {
+                    used += row.stored;
+                    needed = true;
+                }
             }
         }
-        let used: u64 = going.moves.iter().map(|it| it.stored).sum();
-        let goes = going.moves.is_empty() || used < all.div_ceil(2);
-        if goes && old(pack.mtime) {
-            if !going.moves.is_empty() {
+        if old(pack.mtime) && (!needed || used < all.div_ceil(2)) {
+            let mut going = Going { name: pack.name, moves: Vec::new(), doubles: Vec::new() };
+            for (fate, row) in fates() {
+                match fate {
+                    Fate::Needed => going.moves.push(row),
+                    Fate::Double => going.doubles.push(row.digest),
+                    Fate::Free => {}
+                }
+            }
+            if needed {
                 plan.rewritten.add(used);
             }
             plan.freed.contents.join(freed.contents);
@@ -162,6 +168,31 @@ fn plan_packs(stock: &Stock, kept: &Kept, old: &dyn Fn(i64) -> bool, plan: &mut 
             plan.stays.join(freed.contents);
             plan.stays.join(freed.trees);
         }
+        // Nobody asks after the last one.
+        if at + 1 < packs.len() {
+            let needed: Vec<_> = fates().filter(|it| it.0 == Fate::Needed).map(|it| it.1).collect();
+            seen.extend(needed.iter().map(|it| (it.digest, it.kind)));
+        }
+    }
+}
+
+/// What becomes of an object in a pack.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Needed,
+    /// A newer pack has it.
+    Double,
+    Free,
+}
+
+fn fate(row: &Row, kept: &Kept, seen: &HashSet<(Digest, Kind)>) -> Fate {
+    let known = matches!(row.kind, Kind::Content | Kind::Tree);
+    if known && !kept.objects.contains(&row.digest) {
+        Fate::Free
+    } else if seen.contains(&(row.digest, row.kind)) {
+        Fate::Double
+    } else {
+        Fate::Needed
     }
 }
 
@@ -184,7 +215,9 @@ impl Store {
                 }
             }
         }
-        mover.finish()?;
+        let published = mover.finish()?;
+        // A new pack may hold the very bytes of one that was to go.
+        emptied.retain(|it| !published.contains(it));
         Ok(Emptied(emptied))
     }
 
@@ -229,11 +262,12 @@ pub(super) struct Mover<'s> {
     store: &'s Store,
     contents: Option<PackWriter<BufWriter<Temp>>>,
     trees: Option<PackWriter<BufWriter<Temp>>>,
+    published: Vec<Digest>,
 }
 
 impl<'s> Mover<'s> {
     pub fn new(store: &'s Store) -> Self {
-        Self { store, contents: None, trees: None }
+        Self { store, contents: None, trees: None, published: Vec::new() }
     }
 
     /// Takes rows of a pack, each checked; none of a pack that is damaged beyond what others have.
@@ -271,20 +305,22 @@ impl<'s> Mover<'s> {
         Ok(())
     }
 
-    /// Publishes what was taken, contents before the trees that name them.
-    pub fn finish(mut self) -> Result<()> {
+    /// Publishes what was taken, contents before the trees that name them; the new packs.
+    pub fn finish(mut self) -> Result<Vec<Digest>> {
         let contents = self.contents.take();
         self.publish(contents)?;
         let trees = self.trees.take();
-        self.publish(trees)
+        self.publish(trees)?;
+        Ok(self.published)
     }
 
-    fn publish(&self, pack: Option<PackWriter<BufWriter<Temp>>>) -> Result<()> {
+    fn publish(&mut self, pack: Option<PackWriter<BufWriter<Temp>>>) -> Result<()> {
         let Some(pack) = pack else { return Ok(()) };
         let doing = || "cannot write a pack".to_owned();
         let (out, name, index) = pack.finish().doing(doing)?;
         let temp = out.into_inner().map_err(std::io::IntoInnerError::into_error).doing(doing)?;
         self.store.announce(name)?;
+        self.published.push(name);
         temp.publish(format!("{}.pack", name.hex()).as_bytes(), Sync::Yes)?;
         let mut temp = self.store.dir("packs")?.create(0o666)?;
         temp.write_all(&index).doing(doing)?;

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use crate::{
     digest::Digest,
     error::{Doing, Result},
-    fs::Sync,
+    fs::{self, Link, Mode, Sync},
     path::RepoPath,
     progress::{Event, Progress},
     store::{Index, Kind, Run, Store, place, sweep::Mover},
@@ -208,22 +208,39 @@ impl Store {
         verified.lost.iter().for_each(|it| self.mark_damaged(it));
     }
 
-    /// A file that has this name in the quarantine already has other damage: both stay.
+    /// Moves a file into the quarantine.
     pub(super) fn to_quarantine(&self, file: &RepoPath) -> Result<()> {
+        if self.root.stamp(file)?.is_none() {
+            return Ok(());
+        }
+        self.root.rename(file, &place("quarantine", &self.quarantine_name(file)?, "")?)
+    }
+
+    /// Gives a file a second name in the quarantine: its first is about to be taken by a sound one.
+    fn keep_aside(&self, file: &RepoPath) -> Result<()> {
+        if self.root.stamp(file)?.is_none() {
+            return Ok(());
+        }
+        let (dir, name) = (self.dir("quarantine")?, self.quarantine_name(file)?);
+        if fs::place(&self.root, file, &dir, name.as_bytes(), Mode::Plain, &[Link::Hardlink])?.is_none() {
+            self.root.write(&place("quarantine", &name, "")?, &self.root.read(file)?, Sync::Yes)?;
+        }
+        Ok(())
+    }
+
+    /// A file that has this name there already has other damage: both stay.
+    fn quarantine_name(&self, file: &RepoPath) -> Result<String> {
         let mut name = String::from_utf8_lossy(file.name()).into_owned();
         while self.root.stamp(&place("quarantine", &name, "")?)?.is_some() {
             name.push('+');
         }
-        if self.root.stamp(file)?.is_none() {
-            return Ok(());
-        }
-        self.root.rename(file, &place("quarantine", &name, "")?)
+        Ok(name)
     }
 
     fn mend_index(&self, name: &Digest) -> Result<()> {
         let (file, pack) = (place("packs", &name.hex(), ".idx")?, place("packs", &name.hex(), ".pack")?);
         let Ok(index) = Index::of_pack(&self.root.read(&pack)?) else { return Ok(()) };
-        self.to_quarantine(&file)?;
+        self.keep_aside(&file)?;
         let mut temp = self.dir("packs")?.create(0o666)?;
         temp.write_all(index.bytes()).doing(|| "cannot write a pack index".into())?;
         temp.publish(file.name(), Sync::Yes)
@@ -231,15 +248,21 @@ impl Store {
 
     fn salvage(&self, name: &Digest) -> Result<()> {
         let (index, pack) = (place("packs", &name.hex(), ".idx")?, place("packs", &name.hex(), ".pack")?);
-        if let Some(packed) = self.packs().get(name).cloned() {
+        self.keep_aside(&index)?;
+        self.keep_aside(&pack)?;
+        let mut mover = Mover::new(self);
+        let packed = self.packs().get(name).cloned();
+        if let Some(packed) = packed {
             let sound = packed.index.rows().filter(|it| packed.read(it).is_ok());
-            let mut mover = Mover::new(self);
             mover.take(name, &sound.collect::<Vec<_>>())?;
-            mover.finish()?;
         }
         self.forget(name);
-        self.to_quarantine(&index)?;
-        self.to_quarantine(&pack)
+        // Where only its end was damaged, the new pack is called as the old one was, and has taken its place.
+        if !mover.finish()?.contains(name) {
+            self.root.remove(&index)?;
+            self.root.remove(&pack)?;
+        }
+        Ok(())
     }
 }
 
