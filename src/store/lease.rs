@@ -12,8 +12,8 @@
 //!
 //! The name is written under the gate, and only if the thing is still there; a gc holds the gate alone while it
 //! reads these files, looks whether any pointer changed since it decided, and removes. A command is thus seen
-//! either by its lease or, when it has ended, by the pointer it wrote. A lease that is left behind by a killed
-//! command counts until its clone has told anew what it needs.
+//! either by its lease or, when it has ended, by the pointer it wrote. Where clones share the store, a lease that is
+//! left behind by a killed command counts until its clone has told anew what it needs.
 
 use std::{
     collections::HashSet,
@@ -41,6 +41,9 @@ pub(super) struct Lease {
     name: Vec<u8>,
     file: File,
     named: HashSet<Digest>,
+    shared: bool,
+    /// Whether its clone has told the others all that it needs since the last name was added.
+    told: bool,
 }
 
 /// A lease of some process, as a gc reads it.
@@ -64,7 +67,8 @@ impl Lease {
         let mut file = fs::hold(&store.root, &place(FOLDER, &name, "")?)?;
         let clone = store.clone.as_ref().map_or("-", |it| &it.id);
         file.write_all(format!("clone {clone}\n").as_bytes()).doing(|| "cannot write a lease".into())?;
-        Ok(Self { dir, name: name.into_bytes(), file, named: HashSet::new() })
+        let shared = store.clone.is_some();
+        Ok(Self { dir, name: name.into_bytes(), file, named: HashSet::new(), shared, told: false })
     }
 
     fn add(&mut self, name: Digest) -> Result<()> {
@@ -72,14 +76,18 @@ impl Lease {
         let line = format!("{}\n", name.hex());
         self.file.write_all(line.as_bytes()).doing(|| "cannot write a lease".into())?;
         self.named.insert(name);
+        self.told = false;
         Ok(())
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        // One that stays behind is seen to belong to nobody.
-        let _stays = self.dir.remove(&self.name);
+        // A command that did not tell others what it needs leaves its lease, as a killed one does.
+        if !self.shared || self.told {
+            // One that stays behind is seen to belong to nobody.
+            let _stays = self.dir.remove(&self.name);
+        }
     }
 }
 
@@ -169,6 +177,13 @@ impl Store {
             found.push(Leased { file, clone, alive, names });
         }
         Ok(found)
+    }
+
+    /// What this process relies on is named elsewhere by now: its lease goes when it ends.
+    pub fn settle(&self) {
+        if let Some(lease) = &mut *self.lease.lock().unwrap_or_else(PoisonError::into_inner) {
+            lease.told = true;
+        }
     }
 
     /// Removes what a killed command left; its clone has told anew what it needs.

@@ -18,7 +18,7 @@ use crate::{
     error::{Doing, Error, Result},
     fs::{Sync, Temp},
     path::RepoPath,
-    store::{Kind, PackWriter, Row, Stock, Store, place},
+    store::{Kind, PackWriter, Row, Stock, Store, WholeFile, place, stock::Stray},
 };
 
 /// A pack is ended at this size.
@@ -65,9 +65,9 @@ pub struct Plan {
     /// What nobody needs in packs that are mostly needed.
     pub stays: Amount,
     packs: Vec<Going>,
-    whole: Vec<Digest>,
-    runs: Vec<Digest>,
-    strays: Vec<(RepoPath, Option<Digest>)>,
+    whole: Vec<WholeFile>,
+    runs: Vec<WholeFile>,
+    strays: Vec<Stray>,
 }
 
 /// A pack that goes.
@@ -78,6 +78,7 @@ struct Going {
     moves: Vec<Row>,
     /// What another pack has as well.
     doubles: Vec<Digest>,
+    freed: Freed,
 }
 
 impl Amount {
@@ -93,6 +94,15 @@ impl Amount {
 }
 
 impl Freed {
+    fn join(&mut self, other: &Self) {
+        self.contents.join(other.contents);
+        self.trees.join(other.trees);
+        self.whole.join(other.whole);
+        self.runs.join(other.runs);
+        self.leavings.join(other.leavings);
+        self.doubles.join(other.doubles);
+    }
+
     pub fn total(&self) -> Amount {
         let mut sum = self.contents;
         for it in [self.trees, self.whole, self.runs, self.leavings, self.doubles] {
@@ -114,15 +124,15 @@ pub fn plan(stock: &Stock, kept: &Kept, old: &dyn Fn(i64) -> bool) -> Plan {
     plan_packs(stock, kept, old, &mut plan);
     for it in stock.whole.iter().filter(|it| !kept.objects.contains(&it.digest) && old(it.mtime)) {
         plan.freed.whole.add(it.size);
-        plan.whole.push(it.digest);
+        plan.whole.push(*it);
     }
     for it in stock.runs.iter().filter(|it| !kept.runs.contains(&it.digest) && old(it.mtime)) {
         plan.freed.runs.add(it.size);
-        plan.runs.push(it.digest);
+        plan.runs.push(*it);
     }
     for it in stock.strays.iter().filter(|it| it.dead || old(it.mtime)) {
         plan.freed.leavings.add(it.size);
-        plan.strays.push((it.path.clone(), it.pack));
+        plan.strays.push(it.clone());
     }
     plan
 }
@@ -149,7 +159,7 @@ fn plan_packs(stock: &Stock, kept: &Kept, old: &dyn Fn(i64) -> bool, plan: &mut 
             }
         }
         if old(pack.mtime) && (!needed || used < all.div_ceil(2)) {
-            let mut going = Going { name: pack.name, moves: Vec::new(), doubles: Vec::new() };
+            let mut going = Going { name: pack.name, moves: Vec::new(), doubles: Vec::new(), freed };
             for (fate, row) in fates() {
                 match fate {
                     Fate::Needed => going.moves.push(row),
@@ -160,9 +170,7 @@ fn plan_packs(stock: &Stock, kept: &Kept, old: &dyn Fn(i64) -> bool, plan: &mut 
             if needed {
                 plan.rewritten.add(used);
             }
-            plan.freed.contents.join(freed.contents);
-            plan.freed.trees.join(freed.trees);
-            plan.freed.doubles.join(freed.doubles);
+            plan.freed.join(&freed);
             plan.packs.push(going);
         } else {
             plan.stays.join(freed.contents);
@@ -197,19 +205,21 @@ fn fate(row: &Row, kept: &Kept, seen: &HashSet<(Digest, Kind)>) -> Fate {
 }
 
 /// Packs whose needed objects lie elsewhere now.
-pub struct Emptied(Vec<Digest>);
+pub struct Emptied(BTreeSet<Digest>);
 
 impl Store {
     /// Moves what is needed out of packs that go; when it returns, all of it is at rest.
     pub fn move_out(&self, plan: &Plan) -> Result<Emptied> {
         let going: BTreeSet<Digest> = plan.packs.iter().map(|it| it.name).collect();
-        let mut emptied = Vec::new();
+        let mut emptied = BTreeSet::new();
         let mut mover = Mover::new(self);
         for pack in &plan.packs {
             // What cannot be moved whole stays where it is, for `fsck`.
             if pack.doubles.iter().all(|it| self.sound_copy(it, &|name| !going.contains(name)).is_some()) {
                 match mover.take(&pack.name, &pack.moves) {
-                    Ok(()) => emptied.push(pack.name),
+                    Ok(()) => {
+                        emptied.insert(pack.name);
+                    }
                     Err(error) if error.kind() == crate::error::Kind::Corrupt => {}
                     Err(error) => return Err(error),
                 }
@@ -229,31 +239,36 @@ impl Store {
         packs.iter().find_map(|it| it.read(&it.index.find(digest, &kinds)?).ok())
     }
 
-    /// Removes what the plan says but for what is `leased`; records and indexes before what they name.
-    pub fn remove(&self, plan: &Plan, emptied: &Emptied, leased: &HashSet<Digest>) -> Result<()> {
-        let free = |it: &&Digest| !leased.contains(*it);
-        for key in &plan.runs {
-            self.root.remove(&place("runs", &key.hex(), "")?)?;
+    /// Removes what the plan says but for what is `leased`; records and indexes before what they name. What went.
+    pub fn remove(&self, plan: &Plan, emptied: &Emptied, leased: &HashSet<Digest>) -> Result<Freed> {
+        let mut freed = Freed::default();
+        for it in &plan.runs {
+            self.root.remove(&place("runs", &it.digest.hex(), "")?)?;
+            freed.runs.add(it.size);
         }
-        let packs: Vec<_> = emptied.0.iter().filter(free).collect();
-        for name in &packs {
-            self.root.remove(&place("packs", &name.hex(), ".idx")?)?;
+        let goes = |it: &&Going| emptied.0.contains(&it.name) && !leased.contains(&it.name);
+        let packs: Vec<&Going> = plan.packs.iter().filter(goes).collect();
+        for pack in &packs {
+            self.root.remove(&place("packs", &pack.name.hex(), ".idx")?)?;
         }
         if !packs.is_empty() {
             // Else a power cut might bring back an index without its pack.
             self.dir("packs")?.sync()?;
         }
-        for name in packs {
-            self.forget(name);
-            self.root.remove(&place("packs", &name.hex(), ".pack")?)?;
+        for pack in packs {
+            self.forget(&pack.name);
+            self.root.remove(&place("packs", &pack.name.hex(), ".pack")?)?;
+            freed.join(&pack.freed);
         }
-        for digest in plan.whole.iter().filter(free) {
-            self.root.remove(&place("objects", &digest.hex(), "")?)?;
+        for it in plan.whole.iter().filter(|it| !leased.contains(&it.digest)) {
+            self.root.remove(&place("objects", &it.digest.hex(), "")?)?;
+            freed.whole.add(it.size);
         }
-        for (path, _) in plan.strays.iter().filter(|it| it.1.as_ref().is_none_or(|it| free(&it))) {
-            self.root.remove(path)?;
+        for it in plan.strays.iter().filter(|it| it.pack.is_none_or(|it| !leased.contains(&it))) {
+            self.root.remove(&it.path)?;
+            freed.leavings.add(it.size);
         }
-        Ok(())
+        Ok(freed)
     }
 }
 

@@ -318,7 +318,7 @@ mod tests {
             (b"two".to_vec(), b"six".to_vec())
         );
         assert!(!store.contains(&one));
-        assert_eq!(crate::fs::names(&temp.path().join("quarantine")).len(), 2, "the pack and its index");
+        assert_eq!(fs::names(&temp.path().join("quarantine")).len(), 2, "the pack and its index");
         assert!(store.verify(&Silent).unwrap().faults.is_empty());
     }
 

@@ -73,6 +73,10 @@ fn names(git: &Git) -> Result<Vec<Name>> {
 pub fn renew(repo: &Repo) -> Result<()> {
     let Some(id) = repo.clone_id()? else { return Ok(()) };
     let doing = || "cannot tell other clones what this one needs".to_owned();
+    // One after another, so that an older look never takes the place of a newer.
+    let _turn = fs::lock(&repo.shared, &RepoPath::from_text("list.lock")?)?;
+    // Before anything is looked at: what was written by those who are dead by now is seen.
+    let leases = repo.store.leases()?;
     let names = names(&repo.git).doing(doing)?;
     let seen = Seen { lists: Vec::new(), ..look(repo, 0).doing(doing)? };
     let found = roots(repo, &seen, Detail::Digests).doing(doing)?;
@@ -83,9 +87,10 @@ pub fn renew(repo: &Repo) -> Result<()> {
         root.write_mode(&file(&id)?, text.as_bytes(), Sync::Yes, 0o644).doing(doing)?;
     }
     // What killed commands of this clone relied on is in the list, if anything names it.
-    for leased in repo.store.leases()?.iter().filter(|it| !it.alive && it.clone.as_ref() == Some(&id)) {
+    for leased in leases.iter().filter(|it| !it.alive && it.clone.as_ref() == Some(&id)) {
         repo.store.drop_lease(leased)?;
     }
+    repo.store.settle();
     Ok(())
 }
 

@@ -56,11 +56,11 @@ pub fn collect(repo: &Repo, grace: i64, really: bool, progress: &dyn Progress) -
             continue;
         }
         let leased = leased(repo)?;
-        repo.store.remove(&decided.plan, &emptied, &leased)?;
+        let freed = repo.store.remove(&decided.plan, &emptied, &leased)?;
         for root in [&repo.shared, &repo.private] {
             root.dir(&RepoPath::root())?.sweep()?;
         }
-        return Ok(decided.collected(true));
+        return Ok(Collected { freed, ..decided.collected(true) });
     }
     progress.warn("nothing was freed");
     let error = Error::new(Kind::Conflict, "others change what is tracked faster than it can be looked at");
