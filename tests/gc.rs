@@ -387,3 +387,36 @@ fn what_another_user_wrote_is_verified_before_it_is_trusted() {
     assert_eq!(fs::read(other.join("data/a")).unwrap(), b"one");
     assert_eq!(fs::read(other.join("data/large")).unwrap(), vec![1_u8; 1_100_000]);
 }
+
+/// Kills an `add` in one clone at every disk operation, and frees what it can from another.
+#[test]
+fn what_a_killed_command_of_another_clone_relies_on_stays() {
+    let (sandbox, other) = shared();
+    let fill = || {
+        fs::create_dir_all(other.join("data")).unwrap();
+        fs::write(other.join("data/a"), "of the other").unwrap();
+        fs::write(other.join("data/large"), vec![3_u8; 1_100_000]).unwrap();
+    };
+    let elsewhere = sandbox.at(&other);
+    let mut written = 0;
+    for at in 1.. {
+        fill();
+        elsewhere.ok("add data");
+        // Everything is stored, and nothing needs it.
+        fs::remove_file(other.join("data.mlx")).unwrap();
+        elsewhere.ok("gc");
+        let mut add = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &other);
+        let ran = ended(add.args(["add", "data"]).env("MLX_FAULT", format!("kill:{at}")).output().unwrap());
+        sandbox.ok(NOW);
+        if other.join("data.mlx").exists() {
+            written += 1;
+            fs::remove_dir_all(other.join("data")).unwrap();
+            elsewhere.ok("checkout");
+            assert_eq!(fs::read_to_string(other.join("data/a")).unwrap(), "of the other", "{at}");
+        }
+        if ran.code == 0 {
+            break;
+        }
+    }
+    assert!(written > 2, "{written}");
+}
