@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    fmt,
     path::PathBuf,
     rc::Rc,
 };
@@ -65,6 +66,12 @@ pub struct Census<'g> {
     git: &'g Git,
     wanted: fn(&[u8]) -> bool,
     known: HashMap<gix::ObjectId, Rc<[(RepoPath, BlobId)]>>,
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.name, self.id)
+    }
 }
 
 impl Git {

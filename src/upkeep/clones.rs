@@ -60,7 +60,7 @@ fn file(id: &str) -> Result<RepoPath> {
 
 /// The state of all names of a clone; logs of Git do not count.
 fn state(names: &[Name]) -> Digest {
-    let lines: String = names.iter().map(|it| format!("{it:?}\n")).collect();
+    let lines: String = names.iter().map(|it| format!("{it}\n")).collect();
     Digest::of(lines.as_bytes())
 }
 
