@@ -53,7 +53,7 @@ impl Repo {
         let private = Root::create(&git.worktree_dir().join("mlx"))?;
         let store = match config.cache_dir()? {
             Some(dir) => {
-                let clone = store::Clone { id: clone_id(&git), memory: Root::open(shared.path())? };
+                let clone = store::Sharer { id: clone_id(&git), memory: Root::open(shared.path())? };
                 Store::open(Root::create(&dir)?.shared()?)?.shared_by(clone)
             }
             None => Store::open(Root::open(shared.path())?)?,

@@ -26,7 +26,7 @@ pub use self::{
     stock::{PackFile, Stock, WholeFile},
     sweep::{Amount, Freed, Kept, Plan, plan},
     tree::{EntryKind, Page, TreeEntry, decode as decode_page},
-    trust::Clone,
+    trust::Sharer,
     verify::{Fault, Verified, What},
     writer::Writer,
 };
@@ -57,7 +57,7 @@ pub struct Store {
     /// What this process relies on, once it relies on anything.
     lease: Mutex<Option<lease::Lease>>,
     /// Which clone this is, where several share the store.
-    clone: Option<Clone>,
+    clone: Option<Sharer>,
 }
 
 /// A local pack: its index in memory, its bytes on disk.

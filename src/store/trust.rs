@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The clone that works with a shared store.
-pub struct Clone {
+pub struct Sharer {
     pub id: String,
     /// Where what was verified is remembered.
     pub memory: Root,
@@ -21,7 +21,7 @@ pub struct Clone {
 
 impl Store {
     /// As this one, shared by several clones and users; this is which.
-    pub fn shared_by(mut self, clone: Clone) -> Self {
+    pub fn shared_by(mut self, clone: Sharer) -> Self {
         self.clone = Some(clone);
         self
     }
