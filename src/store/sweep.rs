@@ -17,7 +17,6 @@ use crate::{
     digest::Digest,
     error::{Doing, Error, Result},
     fs::{Sync, Temp},
-    path::RepoPath,
     store::{Kind, PackWriter, Row, Stock, Store, WholeFile, place, stock::Stray},
 };
 
