@@ -51,11 +51,12 @@ pub fn collect(repo: &Repo, grace: i64, really: bool, progress: &dyn Progress) -
         }
         let emptied = repo.store.move_out(&decided.plan)?;
         let gate = repo.store.close_gate()?;
+        // Before the pointers: who ends in between has written what it was about to.
+        let leased = leased(repo)?;
         if !still_holds(repo, grace, &decided)? {
             drop(gate);
             continue;
         }
-        let leased = leased(repo)?;
         let freed = repo.store.remove(&decided.plan, &emptied, &leased)?;
         for root in [&repo.shared, &repo.private] {
             root.dir(&RepoPath::root())?.sweep()?;
