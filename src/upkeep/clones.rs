@@ -20,6 +20,7 @@ use crate::{
     path::RepoPath,
     pointer::{Content, Shape},
     repo::{Repo, clone_id},
+    store::Leased,
     upkeep::{
         roots::{Detail, Holder, Place, Roots, roots},
         seen::{Seen, look},
@@ -76,7 +77,7 @@ pub fn renew(repo: &Repo) -> Result<()> {
     // One after another, so that an older look never takes the place of a newer.
     let _turn = fs::lock(&repo.shared, &RepoPath::from_text("list.lock")?)?;
     // Before anything is looked at: what was written by those who are dead by now is seen.
-    let leases = repo.store.leases()?;
+    let leases = settled_leases(repo)?;
     let names = names(&repo.git).doing(doing)?;
     let seen = Seen { lists: Vec::new(), ..look(repo, 0).doing(doing)? };
     let found = roots(repo, &seen, Detail::Digests).doing(doing)?;
@@ -92,6 +93,12 @@ pub fn renew(repo: &Repo) -> Result<()> {
     }
     repo.store.settle();
     Ok(())
+}
+
+/// All leases, none of them half begun: that would look like one of a dead command.
+fn settled_leases(repo: &Repo) -> Result<Vec<Leased>> {
+    let _gate = repo.store.close_gate()?;
+    repo.store.leases()
 }
 
 fn list(repo: &Repo, names: &[Name], found: &Roots) -> List {
@@ -231,7 +238,7 @@ pub fn forget(repo: &Repo, clone: &str) -> Result<List> {
         runs: BTreeSet::new(),
     });
     repo.store.root().remove(&file(id)?)?;
-    for leased in repo.store.leases()?.iter().filter(|it| !it.alive && it.clone.as_ref() == Some(id)) {
+    for leased in settled_leases(repo)?.iter().filter(|it| !it.alive && it.clone.as_ref() == Some(id)) {
         repo.store.drop_lease(leased)?;
     }
     Ok(list)
