@@ -73,6 +73,9 @@ pub mod monitor;
 pub mod audit;
 pub mod lineage;
 
+// What must be kept, what may go, what is whole.
+pub mod upkeep;
+
 // The pet park's photos, drawn.
 pub mod sketch;
 

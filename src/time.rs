@@ -63,6 +63,23 @@ pub fn text_of_millis(millis: i64) -> String {
     jiff::Timestamp::from_millisecond(millis).map_or_else(|_| format!("@{millis} ms"), |it| it.to_string())
 }
 
+/// Seconds of `90s`, `30m`, `12h`, `14d` or `2w`.
+pub fn parse_span(text: &str) -> Result<i64> {
+    let wrong =
+        || Error::usage(format!("`{text}` is no span of time")).hint("write it like 14d, 12h, 30m or 0s");
+    let unit = text.chars().last().ok_or_else(wrong)?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86_400,
+        'w' => 7 * 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u32 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
+    Ok(i64::from(number) * seconds)
+}
+
 /// A day, UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Day(jiff::civil::Date);

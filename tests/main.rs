@@ -12,6 +12,8 @@ mod explain;
 mod faults;
 mod files;
 mod follow;
+mod fsck;
+mod gc;
 mod hostile;
 mod model;
 mod monitor;

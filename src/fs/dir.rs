@@ -28,6 +28,8 @@ pub struct Dir {
     fd: OwnedFd,
     /// For messages, and to build the paths of what is in it.
     shown: RepoPath,
+    /// Whether its group may do what its owner may, with everything that comes about in it.
+    shared: bool,
 }
 
 /// A new file that nobody sees until [`Temp::publish`]; dropped before that, it is gone.
@@ -49,13 +51,44 @@ static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
 
 impl Dir {
     pub(super) fn new(fd: OwnedFd, shown: RepoPath) -> Self {
-        Self { fd, shown }
+        Self { fd, shown, shared: false }
+    }
+
+    /// What comes about here is its group's as well, if the folder itself is.
+    pub(super) fn share(&mut self) -> Result<()> {
+        let stat = fs::fstat(&self.fd).map_err(io::Error::from);
+        let stat = stat.doing(|| format!("cannot look at the folder `{}`", self.shown))?;
+        self.shared = stat.st_mode & 0o020 != 0;
+        Ok(())
+    }
+
+    /// Gives the group what the owner of a new file or folder may, whatever the umask says.
+    pub(super) fn open_to_group(&self, fd: &impl std::os::fd::AsFd) -> io::Result<()> {
+        if !self.shared {
+            return Ok(());
+        }
+        let stat = fs::fstat(fd)?;
+        let mode = stat.st_mode & 0o7777;
+        let wanted = mode | (mode & 0o700) >> 3;
+        if mode == wanted || stat.st_uid != rustix::process::geteuid().as_raw() {
+            return Ok(());
+        }
+        Ok(fs::fchmod(fd, Mode::from_raw_mode(wanted))?)
+    }
+
+    /// Whether a file belongs to somebody else than this process's user.
+    pub fn is_foreign(&self, name: &[u8]) -> Result<bool> {
+        match fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(stat.st_uid != rustix::process::geteuid().as_raw()),
+            Err(rustix::io::Errno::NOENT) => Ok(false),
+            Err(error) => Err(io::Error::from(error)).doing(|| format!("cannot look at {}", self.at(name))),
+        }
     }
 
     /// A second handle on the same folder.
     pub fn again(&self) -> Result<Self> {
         let fd = self.fd.try_clone().doing(|| format!("cannot open the folder `{}` again", self.shown))?;
-        Ok(Self { fd, shown: self.shown.clone() })
+        Ok(Self { fd, shown: self.shown.clone(), shared: self.shared })
     }
 
     /// Where it lies below its root.
@@ -74,7 +107,7 @@ impl Dir {
         let fd = fault::point("open").and_then(|()| Ok(fs::openat(&self.fd, name, flags, Mode::empty())?));
         let shown = self.shown.join(name)?;
         match fd {
-            Ok(fd) => Ok(Self { fd, shown }),
+            Ok(fd) => Ok(Self { fd, shown, shared: self.shared }),
             Err(error) => {
                 if self.stamp(name)?.is_some_and(|it| it.form == Form::Link) {
                     let message = format!("{} is a link, and mlx does not go through links", self.at(name));
@@ -93,7 +126,13 @@ impl Dir {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 Err(error).doing(|| format!("cannot make the folder {}", self.at(name)))
             }
-            _ => self.open_dir(name),
+            Err(_) => self.open_dir(name),
+            Ok(()) => {
+                let made = self.open_dir(name)?;
+                let opened = made.open_to_group(&made.fd);
+                opened.doing(|| format!("cannot change the mode of {}", self.at(name)))?;
+                Ok(made)
+            }
         }
     }
 
@@ -182,12 +221,13 @@ impl Dir {
 
     /// Removes unfinished files of processes that are no more.
     pub fn sweep(&self) -> Result<()> {
-        for (name, _) in self.names()? {
-            if owner(&name).is_some_and(|pid| !is_alive(pid)) {
-                self.remove(&name)?;
-            }
-        }
-        Ok(())
+        self.leavings()?.iter().try_for_each(|it| self.remove(it))
+    }
+
+    /// Unfinished files of processes that are no more.
+    pub fn leavings(&self) -> Result<Vec<Vec<u8>>> {
+        let names = self.names()?.into_iter().map(|it| it.0);
+        Ok(names.filter(|it| owner(it).is_some_and(|pid| !is_alive(pid))).collect())
     }
 
     /// Starts a new file with these permissions (before umask).
@@ -196,7 +236,8 @@ impl Dir {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let opened = fault::point("create")
             .and_then(|()| Ok(fs::openat(&self.fd, &name[..], flags, Mode::from_raw_mode(mode))?));
-        let file = opened.doing(|| format!("cannot write in the folder `{}`", self.shown))?;
+        let file = opened.and_then(|it| self.open_to_group(&it).map(|()| it));
+        let file = file.doing(|| format!("cannot write in the folder `{}`", self.shown))?;
         Ok(Temp { dir: self.again()?, name, file: Some(File::from(file)), end: None })
     }
 

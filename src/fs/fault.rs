@@ -3,6 +3,9 @@
 
 use std::io;
 
+#[cfg(test)]
+pub use self::crash::Crash;
+
 #[cfg(not(debug_assertions))]
 #[expect(clippy::unnecessary_wraps, reason = "in debug builds it fails")]
 #[inline]
@@ -24,6 +27,8 @@ pub fn point(operation: &'static str) -> io::Result<()> {
     });
     static PASSED: AtomicU64 = AtomicU64::new(0);
 
+    #[cfg(test)]
+    crash::point(operation)?;
     let Some((kill, at)) = *ORDER else { return Ok(()) };
     if PASSED.fetch_add(1, Ordering::SeqCst) + 1 != at {
         return Ok(());
@@ -32,4 +37,62 @@ pub fn point(operation: &'static str) -> io::Result<()> {
         let _dead = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     }
     Err(io::Error::other(format!("fault point {at}: {operation}")))
+}
+
+/// A crash without a process of its own: on one thread everything fails from the n-th operation on.
+#[cfg(test)]
+mod crash {
+    use std::{cell::Cell, io};
+
+    thread_local! {
+        /// Operations that are left, where a crash is due.
+        static LEFT: Cell<Option<u64>> = const { Cell::new(None) };
+        static STRUCK: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// As long as this lives, the disk is as if the process were dead, from some operation on.
+    pub struct Crash(());
+
+    impl Crash {
+        pub fn at(operation: u64) -> Self {
+            LEFT.set(Some(operation));
+            STRUCK.set(false);
+            Self(())
+        }
+
+        /// Whether the last crash has come about.
+        pub fn struck() -> bool {
+            STRUCK.get()
+        }
+
+        /// Lets somebody look at what is left meanwhile.
+        pub fn pause<T>(look: impl FnOnce() -> T) -> T {
+            let left = LEFT.take();
+            let seen = look();
+            LEFT.set(left);
+            seen
+        }
+    }
+
+    impl Drop for Crash {
+        fn drop(&mut self) {
+            LEFT.set(None);
+            STRUCK.set(false);
+        }
+    }
+
+    pub fn point(operation: &str) -> io::Result<()> {
+        match LEFT.get() {
+            None => Ok(()),
+            Some(0 | 1) => {
+                LEFT.set(Some(0));
+                STRUCK.set(true);
+                Err(io::Error::other(format!("crashed before: {operation}")))
+            }
+            Some(left) => {
+                LEFT.set(Some(left - 1));
+                Ok(())
+            }
+        }
+    }
 }

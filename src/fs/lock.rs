@@ -77,6 +77,33 @@ fn holder(root: &Root, path: &RepoPath) -> String {
     if text.is_empty() { "it has not said who it is".to_owned() } else { text }
 }
 
+/// Waits for a lock that many hold at once; [`lock`] on the same path waits for all of them, and they for it.
+pub fn lock_shared(root: &Root, path: &RepoPath) -> Result<Lock> {
+    let file = root.append(path)?;
+    for _ in 0..STEPS {
+        if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
+            return Ok(Lock(file));
+        }
+        thread::sleep(STEP);
+    }
+    let message = format!("`{path}` has been locked for half a minute");
+    Err(Error::new(Kind::Conflict, message).hint("wait for the other mlx to end, then try again"))
+}
+
+/// A new file that is locked for as long as it is open: who finds it unlocked knows that its writer is dead.
+pub fn hold(root: &Root, path: &RepoPath) -> Result<File> {
+    let file = root.append(path)?;
+    let locked = flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(std::io::Error::from);
+    locked.doing(|| format!("cannot lock `{path}`"))?;
+    Ok(file)
+}
+
+/// Whether somebody [`hold`]s the file.
+pub fn is_held(root: &Root, path: &RepoPath) -> Result<bool> {
+    let file = root.open_file(path)?;
+    Ok(flock(&file, FlockOperation::NonBlockingLockShared).is_err())
+}
+
 fn sign(mut file: File, path: &RepoPath) -> Result<Lock> {
     let host = crate::fs::host_name();
     let since = Timestamp::now().to_text();

@@ -21,11 +21,14 @@ pub use self::{
     dir::{Dir, Sync, Temp},
     entry::{Entry, Form, Stamp},
     holes::Sparse,
-    lock::{Lock, lock, lock_telling, try_lock},
+    lock::{Lock, hold, is_held, lock, lock_shared, lock_telling, try_lock},
     place::{Link, Mode, place},
     root::Root,
     sieve::{Everything, Sieve},
 };
+
+#[cfg(test)]
+pub use self::fault::Crash;
 
 pub use rustix::fs::FileType;
 
@@ -137,6 +140,21 @@ pub fn free_space(path: &Path) -> Option<u64> {
 /// What this machine calls itself.
 pub fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// The number of the user that this process runs as.
+pub fn user_id() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// What the machine calls that user; the number where it has no name.
+pub fn user_name() -> String {
+    let id = user_id().to_string();
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let named = users.lines().map(|it| it.split(':').collect::<Vec<_>>());
+    let found =
+        named.filter(|it| it.get(2) == Some(&id.as_str())).find_map(|it| Some((*it.first()?).to_owned()));
+    found.unwrap_or(id)
 }
 
 /// Share of the disk that is in use where `path` lies.

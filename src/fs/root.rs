@@ -28,6 +28,12 @@ impl Root {
         Ok(Self { dir: Dir::new(fd, RepoPath::root()), path: path.to_owned() })
     }
 
+    /// As this one; what comes about below it is its group's as well, if the folder itself is.
+    pub fn shared(mut self) -> Result<Self> {
+        self.dir.share()?;
+        Ok(self)
+    }
+
     /// Opens a folder, made with those above it if it is not there.
     pub fn create(path: &Path) -> Result<Self> {
         crate::fs::create_dir_all(path)?;
@@ -152,6 +158,7 @@ impl Root {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd =
             fs::openat(dir.fd(), path.name(), flags, Mode::from_raw_mode(0o666)).map_err(io::Error::from);
+        let fd = fd.and_then(|it| dir.open_to_group(&it).map(|()| it));
         Ok(File::from(fd.doing(|| format!("cannot write `{path}`"))?))
     }
 
@@ -161,6 +168,11 @@ impl Root {
             Some(dir) => dir.remove(path.name()),
             None => Ok(()),
         }
+    }
+
+    /// Whether a file belongs to somebody else than this process's user.
+    pub fn is_foreign(&self, path: &RepoPath) -> Result<bool> {
+        self.parent(path)?.is_foreign(path.name())
     }
 
     pub fn set_read_only(&self, path: &RepoPath) -> Result<()> {

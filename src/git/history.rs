@@ -12,8 +12,14 @@ use crate::{
 };
 
 /// Bytes in Git: equal ids, equal bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlobId(gix::ObjectId);
+
+impl BlobId {
+    pub(super) fn of(id: gix::ObjectId) -> Self {
+        Self(id)
+    }
+}
 
 /// Where files of one name lie, tree by tree: what two commits share is read once.
 #[derive(Default)]

@@ -5,6 +5,7 @@
 
 mod history;
 mod ignore;
+mod reach;
 mod sign;
 mod tags;
 mod upstream;
@@ -12,6 +13,7 @@ mod write;
 
 pub use self::{
     history::{BlobId, Commit, Places},
+    reach::{Census, Name, Target, Worktree},
     sign::{Key, Signer},
     tags::Tag,
     upstream::{Listing, Pushed, Upstream},

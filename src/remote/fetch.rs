@@ -115,7 +115,7 @@ impl Fetcher<'_> {
 
     fn contents(&mut self, contents: BTreeMap<Digest, (u64, RepoPath)>) -> Result<()> {
         let missing: BTreeMap<_, _> =
-            contents.into_iter().filter(|it| !self.repo.store.contains(&it.0)).collect();
+            contents.into_iter().filter(|it| !self.repo.store.lean_on(&it.0)).collect();
         let total = missing.values().fold(0_u64, |sum, it| sum.saturating_add(it.0));
         self.progress.event(Event::Started { task: "fetching", total: Some(total) });
         let (mut round, mut bytes) = (BTreeMap::new(), 0);
@@ -141,7 +141,7 @@ impl Fetcher<'_> {
     /// Brings these objects into the store; those the remote lacks are remembered.
     fn bring(&mut self, wanted: &BTreeMap<Digest, RepoPath>, kind: Kind) -> Result<()> {
         let mut found = Vec::new();
-        for (digest, path) in wanted.iter().filter(|it| !self.repo.store.contains(it.0)) {
+        for (digest, path) in wanted.iter().filter(|it| !self.repo.store.lean_on(it.0)) {
             match self.catalog.find(digest, &[Kind::Content, Kind::Tree]) {
                 Some(at) => found.push(at),
                 None => self.lacking.push((*digest, path.clone())),

@@ -12,13 +12,14 @@ pub use self::config::{Config, KEYS, Layer, RemoteConfig, write as write_config}
 use std::path::{Path, PathBuf};
 
 use crate::{
+    digest::Digest,
     error::{Error, Result},
     fs::{self, Lock, Root, Sync},
     git::Git,
     path::RepoPath,
     pointer::{Pointer, SUFFIX},
     progress::Progress,
-    store::Store,
+    store::{self, Store},
 };
 
 const FOLDER: &str = ".mlx";
@@ -52,10 +53,18 @@ impl Repo {
         let shared = Root::create(&git.common_dir().join("mlx"))?;
         let private = Root::create(&git.worktree_dir().join("mlx"))?;
         let store = match config.cache_dir()? {
-            Some(dir) => Root::create(&dir)?,
-            None => Root::open(shared.path())?,
+            Some(dir) => {
+                let clone = store::Sharer { id: clone_id(&git), memory: Root::open(shared.path())? };
+                Store::open(Root::create(&dir)?.shared()?)?.shared_by(clone)
+            }
+            None => Store::open(Root::open(shared.path())?)?,
         };
-        Ok(Self { store: Store::open(store)?, git, config, files, private, shared })
+        Ok(Self { git, store, config, files, private, shared })
+    }
+
+    /// The name that this clone goes by in a cache that it shares with others; none when it shares none.
+    pub fn clone_id(&self) -> Result<Option<String>> {
+        Ok(self.config.cache_dir()?.map(|_| clone_id(&self.git)))
     }
 
     /// Sets up the Git repository that `start` lies in; what is there already stays.
@@ -131,6 +140,13 @@ impl Repo {
         };
         real().map_or(parsed, |it| RepoPath::parse(it.as_os_str(), cwd, self.root()))
     }
+}
+
+/// Where a clone lies names it: one that was copied is another, and one that was moved is told to be gone.
+pub fn clone_id(git: &Git) -> String {
+    let place = git.common_dir();
+    let text = [fs::host_name().as_bytes(), b":", place.as_os_str().as_encoded_bytes()].concat();
+    Digest::of(&text).hex()[..16].to_owned()
 }
 
 /// The folder of the user's own settings.

@@ -50,7 +50,8 @@ impl Store {
             if temp.share(file) { copy(&temp.reread()?, &mut io::sink()) } else { copy(file, &mut temp) };
         let (digest, size) = copied.doing(|| "cannot store a large file".into())?;
         accept(file, size)?;
-        if self.damaged().contains(&digest) || self.large(&digest).is_none() {
+        if !self.lean_on(&digest) {
+            self.announce(digest)?;
             temp.publish(digest.hex().as_bytes(), Sync::Yes)?;
             self.mark_sound(&digest)?;
         }
@@ -67,6 +68,7 @@ impl Store {
         }
         file.sync_all().doing(|| format!("cannot sync `{part}`"))?;
         self.root.set_read_only(part)?;
+        self.announce(*digest)?;
         self.dir("objects")?;
         self.root.rename(part, &place("objects", &digest.hex(), "")?)?;
         self.dir("objects")?.sync()?;

@@ -6,20 +6,30 @@
 
 mod folder;
 mod large;
+mod lease;
 mod merge;
 mod pack;
 mod read;
 mod runs;
+mod stock;
+mod sweep;
 mod tree;
+mod trust;
+mod verify;
 mod writer;
 
 pub use self::{
     folder::{Difference, Side, diff, entries, file_at, put_folder, reachable, replace},
     large::{Large, digest_file},
+    lease::Leased,
     merge::merge,
     pack::{Index, Kind, LARGEST, PackWriter, Ready, Row, pack},
     runs::Run,
+    stock::{PackFile, Stock, WholeFile},
+    sweep::{Amount, Freed, Kept, Plan, plan},
     tree::{EntryKind, Page, TreeEntry, decode as decode_page},
+    trust::Sharer,
+    verify::{Fault, Verified, What},
     writer::Writer,
 };
 
@@ -44,6 +54,12 @@ pub struct Store {
     packs: RwLock<BTreeMap<Digest, Arc<Packed>>>,
     /// Objects whose bytes were found wrong: they count as absent until they are stored anew.
     damaged: Mutex<HashSet<Digest>>,
+    /// Packs of others that are not what they say; they are not looked into again.
+    distrusted: Mutex<HashSet<Digest>>,
+    /// What this process relies on, once it relies on anything.
+    lease: Mutex<Option<lease::Lease>>,
+    /// Which clone this is, where several share the store.
+    clone: Option<Sharer>,
 }
 
 /// A local pack: its index in memory, its bytes on disk.
@@ -55,7 +71,14 @@ struct Packed {
 impl Store {
     /// Opens the store in a folder, which is made if needed.
     pub fn open(root: Root) -> Result<Self> {
-        let store = Self { root, packs: RwLock::default(), damaged: Mutex::default() };
+        let store = Self {
+            root,
+            packs: RwLock::default(),
+            damaged: Mutex::default(),
+            distrusted: Mutex::default(),
+            lease: Mutex::default(),
+            clone: None,
+        };
         store.refresh()?;
         for (name, _) in store.dir("damaged")?.names()? {
             if let Ok(digest) =
@@ -84,7 +107,7 @@ impl Store {
                 continue;
             };
             let Ok(digest) = Digest::from_hex(hex) else { continue };
-            if !self.packs().contains_key(&digest) {
+            if !self.packs().contains_key(&digest) && !self.distrusts(&digest) {
                 let Ok(bytes) = self.root.read(&place("packs", hex, ".idx")?) else { continue };
                 // A damaged index hides its pack; the pack carries a copy of it.
                 let Ok(index) = Index::parse(bytes).or_else(|_| self.index_from_pack(hex)) else { continue };
@@ -98,6 +121,23 @@ impl Store {
             }
         }
         Ok(found)
+    }
+
+    /// A pack that is gone, or is not what it says, is looked into no more.
+    fn forget(&self, pack: &Digest) {
+        self.packs.write().unwrap_or_else(PoisonError::into_inner).remove(pack);
+    }
+
+    fn distrust(&self, pack: &Digest) {
+        self.distrusted.lock().unwrap_or_else(PoisonError::into_inner).insert(*pack);
+    }
+
+    fn trust_again(&self, pack: &Digest) {
+        self.distrusted.lock().unwrap_or_else(PoisonError::into_inner).remove(pack);
+    }
+
+    fn distrusts(&self, pack: &Digest) -> bool {
+        self.distrusted.lock().unwrap_or_else(PoisonError::into_inner).contains(pack)
     }
 
     fn index_from_pack(&self, hex: &str) -> Result<Index> {
@@ -124,10 +164,8 @@ impl Store {
             drop(self.root.write(&path, b"", Sync::Later));
         }
         // A whole file would stand in the way of a sound copy.
-        if let (Some(_), Ok(from), Ok(to)) =
-            (self.large(digest), place("objects", &digest.hex(), ""), place("quarantine", &digest.hex(), ""))
-        {
-            drop(self.root.rename(&from, &to));
+        if let (Some(_), Ok(file)) = (self.large(digest), place("objects", &digest.hex(), "")) {
+            drop(self.to_quarantine(&file));
         }
     }
 

@@ -58,7 +58,7 @@ impl Store {
 }
 
 impl Packed {
-    fn read(&self, row: &Row) -> Result<Vec<u8>> {
+    pub(super) fn read(&self, row: &Row) -> Result<Vec<u8>> {
         let damaged = || Error::corrupt("a pack ends too early");
         let mut stored = vec![0; usize::try_from(row.stored).map_err(|_| damaged())?];
         self.file.read_exact_at(&mut stored, row.offset).map_err(|_| damaged())?;

@@ -31,14 +31,19 @@ impl<'s> Writer<'s> {
         Self { store, contents: None, trees: None, taken: HashSet::new() }
     }
 
-    /// Whether the object is stored or about to be.
+    /// Whether the object is stored, and stays so while this process lives, or is about to be.
     pub fn contains(&self, digest: &Digest) -> bool {
-        self.taken.contains(digest) || self.store.contains(digest)
+        self.taken.contains(digest) || self.store.lean_on(digest)
+    }
+
+    /// As [`Writer::contains`], of what is small enough for a pack.
+    pub fn contains_packed(&self, digest: &Digest) -> bool {
+        self.taken.contains(digest) || self.store.lean_on_packed(digest)
     }
 
     /// Takes a small object, unless it is there already.
     pub fn put(&mut self, kind: Kind, digest: Digest, bytes: &[u8]) -> Result<()> {
-        if self.contains(&digest) {
+        if self.contains_packed(&digest) {
             return Ok(());
         }
         let ready = Ready::of(bytes.into()).doing(|| "cannot compress".into())?;
@@ -47,7 +52,7 @@ impl<'s> Writer<'s> {
 
     /// As [`Writer::put`], of what was compressed elsewhere.
     pub fn put_ready(&mut self, kind: Kind, digest: Digest, ready: &Ready<'_>) -> Result<()> {
-        if self.contains(&digest) {
+        if self.contains_packed(&digest) {
             return Ok(());
         }
         let doing = || "cannot write a pack".to_owned();
@@ -88,6 +93,7 @@ impl<'s> Writer<'s> {
             Ok((out.into_inner().map_err(io::IntoInnerError::into_error)?, name, index))
         };
         let (temp, name, index) = end().doing(|| "cannot write a pack".into())?;
+        self.store.announce(name)?;
         temp.publish(format!("{}.pack", name.hex()).as_bytes(), Sync::Yes)?;
         let mut temp = self.store.dir("packs")?.create(0o666)?;
         temp.write_all(&index).doing(|| "cannot write a pack index".into())?;

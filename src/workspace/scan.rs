@@ -206,7 +206,8 @@ impl Scanner<'_, '_, '_, '_> {
     ) -> Digest {
         match (known, &self.writer) {
             (Some(digest), None) => digest,
-            (Some(digest), Some(writer)) if writer.contains(&digest) => digest,
+            (Some(digest), Some(writer)) if stamp.size <= WHOLE && writer.contains_packed(&digest) => digest,
+            (Some(digest), Some(writer)) if stamp.size > WHOLE && writer.contains(&digest) => digest,
             _ => {
                 self.jobs.push(Job { path: path.clone(), stamp, linked });
                 unread()
@@ -319,7 +320,7 @@ impl Reading<'_, '_> {
             Err(error) => return self.view.trouble(&job.path, error).map(|()| (unread(), None)),
         };
         let digest = Digest::of(&bytes);
-        let stored = !self.keep || self.store.contains(&digest);
+        let stored = !self.keep || self.store.lean_on_packed(&digest);
         let ready =
             if stored { None } else { Some(Ready::of(bytes.into()).doing(|| "cannot compress".into())?) };
         Ok((digest, ready))

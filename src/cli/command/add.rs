@@ -11,6 +11,7 @@ use crate::{
     path::RepoPath,
     pointer::Pointer,
     repo::Repo,
+    upkeep,
     workspace::{Glob, Workspace},
 };
 
@@ -55,6 +56,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Added> {
         let added = workspace.add(&path, &claimed, ctx.progress);
         // What was learnt is kept, whatever became of the rest.
         workspace.save()?;
+        upkeep::renew(&repo)?;
         pointers.push(added?);
     }
     let here = RepoPath::parse(".".as_ref(), &ctx.cwd, repo.root())?;

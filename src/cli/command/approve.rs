@@ -13,6 +13,7 @@ use crate::{
     policy::{Environment, Gate, Policy, gates},
     release::{self, Message, Verdict},
     repo::Repo,
+    upkeep,
 };
 
 /// Vouch for a version in an environment
@@ -134,6 +135,7 @@ fn say(repo: &Repo, saying: Saying<'_>) -> Result<Said> {
         *state.borrow_mut() = Some((asked.clone(), version.clone()));
         draft(repo, &policy, &asked, &version, &saying)
     })?;
+    upkeep::renew(repo)?;
     let (asked, version) = state.into_inner().expect("what is published was made");
     let found = saying.report.as_ref().map(|it| evidence::of(&it.1, &version)).transpose()?;
     Ok(Said {

@@ -10,6 +10,7 @@ use crate::{
     pipeline::contents_at,
     pointer::Pointer,
     remote::Wants,
+    upkeep,
     workspace::{CheckedOut, Tracked, Workspace, checkout_part},
 };
 
@@ -92,6 +93,7 @@ fn put(
             done.push((part.clone(), placed?));
         }
     }
+    upkeep::renew(workspace.repo)?;
     Ok(Done(done))
 }
 

@@ -10,6 +10,7 @@ use crate::{
     error::Result,
     path::RepoPath,
     pointer::Pointer,
+    upkeep,
     workspace::{State, Workspace},
 };
 
@@ -48,6 +49,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
         committed.extend(pipeline.commit(path.as_ref(), ctx.progress)?);
     }
     workspace.save()?;
+    upkeep::renew(&repo)?;
     Ok(Committed(committed))
 }
 

@@ -13,10 +13,13 @@ mod data;
 mod demo;
 mod diff;
 mod doctor;
+mod du;
 mod evidence;
 mod explain;
 mod feedback;
 mod follow;
+mod fsck;
+mod gc;
 mod guard;
 mod init;
 mod lineage;
@@ -94,6 +97,9 @@ pub enum Command {
     Traffic(traffic::Command),
     Feedback(feedback::Args),
     Explain(explain::Args),
+    Gc(gc::Args),
+    Fsck(fsck::Args),
+    Du(du::Args),
     Demo(demo::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
@@ -123,6 +129,9 @@ impl Command {
             Self::Data(data::Command::Split(args)) => ui.show(&data::split(ctx, args)?),
             Self::Data(data::Command::Features(args)) => ui.show(&data::features(ctx, args)?),
             Self::Model(command) => model_command(ctx, ui, command)?,
+            Self::Gc(args) => ui.show(&gc::run(ctx, args)?),
+            Self::Fsck(args) => ui.show(&fsck::run(ctx, args)?),
+            Self::Du(args) => ui.show(&du::run(ctx, args)?),
             Self::Demo(args) => ui.show(&demo::run(ctx, args)?),
             Self::Doctor(args) => ui.show(&doctor::run(ctx, args)?),
             Self::Log(args) => ui.show(&log::run(ctx, args)?),

@@ -10,6 +10,7 @@ use crate::{
     },
     error::{Error, Result},
     pipeline::{self, Forecast, Options, Outcome, Pipeline, Ran, Step},
+    upkeep,
     workspace::Workspace,
 };
 
@@ -64,6 +65,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Done> {
     let options = Options { force: args.force, keep_going: args.keep_going };
     let done = pipeline::repro(&pipeline, &args.stages, options, ctx.progress);
     workspace.save()?;
+    upkeep::renew(&repo)?;
     let (ran, failure) = done?;
     Ok(Done { rows: ran.into_iter().map(Row::from).collect(), failure, check: false })
 }

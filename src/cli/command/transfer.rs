@@ -15,6 +15,7 @@ use crate::{
     pipeline::{contents_at, runs_at},
     remote::{self, Access, Depth, Fetched, Pushed, Remote, Wants},
     repo::Repo,
+    upkeep,
     workspace::Workspace,
 };
 
@@ -111,6 +112,7 @@ pub fn fetch(ctx: &Context<'_>, args: &FetchArgs) -> Result<Got> {
     let remote = args.which.open(&repo, Access::Read)?;
     let depth = if args.trees { Depth::Trees } else { Depth::Everything };
     let got = remote::fetch(&repo, &remote, &wants, depth, ctx.progress)?;
+    upkeep::renew(&repo)?;
     Ok(Got(remote.location, got))
 }
 

@@ -26,6 +26,7 @@ use crate::{
     remote::{Access, Depth, Remote, Wants, fetch},
     repo::Repo,
     store::{self, EntryKind},
+    upkeep,
     workspace::Workspace,
 };
 
@@ -81,7 +82,10 @@ pub fn register(ctx: &Context<'_>, args: &RegisterArgs) -> Result<One> {
         return Err(not_committed(path));
     }
     let description = describe(&repo, path, content)?;
-    registry::register(&repo.git, &args.model, &rev, path, content, description.metrics, choice).map(One)
+    let version =
+        registry::register(&repo.git, &args.model, &rev, path, content, description.metrics, choice)?;
+    upkeep::renew(&repo)?;
+    Ok(One(version))
 }
 
 fn not_committed(path: &RepoPath) -> Error {

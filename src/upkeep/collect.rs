@@ -1,0 +1,148 @@
+//! What nobody needs any more goes, and nothing else.
+//!
+//! Decided without any lock, from what was seen at one moment; then, under the store's gate, it is looked again. If
+//! a pointer, a name or a list has changed meanwhile, or something came that may complete a folder that was not
+//! here whole, everything is decided anew. What running commands rely on is in their leases (`store::lease`). So
+//! the gate is held only while files are removed, and an `add` of an hour beside it loses nothing.
+
+use std::collections::HashSet;
+
+use crate::{
+    digest::Digest,
+    error::{Doing, Error, Kind, Result},
+    fs::{self, Lock},
+    path::RepoPath,
+    progress::Progress,
+    repo::Repo,
+    store::{Amount, Freed, Plan, Stock, plan},
+    upkeep::{
+        clones,
+        mark::{Marked, mark},
+        roots::{Detail, roots},
+        seen::{Seen, look},
+    },
+};
+
+/// How often everything may change while we decide.
+const TRIES: u32 = 20;
+
+/// What went, or would go.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Collected {
+    pub freed: Freed,
+    pub rewritten: Amount,
+    /// What nobody needs and stays, in packs that are mostly needed.
+    pub stays: Amount,
+    /// Objects that are needed.
+    pub kept: u64,
+    /// Clones that share the store.
+    pub clones: u64,
+    pub done: bool,
+}
+
+/// Frees what nobody needs and is older than `grace` seconds; without `really` it only says so.
+pub fn collect(repo: &Repo, grace: i64, really: bool, progress: &dyn Progress) -> Result<Collected> {
+    let _alone = only_one(repo)?;
+    clones::renew(repo)?;
+    for _ in 0..TRIES {
+        let decided = decide(repo, grace)?;
+        if !really {
+            return Ok(decided.collected(false));
+        }
+        let emptied = repo.store.move_out(&decided.plan)?;
+        let gate = repo.store.close_gate()?;
+        // Before the pointers: who ends in between has written what it was about to.
+        let leased = leased(repo)?;
+        if !still_holds(repo, grace, &decided)? {
+            drop(gate);
+            continue;
+        }
+        let freed = repo.store.remove(&decided.plan, &emptied, &leased)?;
+        for root in [&repo.shared, &repo.private] {
+            root.dir(&RepoPath::root())?.sweep()?;
+        }
+        return Ok(Collected { freed, ..decided.collected(true) });
+    }
+    progress.warn("nothing was freed");
+    let error = Error::new(Kind::Conflict, "others change what is tracked faster than it can be looked at");
+    Err(error.hint("run `mlx gc` again when they are done"))
+}
+
+/// Two at once would each take the other's new packs for garbage.
+pub fn only_one(repo: &Repo) -> Result<Lock> {
+    fs::lock(repo.store.root(), &RepoPath::from_text("gc.lock")?)
+}
+
+struct Decided {
+    seen: Seen,
+    marked: Marked,
+    stock: Stock,
+    plan: Plan,
+}
+
+fn decide(repo: &Repo, grace: i64) -> Result<Decided> {
+    let seen = look(repo, grace)?;
+    clones::check_others(&seen)?;
+    let mut found = roots(repo, &seen, Detail::Digests)?;
+    if let Some((place, error)) = found.unreadable.pop() {
+        let doing = || format!("nothing was freed: what {place} needs is not known");
+        return Err(error).doing(doing).map_err(|it| match it.hint_text() {
+            Some(_) => it,
+            None => it.hint("mend or remove it; `mlx fsck` lists all that cannot be read"),
+        });
+    }
+    let stock = repo.store.stock()?;
+    let now = fs::tick();
+    let old = |mtime: i64| now.saturating_sub(mtime).max(0) >= grace.saturating_mul(1_000_000_000);
+    let young: Vec<Digest> = stock.runs.iter().filter(|it| !old(it.mtime)).map(|it| it.digest).collect();
+    found.with_runs(&repo.store, &young)?;
+    let marked = mark(&repo.store, &found)?;
+    if let Some(page) = marked.damaged.first() {
+        let message = format!(
+            "nothing was freed: the list of a folder, {page}, is damaged, and what it needs is not known"
+        );
+        return Err(Error::corrupt(message).hint("`mlx fsck --repair` mends it"));
+    }
+    let plan = plan(&stock, &marked.kept, &old);
+    Ok(Decided { seen, marked, stock, plan })
+}
+
+impl Decided {
+    fn collected(&self, done: bool) -> Collected {
+        Collected {
+            freed: self.plan.freed,
+            rewritten: self.plan.rewritten,
+            stays: self.plan.stays,
+            kept: self.marked.kept.objects.len() as u64,
+            clones: self.seen.lists.len() as u64,
+            done,
+        }
+    }
+}
+
+/// Whether what was decided is still right; the gate is closed.
+fn still_holds(repo: &Repo, grace: i64, decided: &Decided) -> Result<bool> {
+    if decided.plan.is_empty() {
+        return Ok(true);
+    }
+    if look(repo, grace)? != decided.seen {
+        return Ok(false);
+    }
+    // A page that came since may name what was there before.
+    Ok(decided.marked.absent.is_empty() || repo.store.has_all_of(&decided.stock)?)
+}
+
+/// What running commands rely on, and in a shared store what killed ones did. Where the store is ours alone, what
+/// a killed command wrote is in sight, and its lease goes.
+fn leased(repo: &Repo) -> Result<HashSet<Digest>> {
+    let shared = repo.clone_id()?.is_some();
+    let mut found = HashSet::new();
+    for leased in repo.store.leases()? {
+        if leased.alive || shared {
+            found.extend(leased.names);
+        } else {
+            repo.store.drop_lease(&leased)?;
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,228 @@
+//! Any sequence of edits, adds, commits, checkouts, resets, gcs and crashes keeps every object that any commit
+//! names: a model of the store in memory runs beside it.
+
+use std::collections::{BTreeMap, HashMap};
+
+use proptest::prelude::*;
+
+use crate::{
+    digest::Digest,
+    fs::{self, Crash, Sync},
+    git::{Rev, Single},
+    path::RepoPath,
+    pointer::Shape,
+    progress::Silent,
+    repo::Repo,
+    store::{EntryKind, Store, diff},
+    upkeep::{check, collect},
+    workspace::{Workspace, checkout},
+};
+
+type Snapshot = BTreeMap<RepoPath, Vec<u8>>;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Edit(u8, u8),
+    Delete(u8),
+    Add,
+    Commit,
+    Checkout(usize),
+    /// The branch goes back, and what came after is needed no more.
+    Reset(usize),
+    Gc,
+    /// The step ends at its n-th disk operation.
+    Crash(u64, Box<Step>),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let whole = prop_oneof![
+        4 => (0..6_u8, 0..9_u8).prop_map(|(name, text)| Step::Edit(name, text)),
+        1 => (0..6_u8).prop_map(Step::Delete),
+        4 => Just(Step::Add),
+        3 => Just(Step::Commit),
+        2 => any::<usize>().prop_map(Step::Checkout),
+        1 => any::<usize>().prop_map(Step::Reset),
+        4 => Just(Step::Gc),
+    ];
+    let whole = whole.boxed();
+    let crashed = (1..60_u64, whole.clone()).prop_map(|(at, it)| Step::Crash(at, Box::new(it)));
+    prop_oneof![3 => whole, 1 => crashed]
+}
+
+fn path(text: &str) -> RepoPath {
+    RepoPath::from_text(text).unwrap()
+}
+
+/// A few bytes, or more than a pack takes.
+fn content(number: u8) -> Vec<u8> {
+    if number == 8 { vec![number; 1_100_000] } else { vec![number; usize::from(number) * 10 + 1] }
+}
+
+struct World {
+    temp: tempfile::TempDir,
+    /// What each digest of `data` stands for.
+    known: HashMap<Digest, Snapshot>,
+    /// Pointers of the branch's commits, oldest first, without names for those that are gone.
+    commits: Vec<(Rev, Vec<u8>)>,
+}
+
+impl World {
+    fn new() -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        let git = |args: &[&str]| {
+            let mut command = std::process::Command::new("git");
+            command.arg("-C").arg(temp.path()).args(args);
+            assert!(command.status().unwrap().success());
+        };
+        git(&["init", "-q", "-b", "main"]);
+        git(&["config", "user.name", "Ada"]);
+        git(&["config", "user.email", "ada@park.example"]);
+        let repo = Repo::init(temp.path()).unwrap();
+        repo.files.write(&path("data/start"), b"start", Sync::Later).unwrap();
+        Self { temp, known: HashMap::new(), commits: Vec::new() }
+    }
+
+    fn repo(&self) -> Repo {
+        Repo::discover(self.temp.path()).unwrap()
+    }
+
+    /// What the workspace holds now.
+    fn files(&self) -> Snapshot {
+        let repo = self.repo();
+        let mut found = Snapshot::new();
+        for (name, _) in repo.files.dir(&path("data")).unwrap().names().unwrap() {
+            if !name.starts_with(fs::TEMPORARY) {
+                let path = path("data").join(&name).unwrap();
+                found.insert(path.clone(), repo.files.read(&path).unwrap());
+            }
+        }
+        found
+    }
+
+    fn run(&mut self, step: &Step) {
+        // What is not the step itself is no place to crash at.
+        let repo = Crash::pause(|| self.repo());
+        match step {
+            Step::Edit(name, text) => {
+                let name = path(&format!("data/{name}"));
+                Crash::pause(|| repo.files.write(&name, &content(*text), Sync::Later).unwrap());
+            }
+            Step::Delete(name) => {
+                Crash::pause(|| repo.files.remove(&path(&format!("data/{name}"))).unwrap());
+            }
+            Step::Add => self.add(&repo),
+            Step::Commit => self.commit(&repo),
+            Step::Checkout(at) => self.checkout(&repo, *at),
+            Step::Reset(at) => self.reset(&repo, *at),
+            // A gc may give up at a crash, and never at anything else.
+            Step::Gc => {
+                let done = collect(&repo, 0, true, &Silent);
+                assert!(done.is_ok() || Crash::struck(), "{done:?}");
+            }
+            Step::Crash(at, step) => {
+                let crash = Crash::at(*at);
+                self.run(step);
+                drop(crash);
+            }
+        }
+    }
+
+    fn add(&mut self, repo: &Repo) {
+        let workspace = Crash::pause(|| Workspace::open(repo).unwrap());
+        let added = workspace.add(&path("data"), &[], &Silent);
+        let saved = added.and_then(|it| workspace.save().map(|()| it));
+        assert!(saved.is_ok() || Crash::struck(), "{saved:?}");
+        // Whatever became of it, what the pointer says now is either old or this.
+        Crash::pause(|| {
+            if let Some(pointer) = self.repo().pointer(&path("data")).unwrap() {
+                let files = self.files();
+                self.known.entry(pointer.content.digest).or_insert(files);
+            }
+        });
+    }
+
+    fn commit(&mut self, repo: &Repo) {
+        let Some(bytes) = Crash::pause(|| repo.files.read_if_there(&path("data.mlx")).unwrap()) else {
+            return;
+        };
+        let single = Single { name: "data.mlx", bytes: &bytes, message: "data" };
+        let parent = self.commits.last().map(|it| it.0.clone());
+        let rev = repo.git.commit_single(&single, parent.as_ref()).unwrap();
+        self.commits.push((rev, bytes));
+        self.name_branch();
+    }
+
+    /// By Git's own program, which no crash of ours ends.
+    fn name_branch(&self) {
+        let Some((rev, _)) = self.commits.last() else { return };
+        let mut command = std::process::Command::new("git");
+        command.arg("-C").arg(self.temp.path()).args(["update-ref", "refs/heads/main", &rev.to_string()]);
+        assert!(command.status().unwrap().success());
+    }
+
+    fn checkout(&mut self, repo: &Repo, at: usize) {
+        if self.commits.is_empty() {
+            return;
+        }
+        let bytes = &self.commits[at % self.commits.len()].1;
+        if repo.files.write(&path("data.mlx"), bytes, Sync::Yes).is_err() {
+            return;
+        }
+        let workspace = Crash::pause(|| Workspace::open(repo).unwrap());
+        let Ok(Some(pointer)) = repo.pointer(&path("data")) else { return };
+        let done = checkout(&workspace, &pointer, true, &Silent);
+        assert!(done.is_ok() || Crash::struck(), "{done:?}");
+        if done.is_ok() && !Crash::struck() {
+            assert_eq!(Crash::pause(|| self.files()), self.known[&pointer.content.digest]);
+        }
+    }
+
+    fn reset(&mut self, _: &Repo, at: usize) {
+        if !self.commits.is_empty() {
+            self.commits.truncate(at % self.commits.len() + 1);
+            self.name_branch();
+        }
+    }
+
+    /// Everything that any commit or the workspace's pointer names is in a store that is opened anew.
+    fn holds(&self) {
+        let repo = self.repo();
+        let here = repo.pointer(&path("data")).unwrap().map(|it| it.to_toml().into_bytes());
+        for bytes in self.commits.iter().map(|it| &it.1).chain(&here) {
+            let pointer = crate::pointer::Pointer::parse(path("data"), bytes).unwrap();
+            assert_eq!(pointer.content.kind, Shape::Tree);
+            assert_eq!(read(&repo.store, &pointer.content.digest), self.known[&pointer.content.digest]);
+        }
+    }
+}
+
+fn read(store: &Store, tree: &Digest) -> Snapshot {
+    let mut found = Snapshot::new();
+    for difference in diff(store, &path("data"), None, Some(tree)).unwrap() {
+        let side = difference.new.unwrap();
+        if side.kind != EntryKind::Folder {
+            found.insert(difference.path, store.read(&side.digest).unwrap());
+        }
+    }
+    found
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_object_that_a_commit_names_is_kept(steps in prop::collection::vec(step(), 1..16)) {
+        let mut world = World::new();
+        for step in &steps {
+            world.run(step);
+            world.holds();
+        }
+        // What a crash left is no damage, and goes.
+        let repo = world.repo();
+        collect(&repo, 0, true, &Silent).unwrap();
+        let workspace = Workspace::open(&repo).unwrap();
+        let checked = check(&workspace, false, &Silent).unwrap();
+        prop_assert!(!checked.found(), "{:?}", checked);
+        world.holds();
+    }
+}

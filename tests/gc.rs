@@ -1,0 +1,422 @@
+//! `mlx gc`: frees what nothing needs, and nothing else, whatever happens beside it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use crate::{
+    faults::command,
+    sandbox::{Sandbox, ended, snapshot},
+};
+
+const NOW: &str = "gc --grace 0s --yes";
+
+/// Frees everything that can go, and says how many things went.
+fn sweep(sandbox: &Sandbox) -> u64 {
+    sandbox.json(NOW)["freed"]["total"]["count"].as_u64().unwrap()
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<_> =
+        fs::read_dir(folder).map_or_else(|_| Vec::new(), |it| it.map(|it| it.unwrap().path()).collect());
+    found.sort();
+    found
+}
+
+/// Whether the version of `data` that `spec` had can still be put back, byte for byte.
+fn restores(sandbox: &Sandbox, spec: &str, path: &str, text: &str) {
+    sandbox.git(&format!("checkout -q {spec} -- {path}.mlx"));
+    sandbox.ok(&format!("checkout --force {path}"));
+    assert_eq!(sandbox.read(path), text, "{spec}");
+}
+
+fn add(sandbox: &Sandbox, path: &str, text: &str) {
+    sandbox.write(path, text);
+    sandbox.ok(&format!("add {path}"));
+}
+
+#[test]
+fn it_only_says_what_it_would_free_until_told_to() {
+    let sandbox = Sandbox::new();
+    add(&sandbox, "a", "first");
+    add(&sandbox, "a", "second");
+    let told = sandbox.ok("gc --grace 0s");
+    let lines: Vec<_> = told.lines().map(|it| it.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(lines, ["would free count size", "small files 1 5 bytes", "next: mlx gc --grace 0s --yes"]);
+    assert_eq!(sandbox.json("gc --grace 0s")["freed"]["contents"]["count"], 1);
+    assert_eq!(sweep(&sandbox), 1);
+    assert_eq!(sweep(&sandbox), 0);
+    assert_eq!(sandbox.read("a"), "second");
+}
+
+#[test]
+fn what_is_younger_than_the_grace_period_stays() {
+    let sandbox = Sandbox::new();
+    add(&sandbox, "a", "first");
+    add(&sandbox, "a", "second");
+    assert_eq!(sandbox.json("gc --yes")["freed"]["total"]["count"], 0);
+    sandbox.fails("gc --grace soon", 2);
+    assert_eq!(sweep(&sandbox), 1);
+}
+
+#[test]
+fn branches_tags_stashes_the_index_and_other_worktrees_are_kept() {
+    let sandbox = Sandbox::new();
+    add(&sandbox, "a", "on a branch");
+    sandbox.commit("one");
+    sandbox.git("branch side");
+    add(&sandbox, "a", "under a tag");
+    sandbox.commit("two");
+    sandbox.git("tag kept");
+    sandbox.git("reset -q --hard side");
+    for text in ["stashed first", "stashed second"] {
+        add(&sandbox, "a", text);
+        sandbox.git("stash -q");
+    }
+    add(&sandbox, "a", "staged");
+    sandbox.git("add a.mlx");
+    add(&sandbox, "a", "in the workspace");
+    let other = sandbox.root().join("other");
+    sandbox.git(&format!("worktree add -q --detach {} side", other.display()));
+    fs::write(other.join("b"), "in another worktree").unwrap();
+    sandbox.at(&other).ok("add b");
+    add(&sandbox, "c", "nobody needs this");
+    fs::remove_file(sandbox.repo.join("c.mlx")).unwrap();
+    assert_eq!(sweep(&sandbox), 1);
+    assert_eq!(sandbox.json("fsck")["damaged"], serde_json::json!([]));
+    let staged = sandbox.git("show :a.mlx");
+    for (spec, text) in [("side", "on a branch"), ("kept", "under a tag")] {
+        restores(&sandbox, spec, "a", text);
+    }
+    restores(&sandbox, "stash@{1}", "a", "stashed first");
+    restores(&sandbox, "stash@{0}", "a", "stashed second");
+    sandbox.write("a.mlx", staged);
+    sandbox.ok("checkout --force a");
+    assert_eq!(sandbox.read("a"), "staged");
+    fs::remove_file(other.join("b")).unwrap();
+    sandbox.at(&other).ok("checkout b");
+}
+
+#[test]
+fn a_worktree_that_is_locked_and_away_stops_it() {
+    let sandbox = Sandbox::new();
+    add(&sandbox, "a", "one");
+    sandbox.commit("one");
+    let other = sandbox.root().join("other");
+    sandbox.git(&format!("worktree add -q --detach {}", other.display()));
+    sandbox.git(&format!("worktree lock {}", other.display()));
+    fs::remove_dir_all(&other).unwrap();
+    let error = sandbox.fails(NOW, 7);
+    assert!(error.contains("is locked and not here"), "{error}");
+}
+
+#[test]
+fn a_pointer_that_cannot_be_read_stops_it_wherever_it_stands() {
+    let sandbox = Sandbox::new();
+    add(&sandbox, "a", "first");
+    sandbox.commit("one");
+    sandbox.write("a.mlx", "<<<<<<< HEAD\n=======\n>>>>>>> x\n");
+    sandbox.git("commit -q -a -m broken");
+    add(&sandbox, "a", "second");
+    sandbox.commit("two");
+    let error = sandbox.fails(NOW, 5);
+    assert!(error.contains("nothing was freed") && error.contains("`a.mlx` at "), "{error}");
+    assert!(sandbox.json("fsck")["unreadable"][0]["why"].as_str().unwrap().contains("merge-conflict"));
+}
+
+#[test]
+fn digests_in_tags_and_events_are_kept() {
+    let sandbox = Sandbox::new();
+    sandbox.write("file", "x");
+    sandbox.commit("one");
+    sandbox.write("a/x", "a package");
+    let digest = sandbox.json("add a")["added"][0]["digest"].as_str().unwrap().to_owned();
+    sandbox.git(&format!("tag -a v1 -m '{digest}'"));
+    fs::remove_file(sandbox.repo.join("a.mlx")).unwrap();
+    sweep(&sandbox);
+    let pointer = format!("digest = \"{digest}\"\nfiles = 1\nformat = 1\nkind = \"tree\"\nsize = 9\n");
+    fs::remove_dir_all(sandbox.repo.join("a")).unwrap();
+    sandbox.write("a.mlx", pointer);
+    sandbox.ok("checkout a");
+    assert_eq!(sandbox.read("a/x"), "a package");
+}
+
+#[test]
+fn outputs_of_a_run_stay_as_long_as_its_record() {
+    let sandbox = Sandbox::new();
+    sandbox.write("params.toml", "x = 1\n");
+    sandbox.write(
+        "mlx.toml",
+        "[stage.s]\ncmd = 'cat params.toml > o'\nparams = ['params.toml:x']\nouts = ['o']\n",
+    );
+    sandbox.ok("repro");
+    sandbox.write("params.toml", "x = 2\n");
+    sandbox.ok("repro");
+    assert_eq!(sandbox.json("gc --yes")["freed"]["total"]["count"], 0);
+    sandbox.write("params.toml", "x = 1\n");
+    assert!(sandbox.ok("repro").contains("restored"));
+    // The other run is named by no lockfile: record and output go.
+    let freed = sandbox.json(NOW)["freed"].clone();
+    assert_eq!((&freed["runs"]["count"], &freed["contents"]["count"]), (&1.into(), &1.into()), "{freed}");
+    fs::remove_file(sandbox.repo.join("o")).unwrap();
+    assert!(sandbox.ok("repro").contains("restored"));
+}
+
+#[test]
+fn a_pack_that_is_mostly_unneeded_is_rewritten() {
+    let sandbox = Sandbox::new();
+    for at in 0..40 {
+        sandbox.write(&format!("data/f{at}"), format!("{at} ").repeat(50));
+    }
+    sandbox.ok("add data");
+    for at in 1..40 {
+        fs::remove_file(sandbox.repo.join(format!("data/f{at}"))).unwrap();
+    }
+    sandbox.ok("add data");
+    let swept = sandbox.json(NOW);
+    assert_eq!(swept["rewritten"]["count"], 1, "{swept}");
+    assert_eq!(swept["freed"]["contents"]["count"], 39);
+    fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
+    sandbox.ok("checkout");
+    assert_eq!(sandbox.read("data/f0"), "0 ".repeat(50));
+    assert_eq!(sandbox.json("fsck")["objects"], 2);
+}
+
+#[test]
+fn leavings_of_dead_processes_go_and_those_of_living_ones_stay() {
+    let sandbox = Sandbox::new();
+    add(&sandbox, "a", "one");
+    let packs = sandbox.repo.join(".git/mlx/packs");
+    let (dead, alive) =
+        (packs.join(".mlx-tmp-4194999-0-0"), packs.join(format!(".mlx-tmp-{}-0-0", std::process::id())));
+    fs::write(&dead, "half").unwrap();
+    fs::write(&alive, "half").unwrap();
+    assert_eq!(sandbox.json("gc --yes")["freed"]["leavings"]["count"], 1);
+    assert!(!dead.exists() && alive.exists());
+}
+
+/// Adds and gcs at the same time, again and again: whatever a pointer names is there.
+#[test]
+fn an_add_beside_a_gc_loses_nothing() {
+    let sandbox = Sandbox::new();
+    for at in 0..30 {
+        sandbox.write(&format!("data/f{at}"), format!("{at} ").repeat(20));
+    }
+    sandbox.write("data/large", vec![7_u8; 1_200_000]);
+    sandbox.ok("add data");
+    let pointer = sandbox.read("data.mlx");
+    for round in 0..25 {
+        // Its objects are there, and nothing needs them.
+        fs::remove_file(sandbox.repo.join("data.mlx")).unwrap();
+        sandbox.write("other", format!("{round}"));
+        let spawn = |args: &str| {
+            let mut child = command(&sandbox, args);
+            child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        };
+        let children = [spawn("add data"), spawn(NOW), spawn("add other"), spawn(NOW)];
+        for child in children {
+            let ran = ended(child.wait_with_output().unwrap());
+            assert_eq!(ran.code, 0, "round {round}: {}", ran.err);
+        }
+        assert_eq!(sandbox.read("data.mlx"), pointer);
+        let checked = sandbox.json("fsck");
+        assert_eq!(
+            (&checked["damaged"], &checked["faults"]),
+            (&serde_json::json!([]), &serde_json::json!([])),
+            "round {round}"
+        );
+    }
+}
+
+#[test]
+fn gc_survives_every_fault() {
+    let sandbox = Sandbox::new();
+    for at in 0..6 {
+        sandbox.write(&format!("data/f{at}"), format!("{at} ").repeat(30));
+    }
+    sandbox.write("data/large", vec![7_u8; 1_100_000]);
+    sandbox.ok("add data");
+    sandbox.write("mlx.toml", "[stage.s]\ncmd = 'date +%N > o'\ndeps = ['data']\nouts = ['o']\n");
+    sandbox.ok("repro");
+    for name in ["f1", "f2", "f3", "f4", "large"] {
+        fs::remove_file(sandbox.repo.join("data").join(name)).unwrap();
+    }
+    sandbox.ok("add data");
+    sandbox.ok("repro --force");
+    let before = sandbox.root().join("before");
+    let repo = &sandbox.repo;
+    let copy = |from: &Path, to: &Path| {
+        let copied = sandbox.command("cp", &sandbox.root()).arg("-a").arg(from).arg(to).status().unwrap();
+        assert!(copied.success());
+    };
+    copy(repo, &before);
+    let expected = snapshot(repo);
+    for how in ["kill", "fail"] {
+        for at in 1.. {
+            fs::remove_dir_all(repo).unwrap();
+            copy(&before, repo);
+            let ran = ended(command(&sandbox, NOW).env("MLX_FAULT", format!("{how}:{at}")).output().unwrap());
+            assert!(ran.code != 101 && !ran.err.contains("panicked"), "{how} {at}: {}", ran.err);
+            let checked = sandbox.json("fsck");
+            for key in ["damaged", "faults", "unreadable"] {
+                assert_eq!(checked[key], serde_json::json!([]), "{how} {at}");
+            }
+            sandbox.ok(NOW);
+            assert_eq!(sweep(&sandbox), 0, "{how} {at}");
+            for name in ["data", "o"] {
+                let path = repo.join(name);
+                if path.is_dir() { fs::remove_dir_all(path).unwrap() } else { fs::remove_file(path).unwrap() }
+            }
+            sandbox.ok("checkout");
+            assert_eq!(snapshot(repo), expected, "{how} {at}");
+            assert_eq!(files(&repo.join(".git/mlx/leases")), Vec::<PathBuf>::new());
+            if ran.code == 0 && (how == "kill" || at > 60) {
+                assert!(at > 20, "gc passes too few fault points");
+                break;
+            }
+        }
+    }
+}
+
+/// Two clones with one cache.
+fn shared() -> (Sandbox, PathBuf) {
+    let sandbox = Sandbox::new();
+    sandbox.commit("one");
+    let cache = sandbox.root().join("cache");
+    let other = sandbox.root().join("other");
+    sandbox.git(&format!("clone -q {} {}", sandbox.repo.display(), other.display()));
+    for folder in [&sandbox.repo, &other] {
+        sandbox.at(folder).ok(&format!("config set --local cache.dir {}", cache.display()));
+    }
+    (sandbox, other)
+}
+
+#[test]
+fn what_another_clone_needs_of_a_shared_cache_stays() {
+    let (sandbox, other) = shared();
+    fs::write(other.join("b"), "of the other").unwrap();
+    sandbox.at(&other).ok("add b");
+    add(&sandbox, "a", "first");
+    add(&sandbox, "a", "second");
+    assert_eq!(sweep(&sandbox), 1);
+    fs::remove_file(other.join("b")).unwrap();
+    sandbox.at(&other).ok("checkout");
+    assert_eq!(fs::read_to_string(other.join("b")).unwrap(), "of the other");
+    assert_eq!(sandbox.json("gc")["clones"], 1);
+}
+
+#[test]
+fn nothing_is_freed_while_a_list_is_older_than_its_refs_or_its_clone_is_gone() {
+    let (sandbox, other) = shared();
+    fs::write(other.join("b"), "of the other").unwrap();
+    sandbox.at(&other).ok("add b");
+    add(&sandbox, "a", "first");
+    add(&sandbox, "a", "second");
+    sandbox.at(&other).git("add -A");
+    sandbox.at(&other).git("commit -q -m two");
+    let error = sandbox.fails(NOW, 4);
+    assert!(error.contains(&other.display().to_string()) && error.contains("older than its refs"), "{error}");
+    sandbox.at(&other).ok("gc");
+    assert_eq!(sandbox.json("gc --grace 0s")["freed"]["total"]["count"], 1);
+    fs::remove_dir_all(&other).unwrap();
+    let error = sandbox.fails(NOW, 4);
+    assert!(error.contains("cannot be read") && error.contains("--forget"), "{error}");
+    sandbox.fails("gc --forget /nowhere", 3);
+    let swept = sandbox.json(&format!("{NOW} --forget {}", other.display()));
+    assert_eq!((&swept["freed"]["contents"]["count"], &swept["clones"]), (&2.into(), &0.into()), "{swept}");
+}
+
+#[test]
+fn a_cache_whose_folder_is_its_groups_stays_so() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    let (sandbox, _) = shared();
+    let cache = sandbox.root().join("cache");
+    fs::create_dir_all(&cache).unwrap();
+    fs::set_permissions(&cache, fs::Permissions::from_mode(0o2775)).unwrap();
+    for file in files(&cache) {
+        fs::remove_dir_all(&file).or_else(|_| fs::remove_file(&file)).unwrap();
+    }
+    let mut shell = sandbox.command("sh", &sandbox.repo);
+    sandbox.write("data/a", "one");
+    sandbox.write("data/large", vec![1_u8; 1_100_000]);
+    let add = format!("umask 077; {} add data", env!("CARGO_BIN_EXE_mlx"));
+    assert!(shell.args(["-c", &add]).status().unwrap().success());
+    let mut seen = 0;
+    for entry in walkdir::WalkDir::new(&cache).min_depth(1) {
+        let entry = entry.unwrap();
+        let mode = entry.metadata().unwrap().mode();
+        let wanted = if entry.file_type().is_dir() { 0o2070 } else { 0o040 };
+        assert_eq!(mode & wanted, wanted, "{} {mode:o}", entry.path().display());
+        let object = entry.path().parent().unwrap().ends_with("objects");
+        assert_eq!(mode & 0o020 == 0, object, "{} {mode:o}", entry.path().display());
+        seen += 1;
+    }
+    assert!(seen > 8, "{seen}");
+}
+
+/// A file by another user that promises what is not in it; needs root to make one.
+#[test]
+fn what_another_user_wrote_is_verified_before_it_is_trusted() {
+    let (sandbox, other) = shared();
+    sandbox.write("data/a", "one");
+    sandbox.write("data/large", vec![1_u8; 1_100_000]);
+    sandbox.ok("add data");
+    let cache = sandbox.root().join("cache");
+    for folder in ["packs", "objects"] {
+        for file in files(&cache.join(folder)) {
+            let chown = sandbox.command("chown", &cache).arg("12345").arg(&file).output().unwrap();
+            if !chown.status.success() {
+                return crate::sandbox::skip("what_another_user_wrote_is_verified", "this user is not root");
+            }
+            if file.extension().is_none_or(|it| it == "pack") {
+                let mut bytes = fs::read(&file).unwrap();
+                bytes[9] ^= 1;
+                fs::write(&file, bytes).unwrap();
+            }
+        }
+    }
+    fs::create_dir(other.join("data")).unwrap();
+    fs::write(other.join("data/a"), "one").unwrap();
+    fs::write(other.join("data/large"), vec![1_u8; 1_100_000]).unwrap();
+    sandbox.at(&other).ok("add data");
+    fs::remove_dir_all(other.join("data")).unwrap();
+    sandbox.at(&other).ok("checkout");
+    assert_eq!(fs::read(other.join("data/a")).unwrap(), b"one");
+    assert_eq!(fs::read(other.join("data/large")).unwrap(), vec![1_u8; 1_100_000]);
+}
+
+/// Kills an `add` in one clone at every disk operation, and frees what it can from another.
+#[test]
+fn what_a_killed_command_of_another_clone_relies_on_stays() {
+    let (sandbox, other) = shared();
+    let fill = || {
+        fs::create_dir_all(other.join("data")).unwrap();
+        fs::write(other.join("data/a"), "of the other").unwrap();
+        fs::write(other.join("data/large"), vec![3_u8; 1_100_000]).unwrap();
+    };
+    let elsewhere = sandbox.at(&other);
+    let mut written = 0;
+    for at in 1.. {
+        fill();
+        elsewhere.ok("add data");
+        // Everything is stored, and nothing needs it.
+        fs::remove_file(other.join("data.mlx")).unwrap();
+        elsewhere.ok("gc");
+        let mut add = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &other);
+        let ran = ended(add.args(["add", "data"]).env("MLX_FAULT", format!("kill:{at}")).output().unwrap());
+        sandbox.ok(NOW);
+        if other.join("data.mlx").exists() {
+            written += 1;
+            fs::remove_dir_all(other.join("data")).unwrap();
+            elsewhere.ok("checkout");
+            assert_eq!(fs::read_to_string(other.join("data/a")).unwrap(), "of the other", "{at}");
+        }
+        if ran.code == 0 {
+            break;
+        }
+    }
+    assert!(written > 2, "{written}");
+}
