@@ -58,7 +58,7 @@ impl Repo {
             }
             None => Store::open(Root::open(shared.path())?)?,
         };
-        Ok(Self { store, git, config, files, private, shared })
+        Ok(Self { git, store, config, files, private, shared })
     }
 
     /// The name that this clone goes by in a cache that it shares with others; none when it shares none.

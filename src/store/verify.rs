@@ -86,9 +86,9 @@ impl Store {
         let sound = whole.par_iter().map(|it| {
             let sound = self.large_as_named(&it.digest);
             progress.event(Event::Advanced { by: it.size });
-            sound.map(|sound| (it, sound))
+            (it, sound)
         });
-        for (it, sound) in sound.collect::<Result<Vec<_>>>()? {
+        for (it, sound) in sound.collect::<Vec<_>>() {
             found.objects += 1;
             found.bytes += it.size;
             if sound == Some(false) {
@@ -100,24 +100,21 @@ impl Store {
         }
         self.verify_runs(&mut found)?;
         progress.event(Event::Finished);
-        let sound = |it: &Digest| {
-            self.sound_copy(it, &|_| true).is_some()
-                || self.large_as_named(it).is_ok_and(|it| it == Some(true))
-        };
+        let sound =
+            |it: &Digest| self.sound_copy(it, &|_| true).is_some() || self.large_as_named(it) == Some(true);
         // A damaged copy beside a sound one is no loss.
         found.lost.retain(|it| !sound(it));
         Ok(found)
     }
 
     /// Nothing when it is not there (any more).
-    fn large_as_named(&self, digest: &Digest) -> Result<Option<bool>> {
-        let Some(large) = self.large(digest) else { return Ok(None) };
-        let read = large.open().and_then(|mut it| crate::store::digest_file(&mut it));
+    fn large_as_named(&self, digest: &Digest) -> Option<bool> {
+        let read = self.large(digest)?.open().and_then(|mut it| crate::store::digest_file(&mut it));
         match read {
-            Ok((is, _)) => Ok(Some(is == *digest)),
-            Err(_) if self.large(digest).is_none() => Ok(None),
+            Ok((is, _)) => Some(is == *digest),
+            Err(_) if self.large(digest).is_none() => None,
             // What the disk does not give back is as good as wrong.
-            Err(_) => Ok(Some(false)),
+            Err(_) => Some(false),
         }
     }
 
@@ -190,8 +187,7 @@ impl Store {
                     packs.extend(name.and_then(|it| Digest::from_hex(it).ok()));
                 }
                 What::Index(name) => self.mend_index(&name)?,
-                What::Whole(_) => self.to_quarantine(&fault.file)?,
-                What::Run(_) => self.to_quarantine(&fault.file)?,
+                What::Whole(_) | What::Run(_) => self.to_quarantine(&fault.file)?,
             }
         }
         for name in packs {
