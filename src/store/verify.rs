@@ -100,10 +100,8 @@ impl Store {
         }
         self.verify_runs(&mut found)?;
         progress.event(Event::Finished);
-        let sound = |it: &Digest| {
-            self.sound_copy(it, &|_| true).is_some()
-                || self.large_as_named(it) == Some(true)
-        };
+        let sound =
+            |it: &Digest| self.sound_copy(it, &|_| true).is_some() || self.large_as_named(it) == Some(true);
         // A damaged copy beside a sound one is no loss.
         found.lost.retain(|it| !sound(it));
         Ok(found)

@@ -12,6 +12,7 @@ use crate::{
     path::RepoPath,
     pipeline::Pipeline,
     pointer::Pointer,
+    upkeep,
     workspace::{Moved, Workspace},
 };
 
@@ -50,6 +51,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Done> {
     }
     let moved = workspace.rename(&from, &to, &claimed, ctx.progress);
     workspace.save()?;
+    upkeep::renew(&repo)?;
     let moved = moved?;
     warn_readers(ctx, &pipelines, &from);
     let files = for_git(&repo, moved.written.iter().map(Pointer::file).chain(moved.gone.iter().cloned()))?;

@@ -15,6 +15,7 @@ use crate::{
     path::RepoPath,
     pipeline::Pipeline,
     pointer::{Pointer, SUFFIX},
+    upkeep,
     workspace::{Data, Removed, Workspace},
 };
 
@@ -58,6 +59,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Done> {
     for path in ctx.paths(&repo, &args.paths)? {
         let done = workspace.remove(&path, data, &claimed, ctx.progress);
         workspace.save()?;
+        upkeep::renew(&repo)?;
         removed.push(done?);
         if args.data {
             warn_readers(ctx, &pipelines, &path);
