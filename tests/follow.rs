@@ -28,6 +28,15 @@ fn version_of(running: &Running) -> String {
     found["versions"][0].as_str().unwrap().to_owned()
 }
 
+/// Sets a flag when it is dropped.
+struct Ends<'f>(&'f AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn two_released() -> Sandbox {
     let sandbox = registered();
     share(&sandbox);
@@ -58,6 +67,8 @@ fn a_switch_under_load_fails_no_request() {
                 })
             })
             .collect();
+        // Clients end whatever becomes of the rest.
+        let _ends = Ends(&stop);
         // Approved is not released.
         approve(&sandbox, "pets@v0.2.0");
         thread::sleep(Duration::from_millis(1500));

@@ -48,6 +48,8 @@ pub const TEMPORARY: &[u8] = b".mlx-tmp-";
 
 /// Threads that wait for the disk.
 const THREADS: usize = 8;
+/// Bytes of stack for each: a thousand folders deep is walked by recursion.
+const STACK: usize = 64 << 20;
 
 /// The kernel's coarse clock, in nanoseconds: what it stamps on a file that changes now.
 pub fn tick() -> i64 {
@@ -59,7 +61,7 @@ pub fn tick() -> i64 {
 /// a cold disk has enough to do at once.
 pub fn busy<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     static POOL: OnceLock<Option<rayon::ThreadPool>> = OnceLock::new();
-    let make = || rayon::ThreadPoolBuilder::new().num_threads(THREADS).build().ok();
+    let make = || rayon::ThreadPoolBuilder::new().num_threads(THREADS).stack_size(STACK).build().ok();
     match POOL.get_or_init(make) {
         Some(pool) => pool.install(work),
         None => work(),

@@ -5,12 +5,17 @@ use std::{
     collections::BTreeMap,
     io::Write as _,
     process::{Command, Output, Stdio},
+    time::Duration,
 };
 
 use crate::{
     error::{Doing, Error, Kind, Result},
     git::{Git, Rev, ours},
 };
+
+/// How often a name that somebody else writes is waited for, and how long.
+const LOCKED: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// A remote of Git.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,8 +73,18 @@ impl Git {
             return Ok(());
         }
         let args = ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--stdin", &upstream.0];
-        let output = self.program(&args, refspecs.join("\n").as_bytes())?;
-        if output.status.success() { Ok(()) } else { Err(unreachable(upstream, &output)) }
+        for turn in 0.. {
+            let output = self.program(&args, refspecs.join("\n").as_bytes())?;
+            // Another mlx of this repository may bring the same names.
+            let locked = String::from_utf8_lossy(&output.stderr).contains("lock");
+            if output.status.success() {
+                break;
+            } else if !locked || turn == LOCKED {
+                return Err(unreachable(upstream, &output));
+            }
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
     }
 
     /// Sends all of these (object, name) or none.

@@ -10,6 +10,9 @@ use crate::{
 /// An event that is being named here.
 pub(super) const PENDING: &str = "refs/mlx/pending";
 
+/// How often somebody else may move the same name first.
+const ADVANCES: u32 = 5;
+
 /// What is known when an event is made.
 pub struct View {
     /// The commit whose policy counts: the tip of the Git remote's default branch, or HEAD without a remote.
@@ -34,6 +37,21 @@ pub fn refresh(repo: &Repo) -> Result<View> {
 /// Where it is remembered how far the remote's chain went when it was last seen.
 pub(super) fn seen(upstream: &Upstream) -> String {
     format!("refs/mlx/remotes/{}/audit", upstream.0)
+}
+
+/// Lets a name of the chain's end move on to `rev`; never back. Others here may move it at the same time.
+pub(super) fn advance(git: &Git, name: &str, rev: &Rev) -> Result<()> {
+    for turn in 0.. {
+        let own = git.tip(name)?;
+        if own.is_some() && holds(git, own.as_ref(), rev)? {
+            return Ok(());
+        }
+        match git.name_objects(&[(name.to_owned(), rev.to_string(), own)]) {
+            Err(error) if turn < ADVANCES && error.kind() == ErrorKind::Conflict => {}
+            done => return done,
+        }
+    }
+    unreachable!("the loop ends by returning")
 }
 
 /// The end of the remote's chain when it was last seen.
@@ -63,8 +81,8 @@ pub(super) fn look(git: &Git, upstream: &Upstream) -> Result<(View, Listing)> {
         return Err(cut_off(upstream));
     }
     catch_up(git, upstream, theirs.as_ref())?;
-    if let Some(theirs) = theirs.filter(|it| Some(it) != known.as_ref()) {
-        git.name_objects(&[(seen(upstream), theirs.to_string(), known)])?;
+    if let Some(theirs) = &theirs {
+        advance(git, &seen(upstream), theirs)?;
     }
     let policy = listing.0.get("HEAD").map(|id| git.resolve(id)).transpose()?;
     Ok((View { policy, tip: tip(git)? }, listing))
@@ -104,7 +122,7 @@ fn catch_up(git: &Git, upstream: &Upstream, theirs: Option<&Rev>) -> Result<()> 
     };
     if ahead {
         read(git, Some(theirs)).map_err(|it| foreign(upstream, it))?;
-        return git.name_objects(&[(AUDIT.to_owned(), theirs.to_string(), own)]);
+        return advance(git, AUDIT, theirs);
     }
     if holds(git, own.as_ref(), theirs)? {
         return Ok(());

@@ -18,7 +18,7 @@ use crate::{
         AUDIT, Event, FORMAT, Kind, View, append,
         chain::event as event_of,
         holds, is_ours,
-        look::{PENDING, complete, look, seen},
+        look::{PENDING, advance, complete, look, seen},
         read, tip,
     },
     repo::Repo,
@@ -219,15 +219,6 @@ fn number_of(git: &Git, tip: &Rev) -> Result<u64> {
 fn name_tag(git: &Git, tag: Option<&(String, String)>) -> Result<()> {
     let Some((name, id)) = tag else { return Ok(()) };
     git.name_objects(&[(format!("refs/tags/{name}"), id.clone(), None)])
-}
-
-/// Lets a name of the chain's end move on to `rev`; never back.
-fn advance(git: &Git, name: &str, rev: &Rev) -> Result<()> {
-    let own = git.tip(name)?;
-    if own.is_some() && holds(git, own.as_ref(), rev)? {
-        return Ok(());
-    }
-    git.name_objects(&[(name.to_owned(), rev.to_string(), own)])
 }
 
 /// What the chain names and the remote lacks: tags of events, and versions they speak of. Nothing else of the

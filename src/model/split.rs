@@ -47,20 +47,18 @@ pub struct Found {
 }
 
 /// Gathers the pictures of each class: those anywhere below a folder at the top.
-pub fn gather(folder: &Node) -> Result<Found> {
+pub fn gather(folder: &Node, at: &RepoPath) -> Result<Found> {
     let mut found = Found::default();
     for class in &folder.children {
         if class.kind != EntryKind::Folder {
             found.others += 1;
             continue;
         }
-        let name = crate::path::show(class.path.name());
-        let mut leaves = Vec::new();
-        class.leaves(&mut leaves);
-        for leaf in leaves {
+        let name = crate::path::show(&class.name);
+        for (path, leaf) in class.leaves(&at.join(&class.name)?)? {
             match leaf.kind {
-                EntryKind::File | EntryKind::Executable if is_picture(&leaf.path) => {
-                    found.pictures.push((leaf.path.clone(), leaf.digest, name.clone()));
+                EntryKind::File | EntryKind::Executable if is_picture(&path) => {
+                    found.pictures.push((path, leaf.digest, name.clone()));
                 }
                 EntryKind::Folder => {}
                 _ => found.others += 1,

@@ -41,7 +41,7 @@ impl Pipeline<'_, '_> {
             }
             let content = match self.workspace.look(path, &Silent)? {
                 Some(node) if node.kind == EntryKind::Link => return Err(linked(name, path)),
-                Some(node) => node.content(&mut None)?,
+                Some(node) => node.content(),
                 None => {
                     inputs.absent.insert(path.clone());
                     self.recorded(path, lock)?.ok_or_else(|| missing(name, path))?

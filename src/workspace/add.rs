@@ -105,20 +105,24 @@ impl Workspace<'_> {
         }
         let gone = || Error::not_found(format!("there is no `{path}`"));
         let node = scan::scan(self, path, Some(writer), progress)?.ok_or_else(gone)?;
-        let mut leaves = Vec::new();
-        node.leaves(&mut leaves);
-        if let Some(inner) = leaves.iter().find(|it| self.is_pointer(&it.path)) {
-            let error = Error::new(Kind::Conflict, format!("`{path}` contains the pointer `{}`", inner.path));
-            return Err(error.hint("a folder is tracked as a whole or in parts: move that pointer out of it"));
-        }
-        scan::check_links(self, &node, top)?;
+        node.walk(&path.parent().unwrap_or_default(), &mut |folder, leaf| {
+            let named = leaf.name.ends_with(SUFFIX.as_bytes());
+            let Some(inner) =
+                named.then(|| folder.join(&leaf.name)).transpose()?.filter(|it| self.is_pointer(it))
+            else {
+                return Ok(());
+            };
+            let error = Error::new(Kind::Conflict, format!("`{path}` contains the pointer `{inner}`"));
+            Err(error.hint("a folder is tracked as a whole or in parts: move that pointer out of it"))
+        })?;
+        scan::check_links(self, &node, path, top)?;
         Ok(node)
     }
 
     fn add_whole(&self, path: &RepoPath, progress: &dyn Progress) -> Result<Pointer> {
         let mut writer = Writer::new(&self.repo.store);
         let node = self.take(path, path, &mut writer, progress)?;
-        let content = node.content(&mut Some(&mut writer))?;
+        let content = node.content();
         writer.finish()?;
         let pointer = Pointer { path: path.clone(), content };
         let _lock = self.repo.lock_telling(progress)?;
@@ -130,7 +134,7 @@ impl Workspace<'_> {
     fn add_within(&self, parent: &Pointer, path: &RepoPath, progress: &dyn Progress) -> Result<Pointer> {
         let mut writer = Writer::new(&self.repo.store);
         let node = self.take(path, &parent.path, &mut writer, progress)?;
-        let entry = node.entry(&mut Some(&mut writer))?;
+        let entry = node.entry();
         writer.finish()?;
         self.record_within(parent, path, Some(entry), progress)
     }

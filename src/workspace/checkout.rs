@@ -1,9 +1,6 @@
 //! Puts content where its pointer says: decided first, then done.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io::Write as _,
-};
+use std::{collections::BTreeSet, io::Write as _};
 
 use rayon::prelude::*;
 
@@ -11,13 +8,13 @@ use crate::{
     error::{Doing, Error, Kind, Result},
     fs::{self, Dir, Form, Link, Mode, Root, Stamp},
     path::RepoPath,
-    pointer::{Content, Pointer, Shape},
+    pointer::{Pointer, Shape},
     progress::{Event, Progress},
-    store::{EntryKind, Side, Store, TreeEntry, file_at},
+    store::{Difference, EntryKind, Side, Store, TreeEntry, file_at},
     workspace::{
-        Workspace, collision,
+        Node, Workspace, collision,
+        compare::{differences, recorded},
         scan::{scan_view, stays_inside},
-        status::{recorded_leaves, workspace_leaves},
         view::View,
     },
 };
@@ -73,85 +70,89 @@ pub fn plan(
     let store = &workspace.repo.store;
     let wanted = wanted(store, pointer, part).doing(|| format!("cannot check out `{part}`"))?;
     let there = there(workspace, pointer, part, progress)?;
+    let in_the_way = in_the_way(workspace, pointer, part, progress)?;
     let shared = workspace.repo.config.links()?.iter().any(|it| matches!(it, Link::Hardlink | Link::Symlink));
-    Ok(decide(store, &wanted, &there, shared))
+    let found = differences(store, part, wanted.as_ref(), there.as_ref());
+    let mut plan = decide(store, &found.doing(|| format!("cannot check out `{part}`"))?, shared);
+    plan.unsaved.extend(in_the_way);
+    Ok(plan)
 }
 
-/// What is on record at or below `part`.
-fn wanted(store: &Store, pointer: &Pointer, part: &RepoPath) -> Result<BTreeMap<RepoPath, Side>> {
-    let mut found = BTreeMap::new();
+/// What is on record at `part`.
+fn wanted(store: &Store, pointer: &Pointer, part: &RepoPath) -> Result<Option<TreeEntry>> {
     let below = part.below(&pointer.path).unwrap_or_default();
     if below.is_root() {
-        recorded_leaves(store, part, &pointer.content, &mut found)?;
-    } else if pointer.content.kind == Shape::Tree
-        && let Some(entry) = file_at(store, &pointer.content.digest, &below)?
-    {
-        let TreeEntry { digest, files, size, .. } = entry;
-        if entry.kind == EntryKind::Folder {
-            recorded_leaves(store, part, &Content { digest, files, kind: Shape::Tree, size }, &mut found)?;
-        } else {
-            found.insert(part.clone(), Side::from(&entry));
-        }
+        return Ok(Some(recorded(&pointer.content)));
     }
-    Ok(found)
+    if pointer.content.kind != Shape::Tree {
+        return Ok(None);
+    }
+    file_at(store, &pointer.content.digest, &below)
 }
 
-/// What lies at or below `part` now, but for what is ignored and not on record; a file on the way to it
-/// stands for all.
+/// What lies at `part` now, but for what is ignored and not on record.
 fn there(
     workspace: &Workspace<'_>,
     pointer: &Pointer,
     part: &RepoPath,
     progress: &dyn Progress,
-) -> Result<BTreeMap<RepoPath, Side>> {
-    let mut start = part.clone();
-    while let Some(way) = start.parent().filter(|it| it.is_within(&pointer.path)) {
-        start = way;
-        if matches!(workspace.repo.files.stamp(&start), Ok(Some(_))) {
+) -> Result<Option<Node>> {
+    let view = View::of(workspace, part, Some(pointer))?;
+    scan_view(workspace, part, &view, None, progress)
+}
+
+/// A file on the way to `part` that is stored nowhere; it would make room.
+fn in_the_way(
+    workspace: &Workspace<'_>,
+    pointer: &Pointer,
+    part: &RepoPath,
+    progress: &dyn Progress,
+) -> Result<Option<RepoPath>> {
+    let mut way = part.clone();
+    while let Some(above) = way.parent().filter(|it| it.is_within(&pointer.path)) {
+        way = above;
+        let Ok(Some(stamp)) = workspace.repo.files.stamp(&way) else { continue };
+        if stamp.form == Form::Folder {
             break;
         }
+        let node = there(workspace, pointer, &way, progress)?;
+        return Ok(node.filter(|it| !workspace.repo.store.is_sound(&it.digest)).map(|_| way));
     }
-    if workspace.repo.files.stamp(&start)?.is_none_or(|it| it.form == Form::Folder) {
-        start = part.clone();
-    }
-    let view = View::of(workspace, &start, Some(pointer))?;
-    let node = scan_view(workspace, &start, &view, None, progress)?;
-    Ok(node.map_or_else(BTreeMap::new, |it| workspace_leaves(&it)))
+    Ok(None)
 }
 
 /// How to come from what is there to what is wanted; with `shared`, files may have other names.
-fn decide(
-    store: &Store,
-    wanted: &BTreeMap<RepoPath, Side>,
-    there: &BTreeMap<RepoPath, Side>,
-    shared: bool,
-) -> Plan {
+fn decide(store: &Store, found: &[Difference], shared: bool) -> Plan {
     let mut plan = Plan::default();
-    for (path, side) in wanted {
-        match there.get(path) {
-            Some(is)
-                if is.kind == side.kind && (is.digest == side.digest || side.kind == EntryKind::Folder) => {}
+    for Difference { path, old: wanted, new: there } in found {
+        match (wanted, there) {
             // The mode of a file that others share is not ours to change: it is written anew.
-            Some(is) if is.digest == side.digest && plain(is.kind) && plain(side.kind) && !shared => {
+            (Some(side), Some(is))
+                if is.digest == side.digest && plain(is.kind) && plain(side.kind) && !shared =>
+            {
                 plan.modes.push((path.clone(), side.kind));
             }
-            _ if side.kind == EntryKind::Folder => drop(plan.folders.insert(path.clone())),
-            _ => plan.write.push((path.clone(), *side)),
+            (Some(side), _) if side.kind == EntryKind::Folder => drop(plan.folders.insert(path.clone())),
+            (Some(side), _) => plan.write.push((path.clone(), *side)),
+            (None, Some(side)) if side.kind != EntryKind::Folder || !is_filled(found, path) => {
+                plan.remove.push((path.clone(), side.kind));
+            }
+            (None, _) => {}
         }
-    }
-    for (path, side) in there {
-        let stays =
-            wanted.get(path).is_some_and(|it| it.digest == side.digest || side.kind == EntryKind::Folder);
+        let Some(side) = there else { continue };
+        let stays = wanted.is_some_and(|it| it.digest == side.digest);
         if !stays && side.kind != EntryKind::Folder && !store.is_sound(&side.digest) {
             plan.unsaved.push(path.clone());
         }
-        let within = |it: &RepoPath| it.is_within(path) && it != path;
-        let filled = side.kind == EntryKind::Folder && wanted.range(path.clone()..).any(|it| within(it.0));
-        if !wanted.contains_key(path) && !filled {
-            plan.remove.push((path.clone(), side.kind));
-        }
     }
     plan
+}
+
+/// Whether something is wanted in an empty folder.
+fn is_filled(found: &[Difference], folder: &RepoPath) -> bool {
+    let after = &found[found.partition_point(|it| it.path <= *folder)..];
+    let near = after.iter().take_while(|it| it.path.bytes().starts_with(folder.bytes()));
+    near.filter(|it| it.path.is_within(folder)).any(|it| it.old.is_some())
 }
 
 fn plain(kind: EntryKind) -> bool {
@@ -189,9 +190,9 @@ pub fn clear(
     force: bool,
     progress: &dyn Progress,
 ) -> Result<CheckedOut> {
-    let mut there = there(workspace, pointer, part, progress)?;
-    there.retain(|path, _| path.is_within(part));
-    let plan = decide(&workspace.repo.store, &BTreeMap::new(), &there, false);
+    let there = there(workspace, pointer, part, progress)?;
+    let store = &workspace.repo.store;
+    let plan = decide(store, &differences(store, part, None, there.as_ref())?, false);
     let done = carry_out(workspace, pointer, &plan, force, progress)?;
     if let Some(folder) = part.parent()
         && let Ok(folder) = workspace.repo.files.dir(&folder)

@@ -120,13 +120,11 @@ impl Workspace<'_> {
         let Some(node) = scan::scan_view(self, start, &view, Some(&mut writer), progress)? else {
             return Ok(None);
         };
-        scan::check_links(self, &node, top)?;
-        let mut leaves = Vec::new();
-        node.leaves(&mut leaves);
+        scan::check_links(self, &node, start, top)?;
         let mut changes: BTreeMap<RepoPath, Option<TreeEntry>> = BTreeMap::new();
-        for leaf in leaves.into_iter().filter(|it| it.kind != EntryKind::Folder) {
-            let below = leaf.path.below(top).expect("the scan began in the folder");
-            changes.insert(below, Some(leaf.entry(&mut None)?));
+        for (path, leaf) in node.leaves(start)?.into_iter().filter(|it| it.1.kind != EntryKind::Folder) {
+            let below = path.below(top).expect("the scan began in the folder");
+            changes.insert(below, Some(leaf.entry()));
         }
         writer.finish()?;
         let _lock = self.repo.lock_telling(progress)?;

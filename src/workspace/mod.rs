@@ -3,10 +3,12 @@
 mod add;
 mod checkout;
 mod collision;
+mod compare;
 mod glob;
 mod ignore;
 mod index;
 mod moving;
+mod node;
 mod remove;
 mod scan;
 mod status;
@@ -17,8 +19,8 @@ pub use self::{
     checkout::{CheckedOut, checkout, checkout_part, clear},
     glob::Glob,
     moving::Moved,
+    node::Node,
     remove::{Data, Removed},
-    scan::Node,
     status::{Change, Item, State, Version, between},
     unprotect::Unprotected,
 };
@@ -31,7 +33,7 @@ use crate::{
     pointer::{Content, Pointer, SUFFIX},
     progress::Progress,
     repo::Repo,
-    store::{Writer, put_folder},
+    store::Writer,
 };
 
 use self::index::Index;
@@ -154,16 +156,15 @@ impl<'r> Workspace<'r> {
 
     /// The content at `path` now, without storing it.
     pub fn content(&self, path: &RepoPath, progress: &dyn Progress) -> Result<Option<Content>> {
-        self.look(path, progress)?.map(|it| it.content(&mut None)).transpose()
+        Ok(self.look(path, progress)?.map(|it| it.content()))
     }
 
     /// Stores what lies at `path`; nothing when nothing is there.
     pub fn store(&self, path: &RepoPath, progress: &dyn Progress) -> Result<Option<Content>> {
         let mut writer = Writer::new(&self.repo.store);
         let Some(node) = scan::scan(self, path, Some(&mut writer), progress)? else { return Ok(None) };
-        let content = node.content(&mut Some(&mut writer))?;
         writer.finish()?;
-        Ok(Some(content))
+        Ok(Some(node.content()))
     }
 
     /// Writes what was learnt to disk, under a short lock.
@@ -175,21 +176,5 @@ impl<'r> Workspace<'r> {
     /// learnt anew the next time.
     pub fn save_if_free(&self) {
         drop(self.index.borrow_mut().save_if_free(self.repo));
-    }
-}
-
-impl Node {
-    /// Folds a scan into a digest, a size and a count; pages are stored when there is a writer.
-    pub fn content(&self, writer: &mut Option<&mut Writer<'_>>) -> Result<Content> {
-        if self.kind != crate::store::EntryKind::Folder {
-            return Ok(Content {
-                digest: self.digest,
-                files: 1,
-                kind: self.kind.shape(),
-                size: self.stamp.size,
-            });
-        }
-        let entries = self.children.iter().map(|it| it.entry(writer)).collect::<Result<Vec<_>>>()?;
-        put_folder(&entries, writer.as_deref_mut())
     }
 }

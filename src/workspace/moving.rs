@@ -133,9 +133,7 @@ impl Workspace<'_> {
             return Err(occupied(to));
         }
         match self.look(to, progress)? {
-            Some(node) if (node.kind, node.content(&mut None)?.digest) == (entry.kind, entry.digest) => {
-                Ok(())
-            }
+            Some(node) if (node.kind, node.digest) == (entry.kind, entry.digest) => Ok(()),
             _ => Err(occupied(to)),
         }
     }

@@ -10,22 +10,13 @@ use crate::{
     fs::{self, Entry, File, Form, Root, Sieve as _, Stamp},
     path::{RepoPath, show},
     progress::{Event, Progress},
-    store::{EntryKind, Kind, Ready, Store, TreeEntry, WHOLE, Writer, digest_file},
-    workspace::{Workspace, view::View},
+    store::{EntryKind, Kind, Ready, Store, WHOLE, Writer, digest_file},
+    workspace::{Node, Workspace, view::View},
 };
 
 /// Bytes read at once, by all cores together.
 const BATCH: u64 = 16 << 20;
 const BATCH_FILES: usize = 1024;
-
-/// A file or folder of the workspace with its digest (that of a folder comes with [`Node::content`]).
-pub struct Node {
-    pub path: RepoPath,
-    pub kind: EntryKind,
-    pub stamp: Stamp,
-    pub digest: Digest,
-    pub children: Vec<Node>,
-}
 
 /// A file to be read.
 struct Job {
@@ -35,34 +26,7 @@ struct Job {
     linked: Option<Digest>,
 }
 
-impl Node {
-    /// This node as a row of a tree.
-    pub(super) fn entry(&self, writer: &mut Option<&mut Writer<'_>>) -> Result<TreeEntry> {
-        let content = self.content(writer)?;
-        let name = self.path.name().into();
-        Ok(TreeEntry {
-            name,
-            kind: self.kind,
-            size: content.size,
-            files: content.files,
-            digest: content.digest,
-        })
-    }
-
-    fn is_unread(&self) -> bool {
-        self.kind != EntryKind::Folder && self.digest == unread()
-    }
-
-    /// All files, links and empty folders, sorted by path within each folder.
-    pub fn leaves<'n>(&'n self, found: &mut Vec<&'n Self>) {
-        if self.kind != EntryKind::Folder || self.children.is_empty() {
-            found.push(self);
-        }
-        self.children.iter().for_each(|it| it.leaves(found));
-    }
-}
-
-/// Looks at `path`; with a writer, everything that is not stored is, but for the pages of folders.
+/// Looks at `path`; with a writer, everything that is not stored is.
 pub(super) fn scan(
     workspace: &Workspace<'_>,
     path: &RepoPath,
@@ -97,7 +61,10 @@ pub(super) fn scan_view(
         index.keep_folders(path, &scanner.walked);
     }
     index.settle();
-    Ok((!node.is_unread()).then_some(node))
+    drop(index);
+    // Of a part of a folder there is no page.
+    node.fold(&mut scanner.writer.filter(|_| view.is_whole()))?;
+    Ok((!is_unread(&node)).then_some(node))
 }
 
 struct Scanner<'s, 'r, 'w, 'o> {
@@ -113,14 +80,18 @@ fn unread() -> Digest {
     Digest::from_bytes([0; 32])
 }
 
+fn is_unread(node: &Node) -> bool {
+    node.kind != EntryKind::Folder && node.digest == unread()
+}
+
 /// Puts the digests that were read where they belong, in the order they were asked for; what could not be
 /// read goes.
 fn fill(node: &mut Node, digests: &mut impl Iterator<Item = Digest>) {
-    if node.is_unread() {
+    if is_unread(node) {
         node.digest = digests.next().expect("every unread file was a job");
     }
     node.children.iter_mut().for_each(|it| fill(it, digests));
-    node.children.retain(|it| !it.is_unread());
+    node.children.retain(|it| !is_unread(it));
 }
 
 impl Scanner<'_, '_, '_, '_> {
@@ -152,7 +123,8 @@ impl Scanner<'_, '_, '_, '_> {
                 children.extend(self.node(path.join(&child.name)?, child, known)?);
             }
         }
-        Ok(Some(Node { path, kind, stamp, digest, children }))
+        children.shrink_to_fit();
+        Ok(Some(Node { name: entry.name, kind, size: stamp.size, files: 1, digest, children }))
     }
 
     /// A folder that is walked, and what the index forgets of it.
@@ -383,14 +355,19 @@ fn changed(job: &Job) -> Error {
 }
 
 /// Refuses links that lead out of the folder that is tracked.
-pub(super) fn check_links(workspace: &Workspace<'_>, node: &Node, top: &RepoPath) -> Result<()> {
-    let mut leaves = Vec::new();
-    node.leaves(&mut leaves);
-    for leaf in leaves.iter().filter(|it| it.kind == EntryKind::Link) {
-        let target = workspace.repo.files.read_link(&leaf.path)?;
-        stays_inside(&leaf.path, top, &target)?;
-    }
-    Ok(())
+pub(super) fn check_links(
+    workspace: &Workspace<'_>,
+    node: &Node,
+    path: &RepoPath,
+    top: &RepoPath,
+) -> Result<()> {
+    node.walk(&path.parent().unwrap_or_default(), &mut |folder, leaf| {
+        if leaf.kind != EntryKind::Link {
+            return Ok(());
+        }
+        let link = folder.join(&leaf.name)?;
+        stays_inside(&link, top, &workspace.repo.files.read_link(&link)?)
+    })
 }
 
 /// Refuses a link at `link` to `target` that leads out of the folder `top`.

@@ -9,8 +9,13 @@ use crate::{
     path::RepoPath,
     pointer::{Content, Pointer, Shape},
     progress::Progress,
-    store::{EntryKind, Side, Store, diff, entries},
-    workspace::{Node, Workspace, scan::scan_view, view::View},
+    store::{Difference, EntryKind, Side, Store, diff},
+    workspace::{
+        Node, Workspace,
+        compare::{differences, recorded},
+        scan::scan_view,
+        view::View,
+    },
 };
 
 /// What became of a file since it was recorded.
@@ -71,12 +76,12 @@ impl Workspace<'_> {
             }
             Err(error) => return Ok(item(State::Unknown, Vec::new(), Some(error.full_text()))),
         };
-        if troubles.is_empty() && node.content(&mut None)? == pointer.content {
+        if troubles.is_empty() && node.content() == pointer.content {
             return Ok(item(State::Same, Vec::new(), None));
         }
         // What lies in a folder that was walked was compared, whatever else is wrong with the folder.
         let hidden: Vec<_> =
-            troubles.iter().map(|it| it.0.clone()).filter(|it| !is_walked(&node, it)).collect();
+            troubles.iter().map(|it| it.0.clone()).filter(|it| !is_walked(&node, path, it)).collect();
         let recorded = Version::Recorded(pointer.content);
         match between(&self.repo.store, &pointer.path, Some(&recorded), Some(&Version::Here(node))) {
             Ok(changes) if troubles.is_empty() => Ok(item(State::Changed, changes, None)),
@@ -96,9 +101,13 @@ impl Workspace<'_> {
     }
 }
 
-fn is_walked(node: &Node, path: &RepoPath) -> bool {
-    let below = |it: &Node| path.is_within(&it.path) && is_walked(it, path);
-    node.kind == EntryKind::Folder && (node.path == *path || node.children.iter().any(below))
+/// Whether the folder at `path` is in what was found at `top`.
+fn is_walked(node: &Node, top: &RepoPath, path: &RepoPath) -> bool {
+    let below = path.below(top);
+    let found = below.as_ref().and_then(|it| {
+        it.components().try_fold(node, |here, name| here.children.iter().find(|it| &it.name[..] == name))
+    });
+    found.is_some_and(|it| it.kind == EntryKind::Folder)
 }
 
 /// A version of a path to compare with another.
@@ -117,14 +126,11 @@ impl Version {
     }
 
     fn leaves(&self, store: &Store, path: &RepoPath) -> Result<BTreeMap<RepoPath, Side>> {
-        match self {
-            Self::Here(node) => Ok(workspace_leaves(node)),
-            Self::Recorded(content) => {
-                let mut found = BTreeMap::new();
-                recorded_leaves(store, path, content, &mut found)?;
-                Ok(found)
-            }
-        }
+        let found = match self {
+            Self::Here(node) => differences(store, path, None, Some(node))?,
+            Self::Recorded(content) => differences(store, path, Some(&recorded(content)), None)?,
+        };
+        Ok(found.into_iter().filter_map(|it| Some((it.path, it.old.or(it.new)?))).collect())
     }
 }
 
@@ -138,13 +144,13 @@ impl Workspace<'_> {
     ) -> Result<Option<Version>> {
         let Some(content) = recorded else { return Ok(None) };
         match self.look(path, progress)? {
-            Some(node) if node.content(&mut None)? != content => Ok(Some(Version::Here(node))),
+            Some(node) if node.content() != content => Ok(Some(Version::Here(node))),
             _ => Ok(Some(Version::Recorded(content))),
         }
     }
 }
 
-/// What differs between two versions of a path; of two records, equal subtrees are not read.
+/// What differs between two versions of a path; equal subtrees are not read.
 pub fn between(
     store: &Store,
     path: &RepoPath,
@@ -155,14 +161,17 @@ pub fn between(
     if let (Some(before), Some(after)) = (old, new)
         && let (Some(before), Some(after)) = (tree(before), tree(after))
     {
-        let found = diff(store, path, Some(&before), Some(&after))?;
-        return Ok(found
-            .into_iter()
-            .map(|it| (it.path, change(it.old.is_some(), it.new.is_some())))
-            .collect());
+        return Ok(told(diff(store, path, Some(&before), Some(&after))?));
+    }
+    if let (Some(Version::Recorded(content)), Some(Version::Here(node))) = (old, new) {
+        return Ok(told(differences(store, path, Some(&recorded(content)), Some(node))?));
     }
     let leaves = |it: Option<&Version>| it.map_or_else(|| Ok(BTreeMap::new()), |it| it.leaves(store, path));
     Ok(changes(leaves(old)?, leaves(new)?))
+}
+
+fn told(found: Vec<Difference>) -> Vec<(RepoPath, Change)> {
+    found.into_iter().map(|it| (it.path, change(it.old.is_some(), it.new.is_some()))).collect()
 }
 
 fn change(before: bool, after: bool) -> Change {
@@ -189,34 +198,4 @@ fn changes(mut old: BTreeMap<RepoPath, Side>, new: BTreeMap<RepoPath, Side>) -> 
     found.extend(old.into_keys().map(|path| (path, Change::Deleted)));
     found.sort_by(|a, b| a.0.cmp(&b.0));
     found
-}
-
-/// Files, links and empty folders of the workspace.
-pub(super) fn workspace_leaves(node: &Node) -> BTreeMap<RepoPath, Side> {
-    let mut leaves = Vec::new();
-    node.leaves(&mut leaves);
-    let side = |it: &Node| Side { kind: it.kind, digest: it.digest, size: it.stamp.size };
-    leaves.iter().map(|it| (it.path.clone(), side(it))).collect()
-}
-
-/// Files, links and empty folders of a record.
-pub(super) fn recorded_leaves(
-    store: &Store,
-    path: &RepoPath,
-    content: &Content,
-    found: &mut BTreeMap<RepoPath, Side>,
-) -> Result<()> {
-    let kind = match content.kind {
-        Shape::File => EntryKind::File,
-        Shape::Executable => EntryKind::Executable,
-        Shape::Tree if entries(store, &content.digest)?.is_empty() => EntryKind::Folder,
-        Shape::Tree => {
-            for difference in diff(store, path, None, Some(&content.digest))? {
-                found.extend(difference.new.map(|it| (difference.path, it)));
-            }
-            return Ok(());
-        }
-    };
-    found.insert(path.clone(), Side { kind, digest: content.digest, size: content.size });
-    Ok(())
 }

@@ -85,7 +85,7 @@ pub fn split(ctx: &Context<'_>, args: &SplitArgs) -> Result<Split> {
             .hint("one subfolder a class, with photos in it")
     })?;
     workspace.save()?;
-    let found = split::gather(&node)?;
+    let found = split::gather(&node, &data)?;
     let others = found.others;
     let pictures = split::split(found, &settings)?;
     let out = ctx.path(&repo, &args.out)?;

@@ -38,7 +38,7 @@ impl Tree<'_> {
         let workspace = Workspace::open(&self.repo)?;
         let asked = self.labeled(&workspace, environment)?;
         let present = match workspace.look(data, self.ctx.progress)? {
-            Some(node) => split::gather(&node)?.pictures,
+            Some(node) => split::gather(&node, data)?.pictures,
             None => Vec::new(),
         };
         let labels = asked.iter().map(|(digest, it)| (*digest, it.1.clone())).collect();
