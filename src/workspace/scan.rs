@@ -17,6 +17,8 @@ use crate::{
 /// Bytes read at once, by all cores together.
 const BATCH: u64 = 16 << 20;
 const BATCH_FILES: usize = 1024;
+/// Files that wait to be read, at most.
+const WAITING: usize = 4 * BATCH_FILES;
 
 /// A file to be read.
 struct Job {
@@ -50,11 +52,24 @@ pub(super) fn scan_view(
     let children =
         if stamp.form == Form::Folder { fs::busy(|| files.entries(path, view))? } else { Vec::new() };
     let entry = Entry { name: path.name().into(), stamp, children };
-    let mut scanner = Scanner { workspace, view, writer, jobs: Vec::new(), walked: BTreeSet::new() };
+    let mut scanner = Scanner {
+        workspace,
+        view,
+        writer,
+        progress,
+        jobs: Vec::new(),
+        digests: Vec::new(),
+        waiting: Vec::new(),
+        walked: BTreeSet::new(),
+    };
+    let total = scanner.unknown(&path.parent().unwrap_or_default(), std::slice::from_ref(&entry));
+    if total > BATCH {
+        progress.event(Event::Started { task: "reading", total: Some(total) });
+    }
     let known =
         scanner.known(&path.parent().unwrap_or_default(), std::slice::from_ref(&entry)).pop().flatten();
     let Some(mut node) = scanner.node(path.clone(), entry, known)? else { return Ok(None) };
-    let digests = scanner.run(progress)?;
+    let digests = scanner.finish()?;
     fill(&mut node, &mut digests.into_iter());
     let mut index = workspace.index.borrow_mut();
     if view.is_whole() {
@@ -71,7 +86,12 @@ struct Scanner<'s, 'r, 'w, 'o> {
     workspace: &'s Workspace<'r>,
     view: &'s View<'r>,
     writer: Option<&'o mut Writer<'w>>,
+    progress: &'s dyn Progress,
     jobs: Vec<Job>,
+    /// Of the jobs that were done, in their order.
+    digests: Vec<Digest>,
+    /// What was read and not yet written.
+    waiting: Lot,
     walked: BTreeSet<RepoPath>,
 }
 
@@ -121,6 +141,9 @@ impl Scanner<'_, '_, '_, '_> {
             let known = self.known(&path, &entry.children);
             for (child, known) in entry.children.into_iter().zip(known) {
                 children.extend(self.node(path.join(&child.name)?, child, known)?);
+                if self.jobs.len() >= WAITING {
+                    self.flush()?;
+                }
             }
         }
         children.shrink_to_fit();
@@ -187,40 +210,51 @@ impl Scanner<'_, '_, '_, '_> {
         }
     }
 
-    /// Reads all jobs, in order, many at a time: while one lot is read, the one before is written.
-    fn run(&mut self, progress: &dyn Progress) -> Result<Vec<Digest>> {
-        let total = self.jobs.iter().map(|it| it.stamp.size).sum();
-        if total > BATCH {
-            progress.event(Event::Started { task: "reading", total: Some(total) });
-        }
+    /// Reads the jobs so far, in order, many at a time: while one lot is read, the one before is written.
+    fn flush(&mut self) -> Result<()> {
         let jobs = std::mem::take(&mut self.jobs);
-        let mut digests = Vec::with_capacity(jobs.len());
-        let mut waiting = Vec::new();
         for batch in batches(&jobs) {
             let tick = fs::tick();
+            let before = std::mem::take(&mut self.waiting);
             let read = if let [job] = batch
                 && job.stamp.size > WHOLE
             {
-                self.put(std::mem::take(&mut waiting))?;
+                self.put(before)?;
                 vec![(
                     self.large(job).or_else(|it| self.view.trouble(&job.path, it).map(|()| unread()))?,
                     None,
                 )]
             } else {
-                self.read_and_put(batch, std::mem::take(&mut waiting))?
+                self.read_and_put(batch, before)?
             };
             let mut index = self.workspace.index.borrow_mut();
             for (job, (digest, _)) in batch.iter().zip(&read).filter(|it| it.1.0 != unread()) {
                 index.learn(&job.path, &job.stamp, *digest, tick);
             }
             drop(index);
-            digests.extend(read.iter().map(|it| it.0));
-            waiting = read;
-            progress.event(Event::Advanced { by: batch.iter().map(|it| it.stamp.size).sum() });
+            self.digests.extend(read.iter().map(|it| it.0));
+            self.waiting = read;
+            self.progress.event(Event::Advanced { by: batch.iter().map(|it| it.stamp.size).sum() });
         }
-        self.put(waiting)?;
-        progress.event(Event::Finished);
-        Ok(digests)
+        Ok(())
+    }
+
+    /// All digests that were asked for, in order.
+    fn finish(&mut self) -> Result<Vec<Digest>> {
+        self.flush()?;
+        let last = std::mem::take(&mut self.waiting);
+        self.put(last)?;
+        self.progress.event(Event::Finished);
+        Ok(std::mem::take(&mut self.digests))
+    }
+
+    /// Bytes that have to be read.
+    fn unknown(&self, folder: &RepoPath, entries: &[Entry]) -> u64 {
+        let known = self.known(folder, entries);
+        let files = entries.iter().zip(known).filter(|it| it.0.stamp.form == Form::File && it.1.is_none());
+        let own: u64 = files.map(|it| it.0.stamp.size).sum();
+        let below = |it: &Entry| folder.join(&it.name).map_or(0, |path| self.unknown(&path, &it.children));
+        own + entries.iter().filter(|it| it.stamp.form == Form::Folder).map(below).sum::<u64>()
     }
 
     fn read_and_put(&mut self, batch: &[Job], before: Lot) -> Result<Lot> {
