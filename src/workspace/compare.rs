@@ -90,3 +90,76 @@ fn merge(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{digest::Digest, fs::Root, store::Writer};
+
+    type Files = BTreeMap<Vec<u8>, u8>;
+
+    /// Some files of a few names, up to three folders deep; where a file and a folder have one name the folder wins.
+    fn files() -> impl Strategy<Value = Files> {
+        let name = prop::sample::select(vec!["a", "b", "b.c", "d"]);
+        let path = prop::collection::vec(name, 1..4).prop_map(|it| it.join("/").into_bytes());
+        prop::collection::btree_map(path, 0..3_u8, 0..12).prop_map(|files| {
+            let within = |it: &[u8], other: &[u8]| {
+                other.len() > it.len() && other.starts_with(it) && other[it.len()] == b'/'
+            };
+            let names: Vec<_> = files.keys().cloned().collect();
+            files.into_iter().filter(|(path, _)| !names.iter().any(|it| within(path, it))).collect()
+        })
+    }
+
+    fn node(name: &[u8], files: &Files) -> Node {
+        let mut children: BTreeMap<&[u8], Files> = BTreeMap::new();
+        let mut found = Vec::new();
+        for (path, content) in files {
+            match path.iter().position(|it| *it == b'/') {
+                Some(at) => {
+                    children.entry(&path[..at]).or_default().insert(path[at + 1..].to_vec(), *content);
+                }
+                None => {
+                    let (name, digest) = (path.clone().into(), Digest::of(&[*content]));
+                    let kind = if *content == 0 { EntryKind::Executable } else { EntryKind::File };
+                    found.push(Node { name, kind, size: 1, files: 1, digest, children: Vec::new() });
+                }
+            }
+        }
+        found.extend(children.iter().map(|(name, files)| node(name, files)));
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        let (kind, digest) = (EntryKind::Folder, Digest::of(b""));
+        Node { name: name.into(), kind, size: 0, files: 0, digest, children: found }
+    }
+
+    proptest! {
+        #[test]
+        fn it_tells_what_a_comparison_of_all_paths_tells(old in files(), new in files()) {
+            let temp = tempfile::tempdir().unwrap();
+            let store = Store::open(Root::open(temp.path()).unwrap()).unwrap();
+            let mut writer = Writer::new(&store);
+            let (mut before, mut after) = (node(b"data", &old), node(b"data", &new));
+            before.fold(&mut Some(&mut writer)).unwrap();
+            after.fold(&mut None).unwrap();
+            writer.finish().unwrap();
+            let path = RepoPath::from_text("data").unwrap();
+            let found = differences(&store, &path, Some(&before.entry()), Some(&after)).unwrap();
+            let told: Vec<_> = found.iter().map(|it| (it.path.clone(), it.old, it.new)).collect();
+            let all = |node: &Node| -> BTreeMap<RepoPath, Side> {
+                node.leaves(&path).unwrap().into_iter().map(|(path, it)| (path, side(it))).collect()
+            };
+            let (before, after) = (all(&before), all(&after));
+            let paths: std::collections::BTreeSet<_> = before.keys().chain(after.keys()).collect();
+            let expected: Vec<_> = paths
+                .into_iter()
+                .map(|it| (it.clone(), before.get(it).copied(), after.get(it).copied()))
+                .filter(|it| it.1 != it.2)
+                .collect();
+            prop_assert_eq!(told, expected);
+        }
+    }
+}
