@@ -33,6 +33,11 @@ impl<'a> Reader<'a> {
         Self { rest: bytes, what }
     }
 
+    /// Bytes that are still to be read.
+    pub fn left(&self) -> usize {
+        self.rest.len()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.rest.is_empty()
     }

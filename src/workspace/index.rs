@@ -8,9 +8,13 @@
 //! ```
 //!
 //! Rows stand by folder, as a walk meets them: a hundred thousand files cost one search for each folder, and no
-//! path of a file is put together.
+//! path of a file is put together. A folder is read from the bytes of the file when somebody asks for it, and put back
+//! as it was when nothing was learnt of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 use crate::{
     digest::Digest,
@@ -46,9 +50,26 @@ struct Row {
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Rows(Vec<Row>);
 
+/// A folder: where its rows lie in the file that was read, or the rows themselves.
+enum Slot {
+    Raw(Range<usize>),
+    Read(Rows),
+}
+
+/// What is remembered of the files of a folder.
+pub enum Known<'i> {
+    Raw(Vec<(&'i [u8], &'i [u8; FIXED])>),
+    Read(&'i Rows),
+}
+
+/// Bytes of a row behind its name.
+const FIXED: usize = 64;
+
 #[derive(Default)]
 pub struct Index {
-    folders: BTreeMap<RepoPath, Rows>,
+    folders: BTreeMap<RepoPath, Slot>,
+    /// The file that was read.
+    bytes: Vec<u8>,
     /// What was learnt and does not vouch for anything before [`Index::settle`].
     fresh: BTreeMap<RepoPath, Vec<(Box<[u8]>, Option<Seen>)>>,
     /// Pointers written here, whether or not Git knows them yet.
@@ -60,14 +81,51 @@ pub struct Index {
     pub loaded: bool,
 }
 
-impl Rows {
+impl Known<'_> {
     /// The digest of a file that is as it was.
     pub fn vouch(&self, name: &[u8], stamp: &Stamp) -> Option<Digest> {
-        let at = self.0.binary_search_by(|it| it.name[..].cmp(name)).ok()?;
-        let seen = &self.0[at].seen;
+        let seen = match self {
+            Self::Raw(rows) => {
+                let at = rows.binary_search_by(|it| it.0.cmp(name)).ok()?;
+                Seen::read(rows[at].1)
+            }
+            Self::Read(Rows(rows)) => rows[rows.binary_search_by(|it| it.name[..].cmp(name)).ok()?].seen,
+        };
         let same = (seen.size, seen.mtime, seen.ctime, seen.inode)
             == (stamp.size, stamp.mtime, stamp.ctime, stamp.inode);
         same.then_some(seen.digest)
+    }
+}
+
+impl Seen {
+    fn read(bytes: &[u8; FIXED]) -> Self {
+        let (numbers, digest) = bytes.split_at(FIXED / 2);
+        let numbers = numbers.as_chunks::<8>().0;
+        let digest = Digest::from_bytes(digest.try_into().expect("half of a row is a digest"));
+        let number = |at: usize| i64::from_le_bytes(numbers[at]);
+        let (size, inode) = (number(0).cast_unsigned(), number(3).cast_unsigned());
+        Self { size, mtime: number(1), ctime: number(2), inode, digest }
+    }
+
+    fn print(&self, out: &mut Vec<u8>) {
+        let numbers = [self.size.cast_signed(), self.mtime, self.ctime, self.inode.cast_signed()];
+        numbers.iter().for_each(|it| out.extend_from_slice(&it.to_le_bytes()));
+        out.extend_from_slice(self.digest.bytes());
+    }
+}
+
+impl Rows {
+    fn read(bytes: &[u8]) -> Self {
+        let row = |(name, seen): (&[u8], &[u8; FIXED])| Row { name: name.into(), seen: Seen::read(seen) };
+        Self(raw_rows(bytes).into_iter().map(row).collect())
+    }
+
+    fn print(&self, out: &mut Vec<u8>) {
+        put_number(out, self.0.len() as u64);
+        for Row { name, seen } in &self.0 {
+            put_bytes(out, name);
+            seen.print(out);
+        }
     }
 
     /// Takes over rows; of one that is none the old one goes, and of two the later counts.
@@ -85,13 +143,28 @@ impl Rows {
 impl Index {
     pub fn load(repo: &Repo) -> Result<Self> {
         let bytes = repo.private.read_if_there(&file()?)?;
-        let index = bytes.and_then(|it| parse(&it).ok());
+        let index = bytes.and_then(|it| parse(it).ok());
         Ok(index.map_or_else(|| Self { changed: true, ..Self::default() }, |it| Self { loaded: true, ..it }))
     }
 
     /// What is remembered of a folder.
-    pub fn rows(&self, folder: &RepoPath) -> Option<&Rows> {
-        self.folders.get(folder)
+    pub fn known(&self, folder: &RepoPath) -> Option<Known<'_>> {
+        Some(match self.folders.get(folder)? {
+            Slot::Raw(range) => Known::Raw(raw_rows(&self.bytes[range.clone()])),
+            Slot::Read(rows) => Known::Read(rows),
+        })
+    }
+
+    /// The rows of a folder, to be changed.
+    fn rows(&mut self, folder: RepoPath) -> &mut Rows {
+        let slot = self.folders.entry(folder).or_insert_with(|| Slot::Read(Rows::default()));
+        if let Slot::Raw(range) = slot {
+            *slot = Slot::Read(Rows::read(&self.bytes[range.clone()]));
+        }
+        match slot {
+            Slot::Read(rows) => rows,
+            Slot::Raw(_) => unreachable!("it was read just now"),
+        }
     }
 
     /// Remembers a digest that was read at `tick`, if the file is old enough to be told apart.
@@ -106,16 +179,22 @@ impl Index {
     /// What was learnt counts from now on.
     pub fn settle(&mut self) {
         for (folder, fresh) in std::mem::take(&mut self.fresh) {
-            self.folders.entry(folder).or_default().merge(fresh);
+            self.rows(folder).merge(fresh);
         }
     }
 
     /// Forgets the files of a folder that are gone; `names` are those that are there, sorted.
     pub fn keep(&mut self, folder: &RepoPath, names: &[&[u8]]) {
-        let Some(rows) = self.folders.get_mut(folder) else { return };
-        let before = rows.0.len();
-        rows.0.retain(|it| names.binary_search(&&it.name[..]).is_ok());
-        self.changed |= rows.0.len() < before;
+        let is_there = |it: &[u8]| names.binary_search(&it).is_ok();
+        let gone = match self.known(folder) {
+            None => false,
+            Some(Known::Raw(rows)) => rows.iter().any(|it| !is_there(it.0)),
+            Some(Known::Read(rows)) => rows.0.iter().any(|it| !is_there(&it.name)),
+        };
+        if gone {
+            self.rows(folder.clone()).0.retain(|it| is_there(&it.name));
+            self.changed = true;
+        }
     }
 
     /// Forgets what lies at or below `path` but for these folders.
@@ -182,25 +261,27 @@ impl Index {
     }
 
     /// Takes over what others learnt meanwhile of files that were not looked at here.
-    fn take_over(&mut self, folders: BTreeMap<RepoPath, Rows>) {
-        for (folder, rows) in folders {
+    fn take_over(&mut self, mut other: Self) {
+        for folder in other.folders.keys().cloned().collect::<Vec<_>>() {
             if self.has_looked(&folder) {
                 continue;
             }
+            let rows = std::mem::take(other.rows(folder.clone()));
             // Single files that were looked at stand in a folder that was not.
             let single = |it: &Row| folder.join(&it.name).is_ok_and(|it| self.looked.contains(&it));
             let others = rows.0.into_iter().filter(|it| !single(it)).collect::<Vec<_>>();
             let others = others.into_iter().map(|it| (it.name, Some(it.seen))).collect();
-            self.folders.entry(folder).or_default().merge(others);
+            self.rows(folder).merge(others);
         }
     }
 
     /// Replaces what is on disk, but for what others learnt meanwhile of files that were not looked at here.
     pub fn save_held(&mut self, repo: &Repo, _lock: &Lock) -> Result<()> {
-        let Self { folders, pointers, .. } = Self::load(repo)?;
+        let mut other = Self::load(repo)?;
+        let pointers = std::mem::take(&mut other.pointers);
         self.settle();
-        self.take_over(folders);
-        self.folders.retain(|_, it| !it.0.is_empty());
+        self.take_over(other);
+        self.folders.retain(|_, it| !matches!(it, Slot::Read(rows) if rows.0.is_empty()));
         let mut there = self.pointers.clone();
         there.extend(pointers);
         let mut kept = BTreeSet::new();
@@ -221,14 +302,11 @@ impl Index {
     fn print(&self) -> Vec<u8> {
         let mut out = HEAD.to_vec();
         put_number(&mut out, self.folders.len() as u64);
-        for (folder, rows) in &self.folders {
+        for (folder, slot) in &self.folders {
             put_bytes(&mut out, folder.bytes());
-            put_number(&mut out, rows.0.len() as u64);
-            for Row { name, seen } in &rows.0 {
-                put_bytes(&mut out, name);
-                let numbers = [seen.size.cast_signed(), seen.mtime, seen.ctime, seen.inode.cast_signed()];
-                numbers.iter().for_each(|it| out.extend_from_slice(&it.to_le_bytes()));
-                out.extend_from_slice(seen.digest.bytes());
+            match slot {
+                Slot::Raw(range) => out.extend_from_slice(&self.bytes[range.clone()]),
+                Slot::Read(rows) => rows.print(&mut out),
             }
         }
         put_number(&mut out, self.pointers.len() as u64);
@@ -239,15 +317,15 @@ impl Index {
     }
 }
 
-fn row(reader: &mut Reader<'_>) -> Result<Row> {
-    let name = reader.bytes()?.into();
-    let (numbers, _) = reader.take(32)?.as_chunks::<8>();
-    let number = |at: usize| i64::from_le_bytes(numbers[at]);
-    let (size, inode) = (number(0).cast_unsigned(), number(3).cast_unsigned());
-    Ok(Row { name, seen: Seen { size, mtime: number(1), ctime: number(2), inode, digest: reader.digest()? } })
+/// Rows where they lie; their bytes were looked at when the file was read.
+fn raw_rows(bytes: &[u8]) -> Vec<(&[u8], &[u8; FIXED])> {
+    let mut reader = Reader::new(bytes, "the index");
+    let count = reader.number().unwrap_or(0);
+    let mut row = || Some((reader.bytes().ok()?, reader.take(FIXED).ok()?.try_into().ok()?));
+    (0..count).map_while(|_| row()).collect()
 }
 
-fn parse(bytes: &[u8]) -> Result<Index> {
+fn parse(bytes: Vec<u8>) -> Result<Index> {
     let body = bytes.len().saturating_sub(32);
     let mut reader = Reader::new(&bytes[..body], "the index");
     reader.expect(HEAD)?;
@@ -257,13 +335,18 @@ fn parse(bytes: &[u8]) -> Result<Index> {
     let mut index = Index::default();
     for _ in 0..reader.number()? {
         let folder = RepoPath::from_bytes(reader.bytes()?)?;
-        let rows = (0..reader.number()?).map(|_| row(&mut reader)).collect::<Result<_>>()?;
-        index.folders.insert(folder, Rows(rows));
+        let start = body - reader.left();
+        for _ in 0..reader.number()? {
+            reader.bytes()?;
+            reader.take(FIXED)?;
+        }
+        index.folders.insert(folder, Slot::Raw(start..body - reader.left()));
     }
     for _ in 0..reader.number()? {
         index.pointers.insert(RepoPath::from_bytes(reader.bytes()?)?);
     }
     reader.end()?;
+    index.bytes = bytes;
     Ok(index)
 }
 
@@ -285,7 +368,7 @@ mod tests {
     }
 
     fn vouch(index: &Index, text: &str, stamp: &Stamp) -> Option<Digest> {
-        index.rows(&path(text).parent().unwrap()).and_then(|it| it.vouch(path(text).name(), stamp))
+        index.known(&path(text).parent().unwrap()).and_then(|it| it.vouch(path(text).name(), stamp))
     }
 
     #[test]
@@ -295,14 +378,14 @@ mod tests {
         index.add_pointer(path("a"));
         index.settle();
         let bytes = index.print();
-        let read = parse(&bytes).unwrap();
+        let read = parse(bytes.clone()).unwrap();
         assert_eq!(vouch(&read, "a/b", &stamp(6)), Some(Digest::of(b"x")));
         assert_eq!(read.pointers, index.pointers);
         for at in 0..bytes.len() {
             let mut bad = bytes.clone();
             bad[at] ^= 1;
-            assert!(parse(&bad).is_err(), "byte {at}");
-            assert!(parse(&bytes[..at]).is_err(), "first {at} bytes");
+            assert!(parse(bad).is_err(), "byte {at}");
+            assert!(parse(bytes[..at].to_vec()).is_err(), "first {at} bytes");
         }
     }
 
@@ -331,10 +414,15 @@ mod tests {
     }
 
     fn names(index: &Index) -> Vec<String> {
-        let rows = |(folder, rows): (&RepoPath, &Rows)| {
-            rows.0.iter().map(|it| folder.join(&it.name).unwrap().to_text()).collect::<Vec<_>>()
+        // Printed and read back, so that rows are seen in both of their forms.
+        let read = parse(index.print()).unwrap();
+        let rows = |folder: &RepoPath| match read.known(folder).unwrap() {
+            Known::Raw(rows) => {
+                rows.iter().map(|it| folder.join(it.0).unwrap().to_text()).collect::<Vec<_>>()
+            }
+            Known::Read(_) => panic!("nothing of it was changed"),
         };
-        index.folders.iter().flat_map(rows).collect()
+        read.folders.keys().flat_map(rows).collect()
     }
 
     #[test]
@@ -349,8 +437,8 @@ mod tests {
     fn what_others_learnt_is_taken_over_where_we_did_not_look() {
         let mut own = index(&["d/a", "e/one", "e/two"]);
         own.looked.extend([path("d"), path("e/one")]);
-        own.folders.get_mut(&path("e")).unwrap().0.remove(0);
-        own.take_over(index(&["d/a", "d/gone", "e/one", "e/three", "f/g"]).folders);
+        own.rows(path("e")).0.remove(0);
+        own.take_over(parse(index(&["d/a", "d/gone", "e/one", "e/three", "f/g"]).print()).unwrap());
         assert_eq!(names(&own), ["d/a", "e/three", "e/two", "f/g"]);
     }
 

@@ -120,7 +120,7 @@ impl Scanner<'_, '_, '_, '_> {
         let mut stamp = entry.stamp;
         let (kind, digest) = match stamp.form {
             Form::Folder => (EntryKind::Folder, unread()),
-            Form::Link => match self.link(&path) {
+            Form::Link => match self.link(&path, known) {
                 Ok((kind, digest, size)) => {
                     stamp.size = size;
                     (kind, digest)
@@ -163,23 +163,30 @@ impl Scanner<'_, '_, '_, '_> {
     /// The digests that the index vouches for, one for each name.
     fn known(&self, folder: &RepoPath, children: &[Entry]) -> Vec<Option<Digest>> {
         let index = self.workspace.index.borrow();
-        let rows = index.rows(folder);
-        children.iter().map(|it| rows?.vouch(&it.name, &it.stamp)).collect()
+        let rows = index.known(folder);
+        let vouch = |it: &Entry| {
+            let rows = rows.as_ref()?;
+            // The row of a link into the store is of the file that it stands for.
+            let linked =
+                if it.stamp.form == Form::Link { self.stored(&folder.join(&it.name).ok()?) } else { None };
+            rows.vouch(&it.name, &linked.map_or(it.stamp, |it| it.1))
+        };
+        children.iter().map(vouch).collect()
+    }
+
+    /// The file in the store that a link of ours stands for.
+    fn stored(&self, link: &RepoPath) -> Option<(Digest, Stamp)> {
+        let target = self.workspace.repo.files.read_link(link).ok()?;
+        let large = self.workspace.repo.store.linked(&target)?;
+        Some((large.digest(), large.stamp().ok()?))
     }
 
     /// A link is data, but for those into the store that `cache.link` made: they stand for files.
-    fn link(&mut self, path: &RepoPath) -> Result<(EntryKind, Digest, u64)> {
-        let target = self.workspace.repo.files.read_link(path)?;
-        if let Some(large) = self.workspace.repo.store.linked(&target) {
-            let stamp = large.stamp()?;
-            let known = self
-                .workspace
-                .index
-                .borrow()
-                .rows(&path.parent().unwrap_or_default())
-                .and_then(|it| it.vouch(path.name(), &stamp));
-            return Ok((EntryKind::File, self.job(path, stamp, known, Some(large.digest())), stamp.size));
+    fn link(&mut self, path: &RepoPath, known: Option<Digest>) -> Result<(EntryKind, Digest, u64)> {
+        if let Some((digest, stamp)) = self.stored(path) {
+            return Ok((EntryKind::File, self.job(path, stamp, known, Some(digest)), stamp.size));
         }
+        let target = self.workspace.repo.files.read_link(path)?;
         let digest = match &mut self.writer {
             Some(writer) => writer.put_bytes(&target)?,
             None => Digest::of(&target),
