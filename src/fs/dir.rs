@@ -172,11 +172,7 @@ impl Dir {
         } else {
             names.iter().map(|it| self.taken(&it.0, it.1, sieve)).collect()
         };
-        let mut entries = Vec::with_capacity(found.len());
-        for entry in found {
-            entries.extend(entry?);
-        }
-        Ok(entries)
+        found.into_iter().filter_map(Result::transpose).collect()
     }
 
     /// What lies under a name, if it can be taken and read.

@@ -22,23 +22,28 @@ pub struct Writer<'s> {
     store: &'s Store,
     contents: Option<PackWriter<BufWriter<Temp>>>,
     trees: Option<PackWriter<BufWriter<Temp>>>,
-    /// What this writer has taken and the store does not show yet.
+    /// Contents that this writer has taken and the store does not show yet.
     taken: HashSet<Digest>,
+    taken_trees: HashSet<Digest>,
 }
 
 impl<'s> Writer<'s> {
     pub fn new(store: &'s Store) -> Self {
-        Self { store, contents: None, trees: None, taken: HashSet::new() }
+        Self { store, contents: None, trees: None, taken: HashSet::new(), taken_trees: HashSet::new() }
+    }
+
+    fn has_taken(&self, digest: &Digest) -> bool {
+        self.taken.contains(digest) || self.taken_trees.contains(digest)
     }
 
     /// Whether the object is stored, and stays so while this process lives, or is about to be.
     pub fn contains(&self, digest: &Digest) -> bool {
-        self.taken.contains(digest) || self.store.lean_on(digest)
+        self.has_taken(digest) || self.store.lean_on(digest)
     }
 
     /// As [`Writer::contains`], of what is small enough for a pack.
     pub fn contains_packed(&self, digest: &Digest) -> bool {
-        self.taken.contains(digest) || self.store.lean_on_packed(digest)
+        self.has_taken(digest) || self.store.lean_on_packed(digest)
     }
 
     /// Takes a small object, unless it is there already.
@@ -62,11 +67,12 @@ impl<'s> Writer<'s> {
             None => slot.insert(open(self.store)?),
         };
         pack.put_ready(kind, digest, ready).doing(doing)?;
-        self.taken.insert(digest);
+        let taken = if kind == Kind::Tree { &mut self.taken_trees } else { &mut self.taken };
+        taken.insert(digest);
         // Trees wait for the contents they name.
         if pack.len() >= FULL && kind == Kind::Content {
             let full = self.contents.take();
-            self.publish(full)?;
+            self.publish(Kind::Content, full)?;
         }
         Ok(())
     }
@@ -81,12 +87,12 @@ impl<'s> Writer<'s> {
     /// Publishes what was taken: contents, then trees.
     pub fn finish(mut self) -> Result<()> {
         let contents = self.contents.take();
-        self.publish(contents)?;
+        self.publish(Kind::Content, contents)?;
         let trees = self.trees.take();
-        self.publish(trees)
+        self.publish(Kind::Tree, trees)
     }
 
-    fn publish(&mut self, pack: Option<PackWriter<BufWriter<Temp>>>) -> Result<()> {
+    fn publish(&mut self, kind: Kind, pack: Option<PackWriter<BufWriter<Temp>>>) -> Result<()> {
         let Some(pack) = pack else { return Ok(()) };
         let end = || -> io::Result<_> {
             let (out, name, index) = pack.finish()?;
@@ -99,7 +105,9 @@ impl<'s> Writer<'s> {
         temp.write_all(&index).doing(|| "cannot write a pack index".into())?;
         temp.publish(format!("{}.idx", name.hex()).as_bytes(), Sync::Yes)?;
         self.store.refresh()?;
-        let mended: Vec<Digest> = self.store.damaged().intersection(&self.taken).copied().collect();
+        // The store shows them from now on.
+        let taken = std::mem::take(if kind == Kind::Tree { &mut self.taken_trees } else { &mut self.taken });
+        let mended: Vec<Digest> = self.store.damaged().intersection(&taken).copied().collect();
         mended.iter().try_for_each(|it| self.store.mark_sound(it))
     }
 }

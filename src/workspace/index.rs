@@ -300,7 +300,14 @@ impl Index {
     }
 
     fn print(&self) -> Vec<u8> {
-        let mut out = HEAD.to_vec();
+        // Set aside at once: to let it grow would take twice the room.
+        let room = |it: &Slot| match it {
+            Slot::Raw(range) => range.len(),
+            Slot::Read(Rows(rows)) => rows.iter().map(|it| it.name.len() + 2 + FIXED).sum(),
+        };
+        let rows: usize = self.folders.values().map(room).sum();
+        let mut out = Vec::with_capacity(rows + (1 << 16));
+        out.extend_from_slice(HEAD);
         put_number(&mut out, self.folders.len() as u64);
         for (folder, slot) in &self.folders {
             put_bytes(&mut out, folder.bytes());
