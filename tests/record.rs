@@ -53,6 +53,24 @@ fn a_chain_rewritten_at_the_remote_is_found_by_whoever_saw_it() {
 }
 
 #[test]
+fn what_is_no_event_is_taken_over_by_no_clone() {
+    let sandbox = registered();
+    share(&sandbox);
+    approve(&sandbox, "pets@v0.1.0");
+    let whole = sandbox.git("rev-parse refs/mlx/audit").trim().to_owned();
+    let broken = sandbox.git(&format!("commit-tree HEAD^{{tree}} -p {whole} -m x")).trim().to_owned();
+    sandbox.git(&format!("push -q origin {broken}:refs/mlx/audit"));
+    let there = colleague(&sandbox, "fresh");
+    let error = there.fails("release pets@v0.1.0 --env production", 5);
+    assert!(error.contains("what `origin` has added to the audit chain is not taken over"), "{error}");
+    assert_eq!(there.mlx("audit --verify").code, 10);
+    // It was never believed, so that nothing is missed when it is gone.
+    sandbox.git(&format!("push -q -f origin {whole}:refs/mlx/audit"));
+    assert_eq!(there.json("release pets@v0.1.0 --env production")["released"], true);
+    assert_eq!(there.json("audit --verify")["sound"], true);
+}
+
+#[test]
 fn a_branch_of_a_fork_has_no_say() {
     let sandbox = registered();
     share(&sandbox);

@@ -76,17 +76,18 @@ impl Git {
 
     /// Whether these bytes of a tag are signed by one of these keys of `person`.
     pub fn is_signed_by(&self, scratch: &Root, tag: &[u8], person: &str, keys: &[Key]) -> Result<bool> {
-        // Git takes the last one, too; a tag's bytes need not be UTF-8.
-        let start = |mark: &str| {
-            let line = [b"\n", mark.as_bytes()].concat();
-            tag.windows(line.len()).rposition(|it| it == line).map(|it| it + 1)
-        };
-        match (start(SSH), start(PGP)) {
+        match (signature(tag, SSH), signature(tag, PGP)) {
             (Some(at), _) => verify_ssh(scratch, &tag[..at], &tag[at..], person, keys),
             (None, Some(at)) => verify_gpg(scratch, &tag[..at], &tag[at..], keys),
             (None, None) => Ok(false),
         }
     }
+}
+
+/// Where the signature starts. Git takes the last one, too; a tag's bytes need not be UTF-8.
+fn signature(tag: &[u8], mark: &str) -> Option<usize> {
+    let line = [b"\n", mark.as_bytes()].concat();
+    tag.windows(line.len()).rposition(|it| it == line).map(|it| it + 1)
 }
 
 impl Signer {
@@ -186,6 +187,15 @@ fn feed(command: &mut Command, input: &[u8]) -> Result<Output> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_signature_is_found_among_any_bytes() {
+        let head = [&[0xfc; 300][..], b"\n-----BEGIN SSH SIGNATURE-----\nx\n"].concat();
+        let tag = [&head[..], b"-----BEGIN SSH SIGNATURE-----\ny\n"].concat();
+        assert_eq!(signature(&tag, SSH), Some(head.len()));
+        assert_eq!(signature(&tag, PGP), None);
+        assert_eq!(signature(b"see -----BEGIN SSH SIGNATURE-----", SSH), None);
+    }
 
     #[test]
     fn keys_are_of_two_kinds() {

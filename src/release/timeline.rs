@@ -45,7 +45,10 @@ pub fn claimed(git: &Git) -> Result<Vec<Release>> {
 
 /// All releases on the record, by model, environment and number.
 pub fn all(git: &Git) -> Result<Vec<Release>> {
-    let record = Record::read(git)?;
+    on_record(git, &Record::read(git)?)
+}
+
+fn on_record(git: &Git, record: &Record) -> Result<Vec<Release>> {
     let mut found = claimed(git)?;
     found.retain(|it| record.objection(&it.tag, &it.message, it.kind(), &it.environment).is_none());
     Ok(found)
@@ -54,14 +57,15 @@ pub fn all(git: &Git) -> Result<Vec<Release>> {
 /// Releases in an environment (of one model), oldest first. A gap or a fork in their order is an error: who
 /// serves must not depend on which tags somebody removed.
 pub fn releases(git: &Git, model: Option<&str>, environment: &str) -> Result<Vec<Release>> {
-    let mut found = all(git)?;
+    let record = Record::read(git)?;
+    let mut found = on_record(git, &record)?;
     found.retain(|it| it.environment == environment && model.is_none_or(|model| model == it.model));
     let there: BTreeSet<&str> = found.iter().map(|it| it.tag.name.as_str()).collect();
     let about = |it: &Event| {
         let of = it.subject.split_once('@').map(|it| it.0);
         it.environment.as_deref() == Some(environment) && model.is_none_or(|it| of == Some(it))
     };
-    Record::read(git)?.check_tags(&[Kind::Released, Kind::RolledBack], &about, &there)?;
+    record.check_tags(&[Kind::Released, Kind::RolledBack], &about, &there)?;
     for one in found.chunk_by(|a, b| a.model == b.model) {
         check_order(one)?;
     }

@@ -108,3 +108,38 @@ pub fn load(ctx: &Context<'_>, repo: &Repo, report: &Content) -> Result<Evidence
 fn name(digest: &Digest) -> Result<RepoPath> {
     RepoPath::from_text(&format!("reports/{}.json", digest.short()))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_is_no_report() {
+        let good = json!({"format": 1, "version": "pets@v0.1.0", "package": Digest::of(b"p"), "accuracy": 0.9,
+            "precision": {"cat": 0.9, "dog": 1.0}, "recall": {"cat": 0.9, "dog": 0.0}, "latency": {"p99": 12.5},
+            "checks": [{"name": "same answers", "passed": true}]});
+        let read = |value: &Value| parse(value.to_string().as_bytes());
+        assert!((read(&good).unwrap().p99 - 12.5).abs() < 1e-9);
+        for (key, value) in [
+            ("format", json!(99)),
+            ("accuracy", json!(95)),
+            ("accuracy", json!(-0.1)),
+            ("precision", json!({"cat": 0.9, "dog": 1.1})),
+            ("recall", json!({"unicorn": 1.0})),
+            ("recall", json!({"cat": 0.9, "unicorn": 1.0})),
+            ("latency", json!({"p99": -3})),
+            ("checks", json!([])),
+        ] {
+            let mut bad = good.clone();
+            bad[key] = value;
+            let error = read(&bad).expect_err(key);
+            assert_eq!(error.kind(), Kind::Corrupt, "{bad}");
+        }
+        // What is missing closes its gate instead.
+        let mut silent = good;
+        silent["accuracy"] = Value::Null;
+        assert!(read(&silent).unwrap().accuracy.is_nan());
+    }
+}
