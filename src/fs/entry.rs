@@ -2,6 +2,8 @@
 
 use rustix::fs::{FileType, Stat};
 
+use crate::fs::tick;
+
 /// What kind of thing lies under a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
@@ -33,7 +35,28 @@ pub struct Entry {
     pub children: Vec<Entry>,
 }
 
+/// A file touched less than this before it was read may change again within the same tick of the file system's
+/// clock, without a trace: it is not vouched for.
+pub const TICK: i64 = 12_000_000;
+
 impl Stamp {
+    /// Whether a file read at `tick` would show if it had been touched since.
+    pub fn is_settled(&self, tick: i64) -> bool {
+        self.ctime.max(self.mtime).saturating_add(TICK) < tick
+    }
+
+    /// Waits until what is read now is settled, but not for long; the time after that.
+    pub fn wait_until_settled(&self) -> i64 {
+        let end = tick().saturating_add(2 * TICK);
+        loop {
+            let now = tick();
+            if self.is_settled(now) || now > end {
+                return now;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+
     pub(super) fn of(stat: &Stat) -> Self {
         let form = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => Form::File,

@@ -264,7 +264,7 @@ fn read_page(
     contents: &mut BTreeMap<Digest, (u64, RepoPath)>,
 ) -> Result<()> {
     match decode_page(bytes).doing(|| format!("cannot read the tree of `{path}`"))? {
-        Page::Branch(rows) => below.extend(rows.into_iter().map(|it| (it.digest, path.clone()))),
+        Page::Branch(_, rows) => below.extend(rows.into_iter().map(|it| (it.digest, path.clone()))),
         Page::Leaf(rows) => {
             for row in rows {
                 let path = path.join(&row.name)?;

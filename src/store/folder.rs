@@ -13,28 +13,6 @@ use crate::{
     },
 };
 
-/// One side of a difference.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Side {
-    pub kind: EntryKind,
-    pub digest: Digest,
-    pub size: u64,
-}
-
-/// A path whose content differs between two trees; empty folders count as paths.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Difference {
-    pub path: RepoPath,
-    pub old: Option<Side>,
-    pub new: Option<Side>,
-}
-
-impl From<&TreeEntry> for Side {
-    fn from(entry: &TreeEntry) -> Self {
-        Self { kind: entry.kind, digest: entry.digest, size: entry.size }
-    }
-}
-
 /// Cuts a sorted folder into pages and stores them when there is a `writer`; its digest and sums.
 pub fn put_folder(entries: &[TreeEntry], writer: Option<&mut Writer<'_>>) -> Result<Content> {
     let (root, pages) = encode(entries);
@@ -47,40 +25,37 @@ pub fn put_folder(entries: &[TreeEntry], writer: Option<&mut Writer<'_>>) -> Res
 /// The names in a stored folder, sorted.
 pub fn entries(store: &Store, tree: &Digest) -> Result<Vec<TreeEntry>> {
     let mut found = Vec::new();
-    for page in leaves(store, tree)? {
-        found.extend(leaf(store, &page)?);
-    }
+    gather(store, tree, None, &mut found)?;
     if found.windows(2).any(|it| it[0].name >= it[1].name) {
         return Err(Error::corrupt(format!("the tree {} is not sorted", tree.short())));
     }
     Ok(found)
 }
 
-fn page(store: &Store, digest: &Digest) -> Result<Page> {
+pub(super) fn page(store: &Store, digest: &Digest) -> Result<Page> {
     decode(&store.read(digest)?).doing(|| format!("cannot read the tree {}", digest.short()))
 }
 
-/// Leaf pages of a folder in order; a page above holds nothing but their names.
-fn leaves(store: &Store, tree: &Digest) -> Result<Vec<Digest>> {
+/// Rows of the leaves of a folder in order; each page lies below the level of the one `above`.
+fn gather(store: &Store, tree: &Digest, above: Option<u8>, found: &mut Vec<TreeEntry>) -> Result<()> {
     match page(store, tree)? {
-        Page::Leaf(_) => Ok(vec![*tree]),
-        Page::Branch(rows) => {
-            let mut found = Vec::with_capacity(rows.len());
-            for row in rows {
-                if row.digest == *tree {
-                    return Err(Error::corrupt("a tree that holds itself"));
-                }
-                found.extend(leaves(store, &row.digest)?);
-            }
-            Ok(found)
+        Page::Leaf(rows) => found.extend(rows),
+        Page::Branch(level, rows) if above.is_none_or(|it| level < it) => {
+            rows.iter().try_for_each(|it| gather(store, &it.digest, Some(level), found))?;
         }
+        Page::Branch(..) => return Err(out_of_place(tree)),
     }
+    Ok(())
 }
 
-fn leaf(store: &Store, digest: &Digest) -> Result<Vec<TreeEntry>> {
+pub(super) fn out_of_place(tree: &Digest) -> Error {
+    Error::corrupt(format!("the tree {} has pages out of place", tree.short()))
+}
+
+pub(super) fn leaf(store: &Store, digest: &Digest) -> Result<Vec<TreeEntry>> {
     match page(store, digest)? {
         Page::Leaf(entries) => Ok(entries),
-        Page::Branch(_) => Err(Error::corrupt(format!("the tree {} has pages out of place", digest.short()))),
+        Page::Branch(..) => Err(out_of_place(digest)),
     }
 }
 
@@ -95,7 +70,7 @@ pub fn reachable(
         return Ok(());
     }
     match page(store, tree)? {
-        Page::Branch(rows) => rows.iter().try_for_each(|it| reachable(store, &it.digest, pages, contents)),
+        Page::Branch(_, rows) => rows.iter().try_for_each(|it| reachable(store, &it.digest, pages, contents)),
         Page::Leaf(rows) => {
             for row in rows {
                 if row.kind == EntryKind::Folder {
@@ -109,86 +84,12 @@ pub fn reachable(
     }
 }
 
-/// What differs between two folders, by path below `at`; equal subtrees and pages are not read.
-pub fn diff(
-    store: &Store,
-    at: &RepoPath,
-    old: Option<&Digest>,
-    new: Option<&Digest>,
-) -> Result<Vec<Difference>> {
-    let mut found = Vec::new();
-    compare(store, at, old, new, &mut found)?;
-    Ok(found)
-}
-
-fn compare(
-    store: &Store,
-    at: &RepoPath,
-    old: Option<&Digest>,
-    new: Option<&Digest>,
-    found: &mut Vec<Difference>,
-) -> Result<()> {
-    if old == new {
-        return Ok(());
-    }
-    let pages = |tree: Option<&Digest>| tree.map_or_else(|| Ok(Vec::new()), |it| leaves(store, it));
-    let (before, after) = (pages(old)?, pages(new)?);
-    let shared: BTreeSet<_> = before.iter().filter(|it| after.contains(it)).collect();
-    let mut names: BTreeMap<Box<[u8]>, (Option<TreeEntry>, Option<TreeEntry>)> = BTreeMap::new();
-    for page in before.iter().filter(|it| !shared.contains(it)) {
-        for entry in leaf(store, page)? {
-            let slot = names.entry(entry.name.clone()).or_default();
-            slot.0 = Some(entry);
-        }
-    }
-    for page in after.iter().filter(|it| !shared.contains(it)) {
-        for entry in leaf(store, page)? {
-            let slot = names.entry(entry.name.clone()).or_default();
-            slot.1 = Some(entry);
-        }
-    }
-    for (name, (old, new)) in names {
-        if old != new {
-            compare_entry(store, &at.join(&name)?, old.as_ref(), new.as_ref(), found)?;
-        }
-    }
-    Ok(())
-}
-
-fn compare_entry(
-    store: &Store,
-    path: &RepoPath,
-    old: Option<&TreeEntry>,
-    new: Option<&TreeEntry>,
-    found: &mut Vec<Difference>,
-) -> Result<()> {
-    let folder = |it: Option<&TreeEntry>| it.filter(|it| it.kind == EntryKind::Folder).map(|it| it.digest);
-    let leaf = |it: Option<&TreeEntry>| {
-        it.filter(|it| it.kind != EntryKind::Folder || it.files == 0).map(Side::from)
-    };
-    let (old_folder, new_folder) = (folder(old), folder(new));
-    if leaf(old).is_some() || leaf(new).is_some() {
-        let one = Difference { path: path.clone(), old: leaf(old), new: leaf(new) };
-        let emptied = |it: Option<Side>| it.is_some_and(|it| it.kind == EntryKind::Folder);
-        // A folder that gained or lost its files is told by its files.
-        if !(emptied(one.old) && new_folder.is_some() || emptied(one.new) && old_folder.is_some()) {
-            found.push(one);
-        }
-    }
-    if old_folder.is_some() || new_folder.is_some() {
-        compare(store, path, old_folder.as_ref(), new_folder.as_ref(), found)?;
-    }
-    Ok(())
-}
-
-/// What lies at `path` below a tree.
+/// What lies at `path` below a tree; of a folder that is large, one page a level is read.
 pub fn file_at(store: &Store, tree: &Digest, path: &RepoPath) -> Result<Option<TreeEntry>> {
     let mut here = *tree;
     let mut names = path.components().peekable();
     while let Some(name) = names.next() {
-        let Some(entry) = entries(store, &here)?.into_iter().find(|it| &it.name[..] == name) else {
-            return Ok(None);
-        };
+        let Some(entry) = entry(store, &here, name)? else { return Ok(None) };
         if names.peek().is_none() {
             return Ok(Some(entry));
         }
@@ -198,6 +99,21 @@ pub fn file_at(store: &Store, tree: &Digest, path: &RepoPath) -> Result<Option<T
         here = entry.digest;
     }
     Ok(None)
+}
+
+/// What has this name in a stored folder.
+fn entry(store: &Store, tree: &Digest, name: &[u8]) -> Result<Option<TreeEntry>> {
+    let (mut here, mut above) = (*tree, None);
+    loop {
+        match page(store, &here)? {
+            Page::Leaf(rows) => return Ok(rows.into_iter().find(|it| &it.name[..] == name)),
+            Page::Branch(level, _) if above.is_some_and(|it| level >= it) => return Err(out_of_place(&here)),
+            Page::Branch(level, rows) => {
+                let Some(row) = rows.iter().find(|it| name <= &it.last[..]) else { return Ok(None) };
+                (here, above) = (row.digest, Some(level));
+            }
+        }
+    }
 }
 
 /// The tree with what lies at `path` replaced (or removed); only pages on the way are written.

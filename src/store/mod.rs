@@ -4,6 +4,7 @@
 //! be linked into the workspace. What was made by which run lies in `runs/`. Order of a write: bytes,
 //! synced; then the index that names them. A crash leaves garbage, never a hole.
 
+mod diff;
 mod folder;
 mod large;
 mod lease;
@@ -19,7 +20,8 @@ mod verify;
 mod writer;
 
 pub use self::{
-    folder::{Difference, Side, diff, entries, file_at, put_folder, reachable, replace},
+    diff::{Difference, Side, diff},
+    folder::{entries, file_at, put_folder, reachable, replace},
     large::{Large, digest_file},
     lease::Leased,
     merge::merge,
@@ -28,14 +30,17 @@ pub use self::{
     stock::{PackFile, Stock, WholeFile},
     sweep::{Amount, Freed, Kept, Plan, plan},
     tree::{EntryKind, Page, TreeEntry, decode as decode_page},
-    trust::Sharer,
+    trust::{Sharer, Vouched},
     verify::{Fault, Verified, What},
     writer::Writer,
 };
 
 use std::{
     collections::{BTreeMap, HashSet},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use crate::{
@@ -56,6 +61,10 @@ pub struct Store {
     damaged: Mutex<HashSet<Digest>>,
     /// Packs of others that are not what they say; they are not looked into again.
     distrusted: Mutex<HashSet<Digest>>,
+    /// Whole files that this process has stored.
+    fresh: Mutex<HashSet<Digest>>,
+    /// Objects that were read.
+    reads: AtomicU64,
     /// What this process relies on, once it relies on anything.
     lease: Mutex<Option<lease::Lease>>,
     /// Which clone this is, where several share the store.
@@ -76,6 +85,8 @@ impl Store {
             packs: RwLock::default(),
             damaged: Mutex::default(),
             distrusted: Mutex::default(),
+            fresh: Mutex::default(),
+            reads: AtomicU64::new(0),
             lease: Mutex::default(),
             clone: None,
         };
@@ -157,6 +168,7 @@ impl Store {
 
     /// Remembers that an object's bytes are wrong, so that it is fetched or stored anew.
     fn mark_damaged(&self, digest: &Digest) {
+        self.fresh().remove(digest);
         if self.damaged().insert(*digest)
             && let Ok(path) = place("damaged", &digest.hex(), "")
         {
@@ -174,6 +186,11 @@ impl Store {
             self.root.remove(&place("damaged", &digest.hex(), "")?)?;
         }
         Ok(())
+    }
+
+    /// Objects that were read so far: pages of folders, small files, and large ones as a whole.
+    pub fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
     }
 
     /// Where packs and their like come about, for whoever writes beside the store.

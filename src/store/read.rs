@@ -1,6 +1,9 @@
 //! Objects out of the store; everything read is checked against its digest.
 
-use std::{os::unix::fs::FileExt as _, sync::Arc};
+use std::{
+    os::unix::fs::FileExt as _,
+    sync::{Arc, atomic::Ordering},
+};
 
 use crate::{
     digest::Digest,
@@ -11,6 +14,7 @@ use crate::{
 impl Store {
     /// The bytes of an object that is a page or a small file; a large one is read whole.
     pub fn read(&self, digest: &Digest) -> Result<Vec<u8>> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
         if let Some(bytes) = self.try_read(digest)? {
             return Ok(bytes);
         }

@@ -56,7 +56,8 @@ pub struct PageEntry {
 /// A page, read.
 pub enum Page {
     Leaf(Vec<TreeEntry>),
-    Branch(Vec<PageEntry>),
+    /// Its level, 1 where the pages below are leaves.
+    Branch(u8, Vec<PageEntry>),
 }
 
 impl EntryKind {
@@ -144,7 +145,10 @@ fn cut<T>(rows: &[T], level: u32, name: impl Fn(&T) -> &[u8]) -> Vec<&[T]> {
 pub fn decode(bytes: &[u8]) -> Result<Page> {
     let mut reader = Reader::new(bytes, "a tree");
     reader.expect(HEAD)?;
-    if reader.byte()? == 0 { leaf(reader).map(Page::Leaf) } else { branch(reader).map(Page::Branch) }
+    match reader.byte()? {
+        0 => leaf(reader).map(Page::Leaf),
+        level => branch(reader).map(|it| Page::Branch(level, it)),
+    }
 }
 
 fn leaf(mut reader: Reader<'_>) -> Result<Vec<TreeEntry>> {
@@ -198,7 +202,7 @@ mod tests {
     fn read(root: Digest, pages: &HashMap<Digest, Vec<u8>>) -> Vec<TreeEntry> {
         match decode(&pages[&root]).unwrap() {
             Page::Leaf(entries) => entries,
-            Page::Branch(rows) => rows.iter().flat_map(|it| read(it.digest, pages)).collect(),
+            Page::Branch(_, rows) => rows.iter().flat_map(|it| read(it.digest, pages)).collect(),
         }
     }
 

@@ -89,7 +89,8 @@ impl<'s> Writer<'s> {
         let contents = self.contents.take();
         self.publish(Kind::Content, contents)?;
         let trees = self.trees.take();
-        self.publish(Kind::Tree, trees)
+        self.publish(Kind::Tree, trees)?;
+        self.store.vouch_for_stored()
     }
 
     fn publish(&mut self, kind: Kind, pack: Option<PackWriter<BufWriter<Temp>>>) -> Result<()> {

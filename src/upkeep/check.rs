@@ -216,7 +216,7 @@ impl Finder<'_> {
         }
         let page = self.store.contains(tree).then(|| self.store.read(tree).and_then(|it| decode_page(&it)));
         match page {
-            Some(Ok(Page::Branch(rows))) => {
+            Some(Ok(Page::Branch(_, rows))) => {
                 for row in rows.iter().filter(|it| it.digest != *tree) {
                     found.extend(self.below(&row.digest).iter().cloned());
                 }

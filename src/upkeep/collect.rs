@@ -58,6 +58,7 @@ pub fn collect(repo: &Repo, grace: i64, really: bool, progress: &dyn Progress) -
             continue;
         }
         let freed = repo.store.remove(&decided.plan, &emptied, &leased)?;
+        repo.store.forget_gone()?;
         for root in [&repo.shared, &repo.private] {
             root.dir(&RepoPath::root())?.sweep()?;
         }

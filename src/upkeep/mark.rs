@@ -62,7 +62,7 @@ pub fn mark(store: &Store, roots: &Roots) -> Result<Marked> {
 
 fn take(page: Page, kept: &mut Kept, seen: &mut HashSet<Digest>, below: &mut Vec<Digest>) {
     let rows: Vec<(Digest, bool)> = match page {
-        Page::Branch(rows) => rows.iter().map(|it| (it.digest, true)).collect(),
+        Page::Branch(_, rows) => rows.iter().map(|it| (it.digest, true)).collect(),
         Page::Leaf(rows) => rows.iter().map(|it| (it.digest, it.kind == EntryKind::Folder)).collect(),
     };
     for (digest, folder) in rows {

@@ -173,7 +173,7 @@ fn rows(store: &Store, tree: &Digest) -> Result<Vec<(Digest, bool)>> {
         return Ok(Vec::new());
     }
     Ok(match decode_page(&store.read(tree)?)? {
-        Page::Branch(rows) => rows.iter().map(|it| (it.digest, true)).collect(),
+        Page::Branch(_, rows) => rows.iter().map(|it| (it.digest, true)).collect(),
         Page::Leaf(rows) => rows.iter().map(|it| (it.digest, it.kind == EntryKind::Folder)).collect(),
     })
 }

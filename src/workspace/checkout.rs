@@ -5,12 +5,13 @@ use std::{collections::BTreeSet, io::Write as _};
 use rayon::prelude::*;
 
 use crate::{
+    digest::Digest,
     error::{Doing, Error, Kind, Result},
     fs::{self, Dir, Form, Link, Mode, Root, Stamp},
     path::RepoPath,
     pointer::{Pointer, Shape},
     progress::{Event, Progress},
-    store::{Difference, EntryKind, Side, Store, TreeEntry, file_at},
+    store::{Difference, EntryKind, Side, Store, TreeEntry, WHOLE, file_at},
     workspace::{
         Node, Workspace, collision,
         compare::{differences, recorded},
@@ -30,6 +31,8 @@ pub struct Plan {
     modes: Vec<(RepoPath, EntryKind)>,
     folders: BTreeSet<RepoPath>,
     remove: Vec<(RepoPath, EntryKind)>,
+    /// What files that go, or are written over, are now.
+    gone: Vec<Digest>,
     /// What would go and is stored nowhere.
     pub unsaved: Vec<RepoPath>,
 }
@@ -141,6 +144,7 @@ fn decide(store: &Store, found: &[Difference], shared: bool) -> Plan {
         }
         let Some(side) = there else { continue };
         let stays = wanted.is_some_and(|it| it.digest == side.digest);
+        plan.gone.extend((side.size > WHOLE).then_some(side.digest));
         if !stays && side.kind != EntryKind::Folder && !store.is_sound(&side.digest) {
             plan.unsaved.push(path.clone());
         }
@@ -240,6 +244,9 @@ fn execute(
     progress: &dyn Progress,
 ) -> Result<CheckedOut> {
     let files = &workspace.repo.files;
+    let placed = plan.write.iter().filter(|it| it.1.size > WHOLE).map(|it| it.1.digest);
+    let vouched =
+        workspace.repo.store.vouched(&placed.chain(plan.gone.iter().copied()).collect::<Vec<_>>())?;
     for (path, kind) in &plan.remove {
         // A folder that is not empty holds what is ignored, or what came since the plan was made.
         match (kind, path.parent()) {
@@ -269,6 +276,7 @@ fn execute(
         let dir = files.dir(&path.parent().unwrap_or_default())?;
         dir.set_executable(path.name(), *kind == EntryKind::Executable)?;
     }
+    workspace.repo.store.vouch_again(&vouched)?;
     let tick = fs::tick();
     let mut index = workspace.index.borrow_mut();
     for (path, stamp, side) in stamps.into_iter().flatten() {

@@ -26,9 +26,6 @@ use crate::{
 };
 
 const HEAD: &[u8; 8] = b"mlxlook\x02";
-/// A file touched less than this before it was read may change again within the same tick of the file
-/// system's clock, without a trace: it is not vouched for.
-const TICK: i64 = 12_000_000;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Seen {
@@ -170,7 +167,7 @@ impl Index {
     /// Remembers a digest that was read at `tick`, if the file is old enough to be told apart.
     pub fn learn(&mut self, path: &RepoPath, stamp: &Stamp, digest: Digest, tick: i64) {
         let Stamp { size, mtime, ctime, inode, .. } = *stamp;
-        let seen = (ctime.max(mtime) + TICK < tick).then_some(Seen { size, mtime, ctime, inode, digest });
+        let seen = stamp.is_settled(tick).then_some(Seen { size, mtime, ctime, inode, digest });
         let folder = path.parent().unwrap_or_default();
         self.fresh.entry(folder).or_default().push((path.name().into(), seen));
         self.changed = true;
@@ -364,7 +361,7 @@ fn file() -> Result<RepoPath> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fs::Form;
+    use crate::fs::{Form, TICK};
 
     fn stamp(ctime: i64) -> Stamp {
         Stamp { form: Form::File, executable: false, size: 3, mtime: 5, ctime, inode: 7 }
