@@ -8,6 +8,7 @@ mod serve;
 
 mod apptest;
 mod cli;
+mod cost;
 mod explain;
 mod faults;
 mod files;

@@ -11,7 +11,7 @@ use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
 
 use crate::{
     error::{Doing, Error, Kind, Result},
-    fs::{Entry, File, Form, Sieve, Stamp, TEMPORARY, fault, is_alive},
+    fs::{File, Form, Listing, Sieve, Stamp, TEMPORARY, fault, is_alive},
     path::{RepoPath, check_name, show},
 };
 
@@ -162,21 +162,29 @@ impl Dir {
     }
 
     /// Everything below this folder that `sieve` lets through; our own unfinished files are left out.
-    pub fn entries(&self, sieve: &dyn Sieve) -> Result<Vec<Entry>> {
+    pub fn entries(&self, sieve: &dyn Sieve) -> Result<Listing> {
         let mut names = self.names()?;
         names.retain(|it| owner(&it.0).is_none());
         sieve.sift(self, &mut names)?;
+        let mut listing = Listing::default();
         // Near the top all cores walk; below, folders are too many and stacks too deep for that.
-        let found: Vec<Result<Option<Entry>>> = if self.shown.components().count() < WIDE && names.len() > 1 {
-            names.par_iter().map(|it| self.taken(&it.0, it.1, sieve)).collect()
+        if self.shown.components().count() < WIDE && names.len() > 1 {
+            let found: Vec<_> = names.par_iter().map(|it| self.taken(&it.0, it.1, sieve)).collect();
+            for (found, (name, _)) in found.into_iter().zip(&names) {
+                found?.into_iter().for_each(|(stamp, below)| listing.push(name, &stamp, below));
+            }
         } else {
-            names.iter().map(|it| self.taken(&it.0, it.1, sieve)).collect()
-        };
-        found.into_iter().filter_map(Result::transpose).collect()
+            for (name, kind) in &names {
+                self.taken(name, *kind, sieve)?
+                    .into_iter()
+                    .for_each(|(stamp, below)| listing.push(name, &stamp, below));
+            }
+        }
+        Ok(listing.end())
     }
 
     /// What lies under a name, if it can be taken and read.
-    fn taken(&self, name: &[u8], kind: FileType, sieve: &dyn Sieve) -> Result<Option<Entry>> {
+    fn taken(&self, name: &[u8], kind: FileType, sieve: &dyn Sieve) -> Result<Option<(Stamp, Listing)>> {
         // `.git` and its like inside data: named with the folder it is in.
         let short = self.shown.bytes().len() + name.len() < SHORT;
         let fits = if short { check_name(name) } else { self.shown.join(name).map(drop) };
@@ -190,11 +198,11 @@ impl Dir {
         }
     }
 
-    fn entry(&self, name: &[u8], kind: FileType, sieve: &dyn Sieve) -> Result<Option<Entry>> {
+    fn entry(&self, name: &[u8], kind: FileType, sieve: &dyn Sieve) -> Result<Option<(Stamp, Listing)>> {
         let Some(stamp) = self.stamp(name)? else { return Ok(None) };
         let folder = kind == FileType::Directory || stamp.form == Form::Folder;
-        let children = if folder { self.open_dir(name)?.entries(sieve)? } else { Vec::new() };
-        Ok(Some(Entry { name: name.into(), stamp, children }))
+        let children = if folder { self.open_dir(name)?.entries(sieve)? } else { Listing::default() };
+        Ok(Some((stamp, children)))
     }
 
     /// Names and kinds in this folder, sorted by the bytes of the names.

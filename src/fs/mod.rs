@@ -19,7 +19,7 @@ mod sieve;
 
 pub use self::{
     dir::{Dir, Sync, Temp},
-    entry::{Entry, Form, Stamp, TICK},
+    entry::{Entry, Form, Listing, Stamp, TICK},
     holes::Sparse,
     lock::{Lock, hold, is_held, lock, lock_shared, lock_telling, try_lock},
     place::{Link, Mode, place},

@@ -9,7 +9,7 @@ use rustix::fs::{self, Mode, OFlags, ResolveFlags};
 
 use crate::{
     error::{Doing, Error, Result},
-    fs::{Dir, Entry, File, Form, Sieve, Stamp, Sync},
+    fs::{Dir, File, Form, Listing, Sieve, Stamp, Sync},
     path::RepoPath,
 };
 
@@ -135,7 +135,7 @@ impl Root {
     }
 
     /// Everything below `path` that `sieve` lets through, sorted.
-    pub fn entries(&self, path: &RepoPath, sieve: &dyn Sieve) -> Result<Vec<Entry>> {
+    pub fn entries(&self, path: &RepoPath, sieve: &dyn Sieve) -> Result<Listing> {
         self.dir(path)?.entries(sieve)
     }
 
@@ -150,6 +150,19 @@ impl Root {
         let mut temp = dir.create(mode)?;
         temp.write_all(bytes).doing(|| format!("cannot write `{path}`"))?;
         temp.publish(path.name(), sync)
+    }
+
+    /// As [`Root::write`], piece by piece.
+    pub fn write_by(
+        &self,
+        path: &RepoPath,
+        sync: Sync,
+        print: &dyn Fn(&mut dyn io::Write) -> io::Result<()>,
+    ) -> Result<()> {
+        let dir = self.make_dir(&path.parent().unwrap_or_default())?;
+        let mut out = io::BufWriter::with_capacity(1 << 20, dir.create(0o666)?);
+        let printed = print(&mut out).and_then(|()| out.into_inner().map_err(io::IntoInnerError::into_error));
+        printed.doing(|| format!("cannot write `{path}`"))?.publish(path.name(), sync)
     }
 
     /// Adds bytes to the end of a file that only this process writes, such as a log.
@@ -269,11 +282,10 @@ mod tests {
         root.write_mode(&path("a.sh"), b"2", Sync::Later, 0o777).unwrap();
         root.dir(&RepoPath::root()).unwrap().symlink(b"b/x", b"l").unwrap();
         let found = root.entries(&RepoPath::root(), &crate::fs::Everything).unwrap();
-        let forms: Vec<_> =
-            found.iter().map(|it| (&it.name[..], it.stamp.form, it.stamp.executable)).collect();
+        let forms: Vec<_> = found.iter().map(|it| (it.name, it.stamp.form, it.stamp.executable)).collect();
         let expected: [(&[u8], _, _); 3] =
             [(b"a.sh", Form::File, true), (b"b", Form::Folder, false), (b"l", Form::Link, false)];
         assert_eq!(forms, expected);
-        assert_eq!(found[1].children.len(), 1);
+        assert_eq!(found.iter().nth(1).unwrap().children.iter().count(), 1);
     }
 }

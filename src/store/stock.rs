@@ -16,7 +16,8 @@ use crate::{
 };
 
 /// Where commands that were killed may have left something.
-const FOLDERS: [&str; 8] = ["", "packs", "objects", "runs", "damaged", "incoming", "clones", "leases"];
+const FOLDERS: [&str; 9] =
+    ["", "packs", "objects", "runs", "damaged", "verified", "incoming", "clones", "leases"];
 
 /// A pack with its index.
 pub struct PackFile {

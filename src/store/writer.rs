@@ -12,8 +12,10 @@ use crate::{
     store::{Kind, PackWriter, Ready, Store},
 };
 
-/// A pack is ended at this size.
+/// A pack is ended at this size, or with this many objects: until then they are held in memory twice, for the index
+/// and to know them again.
 const FULL: u64 = 64 << 20;
+const MANY: usize = 1 << 17;
 const BUFFER: usize = 1 << 20;
 
 /// Gathers objects; nothing of it is seen before [`Writer::finish`] or a full pack. Trees come after the
@@ -70,7 +72,8 @@ impl<'s> Writer<'s> {
         let taken = if kind == Kind::Tree { &mut self.taken_trees } else { &mut self.taken };
         taken.insert(digest);
         // Trees wait for the contents they name.
-        if pack.len() >= FULL && kind == Kind::Content {
+        let many = self.taken.len() >= MANY;
+        if (pack.len() >= FULL || many) && kind == Kind::Content {
             let full = self.contents.take();
             self.publish(Kind::Content, full)?;
         }

@@ -11,7 +11,7 @@ use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
 use crate::{
     error::{Error, Kind, Result},
-    fs::{Entry, Form},
+    fs::{Form, Listing},
     path::RepoPath,
     pointer::{Pointer, SUFFIX, Shape},
     progress::Progress,
@@ -151,11 +151,11 @@ fn above(file: &RepoPath, tracked: &BTreeSet<RepoPath>) -> Option<RepoPath> {
     None
 }
 
-fn collect(folder: &RepoPath, entries: &[Entry], found: &mut Vec<RepoPath>) -> Result<()> {
-    for entry in entries {
-        let path = folder.join(&entry.name)?;
+fn collect(folder: &RepoPath, entries: &Listing, found: &mut Vec<RepoPath>) -> Result<()> {
+    for entry in entries.iter() {
+        let path = folder.join(entry.name)?;
         if entry.stamp.form == Form::Folder {
-            collect(&path, &entry.children, found)?;
+            collect(&path, entry.children, found)?;
         } else {
             found.push(path);
         }

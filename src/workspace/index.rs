@@ -13,13 +13,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io::{self, Write as _},
     ops::Range,
 };
 
 use crate::{
-    digest::Digest,
+    digest::{Digest, Hasher},
     error::Result,
-    fs::{Lock, Stamp, Sync},
+    fs::{File, Lock, Stamp, Sync},
     path::RepoPath,
     repo::Repo,
     wire::{Reader, put_bytes, put_number},
@@ -36,28 +37,17 @@ struct Seen {
     digest: Digest,
 }
 
-/// One file of a folder.
-#[derive(Clone, PartialEq, Eq)]
-struct Row {
-    name: Box<[u8]>,
-    seen: Seen,
-}
+/// A file of a folder: its name, and what was seen of it.
+type Row<'i> = (&'i [u8], &'i [u8; FIXED]);
 
-/// Files of one folder, sorted by name.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Rows(Vec<Row>);
-
-/// A folder: where its rows lie in the file that was read, or the rows themselves.
+/// Rows of a folder with their number before them: in the file that was read, or put together since.
 enum Slot {
-    Raw(Range<usize>),
-    Read(Rows),
+    There(Range<usize>),
+    Own(Vec<u8>),
 }
 
-/// What is remembered of the files of a folder.
-pub enum Known<'i> {
-    Raw(Vec<(&'i [u8], &'i [u8; FIXED])>),
-    Read(&'i Rows),
-}
+/// What is remembered of the files of a folder, sorted by name.
+pub struct Known<'i>(Vec<Row<'i>>);
 
 /// Bytes of a row behind its name.
 const FIXED: usize = 64;
@@ -67,8 +57,10 @@ pub struct Index {
     folders: BTreeMap<RepoPath, Slot>,
     /// The file that was read.
     bytes: Vec<u8>,
-    /// What was learnt and does not vouch for anything before [`Index::settle`].
-    fresh: BTreeMap<RepoPath, Vec<(Box<[u8]>, Option<Seen>)>>,
+    /// What was learnt and does not vouch for anything before [`Index::settle`]: names, each with a row or without.
+    fresh: Vec<u8>,
+    /// Folders, each with where its names begin, in the order in which they were learnt.
+    runs: Vec<(RepoPath, usize)>,
     /// Pointers written here, whether or not Git knows them yet.
     pub pointers: BTreeSet<RepoPath>,
     /// Where this process looked, and knows best.
@@ -81,13 +73,8 @@ pub struct Index {
 impl Known<'_> {
     /// The digest of a file that is as it was.
     pub fn vouch(&self, name: &[u8], stamp: &Stamp) -> Option<Digest> {
-        let seen = match self {
-            Self::Raw(rows) => {
-                let at = rows.binary_search_by(|it| it.0.cmp(name)).ok()?;
-                Seen::read(rows[at].1)
-            }
-            Self::Read(Rows(rows)) => rows[rows.binary_search_by(|it| it.name[..].cmp(name)).ok()?].seen,
-        };
+        let at = self.0.binary_search_by(|it| it.0.cmp(name)).ok()?;
+        let seen = Seen::read(self.0[at].1);
         let same = (seen.size, seen.mtime, seen.ctime, seen.inode)
             == (stamp.size, stamp.mtime, stamp.ctime, stamp.inode);
         same.then_some(seen.digest)
@@ -111,30 +98,29 @@ impl Seen {
     }
 }
 
-impl Rows {
-    fn read(bytes: &[u8]) -> Self {
-        let row = |(name, seen): (&[u8], &[u8; FIXED])| Row { name: name.into(), seen: Seen::read(seen) };
-        Self(raw_rows(bytes).into_iter().map(row).collect())
+/// Rows as a folder holds them.
+fn print_rows(rows: &[Row<'_>]) -> Vec<u8> {
+    let room = rows.iter().map(|it| it.0.len() + 3 + FIXED).sum::<usize>();
+    let mut out = Vec::with_capacity(room + 9);
+    put_number(&mut out, rows.len() as u64);
+    for &(name, seen) in rows {
+        put_bytes(&mut out, name);
+        out.extend_from_slice(seen);
     }
+    out
+}
 
-    fn print(&self, out: &mut Vec<u8>) {
-        put_number(out, self.0.len() as u64);
-        for Row { name, seen } in &self.0 {
-            put_bytes(out, name);
-            seen.print(out);
-        }
-    }
-
-    /// Takes over rows; of one that is none the old one goes, and of two the later counts.
-    fn merge(&mut self, mut fresh: Vec<(Box<[u8]>, Option<Seen>)>) {
-        fresh.reverse();
-        fresh.sort_by(|a, b| a.0.cmp(&b.0));
-        fresh.dedup_by(|later, first| later.0 == first.0);
-        self.0.retain(|it| fresh.binary_search_by(|new| new.0.cmp(&it.name)).is_err());
-        self.0.extend(fresh.into_iter().filter_map(|(name, seen)| Some(Row { name, seen: seen? })));
-        // Two sorted runs: this takes one pass.
-        self.0.sort_by(|a, b| a.name.cmp(&b.name));
-    }
+/// Rows with others put in their place; of one that is none the old one goes, and of two the later counts.
+fn merge<'i>(old: &[Row<'i>], mut fresh: Vec<(&'i [u8], Option<&'i [u8; FIXED]>)>) -> Vec<u8> {
+    fresh.reverse();
+    fresh.sort_by_key(|it| it.0);
+    fresh.dedup_by_key(|it| it.0);
+    let stays = |it: &&Row<'i>| fresh.binary_search_by_key(&it.0, |new| new.0).is_err();
+    let mut rows: Vec<Row<'i>> = old.iter().filter(stays).copied().collect();
+    rows.extend(fresh.iter().filter_map(|it| Some((it.0, it.1?))));
+    // Two sorted runs: this takes one pass.
+    rows.sort_by_key(|it| it.0);
+    print_rows(&rows)
 }
 
 impl Index {
@@ -146,50 +132,54 @@ impl Index {
 
     /// What is remembered of a folder.
     pub fn known(&self, folder: &RepoPath) -> Option<Known<'_>> {
-        Some(match self.folders.get(folder)? {
-            Slot::Raw(range) => Known::Raw(raw_rows(&self.bytes[range.clone()])),
-            Slot::Read(rows) => Known::Read(rows),
-        })
+        self.folders.get(folder).map(|it| Known(rows_in(self.slot(it))))
     }
 
-    /// The rows of a folder, to be changed.
-    fn rows(&mut self, folder: RepoPath) -> &mut Rows {
-        let slot = self.folders.entry(folder).or_insert_with(|| Slot::Read(Rows::default()));
-        if let Slot::Raw(range) = slot {
-            *slot = Slot::Read(Rows::read(&self.bytes[range.clone()]));
-        }
+    fn slot<'i>(&'i self, slot: &'i Slot) -> &'i [u8] {
         match slot {
-            Slot::Read(rows) => rows,
-            Slot::Raw(_) => unreachable!("it was read just now"),
+            Slot::There(range) => &self.bytes[range.clone()],
+            Slot::Own(bytes) => bytes,
         }
+    }
+
+    fn rows(&self, folder: &RepoPath) -> Vec<Row<'_>> {
+        self.known(folder).map_or_else(Vec::new, |it| it.0)
     }
 
     /// Remembers a digest that was read at `tick`, if the file is old enough to be told apart.
     pub fn learn(&mut self, path: &RepoPath, stamp: &Stamp, digest: Digest, tick: i64) {
         let Stamp { size, mtime, ctime, inode, .. } = *stamp;
-        let seen = stamp.is_settled(tick).then_some(Seen { size, mtime, ctime, inode, digest });
         let folder = path.parent().unwrap_or_default();
-        self.fresh.entry(folder).or_default().push((path.name().into(), seen));
+        if self.runs.last().is_none_or(|it| it.0 != folder) {
+            self.runs.push((folder, self.fresh.len()));
+        }
+        put_bytes(&mut self.fresh, path.name());
+        let settled = stamp.is_settled(tick);
+        self.fresh.push(settled.into());
+        if settled {
+            Seen { size, mtime, ctime, inode, digest }.print(&mut self.fresh);
+        }
         self.changed = true;
     }
 
     /// What was learnt counts from now on.
     pub fn settle(&mut self) {
-        for (folder, fresh) in std::mem::take(&mut self.fresh) {
-            self.rows(folder).merge(fresh);
+        let (fresh, runs) = (std::mem::take(&mut self.fresh), std::mem::take(&mut self.runs));
+        let ends = runs.iter().skip(1).map(|it| it.1).chain([fresh.len()]).collect::<Vec<_>>();
+        for ((folder, start), end) in runs.into_iter().zip(ends) {
+            let rows = merge(&self.rows(&folder), learnt(&fresh[start..end]));
+            self.folders.insert(folder, Slot::Own(rows));
         }
     }
 
     /// Forgets the files of a folder that are gone; `names` are those that are there, sorted.
     pub fn keep(&mut self, folder: &RepoPath, names: &[&[u8]]) {
-        let is_there = |it: &[u8]| names.binary_search(&it).is_ok();
-        let gone = match self.known(folder) {
-            None => false,
-            Some(Known::Raw(rows)) => rows.iter().any(|it| !is_there(it.0)),
-            Some(Known::Read(rows)) => rows.0.iter().any(|it| !is_there(&it.name)),
-        };
-        if gone {
-            self.rows(folder.clone()).0.retain(|it| is_there(&it.name));
+        let mut rows = self.rows(folder);
+        let all = rows.len();
+        rows.retain(|it| names.binary_search(&it.0).is_ok());
+        if rows.len() < all {
+            let rows = print_rows(&rows);
+            self.folders.insert(folder.clone(), Slot::Own(rows));
             self.changed = true;
         }
     }
@@ -258,29 +248,30 @@ impl Index {
     }
 
     /// Takes over what others learnt meanwhile of files that were not looked at here.
-    fn take_over(&mut self, mut other: Self) {
-        for folder in other.folders.keys().cloned().collect::<Vec<_>>() {
-            if self.has_looked(&folder) {
+    fn take_over(&mut self, other: &Self) {
+        for folder in other.folders.keys().filter(|it| !self.has_looked(it)).cloned().collect::<Vec<_>>() {
+            let same = |it: &Slot| self.slot(it) == other.slot(&other.folders[&folder]);
+            if self.folders.get(&folder).is_some_and(same) {
                 continue;
             }
-            let rows = std::mem::take(other.rows(folder.clone()));
             // Single files that were looked at stand in a folder that was not.
-            let single = |it: &Row| folder.join(&it.name).is_ok_and(|it| self.looked.contains(&it));
-            let others = rows.0.into_iter().filter(|it| !single(it)).collect::<Vec<_>>();
-            let others = others.into_iter().map(|it| (it.name, Some(it.seen))).collect();
-            self.rows(folder).merge(others);
+            let single = |it: &Row<'_>| folder.join(it.0).is_ok_and(|it| self.looked.contains(&it));
+            let others = other.rows(&folder).into_iter().filter(|it| !single(it));
+            let rows = merge(&self.rows(&folder), others.map(|it| (it.0, Some(it.1))).collect());
+            self.folders.insert(folder, Slot::Own(rows));
         }
     }
 
     /// Replaces what is on disk, but for what others learnt meanwhile of files that were not looked at here.
     pub fn save_held(&mut self, repo: &Repo, _lock: &Lock) -> Result<()> {
-        let mut other = Self::load(repo)?;
-        let pointers = std::mem::take(&mut other.pointers);
         self.settle();
-        self.take_over(other);
-        self.folders.retain(|_, it| !matches!(it, Slot::Read(rows) if rows.0.is_empty()));
         let mut there = self.pointers.clone();
-        there.extend(pointers);
+        if !self.is_latest(repo)? {
+            let other = Self::load(repo)?;
+            self.take_over(&other);
+            there.extend(other.pointers);
+        }
+        self.folders.retain(|_, it| !matches!(it, Slot::Own(bytes) if bytes[..] == [0]));
         let mut kept = BTreeSet::new();
         for path in there {
             // What cannot be looked at now may be there all the same.
@@ -291,42 +282,63 @@ impl Index {
         self.pointers = kept;
         // The files it vouches for come to rest before it does.
         repo.files.sync_all()?;
-        repo.private.write(&file()?, &self.print(), Sync::Later)?;
+        repo.private.write_by(&file()?, Sync::Later, &|out| self.print(out))?;
         self.changed = false;
         Ok(())
     }
 
-    fn print(&self) -> Vec<u8> {
-        // Set aside at once: to let it grow would take twice the room.
-        let room = |it: &Slot| match it {
-            Slot::Raw(range) => range.len(),
-            Slot::Read(Rows(rows)) => rows.iter().map(|it| it.name.len() + 2 + FIXED).sum(),
+    /// Whether the file on disk is the one that was read: it ends with its digest.
+    fn is_latest(&self, repo: &Repo) -> Result<bool> {
+        use std::os::unix::fs::FileExt as _;
+
+        let Some(size) = repo.private.stamp(&file()?)?.map(|it| it.size) else {
+            return Ok(self.bytes.is_empty());
         };
-        let rows: usize = self.folders.values().map(room).sum();
-        let mut out = Vec::with_capacity(rows + (1 << 16));
-        out.extend_from_slice(HEAD);
-        put_number(&mut out, self.folders.len() as u64);
+        let mut end = [0; 32];
+        let read = |file: File| file.read_exact_at(&mut end, size.saturating_sub(32)).is_ok();
+        Ok(repo.private.open_file(&file()?).is_ok_and(read) && self.bytes.ends_with(&end))
+    }
+
+    /// Writes folder by folder: all of it at once would take its room in memory twice.
+    fn print(&self, out: &mut dyn io::Write) -> io::Result<()> {
+        let mut check = Hasher::default();
+        let mut put = |bytes: &[u8]| {
+            check.write_all(bytes)?;
+            out.write_all(bytes)
+        };
+        let mut head = HEAD.to_vec();
+        put_number(&mut head, self.folders.len() as u64);
+        put(&head)?;
         for (folder, slot) in &self.folders {
-            put_bytes(&mut out, folder.bytes());
-            match slot {
-                Slot::Raw(range) => out.extend_from_slice(&self.bytes[range.clone()]),
-                Slot::Read(rows) => rows.print(&mut out),
-            }
+            let mut name = Vec::new();
+            put_bytes(&mut name, folder.bytes());
+            put(&name)?;
+            put(self.slot(slot))?;
         }
-        put_number(&mut out, self.pointers.len() as u64);
-        self.pointers.iter().for_each(|it| put_bytes(&mut out, it.bytes()));
-        let check = Digest::of(&out);
-        out.extend_from_slice(check.bytes());
-        out
+        let mut tail = Vec::new();
+        put_number(&mut tail, self.pointers.len() as u64);
+        self.pointers.iter().for_each(|it| put_bytes(&mut tail, it.bytes()));
+        put(&tail)?;
+        out.write_all(check.finish().bytes())
     }
 }
 
 /// Rows where they lie; their bytes were looked at when the file was read.
-fn raw_rows(bytes: &[u8]) -> Vec<(&[u8], &[u8; FIXED])> {
+fn rows_in(bytes: &[u8]) -> Vec<Row<'_>> {
     let mut reader = Reader::new(bytes, "the index");
     let count = reader.number().unwrap_or(0);
     let mut row = || Some((reader.bytes().ok()?, reader.take(FIXED).ok()?.try_into().ok()?));
     (0..count).map_while(|_| row()).collect()
+}
+
+/// What [`Index::learn`] put down, in its order.
+fn learnt(bytes: &[u8]) -> Vec<(&[u8], Option<&[u8; FIXED]>)> {
+    let mut reader = Reader::new(bytes, "the index");
+    let row = || {
+        let (name, settled) = (reader.bytes().ok()?, reader.byte().ok()? == 1);
+        Some((name, if settled { reader.take(FIXED).ok()?.try_into().ok() } else { None }))
+    };
+    std::iter::from_fn(row).collect()
 }
 
 fn parse(bytes: Vec<u8>) -> Result<Index> {
@@ -344,7 +356,7 @@ fn parse(bytes: Vec<u8>) -> Result<Index> {
             reader.bytes()?;
             reader.take(FIXED)?;
         }
-        index.folders.insert(folder, Slot::Raw(start..body - reader.left()));
+        index.folders.insert(folder, Slot::There(start..body - reader.left()));
     }
     for _ in 0..reader.number()? {
         index.pointers.insert(RepoPath::from_bytes(reader.bytes()?)?);
@@ -381,7 +393,7 @@ mod tests {
         index.learn(&path("a/b"), &stamp(6), Digest::of(b"x"), TICK + 100);
         index.add_pointer(path("a"));
         index.settle();
-        let bytes = index.print();
+        let bytes = printed(&index);
         let read = parse(bytes.clone()).unwrap();
         assert_eq!(vouch(&read, "a/b", &stamp(6)), Some(Digest::of(b"x")));
         assert_eq!(read.pointers, index.pointers);
@@ -417,14 +429,17 @@ mod tests {
         index
     }
 
+    fn printed(index: &Index) -> Vec<u8> {
+        let mut out = Vec::new();
+        index.print(&mut out).unwrap();
+        out
+    }
+
     fn names(index: &Index) -> Vec<String> {
-        // Printed and read back, so that rows are seen in both of their forms.
-        let read = parse(index.print()).unwrap();
-        let rows = |folder: &RepoPath| match read.known(folder).unwrap() {
-            Known::Raw(rows) => {
-                rows.iter().map(|it| folder.join(it.0).unwrap().to_text()).collect::<Vec<_>>()
-            }
-            Known::Read(_) => panic!("nothing of it was changed"),
+        // Printed and read back, so that rows are seen in both of their places.
+        let read = parse(printed(index)).unwrap();
+        let rows = |folder: &RepoPath| {
+            read.rows(folder).iter().map(|it| folder.join(it.0).unwrap().to_text()).collect::<Vec<_>>()
         };
         read.folders.keys().flat_map(rows).collect()
     }
@@ -441,8 +456,8 @@ mod tests {
     fn what_others_learnt_is_taken_over_where_we_did_not_look() {
         let mut own = index(&["d/a", "e/one", "e/two"]);
         own.looked.extend([path("d"), path("e/one")]);
-        own.rows(path("e")).0.remove(0);
-        own.take_over(parse(index(&["d/a", "d/gone", "e/one", "e/three", "f/g"]).print()).unwrap());
+        own.keep(&path("e"), &[b"two"]);
+        own.take_over(&parse(printed(&index(&["d/a", "d/gone", "e/one", "e/three", "f/g"]))).unwrap());
         assert_eq!(names(&own), ["d/a", "e/three", "e/two", "f/g"]);
     }
 

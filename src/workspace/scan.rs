@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use crate::{
     digest::Digest,
     error::{Doing, Error, Kind as ErrorKind, Result},
-    fs::{self, Entry, File, Form, Root, Sieve as _, Stamp},
+    fs::{self, Entry, File, Form, Listing, Root, Sieve as _, Stamp},
     path::{RepoPath, show},
     progress::{Event, Progress},
     store::{EntryKind, Kind, Ready, Store, WHOLE, Writer, digest_file},
@@ -50,8 +50,8 @@ pub(super) fn scan_view(
     let files = &workspace.repo.files;
     let Some(stamp) = files.stamp(path)? else { return Ok(None) };
     let children =
-        if stamp.form == Form::Folder { fs::busy(|| files.entries(path, view))? } else { Vec::new() };
-    let entry = Entry { name: path.name().into(), stamp, children };
+        if stamp.form == Form::Folder { fs::busy(|| files.entries(path, view))? } else { Listing::default() };
+    let entry = Entry { name: path.name(), stamp, children: &children };
     let mut scanner = Scanner {
         workspace,
         view,
@@ -62,12 +62,12 @@ pub(super) fn scan_view(
         waiting: Vec::new(),
         walked: BTreeSet::new(),
     };
-    let total = scanner.unknown(&path.parent().unwrap_or_default(), std::slice::from_ref(&entry));
+    let above = path.parent().unwrap_or_default();
+    let total = scanner.unknown(&above, &|| std::iter::once(entry));
     if total > BATCH {
         progress.event(Event::Started { task: "reading", total: Some(total) });
     }
-    let known =
-        scanner.known(&path.parent().unwrap_or_default(), std::slice::from_ref(&entry)).pop().flatten();
+    let known = scanner.known(&above, std::iter::once(entry)).pop().flatten();
     let Some(mut node) = scanner.node(path.clone(), entry, known)? else { return Ok(None) };
     let digests = scanner.finish()?;
     fill(&mut node, &mut digests.into_iter());
@@ -116,7 +116,7 @@ fn fill(node: &mut Node, digests: &mut impl Iterator<Item = Digest>) {
 
 impl Scanner<'_, '_, '_, '_> {
     /// Nothing for what the view lets pass though it cannot be read.
-    fn node(&mut self, path: RepoPath, entry: Entry, known: Option<Digest>) -> Result<Option<Node>> {
+    fn node(&mut self, path: RepoPath, entry: Entry<'_>, known: Option<Digest>) -> Result<Option<Node>> {
         let mut stamp = entry.stamp;
         let (kind, digest) = match stamp.form {
             Form::Folder => (EntryKind::Folder, unread()),
@@ -135,43 +135,44 @@ impl Scanner<'_, '_, '_, '_> {
                 return self.view.trouble(&path, error).map(|()| None);
             }
         };
-        let mut children = Vec::with_capacity(entry.children.len());
+        let mut children = Vec::new();
         if kind == EntryKind::Folder {
-            self.enter(&path, &entry.children);
-            let known = self.known(&path, &entry.children);
-            for (child, known) in entry.children.into_iter().zip(known) {
-                children.extend(self.node(path.join(&child.name)?, child, known)?);
+            self.enter(&path, entry.children);
+            let known = self.known(&path, entry.children.iter());
+            children.reserve_exact(known.len());
+            for (child, known) in entry.children.iter().zip(known) {
+                children.extend(self.node(path.join(child.name)?, child, known)?);
                 if self.jobs.len() >= WAITING {
                     self.flush()?;
                 }
             }
         }
         children.shrink_to_fit();
-        Ok(Some(Node { name: entry.name, kind, size: stamp.size, files: 1, digest, children }))
+        Ok(Some(Node { name: entry.name.into(), kind, size: stamp.size, files: 1, digest, children }))
     }
 
     /// A folder that is walked, and what the index forgets of it.
-    fn enter(&mut self, folder: &RepoPath, children: &[Entry]) {
+    fn enter(&mut self, folder: &RepoPath, children: &Listing) {
         self.walked.insert(folder.clone());
         if self.view.is_whole() {
             let files = children.iter().filter(|it| it.stamp.form != Form::Folder);
-            let names: Vec<&[u8]> = files.map(|it| &it.name[..]).collect();
+            let names: Vec<&[u8]> = files.map(|it| it.name).collect();
             self.workspace.index.borrow_mut().keep(folder, &names);
         }
     }
 
     /// The digests that the index vouches for, one for each name.
-    fn known(&self, folder: &RepoPath, children: &[Entry]) -> Vec<Option<Digest>> {
+    fn known<'l>(&self, folder: &RepoPath, children: impl Iterator<Item = Entry<'l>>) -> Vec<Option<Digest>> {
         let index = self.workspace.index.borrow();
         let rows = index.known(folder);
-        let vouch = |it: &Entry| {
+        let vouch = |it: Entry<'_>| {
             let rows = rows.as_ref()?;
             // The row of a link into the store is of the file that it stands for.
             let linked =
-                if it.stamp.form == Form::Link { self.stored(&folder.join(&it.name).ok()?) } else { None };
-            rows.vouch(&it.name, &linked.map_or(it.stamp, |it| it.1))
+                if it.stamp.form == Form::Link { self.stored(&folder.join(it.name).ok()?) } else { None };
+            rows.vouch(it.name, &linked.map_or(it.stamp, |it| it.1))
         };
-        children.iter().map(vouch).collect()
+        children.map(vouch).collect()
     }
 
     /// The file in the store that a link of ours stands for.
@@ -256,12 +257,14 @@ impl Scanner<'_, '_, '_, '_> {
     }
 
     /// Bytes that have to be read.
-    fn unknown(&self, folder: &RepoPath, entries: &[Entry]) -> u64 {
-        let known = self.known(folder, entries);
-        let files = entries.iter().zip(known).filter(|it| it.0.stamp.form == Form::File && it.1.is_none());
+    fn unknown<'l, I: Iterator<Item = Entry<'l>>>(&self, folder: &RepoPath, entries: &dyn Fn() -> I) -> u64 {
+        let known = self.known(folder, entries());
+        let files = entries().zip(known).filter(|it| it.0.stamp.form == Form::File && it.1.is_none());
         let own: u64 = files.map(|it| it.0.stamp.size).sum();
-        let below = |it: &Entry| folder.join(&it.name).map_or(0, |path| self.unknown(&path, &it.children));
-        own + entries.iter().filter(|it| it.stamp.form == Form::Folder).map(below).sum::<u64>()
+        let below = |it: Entry<'_>| {
+            folder.join(it.name).map_or(0, |path| self.unknown(&path, &|| it.children.iter()))
+        };
+        own + entries().filter(|it| it.stamp.form == Form::Folder).map(below).sum::<u64>()
     }
 
     fn read_and_put(&mut self, batch: &[Job], before: Lot) -> Result<Lot> {

@@ -2,7 +2,7 @@
 
 use crate::{
     error::{Doing, Result},
-    fs::{Dir, Entry, Everything, Form, Mode, Stamp},
+    fs::{Dir, Everything, Form, Listing, Mode, Stamp},
     path::RepoPath,
     workspace::Workspace,
 };
@@ -34,11 +34,11 @@ impl Workspace<'_> {
         Ok(done)
     }
 
-    fn unprotect_all(&self, dir: &Dir, entries: &[Entry], done: &mut Unprotected) -> Result<()> {
-        for entry in entries {
-            let path = dir.path().join(&entry.name)?;
+    fn unprotect_all(&self, dir: &Dir, entries: &Listing, done: &mut Unprotected) -> Result<()> {
+        for entry in entries.iter() {
+            let path = dir.path().join(entry.name)?;
             if entry.stamp.form == Form::Folder {
-                self.unprotect_all(&dir.open_dir(&entry.name)?, &entry.children, done)?;
+                self.unprotect_all(&dir.open_dir(entry.name)?, entry.children, done)?;
             } else {
                 self.unprotect_one(dir, &path, entry.stamp, done)?;
             }

@@ -75,15 +75,15 @@ pub fn segment(git: &Git, version: &Version) -> Result<Data> {
 pub fn folder(name: &str, place: &Path) -> Result<Data> {
     let root = Root::open(place)?;
     let mut cases = Vec::new();
-    for class in root.entries(&RepoPath::root(), &Everything)? {
-        let path = RepoPath::root().join(&class.name)?;
+    for class in root.entries(&RepoPath::root(), &Everything)?.iter() {
+        let path = RepoPath::root().join(class.name)?;
         let mut found = Vec::new();
-        files(&class, &path, &mut found)?;
+        files(class, &path, &mut found)?;
         for file in found.into_iter().filter(|it| *it != path && is_picture(it)) {
             cases.push(Case {
                 digest: Digest::of(&root.read(&file)?),
-                label: show(&class.name),
-                folder: below_class(&file, &show(&class.name)),
+                label: show(class.name),
+                folder: below_class(&file, &show(class.name)),
                 source: Source::File(file.on_disk(place)),
             });
         }
@@ -91,11 +91,11 @@ pub fn folder(name: &str, place: &Path) -> Result<Data> {
     once(name, cases)
 }
 
-fn files(entry: &Entry, path: &RepoPath, found: &mut Vec<RepoPath>) -> Result<()> {
+fn files(entry: Entry<'_>, path: &RepoPath, found: &mut Vec<RepoPath>) -> Result<()> {
     if entry.stamp.form == Form::File {
         found.push(path.clone());
     }
-    entry.children.iter().try_for_each(|it| files(it, &path.join(&it.name)?, found))
+    entry.children.iter().try_for_each(|it| files(it, &path.join(it.name)?, found))
 }
 
 /// `night/rain` of `data/cat/night/rain/1.jpg`.

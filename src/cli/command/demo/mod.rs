@@ -15,7 +15,7 @@ use self::month::Told;
 use crate::{
     cli::{Context, Report, report::shell_word},
     error::{Doing, Error, Kind, Result},
-    fs::{self, Entry, Everything, Form, Root, Sync},
+    fs::{self, Entry, Everything, Form, Listing, Root, Sync},
     path::RepoPath,
     sketch::{Pet, photo},
 };
@@ -103,7 +103,7 @@ fn expected(drawn: u64, photos: Option<&Path>, backbone: bool) -> Result<Option<
     Ok(Some(format!("Expect about {seconds} seconds: {count} photos {how}, on {cores} cores.")))
 }
 
-fn files(entry: &Entry) -> u64 {
+fn files(entry: Entry<'_>) -> u64 {
     let own = u64::from(entry.stamp.form == Form::File);
     own + entry.children.iter().map(files).sum::<u64>()
 }
@@ -285,11 +285,11 @@ impl Stage<'_, '_> {
 }
 
 /// Copies files below `from` to `data/` of `to`.
-fn copy(from: &Root, entries: &[Entry], at: &RepoPath, to: &Root) -> Result<()> {
-    for entry in entries {
-        let path = at.join(&entry.name)?;
+fn copy(from: &Root, entries: &Listing, at: &RepoPath, to: &Root) -> Result<()> {
+    for entry in entries.iter() {
+        let path = at.join(entry.name)?;
         match entry.stamp.form {
-            Form::Folder => copy(from, &entry.children, &path, to)?,
+            Form::Folder => copy(from, entry.children, &path, to)?,
             Form::File => {
                 let target = RepoPath::from_text("data")?.join_path(&path)?;
                 to.write(&target, &from.read(&path)?, Sync::Later)?;
