@@ -29,6 +29,9 @@ const HEAD: &[u8; 8] = b"mlxlook\x02";
 /// A file touched less than this before it was read may change again within the same tick of the file
 /// system's clock, without a trace: it is not vouched for.
 const TICK: i64 = 12_000_000;
+/// Some file systems count whole seconds, and some of those every other one.
+const COARSE_TICK: i64 = 2_100_000_000;
+const SECOND: i64 = 1_000_000_000;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Seen {
@@ -170,7 +173,8 @@ impl Index {
     /// Remembers a digest that was read at `tick`, if the file is old enough to be told apart.
     pub fn learn(&mut self, path: &RepoPath, stamp: &Stamp, digest: Digest, tick: i64) {
         let Stamp { size, mtime, ctime, inode, .. } = *stamp;
-        let seen = (ctime.max(mtime) + TICK < tick).then_some(Seen { size, mtime, ctime, inode, digest });
+        let clock = if ctime % SECOND == 0 { COARSE_TICK } else { TICK };
+        let seen = (ctime.max(mtime) + clock < tick).then_some(Seen { size, mtime, ctime, inode, digest });
         let folder = path.parent().unwrap_or_default();
         self.fresh.entry(folder).or_default().push((path.name().into(), seen));
         self.changed = true;
@@ -413,9 +417,19 @@ mod tests {
         assert_eq!(vouch(&index, "a", &stamp(1000)), None);
     }
 
+    #[test]
+    fn whole_seconds_are_taken_for_a_clock_that_knows_no_less() {
+        let mut index = Index::default();
+        for (tick, vouched) in [(SECOND + COARSE_TICK, false), (SECOND + COARSE_TICK + 1, true)] {
+            index.learn(&path("a"), &stamp(SECOND), Digest::of(b"x"), tick);
+            index.settle();
+            assert_eq!(vouch(&index, "a", &stamp(SECOND)).is_some(), vouched, "{tick}");
+        }
+    }
+
     fn index(paths: &[&str]) -> Index {
         let mut index = Index::default();
-        paths.iter().for_each(|it| index.learn(&path(it), &stamp(0), Digest::of(it.as_bytes()), TICK * 2));
+        paths.iter().for_each(|it| index.learn(&path(it), &stamp(1), Digest::of(it.as_bytes()), TICK * 2));
         index.settle();
         index
     }
