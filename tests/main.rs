@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot set itself up should panic")]
 #![expect(clippy::disallowed_methods, reason = "tests are the user: they write files as users do")]
 
+mod disk;
 mod sandbox;
 mod serve;
 
@@ -19,6 +20,7 @@ mod hostile;
 mod model;
 mod monitor;
 mod month;
+mod mounts;
 mod odd;
 mod overload;
 mod record;
@@ -31,5 +33,6 @@ mod signals;
 mod strangers;
 mod tidy;
 mod traffic;
+mod users;
 mod watch;
 mod workspace;

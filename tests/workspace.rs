@@ -354,6 +354,32 @@ fn a_mode_alone_is_checked_out_and_counted() {
 }
 
 #[test]
+fn where_git_is_told_that_modes_mean_nothing_those_on_record_count() {
+    let sandbox = small();
+    sandbox.write("data/run.sh", "#!/bin/sh\n");
+    fs::set_permissions(sandbox.repo.join("data/run.sh"), fs::Permissions::from_mode(0o755)).unwrap();
+    sandbox.ok("add data");
+    let pointer = sandbox.read("data.mlx");
+    sandbox.git("config core.fileMode false");
+    for mode in [0o777, 0o666] {
+        for name in ["data/run.sh", "data/cat/a.txt", "data/dog/b.txt"] {
+            fs::set_permissions(sandbox.repo.join(name), fs::Permissions::from_mode(mode)).unwrap();
+        }
+        assert_eq!(sandbox.json("status")["clean"], true, "{mode:o}");
+        sandbox.ok("add data data/run.sh");
+        assert_eq!(sandbox.read("data.mlx"), pointer, "{mode:o}");
+    }
+    sandbox.write("data/new.txt", "new");
+    fs::set_permissions(sandbox.repo.join("data/new.txt"), fs::Permissions::from_mode(0o777)).unwrap();
+    sandbox.ok("add data");
+    sandbox.git("config core.fileMode true");
+    sandbox.ok("checkout --force");
+    let mode = |name: &str| sandbox.repo.join(name).metadata().unwrap().permissions().mode() & 0o111;
+    assert_eq!((mode("data/new.txt"), mode("data/cat/a.txt")), (0, 0));
+    assert_ne!(mode("data/run.sh"), 0);
+}
+
+#[test]
 fn add_says_what_belongs_into_git() {
     let sandbox = small();
     sandbox.write("my photos/x", "x");

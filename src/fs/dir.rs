@@ -11,7 +11,7 @@ use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
 
 use crate::{
     error::{Doing, Error, Kind, Result},
-    fs::{File, Form, Listing, Sieve, Stamp, TEMPORARY, fault, is_alive},
+    fs::{File, Form, Link, Listing, Sieve, Stamp, TEMPORARY, fault, is_alive, refused::Way},
     path::{RepoPath, check_name, show},
 };
 
@@ -369,9 +369,17 @@ impl Temp {
         Ok(dir.stamp(name)?.filter(same))
     }
 
-    /// Shares the blocks of `file`, where the file system can.
+    /// Shares the blocks of `file`, where the file system can: tried once, and remembered.
     pub fn share(&self, file: &File) -> bool {
-        fault::point("reflink").is_ok() && fs::ioctl_ficlone(self.file(), file).is_ok()
+        let way = Way::new(Link::Reflink, file, &self.dir.fd);
+        if way.is_some_and(|it| it.is_refused()) {
+            return false;
+        }
+        let shared = fault::point("reflink").and_then(|()| Ok(fs::ioctl_ficlone(self.file(), file)?));
+        if let (Err(error), Some(way)) = (&shared, way) {
+            way.note(error, true);
+        }
+        shared.is_ok()
     }
 
     /// A second handle on the bytes written so far, from the start.

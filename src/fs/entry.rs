@@ -103,11 +103,15 @@ impl Listing {
 /// A file touched less than this before it was read may change again within the same tick of the file system's
 /// clock, without a trace: it is not vouched for.
 pub const TICK: i64 = 12_000_000;
+/// Some file systems count whole seconds, and some of those every other one.
+const COARSE_TICK: i64 = 2_100_000_000;
+const SECOND: i64 = 1_000_000_000;
 
 impl Stamp {
     /// Whether a file read at `tick` would show if it had been touched since.
     pub fn is_settled(&self, tick: i64) -> bool {
-        self.ctime.max(self.mtime).saturating_add(TICK) < tick
+        let clock = if self.ctime % SECOND == 0 { COARSE_TICK } else { TICK };
+        self.ctime.max(self.mtime).saturating_add(clock) < tick
     }
 
     /// Waits until what is read now is settled, but not for long; the time after that.

@@ -1,5 +1,6 @@
 //! A place where tests break the disk. `MLX_FAULT=fail:N` makes the N-th operation fail, `kill:N`
-//! ends the process there, as SIGKILL would. Nothing of it is in a release build.
+//! ends the process there, as SIGKILL would, and `tell:FILE` writes down what is done, an operation
+//! a line. Nothing of it is in a release build.
 
 use std::io;
 
@@ -20,16 +21,16 @@ pub fn point(operation: &'static str) -> io::Result<()> {
         atomic::{AtomicU64, Ordering},
     };
 
-    static ORDER: LazyLock<Option<(bool, u64)>> = LazyLock::new(|| {
-        let order = std::env::var("MLX_FAULT").ok()?;
-        let (how, at) = order.split_once(':')?;
-        Some((how == "kill", at.parse().ok()?))
-    });
+    static ORDER: LazyLock<Option<Order>> = LazyLock::new(|| Order::parse(&std::env::var("MLX_FAULT").ok()?));
     static PASSED: AtomicU64 = AtomicU64::new(0);
 
     #[cfg(test)]
     crash::point(operation)?;
-    let Some((kill, at)) = *ORDER else { return Ok(()) };
+    let (kill, at) = match &*ORDER {
+        None => return Ok(()),
+        Some(Order::Tell(path)) => return tell(path, operation),
+        Some(Order::Break { kill, at }) => (*kill, *at),
+    };
     if PASSED.fetch_add(1, Ordering::SeqCst) + 1 != at {
         return Ok(());
     }
@@ -37,6 +38,32 @@ pub fn point(operation: &'static str) -> io::Result<()> {
         let _dead = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     }
     Err(io::Error::other(format!("fault point {at}: {operation}")))
+}
+
+#[cfg(debug_assertions)]
+enum Order {
+    Break { kill: bool, at: u64 },
+    Tell(std::path::PathBuf),
+}
+
+#[cfg(debug_assertions)]
+impl Order {
+    fn parse(order: &str) -> Option<Self> {
+        let (how, what) = order.split_once(':')?;
+        if how == "tell" {
+            return Some(Self::Tell(what.into()));
+        }
+        Some(Self::Break { kill: how == "kill", at: what.parse().ok()? })
+    }
+}
+
+#[cfg(debug_assertions)]
+fn tell(path: &std::path::Path, operation: &str) -> io::Result<()> {
+    use std::io::Write as _;
+
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+    // One write, so that threads do not mix their lines.
+    file.write_all(format!("{operation}\n").as_bytes())
 }
 
 /// A crash without a process of its own: on one thread everything fails from the n-th operation on.

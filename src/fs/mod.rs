@@ -14,6 +14,7 @@ mod letters;
 mod lock;
 mod place;
 mod private;
+mod refused;
 mod root;
 mod sieve;
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Doing, Error, Result},
-    fs::{Dir, Root, Sync},
+    fs::{Dir, Root, Sync, refused::Way},
     path::{RepoPath, show},
 };
 
@@ -85,7 +85,7 @@ pub fn place(
     Ok(None)
 }
 
-/// False when the file system cannot do it this way.
+/// False when the file system cannot do it this way: tried once, and remembered.
 fn try_place(
     store: &Root,
     stored: &RepoPath,
@@ -94,28 +94,41 @@ fn try_place(
     mode: Mode,
     kind: Link,
 ) -> Result<bool> {
-    let made = match kind {
-        Link::Hardlink => {
-            let folder = store.dir(&stored.parent().unwrap_or_default())?;
-            dir.put(name, |new| Ok(fs::linkat(folder.fd(), stored.name(), dir.fd(), new, AtFlags::empty())?))
-        }
-        Link::Symlink => {
-            let target = stored.on_disk(store.path());
-            dir.put(name, |new| Ok(fs::symlinkat(target.as_os_str().as_bytes(), dir.fd(), new)?))
-        }
-        Link::Reflink | Link::Copy => {
-            let temp = dir.create(mode.bits())?;
-            if !temp.share(&store.open_file(stored)?) {
-                return Ok(false);
-            }
-            return temp.publish(name, Sync::Later).map(|()| true);
-        }
-    };
+    if matches!(kind, Link::Reflink | Link::Copy) {
+        return share(store, stored, dir, name, mode);
+    }
+    let folder = store.dir(&stored.parent().unwrap_or_default())?;
+    let way = Way::new(kind, folder.fd(), dir.fd());
+    if way.is_some_and(|it| it.is_refused()) {
+        return Ok(false);
+    }
+    let target = stored.on_disk(store.path());
+    let made = dir.put(name, |new| match kind {
+        Link::Symlink => Ok(fs::symlinkat(target.as_os_str().as_bytes(), dir.fd(), new)?),
+        _ => Ok(fs::linkat(folder.fd(), stored.name(), dir.fd(), new, AtFlags::empty())?),
+    });
     match made {
         Ok(()) => Ok(true),
-        Err(error) if cannot_here(&error) => Ok(false),
+        Err(error) if cannot_here(&error) => {
+            let own = !folder.is_foreign(stored.name()).unwrap_or(true);
+            way.inspect(|it| it.note(&error, own));
+            Ok(false)
+        }
         Err(error) => Err(error).doing(|| format!("cannot link to `{stored}` in the store")),
     }
+}
+
+fn share(store: &Root, stored: &RepoPath, dir: &Dir, name: &[u8], mode: Mode) -> Result<bool> {
+    let file = store.open_file(stored)?;
+    // No file is made where its blocks could not be shared.
+    if Way::new(Link::Reflink, &file, dir.fd()).is_some_and(|it| it.is_refused()) {
+        return Ok(false);
+    }
+    let temp = dir.create(mode.bits())?;
+    if !temp.share(&file) {
+        return Ok(false);
+    }
+    temp.publish(name, Sync::Later).map(|()| true)
 }
 
 /// The file system, not the disk, says no: another way may do.

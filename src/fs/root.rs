@@ -58,6 +58,11 @@ impl Root {
         &self.path
     }
 
+    /// Whether anything can come about here: the file system is not read-only, and this user may.
+    pub fn is_writable(&self) -> bool {
+        fs::accessat(self.dir.fd(), ".", fs::Access::WRITE_OK, fs::AtFlags::EACCESS).is_ok()
+    }
+
     fn top(&self) -> Result<Dir> {
         self.dir.again()
     }

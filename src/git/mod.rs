@@ -99,6 +99,11 @@ impl Git {
         fs::canonical(self.repo.git_dir()).unwrap_or_else(|| self.repo.git_dir().to_owned())
     }
 
+    /// Whether the exec bits of files mean anything here; Git tries it out when it makes a repository.
+    pub fn keeps_modes(&self) -> bool {
+        self.repo.config_snapshot().boolean("core.fileMode").unwrap_or(true)
+    }
+
     /// The commit that `spec` names: a branch, a tag, a hash, `HEAD~2`.
     pub fn resolve(&self, spec: &str) -> Result<Rev> {
         let missing = || {

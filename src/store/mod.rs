@@ -91,7 +91,7 @@ impl Store {
             clone: None,
         };
         store.refresh()?;
-        for (name, _) in store.dir("damaged")?.names()? {
+        for name in store.names("damaged")? {
             if let Ok(digest) =
                 std::str::from_utf8(&name).map_or_else(|_| Digest::from_hex(""), Digest::from_hex)
             {
@@ -105,15 +105,24 @@ impl Store {
         self.root.make_dir(&RepoPath::from_text(name)?)
     }
 
+    /// The names in one of the store's folders; none where it is not there yet: a store that may only be read is not
+    /// asked to make it.
+    fn names(&self, folder: &str) -> Result<Vec<Vec<u8>>> {
+        let path = RepoPath::from_text(folder)?;
+        if self.root.stamp(&path)?.is_none() {
+            return Ok(Vec::new());
+        }
+        Ok(self.root.dir(&path)?.names()?.into_iter().map(|it| it.0).collect())
+    }
+
     fn damaged(&self) -> std::sync::MutexGuard<'_, HashSet<Digest>> {
         self.damaged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opens packs that came since the last look; true if there were any.
     fn refresh(&self) -> Result<bool> {
-        let dir = self.dir("packs")?;
         let mut found = false;
-        for (name, _) in dir.names()? {
+        for name in self.names("packs")? {
             let Some(hex) = name.strip_suffix(b".idx").and_then(|it| std::str::from_utf8(it).ok()) else {
                 continue;
             };
@@ -123,7 +132,7 @@ impl Store {
                 // A damaged index hides its pack; the pack carries a copy of it.
                 let Ok(index) = Index::parse(bytes).or_else(|_| self.index_from_pack(hex)) else { continue };
                 // Without its pack an index names nothing: its objects count as absent.
-                let Ok(file) = dir.open(format!("{hex}.pack").as_bytes()) else { continue };
+                let Ok(file) = self.root.open_file(&place("packs", hex, ".pack")?) else { continue };
                 self.packs
                     .write()
                     .unwrap_or_else(PoisonError::into_inner)

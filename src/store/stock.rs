@@ -127,9 +127,13 @@ impl Store {
 
     /// Files of indexes and of packs, by name.
     pub(super) fn pack_names(&self) -> Result<(BTreeMap<Digest, Stamp>, BTreeMap<Digest, Stamp>)> {
-        let dir = self.dir("packs")?;
         let (mut indexes, mut packs) = (BTreeMap::new(), BTreeMap::new());
-        for (file, _) in dir.names()? {
+        let names = self.names("packs")?;
+        if names.is_empty() {
+            return Ok((indexes, packs));
+        }
+        let dir = self.dir("packs")?;
+        for file in names {
             let Some((hex, ending)) = std::str::from_utf8(&file).ok().and_then(|it| it.split_once('.'))
             else {
                 continue;
@@ -145,14 +149,17 @@ impl Store {
     }
 
     pub(super) fn whole_files(&self, folder: &str) -> Result<Vec<WholeFile>> {
+        let names = self.names(folder)?;
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
         let dir = self.dir(folder)?;
-        let names = dir.names()?;
         let look = |name: &Vec<u8>| -> Result<Option<WholeFile>> {
             let digest = std::str::from_utf8(name).ok().and_then(|it| Digest::from_hex(it).ok());
             let (Some(digest), Some(stamp)) = (digest, dir.stamp(name)?) else { return Ok(None) };
             Ok(Some(WholeFile { digest, size: stamp.size, mtime: stamp.mtime }))
         };
-        names.par_iter().filter_map(|it| look(&it.0).transpose()).collect()
+        names.par_iter().filter_map(|it| look(it).transpose()).collect()
     }
 
     fn leavings(&self, folder: &str, found: &mut Vec<Stray>) -> Result<()> {

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::{
     digest::Digest,
-    error::{Doing, Error, Result},
+    error::{Doing, Error, Kind as ErrorKind, Result},
     fs::{Sync, Temp},
     store::{Kind, PackWriter, Row, Stock, Store, WholeFile, place, stock::Stray},
 };
@@ -93,7 +93,7 @@ impl Amount {
 }
 
 impl Freed {
-    fn join(&mut self, other: &Self) {
+    pub fn join(&mut self, other: &Self) {
         self.contents.join(other.contents);
         self.trees.join(other.trees);
         self.whole.join(other.whole);
@@ -204,30 +204,43 @@ fn fate(row: &Row, kept: &Kept, seen: &HashSet<(Digest, Kind)>) -> Fate {
 }
 
 /// Packs whose needed objects lie elsewhere now.
-pub struct Emptied(BTreeSet<Digest>);
+pub struct Emptied {
+    packs: BTreeSet<Digest>,
+    /// There was no room to move anything.
+    pub short: bool,
+}
 
 impl Store {
-    /// Moves what is needed out of packs that go; when it returns, all of it is at rest.
+    /// Moves what is needed out of packs that go; when it returns, all of it is at rest. On a full disk only packs
+    /// that nothing need be moved out of are emptied.
     pub fn move_out(&self, plan: &Plan) -> Result<Emptied> {
         let going: BTreeSet<Digest> = plan.packs.iter().map(|it| it.name).collect();
+        let elsewhere = |it: &Digest| self.sound_copy(it, &|name| !going.contains(name)).is_some();
+        // What cannot be moved whole stays where it is, for `fsck`.
+        let packs: Vec<_> = plan.packs.iter().filter(|it| it.doubles.iter().all(elsewhere)).collect();
+        match self.try_move_out(&packs) {
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                let bare = packs.iter().filter(|it| it.moves.is_empty());
+                Ok(Emptied { packs: bare.map(|it| it.name).collect(), short: true })
+            }
+            moved => Ok(Emptied { packs: moved?, short: false }),
+        }
+    }
+
+    fn try_move_out(&self, packs: &[&Going]) -> Result<BTreeSet<Digest>> {
         let mut emptied = BTreeSet::new();
         let mut mover = Mover::new(self);
-        for pack in &plan.packs {
-            // What cannot be moved whole stays where it is, for `fsck`.
-            if pack.doubles.iter().all(|it| self.sound_copy(it, &|name| !going.contains(name)).is_some()) {
-                match mover.take(&pack.name, &pack.moves) {
-                    Ok(()) => {
-                        emptied.insert(pack.name);
-                    }
-                    Err(error) if error.kind() == crate::error::Kind::Corrupt => {}
-                    Err(error) => return Err(error),
-                }
+        for pack in packs {
+            match mover.take(&pack.name, &pack.moves) {
+                Ok(()) => drop(emptied.insert(pack.name)),
+                Err(error) if error.kind() == ErrorKind::Corrupt => {}
+                Err(error) => return Err(error),
             }
         }
         let published = mover.finish()?;
         // A new pack may hold the very bytes of one that was to go.
         emptied.retain(|it| !published.contains(it));
-        Ok(Emptied(emptied))
+        Ok(emptied)
     }
 
     /// The object's bytes from a pack of these or a whole file, if they are what they should be.
@@ -245,7 +258,7 @@ impl Store {
             self.root.remove(&place("runs", &it.digest.hex(), "")?)?;
             freed.runs.add(it.size);
         }
-        let goes = |it: &&Going| emptied.0.contains(&it.name) && !leased.contains(&it.name);
+        let goes = |it: &&Going| emptied.packs.contains(&it.name) && !leased.contains(&it.name);
         let packs: Vec<&Going> = plan.packs.iter().filter(goes).collect();
         for pack in &packs {
             self.root.remove(&place("packs", &pack.name.hex(), ".idx")?)?;

@@ -70,9 +70,10 @@ fn names(git: &Git) -> Result<Vec<Name>> {
     git.names(-(1 << 40))
 }
 
-/// Tells the other clones what this one needs now; nothing to do where no cache is shared.
+/// Tells the other clones what this one needs now; nothing to do where no cache is shared, or where it may only be
+/// read: nothing was added there, and nobody waits for what it reads.
 pub fn renew(repo: &Repo) -> Result<()> {
-    let Some(id) = repo.clone_id()? else { return Ok(()) };
+    let Some(id) = repo.clone_id()?.filter(|_| repo.store.root().is_writable()) else { return Ok(()) };
     let doing = || "cannot tell other clones what this one needs".to_owned();
     // One after another, so that an older look never takes the place of a newer.
     let _turn = fs::lock(&repo.shared, &RepoPath::from_text("list.lock")?)?;

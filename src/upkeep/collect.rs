@@ -43,7 +43,8 @@ pub struct Collected {
 /// Frees what nobody needs and is older than `grace` seconds; without `really` it only says so.
 pub fn collect(repo: &Repo, grace: i64, really: bool, progress: &dyn Progress) -> Result<Collected> {
     let _alone = only_one(repo)?;
-    clones::renew(repo)?;
+    let told = tell(repo)?;
+    let mut freed = Freed::default();
     for _ in 0..TRIES {
         let decided = decide(repo, grace)?;
         if !really {
@@ -57,16 +58,42 @@ pub fn collect(repo: &Repo, grace: i64, really: bool, progress: &dyn Progress) -
             drop(gate);
             continue;
         }
-        let freed = repo.store.remove(&decided.plan, &emptied, &leased)?;
-        repo.store.forget_gone()?;
-        for root in [&repo.shared, &repo.private] {
-            root.dir(&RepoPath::root())?.sweep()?;
+        let went = repo.store.remove(&decided.plan, &emptied, &leased)?;
+        drop(gate);
+        freed.join(&went);
+        if emptied.short && went.total().count > 0 {
+            // What went makes room for what must be moved before more can go.
+            continue;
         }
+        if emptied.short {
+            progress
+                .warn("the disk is full: packs that are needed in part could not be written anew, and stay");
+        }
+        finish(repo, told)?;
         return Ok(Collected { freed, ..decided.collected(true) });
     }
-    progress.warn("nothing was freed");
+    if freed == Freed::default() {
+        progress.warn("nothing was freed");
+    }
     let error = Error::new(Kind::Conflict, "others change what is tracked faster than it can be looked at");
     Err(error.hint("run `mlx gc` again when they are done"))
+}
+
+/// Tells the other clones what this one needs, unless the disk is full: what goes now makes room for that. This
+/// gc itself reads no list of its own clone.
+fn tell(repo: &Repo) -> Result<bool> {
+    match clones::renew(repo) {
+        Err(error) if error.kind() == Kind::Unavailable => Ok(false),
+        renewed => renewed.map(|()| true),
+    }
+}
+
+fn finish(repo: &Repo, told: bool) -> Result<()> {
+    repo.store.forget_gone()?;
+    for root in [&repo.shared, &repo.private] {
+        root.dir(&RepoPath::root())?.sweep()?;
+    }
+    if told { Ok(()) } else { clones::renew(repo) }
 }
 
 /// Two at once would each take the other's new packs for garbage.

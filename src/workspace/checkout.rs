@@ -1,6 +1,10 @@
 //! Puts content where its pointer says: decided first, then done.
 
-use std::{collections::BTreeSet, io::Write as _};
+use std::{
+    collections::BTreeSet,
+    io::Write as _,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use rayon::prelude::*;
 
@@ -268,7 +272,9 @@ fn execute(
         });
     }
     let links = workspace.repo.config.links()?;
-    let target = Target { files, store: &workspace.repo.store, links: &links };
+    let folds = files.dir(&RepoPath::root())?.folds_case().unwrap_or(false);
+    let target =
+        Target { files, store: &workspace.repo.store, links: &links, folds, skipped: AtomicU64::new(0) };
     let lots = lots(&plan.write);
     let stamps = lots.par_iter().map(|it| target.write(it, progress)).collect::<Result<Vec<_>>>()?;
     progress.event(Event::Finished);
@@ -284,7 +290,7 @@ fn execute(
     }
     index.settle();
     Ok(CheckedOut {
-        written: (plan.write.len() + plan.modes.len()) as u64,
+        written: (plan.write.len() + plan.modes.len()) as u64 - target.skipped.load(Ordering::Relaxed),
         removed: plan.remove.len() as u64,
     })
 }
@@ -334,6 +340,10 @@ struct Target<'t> {
     files: &'t Root,
     store: &'t Store,
     links: &'t [Link],
+    /// Whether names that differ may be one.
+    folds: bool,
+    /// Files whose place another spelling of their name has.
+    skipped: AtomicU64,
 }
 
 impl Target<'_> {
@@ -344,8 +354,16 @@ impl Target<'_> {
     ) -> Result<Vec<(RepoPath, Stamp, Side)>> {
         let Some((first, _)) = lot.first() else { return Ok(Vec::new()) };
         let dir = self.files.dir(&first.parent().unwrap_or_default())?;
+        let mut names = if self.folds { Some(collision::Spelled::of(&dir)?) } else { None };
         let mut stamps = Vec::with_capacity(lot.len());
         for (path, side) in lot {
+            if names.as_mut().is_some_and(|it| it.is_taken(&dir, path.name())) {
+                progress.warn(&format!(
+                    "`{path}` is not written: a file with another spelling of its name is here"
+                ));
+                self.skipped.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
             let stamp = self.write_one(&dir, path, *side).doing(|| format!("cannot write `{path}`"))?;
             stamps.extend(stamp.map(|it| (path.clone(), it, *side)));
             progress.event(Event::Advanced { by: side.size });

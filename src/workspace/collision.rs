@@ -1,11 +1,16 @@
 //! Names that differ in case alone: on some file systems one of them would be lost.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     hash::{DefaultHasher, Hash as _, Hasher as _},
 };
 
-use crate::{error::Result, fs::Root, path::RepoPath, progress::Progress};
+use crate::{
+    error::Result,
+    fs::{Dir, Root},
+    path::RepoPath,
+    progress::Progress,
+};
 
 /// Warns of files that this file system would take for one; asks the disk only when there are such names.
 pub fn warn<'p>(
@@ -23,6 +28,25 @@ pub fn warn<'p>(
         ));
     }
     Ok(())
+}
+
+/// The names in a folder as they are spelled.
+pub struct Spelled(BTreeSet<Vec<u8>>);
+
+impl Spelled {
+    pub fn of(dir: &Dir) -> Result<Self> {
+        Ok(Self(dir.names()?.into_iter().map(|it| it.0).collect()))
+    }
+
+    /// Whether the place of a name has a file that is spelled otherwise, and which nobody meant to overwrite; if not,
+    /// it is this name's from now on.
+    pub fn is_taken(&mut self, dir: &Dir, name: &[u8]) -> bool {
+        let taken = !self.0.contains(name) && dir.stamp(name).is_ok_and(|it| it.is_some());
+        if !taken {
+            self.0.insert(name.to_vec());
+        }
+        taken
+    }
 }
 
 /// Paths that differ in case alone, each with the one before it that it would replace.
@@ -55,6 +79,20 @@ mod tests {
     fn found(paths: &[&[u8]]) -> Vec<String> {
         let paths: Vec<RepoPath> = paths.iter().map(|it| RepoPath::from_bytes(it).unwrap()).collect();
         collisions(paths.iter()).into_iter().map(|it| format!("{} {}", it.0, it.1)).collect()
+    }
+
+    #[test]
+    fn a_place_is_taken_by_what_was_not_seen_under_its_name() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Root::open(temp.path()).unwrap().dir(&RepoPath::root()).unwrap();
+        crate::fs::create_dir(&temp.path().join("a")).unwrap();
+        let mut spelled = Spelled::of(&dir).unwrap();
+        // As `b` would be if it were another spelling of what is here.
+        crate::fs::create_dir(&temp.path().join("b")).unwrap();
+        assert!(!spelled.is_taken(&dir, b"a") && spelled.is_taken(&dir, b"b"));
+        assert!(!spelled.is_taken(&dir, b"c"));
+        crate::fs::create_dir(&temp.path().join("c")).unwrap();
+        assert!(!spelled.is_taken(&dir, b"c"), "it is written twice");
     }
 
     #[test]

@@ -422,9 +422,22 @@ mod tests {
         assert_eq!(vouch(&index, "a", &stamp(1000)), None);
     }
 
+    #[test]
+    fn whole_seconds_are_taken_for_a_clock_that_knows_no_less() {
+        const SECOND: i64 = 1_000_000_000;
+        const COARSE_TICK: i64 = 2_100_000_000;
+
+        let mut index = Index::default();
+        for (tick, vouched) in [(SECOND + COARSE_TICK, false), (SECOND + COARSE_TICK + 1, true)] {
+            index.learn(&path("a"), &stamp(SECOND), Digest::of(b"x"), tick);
+            index.settle();
+            assert_eq!(vouch(&index, "a", &stamp(SECOND)).is_some(), vouched, "{tick}");
+        }
+    }
+
     fn index(paths: &[&str]) -> Index {
         let mut index = Index::default();
-        paths.iter().for_each(|it| index.learn(&path(it), &stamp(0), Digest::of(it.as_bytes()), TICK * 2));
+        paths.iter().for_each(|it| index.learn(&path(it), &stamp(1), Digest::of(it.as_bytes()), TICK * 2));
         index.settle();
         index
     }

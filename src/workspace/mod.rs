@@ -7,6 +7,7 @@ mod compare;
 mod glob;
 mod ignore;
 mod index;
+mod modes;
 mod moving;
 mod node;
 mod remove;

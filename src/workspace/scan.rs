@@ -11,7 +11,7 @@ use crate::{
     path::{RepoPath, show},
     progress::{Event, Progress},
     store::{EntryKind, Kind, Ready, Store, WHOLE, Writer, digest_file},
-    workspace::{Node, Workspace, view::View},
+    workspace::{Node, Workspace, modes::executables, view::View},
 };
 
 /// Bytes read at once, by all cores together.
@@ -61,6 +61,7 @@ pub(super) fn scan_view(
         digests: Vec::new(),
         waiting: Vec::new(),
         walked: BTreeSet::new(),
+        executables: executables(workspace, path),
     };
     let above = path.parent().unwrap_or_default();
     let total = scanner.unknown(&above, &|| std::iter::once(entry));
@@ -93,6 +94,8 @@ struct Scanner<'s, 'r, 'w, 'o> {
     /// What was read and not yet written.
     waiting: Lot,
     walked: BTreeSet<RepoPath>,
+    /// Those on record, where the file system's bits mean nothing.
+    executables: Option<BTreeSet<RepoPath>>,
 }
 
 /// Stands for a digest that is still to be read.
@@ -127,7 +130,9 @@ impl Scanner<'_, '_, '_, '_> {
                 }
                 Err(error) => return self.view.trouble(&path, error).map(|()| None),
             },
-            Form::File if stamp.executable => (EntryKind::Executable, self.file(&path, stamp, known)),
+            Form::File if self.is_executable(&path, &stamp) => {
+                (EntryKind::Executable, self.file(&path, stamp, known))
+            }
             Form::File => (EntryKind::File, self.file(&path, stamp, known)),
             Form::Other => {
                 let error = Error::new(ErrorKind::Usage, format!("`{path}` is a fifo, a socket or a device"));
@@ -149,6 +154,10 @@ impl Scanner<'_, '_, '_, '_> {
         }
         children.shrink_to_fit();
         Ok(Some(Node { name: entry.name.into(), kind, size: stamp.size, files: 1, digest, children }))
+    }
+
+    fn is_executable(&self, path: &RepoPath, stamp: &Stamp) -> bool {
+        self.executables.as_ref().map_or(stamp.executable, |it| it.contains(path))
     }
 
     /// A folder that is walked, and what the index forgets of it.
