@@ -71,7 +71,7 @@ pub fn check(workspace: &Workspace<'_>, repair: bool, progress: &dyn Progress) -
     let mut found = roots(repo, &seen, Detail::Places)?;
     let mut checked = Checked {
         verified: repo.store.verify(progress)?,
-        unreadable: std::mem::take(&mut found.unreadable),
+        unreadable: found.unreadable.drain(..).chain(found.guessed.drain(..)).collect(),
         pointers: found.contents.len() as u64,
         commits: found.commits,
         ..Checked::default()

@@ -18,19 +18,23 @@ use crate::{
     upkeep::{
         clones,
         mark::{Marked, mark},
-        roots::{Detail, roots},
+        roots::{Detail, Roots, roots},
         seen::{Seen, look},
     },
 };
 
 /// How often everything may change while we decide.
 const TRIES: u32 = 20;
+/// Files that are named one by one.
+const NAMED: usize = 5;
 
 /// What went, or would go.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Collected {
     pub freed: Freed,
     pub rewritten: Amount,
+    /// Small packs that become few.
+    pub gathered: Amount,
     /// What nobody needs and stays, in packs that are mostly needed.
     pub stays: Amount,
     /// Objects that are needed.
@@ -47,6 +51,7 @@ pub fn collect(repo: &Repo, grace: i64, really: bool, progress: &dyn Progress) -
     for _ in 0..TRIES {
         let decided = decide(repo, grace)?;
         if !really {
+            decided.warn(progress);
             return Ok(decided.collected(false));
         }
         let emptied = repo.store.move_out(&decided.plan)?;
@@ -61,7 +66,14 @@ pub fn collect(repo: &Repo, grace: i64, really: bool, progress: &dyn Progress) -
         for root in [&repo.shared, &repo.private] {
             root.dir(&RepoPath::root())?.sweep()?;
         }
-        return Ok(Collected { freed, ..decided.collected(true) });
+        decided.warn(progress);
+        let mut collected = Collected { freed, ..decided.collected(true) };
+        if emptied.full {
+            progress
+                .warn("the disk is full: half-empty and small packs stay as they are; run `mlx gc` again");
+            (collected.rewritten, collected.gathered) = (Amount::default(), Amount::default());
+        }
+        return Ok(collected);
     }
     progress.warn("nothing was freed");
     let error = Error::new(Kind::Conflict, "others change what is tracked faster than it can be looked at");
@@ -78,6 +90,8 @@ struct Decided {
     marked: Marked,
     stock: Stock,
     plan: Plan,
+    /// What the user should know of files that could not be understood.
+    odd: Vec<String>,
 }
 
 fn decide(repo: &Repo, grace: i64) -> Result<Decided> {
@@ -91,6 +105,7 @@ fn decide(repo: &Repo, grace: i64) -> Result<Decided> {
             None => it.hint("mend or remove it; `mlx fsck` lists all that cannot be read"),
         });
     }
+    let odd = odd(&found);
     let stock = repo.store.stock()?;
     let now = fs::tick();
     let old = |mtime: i64| now.saturating_sub(mtime).max(0) >= grace.saturating_mul(1_000_000_000);
@@ -104,14 +119,33 @@ fn decide(repo: &Repo, grace: i64) -> Result<Decided> {
         return Err(Error::corrupt(message).hint("`mlx fsck --repair` mends it"));
     }
     let plan = plan(&stock, &marked.kept, &old);
-    Ok(Decided { seen, marked, stock, plan })
+    Ok(Decided { seen, marked, stock, plan, odd })
+}
+
+fn odd(found: &Roots) -> Vec<String> {
+    let guessed = found.guessed.iter().map(|(place, error)| {
+        format!("{place} cannot be read ({}): the digests that are written in it are kept", error.full_text())
+    });
+    let foreign = found
+        .foreign
+        .iter()
+        .map(|it| format!("`{it}` is called like a pointer and is none: it keeps nothing"));
+    guessed.chain(foreign).collect()
 }
 
 impl Decided {
+    fn warn(&self, progress: &dyn Progress) {
+        self.odd.iter().take(NAMED).for_each(|it| progress.warn(it));
+        if self.odd.len() > NAMED {
+            progress.warn(&format!("… and {} more files like these", self.odd.len() - NAMED));
+        }
+    }
+
     fn collected(&self, done: bool) -> Collected {
         Collected {
             freed: self.plan.freed,
             rewritten: self.plan.rewritten,
+            gathered: self.plan.gathered,
             stays: self.plan.stays,
             kept: self.marked.kept.objects.len() as u64,
             clones: self.seen.lists.len() as u64,

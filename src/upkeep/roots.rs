@@ -1,7 +1,10 @@
 //! What must be kept: everything that is named by what was [`Seen`], by all history behind it, by records of runs,
 //! and by requests that wait in the spool.
 //!
-//! Blobs are read once, however many commits hold them. Messages of tags and events name packages and reports by
+//! Blobs are read once, however many commits hold them. Where a pointer or lockfile cannot be understood, in a worktree
+//! what it needs is not known: somebody can mend it there. In a commit nobody can, and Git holds it as it was made: it
+//! needs what is written in it as a digest, both sides of a conflict, and can need nothing else, unless a newer mlx
+//! wrote it. A file that only is called like a pointer needs nothing. Messages of tags and events name packages and reports by
 //! their digests: whatever looks like a digest there counts, be it a version, a release or something of a newer mlx.
 
 use std::{
@@ -57,8 +60,12 @@ pub struct Roots {
     pub contents: BTreeMap<Digest, Rooted>,
     /// Runs that a lockfile names.
     pub runs: BTreeSet<Digest>,
-    /// Pointers and lockfiles that cannot be understood, with where they stand.
+    /// Pointers and lockfiles of which it is not known what they need, with where they stand.
     pub unreadable: Vec<(String, Error)>,
+    /// Those that cannot be understood, and need no more than the digests that are written in them.
+    pub guessed: Vec<(String, Error)>,
+    /// Files that are called like pointers and are none.
+    pub foreign: BTreeSet<RepoPath>,
     /// Commits that were read.
     pub commits: u64,
 }
@@ -78,6 +85,9 @@ struct Said {
     /// What went into runs; it may never have been stored.
     inputs: Vec<Digest>,
     runs: Vec<Digest>,
+    /// Why the digests are all that is known.
+    guessed: Option<String>,
+    foreign: bool,
 }
 
 /// Reads everything behind what was seen.
@@ -150,7 +160,8 @@ impl Reader<'_> {
             return Ok(Rc::clone(said));
         }
         let bytes = self.git.read_blob(blob)?;
-        let said = Rc::new(parse(path, &bytes).map_err(|it| it.full_text()));
+        let said = parse(path, &bytes).or_else(|it| guess(path, &bytes, it));
+        let said = Rc::new(said.map_err(|it| it.full_text()));
         self.known.insert(key, Rc::clone(&said));
         Ok(said)
     }
@@ -177,6 +188,12 @@ impl Reader<'_> {
         }
         self.roots.name(said.inputs.iter().copied(), &Holder::Other(String::new()), Detail::Digests);
         self.roots.runs.extend(&said.runs);
+        if let Some(why) = &said.guessed {
+            self.roots.guessed.push((shown(&holder(), file), Error::corrupt(why.clone())));
+        }
+        if said.foreign {
+            self.roots.foreign.insert(file.clone());
+        }
     }
 
     fn history(&mut self, seen: &Seen) -> Result<()> {
@@ -237,8 +254,8 @@ fn shown(holder: &Holder, path: &RepoPath) -> String {
 fn parse(path: &RepoPath, bytes: &[u8]) -> Result<Said> {
     let mut said = Said::default();
     if let Some(of) = path.without_suffix(SUFFIX) {
-        // Other programs keep files under that name, too.
-        if Pointer::resembles(bytes) {
+        said.foreign = !Pointer::resembles(bytes);
+        if !said.foreign {
             said.contents.push((None, Pointer::parse(of, bytes)?.content));
         }
         return Ok(said);
@@ -250,6 +267,18 @@ fn parse(path: &RepoPath, bytes: &[u8]) -> Result<Said> {
         said.runs.push(record.key);
     }
     Ok(said)
+}
+
+/// What a file in Git needs at most that cannot be understood.
+fn guess(path: &RepoPath, bytes: &[u8], error: Error) -> Result<Said> {
+    let pointer = path.without_suffix(SUFFIX).is_some();
+    if if pointer { Pointer::is_newer(bytes) } else { Lockfile::is_newer(bytes) } {
+        return Err(error);
+    }
+    // An editor may have put zeros between the letters.
+    let digests = digests_in(&String::from_utf8_lossy(bytes).replace('\0', ""));
+    let runs = if pointer { Vec::new() } else { digests.clone() };
+    Ok(Said { inputs: digests, runs, guessed: Some(error.full_text()), ..Said::default() })
 }
 
 /// Everything that is written as a digest.
@@ -292,7 +321,25 @@ mod tests {
     #[test]
     fn a_file_of_another_program_says_nothing_and_a_broken_pointer_is_an_error() {
         let path = RepoPath::from_text("a.mlx").unwrap();
-        assert!(parse(&path, b"PK\x03\x04\x00").unwrap().contents.is_empty());
-        assert!(parse(&path, b"<<<<<<< HEAD\n").is_err());
+        for bytes in [&b"PK\x03\x04\x00"[..], b"<!DOCTYPE FilterScript>\n", b"<<<<<<< HEAD\n"] {
+            let said = parse(&path, bytes).unwrap();
+            assert!(said.foreign && said.contents.is_empty());
+        }
+        assert!(parse(&path, b"").is_err() && parse(&path, b"digest = ").is_err());
+    }
+
+    #[test]
+    fn what_nobody_can_mend_needs_what_is_written_in_it() {
+        let (one, two) = (Digest::of(b"1"), Digest::of(b"2"));
+        let text =
+            format!("<<<<<<< a\ndigest = \"{one}\"\n=======\ndigest = \"{two}\"\n>>>>>>> b\nsize = 3\n");
+        let guessed = |path: &str, text: &str| {
+            let path = RepoPath::from_text(path).unwrap();
+            guess(&path, text.as_bytes(), parse(&path, text.as_bytes()).err().unwrap())
+        };
+        let said = guessed("a.mlx", &text).unwrap();
+        assert_eq!((&said.inputs[..], &said.runs[..]), (&[one, two][..], &[][..]));
+        assert_eq!(guessed("mlx.lock", &text).unwrap().runs, [one, two]);
+        assert!(guessed("a.mlx", &format!("digest = \"{one}\"\nformat = 2\n")).is_err(), "of a newer mlx");
     }
 }
