@@ -491,9 +491,16 @@ mod tests {
 
     #[test]
     fn gathering_may_end_at_any_operation() {
+        let temp = tempfile::tempdir().unwrap();
+        let digests = many(&temp);
+        let packs = crate::fs::names(&temp.path().join("packs"));
+        let packs: Vec<_> =
+            packs.iter().map(|it| place("packs", it.to_str().unwrap(), "").unwrap()).collect();
+        let packs: Vec<_> = packs.iter().map(|it| (it, store(&temp).root().read(it).unwrap())).collect();
         for at in 1.. {
             let temp = tempfile::tempdir().unwrap();
-            let digests = many(&temp);
+            let root = Root::open(temp.path()).unwrap();
+            packs.iter().for_each(|(path, bytes)| root.write(path, bytes, Sync::Later).unwrap());
             let crash = crate::fs::Crash::at(at);
             let kept = Kept { objects: digests.iter().copied().collect(), runs: HashSet::new() };
             let gather = || -> Result<()> {
@@ -508,7 +515,6 @@ mod tests {
             assert!(digests.iter().all(|it| fresh.read(it).is_ok()), "{at}");
             let verified = fresh.verify(&crate::progress::Silent).unwrap();
             assert!(verified.faults.is_empty(), "{at}: {:?}", verified.faults);
-            gather().unwrap();
             gather().unwrap();
             assert_eq!(store(&temp).packs().len(), 1, "{at}");
             if done {
