@@ -25,6 +25,7 @@ mod release;
 mod remote;
 mod repro;
 mod retrain;
+mod roots;
 mod s3;
 mod signals;
 mod strangers;

@@ -1,5 +1,6 @@
 //! A place where tests break the disk. `MLX_FAULT=fail:N` makes the N-th operation fail, `kill:N`
-//! ends the process there, as SIGKILL would. Nothing of it is in a release build.
+//! ends the process there, as SIGKILL would, `stop:N` halts it until it is told to go on: whatever else runs meanwhile
+//! comes between two operations. Nothing of it is in a release build.
 
 use std::io;
 
@@ -20,21 +21,25 @@ pub fn point(operation: &'static str) -> io::Result<()> {
         atomic::{AtomicU64, Ordering},
     };
 
-    static ORDER: LazyLock<Option<(bool, u64)>> = LazyLock::new(|| {
+    use rustix::process::Signal;
+
+    static ORDER: LazyLock<Option<(Option<Signal>, u64)>> = LazyLock::new(|| {
         let order = std::env::var("MLX_FAULT").ok()?;
         let (how, at) = order.split_once(':')?;
-        Some((how == "kill", at.parse().ok()?))
+        let signal = [("kill", Signal::KILL), ("stop", Signal::STOP)].into_iter().find(|it| it.0 == how);
+        Some((signal.map(|it| it.1), at.parse().ok()?))
     });
     static PASSED: AtomicU64 = AtomicU64::new(0);
 
     #[cfg(test)]
     crash::point(operation)?;
-    let Some((kill, at)) = *ORDER else { return Ok(()) };
+    let Some((signal, at)) = *ORDER else { return Ok(()) };
     if PASSED.fetch_add(1, Ordering::SeqCst) + 1 != at {
         return Ok(());
     }
-    if kill {
-        let _dead = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    if let Some(signal) = signal {
+        let _dead_or_going_on = rustix::process::kill_process(rustix::process::getpid(), signal);
+        return Ok(());
     }
     Err(io::Error::other(format!("fault point {at}: {operation}")))
 }

@@ -3,6 +3,7 @@
 //! Reading goes through `gix`, which runs no program whatever the repository's configuration says.
 //! The few things that write (staging files, making commits in the demo) go through the user's own `git`.
 
+mod apart;
 mod history;
 mod ignore;
 mod reach;
@@ -12,6 +13,7 @@ mod upstream;
 mod write;
 
 pub use self::{
+    apart::Apart,
     history::{BlobId, Commit, Places},
     reach::{Census, Name, Target, Worktree},
     sign::{Key, Signer},
@@ -46,7 +48,6 @@ pub struct Rev(gix::ObjectId);
 
 impl Rev {
     /// A commit by its whole id, whether or not it is here.
-    #[cfg(test)]
     pub fn from_hex(text: &str) -> Option<Self> {
         gix::ObjectId::from_hex(text.as_bytes()).ok().map(Self)
     }

@@ -65,7 +65,7 @@ impl Checked {
 /// Checks everything; with `repair` it brings back what it can.
 pub fn check(workspace: &Workspace<'_>, repair: bool, progress: &dyn Progress) -> Result<Checked> {
     let repo = workspace.repo;
-    let _alone = if repair { Some(only_one(repo)?) } else { None };
+    let _alone = if repair { Some(only_one(repo, progress)?) } else { None };
     // What other clones need is theirs to check.
     let seen = Seen { lists: Vec::new(), ..look(repo, 0)? };
     let mut found = roots(repo, &seen, Detail::Places)?;

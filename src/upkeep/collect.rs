@@ -18,6 +18,7 @@ use crate::{
     upkeep::{
         clones,
         mark::{Marked, mark},
+        memory::Memory,
         roots::{Detail, Roots, roots},
         seen::{Seen, look},
     },
@@ -46,8 +47,9 @@ pub struct Collected {
 
 /// Frees what nobody needs and is older than `grace` seconds; without `really` it only says so.
 pub fn collect(repo: &Repo, grace: i64, really: bool, progress: &dyn Progress) -> Result<Collected> {
-    let _alone = only_one(repo)?;
-    clones::renew(repo)?;
+    let _alone = only_one(repo, progress)?;
+    Memory::forget(repo)?;
+    clones::renew(repo, progress)?;
     for _ in 0..TRIES {
         let decided = decide(repo, grace)?;
         if !really {
@@ -81,8 +83,8 @@ pub fn collect(repo: &Repo, grace: i64, really: bool, progress: &dyn Progress) -
 }
 
 /// Two at once would each take the other's new packs for garbage.
-pub fn only_one(repo: &Repo) -> Result<Lock> {
-    fs::lock(repo.store.root(), &RepoPath::from_text("gc.lock")?)
+pub fn only_one(repo: &Repo, progress: &dyn Progress) -> Result<Lock> {
+    fs::lock_telling(repo.store.root(), &RepoPath::from_text("gc.lock")?, progress)
 }
 
 struct Decided {
@@ -97,6 +99,7 @@ struct Decided {
 fn decide(repo: &Repo, grace: i64) -> Result<Decided> {
     let seen = look(repo, grace)?;
     clones::check_others(&seen)?;
+    check_worktrees(&seen)?;
     let mut found = roots(repo, &seen, Detail::Digests)?;
     if let Some((place, error)) = found.unreadable.pop() {
         let doing = || format!("nothing was freed: what {place} needs is not known");
@@ -120,6 +123,15 @@ fn decide(repo: &Repo, grace: i64) -> Result<Decided> {
     }
     let plan = plan(&stock, &marked.kept, &old);
     Ok(Decided { seen, marked, stock, plan, odd })
+}
+
+/// What only the files of a worktree name is not known while they are not here.
+fn check_worktrees(seen: &Seen) -> Result<()> {
+    let Some(away) = seen.worktrees.iter().find_map(|it| it.away.as_ref()) else { return Ok(()) };
+    let message = format!("nothing was freed: the worktree `{}` is not here", away.display());
+    let hint = "bring it back, tell Git where it is (`git worktree repair PATH`), or say that it is gone for good \
+                (`git worktree unlock` if it is locked, then `git worktree prune`)";
+    Err(Error::new(Kind::Unavailable, message).hint(hint))
 }
 
 fn odd(found: &Roots) -> Vec<String> {

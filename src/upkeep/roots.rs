@@ -16,16 +16,20 @@ use std::{
 use crate::{
     digest::Digest,
     error::{Doing, Error, Result},
-    git::{BlobId, Census, Git, Rev},
+    git::{BlobId, Census, Git, Name, Rev},
     ledger::AUDIT,
     lineage::speaks,
     path::RepoPath,
     pipeline::Lockfile,
-    pointer::{Content, Pointer, SUFFIX},
+    pointer::{Content, Pointer, SUFFIX, Shape},
     repo::Repo,
     store::Store,
     traffic::spool,
-    upkeep::{clones, seen::Seen},
+    upkeep::{
+        clones,
+        memory::{Memory, Tips},
+        seen::Seen,
+    },
 };
 
 /// Who needs a thing.
@@ -92,26 +96,57 @@ struct Said {
 
 /// Reads everything behind what was seen.
 pub fn roots(repo: &Repo, seen: &Seen, detail: Detail) -> Result<Roots> {
-    let mut reader = Reader { git: &repo.git, detail, known: HashMap::new(), roots: Roots::default() };
-    for (root, path, bytes) in &seen.files {
-        let said = parse(path, bytes).doing(|| format!("in `{}`", root.display()));
-        reader.take(&|| Holder::Worktree(root.clone()), path, said);
+    let mut reader = Reader::new(repo, detail);
+    let tips = reader.tips(&seen.names)?;
+    reader.commits(&tips.all)?;
+    reader.events(if tips.events.is_empty() {
+        Vec::new()
+    } else {
+        repo.git.ancestors(&listed(&tips.events))?
+    })?;
+    reader.rest(repo, seen)
+}
+
+/// As [`roots`], by digest alone; what was read of history before is not read again.
+pub fn roots_since(repo: &Repo, seen: &Seen) -> Result<Roots> {
+    let mut reader = Reader::new(repo, Detail::Digests);
+    reader.catch_up(repo, &seen.names)?;
+    reader.rest(repo, seen)
+}
+
+/// Reads what came into history, so that [`roots_since`] has little left to do.
+pub fn catch_up(repo: &Repo, names: &[Name]) -> Result<()> {
+    Reader::new(repo, Detail::Digests).catch_up(repo, names)
+}
+
+impl Reader<'_> {
+    fn rest(mut self, repo: &Repo, seen: &Seen) -> Result<Roots> {
+        self.files(seen)?;
+        let detail = self.detail;
+        let mut roots = self.roots;
+        roots.name(seen.links.iter().copied(), &Holder::Other("a link into the store".into()), detail);
+        spooled(repo, &mut roots, detail)?;
+        clones::add_others(seen, &mut roots, detail)?;
+        Ok(roots)
     }
-    for worktree in &seen.worktrees {
-        for (path, blob) in &worktree.staged {
-            let said = reader.read(path, *blob)?;
-            reader.take_shared(&|| Holder::Index(worktree.folder.clone()), path, said);
-        }
+}
+
+impl Rooted {
+    pub(super) fn is_tree(&self) -> bool {
+        self.content.is_some_and(|it| it.kind == Shape::Tree)
     }
-    reader.history(seen)?;
-    let mut roots = reader.roots;
-    roots.name(seen.links.iter().copied(), &Holder::Other("a link into the store".into()), detail);
-    spooled(repo, &mut roots, detail)?;
-    clones::add_others(seen, &mut roots, detail)?;
-    Ok(roots)
 }
 
 impl Roots {
+    /// Takes what was read before.
+    pub(super) fn remember(&mut self, digest: Digest, tree: bool) {
+        if tree {
+            self.need(Content { digest, files: 0, kind: Shape::Tree, size: 0 }, None);
+        } else {
+            self.contents.entry(digest).or_default();
+        }
+    }
+
     /// Takes digests of which nothing else is known.
     fn name(&mut self, digests: impl IntoIterator<Item = Digest>, holder: &Holder, detail: Detail) {
         for digest in digests {
@@ -122,10 +157,22 @@ impl Roots {
         }
     }
 
+    /// Takes all of another reading, by digest.
+    fn join(&mut self, other: Self) {
+        for (digest, rooted) in other.contents {
+            self.remember(digest, rooted.is_tree());
+        }
+        self.runs.extend(other.runs);
+        self.unreadable.extend(other.unreadable);
+        self.guessed.extend(other.guessed);
+        self.foreign.extend(other.foreign);
+        self.commits += other.commits;
+    }
+
     pub(super) fn need(&mut self, content: Content, place: Option<Place>) {
         let rooted = self.contents.entry(content.digest).or_default();
         // Of two that call it differently the folder counts: a folder needs more.
-        if rooted.content.is_none_or(|it| it.kind != crate::pointer::Shape::Tree) {
+        if !rooted.is_tree() {
             rooted.content = Some(content);
         }
         rooted.places.extend(place);
@@ -169,7 +216,11 @@ impl Reader<'_> {
     fn take_shared(&mut self, holder: &dyn Fn() -> Holder, path: &RepoPath, said: Rc<Result<Said, String>>) {
         match &*said {
             Ok(said) => self.add(holder, path, said),
-            Err(why) => self.roots.unreadable.push((shown(&holder(), path), Error::corrupt(why.clone()))),
+            // In Git nothing else cannot be read than what a newer mlx wrote.
+            Err(why) => {
+                let error = Error::corrupt(why.clone()).hint("upgrade mlx");
+                self.roots.unreadable.push((shown(&holder(), path), error));
+            }
         }
     }
 
@@ -196,25 +247,66 @@ impl Reader<'_> {
         }
     }
 
-    fn history(&mut self, seen: &Seen) -> Result<()> {
-        let (mut tips, mut events) = (BTreeSet::new(), BTreeSet::new());
-        for name in &seen.names {
+    fn new(repo: &Repo, detail: Detail) -> Reader<'_> {
+        Reader { git: &repo.git, detail, known: HashMap::new(), roots: Roots::default() }
+    }
+
+    /// What lies in worktrees and indexes.
+    fn files(&mut self, seen: &Seen) -> Result<()> {
+        for (root, path, bytes) in &seen.files {
+            let said = parse(path, bytes).doing(|| format!("in `{}`", root.display()));
+            self.take(&|| Holder::Worktree(root.clone()), path, said);
+        }
+        for worktree in &seen.worktrees {
+            for (path, blob) in &worktree.staged {
+                let said = self.read(path, *blob)?;
+                self.take_shared(&|| Holder::Index(worktree.folder.clone()), path, said);
+            }
+        }
+        Ok(())
+    }
+
+    /// Where all names lead; what the messages of tags on the way say is taken.
+    fn tips(&mut self, names: &[Name]) -> Result<Tips> {
+        let mut tips = Tips::default();
+        for name in names {
             let target = self.git.target(name)?;
             let holder = Holder::Other(name.name.clone());
             for message in &target.messages {
                 self.roots.name(digests_in(message), &holder, self.detail);
             }
             if name.name.starts_with(AUDIT) {
-                events.extend(target.commit.clone());
+                tips.events.extend(target.commit.clone());
             }
-            tips.extend(target.commit);
+            tips.all.extend(target.commit);
         }
-        let tips: Vec<Rev> = tips.into_iter().collect();
-        let mut census = Census::new(self.git, speaks);
+        Ok(tips)
+    }
+
+    fn catch_up(&mut self, repo: &Repo, names: &[Name]) -> Result<()> {
+        // Tags may go, and what they said with them: it is not remembered.
+        let tips = self.tips(names)?;
+        let mut past = Reader::new(repo, self.detail);
+        let mut memory = Memory::load(repo)?;
+        let unread = memory.unread(self.git, &tips)?;
+        past.commit_files(unread.commits)?;
+        past.events(unread.events)?;
+        memory.join(repo, tips, &mut past.roots)?;
+        self.roots.join(past.roots);
+        Ok(())
+    }
+
+    fn commits(&mut self, tips: &BTreeSet<Rev>) -> Result<()> {
+        let tips = listed(tips);
         let commits = match self.detail {
             Detail::Digests => self.git.ancestors(&tips)?,
             Detail::Places => self.git.log(&tips)?.into_iter().map(|it| it.rev).collect(),
         };
+        self.commit_files(commits)
+    }
+
+    fn commit_files(&mut self, commits: Vec<Rev>) -> Result<()> {
+        let mut census = Census::new(self.git, speaks);
         let mut read = BTreeSet::new();
         for rev in commits {
             self.roots.commits += 1;
@@ -225,12 +317,12 @@ impl Reader<'_> {
                 }
             }
         }
-        self.events(&events.into_iter().collect::<Vec<_>>())
+        Ok(())
     }
 
-    fn events(&mut self, tips: &[Rev]) -> Result<()> {
+    fn events(&mut self, commits: Vec<Rev>) -> Result<()> {
         let mut census = Census::new(self.git, |it| it == b"event.json");
-        for rev in if tips.is_empty() { Vec::new() } else { self.git.ancestors(tips)? } {
+        for rev in commits {
             for (_, blob) in census.files(&rev)?.iter() {
                 let bytes = self.git.read_blob(*blob)?;
                 let found = digests_in(&String::from_utf8_lossy(&bytes));
@@ -239,6 +331,10 @@ impl Reader<'_> {
         }
         Ok(())
     }
+}
+
+fn listed(tips: &BTreeSet<Rev>) -> Vec<Rev> {
+    tips.iter().cloned().collect()
 }
 
 /// Where a file stands, for people.
