@@ -157,7 +157,7 @@ const STATES: [(&str, State); 14] = [
         let pointer = add(it, "needed");
         it.commit("needed");
         it.git("bisect start side HEAD~3");
-        it.git("branch -q -D side");
+        it.git("update-ref -d refs/heads/side");
         pointer
     }),
     ("what a note's history holds", |it| {

@@ -479,13 +479,13 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let digests = many(&temp);
         let kept = Kept { objects: digests[1..].iter().copied().collect(), runs: HashSet::new() };
-        let plan = |old: bool| plan(&store(&temp).stock().unwrap(), &kept, &|_| old);
-        assert_eq!(plan(false).gathered.count, 0, "too few without the one that nobody needs");
-        assert_eq!((plan(true).gathered.count, plan(true).freed.contents.count), (0, 1));
+        let planned = |old: bool| plan(&store(&temp).stock().unwrap(), &kept, &|_| old);
+        assert_eq!(planned(false).gathered.count, 0, "too few without the one that nobody needs");
+        assert_eq!((planned(true).gathered.count, planned(true).freed.contents.count), (0, 1));
         put(&store(&temp), &[b"one more"]);
         let kept =
             Kept { objects: digests[1..].iter().copied().chain([Digest::of(b"one more")]).collect(), ..kept };
-        let plan = super::plan(&store(&temp).stock().unwrap(), &kept, &|_| false);
+        let plan = plan(&store(&temp).stock().unwrap(), &kept, &|_| false);
         assert_eq!((plan.gathered.count, plan.stays.count), (MANY as u64, 1));
     }
 

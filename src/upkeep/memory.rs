@@ -141,6 +141,87 @@ impl Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        git::Single,
+        upkeep::{
+            roots::{Detail, roots, roots_since},
+            seen::look,
+        },
+    };
+
+    struct World {
+        temp: tempfile::TempDir,
+        head: Option<Rev>,
+        count: u32,
+    }
+
+    impl World {
+        fn git(&self, args: &str) {
+            let mut command = std::process::Command::new("git");
+            command.arg("-C").arg(self.temp.path()).args(args.split(' '));
+            command.env("GIT_COMMITTER_DATE", "1700000000 +0000");
+            assert!(command.status().unwrap().success(), "{args}");
+        }
+
+        /// A commit of a pointer that nothing else names, on a branch.
+        fn commit(&mut self, branch: &str, parent: Option<Rev>) -> Digest {
+            self.count += 1;
+            let digest = Digest::of(&self.count.to_le_bytes());
+            let text = format!("digest = \"{digest}\"\nfiles = 1\nformat = 1\nkind = \"file\"\nsize = 4\n");
+            let single = Single { name: "a.mlx", bytes: text.as_bytes(), message: "a" };
+            let repo = Repo::discover(self.temp.path()).unwrap();
+            let rev = repo.git.commit_single(&single, parent.as_ref()).unwrap();
+            self.git(&format!("update-ref refs/heads/{branch} {rev}"));
+            self.head = Some(rev);
+            digest
+        }
+
+        /// How many commits were read, and that nothing is said that a whole reading would not say.
+        fn renew(&self) -> u64 {
+            let repo = Repo::discover(self.temp.path()).unwrap();
+            let seen = look(&repo, 0).unwrap();
+            let (since, whole) =
+                (roots_since(&repo, &seen).unwrap(), roots(&repo, &seen, Detail::Digests).unwrap());
+            assert!(since.contents.keys().eq(whole.contents.keys()) && since.runs == whole.runs);
+            since.commits
+        }
+    }
+
+    #[test]
+    fn only_commits_that_came_are_read() {
+        let temp = tempfile::tempdir().unwrap();
+        let mut world = World { temp, head: None, count: 0 };
+        for args in ["init -q -b main", "config user.name Ada", "config user.email ada@park.example"] {
+            world.git(args);
+        }
+        Repo::init(world.temp.path()).unwrap();
+        for _ in 0..20 {
+            world.commit("main", world.head.clone());
+        }
+        assert_eq!((world.renew(), world.renew()), (20, 0), "all of it once");
+        let base = world.head.clone();
+        world.commit("main", base.clone());
+        assert_eq!(world.renew(), 1, "a commit");
+        world.commit("side", base.clone());
+        world.commit("side", world.head.clone());
+        assert_eq!(world.renew(), 2, "a branch from within");
+        world.git("branch old main~5");
+        assert_eq!(world.renew(), 0, "a new name of an old commit");
+        world.git("branch -q -D old");
+        assert_eq!(world.renew(), 0, "a name went whose commit did not");
+        world.git("branch -q -D side");
+        assert_eq!(world.renew(), 21, "commits went: what they named is needed no more");
+        world.commit("main", base);
+        assert_eq!(world.renew(), 21, "a commit took the place of another");
+        let memory = world.temp.path().join(".git/mlx/history");
+        let repo = Repo::discover(world.temp.path()).unwrap();
+        let mut bytes = repo.shared.read(&file().unwrap()).unwrap();
+        bytes[90] ^= 1;
+        repo.shared.write(&file().unwrap(), &bytes, Sync::Later).unwrap();
+        assert_eq!((world.renew(), world.renew()), (21, 0), "{} was damaged", memory.display());
+        world.git("replace main~2 main~9");
+        assert!((10..21).contains(&world.renew()), "history leads elsewhere");
+    }
 
     #[test]
     fn it_reads_what_it_wrote_and_nothing_that_is_damaged() {
