@@ -203,15 +203,9 @@ fn whoever_waits_for_a_lock_says_who_holds_it() {
         let path = sandbox.repo.join(".git/mlx").join(lock);
         let mut holder = sandbox.command("flock", &sandbox.repo);
         let script = format!("echo held by Ada > {}; echo ready; read -r _", path.display());
-        let mut holder = match holder
-            .arg(&path)
-            .args(["sh", "-c", &script])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-        {
-            Ok(it) => it,
-            Err(_) => return crate::sandbox::skip("whoever_waits_for_a_lock", "there is no `flock`"),
+        holder.arg(&path).args(["sh", "-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let Ok(mut holder) = holder.spawn() else {
+            return crate::sandbox::skip("whoever_waits_for_a_lock", "there is no `flock`");
         };
         let mut ready = [0; 6];
         std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut ready).unwrap();
@@ -254,4 +248,49 @@ fn a_cache_that_cannot_be_written_to_is_read_all_the_same() {
     assert!(chown.args(["-R", "root:root"]).arg(sandbox.root()).status().unwrap().success());
     assert_eq!(sandbox.json("gc --grace 0s")["freed"]["total"]["count"], 1);
     assert_eq!(sandbox.json("fsck")["damaged"], json!([]));
+}
+
+/// Who frees room does so because there is none.
+#[test]
+fn a_gc_on_a_full_disk_frees_what_nobody_needs() {
+    struct Mounted<'s>(&'s Sandbox, PathBuf);
+
+    impl Drop for Mounted<'_> {
+        fn drop(&mut self) {
+            drop(self.0.command("umount", Path::new("/")).arg("-l").arg(&self.1).status());
+        }
+    }
+
+    let sandbox = Sandbox::bare();
+    let disk = sandbox.root().join("disk");
+    fs::create_dir(&disk).unwrap();
+    let mut mount = sandbox.command("mount", &sandbox.root());
+    let made = mount.args(["-t", "tmpfs", "-o", "size=3m", "tmpfs"]).arg(&disk).output();
+    if !made.is_ok_and(|it| it.status.success()) {
+        return crate::sandbox::skip("a_gc_on_a_full_disk", "nothing can be mounted");
+    }
+    let _mounted = Mounted(&sandbox, disk.clone());
+    let here = sandbox.at(&disk);
+    here.git("init -q -b main");
+    here.ok("init");
+    let mut packs = 0;
+    for at in 0..18 {
+        fs::write(disk.join("f"), noise(at, 20_000)).unwrap();
+        here.ok("add f");
+        fs::rename(disk.join("f.mlx"), disk.join(format!("f{at}.mlx"))).unwrap();
+        packs += 1;
+    }
+    fs::write(disk.join("g"), noise(100, 500_000)).unwrap();
+    here.ok("add g");
+    fs::remove_file(disk.join("g.mlx")).unwrap();
+    // Until nothing more goes in.
+    let mut full = fs::File::create(disk.join("full")).unwrap();
+    while std::io::Write::write(&mut full, &[0; 4096]).is_ok_and(|it| it > 0) {}
+    let ran = here.mlx(&format!("{NOW} --json"));
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let swept: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!((&swept["freed"]["contents"]["count"], &swept["gathered"]["count"]), (&json!(1), &json!(0)));
+    assert!(ran.err.contains("the disk is full"), "{}", ran.err);
+    assert_eq!(here.json(NOW)["gathered"]["count"], packs);
+    assert_eq!(here.json("fsck")["damaged"], json!([]));
 }

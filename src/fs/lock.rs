@@ -3,7 +3,11 @@
 //! The kernel keeps them (`flock`), so that a lock never outlives its process; the text in the file only
 //! tells people whom they wait for.
 
-use std::{io::Write as _, thread, time::Duration};
+use std::{
+    io::{ErrorKind, Write as _},
+    thread,
+    time::Duration,
+};
 
 use rustix::{
     fs::{FlockOperation, flock, ftruncate},
@@ -110,8 +114,13 @@ fn sign(mut file: File, path: &RepoPath) -> Result<Lock> {
     let text = format!("process {} on {host}, `{}`, since {since}\n", std::process::id(), command());
     let written =
         ftruncate(&file, 0).map_err(std::io::Error::from).and_then(|()| file.write_all(text.as_bytes()));
-    written.doing(|| format!("cannot sign the lock `{path}`"))?;
-    Ok(Lock(file))
+    match written {
+        // Who makes room on a full disk holds it all the same.
+        Err(error) if !matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+            Err(error).doing(|| format!("cannot sign the lock `{path}`"))
+        }
+        _ => Ok(Lock(file)),
+    }
 }
 
 /// How this process was called, as far as it fits a line.

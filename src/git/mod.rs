@@ -77,6 +77,13 @@ impl Git {
                 .hint("make one with `git init`, or name another folder with `-C DIR`")
         };
         let repo = gix::discover(start).map_err(none)?;
+        // Read as files they would seem to be none, and so would all that they lead to.
+        if repo.config_snapshot().string("extensions.refStorage").is_some_and(|it| it.as_slice() != b"files")
+        {
+            let error =
+                Error::usage("this Git repository keeps its references in a table, which mlx cannot read");
+            return Err(error.hint("`git refs migrate --ref-format=files` turns them into files"));
+        }
         let root = repo.workdir().map(Path::to_owned).ok_or_else(|| {
             Error::usage("this Git repository is bare: it has no files to work with")
                 .hint("use a clone of it")

@@ -132,7 +132,8 @@ impl Memory {
         // What could not be read must be told each time.
         if read.unreadable.is_empty() && self.tips != tips {
             self.tips = tips;
-            repo.shared.write(&file()?, self.print().as_bytes(), Sync::Later)?;
+            // What cannot be remembered is read again.
+            drop(repo.shared.write(&file()?, self.print().as_bytes(), Sync::Later));
         }
         Ok(())
     }
