@@ -438,4 +438,20 @@ mod tests {
         assert_eq!(guessed("mlx.lock", &text).unwrap().runs, [one, two]);
         assert!(guessed("a.mlx", &format!("digest = \"{one}\"\nformat = 2\n")).is_err(), "of a newer mlx");
     }
+
+    #[test]
+    fn packages_that_answered_what_waits_to_be_sealed_are_kept() {
+        let temp = tempfile::tempdir().unwrap();
+        let mut init = std::process::Command::new("git");
+        assert!(init.args(["init", "-q"]).arg(temp.path()).status().unwrap().success());
+        let repo = Repo::init(temp.path()).unwrap();
+        let options = spool::Options { keep: 0.0, largest_broken: 0, broken_a_day: 0, disk: "/".into() };
+        let root = crate::fs::Root::open(repo.shared.path()).unwrap();
+        let spool = spool::Spool::start(root, "test", options).unwrap();
+        assert!(spool.record(crate::traffic::samples::record("r", 0, b"x"), None));
+        spool.stop();
+        let seen = crate::upkeep::seen::look(&repo, 0).unwrap();
+        let found = roots(&repo, &seen, Detail::Digests).unwrap();
+        assert!(found.contents.contains_key(&Digest::of(b"package")));
+    }
 }
