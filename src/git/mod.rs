@@ -78,7 +78,7 @@ impl Git {
         };
         let repo = gix::discover(start).map_err(none)?;
         // Read as files they would seem to be none, and so would all that they lead to.
-        if repo.config_snapshot().string("extensions.refStorage").is_some_and(|it| it.as_slice() != b"files")
+        if repo.config_snapshot().string("extensions.refStorage").is_some_and(|it| it.as_bytes() != b"files")
         {
             let error =
                 Error::usage("this Git repository keeps its references in a table, which mlx cannot read");
