@@ -93,7 +93,7 @@ fn tracked(count: usize) -> tempfile::TempDir {
     // What was written within the clock's tick is read once more, and then vouched for.
     std::thread::sleep(std::time::Duration::from_millis(50));
     workspace.content(&path, &Silent).unwrap();
-    workspace.save().unwrap();
+    workspace.save(&Silent).unwrap();
     drop(workspace);
     temp
 }

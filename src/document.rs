@@ -16,6 +16,11 @@ use crate::{
     path::RepoPath,
 };
 
+/// The number on the line `format = N` of a file of ours.
+pub fn format_of(text: &str) -> Option<u64> {
+    text.lines().find_map(|it| it.strip_prefix("format = ")?.trim().parse().ok())
+}
+
 /// Reads a document by the ending of its name.
 pub fn parse(name: &RepoPath, bytes: &[u8]) -> Result<Value> {
     let wrong = |why: String| Error::new(Kind::Corrupt, format!("cannot read `{name}`: {why}"));

@@ -14,6 +14,10 @@ pub const SUFFIX: &str = ".mlx";
 const FORMAT: u64 = 1;
 /// A pointer is never larger, not even with both sides of a merge in it.
 const LARGEST: usize = 4096;
+/// How a pointer begins.
+const START: &[u8] = b"digest = \"b3:";
+/// How a digest begins.
+const WRITTEN: &[u8] = b"\"b3:";
 
 /// What a tracked path holds: a file's bytes or a folder's tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -53,10 +57,27 @@ struct Written {
 }
 
 impl Pointer {
-    /// Whether a file that ends in `.mlx` is a pointer, be it a broken one: other programs keep long or
-    /// binary files under that name.
+    /// Whether a file that ends in `.mlx` is a pointer, be it a broken one: other programs keep files under that
+    /// name, too. Whatever else a pointer of ours has lost, and whatever later formats add, it has a line for its
+    /// digest; where a write was cut off before that, the file is the beginning of one.
     pub fn resembles(bytes: &[u8]) -> bool {
-        bytes.len() <= LARGEST && !bytes.contains(&0)
+        let is_digest = |line: &[u8]| {
+            let rest = line.trim_ascii_start().strip_prefix(b"digest");
+            rest.is_some_and(|it| it.trim_ascii_start().starts_with(b"="))
+        };
+        if bytes.len() > LARGEST {
+            return false;
+        }
+        // Zeros are what a power cut leaves, or what an editor put between the letters.
+        let text: Vec<u8> = bytes.iter().copied().filter(|it| *it != 0).collect();
+        START.starts_with(&text)
+            || text.split(|it| *it == b'\n').any(is_digest)
+            || text.windows(WRITTEN.len()).any(|it| it == WRITTEN)
+    }
+
+    /// Whether it was written in a format that this mlx does not know.
+    pub fn is_newer(bytes: &[u8]) -> bool {
+        document::format_of(&String::from_utf8_lossy(bytes)).is_some_and(|it| it > FORMAT)
     }
 
     /// Reads the pointer file of `path`.
@@ -70,9 +91,7 @@ impl Pointer {
             );
         }
         let broken = |why: &str| Error::corrupt(format!("`{file}` is not a pointer: {why}"));
-        if let Some(format) = text.lines().find_map(|it| it.strip_prefix("format = "))
-            && format.trim().parse::<u64>().is_ok_and(|it| it > FORMAT)
-        {
+        if Self::is_newer(bytes) {
             return Err(Error::corrupt(format!("`{file}` was written by a newer mlx")).hint("upgrade mlx"));
         }
         let written: Written = toml::from_str(&text).map_err(|it| broken(it.message()))?;
@@ -145,7 +164,14 @@ mod tests {
     #[test]
     fn files_that_others_call_so_are_none() {
         assert!(Pointer::resembles(include_bytes!("../fixtures/formats/pointer-1.mlx")));
-        assert!(Pointer::resembles(b"<<<<<<< HEAD\nsize = 1\n"));
+        let conflict = b"<<<<<<< HEAD\ndigest = \"b3:0\"\n=======\ndigest = \"b3:1\"\n>>>>>>> x\nsize = 1\n";
+        assert!(Pointer::resembles(conflict) && Pointer::resembles(b"  digest=1\nformat = 2\n"));
+        assert!(Pointer::resembles(b"") && Pointer::resembles(b"digest = \"b"), "cut off");
+        assert!(Pointer::resembles(&[0; 200]) && Pointer::resembles(b"\xff\xfe\"\0b\x003\0:\0"));
+        assert!(
+            !Pointer::resembles(b"let view = <div digest=\"x\" />\n") && !Pointer::resembles(b"<!DOCTYPE>")
+        );
+        assert!(!Pointer::resembles(b"<<<<<<< HEAD\n=======\n>>>>>>> x\n"), "of a file that was none");
         assert!(!Pointer::resembles(b"PK\x03\x04\x00 a live script"));
         assert!(!Pointer::resembles(&[b"format = 1\n", &[b' '; 5000][..]].concat()));
     }

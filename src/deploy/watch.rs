@@ -88,7 +88,7 @@ pub fn watch(
     let folder = Root::open(folder)?;
     let key = Digest::of(format!("{}\n{}", settings.environment, folder.path().display()).as_bytes());
     let place = RepoPath::from_text(&format!("watch/{}", &key.hex()[..16]))?;
-    let _turn = crate::fs::lock(settings.private, &place.with_suffix(".lock"))?;
+    let _turn = crate::fs::lock_telling(settings.private, &place.with_suffix(".lock"), progress)?;
     let (sent, memory) = remembered(settings.private, &place)?;
     let (seen, next, tally) = (HashMap::new(), Instant::now(), Tally::default());
     let mut watch = Watch { folder, client, settings, progress, stop, sent, memory, seen, next, tally };

@@ -1,6 +1,7 @@
 //! A place where tests break the disk. `MLX_FAULT=fail:N` makes the N-th operation fail, `kill:N`
-//! ends the process there, as SIGKILL would, and `tell:FILE` writes down what is done, an operation
-//! a line. Nothing of it is in a release build.
+//! ends the process there, as SIGKILL would, `stop:N` halts it until it is told to go on: whatever else runs meanwhile
+//! comes between two operations. `tell:FILE` writes down what is done, an operation a line. Nothing of it is in a release
+//! build.
 
 use std::io;
 
@@ -26,34 +27,38 @@ pub fn point(operation: &'static str) -> io::Result<()> {
 
     #[cfg(test)]
     crash::point(operation)?;
-    let (kill, at) = match &*ORDER {
+    let (signal, at) = match &*ORDER {
         None => return Ok(()),
         Some(Order::Tell(path)) => return tell(path, operation),
-        Some(Order::Break { kill, at }) => (*kill, *at),
+        Some(Order::Break { signal, at }) => (*signal, *at),
     };
     if PASSED.fetch_add(1, Ordering::SeqCst) + 1 != at {
         return Ok(());
     }
-    if kill {
-        let _dead = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    if let Some(signal) = signal {
+        let _dead_or_going_on = rustix::process::kill_process(rustix::process::getpid(), signal);
+        return Ok(());
     }
     Err(io::Error::other(format!("fault point {at}: {operation}")))
 }
 
 #[cfg(debug_assertions)]
 enum Order {
-    Break { kill: bool, at: u64 },
+    Break { signal: Option<rustix::process::Signal>, at: u64 },
     Tell(std::path::PathBuf),
 }
 
 #[cfg(debug_assertions)]
 impl Order {
     fn parse(order: &str) -> Option<Self> {
+        use rustix::process::Signal;
+
         let (how, what) = order.split_once(':')?;
         if how == "tell" {
             return Some(Self::Tell(what.into()));
         }
-        Some(Self::Break { kill: how == "kill", at: what.parse().ok()? })
+        let signal = [("kill", Signal::KILL), ("stop", Signal::STOP)].into_iter().find(|it| it.0 == how);
+        Some(Self::Break { signal: signal.map(|it| it.1), at: what.parse().ok()? })
     }
 }
 

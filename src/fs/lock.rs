@@ -90,7 +90,7 @@ pub fn lock_shared(root: &Root, path: &RepoPath) -> Result<Lock> {
         }
         thread::sleep(STEP);
     }
-    let message = format!("`{path}` has been locked for half a minute");
+    let message = format!("`{path}` has been locked for half a minute: {}", holder(root, path));
     Err(Error::new(Kind::Conflict, message).hint("wait for the other mlx to end, then try again"))
 }
 

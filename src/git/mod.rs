@@ -3,6 +3,7 @@
 //! Reading goes through `gix`, which runs no program whatever the repository's configuration says.
 //! The few things that write (staging files, making commits in the demo) go through the user's own `git`.
 
+mod apart;
 mod history;
 mod ignore;
 mod reach;
@@ -12,6 +13,7 @@ mod upstream;
 mod write;
 
 pub use self::{
+    apart::Apart,
     history::{BlobId, Commit, Places},
     reach::{Census, Name, Target, Worktree},
     sign::{Key, Signer},
@@ -46,7 +48,6 @@ pub struct Rev(gix::ObjectId);
 
 impl Rev {
     /// A commit by its whole id, whether or not it is here.
-    #[cfg(test)]
     pub fn from_hex(text: &str) -> Option<Self> {
         gix::ObjectId::from_hex(text.as_bytes()).ok().map(Self)
     }
@@ -76,6 +77,13 @@ impl Git {
                 .hint("make one with `git init`, or name another folder with `-C DIR`")
         };
         let repo = gix::discover(start).map_err(none)?;
+        // Read as files they would seem to be none, and so would all that they lead to.
+        if repo.config_snapshot().string("extensions.refStorage").is_some_and(|it| it.as_bytes() != b"files")
+        {
+            let error =
+                Error::usage("this Git repository keeps its references in a table, which mlx cannot read");
+            return Err(error.hint("`git refs migrate --ref-format=files` turns them into files"));
+        }
         let root = repo.workdir().map(Path::to_owned).ok_or_else(|| {
             Error::usage("this Git repository is bare: it has no files to work with")
                 .hint("use a clone of it")

@@ -12,7 +12,7 @@ use std::{
 use gix::{bstr::ByteSlice as _, objs::Kind as ObjectKind};
 
 use crate::{
-    error::{Error, Kind, Result},
+    error::Result,
     fs,
     git::{BlobId, Git, Rev, ours},
     path::{DEEPEST, RepoPath},
@@ -30,6 +30,21 @@ const PSEUDO: [&str; 9] = [
     "AUTO_MERGE",
     "MERGE_AUTOSTASH",
 ];
+
+/// Where a rebase or a row of cherry-picks that is not done yet keeps what it sets aside and what is to come.
+const HALF_DONE: [&str; 8] = [
+    "rebase-merge/autostash",
+    "rebase-merge/orig-head",
+    "rebase-merge/git-rebase-todo",
+    "rebase-apply/autostash",
+    "rebase-apply/orig-head",
+    "rebase-apply/abort-safety",
+    "sequencer/head",
+    "sequencer/todo",
+];
+
+/// Git writes no shorter ids.
+const SHORTEST: usize = 7;
 
 /// References that belong to one worktree.
 const PRIVATE: [&[u8]; 3] = [b"refs/bisect/", b"refs/worktree/", b"refs/rewritten/"];
@@ -53,8 +68,10 @@ pub struct Target {
 /// A worktree of this clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Worktree {
-    /// Its files; none when they are gone for good.
+    /// Its files; none when they are gone or away.
     pub root: Option<PathBuf>,
+    /// Where they lay, when they are gone or away.
+    pub away: Option<PathBuf>,
     /// Its own Git folder.
     pub folder: PathBuf,
     /// Files that its index holds, as `wanted`; of a conflict, all sides.
@@ -97,6 +114,14 @@ impl Git {
                     collect(&repo, &place, &reference, since, &mut found)?;
                 }
             }
+            for file in HALF_DONE {
+                let text = fs::read_outside(&repo.git_dir().join(file)).unwrap_or_default();
+                let words = text.split(u8::is_ascii_whitespace);
+                // The list of cherry-picks has short ids.
+                let ids = words.filter(|it| it.len() >= SHORTEST && it.iter().all(u8::is_ascii_hexdigit));
+                let ids = ids.filter_map(|it| Some(repo.rev_parse_single(it.as_bstr()).ok()?.detach()));
+                found.extend(ids.map(|id| Name { name: format!("{place}{file}"), id }));
+            }
             let doing = || "cannot read Git's references".into();
             for reference in ours(ours(repo.references(), doing)?.all(), doing)? {
                 let reference = ours(reference, doing)?;
@@ -126,14 +151,6 @@ impl Git {
         for repo in self.repositories()? {
             let root = repo.workdir().map(std::path::Path::to_owned);
             let there = root.as_ref().is_none_or(|it| fs::is_dir(it));
-            if !there && fs::is_file(&repo.git_dir().join("locked")) {
-                let root = root.unwrap_or_default();
-                let error = Error::new(
-                    Kind::Unavailable,
-                    format!("the worktree `{}` is locked and not here", root.display()),
-                );
-                return Err(error.hint("bring it back, or `git worktree unlock` and `git worktree prune`"));
-            }
             let index = ours(repo.index_or_empty(), || "cannot read Git's index".into())?;
             let entries = index.entries().iter().filter(|it| it.mode != gix::index::entry::Mode::COMMIT);
             let entries = entries.filter(|it| wanted(it.path(&index).as_bytes()));
@@ -141,7 +158,8 @@ impl Git {
                 Some((RepoPath::from_bytes(it.path(&index).as_bytes()).ok()?, BlobId::of(it.id)))
             });
             let folder = fs::canonical(repo.git_dir()).unwrap_or_else(|| repo.git_dir().to_owned());
-            found.push(Worktree { staged: staged.collect(), root: root.filter(|_| there), folder });
+            let (root, away) = if there { (root, None) } else { (None, root) };
+            found.push(Worktree { staged: staged.collect(), root, away, folder });
         }
         Ok(found)
     }

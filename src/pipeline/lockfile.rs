@@ -84,8 +84,7 @@ impl Lockfile {
             return Err(error.hint(format!("take one side (`git checkout --ours {path}`), then `mlx repro`")));
         }
         let broken = |why: &str| Error::corrupt(format!("`{path}` cannot be understood: {why}"));
-        let newer = text.lines().find_map(|it| it.strip_prefix("format = ")?.trim().parse::<u64>().ok());
-        if newer.is_some_and(|it| it > FORMAT) {
+        if Self::is_newer(bytes) {
             return Err(Error::corrupt(format!("`{path}` was written by a newer mlx")).hint("upgrade mlx"));
         }
         let written: Written = toml::from_str(&text).map_err(|it| broken(it.to_string().trim()))?;
@@ -100,6 +99,11 @@ impl Lockfile {
             stages.insert(name, (record, bytes));
         }
         Ok(Self { stages })
+    }
+
+    /// Whether it was written in a format that this mlx does not know.
+    pub fn is_newer(bytes: &[u8]) -> bool {
+        document::format_of(&String::from_utf8_lossy(bytes)).is_some_and(|it| it > FORMAT)
     }
 
     pub fn get(&self, stage: &str) -> Option<&Record> {

@@ -75,7 +75,7 @@ pub fn repro(
                 failure.get_or_insert(error);
             }
         }
-        pipeline.workspace.save()?;
+        pipeline.workspace.save(progress)?;
     }
     Ok((done, failure))
 }

@@ -52,6 +52,8 @@ use crate::{
 
 /// Files up to this size go into packs; larger ones are stored whole.
 pub const WHOLE: u64 = 1 << 20;
+/// How often the packs are listed while some go.
+const LOOKS: u32 = 3;
 
 /// The objects of one machine.
 pub struct Store {
@@ -122,25 +124,43 @@ impl Store {
     /// Opens packs that came since the last look; true if there were any.
     fn refresh(&self) -> Result<bool> {
         let mut found = false;
+        // What went since its name was read went into another pack, which a second look shows.
+        for _ in 0..LOOKS {
+            let (more, gone) = self.look()?;
+            found |= more;
+            if !gone {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether packs came, and whether an index or a pack was gone when it was to be opened.
+    fn look(&self) -> Result<(bool, bool)> {
+        let (mut found, mut gone) = (false, false);
         for name in self.names("packs")? {
             let Some(hex) = name.strip_suffix(b".idx").and_then(|it| std::str::from_utf8(it).ok()) else {
                 continue;
             };
             let Ok(digest) = Digest::from_hex(hex) else { continue };
             if !self.packs().contains_key(&digest) && !self.distrusts(&digest) {
-                let Ok(bytes) = self.root.read(&place("packs", hex, ".idx")?) else { continue };
-                // A damaged index hides its pack; the pack carries a copy of it.
-                let Ok(index) = Index::parse(bytes).or_else(|_| self.index_from_pack(hex)) else { continue };
-                // Without its pack an index names nothing: its objects count as absent.
-                let Ok(file) = self.root.open_file(&place("packs", hex, ".pack")?) else { continue };
-                self.packs
-                    .write()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .insert(digest, Arc::new(Packed { index, file }));
+                let opened = self.open_pack(hex);
+                gone |= opened.as_ref().is_err_and(|it| it.kind() == crate::error::Kind::NotFound);
+                let Ok(packed) = opened else { continue };
+                self.packs.write().unwrap_or_else(PoisonError::into_inner).insert(digest, Arc::new(packed));
                 found = true;
             }
         }
-        Ok(found)
+        Ok((found, gone))
+    }
+
+    fn open_pack(&self, hex: &str) -> Result<Packed> {
+        let bytes = self.root.read(&place("packs", hex, ".idx")?)?;
+        // A damaged index hides its pack; the pack carries a copy of it.
+        let index = Index::parse(bytes).or_else(|_| self.index_from_pack(hex))?;
+        // Without its pack an index names nothing: its objects count as absent.
+        let file = self.root.open_file(&place("packs", hex, ".pack")?)?;
+        Ok(Packed { index, file })
     }
 
     /// A pack that is gone, or is not what it says, is looked into no more.

@@ -1,7 +1,8 @@
 //! What nobody needs goes: decided from indexes and ages alone, then done.
 //!
 //! Of a pack of which less than half is needed, what is needed goes into a new pack, which is at rest before the
-//! old one is touched. An index goes before its pack, so that nothing is ever named that is not there; stopped
+//! old one is touched. So do many small packs (every `add` makes some), as soon as nothing in them must stay for its
+//! age alone: in a new pack it would be young again. An index goes before its pack, so that nothing is ever named that is not there; stopped
 //! anywhere, this leaves garbage. Bytes that move are checked on the way, and a second copy is looked at before
 //! the first goes: damage never becomes the only copy.
 
@@ -22,6 +23,8 @@ use crate::{
 
 /// A pack is ended at this size.
 const FULL: u64 = 64 << 20;
+/// Fewer small packs than this are left as they are.
+const MANY: usize = 16;
 /// Objects that are read at once.
 const LOT: usize = 512;
 
@@ -61,6 +64,8 @@ pub struct Plan {
     pub freed: Freed,
     /// Packs of which little is needed, with what they hold of the needed, as it is.
     pub rewritten: Amount,
+    /// Small packs that become few, with what they hold of the needed.
+    pub gathered: Amount,
     /// What nobody needs in packs that are mostly needed.
     pub stays: Amount,
     packs: Vec<Going>,
@@ -115,6 +120,19 @@ impl Plan {
     pub fn is_empty(&self) -> bool {
         self.packs.is_empty() && self.whole.is_empty() && self.runs.is_empty() && self.strays.is_empty()
     }
+
+    fn let_go(&mut self, name: Digest, weight: &Weight, fates: impl Iterator<Item = (Fate, Row)>) {
+        let mut going = Going { name, moves: Vec::new(), doubles: Vec::new(), freed: weight.freed };
+        for (fate, row) in fates {
+            match fate {
+                Fate::Needed => going.moves.push(row),
+                Fate::Double => going.doubles.push(row.digest),
+                Fate::Free => {}
+            }
+        }
+        self.freed.join(&weight.freed);
+        self.packs.push(going);
+    }
 }
 
 /// Decides what goes: what is not kept and is `old` by the time of its file.
@@ -140,46 +158,80 @@ fn plan_packs(stock: &Stock, kept: &Kept, old: &dyn Fn(i64) -> bool, plan: &mut 
     let mut packs: Vec<_> = stock.packs.iter().collect();
     // What was stored anew because its bytes were wrong lies in the newer pack.
     packs.sort_by_key(|it| std::cmp::Reverse((it.mtime, it.name)));
-    let mut seen = HashSet::new();
+    let (mut seen, mut small) = (HashSet::new(), Vec::new());
     for (at, pack) in packs.iter().enumerate() {
-        let index = &pack.packed.index;
-        let fates = || index.rows().map(|row| (fate(&row, kept, &seen), row));
-        let (mut freed, mut used, mut needed, mut all) = (Freed::default(), 0, false, 0);
-        for (fate, row) in fates() {
-            all += row.stored;
-            match fate {
-                Fate::Free if row.kind == Kind::Tree => freed.trees.add(row.stored),
-                Fate::Free => freed.contents.add(row.stored),
-                Fate::Double => freed.doubles.add(row.stored),
-                Fate::Needed => {
-                    used += row.stored;
-                    needed = true;
-                }
+        let fates = || pack.packed.index.rows().map(|row| (fate(&row, kept, &seen), row));
+        let weight = Weight::of(fates());
+        let (old, double) = (old(pack.mtime), weight.freed.doubles.count > 0);
+        let free = weight.freed.contents.count + weight.freed.trees.count;
+        if old && weight.is_light() || free == 0 && weight.used.count == 0 && double {
+            if weight.used.count > 0 {
+                plan.rewritten.add(weight.used.bytes);
             }
-        }
-        if old(pack.mtime) && (!needed || used < all.div_ceil(2)) {
-            let mut going = Going { name: pack.name, moves: Vec::new(), doubles: Vec::new(), freed };
-            for (fate, row) in fates() {
-                match fate {
-                    Fate::Needed => going.moves.push(row),
-                    Fate::Double => going.doubles.push(row.digest),
-                    Fate::Free => {}
-                }
-            }
-            if needed {
-                plan.rewritten.add(used);
-            }
-            plan.freed.join(&freed);
-            plan.packs.push(going);
+            plan.let_go(pack.name, &weight, fates());
+        } else if pack.size < FULL / 2 && (old || free == 0) {
+            small.push((pack.size, pack.name, weight, fates().collect::<Vec<_>>()));
         } else {
-            plan.stays.join(freed.contents);
-            plan.stays.join(freed.trees);
+            plan.stays.join(weight.freed.contents);
+            plan.stays.join(weight.freed.trees);
         }
         // Nobody asks after the last one.
         if at + 1 < packs.len() {
             let needed: Vec<_> = fates().filter(|it| it.0 == Fate::Needed).map(|it| it.1).collect();
             seen.extend(needed.iter().map(|it| (it.digest, it.kind)));
         }
+    }
+    gather(small, plan);
+}
+
+/// Small packs become one, if there are many. One that weighs more than twice what is smaller stays, so that a byte
+/// is not written again each time something small came.
+fn gather(mut small: Vec<(u64, Digest, Weight, Vec<(Fate, Row)>)>, plan: &mut Plan) {
+    small.sort_by_key(|it| (it.0, it.1));
+    let (mut sum, mut count) = (0, 0);
+    for (at, it) in small.iter().enumerate() {
+        if it.0 <= 2 * sum {
+            count = at + 1;
+        }
+        sum += it.0;
+    }
+    let count = if count < MANY { 0 } else { count };
+    for (at, (_, name, weight, fates)) in small.into_iter().enumerate() {
+        if at < count {
+            plan.gathered.add(weight.used.bytes);
+            plan.let_go(name, &weight, fates.into_iter());
+        } else {
+            plan.stays.join(weight.freed.contents);
+            plan.stays.join(weight.freed.trees);
+        }
+    }
+}
+
+/// What a pack holds.
+#[derive(Clone, Copy, Default)]
+struct Weight {
+    freed: Freed,
+    used: Amount,
+}
+
+impl Weight {
+    fn of(fates: impl Iterator<Item = (Fate, Row)>) -> Self {
+        let mut it = Self::default();
+        for (fate, row) in fates {
+            match fate {
+                Fate::Free if row.kind == Kind::Tree => it.freed.trees.add(row.stored),
+                Fate::Free => it.freed.contents.add(row.stored),
+                Fate::Double => it.freed.doubles.add(row.stored),
+                Fate::Needed => it.used.add(row.stored),
+            }
+        }
+        it
+    }
+
+    /// Whether less than half of it is needed.
+    fn is_light(&self) -> bool {
+        let all = self.used.bytes + self.freed.total().bytes;
+        self.used.count == 0 || self.used.bytes < all.div_ceil(2)
     }
 }
 
@@ -205,9 +257,9 @@ fn fate(row: &Row, kept: &Kept, seen: &HashSet<(Digest, Kind)>) -> Fate {
 
 /// Packs whose needed objects lie elsewhere now.
 pub struct Emptied {
-    packs: BTreeSet<Digest>,
-    /// There was no room to move anything.
-    pub short: bool,
+    names: BTreeSet<Digest>,
+    /// Whether the disk had no room for new packs: what would have moved stays where it is.
+    pub full: bool,
 }
 
 impl Store {
@@ -215,32 +267,34 @@ impl Store {
     /// that nothing need be moved out of are emptied.
     pub fn move_out(&self, plan: &Plan) -> Result<Emptied> {
         let going: BTreeSet<Digest> = plan.packs.iter().map(|it| it.name).collect();
-        let elsewhere = |it: &Digest| self.sound_copy(it, &|name| !going.contains(name)).is_some();
-        // What cannot be moved whole stays where it is, for `fsck`.
-        let packs: Vec<_> = plan.packs.iter().filter(|it| it.doubles.iter().all(elsewhere)).collect();
-        match self.try_move_out(&packs) {
+        let (moved, published, full) = match self.move_rows(plan) {
+            Ok((moved, published)) => (moved, published, false),
+            // Who frees what nobody needs may do so because the disk is full.
             Err(error) if error.kind() == ErrorKind::Unavailable => {
-                let bare = packs.iter().filter(|it| it.moves.is_empty());
-                Ok(Emptied { packs: bare.map(|it| it.name).collect(), short: true })
+                (plan.packs.iter().filter(|it| it.moves.is_empty()).collect(), Vec::new(), true)
             }
-            moved => Ok(Emptied { packs: moved?, short: false }),
-        }
+            Err(error) => return Err(error),
+        };
+        let stays = |name: &Digest| published.contains(name) || !going.contains(name);
+        let whole = |it: &&Going| it.doubles.iter().all(|it| self.sound_copy(it, &stays).is_some());
+        let mut names: BTreeSet<Digest> = moved.into_iter().filter(whole).map(|it| it.name).collect();
+        // A new pack may hold the very bytes of one that was to go.
+        names.retain(|it| !published.contains(it));
+        Ok(Emptied { names, full })
     }
 
-    fn try_move_out(&self, packs: &[&Going]) -> Result<BTreeSet<Digest>> {
-        let mut emptied = BTreeSet::new();
-        let mut mover = Mover::new(self);
-        for pack in packs {
+    /// Packs whose rows lie in new ones now, and these.
+    fn move_rows<'p>(&self, plan: &'p Plan) -> Result<(Vec<&'p Going>, Vec<Digest>)> {
+        let (mut moved, mut mover) = (Vec::new(), Mover::new(self));
+        for pack in &plan.packs {
             match mover.take(&pack.name, &pack.moves) {
-                Ok(()) => drop(emptied.insert(pack.name)),
+                Ok(()) => moved.push(pack),
+                // What cannot be moved whole stays where it is, for `fsck`.
                 Err(error) if error.kind() == ErrorKind::Corrupt => {}
                 Err(error) => return Err(error),
             }
         }
-        let published = mover.finish()?;
-        // A new pack may hold the very bytes of one that was to go.
-        emptied.retain(|it| !published.contains(it));
-        Ok(emptied)
+        Ok((moved, mover.finish()?))
     }
 
     /// The object's bytes from a pack of these or a whole file, if they are what they should be.
@@ -258,7 +312,7 @@ impl Store {
             self.root.remove(&place("runs", &it.digest.hex(), "")?)?;
             freed.runs.add(it.size);
         }
-        let goes = |it: &&Going| emptied.packs.contains(&it.name) && !leased.contains(&it.name);
+        let goes = |it: &&Going| emptied.names.contains(&it.name) && !leased.contains(&it.name);
         let packs: Vec<&Going> = plan.packs.iter().filter(goes).collect();
         for pack in &packs {
             self.root.remove(&place("packs", &pack.name.hex(), ".idx")?)?;
@@ -393,6 +447,82 @@ mod tests {
         assert_eq!(fresh.read(&digests[0]).unwrap(), b"0123456789");
         assert!(!fresh.contains(&digests[1]));
         assert_eq!(crate::fs::names(&temp.path().join("packs")).len(), 2, "one pack and its index");
+    }
+
+    /// Packs of one object each.
+    fn many(temp: &tempfile::TempDir) -> Vec<Digest> {
+        (0..MANY).map(|it| put(&store(temp), &[format!("object {it}").as_bytes()])[0]).collect()
+    }
+
+    #[test]
+    fn many_small_packs_become_one_and_a_heavy_one_is_left_alone() {
+        let temp = tempfile::tempdir().unwrap();
+        let mut digests = many(&temp);
+        let heavy: Vec<u8> =
+            (0..100_000_u32).flat_map(|it| Digest::of(&it.to_le_bytes()).bytes()[..2].to_vec()).collect();
+        digests.extend(put(&store(&temp), &[&heavy]));
+        let kept = Kept { objects: digests.iter().copied().collect(), runs: HashSet::new() };
+        let store = store(&temp);
+        let gather = |old: bool| {
+            let plan = plan(&store.stock().unwrap(), &kept, &|_| old);
+            let emptied = store.move_out(&plan).unwrap();
+            store.remove(&plan, &emptied, &HashSet::new()).unwrap();
+            plan.gathered.count
+        };
+        assert_eq!((gather(false), gather(false)), (MANY as u64, 0), "young, and all of it needed");
+        assert_eq!(crate::fs::names(&temp.path().join("packs")).len(), 4, "two packs and their indexes");
+        let fresh = self::store(&temp);
+        assert!(digests.iter().all(|it| fresh.read(it).is_ok()));
+    }
+
+    #[test]
+    fn what_must_stay_for_its_age_is_not_made_young_again() {
+        let temp = tempfile::tempdir().unwrap();
+        let digests = many(&temp);
+        let kept = Kept { objects: digests[1..].iter().copied().collect(), runs: HashSet::new() };
+        let planned = |old: bool| plan(&store(&temp).stock().unwrap(), &kept, &|_| old);
+        assert_eq!(planned(false).gathered.count, 0, "too few without the one that nobody needs");
+        assert_eq!((planned(true).gathered.count, planned(true).freed.contents.count), (0, 1));
+        put(&store(&temp), &[b"one more"]);
+        let kept =
+            Kept { objects: digests[1..].iter().copied().chain([Digest::of(b"one more")]).collect(), ..kept };
+        let plan = plan(&store(&temp).stock().unwrap(), &kept, &|_| false);
+        assert_eq!((plan.gathered.count, plan.stays.count), (MANY as u64, 1));
+    }
+
+    #[test]
+    fn gathering_may_end_at_any_operation() {
+        let temp = tempfile::tempdir().unwrap();
+        let digests = many(&temp);
+        let packs = crate::fs::names(&temp.path().join("packs"));
+        let packs: Vec<_> =
+            packs.iter().map(|it| place("packs", it.to_str().unwrap(), "").unwrap()).collect();
+        let packs: Vec<_> = packs.iter().map(|it| (it, store(&temp).root().read(it).unwrap())).collect();
+        for at in 1.. {
+            let temp = tempfile::tempdir().unwrap();
+            let root = Root::open(temp.path()).unwrap();
+            packs.iter().for_each(|(path, bytes)| root.write(path, bytes, Sync::Later).unwrap());
+            let crash = crate::fs::Crash::at(at);
+            let kept = Kept { objects: digests.iter().copied().collect(), runs: HashSet::new() };
+            let gather = || -> Result<()> {
+                let store = Store::open(Root::open(temp.path())?)?;
+                let plan = plan(&store.stock()?, &kept, &|_| false);
+                let emptied = store.move_out(&plan)?;
+                store.remove(&plan, &emptied, &HashSet::new()).map(drop)
+            };
+            let done = gather().is_ok();
+            drop(crash);
+            let fresh = store(&temp);
+            assert!(digests.iter().all(|it| fresh.read(it).is_ok()), "{at}");
+            let verified = fresh.verify(&crate::progress::Silent).unwrap();
+            assert!(verified.faults.is_empty(), "{at}: {:?}", verified.faults);
+            gather().unwrap();
+            assert_eq!(store(&temp).packs().len(), 1, "{at}");
+            if done {
+                assert!(at > 50, "{at}");
+                break;
+            }
+        }
     }
 
     #[test]

@@ -86,12 +86,13 @@ pub fn seal(
             ));
         }
     };
-    let _alone = fs::lock(&repo.shared, &place::folder(environment)?.join(b"seal.lock")?)?;
+    let lock = place::folder(environment)?.join(b"seal.lock")?;
+    let _alone = fs::lock_telling(&repo.shared, &lock, progress)?;
     let mut gathered = gather(repo, environment, day)?;
     warn(&gathered);
     if let Some(pointer) = repo.pointer(&path)? {
         workspace.remember(&path);
-        workspace.save()?;
+        workspace.save(progress)?;
         clear(repo, environment, &gathered, &gathered.fresh)?;
         let found = read_one(repo, &pointer)?;
         return Ok(told(machine, pointer, &found.records, day, true));
@@ -103,7 +104,7 @@ pub fn seal(
     }
     write(repo, &path, &mut gathered)?;
     let added = workspace.add(&path, &[], progress);
-    workspace.save()?;
+    workspace.save(progress)?;
     let seal = told(machine, added?, &gathered.records, day, false);
     clear(repo, environment, &gathered, &BTreeSet::new())?;
     Ok(seal)

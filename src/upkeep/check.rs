@@ -65,13 +65,13 @@ impl Checked {
 /// Checks everything; with `repair` it brings back what it can.
 pub fn check(workspace: &Workspace<'_>, repair: bool, progress: &dyn Progress) -> Result<Checked> {
     let repo = workspace.repo;
-    let _alone = if repair { Some(only_one(repo)?) } else { None };
+    let _alone = if repair { Some(only_one(repo, progress)?) } else { None };
     // What other clones need is theirs to check.
     let seen = Seen { lists: Vec::new(), ..look(repo, 0)? };
     let mut found = roots(repo, &seen, Detail::Places)?;
     let mut checked = Checked {
         verified: repo.store.verify(progress)?,
-        unreadable: std::mem::take(&mut found.unreadable),
+        unreadable: found.unreadable.drain(..).chain(found.guessed.drain(..)).collect(),
         pointers: found.contents.len() as u64,
         commits: found.commits,
         ..Checked::default()

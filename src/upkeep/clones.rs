@@ -19,10 +19,11 @@ use crate::{
     git::{Git, Name},
     path::RepoPath,
     pointer::{Content, Shape},
+    progress::Progress,
     repo::{Repo, clone_id},
     store::Leased,
     upkeep::{
-        roots::{Detail, Holder, Place, Roots, roots},
+        roots::{Detail, Holder, Place, Roots, catch_up, roots_since},
         seen::{Seen, look},
     },
 };
@@ -72,17 +73,22 @@ fn names(git: &Git) -> Result<Vec<Name>> {
 
 /// Tells the other clones what this one needs now; nothing to do where no cache is shared, or where it may only be
 /// read: nothing was added there, and nobody waits for what it reads.
-pub fn renew(repo: &Repo) -> Result<()> {
+pub fn renew(repo: &Repo, progress: &dyn Progress) -> Result<()> {
     let Some(id) = repo.clone_id()?.filter(|_| repo.store.root().is_writable()) else { return Ok(()) };
     let doing = || "cannot tell other clones what this one needs".to_owned();
+    // What may take long, before anybody waits.
+    catch_up(repo, &names(&repo.git).doing(doing)?).doing(doing)?;
     // One after another, so that an older look never takes the place of a newer.
-    let _turn = fs::lock(&repo.shared, &RepoPath::from_text("list.lock")?)?;
+    let _turn = fs::lock_telling(&repo.shared, &RepoPath::from_text("list.lock")?, progress)?;
     // Before anything is looked at: what was written by those who are dead by now is seen.
     let leases = settled_leases(repo)?;
     let names = names(&repo.git).doing(doing)?;
     let seen = Seen { lists: Vec::new(), ..look(repo, 0).doing(doing)? };
-    let found = roots(repo, &seen, Detail::Digests).doing(doing)?;
-    let list = list(repo, &names, &found);
+    let found = roots_since(repo, &seen).doing(doing)?;
+    let mut list = list(repo, &names, &found);
+    let away = seen.worktrees.iter().filter_map(|it| it.away.as_ref());
+    list.unreadable
+        .extend(away.map(|it| format!("all of the worktree `{}`, which is not here", it.display())));
     let root = repo.store.root();
     let text = print(&list);
     if root.read_if_there(&file(&id)?)?.as_deref() != Some(text.as_bytes()) {

@@ -18,19 +18,24 @@ use crate::{
     upkeep::{
         clones,
         mark::{Marked, mark},
-        roots::{Detail, roots},
+        memory::Memory,
+        roots::{Detail, Roots, roots},
         seen::{Seen, look},
     },
 };
 
 /// How often everything may change while we decide.
 const TRIES: u32 = 20;
+/// Files that are named one by one.
+const NAMED: usize = 5;
 
 /// What went, or would go.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Collected {
     pub freed: Freed,
     pub rewritten: Amount,
+    /// Small packs that become few.
+    pub gathered: Amount,
     /// What nobody needs and stays, in packs that are mostly needed.
     pub stays: Amount,
     /// Objects that are needed.
@@ -42,12 +47,13 @@ pub struct Collected {
 
 /// Frees what nobody needs and is older than `grace` seconds; without `really` it only says so.
 pub fn collect(repo: &Repo, grace: i64, really: bool, progress: &dyn Progress) -> Result<Collected> {
-    let _alone = only_one(repo)?;
-    let told = tell(repo)?;
+    let _alone = only_one(repo, progress)?;
+    let told = tell(repo, progress)?;
     let mut freed = Freed::default();
     for _ in 0..TRIES {
         let decided = decide(repo, grace)?;
         if !really {
+            decided.warn(progress);
             return Ok(decided.collected(false));
         }
         let emptied = repo.store.move_out(&decided.plan)?;
@@ -61,16 +67,19 @@ pub fn collect(repo: &Repo, grace: i64, really: bool, progress: &dyn Progress) -
         let went = repo.store.remove(&decided.plan, &emptied, &leased)?;
         drop(gate);
         freed.join(&went);
-        if emptied.short && went.total().count > 0 {
+        if emptied.full && went.total().count > 0 {
             // What went makes room for what must be moved before more can go.
             continue;
         }
-        if emptied.short {
+        decided.warn(progress);
+        let mut collected = Collected { freed, ..decided.collected(true) };
+        if emptied.full {
             progress
-                .warn("the disk is full: packs that are needed in part could not be written anew, and stay");
+                .warn("the disk is full: half-empty and small packs stay as they are; run `mlx gc` again");
+            (collected.rewritten, collected.gathered) = (Amount::default(), Amount::default());
         }
-        finish(repo, told)?;
-        return Ok(Collected { freed, ..decided.collected(true) });
+        finish(repo, told, progress)?;
+        return Ok(collected);
     }
     if freed == Freed::default() {
         progress.warn("nothing was freed");
@@ -81,24 +90,24 @@ pub fn collect(repo: &Repo, grace: i64, really: bool, progress: &dyn Progress) -
 
 /// Tells the other clones what this one needs, unless the disk is full: what goes now makes room for that. This
 /// gc itself reads no list of its own clone.
-fn tell(repo: &Repo) -> Result<bool> {
-    match clones::renew(repo) {
+fn tell(repo: &Repo, progress: &dyn Progress) -> Result<bool> {
+    match Memory::forget(repo).and_then(|()| clones::renew(repo, progress)) {
         Err(error) if error.kind() == Kind::Unavailable => Ok(false),
         renewed => renewed.map(|()| true),
     }
 }
 
-fn finish(repo: &Repo, told: bool) -> Result<()> {
+fn finish(repo: &Repo, told: bool, progress: &dyn Progress) -> Result<()> {
     repo.store.forget_gone()?;
     for root in [&repo.shared, &repo.private] {
         root.dir(&RepoPath::root())?.sweep()?;
     }
-    if told { Ok(()) } else { clones::renew(repo) }
+    if told { Ok(()) } else { clones::renew(repo, progress) }
 }
 
 /// Two at once would each take the other's new packs for garbage.
-pub fn only_one(repo: &Repo) -> Result<Lock> {
-    fs::lock(repo.store.root(), &RepoPath::from_text("gc.lock")?)
+pub fn only_one(repo: &Repo, progress: &dyn Progress) -> Result<Lock> {
+    fs::lock_telling(repo.store.root(), &RepoPath::from_text("gc.lock")?, progress)
 }
 
 struct Decided {
@@ -106,11 +115,14 @@ struct Decided {
     marked: Marked,
     stock: Stock,
     plan: Plan,
+    /// What the user should know of files that could not be understood.
+    odd: Vec<String>,
 }
 
 fn decide(repo: &Repo, grace: i64) -> Result<Decided> {
     let seen = look(repo, grace)?;
     clones::check_others(&seen)?;
+    check_worktrees(&seen)?;
     let mut found = roots(repo, &seen, Detail::Digests)?;
     if let Some((place, error)) = found.unreadable.pop() {
         let doing = || format!("nothing was freed: what {place} needs is not known");
@@ -119,6 +131,7 @@ fn decide(repo: &Repo, grace: i64) -> Result<Decided> {
             None => it.hint("mend or remove it; `mlx fsck` lists all that cannot be read"),
         });
     }
+    let odd = odd(&found);
     let stock = repo.store.stock()?;
     let now = fs::tick();
     let old = |mtime: i64| now.saturating_sub(mtime).max(0) >= grace.saturating_mul(1_000_000_000);
@@ -132,14 +145,42 @@ fn decide(repo: &Repo, grace: i64) -> Result<Decided> {
         return Err(Error::corrupt(message).hint("`mlx fsck --repair` mends it"));
     }
     let plan = plan(&stock, &marked.kept, &old);
-    Ok(Decided { seen, marked, stock, plan })
+    Ok(Decided { seen, marked, stock, plan, odd })
+}
+
+/// What only the files of a worktree name is not known while they are not here.
+fn check_worktrees(seen: &Seen) -> Result<()> {
+    let Some(away) = seen.worktrees.iter().find_map(|it| it.away.as_ref()) else { return Ok(()) };
+    let message = format!("nothing was freed: the worktree `{}` is not here", away.display());
+    let hint = "bring it back, tell Git where it is (`git worktree repair PATH`), or say that it is gone for good \
+                (`git worktree unlock` if it is locked, then `git worktree prune`)";
+    Err(Error::new(Kind::Unavailable, message).hint(hint))
+}
+
+fn odd(found: &Roots) -> Vec<String> {
+    let guessed = found.guessed.iter().map(|(place, error)| {
+        format!("{place} cannot be read ({}): the digests that are written in it are kept", error.full_text())
+    });
+    let foreign = found
+        .foreign
+        .iter()
+        .map(|it| format!("`{it}` is called like a pointer and is none: it keeps nothing"));
+    guessed.chain(foreign).collect()
 }
 
 impl Decided {
+    fn warn(&self, progress: &dyn Progress) {
+        self.odd.iter().take(NAMED).for_each(|it| progress.warn(it));
+        if self.odd.len() > NAMED {
+            progress.warn(&format!("… and {} more files like these", self.odd.len() - NAMED));
+        }
+    }
+
     fn collected(&self, done: bool) -> Collected {
         Collected {
             freed: self.plan.freed,
             rewritten: self.plan.rewritten,
+            gathered: self.plan.gathered,
             stays: self.plan.stays,
             kept: self.marked.kept.objects.len() as u64,
             clones: self.seen.lists.len() as u64,

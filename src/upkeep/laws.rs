@@ -130,7 +130,7 @@ impl World {
     fn add(&mut self, repo: &Repo) {
         let workspace = Crash::pause(|| Workspace::open(repo).unwrap());
         let added = workspace.add(&path("data"), &[], &Silent);
-        let saved = added.and_then(|it| workspace.save().map(|()| it));
+        let saved = added.and_then(|it| workspace.save(&Silent).map(|()| it));
         assert!(saved.is_ok() || Crash::struck(), "{saved:?}");
         // Whatever became of it, what the pointer says now is either old or this.
         Crash::pause(|| {

@@ -9,6 +9,7 @@ mod collect;
 #[cfg(test)]
 mod laws;
 mod mark;
+mod memory;
 mod repair;
 mod roots;
 mod seen;

@@ -1,7 +1,10 @@
 //! What must be kept: everything that is named by what was [`Seen`], by all history behind it, by records of runs,
 //! and by requests that wait in the spool.
 //!
-//! Blobs are read once, however many commits hold them. Messages of tags and events name packages and reports by
+//! Blobs are read once, however many commits hold them. Where a pointer or lockfile cannot be understood, in a worktree
+//! what it needs is not known: somebody can mend it there. In a commit nobody can, and Git holds it as it was made: it
+//! needs what is written in it as a digest, both sides of a conflict, and can need nothing else, unless a newer mlx
+//! wrote it. A file that only is called like a pointer needs nothing. Messages of tags and events name packages and reports by
 //! their digests: whatever looks like a digest there counts, be it a version, a release or something of a newer mlx.
 
 use std::{
@@ -13,16 +16,20 @@ use std::{
 use crate::{
     digest::Digest,
     error::{Doing, Error, Result},
-    git::{BlobId, Census, Git, Rev},
+    git::{BlobId, Census, Git, Name, Rev},
     ledger::AUDIT,
     lineage::speaks,
     path::RepoPath,
     pipeline::Lockfile,
-    pointer::{Content, Pointer, SUFFIX},
+    pointer::{Content, Pointer, SUFFIX, Shape},
     repo::Repo,
     store::Store,
     traffic::spool,
-    upkeep::{clones, seen::Seen},
+    upkeep::{
+        clones,
+        memory::{Memory, Tips},
+        seen::Seen,
+    },
 };
 
 /// Who needs a thing.
@@ -57,8 +64,12 @@ pub struct Roots {
     pub contents: BTreeMap<Digest, Rooted>,
     /// Runs that a lockfile names.
     pub runs: BTreeSet<Digest>,
-    /// Pointers and lockfiles that cannot be understood, with where they stand.
+    /// Pointers and lockfiles of which it is not known what they need, with where they stand.
     pub unreadable: Vec<(String, Error)>,
+    /// Those that cannot be understood, and need no more than the digests that are written in them.
+    pub guessed: Vec<(String, Error)>,
+    /// Files that are called like pointers and are none.
+    pub foreign: BTreeSet<RepoPath>,
     /// Commits that were read.
     pub commits: u64,
 }
@@ -78,30 +89,64 @@ struct Said {
     /// What went into runs; it may never have been stored.
     inputs: Vec<Digest>,
     runs: Vec<Digest>,
+    /// Why the digests are all that is known.
+    guessed: Option<String>,
+    foreign: bool,
 }
 
 /// Reads everything behind what was seen.
 pub fn roots(repo: &Repo, seen: &Seen, detail: Detail) -> Result<Roots> {
-    let mut reader = Reader { git: &repo.git, detail, known: HashMap::new(), roots: Roots::default() };
-    for (root, path, bytes) in &seen.files {
-        let said = parse(path, bytes).doing(|| format!("in `{}`", root.display()));
-        reader.take(&|| Holder::Worktree(root.clone()), path, said);
+    let mut reader = Reader::new(repo, detail);
+    let tips = reader.tips(&seen.names)?;
+    reader.commits(&tips.all)?;
+    reader.events(if tips.events.is_empty() {
+        Vec::new()
+    } else {
+        repo.git.ancestors(&listed(&tips.events))?
+    })?;
+    reader.rest(repo, seen)
+}
+
+/// As [`roots`], by digest alone; what was read of history before is not read again.
+pub fn roots_since(repo: &Repo, seen: &Seen) -> Result<Roots> {
+    let mut reader = Reader::new(repo, Detail::Digests);
+    reader.catch_up(repo, &seen.names)?;
+    reader.rest(repo, seen)
+}
+
+/// Reads what came into history, so that [`roots_since`] has little left to do.
+pub fn catch_up(repo: &Repo, names: &[Name]) -> Result<()> {
+    Reader::new(repo, Detail::Digests).catch_up(repo, names)
+}
+
+impl Reader<'_> {
+    fn rest(mut self, repo: &Repo, seen: &Seen) -> Result<Roots> {
+        self.files(seen)?;
+        let detail = self.detail;
+        let mut roots = self.roots;
+        roots.name(seen.links.iter().copied(), &Holder::Other("a link into the store".into()), detail);
+        spooled(repo, &mut roots, detail)?;
+        clones::add_others(seen, &mut roots, detail)?;
+        Ok(roots)
     }
-    for worktree in &seen.worktrees {
-        for (path, blob) in &worktree.staged {
-            let said = reader.read(path, *blob)?;
-            reader.take_shared(&|| Holder::Index(worktree.folder.clone()), path, said);
-        }
+}
+
+impl Rooted {
+    pub(super) fn is_tree(&self) -> bool {
+        self.content.is_some_and(|it| it.kind == Shape::Tree)
     }
-    reader.history(seen)?;
-    let mut roots = reader.roots;
-    roots.name(seen.links.iter().copied(), &Holder::Other("a link into the store".into()), detail);
-    spooled(repo, &mut roots, detail)?;
-    clones::add_others(seen, &mut roots, detail)?;
-    Ok(roots)
 }
 
 impl Roots {
+    /// Takes what was read before.
+    pub(super) fn remember(&mut self, digest: Digest, tree: bool) {
+        if tree {
+            self.need(Content { digest, files: 0, kind: Shape::Tree, size: 0 }, None);
+        } else {
+            self.contents.entry(digest).or_default();
+        }
+    }
+
     /// Takes digests of which nothing else is known.
     fn name(&mut self, digests: impl IntoIterator<Item = Digest>, holder: &Holder, detail: Detail) {
         for digest in digests {
@@ -112,10 +157,22 @@ impl Roots {
         }
     }
 
+    /// Takes all of another reading, by digest.
+    fn join(&mut self, other: Self) {
+        for (digest, rooted) in other.contents {
+            self.remember(digest, rooted.is_tree());
+        }
+        self.runs.extend(other.runs);
+        self.unreadable.extend(other.unreadable);
+        self.guessed.extend(other.guessed);
+        self.foreign.extend(other.foreign);
+        self.commits += other.commits;
+    }
+
     pub(super) fn need(&mut self, content: Content, place: Option<Place>) {
         let rooted = self.contents.entry(content.digest).or_default();
         // Of two that call it differently the folder counts: a folder needs more.
-        if rooted.content.is_none_or(|it| it.kind != crate::pointer::Shape::Tree) {
+        if !rooted.is_tree() {
             rooted.content = Some(content);
         }
         rooted.places.extend(place);
@@ -150,7 +207,8 @@ impl Reader<'_> {
             return Ok(Rc::clone(said));
         }
         let bytes = self.git.read_blob(blob)?;
-        let said = Rc::new(parse(path, &bytes).map_err(|it| it.full_text()));
+        let said = parse(path, &bytes).or_else(|it| guess(path, &bytes, it));
+        let said = Rc::new(said.map_err(|it| it.full_text()));
         self.known.insert(key, Rc::clone(&said));
         Ok(said)
     }
@@ -158,7 +216,11 @@ impl Reader<'_> {
     fn take_shared(&mut self, holder: &dyn Fn() -> Holder, path: &RepoPath, said: Rc<Result<Said, String>>) {
         match &*said {
             Ok(said) => self.add(holder, path, said),
-            Err(why) => self.roots.unreadable.push((shown(&holder(), path), Error::corrupt(why.clone()))),
+            // In Git nothing else cannot be read than what a newer mlx wrote.
+            Err(why) => {
+                let error = Error::corrupt(why.clone()).hint("upgrade mlx");
+                self.roots.unreadable.push((shown(&holder(), path), error));
+            }
         }
     }
 
@@ -177,27 +239,74 @@ impl Reader<'_> {
         }
         self.roots.name(said.inputs.iter().copied(), &Holder::Other(String::new()), Detail::Digests);
         self.roots.runs.extend(&said.runs);
+        if let Some(why) = &said.guessed {
+            self.roots.guessed.push((shown(&holder(), file), Error::corrupt(why.clone())));
+        }
+        if said.foreign {
+            self.roots.foreign.insert(file.clone());
+        }
     }
 
-    fn history(&mut self, seen: &Seen) -> Result<()> {
-        let (mut tips, mut events) = (BTreeSet::new(), BTreeSet::new());
-        for name in &seen.names {
+    fn new(repo: &Repo, detail: Detail) -> Reader<'_> {
+        Reader { git: &repo.git, detail, known: HashMap::new(), roots: Roots::default() }
+    }
+
+    /// What lies in worktrees and indexes.
+    fn files(&mut self, seen: &Seen) -> Result<()> {
+        for (root, path, bytes) in &seen.files {
+            let said = parse(path, bytes).doing(|| format!("in `{}`", root.display()));
+            self.take(&|| Holder::Worktree(root.clone()), path, said);
+        }
+        for worktree in &seen.worktrees {
+            for (path, blob) in &worktree.staged {
+                let said = self.read(path, *blob)?;
+                self.take_shared(&|| Holder::Index(worktree.folder.clone()), path, said);
+            }
+        }
+        Ok(())
+    }
+
+    /// Where all names lead; what the messages of tags on the way say is taken.
+    fn tips(&mut self, names: &[Name]) -> Result<Tips> {
+        let mut tips = Tips::default();
+        for name in names {
             let target = self.git.target(name)?;
             let holder = Holder::Other(name.name.clone());
             for message in &target.messages {
                 self.roots.name(digests_in(message), &holder, self.detail);
             }
             if name.name.starts_with(AUDIT) {
-                events.extend(target.commit.clone());
+                tips.events.extend(target.commit.clone());
             }
-            tips.extend(target.commit);
+            tips.all.extend(target.commit);
         }
-        let tips: Vec<Rev> = tips.into_iter().collect();
-        let mut census = Census::new(self.git, speaks);
+        Ok(tips)
+    }
+
+    fn catch_up(&mut self, repo: &Repo, names: &[Name]) -> Result<()> {
+        // Tags may go, and what they said with them: it is not remembered.
+        let tips = self.tips(names)?;
+        let mut past = Reader::new(repo, self.detail);
+        let mut memory = Memory::load(repo)?;
+        let unread = memory.unread(self.git, &tips)?;
+        past.commit_files(unread.commits)?;
+        past.events(unread.events)?;
+        memory.join(repo, tips, &mut past.roots)?;
+        self.roots.join(past.roots);
+        Ok(())
+    }
+
+    fn commits(&mut self, tips: &BTreeSet<Rev>) -> Result<()> {
+        let tips = listed(tips);
         let commits = match self.detail {
             Detail::Digests => self.git.ancestors(&tips)?,
             Detail::Places => self.git.log(&tips)?.into_iter().map(|it| it.rev).collect(),
         };
+        self.commit_files(commits)
+    }
+
+    fn commit_files(&mut self, commits: Vec<Rev>) -> Result<()> {
+        let mut census = Census::new(self.git, speaks);
         let mut read = BTreeSet::new();
         for rev in commits {
             self.roots.commits += 1;
@@ -208,12 +317,12 @@ impl Reader<'_> {
                 }
             }
         }
-        self.events(&events.into_iter().collect::<Vec<_>>())
+        Ok(())
     }
 
-    fn events(&mut self, tips: &[Rev]) -> Result<()> {
+    fn events(&mut self, commits: Vec<Rev>) -> Result<()> {
         let mut census = Census::new(self.git, |it| it == b"event.json");
-        for rev in if tips.is_empty() { Vec::new() } else { self.git.ancestors(tips)? } {
+        for rev in commits {
             for (_, blob) in census.files(&rev)?.iter() {
                 let bytes = self.git.read_blob(*blob)?;
                 let found = digests_in(&String::from_utf8_lossy(&bytes));
@@ -222,6 +331,10 @@ impl Reader<'_> {
         }
         Ok(())
     }
+}
+
+fn listed(tips: &BTreeSet<Rev>) -> Vec<Rev> {
+    tips.iter().cloned().collect()
 }
 
 /// Where a file stands, for people.
@@ -237,8 +350,8 @@ fn shown(holder: &Holder, path: &RepoPath) -> String {
 fn parse(path: &RepoPath, bytes: &[u8]) -> Result<Said> {
     let mut said = Said::default();
     if let Some(of) = path.without_suffix(SUFFIX) {
-        // Other programs keep files under that name, too.
-        if Pointer::resembles(bytes) {
+        said.foreign = !Pointer::resembles(bytes);
+        if !said.foreign {
             said.contents.push((None, Pointer::parse(of, bytes)?.content));
         }
         return Ok(said);
@@ -250,6 +363,18 @@ fn parse(path: &RepoPath, bytes: &[u8]) -> Result<Said> {
         said.runs.push(record.key);
     }
     Ok(said)
+}
+
+/// What a file in Git needs at most that cannot be understood.
+fn guess(path: &RepoPath, bytes: &[u8], error: Error) -> Result<Said> {
+    let pointer = path.without_suffix(SUFFIX).is_some();
+    if if pointer { Pointer::is_newer(bytes) } else { Lockfile::is_newer(bytes) } {
+        return Err(error);
+    }
+    // An editor may have put zeros between the letters.
+    let digests = digests_in(&String::from_utf8_lossy(bytes).replace('\0', ""));
+    let runs = if pointer { Vec::new() } else { digests.clone() };
+    Ok(Said { inputs: digests, runs, guessed: Some(error.full_text()), ..Said::default() })
 }
 
 /// Everything that is written as a digest.
@@ -292,7 +417,41 @@ mod tests {
     #[test]
     fn a_file_of_another_program_says_nothing_and_a_broken_pointer_is_an_error() {
         let path = RepoPath::from_text("a.mlx").unwrap();
-        assert!(parse(&path, b"PK\x03\x04\x00").unwrap().contents.is_empty());
-        assert!(parse(&path, b"<<<<<<< HEAD\n").is_err());
+        for bytes in [&b"PK\x03\x04\x00"[..], b"<!DOCTYPE FilterScript>\n", b"<<<<<<< HEAD\n"] {
+            let said = parse(&path, bytes).unwrap();
+            assert!(said.foreign && said.contents.is_empty());
+        }
+        assert!(parse(&path, b"").is_err() && parse(&path, b"digest = ").is_err());
+    }
+
+    #[test]
+    fn what_nobody_can_mend_needs_what_is_written_in_it() {
+        let (one, two) = (Digest::of(b"1"), Digest::of(b"2"));
+        let text =
+            format!("<<<<<<< a\ndigest = \"{one}\"\n=======\ndigest = \"{two}\"\n>>>>>>> b\nsize = 3\n");
+        let guessed = |path: &str, text: &str| {
+            let path = RepoPath::from_text(path).unwrap();
+            guess(&path, text.as_bytes(), parse(&path, text.as_bytes()).err().unwrap())
+        };
+        let said = guessed("a.mlx", &text).unwrap();
+        assert_eq!((&said.inputs[..], &said.runs[..]), (&[one, two][..], &[][..]));
+        assert_eq!(guessed("mlx.lock", &text).unwrap().runs, [one, two]);
+        assert!(guessed("a.mlx", &format!("digest = \"{one}\"\nformat = 2\n")).is_err(), "of a newer mlx");
+    }
+
+    #[test]
+    fn packages_that_answered_what_waits_to_be_sealed_are_kept() {
+        let temp = tempfile::tempdir().unwrap();
+        let mut init = std::process::Command::new("git");
+        assert!(init.args(["init", "-q"]).arg(temp.path()).status().unwrap().success());
+        let repo = Repo::init(temp.path()).unwrap();
+        let options = spool::Options { keep: 0.0, largest_broken: 0, broken_a_day: 0, disk: "/".into() };
+        let root = crate::fs::Root::open(repo.shared.path()).unwrap();
+        let spool = spool::Spool::start(root, "test", options).unwrap();
+        assert!(spool.record(crate::traffic::samples::record("r", 0, b"x"), None));
+        spool.stop();
+        let seen = crate::upkeep::seen::look(&repo, 0).unwrap();
+        let found = roots(&repo, &seen, Detail::Digests).unwrap();
+        assert!(found.contents.contains_key(&Digest::of(b"package")));
     }
 }

@@ -22,6 +22,7 @@ use crate::{
     error::Result,
     fs::{File, Lock, Stamp, Sync},
     path::RepoPath,
+    progress::Progress,
     repo::Repo,
     wire::{Reader, put_bytes, put_number},
 };
@@ -215,11 +216,11 @@ impl Index {
     }
 
     /// Writes it under a short lock.
-    pub fn save(&mut self, repo: &Repo) -> Result<()> {
+    pub fn save(&mut self, repo: &Repo, progress: &dyn Progress) -> Result<()> {
         if !self.changed {
             return Ok(());
         }
-        let lock = repo.lock()?;
+        let lock = repo.lock_telling(progress)?;
         self.save_held(repo, &lock)
     }
 

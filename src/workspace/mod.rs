@@ -169,8 +169,8 @@ impl<'r> Workspace<'r> {
     }
 
     /// Writes what was learnt to disk, under a short lock.
-    pub fn save(&self) -> Result<()> {
-        self.index.borrow_mut().save(self.repo)
+    pub fn save(&self, progress: &dyn Progress) -> Result<()> {
+        self.index.borrow_mut().save(self.repo, progress)
     }
 
     /// As [`Workspace::save`] if nobody has the lock: for commands that never wait. What is not saved is

@@ -55,14 +55,14 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Added> {
     for path in ctx.paths(&repo, &args.paths)? {
         let added = workspace.add(&path, &claimed, ctx.progress);
         // What was learnt is kept, whatever became of the rest.
-        workspace.save()?;
-        upkeep::renew(&repo)?;
+        workspace.save(ctx.progress)?;
+        upkeep::renew(&repo, ctx.progress)?;
         pointers.push(added?);
     }
     let here = RepoPath::parse(".".as_ref(), &ctx.cwd, repo.root())?;
     for pattern in &args.glob {
         let added = workspace.add_matching(&Glob::new(pattern, &here)?, &claimed, ctx.progress);
-        workspace.save()?;
+        workspace.save(ctx.progress)?;
         pointers.extend(added?);
     }
     let files = for_git(&repo, pointers.iter().map(Pointer::file))?;

@@ -93,7 +93,7 @@ pub fn approve(ctx: &Context<'_>, args: &ApproveArgs) -> Result<Said> {
     let (_, _, version) = permitted(&repo, &view, word)?;
     evidence::of(&bytes, &version)?;
     let report = evidence::keep(ctx, &repo, &bytes)?;
-    say(&repo, Saying { verdict: Verdict::Approved, word, why, report: Some((report, bytes)) })
+    say(ctx, &repo, Saying { verdict: Verdict::Approved, word, why, report: Some((report, bytes)) })
 }
 
 pub fn reject(ctx: &Context<'_>, args: &RejectArgs) -> Result<Said> {
@@ -101,7 +101,11 @@ pub fn reject(ctx: &Context<'_>, args: &RejectArgs) -> Result<Said> {
     if args.why.trim().is_empty() {
         return Err(Error::usage("a rejection needs a reason").hint("say it with --why"));
     }
-    say(&repo, Saying { verdict: Verdict::Rejected, word: &args.word, why: Some(&args.why), report: None })
+    say(
+        ctx,
+        &repo,
+        Saying { verdict: Verdict::Rejected, word: &args.word, why: Some(&args.why), report: None },
+    )
 }
 
 /// The policy's word on who may speak here, and the version spoken of.
@@ -128,14 +132,14 @@ pub fn exactly(repo: &Repo, name: &str) -> Result<Version> {
         .hint(format!("write it with its number: {name}@v0.1.0")))
 }
 
-fn say(repo: &Repo, saying: Saying<'_>) -> Result<Said> {
+fn say(ctx: &Context<'_>, repo: &Repo, saying: Saying<'_>) -> Result<Said> {
     let state = std::cell::RefCell::new(None);
     let published = ledger::publish(repo, &|view| {
         let (policy, asked, version) = permitted(repo, view, saying.word)?;
         *state.borrow_mut() = Some((asked.clone(), version.clone()));
         draft(repo, &policy, &asked, &version, &saying)
     })?;
-    upkeep::renew(repo)?;
+    upkeep::renew(repo, ctx.progress)?;
     let (asked, version) = state.into_inner().expect("what is published was made");
     let found = saying.report.as_ref().map(|it| evidence::of(&it.1, &version)).transpose()?;
     Ok(Said {

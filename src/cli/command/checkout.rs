@@ -89,11 +89,11 @@ fn put(
         let parts = if parts.is_empty() { vec![&pointer.path] } else { parts };
         for part in parts {
             let placed = checkout_part(workspace, pointer, part, force, ctx.progress);
-            workspace.save()?;
+            workspace.save(ctx.progress)?;
             done.push((part.clone(), placed?));
         }
     }
-    upkeep::renew(workspace.repo)?;
+    upkeep::renew(workspace.repo, ctx.progress)?;
     Ok(Done(done))
 }
 

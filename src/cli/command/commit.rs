@@ -48,8 +48,8 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
     for pipeline in ctx.pipelines(&workspace)? {
         committed.extend(pipeline.commit(path.as_ref(), ctx.progress)?);
     }
-    workspace.save()?;
-    upkeep::renew(&repo)?;
+    workspace.save(ctx.progress)?;
+    upkeep::renew(&repo, ctx.progress)?;
     Ok(Committed(committed))
 }
 

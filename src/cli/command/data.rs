@@ -84,7 +84,7 @@ pub fn split(ctx: &Context<'_>, args: &SplitArgs) -> Result<Split> {
         Error::not_found(format!("there is no folder `{data}`"))
             .hint("one subfolder a class, with photos in it")
     })?;
-    workspace.save()?;
+    workspace.save(ctx.progress)?;
     let found = split::gather(&node, &data)?;
     let others = found.others;
     let pictures = split::split(found, &settings)?;
@@ -103,7 +103,7 @@ pub fn features(ctx: &Context<'_>, args: &FeatureArgs) -> Result<Features> {
     let data = ctx.path(&repo, &args.data)?;
     let content = workspace.content(&data, ctx.progress)?;
     let content = content.ok_or_else(|| Error::not_found(format!("there is no folder `{data}`")))?;
-    workspace.save()?;
+    workspace.save(ctx.progress)?;
     let folder = params.parent().unwrap_or_default();
     let places = Places {
         data: &data,

@@ -15,9 +15,10 @@ use crate::{
     ledger::{self, Draft},
     model::registry::{self, Version},
     policy::Policy,
-    progress::Progress,
+    progress::{Progress, Silent},
     release::{self, Release, Verdict},
     repo::Repo,
+    upkeep,
 };
 
 /// What to follow.
@@ -172,5 +173,6 @@ fn record(repo: &Repo, version: &Version, last: &Release, following: &Following)
             tag: None,
         })
     });
-    published.map(drop).doing(|| "the switch could not be put on the record".into())
+    published.doing(|| "the switch could not be put on the record".into())?;
+    upkeep::renew(repo, &Silent)
 }

@@ -22,7 +22,7 @@ use crate::{
 #[command(
     after_help = "Examples:\n  mlx gc\n  mlx gc --yes\n  mlx gc --grace 2d --yes\n  mlx gc --forget /home/ada/old-clone\n\n\
 JSON: {\"done\", \"kept\", \"clones\", \"grace\", \"freed\": {\"total\", \"contents\", \"trees\", \"whole\", \"runs\", \"leavings\", \"doubles\": \
-{\"count\", \"bytes\"}}, \"rewritten\": {\"count\", \"bytes\"}, \"stays\": {\"count\", \"bytes\"}, \"forgotten\": {\"path\", \"user\"}}"
+{\"count\", \"bytes\"}}, \"rewritten\", \"gathered\": {\"count\", \"bytes\"}, \"stays\": {\"count\", \"bytes\"}, \"forgotten\": {\"path\", \"user\"}}"
 )]
 pub struct Args {
     /// Really do it
@@ -72,7 +72,7 @@ impl Report for Swept {
             freed[name] = json!(amount);
         }
         let mut value = json!({"done": it.done, "kept": it.kept, "clones": it.clones, "grace": self.grace,
-            "freed": freed, "rewritten": it.rewritten, "stays": it.stays});
+            "freed": freed, "rewritten": it.rewritten, "gathered": it.gathered, "stays": it.stays});
         if let Some(list) = &self.forgotten {
             value["forgotten"] = json!({"path": list.path, "user": list.user});
         }
@@ -114,6 +114,15 @@ impl fmt::Display for Swept {
                 bytes(it.rewritten.bytes)
             )?;
         }
+        if it.gathered.count > 0 {
+            let verb = if it.done { "gathered" } else { "would gather" };
+            writeln!(
+                f,
+                "{verb} {}, {} of them needed, into few",
+                count(it.gathered.count, "small pack"),
+                bytes(it.gathered.bytes)
+            )?;
+        }
         if it.stays.count > 0 {
             writeln!(
                 f,
@@ -121,7 +130,7 @@ impl fmt::Display for Swept {
                 bytes(it.stays.bytes)
             )?;
         }
-        if total.count > 0 && !it.done {
+        if total.count + it.gathered.count > 0 && !it.done {
             writeln!(f, "next: mlx gc --grace {} --yes", self.grace)?;
         }
         Ok(())

@@ -50,6 +50,7 @@ use clap::Subcommand;
 use crate::{
     cli::{Context, ui::Ui},
     error::Result,
+    upkeep,
 };
 
 /// The whole list of commands. To add one, add a file, a variant and an arm; the compiler asks for
@@ -109,7 +110,7 @@ pub enum Command {
 
 impl Command {
     pub fn run(&self, ctx: &Context<'_>, ui: &Ui) -> Result<ExitCode> {
-        Ok(match self {
+        let code = match self {
             Self::Init(args) => ui.show(&init::run(ctx, args)?),
             Self::Add(args) => ui.show(&add::run(ctx, args)?),
             Self::Status(args) => ui.show(&status::run(ctx, args)?),
@@ -155,7 +156,25 @@ impl Command {
             Self::Explain(args) => ui.show(&explain::run(ctx, args)?),
             Self::Completions(args) => ui.show(&completions::run(args)),
             Self::Guard(args) => guard::run(args)?,
-        })
+        };
+        if self.names_events()
+            && let Err(error) = ctx.repo().and_then(|it| upkeep::renew(&it, ctx.progress))
+        {
+            ctx.progress.warn(&error.full_text());
+        }
+        Ok(code)
+    }
+
+    /// Whether it moves names of Git without touching pointers; those that touch these renew their list themselves.
+    fn names_events(&self) -> bool {
+        matches!(
+            self,
+            Self::Release(_)
+                | Self::Rollback(_)
+                | Self::Monitor(_)
+                | Self::Retrain(_)
+                | Self::Alert(alert::Command::Ack(_))
+        )
     }
 }
 

@@ -50,8 +50,8 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Done> {
         to = to.join(from.name())?;
     }
     let moved = workspace.rename(&from, &to, &claimed, ctx.progress);
-    workspace.save()?;
-    upkeep::renew(&repo)?;
+    workspace.save(ctx.progress)?;
+    upkeep::renew(&repo, ctx.progress)?;
     let moved = moved?;
     warn_readers(ctx, &pipelines, &from);
     let files = for_git(&repo, moved.written.iter().map(Pointer::file).chain(moved.gone.iter().cloned()))?;

@@ -58,8 +58,8 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Done> {
     let mut removed = Vec::new();
     for path in ctx.paths(&repo, &args.paths)? {
         let done = workspace.remove(&path, data, &claimed, ctx.progress);
-        workspace.save()?;
-        upkeep::renew(&repo)?;
+        workspace.save(ctx.progress)?;
+        upkeep::renew(&repo, ctx.progress)?;
         removed.push(done?);
         if args.data {
             warn_readers(ctx, &pipelines, &path);

@@ -64,8 +64,8 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Done> {
     }
     let options = Options { force: args.force, keep_going: args.keep_going };
     let done = pipeline::repro(&pipeline, &args.stages, options, ctx.progress);
-    workspace.save()?;
-    upkeep::renew(&repo)?;
+    workspace.save(ctx.progress)?;
+    upkeep::renew(&repo, ctx.progress)?;
     let (ran, failure) = done?;
     Ok(Done { rows: ran.into_iter().map(Row::from).collect(), failure, check: false })
 }

@@ -88,7 +88,7 @@ pub fn seal(ctx: &Context<'_>, args: &SealArgs) -> Result<Done> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let seal = traffic::seal(&workspace, &args.env, day, args.machine.as_deref(), ctx.progress)?;
-    upkeep::renew(&repo)?;
+    upkeep::renew(&repo, ctx.progress)?;
     let pushed = push(ctx, &repo, &seal)
         .map_err(|it| Error::new(it.kind(), format!("{day} is sealed, but could not be pushed")).because(it))
         .map_err(|it| it.hint("the seal is kept: `mlx push` sends it"))?;

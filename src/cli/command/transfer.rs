@@ -112,7 +112,7 @@ pub fn fetch(ctx: &Context<'_>, args: &FetchArgs) -> Result<Got> {
     let remote = args.which.open(&repo, Access::Read)?;
     let depth = if args.trees { Depth::Trees } else { Depth::Everything };
     let got = remote::fetch(&repo, &remote, &wants, depth, ctx.progress)?;
-    upkeep::renew(&repo)?;
+    upkeep::renew(&repo, ctx.progress)?;
     Ok(Got(remote.location, got))
 }
 

@@ -84,7 +84,7 @@ pub fn register(ctx: &Context<'_>, args: &RegisterArgs) -> Result<One> {
     let description = describe(&repo, path, content)?;
     let version =
         registry::register(&repo.git, &args.model, &rev, path, content, description.metrics, choice)?;
-    upkeep::renew(&repo)?;
+    upkeep::renew(&repo, ctx.progress)?;
     Ok(One(version))
 }
 
