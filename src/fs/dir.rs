@@ -193,8 +193,22 @@ impl Dir {
     fn entry(&self, name: &[u8], kind: FileType, sieve: &dyn Sieve) -> Result<Option<Entry>> {
         let Some(stamp) = self.stamp(name)? else { return Ok(None) };
         let folder = kind == FileType::Directory || stamp.form == Form::Folder;
-        let children = if folder { self.open_dir(name)?.entries(sieve)? } else { Vec::new() };
+        let children = if folder {
+            let dir = self.open_dir(name)?;
+            let children = dir.entries(sieve)?;
+            if children.is_empty() && dir.is_hollow()? && !sieve.shows_hollow(&dir.shown)? {
+                return Ok(None);
+            }
+            children
+        } else {
+            Vec::new()
+        };
         Ok(Some(Entry { name: name.into(), stamp, children }))
+    }
+
+    /// Whether something lies in this folder; our own unfinished files are nothing.
+    fn is_hollow(&self) -> Result<bool> {
+        Ok(self.names()?.iter().any(|it| owner(&it.0).is_none()))
     }
 
     /// Names and kinds in this folder, sorted by the bytes of the names.

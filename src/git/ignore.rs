@@ -1,8 +1,10 @@
 //! Keeping what mlx stores out of Git: one line a path in the `.gitignore` beside it.
 
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, path::Path, process::Command};
+
 use crate::{
-    error::Result,
-    fs::{Root, Sync},
+    error::{Error, Kind, Result},
+    fs::{Form, Root, Sync},
     git::Git,
     path::RepoPath,
 };
@@ -11,6 +13,10 @@ impl Git {
     /// Adds `path` to the `.gitignore` in its folder, unless it stands there; says which file changed.
     pub fn ignore(&self, workspace: &Root, path: &RepoPath) -> Result<Option<RepoPath>> {
         let file = path.parent().unwrap_or_default().join(b".gitignore")?;
+        if workspace.stamp(&file)?.is_some_and(|it| it.form != Form::File) {
+            let error = Error::new(Kind::Denied, format!("`{file}` is not a plain file"));
+            return Err(error.hint("Git reads none of its lines: put a file there"));
+        }
         let mut text = workspace.read_if_there(&file)?.unwrap_or_default();
         let line = pattern(path.name());
         if text.split(|&it| it == b'\n').any(|it| it.strip_suffix(b"\r").unwrap_or(it) == line) {
@@ -45,6 +51,47 @@ impl Git {
         } else {
             workspace.write(&file, &kept, Sync::Yes)
         }
+    }
+}
+
+/// A file that Git leaves out, and the line that tells it to.
+#[derive(Debug)]
+pub struct Hidden {
+    pub file: RepoPath,
+    /// Where the line stands, and what it says.
+    pub source: String,
+    pub line: String,
+    pub pattern: String,
+}
+
+/// Paths named to `git` at once.
+const MANY: usize = 500;
+
+impl Git {
+    /// Those of these files that Git does not track and ignores; none when there is no `git` to ask.
+    pub fn hidden(&self, files: &[RepoPath]) -> Result<Vec<Hidden>> {
+        let mut unknown = Vec::new();
+        for file in files {
+            if self.tracked_within(file)?.is_none() {
+                unknown.push(file.on_disk(Path::new("")));
+            }
+        }
+        let mut found = Vec::new();
+        for some in unknown.chunks(MANY) {
+            let mut command = Command::new("git");
+            command.arg("-C").arg(self.root()).args(["check-ignore", "-v", "-z", "--"]).args(some);
+            let Ok(output) = command.output() else { break };
+            let fields: Vec<&[u8]> = output.stdout.split(|it| *it == 0).collect();
+            let text = |it: &[u8]| OsStr::from_bytes(it).display().to_string();
+            for row in fields.as_chunks::<4>().0 {
+                let [source, line, pattern] = [row[0], row[1], row[2]].map(text);
+                // The last line that matches decides, also where it takes a file back.
+                if !pattern.starts_with('!') {
+                    found.push(Hidden { file: RepoPath::from_bytes(row[3])?, source, line, pattern });
+                }
+            }
+        }
+        Ok(found)
     }
 }
 

@@ -13,6 +13,7 @@ mod write;
 
 pub use self::{
     history::{BlobId, Commit, Places},
+    ignore::Hidden,
     reach::{Census, Name, Target, Worktree},
     sign::{Key, Signer},
     tags::Tag,

@@ -19,7 +19,7 @@ mod verify;
 mod writer;
 
 pub use self::{
-    folder::{Difference, Side, diff, entries, file_at, put_folder, reachable, replace},
+    folder::{Difference, Side, diff, entries, file_at, put_folder, reachable},
     large::{Large, digest_file},
     lease::Leased,
     merge::merge,

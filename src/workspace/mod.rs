@@ -9,6 +9,7 @@ mod ignore;
 mod index;
 mod moving;
 mod node;
+mod part;
 mod remove;
 mod scan;
 mod status;

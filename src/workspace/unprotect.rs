@@ -34,6 +34,16 @@ impl Workspace<'_> {
         Ok(done)
     }
 
+    /// Whether a file has other names, or stands for one in the store: its mode is not this path's alone.
+    pub(super) fn is_shared(&self, path: &RepoPath) -> bool {
+        let is_private = || -> Result<bool> {
+            let dir = self.repo.files.dir(&path.parent().unwrap_or_default())?;
+            let plain = dir.stamp(path.name())?.is_some_and(|it| it.form == Form::File);
+            Ok(plain && dir.is_private(path.name())?)
+        };
+        !is_private().unwrap_or(false)
+    }
+
     fn unprotect_all(&self, dir: &Dir, entries: &[Entry], done: &mut Unprotected) -> Result<()> {
         for entry in entries {
             let path = dir.path().join(&entry.name)?;

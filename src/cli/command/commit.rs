@@ -31,7 +31,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let path = args.path.as_ref().map(|it| ctx.path(&repo, it)).transpose()?;
-    let chosen = ctx.tracked(&workspace)?.select(path.as_slice())?;
+    let chosen = workspace.select(ctx.tracked(&workspace)?, path.as_slice())?;
     if let Some((_, error)) = chosen.unreadable.into_iter().next() {
         return Err(error);
     }

@@ -40,8 +40,9 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Status> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let paths = ctx.paths(&repo, &args.paths)?;
-    let tracked = ctx.tracked(&workspace)?.select(&paths)?;
-    let compared = tracked.pointers.iter().map(|it| workspace.compare(it, ctx.progress));
+    let tracked = workspace.select(ctx.tracked(&workspace)?, &paths)?;
+    let compared =
+        tracked.pointers.iter().map(|it| Ok(workspace.compare(it, ctx.progress)?.near(&paths)));
     let mut items = compared.collect::<Result<Vec<_>>>()?;
     items.extend(tracked.unreadable.into_iter().map(|(path, error)| Item::unknown(path, error.full_text())));
     let (mut steps, mut problems) = (Vec::new(), Vec::new());
