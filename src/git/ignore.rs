@@ -1,6 +1,11 @@
 //! Keeping what mlx stores out of Git: one line a path in the `.gitignore` beside it.
 
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, path::Path, process::Command};
+use std::{
+    ffi::OsStr,
+    io::{self, Write as _},
+    os::unix::ffi::OsStrExt as _,
+    process::{Command, Stdio},
+};
 
 use crate::{
     error::{Error, Kind, Result},
@@ -64,34 +69,45 @@ pub struct Hidden {
     pub pattern: String,
 }
 
-/// Paths named to `git` at once.
-const MANY: usize = 500;
-
 impl Git {
     /// Those of these files that Git does not track and ignores; none when there is no `git` to ask.
     pub fn hidden(&self, files: &[RepoPath]) -> Result<Vec<Hidden>> {
-        let mut unknown = Vec::new();
+        let mut asked = Vec::new();
         for file in files {
             if self.tracked_within(file)?.is_none() {
-                unknown.push(file.on_disk(Path::new("")));
+                asked.extend_from_slice(file.bytes());
+                asked.push(0);
             }
         }
+        if asked.is_empty() {
+            return Ok(Vec::new());
+        }
+        let output = self.check_ignore(&asked).unwrap_or_default();
+        let fields: Vec<&[u8]> = output.split(|it| *it == 0).collect();
+        let text = |it: &[u8]| OsStr::from_bytes(it).display().to_string();
         let mut found = Vec::new();
-        for some in unknown.chunks(MANY) {
-            let mut command = Command::new("git");
-            command.arg("-C").arg(self.root()).args(["check-ignore", "-v", "-z", "--"]).args(some);
-            let Ok(output) = command.output() else { break };
-            let fields: Vec<&[u8]> = output.stdout.split(|it| *it == 0).collect();
-            let text = |it: &[u8]| OsStr::from_bytes(it).display().to_string();
-            for row in fields.as_chunks::<4>().0 {
-                let [source, line, pattern] = [row[0], row[1], row[2]].map(text);
-                // The last line that matches decides, also where it takes a file back.
-                if !pattern.starts_with('!') {
-                    found.push(Hidden { file: RepoPath::from_bytes(row[3])?, source, line, pattern });
-                }
+        for row in fields.as_chunks::<4>().0 {
+            let [source, line, pattern] = [row[0], row[1], row[2]].map(text);
+            // The last line that matches decides, also where it takes a file back.
+            if !pattern.starts_with('!') {
+                found.push(Hidden { file: RepoPath::from_bytes(row[3])?, source, line, pattern });
             }
         }
         Ok(found)
+    }
+
+    /// What `git check-ignore` says of paths that end with a zero byte each.
+    fn check_ignore(&self, paths: &[u8]) -> io::Result<Vec<u8>> {
+        let mut command = Command::new("git");
+        command.arg("-C").arg(self.root()).args(["check-ignore", "-v", "-z", "--stdin"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn()?;
+        let stdin = child.stdin.take();
+        // It answers while it is asked.
+        std::thread::scope(|scope| {
+            scope.spawn(|| stdin.map(|mut it| it.write_all(paths)));
+            Ok(child.wait_with_output()?.stdout)
+        })
     }
 }
 

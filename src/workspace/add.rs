@@ -210,7 +210,9 @@ fn note(found: &mut Vec<Found>, path: &RepoPath, parent: Option<Pointer>, node: 
     let row = (within(path, &parent), Some(node.entry()));
     for it in found.iter_mut() {
         match it {
-            Found::Within(other, rows) if other.path == parent.path => return drop(rows.insert(row.0, row.1)),
+            Found::Within(other, rows) if other.path == parent.path => {
+                return drop(rows.insert(row.0, row.1));
+            }
             _ => {}
         }
     }

@@ -18,8 +18,8 @@ use crate::{
 ///
 /// What is stored nowhere is neither overwritten nor deleted, unless `--force`.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  git checkout v1 && mlx checkout\n  mlx checkout data/cats/\n\
-  mlx checkout --rev v1 data/\n\n\
+#[command(after_help = "Examples:\n  git checkout v1 && mlx checkout\n  mlx checkout data/cats/\n  \
+mlx checkout --rev v1 data/\n\n\
 JSON: {\"checked_out\": [{\"path\", \"written\", \"removed\", \"folders\": empty ones made or removed}]}")]
 pub struct Args {
     /// Only these
@@ -59,7 +59,7 @@ fn place_at(
             then.pointers.push(Pointer { path, content });
         }
     }
-    let pointers = then.select(paths)?.whole()?;
+    let pointers = workspace.select(then, paths)?.whole()?;
     let more = || {
         let contents = pointers.iter().map(|it| (it.path.clone(), it.content)).collect();
         Ok(Wants { contents, ..Wants::default() })

@@ -41,8 +41,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Status> {
     let workspace = Workspace::open(&repo)?;
     let paths = ctx.paths(&repo, &args.paths)?;
     let tracked = workspace.select(ctx.tracked(&workspace)?, &paths)?;
-    let compared =
-        tracked.pointers.iter().map(|it| Ok(workspace.compare(it, ctx.progress)?.near(&paths)));
+    let compared = tracked.pointers.iter().map(|it| Ok(workspace.compare(it, ctx.progress)?.near(&paths)));
     let mut items = compared.collect::<Result<Vec<_>>>()?;
     items.extend(tracked.unreadable.into_iter().map(|(path, error)| Item::unknown(path, error.full_text())));
     let (mut steps, mut problems) = (Vec::new(), Vec::new());
