@@ -45,8 +45,25 @@ fn a_part_that_is_nowhere_is_named_and_changes_nothing() {
     // What is here alone, or on record alone, is no slip.
     sandbox.write("data/new.txt", "new");
     fs::remove_file(sandbox.repo.join("data/dog/b.txt")).unwrap();
-    sandbox.ok("commit data/new.txt");
+    assert_eq!(sandbox.ok("commit data/cat/../new.txt").lines().count(), 1);
+    assert_eq!(sandbox.ok("commit data/new.txt"), "nothing to record\n");
     sandbox.ok("checkout data/dog/b.txt");
+    assert_eq!(changes(&sandbox), json!([{"path": "data/cat/a.txt", "change": "modified"}]));
+}
+
+#[test]
+fn parts_that_came_and_went_are_recorded_together() {
+    let sandbox = small();
+    sandbox.write("single", "1");
+    sandbox.ok("add data single");
+    sandbox.write("data/cat/new.txt", "new");
+    sandbox.write("data/cat/a.txt", "not asked for");
+    fs::remove_file(sandbox.repo.join("data/dog/b.txt")).unwrap();
+    sandbox.write("single", "2");
+    let done = sandbox.json("commit data/dog/b.txt data/cat/new.txt single");
+    let paths: Vec<_> =
+        done["committed"].as_array().unwrap().iter().map(|it| it["path"].as_str().unwrap()).collect();
+    assert_eq!(paths, ["data", "single"]);
     assert_eq!(changes(&sandbox), json!([{"path": "data/cat/a.txt", "change": "modified"}]));
 }
 

@@ -181,6 +181,7 @@ impl Dir {
         let short = self.shown.bytes().len() + name.len() < SHORT;
         let fits = if short { check_name(name) } else { self.shown.join(name).map(drop) };
         if let Err(error) = fits {
+            let error = error.hint("name it in a `.mlxignore` to leave it out, or move it away");
             let error = Err(error).doing(|| format!("cannot take {}", self.at(name)));
             return error.or_else(|it| sieve.trouble(&self.shown, it)).map(|()| None);
         }

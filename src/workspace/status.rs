@@ -27,7 +27,8 @@ pub enum Change {
     Deleted,
 }
 
-/// How a tracked path stands against its record.
+/// How a tracked path stands against its record. What is here is the same, changed or unknown; where nothing is
+/// here there is nothing to compare, and that is no change: it is brought, never recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {

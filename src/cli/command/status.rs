@@ -16,6 +16,9 @@ const SHOWN: usize = 20;
 ///
 /// Compares tracked files and the outputs of stages with their pointers and `mlx.lock`, file by file, and
 /// says which stages are out of date and why. It runs nothing and never uses the network.
+///
+/// What is here is the same as recorded, changed, or unknown: it cannot be read, or its record is not here.
+/// Absent is what is recorded and not here at all: no change, so `mlx commit` passes it over, and not clean.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx status\n  mlx status --check && echo clean\n\n\
 JSON: {\"clean\": bool, \"data\": [{\"path\", \"state\": \"same\" | \"changed\" | \"absent\" | \"unknown\", \"why\",\n\
