@@ -369,6 +369,27 @@ fn a_linked_file_keeps_its_mode_when_a_revision_wants_another() {
     }
 }
 
+#[test]
+fn links_into_the_store_are_made_anew_after_the_repository_moved() {
+    let mut sandbox = Sandbox::new();
+    sandbox.write("data/large", vec![7_u8; 1_100_000]);
+    sandbox.ok("add data");
+    sandbox.ok("config set --local cache.link symlink");
+    fs::remove_file(sandbox.repo.join("data/large")).unwrap();
+    sandbox.ok("checkout");
+    let moved = sandbox.root().join("moved");
+    fs::rename(&sandbox.repo, &moved).unwrap();
+    sandbox.repo = moved;
+    assert_eq!(sandbox.json("status")["clean"], false);
+    sandbox.ok("checkout");
+    assert_eq!(fs::read(sandbox.repo.join("data/large")).unwrap().len(), 1_100_000);
+    assert_eq!(sandbox.json("status")["clean"], true);
+    // A link of the user's own is theirs.
+    fs::remove_file(sandbox.repo.join("data/large")).unwrap();
+    symlink("objects/mine", sandbox.repo.join("data/large")).unwrap();
+    assert!(sandbox.fails("checkout", 4).contains("stored nowhere: `data/large`"));
+}
+
 /// Three commits of a folder of fifty files, of which each changes one.
 fn history() -> Sandbox {
     let sandbox = Sandbox::new();

@@ -199,3 +199,37 @@ pub fn file_at(store: &Store, tree: &Digest, path: &RepoPath) -> Result<Option<T
     }
     Ok(None)
 }
+
+/// The tree with what lies at `path` replaced (or removed); only pages on the way are written.
+pub fn replace(
+    writer: &mut Writer<'_>,
+    store: &Store,
+    tree: Option<&Digest>,
+    path: &RepoPath,
+    new: Option<TreeEntry>,
+) -> Result<Content> {
+    let mut names = path.components();
+    let name = names.next().ok_or_else(|| Error::usage("a folder cannot be put into itself"))?;
+    let rest = names.try_fold(RepoPath::root(), |below, name| below.join(name))?;
+    let mut here = tree.map_or_else(|| Ok(Vec::new()), |it| entries(store, it))?;
+    let at = here.binary_search_by(|it| it.name[..].cmp(name));
+    let entry = if rest.is_root() {
+        new.map(|it| TreeEntry { name: name.into(), ..it })
+    } else {
+        let below = at.ok().map(|at| &here[at]).filter(|it| it.kind == EntryKind::Folder).map(|it| it.digest);
+        // Nothing can be taken out of what is not there.
+        if below.is_none() && new.is_none() {
+            return put_folder(&here, Some(writer));
+        }
+        let content = replace(writer, store, below.as_ref(), &rest, new)?;
+        let Content { digest, files, size, .. } = content;
+        Some(TreeEntry { name: name.into(), kind: EntryKind::Folder, size, files, digest })
+    };
+    match (at, entry) {
+        (Ok(at), Some(entry)) => here[at] = entry,
+        (Ok(at), None) => drop(here.remove(at)),
+        (Err(at), Some(entry)) => here.insert(at, entry),
+        (Err(_), None) => {}
+    }
+    put_folder(&here, Some(writer))
+}

@@ -47,7 +47,10 @@ pub fn merge(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{fs::Root, store::file_at};
+    use crate::{
+        fs::Root,
+        store::{file_at, replace},
+    };
 
     fn path(text: &str) -> RepoPath {
         RepoPath::from_text(text).unwrap()
@@ -58,14 +61,6 @@ mod tests {
         TreeEntry { name: Box::default(), kind: EntryKind::File, size: 1, files: 1, digest }
     }
 
-    fn changed(store: &Store, tree: &Digest, changes: &[(&str, Option<TreeEntry>)]) -> Digest {
-        let mut writer = Writer::new(store);
-        let changes = changes.iter().map(|it| (path(it.0), it.1.clone())).collect();
-        let merged = merge(&mut writer, store, Some(tree), &changes).unwrap().digest;
-        writer.finish().unwrap();
-        merged
-    }
-
     #[test]
     fn it_gives_what_one_change_after_the_other_would() {
         let temp = tempfile::tempdir().unwrap();
@@ -74,20 +69,25 @@ mod tests {
         let mut tree = put_folder(&[], Some(&mut writer)).unwrap().digest;
         writer.finish().unwrap();
         for name in ["a/x", "a/y", "b", "c/d/e"] {
-            tree = changed(&store, &tree, &[(name, Some(file(name)))]);
+            let mut writer = Writer::new(&store);
+            tree = replace(&mut writer, &store, Some(&tree), &path(name), Some(file(name))).unwrap().digest;
+            writer.finish().unwrap();
         }
-        let steps = [
-            ("a/x", None),
-            ("a/z", Some(file("z"))),
-            ("c/d/e", Some(file("new"))),
-            ("f/g", Some(file("g"))),
-            ("not/there", None),
-        ];
-        let one_by_one = steps.iter().fold(tree, |tree, it| changed(&store, &tree, std::slice::from_ref(it)));
-        let merged = changed(&store, &tree, &steps);
-        assert_eq!(merged, one_by_one);
-        let at = |name: &str| file_at(&store, &merged, &path(name)).unwrap();
-        assert_eq!((at("a/x"), at("not")), (None, None));
-        assert_eq!(at("f/g").map(|it| it.digest), Some(file("g").digest));
+        let steps =
+            [("a/x", None), ("a/z", Some(file("z"))), ("c/d/e", Some(file("new"))), ("f/g", Some(file("g")))];
+        let mut one_by_one = tree;
+        for (name, entry) in &steps {
+            let mut writer = Writer::new(&store);
+            one_by_one =
+                replace(&mut writer, &store, Some(&one_by_one), &path(name), entry.clone()).unwrap().digest;
+            writer.finish().unwrap();
+        }
+        let mut writer = Writer::new(&store);
+        let mut changes: BTreeMap<_, _> = steps.into_iter().map(|it| (path(it.0), it.1)).collect();
+        changes.insert(path("not/there"), None);
+        let merged = merge(&mut writer, &store, Some(&tree), &changes).unwrap();
+        writer.finish().unwrap();
+        assert_eq!(merged.digest, one_by_one);
+        assert_eq!(file_at(&store, &merged.digest, &path("a/x")).unwrap(), None);
     }
 }

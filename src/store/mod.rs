@@ -19,7 +19,7 @@ mod verify;
 mod writer;
 
 pub use self::{
-    folder::{Difference, Side, diff, entries, file_at, put_folder, reachable},
+    folder::{Difference, Side, diff, entries, file_at, put_folder, reachable, replace},
     large::{Large, digest_file},
     lease::Leased,
     merge::merge,

@@ -79,6 +79,7 @@ pub fn plan(
     let found = differences(store, part, wanted.as_ref(), there.as_ref());
     let mut plan = decide(store, &found.doing(|| format!("cannot check out `{part}`"))?, &shared);
     plan.unsaved.extend(in_the_way);
+    plan.unsaved.retain(|it| !workspace.is_stray_link(it));
     Ok(plan)
 }
 
