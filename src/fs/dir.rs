@@ -197,7 +197,7 @@ impl Dir {
         let children = if folder {
             let dir = self.open_dir(name)?;
             let children = dir.entries(sieve)?;
-            if children.is_empty() && dir.is_hollow()? && !sieve.shows_hollow(&dir.shown)? {
+            if children.is_empty() && dir.holds_any()? && !sieve.shows_emptied(&dir.shown)? {
                 return Ok(None);
             }
             children
@@ -208,7 +208,7 @@ impl Dir {
     }
 
     /// Whether something lies in this folder; our own unfinished files are nothing.
-    fn is_hollow(&self) -> Result<bool> {
+    fn holds_any(&self) -> Result<bool> {
         Ok(self.names()?.iter().any(|it| owner(&it.0).is_none()))
     }
 

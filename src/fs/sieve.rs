@@ -14,7 +14,7 @@ pub trait Sieve: Sync {
     }
 
     /// Whether a folder is shown of which nothing was let through.
-    fn shows_hollow(&self, _folder: &RepoPath) -> Result<bool> {
+    fn shows_emptied(&self, _folder: &RepoPath) -> Result<bool> {
         Ok(true)
     }
 

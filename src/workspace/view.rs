@@ -56,7 +56,7 @@ impl Sieve for View<'_> {
         Ok(())
     }
 
-    fn shows_hollow(&self, folder: &RepoPath) -> Result<bool> {
+    fn shows_emptied(&self, folder: &RepoPath) -> Result<bool> {
         self.rules.is_recorded(folder)
     }
 
