@@ -89,7 +89,7 @@ fn cost<T>(root: &Path, work: impl FnOnce(&Workspace<'_>, &dyn Progress) -> T) -
     let (reading, start) = (Reading(AtomicU64::new(0)), Instant::now());
     let workspace = Workspace::open(&repo).unwrap();
     let done = work(&workspace, &reading);
-    workspace.save().unwrap();
+    workspace.save(&Silent).unwrap();
     let cost = Cost {
         time: start.elapsed(),
         files_hashed: reading.0.into_inner() / LENGTH,

@@ -16,6 +16,7 @@ mod files;
 mod follow;
 mod fsck;
 mod gc;
+mod habits;
 mod hostile;
 mod model;
 mod monitor;

@@ -349,7 +349,7 @@ fn a_mode_alone_is_checked_out_and_counted() {
     fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
     assert_eq!(sandbox.json("status")["data"][0]["changes"][0]["change"], "modified");
     let done = sandbox.json("checkout");
-    assert_eq!(done["checked_out"], json!([{"path": "data", "written": 1, "removed": 0}]));
+    assert_eq!(done["checked_out"], json!([{"path": "data", "written": 1, "removed": 0, "folders": 0}]));
     assert_eq!(file.metadata().unwrap().permissions().mode() & 0o111, 0);
 }
 

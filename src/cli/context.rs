@@ -1,6 +1,7 @@
 //! What every command is given.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsStr,
     path::{Path, PathBuf},
 };
@@ -39,9 +40,17 @@ impl<'a> Context<'a> {
         Repo::discover(&self.cwd)
     }
 
-    /// What the user typed, as paths of the repository.
+    /// What the user typed, as paths of the repository, each once: `data*` names `data` and `data.mlx`.
     pub fn paths(&self, repo: &Repo, typed: &[PathBuf]) -> Result<Vec<RepoPath>> {
-        typed.iter().map(|it| self.path(repo, it)).collect()
+        let mut paths = Vec::with_capacity(typed.len());
+        let mut seen = BTreeSet::new();
+        for it in typed {
+            let path = self.path(repo, it)?;
+            if seen.insert(path.clone()) {
+                paths.push(path);
+            }
+        }
+        Ok(paths)
     }
 
     pub fn path(&self, repo: &Repo, typed: &Path) -> Result<RepoPath> {

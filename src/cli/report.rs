@@ -47,14 +47,16 @@ pub fn shell_word(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-/// A table without a frame, as wide as it needs.
+/// A table without a frame, as wide as it needs; what may be long belongs into the last column, where a narrow
+/// terminal breaks it without breaking the others.
 pub fn table(head: &[&str], rows: Vec<Vec<String>>) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     table.set_header(head.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>());
     table.add_rows(rows);
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
+    let last = table.column_count().saturating_sub(1);
+    for (at, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, if at == last { 0 } else { 2 }));
     }
     table
 }

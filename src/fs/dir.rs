@@ -189,6 +189,7 @@ impl Dir {
         let short = self.shown.bytes().len() + name.len() < SHORT;
         let fits = if short { check_name(name) } else { self.shown.join(name).map(drop) };
         if let Err(error) = fits {
+            let error = error.hint("name it in a `.mlxignore` to leave it out, or move it away");
             let error = Err(error).doing(|| format!("cannot take {}", self.at(name)));
             return error.or_else(|it| sieve.trouble(&self.shown, it)).map(|()| None);
         }
@@ -201,8 +202,22 @@ impl Dir {
     fn entry(&self, name: &[u8], kind: FileType, sieve: &dyn Sieve) -> Result<Option<(Stamp, Listing)>> {
         let Some(stamp) = self.stamp(name)? else { return Ok(None) };
         let folder = kind == FileType::Directory || stamp.form == Form::Folder;
-        let children = if folder { self.open_dir(name)?.entries(sieve)? } else { Listing::default() };
+        let children = if folder {
+            let dir = self.open_dir(name)?;
+            let children = dir.entries(sieve)?;
+            if children.is_empty() && dir.holds_any()? && !sieve.shows_emptied(&dir.shown)? {
+                return Ok(None);
+            }
+            children
+        } else {
+            Listing::default()
+        };
         Ok(Some((stamp, children)))
+    }
+
+    /// Whether something lies in this folder; our own unfinished files are nothing.
+    fn holds_any(&self) -> Result<bool> {
+        Ok(self.names()?.iter().any(|it| owner(&it.0).is_none()))
     }
 
     /// Names and kinds in this folder, sorted by the bytes of the names.

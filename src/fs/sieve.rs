@@ -13,6 +13,11 @@ pub trait Sieve: Sync {
         Ok(())
     }
 
+    /// Whether a folder is shown of which nothing was let through.
+    fn shows_emptied(&self, _folder: &RepoPath) -> Result<bool> {
+        Ok(true)
+    }
+
     /// Something cannot be read: an error ends the walk, `Ok` leaves it out.
     fn trouble(&self, _path: &RepoPath, error: Error) -> Result<()> {
         Err(error)

@@ -1,8 +1,15 @@
 //! Keeping what mlx stores out of Git: one line a path in the `.gitignore` beside it.
 
+use std::{
+    ffi::OsStr,
+    io::{self, Write as _},
+    os::unix::ffi::OsStrExt as _,
+    process::{Command, Stdio},
+};
+
 use crate::{
-    error::Result,
-    fs::{Root, Sync},
+    error::{Error, Kind, Result},
+    fs::{Form, Root, Sync},
     git::Git,
     path::RepoPath,
 };
@@ -11,6 +18,10 @@ impl Git {
     /// Adds `path` to the `.gitignore` in its folder, unless it stands there; says which file changed.
     pub fn ignore(&self, workspace: &Root, path: &RepoPath) -> Result<Option<RepoPath>> {
         let file = path.parent().unwrap_or_default().join(b".gitignore")?;
+        if workspace.stamp(&file)?.is_some_and(|it| it.form != Form::File) {
+            let error = Error::new(Kind::Denied, format!("`{file}` is not a plain file"));
+            return Err(error.hint("Git reads none of its lines: put a file there"));
+        }
         let mut text = workspace.read_if_there(&file)?.unwrap_or_default();
         let line = pattern(path.name());
         if text.split(|&it| it == b'\n').any(|it| it.strip_suffix(b"\r").unwrap_or(it) == line) {
@@ -45,6 +56,58 @@ impl Git {
         } else {
             workspace.write(&file, &kept, Sync::Yes)
         }
+    }
+}
+
+/// A file that Git leaves out, and the line that tells it to.
+#[derive(Debug)]
+pub struct Hidden {
+    pub file: RepoPath,
+    /// Where the line stands, and what it says.
+    pub source: String,
+    pub line: String,
+    pub pattern: String,
+}
+
+impl Git {
+    /// Those of these files that Git does not track and ignores; none when there is no `git` to ask.
+    pub fn hidden(&self, files: &[RepoPath]) -> Result<Vec<Hidden>> {
+        let mut asked = Vec::new();
+        for file in files {
+            if self.tracked_within(file)?.is_none() {
+                asked.extend_from_slice(file.bytes());
+                asked.push(0);
+            }
+        }
+        if asked.is_empty() {
+            return Ok(Vec::new());
+        }
+        let output = self.check_ignore(&asked).unwrap_or_default();
+        let fields: Vec<&[u8]> = output.split(|it| *it == 0).collect();
+        let text = |it: &[u8]| OsStr::from_bytes(it).display().to_string();
+        let mut found = Vec::new();
+        for row in fields.as_chunks::<4>().0 {
+            let [source, line, pattern] = [row[0], row[1], row[2]].map(text);
+            // The last line that matches decides, also where it takes a file back.
+            if !pattern.starts_with('!') {
+                found.push(Hidden { file: RepoPath::from_bytes(row[3])?, source, line, pattern });
+            }
+        }
+        Ok(found)
+    }
+
+    /// What `git check-ignore` says of paths that end with a zero byte each.
+    fn check_ignore(&self, paths: &[u8]) -> io::Result<Vec<u8>> {
+        let mut command = Command::new("git");
+        command.arg("-C").arg(self.root()).args(["check-ignore", "-v", "-z", "--stdin"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn()?;
+        let stdin = child.stdin.take();
+        // It answers while it is asked.
+        std::thread::scope(|scope| {
+            scope.spawn(|| stdin.map(|mut it| it.write_all(paths)));
+            Ok(child.wait_with_output()?.stdout)
+        })
     }
 }
 

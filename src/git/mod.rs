@@ -15,6 +15,7 @@ mod write;
 pub use self::{
     apart::Apart,
     history::{BlobId, Commit, Places},
+    ignore::Hidden,
     reach::{Census, Name, Target, Worktree},
     sign::{Key, Signer},
     tags::Tag,

@@ -50,7 +50,7 @@ pub fn contents_at(git: &Git, rev: &Rev) -> Result<BTreeMap<RepoPath, Content>> 
             let lock = Lockfile::parse(&file, &bytes)?;
             let records = lock.records().flat_map(|it| it.1.outputs.iter().chain(&it.1.in_git));
             found.extend(records.map(|(path, content)| (path.clone(), *content)));
-        } else if let Some(path) = file.without_suffix(SUFFIX) {
+        } else if let Some(path) = file.without_suffix(SUFFIX).filter(|_| Pointer::resembles(&bytes)) {
             let content = Pointer::parse(path.clone(), &bytes)?.content;
             found.insert(path, content);
         }

@@ -211,7 +211,9 @@ fn file_of(layer: Layer, folder: &Root, make: bool) -> Result<Option<(Root, Repo
 fn flatten(path: &RepoPath, bytes: &[u8]) -> Result<BTreeMap<String, String>> {
     let value = document::parse(path, bytes)?;
     let plain = |it: serde_json::Value| it.as_str().map_or_else(|| it.to_string(), str::to_owned);
-    Ok(document::leaves(&value).into_iter().map(|(key, it)| (key, plain(it))).collect())
+    // An empty document is one leaf without a name.
+    let named = document::leaves(&value).into_iter().filter(|it| !it.0.is_empty());
+    Ok(named.map(|(key, it)| (key, plain(it))).collect())
 }
 
 impl Layer {

@@ -110,6 +110,10 @@ impl Repo {
 
     /// The pointer of `path` in the work tree.
     pub fn pointer(&self, path: &RepoPath) -> Result<Option<Pointer>> {
+        // Beside the root stands nothing; `.mlx` is our own folder.
+        if path.is_root() {
+            return Ok(None);
+        }
         match self.files.read_if_there(&path.with_suffix(SUFFIX))? {
             Some(bytes) if Pointer::resembles(&bytes) => Pointer::parse(path.clone(), &bytes).map(Some),
             _ => Ok(None),

@@ -133,6 +133,10 @@ pub fn replace(
         new.map(|it| TreeEntry { name: name.into(), ..it })
     } else {
         let below = at.ok().map(|at| &here[at]).filter(|it| it.kind == EntryKind::Folder).map(|it| it.digest);
+        // Nothing can be taken out of what is not there.
+        if below.is_none() && new.is_none() {
+            return put_folder(&here, Some(writer));
+        }
         let content = replace(writer, store, below.as_ref(), &rest, new)?;
         let Content { digest, files, size, .. } = content;
         Some(TreeEntry { name: name.into(), kind: EntryKind::Folder, size, files, digest })

@@ -1,18 +1,26 @@
 //! Files and folders under mlx's care: bytes into the store, a pointer beside them.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::{
     error::{Error, Kind, Result},
     fs::Form,
     path::RepoPath,
     pointer::{Pointer, SUFFIX, Shape},
     progress::Progress,
-    store::{TreeEntry, Writer, replace},
+    store::{TreeEntry, Writer, merge},
     workspace::{
         Node, Workspace,
         ignore::{self, Rules},
         scan,
     },
 };
+
+/// What is to be written down where: content of its own, or rows of a tracked folder.
+enum Found {
+    Whole(Pointer),
+    Within(Pointer, BTreeMap<RepoPath, Option<TreeEntry>>),
+}
 
 impl Workspace<'_> {
     /// Stores what lies at `path` and writes its pointer; inside a tracked folder, that folder's.
@@ -23,23 +31,59 @@ impl Workspace<'_> {
         claimed: &[(RepoPath, String)],
         progress: &dyn Progress,
     ) -> Result<Pointer> {
-        check_claims(path, claimed)?;
-        self.check_place(path)?;
-        let parent = path.parent().map(|it| self.pointer_of(&it)).transpose()?.flatten();
-        self.check_rules(path, parent.as_ref())?;
-        let pointer = match parent {
-            Some(parent) if parent.content.kind == Shape::Tree => self.add_within(&parent, path, progress)?,
-            Some(parent) => {
+        let mut added = self.add_all(std::slice::from_ref(path), claimed, progress)?;
+        Ok(added.pop().expect("what was added has a pointer"))
+    }
+
+    /// As [`Workspace::add`] for many paths at the cost of one; if one of them cannot be added, none is.
+    pub fn add_all(
+        &self,
+        paths: &[RepoPath],
+        claimed: &[(RepoPath, String)],
+        progress: &dyn Progress,
+    ) -> Result<Vec<Pointer>> {
+        let pointed = self.pointed()?;
+        let mut writer = Writer::new(&self.repo.store);
+        let mut found = Vec::new();
+        for path in outermost(paths) {
+            check_claims(path, claimed)?;
+            self.check_place(path)?;
+            let parent = self.tracked_above(path)?;
+            self.check_rules(path, parent.as_ref())?;
+            let top = parent.as_ref().map_or(path, |it| &it.path);
+            let node = self.take(path, top, &pointed, &mut writer, progress)?;
+            note(&mut found, path, parent, &node);
+        }
+        writer.finish()?;
+        found.into_iter().map(|it| self.write_down(it, progress)).collect()
+    }
+
+    fn write_down(&self, found: Found, progress: &dyn Progress) -> Result<Pointer> {
+        let pointer = match found {
+            Found::Within(parent, changes) => self.record_within(&parent, &changes, progress)?,
+            Found::Whole(pointer) => {
+                let _lock = self.repo.lock_telling(progress)?;
+                self.repo.git.ignore(&self.repo.files, &pointer.path)?;
+                self.repo.write_pointer(&pointer)?;
+                pointer
+            }
+        };
+        self.remember(&pointer.path);
+        Ok(pointer)
+    }
+
+    /// The tracked folder that `path` lies in.
+    fn tracked_above(&self, path: &RepoPath) -> Result<Option<Pointer>> {
+        match path.parent().map(|it| self.pointer_of(&it)).transpose()?.flatten() {
+            Some(parent) if parent.content.kind != Shape::Tree => {
                 let error = Error::new(
                     Kind::Conflict,
                     format!("`{}` is tracked as a file, and `{path}` lies in it", parent.path),
                 );
-                return Err(error.hint(format!("remove `{}` first", parent.file())));
+                Err(error.hint(format!("remove `{}` first", parent.file())))
             }
-            None => self.add_whole(path, progress)?,
-        };
-        self.index.borrow_mut().add_pointer(pointer.path.clone());
-        Ok(pointer)
+            parent => Ok(parent),
+        }
     }
 
     fn check_rules(&self, path: &RepoPath, parent: Option<&Pointer>) -> Result<()> {
@@ -91,12 +135,12 @@ impl Workspace<'_> {
         &self,
         path: &RepoPath,
         top: &RepoPath,
+        pointed: &BTreeSet<RepoPath>,
         writer: &mut Writer<'_>,
         progress: &dyn Progress,
     ) -> Result<Node> {
         // Nothing is stored before everything is known to be acceptable.
-        let pointers = self.pointed()?;
-        if let Some(inner) = pointers.iter().find(|it| *it != path && it.is_within(path)) {
+        if let Some(inner) = pointed.iter().find(|it| *it != path && it.is_within(path)) {
             let error = Error::new(
                 Kind::Conflict,
                 format!("`{path}` contains `{inner}`, which has a pointer of its own"),
@@ -119,26 +163,6 @@ impl Workspace<'_> {
         Ok(node)
     }
 
-    fn add_whole(&self, path: &RepoPath, progress: &dyn Progress) -> Result<Pointer> {
-        let mut writer = Writer::new(&self.repo.store);
-        let node = self.take(path, path, &mut writer, progress)?;
-        let content = node.content();
-        writer.finish()?;
-        let pointer = Pointer { path: path.clone(), content };
-        let _lock = self.repo.lock_telling(progress)?;
-        self.repo.git.ignore(&self.repo.files, path)?;
-        self.repo.write_pointer(&pointer)?;
-        Ok(pointer)
-    }
-
-    fn add_within(&self, parent: &Pointer, path: &RepoPath, progress: &dyn Progress) -> Result<Pointer> {
-        let mut writer = Writer::new(&self.repo.store);
-        let node = self.take(path, &parent.path, &mut writer, progress)?;
-        let entry = node.entry();
-        writer.finish()?;
-        self.record_within(parent, path, Some(entry), progress)
-    }
-
     /// Takes a path that is gone out of the record of the folder it lay in.
     pub fn record_deletion(
         &self,
@@ -146,28 +170,53 @@ impl Workspace<'_> {
         path: &RepoPath,
         progress: &dyn Progress,
     ) -> Result<Pointer> {
-        self.record_within(parent, path, None, progress)
+        self.record_within(parent, &BTreeMap::from([(within(path, parent), None)]), progress)
     }
 
     fn record_within(
         &self,
         parent: &Pointer,
-        path: &RepoPath,
-        entry: Option<TreeEntry>,
+        changes: &BTreeMap<RepoPath, Option<TreeEntry>>,
         progress: &dyn Progress,
     ) -> Result<Pointer> {
         // Others may have added to the folder meanwhile: their pointer is the one to change.
         let _lock = self.repo.lock_telling(progress)?;
         let parent = self.repo.pointer(&parent.path)?.unwrap_or_else(|| parent.clone());
         let mut writer = Writer::new(&self.repo.store);
-        let below = path.below(&parent.path).expect("the path lies in the folder of its pointer");
-        let tree = &parent.content.digest;
-        let content = replace(&mut writer, &self.repo.store, Some(tree), &below, entry)?;
+        let content = merge(&mut writer, &self.repo.store, Some(&parent.content.digest), changes)?;
         writer.finish()?;
         let pointer = Pointer { path: parent.path, content };
         self.repo.write_pointer(&pointer)?;
         Ok(pointer)
     }
+}
+
+/// The paths that lie in no other of them.
+fn outermost(paths: &[RepoPath]) -> impl Iterator<Item = &RepoPath> {
+    let all: BTreeSet<&RepoPath> = paths.iter().collect();
+    let above = |path: &RepoPath| std::iter::successors(path.parent(), RepoPath::parent);
+    paths.iter().filter(move |path| !above(path).any(|it| all.contains(&it)))
+}
+
+fn within(path: &RepoPath, parent: &Pointer) -> RepoPath {
+    path.below(&parent.path).expect("the path lies in the folder of its pointer")
+}
+
+/// Puts what was found at `path` beside what else goes into the same pointer.
+fn note(found: &mut Vec<Found>, path: &RepoPath, parent: Option<Pointer>, node: &Node) {
+    let Some(parent) = parent else {
+        return found.push(Found::Whole(Pointer { path: path.clone(), content: node.content() }));
+    };
+    let row = (within(path, &parent), Some(node.entry()));
+    for it in found.iter_mut() {
+        match it {
+            Found::Within(other, rows) if other.path == parent.path => {
+                return drop(rows.insert(row.0, row.1));
+            }
+            _ => {}
+        }
+    }
+    found.push(Found::Within(parent, BTreeMap::from([row])));
 }
 
 /// Refuses what stages make.

@@ -46,6 +46,8 @@ pub struct Plan {
 pub struct CheckedOut {
     pub written: u64,
     pub removed: u64,
+    /// Empty folders that came or went.
+    pub folders: u64,
 }
 
 impl Plan {
@@ -78,15 +80,18 @@ pub fn plan(
     let wanted = wanted(store, pointer, part).doing(|| format!("cannot check out `{part}`"))?;
     let there = there(workspace, pointer, part, progress)?;
     let in_the_way = in_the_way(workspace, pointer, part, progress)?;
-    let shared = workspace.repo.config.links()?.iter().any(|it| matches!(it, Link::Hardlink | Link::Symlink));
+    let links = workspace.repo.config.links()?.iter().any(|it| matches!(it, Link::Hardlink | Link::Symlink));
+    // What was linked stays so when the setting changes.
+    let shared = |path: &RepoPath| links || workspace.is_shared(path);
     let found = differences(store, part, wanted.as_ref(), there.as_ref());
-    let mut plan = decide(store, &found.doing(|| format!("cannot check out `{part}`"))?, shared);
+    let mut plan = decide(store, &found.doing(|| format!("cannot check out `{part}`"))?, &shared);
     plan.unsaved.extend(in_the_way);
+    plan.unsaved.retain(|it| !workspace.is_stray_link(it));
     Ok(plan)
 }
 
 /// What is on record at `part`.
-fn wanted(store: &Store, pointer: &Pointer, part: &RepoPath) -> Result<Option<TreeEntry>> {
+pub(super) fn wanted(store: &Store, pointer: &Pointer, part: &RepoPath) -> Result<Option<TreeEntry>> {
     let below = part.below(&pointer.path).unwrap_or_default();
     if below.is_root() {
         return Ok(Some(recorded(&pointer.content)));
@@ -128,14 +133,14 @@ fn in_the_way(
     Ok(None)
 }
 
-/// How to come from what is there to what is wanted; with `shared`, files may have other names.
-fn decide(store: &Store, found: &[Difference], shared: bool) -> Plan {
+/// How to come from what is there to what is wanted; `shared` tells of files that may have other names.
+fn decide(store: &Store, found: &[Difference], shared: &dyn Fn(&RepoPath) -> bool) -> Plan {
     let mut plan = Plan::default();
     for Difference { path, old: wanted, new: there } in found {
         match (wanted, there) {
             // The mode of a file that others share is not ours to change: it is written anew.
             (Some(side), Some(is))
-                if is.digest == side.digest && plain(is.kind) && plain(side.kind) && !shared =>
+                if is.digest == side.digest && plain(is.kind) && plain(side.kind) && !shared(path) =>
             {
                 plan.modes.push((path.clone(), side.kind));
             }
@@ -200,7 +205,7 @@ pub fn clear(
 ) -> Result<CheckedOut> {
     let there = there(workspace, pointer, part, progress)?;
     let store = &workspace.repo.store;
-    let plan = decide(store, &differences(store, part, None, there.as_ref())?, false);
+    let plan = decide(store, &differences(store, part, None, there.as_ref())?, &|_| false);
     let done = carry_out(workspace, pointer, &plan, force, progress)?;
     if let Some(folder) = part.parent()
         && let Ok(folder) = workspace.repo.files.dir(&folder)
@@ -289,9 +294,11 @@ fn execute(
         index.learn(&path, &stamp, side.digest, tick);
     }
     index.settle();
+    let gone = plan.remove.iter().filter(|it| it.1 == EntryKind::Folder).count();
     Ok(CheckedOut {
         written: (plan.write.len() + plan.modes.len()) as u64 - target.skipped.load(Ordering::Relaxed),
-        removed: plan.remove.len() as u64,
+        removed: (plan.remove.len() - gone) as u64,
+        folders: (plan.folders.len() + gone) as u64,
     })
 }
 

@@ -89,9 +89,7 @@ impl Workspace<'_> {
         for top in folders {
             pointers.extend(self.add_into(&top, glob, progress)?);
         }
-        for file in single {
-            pointers.push(self.add(&file, claimed, progress)?);
-        }
+        pointers.extend(self.add_all(&single, claimed, progress)?);
         Ok(pointers)
     }
 

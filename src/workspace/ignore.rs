@@ -4,8 +4,12 @@
 //! ignored folder comes back by a `!`. As with Git, what is on record stays on record: rules are for files
 //! that mlx does not track yet. What is named outright (a pointer, an output) is looked at whatever the
 //! rules above it say; those below it hold.
+//!
+//! A folder in which everything is ignored is as good as ignored, unless it is on record: where a checkout takes
+//! the files of a folder away and leaves the ignored ones, nothing has changed. An empty folder is recorded.
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, HashSet},
     ffi::OsStr,
     os::unix::ffi::OsStrExt as _,
@@ -68,11 +72,16 @@ impl<'r> Rules<'r> {
             let level = self.level(&here);
             here = here.join(name)?;
             if level.is_some_and(|it| it.ignores(&here, is_dir || here != *path)) {
-                let folder = path.parent().unwrap_or_default();
-                return Ok(!self.recorded(&folder)?.is_some_and(|it| it.contains(path.name())));
+                return Ok(!self.is_recorded(path)?);
             }
         }
         Ok(false)
+    }
+
+    /// Whether a path is on record.
+    pub fn is_recorded(&self, path: &RepoPath) -> Result<bool> {
+        let folder = path.parent().unwrap_or_default();
+        Ok(self.recorded(&folder)?.is_some_and(|it| it.contains(path.name())))
     }
 
     /// Takes out of the names in a folder what is ignored and not on record.
@@ -204,9 +213,26 @@ fn parse(folder: &RepoPath, bytes: &[u8]) -> Result<Gitignore> {
     let mut builder = GitignoreBuilder::new(".");
     let text = String::from_utf8_lossy(bytes);
     for (at, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
-        builder.add_line(None, line).map_err(|it| broken(folder, at + 1, &it))?;
+        builder.add_line(None, &plain_braces(line)).map_err(|it| broken(folder, at + 1, &it))?;
     }
     builder.build().map_err(|it| broken(folder, 0, &it))
+}
+
+/// Git takes braces for themselves, where other globs choose between what stands in them.
+fn plain_braces(line: &str) -> Cow<'_, str> {
+    if !line.contains(['{', '}']) {
+        return line.into();
+    }
+    let (mut plain, mut escaped, mut class) = (String::with_capacity(line.len() + 4), false, false);
+    for it in line.chars() {
+        if matches!(it, '{' | '}') && !escaped && !class {
+            plain.push('\\');
+        }
+        plain.push(it);
+        class = !escaped && (it == '[' || class && it != ']');
+        escaped = it == '\\' && !escaped;
+    }
+    plain.into()
 }
 
 fn broken(folder: &RepoPath, line: usize, why: &ignore::Error) -> Error {
@@ -238,6 +264,13 @@ mod tests {
         for path in ["a.tmp2", "keep.tmp", "d/keep.tmp", "cache", "d/cache/", "x", "# no"] {
             assert!(!ignored(&top, path), "{path}");
         }
+    }
+
+    #[test]
+    fn braces_stand_for_themselves() {
+        let top = level("", "{a,b}\n\\{x}\n[{]y\n", None);
+        assert!(ignored(&top, "{a,b}") && ignored(&top, "{x}") && ignored(&top, "{y"));
+        assert!(!ignored(&top, "a") && !ignored(&top, "b") && !ignored(&top, "x"));
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod index;
 mod modes;
 mod moving;
 mod node;
+mod part;
 mod remove;
 mod scan;
 mod status;

@@ -6,7 +6,7 @@ use crate::{
     pointer::{Pointer, Shape},
     progress::Progress,
     store::file_at,
-    workspace::{Workspace, clear},
+    workspace::{CheckedOut, Workspace, clear, part::unrecorded},
 };
 
 /// What is no longer tracked.
@@ -51,8 +51,7 @@ impl Workspace<'_> {
         let parent = parent.ok_or_else(|| untracked(path))?;
         let below = path.below(&parent.path).expect("the path lies in the folder of its pointer");
         if file_at(&self.repo.store, &parent.content.digest, &below)?.is_none() {
-            let error = Error::not_found(format!("`{path}` is not on record in `{}`", parent.path));
-            return Err(error.hint(format!("`mlx status {}` shows what differs from it", parent.path)));
+            return Err(unrecorded(path, &parent));
         }
         let files = self.delete(&parent, path, data, progress)?;
         let parent = self.record_deletion(&parent, path, progress)?;
@@ -66,7 +65,7 @@ impl Workspace<'_> {
         let done = clear(self, pointer, part, data == Data::Force, progress)?;
         // The folder that a part was in stays on record, be it empty.
         if part != &pointer.path
-            && done.removed > 0
+            && done != CheckedOut::default()
             && let Some(folder) = part.parent()
         {
             self.repo.files.make_dir(&folder)?;

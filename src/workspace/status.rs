@@ -27,7 +27,8 @@ pub enum Change {
     Deleted,
 }
 
-/// How a tracked path stands against its record.
+/// How a tracked path stands against its record. What is here is the same, changed or unknown; where nothing is
+/// here there is nothing to compare, and that is no change: it is brought, never recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
@@ -55,6 +56,31 @@ impl Item {
     pub fn unknown(path: RepoPath, why: String) -> Self {
         Self { path, state: State::Unknown, changes: Vec::new(), why: Some(why), unknown: Vec::new() }
     }
+}
+
+impl Item {
+    /// What of it lies at or around these paths; all without any.
+    pub fn near(mut self, paths: &[RepoPath]) -> Self {
+        if paths.is_empty() || paths.iter().any(|it| self.path.is_within(it)) {
+            return self;
+        }
+        let near = |it: &RepoPath| paths.iter().any(|path| it.overlaps(path));
+        self.changes.retain(|it| near(&it.0));
+        let partly = !self.unknown.is_empty();
+        self.unknown.retain(|it| near(&it.0));
+        if self.state == State::Changed || partly {
+            (self.state, self.why) = match (self.unknown.len(), self.changes.len()) {
+                (0, 0) => (State::Same, None),
+                (0, _) => (State::Changed, None),
+                (hidden, _) => (State::Unknown, Some(unread(hidden))),
+            };
+        }
+        self
+    }
+}
+
+fn unread(count: usize) -> String {
+    format!("{count} of it cannot be read")
 }
 
 impl Workspace<'_> {
@@ -87,7 +113,7 @@ impl Workspace<'_> {
             Ok(changes) if troubles.is_empty() => Ok(item(State::Changed, changes, None)),
             Ok(mut changes) => {
                 changes.retain(|it| !hidden.iter().any(|hidden| hidden.overlaps(&it.0)));
-                let why = Some(format!("{} of it cannot be read", troubles.len()));
+                let why = Some(unread(troubles.len()));
                 let unknown = troubles.into_iter().map(|(path, error)| (path, error.full_text())).collect();
                 Ok(Item { unknown, ..item(State::Unknown, changes, why) })
             }
@@ -171,7 +197,15 @@ pub fn between(
 }
 
 fn told(found: Vec<Difference>) -> Vec<(RepoPath, Change)> {
-    found.into_iter().map(|it| (it.path, change(it.old.is_some(), it.new.is_some()))).collect()
+    // A folder that gained or lost its files is told by its files.
+    let is_folder = |it: &Difference| it.old.or(it.new).is_some_and(|it| it.kind == EntryKind::Folder);
+    let filled = |folder: &RepoPath| {
+        let after = &found[found.partition_point(|it| it.path <= *folder)..];
+        let mut near = after.iter().take_while(|it| it.path.bytes().starts_with(folder.bytes()));
+        near.any(|it| it.path.is_within(folder))
+    };
+    let told: Vec<_> = found.iter().filter(|it| !(is_folder(it) && filled(&it.path))).collect();
+    told.into_iter().map(|it| (it.path.clone(), change(it.old.is_some(), it.new.is_some()))).collect()
 }
 
 fn change(before: bool, after: bool) -> Change {

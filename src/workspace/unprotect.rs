@@ -1,6 +1,7 @@
 //! Private copies of what `cache.link` shares with the store.
 
 use crate::{
+    digest::Digest,
     error::{Doing, Result},
     fs::{Dir, Everything, Form, Listing, Mode, Stamp},
     path::RepoPath,
@@ -32,6 +33,25 @@ impl Workspace<'_> {
             )?;
         }
         Ok(done)
+    }
+
+    /// Whether a file has other names, or stands for one in the store: its mode is not this path's alone.
+    pub(super) fn is_shared(&self, path: &RepoPath) -> bool {
+        let is_private = || -> Result<bool> {
+            let dir = self.repo.files.dir(&path.parent().unwrap_or_default())?;
+            let plain = dir.stamp(path.name())?.is_some_and(|it| it.form == Form::File);
+            Ok(plain && dir.is_private(path.name())?)
+        };
+        !is_private().unwrap_or(false)
+    }
+
+    /// Whether a link leads to where the store was before the repository moved, and the store has what it stood for.
+    pub(super) fn is_stray_link(&self, path: &RepoPath) -> bool {
+        let Ok(target) = self.repo.files.read_link(path) else { return false };
+        let mut names = target.rsplit(|it| *it == b'/');
+        let (Some(name), Some(b"objects")) = (names.next(), names.next()) else { return false };
+        let digest = std::str::from_utf8(name).ok().and_then(|it| Digest::from_hex(it).ok());
+        digest.is_some_and(|it| self.repo.store.is_sound(&it))
     }
 
     fn unprotect_all(&self, dir: &Dir, entries: &Listing, done: &mut Unprotected) -> Result<()> {

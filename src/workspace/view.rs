@@ -56,6 +56,10 @@ impl Sieve for View<'_> {
         Ok(())
     }
 
+    fn shows_emptied(&self, folder: &RepoPath) -> Result<bool> {
+        self.rules.is_recorded(folder)
+    }
+
     fn trouble(&self, path: &RepoPath, error: Error) -> Result<()> {
         let Some(troubles) = &self.troubles else { return Err(error) };
         troubles.lock().unwrap_or_else(PoisonError::into_inner).push((path.clone(), error));

@@ -51,21 +51,24 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Added> {
     let workspace = Workspace::open(&repo)?;
     let claimed: Vec<_> =
         ctx.pipelines(&workspace)?.iter().flat_map(crate::pipeline::Pipeline::claimed).collect();
-    let mut pointers = Vec::new();
-    for path in ctx.paths(&repo, &args.paths)? {
-        let added = workspace.add(&path, &claimed, ctx.progress);
-        // What was learnt is kept, whatever became of the rest.
-        workspace.save(ctx.progress)?;
-        upkeep::renew(&repo, ctx.progress)?;
-        pointers.push(added?);
-    }
+    let added = workspace.add_all(&ctx.paths(&repo, &args.paths)?, &claimed, ctx.progress);
+    // What was learnt is kept, whatever became of the rest.
+    workspace.save(ctx.progress)?;
+    upkeep::renew(&repo, ctx.progress)?;
+    let mut pointers = added?;
     let here = RepoPath::parse(".".as_ref(), &ctx.cwd, repo.root())?;
     for pattern in &args.glob {
         let added = workspace.add_matching(&Glob::new(pattern, &here)?, &claimed, ctx.progress);
         workspace.save(ctx.progress)?;
         pointers.extend(added?);
     }
+    // What several patterns changed is told as it is in the end.
+    let mut seen = BTreeSet::new();
+    pointers.reverse();
+    pointers.retain(|it| seen.insert(it.path.clone()));
+    pointers.reverse();
     let files = for_git(&repo, pointers.iter().map(Pointer::file))?;
+    warn_hidden(ctx, &repo, &files)?;
     if args.git_add {
         repo.git.stage(&files)?;
     }
@@ -87,6 +90,16 @@ pub fn for_git(repo: &Repo, pointers: impl Iterator<Item = RepoPath>) -> Result<
         }
     }
     Ok(known)
+}
+
+/// Says which of these files Git would leave out, so that nobody else would ever see them.
+pub fn warn_hidden(ctx: &Context<'_>, repo: &Repo, files: &[RepoPath]) -> Result<()> {
+    for it in repo.git.hidden(files)? {
+        let place = format!("`{}` in line {} of `{}`", it.pattern, it.line, it.source);
+        let message = format!("Git ignores `{}`, by {place}: nobody else will get it", it.file);
+        ctx.progress.warn(&message);
+    }
+    Ok(())
 }
 
 /// The line that tells what to do next.

@@ -18,9 +18,9 @@ use crate::{
 ///
 /// What is stored nowhere is neither overwritten nor deleted, unless `--force`.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  git checkout v1 && mlx checkout\n  mlx checkout data/cats/\n\
-  mlx checkout --rev v1 data/\n\n\
-JSON: {\"checked_out\": [{\"path\", \"written\", \"removed\"}]}")]
+#[command(after_help = "Examples:\n  git checkout v1 && mlx checkout\n  mlx checkout data/cats/\n  \
+mlx checkout --rev v1 data/\n\n\
+JSON: {\"checked_out\": [{\"path\", \"written\", \"removed\", \"folders\": empty ones made or removed}]}")]
 pub struct Args {
     /// Only these
     paths: Vec<PathBuf>,
@@ -59,7 +59,7 @@ fn place_at(
             then.pointers.push(Pointer { path, content });
         }
     }
-    let pointers = then.select(paths)?.whole()?;
+    let pointers = workspace.select(then, paths)?.whole()?;
     let more = || {
         let contents = pointers.iter().map(|it| (it.path.clone(), it.content)).collect();
         Ok(Wants { contents, ..Wants::default() })
@@ -84,17 +84,25 @@ fn put(
     force: bool,
 ) -> Result<Done> {
     let mut done = Vec::new();
-    for pointer in pointers {
-        let parts: Vec<&RepoPath> = paths.iter().filter(|it| it.is_within(&pointer.path)).collect();
-        let parts = if parts.is_empty() { vec![&pointer.path] } else { parts };
-        for part in parts {
-            let placed = checkout_part(workspace, pointer, part, force, ctx.progress);
-            workspace.save(ctx.progress)?;
-            done.push((part.clone(), placed?));
+    let placed = pointers.iter().try_for_each(|pointer| {
+        for part in parts(pointer, paths) {
+            workspace.check_part(pointer, part)?;
+            done.push((part.clone(), checkout_part(workspace, pointer, part, force, ctx.progress)?));
         }
-    }
+        Ok(())
+    });
+    // What was learnt is kept, whatever became of the rest.
+    workspace.save(ctx.progress)?;
     upkeep::renew(workspace.repo, ctx.progress)?;
-    Ok(Done(done))
+    placed.map(|()| Done(done))
+}
+
+/// What is asked for of a pointer's path: all of it, or parts.
+fn parts<'p>(pointer: &'p Pointer, paths: &'p [RepoPath]) -> Vec<&'p RepoPath> {
+    if paths.is_empty() || paths.iter().any(|it| pointer.path.is_within(it)) {
+        return vec![&pointer.path];
+    }
+    paths.iter().filter(|it| it.is_within(&pointer.path)).collect()
 }
 
 impl Report for Done {
@@ -102,7 +110,9 @@ impl Report for Done {
         let rows = self
             .0
             .iter()
-            .map(|(path, it)| json!({"path": path, "written": it.written, "removed": it.removed}));
+            .map(|(path, it)| {
+                json!({"path": path, "written": it.written, "removed": it.removed, "folders": it.folders})
+            });
         json!({"checked_out": rows.collect::<Vec<_>>()})
     }
 }
@@ -111,7 +121,11 @@ impl fmt::Display for Done {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let changed: Vec<_> = self.0.iter().filter(|it| it.1 != CheckedOut::default()).collect();
         for (path, it) in &changed {
-            writeln!(f, "{path}: {} written, {} removed", count(it.written, "file"), it.removed)?;
+            write!(f, "{path}: {} written, {} removed", count(it.written, "file"), it.removed)?;
+            if it.folders > 0 {
+                write!(f, ", {} made or removed", count(it.folders, "empty folder"))?;
+            }
+            writeln!(f)?;
         }
         if changed.is_empty() { f.write_str("nothing to do: the workspace is as recorded") } else { Ok(()) }
     }

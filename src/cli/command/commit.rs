@@ -18,11 +18,11 @@ use crate::{
 ///
 /// Stores what changed and rewrites pointers and `mlx.lock`. It never makes a Git commit.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  mlx commit\n  mlx commit data/\n\n\
+#[command(after_help = "Examples:\n  mlx commit\n  mlx commit data/cat/ models/backbone.onnx\n\n\
 JSON: {\"committed\": [{\"path\", \"digest\", \"files\", \"size\"}]}")]
 pub struct Args {
-    /// Only what lies here
-    path: Option<PathBuf>,
+    /// Only what lies at these
+    paths: Vec<PathBuf>,
 }
 
 pub struct Committed(Vec<Pointer>);
@@ -30,23 +30,32 @@ pub struct Committed(Vec<Pointer>);
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
-    let path = args.path.as_ref().map(|it| ctx.path(&repo, it)).transpose()?;
-    let chosen = ctx.tracked(&workspace)?.select(path.as_slice())?;
+    let paths = ctx.paths(&repo, &args.paths)?;
+    let chosen = workspace.select(ctx.tracked(&workspace)?, &paths)?;
     if let Some((_, error)) = chosen.unreadable.into_iter().next() {
         return Err(error);
     }
     let mut committed = Vec::new();
     for pointer in workspace.pointers()?.pointers {
-        if path.as_ref().is_some_and(|it| !it.overlaps(&pointer.path)) {
+        let whole = paths.is_empty() || paths.iter().any(|it| pointer.path.is_within(it));
+        let parts: Vec<_> = paths.iter().filter(|it| !whole && it.is_within(&pointer.path)).collect();
+        let parts = if whole { vec![&pointer.path] } else { parts };
+        // What is not here stays as recorded; what cannot be compared is stored as it is.
+        if parts.is_empty() {
             continue;
         }
-        // What is not here stays as recorded; what cannot be compared is stored as it is.
-        if matches!(workspace.compare(&pointer, ctx.progress)?.state, State::Changed | State::Unknown) {
-            committed.push(record(ctx, &workspace, &pointer, path.as_ref())?);
+        let state = workspace.compare(&pointer, ctx.progress)?.near(&paths).state;
+        if matches!(state, State::Changed | State::Unknown) {
+            committed.push(record(ctx, &workspace, &pointer, &parts)?);
         }
     }
     for pipeline in ctx.pipelines(&workspace)? {
-        committed.extend(pipeline.commit(path.as_ref(), ctx.progress)?);
+        if paths.is_empty() {
+            committed.extend(pipeline.commit(None, ctx.progress)?);
+        }
+        for path in &paths {
+            committed.extend(pipeline.commit(Some(path), ctx.progress)?);
+        }
     }
     workspace.save(ctx.progress)?;
     upkeep::renew(&repo, ctx.progress)?;
@@ -57,13 +66,17 @@ fn record(
     ctx: &Context<'_>,
     workspace: &Workspace<'_>,
     pointer: &Pointer,
-    path: Option<&RepoPath>,
+    parts: &[&RepoPath],
 ) -> Result<Pointer> {
-    let part = path.filter(|it| it.is_within(&pointer.path)).unwrap_or(&pointer.path);
-    match workspace.repo.files.stamp(part)? {
-        Some(_) => workspace.add(part, &[], ctx.progress),
-        None => workspace.record_deletion(pointer, part, ctx.progress),
+    let mut recorded = pointer.clone();
+    let mut here = Vec::new();
+    for part in parts {
+        match workspace.repo.files.stamp(part)? {
+            Some(_) => here.push((*part).clone()),
+            None => recorded = workspace.record_deletion(&recorded, part, ctx.progress)?,
+        }
     }
+    Ok(workspace.add_all(&here, &[], ctx.progress)?.pop().unwrap_or(recorded))
 }
 
 impl Report for Committed {

@@ -21,7 +21,7 @@ const LINES: usize = 20;
 #[command(after_help = "Examples:\n  mlx du\n  mlx du --json\n\n\
 JSON: {\"classes\": {\"contents\", \"trees\", \"whole\", \"runs\", \"quarantine\": {\"objects\", \"bytes\", \"stored\"}}, \
 \"unneeded\": {\"count\", \"bytes\"}, \"versions\", \"distinct\", \"stored\", \"saved\": {\"deduplication\", \"compression\"}, \
-\"pointers\": [{\"path\", \"versions\", \"size\", \"only\"}], \"revisions\": [{\"commit\" or null, \"commits\", \"summary\", \"size\", \"only\"}]}")]
+\"pointers\": [{\"path\", \"versions\", \"size\", \"only\"}], \"revisions\": [{\"commit\" or null, \"commits\", \"summary\", \"pointers\", \"size\", \"only\"}]}")]
 pub struct Args {}
 
 pub struct Room(Usage);
@@ -91,13 +91,13 @@ impl fmt::Display for Room {
         let head = ["kind", "objects", "size", "on disk"];
         writeln!(f, "{}\n", table(&head, rows.map(row).collect()).to_string().trim_end())?;
         let row = |it: &Share<_>| {
-            vec![format!("{}", it.of), it.count.to_string(), bytes(it.size), bytes(it.only.bytes)]
+            vec![it.count.to_string(), bytes(it.size), bytes(it.only.bytes), format!("{}", it.of)]
         };
         let rows = it.pointers.iter().map(row).collect();
-        writeln!(f, "{}\n", table(&["pointer", "versions", "size", "only"], rows).to_string().trim_end())?;
-        let row = |it: &Share<_>| vec![name(it), bytes(it.size), bytes(it.only.bytes)];
+        writeln!(f, "{}\n", table(&["versions", "size", "only", "pointer"], rows).to_string().trim_end())?;
+        let row = |it: &Share<_>| vec![bytes(it.size), bytes(it.only.bytes), name(it)];
         let rows = it.revisions.iter().take(LINES).map(row).collect();
-        writeln!(f, "{}", table(&["revision", "size", "only"], rows).to_string().trim_end())?;
+        writeln!(f, "{}", table(&["size", "only", "revision"], rows).to_string().trim_end())?;
         if it.revisions.len() > LINES {
             writeln!(f, "… and {} more (`--json` lists all)", it.revisions.len() - LINES)?;
         }

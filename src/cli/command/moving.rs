@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{
         Context, Report,
-        command::add::{for_git, next},
+        command::add::{for_git, next, warn_hidden},
     },
     error::Result,
     fs::Form,
@@ -55,6 +55,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Done> {
     let moved = moved?;
     warn_readers(ctx, &pipelines, &from);
     let files = for_git(&repo, moved.written.iter().map(Pointer::file).chain(moved.gone.iter().cloned()))?;
+    warn_hidden(ctx, &repo, &files)?;
     let at_top = RepoPath::parse(".".as_ref(), &ctx.cwd, repo.root())?.is_root();
     Ok(Done { moved, files, at_top })
 }

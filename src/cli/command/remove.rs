@@ -56,15 +56,16 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Done> {
         (true, true) => Data::Force,
     };
     let mut removed = Vec::new();
-    for path in ctx.paths(&repo, &args.paths)? {
-        let done = workspace.remove(&path, data, &claimed, ctx.progress);
-        workspace.save(ctx.progress)?;
-        upkeep::renew(&repo, ctx.progress)?;
-        removed.push(done?);
+    let done = ctx.paths(&repo, &args.paths)?.iter().try_for_each(|path| {
+        removed.push(workspace.remove(path, data, &claimed, ctx.progress)?);
         if args.data {
-            warn_readers(ctx, &pipelines, &path);
+            warn_readers(ctx, &pipelines, path);
         }
-    }
+        Ok(())
+    });
+    workspace.save(ctx.progress)?;
+    upkeep::renew(&repo, ctx.progress)?;
+    done?;
     let pointers = removed
         .iter()
         .map(|it| it.parent.as_ref().map_or_else(|| it.path.with_suffix(SUFFIX), Pointer::file));

@@ -16,6 +16,9 @@ const SHOWN: usize = 20;
 ///
 /// Compares tracked files and the outputs of stages with their pointers and `mlx.lock`, file by file, and
 /// says which stages are out of date and why. It runs nothing and never uses the network.
+///
+/// What is here is the same as recorded, changed, or unknown: it cannot be read, or its record is not here.
+/// Absent is what is recorded and not here at all: no change, so `mlx commit` passes it over, and not clean.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx status\n  mlx status --check && echo clean\n\n\
 JSON: {\"clean\": bool, \"data\": [{\"path\", \"state\": \"same\" | \"changed\" | \"absent\" | \"unknown\", \"why\",\n\
@@ -40,8 +43,8 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Status> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let paths = ctx.paths(&repo, &args.paths)?;
-    let tracked = ctx.tracked(&workspace)?.select(&paths)?;
-    let compared = tracked.pointers.iter().map(|it| workspace.compare(it, ctx.progress));
+    let tracked = workspace.select(ctx.tracked(&workspace)?, &paths)?;
+    let compared = tracked.pointers.iter().map(|it| Ok(workspace.compare(it, ctx.progress)?.near(&paths)));
     let mut items = compared.collect::<Result<Vec<_>>>()?;
     items.extend(tracked.unreadable.into_iter().map(|(path, error)| Item::unknown(path, error.full_text())));
     let (mut steps, mut problems) = (Vec::new(), Vec::new());

@@ -48,7 +48,7 @@ pub struct FetchArgs {
 /// Bring what the store lacks and make the workspace match
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  git pull && mlx pull\n  mlx pull data/\n\n\
-JSON: {\"remote\", \"objects\", \"requests\", \"bytes\", \"checked_out\": [{\"path\", \"written\", \"removed\"}]}")]
+JSON: {\"remote\", \"objects\", \"requests\", \"bytes\", \"checked_out\": [{\"path\", \"written\", \"removed\", \"folders\"}]}")]
 pub struct PullArgs {
     #[command(flatten)]
     which: Which,

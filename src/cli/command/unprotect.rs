@@ -31,7 +31,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Done> {
     let workspace = Workspace::open(&repo)?;
     let paths = ctx.paths(&repo, &args.paths)?;
     let mut done = Vec::new();
-    for pointer in ctx.tracked(&workspace)?.select(&paths)?.whole()? {
+    for pointer in workspace.select(ctx.tracked(&workspace)?, &paths)?.whole()? {
         let whole = paths.iter().any(|it| pointer.path.is_within(it));
         let parts = paths.iter().filter(|it| !whole && it.is_within(&pointer.path));
         for part in parts.chain(whole.then_some(&pointer.path)) {
