@@ -14,6 +14,8 @@ pub const SUFFIX: &str = ".mlx";
 const FORMAT: u64 = 1;
 /// A pointer is never larger, not even with both sides of a merge in it.
 const LARGEST: usize = 4096;
+/// So much of a file tells whether it is a pointer, and all of it if it is one.
+pub const ENOUGH: u64 = LARGEST as u64 + 1;
 
 /// What a tracked path holds: a file's bytes or a folder's tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -59,6 +61,17 @@ impl Pointer {
         bytes.len() <= LARGEST && !bytes.contains(&0)
     }
 
+    /// Refuses the pointer file of `path` if a newer mlx wrote it, whatever else there is in it.
+    pub fn check_format(path: &RepoPath, bytes: &[u8]) -> Result<()> {
+        let text = String::from_utf8_lossy(bytes);
+        let format = text.lines().find_map(|it| it.strip_prefix("format")?.trim_start().strip_prefix('='));
+        if format.is_some_and(|it| it.trim().parse::<u64>().is_ok_and(|it| it > FORMAT)) {
+            let file = path.with_suffix(SUFFIX);
+            return Err(Error::corrupt(format!("`{file}` was written by a newer mlx")).hint("upgrade mlx"));
+        }
+        Ok(())
+    }
+
     /// Reads the pointer file of `path`.
     pub fn parse(path: RepoPath, bytes: &[u8]) -> Result<Self> {
         let file = path.with_suffix(SUFFIX);
@@ -70,11 +83,7 @@ impl Pointer {
             );
         }
         let broken = |why: &str| Error::corrupt(format!("`{file}` is not a pointer: {why}"));
-        if let Some(format) = text.lines().find_map(|it| it.strip_prefix("format = "))
-            && format.trim().parse::<u64>().is_ok_and(|it| it > FORMAT)
-        {
-            return Err(Error::corrupt(format!("`{file}` was written by a newer mlx")).hint("upgrade mlx"));
-        }
+        Self::check_format(&path, bytes)?;
         let written: Written = toml::from_str(&text).map_err(|it| broken(it.message()))?;
         if written.format != FORMAT {
             return Err(broken("its format is unknown"));

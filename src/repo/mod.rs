@@ -17,7 +17,7 @@ use crate::{
     fs::{self, Lock, Root, Sync},
     git::Git,
     path::RepoPath,
-    pointer::{Pointer, SUFFIX},
+    pointer::{ENOUGH, Pointer, SUFFIX},
     progress::Progress,
     store::{self, Store},
 };
@@ -43,7 +43,7 @@ pub struct Repo {
 impl Repo {
     /// Finds the repository that `start` lies in.
     pub fn discover(start: &Path) -> Result<Self> {
-        let git = Git::discover(start)?;
+        let git = Git::here(start)?;
         let files = Root::open(git.root())?;
         let Some(folder) = files.own(FOLDER, false)? else {
             let error = Error::not_found(format!("`{}` is not set up for mlx", git.root().display()));
@@ -69,7 +69,7 @@ impl Repo {
 
     /// Sets up the Git repository that `start` lies in; what is there already stays.
     pub fn init(start: &Path) -> Result<Self> {
-        let git = Git::discover(start)?;
+        let git = Git::here(start)?;
         let files = Root::open(git.root())?;
         let folder = files.own(FOLDER, true)?.expect("it was just made");
         for (name, text) in [("config.toml", CONFIG), (".gitignore", IGNORE)] {
@@ -110,9 +110,17 @@ impl Repo {
 
     /// The pointer of `path` in the work tree.
     pub fn pointer(&self, path: &RepoPath) -> Result<Option<Pointer>> {
-        match self.files.read_if_there(&path.with_suffix(SUFFIX))? {
+        match self.files.read_start(&path.with_suffix(SUFFIX), ENOUGH)? {
             Some(bytes) if Pointer::resembles(&bytes) => Pointer::parse(path.clone(), &bytes).map(Some),
             _ => Ok(None),
+        }
+    }
+
+    /// Refuses to replace a pointer that a newer mlx wrote; a broken one may be replaced.
+    pub fn check_replaceable(&self, path: &RepoPath) -> Result<()> {
+        match self.files.read_start(&path.with_suffix(SUFFIX), ENOUGH)? {
+            Some(bytes) if Pointer::resembles(&bytes) => Pointer::check_format(path, &bytes),
+            _ => Ok(()),
         }
     }
 
@@ -121,7 +129,7 @@ impl Repo {
     pub fn write_pointer(&self, pointer: &Pointer) -> Result<bool> {
         self.files.dir(&pointer.path.parent().unwrap_or_default())?.sweep()?;
         let text = pointer.to_toml().into_bytes();
-        if self.files.read_if_there(&pointer.file())?.as_deref() == Some(&text[..]) {
+        if self.files.read_start(&pointer.file(), ENOUGH)?.as_deref() == Some(&text[..]) {
             return Ok(false);
         }
         self.files.write(&pointer.file(), &text, Sync::Yes).map(|()| true)

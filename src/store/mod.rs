@@ -27,7 +27,7 @@ pub use self::{
     runs::Run,
     stock::{PackFile, Stock, WholeFile},
     sweep::{Amount, Freed, Kept, Plan, plan},
-    tree::{EntryKind, Page, TreeEntry, decode as decode_page},
+    tree::{EntryKind, Page, TreeEntry, decode as decode_page, is_newer_page},
     trust::Sharer,
     verify::{Fault, Verified, What},
     writer::Writer,
@@ -40,7 +40,7 @@ use std::{
 
 use crate::{
     digest::Digest,
-    error::Result,
+    error::{Error, Result},
     fs::{self, Root, Sync},
     path::RepoPath,
 };
@@ -109,6 +109,11 @@ impl Store {
             let Ok(digest) = Digest::from_hex(hex) else { continue };
             if !self.packs().contains_key(&digest) && !self.distrusts(&digest) {
                 let Ok(bytes) = self.root.read(&place("packs", hex, ".idx")?) else { continue };
+                if Index::is_newer(&bytes) {
+                    // To go on without its objects would be to take them for lost.
+                    let message = format!("the pack {} was written by a newer mlx", digest.short());
+                    return Err(Error::corrupt(message).hint("upgrade mlx"));
+                }
                 // A damaged index hides its pack; the pack carries a copy of it.
                 let Ok(index) = Index::parse(bytes).or_else(|_| self.index_from_pack(hex)) else { continue };
                 // Without its pack an index names nothing: its objects count as absent.

@@ -13,12 +13,13 @@ use std::{
 use crate::{
     digest::Digest,
     error::{Doing, Error, Result},
+    fs,
     git::{BlobId, Census, Git, Rev},
     ledger::AUDIT,
     lineage::speaks,
     path::RepoPath,
     pipeline::Lockfile,
-    pointer::{Content, Pointer, SUFFIX},
+    pointer::{Content, ENOUGH, Pointer, SUFFIX},
     repo::Repo,
     store::Store,
     traffic::spool,
@@ -149,10 +150,20 @@ impl Reader<'_> {
         if let Some(said) = self.known.get(&key) {
             return Ok(Rc::clone(said));
         }
-        let bytes = self.git.read_blob(blob)?;
-        let said = Rc::new(parse(path, &bytes).map_err(|it| it.full_text()));
+        let said = Rc::new(self.read_anew(path, blob)?.map_err(|it| it.full_text()));
         self.known.insert(key, Rc::clone(&said));
         Ok(said)
+    }
+
+    /// The outer result is Git's; the inner one is what its file says.
+    fn read_anew(&self, path: &RepoPath, blob: BlobId) -> Result<Result<Said>> {
+        let pointer = path.without_suffix(SUFFIX).is_some();
+        let most = if pointer { ENOUGH } else { fs::DOCUMENT };
+        Ok(match self.git.read_small_blob(blob, most)? {
+            Some(bytes) => parse(path, &bytes),
+            None if pointer => Ok(Said::default()),
+            None => Err(too_large(path)),
+        })
     }
 
     fn take_shared(&mut self, holder: &dyn Fn() -> Holder, path: &RepoPath, said: Rc<Result<Said, String>>) {
@@ -243,6 +254,9 @@ fn parse(path: &RepoPath, bytes: &[u8]) -> Result<Said> {
         }
         return Ok(said);
     }
+    if bytes.len() as u64 > fs::DOCUMENT {
+        return Err(too_large(path));
+    }
     for (_, record) in Lockfile::parse(path, bytes)?.records() {
         let outputs = record.outputs.iter().chain(&record.in_git);
         said.contents.extend(outputs.map(|(path, it)| (Some(path.clone()), *it)));
@@ -250,6 +264,10 @@ fn parse(path: &RepoPath, bytes: &[u8]) -> Result<Said> {
         said.runs.push(record.key);
     }
     Ok(said)
+}
+
+fn too_large(path: &RepoPath) -> Error {
+    Error::corrupt(format!("`{path}` is larger than {} MiB", fs::DOCUMENT >> 20))
 }
 
 /// Everything that is written as a digest.

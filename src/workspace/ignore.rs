@@ -194,7 +194,7 @@ impl Level {
 fn read(files: &Root, folder: &RepoPath) -> Result<Option<Gitignore>> {
     let file = folder.join(FILE.as_bytes())?;
     match files.stamp(&file)?.map(|it| it.form) {
-        Some(Form::File) => parse(folder, &files.read(&file)?).map(Some),
+        Some(Form::File) => files.read_document(&file)?.map(|it| parse(folder, &it)).transpose(),
         _ => Ok(None),
     }
 }

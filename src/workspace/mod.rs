@@ -109,6 +109,10 @@ impl<'r> Workspace<'r> {
         let mut below = Vec::new();
         // What cannot be read hides nothing else; Git still knows the pointers that it tracks there.
         let Ok(names) = self.repo.files.dir(folder).and_then(|it| it.names()) else { return Ok(()) };
+        // What lies in another repository, such as a submodule, is that one's.
+        if !folder.is_root() && names.iter().any(|it| it.0 == b".git") {
+            return Ok(());
+        }
         for (name, form) in names {
             let Ok(path) = folder.join(&name) else { continue };
             if form.is_dir() {
