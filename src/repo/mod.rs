@@ -41,9 +41,17 @@ pub struct Repo {
 }
 
 impl Repo {
-    /// Finds the repository that `start` lies in.
+    /// Finds the repository that `start`, where the user stands, lies in.
     pub fn discover(start: &Path) -> Result<Self> {
-        let git = Git::here(start)?;
+        Self::of(Git::here(start)?)
+    }
+
+    /// Opens a worktree of our own making, whatever the environment says of the user's.
+    pub fn own(place: &Path) -> Result<Self> {
+        Self::of(Git::discover(place)?)
+    }
+
+    fn of(git: Git) -> Result<Self> {
         let files = Root::open(git.root())?;
         let Some(folder) = files.own(FOLDER, false)? else {
             let error = Error::not_found(format!("`{}` is not set up for mlx", git.root().display()));
@@ -78,7 +86,7 @@ impl Repo {
                 folder.write(&path, text.as_bytes(), Sync::Yes)?;
             }
         }
-        Self::discover(start)
+        Self::of(Git::here(start)?)
     }
 
     /// The top of the work tree.
