@@ -143,7 +143,7 @@ fn cut<T>(rows: &[T], level: u32, name: impl Fn(&T) -> &[u8]) -> Vec<&[T]> {
 
 /// Whether a newer mlx wrote this page; its digest says that it is not damaged.
 pub fn is_newer_page(bytes: &[u8]) -> bool {
-    is_newer(bytes, HEAD)
+    is_newer(bytes, *HEAD)
 }
 
 /// Reads a page, refusing names that are no names and orders that are none.
