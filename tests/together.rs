@@ -1,18 +1,24 @@
-//! Many at once in one repository: nothing is lost, nobody waits for ever, and nobody cries damage that is none.
+//! Many at once in one repository, friends and an enemy: nothing is lost, nobody waits for ever, nobody cries damage that
+//! is none, and nobody is led out.
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     process::{Child, Stdio},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant, SystemTime},
 };
 
-use rustix::fs::{FlockOperation, flock};
+use mlx::{digest::Digest, fs::Root, store::Store};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use serde_json::json;
 
-use crate::sandbox::{Ran, Sandbox, ended, snapshot};
+use crate::{
+    enemies::{outside, victim},
+    sandbox::{Ran, Sandbox, ended, snapshot},
+};
 
 const SWEEP: &str = "gc --grace 0s --yes";
 
@@ -27,7 +33,7 @@ fn at_once(sandbox: &Sandbox, folder: &Path, commands: &[&str]) -> Vec<(String, 
     let start = Instant::now();
     let children: Vec<_> = commands.iter().map(|it| ((*it).to_owned(), spawn(sandbox, folder, it))).collect();
     let ran = children.into_iter().map(|(args, it)| (args, ended(it.wait_with_output().unwrap()))).collect();
-    assert!(start.elapsed() < Duration::from_secs(60), "somebody waited for ever");
+    assert!(start.elapsed() < Duration::from_mins(1), "somebody waited for ever");
     ran
 }
 
@@ -238,7 +244,7 @@ fn is_index(path: &Path) -> bool {
 
 /// Makes everything in the store as old as a month.
 fn age(folder: &Path) {
-    let then = SystemTime::now() - Duration::from_secs(30 * 24 * 3600);
+    let then = SystemTime::now() - Duration::from_hours(720);
     for entry in walkdir::WalkDir::new(folder) {
         let path = entry.unwrap().into_path();
         if path.is_file() {
@@ -300,4 +306,86 @@ fn experiments_and_every_other_name_of_git_keep_what_they_lead_to() {
         assert_eq!(sandbox.read("a"), name);
         sandbox.ok("checkout");
     }
+}
+
+/// Changes the places of a folder and of a link out of the repository, as fast as it can, while `act` runs.
+fn while_flipping(sandbox: &Sandbox, act: impl Fn(&Sandbox)) -> u64 {
+    let (one, two) = (sandbox.repo.join("data/d"), sandbox.repo.join("spare"));
+    let (over, flips) = (AtomicBool::new(false), AtomicU64::new(0));
+    for _ in 0..4 {
+        for path in [&one, &two] {
+            let _none = fs::remove_file(path).or_else(|_| fs::remove_dir_all(path));
+        }
+        fs::create_dir_all(&one).unwrap();
+        for name in (0..150).map(|at| format!("f{at}")).chain(["precious".to_owned()]) {
+            fs::write(one.join(&name), format!("edited {name}")).unwrap();
+        }
+        symlink(sandbox.root().join("outside"), &two).unwrap();
+        over.store(false, Ordering::SeqCst);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::SeqCst) {
+                    let flip = renameat_with(CWD, &one, CWD, &two, RenameFlags::EXCHANGE);
+                    flips.fetch_add(u64::from(flip.is_ok()), Ordering::SeqCst);
+                }
+            });
+            act(sandbox);
+            over.store(true, Ordering::SeqCst);
+        });
+    }
+    flips.into_inner()
+}
+
+fn flipped() -> (Sandbox, Vec<String>) {
+    let sandbox = victim();
+    for at in 0..150 {
+        sandbox.write(&format!("data/d/f{at}"), format!("content {at}"));
+    }
+    // These stand outside, too.
+    sandbox.write("data/d/precious", "ours");
+    sandbox.ok("add data");
+    let before = outside(&sandbox);
+    (sandbox, before)
+}
+
+/// Whatever a command makes of it, it does not end in a panic.
+fn ends(sandbox: &Sandbox, args: &str) {
+    let ran = sandbox.mlx(args);
+    assert!((0..8).contains(&ran.code) && !ran.err.contains("panicked"), "{args}: {}", ran.err);
+}
+
+#[test]
+fn a_link_swapped_in_while_checkout_writes_leads_nowhere() {
+    let (sandbox, before) = flipped();
+    let flips = while_flipping(&sandbox, |it| ends(it, "checkout --force"));
+    assert!(flips > 1000, "only {flips} flips");
+    assert_eq!(outside(&sandbox), before);
+}
+
+#[test]
+fn a_link_swapped_in_while_files_are_removed_leads_nowhere() {
+    let (sandbox, before) = flipped();
+    let pointer = sandbox.read("data.mlx");
+    let flips = while_flipping(&sandbox, |it| {
+        it.write("data.mlx", &pointer);
+        ends(it, "remove --data --force data");
+    });
+    assert!(flips > 1000, "only {flips} flips");
+    assert_eq!(outside(&sandbox), before);
+}
+
+#[test]
+fn a_link_swapped_in_while_add_reads_gives_nothing_away() {
+    let (sandbox, _) = flipped();
+    let secrets = (0..40).map(|at| format!("secret {at}")).collect::<Vec<_>>();
+    for (at, secret) in secrets.iter().enumerate() {
+        fs::write(sandbox.root().join(format!("outside/f{at}")), secret).unwrap();
+    }
+    let flips = while_flipping(&sandbox, |it| {
+        ends(it, "add data");
+        ends(it, "status");
+    });
+    assert!(flips > 1000, "only {flips} flips");
+    let store = Store::open(Root::open(&sandbox.repo.join(".git/mlx")).unwrap()).unwrap();
+    assert!(secrets.iter().all(|it| !store.contains(&Digest::of(it.as_bytes()))));
 }

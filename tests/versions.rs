@@ -76,7 +76,7 @@ const NEWER: [Newer; 4] = [
             it.write(
                 "mlx.lock",
                 format!("{}\n[stage.x]\nnew = 1\n", it.read("mlx.lock").replace("format = 1", "format = 2")),
-            )
+            );
         },
         &["status", "checkout", "commit", "repro", "gc --grace 0s --yes", "pull"],
     ),
@@ -173,7 +173,7 @@ fn copy(from: &Path, to: &Path) {
         let entry = entry.unwrap();
         let target = to.join(entry.file_name());
         if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target)
+            copy(&entry.path(), &target);
         } else {
             fs::copy(entry.path(), target).map(drop).unwrap();
         }
@@ -433,7 +433,9 @@ fn a_gigabyte_in_the_place_of_a_document_is_refused_by_name() {
         let name = file.rsplit(".mlx/").next().unwrap();
         assert!(error.contains(&format!("`{name}` is larger than ")), "{file}: {error}");
         fs::remove_file(&path).unwrap();
-        kept.map(|it| fs::write(&path, it).unwrap());
+        if let Some(bytes) = kept {
+            fs::write(&path, bytes).unwrap();
+        }
     }
     // A file that large is nobody's pointer.
     let pointer = sandbox.read("data.mlx");

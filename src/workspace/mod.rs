@@ -28,12 +28,12 @@ pub use self::{
 use std::{cell::RefCell, collections::BTreeSet};
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     path::RepoPath,
     pointer::{Content, Pointer, SUFFIX},
     progress::Progress,
     repo::Repo,
-    store::Writer,
+    store::{EntryKind, Writer},
 };
 
 use self::index::Index;
@@ -167,6 +167,19 @@ impl<'r> Workspace<'r> {
     pub fn store(&self, path: &RepoPath, progress: &dyn Progress) -> Result<Option<Content>> {
         let mut writer = Writer::new(&self.repo.store);
         let Some(node) = scan::scan(self, path, Some(&mut writer), progress)? else { return Ok(None) };
+        writer.finish()?;
+        Ok(Some(node.content()))
+    }
+
+    /// As [`Workspace::store`], of what is to be put back elsewhere: refuses links that lead out of it.
+    pub fn store_output(&self, path: &RepoPath, progress: &dyn Progress) -> Result<Option<Content>> {
+        let mut writer = Writer::new(&self.repo.store);
+        let Some(node) = scan::scan(self, path, Some(&mut writer), progress)? else { return Ok(None) };
+        if node.kind == EntryKind::Link {
+            let error = Error::new(Kind::Denied, format!("`{path}` is a link"));
+            return Err(error.hint("put there what it points to"));
+        }
+        scan::check_links(self, &node, path, path)?;
         writer.finish()?;
         Ok(Some(node.content()))
     }
