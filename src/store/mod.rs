@@ -99,7 +99,7 @@ impl Store {
     }
 
     /// Opens packs that came since the last look; true if there were any.
-    fn refresh(&self) -> Result<bool> {
+    pub fn refresh(&self) -> Result<bool> {
         let dir = self.dir("packs")?;
         let mut found = false;
         for (name, _) in dir.names()? {
