@@ -285,7 +285,7 @@ mod tests {
             ("a.yaml", "a: 1\na: 2\n".into(), "duplicate mapping key: a"),
             ("a.toml", "a = 1\na = 2\n".into(), "line 2, column 1"),
             ("a.json", "{\"a\": 1e400}".into(), "number out of range at line 1 column"),
-            ("a.toml", "a = 9223372036854775808".into(), "line 1, column 3"),
+            ("a.toml", "a = 9223372036854775808".into(), "line 1, column 5"),
         ] {
             let said = refused(name, &text);
             assert!(said.contains(part), "{name}: {said:.300}");
