@@ -284,27 +284,30 @@ const OBSTACLES: [Obstacle; 6] = [
 
 #[test]
 fn what_stands_in_the_place_of_a_file_is_replaced_or_refused_and_never_followed() {
+    let sandbox = victim();
+    sandbox.write("data/a", "ours");
+    sandbox.ok("add data");
+    let before = outside(&sandbox);
     for (what, make, code, forced) in OBSTACLES {
         for place in ["data/a", "data"] {
-            let sandbox = victim();
-            sandbox.write("data/a", "ours");
-            sandbox.ok("add data");
-            let before = outside(&sandbox);
             let path = sandbox.repo.join(place);
             fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path)).unwrap();
             make(&sandbox, &path);
             if path.symlink_metadata().is_err() {
                 skip("what_stands_in_the_place_of_a_file", "this user cannot make a device");
+                sandbox.ok("checkout");
                 continue;
             }
             let error = sandbox.fails("checkout", code);
             assert!(error.contains(&format!("`{place}")), "{what} at {place}: {error}");
             assert_eq!(sandbox.mlx("checkout --force").code, forced, "{what} at {place}");
-            assert_eq!(outside(&sandbox), before, "{what} at {place}");
-            if forced == 0 {
-                assert_eq!(sandbox.read("data/a"), "ours", "{what} at {place}");
-                assert!(sandbox.repo.join(place).symlink_metadata().is_ok_and(|it| !it.is_symlink()));
+            if forced != 0 {
+                fs::remove_file(&path).unwrap();
+                sandbox.ok("checkout");
             }
+            assert_eq!(outside(&sandbox), before, "{what} at {place}");
+            assert_eq!(sandbox.read("data/a"), "ours", "{what} at {place}");
+            assert!(sandbox.repo.join(place).symlink_metadata().is_ok_and(|it| !it.is_symlink()), "{what}");
         }
     }
 }

@@ -314,7 +314,7 @@ fn experiments_and_every_other_name_of_git_keep_what_they_lead_to() {
 fn while_flipping(sandbox: &Sandbox, act: impl Fn(&Sandbox)) -> u64 {
     let (one, two) = (sandbox.repo.join("data/d"), sandbox.repo.join("spare"));
     let (over, flips) = (AtomicBool::new(false), AtomicU64::new(0));
-    for _ in 0..4 {
+    for _ in 0..3 {
         for path in [&one, &two] {
             let _none = fs::remove_file(path).or_else(|_| fs::remove_dir_all(path));
         }
