@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::{
     Deserialize, Deserializer,
-    de::{MapAccess, SeqAccess, Visitor},
+    de::{self, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::{Map, Number, Value};
 
@@ -33,7 +33,9 @@ pub fn parse(name: &RepoPath, bytes: &[u8]) -> Result<Value> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let ending = name.name().rsplit(|&it| it == b'.').next().unwrap_or_default();
     match ending {
-        b"json" => serde_json::from_str(&plain_json(text)).map_err(|it| wrong(it.to_string())),
+        b"json" => serde_json::from_str::<Loose>(&plain_json(text))
+            .map(|it| it.0)
+            .map_err(|it| wrong(it.to_string())),
         b"toml" => text.parse::<toml::Table>().map(from_toml).map_err(|it| wrong(it.to_string())),
         b"yaml" | b"yml" => serde_saphyr::from_str_with_options::<Loose>(text, yaml())
             .map(|it| it.0)
@@ -47,7 +49,7 @@ fn yaml() -> serde_saphyr::Options {
     serde_saphyr::options! { non_finite_float_policy: serde_saphyr::NonFiniteFloatPolicy::PassThrough }
 }
 
-/// A YAML value: as JSON's, but its floats may be anything.
+/// A value of JSON or YAML: its floats may be anything, and no key comes twice.
 struct Loose(Value);
 
 impl<'de> Deserialize<'de> for Loose {
@@ -109,7 +111,9 @@ impl<'de> Visitor<'de> for LooseVisitor {
         let mut found = Map::new();
         while let Some((key, Loose(it))) = map.next_entry::<Loose, Loose>()? {
             let key = key.0.as_str().map_or_else(|| key.0.to_string(), str::to_owned);
-            found.insert(key, it);
+            if found.insert(key.clone(), it).is_some() {
+                return Err(de::Error::custom(format!("the key `{key}` comes twice")));
+            }
         }
         Ok(Value::Object(found))
     }
@@ -266,6 +270,47 @@ mod tests {
     fn kinds_of_numbers_are_told_apart() {
         let texts: Vec<_> = [json!(1), json!(1.0), json!(true), json!("1")].iter().map(canonical).collect();
         assert_eq!(texts, ["1", "1.0", "true", "\"1\""]);
+    }
+
+    #[test]
+    fn what_is_odd_is_refused_with_its_place_or_read_as_meant() {
+        let refused = |name: &str, text: &str| {
+            let error = parse(&RepoPath::from_text(name).unwrap(), text.as_bytes()).unwrap_err();
+            assert_eq!(error.kind(), Kind::Corrupt, "{name}");
+            error.to_string()
+        };
+        let deep = |open: &str, close: &str| format!("{}{}", open.repeat(10_000), close.repeat(10_000));
+        for (name, text, part) in [
+            ("a.json", deep("[", "]"), "recursion limit exceeded at line 1 column"),
+            ("a.json", deep("{\"a\":", "}"), "recursion limit exceeded at line 1 column"),
+            ("a.yaml", deep("[", "]"), "line 1 column"),
+            ("a.toml", format!("a = {}", deep("[", "]")), "line 1, column"),
+            ("a.toml", format!("[{}a]", "a.".repeat(10_000)), "recursion limit"),
+            ("a.json", "{\n\"a\": 1,\n\"a\": 2}".into(), "the key `a` comes twice at line 3 column"),
+            ("a.yaml", "a: 1\na: 2\n".into(), "duplicate mapping key: a"),
+            ("a.toml", "a = 1\na = 2\n".into(), "line 2, column 1"),
+            ("a.json", "{\"a\": 1e400}".into(), "number out of range at line 1 column"),
+            ("a.toml", "a = 9223372036854775808".into(), "line 1, column 5"),
+        ] {
+            let said = refused(name, &text);
+            assert!(said.contains(part), "{name}: {said:.300}");
+        }
+        let bomb = (0..12).fold("a: &a [x, x, x, x, x, x, x, x, x]\n".to_owned(), |text, it| {
+            let (old, new) = ((b'a' + it) as char, (b'b' + it) as char);
+            format!("{text}{new}: &{new} [{}]\n", vec![format!("*{old}"); 9].join(","))
+        });
+        assert!(refused("a.yaml", &bomb).contains("line "), "billion laughs");
+        for (name, text) in [
+            ("a.json", "\u{feff}{\"a\": 1}\r\n"),
+            ("a.toml", "\u{feff}a = 1\r\n"),
+            ("a.yaml", "\u{feff}a: 1\r\n"),
+        ] {
+            assert_eq!(read(name, text), json!({"a": 1}), "{name}");
+        }
+        assert_eq!(
+            canonical(&read("a.json", "{\"a\": 18446744073709551615}")),
+            "{\"a\":18446744073709551615}"
+        );
     }
 
     #[test]

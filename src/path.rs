@@ -152,6 +152,11 @@ impl RepoPath {
         Some(Self(self.0[..end].to_vec()))
     }
 
+    /// This path, the folder it lies in, and so on up to the root.
+    pub fn ancestors(&self) -> impl Iterator<Item = Self> {
+        std::iter::successors(Some(self.clone()), Self::parent)
+    }
+
     /// Whether this is `other` or lies below it.
     pub fn is_within(&self, other: &Self) -> bool {
         self.below(other).is_some()
@@ -213,12 +218,12 @@ pub fn check_name(name: &[u8]) -> Result<()> {
     if name.len() > 255 {
         return refuse("it is longer than 255 bytes");
     }
-    // Folding is slow; names that start like none of those need it only for what Unicode hides.
-    if name.is_ascii() && !b".gGmM".contains(&name[0]) {
+    // Folding is slow; names that start like none of those need it only for what Unicode hides, and for what
+    // stands behind a backslash, which is a slash elsewhere.
+    if name.is_ascii() && !b".gGmM".contains(&name[0]) && !name.contains(&b'\\') {
         return Ok(());
     }
-    let folded = fold(name);
-    if matches!(&folded[..], ".git" | ".mlx" | "git~1" | "mlx~1") {
+    if name.split(|&it| it == b'\\').any(|it| matches!(&fold(it)[..], ".git" | ".mlx" | "git~1" | "mlx~1")) {
         return refuse("it could stand for Git's or mlx's own folder");
     }
     Ok(())
@@ -253,7 +258,9 @@ impl Serialize for RepoPath {
 
 impl<'de> Deserialize<'de> for RepoPath {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::from_text(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+        let path = Self::from_text(&String::deserialize(deserializer)?).map_err(de::Error::custom)?;
+        // Nobody writes down the repository itself.
+        if path.is_root() { Err(de::Error::custom("an empty path")) } else { Ok(path) }
     }
 }
 
@@ -293,11 +300,13 @@ mod tests {
             ".git::$INDEX",
             ".g\u{200c}it",
             ".mlx/x",
+            ".git\\hooks",
+            "a\\.GIT. \\x",
         ];
         for text in bad {
             assert_eq!(RepoPath::from_bytes(text.as_bytes()).unwrap_err().kind(), Kind::Denied, "{text}");
         }
-        for text in [".gitignore", "a.mlx", "git", "12:30.jpg", "a b", ".github"] {
+        for text in [".gitignore", "a.mlx", "git", "12:30.jpg", "a b", ".github", "a\\b", "C:\\x"] {
             assert!(RepoPath::from_bytes(text.as_bytes()).is_ok(), "{text}");
         }
     }

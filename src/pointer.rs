@@ -18,6 +18,8 @@ const LARGEST: usize = 4096;
 const START: &[u8] = b"digest = \"b3:";
 /// How a digest begins.
 const WRITTEN: &[u8] = b"\"b3:";
+/// So much of a file tells whether it is a pointer, and all of it if it is one.
+pub const ENOUGH: u64 = LARGEST as u64 + 1;
 
 /// What a tracked path holds: a file's bytes or a folder's tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -80,6 +82,15 @@ impl Pointer {
         document::format_of(&String::from_utf8_lossy(bytes)).is_some_and(|it| it > FORMAT)
     }
 
+    /// Refuses the pointer file of `path` if a newer mlx wrote it, whatever else there is in it.
+    pub fn check_format(path: &RepoPath, bytes: &[u8]) -> Result<()> {
+        if Self::is_newer(bytes) {
+            let file = path.with_suffix(SUFFIX);
+            return Err(Error::corrupt(format!("`{file}` was written by a newer mlx")).hint("upgrade mlx"));
+        }
+        Ok(())
+    }
+
     /// Reads the pointer file of `path`.
     pub fn parse(path: RepoPath, bytes: &[u8]) -> Result<Self> {
         let file = path.with_suffix(SUFFIX);
@@ -91,9 +102,7 @@ impl Pointer {
             );
         }
         let broken = |why: &str| Error::corrupt(format!("`{file}` is not a pointer: {why}"));
-        if Self::is_newer(bytes) {
-            return Err(Error::corrupt(format!("`{file}` was written by a newer mlx")).hint("upgrade mlx"));
-        }
+        Self::check_format(&path, bytes)?;
         let written: Written = toml::from_str(&text).map_err(|it| broken(it.message()))?;
         if written.format != FORMAT {
             return Err(broken("its format is unknown"));

@@ -1,6 +1,7 @@
 //! The terminal. What was asked for goes to standard output; everything else to standard error.
 
 use std::{
+    borrow::Cow,
     io::{IsTerminal as _, Write as _},
     process::ExitCode,
     sync::Mutex,
@@ -45,7 +46,7 @@ impl Ui {
             if let (Some(error), Some(map)) = (report.failure(), value.as_object_mut()) {
                 map.insert("error".to_owned(), describe(error));
             }
-            print(&format!("{value:#}\n"));
+            print(&json_text(&value));
         } else if !self.quiet {
             let text = report.to_string();
             let text = harmless(text.trim_end());
@@ -64,7 +65,7 @@ impl Ui {
 
     pub fn fail(&self, error: &Error) -> ExitCode {
         if self.json {
-            print(&format!("{:#}\n", json!({ "error": describe(error) })));
+            print(&json_text(&json!({ "error": describe(error) })));
         } else {
             self.tell(error);
         }
@@ -81,9 +82,9 @@ impl Ui {
             let text = error.to_string();
             let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
             let ours = Error::new(Kind::Usage, message).hint("see `mlx --help`");
-            print(&format!("{:#}\n", json!({ "error": describe(&ours) })));
+            print(&json_text(&json!({ "error": describe(&ours) })));
         } else {
-            say(&error.to_string());
+            say(&harmless(&error.to_string()));
         }
         ExitCode::from(Kind::Usage as u8)
     }
@@ -128,14 +129,34 @@ fn describe(error: &Error) -> Value {
     json!({"kind": error.kind().name(), "message": error.full_text(), "hint": error.hint_text()})
 }
 
-/// What others wrote must not move the cursor or forge a line's color: of control characters only line ends and
-/// tabs pass.
-fn harmless(text: &str) -> std::borrow::Cow<'_, str> {
-    let odd = |it: char| it.is_control() && !matches!(it, '\n' | '\t');
-    if !text.contains(odd) {
+/// Of control characters only line ends and tabs pass; nor do those that turn the order of letters, or end a line
+/// without being seen.
+fn is_odd(it: char) -> bool {
+    let turns =
+        matches!(it, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    turns || it.is_control() && !matches!(it, '\n' | '\t')
+}
+
+/// What others wrote must not move the cursor, forge a line's color, or look like another name.
+fn harmless(text: &str) -> Cow<'_, str> {
+    spelt(text, &|it| it.escape_unicode().to_string())
+}
+
+/// JSON that a terminal takes, too: the same value, some letters spelt out.
+fn json_text(value: &Value) -> String {
+    let text = format!("{value:#}\n");
+    spelt(&text, &|it| format!("\\u{:04x}", u32::from(it))).into_owned()
+}
+
+fn spelt<'t>(text: &'t str, spell: &dyn Fn(char) -> String) -> Cow<'t, str> {
+    if !text.contains(is_odd) {
         return text.into();
     }
-    text.chars().flat_map(|it| if odd(it) { it.escape_unicode().collect() } else { vec![it] }).collect()
+    let mut out = String::with_capacity(text.len() + 16);
+    for it in text.chars() {
+        if is_odd(it) { out.push_str(&spell(it)) } else { out.push(it) }
+    }
+    out.into()
 }
 
 /// A reader that went away is no reason to panic.

@@ -109,13 +109,19 @@ impl Dir {
         match fd {
             Ok(fd) => Ok(Self { fd, shown, shared: self.shared }),
             Err(error) => {
-                if self.stamp(name)?.is_some_and(|it| it.form == Form::Link) {
-                    let message = format!("{} is a link, and mlx does not go through links", self.at(name));
-                    return Err(Error::new(Kind::Denied, message).hint("replace the link by a real folder"));
-                }
+                self.refuse_link(name)?;
                 Err(error).doing(|| format!("cannot open the folder {}", self.at(name)))
             }
         }
+    }
+
+    /// What could not be opened is a link: that says more than the system's own words.
+    fn refuse_link(&self, name: &[u8]) -> Result<()> {
+        if self.stamp(name)?.is_some_and(|it| it.form == Form::Link) {
+            let message = format!("{} is a link, and mlx does not go through links", self.at(name));
+            return Err(Error::new(Kind::Denied, message).hint("replace the link by what it points to"));
+        }
+        Ok(())
     }
 
     /// Opens a folder in this one, made if it is not there.
@@ -149,7 +155,13 @@ impl Dir {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let opened =
             fault::point("open").and_then(|()| Ok(fs::openat(&self.fd, name, flags, Mode::empty())?));
-        let file = opened.map(File::from).doing(|| format!("cannot open {}", self.at(name)))?;
+        let file = match opened {
+            Ok(fd) => File::from(fd),
+            Err(error) => {
+                self.refuse_link(name)?;
+                return Err(error).doing(|| format!("cannot open {}", self.at(name)));
+            }
+        };
         if !file.metadata().is_ok_and(|it| it.is_file()) {
             return Err(Error::new(Kind::Denied, format!("{} is not a plain file", self.at(name))));
         }

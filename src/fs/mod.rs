@@ -24,7 +24,7 @@ pub use self::{
     holes::Sparse,
     lock::{Lock, hold, is_held, lock, lock_shared, lock_telling, try_lock},
     place::{Link, Mode, place},
-    root::Root,
+    root::{DOCUMENT, Root},
     sieve::{Everything, Sieve},
 };
 

@@ -13,6 +13,9 @@ use crate::{
     path::RepoPath,
 };
 
+/// Bytes of settings, pipelines, lockfiles, parameters: a lockfile of a hundred thousand stages has 40 MB.
+pub const DOCUMENT: u64 = 64 << 20;
+
 /// An open folder with its path: a workspace, a store, a settings folder.
 pub struct Root {
     dir: Dir,
@@ -132,6 +135,30 @@ impl Root {
         match self.stamp(path)? {
             None => Ok(None),
             Some(_) => self.read(path).map(Some),
+        }
+    }
+
+    /// As [`Root::read_if_there`], and no more than the first `most` bytes.
+    pub fn read_start(&self, path: &RepoPath, most: u64) -> Result<Option<Vec<u8>>> {
+        if self.stamp(path)?.is_none() {
+            return Ok(None);
+        }
+        let mut bytes = Vec::new();
+        let file = self.open_file(path)?;
+        file.take(most).read_to_end(&mut bytes).doing(|| format!("cannot read `{path}`"))?;
+        Ok(Some(bytes))
+    }
+
+    /// As [`Root::read_if_there`], of what people write and what is taken into memory whole: refused when it is
+    /// larger than that can be.
+    pub fn read_document(&self, path: &RepoPath) -> Result<Option<Vec<u8>>> {
+        let bytes = self.read_start(path, DOCUMENT + 1)?;
+        match bytes {
+            Some(bytes) if bytes.len() as u64 > DOCUMENT => {
+                let message = format!("`{path}` is larger than {} MiB", DOCUMENT >> 20);
+                Err(Error::corrupt(message).hint("such a file is read whole: keep data in files of its own"))
+            }
+            bytes => Ok(bytes),
         }
     }
 

@@ -81,6 +81,12 @@ impl Git {
         Ok(found)
     }
 
+    /// As [`Git::read_blob`]; nothing of one that has more bytes than `most`.
+    pub fn read_small_blob(&self, id: BlobId, most: u64) -> Result<Option<Vec<u8>>> {
+        let size = ours(self.repo.find_header(id.0), || "cannot read a file from Git".into())?.size();
+        if size > most { Ok(None) } else { self.read_blob(id).map(Some) }
+    }
+
     pub fn read_blob(&self, id: BlobId) -> Result<Vec<u8>> {
         let mut object = ours(self.repo.find_object(id.0), || "cannot read a file from Git".into())?;
         Ok(std::mem::take(&mut object.data))

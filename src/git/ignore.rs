@@ -22,7 +22,7 @@ impl Git {
             let error = Error::new(Kind::Denied, format!("`{file}` is not a plain file"));
             return Err(error.hint("Git reads none of its lines: put a file there"));
         }
-        let mut text = workspace.read_if_there(&file)?.unwrap_or_default();
+        let mut text = workspace.read_document(&file)?.unwrap_or_default();
         let line = pattern(path.name());
         if text.split(|&it| it == b'\n').any(|it| it.strip_suffix(b"\r").unwrap_or(it) == line) {
             return Ok(None);
@@ -41,7 +41,7 @@ impl Git {
     /// Takes `path` out of the `.gitignore` in its folder again, which goes when nothing is left in it.
     pub fn unignore(&self, workspace: &Root, path: &RepoPath) -> Result<()> {
         let file = path.parent().unwrap_or_default().join(b".gitignore")?;
-        let Some(text) = workspace.read_if_there(&file)? else { return Ok(()) };
+        let Some(text) = workspace.read_document(&file)? else { return Ok(()) };
         let line = pattern(path.name());
         let ours = |it: &&[u8]| {
             let it = it.strip_suffix(b"\n").unwrap_or(it);

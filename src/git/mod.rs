@@ -93,6 +93,32 @@ impl Git {
         Ok(Self { repo, root })
     }
 
+    /// As [`Git::discover`], for whoever works where they stand: refuses a repository whose files lie elsewhere, and
+    /// one that is not what `GIT_DIR` says, so that one repository's record never meets the files of another.
+    pub fn here(start: &Path) -> Result<Self> {
+        let found = Self::discover(start)?;
+        if fs::canonical(start).is_some_and(|it| !it.starts_with(&found.root)) {
+            let message = format!(
+                "`{}` is not among the files of its repository, which lie in `{}`",
+                start.display(),
+                found.root.display()
+            );
+            return Err(Error::usage(message)
+                .hint("go there, or see what `GIT_WORK_TREE` and `git config core.worktree` say"));
+        }
+        let said = std::env::var_os("GIT_DIR").map(PathBuf::from);
+        if said.as_ref().is_some_and(|it| fs::canonical(it).as_ref() != Some(&found.worktree_dir())) {
+            let said = said.unwrap_or_default();
+            let message = format!(
+                "`GIT_DIR` is `{}`, and the repository here is `{}`",
+                said.display(),
+                found.worktree_dir().display()
+            );
+            return Err(Error::usage(message).hint("unset `GIT_DIR`, or go to the repository that it names"));
+        }
+        Ok(found)
+    }
+
     /// The top of the work tree.
     pub fn root(&self) -> &Path {
         &self.root

@@ -90,7 +90,7 @@ impl<'r> Reader<'r> {
         };
         match at {
             At::Workspace => {
-                self.repo.files.read_if_there(manifest)?.map_or_else(|| Ok(Vec::new()), |it| list(&it))
+                self.repo.files.read_document(manifest)?.map_or_else(|| Ok(Vec::new()), |it| list(&it))
             }
             At::Commit(rev) => {
                 let Some(id) = self.repo.git.blob(rev, manifest)? else { return Ok(Vec::new()) };
@@ -108,7 +108,7 @@ impl<'r> Reader<'r> {
 
     fn document(&self, at: &At, file: &RepoPath) -> Result<Option<Value>> {
         let At::Commit(rev) = at else {
-            let bytes = self.repo.files.read_if_there(file)?;
+            let bytes = self.repo.files.read_document(file)?;
             return bytes.map(|it| document::parse(file, &it)).transpose();
         };
         let Some(id) = self.repo.git.blob(rev, file)? else { return Ok(None) };

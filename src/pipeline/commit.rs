@@ -47,7 +47,7 @@ impl Pipeline<'_, '_> {
         let pointer = Pointer { path: path.clone(), content: recorded };
         match self.workspace.compare(&pointer, &Silent)?.state {
             State::Same | State::Absent => Ok(None),
-            State::Changed | State::Unknown => self.workspace.store(path, progress),
+            State::Changed | State::Unknown => self.workspace.store_output(path, progress),
         }
     }
 }

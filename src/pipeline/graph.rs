@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     error::{Error, Result},
+    path::RepoPath,
     pipeline::Manifest,
 };
 
@@ -17,18 +18,12 @@ pub struct Graph {
 
 impl Graph {
     pub fn new(manifest: &Manifest) -> Result<Self> {
-        check_outputs(manifest)?;
+        let outputs = outputs(manifest)?;
         let mut needs: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for (name, stage) in &manifest.stages {
-            let reads = |path: &crate::path::RepoPath| {
-                manifest
-                    .outputs()
-                    .filter(|it| path.overlaps(&it.1.path))
-                    .map(|it| it.0.to_owned())
-                    .collect::<Vec<_>>()
-            };
             let params = stage.params.iter().map(|it| &it.0);
-            let found = stage.dependencies.iter().chain(params).flat_map(reads).collect();
+            let reads = stage.dependencies.iter().chain(params);
+            let found = reads.flat_map(|it| meeting(&outputs, it)).map(|it| it.1.to_owned()).collect();
             needs.insert(name.clone(), found);
         }
         let order = sort(&needs)?;
@@ -56,53 +51,71 @@ impl Graph {
     }
 }
 
-fn check_outputs(manifest: &Manifest) -> Result<()> {
-    let outputs: Vec<_> = manifest.outputs().collect();
-    for (at, (stage, out)) in outputs.iter().enumerate() {
-        for (other, second) in &outputs[at + 1..] {
-            if out.path == second.path {
-                let message = format!("`{}` is an output of both `{stage}` and `{other}`", out.path);
-                return Err(Error::usage(message).hint("one path is made by one stage"));
-            }
-            if out.path.overlaps(&second.path) {
-                let message = format!(
-                    "the outputs `{}` (of `{stage}`) and `{}` (of `{other}`) lie one inside the other",
-                    out.path, second.path
-                );
-                return Err(Error::usage(message).hint("give each a place of its own"));
-            }
+/// Every output with its stage, none of them in another. There may be a hundred thousand: no two lists of stages
+/// are gone through against each other.
+fn outputs(manifest: &Manifest) -> Result<BTreeMap<&RepoPath, &str>> {
+    let mut outputs = BTreeMap::new();
+    for (stage, out) in manifest.outputs() {
+        if let Some(other) = outputs.insert(&out.path, stage) {
+            let message = format!("`{}` is an output of both `{other}` and `{stage}`", out.path);
+            return Err(Error::usage(message).hint("one path is made by one stage"));
         }
     }
-    Ok(())
+    for (path, stage) in &outputs {
+        let above = path.ancestors().skip(1).find_map(|it| outputs.get_key_value(&it));
+        if let Some((outer, other)) = above {
+            let message = format!(
+                "the outputs `{outer}` (of `{other}`) and `{path}` (of `{stage}`) lie one inside the other"
+            );
+            return Err(Error::usage(message).hint("give each a place of its own"));
+        }
+    }
+    Ok(outputs)
 }
 
-/// Depth first, in the order of names, so that the order is always the same.
+/// Outputs that lie in `path`, and the one that it lies in.
+fn meeting<'o>(outputs: &BTreeMap<&'o RepoPath, &'o str>, path: &RepoPath) -> Vec<(&'o RepoPath, &'o str)> {
+    let above = path.ancestors().skip(1).find_map(|it| outputs.get_key_value(&it));
+    let near = outputs.range::<RepoPath, _>(path..).take_while(|it| it.0.bytes().starts_with(path.bytes()));
+    let within = near.filter(|it| it.0.is_within(path));
+    above.into_iter().chain(within).map(|(path, stage)| (*path, *stage)).collect()
+}
+
+/// Depth first, in the order of names, so that the order is always the same. Without recursion: a chain of stages
+/// may be longer than any stack.
 fn sort(needs: &BTreeMap<String, BTreeSet<String>>) -> Result<Vec<String>> {
-    fn visit(
-        name: &str,
-        needs: &BTreeMap<String, BTreeSet<String>>,
-        path: &mut Vec<String>,
-        order: &mut Vec<String>,
-    ) -> Result<()> {
-        if order.iter().any(|it| it == name) {
-            return Ok(());
+    let (mut order, mut done) = (Vec::new(), BTreeSet::new());
+    for start in needs.keys().filter(|it| !done.contains(*it)).cloned().collect::<Vec<_>>() {
+        // The way to where we are: each stage with what it needs and was not looked at yet.
+        let mut way = vec![(start.clone(), needs[&start].iter())];
+        let mut on_way = BTreeSet::from([start]);
+        while let Some((name, rest)) = way.last_mut() {
+            match rest.next() {
+                Some(next) if done.contains(next) => {}
+                Some(next) if !on_way.insert(next.clone()) => {
+                    let names: Vec<&str> = way.iter().map(|it| it.0.as_str()).collect();
+                    return Err(circle(&names, next));
+                }
+                Some(next) => way.push((next.clone(), needs[next].iter())),
+                None => {
+                    on_way.remove(name);
+                    if done.insert(name.clone()) {
+                        order.push(name.clone());
+                    }
+                    way.pop();
+                }
+            }
         }
-        if let Some(start) = path.iter().position(|it| it == name) {
-            let circle: Vec<_> =
-                path[start..].iter().chain([&path[start]]).map(|it| format!("`{it}`")).collect();
-            let message = format!("these stages need each other in a circle: {}", circle.join(" → "));
-            return Err(Error::usage(message).hint("a stage cannot read what is made from its own output"));
-        }
-        path.push(name.to_owned());
-        needs[name].iter().try_for_each(|it| visit(it, needs, path, order))?;
-        path.pop();
-        order.push(name.to_owned());
-        Ok(())
     }
-    let mut order = Vec::new();
-    needs.keys().try_for_each(|it| visit(it, needs, &mut Vec::new(), &mut order))?;
-    // A stage reads what it needs against the arrows: reverse edges are "needs", so this order is right.
     Ok(order)
+}
+
+/// The end of the way leads back to `again`.
+fn circle(way: &[&str], again: &str) -> Error {
+    let start = way.iter().position(|it| *it == again).unwrap_or(0);
+    let names: Vec<_> = way[start..].iter().chain([&again]).map(|it| format!("`{it}`")).collect();
+    let message = format!("these stages need each other in a circle: {}", names.join(" → "));
+    Error::usage(message).hint("a stage cannot read what is made from its own output")
 }
 
 #[cfg(test)]
@@ -110,7 +123,6 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::path::RepoPath;
 
     fn graph(text: &str) -> Result<Graph> {
         let manifest =
@@ -126,6 +138,25 @@ mod tests {
         assert_eq!(graph.order, ["b", "a", "z"]);
         assert_eq!(graph.upstream_of(&["a".into()]).unwrap(), ["b", "a"]);
         assert!(graph.upstream_of(&["nope".into()]).is_err());
+    }
+
+    #[test]
+    fn a_hundred_thousand_stages_in_a_row_are_sorted() {
+        let stage = |it: u32| format!("[stage.s{it}]\ncmd='x'\ndeps=['o{}']\nouts=['o{it}']\n", it + 1);
+        let text: String = (0..100_000).map(stage).collect();
+        let graph = graph(&text).unwrap();
+        assert_eq!(
+            (graph.order.len(), &graph.order[0][..], &graph.order[99_999][..]),
+            (100_000, "s99999", "s0")
+        );
+    }
+
+    #[test]
+    fn what_lies_beside_a_dependency_is_not_in_it() {
+        let text = "[stage.a]\ncmd='x'\ndeps=['d', 'o/x/y']\n[stage.b]\ncmd='x'\nouts=['d-', 'd/e']\n\
+            [stage.c]\ncmd='x'\nouts=['d.e', 'o/x']\n[stage.d]\ncmd='x'\nouts=['o-', 'dd']\n";
+        let needs = graph(text).unwrap().needs;
+        assert_eq!(needs["a"], BTreeSet::from(["b".to_owned(), "c".to_owned()]));
     }
 
     #[test]

@@ -34,7 +34,7 @@ impl Pipeline<'_, '_> {
     ) -> Result<Inputs> {
         let mut inputs = Inputs { params: self.params(stage)?, ..Inputs::default() };
         for path in &stage.dependencies {
-            if let Some((top, content)) = made.iter().find(|it| path.is_within(it.0)) {
+            if let Some((top, content)) = path.ancestors().find_map(|it| made.get_key_value(&it)) {
                 let inner = self.within(path, top, *content)?.ok_or_else(|| missing(name, path))?;
                 inputs.dependencies.insert(path.clone(), inner);
                 continue;
@@ -86,7 +86,7 @@ impl Pipeline<'_, '_> {
         let mut params = BTreeMap::new();
         for (file, keys) in &stage.params {
             if !documents.contains_key(file) {
-                let bytes = self.repo().files.read_if_there(file)?.ok_or_else(|| {
+                let bytes = self.repo().files.read_document(file)?.ok_or_else(|| {
                     Error::not_found(format!("the parameter file `{file}` is not there"))
                         .hint("write it, or take its parameters out of `mlx.toml`")
                 })?;

@@ -175,6 +175,16 @@ fn check_name(name: &str) -> Result<()> {
     Err(Error::usage(format!("`{name}` cannot be a name")).hint("use letters, digits, `-` and `_`"))
 }
 
+/// A place that a stage may fill: never the repository itself.
+fn made_at(place: &dyn Fn(&str) -> Result<RepoPath>, typed: &str) -> Result<RepoPath> {
+    let path = place(typed)?;
+    if path.is_root() {
+        return Err(Error::usage(format!("its output `{typed}` is the whole repository"))
+            .hint("name a file or a folder in it"));
+    }
+    Ok(path)
+}
+
 impl WrittenStage {
     fn read(self, place: &dyn Fn(&str) -> Result<RepoPath>) -> Result<Stage> {
         let command = match self.cmd {
@@ -192,11 +202,11 @@ impl WrittenStage {
                 }
                 WrittenOutput::Flagged { path, git: true } => (path, Role::InGit),
             };
-            outputs.push(Output { path: place(path)?, role });
+            outputs.push(Output { path: made_at(place, path)?, role });
         }
         for (list, role) in [(&self.metrics, Role::Metrics), (&self.plots, Role::Plots)] {
             for path in list {
-                outputs.push(Output { path: place(path)?, role });
+                outputs.push(Output { path: made_at(place, path)?, role });
             }
         }
         outputs.sort_by(|a, b| a.path.cmp(&b.path));
@@ -242,6 +252,8 @@ mod tests {
             "[stage.a]\ncmd = 'x'\ntypo = 1",
             "[stage.a]\ncmd = 'x'\nouts = ['../../x']",
             "[stage.a]\ncmd = 'x'\nouts = ['.git/hooks/x']",
+            "[stage.a]\ncmd = 'x'\nouts = ['..']",
+            "[stage.a]\ncmd = 'x'\nmetrics = ['../']",
             "[stage.'a b']\ncmd = 'x'",
             "[stage.a]",
         ] {

@@ -77,7 +77,7 @@ impl<'w, 'r> Pipeline<'w, 'r> {
         builtins: &'w [Builtin],
     ) -> Result<Option<Self>> {
         let file = folder.join(MANIFEST.as_bytes())?;
-        let Some(bytes) = workspace.repo.files.read_if_there(&file)? else { return Ok(None) };
+        let Some(bytes) = workspace.repo.files.read_document(&file)? else { return Ok(None) };
         let manifest = Manifest::parse(&file, &bytes, workspace.repo.root())?;
         let graph = Graph::new(&manifest)?;
         Ok(Some(Self { workspace, folder: folder.clone(), manifest, graph, builtins }))
@@ -95,7 +95,7 @@ impl<'w, 'r> Pipeline<'w, 'r> {
     /// What the lockfile says now.
     pub fn lock(&self) -> Result<Lockfile> {
         let path = self.lockfile()?;
-        Lockfile::parse(&path, &self.repo().files.read_if_there(&path)?.unwrap_or_default())
+        Lockfile::parse(&path, &self.repo().files.read_document(&path)?.unwrap_or_default())
     }
 
     /// The number of a stage's command, if it is mlx's own.

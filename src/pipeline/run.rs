@@ -206,7 +206,7 @@ impl Pipeline<'_, '_> {
             if self.workspace.repo.files.stamp(&out.path)?.is_some_and(|it| it.form == Form::Link) {
                 return Err(linked(name, &out.path));
             }
-            let stored = self.workspace.store(&out.path, progress)?.ok_or_else(|| {
+            let stored = self.workspace.store_output(&out.path, progress)?.ok_or_else(|| {
                 let message =
                     format!("the stage `{name}` succeeded without making its output `{}`", out.path);
                 Error::new(Kind::Stage, message).hint("correct its command, or its outs in `mlx.toml`")

@@ -61,7 +61,7 @@ impl Config {
         let mut layers = BTreeMap::new();
         for layer in [Layer::User, Layer::Repo, Layer::Local] {
             let Some((root, path)) = file_of(layer, folder, false)? else { continue };
-            if let Some(bytes) = root.read_if_there(&path)? {
+            if let Some(bytes) = root.read_document(&path)? {
                 let mut settings = flatten(&path, &bytes)?;
                 if layer == Layer::Repo {
                     settings.retain(|key, _| !NEVER_COMMITTED.contains(&key.as_str()));
@@ -148,7 +148,7 @@ pub fn write(folder: &Root, layer: Layer, settings: &[(String, Option<String>)])
     }
     let (root, path) = file_of(layer, folder, true)?
         .ok_or_else(|| Error::not_found("there is no home folder for your own settings").hint("set HOME"))?;
-    let bytes = root.read_if_there(&path)?.unwrap_or_default();
+    let bytes = root.read_document(&path)?.unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     let broken = |why: String| Error::corrupt(format!("cannot read `{path}`: {why}"));
     let mut doc: DocumentMut =

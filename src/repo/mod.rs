@@ -17,7 +17,7 @@ use crate::{
     fs::{self, Lock, Root, Sync},
     git::Git,
     path::RepoPath,
-    pointer::{Pointer, SUFFIX},
+    pointer::{ENOUGH, Pointer, SUFFIX},
     progress::Progress,
     store::{self, Store},
 };
@@ -41,9 +41,17 @@ pub struct Repo {
 }
 
 impl Repo {
-    /// Finds the repository that `start` lies in.
+    /// Finds the repository that `start`, where the user stands, lies in.
     pub fn discover(start: &Path) -> Result<Self> {
-        let git = Git::discover(start)?;
+        Self::of(Git::here(start)?)
+    }
+
+    /// Opens a worktree of our own making, whatever the environment says of the user's.
+    pub fn own(place: &Path) -> Result<Self> {
+        Self::of(Git::discover(place)?)
+    }
+
+    fn of(git: Git) -> Result<Self> {
         let files = Root::open(git.root())?;
         let Some(folder) = files.own(FOLDER, false)? else {
             let error = Error::not_found(format!("`{}` is not set up for mlx", git.root().display()));
@@ -69,7 +77,7 @@ impl Repo {
 
     /// Sets up the Git repository that `start` lies in; what is there already stays.
     pub fn init(start: &Path) -> Result<Self> {
-        let git = Git::discover(start)?;
+        let git = Git::here(start)?;
         let files = Root::open(git.root())?;
         let folder = files.own(FOLDER, true)?.expect("it was just made");
         for (name, text) in [("config.toml", CONFIG), (".gitignore", IGNORE)] {
@@ -78,7 +86,7 @@ impl Repo {
                 folder.write(&path, text.as_bytes(), Sync::Yes)?;
             }
         }
-        Self::discover(start)
+        Self::of(Git::here(start)?)
     }
 
     /// The top of the work tree.
@@ -114,9 +122,17 @@ impl Repo {
         if path.is_root() {
             return Ok(None);
         }
-        match self.files.read_if_there(&path.with_suffix(SUFFIX))? {
+        match self.files.read_start(&path.with_suffix(SUFFIX), ENOUGH)? {
             Some(bytes) if Pointer::resembles(&bytes) => Pointer::parse(path.clone(), &bytes).map(Some),
             _ => Ok(None),
+        }
+    }
+
+    /// Refuses to replace a pointer that a newer mlx wrote; a broken one may be replaced.
+    pub fn check_replaceable(&self, path: &RepoPath) -> Result<()> {
+        match self.files.read_start(&path.with_suffix(SUFFIX), ENOUGH)? {
+            Some(bytes) if Pointer::resembles(&bytes) => Pointer::check_format(path, &bytes),
+            _ => Ok(()),
         }
     }
 
@@ -125,7 +141,7 @@ impl Repo {
     pub fn write_pointer(&self, pointer: &Pointer) -> Result<bool> {
         self.files.dir(&pointer.path.parent().unwrap_or_default())?.sweep()?;
         let text = pointer.to_toml().into_bytes();
-        if self.files.read_if_there(&pointer.file())?.as_deref() == Some(&text[..]) {
+        if self.files.read_start(&pointer.file(), ENOUGH)?.as_deref() == Some(&text[..]) {
             return Ok(false);
         }
         self.files.write(&pointer.file(), &text, Sync::Yes).map(|()| true)

@@ -29,7 +29,7 @@ pub use self::{
     runs::Run,
     stock::{PackFile, Stock, WholeFile},
     sweep::{Amount, Freed, Kept, Plan, plan},
-    tree::{EntryKind, Page, TreeEntry, decode as decode_page},
+    tree::{EntryKind, Page, TreeEntry, decode as decode_page, is_newer_page},
     trust::{Sharer, Vouched},
     verify::{Fault, Verified, What},
     writer::Writer,
@@ -45,7 +45,7 @@ use std::{
 
 use crate::{
     digest::Digest,
-    error::Result,
+    error::{Error, Result},
     fs::{self, Root, Sync},
     path::RepoPath,
 };
@@ -122,7 +122,7 @@ impl Store {
     }
 
     /// Opens packs that came since the last look; true if there were any.
-    fn refresh(&self) -> Result<bool> {
+    pub fn refresh(&self) -> Result<bool> {
         let mut found = false;
         // What went since its name was read went into another pack, which a second look shows.
         for _ in 0..LOOKS {
@@ -144,7 +144,7 @@ impl Store {
             };
             let Ok(digest) = Digest::from_hex(hex) else { continue };
             if !self.packs().contains_key(&digest) && !self.distrusts(&digest) {
-                let opened = self.open_pack(hex);
+                let opened = self.open_pack(hex)?;
                 gone |= opened.as_ref().is_err_and(|it| it.kind() == crate::error::Kind::NotFound);
                 let Ok(packed) = opened else { continue };
                 self.packs.write().unwrap_or_else(PoisonError::into_inner).insert(digest, Arc::new(packed));
@@ -154,13 +154,24 @@ impl Store {
         Ok((found, gone))
     }
 
-    fn open_pack(&self, hex: &str) -> Result<Packed> {
-        let bytes = self.root.read(&place("packs", hex, ".idx")?)?;
-        // A damaged index hides its pack; the pack carries a copy of it.
-        let index = Index::parse(bytes).or_else(|_| self.index_from_pack(hex))?;
-        // Without its pack an index names nothing: its objects count as absent.
-        let file = self.root.open_file(&place("packs", hex, ".pack")?)?;
-        Ok(Packed { index, file })
+    /// The outer error ends the work: to go on without the objects of a newer pack would be to take them for lost.
+    fn open_pack(&self, hex: &str) -> Result<Result<Packed>> {
+        let bytes = match self.root.read(&place("packs", hex, ".idx")?) {
+            Ok(bytes) if Index::is_newer(&bytes) => {
+                let message = format!("the pack {} was written by a newer mlx", &hex[..10]);
+                return Err(Error::corrupt(message).hint("upgrade mlx"));
+            }
+            Ok(bytes) => bytes,
+            Err(error) => return Ok(Err(error)),
+        };
+        let open = || {
+            // A damaged index hides its pack; the pack carries a copy of it.
+            let index = Index::parse(bytes).or_else(|_| self.index_from_pack(hex))?;
+            // Without its pack an index names nothing: its objects count as absent.
+            let file = self.root.open_file(&place("packs", hex, ".pack")?)?;
+            Ok(Packed { index, file })
+        };
+        Ok(open())
     }
 
     /// A pack that is gone, or is not what it says, is looked into no more.

@@ -162,13 +162,27 @@ fn encode(rows: &[Row]) -> Vec<u8> {
     out
 }
 
+/// Whether bytes that are sound start as `head` does, with a higher version.
+pub(super) fn is_newer(bytes: &[u8], head: [u8; 8]) -> bool {
+    bytes.starts_with(&head[..7]) && bytes.get(7).is_some_and(|it| *it > head[7])
+}
+
 impl Index {
+    /// Whether a newer mlx wrote it. Every version ends in the digest of all before, so that damage is told apart.
+    pub fn is_newer(bytes: &[u8]) -> bool {
+        let Some(body) = bytes.len().checked_sub(32) else { return false };
+        is_newer(bytes, *INDEX) && Digest::of(&bytes[..body]).bytes()[..] == bytes[body..]
+    }
+
     /// Checks an index, or an index at the end of a whole pack, against its own digest.
     pub fn parse(bytes: Vec<u8>) -> Result<Self> {
         let broken = || Error::corrupt("a pack index is damaged");
         let body = bytes.len().checked_sub(32).ok_or_else(broken)?;
         if Digest::of(&bytes[..body]).bytes()[..] != bytes[body..] {
             return Err(broken());
+        }
+        if is_newer(&bytes, *INDEX) {
+            return Err(Error::corrupt("a pack index was written by a newer mlx").hint("upgrade mlx"));
         }
         let mut reader = Reader::new(&bytes[..body], "a pack index");
         reader.expect(INDEX)?;

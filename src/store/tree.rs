@@ -13,9 +13,10 @@
 
 use crate::{
     digest::Digest,
-    error::Result,
+    error::{Error, Result},
     path::check_name,
     pointer::Shape,
+    store::pack::is_newer,
     wire::{Reader, put_bytes, put_number},
 };
 
@@ -141,8 +142,16 @@ fn cut<T>(rows: &[T], level: u32, name: impl Fn(&T) -> &[u8]) -> Vec<&[T]> {
     .collect()
 }
 
+/// Whether a newer mlx wrote this page; its digest says that it is not damaged.
+pub fn is_newer_page(bytes: &[u8]) -> bool {
+    is_newer(bytes, *HEAD)
+}
+
 /// Reads a page, refusing names that are no names and orders that are none.
 pub fn decode(bytes: &[u8]) -> Result<Page> {
+    if is_newer_page(bytes) {
+        return Err(Error::corrupt("a tree was written by a newer mlx").hint("upgrade mlx"));
+    }
     let mut reader = Reader::new(bytes, "a tree");
     reader.expect(HEAD)?;
     match reader.byte()? {

@@ -23,6 +23,9 @@ use crate::{
     workspace::Workspace,
 };
 
+/// How often others may change what is tracked while it is checked.
+const TRIES: u32 = 10;
+
 /// A damaged object and who needs it: the path of the file, not of its folder's pointer.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Hit {
@@ -66,29 +69,45 @@ impl Checked {
 pub fn check(workspace: &Workspace<'_>, repair: bool, progress: &dyn Progress) -> Result<Checked> {
     let repo = workspace.repo;
     let _alone = if repair { Some(only_one(repo, progress)?) } else { None };
-    // What other clones need is theirs to check.
-    let seen = Seen { lists: Vec::new(), ..look(repo, 0)? };
-    let mut found = roots(repo, &seen, Detail::Places)?;
-    let mut checked = Checked {
-        verified: repo.store.verify(progress)?,
-        unreadable: found.unreadable.drain(..).chain(found.guessed.drain(..)).collect(),
-        pointers: found.contents.len() as u64,
-        commits: found.commits,
-        ..Checked::default()
-    };
-    checked.changed = changed_in_place(repo, &found, &checked.verified)?;
-    // From here on what is wrong counts as absent, so that whoever has it stores it again.
-    if repair {
-        repo.store.put_aside(&checked.verified)?;
-    } else {
-        repo.store.mark_lost(&checked.verified);
+    let (found, mut checked) = settled(repo, progress)?;
+    if !checked.verified.faults.is_empty() {
+        // From here on what is wrong counts as absent, so that whoever has it stores it again.
+        if repair {
+            repo.store.put_aside(&checked.verified)?;
+        } else {
+            repo.store.mark_lost(&checked.verified);
+        }
+        see_what_is_hit(repo, &found, &mut checked)?;
     }
-    see_what_is_hit(repo, &found, &mut checked)?;
     if repair {
         checked.mended = Some(mend(workspace, &checked, progress)?);
         mend_below(workspace, &found, &mut checked, progress)?;
     }
     Ok(checked)
+}
+
+/// What is needed and what is wrong with it. Before anything is accused it is looked again: what a pointer named a
+/// moment ago may have been given up and freed since, or lie in another pack.
+fn settled(repo: &Repo, progress: &dyn Progress) -> Result<(Roots, Checked)> {
+    for turn in 0.. {
+        // What other clones need is theirs to check.
+        let seen = Seen { lists: Vec::new(), ..look(repo, 0)? };
+        let mut found = roots(repo, &seen, Detail::Places)?;
+        let mut checked = Checked {
+            verified: repo.store.verify(progress)?,
+            unreadable: found.unreadable.drain(..).chain(found.guessed.drain(..)).collect(),
+            pointers: found.contents.len() as u64,
+            commits: found.commits,
+            ..Checked::default()
+        };
+        checked.changed = changed_in_place(repo, &found, &checked.verified)?;
+        see_what_is_hit(repo, &found, &mut checked)?;
+        let moved = || Ok(repo.store.refresh()? || Seen { lists: Vec::new(), ..look(repo, 0)? } != seen);
+        if !checked.found() || turn == TRIES || !moved()? {
+            return Ok((found, checked));
+        }
+    }
+    unreachable!("the loop ends by returning")
 }
 
 /// A page that is back may show more that is missing.

@@ -8,7 +8,7 @@ use crate::{
     digest::Digest,
     error::{Kind, Result},
     pointer::Shape,
-    store::{EntryKind, Kept, Page, Store, decode_page},
+    store::{EntryKind, Kept, Page, Store, decode_page, is_newer_page},
     upkeep::roots::Roots,
 };
 
@@ -77,10 +77,17 @@ fn read(store: &Store, digest: &Digest) -> Result<Read> {
     if !store.contains(digest) {
         return Ok(if store.is_damaged(digest) { Read::Damaged } else { Read::Absent });
     }
-    match store.read(digest).and_then(|it| decode_page(&it)) {
+    let bytes = match store.read(digest) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == Kind::Corrupt => return Ok(Read::Damaged),
+        Err(error) if error.kind() == Kind::NotFound => return Ok(Read::Absent),
+        Err(error) => return Err(error),
+    };
+    match decode_page(&bytes) {
         Ok(page) => Ok(Read::Page(page)),
+        // It is not damaged, and nothing brings one that we can read.
+        Err(error) if is_newer_page(&bytes) => Err(error),
         Err(error) if error.kind() == Kind::Corrupt => Ok(Read::Damaged),
-        Err(error) if error.kind() == Kind::NotFound => Ok(Read::Absent),
         Err(error) => Err(error),
     }
 }

@@ -16,12 +16,13 @@ use std::{
 use crate::{
     digest::Digest,
     error::{Doing, Error, Result},
+    fs,
     git::{BlobId, Census, Git, Name, Rev},
     ledger::AUDIT,
     lineage::speaks,
     path::RepoPath,
     pipeline::Lockfile,
-    pointer::{Content, Pointer, SUFFIX, Shape},
+    pointer::{Content, ENOUGH, Pointer, SUFFIX, Shape},
     repo::Repo,
     store::Store,
     traffic::spool,
@@ -206,11 +207,20 @@ impl Reader<'_> {
         if let Some(said) = self.known.get(&key) {
             return Ok(Rc::clone(said));
         }
-        let bytes = self.git.read_blob(blob)?;
-        let said = parse(path, &bytes).or_else(|it| guess(path, &bytes, it));
-        let said = Rc::new(said.map_err(|it| it.full_text()));
+        let said = Rc::new(self.read_anew(path, blob)?.map_err(|it| it.full_text()));
         self.known.insert(key, Rc::clone(&said));
         Ok(said)
+    }
+
+    /// The outer result is Git's; the inner one is what its file says.
+    fn read_anew(&self, path: &RepoPath, blob: BlobId) -> Result<Result<Said>> {
+        let pointer = path.without_suffix(SUFFIX).is_some();
+        let most = if pointer { ENOUGH } else { fs::DOCUMENT };
+        Ok(match self.git.read_small_blob(blob, most)? {
+            Some(bytes) => parse(path, &bytes).or_else(|it| guess(path, &bytes, it)),
+            None if pointer => Ok(Said::default()),
+            None => Err(too_large(path)),
+        })
     }
 
     fn take_shared(&mut self, holder: &dyn Fn() -> Holder, path: &RepoPath, said: Rc<Result<Said, String>>) {
@@ -356,6 +366,9 @@ fn parse(path: &RepoPath, bytes: &[u8]) -> Result<Said> {
         }
         return Ok(said);
     }
+    if bytes.len() as u64 > fs::DOCUMENT {
+        return Err(too_large(path));
+    }
     for (_, record) in Lockfile::parse(path, bytes)?.records() {
         let outputs = record.outputs.iter().chain(&record.in_git);
         said.contents.extend(outputs.map(|(path, it)| (Some(path.clone()), *it)));
@@ -375,6 +388,10 @@ fn guess(path: &RepoPath, bytes: &[u8], error: Error) -> Result<Said> {
     let digests = digests_in(&String::from_utf8_lossy(bytes).replace('\0', ""));
     let runs = if pointer { Vec::new() } else { digests.clone() };
     Ok(Said { inputs: digests, runs, guessed: Some(error.full_text()), ..Said::default() })
+}
+
+fn too_large(path: &RepoPath) -> Error {
+    Error::corrupt(format!("`{path}` is larger than {} MiB", fs::DOCUMENT >> 20))
 }
 
 /// Everything that is written as a digest.
@@ -446,7 +463,7 @@ mod tests {
         assert!(init.args(["init", "-q"]).arg(temp.path()).status().unwrap().success());
         let repo = Repo::init(temp.path()).unwrap();
         let options = spool::Options { keep: 0.0, largest_broken: 0, broken_a_day: 0, disk: "/".into() };
-        let root = crate::fs::Root::open(repo.shared.path()).unwrap();
+        let root = fs::Root::open(repo.shared.path()).unwrap();
         let spool = spool::Spool::start(root, "test", options).unwrap();
         assert!(spool.record(crate::traffic::samples::record("r", 0, b"x"), None));
         spool.stop();

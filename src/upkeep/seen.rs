@@ -10,7 +10,7 @@ use crate::{
     git::{Name, Worktree},
     lineage::speaks,
     path::RepoPath,
-    pointer::SUFFIX,
+    pointer::{ENOUGH, SUFFIX},
     repo::Repo,
     upkeep::clones,
 };
@@ -69,7 +69,8 @@ impl Walk<'_> {
                 below.push(path);
             } else if kind.is_file() && speaks(&name) && !name.starts_with(fs::TEMPORARY) {
                 // One that goes while we look stands for nothing.
-                if let Some(bytes) = self.top.read_if_there(&path)? {
+                let most = if name.ends_with(SUFFIX.as_bytes()) { ENOUGH } else { fs::DOCUMENT + 1 };
+                if let Some(bytes) = self.top.read_start(&path, most)? {
                     tracked.extend(path.without_suffix(SUFFIX));
                     found.push((path, bytes));
                 }

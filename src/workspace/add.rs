@@ -119,6 +119,7 @@ impl Workspace<'_> {
                 Error::usage(format!("`{path}` is a pointer")).hint("pointers belong into Git: `git add` it")
             );
         }
+        self.repo.check_replaceable(path)?;
         if let Some(file) = self.repo.git.tracked_within(path)? {
             let error = Error::new(Kind::Conflict, format!("Git already tracks `{file}`"));
             return Err(error.hint(format!("take it out of Git first: `git rm -r --cached {path}`")));

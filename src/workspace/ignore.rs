@@ -12,6 +12,7 @@ use std::{
     borrow::Cow,
     collections::{HashMap, HashSet},
     ffi::OsStr,
+    io::Read as _,
     os::unix::ffi::OsStrExt as _,
     path::Path,
     sync::{Arc, PoisonError, RwLock},
@@ -33,6 +34,8 @@ use crate::{
 
 /// The name of a file with rules.
 pub const FILE: &str = ".mlxignore";
+/// Bytes of such a file. It may come with data of strangers, and matching takes many times its room.
+const LARGEST: u64 = 1 << 20;
 
 /// The rules that hold at and below one path.
 pub struct Rules<'r> {
@@ -130,7 +133,7 @@ impl<'r> Rules<'r> {
             return Ok(level);
         }
         let mut bytes = Vec::new();
-        std::io::Read::read_to_end(&mut dir.open(name)?, &mut bytes).map_err(|it| {
+        dir.open(name)?.take(LARGEST + 1).read_to_end(&mut bytes).map_err(|it| {
             Error::new(Kind::Internal, format!("cannot read `{}/{FILE}`", dir.path())).because(it)
         })?;
         Ok(Some(self.add(dir.path(), Some(parse(dir.path(), &bytes)?), false)))
@@ -203,13 +206,19 @@ impl Level {
 fn read(files: &Root, folder: &RepoPath) -> Result<Option<Gitignore>> {
     let file = folder.join(FILE.as_bytes())?;
     match files.stamp(&file)?.map(|it| it.form) {
-        Some(Form::File) => parse(folder, &files.read(&file)?).map(Some),
+        Some(Form::File) => files.read_start(&file, LARGEST + 1)?.map(|it| parse(folder, &it)).transpose(),
         _ => Ok(None),
     }
 }
 
 /// A line that makes no sense is an error: what it was to leave out would be taken in.
 fn parse(folder: &RepoPath, bytes: &[u8]) -> Result<Gitignore> {
+    if bytes.len() as u64 > LARGEST {
+        let file = folder.to_text();
+        let file = if folder.is_root() { FILE.to_owned() } else { format!("{file}/{FILE}") };
+        return Err(Error::corrupt(format!("`{file}` is larger than {} MiB", LARGEST >> 20))
+            .hint("rules are lines for people: name a folder instead of its files"));
+    }
     let mut builder = GitignoreBuilder::new(".");
     let text = String::from_utf8_lossy(bytes);
     for (at, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {

@@ -30,12 +30,12 @@ pub use self::{
 use std::{cell::RefCell, collections::BTreeSet};
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     path::RepoPath,
     pointer::{Content, Pointer, SUFFIX},
     progress::Progress,
     repo::Repo,
-    store::Writer,
+    store::{EntryKind, Writer},
 };
 
 use self::index::Index;
@@ -111,6 +111,10 @@ impl<'r> Workspace<'r> {
         let mut below = Vec::new();
         // What cannot be read hides nothing else; Git still knows the pointers that it tracks there.
         let Ok(names) = self.repo.files.dir(folder).and_then(|it| it.names()) else { return Ok(()) };
+        // What lies in another repository, such as a submodule, is that one's.
+        if !folder.is_root() && names.iter().any(|it| it.0 == b".git") {
+            return Ok(());
+        }
         for (name, form) in names {
             let Ok(path) = folder.join(&name) else { continue };
             if form.is_dir() {
@@ -165,6 +169,19 @@ impl<'r> Workspace<'r> {
     pub fn store(&self, path: &RepoPath, progress: &dyn Progress) -> Result<Option<Content>> {
         let mut writer = Writer::new(&self.repo.store);
         let Some(node) = scan::scan(self, path, Some(&mut writer), progress)? else { return Ok(None) };
+        writer.finish()?;
+        Ok(Some(node.content()))
+    }
+
+    /// As [`Workspace::store`], of what is to be put back elsewhere: refuses links that lead out of it.
+    pub fn store_output(&self, path: &RepoPath, progress: &dyn Progress) -> Result<Option<Content>> {
+        let mut writer = Writer::new(&self.repo.store);
+        let Some(node) = scan::scan(self, path, Some(&mut writer), progress)? else { return Ok(None) };
+        if node.kind == EntryKind::Link {
+            let error = Error::new(Kind::Denied, format!("`{path}` is a link"));
+            return Err(error.hint("put there what it points to"));
+        }
+        scan::check_links(self, &node, path, path)?;
         writer.finish()?;
         Ok(Some(node.content()))
     }

@@ -51,7 +51,7 @@ impl<'c> Tree<'c> {
         git(&origin, &["worktree", "add", "--quiet", "--detach", &text, "HEAD"])?;
         drop(lock);
         let private = repo.private.path().to_owned();
-        let repo = Repo::discover(&place)?;
+        let repo = Repo::own(&place)?;
         Ok(Self { ctx, repo, origin, private, place })
     }
 

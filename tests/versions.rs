@@ -1,0 +1,486 @@
+//! Formats over time and machines: what a newer mlx wrote is left alone, what an older one wrote is read for ever, what
+//! another left half done is no hindrance, and the same content gives the same bytes everywhere.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::json;
+
+use crate::sandbox::{Sandbox, ended, snapshot};
+
+const STAGE: &str = "[stage.count]\ncmd = 'cat data/b data/sub/c > all.txt'\ndeps = ['data']\nparams = ['params.toml:rate']\nouts = ['all.txt']\n";
+
+/// Data, a stage and its result, the same everywhere.
+fn fill(sandbox: &Sandbox) {
+    sandbox.write("data/b", "bee\n");
+    sandbox.write("data/sub/c", "see\n");
+    sandbox.write("data/caf\u{e9} \u{1b}[1m", "odd\n");
+    sandbox.write("params.toml", "rate = 0.1\n");
+    sandbox.write("mlx.toml", STAGE);
+}
+
+/// How `data` stands against its pointer.
+fn state(sandbox: &Sandbox) -> String {
+    sandbox.json("status")["data"][0]["state"].as_str().unwrap().to_owned()
+}
+
+fn everything(sandbox: &Sandbox) -> Vec<String> {
+    let files = walkdir::WalkDir::new(&sandbox.repo).sort_by_file_name().into_iter().map(Result::unwrap);
+    let files = files.filter(|it| it.file_type().is_file());
+    // Who has a lock signs it, and the index remembers what was looked at.
+    let locks = ["lock", "gate", "gc.lock", "index"];
+    let files = files.filter(|it| !locks.contains(&it.file_name().to_str().unwrap_or_default()));
+    files
+        .map(|it| format!("{} {}", it.path().display(), blake3::hash(&fs::read(it.path()).unwrap())))
+        .collect()
+}
+
+fn only(folder: &Path, ending: &str) -> Vec<PathBuf> {
+    let all = fs::read_dir(folder).unwrap().map(|it| it.unwrap().path());
+    all.filter(|it| it.extension().is_some_and(|it| it == ending)).collect()
+}
+
+/// The same bytes under a higher version, as sound as a newer mlx would write them.
+fn newer_index(bytes: &[u8]) -> Vec<u8> {
+    let mut body = bytes[..bytes.len() - 32].to_vec();
+    assert_eq!(body[..8], *b"mlxindx\x01");
+    body[7] = 2;
+    let check = *blake3::hash(&body).as_bytes();
+    [&body[..], &check].concat()
+}
+
+type Newer = (&'static str, fn(&Sandbox), &'static [&'static str]);
+
+const NEWER: [Newer; 4] = [
+    (
+        "`data.mlx` was written by a newer mlx",
+        |it| it.write("data.mlx", "digest = \"b4:xyz\"\nformat = 2\nshards = [1, 2]\n"),
+        &[
+            "checkout",
+            "add data",
+            "add data/b",
+            "commit",
+            "remove data",
+            "move data other",
+            "gc --grace 0s --yes",
+        ],
+    ),
+    (
+        "`mlx.lock` was written by a newer mlx",
+        |it| {
+            it.write(
+                "mlx.lock",
+                format!("{}\n[stage.x]\nnew = 1\n", it.read("mlx.lock").replace("format = 1", "format = 2")),
+            );
+        },
+        &["status", "checkout", "commit", "repro", "gc --grace 0s --yes", "pull"],
+    ),
+    (
+        "was written by a newer mlx",
+        |it| {
+            for index in only(&it.repo.join(".git/mlx/packs"), "idx") {
+                fs::set_permissions(&index, fs::Permissions::from_mode(0o644)).unwrap();
+                fs::write(&index, newer_index(&fs::read(&index).unwrap())).unwrap();
+            }
+        },
+        &["status", "checkout --force", "add data", "fsck --repair", "gc --grace 0s --yes", "du"],
+    ),
+    (
+        "was written by a newer mlx",
+        |it| {
+            let marker = it.root().join("remote/mlx-remote.toml");
+            let text = fs::read_to_string(&marker).unwrap();
+            fs::write(&marker, text.replace("format = 1", "format = 2")).unwrap();
+        },
+        &["push", "pull", "fetch"],
+    ),
+];
+
+#[test]
+fn what_a_newer_mlx_wrote_asks_for_an_upgrade_and_stays_as_it_is() {
+    for (at, (message, bend, commands)) in NEWER.into_iter().enumerate() {
+        let sandbox = Sandbox::new();
+        fill(&sandbox);
+        sandbox.ok("add data");
+        sandbox.ok("repro");
+        sandbox
+            .ok(&format!("remote add origin file://{} --default", sandbox.root().join("remote").display()));
+        sandbox.ok("push");
+        sandbox.write("data/b", "edited, and stored nowhere\n");
+        bend(&sandbox);
+        let before = (everything(&sandbox), snapshot(&sandbox.root().join("remote")));
+        for args in commands {
+            let error = sandbox.fails(args, 5);
+            assert!(error.contains(message) && error.contains("hint: upgrade mlx"), "{at}: {args}: {error}");
+            let after = (everything(&sandbox), snapshot(&sandbox.root().join("remote")));
+            assert_eq!(after, before, "{at}: {args}");
+        }
+    }
+}
+
+#[test]
+fn a_tree_of_a_newer_mlx_stops_whoever_would_free_what_it_names() {
+    let sandbox = Sandbox::new();
+    sandbox.write("data/a", "named by the tree alone");
+    sandbox.ok("add data");
+    let bytes = b"mlxtree\x02 whatever comes".to_vec();
+    let digest = mlx::digest::Digest::of(&bytes);
+    let (name, packed, index) = mlx::store::pack(&[(mlx::store::Kind::Tree, digest, &bytes)]).unwrap();
+    sandbox.write(&format!(".git/mlx/packs/{}.pack", name.hex()), packed);
+    sandbox.write(&format!(".git/mlx/packs/{}.idx", name.hex()), index);
+    sandbox.write(
+        "data.mlx",
+        format!("digest = \"{digest}\"\nfiles = 1\nformat = 1\nkind = \"tree\"\nsize = 23\n"),
+    );
+    fs::remove_file(sandbox.repo.join("data/a")).unwrap();
+    let before = everything(&sandbox);
+    for args in ["checkout", "checkout --force", "gc --grace 0s --yes", "fsck --repair"] {
+        let error = sandbox.fails(args, 5);
+        assert!(error.contains("newer mlx") && error.contains("hint: upgrade mlx"), "{args}: {error}");
+        assert_eq!(everything(&sandbox), before, "{args}");
+    }
+}
+
+/// The index is what we remember, and settings are what people write: one is made anew, the other kept.
+#[test]
+fn an_index_of_a_newer_mlx_is_made_anew_and_settings_it_knows_are_kept() {
+    let sandbox = Sandbox::new();
+    fill(&sandbox);
+    sandbox.ok("add data");
+    let index = sandbox.repo.join(".git/mlx/index");
+    for bytes in [&b"mlxwork\x09 of the future"[..], b"", b"\0\0\0\0"] {
+        fs::write(&index, bytes).unwrap();
+        assert_eq!(state(&sandbox), "same");
+        sandbox.write("data/b", "edited");
+        assert_eq!(state(&sandbox), "changed");
+        sandbox.write("data/b", "bee\n");
+    }
+    let text = "# ours\n[core]\nshards = 7\n[future]\nthing = { deep = [1] }\n";
+    sandbox.write(".mlx/config.toml", text);
+    sandbox.ok("config set cache.link copy");
+    assert!(sandbox.read(".mlx/config.toml").contains("[future]\nthing = { deep = [1] }\n"));
+    assert_eq!(state(&sandbox), "same");
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).map(drop).unwrap();
+        }
+    }
+}
+
+/// `fixtures/formats/repository-1` is what this test makes, from `fill`, when `MLX_FIXTURES=write` is set: pointer, lockfile,
+/// store, index, and a remote.
+#[test]
+fn a_repository_of_the_first_format_is_read_for_ever() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/formats/repository-1");
+    if std::env::var_os("MLX_FIXTURES").is_some_and(|it| it == "write") && !golden.exists() {
+        write_golden(&golden);
+    }
+    for from in ["store", "remote"] {
+        let sandbox = Sandbox::new();
+        copy(&golden.join("workspace"), &sandbox.repo);
+        if from == "store" {
+            copy(&golden.join("store"), &sandbox.repo.join(".git/mlx"));
+            fs::copy(golden.join("index"), sandbox.repo.join(".git/mlx/index")).unwrap();
+            assert_eq!(sandbox.json("status")["data"][0]["state"], "absent");
+            let read = fs::read(sandbox.repo.join(".git/mlx/index")).unwrap();
+            assert_eq!(
+                read,
+                fs::read(golden.join("index")).unwrap(),
+                "an index that is understood is not made anew"
+            );
+            sandbox.ok("checkout");
+        } else {
+            copy(&golden.join("remote"), &sandbox.root().join("remote"));
+            sandbox.ok(&format!(
+                "remote add origin file://{} --default",
+                sandbox.root().join("remote").display()
+            ));
+            sandbox.ok("pull");
+        }
+        assert_eq!(
+            (sandbox.read("data/sub/c"), sandbox.read("all.txt")),
+            ("see\n".into(), "bee\nsee\n".into()),
+            "{from}"
+        );
+        assert_eq!(sandbox.json("status")["clean"], true, "{from}");
+        assert_eq!(sandbox.json("fsck")["faults"], json!([]), "{from}");
+        fs::remove_file(sandbox.repo.join("mlx.lock")).unwrap();
+        assert_eq!(
+            sandbox.json("repro")["stages"][0]["outcome"],
+            "restored",
+            "{from}: the record of the run is read"
+        );
+        sandbox.ok("add data");
+        for file in ["data.mlx", "mlx.lock"] {
+            assert_eq!(
+                sandbox.read(file).into_bytes(),
+                fs::read(golden.join("workspace").join(file)).unwrap(),
+                "{from}: {file}"
+            );
+        }
+    }
+}
+
+fn write_golden(golden: &Path) {
+    let sandbox = Sandbox::new();
+    fill(&sandbox);
+    sandbox.ok("add data");
+    sandbox.ok("repro");
+    let remote = sandbox.root().join("remote");
+    sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
+    sandbox.ok("push");
+    let workspace = golden.join("workspace");
+    for file in ["data.mlx", "mlx.lock", "mlx.toml", "params.toml"] {
+        fs::create_dir_all(&workspace).unwrap();
+        fs::copy(sandbox.repo.join(file), workspace.join(file)).unwrap();
+    }
+    for folder in ["packs", "runs"] {
+        copy(&sandbox.repo.join(".git/mlx").join(folder), &golden.join("store").join(folder));
+    }
+    // With nothing there, it remembers the pointer alone.
+    fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
+    fs::remove_file(sandbox.repo.join("all.txt")).unwrap();
+    fs::remove_file(sandbox.repo.join(".git/mlx/index")).unwrap();
+    sandbox.ok("status");
+    fs::copy(sandbox.repo.join(".git/mlx/index"), golden.join("index")).unwrap();
+    copy(&remote, &golden.join("remote"));
+}
+
+/// What another version may leave when it is killed: things that we know half, and things that we do not know.
+#[test]
+fn what_another_version_left_half_done_is_no_hindrance() {
+    let sandbox = Sandbox::new();
+    fill(&sandbox);
+    sandbox.ok("add data");
+    sandbox.ok("repro");
+    sandbox.commit("one");
+    let store = sandbox.repo.join(".git/mlx");
+    let pack = fs::read(&only(&store.join("packs"), "pack")[0]).unwrap();
+    let hex = "1".repeat(64);
+    let left: [(&str, &[u8]); 12] = [
+        ("packs/.mlx-tmp-4194999-0-abc", b"half a pack"),
+        ("packs/.mlx-tmp-4194999-zstd-v2-abc", b"half a pack of another kind"),
+        (&format!("packs/{hex}.pack"), &pack[..pack.len() / 2]),
+        (&format!("packs/{hex}.idx2"), b"an index of another kind"),
+        (&format!("packs/{}.idx.new", "2".repeat(64)), b"x"),
+        (&format!("incoming/{hex}"), b"the start of a large file"),
+        ("leases/4194999-0-1f", b"clone -\nversion 2\nb3:00\n"),
+        ("leases/odd", b"\xff\xfe"),
+        (&format!("runs/{}", "3".repeat(64)), b"{\"format\": 2}"),
+        ("journal/1.log", b"begin move"),
+        ("running/abc-count", b"format 2\n"),
+        ("failed/count-1/all.txt", b"half"),
+    ];
+    for (path, bytes) in left {
+        let path = store.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+    sandbox.write("data/new", "new");
+    fs::write(sandbox.repo.join("data/.mlx-tmp-4194999-0-abc"), "half a file").unwrap();
+    for args in ["status", "add data", "repro", "push --dry-run", "gc --yes", "gc --grace 0s --yes", "du"] {
+        let ran = sandbox.mlx(args);
+        assert!(ran.code == 0 || args.starts_with("push"), "{args}: {} {}", ran.code, ran.err);
+    }
+    for path in ["data", "all.txt"] {
+        let path = sandbox.repo.join(path);
+        fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path)).unwrap();
+    }
+    sandbox.ok("checkout");
+    assert_eq!((sandbox.read("data/new"), sandbox.read("all.txt")), ("new".into(), "bee\nsee\n".into()));
+    assert!(
+        !sandbox.has("data/.mlx-tmp-4194999-0-abc") && !store.join("packs/.mlx-tmp-4194999-0-abc").exists()
+    );
+    for kept in ["packs/.mlx-tmp-4194999-zstd-v2-abc", "journal/1.log", "failed/count-1/all.txt"] {
+        assert!(store.join(kept).exists(), "{kept} is not ours to judge");
+    }
+    assert!(store.join(format!("packs/{hex}.idx2")).exists());
+}
+
+/// What Git, the store and the run cache hold, with the names that say what is in it.
+fn written(sandbox: &Sandbox) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    for file in ["data.mlx", "mlx.lock", ".gitignore", ".mlx/config.toml"] {
+        found.insert(file.to_owned(), sandbox.read(file));
+    }
+    for folder in ["packs", "objects", "runs"] {
+        let folder = sandbox.repo.join(".git/mlx").join(folder);
+        for entry in fs::read_dir(&folder).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            let bytes = blake3::hash(&fs::read(&path).unwrap()).to_string();
+            found.insert(path.strip_prefix(&sandbox.repo).unwrap().display().to_string(), bytes);
+        }
+    }
+    found
+}
+
+type Elsewhere = (&'static str, fn(&mut Command) -> &mut Command);
+
+const ELSEWHERE: [Elsewhere; 5] = [
+    ("as here", |it| it),
+    ("a decimal comma, another zone", |it| {
+        it.env("LANG", "de_DE.UTF-8").env("LC_ALL", "de_DE.UTF-8").env("TZ", "Pacific/Kiritimati")
+    }),
+    ("no home, one thread", |it| it.env_remove("HOME").env_remove("LANG").env("RAYON_NUM_THREADS", "1")),
+    ("another shell, many threads", |it| {
+        it.env("SHELL", "/bin/false")
+            .env("TERM", "xterm-256color")
+            .env("LC_ALL", "C")
+            .env("RAYON_NUM_THREADS", "13")
+    }),
+    ("another user", |it| if rustix::process::geteuid().is_root() { it.uid(65534).gid(65534) } else { it }),
+];
+
+#[test]
+fn the_same_content_gives_the_same_bytes_everywhere() {
+    let mut expected = None;
+    for (what, elsewhere) in ELSEWHERE {
+        let sandbox = Sandbox::new();
+        fill(&sandbox);
+        for at in 0..60 {
+            sandbox.write(&format!("data/many/{at}"), format!("number {at}"));
+        }
+        sandbox.write("data/large", vec![7_u8; 1_200_000]);
+        let mut program = PathBuf::from(env!("CARGO_BIN_EXE_mlx"));
+        if what == "another user" && rustix::process::geteuid().is_root() {
+            // The program may lie where others cannot go.
+            program = sandbox.root().join("mlx");
+            let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_mlx")).arg(&program).status();
+            assert!(copied.unwrap().success());
+            let owned = Command::new("chown").args(["-R", "65534:65534"]).arg(sandbox.root()).status();
+            assert!(owned.unwrap().success());
+        }
+        for args in [&["add", "data"][..], &["repro"]] {
+            let mut command = sandbox.command(program.to_str().unwrap(), &sandbox.repo);
+            command.args(args);
+            elsewhere(&mut command);
+            let ran = ended(command.output().unwrap());
+            assert_eq!(ran.code, 0, "{what}: {}", ran.err);
+        }
+        let found = written(&sandbox);
+        assert!(found.len() > 8, "{found:?}");
+        assert_eq!(expected.get_or_insert_with(|| found.clone()), &found, "{what}");
+    }
+}
+
+#[test]
+fn files_have_the_modes_that_the_umask_leaves() {
+    for (umask, file, folder) in [("000", 0o666, 0o777), ("022", 0o644, 0o755), ("077", 0o600, 0o700)] {
+        let sandbox = Sandbox::new();
+        sandbox.write("data/sub/tool", "x");
+        fs::set_permissions(sandbox.repo.join("data/sub/tool"), fs::Permissions::from_mode(0o755)).unwrap();
+        sandbox.write("data/a", "a");
+        sandbox.ok("add data");
+        let pointer = sandbox.read("data.mlx");
+        fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
+        fs::remove_file(sandbox.repo.join("data.mlx")).unwrap();
+        sandbox.write("data.mlx", &pointer);
+        let mut shell = sandbox.command("sh", &sandbox.repo);
+        let script = format!(
+            "umask {umask}; {mlx} checkout && rm data.mlx && {mlx} add data",
+            mlx = env!("CARGO_BIN_EXE_mlx")
+        );
+        let ran = ended(shell.args(["-c", &script]).output().unwrap());
+        assert_eq!(ran.code, 0, "{umask}: {}", ran.err);
+        let mode = |path: &str| sandbox.repo.join(path).metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode("data/a"), mode("data/sub"), mode("data.mlx")), (file, folder, file), "{umask}");
+        assert_eq!(mode("data/sub/tool"), file | (file & 0o444) >> 2, "{umask}");
+        assert_eq!(sandbox.read("data.mlx"), pointer, "{umask}");
+    }
+}
+
+/// What people write is read whole; what is larger than that can be is not even begun.
+#[test]
+fn a_gigabyte_in_the_place_of_a_document_is_refused_by_name() {
+    let sandbox = Sandbox::new();
+    fill(&sandbox);
+    sandbox.ok("add data");
+    sandbox.ok("repro");
+    for (file, args) in [
+        ("mlx.toml", "status"),
+        ("mlx.lock", "status"),
+        ("params.toml", "repro --dry-run"),
+        (".mlx/config.toml", "checkout"),
+        (".mlx/local.toml", "status"),
+        ("data/.mlxignore", "add data"),
+        (".gitignore", "add other"),
+    ] {
+        sandbox.write("other", "x");
+        let path = sandbox.repo.join(file);
+        let kept = fs::read(&path).ok();
+        fs::OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(false)
+            .open(&path)
+            .unwrap()
+            .set_len(1 << 30)
+            .unwrap();
+        let error = sandbox.fails(args, 5);
+        let name = file.rsplit(".mlx/").next().unwrap();
+        assert!(error.contains(&format!("`{name}` is larger than ")), "{file}: {error}");
+        fs::remove_file(&path).unwrap();
+        if let Some(bytes) = kept {
+            fs::write(&path, bytes).unwrap();
+        }
+    }
+    // A file that large is nobody's pointer.
+    let pointer = sandbox.read("data.mlx");
+    fs::OpenOptions::new().write(true).open(sandbox.repo.join("data.mlx")).unwrap().set_len(1 << 30).unwrap();
+    assert_eq!(sandbox.json("gc")["done"], false);
+    assert!(sandbox.fails("checkout data", 3).contains("mlx does not track `data`"));
+    sandbox.write("data.mlx", pointer);
+    assert_eq!(state(&sandbox), "same");
+}
+
+#[test]
+fn a_pointer_that_an_editor_or_git_changed_line_by_line_is_read() {
+    let sandbox = Sandbox::new();
+    fill(&sandbox);
+    sandbox.ok("add data");
+    let pointer = sandbox.read("data.mlx");
+    let dos = pointer.replace('\n', "\r\n");
+    let turned: String = pointer.lines().rev().map(|it| format!("{it}\n\n")).collect();
+    for text in [dos.clone(), format!("\u{feff}{dos}"), format!("# ours\n{turned}")] {
+        sandbox.write("data.mlx", &text);
+        assert_eq!(state(&sandbox), "same", "{text:?}");
+    }
+    for (text, part) in [
+        (format!("{pointer}files = 3\n"), "duplicate key"),
+        (pointer.replace("files = 3", "files = -1"), "invalid value"),
+        (pointer.replace("files = 3", "files = 1e400"), ""),
+        (pointer.replace("files = 3", "files = nan"), ""),
+        (pointer.replace("tree", "trees"), "unknown variant"),
+        (pointer.replace("\"b3:", "\"b3:../"), ""),
+        (format!("{pointer}path = '../x'\n"), "unknown field `path`"),
+        (format!("{pointer}x = {}\n", "[".repeat(2000)), ""),
+    ] {
+        sandbox.write("data.mlx", &text);
+        let error = sandbox.fails("checkout", 5);
+        assert!(error.contains("`data.mlx` is not a pointer: ") && error.contains(part), "{text}: {error}");
+    }
+    // No sum of what it claims is too large to be added up.
+    sandbox.write(
+        "data.mlx",
+        pointer
+            .replace("size = 12", "size = 18446744073709551615")
+            .replace("files = 3", "files = 9223372036854775808"),
+    );
+    for args in ["status", "du", "gc", "fsck", "diff", "checkout --force"] {
+        let ran = sandbox.mlx(args);
+        assert_eq!(ran.code, 0, "{args}: {}", ran.err);
+    }
+}
