@@ -1,42 +1,106 @@
 //! A place where tests break the disk. `MLX_FAULT=fail:N` makes the N-th operation fail, `kill:N`
-//! ends the process there, as SIGKILL would. Nothing of it is in a release build.
-
-use std::io;
+//! ends the process there, as SIGKILL would; `short` hands out and takes bytes one at a time, with
+//! interruptions between them; `record:FILE` writes down what is synced and what gets its name, in
+//! order. Nothing of it is in a release build.
 
 #[cfg(test)]
 pub use self::crash::Crash;
+#[cfg(debug_assertions)]
+pub use self::order::{piece, point, tell};
 
 #[cfg(not(debug_assertions))]
-#[expect(clippy::unnecessary_wraps, reason = "in debug builds it fails")]
-#[inline]
-pub fn point(_: &'static str) -> io::Result<()> {
-    Ok(())
+pub use self::release::{piece, point, tell};
+
+#[cfg(not(debug_assertions))]
+mod release {
+    use std::io;
+
+    #[expect(clippy::unnecessary_wraps, reason = "in debug builds it fails")]
+    #[inline]
+    pub fn point(_: &'static str) -> io::Result<()> {
+        Ok(())
+    }
+
+    #[expect(clippy::unnecessary_wraps, reason = "in debug builds it fails")]
+    #[inline]
+    pub fn tell(_: &'static str, _: impl FnOnce() -> String) -> io::Result<()> {
+        Ok(())
+    }
+
+    #[expect(clippy::unnecessary_wraps, reason = "in debug builds it fails")]
+    #[inline]
+    pub fn piece(wanted: usize) -> io::Result<usize> {
+        Ok(wanted)
+    }
 }
 
 #[cfg(debug_assertions)]
-pub fn point(operation: &'static str) -> io::Result<()> {
-    use std::sync::{
-        LazyLock,
-        atomic::{AtomicU64, Ordering},
+mod order {
+    use std::{
+        fs, io,
+        io::Write as _,
+        sync::{
+            LazyLock,
+            atomic::{AtomicU64, Ordering},
+        },
     };
 
-    static ORDER: LazyLock<Option<(bool, u64)>> = LazyLock::new(|| {
+    enum Order {
+        Fail(u64),
+        Kill(u64),
+        Short,
+        Record(fs::File),
+    }
+
+    static ORDER: LazyLock<Option<Order>> = LazyLock::new(|| {
         let order = std::env::var("MLX_FAULT").ok()?;
-        let (how, at) = order.split_once(':')?;
-        Some((how == "kill", at.parse().ok()?))
+        let (how, at) = order.split_once(':').unwrap_or((&order, ""));
+        match how {
+            "kill" => at.parse().ok().map(Order::Kill),
+            "fail" => at.parse().ok().map(Order::Fail),
+            "short" => Some(Order::Short),
+            _ => fs::OpenOptions::new().append(true).create(true).open(at).ok().map(Order::Record),
+        }
     });
     static PASSED: AtomicU64 = AtomicU64::new(0);
 
-    #[cfg(test)]
-    crash::point(operation)?;
-    let Some((kill, at)) = *ORDER else { return Ok(()) };
-    if PASSED.fetch_add(1, Ordering::SeqCst) + 1 != at {
-        return Ok(());
+    pub fn point(operation: &'static str) -> io::Result<()> {
+        #[cfg(test)]
+        super::crash::point(operation)?;
+        let (kill, at) = match *ORDER {
+            Some(Order::Kill(at)) => (true, at),
+            Some(Order::Fail(at)) => (false, at),
+            _ => return Ok(()),
+        };
+        if PASSED.fetch_add(1, Ordering::SeqCst) + 1 != at {
+            return Ok(());
+        }
+        if kill {
+            let _dead =
+                rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        }
+        Err(io::Error::other(format!("fault point {at}: {operation}")))
     }
-    if kill {
-        let _dead = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+
+    /// As [`point`], of what counts when the power goes: it stands in the record before it happens.
+    pub fn tell(operation: &'static str, what: impl FnOnce() -> String) -> io::Result<()> {
+        if let Some(Order::Record(file)) = &*ORDER {
+            let mut file: &fs::File = file;
+            file.write_all(format!("{operation} {}\n", what()).as_bytes())?;
+        }
+        point(operation)
     }
-    Err(io::Error::other(format!("fault point {at}: {operation}")))
+
+    /// How many of `wanted` bytes are read or written at once.
+    pub fn piece(wanted: usize) -> io::Result<usize> {
+        if !matches!(*ORDER, Some(Order::Short)) {
+            return Ok(wanted);
+        }
+        match PASSED.fetch_add(1, Ordering::SeqCst) % 2 {
+            0 => Err(io::ErrorKind::Interrupted.into()),
+            _ => Ok(wanted.min(1)),
+        }
+    }
 }
 
 /// A crash without a process of its own: on one thread everything fails from the n-th operation on.

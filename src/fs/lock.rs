@@ -64,7 +64,7 @@ fn wait(root: &Root, path: &RepoPath, steps: u32, progress: &dyn Progress) -> Re
 /// The file comes back when somebody else has the lock.
 fn take(file: File, path: &RepoPath) -> Result<Result<Lock, File>> {
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => sign(file, path).map(Ok),
+        Ok(()) => Ok(Ok(sign(file))),
         Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(Err(file)),
         // Waiting would not help where the file system knows no locks.
         Err(error) => Err(std::io::Error::from(error)).doing(|| format!("cannot lock `{path}`")),
@@ -104,14 +104,14 @@ pub fn is_held(root: &Root, path: &RepoPath) -> Result<bool> {
     Ok(flock(&file, FlockOperation::NonBlockingLockShared).is_err())
 }
 
-fn sign(mut file: File, path: &RepoPath) -> Result<Lock> {
+fn sign(mut file: File) -> Lock {
     let host = crate::fs::host_name();
     let since = Timestamp::now().to_text();
     let text = format!("process {} on {host}, `{}`, since {since}\n", std::process::id(), command());
-    let written =
+    // A lock without a name on it is a lock: on a full disk `gc` must be able to make room.
+    let _unsigned =
         ftruncate(&file, 0).map_err(std::io::Error::from).and_then(|()| file.write_all(text.as_bytes()));
-    written.doing(|| format!("cannot sign the lock `{path}`"))?;
-    Ok(Lock(file))
+    Lock(file)
 }
 
 /// How this process was called, as far as it fits a line.

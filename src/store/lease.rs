@@ -176,7 +176,8 @@ impl Store {
     pub fn leases(&self) -> Result<Vec<Leased>> {
         let folder = RepoPath::from_text(FOLDER)?;
         let mut found = Vec::new();
-        for (name, _) in self.dir(FOLDER)?.names()? {
+        let Some(dir) = self.dir_if_there(FOLDER)? else { return Ok(found) };
+        for (name, _) in dir.names()? {
             let file = folder.join(&name)?;
             // A command that ends takes its lease away.
             let Some(bytes) = self.root.read_if_there(&file)? else { continue };

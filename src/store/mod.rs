@@ -40,7 +40,7 @@ use std::{
 
 use crate::{
     digest::Digest,
-    error::Result,
+    error::{Error, Result},
     fs::{self, Root, Sync},
     path::RepoPath,
 };
@@ -56,6 +56,8 @@ pub struct Store {
     damaged: Mutex<HashSet<Digest>>,
     /// Packs of others that are not what they say; they are not looked into again.
     distrusted: Mutex<HashSet<Digest>>,
+    /// Packs that are there and cannot be read, and why: what they hold is not known.
+    hidden: Mutex<BTreeMap<Digest, Error>>,
     /// What this process relies on, once it relies on anything.
     lease: Mutex<Option<lease::Lease>>,
     /// Which clone this is, where several share the store.
@@ -65,7 +67,10 @@ pub struct Store {
 /// A local pack: its index in memory, its bytes on disk.
 struct Packed {
     index: Index,
-    file: fs::File,
+    name: Digest,
+    folder: Arc<fs::Dir>,
+    /// Of many packs only some stay open; the others are opened when something is read.
+    file: Option<fs::File>,
 }
 
 impl Store {
@@ -76,11 +81,13 @@ impl Store {
             packs: RwLock::default(),
             damaged: Mutex::default(),
             distrusted: Mutex::default(),
+            hidden: Mutex::default(),
             lease: Mutex::default(),
             clone: None,
         };
         store.refresh()?;
-        for (name, _) in store.dir("damaged")?.names()? {
+        let marked = store.dir_if_there("damaged")?;
+        for (name, _) in marked.map_or_else(|| Ok(Vec::new()), |it| it.names())? {
             if let Ok(digest) =
                 std::str::from_utf8(&name).map_or_else(|_| Digest::from_hex(""), Digest::from_hex)
             {
@@ -90,8 +97,28 @@ impl Store {
         Ok(store)
     }
 
+    /// One of the store's folders; a new one is there for good before anything in it counts.
     fn dir(&self, name: &str) -> Result<fs::Dir> {
-        self.root.make_dir(&RepoPath::from_text(name)?)
+        if let Some(dir) = self.dir_if_there(name)? {
+            return Ok(dir);
+        }
+        let dir = self.root.make_dir(&RepoPath::from_text(name)?)?;
+        self.root.dir(&RepoPath::root())?.sync()?;
+        Ok(dir)
+    }
+
+    /// As [`Store::dir`], for those who only look: the disk may be one that nobody can write to.
+    fn dir_if_there(&self, name: &str) -> Result<Option<fs::Dir>> {
+        let path = RepoPath::from_text(name)?;
+        if self.root.stamp(&path)?.is_none() {
+            return Ok(None);
+        }
+        self.root.dir(&path).map(Some)
+    }
+
+    /// A new file in one of the store's folders, held until it has its name.
+    fn create(&self, folder: &str, mode: u32) -> Result<fs::Temp> {
+        Ok(self.dir(folder)?.create(mode)?.held())
     }
 
     fn damaged(&self) -> std::sync::MutexGuard<'_, HashSet<Digest>> {
@@ -100,27 +127,51 @@ impl Store {
 
     /// Opens packs that came since the last look; true if there were any.
     fn refresh(&self) -> Result<bool> {
-        let dir = self.dir("packs")?;
-        let mut found = false;
+        let Some(dir) = self.dir_if_there("packs")?.map(Arc::new) else { return Ok(false) };
+        let (mut found, mut hidden) = (false, BTreeMap::new());
         for (name, _) in dir.names()? {
             let Some(hex) = name.strip_suffix(b".idx").and_then(|it| std::str::from_utf8(it).ok()) else {
                 continue;
             };
             let Ok(digest) = Digest::from_hex(hex) else { continue };
             if !self.packs().contains_key(&digest) && !self.distrusts(&digest) {
-                let Ok(bytes) = self.root.read(&place("packs", hex, ".idx")?) else { continue };
-                // A damaged index hides its pack; the pack carries a copy of it.
-                let Ok(index) = Index::parse(bytes).or_else(|_| self.index_from_pack(hex)) else { continue };
-                // Without its pack an index names nothing: its objects count as absent.
-                let Ok(file) = dir.open(format!("{hex}.pack").as_bytes()) else { continue };
-                self.packs
-                    .write()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .insert(digest, Arc::new(Packed { index, file }));
-                found = true;
+                match self.open_pack(&dir, digest) {
+                    Ok(packed) => {
+                        let mut packs = self.packs.write().unwrap_or_else(PoisonError::into_inner);
+                        packs.insert(digest, Arc::new(packed));
+                        found = true;
+                    }
+                    // A gc elsewhere takes an index before its pack.
+                    Err(_) if dir.stamp(&name)?.is_none() => {}
+                    Err(error) => drop(hidden.insert(digest, error)),
+                }
             }
         }
+        *self.hidden() = hidden;
         Ok(found)
+    }
+
+    fn open_pack(&self, folder: &Arc<fs::Dir>, name: Digest) -> Result<Packed> {
+        let hex = name.hex();
+        let bytes = self.root.read(&place("packs", &hex, ".idx")?)?;
+        // A damaged index hides its pack; the pack carries a copy of it.
+        let index = Index::parse(bytes).or_else(|_| self.index_from_pack(&hex))?;
+        let file = folder.open(format!("{hex}.pack").as_bytes())?;
+        let few = self.packs().len() < fs::spare_files();
+        Ok(Packed { index, name, folder: Arc::clone(folder), file: few.then_some(file) })
+    }
+
+    fn hidden(&self) -> std::sync::MutexGuard<'_, BTreeMap<Digest, Error>> {
+        self.hidden.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses to go on while there is a pack that cannot be read: what it holds would count as absent.
+    pub fn check_readable(&self) -> Result<()> {
+        let hidden = self.hidden();
+        let Some((pack, error)) = hidden.first_key_value() else { return Ok(()) };
+        let message = format!("the pack {} cannot be read: {}", pack.short(), error.full_text());
+        let hint = error.hint_text().unwrap_or("`mlx fsck --repair` mends what is damaged");
+        Err(Error::new(error.kind(), message).hint(hint))
     }
 
     /// A pack that is gone, or is not what it says, is looked into no more.

@@ -1,10 +1,10 @@
 //! Objects out of the store; everything read is checked against its digest.
 
-use std::{os::unix::fs::FileExt as _, sync::Arc};
+use std::{io, os::unix::fs::FileExt as _, sync::Arc};
 
 use crate::{
     digest::Digest,
-    error::{Error, Kind as ErrorKind, Result},
+    error::{Doing, Error, Kind as ErrorKind, Result},
     store::{Kind, Packed, Row, Store},
 };
 
@@ -33,11 +33,14 @@ impl Store {
     }
 
     fn try_read(&self, digest: &Digest) -> Result<Option<Vec<u8>>> {
-        let mut wrong = false;
+        let (mut wrong, mut failed) = (false, None);
         for (packed, row) in self.rows(digest, &[Kind::Content, Kind::Tree]) {
             match packed.read(&row) {
                 Ok(bytes) => return Ok(Some(bytes)),
-                Err(_) => wrong = true,
+                Err(error) if error.kind() == ErrorKind::Corrupt => wrong = true,
+                // A gc elsewhere took it and has put what is needed into another.
+                Err(error) if error.kind() == ErrorKind::NotFound => self.forget(&packed.name),
+                Err(error) => failed = Some(error),
             }
         }
         if let Some(large) = self.large(digest) {
@@ -47,7 +50,12 @@ impl Store {
                 Err(error) => return Err(error),
             }
         }
-        if wrong { Err(self.damage(digest)) } else { Ok(None) }
+        // What the disk did not give now, it may give the next time: that is no damage.
+        match failed {
+            Some(error) => Err(error).doing(|| format!("cannot read the object {digest} in the cache")),
+            None if wrong => Err(self.damage(digest)),
+            None => Ok(None),
+        }
     }
 
     /// Where the object lies in packs.
@@ -61,8 +69,21 @@ impl Packed {
     pub(super) fn read(&self, row: &Row) -> Result<Vec<u8>> {
         let damaged = || Error::corrupt("a pack ends too early");
         let mut stored = vec![0; usize::try_from(row.stored).map_err(|_| damaged())?];
-        self.file.read_exact_at(&mut stored, row.offset).map_err(|_| damaged())?;
-        row.decode(&stored)
+        let opened = match &self.file {
+            Some(_) => None,
+            None => Some(self.folder.open(format!("{}.pack", self.name.hex()).as_bytes())?),
+        };
+        let file = self.file.as_ref().or(opened.as_ref()).expect("it is open, or was opened just now");
+        match file.read_exact_at(&mut stored, row.offset) {
+            Ok(()) => row.decode(&stored),
+            // An offset may be larger than any file.
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput) =>
+            {
+                Err(damaged())
+            }
+            Err(error) => Err(error).doing(|| format!("cannot read the pack {}", self.name.short())),
+        }
     }
 }
 

@@ -69,11 +69,7 @@ impl Stock {
 impl Store {
     /// Sizes of what was put aside.
     pub fn quarantined(&self) -> Result<Vec<u64>> {
-        let folder = RepoPath::from_text("quarantine")?;
-        if self.root.stamp(&folder)?.is_none() {
-            return Ok(Vec::new());
-        }
-        let dir = self.root.dir(&folder)?;
+        let Some(dir) = self.dir_if_there("quarantine")? else { return Ok(Vec::new()) };
         let sizes = dir.names()?.into_iter().map(|it| Ok(dir.stamp(&it.0)?.map_or(0, |it| it.size)));
         sizes.collect()
     }
@@ -126,8 +122,8 @@ impl Store {
 
     /// Files of indexes and of packs, by name.
     pub(super) fn pack_names(&self) -> Result<(BTreeMap<Digest, Stamp>, BTreeMap<Digest, Stamp>)> {
-        let dir = self.dir("packs")?;
         let (mut indexes, mut packs) = (BTreeMap::new(), BTreeMap::new());
+        let Some(dir) = self.dir_if_there("packs")? else { return Ok((indexes, packs)) };
         for (file, _) in dir.names()? {
             let Some((hex, ending)) = std::str::from_utf8(&file).ok().and_then(|it| it.split_once('.'))
             else {
@@ -144,7 +140,7 @@ impl Store {
     }
 
     pub(super) fn whole_files(&self, folder: &str) -> Result<Vec<WholeFile>> {
-        let dir = self.dir(folder)?;
+        let Some(dir) = self.dir_if_there(folder)? else { return Ok(Vec::new()) };
         let names = dir.names()?;
         let look = |name: &Vec<u8>| -> Result<Option<WholeFile>> {
             let digest = std::str::from_utf8(name).ok().and_then(|it| Digest::from_hex(it).ok());
@@ -156,10 +152,7 @@ impl Store {
 
     fn leavings(&self, folder: &str, found: &mut Vec<Stray>) -> Result<()> {
         let top = RepoPath::from_text(folder)?;
-        if self.root.stamp(&top)?.is_none() {
-            return Ok(());
-        }
-        let dir = self.root.dir(&top)?;
+        let Some(dir) = self.dir_if_there(folder)? else { return Ok(()) };
         for name in dir.leavings()? {
             let Some(stamp) = dir.stamp(&name)? else { continue };
             let path = top.join(&name)?;

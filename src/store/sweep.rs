@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::{
     digest::Digest,
-    error::{Doing, Error, Result},
+    error::{Doing, Error, Kind as ErrorKind, Result},
     fs::{Sync, Temp},
     store::{Kind, PackWriter, Row, Stock, Store, WholeFile, place, stock::Stray},
 };
@@ -204,22 +204,38 @@ fn fate(row: &Row, kept: &Kept, seen: &HashSet<(Digest, Kind)>) -> Fate {
 }
 
 /// Packs whose needed objects lie elsewhere now.
-pub struct Emptied(BTreeSet<Digest>);
+pub struct Emptied {
+    packs: BTreeSet<Digest>,
+    /// Why those of which something is needed stay as they are.
+    pub no_room: Option<Error>,
+}
 
 impl Store {
-    /// Moves what is needed out of packs that go; when it returns, all of it is at rest.
+    /// Moves what is needed out of packs that go; when it returns, all of it is at rest. On a full disk nothing
+    /// is moved, and what nobody needs whole can go all the same.
     pub fn move_out(&self, plan: &Plan) -> Result<Emptied> {
+        let moved = self.move_some(plan, &|_| true);
+        match moved {
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                let packs = self.move_some(plan, &|it| it.moves.is_empty())?;
+                Ok(Emptied { packs, no_room: Some(error) })
+            }
+            moved => Ok(Emptied { packs: moved?, no_room: None }),
+        }
+    }
+
+    fn move_some(&self, plan: &Plan, some: &dyn Fn(&Going) -> bool) -> Result<BTreeSet<Digest>> {
         let going: BTreeSet<Digest> = plan.packs.iter().map(|it| it.name).collect();
         let mut emptied = BTreeSet::new();
         let mut mover = Mover::new(self);
-        for pack in &plan.packs {
+        for pack in plan.packs.iter().filter(|it| some(it)) {
             // What cannot be moved whole stays where it is, for `fsck`.
             if pack.doubles.iter().all(|it| self.sound_copy(it, &|name| !going.contains(name)).is_some()) {
                 match mover.take(&pack.name, &pack.moves) {
                     Ok(()) => {
                         emptied.insert(pack.name);
                     }
-                    Err(error) if error.kind() == crate::error::Kind::Corrupt => {}
+                    Err(error) if error.kind() == ErrorKind::Corrupt => {}
                     Err(error) => return Err(error),
                 }
             }
@@ -227,7 +243,7 @@ impl Store {
         let published = mover.finish()?;
         // A new pack may hold the very bytes of one that was to go.
         emptied.retain(|it| !published.contains(it));
-        Ok(Emptied(emptied))
+        Ok(emptied)
     }
 
     /// The object's bytes from a pack of these or a whole file, if they are what they should be.
@@ -245,7 +261,7 @@ impl Store {
             self.root.remove(&place("runs", &it.digest.hex(), "")?)?;
             freed.runs.add(it.size);
         }
-        let goes = |it: &&Going| emptied.0.contains(&it.name) && !leased.contains(&it.name);
+        let goes = |it: &&Going| emptied.packs.contains(&it.name) && !leased.contains(&it.name);
         let packs: Vec<&Going> = plan.packs.iter().filter(goes).collect();
         for pack in &packs {
             self.root.remove(&place("packs", &pack.name.hex(), ".idx")?)?;
@@ -307,7 +323,7 @@ impl<'s> Mover<'s> {
         let pack = match slot {
             Some(pack) => pack,
             None => {
-                let temp = self.store.dir("packs")?.create(0o666)?;
+                let temp = self.store.create("packs", 0o666)?;
                 slot.insert(PackWriter::new(BufWriter::new(temp)).doing(|| "cannot write a pack".into())?)
             }
         };
@@ -336,7 +352,7 @@ impl<'s> Mover<'s> {
         self.store.announce(name)?;
         self.published.push(name);
         temp.publish(format!("{}.pack", name.hex()).as_bytes(), Sync::Yes)?;
-        let mut temp = self.store.dir("packs")?.create(0o666)?;
+        let mut temp = self.store.create("packs", 0o666)?;
         temp.write_all(&index).doing(doing)?;
         temp.publish(format!("{}.idx", name.hex()).as_bytes(), Sync::Yes)?;
         self.store.refresh().map(drop)

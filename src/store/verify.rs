@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use crate::{
     digest::Digest,
-    error::{Doing, Result},
+    error::{Doing, Kind as ErrorKind, Result},
     fs::{self, Link, Mode, Sync},
     path::RepoPath,
     progress::{Event, Progress},
@@ -126,7 +126,11 @@ impl Store {
             Ok(None) => return Ok(()),
             Err(_) => None,
         };
-        let pack = self.root.read(&pack_file).ok();
+        let pack = match self.root.read(&pack_file) {
+            // That is our own trouble, and says nothing of the pack.
+            Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
+            read => read.ok(),
+        };
         let gone = || -> Result<bool> { Ok(self.root.stamp(&index_file)?.is_none()) };
         found.packs += 1;
         let Some(pack) = pack else {
@@ -178,6 +182,7 @@ impl Store {
     /// Puts the damaged aside: sound neighbors in the same pack move into a new one first. An index that is
     /// damaged alone is written anew from its pack.
     pub fn put_aside(&self, verified: &Verified) -> Result<()> {
+        self.adopt()?;
         let mut packs = BTreeSet::new();
         for fault in &verified.faults {
             match fault.what {
@@ -197,6 +202,21 @@ impl Store {
             self.mark_damaged(digest);
         }
         Ok(())
+    }
+
+    /// Gives packs that have lost their index a new one, from the copy they carry; whether there were any. What
+    /// a killed command left behind counts as stored from then on, and goes as such.
+    pub fn adopt(&self) -> Result<bool> {
+        let (indexes, packs) = self.pack_names()?;
+        let mut adopted = false;
+        for name in packs.keys().filter(|it| !indexes.contains_key(it)) {
+            let bytes = self.root.read_if_there(&place("packs", &name.hex(), ".pack")?)?;
+            if bytes.is_some_and(|it| Digest::of(&it) == *name) {
+                self.mend_index(name)?;
+                adopted = true;
+            }
+        }
+        Ok(adopted && self.refresh()?)
     }
 
     /// Counts what is lost as absent from now on, so that whoever has it stores it again.
@@ -237,7 +257,7 @@ impl Store {
         let (file, pack) = (place("packs", &name.hex(), ".idx")?, place("packs", &name.hex(), ".pack")?);
         let Ok(index) = Index::of_pack(&self.root.read(&pack)?) else { return Ok(()) };
         self.keep_aside(&file)?;
-        let mut temp = self.dir("packs")?.create(0o666)?;
+        let mut temp = self.create("packs", 0o666)?;
         temp.write_all(index.bytes()).doing(|| "cannot write a pack index".into())?;
         temp.publish(file.name(), Sync::Yes)
     }

@@ -42,10 +42,19 @@ pub struct Collected {
 
 /// Frees what nobody needs and is older than `grace` seconds; without `really` it only says so.
 pub fn collect(repo: &Repo, grace: i64, really: bool, progress: &dyn Progress) -> Result<Collected> {
-    let _alone = only_one(repo)?;
-    clones::renew(repo)?;
+    let _alone = if really { Some(only_one(repo)?) } else { None };
+    match clones::renew(repo) {
+        // Whoever only looks may do so on a disk that takes nothing; a full one is to be emptied. The other
+        // clones free nothing as long as our list is old.
+        Err(error) if really && error.kind() != Kind::Unavailable => return Err(error),
+        _ => {}
+    }
     for _ in 0..TRIES {
-        let decided = decide(repo, grace)?;
+        let mut decided = decide(repo, grace)?;
+        // Before what a missing page names goes: is it in a pack that has lost its index?
+        if !decided.marked.absent.is_empty() && repo.store.adopt()? {
+            decided = decide(repo, grace)?;
+        }
         if !really {
             return Ok(decided.collected(false));
         }
@@ -61,7 +70,13 @@ pub fn collect(repo: &Repo, grace: i64, really: bool, progress: &dyn Progress) -
         for root in [&repo.shared, &repo.private] {
             root.dir(&RepoPath::root())?.sweep()?;
         }
-        return Ok(Collected { freed, ..decided.collected(true) });
+        let mut collected = Collected { freed, ..decided.collected(true) };
+        if let Some(error) = emptied.no_room {
+            collected.rewritten = Amount::default();
+            let why = error.full_text();
+            progress.warn(&format!("packs that are needed in part stay as they are: {why}; run it again"));
+        }
+        return Ok(collected);
     }
     progress.warn("nothing was freed");
     let error = Error::new(Kind::Conflict, "others change what is tracked faster than it can be looked at");
@@ -92,6 +107,7 @@ fn decide(repo: &Repo, grace: i64) -> Result<Decided> {
         });
     }
     let stock = repo.store.stock()?;
+    repo.store.check_readable().doing(|| "nothing was freed: what is needed is not known".into())?;
     let now = fs::tick();
     let old = |mtime: i64| now.saturating_sub(mtime).max(0) >= grace.saturating_mul(1_000_000_000);
     let young: Vec<Digest> = stock.runs.iter().filter(|it| !old(it.mtime)).map(|it| it.digest).collect();

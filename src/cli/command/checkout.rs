@@ -93,7 +93,7 @@ fn put(
             done.push((part.clone(), placed?));
         }
     }
-    upkeep::renew(workspace.repo)?;
+    upkeep::renew_if_allowed(workspace.repo)?;
     Ok(Done(done))
 }
 

@@ -39,7 +39,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Examined> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let checked = upkeep::check(&workspace, args.repair, ctx.progress)?;
-    upkeep::renew(&repo)?;
+    upkeep::renew_if_allowed(&repo)?;
     Ok(Examined(checked))
 }
 
