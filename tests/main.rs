@@ -8,6 +8,8 @@ mod serve;
 
 mod apptest;
 mod cli;
+mod damage;
+mod disk;
 mod explain;
 mod faults;
 mod files;

@@ -1,5 +1,6 @@
 //! A place where tests break the disk. `MLX_FAULT=fail:N` makes the N-th operation fail, `kill:N`
-//! ends the process there, as SIGKILL would; `short` hands out and takes bytes one at a time, with
+//! ends the process there, as SIGKILL would; from `stuck:N` on every one fails; from `full:N` on every one
+//! fails that needs room, as on a full disk; `short` hands out and takes bytes one at a time, with
 //! interruptions between them; `record:FILE` writes down what is synced and what gets its name, in
 //! order. Nothing of it is in a release build.
 
@@ -48,6 +49,8 @@ mod order {
     enum Order {
         Fail(u64),
         Kill(u64),
+        Stuck(u64),
+        Full(u64),
         Short,
         Record(fs::File),
     }
@@ -58,28 +61,37 @@ mod order {
         match how {
             "kill" => at.parse().ok().map(Order::Kill),
             "fail" => at.parse().ok().map(Order::Fail),
+            "stuck" => at.parse().ok().map(Order::Stuck),
+            "full" => at.parse().ok().map(Order::Full),
             "short" => Some(Order::Short),
             _ => fs::OpenOptions::new().append(true).create(true).open(at).ok().map(Order::Record),
         }
     });
+    /// What a full disk refuses.
+    const NEED_ROOM: [&str; 8] = ["create", "folder", "link", "mkdir", "rename", "sync", "sync-all", "write"];
+
     static PASSED: AtomicU64 = AtomicU64::new(0);
 
     pub fn point(operation: &'static str) -> io::Result<()> {
         #[cfg(test)]
         super::crash::point(operation)?;
-        let (kill, at) = match *ORDER {
-            Some(Order::Kill(at)) => (true, at),
-            Some(Order::Fail(at)) => (false, at),
-            _ => return Ok(()),
-        };
-        if PASSED.fetch_add(1, Ordering::SeqCst) + 1 != at {
-            return Ok(());
+        let Some(order) = &*ORDER else { return Ok(()) };
+        let passed = PASSED.fetch_add(1, Ordering::SeqCst) + 1;
+        match *order {
+            Order::Kill(at) if passed == at => {
+                let _dead =
+                    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+                Ok(())
+            }
+            Order::Fail(at) if passed == at => {
+                Err(io::Error::other(format!("fault point {at}: {operation}")))
+            }
+            Order::Stuck(at) if passed >= at => Err(rustix::io::Errno::IO.into()),
+            Order::Full(at) if passed >= at && NEED_ROOM.contains(&operation) => {
+                Err(rustix::io::Errno::NOSPC.into())
+            }
+            _ => Ok(()),
         }
-        if kill {
-            let _dead =
-                rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-        }
-        Err(io::Error::other(format!("fault point {at}: {operation}")))
     }
 
     /// As [`point`], of what counts when the power goes: it stands in the record before it happens.

@@ -53,6 +53,7 @@ impl Read for Sparse<'_> {
         } else {
             let until = if self.hole > self.at { self.hole } else { u64::MAX };
             let wanted = room(until, self.at);
+            fault::point("read")?;
             let wanted = fault::piece(wanted)?;
             self.file.read_at(&mut buffer[..wanted], self.at)?
         };

@@ -98,6 +98,13 @@ fn largest_file() -> u64 {
     *LIMIT.get_or_init(|| getrlimit(Resource::Fsize).current.unwrap_or(u64::MAX))
 }
 
+/// Fills `bytes` from a place in a file.
+pub fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> std::io::Result<()> {
+    use std::os::unix::fs::FileExt as _;
+
+    fault::point("read").and_then(|()| file.read_exact_at(bytes, offset))
+}
+
 /// Reads a file that the user named, wherever it is.
 pub fn read_outside(path: &Path) -> Result<Vec<u8>> {
     fault::point("read")

@@ -13,6 +13,9 @@ use crate::{
     },
 };
 
+/// Pages stand on pages no higher: the seventh level takes in all that are left.
+const HIGHEST: u32 = 7;
+
 /// One side of a difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Side {
@@ -47,7 +50,7 @@ pub fn put_folder(entries: &[TreeEntry], writer: Option<&mut Writer<'_>>) -> Res
 /// The names in a stored folder, sorted.
 pub fn entries(store: &Store, tree: &Digest) -> Result<Vec<TreeEntry>> {
     let mut found = Vec::new();
-    for page in leaves(store, tree)? {
+    for page in leaves(store, tree, 0)? {
         found.extend(leaf(store, &page)?);
     }
     if found.windows(2).any(|it| it[0].name >= it[1].name) {
@@ -61,16 +64,16 @@ fn page(store: &Store, digest: &Digest) -> Result<Page> {
 }
 
 /// Leaf pages of a folder in order; a page above holds nothing but their names.
-fn leaves(store: &Store, tree: &Digest) -> Result<Vec<Digest>> {
+fn leaves(store: &Store, tree: &Digest, above: u32) -> Result<Vec<Digest>> {
     match page(store, tree)? {
         Page::Leaf(_) => Ok(vec![*tree]),
+        Page::Branch(_) if above > HIGHEST => {
+            Err(Error::corrupt(format!("the tree {} has pages without end", tree.short())))
+        }
         Page::Branch(rows) => {
             let mut found = Vec::with_capacity(rows.len());
             for row in rows {
-                if row.digest == *tree {
-                    return Err(Error::corrupt("a tree that holds itself"));
-                }
-                found.extend(leaves(store, &row.digest)?);
+                found.extend(leaves(store, &row.digest, above + 1)?);
             }
             Ok(found)
         }
@@ -91,22 +94,26 @@ pub fn reachable(
     pages: &mut BTreeSet<Digest>,
     contents: &mut BTreeMap<Digest, u64>,
 ) -> Result<()> {
-    if !pages.insert(*tree) {
-        return Ok(());
-    }
-    match page(store, tree)? {
-        Page::Branch(rows) => rows.iter().try_for_each(|it| reachable(store, &it.digest, pages, contents)),
-        Page::Leaf(rows) => {
-            for row in rows {
-                if row.kind == EntryKind::Folder {
-                    reachable(store, &row.digest, pages, contents)?;
-                } else {
-                    contents.insert(row.digest, row.size);
+    // Not by recursion: how deep it goes is for whoever wrote the tree to say.
+    let mut waiting = vec![*tree];
+    while let Some(next) = waiting.pop() {
+        if !pages.insert(next) {
+            continue;
+        }
+        match page(store, &next)? {
+            Page::Branch(rows) => waiting.extend(rows.iter().map(|it| it.digest)),
+            Page::Leaf(rows) => {
+                for row in rows {
+                    if row.kind == EntryKind::Folder {
+                        waiting.push(row.digest);
+                    } else {
+                        contents.insert(row.digest, row.size);
+                    }
                 }
             }
-            Ok(())
         }
     }
+    Ok(())
 }
 
 /// What differs between two folders, by path below `at`; equal subtrees and pages are not read.
@@ -131,7 +138,7 @@ fn compare(
     if old == new {
         return Ok(());
     }
-    let pages = |tree: Option<&Digest>| tree.map_or_else(|| Ok(Vec::new()), |it| leaves(store, it));
+    let pages = |tree: Option<&Digest>| tree.map_or_else(|| Ok(Vec::new()), |it| leaves(store, it, 0));
     let (before, after) = (pages(old)?, pages(new)?);
     let shared: BTreeSet<_> = before.iter().filter(|it| after.contains(it)).collect();
     let mut names: BTreeMap<Box<[u8]>, (Option<TreeEntry>, Option<TreeEntry>)> = BTreeMap::new();
@@ -228,4 +235,50 @@ pub fn replace(
         (Err(_), None) => {}
     }
     put_folder(&here, Some(writer))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{error::Kind as ErrorKind, fs::Root, wire};
+
+    /// A page above another; whoever writes to a remote may put any number of them there.
+    fn above(writer: &mut Writer<'_>, below: &Digest) -> Digest {
+        let mut bytes = b"mlxtree\x01\x01".to_vec();
+        wire::put_bytes(&mut bytes, b"last");
+        wire::put_number(&mut bytes, 1);
+        wire::put_number(&mut bytes, 1);
+        bytes.extend_from_slice(below.bytes());
+        let digest = Digest::of(&bytes);
+        writer.put(Kind::Tree, digest, &bytes).unwrap();
+        digest
+    }
+
+    #[test]
+    fn pages_without_end_end_in_an_error_and_overflow_nothing() {
+        let temp = tempfile::tempdir().unwrap();
+        let store = Store::open(Root::open(temp.path()).unwrap()).unwrap();
+        let mut writer = Writer::new(&store);
+        let first = put_folder(&[], Some(&mut writer)).unwrap().digest;
+        let mut top = first;
+        let mut towers = Vec::new();
+        for _ in 0..20_000 {
+            top = above(&mut writer, &top);
+            towers.push(top);
+        }
+        writer.finish().unwrap();
+        assert!(
+            entries(&store, &towers[6]).unwrap().is_empty(),
+            "seven pages above each other are none too many"
+        );
+        let error = entries(&store, &top).unwrap_err();
+        assert_eq!((error.kind(), error.to_string().contains("without end")), (ErrorKind::Corrupt, true));
+        let (mut pages, mut contents) = (BTreeSet::new(), BTreeMap::new());
+        reachable(&store, &top, &mut pages, &mut contents).unwrap();
+        assert_eq!((pages.len(), contents.len()), (20_001, 0));
+        let mut here = Digest::of(b"nothing");
+        assert!(diff(&store, &RepoPath::root(), Some(&here), Some(&top)).is_err());
+        std::mem::swap(&mut here, &mut top);
+        assert!(diff(&store, &RepoPath::root(), Some(&here), Some(&top)).is_err());
+    }
 }

@@ -1,10 +1,11 @@
 //! Objects out of the store; everything read is checked against its digest.
 
-use std::{io, os::unix::fs::FileExt as _, sync::Arc};
+use std::{io, sync::Arc};
 
 use crate::{
     digest::Digest,
     error::{Doing, Error, Kind as ErrorKind, Result},
+    fs,
     store::{Kind, Packed, Row, Store},
 };
 
@@ -74,7 +75,7 @@ impl Packed {
             None => Some(self.folder.open(format!("{}.pack", self.name.hex()).as_bytes())?),
         };
         let file = self.file.as_ref().or(opened.as_ref()).expect("it is open, or was opened just now");
-        match file.read_exact_at(&mut stored, row.offset) {
+        match fs::read_at(file, &mut stored, row.offset) {
             Ok(()) => row.decode(&stored),
             // An offset may be larger than any file.
             Err(error)
@@ -90,4 +91,91 @@ impl Packed {
 fn absent(digest: &Digest) -> Error {
     Error::not_found(format!("the object {digest} is not in the cache"))
         .hint("bring it with `mlx pull` or `mlx fetch`")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        fs::{Crash, Root, Sync},
+        path::RepoPath,
+        store::{Index, Writer, pack::encode, place},
+    };
+
+    fn store(temp: &tempfile::TempDir) -> Store {
+        Store::open(Root::open(temp.path()).unwrap()).unwrap()
+    }
+
+    fn put(temp: &tempfile::TempDir, objects: &[&[u8]]) -> Vec<Digest> {
+        let store = store(temp);
+        let mut writer = Writer::new(&store);
+        let digests = objects.iter().map(|it| writer.put_bytes(it).unwrap()).collect();
+        writer.finish().unwrap();
+        digests
+    }
+
+    #[test]
+    fn an_index_that_points_anywhere_gives_an_error_and_its_neighbors_are_served() {
+        let temp = tempfile::tempdir().unwrap();
+        let digests = put(&temp, &[b"one", b"two"]);
+        let (one, two) = (digests[0], digests[1]);
+        let name = *store(&temp).packs().keys().next().unwrap();
+        let path = place("packs", &name.hex(), ".idx").unwrap();
+        let index = Index::parse(store(&temp).root().read(&path).unwrap()).unwrap();
+        let rows: Vec<Row> = index.rows().collect();
+        let at = |digest: Digest| *rows.iter().find(|it| it.digest == digest).unwrap();
+        let elsewhere = at(two).offset;
+        let bends: [fn(&mut Row, u64); 6] = [
+            |it, _| it.offset = 1 << 20,
+            |it, _| it.offset = 1 << 62,
+            |it, _| it.offset = u64::MAX - 8,
+            |it, elsewhere| it.offset = elsewhere,
+            |it, _| (it.stored, it.size) = (1 << 25, 1 << 25),
+            // A page of a folder that is none.
+            |it, elsewhere| (it.kind, it.offset) = (Kind::Tree, elsewhere),
+        ];
+        for bend in bends {
+            let mut bad = at(one);
+            bend(&mut bad, elsewhere);
+            let mut crafted = vec![bad, at(two)];
+            crafted.sort_by_key(|it| it.digest);
+            store(&temp).root().write(&path, &encode(&crafted), Sync::Later).unwrap();
+            let store = store(&temp);
+            assert_eq!(store.read(&one).unwrap_err().kind(), ErrorKind::Corrupt, "{bad:?}");
+            assert_eq!(store.read(&two).unwrap(), b"two", "{bad:?}");
+            store.root().remove(&RepoPath::from_text("damaged").unwrap()).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_the_disk_does_not_give_is_no_damage_and_is_there_the_next_time() {
+        let temp = tempfile::tempdir().unwrap();
+        let one = put(&temp, &[b"one"])[0];
+        let store = store(&temp);
+        let error = {
+            let _crash = Crash::at(1);
+            store.read(&one).unwrap_err()
+        };
+        assert_eq!(error.kind(), ErrorKind::Internal);
+        assert!(error.full_text().contains(&one.to_string()), "{}", error.full_text());
+        assert!(store.contains(&one) && !store.is_damaged(&one));
+        assert_eq!(store.read(&one).unwrap(), b"one");
+    }
+
+    #[test]
+    fn packs_that_are_not_kept_open_are_read_all_the_same() {
+        let temp = tempfile::tempdir().unwrap();
+        let digests = put(&temp, &[b"one", b"two"]);
+        let store = store(&temp);
+        for packed in store.packs.write().unwrap().values_mut() {
+            let Packed { index, name, folder, .. } = &**packed;
+            let index = Index::parse(index.bytes().to_vec()).unwrap();
+            *packed = Arc::new(Packed { index, name: *name, folder: Arc::clone(folder), file: None });
+        }
+        assert_eq!(store.read(&digests[1]).unwrap(), b"two");
+        // A gc elsewhere takes it: absent, and not damaged.
+        store.root().remove(&RepoPath::from_text("packs").unwrap()).unwrap();
+        assert_eq!(store.read(&digests[0]).unwrap_err().kind(), ErrorKind::NotFound);
+        assert!(!store.is_damaged(&digests[0]));
+    }
 }

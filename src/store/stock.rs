@@ -56,6 +56,8 @@ pub struct Stock {
     pub whole: Vec<WholeFile>,
     pub runs: Vec<WholeFile>,
     pub strays: Vec<Stray>,
+    /// Those of the strays that are whole packs and only lost their index, as far as they were adopted.
+    pub(super) adopted: BTreeMap<Digest, Arc<Packed>>,
 }
 
 impl Stock {
@@ -95,6 +97,7 @@ impl Store {
             let path = place("packs", &name.hex(), ".pack")?;
             let Stamp { size, mtime, .. } = *stamp;
             stock.strays.push(Stray { path, pack: Some(*name), size, mtime, dead: false });
+            stock.adopted.extend(self.packs().get(name).map(|it| (*name, Arc::clone(it))));
         }
         for folder in FOLDERS {
             self.leavings(folder, &mut stock.strays)?;

@@ -17,7 +17,7 @@ use crate::{
     digest::Digest,
     error::{Doing, Error, Kind as ErrorKind, Result},
     fs::{Sync, Temp},
-    store::{Kind, PackWriter, Row, Stock, Store, WholeFile, place, stock::Stray},
+    store::{Kind, PackWriter, Packed, Row, Stock, Store, WholeFile, place, stock::Stray},
 };
 
 /// A pack is ended at this size.
@@ -67,6 +67,8 @@ pub struct Plan {
     whole: Vec<WholeFile>,
     runs: Vec<WholeFile>,
     strays: Vec<Stray>,
+    /// Packs that are needed and have lost their index: they get a new one.
+    regained: BTreeSet<Digest>,
 }
 
 /// A pack that goes.
@@ -129,7 +131,12 @@ pub fn plan(stock: &Stock, kept: &Kept, old: &dyn Fn(i64) -> bool) -> Plan {
         plan.freed.runs.add(it.size);
         plan.runs.push(*it);
     }
+    let needed = |it: &Packed| it.index.rows().any(|row| kept.objects.contains(&row.digest));
+    plan.regained = stock.adopted.iter().filter(|it| needed(it.1)).map(|it| *it.0).collect();
     for it in stock.strays.iter().filter(|it| it.dead || old(it.mtime)) {
+        if it.pack.is_some_and(|it| plan.regained.contains(&it)) {
+            continue;
+        }
         plan.freed.leavings.add(it.size);
         plan.strays.push(it.clone());
     }
@@ -256,6 +263,10 @@ impl Store {
 
     /// Removes what the plan says but for what is `leased`; records and indexes before what they name. What went.
     pub fn remove(&self, plan: &Plan, emptied: &Emptied, leased: &HashSet<Digest>) -> Result<Freed> {
+        for it in &plan.regained {
+            // On a full disk they stay as they are.
+            let _later = self.mend_index(it);
+        }
         let mut freed = Freed::default();
         for it in &plan.runs {
             self.root.remove(&place("runs", &it.digest.hex(), "")?)?;

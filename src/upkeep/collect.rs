@@ -50,11 +50,7 @@ pub fn collect(repo: &Repo, grace: i64, really: bool, progress: &dyn Progress) -
         _ => {}
     }
     for _ in 0..TRIES {
-        let mut decided = decide(repo, grace)?;
-        // Before what a missing page names goes: is it in a pack that has lost its index?
-        if !decided.marked.absent.is_empty() && repo.store.adopt()? {
-            decided = decide(repo, grace)?;
-        }
+        let decided = decide(repo, grace)?;
         if !really {
             return Ok(decided.collected(false));
         }
@@ -106,6 +102,7 @@ fn decide(repo: &Repo, grace: i64) -> Result<Decided> {
             None => it.hint("mend or remove it; `mlx fsck` lists all that cannot be read"),
         });
     }
+    repo.store.adopt()?;
     let stock = repo.store.stock()?;
     repo.store.check_readable().doing(|| "nothing was freed: what is needed is not known".into())?;
     let now = fs::tick();
