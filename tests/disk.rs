@@ -1,6 +1,6 @@
 //! A disk that is full, slow of speech, read-only or gone, limits of the machine, and what the power cut leaves.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt as _};
 
 use serde_json::{Value, json};
 
@@ -145,7 +145,7 @@ fn a_gc_on_a_full_disk_makes_room() {
     let sandbox = world();
     with_garbage(&sandbox);
     let ran = with_fault(&sandbox, &format!("{SWEEP} --json"), "full:1");
-    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
     assert!(ran.err.contains("No space left") && ran.err.contains("stay as they are"), "{}", ran.err);
     let swept: Value = serde_json::from_str(&ran.out).unwrap();
     assert_eq!(
@@ -213,7 +213,8 @@ impl Cut {
         match operation {
             "sync" => drop(self.synced.insert(path.to_owned())),
             "sync-folder" => drop(self.open.remove(path.trim_end_matches('.'))),
-            "folder" => drop(self.open.insert(folder(path))),
+            "folder" if ["packs", "objects"].contains(&path) => drop(self.open.insert(folder(path))),
+            "folder" => {}
             "sync-all" => {}
             "rename" => self.rename(path, paths.next().unwrap(), line),
             "remove" => self.remove(path, line),
@@ -432,18 +433,16 @@ fn where_the_whole_disk_is_read_only_looking_works_and_nothing_else_begins() {
 #[test]
 fn a_cache_on_another_mount_cannot_be_linked_to_and_is_copied_from() {
     let sandbox = world();
-    sandbox.ok("config set --local cache.dir ../cache");
+    let cache = sandbox.root().join("cache");
+    sandbox.ok(&format!("config set --local cache.dir {}", cache.display()));
     sandbox.ok("config set --local cache.link hardlink");
     added(&sandbox);
     let before = snapshot(&sandbox.repo);
     fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
-    let cache = sandbox.root().join("cache").exists();
-    let place = if cache { "../cache" } else { ".mlx/../../cache" };
-    let Some(ran) = mounted(&sandbox, &format!("mount --bind {place} {place}"), "checkout") else {
+    let Some(ran) = mounted(&sandbox, "mount --bind ../cache ../cache", "checkout") else {
         return skip("a_cache_on_another_mount…", "this user cannot mount");
     };
     assert_eq!(ran.code, 0, "{}", ran.err);
-    use std::os::unix::fs::MetadataExt as _;
     assert_eq!(sandbox.repo.join("data/large").metadata().unwrap().nlink(), 1);
     assert_eq!(snapshot(&sandbox.repo), before);
     // Without the other mount it is a link.

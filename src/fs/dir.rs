@@ -129,7 +129,7 @@ impl Dir {
         let made = fault::tell("folder", || self.at(name))
             .and_then(|()| Ok(fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o777))?));
         match made {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists && self.stamp(name)?.is_none() => {
                 Err(error).doing(|| format!("cannot make the folder {}", self.at(name)))
             }
             Err(_) => self.open_dir(name),

@@ -146,6 +146,9 @@ pub fn names(path: &Path) -> Vec<std::ffi::OsString> {
 pub fn create_dir_all(path: &Path) -> Result<()> {
     let doing = || format!("cannot make the folder `{}`", path.display());
     let new: Vec<&Path> = path.ancestors().take_while(|it| !it.exists()).collect();
+    if new.is_empty() {
+        return Ok(());
+    }
     fault::point("mkdir").and_then(|()| std::fs::create_dir_all(path)).doing(doing)?;
     // One that may not be opened cannot be synced either.
     let above = new.iter().filter_map(|it| std::fs::File::open(it.parent()?).ok());

@@ -35,7 +35,7 @@ pub use self::{
 
 use std::{
     collections::{BTreeMap, HashSet},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicBool},
 };
 
 use crate::{
@@ -58,6 +58,8 @@ pub struct Store {
     distrusted: Mutex<HashSet<Digest>>,
     /// Packs that are there and cannot be read, and why: what they hold is not known.
     hidden: Mutex<BTreeMap<Digest, Error>>,
+    /// Whether each index was compared with the copy in its pack.
+    compared: AtomicBool,
     /// What this process relies on, once it relies on anything.
     lease: Mutex<Option<lease::Lease>>,
     /// Which clone this is, where several share the store.
@@ -82,6 +84,7 @@ impl Store {
             damaged: Mutex::default(),
             distrusted: Mutex::default(),
             hidden: Mutex::default(),
+            compared: AtomicBool::new(false),
             lease: Mutex::default(),
             clone: None,
         };

@@ -1,12 +1,15 @@
 //! Objects out of the store; everything read is checked against its digest.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{Arc, PoisonError, atomic::Ordering},
+};
 
 use crate::{
     digest::Digest,
     error::{Doing, Error, Kind as ErrorKind, Result},
     fs,
-    store::{Kind, Packed, Row, Store},
+    store::{Index, Kind, Packed, Row, Store},
 };
 
 impl Store {
@@ -15,8 +18,8 @@ impl Store {
         if let Some(bytes) = self.try_read(digest)? {
             return Ok(bytes);
         }
-        // Another process may have stored it since we looked.
-        if self.refresh()?
+        // Another process may have stored it since we looked, or an index is that of another pack.
+        if (self.refresh()? | self.reindex()?)
             && let Some(bytes) = self.try_read(digest)?
         {
             return Ok(bytes);
@@ -54,9 +57,31 @@ impl Store {
         // What the disk did not give now, it may give the next time: that is no damage.
         match failed {
             Some(error) => Err(error).doing(|| format!("cannot read the object {digest} in the cache")),
+            None if wrong && self.reindex()? => self.try_read(digest),
             None if wrong => Err(self.damage(digest)),
             None => Ok(None),
         }
+    }
+
+    /// Compares each index with the copy that its pack carries, once: where they differ, the pack's own counts from
+    /// now on; whether there was any such.
+    pub fn reindex(&self) -> Result<bool> {
+        if self.compared.swap(true, Ordering::SeqCst) {
+            return Ok(false);
+        }
+        let packs: Vec<_> = self.packs().values().cloned().collect();
+        let mut found = false;
+        for packed in packs {
+            // A pack that is damaged at its end has the index beside it.
+            let Some(index) = packed.own_index().filter(|it| it.bytes() != packed.index.bytes()) else {
+                continue;
+            };
+            let (name, folder) = (packed.name, Arc::clone(&packed.folder));
+            let mut packs = self.packs.write().unwrap_or_else(PoisonError::into_inner);
+            packs.insert(name, Arc::new(Packed { index, name, folder, file: None }));
+            found = true;
+        }
+        Ok(found)
     }
 
     /// Where the object lies in packs.
@@ -67,15 +92,32 @@ impl Store {
 }
 
 impl Packed {
-    pub(super) fn read(&self, row: &Row) -> Result<Vec<u8>> {
-        let damaged = || Error::corrupt("a pack ends too early");
-        let mut stored = vec![0; usize::try_from(row.stored).map_err(|_| damaged())?];
+    /// Opens it first, if it was not kept open.
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<io::Result<()>> {
         let opened = match &self.file {
             Some(_) => None,
             None => Some(self.folder.open(format!("{}.pack", self.name.hex()).as_bytes())?),
         };
         let file = self.file.as_ref().or(opened.as_ref()).expect("it is open, or was opened just now");
-        match fs::read_at(file, &mut stored, row.offset) {
+        Ok(fs::read_at(file, bytes, offset))
+    }
+
+    /// The index that the pack carries at its end, if that is whole.
+    fn own_index(&self) -> Option<Index> {
+        let end = self.folder.stamp(format!("{}.pack", self.name.hex()).as_bytes()).ok()??.size;
+        let mut tail = [0; 16];
+        self.read_at(&mut tail, end.checked_sub(16)?).ok()?.ok()?;
+        let length = u64::from_le_bytes(*tail.first_chunk()?);
+        let start = end.checked_sub(16)?.checked_sub(length)?;
+        let mut bytes = vec![0; usize::try_from(length).ok()?];
+        self.read_at(&mut bytes, start).ok()?.ok()?;
+        Index::parse(bytes).ok()
+    }
+
+    pub(super) fn read(&self, row: &Row) -> Result<Vec<u8>> {
+        let damaged = || Error::corrupt("a pack ends too early");
+        let mut stored = vec![0; usize::try_from(row.stored).map_err(|_| damaged())?];
+        match self.read_at(&mut stored, row.offset)? {
             Ok(()) => row.decode(&stored),
             // An offset may be larger than any file.
             Err(error)
@@ -99,7 +141,7 @@ mod tests {
     use crate::{
         fs::{Crash, Root, Sync},
         path::RepoPath,
-        store::{Index, Writer, pack::encode, place},
+        store::{Writer, pack::encode, place},
     };
 
     fn store(temp: &tempfile::TempDir) -> Store {
@@ -140,11 +182,40 @@ mod tests {
             let mut crafted = vec![bad, at(two)];
             crafted.sort_by_key(|it| it.digest);
             store(&temp).root().write(&path, &encode(&crafted), Sync::Later).unwrap();
+            assert_eq!(store(&temp).read(&one).unwrap(), b"one", "the pack's own index is right: {bad:?}");
+            let pack = place("packs", &name.hex(), ".pack").unwrap();
+            let mut bytes = store(&temp).root().read(&pack).unwrap();
+            bytes.pop();
+            store(&temp).root().write(&pack, &bytes, Sync::Later).unwrap();
             let store = store(&temp);
             assert_eq!(store.read(&one).unwrap_err().kind(), ErrorKind::Corrupt, "{bad:?}");
             assert_eq!(store.read(&two).unwrap(), b"two", "{bad:?}");
             store.root().remove(&RepoPath::from_text("damaged").unwrap()).unwrap();
+            bytes.push(1);
+            store.root().write(&pack, &bytes, Sync::Later).unwrap();
         }
+    }
+
+    #[test]
+    fn indexes_under_each_others_names_are_found_out() {
+        let temp = tempfile::tempdir().unwrap();
+        let objects: [&[u8]; 2] = [b"one", b"another one"];
+        let digests = objects.map(|it| put(&temp, &[it])[0]);
+        let names: Vec<Digest> = store(&temp).packs().keys().copied().collect();
+        let paths = [0, 1].map(|at| place("packs", &names[at].hex(), ".idx").unwrap());
+        let indexes = [0, 1].map(|at| store(&temp).root().read(&paths[at]).unwrap());
+        for at in [0, 1] {
+            store(&temp).root().write(&paths[at], &indexes[1 - at], Sync::Later).unwrap();
+        }
+        let store = store(&temp);
+        for (digest, bytes) in digests.iter().zip(objects) {
+            assert_eq!(store.read(digest).unwrap(), bytes);
+            assert!(!store.is_damaged(digest));
+        }
+        let verified = store.verify(&crate::progress::Silent).unwrap();
+        assert_eq!((verified.faults.len(), verified.lost.len()), (2, 0));
+        store.put_aside(&verified).unwrap();
+        assert!(self::store(&temp).verify(&crate::progress::Silent).unwrap().faults.is_empty());
     }
 
     #[test]

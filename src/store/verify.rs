@@ -265,7 +265,9 @@ impl Store {
         self.keep_aside(&file)?;
         let mut temp = self.create("packs", 0o666)?;
         temp.write_all(index.bytes()).doing(|| "cannot write a pack index".into())?;
-        temp.publish(file.name(), Sync::Yes)
+        temp.publish(file.name(), Sync::Yes)?;
+        self.forget(name);
+        self.refresh().map(drop)
     }
 
     fn salvage(&self, name: &Digest) -> Result<()> {

@@ -102,7 +102,9 @@ fn decide(repo: &Repo, grace: i64) -> Result<Decided> {
             None => it.hint("mend or remove it; `mlx fsck` lists all that cannot be read"),
         });
     }
+    // An index that is lost or another's would hide what is needed.
     repo.store.adopt()?;
+    repo.store.reindex()?;
     let stock = repo.store.stock()?;
     repo.store.check_readable().doing(|| "nothing was freed: what is needed is not known".into())?;
     let now = fs::tick();
