@@ -35,7 +35,7 @@ pub use self::{
 
 use std::{
     collections::{BTreeMap, HashSet},
-    sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicBool},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use crate::{
@@ -58,8 +58,8 @@ pub struct Store {
     distrusted: Mutex<HashSet<Digest>>,
     /// Packs that are there and cannot be read, and why: what they hold is not known.
     hidden: Mutex<BTreeMap<Digest, Error>>,
-    /// Whether each index was compared with the copy in its pack.
-    compared: AtomicBool,
+    /// Whether the indexes were compared with the copies in their packs, and one differed.
+    compared: Mutex<Option<bool>>,
     /// What this process relies on, once it relies on anything.
     lease: Mutex<Option<lease::Lease>>,
     /// Which clone this is, where several share the store.
@@ -84,7 +84,7 @@ impl Store {
             damaged: Mutex::default(),
             distrusted: Mutex::default(),
             hidden: Mutex::default(),
-            compared: AtomicBool::new(false),
+            compared: Mutex::default(),
             lease: Mutex::default(),
             clone: None,
         };

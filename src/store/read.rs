@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{Arc, PoisonError},
 };
 
 use crate::{
@@ -19,7 +19,8 @@ impl Store {
             return Ok(bytes);
         }
         // Another process may have stored it since we looked, or an index is that of another pack.
-        if (self.refresh()? | self.reindex()?)
+        let (came, other) = (self.refresh()?, self.reindex()?);
+        if (came || other)
             && let Some(bytes) = self.try_read(digest)?
         {
             return Ok(bytes);
@@ -37,6 +38,10 @@ impl Store {
     }
 
     fn try_read(&self, digest: &Digest) -> Result<Option<Vec<u8>>> {
+        self.try_once(digest, true)
+    }
+
+    fn try_once(&self, digest: &Digest, again: bool) -> Result<Option<Vec<u8>>> {
         let (mut wrong, mut failed) = (false, None);
         for (packed, row) in self.rows(digest, &[Kind::Content, Kind::Tree]) {
             match packed.read(&row) {
@@ -57,7 +62,7 @@ impl Store {
         // What the disk did not give now, it may give the next time: that is no damage.
         match failed {
             Some(error) => Err(error).doing(|| format!("cannot read the object {digest} in the cache")),
-            None if wrong && self.reindex()? => self.try_read(digest),
+            None if wrong && again && self.reindex()? => self.try_once(digest, false),
             None if wrong => Err(self.damage(digest)),
             None => Ok(None),
         }
@@ -66,8 +71,10 @@ impl Store {
     /// Compares each index with the copy that its pack carries, once: where they differ, the pack's own counts from
     /// now on; whether there was any such.
     pub fn reindex(&self) -> Result<bool> {
-        if self.compared.swap(true, Ordering::SeqCst) {
-            return Ok(false);
+        // Who comes while somebody compares waits for the answer.
+        let mut compared = self.compared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = *compared {
+            return Ok(found);
         }
         let packs: Vec<_> = self.packs().values().cloned().collect();
         let mut found = false;
@@ -81,6 +88,7 @@ impl Store {
             packs.insert(name, Arc::new(Packed { index, name, folder, file: None }));
             found = true;
         }
+        *compared = Some(found);
         Ok(found)
     }
 
