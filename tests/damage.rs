@@ -23,7 +23,10 @@ fn world() -> Sandbox {
         for at in 0..40 {
             sandbox.write(&format!("data/{name}/{at}"), format!("{name} {at} ").repeat(60));
         }
-        sandbox.write(&format!("data/{name}/large"), vec![byte; 1_200_000]);
+        sandbox.write(
+            &format!("data/{name}/large"),
+            (0..1_200_000_u32).map(|it| it as u8 ^ byte ^ (it >> 12) as u8).collect::<Vec<_>>(),
+        );
         sandbox.ok("add data");
     }
     sandbox.write("mlx.toml", "[stage.c]\ncmd = 'cat data/one/0 > o'\ndeps = ['data']\nouts = ['o']\n");

@@ -156,11 +156,8 @@ fn a_gc_on_a_full_disk_makes_room() {
     assert!(swept["freed"]["total"]["bytes"].as_u64().unwrap() > 1_200_000, "{swept}");
     whole(&sandbox, "full");
     let swept = sandbox.json(SWEEP);
-    assert_eq!(
-        (&swept["freed"]["whole"]["count"], &swept["rewritten"]["count"]),
-        (&json!(0), &json!(1)),
-        "{swept}"
-    );
+    assert_eq!(swept["freed"]["whole"]["count"], 0, "{swept}");
+    assert!(swept["rewritten"]["count"].as_u64().unwrap() > 0, "{swept}");
     whole(&sandbox, "with room again");
 }
 

@@ -131,7 +131,15 @@ pub fn plan(stock: &Stock, kept: &Kept, old: &dyn Fn(i64) -> bool) -> Plan {
         plan.freed.runs.add(it.size);
         plan.runs.push(*it);
     }
-    let needed = |it: &Packed| it.index.rows().any(|row| kept.objects.contains(&row.digest));
+    // What a killed gc was about to name lies where it was before.
+    let kinds = [Kind::Content, Kind::Tree];
+    let elsewhere = |it: &Digest| {
+        let packed = stock.packs.iter().any(|pack| pack.packed.index.find(it, &kinds).is_some());
+        packed || stock.whole.iter().any(|whole| whole.digest == *it)
+    };
+    let needed = |it: &Packed| {
+        it.index.rows().any(|row| kept.objects.contains(&row.digest) && !elsewhere(&row.digest))
+    };
     plan.regained = stock.adopted.iter().filter(|it| needed(it.1)).map(|it| *it.0).collect();
     for it in stock.strays.iter().filter(|it| it.dead || old(it.mtime)) {
         if it.pack.is_some_and(|it| plan.regained.contains(&it)) {

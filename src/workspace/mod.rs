@@ -28,7 +28,7 @@ pub use self::{
 use std::{cell::RefCell, collections::BTreeSet};
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     path::RepoPath,
     pointer::{Content, Pointer, SUFFIX},
     progress::Progress,
@@ -107,8 +107,12 @@ impl<'r> Workspace<'r> {
     /// pointer is not searched.
     fn find_pointers(&self, folder: &RepoPath, found: &mut BTreeSet<RepoPath>) -> Result<()> {
         let mut below = Vec::new();
-        // What cannot be read hides nothing else; Git still knows the pointers that it tracks there.
-        let Ok(names) = self.repo.files.dir(folder).and_then(|it| it.names()) else { return Ok(()) };
+        let names = match self.repo.files.dir(folder).and_then(|it| it.names()) {
+            Ok(names) => names,
+            // What may not be read hides nothing else; Git still knows the pointers that it tracks there.
+            Err(error) if matches!(error.kind(), Kind::Denied | Kind::NotFound) => return Ok(()),
+            Err(error) => return Err(error),
+        };
         for (name, form) in names {
             let Ok(path) = folder.join(&name) else { continue };
             if form.is_dir() {
