@@ -198,6 +198,10 @@ fn unquoted(text: &str) -> &str {
     text.trim_matches('`')
 }
 
+fn ending(path: &str) -> &str {
+    path.rsplit_once('.').map_or("", |it| it.1)
+}
+
 fn folder(path: &str) -> String {
     path.rsplit_once('/').map_or("", |it| it.0).to_owned()
 }
@@ -211,8 +215,7 @@ impl Cut {
             "sync" => drop(self.synced.insert(path.to_owned())),
             "sync-folder" => drop(self.open.remove(path.trim_end_matches('.'))),
             "folder" if ["packs", "objects"].contains(&path) => drop(self.open.insert(folder(path))),
-            "folder" => {}
-            "sync-all" => {}
+            "folder" | "sync-all" => {}
             "rename" => self.rename(path, paths.next().unwrap(), line),
             "remove" => self.remove(path, line),
             other => panic!("{other}"),
@@ -221,15 +224,15 @@ impl Cut {
 
     fn rename(&mut self, from: &str, to: &str, line: &str) {
         let stored = ["packs/", "objects/", "runs/"].iter().any(|it| to.starts_with(it));
-        let pointer = to.ends_with(".mlx") || to.ends_with("mlx.lock");
+        let pointer = ending(to) == "mlx" || to.ends_with("mlx.lock");
         if stored || pointer {
             assert!(self.synced.remove(from), "its bytes are not at rest: {line}");
         }
-        if to.ends_with(".idx") {
+        if ending(to) == "idx" {
             assert!(!self.open.contains("packs"), "the name of its pack may be lost: {line}");
             assert!(self.packs.contains(&to.replace(".idx", ".pack")), "{line}");
         }
-        if to.ends_with(".pack") {
+        if ending(to) == "pack" {
             self.packs.insert(to.to_owned());
         }
         if pointer {
@@ -244,7 +247,7 @@ impl Cut {
     }
 
     fn remove(&mut self, path: &str, line: &str) {
-        if path.ends_with(".idx") {
+        if ending(path) == "idx" {
             assert!(
                 !self.open.contains("packs") || self.packs.is_empty(),
                 "what it names may be nowhere else: {line}"
@@ -252,7 +255,7 @@ impl Cut {
             self.open.insert("packs".to_owned());
             self.packs.clear();
         }
-        if path.ends_with(".pack") {
+        if ending(path) == "pack" {
             assert!(!self.open.contains("packs"), "its index may come back: {line}");
         }
     }
