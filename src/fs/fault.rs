@@ -74,7 +74,7 @@ mod order {
 
     pub fn point(operation: &'static str) -> io::Result<()> {
         #[cfg(test)]
-        super::crash::point(operation)?;
+        crate::fs::fault::crash::point(operation)?;
         let Some(order) = &*ORDER else { return Ok(()) };
         let passed = PASSED.fetch_add(1, Ordering::SeqCst) + 1;
         match *order {
