@@ -151,8 +151,8 @@ pub fn create_dir_all(path: &Path) -> Result<()> {
     }
     fault::point("mkdir").and_then(|()| std::fs::create_dir_all(path)).doing(doing)?;
     // One that may not be opened cannot be synced either.
-    let above = new.iter().filter_map(|it| std::fs::File::open(it.parent()?).ok());
-    above.map(|it| it.sync_all()).collect::<std::io::Result<()>>().doing(doing)
+    let mut above = new.iter().filter_map(|it| std::fs::File::open(it.parent()?).ok());
+    above.try_for_each(|it| it.sync_all()).doing(doing)
 }
 
 /// Makes one folder in a folder that is there.
