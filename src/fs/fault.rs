@@ -71,6 +71,7 @@ mod order {
     const NEED_ROOM: [&str; 8] = ["create", "folder", "link", "mkdir", "rename", "sync", "sync-all", "write"];
 
     static PASSED: AtomicU64 = AtomicU64::new(0);
+    static PIECES: AtomicU64 = AtomicU64::new(0);
 
     pub fn point(operation: &'static str) -> io::Result<()> {
         #[cfg(test)]
@@ -108,7 +109,6 @@ mod order {
         if !matches!(*ORDER, Some(Order::Short)) {
             return Ok(wanted);
         }
-        static PIECES: AtomicU64 = AtomicU64::new(0);
         match PIECES.fetch_add(1, Ordering::SeqCst) % 2 {
             0 => Err(io::ErrorKind::Interrupted.into()),
             _ => Ok(wanted.min(1)),
