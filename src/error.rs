@@ -138,13 +138,11 @@ impl<T> Doing<T> for Result<T> {
 impl<T> Doing<T> for io::Result<T> {
     fn doing(self, what: impl FnOnce() -> String) -> Result<T> {
         self.map_err(|source| {
-            let error = Error::new(kind_of(&source), what());
-            let full = matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-            let error = error.because(source);
-            if full {
-                error.hint("the disk is full: make room and run the same command again")
-            } else {
-                error
+            let (kind, hint) = (kind_of(&source), limit_of(&source));
+            let error = Error::new(kind, what()).because(source);
+            match hint {
+                Some(hint) => error.hint(hint),
+                None => error,
             }
         })
     }
@@ -154,8 +152,29 @@ fn kind_of(error: &io::Error) -> Kind {
     match error.kind() {
         io::ErrorKind::NotFound => Kind::NotFound,
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Kind::Denied,
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Kind::Unavailable,
+        _ if limit_of(error).is_some() => Kind::Unavailable,
         _ => Kind::Internal,
+    }
+}
+
+/// What the user can do where the machine has no more of something.
+fn limit_of(error: &io::Error) -> Option<&'static str> {
+    use rustix::io::Errno;
+
+    if [Errno::MFILE, Errno::NFILE].iter().any(|it| error.raw_os_error() == Some(it.raw_os_error())) {
+        return Some(
+            "raise the number of files that may be open (`ulimit -n`) and run the same command again",
+        );
+    }
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            Some("the disk is full: make room and run the same command again")
+        }
+        io::ErrorKind::FileTooLarge => {
+            Some("a file may not be so large here: look at `ulimit -f` and at what the file system can")
+        }
+        io::ErrorKind::OutOfMemory => Some("memory ran out: end other programs, or look at `ulimit -v`"),
+        _ => None,
     }
 }
 
@@ -170,6 +189,29 @@ mod tests {
         let error = error.doing(|| "cannot add `a`".into()).unwrap_err();
         assert_eq!(error.kind(), Kind::Denied);
         assert_eq!(error.full_text(), "cannot add `a`: cannot open `a`: permission denied");
+    }
+
+    #[test]
+    fn each_limit_of_the_machine_says_what_to_do() {
+        use rustix::io::Errno;
+
+        let told = |errno: Errno| {
+            let error = Err::<(), _>(io::Error::from(errno)).doing(|| "cannot write `a`".into()).unwrap_err();
+            (error.kind(), error.hint_text().map(str::to_owned))
+        };
+        for (errno, part) in [
+            (Errno::NOSPC, "the disk is full"),
+            (Errno::DQUOT, "the disk is full"),
+            (Errno::FBIG, "`ulimit -f`"),
+            (Errno::MFILE, "`ulimit -n`"),
+            (Errno::NFILE, "`ulimit -n`"),
+            (Errno::NOMEM, "`ulimit -v`"),
+        ] {
+            let (kind, hint) = told(errno);
+            assert!(kind == Kind::Unavailable && hint.is_some_and(|it| it.contains(part)), "{errno}");
+        }
+        assert_eq!(told(Errno::IO), (Kind::Internal, None));
+        assert_eq!(told(Errno::ROFS), (Kind::Denied, None));
     }
 
     #[test]

@@ -130,6 +130,9 @@ fn survives_every_fault(prepare: &dyn Fn(&Sandbox), args: &str) {
             let ran =
                 ended(command(&sandbox, args).env("MLX_FAULT", format!("{how}:{at}")).output().unwrap());
             assert!(ran.code != 101 && !ran.err.contains("panicked"), "{how} {at}: {}", ran.err);
+            if how == "kill" {
+                is_sound(&sandbox, &format!("{how} {at}"));
+            }
             sandbox.ok(args);
             assert_eq!(outcome(&sandbox), expected, "{how} {at}");
             if args == "push" {
@@ -141,6 +144,14 @@ fn survives_every_fault(prepare: &dyn Fn(&Sandbox), args: &str) {
                 break;
             }
         }
+    }
+}
+
+/// Whatever happened, nothing that is needed is damaged or lost.
+fn is_sound(sandbox: &Sandbox, what: &str) {
+    let checked = sandbox.json("fsck");
+    for key in ["damaged", "faults", "unreadable"] {
+        assert_eq!(checked[key], serde_json::json!([]), "{what}: {key}");
     }
 }
 
@@ -194,6 +205,9 @@ fn checkout_survives_every_fault() {
             let ran = ended(
                 command(&sandbox, "checkout").env("MLX_FAULT", format!("{how}:{at}")).output().unwrap(),
             );
+            if how == "kill" {
+                is_sound(&sandbox, &format!("{how} {at}"));
+            }
             sandbox.ok("checkout");
             assert_eq!(snapshot(&sandbox.repo), expected, "{how} {at}");
             if ran.code == 0 && (how == "kill" || at > 100) {

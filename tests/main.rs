@@ -3,13 +3,15 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot set itself up should panic")]
 #![expect(clippy::disallowed_methods, reason = "tests are the user: they write files as users do")]
 
-mod disk;
+mod image;
 mod sandbox;
 mod serve;
 
 mod apptest;
 mod cli;
 mod cost;
+mod damage;
+mod disk;
 mod enemies;
 mod explain;
 mod faults;

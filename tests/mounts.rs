@@ -10,8 +10,8 @@ use std::{
 use serde_json::json;
 
 use crate::{
-    disk::{Disk, noise, world},
     faults::command,
+    image::{Disk, noise, world},
     sandbox::{Ran, Sandbox, ended, skip, snapshot},
 };
 

@@ -10,7 +10,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    disk::noise,
+    image::noise,
     sandbox::{Ran, Sandbox, ended, skip, snapshot},
 };
 

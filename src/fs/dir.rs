@@ -7,7 +7,10 @@ use std::{
 };
 
 use rayon::prelude::*;
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
+use rustix::{
+    fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags},
+    io::retry_on_intr,
+};
 
 use crate::{
     error::{Doing, Error, Kind, Result},
@@ -39,6 +42,9 @@ pub struct Temp {
     file: Option<File>,
     /// Where it ends, if that is in a hole that was skipped and not written.
     end: Option<u64>,
+    /// Bytes so far, and how many a file may have.
+    at: u64,
+    limit: u64,
 }
 
 /// So many folders from the top, folders are walked by all cores.
@@ -104,7 +110,7 @@ impl Dir {
     /// Opens a folder in this one; a link in its place is refused.
     pub fn open_dir(&self, name: &[u8]) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = fault::point("open").and_then(|()| Ok(fs::openat(&self.fd, name, flags, Mode::empty())?));
+        let fd = fault::point("open").and_then(|()| self.open_at(name, flags, Mode::empty()));
         let shown = self.shown.join(name)?;
         match fd {
             Ok(fd) => Ok(Self { fd, shown, shared: self.shared }),
@@ -126,10 +132,10 @@ impl Dir {
 
     /// Opens a folder in this one, made if it is not there.
     pub fn make_dir(&self, name: &[u8]) -> Result<Self> {
-        let made =
-            fault::point("mkdir").and_then(|()| Ok(fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o777))?));
+        let made = fault::tell("folder", || self.at(name))
+            .and_then(|()| Ok(fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o777))?));
         match made {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists && self.stamp(name)?.is_none() => {
                 Err(error).doing(|| format!("cannot make the folder {}", self.at(name)))
             }
             Err(_) => self.open_dir(name),
@@ -143,18 +149,22 @@ impl Dir {
     }
 
     pub fn stamp(&self, name: &[u8]) -> Result<Option<Stamp>> {
-        match fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+        match retry_on_intr(|| fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)) {
             Ok(stat) => Ok(Some(Stamp::of(&stat))),
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(None),
             Err(error) => Err(io::Error::from(error)).doing(|| format!("cannot look at {}", self.at(name))),
         }
     }
 
+    /// An open that a signal cuts short is made again.
+    fn open_at(&self, name: &[u8], flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
+        Ok(retry_on_intr(|| fs::openat(&self.fd, name, flags, mode))?)
+    }
+
     /// Opens a plain file for reading; links, fifos and devices are refused without blocking.
     pub fn open(&self, name: &[u8]) -> Result<File> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let opened =
-            fault::point("open").and_then(|()| Ok(fs::openat(&self.fd, name, flags, Mode::empty())?));
+        let opened = fault::point("open").and_then(|()| self.open_at(name, flags, Mode::empty()));
         let file = match opened {
             Ok(fd) => File::from(fd),
             Err(error) => {
@@ -237,7 +247,7 @@ impl Dir {
         let read = || -> io::Result<Vec<_>> {
             fault::point("readdir")?;
             let mut names = Vec::new();
-            for entry in fs::Dir::read_from(&self.fd)? {
+            for entry in retry_on_intr(|| fs::Dir::read_from(&self.fd))? {
                 let entry = entry?;
                 let name = entry.file_name().to_bytes();
                 if name != b"." && name != b".." {
@@ -258,18 +268,29 @@ impl Dir {
     /// Unfinished files of processes that are no more.
     pub fn leavings(&self) -> Result<Vec<Vec<u8>>> {
         let names = self.names()?.into_iter().map(|it| it.0);
-        Ok(names.filter(|it| owner(it).is_some_and(|pid| !is_alive(pid))).collect())
+        let dead = |it: &[u8]| owner(it).is_some_and(|pid| !is_alive(pid)) && !self.is_held(it);
+        Ok(names.filter(|it| dead(it)).collect())
+    }
+
+    /// Whether somebody has the file locked: in another container, or on another machine that shares the disk,
+    /// the number of a process says nothing here.
+    fn is_held(&self, name: &[u8]) -> bool {
+        let file = self.open(name);
+        file.is_ok_and(|it| {
+            fs::flock(&it, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
+        })
     }
 
     /// Starts a new file with these permissions (before umask).
     pub fn create(&self, mode: u32) -> Result<Temp> {
         let name = temporary_name();
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let opened = fault::point("create")
-            .and_then(|()| Ok(fs::openat(&self.fd, &name[..], flags, Mode::from_raw_mode(mode))?));
+        let opened =
+            fault::point("create").and_then(|()| self.open_at(&name, flags, Mode::from_raw_mode(mode)));
         let file = opened.and_then(|it| self.open_to_group(&it).map(|()| it));
         let file = file.doing(|| format!("cannot write in the folder `{}`", self.shown))?;
-        Ok(Temp { dir: self.again()?, name, file: Some(File::from(file)), end: None })
+        let limit = crate::fs::largest_file();
+        Ok(Temp { dir: self.again()?, name, file: Some(File::from(file)), end: None, at: 0, limit })
     }
 
     /// Gives a link or a second name of a file (made by `make` under a temporary name) its place.
@@ -321,7 +342,9 @@ impl Dir {
 
     /// Removes a file, a link, or a folder with everything in it; nothing there is fine.
     pub fn remove(&self, name: &[u8]) -> Result<()> {
-        let unlink = |flags| fault::point("unlink").and_then(|()| Ok(fs::unlinkat(&self.fd, name, flags)?));
+        let unlink = |flags| {
+            fault::tell("remove", || self.at(name)).and_then(|()| Ok(fs::unlinkat(&self.fd, name, flags)?))
+        };
         match unlink(AtFlags::empty()) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -344,15 +367,15 @@ impl Dir {
     }
 
     pub fn rename(&self, name: &[u8], to: &Self, new: &[u8]) -> Result<()> {
-        fault::point("rename")
+        fault::tell("rename", || format!("{} {}", self.at(name), to.at(new)))
             .and_then(|()| Ok(fs::renameat(&self.fd, name, &to.fd, new)?))
             .doing(|| format!("cannot move {} to {}", self.at(name), to.at(new)))
     }
 
     /// Makes the names in this folder survive a power cut.
     pub fn sync(&self) -> Result<()> {
-        fault::point("fsync")
-            .and_then(|()| Ok(fs::fsync(&self.fd)?))
+        fault::tell("sync-folder", || format!("`{}`", self.shown.to_text()))
+            .and_then(|()| Ok(retry_on_intr(|| fs::fsync(&self.fd))?))
             .doing(|| format!("cannot sync the folder `{}`", self.shown))
     }
 
@@ -369,13 +392,14 @@ impl Temp {
         let dir = &self.dir;
         let doing = || format!("cannot write {}", dir.at(name));
         if sync == Sync::Yes {
-            fault::point("fsync").and_then(|()| file.sync_all()).doing(doing)?;
+            fault::tell("sync", || dir.at(&self.name)).and_then(|()| file.sync_all()).doing(doing)?;
         }
-        drop(file);
-        fault::point("rename")
+        fault::tell("rename", || format!("{} {}", dir.at(&self.name), dir.at(name)))
             .and_then(|()| Ok(fs::renameat(&dir.fd, &self.name[..], &dir.fd, name)?))
             .doing(doing)?;
         self.name.clear();
+        // Until here it was held.
+        drop(file);
         if sync == Sync::Yes { self.dir.sync() } else { Ok(()) }
     }
 
@@ -394,6 +418,15 @@ impl Temp {
             before.is_some_and(|old| (old.inode, old.mtime, old.size) == (it.inode, it.mtime, it.size))
         };
         Ok(dir.stamp(name)?.filter(same))
+    }
+
+    /// Keeps it locked until it is published, so that nobody takes it for the leavings of a dead process, wherever
+    /// they run.
+    #[must_use]
+    pub fn held(self) -> Self {
+        // Where the file system knows no locks, the number of the process has to do.
+        let _unheld = fs::flock(self.file(), FlockOperation::NonBlockingLockExclusive);
+        self
     }
 
     /// Shares the blocks of `file`, where the file system can: tried once, and remembered.
@@ -445,11 +478,23 @@ impl Write for Temp {
         let hole = bytes.len() >= ZEROS.len() && bytes.chunks(ZEROS.len()).all(|it| *it == ZEROS[..it.len()]);
         if hole {
             let skipped = i64::try_from(bytes.len()).map_err(io::Error::other)?;
-            self.end = Some(self.file().seek(SeekFrom::Current(skipped))?);
+            let end = self.file().seek(SeekFrom::Current(skipped))?;
+            if end > self.limit {
+                return Err(rustix::io::Errno::FBIG.into());
+            }
+            (self.at, self.end) = (end, Some(end));
             return Ok(bytes.len());
         }
         self.end = None;
-        self.file().write(bytes)
+        if self.at >= self.limit {
+            // The kernel would end the process with a signal.
+            return Err(rustix::io::Errno::FBIG.into());
+        }
+        let room = usize::try_from(self.limit - self.at).unwrap_or(usize::MAX);
+        let wanted = fault::piece(bytes.len().min(room))?;
+        let written = self.file().write(&bytes[..wanted])?;
+        self.at += written as u64;
+        Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {

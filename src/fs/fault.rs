@@ -1,74 +1,133 @@
 //! A place where tests break the disk. `MLX_FAULT=fail:N` makes the N-th operation fail, `kill:N`
-//! ends the process there, as SIGKILL would, `stop:N` halts it until it is told to go on: whatever else runs meanwhile
-//! comes between two operations. `tell:FILE` writes down what is done, an operation a line. Nothing of it is in a release
+//! ends the process there, as SIGKILL would; `stop:N` halts it until it is told to go on, so that others come between two
+//! operations; from `stuck:N` on every one fails; from `full:N` on every one fails that needs room, as on a full disk;
+//! `short` hands out and takes bytes one at a time, with interruptions between them; `record:FILE` writes down what is
+//! synced and what gets its name, in order, and `tell:FILE` the name of every operation. Nothing of it is in a release
 //! build.
-
-use std::io;
 
 #[cfg(test)]
 pub use self::crash::Crash;
+#[cfg(debug_assertions)]
+pub use self::order::{piece, point, tell};
 
 #[cfg(not(debug_assertions))]
-#[expect(clippy::unnecessary_wraps, reason = "in debug builds it fails")]
-#[inline]
-pub fn point(_: &'static str) -> io::Result<()> {
-    Ok(())
+pub use self::release::{piece, point, tell};
+
+#[cfg(not(debug_assertions))]
+mod release {
+    use std::io;
+
+    #[expect(clippy::unnecessary_wraps, reason = "in debug builds it fails")]
+    #[inline]
+    pub fn point(_: &'static str) -> io::Result<()> {
+        Ok(())
+    }
+
+    #[expect(clippy::unnecessary_wraps, reason = "in debug builds it fails")]
+    #[inline]
+    pub fn tell(_: &'static str, _: impl FnOnce() -> String) -> io::Result<()> {
+        Ok(())
+    }
+
+    #[expect(clippy::unnecessary_wraps, reason = "in debug builds it fails")]
+    #[inline]
+    pub fn piece(wanted: usize) -> io::Result<usize> {
+        Ok(wanted)
+    }
 }
 
 #[cfg(debug_assertions)]
-pub fn point(operation: &'static str) -> io::Result<()> {
-    use std::sync::{
-        LazyLock,
-        atomic::{AtomicU64, Ordering},
+mod order {
+    use std::{
+        fs, io,
+        io::Write as _,
+        sync::{
+            LazyLock,
+            atomic::{AtomicU64, Ordering},
+        },
     };
 
-    static ORDER: LazyLock<Option<Order>> = LazyLock::new(|| Order::parse(&std::env::var("MLX_FAULT").ok()?));
-    static PASSED: AtomicU64 = AtomicU64::new(0);
+    use rustix::process::Signal;
 
-    #[cfg(test)]
-    crash::point(operation)?;
-    let (signal, at) = match &*ORDER {
-        None => return Ok(()),
-        Some(Order::Tell(path)) => return tell(path, operation),
-        Some(Order::Break { signal, at }) => (*signal, *at),
-    };
-    if PASSED.fetch_add(1, Ordering::SeqCst) + 1 != at {
-        return Ok(());
+    enum Order {
+        Fail(u64),
+        Signal(Signal, u64),
+        Stuck(u64),
+        Full(u64),
+        Short,
+        Record(fs::File),
+        Tell(fs::File),
     }
-    if let Some(signal) = signal {
-        let _dead_or_going_on = rustix::process::kill_process(rustix::process::getpid(), signal);
-        return Ok(());
-    }
-    Err(io::Error::other(format!("fault point {at}: {operation}")))
-}
 
-#[cfg(debug_assertions)]
-enum Order {
-    Break { signal: Option<rustix::process::Signal>, at: u64 },
-    Tell(std::path::PathBuf),
-}
-
-#[cfg(debug_assertions)]
-impl Order {
-    fn parse(order: &str) -> Option<Self> {
-        use rustix::process::Signal;
-
-        let (how, what) = order.split_once(':')?;
-        if how == "tell" {
-            return Some(Self::Tell(what.into()));
+    static ORDER: LazyLock<Option<Order>> = LazyLock::new(|| {
+        let order = std::env::var("MLX_FAULT").ok()?;
+        let (how, at) = order.split_once(':').unwrap_or((&order, ""));
+        match how {
+            "kill" => at.parse().ok().map(|it| Order::Signal(Signal::KILL, it)),
+            "stop" => at.parse().ok().map(|it| Order::Signal(Signal::STOP, it)),
+            "fail" => at.parse().ok().map(Order::Fail),
+            "stuck" => at.parse().ok().map(Order::Stuck),
+            "full" => at.parse().ok().map(Order::Full),
+            "short" => Some(Order::Short),
+            "tell" => append(at).map(Order::Tell),
+            _ => append(at).map(Order::Record),
         }
-        let signal = [("kill", Signal::KILL), ("stop", Signal::STOP)].into_iter().find(|it| it.0 == how);
-        Some(Self::Break { signal: signal.map(|it| it.1), at: what.parse().ok()? })
+    });
+    fn append(path: &str) -> Option<fs::File> {
+        fs::OpenOptions::new().append(true).create(true).open(path).ok()
     }
-}
 
-#[cfg(debug_assertions)]
-fn tell(path: &std::path::Path, operation: &str) -> io::Result<()> {
-    use std::io::Write as _;
+    /// What a full disk refuses.
+    const NEED_ROOM: [&str; 8] = ["create", "folder", "link", "mkdir", "rename", "sync", "sync-all", "write"];
 
-    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
-    // One write, so that threads do not mix their lines.
-    file.write_all(format!("{operation}\n").as_bytes())
+    static PASSED: AtomicU64 = AtomicU64::new(0);
+    static PIECES: AtomicU64 = AtomicU64::new(0);
+
+    pub fn point(operation: &'static str) -> io::Result<()> {
+        #[cfg(test)]
+        crate::fs::fault::crash::point(operation)?;
+        let Some(order) = &*ORDER else { return Ok(()) };
+        let passed = PASSED.fetch_add(1, Ordering::SeqCst) + 1;
+        match *order {
+            Order::Signal(signal, at) if passed == at => {
+                let _dead_or_going_on = rustix::process::kill_process(rustix::process::getpid(), signal);
+                Ok(())
+            }
+            // One write, so that threads do not mix their lines.
+            Order::Tell(ref file) => {
+                let mut file: &fs::File = file;
+                file.write_all(format!("{operation}\n").as_bytes())
+            }
+            Order::Fail(at) if passed == at => {
+                Err(io::Error::other(format!("fault point {at}: {operation}")))
+            }
+            Order::Stuck(at) if passed >= at => Err(rustix::io::Errno::IO.into()),
+            Order::Full(at) if passed >= at && NEED_ROOM.contains(&operation) => {
+                Err(rustix::io::Errno::NOSPC.into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// As [`point`], of what counts when the power goes: it stands in the record before it happens.
+    pub fn tell(operation: &'static str, what: impl FnOnce() -> String) -> io::Result<()> {
+        if let Some(Order::Record(file)) = &*ORDER {
+            let mut file: &fs::File = file;
+            file.write_all(format!("{operation} {}\n", what()).as_bytes())?;
+        }
+        point(operation)
+    }
+
+    /// How many of `wanted` bytes are read or written at once.
+    pub fn piece(wanted: usize) -> io::Result<usize> {
+        if !matches!(*ORDER, Some(Order::Short)) {
+            return Ok(wanted);
+        }
+        match PIECES.fetch_add(1, Ordering::SeqCst) % 2 {
+            0 => Err(io::ErrorKind::Interrupted.into()),
+            _ => Ok(wanted.min(1)),
+        }
+    }
 }
 
 /// A crash without a process of its own: on one thread everything fails from the n-th operation on.

@@ -10,7 +10,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::fs::File;
+use crate::fs::{File, fault};
 
 /// A file from its start to its end; a hole reads as the zeros it stands for.
 pub struct Sparse<'f> {
@@ -53,6 +53,8 @@ impl Read for Sparse<'_> {
         } else {
             let until = if self.hole > self.at { self.hole } else { u64::MAX };
             let wanted = room(until, self.at);
+            fault::point("read")?;
+            let wanted = fault::piece(wanted)?;
             self.file.read_at(&mut buffer[..wanted], self.at)?
         };
         self.at += taken as u64;

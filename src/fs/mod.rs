@@ -83,6 +83,29 @@ pub fn raise_open_files() {
     let _unchanged = setrlimit(Resource::Nofile, limit);
 }
 
+/// How many files may stay open for later; as many again, and more, are left for what is at work.
+pub fn spare_files() -> usize {
+    use rustix::process::{Resource, getrlimit};
+
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(limit / 4).unwrap_or(usize::MAX)
+}
+
+/// How many bytes a file of this process may have.
+fn largest_file() -> u64 {
+    use rustix::process::{Resource, getrlimit};
+
+    static LIMIT: OnceLock<u64> = OnceLock::new();
+    *LIMIT.get_or_init(|| getrlimit(Resource::Fsize).current.unwrap_or(u64::MAX))
+}
+
+/// Fills `bytes` from a place in a file.
+pub fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> std::io::Result<()> {
+    use std::os::unix::fs::FileExt as _;
+
+    fault::point("read").and_then(|()| file.read_exact_at(bytes, offset))
+}
+
 /// Reads a file that the user named, wherever it is.
 pub fn read_outside(path: &Path) -> Result<Vec<u8>> {
     fault::point("read")
@@ -120,11 +143,17 @@ pub fn names(path: &Path) -> Vec<std::ffi::OsString> {
     names
 }
 
-/// Makes a folder that the user named, with those above it.
+/// Makes a folder that the user named, with those above it; their names survive a power cut.
 pub fn create_dir_all(path: &Path) -> Result<()> {
-    fault::point("mkdir")
-        .and_then(|()| std::fs::create_dir_all(path))
-        .doing(|| format!("cannot make the folder `{}`", path.display()))
+    let doing = || format!("cannot make the folder `{}`", path.display());
+    let new: Vec<&Path> = path.ancestors().take_while(|it| !it.exists()).collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    fault::point("mkdir").and_then(|()| std::fs::create_dir_all(path)).doing(doing)?;
+    // One that may not be opened cannot be synced either.
+    let mut above = new.iter().filter_map(|it| std::fs::File::open(it.parent()?).ok());
+    above.try_for_each(|it| it.sync_all()).doing(doing)
 }
 
 /// Makes one folder in a folder that is there.

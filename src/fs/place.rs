@@ -138,3 +138,20 @@ fn cannot_here(error: &io::Error) -> bool {
         [Errno::XDEV, Errno::OPNOTSUPP, Errno::NOTTY, Errno::INVAL, Errno::PERM, Errno::MLINK, Errno::NOSYS];
     error.raw_os_error().is_some_and(|code| no.iter().any(|it| it.raw_os_error() == code))
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn what_a_file_system_cannot_is_told_from_what_the_disk_refuses() {
+        for no in [Errno::XDEV, Errno::MLINK, Errno::OPNOTSUPP, Errno::PERM, Errno::NOSYS] {
+            assert!(cannot_here(&no.into()), "{no}");
+        }
+        for trouble in [Errno::NOSPC, Errno::IO, Errno::DQUOT, Errno::ROFS, Errno::ACCESS] {
+            assert!(!cannot_here(&trouble.into()), "{trouble}");
+        }
+    }
+}

@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{self, Mode, OFlags, ResolveFlags};
+use rustix::{
+    fs::{self, Mode, OFlags, ResolveFlags},
+    io::retry_on_intr,
+};
 
 use crate::{
     error::{Doing, Error, Result},
@@ -26,7 +29,7 @@ impl Root {
     /// Opens a folder that the user or Git named; up to here links are followed.
     pub fn open(path: &Path) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = fs::open(path, flags, Mode::empty()).map_err(io::Error::from);
+        let fd = retry_on_intr(|| fs::open(path, flags, Mode::empty())).map_err(io::Error::from);
         let fd = fd.doing(|| format!("cannot open the folder `{}`", path.display()))?;
         Ok(Self { dir: Dir::new(fd, RepoPath::root()), path: path.to_owned() })
     }
@@ -50,7 +53,7 @@ impl Root {
             crate::fs::create_dir(&path)?;
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match fs::openat(self.dir.fd(), name, flags, Mode::empty()) {
+        match retry_on_intr(|| fs::openat(self.dir.fd(), name, flags, Mode::empty())) {
             Ok(fd) => Ok(Some(Self { dir: Dir::new(fd, RepoPath::root()), path })),
             Err(rustix::io::Errno::NOENT) => Ok(None),
             Err(error) => Err(io::Error::from(error)).doing(|| format!("cannot open the folder `{name}`")),
@@ -114,7 +117,8 @@ impl Root {
         let within = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         if crate::fs::fault::point("open").is_ok()
             && !path.is_root()
-            && let Ok(fd) = fs::openat2(self.dir.fd(), path.bytes(), flags, Mode::empty(), within)
+            && let Ok(fd) =
+                retry_on_intr(|| fs::openat2(self.dir.fd(), path.bytes(), flags, Mode::empty(), within))
         {
             let file = File::from(fd);
             if file.metadata().is_ok_and(|it| it.is_file()) {
@@ -201,8 +205,8 @@ impl Root {
     pub fn append(&self, path: &RepoPath) -> Result<File> {
         let dir = self.make_dir(&path.parent().unwrap_or_default())?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd =
-            fs::openat(dir.fd(), path.name(), flags, Mode::from_raw_mode(0o666)).map_err(io::Error::from);
+        let open = || fs::openat(dir.fd(), path.name(), flags, Mode::from_raw_mode(0o666));
+        let fd = retry_on_intr(open).map_err(io::Error::from);
         let fd = fd.and_then(|it| dir.open_to_group(&it).map(|()| it));
         Ok(File::from(fd.doing(|| format!("cannot write `{path}`"))?))
     }
@@ -239,7 +243,7 @@ impl Root {
     /// Makes a file that somebody else renamed into place survive a power cut.
     pub fn sync_file(&self, path: &RepoPath) -> Result<()> {
         let file = self.open_file(path)?;
-        crate::fs::fault::point("fsync")
+        crate::fs::fault::tell("sync", || format!("`{}`", path.to_text()))
             .and_then(|()| file.sync_all())
             .doing(|| format!("cannot sync `{path}`"))?;
         self.parent(path)?.sync()
@@ -247,8 +251,8 @@ impl Root {
 
     /// Makes everything written below this root survive a power cut.
     pub fn sync_all(&self) -> Result<()> {
-        crate::fs::fault::point("syncfs")
-            .and_then(|()| Ok(fs::syncfs(self.dir.fd())?))
+        crate::fs::fault::tell("sync-all", || self.path.display().to_string())
+            .and_then(|()| Ok(retry_on_intr(|| fs::syncfs(self.dir.fd()))?))
             .doing(|| format!("cannot sync the disk of `{}`", self.path.display()))
     }
 }
@@ -304,6 +308,20 @@ mod tests {
         }
         root.dir(&RepoPath::root()).unwrap().sweep().unwrap();
         assert_eq!(crate::fs::names(temp.path()), [mine.as_str(), "data"]);
+    }
+
+    #[test]
+    fn sweeping_leaves_what_somebody_holds_whose_process_is_not_seen_from_here() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = Root::open(temp.path()).unwrap();
+        let name = ".mlx-tmp-4194999-0-0";
+        let held = root.append(&path(name)).unwrap();
+        held.lock().unwrap();
+        root.dir(&RepoPath::root()).unwrap().sweep().unwrap();
+        assert_eq!(crate::fs::names(temp.path()), [name]);
+        drop(held);
+        root.dir(&RepoPath::root()).unwrap().sweep().unwrap();
+        assert!(crate::fs::names(temp.path()).is_empty());
     }
 
     #[test]

@@ -13,6 +13,9 @@ use crate::{
     },
 };
 
+/// Pages stand on pages no higher: the seventh level takes in all that are left.
+const HIGHEST: u8 = 7;
+
 /// Cuts a sorted folder into pages and stores them when there is a `writer`; its digest and sums.
 pub fn put_folder(entries: &[TreeEntry], writer: Option<&mut Writer<'_>>) -> Result<Content> {
     let (root, pages) = encode(entries);
@@ -40,7 +43,7 @@ pub(super) fn page(store: &Store, digest: &Digest) -> Result<Page> {
 fn gather(store: &Store, tree: &Digest, above: Option<u8>, found: &mut Vec<TreeEntry>) -> Result<()> {
     match page(store, tree)? {
         Page::Leaf(rows) => found.extend(rows),
-        Page::Branch(level, rows) if above.is_none_or(|it| level < it) => {
+        Page::Branch(level, rows) if level < above.unwrap_or(HIGHEST + 1) => {
             rows.iter().try_for_each(|it| gather(store, &it.digest, Some(level), found))?;
         }
         Page::Branch(..) => return Err(out_of_place(tree)),
@@ -66,22 +69,26 @@ pub fn reachable(
     pages: &mut BTreeSet<Digest>,
     contents: &mut BTreeMap<Digest, u64>,
 ) -> Result<()> {
-    if !pages.insert(*tree) {
-        return Ok(());
-    }
-    match page(store, tree)? {
-        Page::Branch(_, rows) => rows.iter().try_for_each(|it| reachable(store, &it.digest, pages, contents)),
-        Page::Leaf(rows) => {
-            for row in rows {
-                if row.kind == EntryKind::Folder {
-                    reachable(store, &row.digest, pages, contents)?;
-                } else {
-                    contents.insert(row.digest, row.size);
+    // Not by recursion: how deep it goes is for whoever wrote the tree to say.
+    let mut waiting = vec![*tree];
+    while let Some(next) = waiting.pop() {
+        if !pages.insert(next) {
+            continue;
+        }
+        match page(store, &next)? {
+            Page::Branch(_, rows) => waiting.extend(rows.iter().map(|it| it.digest)),
+            Page::Leaf(rows) => {
+                for row in rows {
+                    if row.kind == EntryKind::Folder {
+                        waiting.push(row.digest);
+                    } else {
+                        contents.insert(row.digest, row.size);
+                    }
                 }
             }
-            Ok(())
         }
     }
+    Ok(())
 }
 
 /// What lies at `path` below a tree; of a folder that is large, one page a level is read.
@@ -148,4 +155,51 @@ pub fn replace(
         (Err(_), None) => {}
     }
     put_folder(&here, Some(writer))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{error::Kind as ErrorKind, fs::Root, store::diff, wire};
+
+    /// A page above another; whoever writes to a remote may put any number of them there.
+    fn above(writer: &mut Writer<'_>, level: u8, below: &Digest) -> Digest {
+        let mut bytes = b"mlxtree\x01".to_vec();
+        bytes.push(level);
+        wire::put_bytes(&mut bytes, b"last");
+        wire::put_number(&mut bytes, 1);
+        wire::put_number(&mut bytes, 1);
+        bytes.extend_from_slice(below.bytes());
+        let digest = Digest::of(&bytes);
+        writer.put(Kind::Tree, digest, &bytes).unwrap();
+        digest
+    }
+
+    #[test]
+    fn pages_without_end_end_in_an_error_and_overflow_nothing() {
+        let temp = tempfile::tempdir().unwrap();
+        let store = Store::open(Root::open(temp.path()).unwrap()).unwrap();
+        let mut writer = Writer::new(&store);
+        let first = put_folder(&[], Some(&mut writer)).unwrap().digest;
+        let mut top = first;
+        let mut towers = Vec::new();
+        for at in 0..20_000 {
+            top = above(&mut writer, u8::try_from(at + 1).unwrap_or(7), &top);
+            towers.push(top);
+        }
+        writer.finish().unwrap();
+        assert!(
+            entries(&store, &towers[6]).unwrap().is_empty(),
+            "seven pages above each other are none too many"
+        );
+        let error = entries(&store, &top).unwrap_err();
+        assert_eq!((error.kind(), error.to_string().contains("out of place")), (ErrorKind::Corrupt, true));
+        let (mut pages, mut contents) = (BTreeSet::new(), BTreeMap::new());
+        reachable(&store, &top, &mut pages, &mut contents).unwrap();
+        assert_eq!((pages.len(), contents.len()), (20_001, 0));
+        let mut here = Digest::of(b"nothing");
+        assert!(diff(&store, &RepoPath::root(), Some(&here), Some(&top)).is_err());
+        std::mem::swap(&mut here, &mut top);
+        assert!(diff(&store, &RepoPath::root(), Some(&here), Some(&top)).is_err());
+    }
 }

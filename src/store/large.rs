@@ -45,7 +45,7 @@ impl Store {
     pub fn put_large(&self, file: &File, accept: &dyn Fn(&File, u64) -> Result<()>) -> Result<(Digest, u64)> {
         let dir = self.dir("objects")?;
         dir.sweep()?;
-        let mut temp = dir.create(READ_ONLY)?;
+        let mut temp = dir.create(READ_ONLY)?.held();
         let copied =
             if temp.share(file) { copy(&temp.reread()?, &mut io::sink()) } else { copy(file, &mut temp) };
         let (digest, size) = copied.doing(|| "cannot store a large file".into())?;

@@ -63,6 +63,10 @@ pub struct Store {
     damaged: Mutex<HashSet<Digest>>,
     /// Packs of others that are not what they say; they are not looked into again.
     distrusted: Mutex<HashSet<Digest>>,
+    /// Packs that are there and cannot be read, and why: what they hold is not known.
+    hidden: Mutex<BTreeMap<Digest, Error>>,
+    /// Whether the indexes were compared with the copies in their packs, and one differed.
+    compared: Mutex<Option<bool>>,
     /// Whole files that this process has stored.
     fresh: Mutex<HashSet<Digest>>,
     /// Objects that were read.
@@ -76,7 +80,10 @@ pub struct Store {
 /// A local pack: its index in memory, its bytes on disk.
 struct Packed {
     index: Index,
-    file: fs::File,
+    name: Digest,
+    folder: Arc<fs::Dir>,
+    /// Of many packs only some stay open; the others are opened when something is read.
+    file: Option<fs::File>,
 }
 
 impl Store {
@@ -87,6 +94,8 @@ impl Store {
             packs: RwLock::default(),
             damaged: Mutex::default(),
             distrusted: Mutex::default(),
+            hidden: Mutex::default(),
+            compared: Mutex::default(),
             fresh: Mutex::default(),
             reads: AtomicU64::new(0),
             lease: Mutex::default(),
@@ -103,8 +112,28 @@ impl Store {
         Ok(store)
     }
 
+    /// One of the store's folders; a new one is there for good before anything in it counts.
     fn dir(&self, name: &str) -> Result<fs::Dir> {
-        self.root.make_dir(&RepoPath::from_text(name)?)
+        if let Some(dir) = self.dir_if_there(name)? {
+            return Ok(dir);
+        }
+        let dir = self.root.make_dir(&RepoPath::from_text(name)?)?;
+        self.root.dir(&RepoPath::root())?.sync()?;
+        Ok(dir)
+    }
+
+    /// As [`Store::dir`], for those who only look: the disk may be one that nobody can write to.
+    fn dir_if_there(&self, name: &str) -> Result<Option<fs::Dir>> {
+        let path = RepoPath::from_text(name)?;
+        if self.root.stamp(&path)?.is_none() {
+            return Ok(None);
+        }
+        self.root.dir(&path).map(Some)
+    }
+
+    /// A new file in one of the store's folders, held until it has its name.
+    fn create(&self, folder: &str, mode: u32) -> Result<fs::Temp> {
+        Ok(self.dir(folder)?.create(mode)?.held())
     }
 
     /// The names in one of the store's folders; none where it is not there yet: a store that may only be read is not
@@ -137,28 +166,39 @@ impl Store {
 
     /// Whether packs came, and whether an index or a pack was gone when it was to be opened.
     fn look(&self) -> Result<(bool, bool)> {
-        let (mut found, mut gone) = (false, false);
-        for name in self.names("packs")? {
+        let Some(dir) = self.dir_if_there("packs")?.map(Arc::new) else { return Ok((false, false)) };
+        let (mut found, mut gone, mut hidden) = (false, false, BTreeMap::new());
+        for (name, _) in dir.names()? {
             let Some(hex) = name.strip_suffix(b".idx").and_then(|it| std::str::from_utf8(it).ok()) else {
                 continue;
             };
             let Ok(digest) = Digest::from_hex(hex) else { continue };
             if !self.packs().contains_key(&digest) && !self.distrusts(&digest) {
-                let opened = self.open_pack(hex)?;
-                gone |= opened.as_ref().is_err_and(|it| it.kind() == crate::error::Kind::NotFound);
-                let Ok(packed) = opened else { continue };
-                self.packs.write().unwrap_or_else(PoisonError::into_inner).insert(digest, Arc::new(packed));
-                found = true;
+                match self.open_pack(&dir, digest)? {
+                    Ok(packed) => {
+                        let mut packs = self.packs.write().unwrap_or_else(PoisonError::into_inner);
+                        packs.insert(digest, Arc::new(packed));
+                        found = true;
+                    }
+                    // A gc elsewhere takes an index before its pack.
+                    Err(_) if dir.stamp(&name)?.is_none() => gone = true,
+                    Err(error) => {
+                        gone |= error.kind() == crate::error::Kind::NotFound;
+                        hidden.insert(digest, error);
+                    }
+                }
             }
         }
+        *self.hidden() = hidden;
         Ok((found, gone))
     }
 
     /// The outer error ends the work: to go on without the objects of a newer pack would be to take them for lost.
-    fn open_pack(&self, hex: &str) -> Result<Result<Packed>> {
-        let bytes = match self.root.read(&place("packs", hex, ".idx")?) {
+    fn open_pack(&self, folder: &Arc<fs::Dir>, name: Digest) -> Result<Result<Packed>> {
+        let hex = name.hex();
+        let bytes = match self.root.read(&place("packs", &hex, ".idx")?) {
             Ok(bytes) if Index::is_newer(&bytes) => {
-                let message = format!("the pack {} was written by a newer mlx", &hex[..10]);
+                let message = format!("the pack {} was written by a newer mlx", name.short());
                 return Err(Error::corrupt(message).hint("upgrade mlx"));
             }
             Ok(bytes) => bytes,
@@ -166,12 +206,25 @@ impl Store {
         };
         let open = || {
             // A damaged index hides its pack; the pack carries a copy of it.
-            let index = Index::parse(bytes).or_else(|_| self.index_from_pack(hex))?;
-            // Without its pack an index names nothing: its objects count as absent.
-            let file = self.root.open_file(&place("packs", hex, ".pack")?)?;
-            Ok(Packed { index, file })
+            let index = Index::parse(bytes).or_else(|_| self.index_from_pack(&hex))?;
+            let file = folder.open(format!("{hex}.pack").as_bytes())?;
+            let few = self.packs().len() < fs::spare_files();
+            Ok(Packed { index, name, folder: Arc::clone(folder), file: few.then_some(file) })
         };
         Ok(open())
+    }
+
+    fn hidden(&self) -> std::sync::MutexGuard<'_, BTreeMap<Digest, Error>> {
+        self.hidden.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses to go on while there is a pack that cannot be read: what it holds would count as absent.
+    pub fn check_readable(&self) -> Result<()> {
+        let hidden = self.hidden();
+        let Some((pack, error)) = hidden.first_key_value() else { return Ok(()) };
+        let message = format!("the pack {} cannot be read: {}", pack.short(), error.full_text());
+        let hint = error.hint_text().unwrap_or("`mlx fsck --repair` mends what is damaged");
+        Err(Error::new(error.kind(), message).hint(hint))
     }
 
     /// A pack that is gone, or is not what it says, is looked into no more.

@@ -148,7 +148,7 @@ fn compress(bytes: &[u8]) -> io::Result<Option<Vec<u8>>> {
     Ok(pays(&packed, bytes.len()).then_some(packed))
 }
 
-fn encode(rows: &[Row]) -> Vec<u8> {
+pub(super) fn encode(rows: &[Row]) -> Vec<u8> {
     let mut out = Vec::with_capacity(16 + rows.len() * ROW + 32);
     out.extend_from_slice(INDEX);
     out.extend_from_slice(&(rows.len() as u64).to_le_bytes());
@@ -347,6 +347,35 @@ mod tests {
             bad[bit / 8] ^= 1 << (bit % 8);
             assert!(row.decode(&bad).map_or(true, |it| it == object), "bit {bit}");
         }
+    }
+
+    #[test]
+    fn an_index_of_impossible_sizes_is_none() {
+        let row = Row {
+            digest: Digest::of(b"x"),
+            kind: Kind::Content,
+            compressed: false,
+            offset: 8,
+            stored: 1,
+            size: 1,
+        };
+        assert!(Index::parse(encode(&[row])).is_ok());
+        for bad in [
+            Row { size: 1 << 63, ..row },
+            Row { size: LARGEST + 1, ..row },
+            Row { stored: 1 << 63, ..row },
+            Row { stored: 1 << 63, size: 1 << 63, ..row },
+            Row { offset: u64::MAX, ..row },
+        ] {
+            assert!(Index::parse(encode(&[bad])).is_err(), "{bad:?}");
+        }
+        // More rows than bytes.
+        let mut many = encode(&[row]);
+        many[8..16].copy_from_slice(&(1_u64 << 60).to_le_bytes());
+        let body = many.len() - 32;
+        let check = Digest::of(&many[..body]);
+        many[body..].copy_from_slice(check.bytes());
+        assert!(Index::parse(many).is_err());
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! Objects out of the store; everything read is checked against its digest.
 
 use std::{
-    os::unix::fs::FileExt as _,
-    sync::{Arc, atomic::Ordering},
+    io,
+    sync::{Arc, PoisonError, atomic::Ordering},
 };
 
 use crate::{
     digest::Digest,
-    error::{Error, Kind as ErrorKind, Result},
-    store::{Kind, Packed, Row, Store},
+    error::{Doing, Error, Kind as ErrorKind, Result},
+    fs,
+    store::{Index, Kind, Packed, Row, Store},
 };
 
 impl Store {
@@ -18,8 +19,9 @@ impl Store {
         if let Some(bytes) = self.try_read(digest)? {
             return Ok(bytes);
         }
-        // Another process may have stored it since we looked.
-        if self.refresh()?
+        // Another process may have stored it since we looked, or an index is that of another pack.
+        let (came, other) = (self.refresh()?, self.reindex()?);
+        if (came || other)
             && let Some(bytes) = self.try_read(digest)?
         {
             return Ok(bytes);
@@ -37,11 +39,18 @@ impl Store {
     }
 
     fn try_read(&self, digest: &Digest) -> Result<Option<Vec<u8>>> {
-        let mut wrong = false;
+        self.try_once(digest, true)
+    }
+
+    fn try_once(&self, digest: &Digest, again: bool) -> Result<Option<Vec<u8>>> {
+        let (mut wrong, mut failed) = (false, None);
         for (packed, row) in self.rows(digest, &[Kind::Content, Kind::Tree]) {
             match packed.read(&row) {
                 Ok(bytes) => return Ok(Some(bytes)),
-                Err(_) => wrong = true,
+                Err(error) if error.kind() == ErrorKind::Corrupt => wrong = true,
+                // A gc elsewhere took it and has put what is needed into another.
+                Err(error) if error.kind() == ErrorKind::NotFound => self.forget(&packed.name),
+                Err(error) => failed = Some(error),
             }
         }
         if let Some(large) = self.large(digest) {
@@ -51,7 +60,37 @@ impl Store {
                 Err(error) => return Err(error),
             }
         }
-        if wrong { Err(self.damage(digest)) } else { Ok(None) }
+        // What the disk did not give now, it may give the next time: that is no damage.
+        match failed {
+            Some(error) => Err(error).doing(|| format!("cannot read the object {digest} in the cache")),
+            None if wrong && again && self.reindex()? => self.try_once(digest, false),
+            None if wrong => Err(self.damage(digest)),
+            None => Ok(None),
+        }
+    }
+
+    /// Compares each index with the copy that its pack carries, once: where they differ, the pack's own counts from
+    /// now on; whether there was any such.
+    pub fn reindex(&self) -> Result<bool> {
+        // Who comes while somebody compares waits for the answer.
+        let mut compared = self.compared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = *compared {
+            return Ok(found);
+        }
+        let packs: Vec<_> = self.packs().values().cloned().collect();
+        let mut found = false;
+        for packed in packs {
+            // A pack that is damaged at its end has the index beside it.
+            let Some(index) = packed.own_index().filter(|it| it.bytes() != packed.index.bytes()) else {
+                continue;
+            };
+            let (name, folder) = (packed.name, Arc::clone(&packed.folder));
+            let mut packs = self.packs.write().unwrap_or_else(PoisonError::into_inner);
+            packs.insert(name, Arc::new(Packed { index, name, folder, file: None }));
+            found = true;
+        }
+        *compared = Some(found);
+        Ok(found)
     }
 
     /// Where the object lies in packs.
@@ -62,15 +101,161 @@ impl Store {
 }
 
 impl Packed {
+    /// Opens it first, if it was not kept open.
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<io::Result<()>> {
+        let opened = match &self.file {
+            Some(_) => None,
+            None => Some(self.folder.open(format!("{}.pack", self.name.hex()).as_bytes())?),
+        };
+        let file = self.file.as_ref().or(opened.as_ref()).expect("it is open, or was opened just now");
+        Ok(fs::read_at(file, bytes, offset))
+    }
+
+    /// The index that the pack carries at its end, if that is whole.
+    fn own_index(&self) -> Option<Index> {
+        let end = self.folder.stamp(format!("{}.pack", self.name.hex()).as_bytes()).ok()??.size;
+        let mut tail = [0; 16];
+        self.read_at(&mut tail, end.checked_sub(16)?).ok()?.ok()?;
+        let length = u64::from_le_bytes(*tail.first_chunk()?);
+        let start = end.checked_sub(16)?.checked_sub(length)?;
+        let mut bytes = vec![0; usize::try_from(length).ok()?];
+        self.read_at(&mut bytes, start).ok()?.ok()?;
+        Index::parse(bytes).ok()
+    }
+
     pub(super) fn read(&self, row: &Row) -> Result<Vec<u8>> {
         let damaged = || Error::corrupt("a pack ends too early");
         let mut stored = vec![0; usize::try_from(row.stored).map_err(|_| damaged())?];
-        self.file.read_exact_at(&mut stored, row.offset).map_err(|_| damaged())?;
-        row.decode(&stored)
+        match self.read_at(&mut stored, row.offset)? {
+            Ok(()) => row.decode(&stored),
+            // An offset may be larger than any file.
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput) =>
+            {
+                Err(damaged())
+            }
+            Err(error) => Err(error).doing(|| format!("cannot read the pack {}", self.name.short())),
+        }
     }
 }
 
 fn absent(digest: &Digest) -> Error {
     Error::not_found(format!("the object {digest} is not in the cache"))
         .hint("bring it with `mlx pull` or `mlx fetch`")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        fs::{Crash, Root, Sync},
+        path::RepoPath,
+        store::{Writer, pack::encode, place},
+    };
+
+    fn store(temp: &tempfile::TempDir) -> Store {
+        Store::open(Root::open(temp.path()).unwrap()).unwrap()
+    }
+
+    fn put(temp: &tempfile::TempDir, objects: &[&[u8]]) -> Vec<Digest> {
+        let store = store(temp);
+        let mut writer = Writer::new(&store);
+        let digests = objects.iter().map(|it| writer.put_bytes(it).unwrap()).collect();
+        writer.finish().unwrap();
+        digests
+    }
+
+    #[test]
+    fn an_index_that_points_anywhere_gives_an_error_and_its_neighbors_are_served() {
+        let temp = tempfile::tempdir().unwrap();
+        let digests = put(&temp, &[b"one", b"two"]);
+        let (one, two) = (digests[0], digests[1]);
+        let name = *store(&temp).packs().keys().next().unwrap();
+        let path = place("packs", &name.hex(), ".idx").unwrap();
+        let index = Index::parse(store(&temp).root().read(&path).unwrap()).unwrap();
+        let rows: Vec<Row> = index.rows().collect();
+        let at = |digest: Digest| *rows.iter().find(|it| it.digest == digest).unwrap();
+        let elsewhere = at(two).offset;
+        let bends: [fn(&mut Row, u64); 6] = [
+            |it, _| it.offset = 1 << 20,
+            |it, _| it.offset = 1 << 62,
+            |it, _| it.offset = u64::MAX - 8,
+            |it, elsewhere| it.offset = elsewhere,
+            |it, _| (it.stored, it.size) = (1 << 25, 1 << 25),
+            // A page of a folder that is none.
+            |it, elsewhere| (it.kind, it.offset) = (Kind::Tree, elsewhere),
+        ];
+        for bend in bends {
+            let mut bad = at(one);
+            bend(&mut bad, elsewhere);
+            let mut crafted = vec![bad, at(two)];
+            crafted.sort_by_key(|it| it.digest);
+            store(&temp).root().write(&path, &encode(&crafted), Sync::Later).unwrap();
+            assert_eq!(store(&temp).read(&one).unwrap(), b"one", "the pack's own index is right: {bad:?}");
+            let pack = place("packs", &name.hex(), ".pack").unwrap();
+            let mut bytes = store(&temp).root().read(&pack).unwrap();
+            bytes.pop();
+            store(&temp).root().write(&pack, &bytes, Sync::Later).unwrap();
+            let store = store(&temp);
+            assert_eq!(store.read(&one).unwrap_err().kind(), ErrorKind::Corrupt, "{bad:?}");
+            assert_eq!(store.read(&two).unwrap(), b"two", "{bad:?}");
+            store.root().remove(&RepoPath::from_text("damaged").unwrap()).unwrap();
+            bytes.push(1);
+            store.root().write(&pack, &bytes, Sync::Later).unwrap();
+        }
+    }
+
+    #[test]
+    fn indexes_under_each_others_names_are_found_out() {
+        let temp = tempfile::tempdir().unwrap();
+        let objects: [&[u8]; 2] = [b"one", b"another one"];
+        let digests = objects.map(|it| put(&temp, &[it])[0]);
+        let names: Vec<Digest> = store(&temp).packs().keys().copied().collect();
+        let paths = [0, 1].map(|at| place("packs", &names[at].hex(), ".idx").unwrap());
+        let indexes = [0, 1].map(|at| store(&temp).root().read(&paths[at]).unwrap());
+        for at in [0, 1] {
+            store(&temp).root().write(&paths[at], &indexes[1 - at], Sync::Later).unwrap();
+        }
+        let store = store(&temp);
+        for (digest, bytes) in digests.iter().zip(objects) {
+            assert_eq!(store.read(digest).unwrap(), bytes);
+            assert!(!store.is_damaged(digest));
+        }
+        let verified = store.verify(&crate::progress::Silent).unwrap();
+        assert_eq!((verified.faults.len(), verified.lost.len()), (2, 0));
+        store.put_aside(&verified).unwrap();
+        assert!(self::store(&temp).verify(&crate::progress::Silent).unwrap().faults.is_empty());
+    }
+
+    #[test]
+    fn what_the_disk_does_not_give_is_no_damage_and_is_there_the_next_time() {
+        let temp = tempfile::tempdir().unwrap();
+        let one = put(&temp, &[b"one"])[0];
+        let store = store(&temp);
+        let error = {
+            let _crash = Crash::at(1);
+            store.read(&one).unwrap_err()
+        };
+        assert_eq!(error.kind(), ErrorKind::Internal);
+        assert!(error.full_text().contains(&one.to_string()), "{}", error.full_text());
+        assert!(store.contains(&one) && !store.is_damaged(&one));
+        assert_eq!(store.read(&one).unwrap(), b"one");
+    }
+
+    #[test]
+    fn packs_that_are_not_kept_open_are_read_all_the_same() {
+        let temp = tempfile::tempdir().unwrap();
+        let digests = put(&temp, &[b"one", b"two"]);
+        let store = store(&temp);
+        for packed in store.packs.write().unwrap().values_mut() {
+            let Packed { index, name, folder, .. } = &**packed;
+            let index = Index::parse(index.bytes().to_vec()).unwrap();
+            *packed = Arc::new(Packed { index, name: *name, folder: Arc::clone(folder), file: None });
+        }
+        assert_eq!(store.read(&digests[1]).unwrap(), b"two");
+        // A gc elsewhere takes it: absent, and not damaged.
+        store.root().remove(&RepoPath::from_text("packs").unwrap()).unwrap();
+        assert_eq!(store.read(&digests[0]).unwrap_err().kind(), ErrorKind::NotFound);
+        assert!(!store.is_damaged(&digests[0]));
+    }
 }

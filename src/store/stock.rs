@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use crate::{
     digest::Digest,
     error::Result,
-    fs::Stamp,
+    fs::{FileType, Stamp},
     path::RepoPath,
     store::{Kind, Packed, Store, place},
 };
@@ -57,6 +57,8 @@ pub struct Stock {
     pub whole: Vec<WholeFile>,
     pub runs: Vec<WholeFile>,
     pub strays: Vec<Stray>,
+    /// Those of the strays that are whole packs and only lost their index, as far as they were adopted.
+    pub(super) adopted: BTreeMap<Digest, Arc<Packed>>,
 }
 
 impl Stock {
@@ -70,11 +72,7 @@ impl Stock {
 impl Store {
     /// Sizes of what was put aside.
     pub fn quarantined(&self) -> Result<Vec<u64>> {
-        let folder = RepoPath::from_text("quarantine")?;
-        if self.root.stamp(&folder)?.is_none() {
-            return Ok(Vec::new());
-        }
-        let dir = self.root.dir(&folder)?;
+        let Some(dir) = self.dir_if_there("quarantine")? else { return Ok(Vec::new()) };
         let sizes = dir.names()?.into_iter().map(|it| Ok(dir.stamp(&it.0)?.map_or(0, |it| it.size)));
         sizes.collect()
     }
@@ -100,6 +98,7 @@ impl Store {
             let path = place("packs", &name.hex(), ".pack")?;
             let Stamp { size, mtime, .. } = *stamp;
             stock.strays.push(Stray { path, pack: Some(*name), size, mtime, dead: false });
+            stock.adopted.extend(self.packs().get(name).map(|it| (*name, Arc::clone(it))));
         }
         for folder in FOLDERS {
             self.leavings(folder, &mut stock.strays)?;
@@ -128,12 +127,8 @@ impl Store {
     /// Files of indexes and of packs, by name.
     pub(super) fn pack_names(&self) -> Result<(BTreeMap<Digest, Stamp>, BTreeMap<Digest, Stamp>)> {
         let (mut indexes, mut packs) = (BTreeMap::new(), BTreeMap::new());
-        let names = self.names("packs")?;
-        if names.is_empty() {
-            return Ok((indexes, packs));
-        }
-        let dir = self.dir("packs")?;
-        for file in names {
+        let Some(dir) = self.dir_if_there("packs")? else { return Ok((indexes, packs)) };
+        for (file, _) in dir.names()? {
             let Some((hex, ending)) = std::str::from_utf8(&file).ok().and_then(|it| it.split_once('.'))
             else {
                 continue;
@@ -149,12 +144,9 @@ impl Store {
     }
 
     pub(super) fn whole_files(&self, folder: &str) -> Result<Vec<WholeFile>> {
-        let names = self.names(folder)?;
-        if names.is_empty() {
-            return Ok(Vec::new());
-        }
-        let dir = self.dir(folder)?;
-        let look = |name: &Vec<u8>| -> Result<Option<WholeFile>> {
+        let Some(dir) = self.dir_if_there(folder)? else { return Ok(Vec::new()) };
+        let names = dir.names()?;
+        let look = |(name, _): &(Vec<u8>, FileType)| -> Result<Option<WholeFile>> {
             let digest = std::str::from_utf8(name).ok().and_then(|it| Digest::from_hex(it).ok());
             let (Some(digest), Some(stamp)) = (digest, dir.stamp(name)?) else { return Ok(None) };
             Ok(Some(WholeFile { digest, size: stamp.size, mtime: stamp.mtime }))
@@ -164,10 +156,7 @@ impl Store {
 
     fn leavings(&self, folder: &str, found: &mut Vec<Stray>) -> Result<()> {
         let top = RepoPath::from_text(folder)?;
-        if self.root.stamp(&top)?.is_none() {
-            return Ok(());
-        }
-        let dir = self.root.dir(&top)?;
+        let Some(dir) = self.dir_if_there(folder)? else { return Ok(()) };
         for name in dir.leavings()? {
             let Some(stamp) = dir.stamp(&name)? else { continue };
             let path = top.join(&name)?;

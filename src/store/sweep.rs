@@ -18,7 +18,7 @@ use crate::{
     digest::Digest,
     error::{Doing, Error, Kind as ErrorKind, Result},
     fs::{Sync, Temp},
-    store::{Kind, PackWriter, Row, Stock, Store, WholeFile, place, stock::Stray},
+    store::{Kind, PackWriter, Packed, Row, Stock, Store, WholeFile, place, stock::Stray},
 };
 
 /// A pack is ended at this size.
@@ -72,6 +72,8 @@ pub struct Plan {
     whole: Vec<WholeFile>,
     runs: Vec<WholeFile>,
     strays: Vec<Stray>,
+    /// Packs that are needed and have lost their index: they get a new one.
+    regained: BTreeSet<Digest>,
 }
 
 /// A pack that goes.
@@ -147,7 +149,20 @@ pub fn plan(stock: &Stock, kept: &Kept, old: &dyn Fn(i64) -> bool) -> Plan {
         plan.freed.runs.add(it.size);
         plan.runs.push(*it);
     }
+    // What a killed gc was about to name lies where it was before.
+    let kinds = [Kind::Content, Kind::Tree];
+    let elsewhere = |it: &Digest| {
+        let packed = stock.packs.iter().any(|pack| pack.packed.index.find(it, &kinds).is_some());
+        packed || stock.whole.iter().any(|whole| whole.digest == *it)
+    };
+    let needed = |it: &Packed| {
+        it.index.rows().any(|row| kept.objects.contains(&row.digest) && !elsewhere(&row.digest))
+    };
+    plan.regained = stock.adopted.iter().filter(|it| needed(it.1)).map(|it| *it.0).collect();
     for it in stock.strays.iter().filter(|it| it.dead || old(it.mtime)) {
+        if it.pack.is_some_and(|it| plan.regained.contains(&it)) {
+            continue;
+        }
         plan.freed.leavings.add(it.size);
         plan.strays.push(it.clone());
     }
@@ -307,6 +322,10 @@ impl Store {
 
     /// Removes what the plan says but for what is `leased`; records and indexes before what they name. What went.
     pub fn remove(&self, plan: &Plan, emptied: &Emptied, leased: &HashSet<Digest>) -> Result<Freed> {
+        for it in &plan.regained {
+            // On a full disk they stay as they are.
+            let _later = self.mend_index(it);
+        }
         let mut freed = Freed::default();
         for it in &plan.runs {
             self.root.remove(&place("runs", &it.digest.hex(), "")?)?;
@@ -374,7 +393,7 @@ impl<'s> Mover<'s> {
         let pack = match slot {
             Some(pack) => pack,
             None => {
-                let temp = self.store.dir("packs")?.create(0o666)?;
+                let temp = self.store.create("packs", 0o666)?;
                 slot.insert(PackWriter::new(BufWriter::new(temp)).doing(|| "cannot write a pack".into())?)
             }
         };
@@ -403,7 +422,7 @@ impl<'s> Mover<'s> {
         self.store.announce(name)?;
         self.published.push(name);
         temp.publish(format!("{}.pack", name.hex()).as_bytes(), Sync::Yes)?;
-        let mut temp = self.store.dir("packs")?.create(0o666)?;
+        let mut temp = self.store.create("packs", 0o666)?;
         temp.write_all(&index).doing(doing)?;
         temp.publish(format!("{}.idx", name.hex()).as_bytes(), Sync::Yes)?;
         self.store.refresh().map(drop)

@@ -5,17 +5,18 @@
 use std::{
     collections::{BTreeSet, HashSet},
     io::Write as _,
+    sync::{Arc, PoisonError},
 };
 
 use rayon::prelude::*;
 
 use crate::{
     digest::Digest,
-    error::{Doing, Result},
+    error::{Doing, Kind as ErrorKind, Result},
     fs::{self, Link, Mode, Sync},
     path::RepoPath,
     progress::{Event, Progress},
-    store::{Index, Kind, Run, Store, place, sweep::Mover},
+    store::{Index, Kind, Packed, Run, Store, place, sweep::Mover},
 };
 
 /// What kind of thing is damaged.
@@ -126,7 +127,11 @@ impl Store {
             Ok(None) => return Ok(()),
             Err(_) => None,
         };
-        let pack = self.root.read(&pack_file).ok();
+        let pack = match self.root.read(&pack_file) {
+            // That is our own trouble, and says nothing of the pack.
+            Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
+            read => read.ok(),
+        };
         let gone = || -> Result<bool> { Ok(self.root.stamp(&index_file)?.is_none()) };
         found.packs += 1;
         let Some(pack) = pack else {
@@ -178,6 +183,7 @@ impl Store {
     /// Puts the damaged aside: sound neighbors in the same pack move into a new one first. An index that is
     /// damaged alone is written anew from its pack.
     pub fn put_aside(&self, verified: &Verified) -> Result<()> {
+        self.adopt()?.iter().try_for_each(|it| self.mend_index(it))?;
         let mut packs = BTreeSet::new();
         for fault in &verified.faults {
             match fault.what {
@@ -197,6 +203,25 @@ impl Store {
             self.mark_damaged(digest);
         }
         Ok(())
+    }
+
+    /// Reads packs that have lost their index by the copy they carry, as long as this process lives; which they are.
+    pub fn adopt(&self) -> Result<Vec<Digest>> {
+        let (indexes, packs) = self.pack_names()?;
+        let Some(folder) = self.dir_if_there("packs")?.map(Arc::new) else { return Ok(Vec::new()) };
+        let mut adopted = Vec::new();
+        for name in packs.into_keys().filter(|it| !indexes.contains_key(it)) {
+            let Some(bytes) = self.root.read_if_there(&place("packs", &name.hex(), ".pack")?)? else {
+                continue;
+            };
+            let Ok(index) = Index::of_pack(&bytes) else { continue };
+            if Digest::of(&bytes) == name {
+                let packed = Packed { index, name, folder: Arc::clone(&folder), file: None };
+                self.packs.write().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::new(packed));
+                adopted.push(name);
+            }
+        }
+        Ok(adopted)
     }
 
     /// Counts what is lost as absent from now on, so that whoever has it stores it again.
@@ -233,13 +258,16 @@ impl Store {
         Ok(name)
     }
 
-    fn mend_index(&self, name: &Digest) -> Result<()> {
+    /// Writes a pack's index anew, from the copy in the pack.
+    pub(super) fn mend_index(&self, name: &Digest) -> Result<()> {
         let (file, pack) = (place("packs", &name.hex(), ".idx")?, place("packs", &name.hex(), ".pack")?);
         let Ok(index) = Index::of_pack(&self.root.read(&pack)?) else { return Ok(()) };
         self.keep_aside(&file)?;
-        let mut temp = self.dir("packs")?.create(0o666)?;
+        let mut temp = self.create("packs", 0o666)?;
         temp.write_all(index.bytes()).doing(|| "cannot write a pack index".into())?;
-        temp.publish(file.name(), Sync::Yes)
+        temp.publish(file.name(), Sync::Yes)?;
+        self.forget(name);
+        self.refresh().map(drop)
     }
 
     fn salvage(&self, name: &Digest) -> Result<()> {
@@ -338,6 +366,26 @@ mod tests {
         store.put_aside(&verified).unwrap();
         assert!(self::store(&temp).verify(&Silent).unwrap().faults.is_empty());
         assert_eq!(self::store(&temp).read(&digest).unwrap(), b"one");
+    }
+
+    #[test]
+    fn a_pack_that_lost_its_index_gets_it_back_and_a_damaged_one_does_not() {
+        let temp = tempfile::tempdir().unwrap();
+        let [_, two, _] = damaged(&temp);
+        let name = *store(&temp).packs().keys().next().unwrap();
+        let file = |ending| place("packs", &name.hex(), ending).unwrap();
+        store(&temp).root().remove(&file(".idx")).unwrap();
+        assert!(store(&temp).adopt().unwrap().is_empty(), "it is not what its name says");
+        let store = store(&temp);
+        let mut bytes = store.root().read(&file(".pack")).unwrap();
+        bytes[8] ^= 1;
+        store.root().write(&file(".pack"), &bytes, Sync::Later).unwrap();
+        assert_eq!(store.adopt().unwrap(), [name]);
+        assert_eq!(store.read(&two).unwrap(), b"two");
+        assert!(!self::store(&temp).contains(&two), "only for this process");
+        store.put_aside(&Verified::default()).unwrap();
+        assert_eq!(self::store(&temp).read(&two).unwrap(), b"two");
+        assert!(store.adopt().unwrap().is_empty(), "there is nothing left to do");
     }
 
     #[test]

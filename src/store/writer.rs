@@ -105,7 +105,7 @@ impl<'s> Writer<'s> {
         let (temp, name, index) = end().doing(|| "cannot write a pack".into())?;
         self.store.announce(name)?;
         temp.publish(format!("{}.pack", name.hex()).as_bytes(), Sync::Yes)?;
-        let mut temp = self.store.dir("packs")?.create(0o666)?;
+        let mut temp = self.store.create("packs", 0o666)?;
         temp.write_all(&index).doing(|| "cannot write a pack index".into())?;
         temp.publish(format!("{}.idx", name.hex()).as_bytes(), Sync::Yes)?;
         self.store.refresh()?;
@@ -119,6 +119,6 @@ impl<'s> Writer<'s> {
 fn open(store: &Store) -> Result<PackWriter<BufWriter<Temp>>> {
     let dir = store.dir("packs")?;
     dir.sweep()?;
-    let temp = dir.create(0o666)?;
+    let temp = dir.create(0o666)?.held();
     PackWriter::new(BufWriter::with_capacity(BUFFER, temp)).doing(|| "cannot write a pack".into())
 }

@@ -47,8 +47,8 @@ pub struct Collected {
 
 /// Frees what nobody needs and is older than `grace` seconds; without `really` it only says so.
 pub fn collect(repo: &Repo, grace: i64, really: bool, progress: &dyn Progress) -> Result<Collected> {
-    let _alone = only_one(repo, progress)?;
-    let told = tell(repo, progress)?;
+    let _alone = if really { Some(only_one(repo, progress)?) } else { None };
+    let told = tell(repo, really, progress)?;
     let mut freed = Freed::default();
     for _ in 0..TRIES {
         let decided = decide(repo, grace)?;
@@ -89,11 +89,11 @@ pub fn collect(repo: &Repo, grace: i64, really: bool, progress: &dyn Progress) -
 }
 
 /// Tells the other clones what this one needs, unless the disk is full: what goes now makes room for that. This
-/// gc itself reads no list of its own clone.
-fn tell(repo: &Repo, progress: &dyn Progress) -> Result<bool> {
+/// gc itself reads no list of its own clone; whoever only looks may do so on a disk that takes nothing.
+fn tell(repo: &Repo, really: bool, progress: &dyn Progress) -> Result<bool> {
     match Memory::forget(repo).and_then(|()| clones::renew(repo, progress)) {
-        Err(error) if error.kind() == Kind::Unavailable => Ok(false),
-        renewed => renewed.map(|()| true),
+        Err(error) if really && error.kind() != Kind::Unavailable => Err(error),
+        told => Ok(told.is_ok()),
     }
 }
 
@@ -131,8 +131,12 @@ fn decide(repo: &Repo, grace: i64) -> Result<Decided> {
             None => it.hint("mend or remove it; `mlx fsck` lists all that cannot be read"),
         });
     }
+    // An index that is lost or another's would hide what is needed.
+    repo.store.adopt()?;
+    repo.store.reindex()?;
     let odd = odd(&found);
     let stock = repo.store.stock()?;
+    repo.store.check_readable().doing(|| "nothing was freed: what is needed is not known".into())?;
     let now = fs::tick();
     let old = |mtime: i64| now.saturating_sub(mtime).max(0) >= grace.saturating_mul(1_000_000_000);
     let young: Vec<Digest> = stock.runs.iter().filter(|it| !old(it.mtime)).map(|it| it.digest).collect();

@@ -17,7 +17,7 @@ mod usage;
 
 pub use self::{
     check::{Checked, Hit, check},
-    clones::{List, forget, renew},
+    clones::{List, forget, renew, renew_if_allowed},
     collect::{Collected, collect},
     repair::{Mended, Source},
     roots::{Holder, Place, Rooted, Roots},

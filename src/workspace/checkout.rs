@@ -234,6 +234,8 @@ fn carry_out(
         return Err(Error::not_found(message).hint("bring it with `mlx pull`"));
     }
     check_links(store, pointer, plan)?;
+    // Where the index cannot be written, nothing is.
+    drop(workspace.repo.try_lock()?);
     collision::warn(&workspace.repo.files, plan.write.iter().map(|it| &it.0), progress)?;
     execute(workspace, pointer, plan, progress)
 }

@@ -126,7 +126,8 @@ fn merge<'i>(old: &[Row<'i>], mut fresh: Vec<(&'i [u8], Option<&'i [u8; FIXED]>)
 
 impl Index {
     pub fn load(repo: &Repo) -> Result<Self> {
-        let bytes = repo.private.read_if_there(&file()?)?;
+        // What the disk does not give back is lost, too.
+        let bytes = repo.private.read_if_there(&file()?).unwrap_or_default();
         let index = bytes.and_then(|it| parse(it).ok());
         Ok(index.map_or_else(|| Self { changed: true, ..Self::default() }, |it| Self { loaded: true, ..it }))
     }
@@ -404,6 +405,18 @@ mod tests {
             assert!(parse(bad).is_err(), "byte {at}");
             assert!(parse(bytes[..at].to_vec()).is_err(), "first {at} bytes");
         }
+    }
+
+    #[test]
+    fn what_the_clock_has_not_reached_is_not_vouched_for() {
+        let mut index = Index::default();
+        let now = 1_700_000_000_000_000_000;
+        // Its owner gave it a time in the future, or the clock was set back a year since.
+        index.learn(&path("a"), &Stamp { mtime: now + TICK, ..stamp(5) }, Digest::of(b"x"), now);
+        index.learn(&path("b"), &stamp(now + TICK), Digest::of(b"x"), now);
+        index.settle();
+        assert_eq!(vouch(&index, "a", &Stamp { mtime: now + TICK, ..stamp(5) }), None);
+        assert_eq!(vouch(&index, "b", &stamp(now + TICK)), None);
     }
 
     #[test]

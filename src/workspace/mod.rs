@@ -109,8 +109,12 @@ impl<'r> Workspace<'r> {
     /// pointer is not searched.
     fn find_pointers(&self, folder: &RepoPath, found: &mut BTreeSet<RepoPath>) -> Result<()> {
         let mut below = Vec::new();
-        // What cannot be read hides nothing else; Git still knows the pointers that it tracks there.
-        let Ok(names) = self.repo.files.dir(folder).and_then(|it| it.names()) else { return Ok(()) };
+        let names = match self.repo.files.dir(folder).and_then(|it| it.names()) {
+            Ok(names) => names,
+            // What may not be read hides nothing else; Git still knows the pointers that it tracks there.
+            Err(error) if matches!(error.kind(), Kind::Denied | Kind::NotFound) => return Ok(()),
+            Err(error) => return Err(error),
+        };
         // What lies in another repository, such as a submodule, is that one's.
         if !folder.is_root() && names.iter().any(|it| it.0 == b".git") {
             return Ok(());

@@ -93,7 +93,7 @@ fn put(
     });
     // What was learnt is kept, whatever became of the rest.
     workspace.save(ctx.progress)?;
-    upkeep::renew(workspace.repo, ctx.progress)?;
+    upkeep::renew_if_allowed(workspace.repo, ctx.progress)?;
     placed.map(|()| Done(done))
 }
 

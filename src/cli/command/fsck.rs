@@ -39,7 +39,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Examined> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let checked = upkeep::check(&workspace, args.repair, ctx.progress)?;
-    upkeep::renew(&repo, ctx.progress)?;
+    upkeep::renew_if_allowed(&repo, ctx.progress)?;
     Ok(Examined(checked))
 }
 
