@@ -149,7 +149,7 @@ fn a_gc_on_a_full_disk_makes_room() {
     with_garbage(&sandbox);
     let ran = with_fault(&sandbox, &format!("{SWEEP} --json"), "full:1");
     assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
-    assert!(ran.err.contains("No space left") && ran.err.contains("stay as they are"), "{}", ran.err);
+    assert!(ran.err.contains("the disk is full") && ran.err.contains("stay as they are"), "{}", ran.err);
     let swept: Value = serde_json::from_str(&ran.out).unwrap();
     assert_eq!(
         (&swept["freed"]["whole"]["count"], &swept["rewritten"]["count"]),

@@ -297,7 +297,7 @@ fn a_pointer_that_git_would_leave_out_is_warned_of() {
     symlink("elsewhere", sandbox.repo.join(".gitignore")).unwrap();
     sandbox.write("v", "v");
     let error = sandbox.fails("add v", 6);
-    assert!(error.contains("`.gitignore` is not a plain file\nhint: "), "{error}");
+    assert!(error.contains("`.gitignore` is a link, and mlx does not go through links\nhint: "), "{error}");
     assert!(!sandbox.has("v.mlx"));
 }
 

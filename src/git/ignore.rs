@@ -8,8 +8,8 @@ use std::{
 };
 
 use crate::{
-    error::{Error, Kind, Result},
-    fs::{Form, Root, Sync},
+    error::Result,
+    fs::{Root, Sync},
     git::Git,
     path::RepoPath,
 };
@@ -18,10 +18,6 @@ impl Git {
     /// Adds `path` to the `.gitignore` in its folder, unless it stands there; says which file changed.
     pub fn ignore(&self, workspace: &Root, path: &RepoPath) -> Result<Option<RepoPath>> {
         let file = path.parent().unwrap_or_default().join(b".gitignore")?;
-        if workspace.stamp(&file)?.is_some_and(|it| it.form != Form::File) {
-            let error = Error::new(Kind::Denied, format!("`{file}` is not a plain file"));
-            return Err(error.hint("Git reads none of its lines: put a file there"));
-        }
         let mut text = workspace.read_document(&file)?.unwrap_or_default();
         let line = pattern(path.name());
         if text.split(|&it| it == b'\n').any(|it| it.strip_suffix(b"\r").unwrap_or(it) == line) {

@@ -180,10 +180,15 @@ impl Store {
         Ok(())
     }
 
+    /// Writes indexes that are lost anew, from the copies in their packs.
+    pub fn regain(&self) -> Result<()> {
+        self.adopt()?.iter().try_for_each(|it| self.mend_index(it))
+    }
+
     /// Puts the damaged aside: sound neighbors in the same pack move into a new one first. An index that is
     /// damaged alone is written anew from its pack.
     pub fn put_aside(&self, verified: &Verified) -> Result<()> {
-        self.adopt()?.iter().try_for_each(|it| self.mend_index(it))?;
+        self.regain()?;
         let mut packs = BTreeSet::new();
         for fault in &verified.faults {
             match fault.what {

@@ -69,6 +69,10 @@ impl Checked {
 pub fn check(workspace: &Workspace<'_>, repair: bool, progress: &dyn Progress) -> Result<Checked> {
     let repo = workspace.repo;
     let _alone = if repair { Some(only_one(repo, progress)?) } else { None };
+    if repair {
+        // What only they name is not lost.
+        repo.store.regain()?;
+    }
     let (found, mut checked) = settled(repo, progress)?;
     if !checked.verified.faults.is_empty() {
         // From here on what is wrong counts as absent, so that whoever has it stores it again.
