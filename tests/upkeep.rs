@@ -287,8 +287,9 @@ fn a_gc_on_a_full_disk_frees_what_nobody_needs() {
     let ran = here.mlx(&format!("{NOW} --json"));
     assert_eq!(ran.code, 0, "{}", ran.err);
     let swept: Value = serde_json::from_str(&ran.out).unwrap();
-    assert_eq!((&swept["freed"]["contents"]["count"], &swept["gathered"]["count"]), (&json!(1), &json!(0)));
-    assert!(ran.err.contains("the disk is full"), "{}", ran.err);
-    assert_eq!(here.json(NOW)["gathered"]["count"], 18);
+    // What goes makes the room that small packs need to be gathered.
+    let counts = (&swept["freed"]["contents"]["count"], &swept["gathered"]["count"]);
+    assert_eq!(counts, (&json!(1), &json!(18)), "{swept}{}", ran.err);
+    assert_eq!(here.json(NOW)["gathered"]["count"], 0);
     assert_eq!(here.json("fsck")["damaged"], json!([]));
 }
