@@ -49,7 +49,7 @@ pub struct Found {
 /// Gathers the pictures of each class: those anywhere below a folder at the top.
 pub fn gather(folder: &Node, at: &RepoPath) -> Result<Found> {
     let mut found = Found::default();
-    for class in &folder.children {
+    for class in folder.children() {
         if class.kind != EntryKind::Folder {
             found.others += 1;
             continue;

@@ -51,7 +51,7 @@ fn compare(
         Some(it) if it.kind == EntryKind::Folder => entries(store, &it.digest)?,
         _ => Vec::new(),
     };
-    let nodes = new.map_or(&[][..], |it| &it.children);
+    let nodes = new.map_or(&[][..], Node::children);
     let old = old.filter(|_| rows.is_empty()).map(Side::from);
     let new = new.filter(|it| it.is_leaf()).map(side);
     if old.is_some() || new.is_some() {
@@ -74,7 +74,7 @@ fn merge(
 ) -> Result<()> {
     while !rows.is_empty() || !nodes.is_empty() {
         let order = match (rows.first(), nodes.first()) {
-            (Some(row), Some(node)) => row.name.cmp(&node.name),
+            (Some(row), Some(node)) => row.name[..].cmp(&node.name[..]),
             (Some(_), None) => Ordering::Less,
             _ => Ordering::Greater,
         };
@@ -124,16 +124,15 @@ mod tests {
                     children.entry(&path[..at]).or_default().insert(path[at + 1..].to_vec(), *content);
                 }
                 None => {
-                    let (name, digest) = (path.clone().into(), Digest::of(&[*content]));
+                    let digest = Digest::of(&[*content]);
                     let kind = if *content == 0 { EntryKind::Executable } else { EntryKind::File };
-                    found.push(Node { name, kind, size: 1, files: 1, digest, children: Vec::new() });
+                    found.push(Node::file(path, kind, 1, digest));
                 }
             }
         }
         found.extend(children.iter().map(|(name, files)| node(name, files)));
         found.sort_by(|a, b| a.name.cmp(&b.name));
-        let (kind, digest) = (EntryKind::Folder, Digest::of(b""));
-        Node { name: name.into(), kind, size: 0, files: 0, digest, children: found }
+        Node::folder(name, Digest::of(b""), found)
     }
 
     proptest! {

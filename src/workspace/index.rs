@@ -50,6 +50,8 @@ enum Slot {
 /// What is remembered of the files of a folder, sorted by name.
 pub struct Known<'i>(Vec<Row<'i>>);
 
+/// So much is learnt before it is put into its place: it lies twice in memory then.
+const FRESH: usize = 16 << 20;
 /// Bytes of a row behind its name.
 const FIXED: usize = 64;
 
@@ -58,7 +60,7 @@ pub struct Index {
     folders: BTreeMap<RepoPath, Slot>,
     /// The file that was read.
     bytes: Vec<u8>,
-    /// What was learnt and does not vouch for anything before [`Index::settle`]: names, each with a row or without.
+    /// What was learnt and is put into its place by [`Index::settle`]: names, each with a row or without.
     fresh: Vec<u8>,
     /// Folders, each with where its names begin, in the order in which they were learnt.
     runs: Vec<(RepoPath, usize)>,
@@ -162,6 +164,9 @@ impl Index {
             Seen { size, mtime, ctime, inode, digest }.print(&mut self.fresh);
         }
         self.changed = true;
+        if self.fresh.len() > FRESH {
+            self.settle();
+        }
     }
 
     /// What was learnt counts from now on.

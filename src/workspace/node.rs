@@ -1,6 +1,8 @@
 //! A file or folder of the workspace as a scan found it, small in memory: names, not paths, and digests of folders
 //! that were folded from what is in them.
 
+use smallvec::SmallVec;
+
 use crate::{
     digest::Digest,
     error::Result,
@@ -9,44 +11,73 @@ use crate::{
     store::{EntryKind, TreeEntry, Writer, put_folder},
 };
 
+/// A name that needs no room elsewhere, as long as it is short.
+pub type Name = SmallVec<[u8; 16]>;
+
 /// A file or folder of the workspace with its digest.
 pub struct Node {
-    pub name: Box<[u8]>,
+    pub name: Name,
     pub kind: EntryKind,
     /// Bytes; of a folder, those of all files in it.
     pub size: u64,
-    /// Files and links; 1 for a file.
-    pub files: u64,
     pub digest: Digest,
-    pub children: Vec<Node>,
+    /// Of a folder; a million files do without the room for it.
+    below: Option<Box<Below>>,
+}
+
+struct Below {
+    files: u64,
+    children: Vec<Node>,
 }
 
 impl Node {
+    pub fn file(name: &[u8], kind: EntryKind, size: u64, digest: Digest) -> Self {
+        Self { name: name.into(), kind, size, digest, below: None }
+    }
+
+    /// A folder whose digest and sums are still to be folded.
+    pub fn folder(name: &[u8], digest: Digest, children: Vec<Self>) -> Self {
+        let below = Some(Box::new(Below { files: 0, children }));
+        Self { name: name.into(), kind: EntryKind::Folder, size: 0, digest, below }
+    }
+
+    pub fn children(&self) -> &[Self] {
+        self.below.as_ref().map_or(&[], |it| &it.children)
+    }
+
+    pub(super) fn children_mut(&mut self) -> Option<&mut Vec<Self>> {
+        self.below.as_mut().map(|it| &mut it.children)
+    }
+
+    /// Files and links; 1 for a file.
+    pub fn files(&self) -> u64 {
+        self.below.as_ref().map_or(1, |it| it.files)
+    }
+
     /// Whether it has no content but itself: a file, a link or an empty folder.
     pub fn is_leaf(&self) -> bool {
-        self.kind != EntryKind::Folder || self.children.is_empty()
+        self.children().is_empty()
     }
 
     /// What a pointer to it says.
     pub fn content(&self) -> Content {
-        Content { digest: self.digest, files: self.files, kind: self.kind.shape(), size: self.size }
+        Content { digest: self.digest, files: self.files(), kind: self.kind.shape(), size: self.size }
     }
 
     /// This node as a row of a tree.
     pub(super) fn entry(&self) -> TreeEntry {
-        let Self { kind, size, files, digest, .. } = *self;
-        TreeEntry { name: self.name.clone(), kind, size, files, digest }
+        let Self { kind, size, digest, .. } = *self;
+        TreeEntry { name: self.name[..].into(), kind, size, files: self.files(), digest }
     }
 
     /// Gives the folders their digests; their pages are stored when there is a writer.
     pub(super) fn fold(&mut self, writer: &mut Option<&mut Writer<'_>>) -> Result<()> {
-        if self.kind != EntryKind::Folder {
-            return Ok(());
-        }
-        self.children.iter_mut().try_for_each(|it| it.fold(writer))?;
-        let entries: Vec<TreeEntry> = self.children.iter().map(Self::entry).collect();
-        let Content { digest, files, size, .. } = put_folder(&entries, writer.as_deref_mut())?;
-        (self.digest, self.files, self.size) = (digest, files, size);
+        let Some(below) = &mut self.below else { return Ok(()) };
+        below.children.iter_mut().try_for_each(|it| it.fold(writer))?;
+        let entries: Vec<TreeEntry> = below.children.iter().map(Self::entry).collect();
+        let content = put_folder(&entries, writer.as_deref_mut())?;
+        below.files = content.files;
+        (self.digest, self.size) = (content.digest, content.size);
         Ok(())
     }
 
@@ -60,7 +91,7 @@ impl Node {
             return see(folder, self);
         }
         let own = folder.join(&self.name)?;
-        self.children.iter().try_for_each(|it| it.walk(&own, see))
+        self.children().iter().try_for_each(|it| it.walk(&own, see))
     }
 
     /// All files, links and empty folders with their paths; this node lies at `path`.
@@ -69,7 +100,7 @@ impl Node {
             return Ok(vec![(path.clone(), self)]);
         }
         let mut found = Vec::new();
-        for child in &self.children {
+        for child in self.children() {
             found.extend(child.leaves(&path.join(&child.name)?)?);
         }
         Ok(found)

@@ -113,8 +113,10 @@ fn fill(node: &mut Node, digests: &mut impl Iterator<Item = Digest>) {
     if is_unread(node) {
         node.digest = digests.next().expect("every unread file was a job");
     }
-    node.children.iter_mut().for_each(|it| fill(it, digests));
-    node.children.retain(|it| !is_unread(it));
+    if let Some(children) = node.children_mut() {
+        children.iter_mut().for_each(|it| fill(it, digests));
+        children.retain(|it| !is_unread(it));
+    }
 }
 
 impl Scanner<'_, '_, '_, '_> {
@@ -153,7 +155,11 @@ impl Scanner<'_, '_, '_, '_> {
             }
         }
         children.shrink_to_fit();
-        Ok(Some(Node { name: entry.name.into(), kind, size: stamp.size, files: 1, digest, children }))
+        Ok(Some(if kind == EntryKind::Folder {
+            Node::folder(entry.name, digest, children)
+        } else {
+            Node::file(entry.name, kind, stamp.size, digest)
+        }))
     }
 
     fn is_executable(&self, path: &RepoPath, stamp: &Stamp) -> bool {

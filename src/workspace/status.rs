@@ -131,7 +131,7 @@ impl Workspace<'_> {
 fn is_walked(node: &Node, top: &RepoPath, path: &RepoPath) -> bool {
     let below = path.below(top);
     let found = below.as_ref().and_then(|it| {
-        it.components().try_fold(node, |here, name| here.children.iter().find(|it| &it.name[..] == name))
+        it.components().try_fold(node, |here, name| here.children().iter().find(|it| &it.name[..] == name))
     });
     found.is_some_and(|it| it.kind == EntryKind::Folder)
 }
