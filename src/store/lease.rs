@@ -135,7 +135,15 @@ impl Store {
     fn pack_of(&self, digest: &Digest) -> Option<Digest> {
         let packs = self.packs();
         let holds = |it: &crate::store::Packed| it.index.find(digest, &[Kind::Content, Kind::Tree]).is_some();
-        packs.iter().find(|it| holds(it.1)).map(|it| *it.0)
+        let latest = || self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        // What was stored together is asked for together.
+        let last = *latest();
+        if let Some(name) = last.filter(|it| packs.get(it).is_some_and(|it| holds(it))) {
+            return Some(name);
+        }
+        let found = packs.iter().find(|it| holds(it.1)).map(|it| *it.0)?;
+        *latest() = Some(found);
+        Some(found)
     }
 
     /// Writes down a pack or whole file that is about to be published.

@@ -69,6 +69,8 @@ pub struct Store {
     compared: Mutex<Option<bool>>,
     /// Whole files that this process has stored.
     fresh: Mutex<HashSet<Digest>>,
+    /// The pack in which the last object that was asked for lies.
+    latest: Mutex<Option<Digest>>,
     /// Objects that were read.
     reads: AtomicU64,
     /// What this process relies on, once it relies on anything.
@@ -97,6 +99,7 @@ impl Store {
             hidden: Mutex::default(),
             compared: Mutex::default(),
             fresh: Mutex::default(),
+            latest: Mutex::default(),
             reads: AtomicU64::new(0),
             lease: Mutex::default(),
             clone: None,

@@ -15,7 +15,7 @@ use crate::{
 /// A pack is ended at this size, or with this many objects: until then they are held in memory twice, for the index
 /// and to know them again.
 const FULL: u64 = 64 << 20;
-const MANY: usize = 1 << 17;
+const MANY: usize = 1 << 16;
 const BUFFER: usize = 1 << 20;
 
 /// Gathers objects; nothing of it is seen before [`Writer::finish`] or a full pack. Trees come after the
@@ -57,9 +57,9 @@ impl<'s> Writer<'s> {
         self.put_ready(kind, digest, &ready)
     }
 
-    /// As [`Writer::put`], of what was compressed elsewhere.
+    /// As [`Writer::put`], of what was compressed elsewhere since the store was asked for it.
     pub fn put_ready(&mut self, kind: Kind, digest: Digest, ready: &Ready<'_>) -> Result<()> {
-        if self.contains_packed(&digest) {
+        if self.has_taken(&digest) {
             return Ok(());
         }
         let doing = || "cannot write a pack".to_owned();

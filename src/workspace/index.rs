@@ -51,7 +51,7 @@ enum Slot {
 pub struct Known<'i>(Vec<Row<'i>>);
 
 /// So much is learnt before it is put into its place: it lies twice in memory then.
-const FRESH: usize = 16 << 20;
+const FRESH: usize = 4 << 20;
 /// Bytes of a row behind its name.
 const FIXED: usize = 64;
 

@@ -17,6 +17,8 @@ use crate::{
 /// Bytes read at once, by all cores together.
 const BATCH: u64 = 16 << 20;
 const BATCH_FILES: usize = 1024;
+/// Digests that wait to be put where they belong, about.
+const READ: usize = 1 << 16;
 /// Files that wait to be read, at most.
 const WAITING: usize = 4 * BATCH_FILES;
 
@@ -147,10 +149,20 @@ impl Scanner<'_, '_, '_, '_> {
             self.enter(&path, entry.children);
             let known = self.known(&path, entry.children.iter());
             children.reserve_exact(known.len());
+            // Nothing that is still to be read lies outside this folder: its digests need not wait for the end.
+            let own = self.digests.is_empty() && self.jobs.is_empty();
+            let mut filled = 0;
             for (child, known) in entry.children.iter().zip(known) {
                 children.extend(self.node(path.join(child.name)?, child, known)?);
                 if self.jobs.len() >= WAITING {
                     self.flush()?;
+                }
+                if own && self.digests.len() >= READ {
+                    self.flush()?;
+                    let mut digests = std::mem::take(&mut self.digests).into_iter();
+                    children[filled..].iter_mut().for_each(|it| fill(it, &mut digests));
+                    children.retain(|it| !is_unread(it));
+                    filled = children.len();
                 }
             }
         }
