@@ -198,7 +198,7 @@ fn whoever_waits_for_a_lock_says_who_holds_it() {
     sandbox.write("data/a", "one");
     sandbox.ok("add data");
     sandbox.commit("one");
-    for (lock, args) in [("lock", "checkout"), ("gc.lock", "gc")] {
+    for (lock, args) in [("lock", "checkout"), ("gc.lock", "gc --yes")] {
         fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
         let path = sandbox.repo.join(".git/mlx").join(lock);
         let mut holder = sandbox.command("flock", &sandbox.repo);

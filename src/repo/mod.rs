@@ -116,6 +116,12 @@ impl Repo {
         fs::try_lock(&self.shared, &RepoPath::from_text("lock")?)
     }
 
+    /// As [`Repo::pointer`], of a path that had one: whatever stands there instead now is an error.
+    pub fn known_pointer(&self, path: &RepoPath) -> Result<Option<Pointer>> {
+        let bytes = self.files.read_start(&path.with_suffix(SUFFIX), ENOUGH)?;
+        bytes.map(|it| Pointer::parse(path.clone(), &it)).transpose()
+    }
+
     /// The pointer of `path` in the work tree.
     pub fn pointer(&self, path: &RepoPath) -> Result<Option<Pointer>> {
         // Beside the root stands nothing; `.mlx` is our own folder.

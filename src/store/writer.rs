@@ -15,7 +15,7 @@ use crate::{
 /// A pack is ended at this size, or with this many objects: until then they are held in memory twice, for the index
 /// and to know them again.
 const FULL: u64 = 64 << 20;
-const MANY: usize = 1 << 16;
+const MANY: usize = 1 << 17;
 const BUFFER: usize = 1 << 20;
 
 /// Gathers objects; nothing of it is seen before [`Writer::finish`] or a full pack. Trees come after the

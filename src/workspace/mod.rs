@@ -93,7 +93,9 @@ impl<'r> Workspace<'r> {
         found.extend(self.index.borrow().pointers.iter().cloned());
         if !self.index.borrow().loaded {
             self.find_pointers(&RepoPath::root(), &mut found)?;
-            found.iter().for_each(|it| self.index.borrow_mut().add_pointer(it.clone()));
+            // What other programs call so is no pointer that could be lost.
+            let ours = found.iter().filter(|it| !matches!(self.repo.pointer(it), Ok(None)));
+            ours.for_each(|it| self.index.borrow_mut().add_pointer(it.clone()));
         }
         let mut there = BTreeSet::new();
         for path in found {
@@ -137,7 +139,9 @@ impl<'r> Workspace<'r> {
     pub fn pointers(&self) -> Result<Tracked> {
         let mut found = Tracked::default();
         for path in self.pointed()? {
-            match self.repo.pointer(&path) {
+            let known = self.index.borrow().pointers.contains(&path);
+            let read = if known { self.repo.known_pointer(&path) } else { self.repo.pointer(&path) };
+            match read {
                 Ok(pointer) => found.pointers.extend(pointer),
                 Err(error) => found.unreadable.push((path, error)),
             }
