@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::process::ExitStatusExt as _,
     path::Path,
     process::{Child, Stdio},
     time::{Duration, Instant},
@@ -345,6 +346,36 @@ fn go_on(sandbox: &Sandbox, child: Child) -> Ran {
     let mut kill = sandbox.command("kill", &sandbox.repo);
     assert!(kill.args(["-CONT", &child.id().to_string()]).status().unwrap().success());
     ended(child.wait_with_output().unwrap())
+}
+
+/// A signal of a user, a terminal or a machine that goes down ends a command where it is, told by its status, and loses
+/// nothing; the same again finishes the work.
+#[test]
+fn signals_end_a_command_anywhere_and_lose_nothing() {
+    let sandbox = Sandbox::new();
+    for (turn, (name, number)) in [("INT", 2), ("TERM", 15), ("HUP", 1)].into_iter().enumerate() {
+        for at in [5, 25, 45] {
+            sandbox.write("data/a", format!("{name} {at} {turn}"));
+            let (mut child, halts) = halted(&sandbox, "add data", at);
+            assert!(halts, "{name} {at}");
+            for signal in [name, name, "CONT"] {
+                let mut kill = sandbox.command("kill", &sandbox.repo);
+                // The second may find it gone.
+                drop(kill.args([&format!("-{signal}"), &child.id().to_string()]).output().unwrap());
+            }
+            let status = child.wait().unwrap();
+            let told = status.signal().or(status.code().map(|it| it - 128));
+            assert_eq!(told, Some(number), "{name} {at}: {status}");
+            let checked = sandbox.json("fsck");
+            assert_eq!(
+                (&checked["damaged"], &checked["faults"]),
+                (&serde_json::json!([]), &serde_json::json!([])),
+                "{name} {at}"
+            );
+            sandbox.ok("add data");
+            assert_eq!(sandbox.json("status")["clean"], true, "{name} {at}");
+        }
+    }
 }
 
 /// Runs a gc while another command stands still between two disk operations, at every `step`-th of them: the command
