@@ -139,14 +139,10 @@ impl Store {
         Ok(self.dir(folder)?.create(mode)?.held())
     }
 
-    /// The names in one of the store's folders; none where it is not there yet: a store that may only be read is not
-    /// asked to make it.
+    /// The names in one of the store's folders; none where it is not there yet.
     fn names(&self, folder: &str) -> Result<Vec<Vec<u8>>> {
-        let path = RepoPath::from_text(folder)?;
-        if self.root.stamp(&path)?.is_none() {
-            return Ok(Vec::new());
-        }
-        Ok(self.root.dir(&path)?.names()?.into_iter().map(|it| it.0).collect())
+        let names = self.dir_if_there(folder)?.map_or_else(|| Ok(Vec::new()), |it| it.names())?;
+        Ok(names.into_iter().map(|it| it.0).collect())
     }
 
     fn damaged(&self) -> std::sync::MutexGuard<'_, HashSet<Digest>> {
