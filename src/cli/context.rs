@@ -1,4 +1,5 @@
-//! What every command is given.
+//! The context passed to every command: the working directory, progress reporting, and lookups that many commands
+//! share (the repository, typed paths, pipelines, tracked paths, objects to transfer).
 
 use std::{
     collections::BTreeSet,
@@ -16,7 +17,7 @@ use crate::{
     workspace::{Tracked, Workspace},
 };
 
-/// mlx's own commands that stages start, with the numbers of their results.
+/// mlx's own commands that stages start, each with its result version.
 pub const BUILTINS: [Builtin; 5] = [
     ("mlx data split", 1),
     ("mlx data features", 1),
@@ -25,6 +26,7 @@ pub const BUILTINS: [Builtin; 5] = [
     ("mlx model package", 2),
 ];
 
+/// Working directory and progress listener of a command.
 pub struct Context<'a> {
     pub cwd: PathBuf,
     pub progress: &'a dyn Progress,
@@ -35,52 +37,55 @@ impl<'a> Context<'a> {
         Self { cwd, progress }
     }
 
-    /// Found when first asked for, so that `mlx init` and `mlx --help` work anywhere.
+    /// Discovers the repository on demand, so that `mlx init` and `mlx --help` work anywhere.
     pub fn repo(&self) -> Result<Repo> {
         Repo::discover(&self.cwd)
     }
 
-    /// What the user typed, as paths of the repository, each once: `data*` names `data` and `data.mlx`.
+    /// Converts typed paths to repository paths, without duplicates: `data*` names both `data` and `data.mlx`.
     pub fn paths(&self, repo: &Repo, typed: &[PathBuf]) -> Result<Vec<RepoPath>> {
         let mut paths = Vec::with_capacity(typed.len());
-        let mut seen = BTreeSet::new();
-        for it in typed {
-            let path = self.path(repo, it)?;
-            if seen.insert(path.clone()) {
+        let mut known = BTreeSet::new();
+        for argument in typed {
+            let path = self.path(repo, argument)?;
+            if known.insert(path.clone()) {
                 paths.push(path);
             }
         }
         Ok(paths)
     }
 
+    /// Converts a typed path to a repository path. The name of a pointer file means the path it points to.
     pub fn path(&self, repo: &Repo, typed: &Path) -> Result<RepoPath> {
         let path = repo.path(OsStr::new(typed), &self.cwd)?;
         // `data.mlx` stands for `data`.
         match path.without_suffix(crate::pointer::SUFFIX) {
-            Some(of)
-                if repo.files.stamp(&path)?.is_some() && repo.pointer(&of).is_ok_and(|it| it.is_some()) =>
+            Some(target)
+                if repo.files.stamp(&path)?.is_some()
+                    && repo.pointer(&target).is_ok_and(|pointer| pointer.is_some()) =>
             {
-                Ok(of)
+                Ok(target)
             }
             _ => Ok(path),
         }
     }
 
-    /// All pipelines that have a say here.
+    /// Returns all pipelines that apply in this workspace and working directory.
     pub fn pipelines<'w, 'r>(&self, workspace: &'w Workspace<'r>) -> Result<Vec<Pipeline<'w, 'r>>> {
         pipeline::all(workspace, &self.cwd, &BUILTINS)
     }
 
-    /// Everything tracked here that only the store has: pointers, then outputs of stages.
+    /// Returns everything tracked here whose content only the store has: pointers, then outputs of stages.
     pub fn tracked(&self, workspace: &Workspace<'_>) -> Result<Tracked> {
-        let mut found = workspace.pointers()?;
+        let mut tracked = workspace.pointers()?;
         for pipeline in self.pipelines(workspace)? {
-            found.pointers.extend(pipeline.recorded_outputs()?.into_iter().map(|it| it.0));
+            tracked.pointers.extend(pipeline.recorded_outputs()?.into_iter().map(|it| it.0));
         }
-        Ok(found)
+        Ok(tracked)
     }
 
-    /// What the workspace's pointers and lockfiles name.
+    /// Returns the contents and runs to transfer: those that pointers and lockfiles name at `paths`, or everywhere
+    /// if `paths` is empty. Run keys are included only in the second case.
     pub fn wants(&self, workspace: &Workspace<'_>, paths: &[RepoPath]) -> Result<Wants> {
         let mut wants = Wants::default();
         if !paths.is_empty() {

@@ -1,4 +1,5 @@
-//! What a command has to say.
+//! The `Report` trait that every command's result implements, and the formatting that reports share: counts, byte
+//! sizes, shell quoting and tables.
 
 use std::fmt::Display;
 
@@ -6,27 +7,28 @@ use serde_json::Value;
 
 use crate::error::Error;
 
-/// People read `Display`, programs read `json`, shells read `found` and `failure`.
+/// Result of a command. `Display` is the text for people, `json` the output for programs; `found` and `failure`
+/// decide the exit code.
 pub trait Report: Display {
     fn json(&self) -> Value;
 
-    /// True when a check did its job and found something. Exit 10.
+    /// Returns true if a check ran and found something. Exit 10.
     fn found(&self) -> bool {
         false
     }
 
-    /// What went wrong although there is something to report.
+    /// Returns the error that ended the work although there are results to report.
     fn failure(&self) -> Option<&Error> {
         None
     }
 }
 
-/// `1 file`, `2 files`.
-pub fn count(number: u64, what: &str) -> String {
-    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+/// Formats a number with its noun: `1 file`, `2 files`.
+pub fn count(number: u64, noun: &str) -> String {
+    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
 }
 
-/// `12.3 MB`: decimal, as disks are sold.
+/// Formats a size in decimal units, as disks are sold: `12.3 MB`.
 pub fn bytes(number: u64) -> String {
     let units = ["bytes", "kB", "MB", "GB", "TB", "PB", "EB"];
     let mut value = number as f64;
@@ -38,17 +40,17 @@ pub fn bytes(number: u64) -> String {
     if unit == 0 { count(number, "byte") } else { format!("{value:.1} {}", units[unit]) }
 }
 
-/// A word as a shell takes it.
+/// Quotes a text for a POSIX shell, if it needs quotes.
 pub fn shell_word(text: &str) -> String {
-    let plain = |it: char| it.is_ascii_alphanumeric() || "-_./:=,+@%".contains(it);
-    if !text.is_empty() && text.chars().all(plain) {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
         return text.to_owned();
     }
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-/// A table without a frame, as wide as it needs; what may be long belongs into the last column, where a narrow
-/// terminal breaks it without breaking the others.
+/// Builds a table without a frame, as wide as its content. Long values belong in the last column, where a narrow
+/// terminal wraps them without breaking the other columns.
 pub fn table(head: &[&str], rows: Vec<Vec<String>>) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
@@ -66,13 +68,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shell_takes_words_as_one() {
+    fn words_are_quoted_only_where_a_shell_needs_it() {
         let words = ["data/a-1.mlx", ":/x", "my photos", "it's", "$HOME", ""].map(shell_word);
         assert_eq!(words, ["data/a-1.mlx", ":/x", "'my photos'", r"'it'\''s'", "'$HOME'", "''"]);
     }
 
     #[test]
-    fn sizes_read_well() {
+    fn sizes_are_rounded_to_one_decimal_of_the_largest_unit() {
         let texts: Vec<_> = [0, 1, 999, 1000, 999_949, 999_950, 1_234_567_890].map(bytes).into();
         assert_eq!(texts, ["0 bytes", "1 byte", "999 bytes", "1.0 kB", "999.9 kB", "1.0 MB", "1.2 GB"]);
     }

@@ -1,4 +1,6 @@
-//! The terminal. What was asked for goes to standard output; everything else to standard error.
+//! Terminal output: reports go to standard output; errors, warnings and progress go to standard error. Nothing that
+//! others wrote (file names, messages) can move the cursor, change colors or imitate another name: unsafe characters
+//! are escaped, in text and in JSON.
 
 use std::{
     borrow::Cow,
@@ -17,12 +19,15 @@ use crate::{
     progress::{Event, Progress},
 };
 
-const FOUND: u8 = 10;
+/// Exit code when a check found something.
+const EXIT_FINDINGS: u8 = 10;
 
+/// Output settings from the global flags, and the current progress bar.
 pub struct Ui {
     json: bool,
     quiet: bool,
     verbose: bool,
+    /// True if standard error is a terminal.
     terminal: bool,
     bar: Mutex<Option<ProgressBar>>,
 }
@@ -39,72 +44,73 @@ impl Ui {
         }
     }
 
-    /// Shows what a command has to say and turns it into an exit code.
+    /// Prints a report, as text or JSON, and returns its exit code.
     pub fn show(&self, report: &impl Report) -> ExitCode {
         if self.json {
             let mut value = report.json();
             if let (Some(error), Some(map)) = (report.failure(), value.as_object_mut()) {
-                map.insert("error".to_owned(), describe(error));
+                map.insert("error".to_owned(), error_json(error));
             }
-            print(&json_text(&value));
+            write_stdout(&json_text(&value));
         } else if !self.quiet {
             let text = report.to_string();
-            let text = harmless(text.trim_end());
-            print(&if text.is_empty() { String::new() } else { format!("{text}\n") });
+            let text = sanitize(text.trim_end());
+            write_stdout(&if text.is_empty() { String::new() } else { format!("{text}\n") });
         }
         match report.failure() {
             Some(error) => {
                 if !self.json {
-                    self.tell(error);
+                    self.print_error(error);
                 }
                 ExitCode::from(error.kind() as u8)
             }
-            None => ExitCode::from(if report.found() { FOUND } else { 0 }),
+            None => ExitCode::from(if report.found() { EXIT_FINDINGS } else { 0 }),
         }
     }
 
+    /// Prints the error that ended a command and returns its exit code.
     pub fn fail(&self, error: &Error) -> ExitCode {
         if self.json {
-            print(&json_text(&json!({ "error": describe(error) })));
+            write_stdout(&json_text(&json!({ "error": error_json(error) })));
         } else {
-            self.tell(error);
+            self.print_error(error);
         }
         ExitCode::from(error.kind() as u8)
     }
 
-    /// Shows what clap has to say: help, the version, or that the arguments are wrong.
+    /// Prints the text that clap returns as an error: help, the version, or a usage error. Returns the exit code.
     pub fn refuse(error: &clap::Error, json: bool) -> ExitCode {
         if !error.use_stderr() {
-            print(&error.to_string());
+            write_stdout(&error.to_string());
             return ExitCode::SUCCESS;
         }
         if json {
             let text = error.to_string();
             let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
             let ours = Error::new(Kind::Usage, message).hint("see `mlx --help`");
-            print(&json_text(&json!({ "error": describe(&ours) })));
+            write_stdout(&json_text(&json!({ "error": error_json(&ours) })));
         } else {
-            say(&harmless(&error.to_string()));
+            write_stderr(&sanitize(&error.to_string()));
         }
         ExitCode::from(Kind::Usage as u8)
     }
 
-    fn tell(&self, error: &Error) {
-        self.clear();
+    fn print_error(&self, error: &Error) {
+        self.clear_bar();
         let color = self.terminal && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
         let (on, off) = if color { ("\u{1b}[1;31m", "\u{1b}[0m") } else { ("", "") };
         if self.verbose {
-            say(&format!("{on}error:{off} {}\n", harmless(&error.to_string())));
+            write_stderr(&format!("{on}error:{off} {}\n", sanitize(&error.to_string())));
             let mut next = std::error::Error::source(error);
             while let Some(source) = next {
-                say(&format!("  because: {}\n", harmless(&source.to_string())));
+                write_stderr(&format!("  caused by: {}\n", sanitize(&source.to_string())));
                 next = source.source();
             }
         } else {
-            say(&format!("{on}error:{off} {}\n", harmless(&error.full_text())));
+            write_stderr(&format!("{on}error:{off} {}\n", sanitize(&error.full_text())));
         }
         if let Some(hint) = error.hint_text() {
-            say(&format!("hint: {}\n", harmless(hint)));
+            write_stderr(&format!("hint: {}\n", sanitize(hint)));
         }
     }
 
@@ -112,69 +118,70 @@ impl Ui {
         act(&mut self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
     }
 
-    fn clear(&self) {
+    fn clear_bar(&self) {
         self.with_bar(|bar| bar.take().iter().for_each(ProgressBar::finish_and_clear));
     }
 
-    /// A line above the progress bar.
-    fn line(&self, text: &str) {
+    /// Prints a text above the progress bar.
+    fn print_above_bar(&self, text: &str) {
         self.with_bar(|bar| match bar {
-            Some(bar) => bar.suspend(|| say(text)),
-            None => say(text),
+            Some(bar) => bar.suspend(|| write_stderr(text)),
+            None => write_stderr(text),
         });
     }
 }
 
-fn describe(error: &Error) -> Value {
+fn error_json(error: &Error) -> Value {
     json!({"kind": error.kind().name(), "message": error.full_text(), "hint": error.hint_text()})
 }
 
-/// Of control characters only line ends and tabs pass; nor do those that turn the order of letters, or end a line
-/// without being seen.
-fn is_odd(it: char) -> bool {
-    let turns =
-        matches!(it, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    turns || it.is_control() && !matches!(it, '\n' | '\t')
+/// Returns true for control characters other than line ends and tabs, for characters that change the text direction,
+/// and for invisible line ends.
+fn is_unsafe(c: char) -> bool {
+    let invisible =
+        matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    invisible || c.is_control() && !matches!(c, '\n' | '\t')
 }
 
-/// What others wrote must not move the cursor, forge a line's color, or look like another name.
-fn harmless(text: &str) -> Cow<'_, str> {
-    spelt(text, &|it| it.escape_unicode().to_string())
+/// Escapes unsafe characters: text that others wrote must not move the cursor, change a line's color, or imitate
+/// another name.
+fn sanitize(text: &str) -> Cow<'_, str> {
+    escape_unsafe(text, &|c| c.escape_unicode().to_string())
 }
 
-/// JSON that a terminal takes, too: the same value, some letters spelt out.
+/// Formats JSON so that it is safe on a terminal, too: the same value, with unsafe characters as `\u` escapes.
 fn json_text(value: &Value) -> String {
     let text = format!("{value:#}\n");
-    spelt(&text, &|it| format!("\\u{:04x}", u32::from(it))).into_owned()
+    escape_unsafe(&text, &|c| format!("\\u{:04x}", u32::from(c))).into_owned()
 }
 
-fn spelt<'t>(text: &'t str, spell: &dyn Fn(char) -> String) -> Cow<'t, str> {
-    if !text.contains(is_odd) {
+fn escape_unsafe<'t>(text: &'t str, escape: &dyn Fn(char) -> String) -> Cow<'t, str> {
+    if !text.contains(is_unsafe) {
         return text.into();
     }
     let mut out = String::with_capacity(text.len() + 16);
-    for it in text.chars() {
-        if is_odd(it) { out.push_str(&spell(it)) } else { out.push(it) }
+    for c in text.chars() {
+        if is_unsafe(c) { out.push_str(&escape(c)) } else { out.push(c) }
     }
     out.into()
 }
 
-/// A reader that went away is no reason to panic.
-fn print(text: &str) {
+/// Writes to standard output. A closed pipe is ignored: it is not a reason to panic.
+fn write_stdout(text: &str) {
     let mut out = std::io::stdout().lock();
-    let _gone = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    let _closed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
-/// A line from a thread that works beside the terminal's.
+/// Prints a line to standard error from a background thread, without the progress bar.
 pub fn log(message: &str) {
-    say(&format!("{}\n", harmless(message)));
+    write_stderr(&format!("{}\n", sanitize(message)));
 }
 
-fn say(text: &str) {
-    let _gone = std::io::stderr().lock().write_all(text.as_bytes());
+fn write_stderr(text: &str) {
+    let _closed = std::io::stderr().lock().write_all(text.as_bytes());
 }
 
-fn bar(task: &str, total: Option<u64>) -> ProgressBar {
+fn progress_bar(task: &str, total: Option<u64>) -> ProgressBar {
     let template = "{msg:>10} {bar:30} {bytes}/{total_bytes} {eta}";
     let bar = total.map_or_else(ProgressBar::new_spinner, |total| {
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -190,18 +197,18 @@ impl Progress for Ui {
         let silent = self.quiet || self.json;
         match event {
             Event::Started { task, total } if self.terminal && !silent => {
-                self.with_bar(|it| *it = Some(bar(task, total)));
+                self.with_bar(|bar| *bar = Some(progress_bar(task, total)));
             }
-            Event::Advanced { by } => self.with_bar(|it| it.iter().for_each(|it| it.inc(by))),
-            Event::Finished => self.clear(),
+            Event::Advanced { by } => self.with_bar(|bar| bar.iter().for_each(|shown| shown.inc(by))),
+            Event::Finished => self.clear_bar(),
             Event::Output { bytes } if !silent => {
                 self.with_bar(|_| {
-                    let _gone = std::io::stderr().lock().write_all(bytes);
+                    let _closed = std::io::stderr().lock().write_all(bytes);
                 });
             }
-            Event::Note { message } if !silent => self.line(&format!("{}\n", harmless(message))),
+            Event::Note { message } if !silent => self.print_above_bar(&format!("{}\n", sanitize(message))),
             Event::Warning { message } if !self.quiet => {
-                self.line(&format!("warning: {}\n", harmless(message)));
+                self.print_above_bar(&format!("warning: {}\n", sanitize(message)));
             }
             _ => {}
         }
