@@ -71,7 +71,7 @@ fn removing_a_part_is_a_deletion_on_record() {
     let ignored = sandbox.read(".gitignore");
     let said = sandbox.ok("remove data/cat/c.txt");
     let next = "next: git add .gitignore data.mlx\n";
-    assert_eq!(said, format!("data/cat/c.txt: no longer on record in `data`\n{next}"));
+    assert_eq!(said, format!("data/cat/c.txt: no longer tracked in `data`\n{next}"));
     assert_eq!(changes(&sandbox), json!([{"path": "data/cat/c.txt", "change": "added"}]));
     assert!(
         sandbox.fails("remove data/cat/c.txt", 3).contains("`data/cat/c.txt` is not on record in `data`")
@@ -102,7 +102,7 @@ fn outputs_are_refused_by_the_name_of_their_stage() {
     assert_eq!(snapshot(&sandbox.repo), before);
     let said = sandbox.mlx("move data pictures");
     assert_eq!(said.code, 0, "{}", said.err);
-    assert!(said.err.contains("the stage `count` still reads `data`"), "{}", said.err);
+    assert!(said.err.contains("the stage `count` still depends on `data`"), "{}", said.err);
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn move_renames_pointer_line_and_data() {
     let large = identity(&sandbox.repo.join("data/large"));
     sandbox.git("add data.mlx");
     let next = "next: git add data.mlx deep/.gitignore deep/photos.mlx\n";
-    assert_eq!(sandbox.ok("move data deep/photos"), format!("data is now deep/photos\n{next}"));
+    assert_eq!(sandbox.ok("move data deep/photos"), format!("moved data to deep/photos\n{next}"));
     sandbox.git(&next[10..]);
     assert!(sandbox.git("ls-files").lines().all(|it| it != "data.mlx"));
     assert!(!sandbox.has("data") && !sandbox.has("data.mlx") && !sandbox.has(".gitignore"));

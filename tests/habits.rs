@@ -102,7 +102,7 @@ fn what_is_absent_is_neither_clean_nor_a_change() {
     let item = json!({"path": "data", "state": "absent", "why": null, "changes": [], "unknown": []});
     assert_eq!((&status["clean"], &status["data"][0]), (&json!(false), &item));
     assert_eq!((sandbox.mlx("status").code, sandbox.mlx("status --check").code), (0, 10));
-    assert_eq!(sandbox.ok("status"), "data: absent (`mlx pull` or `mlx checkout` brings it)\n");
+    assert_eq!(sandbox.ok("status"), "data: absent (run `mlx pull` or `mlx checkout` to get it)\n");
     assert_eq!(sandbox.json("commit")["committed"], json!([]));
     assert_eq!(sandbox.read("data.mlx"), pointer);
     // A folder that is here and empty is one from which everything was deleted.
@@ -164,7 +164,7 @@ fn made_and_removed_empty_folders_are_said() {
     sandbox.ok("add data");
     fs::remove_dir(sandbox.repo.join("data/empty")).unwrap();
     fs::create_dir(sandbox.repo.join("data/other")).unwrap();
-    let said = "data: 0 files written, 0 removed, 2 empty folders made or removed\n";
+    let said = "data: 0 files written, 0 removed, 2 empty folders created or removed\n";
     assert_eq!(sandbox.ok("checkout"), said);
     assert!(sandbox.has("data/empty") && !sandbox.has("data/other"));
 }
@@ -282,8 +282,7 @@ fn a_pointer_that_git_would_leave_out_is_warned_of() {
     let sandbox = small();
     sandbox.write(".gitignore", "# mine\ndata*\n");
     let said = sandbox.mlx("add data");
-    let warning =
-        "warning: Git ignores `data.mlx`, by `data*` in line 2 of `.gitignore`: nobody else will get it\n";
+    let warning = "warning: Git ignores `data.mlx`, by `data*` in line 2 of `.gitignore`: other clones will not get it\n";
     assert_eq!((said.code, said.err.as_str()), (0, warning));
     let said = sandbox.mlx("move data data2");
     assert!(said.err.contains("Git ignores `data2.mlx`"), "{}", said.err);

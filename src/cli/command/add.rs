@@ -1,3 +1,6 @@
+//! `mlx add`: stores files or folders and writes their pointers. Also holds what `move` and `remove` share with it:
+//! the files to stage in Git, the warning about ignored ones, and the `next: git add …` line.
+
 use std::{collections::BTreeSet, fmt, path::PathBuf};
 
 use serde_json::{Value, json};
@@ -17,20 +20,20 @@ use crate::{
 
 /// Track files or folders
 ///
-/// Stores the content and writes PATH.mlx beside it, which belongs into Git; PATH itself is put into
-/// `.gitignore`. Adding a path inside a tracked folder updates that folder's pointer. What a `.mlxignore`
-/// names, by gitignore's rules, is left out.
+/// Stores the content, writes the pointer PATH.mlx, which you commit to Git, and adds PATH to `.gitignore`. Adding a
+/// path inside a tracked folder updates that folder's pointer. Files that match a `.mlxignore`, which follows
+/// gitignore's rules, are skipped.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  mlx add data/\n  mlx add --git-add data/ models/backbone.onnx\n  mlx add data/cat/new.jpg\n  mlx add --glob 'data/**/*.jpg'\n\n\
 JSON: {\"added\": [{\"path\", \"pointer\", \"digest\", \"kind\", \"files\", \"size\"}]}"
 )]
 pub struct Args {
-    /// What to track
+    /// Files or folders to track
     #[arg(required_unless_present = "glob")]
     paths: Vec<PathBuf>,
-    /// Files that match, from here down: `*` stays within a name, `**` goes through folders; what stages
-    /// make and what Git tracks is passed over
+    /// Track the files below this folder that match: `*` stays within a name, `**` crosses folders; stage outputs
+    /// and files that Git tracks are skipped
     #[arg(long, value_name = "PATTERN")]
     glob: Vec<String>,
     /// Also `git add` the pointers and `.gitignore` files
@@ -38,10 +41,12 @@ pub struct Args {
     git_add: bool,
 }
 
+/// Report of `mlx add`.
 pub struct Added {
     pointers: Vec<Pointer>,
-    /// For `git add`.
+    /// Files to `git add`.
     files: Vec<RepoPath>,
+    /// True if the working directory is the top of the repository.
     at_top: bool,
     staged: bool,
 }
@@ -52,32 +57,32 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Added> {
     let claimed: Vec<_> =
         ctx.pipelines(&workspace)?.iter().flat_map(crate::pipeline::Pipeline::claimed).collect();
     let added = workspace.add_all(&ctx.paths(&repo, &args.paths)?, &claimed, ctx.progress);
-    // What was learnt is kept, whatever became of the rest.
+    // The stat cache is saved even if a later path failed.
     workspace.save(ctx.progress)?;
     upkeep::renew(&repo, ctx.progress)?;
     let mut pointers = added?;
-    let here = RepoPath::parse(".".as_ref(), &ctx.cwd, repo.root())?;
+    let cwd = RepoPath::parse(".".as_ref(), &ctx.cwd, repo.root())?;
     for pattern in &args.glob {
-        let added = workspace.add_matching(&Glob::new(pattern, &here)?, &claimed, ctx.progress);
+        let added = workspace.add_matching(&Glob::new(pattern, &cwd)?, &claimed, ctx.progress);
         workspace.save(ctx.progress)?;
         pointers.extend(added?);
     }
-    // What several patterns changed is told as it is in the end.
-    let mut seen = BTreeSet::new();
+    // A pointer that several patterns changed is reported once, in its final state.
+    let mut reported = BTreeSet::new();
     pointers.reverse();
-    pointers.retain(|it| seen.insert(it.path.clone()));
+    pointers.retain(|pointer| reported.insert(pointer.path.clone()));
     pointers.reverse();
-    let files = for_git(&repo, pointers.iter().map(Pointer::file))?;
-    warn_hidden(ctx, &repo, &files)?;
+    let files = files_to_stage(&repo, pointers.iter().map(Pointer::file))?;
+    warn_ignored(ctx, &repo, &files)?;
     if args.git_add {
         repo.git.stage(&files)?;
     }
-    Ok(Added { pointers, files, at_top: here.is_root(), staged: args.git_add })
+    Ok(Added { pointers, files, at_top: cwd.is_root(), staged: args.git_add })
 }
 
-/// What belongs into Git now: pointer files and the `.gitignore` files beside them, as far as they are here
-/// or Git has to learn that they are gone.
-pub fn for_git(repo: &Repo, pointers: impl Iterator<Item = RepoPath>) -> Result<Vec<RepoPath>> {
+/// Returns the files to `git add`: these pointer files and the `.gitignore` beside each, if they exist, or if Git
+/// tracks them and has to record their deletion.
+pub fn files_to_stage(repo: &Repo, pointers: impl Iterator<Item = RepoPath>) -> Result<Vec<RepoPath>> {
     let mut files = BTreeSet::new();
     for pointer in pointers {
         files.insert(pointer.parent().unwrap_or_default().join(b".gitignore")?);
@@ -92,32 +97,32 @@ pub fn for_git(repo: &Repo, pointers: impl Iterator<Item = RepoPath>) -> Result<
     Ok(known)
 }
 
-/// Says which of these files Git would leave out, so that nobody else would ever see them.
-pub fn warn_hidden(ctx: &Context<'_>, repo: &Repo, files: &[RepoPath]) -> Result<()> {
-    for it in repo.git.hidden(files)? {
-        let place = format!("`{}` in line {} of `{}`", it.pattern, it.line, it.source);
-        let message = format!("Git ignores `{}`, by {place}: nobody else will get it", it.file);
+/// Warns of files that Git ignores: they would not be committed, so no other clone would get them.
+pub fn warn_ignored(ctx: &Context<'_>, repo: &Repo, files: &[RepoPath]) -> Result<()> {
+    for hidden in repo.git.hidden(files)? {
+        let rule = format!("`{}` in line {} of `{}`", hidden.pattern, hidden.line, hidden.source);
+        let message = format!("Git ignores `{}`, by {rule}: other clones will not get it", hidden.file);
         ctx.progress.warn(&message);
     }
     Ok(())
 }
 
-/// The line that tells what to do next.
-pub fn next(f: &mut fmt::Formatter<'_>, files: &[RepoPath], at_top: bool) -> fmt::Result {
+/// Writes the `next: git add …` line; nothing if there are no files to stage.
+pub fn write_next_step(f: &mut fmt::Formatter<'_>, files: &[RepoPath], at_top: bool) -> fmt::Result {
     if files.is_empty() {
         return Ok(());
     }
     let top = if at_top { "" } else { ":/" };
-    let files: Vec<_> = files.iter().map(|it| shell_word(&format!("{top}{it}"))).collect();
+    let files: Vec<_> = files.iter().map(|file| shell_word(&format!("{top}{file}"))).collect();
     writeln!(f, "next: git add {}", files.join(" "))
 }
 
 impl Report for Added {
     fn json(&self) -> Value {
-        let rows = self.pointers.iter().map(|it| {
-            let content = it.content;
-            json!({"path": it.path, "pointer": it.file(), "digest": content.digest, "kind": content.kind,
-                "files": content.files, "size": content.size})
+        let rows = self.pointers.iter().map(|pointer| {
+            let content = pointer.content;
+            json!({"path": pointer.path, "pointer": pointer.file(), "digest": content.digest,
+                "kind": content.kind, "files": content.files, "size": content.size})
         });
         json!({"added": rows.collect::<Vec<_>>()})
     }
@@ -125,10 +130,10 @@ impl Report for Added {
 
 impl fmt::Display for Added {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for it in &self.pointers {
-            let (files, size) = (count(it.content.files, "file"), bytes(it.content.size));
-            writeln!(f, "{}: {files}, {size}, {}", it.path, it.content.digest.short())?;
+        for pointer in &self.pointers {
+            let (files, size) = (count(pointer.content.files, "file"), bytes(pointer.content.size));
+            writeln!(f, "{}: {files}, {size}, {}", pointer.path, pointer.content.digest.short())?;
         }
-        if self.staged { Ok(()) } else { next(f, &self.files, self.at_top) }
+        if self.staged { Ok(()) } else { write_next_step(f, &self.files, self.at_top) }
     }
 }

@@ -26,11 +26,11 @@ mod lineage;
 mod log;
 mod model;
 mod monitor;
-mod moving;
 mod reference;
 mod release;
 mod remote;
 mod remove;
+mod rename;
 mod repro;
 mod request;
 mod retrain;
@@ -63,7 +63,7 @@ pub enum Command {
     Checkout(checkout::Args),
     Commit(commit::Args),
     Remove(remove::Args),
-    Move(moving::Args),
+    Move(rename::Args),
     Unprotect(unprotect::Args),
     Repro(repro::Args),
     Diff(diff::Args),
@@ -117,7 +117,7 @@ impl Command {
             Self::Checkout(args) => ui.show(&checkout::run(ctx, args)?),
             Self::Commit(args) => ui.show(&commit::run(ctx, args)?),
             Self::Remove(args) => ui.show(&remove::run(ctx, args)?),
-            Self::Move(args) => ui.show(&moving::run(ctx, args)?),
+            Self::Move(args) => ui.show(&rename::run(ctx, args)?),
             Self::Unprotect(args) => ui.show(&unprotect::run(ctx, args)?),
             Self::Repro(args) => ui.show(&repro::run(ctx, args)?),
             Self::Diff(args) => ui.show(&diff::run(ctx, args)?),

@@ -1,3 +1,5 @@
+//! `mlx remove`: stops tracking paths, and deletes their files on request.
+
 use std::{fmt, path::PathBuf};
 
 use serde_json::{Value, json};
@@ -6,8 +8,8 @@ use crate::{
     cli::{
         Context, Report,
         command::{
-            add::{for_git, next},
-            moving::warn_readers,
+            add::{files_to_stage, write_next_step},
+            rename::warn_dependent_stages,
         },
         report::count,
     },
@@ -21,31 +23,33 @@ use crate::{
 
 /// Stop tracking files or folders
 ///
-/// Removes PATH.mlx and PATH's line in `.gitignore`; the files stay in the workspace, and what was stored
-/// stays in the store. A path inside a tracked folder goes from that folder's record.
+/// Removes PATH.mlx and PATH's line in `.gitignore`; the files stay in the workspace, and their content stays in the
+/// store. For a path inside a tracked folder, removes it from that folder's pointer.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx remove data/\n  mlx remove --data data/cat/blurred.jpg\n\n\
-JSON: {\"removed\": [{\"path\", \"pointer\": text, null once it is gone, \"files\": number deleted}]}")]
+JSON: {\"removed\": [{\"path\", \"pointer\": text, null if removed, \"files\": number deleted}]}")]
 pub struct Args {
-    /// What to track no longer
+    /// Paths to stop tracking
     #[arg(required = true)]
     paths: Vec<PathBuf>,
-    /// Also delete the files, unless they are stored nowhere
+    /// Also delete the files, except those that are not stored anywhere
     #[arg(long)]
     data: bool,
-    /// With `--data`: delete even what is stored nowhere
+    /// With `--data`: delete even files that are not stored anywhere
     #[arg(short, long, requires = "data")]
     force: bool,
 }
 
-pub struct Done {
+/// Report of `mlx remove`.
+pub struct RemoveReport {
     removed: Vec<Removed>,
-    /// For `git add`.
+    /// Files to `git add`.
     files: Vec<RepoPath>,
+    /// True if the working directory is the top of the repository.
     at_top: bool,
 }
 
-pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Done> {
+pub fn run(ctx: &Context<'_>, args: &Args) -> Result<RemoveReport> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let pipelines = ctx.pipelines(&workspace)?;
@@ -56,46 +60,46 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Done> {
         (true, true) => Data::Force,
     };
     let mut removed = Vec::new();
-    let done = ctx.paths(&repo, &args.paths)?.iter().try_for_each(|path| {
+    let result = ctx.paths(&repo, &args.paths)?.iter().try_for_each(|path| {
         removed.push(workspace.remove(path, data, &claimed, ctx.progress)?);
         if args.data {
-            warn_readers(ctx, &pipelines, path);
+            warn_dependent_stages(ctx, &pipelines, path);
         }
         Ok(())
     });
     workspace.save(ctx.progress)?;
     upkeep::renew(&repo, ctx.progress)?;
-    done?;
-    let pointers = removed
-        .iter()
-        .map(|it| it.parent.as_ref().map_or_else(|| it.path.with_suffix(SUFFIX), Pointer::file));
-    let files = for_git(&repo, pointers)?;
+    result?;
+    let pointers = removed.iter().map(|removed| {
+        removed.parent.as_ref().map_or_else(|| removed.path.with_suffix(SUFFIX), Pointer::file)
+    });
+    let files = files_to_stage(&repo, pointers)?;
     let at_top = RepoPath::parse(".".as_ref(), &ctx.cwd, repo.root())?.is_root();
-    Ok(Done { removed, files, at_top })
+    Ok(RemoveReport { removed, files, at_top })
 }
 
-impl Report for Done {
+impl Report for RemoveReport {
     fn json(&self) -> Value {
-        let row = |it: &Removed| {
-            let pointer = it.parent.as_ref().map(Pointer::file);
-            json!({"path": it.path, "pointer": pointer, "files": it.files})
+        let row = |removed: &Removed| {
+            let pointer = removed.parent.as_ref().map(Pointer::file);
+            json!({"path": removed.path, "pointer": pointer, "files": removed.files})
         };
         json!({"removed": self.removed.iter().map(row).collect::<Vec<_>>()})
     }
 }
 
-impl fmt::Display for Done {
+impl fmt::Display for RemoveReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for it in &self.removed {
-            match &it.parent {
-                Some(parent) => write!(f, "{}: no longer on record in `{}`", it.path, parent.path)?,
-                None => write!(f, "{}: no longer tracked", it.path)?,
+        for removed in &self.removed {
+            match &removed.parent {
+                Some(parent) => write!(f, "{}: no longer tracked in `{}`", removed.path, parent.path)?,
+                None => write!(f, "{}: no longer tracked", removed.path)?,
             }
-            if it.files > 0 {
-                write!(f, ", {} deleted", count(it.files, "file"))?;
+            if removed.files > 0 {
+                write!(f, ", {} deleted", count(removed.files, "file"))?;
             }
             writeln!(f)?;
         }
-        next(f, &self.files, self.at_top)
+        write_next_step(f, &self.files, self.at_top)
     }
 }
