@@ -137,8 +137,8 @@ fn a_remote_that_is_not_there_is_named() {
     sandbox.ok(&format!("remote add empty file://{}", empty.display()));
     assert!(sandbox.fails("fetch --remote empty", 3).contains("there is nothing of mlx at"));
     assert!(sandbox.fails("push --remote nope", 3).contains("there are: empty, gone"));
-    assert!(sandbox.fails("remote add empty file:///x", 4).contains("there is a remote `empty` already"));
-    assert!(sandbox.fails("remote add odd ftp://x", 2).contains("is no address of a remote"));
+    assert!(sandbox.fails("remote add empty file:///x", 4).contains("remote `empty` already exists"));
+    assert!(sandbox.fails("remote add odd ftp://x", 2).contains("is not a remote URL"));
     sandbox.ok(
         "remote add dead s3://b/x --set endpoint=http://127.0.0.1:9 --set region=r --set skip_signature=true",
     );

@@ -1,3 +1,5 @@
+//! `mlx checkout`: makes workspace files match what pointers and lockfiles record, now or at another revision.
+
 use std::{fmt, path::PathBuf};
 
 use serde_json::{Value, json};
@@ -16,88 +18,95 @@ use crate::{
 
 /// Make the workspace match the pointers and `mlx.lock`
 ///
-/// What is stored nowhere is neither overwritten nor deleted, unless `--force`.
+/// Files that are not stored anywhere are neither overwritten nor deleted, unless `--force` is given.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  git checkout v1 && mlx checkout\n  mlx checkout data/cats/\n  \
 mlx checkout --rev v1 data/\n\n\
-JSON: {\"checked_out\": [{\"path\", \"written\", \"removed\", \"folders\": empty ones made or removed}]}")]
+JSON: {\"checked_out\": [{\"path\", \"written\", \"removed\", \"folders\": empty ones created or removed}]}")]
 pub struct Args {
-    /// Only these
+    /// Paths to check out (default: all)
     paths: Vec<PathBuf>,
-    /// What this revision records, without moving HEAD or any pointer
+    /// Check out what this revision records, without moving HEAD or any pointer
     #[arg(long, value_name = "REV")]
     rev: Option<String>,
-    /// Overwrite and delete even what is stored nowhere
+    /// Overwrite and delete even files that are not stored anywhere
     #[arg(short, long)]
     force: bool,
 }
 
-pub struct Done(pub Vec<(RepoPath, CheckedOut)>);
+/// Report of `mlx checkout`: each path with what was done there.
+pub struct CheckoutReport(Vec<(RepoPath, CheckedOut)>);
 
-pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Done> {
+pub fn run(ctx: &Context<'_>, args: &Args) -> Result<CheckoutReport> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let paths = ctx.paths(&repo, &args.paths)?;
     match &args.rev {
-        Some(rev) => place_at(ctx, &workspace, &repo.git.resolve(rev)?, &paths, args.force),
-        None => place(ctx, &workspace, &paths, args.force),
+        Some(rev) => checkout_rev(ctx, &workspace, &repo.git.resolve(rev)?, &paths, args.force),
+        None => checkout_tracked(ctx, &workspace, &paths, args.force),
     }
 }
 
-/// Checks out what a commit records at these paths; what Git itself keeps is Git's to check out.
-fn place_at(
+/// Checks out what a commit records at these paths. Outputs that Git itself stores are left to `git checkout`.
+fn checkout_rev(
     ctx: &Context<'_>,
     workspace: &Workspace<'_>,
     rev: &Rev,
     paths: &[RepoPath],
     force: bool,
-) -> Result<Done> {
+) -> Result<CheckoutReport> {
     let git = &workspace.repo.git;
-    let mut then = Tracked::default();
+    let mut recorded = Tracked::default();
     for (path, content) in contents_at(git, rev)? {
         if git.blob(rev, &path)?.is_none() {
-            then.pointers.push(Pointer { path, content });
+            recorded.pointers.push(Pointer { path, content });
         }
     }
-    let pointers = workspace.select(then, paths)?.whole()?;
+    let pointers = workspace.select(recorded, paths)?.whole()?;
     let more = || {
         let contents = pointers.iter().map(|it| (it.path.clone(), it.content)).collect();
         Ok(Wants { contents, ..Wants::default() })
     };
-    let placed = with_trees_of(ctx, workspace, &more, || put(ctx, workspace, &pointers, paths, force));
-    placed.map_err(|error| match error.kind() {
-        Kind::NotFound => error.hint("bring it with `mlx fetch --all-commits`"),
+    let done =
+        with_trees_of(ctx, workspace, &more, || checkout_pointers(ctx, workspace, &pointers, paths, force));
+    done.map_err(|error| match error.kind() {
+        Kind::NotFound => error.hint("get it with `mlx fetch --all-commits`"),
         _ => error,
     })
 }
 
-/// Checks out what is tracked at these paths (all without any).
-pub fn place(ctx: &Context<'_>, workspace: &Workspace<'_>, paths: &[RepoPath], force: bool) -> Result<Done> {
-    put(ctx, workspace, &ctx.tracked(workspace)?.select(paths)?.whole()?, paths, force)
+/// Checks out what is tracked at these paths, or everything if `paths` is empty.
+pub fn checkout_tracked(
+    ctx: &Context<'_>,
+    workspace: &Workspace<'_>,
+    paths: &[RepoPath],
+    force: bool,
+) -> Result<CheckoutReport> {
+    checkout_pointers(ctx, workspace, &ctx.tracked(workspace)?.select(paths)?.whole()?, paths, force)
 }
 
-fn put(
+fn checkout_pointers(
     ctx: &Context<'_>,
     workspace: &Workspace<'_>,
     pointers: &[Pointer],
     paths: &[RepoPath],
     force: bool,
-) -> Result<Done> {
-    let mut done = Vec::new();
-    let placed = pointers.iter().try_for_each(|pointer| {
+) -> Result<CheckoutReport> {
+    let mut rows = Vec::new();
+    let result = pointers.iter().try_for_each(|pointer| {
         for part in parts(pointer, paths) {
             workspace.check_part(pointer, part)?;
-            done.push((part.clone(), checkout_part(workspace, pointer, part, force, ctx.progress)?));
+            rows.push((part.clone(), checkout_part(workspace, pointer, part, force, ctx.progress)?));
         }
         Ok(())
     });
-    // What was learnt is kept, whatever became of the rest.
+    // The stat cache is saved even if a later path failed.
     workspace.save(ctx.progress)?;
     upkeep::renew_if_allowed(workspace.repo, ctx.progress)?;
-    placed.map(|()| Done(done))
+    result.map(|()| CheckoutReport(rows))
 }
 
-/// What is asked for of a pointer's path: all of it, or parts.
+/// Returns the requested parts of a pointer's path: all of it, or paths inside it.
 fn parts<'p>(pointer: &'p Pointer, paths: &'p [RepoPath]) -> Vec<&'p RepoPath> {
     if paths.is_empty() || paths.iter().any(|it| pointer.path.is_within(it)) {
         return vec![&pointer.path];
@@ -105,25 +114,22 @@ fn parts<'p>(pointer: &'p Pointer, paths: &'p [RepoPath]) -> Vec<&'p RepoPath> {
     paths.iter().filter(|it| it.is_within(&pointer.path)).collect()
 }
 
-impl Report for Done {
+impl Report for CheckoutReport {
     fn json(&self) -> Value {
-        let rows = self
-            .0
-            .iter()
-            .map(|(path, it)| {
-                json!({"path": path, "written": it.written, "removed": it.removed, "folders": it.folders})
-            });
+        let rows = self.0.iter().map(|(path, done)| {
+            json!({"path": path, "written": done.written, "removed": done.removed, "folders": done.folders})
+        });
         json!({"checked_out": rows.collect::<Vec<_>>()})
     }
 }
 
-impl fmt::Display for Done {
+impl fmt::Display for CheckoutReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let changed: Vec<_> = self.0.iter().filter(|it| it.1 != CheckedOut::default()).collect();
-        for (path, it) in &changed {
-            write!(f, "{path}: {} written, {} removed", count(it.written, "file"), it.removed)?;
-            if it.folders > 0 {
-                write!(f, ", {} made or removed", count(it.folders, "empty folder"))?;
+        for (path, done) in &changed {
+            write!(f, "{path}: {} written, {} removed", count(done.written, "file"), done.removed)?;
+            if done.folders > 0 {
+                write!(f, ", {} created or removed", count(done.folders, "empty folder"))?;
             }
             writeln!(f)?;
         }

@@ -1,3 +1,5 @@
+//! `mlx commit`: records edits of tracked files and stage outputs in pointers and lockfiles.
+
 use std::{fmt, path::PathBuf};
 
 use serde_json::{Value, json};
@@ -16,15 +18,16 @@ use crate::{
 
 /// Record edits of tracked files and of stage outputs
 ///
-/// Stores what changed and rewrites pointers and `mlx.lock`. It never makes a Git commit.
+/// Stores changed content and rewrites pointers and `mlx.lock`. It never makes a Git commit.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx commit\n  mlx commit data/cat/ models/backbone.onnx\n\n\
 JSON: {\"committed\": [{\"path\", \"digest\", \"files\", \"size\"}]}")]
 pub struct Args {
-    /// Only what lies at these
+    /// Paths to record (default: all)
     paths: Vec<PathBuf>,
 }
 
+/// Report of `mlx commit`: the pointers as recorded now.
 pub struct Committed(Vec<Pointer>);
 
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
@@ -40,10 +43,10 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
         let whole = paths.is_empty() || paths.iter().any(|it| pointer.path.is_within(it));
         let parts: Vec<_> = paths.iter().filter(|it| !whole && it.is_within(&pointer.path)).collect();
         let parts = if whole { vec![&pointer.path] } else { parts };
-        // What is not here stays as recorded; what cannot be compared is stored as it is.
         if parts.is_empty() {
             continue;
         }
+        // An absent path keeps its record; one that cannot be compared is stored as it is.
         let state = workspace.compare(&pointer, ctx.progress)?.near(&paths).state;
         if matches!(state, State::Changed | State::Unknown) {
             committed.push(record(ctx, &workspace, &pointer, &parts)?);
@@ -62,6 +65,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
     Ok(Committed(committed))
 }
 
+/// Records the present state of parts of a tracked path: stores those that exist, removes the others from its record.
 fn record(
     ctx: &Context<'_>,
     workspace: &Workspace<'_>,
@@ -69,28 +73,31 @@ fn record(
     parts: &[&RepoPath],
 ) -> Result<Pointer> {
     let mut recorded = pointer.clone();
-    let mut here = Vec::new();
+    let mut existing = Vec::new();
     for part in parts {
         match workspace.repo.files.stamp(part)? {
-            Some(_) => here.push((*part).clone()),
+            Some(_) => existing.push((*part).clone()),
             None => recorded = workspace.record_deletion(&recorded, part, ctx.progress)?,
         }
     }
-    Ok(workspace.add_all(&here, &[], ctx.progress)?.pop().unwrap_or(recorded))
+    Ok(workspace.add_all(&existing, &[], ctx.progress)?.pop().unwrap_or(recorded))
 }
 
 impl Report for Committed {
     fn json(&self) -> Value {
-        let row = |it: &Pointer| json!({"path": it.path, "digest": it.content.digest, "files": it.content.files, "size": it.content.size});
+        let row = |pointer: &Pointer| {
+            let content = &pointer.content;
+            json!({"path": pointer.path, "digest": content.digest, "files": content.files, "size": content.size})
+        };
         json!({"committed": self.0.iter().map(row).collect::<Vec<_>>()})
     }
 }
 
 impl fmt::Display for Committed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for it in &self.0 {
-            let (files, size) = (count(it.content.files, "file"), bytes(it.content.size));
-            writeln!(f, "{}: {files}, {size}, {}", it.path, it.content.digest.short())?;
+        for pointer in &self.0 {
+            let (files, size) = (count(pointer.content.files, "file"), bytes(pointer.content.size));
+            writeln!(f, "{}: {files}, {size}, {}", pointer.path, pointer.content.digest.short())?;
         }
         f.write_str(if self.0.is_empty() { "nothing to record" } else { "" })
     }

@@ -1,3 +1,5 @@
+//! `mlx completions`: prints a shell completion script, generated from the argument definitions.
+
 use std::fmt;
 
 use clap::CommandFactory as _;
@@ -6,23 +8,24 @@ use serde_json::{Value, json};
 
 use crate::cli::{Cli, Report};
 
-/// Print a script that completes mlx's commands in a shell
+/// Print a shell completion script
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  mlx completions bash > ~/.local/share/bash-completion/completions/mlx\n\n\
 JSON: {\"script\": text}"
 )]
 pub struct Args {
-    /// The shell
+    /// Shell to generate the script for
     shell: Shell,
 }
 
+/// Text of the completion script.
 pub struct Script(String);
 
 pub fn run(args: &Args) -> Script {
-    let mut out = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "mlx", &mut out);
-    Script(String::from_utf8_lossy(&out).into_owned())
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "mlx", &mut script);
+    Script(String::from_utf8_lossy(&script).into_owned())
 }
 
 impl Report for Script {

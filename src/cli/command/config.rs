@@ -1,3 +1,5 @@
+//! `mlx config`: reads and writes settings in three layers: user, repository (committed) and local (this clone).
+
 use std::{collections::BTreeMap, fmt};
 
 use serde_json::{Value, json};
@@ -12,30 +14,30 @@ use crate::{
 #[derive(clap::Subcommand)]
 #[command(after_help = help())]
 pub enum Command {
-    /// Print the value in force
+    /// Print the effective value of a setting
     #[command(after_help = "Examples:\n  mlx config get core.remote\n\nJSON: {KEY: {\"value\", \"from\"}}")]
     Get {
-        /// The setting
+        /// Name of the setting, such as `core.remote`
         key: String,
     },
-    /// Write a setting: into `.mlx/config.toml`, which is committed, unless told otherwise
+    /// Write a setting, by default to `.mlx/config.toml`, which is committed
     #[command(
         after_help = "Examples:\n  mlx config set cache.link hardlink,copy\n  mlx config set --local cache.dir /srv/cache\n\n\
 JSON: {KEY: {\"value\", \"from\"}}"
     )]
     Set {
-        /// The setting
+        /// Name of the setting, such as `cache.link`
         key: String,
-        /// Its value
+        /// Value to write
         value: String,
-        /// For this clone alone: `.mlx/local.toml`
+        /// Write to `.mlx/local.toml`, for this clone only
         #[arg(long, conflicts_with = "user")]
         local: bool,
-        /// For all your repositories: `~/.config/mlx/config.toml`
+        /// Write to `~/.config/mlx/config.toml`, for all your repositories
         #[arg(long)]
         user: bool,
     },
-    /// Print all settings in force and where each comes from
+    /// Print all effective settings and where each comes from
     #[command(after_help = "Examples:\n  mlx config list\n\nJSON: {KEY: {\"value\", \"from\"}}")]
     List,
 }
@@ -45,6 +47,7 @@ fn help() -> String {
     format!("Settings:\n{}", rows.join("\n"))
 }
 
+/// Report of `mlx config`: settings with their values and layers. Secrets are not printed.
 pub struct Settings(BTreeMap<String, (String, Layer)>);
 
 pub fn run(ctx: &Context<'_>, command: &Command) -> Result<Settings> {
@@ -71,11 +74,15 @@ pub fn run(ctx: &Context<'_>, command: &Command) -> Result<Settings> {
     }
 }
 
-/// Values that would make every later command fail are refused now.
+/// Refuses values that would make every later command fail.
 fn check(key: &str, value: &str) -> Result<()> {
     match key {
-        "cache.link" => value.split(',').try_for_each(|it| it.trim().parse::<crate::fs::Link>().map(drop)),
-        "cache.dir" if !value.starts_with('/') => Err(Error::usage(format!("`{value}` is no absolute path"))),
+        "cache.link" => {
+            value.split(',').try_for_each(|link| link.trim().parse::<crate::fs::Link>().map(drop))
+        }
+        "cache.dir" if !value.starts_with('/') => {
+            Err(Error::usage(format!("`{value}` is not an absolute path")))
+        }
         _ => Ok(()),
     }
 }
@@ -92,7 +99,7 @@ impl Report for Settings {
 
 fn is_secret(key: &str) -> bool {
     let name = key.rsplit('.').next().unwrap_or_default();
-    ["access_key", "secret", "token", "password"].iter().any(|it| name.contains(it))
+    ["access_key", "secret", "token", "password"].iter().any(|word| name.contains(word))
 }
 
 impl fmt::Display for Settings {

@@ -1,3 +1,6 @@
+//! `mlx doctor`: checks this machine's setup: Git, inference engine, free disk space, and the kinds of links that the
+//! file system supports between store and workspace.
+
 use std::fmt;
 
 use serde_json::{Value, json};
@@ -12,23 +15,26 @@ use crate::{
     repo::Repo,
 };
 
-/// Say what of this machine matters to mlx
+/// Check this machine's setup
 ///
-/// Which inference engine is used, which Git, how much room there is and, in a repository, which links its
-/// file system can make.
+/// Reports the inference engine, the Git version, the free disk space and, in a repository, which links its file
+/// system supports.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  mlx doctor\n\nJSON: {\"mlx\", \"git\", \"engine\", \"library\", \"links\": [text…], \"free\", \"cache\", \"problems\": [text…]}"
 )]
 pub struct Args {}
 
+/// Report of `mlx doctor`.
 pub struct Findings {
     git: Option<String>,
     engine: String,
     library: Option<String>,
+    /// Names of the supported links, as in `cache.link`.
     links: Vec<&'static str>,
+    /// Free bytes on the disk of the cache.
     free: Option<u64>,
-    /// None outside of a repository.
+    /// Folder of the store; none outside a repository.
     cache: Option<String>,
     problems: Vec<String>,
 }
@@ -42,7 +48,7 @@ pub fn run(ctx: &Context<'_>, _: &Args) -> Result<Findings> {
     });
     let engine = library
         .as_ref()
-        .map_or_else(|| "rten (built in)".to_owned(), |it| format!("ONNX Runtime {}", it.version));
+        .map_or_else(|| "rten (built in)".to_owned(), |library| format!("ONNX Runtime {}", library.version));
     let git = Git::program_version();
     if git.is_none() {
         problems.push("`git` is not in PATH".to_owned());
@@ -50,32 +56,33 @@ pub fn run(ctx: &Context<'_>, _: &Args) -> Result<Findings> {
     let links = repo.as_ref().map(links).transpose()?.unwrap_or_default();
     let cache = repo.as_ref().map(|it| it.store.root().path().to_owned());
     let free = fs::free_space(cache.as_deref().unwrap_or(&ctx.cwd));
-    if free.is_some_and(|it| it < 1_000_000_000) {
-        problems.push("less than 1 GB is free where the cache lies".to_owned());
+    if free.is_some_and(|free| free < 1_000_000_000) {
+        problems.push("less than 1 GB is free on the disk of the cache".to_owned());
     }
     let library = library.map(|it| it.path.display().to_string());
     let cache = cache.map(|it| it.display().to_string());
     Ok(Findings { git, engine, library, links, free, cache, problems })
 }
 
-/// Tries each way of placing a file from the store in the workspace.
+/// Returns the kinds of links that can place a file from the store in the workspace, by trying each.
 fn links(repo: &Repo) -> Result<Vec<&'static str>> {
     let store = repo.store.root();
     let trial = RepoPath::from_text("tmp/trial")?;
     store.write(&trial, b"trial", Sync::Later)?;
-    // The workspace's file system is tried in the worktree's own Git folder, where nobody looks.
+    // The trial files go into the worktree's own Git folder, which is on the workspace's file system but not visible
+    // in it.
     let dir = Root::open(repo.private.path())?.make_dir(&RepoPath::from_text("tmp")?)?;
-    let mut found = Vec::new();
+    let mut supported = Vec::new();
     for (link, name) in [(Link::Reflink, "reflink"), (Link::Hardlink, "hardlink"), (Link::Symlink, "symlink")]
     {
         if place(store, &trial, &dir, b"tried", Mode::Plain, &[link])?.is_some() {
-            found.push(name);
+            supported.push(name);
         }
         dir.remove(b"tried")?;
     }
     store.remove(&trial)?;
-    found.push("copy");
-    Ok(found)
+    supported.push("copy");
+    Ok(supported)
 }
 
 impl Report for Findings {

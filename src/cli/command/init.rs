@@ -1,3 +1,6 @@
+//! `mlx init`: sets up mlx in a Git repository, with an optional template. Also holds the templates, compiled into
+//! the binary from `.mlops-template/`.
+
 use std::{fmt, path::PathBuf};
 
 use serde_json::{Value, json};
@@ -13,18 +16,19 @@ use crate::{
 
 /// Set up mlx in this Git repository
 ///
-/// Makes `.mlx/config.toml`, which belongs into Git; cache, index, logs and local settings stay out of it.
-/// With a template the folder is filled with a working pipeline; a file that is there is never overwritten.
+/// Creates `.mlx/config.toml`, which you commit to Git; cache, index, logs and local settings stay out of Git.
+/// A template adds a working pipeline to the folder; existing files are never overwritten.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  git init pets && cd pets && mlx init\n  mlx init --template pets\n\n\
 JSON: {\"root\": PATH, \"written\": [PATH…]}")]
 pub struct Args {
-    /// Fill the folder from a template: pets
+    /// Template to copy into this folder: pets
     #[arg(long, value_name = "NAME")]
     template: Option<String>,
 }
 
-/// Every template, compiled in: name, then path and text of each file. A test holds this list to the folder.
+/// Templates compiled into the binary: name, then path and text of each file. A test compares this list with the
+/// folder.
 pub const TEMPLATES: [(&str, &[(&str, &str)]); 1] = [(
     "pets",
     &[
@@ -39,6 +43,7 @@ pub const TEMPLATES: [(&str, &[(&str, &str)]); 1] = [(
     ],
 )];
 
+/// Report of `mlx init`.
 pub struct Initialized {
     root: PathBuf,
     written: Vec<RepoPath>,
@@ -51,8 +56,8 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Initialized> {
     let repo = Repo::init(&ctx.cwd)?;
     let mut written = Vec::new();
     for (name, text) in template {
-        if let Some(own) = name.strip_prefix(".mlx/") {
-            let (root, path) = (repo.folder()?, RepoPath::from_text(own)?);
+        if let Some(inner) = name.strip_prefix(".mlx/") {
+            let (root, path) = (repo.folder()?, RepoPath::from_text(inner)?);
             if root.stamp(&path)?.is_none() {
                 root.write(&path, text.as_bytes(), Sync::Yes)?;
             }
@@ -67,10 +72,12 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Initialized> {
     Ok(Initialized { root: repo.root().to_owned(), written })
 }
 
+/// Returns the files of a template, as path and text.
 fn find(name: &str) -> Result<&'static [(&'static str, &'static str)]> {
     let known = || TEMPLATES.map(|it| it.0).join(", ");
-    let missing =
-        || Error::not_found(format!("there is no template `{name}`")).hint(format!("there are: {}", known()));
+    let missing = || {
+        Error::not_found(format!("template `{name}` not found")).hint(format!("known templates: {}", known()))
+    };
     TEMPLATES.iter().find(|it| it.0 == name).map(|it| it.1).ok_or_else(missing)
 }
 
@@ -82,7 +89,7 @@ impl Report for Initialized {
 
 impl fmt::Display for Initialized {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "mlx is set up in {}", self.root.display())?;
+        writeln!(f, "initialized mlx in {}", self.root.display())?;
         self.written.iter().try_for_each(|it| writeln!(f, "wrote {it}"))?;
         f.write_str("next: `mlx add FOLDER`, then `git add .mlx FOLDER.mlx .gitignore`")
     }
@@ -95,16 +102,14 @@ mod tests {
     #[test]
     fn the_list_has_every_file_of_every_template() {
         for (name, files) in TEMPLATES {
-            let root = concat!(env!("CARGO_MANIFEST_DIR"), "/.mlops-template/");
-            let there = walkdir::WalkDir::new(format!("{root}{name}")).sort_by_file_name();
-            let there: Vec<_> =
-                there.into_iter().map(|it| it.unwrap()).filter(|it| it.file_type().is_file()).collect();
-            let mut there: Vec<String> = there
-                .iter()
-                .map(|it| it.path().strip_prefix(format!("{root}{name}")).unwrap().display().to_string())
+            let root = format!("{}/.mlops-template/{name}", env!("CARGO_MANIFEST_DIR"));
+            let entries = walkdir::WalkDir::new(&root).sort_by_file_name().into_iter().map(|it| it.unwrap());
+            let mut on_disk: Vec<String> = entries
+                .filter(|entry| entry.file_type().is_file())
+                .map(|entry| entry.path().strip_prefix(&root).unwrap().display().to_string())
                 .collect();
-            there.sort();
-            assert_eq!(files.iter().map(|it| it.0).collect::<Vec<_>>(), there);
+            on_disk.sort();
+            assert_eq!(files.iter().map(|it| it.0).collect::<Vec<_>>(), on_disk);
         }
     }
 }

@@ -1,3 +1,5 @@
+//! `mlx remote`: adds, lists, removes and trusts remotes, which store objects in a folder or a bucket.
+
 use std::fmt;
 
 use serde_json::{Value, json};
@@ -9,26 +11,26 @@ use crate::{
     repo::{Config, Layer, RemoteConfig, Repo, write_config},
 };
 
-/// Name the places that keep objects for others
+/// Manage remotes, the folders or buckets that store objects for sharing
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Name a folder or a bucket
+    /// Add a folder or a bucket as a remote
     #[command(after_help = "Examples:\n  mlx remote add origin file:///srv/pets --default\n  \
 mlx remote add s3 s3://bucket/pets --set region=eu-south-2 --set endpoint=https://s3.example\n\n\
-Secrets come from the environment or the cloud's own profile files, or from `--local` settings.\n\
+Secrets come from the environment the cloud's own profile files, or `--local` settings.\n\
 JSON: {\"remotes\": [{\"name\", \"url\", \"default\", \"trusted\"}]}")]
     Add {
-        /// What to call it
+        /// Name of the remote
         name: String,
-        /// `file:///folder` or `s3://bucket/prefix`
+        /// URL: `file:///folder` or `s3://bucket/prefix`
         url: String,
-        /// Make it the one that push, pull and fetch use
+        /// Use it for push, pull and fetch by default
         #[arg(long)]
         default: bool,
-        /// An option of the place, such as endpoint or region
+        /// Backend option, such as endpoint or region; may be repeated
         #[arg(long = "set", value_name = "KEY=VALUE")]
         options: Vec<String>,
-        /// For this clone alone: nothing of it is committed
+        /// Write to `.mlx/local.toml`, for this clone only, which is never committed
         #[arg(long)]
         local: bool,
     },
@@ -37,21 +39,28 @@ JSON: {\"remotes\": [{\"name\", \"url\", \"default\", \"trusted\"}]}")]
         after_help = "Examples:\n  mlx remote list\n\nJSON: {\"remotes\": [{\"name\", \"url\", \"default\", \"trusted\"}]}"
     )]
     List,
-    /// Forget a remote; what it keeps stays there
+    /// Remove a remote from the settings; its objects are kept
     #[command(after_help = "Examples:\n  mlx remote remove origin\n\nJSON: {\"remotes\": […]}")]
     Remove {
-        /// Its name
+        /// Name of the remote
         name: String,
     },
-    /// Allow your credentials to be sent to a remote that the repository names
+    /// Allow your credentials to be sent to a remote from the committed settings
     #[command(after_help = "Examples:\n  mlx remote trust s3\n\nJSON: {\"remotes\": […]}")]
     Trust {
-        /// Its name
+        /// Name of the remote
         name: String,
     },
 }
 
-pub struct Remotes(Vec<(RemoteConfig, bool, bool)>);
+/// Report of `mlx remote`: the configured remotes.
+pub struct Remotes(Vec<Row>);
+
+struct Row {
+    remote: RemoteConfig,
+    is_default: bool,
+    is_trusted: bool,
+}
 
 pub fn run(ctx: &Context<'_>, command: &Command) -> Result<Remotes> {
     let repo = ctx.repo()?;
@@ -68,37 +77,37 @@ pub fn run(ctx: &Context<'_>, command: &Command) -> Result<Remotes> {
     let default = config.get("core.remote").map(|it| it.0.to_owned());
     let rows = config.remotes().into_iter().map(|name| {
         let remote = config.remote(Some(&name))?;
-        let trusted = remote.is_trusted()?;
+        let is_trusted = remote.is_trusted()?;
         let is_default = default.as_deref() == Some(&name);
-        Ok((remote, is_default, trusted))
+        Ok(Row { remote, is_default, is_trusted })
     });
     Ok(Remotes(rows.collect::<Result<_>>()?))
 }
 
 fn add(repo: &Repo, name: &str, url: &str, options: &[String], default: bool, layer: Layer) -> Result<()> {
-    let plain = |it: char| it.is_ascii_alphanumeric() || it == '-' || it == '_';
-    if name.is_empty() || !name.chars().all(plain) {
-        return Err(
-            Error::usage(format!("`{name}` cannot be a name")).hint("use letters, digits, `-` and `_`")
-        );
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if name.is_empty() || !name.chars().all(is_allowed) {
+        let error = Error::usage(format!("`{name}` is not a valid remote name"));
+        return Err(error.hint("use letters, digits, `-` and `_`"));
     }
     if repo.config.remotes().iter().any(|it| it == name) {
-        let error = Error::new(Kind::Conflict, format!("there is a remote `{name}` already"));
-        return Err(error.hint(format!("choose another name, or `mlx remote remove {name}` first")));
+        let error = Error::new(Kind::Conflict, format!("remote `{name}` already exists"));
+        return Err(error.hint(format!("choose another name, or run `mlx remote remove {name}` first")));
     }
-    let file = url.strip_prefix("file://").is_some_and(|it| it.starts_with('/')) || url.starts_with('/');
-    if !file && url.strip_prefix("s3://").is_none_or(|it| it.split('/').next().is_none_or(str::is_empty)) {
-        let error = Error::usage(format!("`{url}` is no address of a remote"));
+    let is_file = url.strip_prefix("file://").is_some_and(|it| it.starts_with('/')) || url.starts_with('/');
+    let lacks_bucket = |rest: &str| rest.split('/').next().is_none_or(str::is_empty);
+    if !is_file && url.strip_prefix("s3://").is_none_or(lacks_bucket) {
+        let error = Error::usage(format!("`{url}` is not a remote URL"));
         return Err(error.hint("use file:///folder or s3://bucket/prefix"));
     }
     let mut settings = vec![(format!("remote.{name}.url"), Some(url.to_owned()))];
     for option in options {
         let (key, value) = option.split_once('=').ok_or_else(|| {
-            Error::usage(format!("`{option}` is not KEY=VALUE")).hint("for example --set region=eu-south-2")
+            Error::usage(format!("`{option}` is not KEY=VALUE")).hint("for example `--set region=eu-south-2`")
         })?;
         if !OPTIONS.contains(&key) {
-            let error = Error::usage(format!("there is no remote option `{key}`"));
-            return Err(error.hint(format!("there are: {}", OPTIONS.join(", "))));
+            let error = Error::usage(format!("`{key}` is not a remote option"));
+            return Err(error.hint(format!("known options: {}", OPTIONS.join(", "))));
         }
         settings.push((format!("remote.{name}.{key}"), Some(value.to_owned())));
     }
@@ -108,7 +117,7 @@ fn add(repo: &Repo, name: &str, url: &str, options: &[String], default: bool, la
     let folder = repo.folder()?;
     write_config(&folder, layer, &settings)?;
     let added = Config::load(&folder)?.remote(Some(name))?;
-    // Whoever types an endpoint here vouches for it here.
+    // A user who types the options here, such as an endpoint, trusts them.
     if added.options.is_empty() { Ok(()) } else { added.trust() }
 }
 
@@ -117,14 +126,14 @@ fn remove(repo: &Repo, name: &str) -> Result<()> {
     let prefix = format!("remote.{name}.");
     for layer in [Layer::User, Layer::Repo, Layer::Local] {
         let all = repo.config.all();
-        let ours = all.iter().filter(|(_, it)| it.1 == layer);
-        let mut gone: Vec<_> =
-            ours.filter(|it| it.0.starts_with(&prefix)).map(|it| (it.0.clone(), None)).collect();
+        let in_layer = all.iter().filter(|(_, value)| value.1 == layer);
+        let mut removed: Vec<_> =
+            in_layer.filter(|it| it.0.starts_with(&prefix)).map(|it| (it.0.clone(), None)).collect();
         if repo.config.get("core.remote").is_some_and(|it| it == (name, layer)) {
-            gone.push(("core.remote".to_owned(), None));
+            removed.push(("core.remote".to_owned(), None));
         }
-        if !gone.is_empty() {
-            write_config(&repo.folder()?, layer, &gone)?;
+        if !removed.is_empty() {
+            write_config(&repo.folder()?, layer, &removed)?;
         }
     }
     Ok(())
@@ -132,20 +141,23 @@ fn remove(repo: &Repo, name: &str) -> Result<()> {
 
 impl Report for Remotes {
     fn json(&self) -> Value {
-        let row = |(it, default, trusted): &(RemoteConfig, bool, bool)| json!({"name": it.name, "url": it.url, "default": default, "trusted": trusted});
+        let row = |row: &Row| {
+            json!({"name": row.remote.name, "url": row.remote.url, "default": row.is_default,
+                "trusted": row.is_trusted})
+        };
         json!({"remotes": self.0.iter().map(row).collect::<Vec<_>>()})
     }
 }
 
 impl fmt::Display for Remotes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (remote, default, trusted) in &self.0 {
-            let mark = if *default { "  (default)" } else { "" };
-            let trust = if *trusted { "" } else { "  (not trusted with credentials)" };
+        for Row { remote, is_default, is_trusted } in &self.0 {
+            let mark = if *is_default { "  (default)" } else { "" };
+            let trust = if *is_trusted { "" } else { "  (not trusted with credentials)" };
             writeln!(f, "{}  {}{mark}{trust}", remote.name, remote.url)?;
         }
         f.write_str(if self.0.is_empty() {
-            "no remotes: `mlx remote add NAME URL --default` names one"
+            "no remote is configured; add one with `mlx remote add NAME URL --default`"
         } else {
             ""
         })

@@ -1,4 +1,5 @@
-//! `push`, `fetch` and `pull`: between the store and a remote.
+//! `mlx push`, `mlx fetch` and `mlx pull`: transfer objects between the store and a remote. Also holds the retry that
+//! fetches missing trees for commands that only read them.
 
 use std::{fmt, path::PathBuf};
 
@@ -7,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{
         Context, Report,
-        command::checkout,
+        command::checkout::{CheckoutReport, checkout_tracked},
         report::{bytes, count},
     },
     error::{Kind, Result},
@@ -19,9 +20,9 @@ use crate::{
     workspace::Workspace,
 };
 
-/// Send what a remote lacks
+/// Upload objects that a remote lacks
 ///
-/// Contents first, then what names them; an interrupted push goes on where it stopped.
+/// Contents are sent before the trees that name them; an interrupted push resumes where it stopped.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  mlx push\n  mlx push --remote backup data/\n  mlx push --all-commits\n\n\
@@ -29,51 +30,57 @@ JSON: {\"remote\", \"objects\", \"packs\", \"bytes\"}"
 )]
 pub struct PushArgs {
     #[command(flatten)]
-    which: Which,
+    selection: Selection,
 }
 
-/// Bring what the store lacks, without touching the workspace
+/// Download objects that the store lacks, without changing the workspace
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  mlx fetch\n  mlx fetch --trees\n\nJSON: {\"remote\", \"objects\", \"requests\", \"bytes\"}"
 )]
 pub struct FetchArgs {
     #[command(flatten)]
-    which: Which,
-    /// Only the lists of folders: enough for status, diff and plans
+    selection: Selection,
+    /// Download trees only, without file contents: enough for status, diff and plans
     #[arg(long)]
     trees: bool,
 }
 
-/// Bring what the store lacks and make the workspace match
+/// Download objects that the store lacks and check them out
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  git pull && mlx pull\n  mlx pull data/\n\n\
 JSON: {\"remote\", \"objects\", \"requests\", \"bytes\", \"checked_out\": [{\"path\", \"written\", \"removed\", \"folders\"}]}")]
 pub struct PullArgs {
     #[command(flatten)]
-    which: Which,
-    /// Overwrite and delete even what is stored nowhere
+    selection: Selection,
+    /// Overwrite and delete even files that are not stored anywhere
     #[arg(short, long)]
     force: bool,
 }
 
 #[derive(clap::Args)]
-struct Which {
-    /// Only these
+struct Selection {
+    /// Paths to transfer (default: all)
     paths: Vec<PathBuf>,
-    /// Not the default remote but this one
+    /// Remote to use instead of the default
     #[arg(short, long, value_name = "NAME")]
     remote: Option<String>,
-    /// What any commit of any branch or tag names, too
+    /// Also transfer what every commit of every branch and tag records
     #[arg(long)]
     all_commits: bool,
 }
 
-pub struct Sent(String, Pushed);
-pub struct Got(String, Fetched);
-pub struct Pulled(Got, checkout::Done);
+/// Report of `mlx push`: the remote's location and what was sent.
+pub struct PushReport(String, Pushed);
 
-impl Which {
+/// Report of `mlx fetch`: the remote's location and what was received.
+pub struct FetchReport(String, Fetched);
+
+/// Report of `mlx pull`.
+pub struct PullReport(FetchReport, CheckoutReport);
+
+impl Selection {
+    /// Returns what to transfer, sorted and without duplicates, and the selected paths.
     fn wants(&self, ctx: &Context<'_>, workspace: &Workspace<'_>) -> Result<(Wants, Vec<RepoPath>)> {
         let paths = ctx.paths(workspace.repo, &self.paths)?;
         let mut wants = ctx.wants(workspace, &paths)?;
@@ -96,43 +103,43 @@ impl Which {
     }
 }
 
-pub fn push(ctx: &Context<'_>, args: &PushArgs) -> Result<Sent> {
+pub fn push(ctx: &Context<'_>, args: &PushArgs) -> Result<PushReport> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
-    let (wants, _) = args.which.wants(ctx, &workspace)?;
-    let remote = args.which.open(&repo, Access::Write)?;
+    let (wants, _) = args.selection.wants(ctx, &workspace)?;
+    let remote = args.selection.open(&repo, Access::Write)?;
     let sent = remote::push(&repo, &remote, &wants, ctx.progress)?;
-    Ok(Sent(remote.location, sent))
+    Ok(PushReport(remote.location, sent))
 }
 
-pub fn fetch(ctx: &Context<'_>, args: &FetchArgs) -> Result<Got> {
+pub fn fetch(ctx: &Context<'_>, args: &FetchArgs) -> Result<FetchReport> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
-    let (wants, _) = args.which.wants(ctx, &workspace)?;
-    let remote = args.which.open(&repo, Access::Read)?;
+    let (wants, _) = args.selection.wants(ctx, &workspace)?;
+    let remote = args.selection.open(&repo, Access::Read)?;
     let depth = if args.trees { Depth::Trees } else { Depth::Everything };
-    let got = remote::fetch(&repo, &remote, &wants, depth, ctx.progress)?;
+    let fetched = remote::fetch(&repo, &remote, &wants, depth, ctx.progress)?;
     upkeep::renew(&repo, ctx.progress)?;
-    Ok(Got(remote.location, got))
+    Ok(FetchReport(remote.location, fetched))
 }
 
-pub fn pull(ctx: &Context<'_>, args: &PullArgs) -> Result<Pulled> {
+pub fn pull(ctx: &Context<'_>, args: &PullArgs) -> Result<PullReport> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
-    let (wants, paths) = args.which.wants(ctx, &workspace)?;
-    let remote = args.which.open(&repo, Access::Read)?;
-    let got = remote::fetch(&repo, &remote, &wants, Depth::Everything, ctx.progress)?;
-    let placed = checkout::place(ctx, &workspace, &paths, args.force)?;
-    Ok(Pulled(Got(remote.location, got), placed))
+    let (wants, paths) = args.selection.wants(ctx, &workspace)?;
+    let remote = args.selection.open(&repo, Access::Read)?;
+    let fetched = remote::fetch(&repo, &remote, &wants, Depth::Everything, ctx.progress)?;
+    let checked_out = checkout_tracked(ctx, &workspace, &paths, args.force)?;
+    Ok(PullReport(FetchReport(remote.location, fetched), checked_out))
 }
 
-/// Does something that reads trees; where one is missing, it is fetched from the default remote and the
-/// thing done again.
+/// Runs an action that reads trees. If one is missing, fetches the workspace's trees from the default remote and runs
+/// the action again.
 pub fn with_trees<T>(ctx: &Context<'_>, workspace: &Workspace<'_>, act: impl Fn() -> Result<T>) -> Result<T> {
     with_trees_of(ctx, workspace, &|| Ok(Wants::default()), act)
 }
 
-/// As [`with_trees`], for what `more` names besides the workspace.
+/// Works like [`with_trees`], but also fetches the trees of `more`.
 pub fn with_trees_of<T>(
     ctx: &Context<'_>,
     workspace: &Workspace<'_>,
@@ -142,54 +149,54 @@ pub fn with_trees_of<T>(
     match act() {
         Err(error) if error.kind() == Kind::NotFound => {
             let repo = workspace.repo;
-            let fetched =
-                repo.config.remote(None).and_then(|it| Remote::open(&it, Access::Read)).and_then(|remote| {
-                    let mut wants = ctx.wants(workspace, &[])?;
-                    wants.runs.clear();
-                    wants.contents.extend(more()?.contents);
-                    remote::fetch(repo, &remote, &wants, Depth::Trees, ctx.progress)
-                });
-            // Without a remote the first error says it best.
+            let remote = repo.config.remote(None).and_then(|config| Remote::open(&config, Access::Read));
+            let fetched = remote.and_then(|remote| {
+                let mut wants = ctx.wants(workspace, &[])?;
+                wants.runs.clear();
+                wants.contents.extend(more()?.contents);
+                remote::fetch(repo, &remote, &wants, Depth::Trees, ctx.progress)
+            });
+            // If nothing could be fetched, the first error is the most helpful one.
             if fetched.is_ok_and(|it| it.objects > 0) { act() } else { Err(error) }
         }
         other => other,
     }
 }
 
-impl Report for Sent {
+impl Report for PushReport {
     fn json(&self) -> Value {
         json!({"remote": self.0, "objects": self.1.objects, "packs": self.1.packs, "bytes": self.1.bytes})
     }
 }
 
-impl fmt::Display for Sent {
+impl fmt::Display for PushReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(location, sent) = self;
         if sent.objects == 0 {
-            return write!(f, "{location} has everything");
+            return write!(f, "nothing to push: {location} has every object");
         }
         let (objects, packs) = (count(sent.objects, "object"), count(sent.packs, "pack"));
-        write!(f, "sent {objects} in {packs}, {}, to {location}", bytes(sent.bytes))
+        write!(f, "pushed {objects} in {packs}, {}, to {location}", bytes(sent.bytes))
     }
 }
 
-impl Report for Got {
+impl Report for FetchReport {
     fn json(&self) -> Value {
         json!({"remote": self.0, "objects": self.1.objects, "requests": self.1.requests, "bytes": self.1.bytes})
     }
 }
 
-impl fmt::Display for Got {
+impl fmt::Display for FetchReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(location, got) = self;
-        if got.objects == 0 {
-            return write!(f, "everything is here");
+        let Self(location, fetched) = self;
+        if fetched.objects == 0 {
+            return write!(f, "nothing to fetch: the store has every object");
         }
-        write!(f, "brought {}, {}, from {location}", count(got.objects, "object"), bytes(got.bytes))
+        write!(f, "fetched {}, {}, from {location}", count(fetched.objects, "object"), bytes(fetched.bytes))
     }
 }
 
-impl Report for Pulled {
+impl Report for PullReport {
     fn json(&self) -> Value {
         let mut value = self.0.json();
         value["checked_out"] = self.1.json()["checked_out"].take();
@@ -197,7 +204,7 @@ impl Report for Pulled {
     }
 }
 
-impl fmt::Display for Pulled {
+impl fmt::Display for PullReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}\n{}", self.0, self.1)
     }

@@ -1,3 +1,5 @@
+//! `mlx unprotect`: replaces files linked to the store with private, writable copies.
+
 use std::{fmt, path::PathBuf};
 
 use serde_json::{Value, json};
@@ -12,21 +14,22 @@ use crate::{
     workspace::{Unprotected, Workspace},
 };
 
-/// Make linked files private, to edit them
+/// Replace linked files with private copies, to edit them
 ///
-/// A file that `cache.link` shares with the store is read-only; it becomes a copy of its own.
+/// Files that `cache.link` shares with the store are read-only; they become private, writable copies.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx unprotect data/\n  mlx unprotect models/backbone.onnx\n\n\
 JSON: {\"unprotected\": [{\"path\", \"files\", \"bytes\"}]}")]
 pub struct Args {
-    /// What to make private
+    /// Tracked paths, or parts of them
     #[arg(required = true)]
     paths: Vec<PathBuf>,
 }
 
-pub struct Done(Vec<(RepoPath, Unprotected)>);
+/// Report of `mlx unprotect`: each path with what was copied there.
+pub struct UnprotectReport(Vec<(RepoPath, Unprotected)>);
 
-pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Done> {
+pub fn run(ctx: &Context<'_>, args: &Args) -> Result<UnprotectReport> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let paths = ctx.paths(&repo, &args.paths)?;
@@ -38,24 +41,24 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Done> {
             done.push((part.clone(), workspace.unprotect(part)?));
         }
     }
-    Ok(Done(done))
+    Ok(UnprotectReport(done))
 }
 
-impl Report for Done {
+impl Report for UnprotectReport {
     fn json(&self) -> Value {
         let rows =
-            self.0.iter().map(|(path, it)| json!({"path": path, "files": it.files, "bytes": it.bytes}));
+            self.0.iter().map(|(path, done)| json!({"path": path, "files": done.files, "bytes": done.bytes}));
         json!({"unprotected": rows.collect::<Vec<_>>()})
     }
 }
 
-impl fmt::Display for Done {
+impl fmt::Display for UnprotectReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (path, it) in self.0.iter().filter(|it| it.1.files > 0) {
-            writeln!(f, "{path}: {} copied, {}", count(it.files, "file"), bytes(it.bytes))?;
+        for (path, done) in self.0.iter().filter(|it| it.1.files > 0) {
+            writeln!(f, "{path}: {} copied, {}", count(done.files, "file"), bytes(done.bytes))?;
         }
         if self.0.iter().all(|it| it.1.files == 0) {
-            f.write_str("nothing to do: no file there is shared")?;
+            f.write_str("nothing to do: no file there is linked to the store")?;
         }
         Ok(())
     }
