@@ -1,5 +1,5 @@
-//! The context passed to every command: the working directory, progress reporting, and lookups that many commands
-//! share (the repository, typed paths, pipelines, tracked paths, objects to transfer).
+//! The context passed to every command: the working directory, progress reporting, and lookups that many
+//! commands share (the repository, typed paths, pipelines, tracked paths, objects to transfer).
 
 use std::{
     collections::BTreeSet,
@@ -42,7 +42,8 @@ impl<'a> Context<'a> {
         Repo::discover(&self.cwd)
     }
 
-    /// Converts typed paths to repository paths, without duplicates: `data*` names both `data` and `data.mlx`.
+    /// Converts typed paths to repository paths, without duplicates: `data*` names both `data` and
+    /// `data.mlx`.
     pub fn paths(&self, repo: &Repo, typed: &[PathBuf]) -> Result<Vec<RepoPath>> {
         let mut paths = Vec::with_capacity(typed.len());
         let mut known = BTreeSet::new();
@@ -84,8 +85,8 @@ impl<'a> Context<'a> {
         Ok(tracked)
     }
 
-    /// Returns the contents and runs to transfer: those that pointers and lockfiles name at `paths`, or everywhere
-    /// if `paths` is empty. Run keys are included only in the second case.
+    /// Returns the contents and runs to transfer: those that pointers and lockfiles name at `paths`, or
+    /// everywhere if `paths` is empty. Run keys are included only in the second case.
     pub fn wants(&self, workspace: &Workspace<'_>, paths: &[RepoPath]) -> Result<Wants> {
         let mut wants = Wants::default();
         if !paths.is_empty() {

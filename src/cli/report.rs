@@ -1,5 +1,5 @@
-//! The `Report` trait that every command's result implements, and the formatting that reports share: counts, byte
-//! sizes, shell quoting and tables.
+//! The `Report` trait that every command's result implements, and the formatting that reports share: counts,
+//! byte sizes, shell quoting and tables.
 
 use std::fmt::Display;
 
@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use crate::error::Error;
 
-/// Result of a command. `Display` is the text for people, `json` the output for programs; `found` and `failure`
-/// decide the exit code.
+/// Result of a command. `Display` is the text for people, `json` the output for programs; `found` and
+/// `failure` decide the exit code.
 pub trait Report: Display {
     fn json(&self) -> Value;
 
@@ -49,8 +49,8 @@ pub fn shell_word(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-/// Builds a table without a frame, as wide as its content. Long values belong in the last column, where a narrow
-/// terminal wraps them without breaking the other columns.
+/// Builds a table without a frame, as wide as its content. Long values belong in the last column, where a
+/// narrow terminal wraps them without breaking the other columns.
 pub fn table(head: &[&str], rows: Vec<Vec<String>>) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);

@@ -1,6 +1,6 @@
-//! Terminal output: reports go to standard output; errors, warnings and progress go to standard error. Nothing that
-//! others wrote (file names, messages) can move the cursor, change colors or imitate another name: unsafe characters
-//! are escaped, in text and in JSON.
+//! Terminal output: reports go to standard output; errors, warnings and progress go to standard error.
+//! Nothing that others wrote (file names, messages) can move the cursor, change colors or imitate another
+//! name: unsafe characters are escaped, in text and in JSON.
 
 use std::{
     borrow::Cow,
@@ -78,7 +78,8 @@ impl Ui {
         ExitCode::from(error.kind() as u8)
     }
 
-    /// Prints the text that clap returns as an error: help, the version, or a usage error. Returns the exit code.
+    /// Prints the text that clap returns as an error: help, the version, or a usage error. Returns the exit
+    /// code.
     pub fn refuse(error: &clap::Error, json: bool) -> ExitCode {
         if !error.use_stderr() {
             write_stdout(&error.to_string());
@@ -135,21 +136,22 @@ fn error_json(error: &Error) -> Value {
     json!({"kind": error.kind().name(), "message": error.full_text(), "hint": error.hint_text()})
 }
 
-/// Returns true for control characters other than line ends and tabs, for characters that change the text direction,
-/// and for invisible line ends.
+/// Returns true for control characters other than line ends and tabs, for characters that change the text
+/// direction, and for invisible line ends.
 fn is_unsafe(c: char) -> bool {
     let invisible =
         matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     invisible || c.is_control() && !matches!(c, '\n' | '\t')
 }
 
-/// Escapes unsafe characters: text that others wrote must not move the cursor, change a line's color, or imitate
-/// another name.
+/// Escapes unsafe characters: text that others wrote must not move the cursor, change a line's color, or
+/// imitate another name.
 fn sanitize(text: &str) -> Cow<'_, str> {
     escape_unsafe(text, &|c| c.escape_unicode().to_string())
 }
 
-/// Formats JSON so that it is safe on a terminal, too: the same value, with unsafe characters as `\u` escapes.
+/// Formats JSON so that it is safe on a terminal, too: the same value, with unsafe characters as `\u`
+/// escapes.
 fn json_text(value: &Value) -> String {
     let text = format!("{value:#}\n");
     escape_unsafe(&text, &|c| format!("\\u{:04x}", u32::from(c))).into_owned()

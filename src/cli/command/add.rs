@@ -1,5 +1,5 @@
-//! `mlx add`: stores files or folders and writes their pointers. Also holds what `move` and `remove` share with it:
-//! the files to stage in Git, the warning about ignored ones, and the `next: git add …` line.
+//! `mlx add`: stores files or folders and writes their pointers. Also holds what `move` and `remove` share
+//! with it: the files to stage in Git, the warning about ignored ones, and the `next: git add …` line.
 
 use std::{collections::BTreeSet, fmt, path::PathBuf};
 
@@ -20,9 +20,9 @@ use crate::{
 
 /// Track files or folders
 ///
-/// Stores the content, writes the pointer PATH.mlx, which you commit to Git, and adds PATH to `.gitignore`. Adding a
-/// path inside a tracked folder updates that folder's pointer. Files that match a `.mlxignore`, which follows
-/// gitignore's rules, are skipped.
+/// Stores the content, writes the pointer PATH.mlx, which you commit to Git, and adds PATH to `.gitignore`.
+/// Adding a path inside a tracked folder updates that folder's pointer. Files that match a `.mlxignore`,
+/// which follows gitignore's rules, are skipped.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  mlx add data/\n  mlx add --git-add data/ models/backbone.onnx\n  mlx add data/cat/new.jpg\n  mlx add --glob 'data/**/*.jpg'\n\n\
@@ -32,8 +32,8 @@ pub struct Args {
     /// Files or folders to track
     #[arg(required_unless_present = "glob")]
     paths: Vec<PathBuf>,
-    /// Track the files below this folder that match: `*` stays within a name, `**` crosses folders; stage outputs
-    /// and files that Git tracks are skipped
+    /// Track the files below this folder that match: `*` stays within a name, `**` crosses folders; stage
+    /// outputs and files that Git tracks are skipped
     #[arg(long, value_name = "PATTERN")]
     glob: Vec<String>,
     /// Also `git add` the pointers and `.gitignore` files
@@ -80,8 +80,8 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Added> {
     Ok(Added { pointers, files, at_top: cwd.is_root(), staged: args.git_add })
 }
 
-/// Returns the files to `git add`: these pointer files and the `.gitignore` beside each, if they exist, or if Git
-/// tracks them and has to record their deletion.
+/// Returns the files to `git add`: these pointer files and the `.gitignore` beside each, if they exist, or if
+/// Git tracks them and has to record their deletion.
 pub fn files_to_stage(repo: &Repo, pointers: impl Iterator<Item = RepoPath>) -> Result<Vec<RepoPath>> {
     let mut files = BTreeSet::new();
     for pointer in pointers {

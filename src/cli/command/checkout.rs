@@ -1,4 +1,5 @@
-//! `mlx checkout`: makes workspace files match what pointers and lockfiles record, now or at another revision.
+//! `mlx checkout`: makes workspace files match what pointers and lockfiles record, now or at another
+//! revision.
 
 use std::{fmt, path::PathBuf};
 
@@ -47,7 +48,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<CheckoutReport> {
     }
 }
 
-/// Checks out what a commit records at these paths. Outputs that Git itself stores are left to `git checkout`.
+/// Checks out what a commit records at these paths. Skips outputs that Git itself stores.
 fn checkout_rev(
     ctx: &Context<'_>,
     workspace: &Workspace<'_>,

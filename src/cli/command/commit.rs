@@ -65,7 +65,8 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
     Ok(Committed(committed))
 }
 
-/// Records the present state of parts of a tracked path: stores those that exist, removes the others from its record.
+/// Records the present state of parts of a tracked path: stores those that exist, removes the others from its
+/// record.
 fn record(
     ctx: &Context<'_>,
     workspace: &Workspace<'_>,

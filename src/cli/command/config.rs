@@ -1,4 +1,5 @@
-//! `mlx config`: reads and writes settings in three layers: user, repository (committed) and local (this clone).
+//! `mlx config`: reads and writes settings in three layers: user, repository (committed) and local (this
+//! clone).
 
 use std::{collections::BTreeMap, fmt};
 

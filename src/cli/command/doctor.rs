@@ -1,5 +1,5 @@
-//! `mlx doctor`: checks this machine's setup: Git, inference engine, free disk space, and the kinds of links that the
-//! file system supports between store and workspace.
+//! `mlx doctor`: checks this machine's setup: Git, inference engine, free disk space, and the kinds of links
+//! that the file system supports between store and workspace.
 
 use std::fmt;
 
@@ -17,8 +17,8 @@ use crate::{
 
 /// Check this machine's setup
 ///
-/// Reports the inference engine, the Git version, the free disk space and, in a repository, which links its file
-/// system supports.
+/// Reports the inference engine, the Git version, the free disk space and, in a repository, which links its
+/// file system supports.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  mlx doctor\n\nJSON: {\"mlx\", \"git\", \"engine\", \"library\", \"links\": [text…], \"free\", \"cache\", \"problems\": [text…]}"
@@ -69,8 +69,8 @@ fn links(repo: &Repo) -> Result<Vec<&'static str>> {
     let store = repo.store.root();
     let trial = RepoPath::from_text("tmp/trial")?;
     store.write(&trial, b"trial", Sync::Later)?;
-    // The trial files go into the worktree's own Git folder, which is on the workspace's file system but not visible
-    // in it.
+    // The trial files go into the worktree's own Git folder, which is on the workspace's file system but not
+    // visible in it.
     let dir = Root::open(repo.private.path())?.make_dir(&RepoPath::from_text("tmp")?)?;
     let mut supported = Vec::new();
     for (link, name) in [(Link::Reflink, "reflink"), (Link::Hardlink, "hardlink"), (Link::Symlink, "symlink")]

@@ -1,5 +1,5 @@
-//! `mlx init`: sets up mlx in a Git repository, with an optional template. Also holds the templates, compiled into
-//! the binary from `.mlops-template/`.
+//! `mlx init`: sets up mlx in a Git repository, with an optional template. Also holds the templates, compiled
+//! into the binary from `.mlops-template/`.
 
 use std::{fmt, path::PathBuf};
 
@@ -16,8 +16,8 @@ use crate::{
 
 /// Set up mlx in this Git repository
 ///
-/// Creates `.mlx/config.toml`, which you commit to Git; cache, index, logs and local settings stay out of Git.
-/// A template adds a working pipeline to the folder; existing files are never overwritten.
+/// Creates `.mlx/config.toml`, which you commit to Git; cache, index, logs and local settings stay out of
+/// Git. A template adds a working pipeline to the folder; existing files are never overwritten.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  git init pets && cd pets && mlx init\n  mlx init --template pets\n\n\
 JSON: {\"root\": PATH, \"written\": [PATH…]}")]
@@ -27,8 +27,8 @@ pub struct Args {
     template: Option<String>,
 }
 
-/// Templates compiled into the binary: name, then path and text of each file. A test compares this list with the
-/// folder.
+/// Templates compiled into the binary: name, then path and text of each file. A test compares this list with
+/// the folder.
 pub const TEMPLATES: [(&str, &[(&str, &str)]); 1] = [(
     "pets",
     &[

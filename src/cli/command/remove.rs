@@ -23,8 +23,8 @@ use crate::{
 
 /// Stop tracking files or folders
 ///
-/// Removes PATH.mlx and PATH's line in `.gitignore`; the files stay in the workspace, and their content stays in the
-/// store. For a path inside a tracked folder, removes it from that folder's pointer.
+/// Removes PATH.mlx and PATH's line in `.gitignore`; the files stay in the workspace, and their content stays
+/// in the store. For a path inside a tracked folder, removes it from that folder's pointer.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx remove data/\n  mlx remove --data data/cat/blurred.jpg\n\n\
 JSON: {\"removed\": [{\"path\", \"pointer\": text, null if removed, \"files\": number deleted}]}")]

@@ -20,9 +20,9 @@ use crate::{
 
 /// Rename or move a tracked path
 ///
-/// Moves the pointer, the line in `.gitignore` and the files, by renaming them; no content is read and nothing is
-/// overwritten. Paths can also be moved into a tracked folder and out of one. If NEW is a folder, OLD is moved into
-/// it.
+/// Moves the pointer, the line in `.gitignore` and the files, by renaming them; no content is read and
+/// nothing is overwritten. Paths can also be moved into a tracked folder and out of one. If NEW is a folder,
+/// OLD is moved into it.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx move data/ photos/2026\n  mlx move data/cat/a.jpg data/dog/\n\n\
 JSON: {\"from\", \"to\", \"written\": [pointer files], \"gone\": [pointer files]}")]
@@ -50,7 +50,8 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<MoveReport> {
     let (from, mut to) = (ctx.path(&repo, &args.old)?, ctx.path(&repo, &args.new)?);
     let slash = args.new.as_os_str().as_bytes().ends_with(b"/");
     let folder = repo.files.stamp(&to)?.is_some_and(|stamp| stamp.form == Form::Folder);
-    // If the old files are gone and a folder has the new name, an interrupted move has already put them there.
+    // If the old files are gone and a folder has the new name, an interrupted move has already put them
+    // there.
     if to.is_root() || folder && (slash || repo.files.stamp(&from)?.is_some()) {
         to = to.join(from.name())?;
     }

@@ -1,4 +1,5 @@
-//! `mlx status`: compares the workspace with pointers and lockfiles, and lists the stages that are out of date.
+//! `mlx status`: compares the workspace with pointers and lockfiles, and lists the stages that are out of
+//! date.
 
 use std::{fmt, path::PathBuf};
 
@@ -16,12 +17,12 @@ const MAX_LISTED: usize = 20;
 
 /// Show what changed since it was recorded
 ///
-/// Compares tracked files and stage outputs with their pointers and `mlx.lock`, file by file, and reports which
-/// stages are out of date and why. Runs no stage and never uses the network.
+/// Compares tracked files and stage outputs with their pointers and `mlx.lock`, file by file, and reports
+/// which stages are out of date and why. Runs no stage and never uses the network.
 ///
-/// A path that exists is same, changed or unknown (it cannot be read, or the store lacks its record). A path that is
-/// recorded but does not exist is absent: `mlx commit` skips it, because it is not a change, but the workspace is not
-/// clean.
+/// A path that exists is same, changed or unknown (it cannot be read, or the store lacks its record). A path
+/// that is recorded but does not exist is absent: `mlx commit` skips it, because it is not a change, but the
+/// workspace is not clean.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx status\n  mlx status --check && echo clean\n\n\
 JSON: {\"clean\": bool, \"data\": [{\"path\", \"state\": \"same\" | \"changed\" | \"absent\" | \"unknown\", \"why\",\n\

@@ -1,5 +1,5 @@
-//! `mlx push`, `mlx fetch` and `mlx pull`: transfer objects between the store and a remote. Also holds the retry that
-//! fetches missing trees for commands that only read them.
+//! `mlx push`, `mlx fetch` and `mlx pull`: transfer objects between the store and a remote. Also holds the
+//! retry that fetches missing trees for commands that only read them.
 
 use std::{fmt, path::PathBuf};
 
@@ -133,8 +133,8 @@ pub fn pull(ctx: &Context<'_>, args: &PullArgs) -> Result<PullReport> {
     Ok(PullReport(FetchReport(remote.location, fetched), checked_out))
 }
 
-/// Runs an action that reads trees. If one is missing, fetches the workspace's trees from the default remote and runs
-/// the action again.
+/// Runs an action that reads trees. If one is missing, fetches the workspace's trees from the default remote
+/// and runs the action again.
 pub fn with_trees<T>(ctx: &Context<'_>, workspace: &Workspace<'_>, act: impl Fn() -> Result<T>) -> Result<T> {
     with_trees_of(ctx, workspace, &|| Ok(Wants::default()), act)
 }
