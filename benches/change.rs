@@ -1,9 +1,10 @@
-//! What operations cost by the size of a folder, ten files of which change: `cargo bench --bench change`, with sizes
-//! after `--` where others than ten and a hundred thousand are wanted (a million takes some minutes and 5 GB of disk).
+//! Benchmark: what `add`, `status`, `commit`, `diff` and `checkout` cost when ten files of a large folder
+//! change. Run `cargo bench --bench change`, with other folder sizes than 10 000 and 100 000 files after `--`
+//! (a million files take some minutes and 5 GB of disk). `tests/cost.rs` measures.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot set itself up should panic")]
 #![expect(clippy::disallowed_methods, reason = "benchmarks are the user: they write files as users do")]
-#![expect(clippy::print_stdout, reason = "the table is what it is for")]
+#![expect(clippy::print_stdout, reason = "the benchmark prints a table")]
 
 use comfy_table::{Table, presets::NOTHING};
 
@@ -13,7 +14,7 @@ mod cost;
 const CHANGES: usize = 10;
 
 fn main() {
-    let sizes: Vec<usize> = std::env::args().filter_map(|it| it.replace('_', "").parse().ok()).collect();
+    let sizes: Vec<usize> = std::env::args().filter_map(|size| size.replace('_', "").parse().ok()).collect();
     let sizes = if sizes.is_empty() { vec![10_000, 100_000] } else { sizes };
     let mut table = Table::new();
     table.load_style(NOTHING).set_header([
@@ -27,11 +28,11 @@ fn main() {
     ]);
     for flat in [false, true] {
         for &files in &sizes {
-            for (what, cost) in cost::costs(files, CHANGES, flat) {
-                let place = if flat { "one folder" } else { "folders of 1000" };
+            for (operation, cost) in cost::measure_all(files, CHANGES, flat) {
+                let layout = if flat { "one folder" } else { "folders of 1000" };
                 table.add_row([
-                    what.to_owned(),
-                    format!("{files} in {place}"),
+                    operation.to_owned(),
+                    format!("{files} in {layout}"),
                     cost.files_hashed.to_string(),
                     cost.pages_read.to_string(),
                     cost.contents_written.to_string(),

@@ -1,5 +1,6 @@
-//! Small parts, measured: `cargo bench`. Whole commands beside other tools are for an outside harness to measure; the
-//! counts that must not grow with the size of a folder are held by tests.
+//! Microbenchmarks of hashing, stored folders, the stat cache and `status`: `cargo bench`. Whole commands,
+//! compared with other tools, are left to an outside harness; tests assert the counts that must not grow with
+//! the size of a folder.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot set itself up should panic")]
 #![expect(clippy::disallowed_methods, reason = "benchmarks are the user: they write files as users do")]
@@ -39,7 +40,7 @@ fn rows(count: usize) -> Vec<TreeEntry> {
     (0..count).map(row).collect()
 }
 
-/// Pages and digest of one folder.
+/// Builds the pages and the digest of one folder.
 #[divan::bench(args = SIZES)]
 fn tree(bencher: Bencher<'_, '_>, count: usize) {
     let rows = rows(count);
@@ -50,28 +51,28 @@ fn store(at: &Path) -> Store {
     Store::open(mlx::fs::Root::open(at).unwrap()).unwrap()
 }
 
-/// One file of a stored folder changes: pages are written for it alone.
+/// Changes one file of a stored folder, which writes only the pages above it.
 #[divan::bench(args = SIZES, sample_count = 10)]
 fn change_one(bencher: Bencher<'_, '_>, count: usize) {
     let temp = tempfile::tempdir().unwrap();
     let store = store(temp.path());
     let mut writer = Writer::new(&store);
-    let before = put_folder(&rows(count), Some(&mut writer)).unwrap();
+    let old = put_folder(&rows(count), Some(&mut writer)).unwrap();
     writer.finish().unwrap();
     let path = RepoPath::from_text("f0000077.bin").unwrap();
-    let mut turn = 0_u64;
+    let mut round = 0_u64;
     bencher.bench_local(|| {
-        turn += 1;
+        round += 1;
         let mut writer = Writer::new(&store);
-        let new = TreeEntry { digest: Digest::of(&turn.to_le_bytes()), ..rows(1).remove(0) };
-        let after = replace(&mut writer, &store, Some(&before.digest), &path, Some(new)).unwrap();
+        let entry = TreeEntry { digest: Digest::of(&round.to_le_bytes()), ..rows(1).remove(0) };
+        let new = replace(&mut writer, &store, Some(&old.digest), &path, Some(entry)).unwrap();
         writer.finish().unwrap();
-        let found = diff(&store, &RepoPath::root(), Some(&before.digest), Some(&after.digest)).unwrap();
-        assert_eq!(found.len(), 1);
+        let differences = diff(&store, &RepoPath::root(), Some(&old.digest), Some(&new.digest)).unwrap();
+        assert_eq!(differences.len(), 1);
     });
 }
 
-/// A Git repository with a tracked folder of small files, a thousand in each subfolder.
+/// Creates a Git repository with a tracked folder of small files, a thousand in each subfolder.
 fn tracked(count: usize) -> tempfile::TempDir {
     let temp = tempfile::tempdir().unwrap();
     let git = |args: &[&str]| {
@@ -90,7 +91,7 @@ fn tracked(count: usize) -> tempfile::TempDir {
     let workspace = Workspace::open(&repo).unwrap();
     let path = RepoPath::from_text("data").unwrap();
     workspace.add(&path, &[], &Silent).unwrap();
-    // What was written within the clock's tick is read once more, and then vouched for.
+    // Files written within one tick of the clock are hashed once more before the stat cache trusts them.
     std::thread::sleep(std::time::Duration::from_millis(50));
     workspace.content(&path, &Silent).unwrap();
     workspace.save(&Silent).unwrap();
@@ -98,6 +99,7 @@ fn tracked(count: usize) -> tempfile::TempDir {
     temp
 }
 
+/// Loads the stat cache.
 #[divan::bench(args = SIZES, sample_count = 10)]
 fn read_index(bencher: Bencher<'_, '_>, count: usize) {
     let temp = tracked(count);
@@ -105,8 +107,9 @@ fn read_index(bencher: Bencher<'_, '_>, count: usize) {
     bencher.bench_local(|| drop(black_box(Workspace::open(&repo).unwrap())));
 }
 
+/// Compares a folder with its pointer when nothing has changed.
 #[divan::bench(args = SIZES, sample_count = 10)]
-fn status_of_nothing_new(bencher: Bencher<'_, '_>, count: usize) {
+fn status_without_changes(bencher: Bencher<'_, '_>, count: usize) {
     let temp = tracked(count);
     let repo = Repo::discover(temp.path()).unwrap();
     let pointer = repo.pointer(&RepoPath::from_text("data").unwrap()).unwrap().unwrap();

@@ -1,4 +1,5 @@
-//! The contract of the command line: help, JSON, errors, quiet.
+//! Tests what holds for every command: help, `--json`, `--quiet`, error output, settings, secrets and
+//! progress.
 
 use std::{fs, path::Path};
 
@@ -6,17 +7,17 @@ use serde_json::Value;
 
 use crate::sandbox::{Sandbox, skip};
 
-/// Every command and subcommand, from the help itself.
+/// Lists every command and subcommand, as the help shows them.
 fn commands(sandbox: &Sandbox, prefix: &str) -> Vec<String> {
     let help = sandbox.ok(&format!("{prefix} --help"));
     let Some(list) = help.split("\nCommands:\n").nth(1) else { return vec![prefix.to_owned()] };
-    let names = list.lines().take_while(|it| !it.is_empty()).filter_map(|it| it.split_whitespace().next());
-    let names = names.filter(|it| *it != "help").map(|it| format!("{prefix} {it}"));
-    names.flat_map(|it| commands(sandbox, &it)).collect()
+    let lines = list.lines().take_while(|line| !line.is_empty());
+    let names = lines.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help");
+    names.flat_map(|name| commands(sandbox, &format!("{prefix} {name}"))).collect()
 }
 
 #[test]
-fn every_command_has_an_example_and_tells_its_json() {
+fn the_help_of_every_command_has_an_example_and_describes_its_json() {
     let sandbox = Sandbox::bare();
     let all = commands(&sandbox, "");
     assert!(all.len() > 25, "{all:?}");
@@ -40,7 +41,7 @@ fn an_error_in_json_is_an_object_with_kind_message_and_hint() {
 }
 
 #[test]
-fn quiet_prints_errors_alone() {
+fn quiet_prints_errors_only() {
     let sandbox = Sandbox::new();
     sandbox.write("data/x", "x");
     let ran = sandbox.mlx("-q add data");
@@ -52,7 +53,7 @@ fn quiet_prints_errors_alone() {
 }
 
 #[test]
-fn completions_and_doctor_answer() {
+fn completions_and_doctor_print_a_report() {
     let sandbox = Sandbox::new();
     for shell in ["bash", "zsh", "fish"] {
         assert!(sandbox.ok(&format!("completions {shell}")).contains("mlx"), "{shell}");
@@ -66,7 +67,7 @@ fn completions_and_doctor_answer() {
 }
 
 #[test]
-fn settings_are_layered_and_what_must_not_be_committed_is_refused() {
+fn settings_are_layered_and_unsafe_ones_cannot_be_committed() {
     let sandbox = Sandbox::new();
     sandbox.ok("config set cache.link copy");
     sandbox.ok("config set --local cache.link hardlink");
@@ -103,7 +104,6 @@ fn no_secret_is_printed_or_committed() {
     assert!(!sandbox.git("status --porcelain -uall").contains("local.toml"));
 }
 
-/// The commands of the README, run as they stand there, and its table against the help.
 #[test]
 fn the_readme_names_every_command() {
     let sandbox = Sandbox::bare();
@@ -114,22 +114,22 @@ fn the_readme_names_every_command() {
     }
 }
 
-/// `script` makes a terminal of its own for a command.
+/// `script` runs the command in a pseudoterminal.
 #[test]
-fn long_work_shows_progress_on_a_terminal_alone() {
+fn progress_is_shown_on_a_terminal_only() {
     let sandbox = Sandbox::new();
-    for at in 0..40 {
-        sandbox.write(&format!("data/{at}"), vec![at; 2_000_000]);
+    for number in 0..40 {
+        sandbox.write(&format!("data/{number}"), vec![number; 2_000_000]);
     }
     let mlx = env!("CARGO_BIN_EXE_mlx");
     let mut script = sandbox.command("script", &sandbox.repo);
     script.env("TERM", "xterm");
     let Ok(output) = script.args(["-qec", &format!("{mlx} add data"), "/dev/null"]).output() else {
-        return skip("long_work_shows_progress_on_a_terminal_alone", "there is no `script`");
+        return skip("progress_is_shown_on_a_terminal_only", "`script` is not installed");
     };
-    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{shown}");
-    assert!(shown.contains("reading") && shown.contains("/76.29 MiB"), "{shown:?}");
+    let terminal = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{terminal}");
+    assert!(terminal.contains("reading") && terminal.contains("/76.29 MiB"), "{terminal:?}");
     fs::remove_file(sandbox.repo.join(".git/mlx/index")).unwrap();
     let plain = sandbox.mlx("add data");
     assert!(plain.err.is_empty(), "{}", plain.err);

@@ -1,4 +1,5 @@
-//! What decided, drawn and told.
+//! Tests `mlx explain` and `mlx lineage` of a request: the heat map, the nearest training images, and the
+//! origin of the data.
 
 use serde_json::json;
 
@@ -8,29 +9,29 @@ use crate::{
 };
 
 #[test]
-fn a_picture_is_explained() {
+fn an_image_is_explained() {
     let sandbox: Sandbox = registered();
     let photo = mlx::sketch::photo(7, mlx::sketch::Pet::Dog, 1).unwrap();
     sandbox.write("photo.jpg", photo);
-    let told = sandbox.json("explain photo.jpg --out seen/heat.png");
+    let report = sandbox.json("explain photo.jpg --out seen/heat.png");
     assert_eq!(
-        (&told["version"], &told["fill"], &told["side"]),
+        (&report["version"], &report["fill"], &report["side"]),
         (&json!("pets@v0.1.0"), &json!("blur"), &json!(32))
     );
-    let class = told["class"].as_str().unwrap();
-    assert_eq!(told["scores"][class], told["probability"]);
-    let map = told["map"].as_array().unwrap();
+    let class = report["class"].as_str().unwrap();
+    assert_eq!(report["scores"][class], report["probability"]);
+    let map = report["map"].as_array().unwrap();
     assert!(map.len() == map[0].as_array().unwrap().len() && map.len() > 5);
-    let drawn = image::open(sandbox.repo.join("seen/heat.png")).unwrap();
-    assert!(drawn.height() >= 448 && drawn.width() > 2 * drawn.height(), "{}", drawn.width());
+    let heat_map = image::open(sandbox.repo.join("seen/heat.png")).unwrap();
+    assert!(heat_map.height() >= 448 && heat_map.width() > 2 * heat_map.height(), "{}", heat_map.width());
     sandbox.write("broken.jpg", "x");
     assert!(sandbox.fails("explain broken.jpg", 5).contains("cannot explain `broken.jpg`"));
     assert!(sandbox.fails("explain photo.jpg --version dogs", 3).contains("dogs"));
     assert!(sandbox.fails("explain photo.jpg --patch 2", 2).contains("the patch is a share"));
     assert!(sandbox.fails("explain nothing.jpg", 3).contains("cannot read"));
-    let nearest = told["nearest"].as_array().unwrap();
+    let nearest = report["nearest"].as_array().unwrap();
     assert_eq!(nearest.len(), 5);
-    assert!(nearest[0]["picture"].as_str().unwrap().starts_with("data/"), "{told}");
+    assert!(nearest[0]["picture"].as_str().unwrap().starts_with("data/"), "{report}");
     assert!(nearest[0]["distance"].as_f64() <= nearest[4]["distance"].as_f64());
 }
 
@@ -41,8 +42,8 @@ fn a_request_is_explained_and_traced_to_its_data() {
     let photo = mlx::sketch::photo(7, mlx::sketch::Pet::Dog, 1).unwrap();
     let answer = running.json("POST", "/classify", "X-Request-Id: asked-1\r\n", &photo);
     running.stop();
-    let told = sandbox.json("explain asked-1");
-    assert_eq!((&told["request"], &told["class"]), (&json!("asked-1"), &answer["class"]));
+    let report = sandbox.json("explain asked-1");
+    assert_eq!((&report["request"], &report["class"]), (&json!("asked-1"), &answer["class"]));
     let chain = sandbox.json("lineage asked-1");
     assert_eq!(
         (&chain["request"]["version"], &chain["request"]["class"]),

@@ -1,7 +1,8 @@
-//! One binary for every integration test: it links once, and the `mod` lines are the table of contents.
+//! Root of all integration tests: they form one binary, which links once. The `mod` lines list the test
+//! suites and the code they share.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot set itself up should panic")]
-#![expect(clippy::disallowed_methods, reason = "tests are the user: they write files as users do")]
+#![expect(clippy::disallowed_methods, reason = "tests write files as users do")]
 
 mod image;
 mod sandbox;

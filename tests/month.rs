@@ -1,4 +1,6 @@
-//! The camera's month: what happens is alerted on its first day or the day after, quiet days are quiet.
+//! Tests the alerts of a simulated month of camera images: every change raises an alert on its first day or
+//! the day after, and quiet days raise none. Plays twenty months without a service, and the demo's month with
+//! one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,44 +21,49 @@ use crate::{
     sandbox::{Sandbox, ended},
 };
 
-const QUIET: [std::ops::RangeInclusive<u32>; 4] = [1..=8, 12..=14, 18..=20, 29..=30];
-/// The first day of each thing that happens.
-const HAPPENS: [(u32, &str); 4] =
+/// Days on which no alert may be raised.
+const QUIET_DAYS: [std::ops::RangeInclusive<u32>; 4] = [1..=8, 12..=14, 18..=20, 29..=30];
+/// Changes, with their first day.
+const CHANGES: [(u32, &str); 4] =
     [(9, "fog"), (15, "a new camera"), (21, "many dogs"), (26, "a broken lens")];
+/// Camera images per day.
 const FRAMES: u32 = 60;
 
-/// The alerts that a month raised, by day.
+/// Alerts that a month raised: the day and the name of the rule.
 type Raised = Vec<(u32, String)>;
 
-/// What is wrong with a month's alerts.
-fn judge(raised: &Raised) -> Vec<String> {
-    let mut wrong = Vec::new();
-    for (first, what) in HAPPENS {
-        if !raised.iter().any(|it| it.0 == first || it.0 == first + 1) {
-            wrong.push(format!("{what} was not alerted"));
+/// Lists what is wrong with a month's alerts.
+fn find_errors(raised: &Raised) -> Vec<String> {
+    let mut errors = Vec::new();
+    for (first, change) in CHANGES {
+        if !raised.iter().any(|alert| alert.0 == first || alert.0 == first + 1) {
+            errors.push(format!("{change} raised no alert"));
         }
     }
-    for (day, rule) in raised.iter().filter(|it| QUIET.iter().any(|quiet| quiet.contains(&it.0))) {
-        wrong.push(format!("`{rule}` on the quiet day {day}"));
+    let is_quiet = |day: u32| QUIET_DAYS.iter().any(|days| days.contains(&day));
+    for (day, rule) in raised.iter().filter(|alert| is_quiet(alert.0)) {
+        errors.push(format!("`{rule}` on the quiet day {day}"));
     }
-    wrong
+    errors
 }
 
-/// A day as the service would have recorded it.
+/// Classifies the images of a day and returns the records that the service would have written.
 fn records(offline: &mut Offline, seed: u64, day: u32) -> Vec<Record> {
     let frames = camera::frames(seed, day, FRAMES).unwrap();
-    let files: Vec<Vec<u8>> = frames.iter().map(|it| it.jpeg.clone()).collect();
+    let files: Vec<Vec<u8>> = frames.iter().map(|frame| frame.jpeg.clone()).collect();
     let settings = offline.settings();
-    let seen = offline.see(&files).unwrap();
-    let rows = frames.iter().zip(files).zip(seen).enumerate();
-    rows.map(|(at, ((frame, file), seen))| {
-        let planes = picture::decode(&file).map(|it| picture::planes(&it, &settings));
-        let (status, class, scores, features) = match seen {
-            Ok(it) => (200, offline.description.classes[it.class].clone(), it.scores, it.features),
+    let answers = offline.see(&files).unwrap();
+    let rows = frames.iter().zip(files).zip(answers).enumerate();
+    rows.map(|(number, ((frame, file), answer))| {
+        let planes = picture::decode(&file).map(|image| picture::planes(&image, &settings));
+        let (status, class, scores, features) = match answer {
+            Ok(answer) => {
+                (200, offline.description.classes[answer.class].clone(), answer.scores, answer.features)
+            }
             Err(_) => (400, String::new(), Vec::new(), Vec::new()),
         };
         Record {
-            id: format!("{day}-{at}"),
+            id: format!("{day}-{number}"),
             captured: i64::from(day) * 86_400_000 + i64::from(frame.second) * 1000,
             received: 0,
             version: "pets@v0.1.0".into(),
@@ -68,14 +75,15 @@ fn records(offline: &mut Offline, seed: u64, day: u32) -> Vec<Record> {
             class,
             scores,
             features,
-            looks: planes.ok().map(|it| looks(&it, settings.crop as usize)),
+            looks: planes.ok().map(|planes| looks(&planes, settings.crop as usize)),
             kept: true,
         }
     })
     .collect()
 }
 
-/// Plays a month without a service: the same measures, rules and reference as `mlx monitor run` has.
+/// Plays a month without a service, with the measures, rules and reference of `mlx monitor run`, and returns
+/// its alerts.
 fn play(offline: &mut Offline, training: &[Record], policy: &Policy, rev: &Rev, seed: u64) -> Raised {
     let (mut days, mut events, mut raised) = (BTreeMap::<String, Values>::new(), Vec::new(), Vec::new());
     let mut accepted: Vec<Record> = Vec::new();
@@ -86,7 +94,7 @@ fn play(offline: &mut Offline, training: &[Record], policy: &Policy, rev: &Rev, 
         let name = format!("2026-03-{day:02}");
         let rows = if day > 17 { accepted.clone() } else { training.to_vec() };
         let reference = Reference { name: String::new(), rows };
-        let seen = Day {
+        let measured = Day {
             name: &name,
             records: &records,
             samples: &[],
@@ -95,35 +103,35 @@ fn play(offline: &mut Offline, training: &[Record], policy: &Policy, rev: &Rev, 
             classes: &offline.description.classes.clone(),
             hours: &hours,
         };
-        days.insert(name.clone(), measure(&seen, &reference, &Thresholds::default()).values());
-        for it in decide(&policy.rules, "production", &name, &days, &events) {
-            if it.kind == mlx::ledger::Kind::Alerted {
-                raised.push((day, it.rule.name.clone()));
+        days.insert(name.clone(), measure(&measured, &reference, &Thresholds::default()).values());
+        for change in decide(&policy.rules, "production", &name, &days, &events) {
+            if change.kind == mlx::ledger::Kind::Alerted {
+                raised.push((day, change.rule.name.clone()));
             }
             let event = Event {
                 format: FORMAT,
                 number: events.len() as u64 + 1,
-                kind: it.kind,
+                kind: change.kind,
                 when: String::new(),
                 who: String::new(),
-                subject: it.rule.name.clone(),
+                subject: change.rule.name.clone(),
                 environment: Some("production".into()),
                 why: None,
                 tag: None,
-                facts: it.facts(),
+                facts: change.facts(),
             };
             events.push(Entry { rev: rev.clone(), event });
         }
         if (15..=17).contains(&day) {
-            accepted.extend(records.into_iter().filter(|it| it.status == 200));
+            accepted.extend(records.into_iter().filter(|record| record.status == 200));
         }
     }
     raised
 }
 
-/// The thresholds hold for months that they were not made for.
+/// The thresholds also work for months that they were not tuned on.
 #[test]
-fn twenty_other_months_are_alerted_as_they_should() {
+fn twenty_other_months_raise_the_right_alerts() {
     let sandbox = drawn(300);
     sandbox.ok("add data");
     sandbox.ok("repro");
@@ -145,37 +153,38 @@ fn twenty_other_months_are_alerted_as_they_should() {
             })
         };
         let parts = [part(101..=110), part(111..=120)];
-        parts.into_iter().flat_map(|it| it.join().unwrap()).collect::<Vec<_>>()
+        parts.into_iter().flat_map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
     });
-    let wrong: Vec<String> = months
+    let errors: Vec<String> = months
         .iter()
         .flat_map(|(seed, raised)| {
-            judge(raised).into_iter().map(move |it| format!("seed {seed}: {it}: {raised:?}"))
+            find_errors(raised).into_iter().map(move |error| format!("seed {seed}: {error}: {raised:?}"))
         })
         .collect();
-    assert!(wrong.is_empty(), "{} of {} months:\n{}", wrong.len(), months.len(), wrong.join("\n"));
+    assert!(errors.is_empty(), "{} of {} months:\n{}", errors.len(), months.len(), errors.join("\n"));
 }
 
-/// The demo plays the same month with a real service, labels, a retraining, and a record that is whole.
+/// The demo plays the same month with a real service, labels and one retraining; its audit record is
+/// complete.
 #[test]
-fn the_whole_demo_closes_the_loop() {
+fn the_full_demo_detects_retrains_and_recovers() {
     let sandbox = Sandbox::bare();
     let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.root());
     let ran = ended(
         command.env_remove("MLX_TIMESTAMP").args(["demo", "park", "--whole", "--json"]).output().unwrap(),
     );
     assert_eq!(ran.code, 0, "{}\n{}", ran.out, ran.err);
-    let told: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
-    let month = told["month"].as_array().unwrap();
+    let demo: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    let month = demo["month"].as_array().unwrap();
     let raised: Raised = month
         .iter()
-        .flat_map(|it| {
-            let day = it["day"].as_u64().unwrap() as u32;
-            it["raised"].as_array().unwrap().iter().map(move |rule| (day, rule.as_str().unwrap().to_owned()))
+        .flat_map(|row| {
+            let day = row["day"].as_u64().unwrap() as u32;
+            row["raised"].as_array().unwrap().iter().map(move |rule| (day, rule.as_str().unwrap().to_owned()))
         })
         .collect();
-    assert_eq!(judge(&raised), Vec::<String>::new(), "{raised:?}");
-    let mut actions = month.iter().filter(|it| !it["actions"].as_array().unwrap().is_empty());
+    assert_eq!(find_errors(&raised), Vec::<String>::new(), "{raised:?}");
+    let mut actions = month.iter().filter(|row| !row["actions"].as_array().unwrap().is_empty());
     let retrained = actions.next().unwrap();
     assert_eq!(retrained["day"], 22);
     assert!(retrained["actions"][0].as_str().unwrap().starts_with("retrained: pets@v0."), "{retrained}");
@@ -183,8 +192,11 @@ fn the_whole_demo_closes_the_loop() {
     let park = sandbox.at(&sandbox.root().join("park"));
     assert_eq!(park.json("audit --verify")["sound"], true);
     let rows = park.json("audit");
-    let what = |word: &str| rows["rows"].as_array().unwrap().iter().filter(|it| it["what"] == word).count();
-    for (word, least) in [
+    let count = |event: &str| {
+        let rows = rows["rows"].as_array().unwrap();
+        rows.iter().filter(|row| row["what"] == event).count()
+    };
+    for (event, least) in [
         ("ingested", 30),
         ("trained", 2),
         ("approved", 2),
@@ -194,6 +206,6 @@ fn the_whole_demo_closes_the_loop() {
         ("retrained", 1),
         ("accepted", 1),
     ] {
-        assert!(what(word) >= least, "{word}: {}", what(word));
+        assert!(count(event) >= least, "{event}: {}", count(event));
     }
 }

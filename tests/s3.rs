@@ -1,5 +1,5 @@
-//! An S3 server on loopback: the `s3s-fs` crate behind an accept loop of our own, which counts requests and
-//! sets `TCP_NODELAY` (without it small answers stall).
+//! Test fixture: an S3 server on loopback. It wraps the `s3s-fs` crate in its own accept loop, which counts
+//! requests and sets `TCP_NODELAY` (without it, small responses stall).
 
 use std::{
     fs,
@@ -20,6 +20,7 @@ use s3s::{auth::SimpleAuth, service::S3ServiceBuilder};
 pub const KEY: &str = "AKIDTEST";
 pub const SECRET: &str = "test-secret";
 
+/// Running server, stopped when dropped.
 pub struct Server {
     address: SocketAddr,
     requests: Arc<AtomicU64>,
@@ -27,7 +28,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves a folder with one bucket until it is dropped.
+    /// Starts a server that stores one bucket in a folder.
     pub fn start(folder: &Path, bucket: &str) -> Self {
         fs::create_dir_all(folder.join(bucket)).unwrap();
         let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(folder).unwrap());
@@ -60,6 +61,7 @@ impl Server {
         format!("http://{}", self.address)
     }
 
+    /// Returns the number of requests since the start.
     pub fn requests(&self) -> u64 {
         self.requests.load(Ordering::SeqCst)
     }

@@ -1,4 +1,6 @@
-//! A world of its own for one test: a folder, a home, a Git configuration, a clock.
+//! Test fixture `Sandbox`: an isolated environment for one test, with its own folder, home, Git configuration
+//! and clock. Also holds what many tests share: running commands, folder snapshots, and skipping tests that
+//! cannot run.
 
 use std::{
     collections::BTreeMap,
@@ -15,13 +17,14 @@ use std::{
 
 use serde_json::Value;
 
+/// Isolated environment for one test, deleted when dropped.
 pub struct Sandbox {
     temp: tempfile::TempDir,
-    /// The repository that commands run in.
+    /// Repository that commands run in.
     pub repo: PathBuf,
 }
 
-/// How a command ended.
+/// Exit code and output of a finished command; -1 if a signal ended it.
 #[derive(Debug)]
 pub struct Ran {
     pub code: i32,
@@ -30,7 +33,7 @@ pub struct Ran {
 }
 
 impl Sandbox {
-    /// A fresh Git repository that mlx is set up in.
+    /// Creates a Git repository with mlx initialized.
     pub fn new() -> Self {
         let sandbox = Self::bare();
         sandbox.git("init -q -b main");
@@ -38,7 +41,7 @@ impl Sandbox {
         sandbox
     }
 
-    /// A fresh folder.
+    /// Creates an empty folder, without Git.
     pub fn bare() -> Self {
         let temp = tempfile::tempdir().unwrap();
         let root = fs::canonicalize(temp.path()).unwrap();
@@ -57,11 +60,12 @@ impl Sandbox {
         fs::canonicalize(self.temp.path()).unwrap()
     }
 
-    /// The same world, with commands running in another folder of it.
+    /// Returns this sandbox with commands running in another folder.
     pub fn at(&self, folder: &Path) -> Elsewhere<'_> {
         Elsewhere { sandbox: self, folder: folder.to_owned() }
     }
 
+    /// Prepares a command with the sandbox's environment and without input.
     pub fn command(&self, program: &str, folder: &Path) -> Command {
         let mut command = Command::new(program);
         let path = std::env::var_os("PATH").unwrap_or_default();
@@ -76,20 +80,22 @@ impl Sandbox {
         self.at(&self.repo).mlx(args)
     }
 
-    /// Runs mlx and expects success.
+    /// Runs mlx, expects success, and returns its standard output.
     pub fn ok(&self, args: &str) -> String {
         self.at(&self.repo).ok(args)
     }
 
-    /// Runs mlx and expects this exit code; what it said on standard error.
+    /// Runs mlx, expects this exit code, and returns its standard error.
     pub fn fails(&self, args: &str, code: i32) -> String {
         self.at(&self.repo).fails(args, code)
     }
 
+    /// Runs mlx with `--json` and returns its output, whatever the exit code.
     pub fn json(&self, args: &str) -> Value {
         self.at(&self.repo).json(args)
     }
 
+    /// Runs Git, expects success, and returns its standard output.
     pub fn git(&self, args: &str) -> String {
         self.at(&self.repo).git(args)
     }
@@ -114,7 +120,7 @@ impl Sandbox {
     }
 }
 
-/// Another folder of a sandbox.
+/// Sandbox whose commands run in another folder.
 pub struct Elsewhere<'s> {
     sandbox: &'s Sandbox,
     pub folder: PathBuf,
@@ -123,7 +129,7 @@ pub struct Elsewhere<'s> {
 impl Elsewhere<'_> {
     pub fn mlx(&self, args: &str) -> Ran {
         let mut command = self.sandbox.command(env!("CARGO_BIN_EXE_mlx"), &self.folder);
-        ended(command.args(words(args)).output().unwrap())
+        ended(command.args(split_args(args)).output().unwrap())
     }
 
     pub fn ok(&self, args: &str) -> String {
@@ -141,19 +147,19 @@ impl Elsewhere<'_> {
     pub fn json(&self, args: &str) -> Value {
         let ran = self.mlx(&format!("{args} --json"));
         serde_json::from_str(&ran.out)
-            .unwrap_or_else(|it| panic!("mlx {args}: {it}\n{}\n{}", ran.out, ran.err))
+            .unwrap_or_else(|error| panic!("mlx {args}: {error}\n{}\n{}", ran.out, ran.err))
     }
 
     pub fn git(&self, args: &str) -> String {
-        let output = self.sandbox.command("git", &self.folder).args(words(args)).output().unwrap();
+        let output = self.sandbox.command("git", &self.folder).args(split_args(args)).output().unwrap();
         let ran = ended(output);
         assert_eq!(ran.code, 0, "git {args}\n{}\n{}", ran.out, ran.err);
         ran.out
     }
 }
 
-/// Splits at spaces; what stands in single quotes stays together.
-fn words(args: &str) -> Vec<String> {
+/// Splits arguments at spaces, except within single quotes.
+fn split_args(args: &str) -> Vec<String> {
     let mut words = Vec::new();
     for (at, part) in args.split('\'').enumerate() {
         if at % 2 == 1 {
@@ -173,9 +179,10 @@ pub fn ended(output: Output) -> Ran {
     }
 }
 
-/// Everything in a folder: path → kind, exec bit, bytes or target.
+/// Returns all entries below a folder, without `.git`: path → kind, with executable bit and content digest,
+/// or target.
 pub fn snapshot(root: &Path) -> BTreeMap<Vec<u8>, String> {
-    let mut found = BTreeMap::new();
+    let mut entries = BTreeMap::new();
     for entry in walkdir::WalkDir::new(root).min_depth(1) {
         let entry = entry.unwrap();
         let name = entry.path().strip_prefix(root).unwrap().as_os_str().as_bytes().to_vec();
@@ -183,7 +190,7 @@ pub fn snapshot(root: &Path) -> BTreeMap<Vec<u8>, String> {
             continue;
         }
         let meta = entry.path().symlink_metadata().unwrap();
-        let what = if meta.is_symlink() {
+        let description = if meta.is_symlink() {
             format!("link {}", fs::read_link(entry.path()).unwrap().display())
         } else if meta.is_dir() {
             "folder".to_owned()
@@ -191,25 +198,25 @@ pub fn snapshot(root: &Path) -> BTreeMap<Vec<u8>, String> {
             let exec = meta.permissions().mode() & 0o100 != 0;
             format!("file {exec} {:?}", blake3::hash(&fs::read(entry.path()).unwrap()))
         };
-        found.insert(name, what);
+        entries.insert(name, description);
     }
-    found
+    entries
 }
 
-/// Inode and modification time: what does not change when a file is left alone.
+/// Returns a file's inode and modification time, which stay the same unless the file is replaced or written.
 pub fn identity(path: &Path) -> (u64, i64, i64) {
     let meta = path.symlink_metadata().unwrap();
     (meta.ino(), meta.mtime(), meta.mtime_nsec())
 }
 
-/// A test that cannot run for want of a program: under CI that is a failure.
+/// Reports a test that cannot run on this machine; under CI that is a failure.
 pub fn skip(test: &str, why: &str) {
     assert!(std::env::var_os("CI").is_none(), "{test} was skipped under CI: {why}");
     say_skipped(test, why);
 }
 
-/// Says on one line that a test did not run, and counts it. Written past the harness, which hides what
-/// passing tests print.
+/// Prints one line that a test did not run, with a count. Writes to standard error directly, because the
+/// harness hides what passing tests print.
 pub fn say_skipped(test: &str, why: &str) {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::SeqCst) + 1;

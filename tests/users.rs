@@ -1,4 +1,5 @@
-//! Several users of one machine and one cache: real ones, by number, with umasks of their own.
+//! Tests several users of one machine who share a cache: real user ids with different umasks, which needs
+//! root.
 
 use std::{
     fs,
@@ -10,14 +11,14 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    image::noise,
+    image::random_bytes,
     sandbox::{Ran, Sandbox, ended, skip, snapshot},
 };
 
-/// The group that the cache belongs to; nobody's first one.
+/// Group of the cache; it is not the primary group of any user.
 const GROUP: &str = "25000";
 
-/// A user with a clone.
+/// User with a clone of the repository.
 struct User<'s> {
     sandbox: &'s Sandbox,
     id: u32,
@@ -26,13 +27,14 @@ struct User<'s> {
     clone: PathBuf,
 }
 
-/// A cache of a group, and somewhere to keep clones; none when this user is not root.
-struct Park {
+/// Cache that a group shares, and the repository that users clone.
+struct SharedCache {
     sandbox: Sandbox,
     cache: PathBuf,
 }
 
-impl Park {
+impl SharedCache {
+    /// Creates the cache. Returns none if this user is not root.
     fn new() -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             return None;
@@ -45,7 +47,7 @@ impl Park {
         fs::set_permissions(sandbox.root(), fs::Permissions::from_mode(0o755)).unwrap();
         assert!(chown(&cache, &format!("0:{GROUP}")));
         fs::set_permissions(&cache, fs::Permissions::from_mode(0o2775)).unwrap();
-        // The program may lie where others cannot go.
+        // The build folder may not be readable for other users.
         fs::copy(env!("CARGO_BIN_EXE_mlx"), sandbox.root().join("mlx")).unwrap();
         Some(Self { sandbox, cache })
     }
@@ -59,20 +61,21 @@ impl Park {
         user
     }
 
+    /// Lists the large files of the cache, sorted.
     fn objects(&self) -> Vec<PathBuf> {
-        let mut found: Vec<_> =
-            fs::read_dir(self.cache.join("objects")).unwrap().map(|it| it.unwrap().path()).collect();
-        found.sort();
-        found
+        let entries = fs::read_dir(self.cache.join("objects")).unwrap();
+        let mut objects: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        objects.sort();
+        objects
     }
 }
 
-fn chown(path: &Path, to: &str) -> bool {
-    Command::new("chown").args(["-R", to]).arg(path).status().unwrap().success()
+fn chown(path: &Path, owner: &str) -> bool {
+    Command::new("chown").args(["-R", owner]).arg(path).status().unwrap().success()
 }
 
 impl User<'_> {
-    /// Runs a line of shell as this user.
+    /// Runs a shell command as this user.
     fn shell(&self, line: &str) -> Ran {
         let id = self.id.to_string();
         let mut command = self.sandbox.command("setpriv", &self.clone);
@@ -92,7 +95,8 @@ impl User<'_> {
 
     fn json(&self, args: &str) -> Value {
         let ran = self.mlx(&format!("{args} --json"));
-        serde_json::from_str(&ran.out).unwrap_or_else(|it| panic!("{} mlx {args}: {it} {ran:?}", self.id))
+        serde_json::from_str(&ran.out)
+            .unwrap_or_else(|error| panic!("{} mlx {args}: {error} {ran:?}", self.id))
     }
 
     fn write(&self, path: &str, bytes: &[u8]) {
@@ -102,12 +106,13 @@ impl User<'_> {
         assert!(chown(&self.clone, &format!("{0}:{0}", self.id)));
     }
 
-    /// Takes over the pointer that another user recorded, as by a pull.
-    fn learns(&self, other: &User<'_>, pointer: &str) {
+    /// Copies a pointer file from another user's clone, as `git pull` would.
+    fn copy_pointer(&self, other: &User<'_>, pointer: &str) {
         self.write(pointer, &fs::read(other.clone.join(pointer)).unwrap());
     }
 
-    fn sound(&self) {
+    /// Checks that `fsck` finds nothing damaged or unreadable.
+    fn assert_sound(&self) {
         let checked = self.json("fsck");
         for key in ["damaged", "faults", "unreadable"] {
             assert_eq!(checked[key], json!([]), "{checked}");
@@ -122,156 +127,160 @@ impl User<'_> {
 const NOT_ROOT: &str = "this user is not root";
 
 #[test]
-fn two_users_with_different_umasks_add_check_out_free_and_check() {
-    let Some(park) = Park::new() else { return skip("two_users_with_different_umasks", NOT_ROOT) };
-    let (ada, bob) = (park.user(25001, "022"), park.user(25002, "077"));
+fn users_with_different_umasks_add_check_out_and_collect() {
+    let Some(shared) = SharedCache::new() else { return skip("users_with_different_umasks", NOT_ROOT) };
+    let (ada, bob) = (shared.user(25001, "022"), shared.user(25002, "077"));
     for (user, seed) in [(&ada, 1), (&bob, 2)] {
         user.write("data/a", format!("of {}", user.id).as_bytes());
-        user.write("data/large", &noise(1_100_000, seed));
+        user.write("data/large", &random_bytes(1_100_000, seed));
         user.ok("add data");
-        user.sound();
+        user.assert_sound();
     }
     let before = [ada.folder("data"), bob.folder("data")];
-    // Each takes the other's version, and finds in the cache what the other wrote.
-    let kept = fs::read(ada.clone.join("data.mlx")).unwrap();
-    ada.learns(&bob, "data.mlx");
-    bob.write("data.mlx", &kept);
+    // Each switches to the other's version and reads the other's files from the cache.
+    let pointer = fs::read(ada.clone.join("data.mlx")).unwrap();
+    ada.copy_pointer(&bob, "data.mlx");
+    bob.write("data.mlx", &pointer);
     ada.ok("checkout");
     bob.ok("checkout");
     assert_eq!([bob.folder("data"), ada.folder("data")], before);
     for user in [&ada, &bob] {
         assert_eq!(user.json("status")["clean"], true);
         user.ok("add data");
-        user.sound();
+        user.assert_sound();
     }
-    // What neither needs goes, whoever wrote it and whoever asks.
-    bob.write("data/large", &noise(1_100_000, 3));
+    // gc removes what neither user needs, regardless of who wrote it and who runs gc.
+    bob.write("data/large", &random_bytes(1_100_000, 3));
     bob.ok("add data");
-    assert_eq!(park.objects().len(), 3);
-    let swept = ada.json("gc --grace 0s --yes");
-    assert!(swept["freed"]["total"]["count"].as_u64().unwrap() >= 1, "{swept}");
-    assert_eq!((&swept["clones"], park.objects().len()), (&json!(1), 2));
-    ada.write("data/large", &noise(1_100_000, 4));
+    assert_eq!(shared.objects().len(), 3);
+    let collected = ada.json("gc --grace 0s --yes");
+    assert!(collected["freed"]["total"]["count"].as_u64().unwrap() >= 1, "{collected}");
+    assert_eq!((&collected["clones"], shared.objects().len()), (&json!(1), 2));
+    ada.write("data/large", &random_bytes(1_100_000, 4));
     ada.ok("add data");
-    assert_eq!(park.objects().len(), 3);
+    assert_eq!(shared.objects().len(), 3);
     bob.ok("gc --grace 0s --yes");
-    assert_eq!(park.objects().len(), 2);
+    assert_eq!(shared.objects().len(), 2);
     for user in [&ada, &bob] {
         let data = user.folder("data");
         fs::remove_dir_all(user.clone.join("data")).unwrap();
         user.ok("checkout");
         assert_eq!(user.folder("data"), data);
-        user.sound();
+        user.assert_sound();
     }
 }
 
 #[test]
-fn what_another_user_planted_is_found_and_not_checked_out() {
-    let Some(park) = Park::new() else { return skip("what_another_user_planted", NOT_ROOT) };
-    let (ada, bob) = (park.user(25001, "022"), park.user(25002, "022"));
-    ada.write("data/large", &noise(1_100_000, 1));
+fn an_object_forged_by_another_user_is_detected_and_not_checked_out() {
+    let Some(shared) = SharedCache::new() else { return skip("an_object_forged_by_another_user", NOT_ROOT) };
+    let (ada, bob) = (shared.user(25001, "022"), shared.user(25002, "022"));
+    ada.write("data/large", &random_bytes(1_100_000, 1));
     ada.ok("add data");
-    let object = park.objects().remove(0);
-    let plant = |size: usize| {
+    let object = shared.objects().remove(0);
+    let forge = |size: usize| {
         let path = object.display();
         bob.shell(&format!("rm -f {path}; head -c {size} /dev/zero > {path}; chmod 444 {path}"))
     };
     for link in ["copy", "reflink,hardlink,copy", "symlink"] {
         ada.ok(&format!("config set --local cache.link {link}"));
-        assert_eq!(plant(1_100_000).code, 0);
+        assert_eq!(forge(1_100_000).code, 0);
         assert_eq!(object.metadata().unwrap().uid(), bob.id);
         fs::remove_dir_all(ada.clone.join("data")).unwrap();
         let ran = ada.mlx("checkout");
         assert!(ran.code == 5 && ran.err.contains("damaged"), "{link}: {ran:?}");
         assert!(ada.clone.join("data/large").symlink_metadata().is_err(), "{link}");
-        // It is stored anew by who has it, and serves everyone.
-        ada.write("data/large", &noise(1_100_000, 1));
+        // A user who has the file stores it again, and every user can check it out.
+        ada.write("data/large", &random_bytes(1_100_000, 1));
         ada.ok("add data");
-        ada.sound();
+        ada.assert_sound();
         assert_eq!(object.metadata().unwrap().uid(), ada.id, "{link}");
-        bob.learns(&ada, "data.mlx");
+        bob.copy_pointer(&ada, "data.mlx");
         bob.ok("checkout");
-        assert!(fs::read(bob.clone.join("data/large")).unwrap() == noise(1_100_000, 1));
+        assert!(fs::read(bob.clone.join("data/large")).unwrap() == random_bytes(1_100_000, 1));
     }
-    // `fsck` finds it as well, and an `add` does not lean on it.
-    assert_eq!(plant(1_100_000).code, 0);
-    let found = ada.mlx("fsck");
-    assert!(found.code == 10 && found.out.contains("damaged"), "{found:?}");
-    assert_eq!(plant(1_100_000).code, 0);
+    // `fsck` detects it, too, and `add` does not rely on it.
+    assert_eq!(forge(1_100_000).code, 0);
+    let ran = ada.mlx("fsck");
+    assert!(ran.code == 10 && ran.out.contains("damaged"), "{ran:?}");
+    assert_eq!(forge(1_100_000).code, 0);
     ada.ok("add data");
-    let sum = blake3::hash(&fs::read(&object).unwrap()).to_string();
-    assert!(object.ends_with(&sum), "{sum}");
+    let digest = blake3::hash(&fs::read(&object).unwrap()).to_string();
+    assert!(object.ends_with(&digest), "{digest}");
 }
 
 #[test]
-fn hardlinks_to_files_of_others_are_forbidden_and_those_to_own_ones_still_made() {
-    let Some(park) = Park::new() else { return skip("hardlinks_to_files_of_others", NOT_ROOT) };
+fn files_of_other_users_are_copied_and_own_files_are_hardlinked() {
+    let Some(shared) = SharedCache::new() else { return skip("files_of_other_users_are_copied", NOT_ROOT) };
     let protected = fs::read_to_string("/proc/sys/fs/protected_hardlinks").unwrap_or_default();
-    let (ada, bob) = (park.user(25001, "022"), park.user(25002, "077"));
-    // In the order of their names: whose comes first must not settle it for the next.
+    let (ada, bob) = (shared.user(25001, "022"), shared.user(25002, "077"));
+    // Owners alternate in name order: a refused link must not decide for the next file.
     let names = ["a", "b", "c", "d", "e", "f"];
     for (user, first) in [(&ada, 0), (&bob, 1)] {
         for (at, name) in names.iter().enumerate().skip(first).step_by(2) {
-            user.write(&format!("data/{name}"), &noise(1_100_000, at as u64));
+            user.write(&format!("data/{name}"), &random_bytes(1_100_000, at as u64));
         }
         user.ok("add data");
     }
     for (at, name) in names.iter().enumerate() {
-        ada.write(&format!("data/{name}"), &noise(1_100_000, at as u64));
+        ada.write(&format!("data/{name}"), &random_bytes(1_100_000, at as u64));
     }
     ada.ok("add data");
     let data = ada.folder("data");
-    assert_eq!(park.objects().iter().filter(|it| it.metadata().unwrap().uid() == bob.id).count(), 3);
+    assert_eq!(shared.objects().iter().filter(|path| path.metadata().unwrap().uid() == bob.id).count(), 3);
     ada.ok("config set --local cache.link hardlink");
     fs::remove_dir_all(ada.clone.join("data")).unwrap();
     ada.ok("checkout");
     assert_eq!(ada.folder("data"), data);
-    let own = |name: &&str| ada.clone.join("data").join(name).metadata().unwrap();
-    let links: Vec<u64> = names.iter().map(|it| own(it).nlink()).collect();
+    let link_count = |name: &&str| ada.clone.join("data").join(name).metadata().unwrap().nlink();
+    let links: Vec<u64> = names.iter().map(link_count).collect();
     let expected = if protected.trim() == "1" { [2, 1, 2, 1, 2, 1] } else { [2; 6] };
     assert_eq!(links, expected);
     assert_eq!(ada.json("status")["clean"], true);
-    ada.sound();
+    ada.assert_sound();
 }
 
 #[test]
-fn nothing_is_freed_while_a_clone_of_another_user_cannot_be_read() {
-    let Some(park) = Park::new() else { return skip("nothing_is_freed_while_a_clone", NOT_ROOT) };
-    let (ada, bob) = (park.user(25001, "022"), park.user(25002, "077"));
-    bob.write("data/large", &noise(1_100_000, 1));
+fn gc_frees_nothing_while_a_clone_of_another_user_is_unreadable() {
+    let Some(shared) = SharedCache::new() else {
+        return skip("gc_frees_nothing_while_a_clone_is_unreadable", NOT_ROOT);
+    };
+    let (ada, bob) = (shared.user(25001, "022"), shared.user(25002, "077"));
+    bob.write("data/large", &random_bytes(1_100_000, 1));
     bob.ok("add data");
     for seed in [2, 3] {
-        ada.write("data/large", &noise(1_100_000, seed));
+        ada.write("data/large", &random_bytes(1_100_000, seed));
         ada.ok("add data");
     }
     fs::set_permissions(&bob.clone, fs::Permissions::from_mode(0o700)).unwrap();
     let ran = ada.mlx("gc --grace 0s --yes");
-    let wanted =
+    let expected =
         format!("the clone `{}` of {} shares this cache, and cannot be read", bob.clone.display(), bob.id);
-    assert!(ran.code == 4 && ran.err.contains(&wanted) && ran.err.contains("--forget"), "{ran:?}");
-    assert_eq!(park.objects().len(), 3);
-    // Its own user can, and takes nothing of Ada's.
+    assert!(ran.code == 4 && ran.err.contains(&expected) && ran.err.contains("--forget"), "{ran:?}");
+    assert_eq!(shared.objects().len(), 3);
+    // The clone's own user can run gc, which removes nothing that Ada needs.
     bob.ok("gc --grace 0s --yes");
-    assert_eq!(park.objects().len(), 2);
+    assert_eq!(shared.objects().len(), 2);
     ada.ok(&format!("gc --grace 0s --yes --forget {}", bob.clone.display()));
-    assert_eq!(park.objects().len(), 1);
-    ada.sound();
-    // Who was forgotten by mistake has lost nothing that it still holds: it stores it again.
+    assert_eq!(shared.objects().len(), 1);
+    ada.assert_sound();
+    // A clone that was forgotten by mistake stores its files again from the workspace.
     bob.ok("add data");
-    bob.sound();
-    assert_eq!(park.objects().len(), 2);
+    bob.assert_sound();
+    assert_eq!(shared.objects().len(), 2);
 }
 
 #[test]
-fn who_may_only_read_a_cache_checks_out_from_it_and_adds_nothing() {
-    let Some(park) = Park::new() else { return skip("who_may_only_read_a_cache", NOT_ROOT) };
-    let ada = park.user(25001, "022");
-    let guest = User { group: "25003", ..park.user(25003, "022") };
+fn a_user_without_write_access_to_the_cache_can_check_out_but_not_add() {
+    let Some(shared) = SharedCache::new() else {
+        return skip("a_user_without_write_access_to_the_cache", NOT_ROOT);
+    };
+    let ada = shared.user(25001, "022");
+    let guest = User { group: "25003", ..shared.user(25003, "022") };
     ada.write("data/a", b"of the park");
-    ada.write("data/large", &noise(1_100_000, 1));
+    ada.write("data/large", &random_bytes(1_100_000, 1));
     ada.ok("add data");
-    guest.learns(&ada, "data.mlx");
-    let before = snapshot(&park.cache);
+    guest.copy_pointer(&ada, "data.mlx");
+    let before = snapshot(&shared.cache);
     for args in ["status", "checkout", "fsck", "du", "status --check"] {
         guest.ok(args);
     }
@@ -283,5 +292,5 @@ fn who_may_only_read_a_cache_checks_out_from_it_and_adds_nothing() {
         assert!(ran.code == 6 && ran.err.contains("Permission denied"), "{args}: {ran:?}");
     }
     assert_eq!(fs::read(guest.clone.join("data.mlx")).unwrap(), pointer);
-    assert_eq!(snapshot(&park.cache), before);
+    assert_eq!(snapshot(&shared.cache), before);
 }

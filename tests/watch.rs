@@ -1,4 +1,4 @@
-//! A camera's folder, sent to a served model.
+//! Tests `mlx watch`: sends new images of a camera's folder to a served model, each once.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ fn url(running: &Running) -> String {
 }
 
 #[test]
-fn a_camera_s_frames_are_answered_once() {
+fn each_frame_of_a_camera_is_sent_once() {
     let sandbox = registered();
     let running = Running::now(&sandbox, "serve pets");
     for (number, frame) in mlx::sketch::camera::frames(3, 5, 6).unwrap().into_iter().enumerate() {
@@ -30,9 +30,9 @@ fn a_camera_s_frames_are_answered_once() {
     let watch = format!("watch frames --env test --url {} --once", url(&running));
     let first = sandbox.mlx(&format!("{watch} --out answers.jsonl --json"));
     assert_eq!(first.code, 0, "{}\n{}", first.out, first.err);
-    let told: Value = serde_json::from_str(&first.out).unwrap();
-    let (answered, refused) = (told["answered"].as_u64().unwrap(), told["refused"].as_u64().unwrap());
-    assert_eq!((answered, refused), (5, 1), "{told}");
+    let report: Value = serde_json::from_str(&first.out).unwrap();
+    let (answered, refused) = (report["answered"].as_u64().unwrap(), report["refused"].as_u64().unwrap());
+    assert_eq!((answered, refused), (5, 1), "{report}");
     let again = sandbox.json(&watch);
     assert_eq!((&again["answered"], &again["refused"]), (&json!(0), &json!(0)));
     let lines = sandbox.read("answers.jsonl");
@@ -40,17 +40,17 @@ fn a_camera_s_frames_are_answered_once() {
     assert_eq!(lines.len(), 6);
     for line in lines {
         let name = line["name"].as_str().unwrap();
-        let said = line["captured"].as_str().unwrap();
-        assert_eq!(name.replace('-', ":"), format!("{said}.jpg").replace('-', ":"));
+        let captured = line["captured"].as_str().unwrap();
+        assert_eq!(name.replace('-', ":"), format!("{captured}.jpg").replace('-', ":"));
     }
     assert_eq!(
-        sandbox.git("status --porcelain -uall").lines().filter(|it| !it.contains("frames/")).count(),
+        sandbox.git("status --porcelain -uall").lines().filter(|line| !line.contains("frames/")).count(),
         1
     );
 }
 
 #[test]
-fn a_watch_goes_on_until_it_is_told_to_end() {
+fn a_watch_runs_until_a_signal_ends_it() {
     let sandbox = registered();
     let running = Running::now(&sandbox, "serve pets");
     fs::create_dir(sandbox.repo.join("frames")).unwrap();
