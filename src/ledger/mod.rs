@@ -4,15 +4,15 @@
 //! has a tag as well names it, and the tag names the event's commit, so that neither can go without being missed.
 
 mod chain;
-mod look;
 mod publish;
-mod shape;
+mod sync;
+mod tag_names;
 
 pub use self::{
     chain::{AUDIT, Entry, append, holds, read, tip},
-    look::{View, last_seen, refresh},
     publish::{Draft, Published, Signed, TagDraft, publish},
-    shape::{audit_of, is_id, is_ours},
+    sync::{View, last_seen, refresh},
+    tag_names::{audit_commit, is_commit_id, is_mlx_tag},
 };
 
 use std::collections::BTreeMap;

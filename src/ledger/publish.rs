@@ -17,19 +17,19 @@ use crate::{
     ledger::{
         AUDIT, Event, FORMAT, Kind, View, append,
         chain::event as event_of,
-        holds, is_ours,
-        look::{PENDING, advance, complete, look, seen},
-        read, tip,
+        holds, is_mlx_tag, read,
+        sync::{PENDING, advance_ref, finish_pending, last_seen_ref, sync},
+        tip,
     },
     repo::Repo,
     time::Timestamp,
 };
 
 /// How often somebody else may be first.
-const TRIES: u32 = 5;
+const MAX_TRIES: u32 = 5;
 /// Refused so often in a row while nothing moves there, it is the other side's will.
-const UNMOVED: u32 = 2;
-const PAUSE: Duration = Duration::from_millis(60);
+const MAX_UNMOVED_REFUSALS: u32 = 2;
+const RETRY_DELAY: Duration = Duration::from_millis(60);
 
 /// An event to be.
 pub struct Draft {
@@ -58,7 +58,7 @@ pub struct Signed {
 }
 
 /// An event and its tag as objects that nothing names yet.
-struct Written {
+struct PreparedEvent {
     event: Event,
     rev: Rev,
     /// Name and object.
@@ -76,86 +76,90 @@ pub struct Published {
 
 /// Makes an event and sees to it that it is in force. `make` is asked again after somebody else was first, with
 /// what is known then: it checks everything that has to hold.
-pub fn publish(repo: &Repo, make: &dyn Fn(&View) -> Result<Draft>) -> Result<Published> {
+pub fn publish(repo: &Repo, draft: &dyn Fn(&View) -> Result<Draft>) -> Result<Published> {
     match repo.git.upstream()? {
-        Some(upstream) => publish_to(repo, &upstream, make),
-        None => publish_here(repo, make),
+        Some(upstream) => publish_to_remote(repo, &upstream, draft),
+        None => publish_local(repo, draft),
     }
 }
 
-fn publish_here(repo: &Repo, make: &dyn Fn(&View) -> Result<Draft>) -> Result<Published> {
+fn publish_local(repo: &Repo, draft: &dyn Fn(&View) -> Result<Draft>) -> Result<Published> {
     let git = &repo.git;
-    for _ in 0..TRIES {
-        complete(repo)?;
+    for _ in 0..MAX_TRIES {
+        finish_pending(repo)?;
         let view = View { policy: git.head(), tip: tip(git)? };
-        let written = write(repo, &view, make(&view)?)?;
+        let prepared = prepare(repo, &view, draft(&view)?)?;
         let _lock = repo.lock()?;
         if tip(git)? == view.tip {
             // What is killed in between is completed by the next command, or was nothing yet.
-            git.name_objects(&[(PENDING.to_owned(), written.rev.to_string(), git.tip(PENDING)?)])?;
-            name_tag(git, written.tag.as_ref())?;
-            git.name_objects(&[(AUDIT.to_owned(), written.rev.to_string(), view.tip)])?;
+            git.name_objects(&[(PENDING.to_owned(), prepared.rev.to_string(), git.tip(PENDING)?)])?;
+            create_tag_ref(git, prepared.tag.as_ref())?;
+            git.name_objects(&[(AUDIT.to_owned(), prepared.rev.to_string(), view.tip)])?;
             git.forget(PENDING)?;
-            return Ok(Published { event: written.event, rev: written.rev, upstream: None });
+            return Ok(Published { event: prepared.event, rev: prepared.rev, upstream: None });
         }
     }
-    Err(outrun("others write here, too"))
+    Err(lost_race("others write here, too"))
 }
 
-fn publish_to(repo: &Repo, upstream: &Upstream, make: &dyn Fn(&View) -> Result<Draft>) -> Result<Published> {
+fn publish_to_remote(
+    repo: &Repo,
+    upstream: &Upstream,
+    draft: &dyn Fn(&View) -> Result<Draft>,
+) -> Result<Published> {
     let (git, mut refusal) = (&repo.git, String::new());
     let (mut before, mut unmoved): (Option<Listing>, u32) = (None, 0);
-    let mut sent: Option<Written> = None;
-    for turn in 0..TRIES {
+    let mut sent: Option<PreparedEvent> = None;
+    for turn in 0..MAX_TRIES {
         // Who was first may be at it still.
-        std::thread::sleep(PAUSE * turn);
-        let (view, listing) = look(git, upstream)?;
+        std::thread::sleep(RETRY_DELAY * turn);
+        let (view, listing) = sync(git, upstream)?;
         if let Some(it) = sent.take_if(|it| holds(git, view.tip.as_ref(), &it.rev).unwrap_or(false)) {
             // It had arrived, and only the answer was lost.
             return Ok(Published { event: it.event, rev: it.rev, upstream: Some(upstream.0.clone()) });
         }
         unmoved = if before.as_ref() == Some(&listing) { unmoved + 1 } else { 0 };
-        if unmoved == UNMOVED {
+        if unmoved == MAX_UNMOVED_REFUSALS {
             let error =
                 Error::new(ErrorKind::Denied, format!("the Git remote takes no events from you: {refusal}"));
             return Err(
                 error.hint("nothing is in force; ask for the right to push `refs/mlx/audit` and tags there")
             );
         }
-        let written = write(repo, &view, make(&view)?)?;
-        match send(repo, upstream, &listing, &written)? {
+        let prepared = prepare(repo, &view, draft(&view)?)?;
+        match send(repo, upstream, &listing, &prepared)? {
             Pushed::Done => {
                 let _lock = repo.lock()?;
                 // What fails here the next look brings.
-                drop(name_tag(git, written.tag.as_ref()));
-                drop(advance(git, AUDIT, &written.rev));
-                drop(advance(git, &seen(upstream), &written.rev));
+                drop(create_tag_ref(git, prepared.tag.as_ref()));
+                drop(advance_ref(git, AUDIT, &prepared.rev));
+                drop(advance_ref(git, &last_seen_ref(upstream), &prepared.rev));
                 let upstream = Some(upstream.0.clone());
-                return Ok(Published { event: written.event, rev: written.rev, upstream });
+                return Ok(Published { event: prepared.event, rev: prepared.rev, upstream });
             }
-            Pushed::Refused(said) => (refusal, before, sent) = (said, Some(listing), Some(written)),
+            Pushed::Refused(said) => (refusal, before, sent) = (said, Some(listing), Some(prepared)),
         }
     }
-    Err(outrun(&refusal))
+    Err(lost_race(&refusal))
 }
 
-fn outrun(why: &str) -> Error {
-    let error = Error::new(ErrorKind::Conflict, format!("others were first {TRIES} times: {why}"));
+fn lost_race(why: &str) -> Error {
+    let error = Error::new(ErrorKind::Conflict, format!("others were first {MAX_TRIES} times: {why}"));
     error.hint("nothing is in force; run the same command again")
 }
 
 /// Pushes an event; where the answer is lost, a second look says whether it arrived.
-fn send(repo: &Repo, upstream: &Upstream, listing: &Listing, written: &Written) -> Result<Pushed> {
+fn send(repo: &Repo, upstream: &Upstream, listing: &Listing, prepared: &PreparedEvent) -> Result<Pushed> {
     let git = &repo.git;
-    let mut what = vec![(written.rev.to_string(), AUDIT.to_owned())];
-    what.extend(written.tag.iter().map(|it| (it.1.clone(), format!("refs/tags/{}", it.0))));
-    what.extend(unsent(git, listing, &written.rev)?);
+    let mut what = vec![(prepared.rev.to_string(), AUDIT.to_owned())];
+    what.extend(prepared.tag.iter().map(|it| (it.1.clone(), format!("refs/tags/{}", it.0))));
+    what.extend(missing_tags(git, listing, &prepared.rev)?);
     let error = match git.push(upstream, &what) {
         Err(error) if error.kind() == ErrorKind::Unavailable => error,
         other => return other,
     };
-    match look(git, upstream) {
-        Ok((view, _)) if holds(git, view.tip.as_ref(), &written.rev)? => Ok(Pushed::Done),
+    match sync(git, upstream) {
+        Ok((view, _)) if holds(git, view.tip.as_ref(), &prepared.rev)? => Ok(Pushed::Done),
         Ok(_) => Err(error),
         Err(_) => Err(error.hint(
             "nobody knows whether it arrived: when the remote is there, look with `mlx audit` before you repeat it",
@@ -164,7 +168,7 @@ fn send(repo: &Repo, upstream: &Upstream, listing: &Listing, written: &Written) 
 }
 
 /// The event's commit and, where there is one, its tag.
-fn write(repo: &Repo, view: &View, draft: Draft) -> Result<Written> {
+fn prepare(repo: &Repo, view: &View, draft: Draft) -> Result<PreparedEvent> {
     let git = &repo.git;
     if let Some(tag) = &draft.tag
         && git.tag_id(&tag.name)?.is_some()
@@ -193,7 +197,7 @@ fn write(repo: &Repo, view: &View, draft: Draft) -> Result<Written> {
     };
     let rev = append(git, view.tip.as_ref(), &event)?;
     let tag = draft.tag.map(|it| write_tag(repo, &it, &rev)).transpose()?;
-    Ok(Written { event, rev, tag })
+    Ok(PreparedEvent { event, rev, tag })
 }
 
 fn write_tag(repo: &Repo, draft: &TagDraft, event: &Rev) -> Result<(String, String)> {
@@ -216,17 +220,17 @@ fn number_of(git: &Git, tip: &Rev) -> Result<u64> {
     Ok(event_of(git, tip)?.number)
 }
 
-fn name_tag(git: &Git, tag: Option<&(String, String)>) -> Result<()> {
+fn create_tag_ref(git: &Git, tag: Option<&(String, String)>) -> Result<()> {
     let Some((name, id)) = tag else { return Ok(()) };
     git.name_objects(&[(format!("refs/tags/{name}"), id.clone(), None)])
 }
 
 /// What the chain names and the remote lacks: tags of events, and versions they speak of. Nothing else of the
 /// user's goes anywhere.
-fn unsent(git: &Git, listing: &Listing, rev: &Rev) -> Result<Vec<(String, String)>> {
+fn missing_tags(git: &Git, listing: &Listing, rev: &Rev) -> Result<Vec<(String, String)>> {
     let events = read(git, Some(rev))?.into_iter().map(|it| it.event);
     let named: BTreeSet<String> = events.flat_map(|it| [it.tag, Some(it.subject)]).flatten().collect();
-    let all = git.tags("")?.into_iter().filter(|it| is_ours(&it.name) && named.contains(&it.name));
+    let all = git.tags("")?.into_iter().filter(|it| is_mlx_tag(&it.name) && named.contains(&it.name));
     let rows = all.map(|it| (it.id, format!("refs/tags/{}", it.name)));
     Ok(rows.filter(|it| !listing.0.contains_key(&it.1)).collect())
 }

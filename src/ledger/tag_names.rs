@@ -1,7 +1,7 @@
 //! Which of Git's tags are ours, by the exact shape of their names. Others' tags are neither sent nor judged.
 
 /// Whether a tag's name is that of a version, a release or a decision.
-pub fn is_ours(name: &str) -> bool {
+pub fn is_mlx_tag(name: &str) -> bool {
     is_version(name) || is_release(name) || is_decision(name)
 }
 
@@ -34,13 +34,13 @@ fn is_number(text: &str) -> bool {
 }
 
 /// The event's commit that a tag's message names, by its whole id.
-pub fn audit_of(message: &str) -> Option<String> {
+pub fn audit_commit(message: &str) -> Option<String> {
     let line = message.lines().find_map(|it| it.strip_prefix("audit = \""))?;
-    line.strip_suffix('"').filter(|it| is_id(it)).map(str::to_owned)
+    line.strip_suffix('"').filter(|it| is_commit_id(it)).map(str::to_owned)
 }
 
 /// Whether this is a whole id and not a branch, a tag, or the start of one.
-pub fn is_id(text: &str) -> bool {
+pub fn is_commit_id(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|it| it.is_ascii_digit() || (b'a'..=b'f').contains(&it))
 }
 
@@ -56,7 +56,7 @@ mod tests {
             "mlx/approve/pets@v10.0.2/production/1",
             "mlx/reject/a@v0.0.0/test/9",
         ] {
-            assert!(is_ours(name), "{name}");
+            assert!(is_mlx_tag(name), "{name}");
         }
         for name in [
             "nightly#latest",
@@ -72,10 +72,10 @@ mod tests {
             "mlx/approve/pets@v0.1.0/production",
             "mlx/x",
         ] {
-            assert!(!is_ours(name), "{name}");
+            assert!(!is_mlx_tag(name), "{name}");
         }
         let id = "0123456789abcdef0123456789abcdef01234567";
-        assert_eq!(audit_of(&format!("x\n\naudit = \"{id}\"\n")).as_deref(), Some(id));
-        assert_eq!(audit_of("x\n\naudit = \"refs/mlx/audit\"\n"), None);
+        assert_eq!(audit_commit(&format!("x\n\naudit = \"{id}\"\n")).as_deref(), Some(id));
+        assert_eq!(audit_commit("x\n\naudit = \"refs/mlx/audit\"\n"), None);
     }
 }

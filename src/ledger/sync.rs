@@ -3,7 +3,7 @@
 use crate::{
     error::{Error, Kind as ErrorKind, Result},
     git::{Git, Listing, Rev, Upstream},
-    ledger::{AUDIT, audit_of, chain::event as event_of, holds, is_ours, read, tip},
+    ledger::{AUDIT, audit_commit, chain::event as event_of, holds, is_mlx_tag, read, tip},
     repo::Repo,
 };
 
@@ -11,7 +11,7 @@ use crate::{
 pub(super) const PENDING: &str = "refs/mlx/pending";
 
 /// How often somebody else may move the same name first.
-const ADVANCES: u32 = 5;
+const MAX_ADVANCE_TRIES: u32 = 5;
 
 /// What is known when an event is made.
 pub struct View {
@@ -26,28 +26,28 @@ pub struct View {
 pub fn refresh(repo: &Repo) -> Result<View> {
     let git = &repo.git;
     match git.upstream()? {
-        Some(upstream) => look(git, &upstream).map(|it| it.0),
+        Some(upstream) => sync(git, &upstream).map(|it| it.0),
         None => {
-            complete(repo)?;
+            finish_pending(repo)?;
             Ok(View { policy: git.head(), tip: tip(git)? })
         }
     }
 }
 
 /// Where it is remembered how far the remote's chain went when it was last seen.
-pub(super) fn seen(upstream: &Upstream) -> String {
+pub(super) fn last_seen_ref(upstream: &Upstream) -> String {
     format!("refs/mlx/remotes/{}/audit", upstream.0)
 }
 
 /// Lets a name of the chain's end move on to `rev`; never back. Others here may move it at the same time.
-pub(super) fn advance(git: &Git, name: &str, rev: &Rev) -> Result<()> {
+pub(super) fn advance_ref(git: &Git, name: &str, rev: &Rev) -> Result<()> {
     for turn in 0.. {
         let own = git.tip(name)?;
         if own.is_some() && holds(git, own.as_ref(), rev)? {
             return Ok(());
         }
         match git.name_objects(&[(name.to_owned(), rev.to_string(), own)]) {
-            Err(error) if turn < ADVANCES && error.kind() == ErrorKind::Conflict => {}
+            Err(error) if turn < MAX_ADVANCE_TRIES && error.kind() == ErrorKind::Conflict => {}
             done => return done,
         }
     }
@@ -56,11 +56,11 @@ pub(super) fn advance(git: &Git, name: &str, rev: &Rev) -> Result<()> {
 
 /// The end of the remote's chain when it was last seen.
 pub fn last_seen(git: &Git, upstream: &Upstream) -> Result<Option<Rev>> {
-    git.tip(&seen(upstream))
+    git.tip(&last_seen_ref(upstream))
 }
 
 /// Brings what the remote holds and we lack, and checks that nothing of ours was moved or cut off there.
-pub(super) fn look(git: &Git, upstream: &Upstream) -> Result<(View, Listing)> {
+pub(super) fn sync(git: &Git, upstream: &Upstream) -> Result<(View, Listing)> {
     let listing = git.listing(upstream, &["HEAD", AUDIT, "refs/tags/*"])?;
     let place = |name: &str| format!("refs/mlx/remotes/{}/{name}", upstream.0);
     let mut wanted = Vec::new();
@@ -74,33 +74,33 @@ pub(super) fn look(git: &Git, upstream: &Upstream) -> Result<(View, Listing)> {
     }
     git.fetch(upstream, &wanted)?;
     let theirs = listing.0.get(AUDIT).map(|id| git.resolve(id)).transpose()?;
-    let known = git.tip(&seen(upstream))?;
+    let known = git.tip(&last_seen_ref(upstream))?;
     if let Some(known) = &known
         && !holds(git, theirs.as_ref(), known)?
     {
-        return Err(cut_off(upstream));
+        return Err(truncated(upstream));
     }
-    catch_up(git, upstream, theirs.as_ref())?;
+    fast_forward(git, upstream, theirs.as_ref())?;
     if let Some(theirs) = &theirs {
-        advance(git, &seen(upstream), theirs)?;
+        advance_ref(git, &last_seen_ref(upstream), theirs)?;
     }
     let policy = listing.0.get("HEAD").map(|id| git.resolve(id)).transpose()?;
     Ok((View { policy, tip: tip(git)? }, listing))
 }
 
-fn cut_off(upstream: &Upstream) -> Error {
+fn truncated(upstream: &Upstream) -> Error {
     let error = Error::corrupt(format!(
         "the audit chain at `{}` no longer holds events that it held before",
         upstream.0
     ));
     error.hint(format!(
         "somebody rewrote it, and no event counts until it is whole again: push `{}` back to `{AUDIT}` there",
-        seen(upstream)
+        last_seen_ref(upstream)
     ))
 }
 
 fn wanted_tag(git: &Git, upstream: &Upstream, name: &str, id: &str) -> Result<Option<String>> {
-    let Some(short) = name.strip_prefix("refs/tags/").filter(|it| is_ours(it)) else { return Ok(None) };
+    let Some(short) = name.strip_prefix("refs/tags/").filter(|it| is_mlx_tag(it)) else { return Ok(None) };
     match git.tag_id(short)? {
         None => Ok(Some(format!("{name}:{name}"))),
         Some(own) if own == id => Ok(None),
@@ -113,7 +113,7 @@ fn wanted_tag(git: &Git, upstream: &Upstream, name: &str, id: &str) -> Result<Op
 }
 
 /// Lets the chain here end where the remote's does, if that is a sound continuation.
-fn catch_up(git: &Git, upstream: &Upstream, theirs: Option<&Rev>) -> Result<()> {
+fn fast_forward(git: &Git, upstream: &Upstream, theirs: Option<&Rev>) -> Result<()> {
     let own = tip(git)?;
     let Some(theirs) = theirs.filter(|it| Some(*it) != own.as_ref()) else { return Ok(()) };
     let ahead = match &own {
@@ -121,8 +121,8 @@ fn catch_up(git: &Git, upstream: &Upstream, theirs: Option<&Rev>) -> Result<()> 
         Some(own) => holds(git, Some(theirs), own)?,
     };
     if ahead {
-        read(git, Some(theirs)).map_err(|it| foreign(upstream, it))?;
-        return advance(git, AUDIT, theirs);
+        read(git, Some(theirs)).map_err(|it| rejected_continuation(upstream, it))?;
+        return advance_ref(git, AUDIT, theirs);
     }
     if holds(git, own.as_ref(), theirs)? {
         return Ok(());
@@ -135,7 +135,7 @@ fn catch_up(git: &Git, upstream: &Upstream, theirs: Option<&Rev>) -> Result<()> 
         .hint("events made before there was a Git remote stand in the way: `mlx audit --offline` shows them"))
 }
 
-fn foreign(upstream: &Upstream, error: Error) -> Error {
+fn rejected_continuation(upstream: &Upstream, error: Error) -> Error {
     let message = format!("what `{}` has added to the audit chain is not taken over", upstream.0);
     Error::new(error.kind(), message)
         .because(error)
@@ -144,7 +144,7 @@ fn foreign(upstream: &Upstream, error: Error) -> Error {
 
 /// Finishes what a killed command had begun to name where there is no Git remote. Only what it said it would name
 /// is completed, so that a tail which somebody cut off is not taken for that.
-pub(super) fn complete(repo: &Repo) -> Result<()> {
+pub(super) fn finish_pending(repo: &Repo) -> Result<()> {
     let git = &repo.git;
     if git.tip(PENDING)?.is_none() {
         return Ok(());
@@ -153,13 +153,13 @@ pub(super) fn complete(repo: &Repo) -> Result<()> {
     let Some(rev) = git.tip(PENDING)? else { return Ok(()) };
     let (own, event) = (tip(git)?, event_of(git, &rev)?);
     let tag = event.tag.as_deref();
-    let tagged = |name: &str| Ok::<_, Error>(git.tags(name)?.iter().any(|it| names(&it.message, &rev)));
+    let tagged = |name: &str| Ok::<_, Error>(git.tags(name)?.iter().any(|it| names_event(&it.message, &rev)));
     if git.commit(&rev)?.parents.first() == own.as_ref() && tag.is_none_or(|it| tagged(it).unwrap_or(false)) {
         git.name_objects(&[(AUDIT.to_owned(), rev.to_string(), own)])?;
     }
     git.forget(PENDING)
 }
 
-fn names(message: &str, rev: &Rev) -> bool {
-    audit_of(message) == Some(rev.to_string())
+fn names_event(message: &str, rev: &Rev) -> bool {
+    audit_commit(message) == Some(rev.to_string())
 }
