@@ -9,7 +9,7 @@ use crate::{
     error::{Doing, Result},
     fs::Sync,
     path::RepoPath,
-    remote::{PARALLEL, Remote, cache},
+    remote::{PARALLEL, Remote, cache_folder},
     repo::Repo,
     store::{Index, Kind, Row},
 };
@@ -18,17 +18,17 @@ use crate::{
 pub struct Catalog {
     indexes: BTreeMap<Digest, Index>,
     /// Packs that an index speaks of and that are no longer there.
-    pub lost: Vec<Digest>,
+    pub lost_packs: Vec<Digest>,
 }
 
 impl Catalog {
     /// Lists the names of indexes and reads those that are new here.
     pub fn load(repo: &Repo, remote: &Remote) -> Result<Self> {
-        let (root, folder) = cache(repo, remote);
+        let (root, folder) = cache_folder(repo, remote);
         let names = remote.wait("list", list(&remote.operator, "v1/indexes/"))?;
         // Listed after the indexes, since a pack comes before its index.
         let packs = remote.wait("list", list(&remote.operator, "v1/packs/"))?;
-        let (names, lost): (Vec<_>, Vec<_>) = names.into_iter().partition(|it| packs.contains(it));
+        let (names, lost_packs): (Vec<_>, Vec<_>) = names.into_iter().partition(|it| packs.contains(it));
         let mut indexes = BTreeMap::new();
         let mut missing = Vec::new();
         for name in names {
@@ -49,7 +49,7 @@ impl Catalog {
             root.write(&folder.join(name.hex().as_bytes())?, index.bytes(), Sync::Later)?;
             indexes.insert(name, index);
         }
-        Ok(Self { indexes, lost })
+        Ok(Self { indexes, lost_packs })
     }
 
     /// Where the remote has an object of one of these kinds.
@@ -58,7 +58,7 @@ impl Catalog {
     }
 
     /// All places that the remote has a record at: the same run may have been made more than once.
-    pub fn all(&self, digest: &Digest, kind: Kind) -> Vec<(Digest, Row)> {
+    pub fn find_all(&self, digest: &Digest, kind: Kind) -> Vec<(Digest, Row)> {
         self.indexes.iter().filter_map(|(pack, index)| Some((*pack, index.find(digest, &[kind])?))).collect()
     }
 
@@ -98,6 +98,6 @@ pub fn roots_path(name: &Digest) -> String {
 }
 
 /// Part of a file of a large object that has arrived so far.
-pub fn part_path(digest: &Digest) -> Result<RepoPath> {
+pub fn partial_path(digest: &Digest) -> Result<RepoPath> {
     RepoPath::from_text(&format!("incoming/{}", digest.hex()))
 }

@@ -14,10 +14,10 @@ use crate::{
     wire::{Reader, put_number},
 };
 
-const HEAD: &[u8; 8] = b"mlxchnk\x01";
-const SMALLEST: usize = 256 << 10;
-const USUAL: usize = 1 << 20;
-const LARGEST: usize = 4 << 20;
+const MAGIC: &[u8; 8] = b"mlxchnk\x01";
+const MIN_SIZE: usize = 256 << 10;
+const AVERAGE_SIZE: usize = 1 << 20;
+const MAX_SIZE: usize = 4 << 20;
 
 /// A piece of a large file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub struct Chunk {
 
 /// Cuts a file, with constant memory.
 pub fn cut(file: File, mut each: impl FnMut(Chunk, &[u8]) -> Result<()>) -> Result<()> {
-    for chunk in StreamCDC::new(file, SMALLEST, USUAL, LARGEST) {
+    for chunk in StreamCDC::new(file, MIN_SIZE, AVERAGE_SIZE, MAX_SIZE) {
         let data = chunk
             .map_err(|it| std::io::Error::other(it.to_string()))
             .doing(|| "cannot read a large object".into())?
@@ -39,7 +39,7 @@ pub fn cut(file: File, mut each: impl FnMut(Chunk, &[u8]) -> Result<()>) -> Resu
 }
 
 pub fn encode(chunks: &[Chunk]) -> Vec<u8> {
-    let mut out = HEAD.to_vec();
+    let mut out = MAGIC.to_vec();
     for chunk in chunks {
         put_number(&mut out, chunk.length);
         out.extend_from_slice(chunk.digest.bytes());
@@ -49,11 +49,11 @@ pub fn encode(chunks: &[Chunk]) -> Vec<u8> {
 
 pub fn decode(bytes: &[u8]) -> Result<Vec<Chunk>> {
     let mut reader = Reader::new(bytes, "a list of chunks");
-    reader.expect(HEAD)?;
+    reader.expect(MAGIC)?;
     let mut chunks = Vec::new();
     while !reader.is_empty() {
         let chunk = Chunk { length: reader.number()?, digest: reader.digest()? };
-        if chunk.length > LARGEST as u64 {
+        if chunk.length > MAX_SIZE as u64 {
             return Err(Error::corrupt("a list of chunks names one that is too large"));
         }
         chunks.push(chunk);

@@ -15,7 +15,7 @@ use crate::{
     progress::{Event, Progress},
     remote::{
         PARALLEL, Remote, Wants,
-        catalog::{Catalog, pack_path, part_path},
+        catalog::{Catalog, pack_path, partial_path},
         chunks,
     },
     repo::Repo,
@@ -23,11 +23,11 @@ use crate::{
 };
 
 /// Neighbors in a pack come in one request if no more than this lies between them.
-const GAP: u64 = 64 << 10;
+const MAX_GAP: u64 = 64 << 10;
 /// A request asks for no more than this.
-const LONGEST: u64 = 8 << 20;
+const MAX_REQUEST: u64 = 8 << 20;
 /// Contents between two packs here: what an interrupted fetch may have to bring again.
-const ROUND: u64 = 64 << 20;
+const ROUND_SIZE: u64 = 64 << 20;
 
 /// How much to bring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub enum Depth {
     Everything,
 }
 
-/// What a fetch brought.
+/// What a fetch fetched.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Fetched {
     pub objects: u64,
@@ -50,9 +50,9 @@ struct Fetcher<'f> {
     remote: &'f Remote,
     catalog: Catalog,
     progress: &'f dyn Progress,
-    done: Fetched,
+    stats: Fetched,
     /// What the remote lacks, with a path that needs it.
-    lacking: Vec<(Digest, RepoPath)>,
+    absent: Vec<(Digest, RepoPath)>,
 }
 
 /// Neighbors in one pack.
@@ -78,18 +78,18 @@ pub fn fetch(
     }
     let catalog = Catalog::load(repo, remote)?;
     let mut fetcher =
-        Fetcher { repo, remote, catalog, progress, done: Fetched::default(), lacking: Vec::new() };
-    let contents = fetcher.trees(wants)?;
+        Fetcher { repo, remote, catalog, progress, stats: Fetched::default(), absent: Vec::new() };
+    let contents = fetcher.fetch_trees(wants)?;
     if depth == Depth::Everything {
-        fetcher.contents(contents)?;
-        fetcher.runs(&wants.runs)?;
+        fetcher.fetch_contents(contents)?;
+        fetcher.fetch_runs(&wants.runs)?;
     }
     fetcher.finish()
 }
 
 impl Fetcher<'_> {
     /// Pages of all folders, a level a round; the contents they name, each with a path.
-    fn trees(&mut self, wants: &Wants) -> Result<BTreeMap<Digest, (u64, RepoPath)>> {
+    fn fetch_trees(&mut self, wants: &Wants) -> Result<BTreeMap<Digest, (u64, RepoPath)>> {
         let mut contents = BTreeMap::new();
         let mut level: BTreeMap<Digest, RepoPath> = BTreeMap::new();
         for (path, content) in &wants.contents {
@@ -101,7 +101,7 @@ impl Fetcher<'_> {
         }
         let mut seen = BTreeSet::new();
         while !level.is_empty() {
-            self.bring(&level, Kind::Tree)?;
+            self.fetch_objects(&level, Kind::Tree)?;
             let mut below = BTreeMap::new();
             for (digest, path) in level {
                 if seen.insert(digest) && self.repo.store.contains(&digest) {
@@ -113,7 +113,7 @@ impl Fetcher<'_> {
         Ok(contents)
     }
 
-    fn contents(&mut self, contents: BTreeMap<Digest, (u64, RepoPath)>) -> Result<()> {
+    fn fetch_contents(&mut self, contents: BTreeMap<Digest, (u64, RepoPath)>) -> Result<()> {
         let missing: BTreeMap<_, _> =
             contents.into_iter().filter(|it| !self.repo.store.lean_on(&it.0)).collect();
         let total = missing.values().fold(0_u64, |sum, it| sum.saturating_add(it.0));
@@ -123,39 +123,39 @@ impl Fetcher<'_> {
             if self.catalog.find(&digest, &[Kind::Content]).is_none()
                 && let Some(at) = self.catalog.find(&digest, &[Kind::Chunks])
             {
-                self.large(&digest, at, &path)?;
+                self.fetch_large(&digest, at, &path)?;
                 continue;
             }
             round.insert(digest, path);
             bytes = u64::saturating_add(bytes, size);
-            if bytes >= ROUND {
-                self.bring(&std::mem::take(&mut round), Kind::Content)?;
+            if bytes >= ROUND_SIZE {
+                self.fetch_objects(&std::mem::take(&mut round), Kind::Content)?;
                 bytes = 0;
             }
         }
-        self.bring(&round, Kind::Content)?;
+        self.fetch_objects(&round, Kind::Content)?;
         self.progress.event(Event::Finished);
         Ok(())
     }
 
     /// Brings these objects into the store; those the remote lacks are remembered.
-    fn bring(&mut self, wanted: &BTreeMap<Digest, RepoPath>, kind: Kind) -> Result<()> {
+    fn fetch_objects(&mut self, wanted: &BTreeMap<Digest, RepoPath>, kind: Kind) -> Result<()> {
         let mut found = Vec::new();
         for (digest, path) in wanted.iter().filter(|it| !self.repo.store.lean_on(it.0)) {
             match self.catalog.find(digest, &[Kind::Content, Kind::Tree]) {
                 Some(at) => found.push(at),
-                None => self.lacking.push((*digest, path.clone())),
+                None => self.absent.push((*digest, path.clone())),
             }
         }
         let mut writer = Writer::new(&self.repo.store);
-        let brought = self.objects(found, &mut |row, bytes| writer.put(kind, row.digest, bytes));
+        let fetched = self.read_objects(found, &mut |row, bytes| writer.put(kind, row.digest, bytes));
         // What arrived is kept, whatever became of the rest.
         writer.finish()?;
-        brought
+        fetched
     }
 
     /// Reads rows of packs, neighbors together and several at a time, and checks each.
-    fn objects(
+    fn read_objects(
         &mut self,
         found: Vec<(Digest, Row)>,
         take: &mut dyn FnMut(&Row, &[u8]) -> Result<()>,
@@ -168,9 +168,9 @@ impl Fetcher<'_> {
         });
         let mut reads = stream::iter(reads).buffer_unordered(PARALLEL);
         while let Some((span, bytes)) = remote.runtime.block_on(reads.next()) {
-            let bytes = bytes.map_err(|it| remote.explain("read", &it))?.to_vec();
-            self.done.requests += 1;
-            self.done.bytes += bytes.len() as u64;
+            let bytes = bytes.map_err(|it| remote.to_error("read", &it))?.to_vec();
+            self.stats.requests += 1;
+            self.stats.bytes += bytes.len() as u64;
             for row in &span.rows {
                 let start = usize::try_from(row.offset - span.start).unwrap_or(usize::MAX);
                 let end = start.saturating_add(usize::try_from(row.stored).unwrap_or(usize::MAX));
@@ -178,7 +178,7 @@ impl Fetcher<'_> {
                 let object = stored.and_then(|it| row.decode(it));
                 let object = object.doing(|| format!("what {} sent is damaged", remote.location))?;
                 take(row, &object)?;
-                self.done.objects += 1;
+                self.stats.objects += 1;
                 self.progress.event(Event::Advanced { by: row.size });
             }
         }
@@ -186,40 +186,40 @@ impl Fetcher<'_> {
     }
 
     /// A large file, piece by piece, behind what an earlier try left of it.
-    fn large(&mut self, digest: &Digest, at: (Digest, Row), path: &RepoPath) -> Result<()> {
+    fn fetch_large(&mut self, digest: &Digest, at: (Digest, Row), path: &RepoPath) -> Result<()> {
         let mut list = Vec::new();
-        self.objects(vec![at], &mut |_, bytes| {
+        self.read_objects(vec![at], &mut |_, bytes| {
             list = bytes.to_vec();
             Ok(())
         })?;
         let list = chunks::decode(&list)?;
         let root = self.repo.store.root();
-        let part = part_path(digest)?;
+        let part = partial_path(digest)?;
         // Others may fetch the same file into the same store.
         let _alone = crate::fs::lock(root, &part.with_suffix(".lock"))?;
         if self.repo.store.contains(digest) {
             return Ok(());
         }
-        let have = pieces_there(root, &part, &list)?;
+        let present = intact_chunks(root, &part, &list)?;
         let mut file = root.append(&part)?;
-        for lot in list[have..].chunks(PARALLEL) {
+        for batch in list[present..].chunks(PARALLEL) {
             let mut found = Vec::new();
-            for chunk in lot {
+            for chunk in batch {
                 match self.catalog.find(&chunk.digest, &[Kind::Content]) {
                     Some(at) => found.push(at),
                     None => {
-                        self.lacking.push((chunk.digest, path.clone()));
+                        self.absent.push((chunk.digest, path.clone()));
                         return Ok(());
                     }
                 }
             }
             found.dedup();
             let mut pieces = BTreeMap::new();
-            self.objects(found, &mut |row, bytes| {
+            self.read_objects(found, &mut |row, bytes| {
                 pieces.insert(row.digest, bytes.to_vec());
                 Ok(())
             })?;
-            for chunk in lot {
+            for chunk in batch {
                 file.write_all(&pieces[&chunk.digest]).doing(|| format!("cannot write `{part}`"))?;
             }
         }
@@ -228,15 +228,15 @@ impl Fetcher<'_> {
     }
 
     /// Records of runs; of several with one key the newest stays.
-    fn runs(&mut self, keys: &[Digest]) -> Result<()> {
+    fn fetch_runs(&mut self, keys: &[Digest]) -> Result<()> {
         for key in keys {
             // What was made here is as good as what others made.
             if self.repo.store.run(key)?.is_some() {
                 continue;
             }
-            for at in self.catalog.all(key, Kind::Run) {
+            for at in self.catalog.find_all(key, Kind::Run) {
                 let mut record = Vec::new();
-                self.objects(vec![at], &mut |_, bytes| {
+                self.read_objects(vec![at], &mut |_, bytes| {
                     record = bytes.to_vec();
                     Ok(())
                 })?;
@@ -247,8 +247,8 @@ impl Fetcher<'_> {
     }
 
     fn finish(self) -> Result<Fetched> {
-        let Some((digest, path)) = self.lacking.first() else { return Ok(self.done) };
-        let more = self.lacking.len() - 1;
+        let Some((digest, path)) = self.absent.first() else { return Ok(self.stats) };
+        let more = self.absent.len() - 1;
         let more = if more == 0 { String::new() } else { format!(" and {more} more objects") };
         let message =
             format!("the remote `{}` lacks {} for `{path}`{more}", self.remote.name, digest.short());
@@ -280,7 +280,7 @@ fn read_page(
 }
 
 /// How many pieces an unfinished file already holds; what is behind them is cut off.
-fn pieces_there(root: &crate::fs::Root, part: &RepoPath, list: &[chunks::Chunk]) -> Result<usize> {
+fn intact_chunks(root: &crate::fs::Root, part: &RepoPath, list: &[chunks::Chunk]) -> Result<usize> {
     if root.stamp(part)?.is_none() {
         return Ok(0);
     }
@@ -308,7 +308,9 @@ fn spans(mut found: Vec<(Digest, Row)>) -> Vec<Span> {
         let end = row.offset + row.stored;
         match spans.last_mut() {
             Some(span)
-                if span.pack == pack && row.offset <= span.end + GAP && end - span.start <= LONGEST =>
+                if span.pack == pack
+                    && row.offset <= span.end + MAX_GAP
+                    && end - span.start <= MAX_REQUEST =>
             {
                 span.end = span.end.max(end);
                 span.rows.push(row);

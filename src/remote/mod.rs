@@ -11,18 +11,18 @@
 //! v1/roots/HEX         what each push was asked to keep: digests, a line each
 //! ```
 
+mod backend;
 mod catalog;
 mod chunks;
 mod fetch;
-mod outbox;
-mod place;
 mod push;
+mod uploader;
 
 pub use self::{
+    backend::OPTIONS,
     fetch::{Depth, Fetched, fetch},
-    outbox::Pushed,
-    place::OPTIONS,
     push::push,
+    uploader::Pushed,
 };
 
 use std::future::Future;
@@ -74,16 +74,16 @@ pub enum Access {
 impl Remote {
     /// Opens a configured remote and reads its marker; for writing, a new place gets one.
     pub fn open(config: &RemoteConfig, access: Access) -> Result<Self> {
-        let place =
-            place::open(config, access).doing(|| format!("cannot open the remote `{}`", config.name))?;
+        let backend =
+            backend::open(config, access).doing(|| format!("cannot open the remote `{}`", config.name))?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-        let cache = format!("remotes/{}", Digest::of(place.location.as_bytes()).hex());
+        let cache = format!("remotes/{}", Digest::of(backend.location.as_bytes()).hex());
         let remote = Self {
             name: config.name.clone(),
-            location: place.location,
-            operator: place.operator,
+            location: backend.location,
+            operator: backend.operator,
             runtime: runtime.doing(|| "cannot start the network".into())?,
-            folder: place.folder,
+            folder: backend.folder,
             cache: RepoPath::from_text(&cache)?,
         };
         remote.check_marker(access)?;
@@ -112,10 +112,10 @@ impl Remote {
     }
 
     fn wait<T>(&self, what: &str, task: impl Future<Output = opendal::Result<T>>) -> Result<T> {
-        self.runtime.block_on(task).map_err(|it| self.explain(what, &it))
+        self.runtime.block_on(task).map_err(|it| self.to_error(what, &it))
     }
 
-    fn explain(&self, what: &str, error: &opendal::Error) -> Error {
+    fn to_error(&self, what: &str, error: &opendal::Error) -> Error {
         let kind = match error.kind() {
             ErrorKind::NotFound => Kind::NotFound,
             ErrorKind::PermissionDenied => Kind::Denied,
@@ -150,10 +150,10 @@ impl Remote {
     fn write(&self, path: &str, bytes: Vec<u8>) -> Result<()> {
         let task = write_one(&self.operator, path.to_owned(), bytes);
         self.wait("write to", task)?;
-        self.settle(path)
+        self.sync(path)
     }
 
-    fn settle(&self, path: &str) -> Result<()> {
+    fn sync(&self, path: &str) -> Result<()> {
         match &self.folder {
             Some(folder) => folder.sync_file(&RepoPath::from_text(path)?),
             None => Ok(()),
@@ -173,6 +173,6 @@ async fn write_one(operator: &Operator, path: String, bytes: Vec<u8>) -> opendal
 }
 
 /// The folder of what is remembered of this remote.
-fn cache<'r>(repo: &'r Repo, remote: &Remote) -> (&'r Root, RepoPath) {
+fn cache_folder<'r>(repo: &'r Repo, remote: &Remote) -> (&'r Root, RepoPath) {
     (&repo.shared, remote.cache.clone())
 }

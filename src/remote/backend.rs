@@ -33,23 +33,23 @@ pub const OPTIONS: [&str; 14] = [
     "default_storage_class",
     "checksum_algorithm",
 ];
-const PATIENCE: Duration = Duration::from_mins(1);
+const TIMEOUT: Duration = Duration::from_mins(1);
 
-pub struct Place {
+pub struct Backend {
     pub operator: Operator,
     pub location: String,
     pub folder: Option<Root>,
 }
 
-pub fn open(config: &RemoteConfig, access: Access) -> Result<Place> {
+pub fn open(config: &RemoteConfig, access: Access) -> Result<Backend> {
     if let Some(unknown) = config.options.keys().find(|it| !OPTIONS.contains(&it.as_str())) {
         let error = Error::usage(format!("there is no remote option `{unknown}`"));
         return Err(error.hint(format!("there are: {}", OPTIONS.join(", "))));
     }
     match config.url.split_once("://") {
-        Some(("file", path)) => folder(path, access),
-        None if config.url.starts_with('/') => folder(&config.url, access),
-        Some(("s3", rest)) => bucket(config, rest),
+        Some(("file", path)) => open_folder(path, access),
+        None if config.url.starts_with('/') => open_folder(&config.url, access),
+        Some(("s3", rest)) => open_bucket(config, rest),
         _ => {
             let error = Error::usage(format!("`{}` is no address of a remote", config.url));
             Err(error.hint("use file:///folder or s3://bucket/prefix"))
@@ -57,15 +57,15 @@ pub fn open(config: &RemoteConfig, access: Access) -> Result<Place> {
     }
 }
 
-fn folder(path: &str, access: Access) -> Result<Place> {
+fn open_folder(path: &str, access: Access) -> Result<Backend> {
     let path = Path::new(path);
     if !path.is_absolute() {
         let error = Error::usage(format!("`{}` is no absolute path", path.display()));
         return Err(error.hint("write three slashes: file:///folder"));
     }
-    let parent_is_there = path.parent().is_some_and(fs::is_dir);
+    let parent_exists = path.parent().is_some_and(fs::is_dir);
     if !fs::is_dir(path) {
-        if access == Access::Read || !parent_is_there {
+        if access == Access::Read || !parent_exists {
             let error = Error::not_found(format!("the folder `{}` is not there", path.display()));
             return Err(error.hint("make it, or mount the disk it is on"));
         }
@@ -78,14 +78,14 @@ fn folder(path: &str, access: Access) -> Result<Place> {
         root.make_dir(&RepoPath::from_text("v1/tmp")?)?;
         builder = builder.atomic_write_dir(&format!("{text}/v1/tmp"));
     }
-    Ok(Place {
-        operator: finish(Operator::new(builder))?,
+    Ok(Backend {
+        operator: with_layers(Operator::new(builder))?,
         location: format!("file://{text}"),
         folder: Some(root),
     })
 }
 
-fn bucket(config: &RemoteConfig, rest: &str) -> Result<Place> {
+fn open_bucket(config: &RemoteConfig, rest: &str) -> Result<Backend> {
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
     if bucket.is_empty() {
         return Err(Error::usage(format!("`{}` names no bucket", config.url)).hint("use s3://bucket/prefix"));
@@ -102,7 +102,7 @@ fn bucket(config: &RemoteConfig, rest: &str) -> Result<Place> {
     }
     let unsigned = config.options.get("skip_signature").is_some_and(|it| it == "true");
     if !unsigned && !config.is_trusted()? {
-        return Err(config.untrusted());
+        return Err(config.untrusted_error());
     }
     // Without this the TLS library has no algorithms; a second call changes nothing.
     drop(rustls::crypto::ring::default_provider().install_default());
@@ -117,13 +117,13 @@ fn bucket(config: &RemoteConfig, rest: &str) -> Result<Place> {
         ));
     }
     let endpoint = config.options.get("endpoint").map(|it| format!(" ({it})")).unwrap_or_default();
-    let operator = finish(Operator::from_iter::<services::S3>(options))?;
-    Ok(Place { operator, location: format!("{}{endpoint}", config.url), folder: None })
+    let operator = with_layers(Operator::from_iter::<services::S3>(options))?;
+    Ok(Backend { operator, location: format!("{}{endpoint}", config.url), folder: None })
 }
 
-fn finish(built: opendal::Result<Operator>) -> Result<Operator> {
+fn with_layers(built: opendal::Result<Operator>) -> Result<Operator> {
     let operator = built.map_err(|it| Error::new(Kind::Usage, it.to_string()))?;
     let retry = RetryLayer::new().with_jitter().with_min_delay(Duration::from_millis(200)).with_max_times(4);
-    let timeout = TimeoutLayer::new().with_timeout(PATIENCE).with_io_timeout(PATIENCE);
+    let timeout = TimeoutLayer::new().with_timeout(TIMEOUT).with_io_timeout(TIMEOUT);
     Ok(operator.layer(timeout).layer(retry).layer(ConcurrentLimitLayer::new(PARALLEL)))
 }
