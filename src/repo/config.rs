@@ -60,7 +60,7 @@ impl Config {
     pub fn load(folder: &Root) -> Result<Self> {
         let mut layers = BTreeMap::new();
         for layer in [Layer::User, Layer::Repo, Layer::Local] {
-            let Some((root, path)) = file_of(layer, folder, false)? else { continue };
+            let Some((root, path)) = layer_file(layer, folder, false)? else { continue };
             if let Some(bytes) = root.read_document(&path)? {
                 let mut settings = flatten(&path, &bytes)?;
                 if layer == Layer::Repo {
@@ -146,7 +146,7 @@ pub fn write(folder: &Root, layer: Layer, settings: &[(String, Option<String>)])
                 .hint("secrets come from the environment, profile files, or `--local` settings"));
         }
     }
-    let (root, path) = file_of(layer, folder, true)?
+    let (root, path) = layer_file(layer, folder, true)?
         .ok_or_else(|| Error::not_found("there is no home folder for your own settings").hint("set HOME"))?;
     let bytes = root.read_document(&path)?.unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
@@ -196,13 +196,13 @@ fn check_key(key: &str, layer: Layer) -> Result<()> {
     Ok(())
 }
 
-fn file_of(layer: Layer, folder: &Root, make: bool) -> Result<Option<(Root, RepoPath)>> {
+fn layer_file(layer: Layer, folder: &Root, create: bool) -> Result<Option<(Root, RepoPath)>> {
     let path = RepoPath::from_text(if layer == Layer::Local { "local.toml" } else { "config.toml" })?;
     if layer != Layer::User {
         return Ok(Some((Root::open(folder.path())?, path)));
     }
     match user_dir() {
-        Some(dir) if make => Ok(Some((Root::create(&dir)?, path))),
+        Some(dir) if create => Ok(Some((Root::create(&dir)?, path))),
         Some(dir) if crate::fs::is_dir(&dir) => Ok(Some((Root::open(&dir)?, path))),
         _ => Ok(None),
     }
@@ -210,10 +210,10 @@ fn file_of(layer: Layer, folder: &Root, make: bool) -> Result<Option<(Root, Repo
 
 fn flatten(path: &RepoPath, bytes: &[u8]) -> Result<BTreeMap<String, String>> {
     let value = document::parse(path, bytes)?;
-    let plain = |it: serde_json::Value| it.as_str().map_or_else(|| it.to_string(), str::to_owned);
+    let to_text = |it: serde_json::Value| it.as_str().map_or_else(|| it.to_string(), str::to_owned);
     // An empty document is one leaf without a name.
     let named = document::leaves(&value).into_iter().filter(|it| !it.0.is_empty());
-    Ok(named.map(|(key, it)| (key, plain(it))).collect())
+    Ok(named.map(|(key, it)| (key, to_text(it))).collect())
 }
 
 impl Layer {

@@ -43,15 +43,15 @@ pub struct Repo {
 impl Repo {
     /// Finds the repository that `start`, where the user stands, lies in.
     pub fn discover(start: &Path) -> Result<Self> {
-        Self::of(Git::here(start)?)
+        Self::open(Git::here(start)?)
     }
 
     /// Opens a worktree of our own making, whatever the environment says of the user's.
     pub fn own(place: &Path) -> Result<Self> {
-        Self::of(Git::discover(place)?)
+        Self::open(Git::discover(place)?)
     }
 
-    fn of(git: Git) -> Result<Self> {
+    fn open(git: Git) -> Result<Self> {
         let files = Root::open(git.root())?;
         let Some(folder) = files.own(FOLDER, false)? else {
             let error = Error::not_found(format!("`{}` is not set up for mlx", git.root().display()));
@@ -86,7 +86,7 @@ impl Repo {
                 folder.write(&path, text.as_bytes(), Sync::Yes)?;
             }
         }
-        Self::of(Git::here(start)?)
+        Self::open(Git::here(start)?)
     }
 
     /// The top of the work tree.
@@ -117,7 +117,7 @@ impl Repo {
     }
 
     /// As [`Repo::pointer`], of a path that had one: whatever stands there instead now is an error.
-    pub fn known_pointer(&self, path: &RepoPath) -> Result<Option<Pointer>> {
+    pub fn strict_pointer(&self, path: &RepoPath) -> Result<Option<Pointer>> {
         let bytes = self.files.read_start(&path.with_suffix(SUFFIX), ENOUGH)?;
         bytes.map(|it| Pointer::parse(path.clone(), &it)).transpose()
     }

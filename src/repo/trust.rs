@@ -14,33 +14,33 @@ const FILE: &str = "trusted.txt";
 
 impl RemoteConfig {
     /// What is trusted: the place and everything that decides where requests go.
-    fn place(&self) -> String {
+    fn trust_entry(&self) -> String {
         let options = self.options.iter().map(|(key, value)| format!(" {key}={value}"));
         format!("{}{}", self.url, options.collect::<String>()).replace('\n', " ")
     }
 
     /// Whether credentials may go there.
     pub fn is_trusted(&self) -> Result<bool> {
-        const STEERING: [&str; 4] = ["endpoint", "profile", "role_arn", "external_id"];
-        if self.private || !STEERING.iter().any(|it| self.options.contains_key(*it)) {
+        const ROUTING_OPTIONS: [&str; 4] = ["endpoint", "profile", "role_arn", "external_id"];
+        if self.private || !ROUTING_OPTIONS.iter().any(|it| self.options.contains_key(*it)) {
             return Ok(true);
         }
-        Ok(trusted()?.lines().any(|it| it == self.place()))
+        Ok(read_trusted()?.lines().any(|it| it == self.trust_entry()))
     }
 
     /// Remembers, in the user's own settings, that credentials may go there.
     pub fn trust(&self) -> Result<()> {
-        let mut text = trusted()?;
-        if !text.lines().any(|it| it == self.place()) {
-            text.push_str(&self.place());
+        let mut text = read_trusted()?;
+        if !text.lines().any(|it| it == self.trust_entry()) {
+            text.push_str(&self.trust_entry());
             text.push('\n');
-            root()?.write_mode(&RepoPath::from_text(FILE)?, text.as_bytes(), Sync::Yes, 0o600)?;
+            user_root()?.write_mode(&RepoPath::from_text(FILE)?, text.as_bytes(), Sync::Yes, 0o600)?;
         }
         Ok(())
     }
 
     /// The refusal to send credentials to a place that nobody vouched for.
-    pub fn untrusted(&self) -> Error {
+    pub fn untrusted_error(&self) -> Error {
         let endpoint = self.options.get("endpoint").unwrap_or(&self.url);
         let message =
             format!("the repository wants your credentials sent to `{endpoint}` (remote `{}`)", self.name);
@@ -49,12 +49,12 @@ impl RemoteConfig {
     }
 }
 
-fn root() -> Result<Root> {
+fn user_root() -> Result<Root> {
     let dir = user_dir().ok_or_else(|| Error::not_found("there is no home folder").hint("set HOME"))?;
     Root::create(&dir)
 }
 
-fn trusted() -> Result<String> {
+fn read_trusted() -> Result<String> {
     let Some(dir) = user_dir().filter(|it| crate::fs::is_dir(it)) else { return Ok(String::new()) };
     let bytes = Root::open(&dir)?.read_if_there(&RepoPath::from_text(FILE)?)?.unwrap_or_default();
     Ok(String::from_utf8_lossy(&bytes).into_owned())

@@ -17,9 +17,9 @@ use crate::{
 };
 
 /// What is to be written down where: content of its own, or rows of a tracked folder.
-enum Found {
-    Whole(Pointer),
-    Within(Pointer, BTreeMap<RepoPath, Option<TreeEntry>>),
+enum Addition {
+    Own(Pointer),
+    InFolder(Pointer, BTreeMap<RepoPath, Option<TreeEntry>>),
 }
 
 impl Workspace<'_> {
@@ -47,21 +47,21 @@ impl Workspace<'_> {
         let mut found = Vec::new();
         for path in outermost(paths) {
             check_claims(path, claimed)?;
-            self.check_place(path)?;
-            let parent = self.tracked_above(path)?;
-            self.check_rules(path, parent.as_ref())?;
+            self.check_addable(path)?;
+            let parent = self.tracked_parent(path)?;
+            self.check_ignore_rules(path, parent.as_ref())?;
             let top = parent.as_ref().map_or(path, |it| &it.path);
-            let node = self.take(path, top, &pointed, &mut writer, progress)?;
-            note(&mut found, path, parent, &node);
+            let node = self.scan_and_store(path, top, &pointed, &mut writer, progress)?;
+            collect_addition(&mut found, path, parent, &node);
         }
         writer.finish()?;
-        found.into_iter().map(|it| self.write_down(it, progress)).collect()
+        found.into_iter().map(|it| self.record(it, progress)).collect()
     }
 
-    fn write_down(&self, found: Found, progress: &dyn Progress) -> Result<Pointer> {
-        let pointer = match found {
-            Found::Within(parent, changes) => self.record_within(&parent, &changes, progress)?,
-            Found::Whole(pointer) => {
+    fn record(&self, addition: Addition, progress: &dyn Progress) -> Result<Pointer> {
+        let pointer = match addition {
+            Addition::InFolder(parent, changes) => self.record_in_folder(&parent, &changes, progress)?,
+            Addition::Own(pointer) => {
                 let _lock = self.repo.lock_telling(progress)?;
                 self.repo.git.ignore(&self.repo.files, &pointer.path)?;
                 self.repo.write_pointer(&pointer)?;
@@ -73,7 +73,7 @@ impl Workspace<'_> {
     }
 
     /// The tracked folder that `path` lies in.
-    fn tracked_above(&self, path: &RepoPath) -> Result<Option<Pointer>> {
+    fn tracked_parent(&self, path: &RepoPath) -> Result<Option<Pointer>> {
         match path.parent().map(|it| self.pointer_of(&it)).transpose()?.flatten() {
             Some(parent) if parent.content.kind != Shape::Tree => {
                 let error = Error::new(
@@ -86,10 +86,10 @@ impl Workspace<'_> {
         }
     }
 
-    fn check_rules(&self, path: &RepoPath, parent: Option<&Pointer>) -> Result<()> {
+    fn check_ignore_rules(&self, path: &RepoPath, parent: Option<&Pointer>) -> Result<()> {
         let is_dir = self.repo.files.stamp(path)?.is_some_and(|it| it.form == Form::Folder);
         let own = self.repo.pointer(path).ok().flatten();
-        if Rules::open(self.repo, path, own.as_ref().or(parent))?.leave_out(path, is_dir)? {
+        if Rules::open(self.repo, path, own.as_ref().or(parent))?.excludes(path, is_dir)? {
             let error = Error::usage(format!("`{path}` is ignored by a `{}`", ignore::FILE));
             return Err(error.hint("take the line out, or add a line that begins with `!`"));
         }
@@ -101,7 +101,7 @@ impl Workspace<'_> {
         self.index.borrow_mut().add_pointer(path.clone());
     }
 
-    fn check_place(&self, path: &RepoPath) -> Result<()> {
+    fn check_addable(&self, path: &RepoPath) -> Result<()> {
         if path.is_root() {
             return Err(Error::usage("the whole repository cannot be tracked").hint("name a folder in it"));
         }
@@ -132,7 +132,7 @@ impl Workspace<'_> {
     }
 
     /// Scans, refusing what may not be tracked, and stores.
-    fn take(
+    fn scan_and_store(
         &self,
         path: &RepoPath,
         top: &RepoPath,
@@ -171,10 +171,10 @@ impl Workspace<'_> {
         path: &RepoPath,
         progress: &dyn Progress,
     ) -> Result<Pointer> {
-        self.record_within(parent, &BTreeMap::from([(within(path, parent), None)]), progress)
+        self.record_in_folder(parent, &BTreeMap::from([(relative_to(path, parent), None)]), progress)
     }
 
-    fn record_within(
+    fn record_in_folder(
         &self,
         parent: &Pointer,
         changes: &BTreeMap<RepoPath, Option<TreeEntry>>,
@@ -199,25 +199,25 @@ fn outermost(paths: &[RepoPath]) -> impl Iterator<Item = &RepoPath> {
     paths.iter().filter(move |path| !above(path).any(|it| all.contains(&it)))
 }
 
-fn within(path: &RepoPath, parent: &Pointer) -> RepoPath {
+fn relative_to(path: &RepoPath, parent: &Pointer) -> RepoPath {
     path.below(&parent.path).expect("the path lies in the folder of its pointer")
 }
 
 /// Puts what was found at `path` beside what else goes into the same pointer.
-fn note(found: &mut Vec<Found>, path: &RepoPath, parent: Option<Pointer>, node: &Node) {
+fn collect_addition(found: &mut Vec<Addition>, path: &RepoPath, parent: Option<Pointer>, node: &Node) {
     let Some(parent) = parent else {
-        return found.push(Found::Whole(Pointer { path: path.clone(), content: node.content() }));
+        return found.push(Addition::Own(Pointer { path: path.clone(), content: node.content() }));
     };
-    let row = (within(path, &parent), Some(node.entry()));
+    let row = (relative_to(path, &parent), Some(node.entry()));
     for it in found.iter_mut() {
         match it {
-            Found::Within(other, rows) if other.path == parent.path => {
+            Addition::InFolder(other, rows) if other.path == parent.path => {
                 return drop(rows.insert(row.0, row.1));
             }
             _ => {}
         }
     }
-    found.push(Found::Within(parent, BTreeMap::from([row])));
+    found.push(Addition::InFolder(parent, BTreeMap::from([row])));
 }
 
 /// Refuses what stages make.

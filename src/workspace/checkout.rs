@@ -18,14 +18,14 @@ use crate::{
     store::{Difference, EntryKind, Side, Store, TreeEntry, WHOLE, file_at},
     workspace::{
         Node, Workspace, collision,
-        compare::{differences, recorded},
-        scan::{scan_view, stays_inside},
-        view::View,
+        compare::{as_entry, differences},
+        filter::ScanFilter,
+        scan::{check_stays_inside, scan_filtered},
     },
 };
 
-/// Files that one thread writes before it takes the next lot.
-const LOT: usize = 256;
+/// Files that one thread writes before it takes the next batch.
+const BATCH_FILES: usize = 256;
 
 /// What a checkout would do; making one changes nothing.
 #[derive(Debug, Default)]
@@ -36,7 +36,7 @@ pub struct Plan {
     folders: BTreeSet<RepoPath>,
     remove: Vec<(RepoPath, EntryKind)>,
     /// What files that go, or are written over, are now.
-    gone: Vec<Digest>,
+    replaced: Vec<Digest>,
     /// What would go and is stored nowhere.
     pub unsaved: Vec<RepoPath>,
 }
@@ -55,7 +55,7 @@ impl Plan {
         self.write.is_empty() && self.modes.is_empty() && self.remove.is_empty() && self.folders.is_empty()
     }
 
-    fn refuse(&self) -> Error {
+    fn unsaved_error(&self) -> Error {
         let some: Vec<_> = self.unsaved.iter().take(5).map(|it| format!("`{it}`")).collect();
         let more = if self.unsaved.len() > 5 {
             format!(" and {} more", self.unsaved.len() - 5)
@@ -77,24 +77,24 @@ pub fn plan(
     progress: &dyn Progress,
 ) -> Result<Plan> {
     let store = &workspace.repo.store;
-    let wanted = wanted(store, pointer, part).doing(|| format!("cannot check out `{part}`"))?;
-    let there = there(workspace, pointer, part, progress)?;
-    let in_the_way = in_the_way(workspace, pointer, part, progress)?;
+    let wanted = recorded_entry(store, pointer, part).doing(|| format!("cannot check out `{part}`"))?;
+    let there = scan_part(workspace, pointer, part, progress)?;
+    let blocking = blocking_file(workspace, pointer, part, progress)?;
     let links = workspace.repo.config.links()?.iter().any(|it| matches!(it, Link::Hardlink | Link::Symlink));
     // What was linked stays so when the setting changes.
     let shared = |path: &RepoPath| links || workspace.is_shared(path);
     let found = differences(store, part, wanted.as_ref(), there.as_ref());
-    let mut plan = decide(store, &found.doing(|| format!("cannot check out `{part}`"))?, &shared);
-    plan.unsaved.extend(in_the_way);
-    plan.unsaved.retain(|it| !workspace.is_stray_link(it));
+    let mut plan = plan_changes(store, &found.doing(|| format!("cannot check out `{part}`"))?, &shared);
+    plan.unsaved.extend(blocking);
+    plan.unsaved.retain(|it| !workspace.is_dangling_store_link(it));
     Ok(plan)
 }
 
 /// What is on record at `part`.
-pub(super) fn wanted(store: &Store, pointer: &Pointer, part: &RepoPath) -> Result<Option<TreeEntry>> {
+pub(super) fn recorded_entry(store: &Store, pointer: &Pointer, part: &RepoPath) -> Result<Option<TreeEntry>> {
     let below = part.below(&pointer.path).unwrap_or_default();
     if below.is_root() {
-        return Ok(Some(recorded(&pointer.content)));
+        return Ok(Some(as_entry(&pointer.content)));
     }
     if pointer.content.kind != Shape::Tree {
         return Ok(None);
@@ -103,18 +103,18 @@ pub(super) fn wanted(store: &Store, pointer: &Pointer, part: &RepoPath) -> Resul
 }
 
 /// What lies at `part` now, but for what is ignored and not on record.
-fn there(
+fn scan_part(
     workspace: &Workspace<'_>,
     pointer: &Pointer,
     part: &RepoPath,
     progress: &dyn Progress,
 ) -> Result<Option<Node>> {
-    let view = View::of(workspace, part, Some(pointer))?;
-    scan_view(workspace, part, &view, None, progress)
+    let filter = ScanFilter::new(workspace, part, Some(pointer))?;
+    scan_filtered(workspace, part, &filter, None, progress)
 }
 
 /// A file on the way to `part` that is stored nowhere; it would make room.
-fn in_the_way(
+fn blocking_file(
     workspace: &Workspace<'_>,
     pointer: &Pointer,
     part: &RepoPath,
@@ -127,33 +127,36 @@ fn in_the_way(
         if stamp.form == Form::Folder {
             break;
         }
-        let node = there(workspace, pointer, &way, progress)?;
+        let node = scan_part(workspace, pointer, &way, progress)?;
         return Ok(node.filter(|it| !workspace.repo.store.is_sound(&it.digest)).map(|_| way));
     }
     Ok(None)
 }
 
 /// How to come from what is there to what is wanted; `shared` tells of files that may have other names.
-fn decide(store: &Store, found: &[Difference], shared: &dyn Fn(&RepoPath) -> bool) -> Plan {
+fn plan_changes(store: &Store, found: &[Difference], shared: &dyn Fn(&RepoPath) -> bool) -> Plan {
     let mut plan = Plan::default();
     for Difference { path, old: wanted, new: there } in found {
         match (wanted, there) {
             // The mode of a file that others share is not ours to change: it is written anew.
             (Some(side), Some(is))
-                if is.digest == side.digest && plain(is.kind) && plain(side.kind) && !shared(path) =>
+                if is.digest == side.digest
+                    && is_regular(is.kind)
+                    && is_regular(side.kind)
+                    && !shared(path) =>
             {
                 plan.modes.push((path.clone(), side.kind));
             }
             (Some(side), _) if side.kind == EntryKind::Folder => drop(plan.folders.insert(path.clone())),
             (Some(side), _) => plan.write.push((path.clone(), *side)),
-            (None, Some(side)) if side.kind != EntryKind::Folder || !is_filled(found, path) => {
+            (None, Some(side)) if side.kind != EntryKind::Folder || !has_wanted_below(found, path) => {
                 plan.remove.push((path.clone(), side.kind));
             }
             (None, _) => {}
         }
         let Some(side) = there else { continue };
         let stays = wanted.is_some_and(|it| it.digest == side.digest);
-        plan.gone.extend((side.size > WHOLE).then_some(side.digest));
+        plan.replaced.extend((side.size > WHOLE).then_some(side.digest));
         if !stays && side.kind != EntryKind::Folder && !store.is_sound(&side.digest) {
             plan.unsaved.push(path.clone());
         }
@@ -162,13 +165,13 @@ fn decide(store: &Store, found: &[Difference], shared: &dyn Fn(&RepoPath) -> boo
 }
 
 /// Whether something is wanted in an empty folder.
-fn is_filled(found: &[Difference], folder: &RepoPath) -> bool {
+fn has_wanted_below(found: &[Difference], folder: &RepoPath) -> bool {
     let after = &found[found.partition_point(|it| it.path <= *folder)..];
     let near = after.iter().take_while(|it| it.path.bytes().starts_with(folder.bytes()));
     near.filter(|it| it.path.is_within(folder)).any(|it| it.old.is_some())
 }
 
-fn plain(kind: EntryKind) -> bool {
+fn is_regular(kind: EntryKind) -> bool {
     matches!(kind, EntryKind::File | EntryKind::Executable)
 }
 
@@ -192,7 +195,7 @@ pub fn checkout_part(
 ) -> Result<CheckedOut> {
     let part = if part.is_within(&pointer.path) { part } else { &pointer.path };
     let plan = plan(workspace, pointer, part, progress)?;
-    carry_out(workspace, pointer, &plan, force, progress)
+    apply(workspace, pointer, &plan, force, progress)
 }
 
 /// Removes what lies at or below `part`, ignored files excepted; refuses to lose bytes unless `force`.
@@ -203,10 +206,10 @@ pub fn clear(
     force: bool,
     progress: &dyn Progress,
 ) -> Result<CheckedOut> {
-    let there = there(workspace, pointer, part, progress)?;
+    let there = scan_part(workspace, pointer, part, progress)?;
     let store = &workspace.repo.store;
-    let plan = decide(store, &differences(store, part, None, there.as_ref())?, &|_| false);
-    let done = carry_out(workspace, pointer, &plan, force, progress)?;
+    let plan = plan_changes(store, &differences(store, part, None, there.as_ref())?, &|_| false);
+    let done = apply(workspace, pointer, &plan, force, progress)?;
     if let Some(folder) = part.parent()
         && let Ok(folder) = workspace.repo.files.dir(&folder)
     {
@@ -215,7 +218,7 @@ pub fn clear(
     Ok(done)
 }
 
-fn carry_out(
+fn apply(
     workspace: &Workspace<'_>,
     pointer: &Pointer,
     plan: &Plan,
@@ -223,7 +226,7 @@ fn carry_out(
     progress: &dyn Progress,
 ) -> Result<CheckedOut> {
     if !plan.unsaved.is_empty() && !force {
-        return Err(plan.refuse());
+        return Err(plan.unsaved_error());
     }
     if plan.is_empty() {
         return Ok(CheckedOut::default());
@@ -243,7 +246,7 @@ fn carry_out(
 /// Links that somebody else recorded stay inside their folder, too.
 fn check_links(store: &Store, pointer: &Pointer, plan: &Plan) -> Result<()> {
     for (path, side) in plan.write.iter().filter(|it| it.1.kind == EntryKind::Link) {
-        stays_inside(path, &pointer.path, &store.read(&side.digest)?)?;
+        check_stays_inside(path, &pointer.path, &store.read(&side.digest)?)?;
     }
     Ok(())
 }
@@ -257,33 +260,38 @@ fn execute(
     let files = &workspace.repo.files;
     let placed = plan.write.iter().filter(|it| it.1.size > WHOLE).map(|it| it.1.digest);
     let vouched =
-        workspace.repo.store.vouched(&placed.chain(plan.gone.iter().copied()).collect::<Vec<_>>())?;
+        workspace.repo.store.vouched(&placed.chain(plan.replaced.iter().copied()).collect::<Vec<_>>())?;
     for (path, kind) in &plan.remove {
         // A folder that is not empty holds what is ignored, or what came since the plan was made.
         match (kind, path.parent()) {
             (EntryKind::Folder, Some(parent)) => drop(files.dir(&parent)?.remove_empty(path.name())),
             _ => files.remove(path)?,
         }
-        remove_emptied(workspace, path, &pointer.path);
+        remove_empty_parents(workspace, path, &pointer.path);
     }
     let folders: BTreeSet<RepoPath> =
         plan.write.iter().filter_map(|it| it.0.parent()).chain(plan.folders.iter().cloned()).collect();
     for folder in &folders {
-        clear_way(workspace, folder, &pointer.path)?;
+        make_room_for_folder(workspace, folder, &pointer.path)?;
         files.make_dir(folder)?.sweep()?;
     }
-    if plan.write.len() > LOT {
+    if plan.write.len() > BATCH_FILES {
         progress.event(Event::Started {
             task: "writing",
             total: Some(plan.write.iter().fold(0, |sum, it| u64::saturating_add(sum, it.1.size))),
         });
     }
     let links = workspace.repo.config.links()?;
-    let folds = files.dir(&RepoPath::root())?.folds_case().unwrap_or(false);
-    let target =
-        Target { files, store: &workspace.repo.store, links: &links, folds, skipped: AtomicU64::new(0) };
-    let lots = lots(&plan.write);
-    let stamps = lots.par_iter().map(|it| target.write(it, progress)).collect::<Result<Vec<_>>>()?;
+    let case_insensitive = files.dir(&RepoPath::root())?.folds_case().unwrap_or(false);
+    let target = WriteContext {
+        files,
+        store: &workspace.repo.store,
+        links: &links,
+        case_insensitive,
+        skipped: AtomicU64::new(0),
+    };
+    let batches = batches(&plan.write);
+    let stamps = batches.par_iter().map(|it| target.write(it, progress)).collect::<Result<Vec<_>>>()?;
     progress.event(Event::Finished);
     for (path, kind) in &plan.modes {
         let dir = files.dir(&path.parent().unwrap_or_default())?;
@@ -293,9 +301,9 @@ fn execute(
     let tick = fs::tick();
     let mut index = workspace.index.borrow_mut();
     for (path, stamp, side) in stamps.into_iter().flatten() {
-        index.learn(&path, &stamp, side.digest, tick);
+        index.insert(&path, &stamp, side.digest, tick);
     }
-    index.settle();
+    index.merge_pending();
     let gone = plan.remove.iter().filter(|it| it.1 == EntryKind::Folder).count();
     Ok(CheckedOut {
         written: (plan.write.len() + plan.modes.len()) as u64 - target.skipped.load(Ordering::Relaxed),
@@ -305,13 +313,13 @@ fn execute(
 }
 
 /// Files of one folder, a few hundred at a time.
-fn lots(write: &[(RepoPath, Side)]) -> Vec<&[(RepoPath, Side)]> {
+fn batches(write: &[(RepoPath, Side)]) -> Vec<&[(RepoPath, Side)]> {
     let folders = write.chunk_by(|a, b| a.0.parent() == b.0.parent());
-    folders.flat_map(|it| it.chunks(LOT)).collect()
+    folders.flat_map(|it| it.chunks(BATCH_FILES)).collect()
 }
 
 /// A file or link where a folder belongs was found stored (or given up) by the plan, and goes.
-fn clear_way(workspace: &Workspace<'_>, folder: &RepoPath, top: &RepoPath) -> Result<()> {
+fn make_room_for_folder(workspace: &Workspace<'_>, folder: &RepoPath, top: &RepoPath) -> Result<()> {
     let mut ways = Vec::new();
     let mut here = Some(folder.clone());
     while let Some(way) = here.filter(|it| !it.is_root()) {
@@ -333,7 +341,7 @@ fn clear_way(workspace: &Workspace<'_>, folder: &RepoPath, top: &RepoPath) -> Re
     Ok(())
 }
 
-fn remove_emptied(workspace: &Workspace<'_>, path: &RepoPath, top: &RepoPath) {
+fn remove_empty_parents(workspace: &Workspace<'_>, path: &RepoPath, top: &RepoPath) {
     let mut here = path.parent();
     while let Some(folder) = here.filter(|it| it.is_within(top) && it != top) {
         let gone = folder.parent().and_then(|it| workspace.repo.files.dir(&it).ok());
@@ -345,27 +353,27 @@ fn remove_emptied(workspace: &Workspace<'_>, path: &RepoPath, top: &RepoPath) {
 }
 
 /// Where to, from where, and how: what threads share.
-struct Target<'t> {
+struct WriteContext<'t> {
     files: &'t Root,
     store: &'t Store,
     links: &'t [Link],
     /// Whether names that differ may be one.
-    folds: bool,
+    case_insensitive: bool,
     /// Files whose place another spelling of their name has.
     skipped: AtomicU64,
 }
 
-impl Target<'_> {
+impl WriteContext<'_> {
     fn write(
         &self,
-        lot: &[(RepoPath, Side)],
+        batch: &[(RepoPath, Side)],
         progress: &dyn Progress,
     ) -> Result<Vec<(RepoPath, Stamp, Side)>> {
-        let Some((first, _)) = lot.first() else { return Ok(Vec::new()) };
+        let Some((first, _)) = batch.first() else { return Ok(Vec::new()) };
         let dir = self.files.dir(&first.parent().unwrap_or_default())?;
-        let mut names = if self.folds { Some(collision::Spelled::of(&dir)?) } else { None };
-        let mut stamps = Vec::with_capacity(lot.len());
-        for (path, side) in lot {
+        let mut names = if self.case_insensitive { Some(collision::SpelledNames::read(&dir)?) } else { None };
+        let mut stamps = Vec::with_capacity(batch.len());
+        for (path, side) in batch {
             if names.as_mut().is_some_and(|it| it.is_taken(&dir, path.name())) {
                 progress.warn(&format!(
                     "`{path}` is not written: a file with another spelling of its name is here"
@@ -388,7 +396,7 @@ impl Target<'_> {
             return Err(error.hint("it holds files that mlx ignores or that just came: move them away"));
         }
         let mode = if side.kind == EntryKind::Executable { Mode::Executable } else { Mode::Plain };
-        if let Some(large) = self.store.large(&side.digest).filter(|_| plain(side.kind)) {
+        if let Some(large) = self.store.large(&side.digest).filter(|_| is_regular(side.kind)) {
             // A link into the store is as good as what it points to.
             return match large.place(dir, name, mode, self.links)? {
                 Link::Symlink => large.stamp().map(Some),

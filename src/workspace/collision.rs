@@ -22,19 +22,19 @@ pub fn warn<'p>(
     if found.is_empty() || !files.dir(&RepoPath::root())?.folds_case()? {
         return Ok(());
     }
-    for (one, two) in found {
+    for (first, second) in found {
         progress.warn(&format!(
-            "`{one}` and `{two}` are one name on this file system: only one of them will be here"
+            "`{first}` and `{second}` are one name on this file system: only one of them will be here"
         ));
     }
     Ok(())
 }
 
 /// The names in a folder as they are spelled.
-pub struct Spelled(BTreeSet<Vec<u8>>);
+pub struct SpelledNames(BTreeSet<Vec<u8>>);
 
-impl Spelled {
-    pub fn of(dir: &Dir) -> Result<Self> {
+impl SpelledNames {
+    pub fn read(dir: &Dir) -> Result<Self> {
         Ok(Self(dir.names()?.into_iter().map(|it| it.0).collect()))
     }
 
@@ -55,17 +55,17 @@ fn collisions<'p>(paths: impl Iterator<Item = &'p RepoPath>) -> Vec<(&'p RepoPat
     let mut seen: HashMap<u64, Vec<&RepoPath>> = HashMap::new();
     let mut found = Vec::new();
     for path in paths {
-        let folded = fold(path);
+        let folded = fold_case(path);
         let mut hasher = DefaultHasher::new();
         folded.hash(&mut hasher);
         let same = seen.entry(hasher.finish()).or_default();
-        found.extend(same.iter().find(|it| **it != path && fold(it) == folded).map(|it| (*it, path)));
+        found.extend(same.iter().find(|it| **it != path && fold_case(it) == folded).map(|it| (*it, path)));
         same.push(path);
     }
     found
 }
 
-fn fold(path: &RepoPath) -> Vec<u8> {
+fn fold_case(path: &RepoPath) -> Vec<u8> {
     match std::str::from_utf8(path.bytes()) {
         Ok(text) if !text.is_ascii() => text.to_lowercase().into_bytes(),
         _ => path.bytes().to_ascii_lowercase(),
@@ -86,7 +86,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let dir = Root::open(temp.path()).unwrap().dir(&RepoPath::root()).unwrap();
         crate::fs::create_dir(&temp.path().join("a")).unwrap();
-        let mut spelled = Spelled::of(&dir).unwrap();
+        let mut spelled = SpelledNames::read(&dir).unwrap();
         // As `b` would be if it were another spelling of what is here.
         crate::fs::create_dir(&temp.path().join("b")).unwrap();
         assert!(!spelled.is_taken(&dir, b"a") && spelled.is_taken(&dir, b"b"));

@@ -26,7 +26,7 @@ pub(super) fn differences(
 }
 
 /// What a pointer records, as a row of a tree.
-pub(super) fn recorded(content: &Content) -> TreeEntry {
+pub(super) fn as_entry(content: &Content) -> TreeEntry {
     let kind = match content.kind {
         Shape::File => EntryKind::File,
         Shape::Executable => EntryKind::Executable,
@@ -57,7 +57,7 @@ fn compare(
     if old.is_some() || new.is_some() {
         found.push(Difference { path: path.clone(), old, new });
     }
-    merge(store, path, &rows, nodes, found)
+    compare_children(store, path, &rows, nodes, found)
 }
 
 fn side(node: &Node) -> Side {
@@ -65,7 +65,7 @@ fn side(node: &Node) -> Side {
 }
 
 /// Walks two sorted lists of names side by side.
-fn merge(
+fn compare_children(
     store: &Store,
     path: &RepoPath,
     mut rows: &[TreeEntry],
@@ -137,17 +137,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_tells_what_a_comparison_of_all_paths_tells(old in files(), new in files()) {
+        fn it_matches_a_comparison_of_all_paths(old in files(), new in files()) {
             let temp = tempfile::tempdir().unwrap();
             let store = Store::open(Root::open(temp.path()).unwrap()).unwrap();
             let mut writer = Writer::new(&store);
             let (mut before, mut after) = (node(b"data", &old), node(b"data", &new));
-            before.fold(&mut Some(&mut writer)).unwrap();
-            after.fold(&mut None).unwrap();
+            before.compute_digests(&mut Some(&mut writer)).unwrap();
+            after.compute_digests(&mut None).unwrap();
             writer.finish().unwrap();
             let path = RepoPath::from_text("data").unwrap();
             let found = differences(&store, &path, Some(&before.entry()), Some(&after)).unwrap();
-            let told: Vec<_> = found.iter().map(|it| (it.path.clone(), it.old, it.new)).collect();
+            let reported: Vec<_> = found.iter().map(|it| (it.path.clone(), it.old, it.new)).collect();
             let all = |node: &Node| -> BTreeMap<RepoPath, Side> {
                 node.leaves(&path).unwrap().into_iter().map(|(path, it)| (path, side(it))).collect()
             };
@@ -158,7 +158,7 @@ mod tests {
                 .map(|it| (it.clone(), before.get(it).copied(), after.get(it).copied()))
                 .filter(|it| it.1 != it.2)
                 .collect();
-            prop_assert_eq!(told, expected);
+            prop_assert_eq!(reported, expected);
         }
     }
 }

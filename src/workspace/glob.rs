@@ -16,7 +16,7 @@ use crate::{
     pointer::{Pointer, SUFFIX, Shape},
     progress::Progress,
     store::{EntryKind, TreeEntry, Writer, merge},
-    workspace::{Workspace, scan, view::View},
+    workspace::{Workspace, filter::ScanFilter, scan},
 };
 
 /// A pattern for files below a folder: `*` stays within a name, `**` goes through folders.
@@ -30,17 +30,17 @@ pub struct Glob {
 impl Glob {
     /// Reads a pattern that the user typed in the folder `base`.
     pub fn new(pattern: &str, base: &RepoPath) -> Result<Self> {
-        let wrong = |why: &str| Error::usage(format!("`{pattern}` is no pattern for files: {why}"));
+        let invalid = |why: &str| Error::usage(format!("`{pattern}` is no pattern for files: {why}"));
         let hint = "write it from here down, such as `data/**/*.jpg`, in quotes";
         if pattern.starts_with('/') || pattern.split('/').any(|it| it == "..") {
-            return Err(wrong("it leads up").hint(hint));
+            return Err(invalid("it leads up").hint(hint));
         }
         let trimmed = pattern.trim_start_matches("./");
         let mut builder = GitignoreBuilder::new(".");
-        builder.add_line(None, &format!("/{trimmed}")).map_err(|it| wrong(&it.to_string()).hint(hint))?;
-        let matcher = builder.build().map_err(|it| wrong(&it.to_string()).hint(hint))?;
+        builder.add_line(None, &format!("/{trimmed}")).map_err(|it| invalid(&it.to_string()).hint(hint))?;
+        let matcher = builder.build().map_err(|it| invalid(&it.to_string()).hint(hint))?;
         if trimmed.ends_with('/') || matcher.num_ignores() == 0 {
-            return Err(wrong("it matches no file").hint(hint));
+            return Err(invalid("it matches no file").hint(hint));
         }
         let mut start = base.clone();
         let names: Vec<&str> = trimmed.split('/').filter(|it| !it.is_empty() && *it != ".").collect();
@@ -76,7 +76,7 @@ impl Workspace<'_> {
             if claimed.iter().any(|it| file.overlaps(&it.0)) {
                 continue;
             }
-            match above(&file, &tracked) {
+            match tracked_ancestor(&file, &tracked) {
                 Some(top) if top != file => drop(folders.insert(top)),
                 None if self.repo.git.tracked_within(&file)?.is_some() => {}
                 _ => single.push(file),
@@ -87,7 +87,7 @@ impl Workspace<'_> {
         }
         let mut pointers = Vec::new();
         for top in folders {
-            pointers.extend(self.add_into(&top, glob, progress)?);
+            pointers.extend(self.add_to_folder(&top, glob, progress)?);
         }
         pointers.extend(self.add_all(&single, claimed, progress)?);
         Ok(pointers)
@@ -100,22 +100,22 @@ impl Workspace<'_> {
             return Ok(found);
         }
         let record = self.pointer_of(&glob.start)?;
-        let view = View::of(self, &glob.start, record.as_ref())?.only(glob);
-        collect(&glob.start, &self.repo.files.entries(&glob.start, &view)?, &mut found)?;
+        let filter = ScanFilter::new(self, &glob.start, record.as_ref())?.matching(glob);
+        collect_files(&glob.start, &self.repo.files.entries(&glob.start, &filter)?, &mut found)?;
         found.retain(|it| !(it.bytes().ends_with(SUFFIX.as_bytes()) && self.is_pointer(it)));
         Ok(found)
     }
 
     /// The files in a tracked folder that match, recorded in one go.
-    fn add_into(&self, top: &RepoPath, glob: &Glob, progress: &dyn Progress) -> Result<Option<Pointer>> {
+    fn add_to_folder(&self, top: &RepoPath, glob: &Glob, progress: &dyn Progress) -> Result<Option<Pointer>> {
         let Some(parent) = self.repo.pointer(top)?.filter(|it| it.content.kind == Shape::Tree) else {
             let error = Error::new(Kind::Conflict, format!("`{top}` is tracked as a file, and is a folder"));
             return Err(error.hint(format!("`mlx remove {top}` first")));
         };
         let start = if glob.start.is_within(top) { &glob.start } else { top };
-        let view = View::of(self, start, Some(&parent))?.only(glob);
+        let filter = ScanFilter::new(self, start, Some(&parent))?.matching(glob);
         let mut writer = Writer::new(&self.repo.store);
-        let Some(node) = scan::scan_view(self, start, &view, Some(&mut writer), progress)? else {
+        let Some(node) = scan::scan_filtered(self, start, &filter, Some(&mut writer), progress)? else {
             return Ok(None);
         };
         scan::check_links(self, &node, start, top)?;
@@ -138,7 +138,7 @@ impl Workspace<'_> {
 }
 
 /// The tracked path that `file` is or lies in.
-fn above(file: &RepoPath, tracked: &BTreeSet<RepoPath>) -> Option<RepoPath> {
+fn tracked_ancestor(file: &RepoPath, tracked: &BTreeSet<RepoPath>) -> Option<RepoPath> {
     let mut here = Some(file.clone());
     while let Some(path) = here {
         if tracked.contains(&path) {
@@ -149,11 +149,11 @@ fn above(file: &RepoPath, tracked: &BTreeSet<RepoPath>) -> Option<RepoPath> {
     None
 }
 
-fn collect(folder: &RepoPath, entries: &Listing, found: &mut Vec<RepoPath>) -> Result<()> {
+fn collect_files(folder: &RepoPath, entries: &Listing, found: &mut Vec<RepoPath>) -> Result<()> {
     for entry in entries.iter() {
         let path = folder.join(entry.name)?;
         if entry.stamp.form == Form::Folder {
-            collect(&path, entry.children, found)?;
+            collect_files(&path, entry.children, found)?;
         } else {
             found.push(path);
         }

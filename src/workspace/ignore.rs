@@ -35,32 +35,32 @@ use crate::{
 /// The name of a file with rules.
 pub const FILE: &str = ".mlxignore";
 /// Bytes of such a file. It may come with data of strangers, and matching takes many times its room.
-const LARGEST: u64 = 1 << 20;
+const MAX_FILE_SIZE: u64 = 1 << 20;
 
 /// The rules that hold at and below one path.
 pub struct Rules<'r> {
     store: &'r Store,
-    record: Option<(RepoPath, Content)>,
+    tracked: Option<(RepoPath, Content)>,
     /// Folders with something to say; the nearest one at or above a path speaks for it.
     levels: RwLock<HashMap<RepoPath, Arc<Level>>>,
 }
 
 struct Level {
     folder: RepoPath,
-    own: Option<Gitignore>,
-    above: Option<Arc<Level>>,
+    rules: Option<Gitignore>,
+    parent: Option<Arc<Level>>,
     /// An ignored folder that is entered for what is on record in it.
-    all: bool,
+    ignore_all: bool,
 }
 
 impl<'r> Rules<'r> {
     /// The rules for what lies at `path`; `record` is what is tracked there.
-    pub fn open(repo: &'r Repo, path: &RepoPath, record: Option<&Pointer>) -> Result<Self> {
-        let record = record.map(|it| (it.path.clone(), it.content));
-        let rules = Self { store: &repo.store, record, levels: RwLock::default() };
+    pub fn open(repo: &'r Repo, path: &RepoPath, tracked: Option<&Pointer>) -> Result<Self> {
+        let tracked = tracked.map(|it| (it.path.clone(), it.content));
+        let rules = Self { store: &repo.store, tracked, levels: RwLock::default() };
         let mut folder = RepoPath::root();
         for name in path.components() {
-            if let Some(own) = read(&repo.files, &folder)? {
+            if let Some(own) = read_rules(&repo.files, &folder)? {
                 rules.add(&folder, Some(own), false);
             }
             folder = folder.join(name)?;
@@ -69,26 +69,26 @@ impl<'r> Rules<'r> {
     }
 
     /// Whether the rules leave out a path or a folder above it, and it is not on record.
-    pub fn leave_out(&self, path: &RepoPath, is_dir: bool) -> Result<bool> {
+    pub fn excludes(&self, path: &RepoPath, is_dir: bool) -> Result<bool> {
         let mut here = RepoPath::root();
         for name in path.components() {
             let level = self.level(&here);
             here = here.join(name)?;
             if level.is_some_and(|it| it.ignores(&here, is_dir || here != *path)) {
-                return Ok(!self.is_recorded(path)?);
+                return Ok(!self.is_tracked(path)?);
             }
         }
         Ok(false)
     }
 
     /// Whether a path is on record.
-    pub fn is_recorded(&self, path: &RepoPath) -> Result<bool> {
+    pub fn is_tracked(&self, path: &RepoPath) -> Result<bool> {
         let folder = path.parent().unwrap_or_default();
-        Ok(self.recorded(&folder)?.is_some_and(|it| it.contains(path.name())))
+        Ok(self.tracked_names(&folder)?.is_some_and(|it| it.contains(path.name())))
     }
 
     /// Takes out of the names in a folder what is ignored and not on record.
-    pub fn sift<T>(
+    pub fn filter<T>(
         &self,
         dir: &Dir,
         names: &mut Vec<(Vec<u8>, T)>,
@@ -98,7 +98,7 @@ impl<'r> Rules<'r> {
         // A folder lists its names sorted.
         let rules = names.binary_search_by(|it| it.0[..].cmp(FILE.as_bytes())).map(|at| &names[at]);
         let level = match rules {
-            Ok((name, kind)) if !is_dir(kind) => self.enter(dir, name)?,
+            Ok((name, kind)) if !is_dir(kind) => self.load_level(dir, name)?,
             _ => self.level(folder),
         };
         let Some(level) = level else { return Ok(()) };
@@ -108,13 +108,13 @@ impl<'r> Rules<'r> {
         if !ignored.contains(&true) {
             return Ok(());
         }
-        let recorded = self.recorded(folder)?.unwrap_or_default();
+        let tracked = self.tracked_names(folder)?.unwrap_or_default();
         let mut ignored = ignored.into_iter();
         names.retain(|(name, kind)| {
             if !ignored.next().expect("there is one for each name") {
                 return true;
             }
-            let kept = recorded.contains(name);
+            let kept = tracked.contains(name);
             if kept
                 && is_dir(kind)
                 && let Ok(path) = folder.join(name)
@@ -127,20 +127,20 @@ impl<'r> Rules<'r> {
     }
 
     /// Reads the rules of a folder that a walk comes to.
-    fn enter(&self, dir: &Dir, name: &[u8]) -> Result<Option<Arc<Level>>> {
+    fn load_level(&self, dir: &Dir, name: &[u8]) -> Result<Option<Arc<Level>>> {
         let level = self.level(dir.path());
-        if level.as_ref().is_some_and(|it| it.all || it.folder == *dir.path()) {
+        if level.as_ref().is_some_and(|it| it.ignore_all || it.folder == *dir.path()) {
             return Ok(level);
         }
         let mut bytes = Vec::new();
-        dir.open(name)?.take(LARGEST + 1).read_to_end(&mut bytes).map_err(|it| {
+        dir.open(name)?.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes).map_err(|it| {
             Error::new(Kind::Internal, format!("cannot read `{}/{FILE}`", dir.path())).because(it)
         })?;
         Ok(Some(self.add(dir.path(), Some(parse(dir.path(), &bytes)?), false)))
     }
 
-    fn add(&self, folder: &RepoPath, own: Option<Gitignore>, all: bool) -> Arc<Level> {
-        let level = Arc::new(Level { folder: folder.clone(), own, above: self.level(folder), all });
+    fn add(&self, folder: &RepoPath, rules: Option<Gitignore>, ignore_all: bool) -> Arc<Level> {
+        let level = Arc::new(Level { folder: folder.clone(), rules, parent: self.level(folder), ignore_all });
         let mut levels = self.levels.write().unwrap_or_else(PoisonError::into_inner);
         levels.insert(folder.clone(), Arc::clone(&level));
         level
@@ -163,8 +163,8 @@ impl<'r> Rules<'r> {
 
     /// The names on record in a folder; of a folder above what is tracked, the next one on the way. A tree
     /// that is not here has none.
-    fn recorded(&self, folder: &RepoPath) -> Result<Option<HashSet<Vec<u8>>>> {
-        let Some((top, content)) = &self.record else { return Ok(None) };
+    fn tracked_names(&self, folder: &RepoPath) -> Result<Option<HashSet<Vec<u8>>>> {
+        let Some((top, content)) = &self.tracked else { return Ok(None) };
         if let Some(below) = top.below(folder).filter(|it| !it.is_root()) {
             return Ok(below.components().next().map(|it| HashSet::from([it.to_vec()])));
         }
@@ -188,47 +188,52 @@ impl Level {
     fn ignores(&self, path: &RepoPath, is_dir: bool) -> bool {
         let mut here = Some(self);
         while let Some(level) = here {
-            if level.all {
+            if level.ignore_all {
                 return true;
             }
             let below = path.below(&level.folder).unwrap_or_default();
-            match level.own.as_ref().map(|it| it.matched(Path::new(OsStr::from_bytes(below.bytes())), is_dir))
+            match level
+                .rules
+                .as_ref()
+                .map(|it| it.matched(Path::new(OsStr::from_bytes(below.bytes())), is_dir))
             {
                 Some(Match::Ignore(_)) => return true,
                 Some(Match::Whitelist(_)) => return false,
-                _ => here = level.above.as_deref(),
+                _ => here = level.parent.as_deref(),
             }
         }
         false
     }
 }
 
-fn read(files: &Root, folder: &RepoPath) -> Result<Option<Gitignore>> {
+fn read_rules(files: &Root, folder: &RepoPath) -> Result<Option<Gitignore>> {
     let file = folder.join(FILE.as_bytes())?;
     match files.stamp(&file)?.map(|it| it.form) {
-        Some(Form::File) => files.read_start(&file, LARGEST + 1)?.map(|it| parse(folder, &it)).transpose(),
+        Some(Form::File) => {
+            files.read_start(&file, MAX_FILE_SIZE + 1)?.map(|it| parse(folder, &it)).transpose()
+        }
         _ => Ok(None),
     }
 }
 
 /// A line that makes no sense is an error: what it was to leave out would be taken in.
 fn parse(folder: &RepoPath, bytes: &[u8]) -> Result<Gitignore> {
-    if bytes.len() as u64 > LARGEST {
+    if bytes.len() as u64 > MAX_FILE_SIZE {
         let file = folder.to_text();
         let file = if folder.is_root() { FILE.to_owned() } else { format!("{file}/{FILE}") };
-        return Err(Error::corrupt(format!("`{file}` is larger than {} MiB", LARGEST >> 20))
+        return Err(Error::corrupt(format!("`{file}` is larger than {} MiB", MAX_FILE_SIZE >> 20))
             .hint("rules are lines for people: name a folder instead of its files"));
     }
     let mut builder = GitignoreBuilder::new(".");
     let text = String::from_utf8_lossy(bytes);
     for (at, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
-        builder.add_line(None, &plain_braces(line)).map_err(|it| broken(folder, at + 1, &it))?;
+        builder.add_line(None, &escape_braces(line)).map_err(|it| invalid_rule(folder, at + 1, &it))?;
     }
-    builder.build().map_err(|it| broken(folder, 0, &it))
+    builder.build().map_err(|it| invalid_rule(folder, 0, &it))
 }
 
 /// Git takes braces for themselves, where other globs choose between what stands in them.
-fn plain_braces(line: &str) -> Cow<'_, str> {
+fn escape_braces(line: &str) -> Cow<'_, str> {
     if !line.contains(['{', '}']) {
         return line.into();
     }
@@ -244,7 +249,7 @@ fn plain_braces(line: &str) -> Cow<'_, str> {
     plain.into()
 }
 
-fn broken(folder: &RepoPath, line: usize, why: &ignore::Error) -> Error {
+fn invalid_rule(folder: &RepoPath, line: usize, why: &ignore::Error) -> Error {
     let file = folder.join(FILE.as_bytes()).unwrap_or_default();
     Error::usage(format!("`{file}`, line {line}: {why}")).hint("its rules are those of gitignore")
 }
@@ -253,10 +258,10 @@ fn broken(folder: &RepoPath, line: usize, why: &ignore::Error) -> Error {
 mod tests {
     use super::*;
 
-    fn level(folder: &str, text: &str, above: Option<Arc<Level>>) -> Arc<Level> {
+    fn level(folder: &str, text: &str, parent: Option<Arc<Level>>) -> Arc<Level> {
         let folder = RepoPath::from_text(folder).unwrap();
-        let own = Some(parse(&folder, text.as_bytes()).unwrap());
-        Arc::new(Level { folder, own, above, all: false })
+        let rules = Some(parse(&folder, text.as_bytes()).unwrap());
+        Arc::new(Level { folder, rules, parent, ignore_all: false })
     }
 
     fn ignored(level: &Level, path: &str) -> bool {

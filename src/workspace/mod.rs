@@ -4,25 +4,25 @@ mod add;
 mod checkout;
 mod collision;
 mod compare;
+mod filter;
 mod glob;
 mod ignore;
 mod index;
 mod modes;
-mod moving;
 mod node;
-mod part;
 mod remove;
+mod rename;
 mod scan;
+mod select;
 mod status;
 mod unprotect;
-mod view;
 
 pub use self::{
     checkout::{CheckedOut, checkout, checkout_part, clear},
     glob::Glob,
-    moving::Moved,
     node::Node,
     remove::{Data, Removed},
+    rename::Moved,
     status::{Change, Item, State, Version, between},
     unprotect::Unprotected,
 };
@@ -140,7 +140,7 @@ impl<'r> Workspace<'r> {
         let mut found = Tracked::default();
         for path in self.pointed()? {
             let known = self.index.borrow().pointers.contains(&path);
-            let read = if known { self.repo.known_pointer(&path) } else { self.repo.pointer(&path) };
+            let read = if known { self.repo.strict_pointer(&path) } else { self.repo.pointer(&path) };
             match read {
                 Ok(pointer) => found.pointers.extend(pointer),
                 Err(error) => found.unreadable.push((path, error)),

@@ -7,7 +7,7 @@ use crate::{
     store::EntryKind,
     workspace::{
         Workspace,
-        compare::{differences, recorded},
+        compare::{as_entry, differences},
     },
 };
 
@@ -19,7 +19,7 @@ pub(super) fn executables(workspace: &Workspace<'_>, path: &RepoPath) -> Option<
     }
     // What is not on record, or whose record is not here, is as plain as most files are.
     let Ok(Some(pointer)) = workspace.pointer_of(path) else { return Some(BTreeSet::new()) };
-    let record = recorded(&pointer.content);
+    let record = as_entry(&pointer.content);
     let files = differences(&workspace.repo.store, &pointer.path, Some(&record), None).unwrap_or_default();
     let files = files.into_iter().filter(|it| it.old.is_some_and(|it| it.kind == EntryKind::Executable));
     Some(files.map(|it| it.path).collect())

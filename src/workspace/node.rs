@@ -22,36 +22,36 @@ pub struct Node {
     pub size: u64,
     pub digest: Digest,
     /// Of a folder; a million files do without the room for it.
-    below: Option<Box<Below>>,
+    folder: Option<Box<FolderData>>,
 }
 
-struct Below {
+struct FolderData {
     files: u64,
     children: Vec<Node>,
 }
 
 impl Node {
     pub fn file(name: &[u8], kind: EntryKind, size: u64, digest: Digest) -> Self {
-        Self { name: name.into(), kind, size, digest, below: None }
+        Self { name: name.into(), kind, size, digest, folder: None }
     }
 
     /// A folder whose digest and sums are still to be folded.
     pub fn folder(name: &[u8], digest: Digest, children: Vec<Self>) -> Self {
-        let below = Some(Box::new(Below { files: 0, children }));
-        Self { name: name.into(), kind: EntryKind::Folder, size: 0, digest, below }
+        let folder = Some(Box::new(FolderData { files: 0, children }));
+        Self { name: name.into(), kind: EntryKind::Folder, size: 0, digest, folder }
     }
 
     pub fn children(&self) -> &[Self] {
-        self.below.as_ref().map_or(&[], |it| &it.children)
+        self.folder.as_ref().map_or(&[], |it| &it.children)
     }
 
     pub(super) fn children_mut(&mut self) -> Option<&mut Vec<Self>> {
-        self.below.as_mut().map(|it| &mut it.children)
+        self.folder.as_mut().map(|it| &mut it.children)
     }
 
     /// Files and links; 1 for a file.
     pub fn files(&self) -> u64 {
-        self.below.as_ref().map_or(1, |it| it.files)
+        self.folder.as_ref().map_or(1, |it| it.files)
     }
 
     /// Whether it has no content but itself: a file, a link or an empty folder.
@@ -71,12 +71,12 @@ impl Node {
     }
 
     /// Gives the folders their digests; their pages are stored when there is a writer.
-    pub(super) fn fold(&mut self, writer: &mut Option<&mut Writer<'_>>) -> Result<()> {
-        let Some(below) = &mut self.below else { return Ok(()) };
-        below.children.iter_mut().try_for_each(|it| it.fold(writer))?;
-        let entries: Vec<TreeEntry> = below.children.iter().map(Self::entry).collect();
+    pub(super) fn compute_digests(&mut self, writer: &mut Option<&mut Writer<'_>>) -> Result<()> {
+        let Some(folder) = &mut self.folder else { return Ok(()) };
+        folder.children.iter_mut().try_for_each(|it| it.compute_digests(writer))?;
+        let entries: Vec<TreeEntry> = folder.children.iter().map(Self::entry).collect();
         let content = put_folder(&entries, writer.as_deref_mut())?;
-        below.files = content.files;
+        folder.files = content.files;
         (self.digest, self.size) = (content.digest, content.size);
         Ok(())
     }
@@ -85,13 +85,13 @@ impl Node {
     pub(super) fn walk(
         &self,
         folder: &RepoPath,
-        see: &mut dyn FnMut(&RepoPath, &Self) -> Result<()>,
+        visit: &mut dyn FnMut(&RepoPath, &Self) -> Result<()>,
     ) -> Result<()> {
         if self.is_leaf() {
-            return see(folder, self);
+            return visit(folder, self);
         }
         let own = folder.join(&self.name)?;
-        self.children().iter().try_for_each(|it| it.walk(&own, see))
+        self.children().iter().try_for_each(|it| it.walk(&own, visit))
     }
 
     /// All files, links and empty folders with their paths; this node lies at `path`.

@@ -6,7 +6,7 @@ use crate::{
     pointer::{Pointer, Shape},
     progress::Progress,
     store::file_at,
-    workspace::{CheckedOut, Workspace, clear, part::unrecorded},
+    workspace::{CheckedOut, Workspace, clear, select::unrecorded},
 };
 
 /// What is no longer tracked.

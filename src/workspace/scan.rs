@@ -11,16 +11,16 @@ use crate::{
     path::{RepoPath, show},
     progress::{Event, Progress},
     store::{EntryKind, Kind, Ready, Store, WHOLE, Writer, digest_file},
-    workspace::{Node, Workspace, modes::executables, view::View},
+    workspace::{Node, Workspace, filter::ScanFilter, modes::executables},
 };
 
 /// Bytes read at once, by all cores together.
-const BATCH: u64 = 16 << 20;
+const BATCH_SIZE: u64 = 16 << 20;
 const BATCH_FILES: usize = 1024;
 /// Digests that wait to be put where they belong, about.
-const READ: usize = 1 << 16;
+const MAX_PENDING_DIGESTS: usize = 1 << 16;
 /// Files that wait to be read, at most.
-const WAITING: usize = 4 * BATCH_FILES;
+const MAX_PENDING_FILES: usize = 4 * BATCH_FILES;
 
 /// A file to be read.
 struct Job {
@@ -38,75 +38,78 @@ pub(super) fn scan(
     progress: &dyn Progress,
 ) -> Result<Option<Node>> {
     let record = workspace.pointer_of(path).ok().flatten();
-    scan_view(workspace, path, &View::of(workspace, path, record.as_ref())?, writer, progress)
+    scan_filtered(workspace, path, &ScanFilter::new(workspace, path, record.as_ref())?, writer, progress)
 }
 
 /// As [`scan`], of what `view` shows.
-pub(super) fn scan_view(
+pub(super) fn scan_filtered(
     workspace: &Workspace<'_>,
     path: &RepoPath,
-    view: &View<'_>,
+    filter: &ScanFilter<'_>,
     writer: Option<&mut Writer<'_>>,
     progress: &dyn Progress,
 ) -> Result<Option<Node>> {
     let files = &workspace.repo.files;
     let Some(stamp) = files.stamp(path)? else { return Ok(None) };
-    let children =
-        if stamp.form == Form::Folder { fs::busy(|| files.entries(path, view))? } else { Listing::default() };
+    let children = if stamp.form == Form::Folder {
+        fs::busy(|| files.entries(path, filter))?
+    } else {
+        Listing::default()
+    };
     let entry = Entry { name: path.name(), stamp, children: &children };
     let mut scanner = Scanner {
         workspace,
-        view,
+        filter,
         writer,
         progress,
         jobs: Vec::new(),
         digests: Vec::new(),
-        waiting: Vec::new(),
+        unwritten: Vec::new(),
         walked: BTreeSet::new(),
         executables: executables(workspace, path),
     };
     let above = path.parent().unwrap_or_default();
-    let total = scanner.unknown(&above, &|| std::iter::once(entry));
-    if total > BATCH {
+    let total = scanner.bytes_to_read(&above, &|| std::iter::once(entry));
+    if total > BATCH_SIZE {
         progress.event(Event::Started { task: "reading", total: Some(total) });
     }
-    let known = scanner.known(&above, std::iter::once(entry)).pop().flatten();
+    let known = scanner.cached_digests(&above, std::iter::once(entry)).pop().flatten();
     let Some(mut node) = scanner.node(path.clone(), entry, known)? else { return Ok(None) };
     let digests = scanner.finish()?;
     fill(&mut node, &mut digests.into_iter());
     let mut index = workspace.index.borrow_mut();
-    if view.is_whole() {
-        index.keep_folders(path, &scanner.walked);
+    if filter.is_unrestricted() {
+        index.retain_folders(path, &scanner.walked);
     }
-    index.settle();
+    index.merge_pending();
     drop(index);
     // Of a part of a folder there is no page.
-    node.fold(&mut scanner.writer.filter(|_| view.is_whole()))?;
+    node.compute_digests(&mut scanner.writer.filter(|_| filter.is_unrestricted()))?;
     Ok((!is_unread(&node)).then_some(node))
 }
 
 struct Scanner<'s, 'r, 'w, 'o> {
     workspace: &'s Workspace<'r>,
-    view: &'s View<'r>,
+    filter: &'s ScanFilter<'r>,
     writer: Option<&'o mut Writer<'w>>,
     progress: &'s dyn Progress,
     jobs: Vec<Job>,
     /// Of the jobs that were done, in their order.
     digests: Vec<Digest>,
     /// What was read and not yet written.
-    waiting: Lot,
+    unwritten: ReadFiles,
     walked: BTreeSet<RepoPath>,
     /// Those on record, where the file system's bits mean nothing.
     executables: Option<BTreeSet<RepoPath>>,
 }
 
 /// Stands for a digest that is still to be read.
-fn unread() -> Digest {
+fn placeholder() -> Digest {
     Digest::from_bytes([0; 32])
 }
 
 fn is_unread(node: &Node) -> bool {
-    node.kind != EntryKind::Folder && node.digest == unread()
+    node.kind != EntryKind::Folder && node.digest == placeholder()
 }
 
 /// Puts the digests that were read where they belong, in the order they were asked for; what could not be
@@ -126,13 +129,13 @@ impl Scanner<'_, '_, '_, '_> {
     fn node(&mut self, path: RepoPath, entry: Entry<'_>, known: Option<Digest>) -> Result<Option<Node>> {
         let mut stamp = entry.stamp;
         let (kind, digest) = match stamp.form {
-            Form::Folder => (EntryKind::Folder, unread()),
+            Form::Folder => (EntryKind::Folder, placeholder()),
             Form::Link => match self.link(&path, known) {
                 Ok((kind, digest, size)) => {
                     stamp.size = size;
                     (kind, digest)
                 }
-                Err(error) => return self.view.trouble(&path, error).map(|()| None),
+                Err(error) => return self.filter.trouble(&path, error).map(|()| None),
             },
             Form::File if self.is_executable(&path, &stamp) => {
                 (EntryKind::Executable, self.file(&path, stamp, known))
@@ -141,23 +144,23 @@ impl Scanner<'_, '_, '_, '_> {
             Form::Other => {
                 let error = Error::new(ErrorKind::Usage, format!("`{path}` is a fifo, a socket or a device"));
                 let error = error.hint("only files, folders and links have content; move it elsewhere");
-                return self.view.trouble(&path, error).map(|()| None);
+                return self.filter.trouble(&path, error).map(|()| None);
             }
         };
         let mut children = Vec::new();
         if kind == EntryKind::Folder {
             self.enter(&path, entry.children);
-            let known = self.known(&path, entry.children.iter());
+            let known = self.cached_digests(&path, entry.children.iter());
             children.reserve_exact(known.len());
             // Nothing that is still to be read lies outside this folder: its digests need not wait for the end.
             let own = self.digests.is_empty() && self.jobs.is_empty();
             let mut filled = 0;
             for (child, known) in entry.children.iter().zip(known) {
                 children.extend(self.node(path.join(child.name)?, child, known)?);
-                if self.jobs.len() >= WAITING {
+                if self.jobs.len() >= MAX_PENDING_FILES {
                     self.flush()?;
                 }
-                if own && self.digests.len() >= READ {
+                if own && self.digests.len() >= MAX_PENDING_DIGESTS {
                     self.flush()?;
                     let mut digests = std::mem::take(&mut self.digests).into_iter();
                     children[filled..].iter_mut().for_each(|it| fill(it, &mut digests));
@@ -181,29 +184,36 @@ impl Scanner<'_, '_, '_, '_> {
     /// A folder that is walked, and what the index forgets of it.
     fn enter(&mut self, folder: &RepoPath, children: &Listing) {
         self.walked.insert(folder.clone());
-        if self.view.is_whole() {
+        if self.filter.is_unrestricted() {
             let files = children.iter().filter(|it| it.stamp.form != Form::Folder);
             let names: Vec<&[u8]> = files.map(|it| it.name).collect();
-            self.workspace.index.borrow_mut().keep(folder, &names);
+            self.workspace.index.borrow_mut().retain_files(folder, &names);
         }
     }
 
     /// The digests that the index vouches for, one for each name.
-    fn known<'l>(&self, folder: &RepoPath, children: impl Iterator<Item = Entry<'l>>) -> Vec<Option<Digest>> {
+    fn cached_digests<'l>(
+        &self,
+        folder: &RepoPath,
+        children: impl Iterator<Item = Entry<'l>>,
+    ) -> Vec<Option<Digest>> {
         let index = self.workspace.index.borrow();
-        let rows = index.known(folder);
+        let rows = index.folder(folder);
         let vouch = |it: Entry<'_>| {
             let rows = rows.as_ref()?;
             // The row of a link into the store is of the file that it stands for.
-            let linked =
-                if it.stamp.form == Form::Link { self.stored(&folder.join(it.name).ok()?) } else { None };
-            rows.vouch(it.name, &linked.map_or(it.stamp, |it| it.1))
+            let linked = if it.stamp.form == Form::Link {
+                self.stored_file(&folder.join(it.name).ok()?)
+            } else {
+                None
+            };
+            rows.digest_if_unchanged(it.name, &linked.map_or(it.stamp, |it| it.1))
         };
         children.map(vouch).collect()
     }
 
     /// The file in the store that a link of ours stands for.
-    fn stored(&self, link: &RepoPath) -> Option<(Digest, Stamp)> {
+    fn stored_file(&self, link: &RepoPath) -> Option<(Digest, Stamp)> {
         let target = self.workspace.repo.files.read_link(link).ok()?;
         let large = self.workspace.repo.store.linked(&target)?;
         Some((large.digest(), large.stamp().ok()?))
@@ -211,8 +221,8 @@ impl Scanner<'_, '_, '_, '_> {
 
     /// A link is data, but for those into the store that `cache.link` made: they stand for files.
     fn link(&mut self, path: &RepoPath, known: Option<Digest>) -> Result<(EntryKind, Digest, u64)> {
-        if let Some((digest, stamp)) = self.stored(path) {
-            return Ok((EntryKind::File, self.job(path, stamp, known, Some(digest)), stamp.size));
+        if let Some((digest, stamp)) = self.stored_file(path) {
+            return Ok((EntryKind::File, self.digest_or_job(path, stamp, known, Some(digest)), stamp.size));
         }
         let target = self.workspace.repo.files.read_link(path)?;
         let digest = match &mut self.writer {
@@ -223,11 +233,11 @@ impl Scanner<'_, '_, '_, '_> {
     }
 
     fn file(&mut self, path: &RepoPath, stamp: Stamp, known: Option<Digest>) -> Digest {
-        self.job(path, stamp, known, None)
+        self.digest_or_job(path, stamp, known, None)
     }
 
     /// The digest from the index, or a job.
-    fn job(
+    fn digest_or_job(
         &mut self,
         path: &RepoPath,
         stamp: Stamp,
@@ -240,7 +250,7 @@ impl Scanner<'_, '_, '_, '_> {
             (Some(digest), Some(writer)) if stamp.size > WHOLE && writer.contains(&digest) => digest,
             _ => {
                 self.jobs.push(Job { path: path.clone(), stamp, linked });
-                unread()
+                placeholder()
             }
         }
     }
@@ -250,25 +260,26 @@ impl Scanner<'_, '_, '_, '_> {
         let jobs = std::mem::take(&mut self.jobs);
         for batch in batches(&jobs) {
             let tick = fs::tick();
-            let before = std::mem::take(&mut self.waiting);
+            let before = std::mem::take(&mut self.unwritten);
             let read = if let [job] = batch
                 && job.stamp.size > WHOLE
             {
                 self.put(before)?;
                 vec![(
-                    self.large(job).or_else(|it| self.view.trouble(&job.path, it).map(|()| unread()))?,
+                    self.hash_large(job)
+                        .or_else(|it| self.filter.trouble(&job.path, it).map(|()| placeholder()))?,
                     None,
                 )]
             } else {
                 self.read_and_put(batch, before)?
             };
             let mut index = self.workspace.index.borrow_mut();
-            for (job, (digest, _)) in batch.iter().zip(&read).filter(|it| it.1.0 != unread()) {
-                index.learn(&job.path, &job.stamp, *digest, tick);
+            for (job, (digest, _)) in batch.iter().zip(&read).filter(|it| it.1.0 != placeholder()) {
+                index.insert(&job.path, &job.stamp, *digest, tick);
             }
             drop(index);
             self.digests.extend(read.iter().map(|it| it.0));
-            self.waiting = read;
+            self.unwritten = read;
             self.progress.event(Event::Advanced { by: batch.iter().map(|it| it.stamp.size).sum() });
         }
         Ok(())
@@ -277,42 +288,46 @@ impl Scanner<'_, '_, '_, '_> {
     /// All digests that were asked for, in order.
     fn finish(&mut self) -> Result<Vec<Digest>> {
         self.flush()?;
-        let last = std::mem::take(&mut self.waiting);
+        let last = std::mem::take(&mut self.unwritten);
         self.put(last)?;
         self.progress.event(Event::Finished);
         Ok(std::mem::take(&mut self.digests))
     }
 
     /// Bytes that have to be read.
-    fn unknown<'l, I: Iterator<Item = Entry<'l>>>(&self, folder: &RepoPath, entries: &dyn Fn() -> I) -> u64 {
-        let known = self.known(folder, entries());
+    fn bytes_to_read<'l, I: Iterator<Item = Entry<'l>>>(
+        &self,
+        folder: &RepoPath,
+        entries: &dyn Fn() -> I,
+    ) -> u64 {
+        let known = self.cached_digests(folder, entries());
         let files = entries().zip(known).filter(|it| it.0.stamp.form == Form::File && it.1.is_none());
         let own: u64 = files.map(|it| it.0.stamp.size).sum();
         let below = |it: Entry<'_>| {
-            folder.join(it.name).map_or(0, |path| self.unknown(&path, &|| it.children.iter()))
+            folder.join(it.name).map_or(0, |path| self.bytes_to_read(&path, &|| it.children.iter()))
         };
         own + entries().filter(|it| it.stamp.form == Form::Folder).map(below).sum::<u64>()
     }
 
-    fn read_and_put(&mut self, batch: &[Job], before: Lot) -> Result<Lot> {
-        let reader = Reading {
+    fn read_and_put(&mut self, batch: &[Job], before: ReadFiles) -> Result<ReadFiles> {
+        let reader = FileReader {
             files: &self.workspace.repo.files,
             store: &self.workspace.repo.store,
-            view: self.view,
+            filter: self.filter,
             keep: self.writer.is_some(),
         };
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         let put = std::thread::scope(|scope| {
-            scope.spawn(move || sender.send(fs::busy(|| reader.lot(batch))));
+            scope.spawn(move || sender.send(fs::busy(|| reader.read_all(batch))));
             self.put(before)
         });
         let read = receiver.recv().expect("the reader sends before it ends");
         put.and(read)
     }
 
-    fn put(&mut self, lot: Lot) -> Result<()> {
+    fn put(&mut self, files: ReadFiles) -> Result<()> {
         let Some(writer) = &mut self.writer else { return Ok(()) };
-        for (digest, ready) in lot {
+        for (digest, ready) in files {
             if let Some(ready) = ready {
                 writer.put_ready(Kind::Content, digest, &ready)?;
             }
@@ -320,47 +335,47 @@ impl Scanner<'_, '_, '_, '_> {
         Ok(())
     }
 
-    fn large(&self, job: &Job) -> Result<Digest> {
+    fn hash_large(&self, job: &Job) -> Result<Digest> {
         let store = &self.workspace.repo.store;
         let file = open(&self.workspace.repo.files, store, job)?;
-        let still = |file: &File, size| {
-            if size == job.stamp.size && is_as_before(file, &job.stamp) { Ok(()) } else { Err(changed(job)) }
+        let check_unchanged = |file: &File, size| {
+            if size == job.stamp.size && is_unchanged(file, &job.stamp) { Ok(()) } else { Err(changed(job)) }
         };
         let doing = || format!("cannot read `{}`", job.path);
         // What is linked to the store and unchanged needs no second copy there.
         if self.writer.is_none() || job.linked.is_some() {
             let (digest, size) = digest_file(&file).doing(doing)?;
-            still(&file, size)?;
+            check_unchanged(&file, size)?;
             if self.writer.is_none() || job.linked == Some(digest) {
                 return Ok(digest);
             }
         }
-        store.put_large(&file, &still).map(|it| it.0)
+        store.put_large(&file, &check_unchanged).map(|it| it.0)
     }
 }
 
 /// What was read: digests, and what is to be stored.
-type Lot = Vec<(Digest, Option<Ready<'static>>)>;
+type ReadFiles = Vec<(Digest, Option<Ready<'static>>)>;
 
 /// What it takes to read files on any thread.
 #[derive(Clone, Copy)]
-struct Reading<'s, 'r> {
+struct FileReader<'s, 'r> {
     files: &'s Root,
     store: &'s Store,
-    view: &'s View<'r>,
+    filter: &'s ScanFilter<'r>,
     /// Whether the bytes are wanted, too.
     keep: bool,
 }
 
-impl Reading<'_, '_> {
-    fn lot(self, jobs: &[Job]) -> Result<Lot> {
-        jobs.par_iter().map(|job| self.one(job)).collect()
+impl FileReader<'_, '_> {
+    fn read_all(self, jobs: &[Job]) -> Result<ReadFiles> {
+        jobs.par_iter().map(|job| self.read_one(job)).collect()
     }
 
-    fn one(self, job: &Job) -> Result<(Digest, Option<Ready<'static>>)> {
+    fn read_one(self, job: &Job) -> Result<(Digest, Option<Ready<'static>>)> {
         let bytes = match open(self.files, self.store, job).and_then(|it| read(&it, job)) {
             Ok(bytes) => bytes,
-            Err(error) => return self.view.trouble(&job.path, error).map(|()| (unread(), None)),
+            Err(error) => return self.filter.trouble(&job.path, error).map(|()| (placeholder(), None)),
         };
         let digest = Digest::of(&bytes);
         let stored = !self.keep || self.store.lean_on_packed(&digest);
@@ -384,7 +399,7 @@ fn batches(jobs: &[Job]) -> Vec<&[Job]> {
     let (mut start, mut bytes) = (0, 0);
     for (at, job) in jobs.iter().enumerate() {
         let alone = job.stamp.size > WHOLE;
-        if at > start && (alone || bytes + job.stamp.size > BATCH || at - start >= BATCH_FILES) {
+        if at > start && (alone || bytes + job.stamp.size > BATCH_SIZE || at - start >= BATCH_FILES) {
             found.push(&jobs[start..at]);
             (start, bytes) = (at, 0);
         }
@@ -405,14 +420,14 @@ fn read(mut file: &File, job: &Job) -> Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(usize::try_from(job.stamp.size).unwrap_or(0) + 1);
     let limit = job.stamp.size + 1;
     file.by_ref().take(limit).read_to_end(&mut bytes).doing(|| format!("cannot read `{}`", job.path))?;
-    if bytes.len() as u64 == job.stamp.size && is_as_before(file, &job.stamp) {
+    if bytes.len() as u64 == job.stamp.size && is_unchanged(file, &job.stamp) {
         Ok(bytes)
     } else {
         Err(changed(job))
     }
 }
 
-fn is_as_before(file: &File, stamp: &Stamp) -> bool {
+fn is_unchanged(file: &File, stamp: &Stamp) -> bool {
     use std::os::unix::fs::MetadataExt as _;
     file.metadata().is_ok_and(|it| {
         let mtime = it.mtime().saturating_mul(1_000_000_000).saturating_add(it.mtime_nsec());
@@ -437,12 +452,12 @@ pub(super) fn check_links(
             return Ok(());
         }
         let link = folder.join(&leaf.name)?;
-        stays_inside(&link, top, &workspace.repo.files.read_link(&link)?)
+        check_stays_inside(&link, top, &workspace.repo.files.read_link(&link)?)
     })
 }
 
 /// Refuses a link at `link` to `target` that leads out of the folder `top`.
-pub(super) fn stays_inside(link: &RepoPath, top: &RepoPath, target: &[u8]) -> Result<()> {
+pub(super) fn check_stays_inside(link: &RepoPath, top: &RepoPath, target: &[u8]) -> Result<()> {
     if is_inside(link, top, target) {
         return Ok(());
     }

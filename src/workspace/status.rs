@@ -12,9 +12,9 @@ use crate::{
     store::{Difference, EntryKind, Side, Store, diff},
     workspace::{
         Node, Workspace,
-        compare::{differences, recorded},
-        scan::scan_view,
-        view::View,
+        compare::{as_entry, differences},
+        filter::ScanFilter,
+        scan::scan_filtered,
     },
 };
 
@@ -72,14 +72,14 @@ impl Item {
             (self.state, self.why) = match (self.unknown.len(), self.changes.len()) {
                 (0, 0) => (State::Same, None),
                 (0, _) => (State::Changed, None),
-                (hidden, _) => (State::Unknown, Some(unread(hidden))),
+                (hidden, _) => (State::Unknown, Some(unreadable_summary(hidden))),
             };
         }
         self
     }
 }
 
-fn unread(count: usize) -> String {
+fn unreadable_summary(count: usize) -> String {
     format!("{count} of it cannot be read")
 }
 
@@ -89,32 +89,33 @@ impl Workspace<'_> {
         let path = &pointer.path;
         let item =
             |state, changes, why| Item { path: path.clone(), state, changes, why, unknown: Vec::new() };
-        let looked = View::of(self, path, Some(pointer)).map(View::forgiving).and_then(|view| {
-            let node = scan_view(self, path, &view, None, progress)?;
-            Ok((node, view.into_troubles()))
-        });
-        let (node, troubles) = match looked {
-            Ok((Some(node), troubles)) => (node, troubles),
-            Ok((None, troubles)) => {
-                let why = troubles.into_iter().next().map(|it| it.1.full_text());
+        let scanned =
+            ScanFilter::new(self, path, Some(pointer)).map(ScanFilter::collect_errors).and_then(|filter| {
+                let node = scan_filtered(self, path, &filter, None, progress)?;
+                Ok((node, filter.into_errors()))
+            });
+        let (node, errors) = match scanned {
+            Ok((Some(node), errors)) => (node, errors),
+            Ok((None, errors)) => {
+                let why = errors.into_iter().next().map(|it| it.1.full_text());
                 let state = if why.is_some() { State::Unknown } else { State::Absent };
                 return Ok(item(state, Vec::new(), why));
             }
             Err(error) => return Ok(item(State::Unknown, Vec::new(), Some(error.full_text()))),
         };
-        if troubles.is_empty() && node.content() == pointer.content {
+        if errors.is_empty() && node.content() == pointer.content {
             return Ok(item(State::Same, Vec::new(), None));
         }
         // What lies in a folder that was walked was compared, whatever else is wrong with the folder.
         let hidden: Vec<_> =
-            troubles.iter().map(|it| it.0.clone()).filter(|it| !is_walked(&node, path, it)).collect();
+            errors.iter().map(|it| it.0.clone()).filter(|it| !contains_folder(&node, path, it)).collect();
         let recorded = Version::Recorded(pointer.content);
-        match between(&self.repo.store, &pointer.path, Some(&recorded), Some(&Version::Here(node))) {
-            Ok(changes) if troubles.is_empty() => Ok(item(State::Changed, changes, None)),
+        match between(&self.repo.store, &pointer.path, Some(&recorded), Some(&Version::Workspace(node))) {
+            Ok(changes) if errors.is_empty() => Ok(item(State::Changed, changes, None)),
             Ok(mut changes) => {
                 changes.retain(|it| !hidden.iter().any(|hidden| hidden.overlaps(&it.0)));
-                let why = Some(unread(troubles.len()));
-                let unknown = troubles.into_iter().map(|(path, error)| (path, error.full_text())).collect();
+                let why = Some(unreadable_summary(errors.len()));
+                let unknown = errors.into_iter().map(|(path, error)| (path, error.full_text())).collect();
                 Ok(Item { unknown, ..item(State::Unknown, changes, why) })
             }
             Err(error) if error.kind() == Kind::NotFound => {
@@ -128,7 +129,7 @@ impl Workspace<'_> {
 }
 
 /// Whether the folder at `path` is in what was found at `top`.
-fn is_walked(node: &Node, top: &RepoPath, path: &RepoPath) -> bool {
+fn contains_folder(node: &Node, top: &RepoPath, path: &RepoPath) -> bool {
     let below = path.below(top);
     let found = below.as_ref().and_then(|it| {
         it.components().try_fold(node, |here, name| here.children().iter().find(|it| &it.name[..] == name))
@@ -140,21 +141,21 @@ fn is_walked(node: &Node, top: &RepoPath, path: &RepoPath) -> bool {
 pub enum Version {
     Recorded(Content),
     /// As the workspace has it, unlike any record.
-    Here(Node),
+    Workspace(Node),
 }
 
 impl Version {
     fn recorded(&self) -> Option<&Content> {
         match self {
             Self::Recorded(content) => Some(content),
-            Self::Here(_) => None,
+            Self::Workspace(_) => None,
         }
     }
 
     fn leaves(&self, store: &Store, path: &RepoPath) -> Result<BTreeMap<RepoPath, Side>> {
         let found = match self {
-            Self::Here(node) => differences(store, path, None, Some(node))?,
-            Self::Recorded(content) => differences(store, path, Some(&recorded(content)), None)?,
+            Self::Workspace(node) => differences(store, path, None, Some(node))?,
+            Self::Recorded(content) => differences(store, path, Some(&as_entry(content)), None)?,
         };
         Ok(found.into_iter().filter_map(|it| Some((it.path, it.old.or(it.new)?))).collect())
     }
@@ -170,7 +171,7 @@ impl Workspace<'_> {
     ) -> Result<Option<Version>> {
         let Some(content) = recorded else { return Ok(None) };
         match self.look(path, progress)? {
-            Some(node) if node.content() != content => Ok(Some(Version::Here(node))),
+            Some(node) if node.content() != content => Ok(Some(Version::Workspace(node))),
             _ => Ok(Some(Version::Recorded(content))),
         }
     }
@@ -187,25 +188,25 @@ pub fn between(
     if let (Some(before), Some(after)) = (old, new)
         && let (Some(before), Some(after)) = (tree(before), tree(after))
     {
-        return Ok(told(diff(store, path, Some(&before), Some(&after))?));
+        return Ok(file_changes(diff(store, path, Some(&before), Some(&after))?));
     }
-    if let (Some(Version::Recorded(content)), Some(Version::Here(node))) = (old, new) {
-        return Ok(told(differences(store, path, Some(&recorded(content)), Some(node))?));
+    if let (Some(Version::Recorded(content)), Some(Version::Workspace(node))) = (old, new) {
+        return Ok(file_changes(differences(store, path, Some(&as_entry(content)), Some(node))?));
     }
     let leaves = |it: Option<&Version>| it.map_or_else(|| Ok(BTreeMap::new()), |it| it.leaves(store, path));
     Ok(changes(leaves(old)?, leaves(new)?))
 }
 
-fn told(found: Vec<Difference>) -> Vec<(RepoPath, Change)> {
-    // A folder that gained or lost its files is told by its files.
+fn file_changes(found: Vec<Difference>) -> Vec<(RepoPath, Change)> {
+    // A folder that gained or lost its files is file_changes by its files.
     let is_folder = |it: &Difference| it.old.or(it.new).is_some_and(|it| it.kind == EntryKind::Folder);
     let filled = |folder: &RepoPath| {
         let after = &found[found.partition_point(|it| it.path <= *folder)..];
         let mut near = after.iter().take_while(|it| it.path.bytes().starts_with(folder.bytes()));
         near.any(|it| it.path.is_within(folder))
     };
-    let told: Vec<_> = found.iter().filter(|it| !(is_folder(it) && filled(&it.path))).collect();
-    told.into_iter().map(|it| (it.path.clone(), change(it.old.is_some(), it.new.is_some()))).collect()
+    let file_changes: Vec<_> = found.iter().filter(|it| !(is_folder(it) && filled(&it.path))).collect();
+    file_changes.into_iter().map(|it| (it.path.clone(), change(it.old.is_some(), it.new.is_some()))).collect()
 }
 
 fn change(before: bool, after: bool) -> Change {

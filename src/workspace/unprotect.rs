@@ -46,7 +46,7 @@ impl Workspace<'_> {
     }
 
     /// Whether a link leads to where the store was before the repository moved, and the store has what it stood for.
-    pub(super) fn is_stray_link(&self, path: &RepoPath) -> bool {
+    pub(super) fn is_dangling_store_link(&self, path: &RepoPath) -> bool {
         let Ok(target) = self.repo.files.read_link(path) else { return false };
         let mut names = target.rsplit(|it| *it == b'/');
         let (Some(name), Some(b"objects")) = (names.next(), names.next()) else { return false };

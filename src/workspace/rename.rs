@@ -16,7 +16,7 @@ use crate::{
     workspace::{
         Workspace,
         remove::{check_output, untracked},
-        scan::stays_inside,
+        scan::check_stays_inside,
     },
 };
 
@@ -32,11 +32,11 @@ pub struct Moved {
 }
 
 /// Where a record is kept.
-enum Place {
+enum RecordLocation {
     /// In a pointer of its own.
-    Own,
+    OwnPointer,
     /// In the tree of this folder.
-    Within(Pointer),
+    InFolder(Pointer),
 }
 
 impl Workspace<'_> {
@@ -54,13 +54,13 @@ impl Workspace<'_> {
             return Err(Error::usage(format!("`{from}` cannot be moved into itself")));
         }
         let lock = self.repo.lock_telling(progress)?;
-        let (source, entry) = self.source(from)?;
-        let target = self.target(to)?;
+        let (source, entry) = self.find_source(from)?;
+        let target = self.find_target(to)?;
         self.check_record(to, &target, &entry)?;
         self.check_files(from, to, &entry, progress)?;
         self.check_kind(from, to, &source, &target, &entry)?;
         let files = &self.repo.files;
-        if matches!(target, Place::Own) {
+        if matches!(target, RecordLocation::OwnPointer) {
             self.repo.git.ignore(files, to)?;
         }
         if files.stamp(from)?.is_some() {
@@ -71,9 +71,9 @@ impl Workspace<'_> {
     }
 
     /// The record of a tracked path.
-    fn source(&self, path: &RepoPath) -> Result<(Place, TreeEntry)> {
+    fn find_source(&self, path: &RepoPath) -> Result<(RecordLocation, TreeEntry)> {
         if let Some(pointer) = self.repo.pointer(path)? {
-            return Ok((Place::Own, row(&pointer.content)));
+            return Ok((RecordLocation::OwnPointer, to_entry(&pointer.content)));
         }
         let parent = self.pointer_of(path)?.filter(|it| it.content.kind == Shape::Tree);
         let parent = parent.ok_or_else(|| untracked(path))?;
@@ -83,14 +83,16 @@ impl Workspace<'_> {
             let error = Error::not_found(format!("`{path}` is not on record in `{}`", parent.path));
             error.hint(format!("record it first: `mlx add {path}`"))
         })?;
-        Ok((Place::Within(parent), entry))
+        Ok((RecordLocation::InFolder(parent), entry))
     }
 
-    fn target(&self, path: &RepoPath) -> Result<Place> {
+    fn find_target(&self, path: &RepoPath) -> Result<RecordLocation> {
         let parent = path.parent().map(|it| self.pointer_of(&it)).transpose()?.flatten();
         let taken = |what: String| Err(Error::new(Kind::Conflict, what).hint("choose another name"));
         match parent {
-            Some(parent) if parent.content.kind == Shape::Tree => return Ok(Place::Within(parent)),
+            Some(parent) if parent.content.kind == Shape::Tree => {
+                return Ok(RecordLocation::InFolder(parent));
+            }
             Some(parent) => return taken(format!("`{}` is tracked as a file", parent.path)),
             None => {}
         }
@@ -100,14 +102,14 @@ impl Workspace<'_> {
         if let Some(inner) = self.pointed()?.iter().find(|it| it.is_within(path) && *it != path) {
             return taken(format!("`{inner}` is tracked in that folder"));
         }
-        Ok(Place::Own)
+        Ok(RecordLocation::OwnPointer)
     }
 
     /// Refuses a place that is taken on record, unless by what a move that was cut off put there.
-    fn check_record(&self, to: &RepoPath, target: &Place, entry: &TreeEntry) -> Result<()> {
+    fn check_record(&self, to: &RepoPath, target: &RecordLocation, entry: &TreeEntry) -> Result<()> {
         let taken = match target {
-            Place::Own => self.repo.pointer(to)?.map(|it| row(&it.content)),
-            Place::Within(parent) => {
+            RecordLocation::OwnPointer => self.repo.pointer(to)?.map(|it| to_entry(&it.content)),
+            RecordLocation::InFolder(parent) => {
                 let below = to.below(&parent.path).expect("the target lies in the folder of its pointer");
                 file_at(&self.repo.store, &parent.content.digest, &below)?
             }
@@ -143,29 +145,29 @@ impl Workspace<'_> {
         &self,
         from: &RepoPath,
         to: &RepoPath,
-        source: &Place,
-        target: &Place,
+        source: &RecordLocation,
+        target: &RecordLocation,
         entry: &TreeEntry,
     ) -> Result<()> {
-        if matches!(source, Place::Own) {
+        if matches!(source, RecordLocation::OwnPointer) {
             return Ok(());
         }
         let store = &self.repo.store;
         let top = match target {
-            Place::Within(parent) => &parent.path,
-            Place::Own if entry.kind == EntryKind::Link => {
+            RecordLocation::InFolder(parent) => &parent.path,
+            RecordLocation::OwnPointer if entry.kind == EntryKind::Link => {
                 let error = Error::usage(format!("`{from}` is a link, and only a folder can hold one"));
                 return Err(error.hint("move it into a tracked folder"));
             }
-            Place::Own => to,
+            RecordLocation::OwnPointer => to,
         };
         if entry.kind == EntryKind::Link {
-            return stays_inside(to, top, &store.read(&entry.digest)?);
+            return check_stays_inside(to, top, &store.read(&entry.digest)?);
         }
         if entry.kind == EntryKind::Folder {
             for found in diff(store, to, None, Some(&entry.digest))? {
                 if let Some(side) = found.new.filter(|it| it.kind == EntryKind::Link) {
-                    stays_inside(&found.path, top, &store.read(&side.digest)?)?;
+                    check_stays_inside(&found.path, top, &store.read(&side.digest)?)?;
                 }
             }
         }
@@ -174,32 +176,34 @@ impl Workspace<'_> {
 
     fn write_records(
         &self,
-        (from, source): (&RepoPath, Place),
-        (to, target): (&RepoPath, Place),
+        (from, source): (&RepoPath, RecordLocation),
+        (to, target): (&RepoPath, RecordLocation),
         entry: TreeEntry,
         lock: &Lock,
     ) -> Result<Moved> {
         let mut done = Moved { from: from.clone(), to: to.clone(), written: Vec::new(), gone: Vec::new() };
         let new = (to, Some(entry.clone()));
         match (&source, &target) {
-            (Place::Within(old), Place::Within(parent)) if old.path == parent.path => {
-                done.written.push(self.change(parent, &[(from, None), new])?);
+            (RecordLocation::InFolder(old), RecordLocation::InFolder(parent)) if old.path == parent.path => {
+                done.written.push(self.update_record(parent, &[(from, None), new])?);
                 return Ok(done);
             }
-            (_, Place::Within(parent)) => done.written.push(self.change(parent, &[new])?),
-            (_, Place::Own) => {
-                let content = content(&entry);
+            (_, RecordLocation::InFolder(parent)) => done.written.push(self.update_record(parent, &[new])?),
+            (_, RecordLocation::OwnPointer) => {
+                let content = to_content(&entry);
                 let pointer = Pointer { path: to.clone(), content };
                 self.repo.write_pointer(&pointer)?;
                 // Git does not know it yet: the index does before the old record goes.
                 self.remember(to);
-                self.index.borrow_mut().save_held(self.repo, lock)?;
+                self.index.borrow_mut().save_locked(self.repo, lock)?;
                 done.written.push(pointer);
             }
         }
         match source {
-            Place::Within(parent) => done.written.push(self.change(&parent, &[(from, None)])?),
-            Place::Own => {
+            RecordLocation::InFolder(parent) => {
+                done.written.push(self.update_record(&parent, &[(from, None)])?)
+            }
+            RecordLocation::OwnPointer => {
                 self.repo.git.unignore(&self.repo.files, from)?;
                 let file = from.with_suffix(crate::pointer::SUFFIX);
                 self.repo.files.remove(&file)?;
@@ -209,7 +213,7 @@ impl Workspace<'_> {
         Ok(done)
     }
 
-    fn change(&self, parent: &Pointer, changes: &[(&RepoPath, Option<TreeEntry>)]) -> Result<Pointer> {
+    fn update_record(&self, parent: &Pointer, changes: &[(&RepoPath, Option<TreeEntry>)]) -> Result<Pointer> {
         let store = &self.repo.store;
         let below = |it: &RepoPath| it.below(&parent.path).expect("it lies in the folder of its pointer");
         let changes: BTreeMap<_, _> = changes.iter().map(|it| (below(it.0), it.1.clone())).collect();
@@ -226,7 +230,7 @@ fn occupied(path: &RepoPath) -> Error {
     Error::new(Kind::Conflict, format!("`{path}` is there already")).hint("choose another name")
 }
 
-fn row(content: &Content) -> TreeEntry {
+fn to_entry(content: &Content) -> TreeEntry {
     let Content { digest, files, kind, size } = *content;
     let kind = match kind {
         Shape::File => EntryKind::File,
@@ -236,6 +240,6 @@ fn row(content: &Content) -> TreeEntry {
     TreeEntry { name: Box::default(), kind, size, files, digest }
 }
 
-fn content(entry: &TreeEntry) -> Content {
+fn to_content(entry: &TreeEntry) -> Content {
     Content { digest: entry.digest, files: entry.files, kind: entry.kind.shape(), size: entry.size }
 }

@@ -4,7 +4,7 @@ use crate::{
     error::{Error, Result},
     path::RepoPath,
     pointer::Pointer,
-    workspace::{Tracked, Workspace, checkout::wanted},
+    workspace::{Tracked, Workspace, checkout::recorded_entry},
 };
 
 impl Workspace<'_> {
@@ -25,7 +25,7 @@ impl Workspace<'_> {
         if !is_part || !matches!(self.repo.files.stamp(part), Ok(None)) {
             return Ok(());
         }
-        match wanted(&self.repo.store, pointer, part) {
+        match recorded_entry(&self.repo.store, pointer, part) {
             Ok(None) => Err(unrecorded(part, pointer)),
             _ => Ok(()),
         }
