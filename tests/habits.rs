@@ -37,7 +37,7 @@ fn a_part_that_is_nowhere_is_named_and_changes_nothing() {
     {
         for part in ["data/cta", "data/cta/a.txt", "data/cat/a.txt/x"] {
             let error = sandbox.fails(&format!("{command} {part}"), 3);
-            let named = format!("`{part}` is not on record in `data`\nhint: `mlx status data` shows");
+            let named = format!("`{part}` is not tracked in `data`\nhint: `mlx status data` shows");
             assert!(error.contains(&named), "{command}: {error}");
         }
     }
@@ -199,7 +199,7 @@ fn many_paths_are_taken_at_once_and_each_once() {
     // One that cannot be added: none is.
     sandbox.write("loose/0", "edited");
     let (pointer, before) = (sandbox.read("loose/0.mlx"), snapshot(&sandbox.repo));
-    assert!(sandbox.fails("add loose/0 loose/none", 3).contains("there is no `loose/none`"));
+    assert!(sandbox.fails("add loose/0 loose/none", 3).contains("`loose/none` not found"));
     assert_eq!((sandbox.read("loose/0.mlx"), snapshot(&sandbox.repo)), (pointer, before));
     sandbox.ok("remove --data --force loose/0 loose/0.mlx loose/1.mlx loose/1");
     assert!(!sandbox.has("loose/0") && !sandbox.has("loose/1.mlx"));
@@ -217,7 +217,7 @@ fn paths_are_taken_in_every_form() {
     assert_eq!(sandbox.json(&whole)["added"][0]["path"], "data/cat");
     assert_eq!(sandbox.ok("add -- data/cat/-x"), sandbox.ok("add data/cat.mlx"));
     assert_eq!(inside.ok("status -- -x"), "clean: everything is as recorded\n");
-    assert!(inside.fails("add -- -y", 3).contains("there is no `data/cat/-y`"));
+    assert!(inside.fails("add -- -y", 3).contains("`data/cat/-y` not found"));
     // Through a link leads no path, be its end in the repository or not.
     symlink("data", sandbox.repo.join("link")).unwrap();
     assert!(sandbox.fails("add link/dog", 6).contains("`link` is a link, and mlx does not go through links"));
@@ -386,7 +386,7 @@ fn links_into_the_store_are_made_anew_after_the_repository_moved() {
     // A link of the user's own is theirs.
     fs::remove_file(sandbox.repo.join("data/large")).unwrap();
     symlink("objects/mine", sandbox.repo.join("data/large")).unwrap();
-    assert!(sandbox.fails("checkout", 4).contains("stored nowhere: `data/large`"));
+    assert!(sandbox.fails("checkout", 4).contains("not stored anywhere: `data/large`"));
 }
 
 /// Three commits of a folder of fifty files, of which each changes one.

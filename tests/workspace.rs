@@ -217,7 +217,7 @@ fn what_cannot_be_tracked_is_named_and_nothing_is_left() {
     std::os::unix::fs::symlink("/etc/passwd", sandbox.repo.join("data/out")).unwrap();
     let before = snapshot(&sandbox.repo);
     for (args, code, part) in [
-        ("add missing", 3, "there is no `missing`"),
+        ("add missing", 3, "`missing` not found"),
         ("add ..", 2, "is outside the repository"),
         ("add .", 2, "the whole repository cannot be tracked"),
         ("add code", 4, "Git already tracks `code/main.py`"),

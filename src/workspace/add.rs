@@ -1,4 +1,7 @@
-//! Files and folders under mlx's care: bytes into the store, a pointer beside them.
+//! `mlx add`: stores files and folders and writes their pointers.
+//!
+//! All paths are checked and scanned before any pointer is written. A path inside a tracked folder updates
+//! that folder's pointer; other paths get pointers of their own and lines in `.gitignore`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,15 +19,15 @@ use crate::{
     },
 };
 
-/// What is to be written down where: content of its own, or rows of a tracked folder.
+/// A scanned path that is ready to be recorded: in a pointer of its own, or as entries of a tracked folder.
 enum Addition {
     Own(Pointer),
     InFolder(Pointer, BTreeMap<RepoPath, Option<TreeEntry>>),
 }
 
 impl Workspace<'_> {
-    /// Stores what lies at `path` and writes its pointer; inside a tracked folder, that folder's.
-    /// `claimed` are paths that belong to stages, with the stage's name.
+    /// Stores the file or folder at `path` and writes its pointer; inside a tracked folder, that folder's.
+    /// `claimed` are paths that belong to stages, each with the stage's name.
     pub fn add(
         &self,
         path: &RepoPath,
@@ -32,10 +35,10 @@ impl Workspace<'_> {
         progress: &dyn Progress,
     ) -> Result<Pointer> {
         let mut added = self.add_all(std::slice::from_ref(path), claimed, progress)?;
-        Ok(added.pop().expect("what was added has a pointer"))
+        Ok(added.pop().expect("an added path has a pointer"))
     }
 
-    /// As [`Workspace::add`] for many paths at the cost of one; if one of them cannot be added, none is.
+    /// As [`Workspace::add`] for many paths in one pass; if one of them cannot be added, none is.
     pub fn add_all(
         &self,
         paths: &[RepoPath],
@@ -55,7 +58,7 @@ impl Workspace<'_> {
             collect_addition(&mut found, path, parent, &node);
         }
         writer.finish()?;
-        found.into_iter().map(|it| self.record(it, progress)).collect()
+        found.into_iter().map(|addition| self.record(addition, progress)).collect()
     }
 
     fn record(&self, addition: Addition, progress: &dyn Progress) -> Result<Pointer> {
@@ -72,13 +75,13 @@ impl Workspace<'_> {
         Ok(pointer)
     }
 
-    /// The tracked folder that `path` lies in.
+    /// Returns the pointer of the tracked folder that contains `path`; a tracked file there is an error.
     fn tracked_parent(&self, path: &RepoPath) -> Result<Option<Pointer>> {
-        match path.parent().map(|it| self.pointer_of(&it)).transpose()?.flatten() {
+        match path.parent().map(|parent| self.pointer_of(&parent)).transpose()?.flatten() {
             Some(parent) if parent.content.kind != Shape::Tree => {
                 let error = Error::new(
                     Kind::Conflict,
-                    format!("`{}` is tracked as a file, and `{path}` lies in it", parent.path),
+                    format!("`{}` is tracked as a file, so `{path}` cannot be added below it", parent.path),
                 );
                 Err(error.hint(format!("remove `{}` first", parent.file())))
             }
@@ -91,12 +94,12 @@ impl Workspace<'_> {
         let own = self.repo.pointer(path).ok().flatten();
         if Rules::open(self.repo, path, own.as_ref().or(parent))?.excludes(path, is_dir)? {
             let error = Error::usage(format!("`{path}` is ignored by a `{}`", ignore::FILE));
-            return Err(error.hint("take the line out, or add a line that begins with `!`"));
+            return Err(error.hint("remove the rule, or add one that begins with `!`"));
         }
         Ok(())
     }
 
-    /// Remembers that `path` has a pointer, though whoever wrote it may have been killed before it could.
+    /// Adds `path` to the index of pointers. Its writer may have been killed before it did so.
     pub fn remember(&self, path: &RepoPath) {
         self.index.borrow_mut().add_pointer(path.clone());
     }
@@ -106,32 +109,33 @@ impl Workspace<'_> {
             return Err(Error::usage("the whole repository cannot be tracked").hint("name a folder in it"));
         }
         let Some(stamp) = self.repo.files.stamp(path)? else {
-            return Err(Error::not_found(format!("there is no `{path}`")));
+            return Err(Error::not_found(format!("`{path}` not found")));
         };
-        let ours = || self.repo.files.read_link(path).is_ok_and(|it| self.repo.store.linked(&it).is_some());
-        if stamp.form == Form::Link && !ours() {
+        let is_store_link =
+            || self.repo.files.read_link(path).is_ok_and(|target| self.repo.store.linked(&target).is_some());
+        if stamp.form == Form::Link && !is_store_link() {
             let error = Error::usage(format!("`{path}` is a link"))
                 .hint("add what it points to, or the folder it is in");
             return Err(error);
         }
         if self.is_pointer(path) {
             return Err(
-                Error::usage(format!("`{path}` is a pointer")).hint("pointers belong into Git: `git add` it")
+                Error::usage(format!("`{path}` is a pointer")).hint("pointers belong in Git: `git add` it")
             );
         }
         self.repo.check_replaceable(path)?;
         if let Some(file) = self.repo.git.tracked_within(path)? {
             let error = Error::new(Kind::Conflict, format!("Git already tracks `{file}`"));
-            return Err(error.hint(format!("take it out of Git first: `git rm -r --cached {path}`")));
+            return Err(error.hint(format!("remove it from Git's index first: `git rm -r --cached {path}`")));
         }
         Ok(())
     }
 
     pub(super) fn is_pointer(&self, path: &RepoPath) -> bool {
-        path.without_suffix(SUFFIX).is_some_and(|it| matches!(self.repo.pointer(&it), Ok(Some(_))))
+        path.without_suffix(SUFFIX).is_some_and(|tracked| matches!(self.repo.pointer(&tracked), Ok(Some(_))))
     }
 
-    /// Scans, refusing what may not be tracked, and stores.
+    /// Scans and stores `path`; refuses nested pointers and links that lead out of `top`.
     fn scan_and_store(
         &self,
         path: &RepoPath,
@@ -140,20 +144,20 @@ impl Workspace<'_> {
         writer: &mut Writer<'_>,
         progress: &dyn Progress,
     ) -> Result<Node> {
-        // Nothing is stored before everything is known to be acceptable.
-        if let Some(inner) = pointed.iter().find(|it| *it != path && it.is_within(path)) {
+        // Checked first, so that nothing is stored in vain.
+        if let Some(inner) = pointed.iter().find(|inner| *inner != path && inner.is_within(path)) {
             let error = Error::new(
                 Kind::Conflict,
                 format!("`{path}` contains `{inner}`, which has a pointer of its own"),
             );
             return Err(error.hint("add its other parts one by one, or remove that pointer first"));
         }
-        let gone = || Error::not_found(format!("there is no `{path}`"));
-        let node = scan::scan(self, path, Some(writer), progress)?.ok_or_else(gone)?;
+        let missing = || Error::not_found(format!("`{path}` not found"));
+        let node = scan::scan(self, path, Some(writer), progress)?.ok_or_else(missing)?;
         node.walk(&path.parent().unwrap_or_default(), &mut |folder, leaf| {
             let named = leaf.name.ends_with(SUFFIX.as_bytes());
             let Some(inner) =
-                named.then(|| folder.join(&leaf.name)).transpose()?.filter(|it| self.is_pointer(it))
+                named.then(|| folder.join(&leaf.name)).transpose()?.filter(|file| self.is_pointer(file))
             else {
                 return Ok(());
             };
@@ -164,7 +168,7 @@ impl Workspace<'_> {
         Ok(node)
     }
 
-    /// Takes a path that is gone out of the record of the folder it lay in.
+    /// Removes a deleted path from the tree of the tracked folder that contained it.
     pub fn record_deletion(
         &self,
         parent: &Pointer,
@@ -180,7 +184,7 @@ impl Workspace<'_> {
         changes: &BTreeMap<RepoPath, Option<TreeEntry>>,
         progress: &dyn Progress,
     ) -> Result<Pointer> {
-        // Others may have added to the folder meanwhile: their pointer is the one to change.
+        // Another process may have added to the folder meanwhile: its pointer is the one to change.
         let _lock = self.repo.lock_telling(progress)?;
         let parent = self.repo.pointer(&parent.path)?.unwrap_or_else(|| parent.clone());
         let mut writer = Writer::new(&self.repo.store);
@@ -192,25 +196,25 @@ impl Workspace<'_> {
     }
 }
 
-/// The paths that lie in no other of them.
+/// Returns the paths that are not inside another of them.
 fn outermost(paths: &[RepoPath]) -> impl Iterator<Item = &RepoPath> {
     let all: BTreeSet<&RepoPath> = paths.iter().collect();
     let above = |path: &RepoPath| std::iter::successors(path.parent(), RepoPath::parent);
-    paths.iter().filter(move |path| !above(path).any(|it| all.contains(&it)))
+    paths.iter().filter(move |path| !above(path).any(|parent| all.contains(&parent)))
 }
 
 fn relative_to(path: &RepoPath, parent: &Pointer) -> RepoPath {
-    path.below(&parent.path).expect("the path lies in the folder of its pointer")
+    path.below(&parent.path).expect("the path is inside the tracked folder")
 }
 
-/// Puts what was found at `path` beside what else goes into the same pointer.
+/// Adds the scan of `path` to `found`, merged with other entries of the same tracked folder.
 fn collect_addition(found: &mut Vec<Addition>, path: &RepoPath, parent: Option<Pointer>, node: &Node) {
     let Some(parent) = parent else {
         return found.push(Addition::Own(Pointer { path: path.clone(), content: node.content() }));
     };
     let row = (relative_to(path, &parent), Some(node.entry()));
-    for it in found.iter_mut() {
-        match it {
+    for addition in found.iter_mut() {
+        match addition {
             Addition::InFolder(other, rows) if other.path == parent.path => {
                 return drop(rows.insert(row.0, row.1));
             }
@@ -220,7 +224,7 @@ fn collect_addition(found: &mut Vec<Addition>, path: &RepoPath, parent: Option<P
     found.push(Addition::InFolder(parent, BTreeMap::from([row])));
 }
 
-/// Refuses what stages make.
+/// Refuses paths that overlap an output of a stage.
 fn check_claims(path: &RepoPath, claimed: &[(RepoPath, String)]) -> Result<()> {
     let Some((output, stage)) = claimed.iter().find(|it| path.overlaps(&it.0)) else { return Ok(()) };
     let error = Error::new(Kind::Conflict, format!("`{path}` belongs to the stage `{stage}`"));

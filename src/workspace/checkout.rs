@@ -1,4 +1,7 @@
-//! Puts content where its pointer says: decided first, then done.
+//! Checkout: makes the workspace match its pointers.
+//!
+//! A pure step compares the recorded tree with the files and plans what to write and remove; a second step
+//! carries the plan out. Files whose bytes are not stored anywhere are never lost without `force`.
 
 use std::{
     collections::BTreeSet,
@@ -24,52 +27,55 @@ use crate::{
     },
 };
 
-/// Files that one thread writes before it takes the next batch.
+/// Files that one thread writes before it takes the next batch, at most.
 const BATCH_FILES: usize = 256;
 
-/// What a checkout would do; making one changes nothing.
+/// Planned changes of a checkout; creating a plan changes nothing.
 #[derive(Debug, Default)]
 pub struct Plan {
     write: Vec<(RepoPath, Side)>,
-    /// The exec bit alone differs.
+    /// Files whose executable bit alone differs.
     modes: Vec<(RepoPath, EntryKind)>,
     folders: BTreeSet<RepoPath>,
     remove: Vec<(RepoPath, EntryKind)>,
-    /// What files that go, or are written over, are now.
+    /// Digests of large files that the plan removes or overwrites.
     replaced: Vec<Digest>,
-    /// What would go and is stored nowhere.
+    /// Paths that would be overwritten or deleted and are not stored anywhere.
     pub unsaved: Vec<RepoPath>,
 }
 
-/// What a checkout did.
+/// Counts of what a checkout did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CheckedOut {
     pub written: u64,
     pub removed: u64,
-    /// Empty folders that came or went.
+    /// Empty folders created or removed.
     pub folders: u64,
 }
 
 impl Plan {
+    /// Returns true if nothing is to be changed.
     pub fn is_empty(&self) -> bool {
         self.write.is_empty() && self.modes.is_empty() && self.remove.is_empty() && self.folders.is_empty()
     }
 
     fn unsaved_error(&self) -> Error {
-        let some: Vec<_> = self.unsaved.iter().take(5).map(|it| format!("`{it}`")).collect();
+        let some: Vec<_> = self.unsaved.iter().take(5).map(|path| format!("`{path}`")).collect();
         let more = if self.unsaved.len() > 5 {
             format!(" and {} more", self.unsaved.len() - 5)
         } else {
             String::new()
         };
-        let message =
-            format!("this would overwrite or delete what is stored nowhere: {}{more}", some.join(", "));
+        let message = format!(
+            "this would overwrite or delete files that are not stored anywhere: {}{more}",
+            some.join(", ")
+        );
         Error::new(Kind::Conflict, message)
-            .hint("keep it with `mlx add` or `mlx commit`, or give it up with `--force`")
+            .hint("keep them with `mlx add` or `mlx commit`, or discard them with `--force`")
     }
 }
 
-/// Decides how to make the workspace match a pointer, as far as it lies at or below `part`.
+/// Plans how to make the workspace match a pointer, at and below `part`.
 pub fn plan(
     workspace: &Workspace<'_>,
     pointer: &Pointer,
@@ -78,19 +84,20 @@ pub fn plan(
 ) -> Result<Plan> {
     let store = &workspace.repo.store;
     let wanted = recorded_entry(store, pointer, part).doing(|| format!("cannot check out `{part}`"))?;
-    let there = scan_part(workspace, pointer, part, progress)?;
+    let present = scan_part(workspace, pointer, part, progress)?;
     let blocking = blocking_file(workspace, pointer, part, progress)?;
-    let links = workspace.repo.config.links()?.iter().any(|it| matches!(it, Link::Hardlink | Link::Symlink));
-    // What was linked stays so when the setting changes.
+    let links =
+        workspace.repo.config.links()?.iter().any(|link| matches!(link, Link::Hardlink | Link::Symlink));
+    // Linked files stay linked after the setting changes.
     let shared = |path: &RepoPath| links || workspace.is_shared(path);
-    let found = differences(store, part, wanted.as_ref(), there.as_ref());
+    let found = differences(store, part, wanted.as_ref(), present.as_ref());
     let mut plan = plan_changes(store, &found.doing(|| format!("cannot check out `{part}`"))?, &shared);
     plan.unsaved.extend(blocking);
-    plan.unsaved.retain(|it| !workspace.is_dangling_store_link(it));
+    plan.unsaved.retain(|path| !workspace.is_dangling_store_link(path));
     Ok(plan)
 }
 
-/// What is on record at `part`.
+/// Returns the recorded entry of `part`, a path at or below the pointer's.
 pub(super) fn recorded_entry(store: &Store, pointer: &Pointer, part: &RepoPath) -> Result<Option<TreeEntry>> {
     let below = part.below(&pointer.path).unwrap_or_default();
     if below.is_root() {
@@ -102,7 +109,7 @@ pub(super) fn recorded_entry(store: &Store, pointer: &Pointer, part: &RepoPath) 
     file_at(store, &pointer.content.digest, &below)
 }
 
-/// What lies at `part` now, but for what is ignored and not on record.
+/// Scans `part`, without files that are ignored and not tracked.
 fn scan_part(
     workspace: &Workspace<'_>,
     pointer: &Pointer,
@@ -113,35 +120,35 @@ fn scan_part(
     scan_filtered(workspace, part, &filter, None, progress)
 }
 
-/// A file on the way to `part` that is stored nowhere; it would make room.
+/// Returns a file that is not stored anywhere and has to make room for a folder on the way to `part`.
 fn blocking_file(
     workspace: &Workspace<'_>,
     pointer: &Pointer,
     part: &RepoPath,
     progress: &dyn Progress,
 ) -> Result<Option<RepoPath>> {
-    let mut way = part.clone();
-    while let Some(above) = way.parent().filter(|it| it.is_within(&pointer.path)) {
-        way = above;
-        let Ok(Some(stamp)) = workspace.repo.files.stamp(&way) else { continue };
+    let mut ancestor = part.clone();
+    while let Some(parent) = ancestor.parent().filter(|it| it.is_within(&pointer.path)) {
+        ancestor = parent;
+        let Ok(Some(stamp)) = workspace.repo.files.stamp(&ancestor) else { continue };
         if stamp.form == Form::Folder {
             break;
         }
-        let node = scan_part(workspace, pointer, &way, progress)?;
-        return Ok(node.filter(|it| !workspace.repo.store.is_sound(&it.digest)).map(|_| way));
+        let node = scan_part(workspace, pointer, &ancestor, progress)?;
+        return Ok(node.filter(|node| !workspace.repo.store.is_sound(&node.digest)).map(|_| ancestor));
     }
     Ok(None)
 }
 
-/// How to come from what is there to what is wanted; `shared` tells of files that may have other names.
+/// Plans how to get from the present files to the recorded ones; `shared` is true for files with other names.
 fn plan_changes(store: &Store, found: &[Difference], shared: &dyn Fn(&RepoPath) -> bool) -> Plan {
     let mut plan = Plan::default();
-    for Difference { path, old: wanted, new: there } in found {
-        match (wanted, there) {
-            // The mode of a file that others share is not ours to change: it is written anew.
-            (Some(side), Some(is))
-                if is.digest == side.digest
-                    && is_regular(is.kind)
+    for Difference { path, old: wanted, new: present } in found {
+        match (wanted, present) {
+            // The mode of a file that other names share must not change: the file is written anew.
+            (Some(side), Some(present))
+                if present.digest == side.digest
+                    && is_regular(present.kind)
                     && is_regular(side.kind)
                     && !shared(path) =>
             {
@@ -154,21 +161,21 @@ fn plan_changes(store: &Store, found: &[Difference], shared: &dyn Fn(&RepoPath) 
             }
             (None, _) => {}
         }
-        let Some(side) = there else { continue };
-        let stays = wanted.is_some_and(|it| it.digest == side.digest);
+        let Some(side) = present else { continue };
+        let unchanged = wanted.is_some_and(|wanted| wanted.digest == side.digest);
         plan.replaced.extend((side.size > WHOLE).then_some(side.digest));
-        if !stays && side.kind != EntryKind::Folder && !store.is_sound(&side.digest) {
+        if !unchanged && side.kind != EntryKind::Folder && !store.is_sound(&side.digest) {
             plan.unsaved.push(path.clone());
         }
     }
     plan
 }
 
-/// Whether something is wanted in an empty folder.
+/// Returns true if an entry below `folder`, which is an empty folder now, is to be written.
 fn has_wanted_below(found: &[Difference], folder: &RepoPath) -> bool {
-    let after = &found[found.partition_point(|it| it.path <= *folder)..];
-    let near = after.iter().take_while(|it| it.path.bytes().starts_with(folder.bytes()));
-    near.filter(|it| it.path.is_within(folder)).any(|it| it.old.is_some())
+    let after = &found[found.partition_point(|difference| difference.path <= *folder)..];
+    let near = after.iter().take_while(|difference| difference.path.bytes().starts_with(folder.bytes()));
+    near.filter(|difference| difference.path.is_within(folder)).any(|difference| difference.old.is_some())
 }
 
 fn is_regular(kind: EntryKind) -> bool {
@@ -185,7 +192,7 @@ pub fn checkout(
     checkout_part(workspace, pointer, &pointer.path, force, progress)
 }
 
-/// As [`checkout`], for what lies at or below `part` alone.
+/// As [`checkout`], limited to paths at or below `part`.
 pub fn checkout_part(
     workspace: &Workspace<'_>,
     pointer: &Pointer,
@@ -198,7 +205,7 @@ pub fn checkout_part(
     apply(workspace, pointer, &plan, force, progress)
 }
 
-/// Removes what lies at or below `part`, ignored files excepted; refuses to lose bytes unless `force`.
+/// Removes the files at and below `part` except ignored ones; refuses to lose bytes unless `force`.
 pub fn clear(
     workspace: &Workspace<'_>,
     pointer: &Pointer,
@@ -206,9 +213,9 @@ pub fn clear(
     force: bool,
     progress: &dyn Progress,
 ) -> Result<CheckedOut> {
-    let there = scan_part(workspace, pointer, part, progress)?;
+    let present = scan_part(workspace, pointer, part, progress)?;
     let store = &workspace.repo.store;
-    let plan = plan_changes(store, &differences(store, part, None, there.as_ref())?, &|_| false);
+    let plan = plan_changes(store, &differences(store, part, None, present.as_ref())?, &|_| false);
     let done = apply(workspace, pointer, &plan, force, progress)?;
     if let Some(folder) = part.parent()
         && let Ok(folder) = workspace.repo.files.dir(&folder)
@@ -232,20 +239,20 @@ fn apply(
         return Ok(CheckedOut::default());
     }
     let store = &workspace.repo.store;
-    if let Some((path, side)) = plan.write.iter().find(|it| !store.contains(&it.1.digest)) {
+    if let Some((path, side)) = plan.write.iter().find(|(_, side)| !store.contains(&side.digest)) {
         let message = format!("the content of `{path}` ({}) is not here", side.digest.short());
-        return Err(Error::not_found(message).hint("bring it with `mlx pull`"));
+        return Err(Error::not_found(message).hint("fetch it with `mlx pull`"));
     }
     check_links(store, pointer, plan)?;
-    // Where the index cannot be written, nothing is.
+    // Fails early if the index cannot be written.
     drop(workspace.repo.try_lock()?);
     collision::warn(&workspace.repo.files, plan.write.iter().map(|it| &it.0), progress)?;
     execute(workspace, pointer, plan, progress)
 }
 
-/// Links that somebody else recorded stay inside their folder, too.
+/// Refuses recorded links that lead out of the tracked folder: a commit may come from anyone.
 fn check_links(store: &Store, pointer: &Pointer, plan: &Plan) -> Result<()> {
-    for (path, side) in plan.write.iter().filter(|it| it.1.kind == EntryKind::Link) {
+    for (path, side) in plan.write.iter().filter(|(_, side)| side.kind == EntryKind::Link) {
         check_stays_inside(path, &pointer.path, &store.read(&side.digest)?)?;
     }
     Ok(())
@@ -258,11 +265,11 @@ fn execute(
     progress: &dyn Progress,
 ) -> Result<CheckedOut> {
     let files = &workspace.repo.files;
-    let placed = plan.write.iter().filter(|it| it.1.size > WHOLE).map(|it| it.1.digest);
+    let placed = plan.write.iter().filter(|(_, side)| side.size > WHOLE).map(|(_, side)| side.digest);
     let vouched =
         workspace.repo.store.vouched(&placed.chain(plan.replaced.iter().copied()).collect::<Vec<_>>())?;
     for (path, kind) in &plan.remove {
-        // A folder that is not empty holds what is ignored, or what came since the plan was made.
+        // A folder that is not empty holds ignored files, or files created since the plan was made.
         match (kind, path.parent()) {
             (EntryKind::Folder, Some(parent)) => drop(files.dir(&parent)?.remove_empty(path.name())),
             _ => files.remove(path)?,
@@ -278,12 +285,12 @@ fn execute(
     if plan.write.len() > BATCH_FILES {
         progress.event(Event::Started {
             task: "writing",
-            total: Some(plan.write.iter().fold(0, |sum, it| u64::saturating_add(sum, it.1.size))),
+            total: Some(plan.write.iter().fold(0, |sum, file| u64::saturating_add(sum, file.1.size))),
         });
     }
     let links = workspace.repo.config.links()?;
     let case_insensitive = files.dir(&RepoPath::root())?.folds_case().unwrap_or(false);
-    let target = WriteContext {
+    let context = WriteContext {
         files,
         store: &workspace.repo.store,
         links: &links,
@@ -291,7 +298,8 @@ fn execute(
         skipped: AtomicU64::new(0),
     };
     let batches = batches(&plan.write);
-    let stamps = batches.par_iter().map(|it| target.write(it, progress)).collect::<Result<Vec<_>>>()?;
+    let stamps =
+        batches.par_iter().map(|batch| context.write(batch, progress)).collect::<Result<Vec<_>>>()?;
     progress.event(Event::Finished);
     for (path, kind) in &plan.modes {
         let dir = files.dir(&path.parent().unwrap_or_default())?;
@@ -304,37 +312,40 @@ fn execute(
         index.insert(&path, &stamp, side.digest, tick);
     }
     index.merge_pending();
-    let gone = plan.remove.iter().filter(|it| it.1 == EntryKind::Folder).count();
+    let removed_folders = plan.remove.iter().filter(|it| it.1 == EntryKind::Folder).count();
     Ok(CheckedOut {
-        written: (plan.write.len() + plan.modes.len()) as u64 - target.skipped.load(Ordering::Relaxed),
-        removed: (plan.remove.len() - gone) as u64,
-        folders: (plan.folders.len() + gone) as u64,
+        written: (plan.write.len() + plan.modes.len()) as u64 - context.skipped.load(Ordering::Relaxed),
+        removed: (plan.remove.len() - removed_folders) as u64,
+        folders: (plan.folders.len() + removed_folders) as u64,
     })
 }
 
-/// Files of one folder, a few hundred at a time.
+/// Splits files into batches of one folder and at most [`BATCH_FILES`] each.
 fn batches(write: &[(RepoPath, Side)]) -> Vec<&[(RepoPath, Side)]> {
     let folders = write.chunk_by(|a, b| a.0.parent() == b.0.parent());
-    folders.flat_map(|it| it.chunks(BATCH_FILES)).collect()
+    folders.flat_map(|folder| folder.chunks(BATCH_FILES)).collect()
 }
 
-/// A file or link where a folder belongs was found stored (or given up) by the plan, and goes.
+/// Removes a file or link where `folder` or one of its parents belongs. The plan found it stored, or `force`
+/// gave it up; above the tracked path `top` it is an error.
 fn make_room_for_folder(workspace: &Workspace<'_>, folder: &RepoPath, top: &RepoPath) -> Result<()> {
-    let mut ways = Vec::new();
+    let mut ancestors = Vec::new();
     let mut here = Some(folder.clone());
-    while let Some(way) = here.filter(|it| !it.is_root()) {
-        here = way.parent();
-        ways.push(way);
+    while let Some(ancestor) = here.filter(|it| !it.is_root()) {
+        here = ancestor.parent();
+        ancestors.push(ancestor);
     }
-    for way in ways.iter().rev() {
-        match workspace.repo.files.stamp(way)?.map(|it| it.form) {
+    for ancestor in ancestors.iter().rev() {
+        match workspace.repo.files.stamp(ancestor)?.map(|it| it.form) {
             Some(Form::Folder) => {}
-            Some(_) if !way.is_within(top) => {
-                let error =
-                    Error::new(Kind::Conflict, format!("`{way}` is no folder, and `{top}` belongs into it"));
-                return Err(error.hint("move it away"));
+            Some(_) if !ancestor.is_within(top) => {
+                let error = Error::new(
+                    Kind::Conflict,
+                    format!("`{ancestor}` is a file, but `{top}` needs a folder there"),
+                );
+                return Err(error.hint("move the file elsewhere"));
             }
-            Some(_) => return workspace.repo.files.remove(way),
+            Some(_) => return workspace.repo.files.remove(ancestor),
             None => return Ok(()),
         }
     }
@@ -344,22 +355,22 @@ fn make_room_for_folder(workspace: &Workspace<'_>, folder: &RepoPath, top: &Repo
 fn remove_empty_parents(workspace: &Workspace<'_>, path: &RepoPath, top: &RepoPath) {
     let mut here = path.parent();
     while let Some(folder) = here.filter(|it| it.is_within(top) && it != top) {
-        let gone = folder.parent().and_then(|it| workspace.repo.files.dir(&it).ok());
-        if !gone.is_some_and(|it| it.remove_empty(folder.name())) {
+        let parent = folder.parent().and_then(|path| workspace.repo.files.dir(&path).ok());
+        if !parent.is_some_and(|dir| dir.remove_empty(folder.name())) {
             return;
         }
         here = folder.parent();
     }
 }
 
-/// Where to, from where, and how: what threads share.
+/// Parameters of a checkout that all threads share.
 struct WriteContext<'t> {
     files: &'t Root,
     store: &'t Store,
     links: &'t [Link],
-    /// Whether names that differ may be one.
+    /// True if names that differ in case may be one file.
     case_insensitive: bool,
-    /// Files whose place another spelling of their name has.
+    /// Files not written because another spelling of their name is taken.
     skipped: AtomicU64,
 }
 
@@ -374,15 +385,15 @@ impl WriteContext<'_> {
         let mut names = if self.case_insensitive { Some(collision::SpelledNames::read(&dir)?) } else { None };
         let mut stamps = Vec::with_capacity(batch.len());
         for (path, side) in batch {
-            if names.as_mut().is_some_and(|it| it.is_taken(&dir, path.name())) {
+            if names.as_mut().is_some_and(|names| names.is_taken(&dir, path.name())) {
                 progress.warn(&format!(
-                    "`{path}` is not written: a file with another spelling of its name is here"
+                    "`{path}` is not written: a file with another spelling of its name exists"
                 ));
                 self.skipped.fetch_add(1, Ordering::Relaxed);
                 continue;
             }
             let stamp = self.write_one(&dir, path, *side).doing(|| format!("cannot write `{path}`"))?;
-            stamps.extend(stamp.map(|it| (path.clone(), it, *side)));
+            stamps.extend(stamp.map(|stamp| (path.clone(), stamp, *side)));
             progress.event(Event::Advanced { by: side.size });
         }
         Ok(stamps)
@@ -390,14 +401,14 @@ impl WriteContext<'_> {
 
     fn write_one(&self, dir: &Dir, path: &RepoPath, side: Side) -> Result<Option<Stamp>> {
         let name = path.name();
-        // What was planned to go from here is gone.
+        // Planned removals are done by now: a folder that still exists was not part of the plan.
         if dir.stamp(name)?.is_some_and(|it| it.form == Form::Folder) && !dir.remove_empty(name) {
-            let error = Error::new(Kind::Conflict, format!("the folder `{path}` stands in the way"));
-            return Err(error.hint("it holds files that mlx ignores or that just came: move them away"));
+            let error = Error::new(Kind::Conflict, format!("the folder `{path}` is in the way"));
+            return Err(error.hint("it contains ignored or newly created files: move them elsewhere"));
         }
         let mode = if side.kind == EntryKind::Executable { Mode::Executable } else { Mode::Plain };
         if let Some(large) = self.store.large(&side.digest).filter(|_| is_regular(side.kind)) {
-            // A link into the store is as good as what it points to.
+            // For a link into the store the index keeps the stat of its target.
             return match large.place(dir, name, mode, self.links)? {
                 Link::Symlink => large.stamp().map(Some),
                 _ => dir.stamp(name),

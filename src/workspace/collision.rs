@@ -1,4 +1,4 @@
-//! Names that differ in case alone: on some file systems one of them would be lost.
+//! Detects file names that differ only in case: a case-insensitive file system keeps just one of them.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -12,7 +12,8 @@ use crate::{
     progress::Progress,
 };
 
-/// Warns of files that this file system would take for one; asks the disk only when there are such names.
+/// Warns of paths that are the same file on a case-insensitive file system. The disk is asked only if there
+/// are such paths.
 pub fn warn<'p>(
     files: &Root,
     paths: impl Iterator<Item = &'p RepoPath>,
@@ -24,22 +25,23 @@ pub fn warn<'p>(
     }
     for (first, second) in found {
         progress.warn(&format!(
-            "`{first}` and `{second}` are one name on this file system: only one of them will be here"
+            "`{first}` and `{second}` are the same name on this file system: only one of them will exist here"
         ));
     }
     Ok(())
 }
 
-/// The names in a folder as they are spelled.
+/// The exact spellings of the names in a folder.
 pub struct SpelledNames(BTreeSet<Vec<u8>>);
 
 impl SpelledNames {
+    /// Lists the names in a folder.
     pub fn read(dir: &Dir) -> Result<Self> {
         Ok(Self(dir.names()?.into_iter().map(|it| it.0).collect()))
     }
 
-    /// Whether the place of a name has a file that is spelled otherwise, and which nobody meant to overwrite; if not,
-    /// it is this name's from now on.
+    /// Returns true if a file with another spelling of `name` exists, which nothing planned to overwrite;
+    /// otherwise reserves `name`.
     pub fn is_taken(&mut self, dir: &Dir, name: &[u8]) -> bool {
         let taken = !self.0.contains(name) && dir.stamp(name).is_ok_and(|it| it.is_some());
         if !taken {
@@ -49,9 +51,9 @@ impl SpelledNames {
     }
 }
 
-/// Paths that differ in case alone, each with the one before it that it would replace.
+/// Returns paths that differ in case alone, each after the earlier path that it would replace.
 fn collisions<'p>(paths: impl Iterator<Item = &'p RepoPath>) -> Vec<(&'p RepoPath, &'p RepoPath)> {
-    // Hashes alone are kept: of a million paths hardly any two meet.
+    // Keyed by hash to save memory; equal hashes are rare and compared in full.
     let mut seen: HashMap<u64, Vec<&RepoPath>> = HashMap::new();
     let mut found = Vec::new();
     for path in paths {
@@ -59,7 +61,11 @@ fn collisions<'p>(paths: impl Iterator<Item = &'p RepoPath>) -> Vec<(&'p RepoPat
         let mut hasher = DefaultHasher::new();
         folded.hash(&mut hasher);
         let same = seen.entry(hasher.finish()).or_default();
-        found.extend(same.iter().find(|it| **it != path && fold_case(it) == folded).map(|it| (*it, path)));
+        found.extend(
+            same.iter()
+                .find(|other| **other != path && fold_case(other) == folded)
+                .map(|other| (*other, path)),
+        );
         same.push(path);
     }
     found
@@ -77,22 +83,22 @@ mod tests {
     use super::*;
 
     fn found(paths: &[&[u8]]) -> Vec<String> {
-        let paths: Vec<RepoPath> = paths.iter().map(|it| RepoPath::from_bytes(it).unwrap()).collect();
-        collisions(paths.iter()).into_iter().map(|it| format!("{} {}", it.0, it.1)).collect()
+        let paths: Vec<RepoPath> = paths.iter().map(|path| RepoPath::from_bytes(path).unwrap()).collect();
+        collisions(paths.iter()).into_iter().map(|(first, second)| format!("{first} {second}")).collect()
     }
 
     #[test]
-    fn a_place_is_taken_by_what_was_not_seen_under_its_name() {
+    fn another_spelling_of_a_name_is_taken() {
         let temp = tempfile::tempdir().unwrap();
         let dir = Root::open(temp.path()).unwrap().dir(&RepoPath::root()).unwrap();
         crate::fs::create_dir(&temp.path().join("a")).unwrap();
         let mut spelled = SpelledNames::read(&dir).unwrap();
-        // As `b` would be if it were another spelling of what is here.
+        // Simulates another spelling of an existing name.
         crate::fs::create_dir(&temp.path().join("b")).unwrap();
         assert!(!spelled.is_taken(&dir, b"a") && spelled.is_taken(&dir, b"b"));
         assert!(!spelled.is_taken(&dir, b"c"));
         crate::fs::create_dir(&temp.path().join("c")).unwrap();
-        assert!(!spelled.is_taken(&dir, b"c"), "it is written twice");
+        assert!(!spelled.is_taken(&dir, b"c"), "a name may be written twice");
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! What differs between a record and the workspace: cost follows the difference, since folders of the same digest are
-//! neither read from the store nor looked into.
+//! Compares a recorded tree with the workspace.
+//!
+//! The cost follows the difference: folders of the same digest are neither read nor descended into.
 
 use std::cmp::Ordering;
 
@@ -11,8 +12,8 @@ use crate::{
     workspace::Node,
 };
 
-/// All that differs at or below `path`, by path: `old` is on record, `new` is here. Empty folders count as paths; on
-/// both sides a folder that has files stands for none itself.
+/// Returns all differences at or below `path`, sorted by path: `old` is recorded, `new` is in the workspace.
+/// Empty folders count as paths; a folder with files, on either side, is represented by its files only.
 pub(super) fn differences(
     store: &Store,
     path: &RepoPath,
@@ -25,7 +26,7 @@ pub(super) fn differences(
     Ok(found)
 }
 
-/// What a pointer records, as a row of a tree.
+/// Converts the content of a pointer to a tree entry without a name.
 pub(super) fn as_entry(content: &Content) -> TreeEntry {
     let kind = match content.kind {
         Shape::File => EntryKind::File,
@@ -64,7 +65,7 @@ fn side(node: &Node) -> Side {
     Side { kind: node.kind, digest: node.digest, size: node.size }
 }
 
-/// Walks two sorted lists of names side by side.
+/// Merges two sorted lists of names and compares entry by entry.
 fn compare_children(
     store: &Store,
     path: &RepoPath,
@@ -80,9 +81,9 @@ fn compare_children(
         };
         let (old, new) = (rows.first().filter(|_| order.is_le()), nodes.first().filter(|_| order.is_ge()));
         let same =
-            old.is_some_and(|old| new.is_some_and(|it| (old.kind, old.digest) == (it.kind, it.digest)));
+            old.is_some_and(|old| new.is_some_and(|new| (old.kind, old.digest) == (new.kind, new.digest)));
         if !same {
-            let name = old.map_or_else(|| new.map_or(&[][..], |it| &it.name), |it| &it.name);
+            let name = old.map_or_else(|| new.map_or(&[][..], |node| &node.name), |entry| &entry.name);
             compare(store, &path.join(name)?, old, new, found)?;
         }
         rows = &rows[usize::from(order.is_le())..];
@@ -102,16 +103,16 @@ mod tests {
 
     type Files = BTreeMap<Vec<u8>, u8>;
 
-    /// Some files of a few names, up to three folders deep; where a file and a folder have one name the folder wins.
+    /// Generates files of a few names, up to three folders deep; a folder wins over a file of the same name.
     fn files() -> impl Strategy<Value = Files> {
         let name = prop::sample::select(vec!["a", "b", "b.c", "d"]);
-        let path = prop::collection::vec(name, 1..4).prop_map(|it| it.join("/").into_bytes());
+        let path = prop::collection::vec(name, 1..4).prop_map(|names| names.join("/").into_bytes());
         prop::collection::btree_map(path, 0..3_u8, 0..12).prop_map(|files| {
-            let within = |it: &[u8], other: &[u8]| {
-                other.len() > it.len() && other.starts_with(it) && other[it.len()] == b'/'
+            let within = |folder: &[u8], path: &[u8]| {
+                path.len() > folder.len() && path.starts_with(folder) && path[folder.len()] == b'/'
             };
             let names: Vec<_> = files.keys().cloned().collect();
-            files.into_iter().filter(|(path, _)| !names.iter().any(|it| within(path, it))).collect()
+            files.into_iter().filter(|(path, _)| !names.iter().any(|name| within(path, name))).collect()
         })
     }
 
@@ -147,16 +148,17 @@ mod tests {
             writer.finish().unwrap();
             let path = RepoPath::from_text("data").unwrap();
             let found = differences(&store, &path, Some(&before.entry()), Some(&after)).unwrap();
-            let reported: Vec<_> = found.iter().map(|it| (it.path.clone(), it.old, it.new)).collect();
+            let reported: Vec<_> =
+                found.into_iter().map(|found| (found.path, found.old, found.new)).collect();
             let all = |node: &Node| -> BTreeMap<RepoPath, Side> {
-                node.leaves(&path).unwrap().into_iter().map(|(path, it)| (path, side(it))).collect()
+                node.leaves(&path).unwrap().into_iter().map(|(path, node)| (path, side(node))).collect()
             };
             let (before, after) = (all(&before), all(&after));
             let paths: std::collections::BTreeSet<_> = before.keys().chain(after.keys()).collect();
             let expected: Vec<_> = paths
                 .into_iter()
-                .map(|it| (it.clone(), before.get(it).copied(), after.get(it).copied()))
-                .filter(|it| it.1 != it.2)
+                .map(|path| (path.clone(), before.get(path).copied(), after.get(path).copied()))
+                .filter(|(_, old, new)| old != new)
                 .collect();
             prop_assert_eq!(reported, expected);
         }

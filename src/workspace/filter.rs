@@ -1,4 +1,4 @@
-//! Which files of the workspace a scan sees, and what it does about those it cannot read.
+//! Scan filter: which files of the workspace a scan includes, and whether unreadable ones abort it.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -10,7 +10,7 @@ use crate::{
     workspace::{Workspace, glob::Glob, ignore::Rules},
 };
 
-/// Everything that is not ignored, or less of it.
+/// Selects the files that are not ignored, optionally only those that match a pattern.
 pub struct ScanFilter<'v> {
     rules: Rules<'v>,
     glob: Option<&'v Glob>,
@@ -18,29 +18,31 @@ pub struct ScanFilter<'v> {
 }
 
 impl<'v> ScanFilter<'v> {
-    /// What lies at `path` and is not ignored; `record` is what is tracked there.
+    /// Creates a filter for a scan of `path`; `record` is the pointer that tracks it.
     pub fn new(workspace: &Workspace<'v>, path: &RepoPath, record: Option<&Pointer>) -> Result<Self> {
         Ok(Self { rules: Rules::open(workspace.repo, path, record)?, glob: None, errors: None })
     }
 
-    /// Goes on after what cannot be read, and remembers it.
+    /// Continues after unreadable files and collects their errors instead of failing at the first.
     pub fn collect_errors(self) -> Self {
         Self { errors: Some(Mutex::default()), ..self }
     }
 
-    /// Sees no files but those that match.
+    /// Includes only files that match `glob`.
     pub fn matching(self, glob: &'v Glob) -> Self {
         Self { glob: Some(glob), ..self }
     }
 
-    /// Whether a scan of a folder sees all of it.
+    /// Returns true if a scan of a folder includes all of its files that are not ignored.
     pub fn is_unrestricted(&self) -> bool {
         self.glob.is_none()
     }
 
-    /// What could not be read.
+    /// Returns the collected errors with their paths.
     pub fn into_errors(self) -> Vec<(RepoPath, Error)> {
-        self.errors.map(|it| it.into_inner().unwrap_or_else(PoisonError::into_inner)).unwrap_or_default()
+        self.errors
+            .map(|errors| errors.into_inner().unwrap_or_else(PoisonError::into_inner))
+            .unwrap_or_default()
     }
 }
 
@@ -50,7 +52,7 @@ impl Sieve for ScanFilter<'_> {
         if let Some(glob) = self.glob {
             names.retain(|(name, kind)| {
                 check_name(name).is_ok()
-                    && dir.path().join(name).is_ok_and(|it| kind.is_dir() || glob.matches(&it))
+                    && dir.path().join(name).is_ok_and(|path| kind.is_dir() || glob.matches(&path))
             });
         }
         Ok(())

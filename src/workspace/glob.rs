@@ -1,4 +1,4 @@
-//! `mlx add --glob`: the files that match a pattern, each into the folder that tracks it.
+//! `mlx add --glob`: stores the files that match a pattern, each in the tracked folder that contains it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,31 +19,33 @@ use crate::{
     workspace::{Workspace, filter::ScanFilter, scan},
 };
 
-/// A pattern for files below a folder: `*` stays within a name, `**` goes through folders.
+/// A pattern of files below a folder: `*` matches within a name, `**` across folders.
 pub struct Glob {
     base: RepoPath,
     pattern: Gitignore,
-    /// The folder that the pattern names before its first wildcard.
+    /// The folder named by the pattern before its first wildcard.
     start: RepoPath,
 }
 
 impl Glob {
-    /// Reads a pattern that the user typed in the folder `base`.
+    /// Parses a pattern that is relative to the folder `base`.
     pub fn new(pattern: &str, base: &RepoPath) -> Result<Self> {
-        let invalid = |why: &str| Error::usage(format!("`{pattern}` is no pattern for files: {why}"));
-        let hint = "write it from here down, such as `data/**/*.jpg`, in quotes";
+        let invalid = |why: &str| Error::usage(format!("`{pattern}` is not a valid file pattern: {why}"));
+        let hint = "write it relative to the current folder and in quotes, such as `'data/**/*.jpg'`";
         if pattern.starts_with('/') || pattern.split('/').any(|it| it == "..") {
-            return Err(invalid("it leads up").hint(hint));
+            return Err(invalid("it leads out of the current folder").hint(hint));
         }
         let trimmed = pattern.trim_start_matches("./");
         let mut builder = GitignoreBuilder::new(".");
-        builder.add_line(None, &format!("/{trimmed}")).map_err(|it| invalid(&it.to_string()).hint(hint))?;
-        let matcher = builder.build().map_err(|it| invalid(&it.to_string()).hint(hint))?;
+        builder
+            .add_line(None, &format!("/{trimmed}"))
+            .map_err(|error| invalid(&error.to_string()).hint(hint))?;
+        let matcher = builder.build().map_err(|error| invalid(&error.to_string()).hint(hint))?;
         if trimmed.ends_with('/') || matcher.num_ignores() == 0 {
             return Err(invalid("it matches no file").hint(hint));
         }
         let mut start = base.clone();
-        let names: Vec<&str> = trimmed.split('/').filter(|it| !it.is_empty() && *it != ".").collect();
+        let names: Vec<&str> = trimmed.split('/').filter(|name| !name.is_empty() && *name != ".").collect();
         for name in names.iter().take(names.len() - 1) {
             if name.contains(['*', '?', '[', '\\']) {
                 break;
@@ -53,17 +55,18 @@ impl Glob {
         Ok(Self { base: base.clone(), pattern: matcher, start })
     }
 
+    /// Returns true if the pattern matches a file.
     pub fn matches(&self, file: &RepoPath) -> bool {
         let below = file.below(&self.base).filter(|it| !it.is_root());
-        below.is_some_and(|it| {
-            self.pattern.matched(Path::new(OsStr::from_bytes(it.bytes())), false).is_ignore()
+        below.is_some_and(|path| {
+            self.pattern.matched(Path::new(OsStr::from_bytes(path.bytes())), false).is_ignore()
         })
     }
 }
 
 impl Workspace<'_> {
-    /// Stores the files that match; those in a tracked folder update its pointer, others get their own. What
-    /// stages make and what Git tracks is passed over.
+    /// Stores the matching files: those in a tracked folder update its pointer, others get their own. Outputs
+    /// of stages and files tracked by Git are skipped.
     pub fn add_matching(
         &self,
         glob: &Glob,
@@ -73,7 +76,7 @@ impl Workspace<'_> {
         let tracked = self.pointed()?;
         let (mut folders, mut single) = (BTreeSet::new(), Vec::new());
         for file in self.matching(glob)? {
-            if claimed.iter().any(|it| file.overlaps(&it.0)) {
+            if claimed.iter().any(|output| file.overlaps(&output.0)) {
                 continue;
             }
             match tracked_ancestor(&file, &tracked) {
@@ -93,24 +96,25 @@ impl Workspace<'_> {
         Ok(pointers)
     }
 
-    /// Files that match and are neither ignored nor pointers.
+    /// Returns the matching files that are neither ignored nor pointers.
     fn matching(&self, glob: &Glob) -> Result<Vec<RepoPath>> {
         let mut found = Vec::new();
-        if self.repo.files.stamp(&glob.start)?.is_none_or(|it| it.form != Form::Folder) {
+        if self.repo.files.stamp(&glob.start)?.is_none_or(|stamp| stamp.form != Form::Folder) {
             return Ok(found);
         }
         let record = self.pointer_of(&glob.start)?;
         let filter = ScanFilter::new(self, &glob.start, record.as_ref())?.matching(glob);
         collect_files(&glob.start, &self.repo.files.entries(&glob.start, &filter)?, &mut found)?;
-        found.retain(|it| !(it.bytes().ends_with(SUFFIX.as_bytes()) && self.is_pointer(it)));
+        found.retain(|file| !(file.bytes().ends_with(SUFFIX.as_bytes()) && self.is_pointer(file)));
         Ok(found)
     }
 
-    /// The files in a tracked folder that match, recorded in one go.
+    /// Records the matching files of a tracked folder in one update.
     fn add_to_folder(&self, top: &RepoPath, glob: &Glob, progress: &dyn Progress) -> Result<Option<Pointer>> {
-        let Some(parent) = self.repo.pointer(top)?.filter(|it| it.content.kind == Shape::Tree) else {
-            let error = Error::new(Kind::Conflict, format!("`{top}` is tracked as a file, and is a folder"));
-            return Err(error.hint(format!("`mlx remove {top}` first")));
+        let Some(parent) = self.repo.pointer(top)?.filter(|pointer| pointer.content.kind == Shape::Tree)
+        else {
+            let error = Error::new(Kind::Conflict, format!("`{top}` is tracked as a file, but is a folder"));
+            return Err(error.hint(format!("run `mlx remove {top}` first")));
         };
         let start = if glob.start.is_within(top) { &glob.start } else { top };
         let filter = ScanFilter::new(self, start, Some(&parent))?.matching(glob);
@@ -120,8 +124,9 @@ impl Workspace<'_> {
         };
         scan::check_links(self, &node, start, top)?;
         let mut changes: BTreeMap<RepoPath, Option<TreeEntry>> = BTreeMap::new();
-        for (path, leaf) in node.leaves(start)?.into_iter().filter(|it| it.1.kind != EntryKind::Folder) {
-            let below = path.below(top).expect("the scan began in the folder");
+        for (path, leaf) in node.leaves(start)?.into_iter().filter(|(_, leaf)| leaf.kind != EntryKind::Folder)
+        {
+            let below = path.below(top).expect("the scan starts in the folder");
             changes.insert(below, Some(leaf.entry()));
         }
         writer.finish()?;
@@ -137,7 +142,7 @@ impl Workspace<'_> {
     }
 }
 
-/// The tracked path that `file` is or lies in.
+/// Returns the tracked path that is `file` or contains it.
 fn tracked_ancestor(file: &RepoPath, tracked: &BTreeSet<RepoPath>) -> Option<RepoPath> {
     let mut here = Some(file.clone());
     while let Some(path) = here {
@@ -166,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pattern_is_read_from_where_it_was_typed() {
+    fn a_pattern_is_relative_to_the_current_folder() {
         let path = |text: &str| RepoPath::from_text(text).unwrap();
         let glob = Glob::new("data/**/*.jpg", &path("sub")).unwrap();
         assert_eq!(glob.start, path("sub/data"));

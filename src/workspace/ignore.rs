@@ -1,12 +1,12 @@
-//! `.mlxignore`: which files of the workspace are nobody's business, by gitignore's rules.
+//! `.mlxignore`: which workspace files mlx skips, by gitignore's rules.
 //!
-//! The file nearest to a path has the first word, its last matching line decides, and nothing inside an
-//! ignored folder comes back by a `!`. As with Git, what is on record stays on record: rules are for files
-//! that mlx does not track yet. What is named outright (a pointer, an output) is looked at whatever the
-//! rules above it say; those below it hold.
+//! The nearest file with rules takes precedence, its last matching line decides, and a `!` does not bring
+//! back anything inside an ignored folder. As in Git, tracked files stay tracked: rules apply to files that
+//! mlx does not track yet. A path that is named explicitly (a pointer, an output) is scanned whatever the
+//! rules above it say; the rules below it apply.
 //!
-//! A folder in which everything is ignored is as good as ignored, unless it is on record: where a checkout takes
-//! the files of a folder away and leaves the ignored ones, nothing has changed. An empty folder is recorded.
+//! A folder in which everything is ignored counts as ignored unless it is tracked: a checkout that removes
+//! the files of a folder and leaves the ignored ones changes nothing else. An empty folder is recorded.
 
 use std::{
     borrow::Cow,
@@ -32,16 +32,16 @@ use crate::{
     store::{EntryKind, Store, entries, file_at},
 };
 
-/// The name of a file with rules.
+/// Name of a file with ignore rules.
 pub const FILE: &str = ".mlxignore";
-/// Bytes of such a file. It may come with data of strangers, and matching takes many times its room.
+/// Largest rules file, in bytes: it may be untrusted, and matching takes many times its size in memory.
 const MAX_FILE_SIZE: u64 = 1 << 20;
 
-/// The rules that hold at and below one path.
+/// The rules that apply at and below one path.
 pub struct Rules<'r> {
     store: &'r Store,
     tracked: Option<(RepoPath, Content)>,
-    /// Folders with something to say; the nearest one at or above a path speaks for it.
+    /// Folders with rules; the nearest one at or above a path applies to it.
     levels: RwLock<HashMap<RepoPath, Arc<Level>>>,
 }
 
@@ -49,14 +49,14 @@ struct Level {
     folder: RepoPath,
     rules: Option<Gitignore>,
     parent: Option<Arc<Level>>,
-    /// An ignored folder that is entered for what is on record in it.
+    /// True for an ignored folder that is descended into because it contains tracked files.
     ignore_all: bool,
 }
 
 impl<'r> Rules<'r> {
-    /// The rules for what lies at `path`; `record` is what is tracked there.
+    /// Reads the rules for a scan of `path`; `tracked` is the pointer that tracks it.
     pub fn open(repo: &'r Repo, path: &RepoPath, tracked: Option<&Pointer>) -> Result<Self> {
-        let tracked = tracked.map(|it| (it.path.clone(), it.content));
+        let tracked = tracked.map(|pointer| (pointer.path.clone(), pointer.content));
         let rules = Self { store: &repo.store, tracked, levels: RwLock::default() };
         let mut folder = RepoPath::root();
         for name in path.components() {
@@ -68,26 +68,26 @@ impl<'r> Rules<'r> {
         Ok(rules)
     }
 
-    /// Whether the rules leave out a path or a folder above it, and it is not on record.
+    /// Returns true if the rules exclude a path or a folder above it, and the path is not tracked.
     pub fn excludes(&self, path: &RepoPath, is_dir: bool) -> Result<bool> {
         let mut here = RepoPath::root();
         for name in path.components() {
             let level = self.level(&here);
             here = here.join(name)?;
-            if level.is_some_and(|it| it.ignores(&here, is_dir || here != *path)) {
+            if level.is_some_and(|level| level.ignores(&here, is_dir || here != *path)) {
                 return Ok(!self.is_tracked(path)?);
             }
         }
         Ok(false)
     }
 
-    /// Whether a path is on record.
+    /// Returns true if the path has an entry in the recorded tree.
     pub fn is_tracked(&self, path: &RepoPath) -> Result<bool> {
         let folder = path.parent().unwrap_or_default();
         Ok(self.tracked_names(&folder)?.is_some_and(|it| it.contains(path.name())))
     }
 
-    /// Takes out of the names in a folder what is ignored and not on record.
+    /// Removes ignored, untracked names from the listing of a folder.
     pub fn filter<T>(
         &self,
         dir: &Dir,
@@ -102,8 +102,9 @@ impl<'r> Rules<'r> {
             _ => self.level(folder),
         };
         let Some(level) = level else { return Ok(()) };
-        let ignored =
-            |it: &(Vec<u8>, T)| folder.join(&it.0).is_ok_and(|path| level.ignores(&path, is_dir(&it.1)));
+        let ignored = |entry: &(Vec<u8>, T)| {
+            folder.join(&entry.0).is_ok_and(|path| level.ignores(&path, is_dir(&entry.1)))
+        };
         let ignored: Vec<bool> = names.iter().map(ignored).collect();
         if !ignored.contains(&true) {
             return Ok(());
@@ -111,7 +112,7 @@ impl<'r> Rules<'r> {
         let tracked = self.tracked_names(folder)?.unwrap_or_default();
         let mut ignored = ignored.into_iter();
         names.retain(|(name, kind)| {
-            if !ignored.next().expect("there is one for each name") {
+            if !ignored.next().expect("every name has a flag") {
                 return true;
             }
             let kept = tracked.contains(name);
@@ -126,15 +127,15 @@ impl<'r> Rules<'r> {
         Ok(())
     }
 
-    /// Reads the rules of a folder that a walk comes to.
+    /// Reads the rules of a folder that the scan enters.
     fn load_level(&self, dir: &Dir, name: &[u8]) -> Result<Option<Arc<Level>>> {
         let level = self.level(dir.path());
-        if level.as_ref().is_some_and(|it| it.ignore_all || it.folder == *dir.path()) {
+        if level.as_ref().is_some_and(|level| level.ignore_all || level.folder == *dir.path()) {
             return Ok(level);
         }
         let mut bytes = Vec::new();
-        dir.open(name)?.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes).map_err(|it| {
-            Error::new(Kind::Internal, format!("cannot read `{}/{FILE}`", dir.path())).because(it)
+        dir.open(name)?.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes).map_err(|error| {
+            Error::new(Kind::Internal, format!("cannot read `{}/{FILE}`", dir.path())).because(error)
         })?;
         Ok(Some(self.add(dir.path(), Some(parse(dir.path(), &bytes)?), false)))
     }
@@ -161,23 +162,23 @@ impl<'r> Rules<'r> {
         None
     }
 
-    /// The names on record in a folder; of a folder above what is tracked, the next one on the way. A tree
-    /// that is not here has none.
+    /// Returns the tracked names in a folder; for a folder above the tracked path, the next component on the
+    /// way to it. A tree that is not in the local store has none.
     fn tracked_names(&self, folder: &RepoPath) -> Result<Option<HashSet<Vec<u8>>>> {
         let Some((top, content)) = &self.tracked else { return Ok(None) };
         if let Some(below) = top.below(folder).filter(|it| !it.is_root()) {
-            return Ok(below.components().next().map(|it| HashSet::from([it.to_vec()])));
+            return Ok(below.components().next().map(|name| HashSet::from([name.to_vec()])));
         }
         let Some(below) = folder.below(top).filter(|_| content.kind == Shape::Tree) else { return Ok(None) };
         let tree = if below.is_root() {
             Ok(Some(content.digest))
         } else {
             file_at(self.store, &content.digest, &below)
-                .map(|it| it.filter(|it| it.kind == EntryKind::Folder).map(|it| it.digest))
+                .map(|entry| entry.filter(|it| it.kind == EntryKind::Folder).map(|entry| entry.digest))
         };
-        let rows = tree.and_then(|it| it.map(|it| entries(self.store, &it)).transpose());
+        let rows = tree.and_then(|digest| digest.map(|digest| entries(self.store, &digest)).transpose());
         match rows {
-            Ok(rows) => Ok(rows.map(|it| it.into_iter().map(|it| it.name.into_vec()).collect())),
+            Ok(rows) => Ok(rows.map(|rows| rows.into_iter().map(|row| row.name.into_vec()).collect())),
             Err(error) if error.kind() == Kind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
@@ -195,7 +196,7 @@ impl Level {
             match level
                 .rules
                 .as_ref()
-                .map(|it| it.matched(Path::new(OsStr::from_bytes(below.bytes())), is_dir))
+                .map(|rules| rules.matched(Path::new(OsStr::from_bytes(below.bytes())), is_dir))
             {
                 Some(Match::Ignore(_)) => return true,
                 Some(Match::Whitelist(_)) => return false,
@@ -210,48 +211,48 @@ fn read_rules(files: &Root, folder: &RepoPath) -> Result<Option<Gitignore>> {
     let file = folder.join(FILE.as_bytes())?;
     match files.stamp(&file)?.map(|it| it.form) {
         Some(Form::File) => {
-            files.read_start(&file, MAX_FILE_SIZE + 1)?.map(|it| parse(folder, &it)).transpose()
+            files.read_start(&file, MAX_FILE_SIZE + 1)?.map(|bytes| parse(folder, &bytes)).transpose()
         }
         _ => Ok(None),
     }
 }
 
-/// A line that makes no sense is an error: what it was to leave out would be taken in.
+/// Parses rules. An invalid line is an error: ignoring it would add files that it was meant to exclude.
 fn parse(folder: &RepoPath, bytes: &[u8]) -> Result<Gitignore> {
     if bytes.len() as u64 > MAX_FILE_SIZE {
         let file = folder.to_text();
         let file = if folder.is_root() { FILE.to_owned() } else { format!("{file}/{FILE}") };
         return Err(Error::corrupt(format!("`{file}` is larger than {} MiB", MAX_FILE_SIZE >> 20))
-            .hint("rules are lines for people: name a folder instead of its files"));
+            .hint("ignore whole folders instead of listing their files"));
     }
     let mut builder = GitignoreBuilder::new(".");
     let text = String::from_utf8_lossy(bytes);
     for (at, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
-        builder.add_line(None, &escape_braces(line)).map_err(|it| invalid_rule(folder, at + 1, &it))?;
+        builder.add_line(None, &escape_braces(line)).map_err(|error| invalid_rule(folder, at + 1, &error))?;
     }
-    builder.build().map_err(|it| invalid_rule(folder, 0, &it))
+    builder.build().map_err(|error| invalid_rule(folder, 0, &error))
 }
 
-/// Git takes braces for themselves, where other globs choose between what stands in them.
+/// Escapes braces: in gitignore they are literal, while the glob library reads them as alternatives.
 fn escape_braces(line: &str) -> Cow<'_, str> {
     if !line.contains(['{', '}']) {
         return line.into();
     }
     let (mut plain, mut escaped, mut class) = (String::with_capacity(line.len() + 4), false, false);
-    for it in line.chars() {
-        if matches!(it, '{' | '}') && !escaped && !class {
+    for char in line.chars() {
+        if matches!(char, '{' | '}') && !escaped && !class {
             plain.push('\\');
         }
-        plain.push(it);
-        class = !escaped && (it == '[' || class && it != ']');
-        escaped = it == '\\' && !escaped;
+        plain.push(char);
+        class = !escaped && (char == '[' || class && char != ']');
+        escaped = char == '\\' && !escaped;
     }
     plain.into()
 }
 
 fn invalid_rule(folder: &RepoPath, line: usize, why: &ignore::Error) -> Error {
     let file = folder.join(FILE.as_bytes()).unwrap_or_default();
-    Error::usage(format!("`{file}`, line {line}: {why}")).hint("its rules are those of gitignore")
+    Error::usage(format!("`{file}`, line {line}: {why}")).hint("the syntax is that of gitignore")
 }
 
 #[cfg(test)]
@@ -265,12 +266,12 @@ mod tests {
     }
 
     fn ignored(level: &Level, path: &str) -> bool {
-        let path = path.strip_suffix('/').map_or((path, false), |it| (it, true));
+        let path = path.strip_suffix('/').map_or((path, false), |path| (path, true));
         level.ignores(&RepoPath::from_text(path.0).unwrap(), path.1)
     }
 
     #[test]
-    fn the_rules_are_those_of_gitignore() {
+    fn rules_follow_gitignore() {
         let top = level("", "# no\n\n*.tmp\n/cache/\n!keep.tmp\r\nd/**/x\n\\#odd\ntrail\\ \n", None);
         for path in ["a.tmp", "d/a.tmp", "cache/", "d/x", "d/e/f/x", "#odd", "d/trail "] {
             assert!(ignored(&top, path), "{path}");
@@ -281,14 +282,14 @@ mod tests {
     }
 
     #[test]
-    fn braces_stand_for_themselves() {
+    fn braces_are_literal() {
         let top = level("", "{a,b}\n\\{x}\n[{]y\n", None);
         assert!(ignored(&top, "{a,b}") && ignored(&top, "{x}") && ignored(&top, "{y"));
         assert!(!ignored(&top, "a") && !ignored(&top, "b") && !ignored(&top, "x"));
     }
 
     #[test]
-    fn the_nearest_file_has_the_first_word() {
+    fn the_nearest_rules_take_precedence() {
         let top = level("", "*.tmp\n/d/only\n", None);
         let inner = level("d", "!a.tmp\n/x\n", Some(top));
         assert!(!ignored(&inner, "d/a.tmp") && ignored(&inner, "d/b.tmp") && ignored(&inner, "d/only"));
@@ -296,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_makes_no_sense_is_named() {
+    fn an_invalid_line_is_named() {
         let error = parse(&RepoPath::root(), b"ok\n[z-a]\n").unwrap_err();
         assert!(error.to_string().starts_with("`.mlxignore`, line 2: "), "{error}");
     }

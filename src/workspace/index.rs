@@ -1,15 +1,17 @@
-//! What each file's digest was when the file system last said what it says now, so that nothing is
-//! hashed twice. A cache: lost or damaged, it is made anew.
+//! Stat cache: each file's digest with the size, times and inode it had when it was hashed.
+//!
+//! A scan takes the digest of an unchanged file from here instead of reading the file. A missing or damaged
+//! cache is built again.
 //!
 //! ```text
 //! "mlxlook" 2 │ number of folders │ folders │ number of pointers │ paths │ BLAKE3
 //! folder      path │ number of rows │ rows, sorted by name
-//! row         name │ size, mtime, ctime, inode: 8 bytes each, little end first │ digest, 32
+//! row         name │ size, mtime, ctime, inode: 8 bytes each, little-endian │ digest, 32
 //! ```
 //!
-//! Rows stand by folder, as a walk meets them: a hundred thousand files cost one search for each folder, and no
-//! path of a file is put together. A folder is read from the bytes of the file when somebody asks for it, and put back
-//! as it was when nothing was learnt of it.
+//! Rows are grouped by folder, in the order of a scan: a hundred thousand files cost one lookup per folder,
+//! and no path of a file is built. A folder is parsed from the bytes of the file when it is needed, and
+//! written back unparsed if nothing in it changed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,49 +40,49 @@ struct CachedStat {
     digest: Digest,
 }
 
-/// A file of a folder: its name, and what was seen of it.
+/// A file of a folder: its name and its encoded [`CachedStat`].
 type Row<'i> = (&'i [u8], &'i [u8; STAT_SIZE]);
 
-/// Rows of a folder with their number before them: in the file that was read, or put together since.
+/// The encoded rows of a folder, preceded by their number: a range of the loaded file, or bytes built since.
 enum Slot {
     Loaded(Range<usize>),
     Built(Vec<u8>),
 }
 
-/// What is remembered of the files of a folder, sorted by name.
+/// The cached stats of a folder's files, sorted by name.
 pub struct FolderStats<'i>(Vec<Row<'i>>);
 
-/// So much is learnt before it is put into its place: it lies twice in memory then.
+/// Bytes of new rows that are collected before they are merged: until then they are in memory twice.
 const MAX_PENDING: usize = 4 << 20;
-/// Bytes of a row behind its name.
+/// Bytes of a row after its name.
 const STAT_SIZE: usize = 64;
 
 #[derive(Default)]
 pub struct Index {
     folders: BTreeMap<RepoPath, Slot>,
-    /// The file that was read.
+    /// Contents of the loaded file.
     bytes: Vec<u8>,
-    /// What was learnt and is put into its place by [`Index::merge_pending`]: names, each with a row or without.
+    /// Names with new rows for [`Index::merge_pending`]; a name without a row removes the old one.
     pending: Vec<u8>,
-    /// Folders, each with where its names begin, in the order in which they were learnt.
+    /// Folders, each with the offset of its first name in `pending`, in order of insertion.
     pending_folders: Vec<(RepoPath, usize)>,
-    /// Pointers written here, whether or not Git knows them yet.
+    /// Pointers written here, whether or not Git tracks them yet.
     pub pointers: BTreeSet<RepoPath>,
-    /// Where this process scanned, and knows best.
+    /// Paths scanned by this process, whose rows override those on disk.
     scanned: BTreeSet<RepoPath>,
     changed: bool,
-    /// Whether it was there; a lost one is made anew.
+    /// True if the file existed and was valid; otherwise the index is built anew.
     pub loaded: bool,
 }
 
 impl FolderStats<'_> {
-    /// The digest of a file that is as it was.
+    /// Returns the cached digest of a file if its stat is unchanged.
     pub fn digest_if_unchanged(&self, name: &[u8], stamp: &Stamp) -> Option<Digest> {
-        let at = self.0.binary_search_by(|it| it.0.cmp(name)).ok()?;
-        let seen = CachedStat::read(self.0[at].1);
-        let same = (seen.size, seen.mtime, seen.ctime, seen.inode)
+        let at = self.0.binary_search_by(|row| row.0.cmp(name)).ok()?;
+        let cached = CachedStat::read(self.0[at].1);
+        let same = (cached.size, cached.mtime, cached.ctime, cached.inode)
             == (stamp.size, stamp.mtime, stamp.ctime, stamp.inode);
-        same.then_some(seen.digest)
+        same.then_some(cached.digest)
     }
 }
 
@@ -101,42 +103,46 @@ impl CachedStat {
     }
 }
 
-/// Rows as a folder holds them.
+/// Encodes the rows of a folder with their number.
 fn print_rows(rows: &[Row<'_>]) -> Vec<u8> {
-    let room = rows.iter().map(|it| it.0.len() + 3 + STAT_SIZE).sum::<usize>();
-    let mut out = Vec::with_capacity(room + 9);
+    let capacity = rows.iter().map(|row| row.0.len() + 3 + STAT_SIZE).sum::<usize>();
+    let mut out = Vec::with_capacity(capacity + 9);
     put_number(&mut out, rows.len() as u64);
-    for &(name, seen) in rows {
+    for &(name, stat) in rows {
         put_bytes(&mut out, name);
-        out.extend_from_slice(seen);
+        out.extend_from_slice(stat);
     }
     out
 }
 
-/// Rows with others put in their place; of one that is none the old one goes, and of two the later counts.
-fn merge_rows<'i>(old: &[Row<'i>], mut fresh: Vec<(&'i [u8], Option<&'i [u8; STAT_SIZE]>)>) -> Vec<u8> {
-    fresh.reverse();
-    fresh.sort_by_key(|it| it.0);
-    fresh.dedup_by_key(|it| it.0);
-    let stays = |it: &&Row<'i>| fresh.binary_search_by_key(&it.0, |new| new.0).is_err();
-    let mut rows: Vec<Row<'i>> = old.iter().filter(stays).copied().collect();
-    rows.extend(fresh.iter().filter_map(|it| Some((it.0, it.1?))));
+/// Merges new rows into old ones: a name without a row removes the old one, and of two the later counts.
+fn merge_rows<'i>(old: &[Row<'i>], mut new: Vec<(&'i [u8], Option<&'i [u8; STAT_SIZE]>)>) -> Vec<u8> {
+    new.reverse();
+    new.sort_by_key(|row| row.0);
+    new.dedup_by_key(|row| row.0);
+    let retained = |row: &&Row<'i>| new.binary_search_by_key(&row.0, |new| new.0).is_err();
+    let mut rows: Vec<Row<'i>> = old.iter().filter(retained).copied().collect();
+    rows.extend(new.iter().filter_map(|row| Some((row.0, row.1?))));
     // Two sorted runs: this takes one pass.
     rows.sort_by_key(|it| it.0);
     print_rows(&rows)
 }
 
 impl Index {
+    /// Loads the index; a missing or damaged one counts as empty.
     pub fn load(repo: &Repo) -> Result<Self> {
-        // What the disk does not give back is lost, too.
+        // An unreadable file counts as missing.
         let bytes = repo.private.read_if_there(&index_path()?).unwrap_or_default();
         let index = bytes.and_then(|it| parse(it).ok());
-        Ok(index.map_or_else(|| Self { changed: true, ..Self::default() }, |it| Self { loaded: true, ..it }))
+        Ok(index.map_or_else(
+            || Self { changed: true, ..Self::default() },
+            |index| Self { loaded: true, ..index },
+        ))
     }
 
-    /// What is remembered of a folder.
+    /// Returns the cached stats of a folder.
     pub fn folder(&self, folder: &RepoPath) -> Option<FolderStats<'_>> {
-        self.folders.get(folder).map(|it| FolderStats(parse_rows(self.slot_bytes(it))))
+        self.folders.get(folder).map(|slot| FolderStats(parse_rows(self.slot_bytes(slot))))
     }
 
     fn slot_bytes<'i>(&'i self, slot: &'i Slot) -> &'i [u8] {
@@ -150,17 +156,17 @@ impl Index {
         self.folder(folder).map_or_else(Vec::new, |it| it.0)
     }
 
-    /// Remembers a digest that was read at `tick`, if the file is old enough to be told apart.
+    /// Caches a digest computed at `tick` if the file is old enough: a later write must change its times.
     pub fn insert(&mut self, path: &RepoPath, stamp: &Stamp, digest: Digest, tick: i64) {
         let Stamp { size, mtime, ctime, inode, .. } = *stamp;
         let folder = path.parent().unwrap_or_default();
-        if self.pending_folders.last().is_none_or(|it| it.0 != folder) {
+        if self.pending_folders.last().is_none_or(|run| run.0 != folder) {
             self.pending_folders.push((folder, self.pending.len()));
         }
         put_bytes(&mut self.pending, path.name());
-        let settled = stamp.is_settled(tick);
-        self.pending.push(settled.into());
-        if settled {
+        let is_old_enough = stamp.is_settled(tick);
+        self.pending.push(is_old_enough.into());
+        if is_old_enough {
             CachedStat { size, mtime, ctime, inode, digest }.print(&mut self.pending);
         }
         self.changed = true;
@@ -169,17 +175,17 @@ impl Index {
         }
     }
 
-    /// What was learnt counts from now on.
+    /// Merges the pending rows, so that lookups find them.
     pub fn merge_pending(&mut self) {
-        let (fresh, runs) = (std::mem::take(&mut self.pending), std::mem::take(&mut self.pending_folders));
-        let ends = runs.iter().skip(1).map(|it| it.1).chain([fresh.len()]).collect::<Vec<_>>();
+        let (pending, runs) = (std::mem::take(&mut self.pending), std::mem::take(&mut self.pending_folders));
+        let ends = runs.iter().skip(1).map(|run| run.1).chain([pending.len()]).collect::<Vec<_>>();
         for ((folder, start), end) in runs.into_iter().zip(ends) {
-            let rows = merge_rows(&self.rows(&folder), parse_pending(&fresh[start..end]));
+            let rows = merge_rows(&self.rows(&folder), parse_pending(&pending[start..end]));
             self.folders.insert(folder, Slot::Built(rows));
         }
     }
 
-    /// Forgets the files of a folder that are gone; `names` are those that are there, sorted.
+    /// Removes the rows of deleted files; `names` are the existing ones, sorted.
     pub fn retain_files(&mut self, folder: &RepoPath, names: &[&[u8]]) {
         let mut rows = self.rows(folder);
         let all = rows.len();
@@ -191,18 +197,18 @@ impl Index {
         }
     }
 
-    /// Forgets what lies at or below `path` but for these folders.
+    /// Removes all folders at or below `path` except those in `walked`.
     pub fn retain_folders(&mut self, path: &RepoPath, walked: &BTreeSet<RepoPath>) {
         self.scanned.insert(path.clone());
         let gone: Vec<RepoPath> = self.folders_within(path).filter(|it| !walked.contains(it)).collect();
         self.changed |= !gone.is_empty();
-        gone.iter().for_each(|it| drop(self.folders.remove(it)));
+        gone.iter().for_each(|folder| drop(self.folders.remove(folder)));
     }
 
-    /// Folders at or below a path.
+    /// Returns the cached folders at or below a path.
     fn folders_within(&self, path: &RepoPath) -> impl Iterator<Item = RepoPath> {
         let from = self.folders.range(path.clone()..);
-        let near = from.map(|it| it.0).take_while(|it| it.bytes().starts_with(path.bytes()));
+        let near = from.map(|entry| entry.0).take_while(|folder| folder.bytes().starts_with(path.bytes()));
         near.filter(|it| it.is_within(path)).cloned()
     }
 
@@ -217,11 +223,12 @@ impl Index {
         false
     }
 
+    /// Adds a path that has a pointer.
     pub fn add_pointer(&mut self, path: RepoPath) {
         self.changed |= self.pointers.insert(path);
     }
 
-    /// Writes it under a short lock.
+    /// Saves the index under a short lock.
     pub fn save(&mut self, repo: &Repo, progress: &dyn Progress) -> Result<()> {
         if !self.changed {
             return Ok(());
@@ -230,7 +237,7 @@ impl Index {
         self.save_locked(repo, &lock)
     }
 
-    /// Writes it if nobody has the lock.
+    /// Saves the index unless another process holds the lock.
     pub fn save_if_free(&mut self, repo: &Repo) -> Result<()> {
         if !self.changed {
             return Ok(());
@@ -241,11 +248,11 @@ impl Index {
         }
     }
 
-    /// What is remembered of the files in a folder that was renamed stays true.
+    /// Moves the rows of a renamed folder to its new path; they stay valid.
     pub fn rename(&mut self, from: &RepoPath, to: &RepoPath) {
         self.merge_pending();
         for old in self.folders_within(from).collect::<Vec<_>>() {
-            let new = old.below(from).and_then(|it| to.join_path(&it).ok());
+            let new = old.below(from).and_then(|below| to.join_path(&below).ok());
             if let (Some(rows), Some(new)) = (self.folders.remove(&old), new) {
                 self.folders.insert(new, rows);
                 self.changed = true;
@@ -254,51 +261,53 @@ impl Index {
         self.scanned.extend([from.clone(), to.clone()]);
     }
 
-    /// Takes over what others learnt meanwhile of files that were not scanned at here.
+    /// Takes over rows that other processes saved meanwhile, of files that this process did not scan.
     fn merge_from_disk(&mut self, other: &Self) {
-        for folder in other.folders.keys().filter(|it| !self.was_scanned(it)).cloned().collect::<Vec<_>>() {
-            let same = |it: &Slot| self.slot_bytes(it) == other.slot_bytes(&other.folders[&folder]);
+        for folder in
+            other.folders.keys().filter(|folder| !self.was_scanned(folder)).cloned().collect::<Vec<_>>()
+        {
+            let same = |slot: &Slot| self.slot_bytes(slot) == other.slot_bytes(&other.folders[&folder]);
             if self.folders.get(&folder).is_some_and(same) {
                 continue;
             }
-            // Single files that were scanned at stand in a folder that was not.
-            let single = |it: &Row<'_>| folder.join(it.0).is_ok_and(|it| self.scanned.contains(&it));
-            let others = other.rows(&folder).into_iter().filter(|it| !single(it));
-            let rows = merge_rows(&self.rows(&folder), others.map(|it| (it.0, Some(it.1))).collect());
+            // Files that were scanned one by one are in a folder that was not.
+            let single = |row: &Row<'_>| folder.join(row.0).is_ok_and(|path| self.scanned.contains(&path));
+            let others = other.rows(&folder).into_iter().filter(|row| !single(row));
+            let rows = merge_rows(&self.rows(&folder), others.map(|row| (row.0, Some(row.1))).collect());
             self.folders.insert(folder, Slot::Built(rows));
         }
     }
 
-    /// Replaces what is on disk, but for what others learnt meanwhile of files that were not scanned at here.
+    /// Replaces the file on disk, keeping its rows of files that this process did not scan.
     pub fn save_locked(&mut self, repo: &Repo, _lock: &Lock) -> Result<()> {
         self.merge_pending();
-        let mut there = self.pointers.clone();
+        let mut pointers = self.pointers.clone();
         if !self.is_latest_on_disk(repo)? {
             let other = Self::load(repo)?;
             self.merge_from_disk(&other);
-            there.extend(other.pointers);
+            pointers.extend(other.pointers);
         }
-        self.folders.retain(|_, it| !matches!(it, Slot::Built(bytes) if bytes[..] == [0]));
+        self.folders.retain(|_, slot| !matches!(slot, Slot::Built(bytes) if bytes[..] == [0]));
         let mut kept = BTreeSet::new();
-        for path in there {
-            // What cannot be scanned at now may be there all the same.
+        for path in pointers {
+            // A pointer that cannot be inspected now may exist all the same.
             if !matches!(repo.files.stamp(&path.with_suffix(crate::pointer::SUFFIX)), Ok(None)) {
                 kept.insert(path);
             }
         }
         self.pointers = kept;
-        // The files it vouches for come to rest before it does.
+        // The cached files must be durable before the index that refers to them.
         repo.files.sync_all()?;
         repo.private.write_by(&index_path()?, Sync::Later, &|out| self.print(out))?;
         self.changed = false;
         Ok(())
     }
 
-    /// Whether the file on disk is the one that was read: it ends with its digest.
+    /// Returns true if the file on disk is the loaded one, judged by the digest at its end.
     fn is_latest_on_disk(&self, repo: &Repo) -> Result<bool> {
         use std::os::unix::fs::FileExt as _;
 
-        let Some(size) = repo.private.stamp(&index_path()?)?.map(|it| it.size) else {
+        let Some(size) = repo.private.stamp(&index_path()?)?.map(|stamp| stamp.size) else {
             return Ok(self.bytes.is_empty());
         };
         let mut end = [0; 32];
@@ -306,7 +315,7 @@ impl Index {
         Ok(repo.private.open_file(&index_path()?).is_ok_and(read) && self.bytes.ends_with(&end))
     }
 
-    /// Writes folder by folder: all of it at once would take its room in memory twice.
+    /// Writes folder by folder: encoding everything at once would take twice the memory.
     fn print(&self, out: &mut dyn io::Write) -> io::Result<()> {
         let mut check = Hasher::default();
         let mut put = |bytes: &[u8]| {
@@ -324,13 +333,13 @@ impl Index {
         }
         let mut tail = Vec::new();
         put_number(&mut tail, self.pointers.len() as u64);
-        self.pointers.iter().for_each(|it| put_bytes(&mut tail, it.bytes()));
+        self.pointers.iter().for_each(|path| put_bytes(&mut tail, path.bytes()));
         put(&tail)?;
         out.write_all(check.finish().bytes())
     }
 }
 
-/// Rows where they lie; their bytes were scanned at when the file was read.
+/// Parses the rows of a folder; their bytes were validated when the file was loaded.
 fn parse_rows(bytes: &[u8]) -> Vec<Row<'_>> {
     let mut reader = Reader::new(bytes, "the index");
     let count = reader.number().unwrap_or(0);
@@ -338,12 +347,12 @@ fn parse_rows(bytes: &[u8]) -> Vec<Row<'_>> {
     (0..count).map_while(|_| row()).collect()
 }
 
-/// What [`Index::insert`] put down, in its order.
+/// Parses the rows that [`Index::insert`] appended, in their order.
 fn parse_pending(bytes: &[u8]) -> Vec<(&[u8], Option<&[u8; STAT_SIZE]>)> {
     let mut reader = Reader::new(bytes, "the index");
     let row = || {
-        let (name, settled) = (reader.bytes().ok()?, reader.byte().ok()? == 1);
-        Some((name, if settled { reader.take(STAT_SIZE).ok()?.try_into().ok() } else { None }))
+        let (name, has_row) = (reader.bytes().ok()?, reader.byte().ok()? == 1);
+        Some((name, if has_row { reader.take(STAT_SIZE).ok()?.try_into().ok() } else { None }))
     };
     std::iter::from_fn(row).collect()
 }
@@ -393,11 +402,11 @@ mod tests {
     fn digest_if_unchanged(index: &Index, text: &str, stamp: &Stamp) -> Option<Digest> {
         index
             .folder(&path(text).parent().unwrap())
-            .and_then(|it| it.digest_if_unchanged(path(text).name(), stamp))
+            .and_then(|stats| stats.digest_if_unchanged(path(text).name(), stamp))
     }
 
     #[test]
-    fn it_reads_what_it_prints() {
+    fn a_printed_index_is_parsed_back() {
         let mut index = Index::default();
         index.insert(&path("a/b"), &stamp(6), Digest::of(b"x"), TICK + 100);
         index.add_pointer(path("a"));
@@ -415,10 +424,10 @@ mod tests {
     }
 
     #[test]
-    fn what_the_clock_has_not_reached_is_not_vouched_for() {
+    fn files_with_future_times_are_not_cached() {
         let mut index = Index::default();
         let now = 1_700_000_000_000_000_000;
-        // Its owner gave it a time in the future, or the clock was set back a year since.
+        // The owner set a future time, or the clock was set back by a year since.
         index.insert(&path("a"), &Stamp { mtime: now + TICK, ..stamp(5) }, Digest::of(b"x"), now);
         index.insert(&path("b"), &stamp(now + TICK), Digest::of(b"x"), now);
         index.merge_pending();
@@ -427,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_touched_within_a_tick_is_not_vouched_for() {
+    fn files_changed_within_a_clock_tick_are_not_cached() {
         let mut index = Index::default();
         index.insert(&path("a"), &stamp(1000), Digest::of(b"x"), 1000 + TICK);
         index.merge_pending();
@@ -436,7 +445,7 @@ mod tests {
         index.merge_pending();
         assert!(digest_if_unchanged(&index, "a", &stamp(1000)).is_some());
         assert_eq!(digest_if_unchanged(&index, "a", &stamp(1001)), None);
-        // What it is now counts, even if that is nothing.
+        // The latest row counts, even if it is empty.
         index.insert(&path("a"), &stamp(1000), Digest::of(b"y"), 1001 + TICK);
         index.insert(&path("a"), &stamp(1000), Digest::of(b"y"), 1000);
         index.merge_pending();
@@ -444,21 +453,23 @@ mod tests {
     }
 
     #[test]
-    fn whole_seconds_are_taken_for_a_clock_that_knows_no_less() {
+    fn whole_second_times_count_as_a_coarse_clock() {
         const SECOND: i64 = 1_000_000_000;
         const COARSE_TICK: i64 = 2_100_000_000;
 
         let mut index = Index::default();
-        for (tick, vouched) in [(SECOND + COARSE_TICK, false), (SECOND + COARSE_TICK + 1, true)] {
+        for (tick, cached) in [(SECOND + COARSE_TICK, false), (SECOND + COARSE_TICK + 1, true)] {
             index.insert(&path("a"), &stamp(SECOND), Digest::of(b"x"), tick);
             index.merge_pending();
-            assert_eq!(digest_if_unchanged(&index, "a", &stamp(SECOND)).is_some(), vouched, "{tick}");
+            assert_eq!(digest_if_unchanged(&index, "a", &stamp(SECOND)).is_some(), cached, "{tick}");
         }
     }
 
     fn index(paths: &[&str]) -> Index {
         let mut index = Index::default();
-        paths.iter().for_each(|it| index.insert(&path(it), &stamp(1), Digest::of(it.as_bytes()), TICK * 2));
+        paths
+            .iter()
+            .for_each(|text| index.insert(&path(text), &stamp(1), Digest::of(text.as_bytes()), TICK * 2));
         index.merge_pending();
         index
     }
@@ -470,16 +481,16 @@ mod tests {
     }
 
     fn names(index: &Index) -> Vec<String> {
-        // Printed and read back, so that rows are seen in both of their places.
+        // Printed and read back, so that both kinds of slots are covered.
         let read = parse(printed(index)).unwrap();
         let rows = |folder: &RepoPath| {
-            read.rows(folder).iter().map(|it| folder.join(it.0).unwrap().to_text()).collect::<Vec<_>>()
+            read.rows(folder).iter().map(|row| folder.join(row.0).unwrap().to_text()).collect::<Vec<_>>()
         };
         read.folders.keys().flat_map(rows).collect()
     }
 
     #[test]
-    fn what_is_gone_is_forgotten() {
+    fn rows_of_deleted_files_are_removed() {
         let mut index = index(&["d/a", "d/b", "d/e/c", "d2", "d/f/g", "d.x/y"]);
         index.retain_files(&path("d"), &[b"b", b"e"]);
         index.retain_folders(&path("d"), &BTreeSet::from([path("d"), path("d/f")]));
@@ -487,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_learnt_is_taken_over_where_we_did_not_look() {
+    fn rows_on_disk_are_merged_except_for_scanned_paths() {
         let mut own = index(&["d/a", "e/one", "e/two"]);
         own.scanned.extend([path("d"), path("e/one")]);
         own.retain_files(&path("e"), &[b"two"]);
@@ -496,7 +507,7 @@ mod tests {
     }
 
     #[test]
-    fn a_renamed_folder_keeps_what_is_known() {
+    fn a_renamed_folder_keeps_its_rows() {
         let mut index = index(&["d/a", "d/e/c", "x"]);
         index.rename(&path("d"), &path("n/m"));
         assert_eq!(names(&index), ["x", "n/m/a", "n/m/e/c"]);

@@ -1,4 +1,7 @@
-//! The working tree as `mlx` sees it: what is tracked, what changed, what to put back.
+//! The workspace: finds tracked paths, scans the files for changes, stores them and checks them out.
+//!
+//! A tracked path has a pointer file beside it (`data.mlx` for `data/`). Each operation is one child module;
+//! [`Workspace`] carries them all, with the stat cache (`index`) that spares hashing unchanged files.
 
 mod add;
 mod checkout;
@@ -40,7 +43,7 @@ use crate::{
 
 use self::index::Index;
 
-/// What is tracked, and pointers that cannot be read.
+/// Tracked paths, and pointers that cannot be read.
 #[derive(Default)]
 pub struct Tracked {
     pub pointers: Vec<Pointer>,
@@ -48,24 +51,27 @@ pub struct Tracked {
 }
 
 impl Tracked {
-    /// Those at or around these paths; all when none are named.
+    /// Keeps the tracked paths that contain one of `paths` or lie in one; all of them if `paths` is empty.
     pub fn select(mut self, paths: &[RepoPath]) -> Result<Self> {
         let tracked = |path: &RepoPath| {
-            let mut all =
-                self.pointers.iter().map(|it| &it.path).chain(self.unreadable.iter().map(|it| &it.0));
-            all.any(|it| it.overlaps(path))
+            let mut all = self
+                .pointers
+                .iter()
+                .map(|pointer| &pointer.path)
+                .chain(self.unreadable.iter().map(|it| &it.0));
+            all.any(|other| other.overlaps(path))
         };
         if let Some(path) = paths.iter().find(|it| !tracked(it)) {
             let error = Error::not_found(format!("mlx does not track `{path}`"));
             return Err(error.hint("`mlx status` lists what it tracks; `mlx add` tracks more"));
         }
-        let wanted = |it: &RepoPath| paths.is_empty() || paths.iter().any(|path| it.overlaps(path));
+        let wanted = |path: &RepoPath| paths.is_empty() || paths.iter().any(|other| path.overlaps(other));
         self.pointers.retain(|it| wanted(&it.path));
         self.unreadable.retain(|it| wanted(&it.0));
         Ok(self)
     }
 
-    /// All of it, for whoever can leave out nothing.
+    /// Returns all pointers; an unreadable one is an error, for callers that must not omit any.
     pub fn whole(self) -> Result<Vec<Pointer>> {
         match self.unreadable.into_iter().next() {
             Some((_, error)) => Err(error),
@@ -74,68 +80,68 @@ impl Tracked {
     }
 }
 
-/// The files of a repository and what is remembered of them.
+/// The files of a repository, with its stat cache.
 pub struct Workspace<'r> {
     pub repo: &'r Repo,
     index: RefCell<Index>,
 }
 
 impl<'r> Workspace<'r> {
-    /// Takes no lock: one is held only while the index is replaced.
+    /// Opens the workspace without a lock: one is held only while the index is replaced.
     pub fn open(repo: &'r Repo) -> Result<Self> {
         Ok(Self { repo, index: RefCell::new(Index::load(repo)?) })
     }
 
-    /// Paths that have a pointer: those Git tracks and those added here since.
+    /// Returns the paths that have a pointer: those that Git tracks and those added here since.
     pub fn pointed(&self) -> Result<BTreeSet<RepoPath>> {
-        let tracked = self.repo.git.tracked(&|it| it.ends_with(SUFFIX.as_bytes()))?;
+        let tracked = self.repo.git.tracked(&|name| name.ends_with(SUFFIX.as_bytes()))?;
         let mut found: BTreeSet<_> = tracked.iter().filter_map(|it| it.without_suffix(SUFFIX)).collect();
         found.extend(self.index.borrow().pointers.iter().cloned());
         if !self.index.borrow().loaded {
             self.find_pointers(&RepoPath::root(), &mut found)?;
-            // What other programs call so is no pointer that could be lost.
-            let ours = found.iter().filter(|it| !matches!(self.repo.pointer(it), Ok(None)));
-            ours.for_each(|it| self.index.borrow_mut().add_pointer(it.clone()));
+            // Another program's file with this suffix is not a pointer that could be lost.
+            let ours = found.iter().filter(|path| !matches!(self.repo.pointer(path), Ok(None)));
+            ours.for_each(|path| self.index.borrow_mut().add_pointer(path.clone()));
         }
-        let mut there = BTreeSet::new();
+        let mut existing = BTreeSet::new();
         for path in found {
-            // One that cannot be looked at is there for whoever reads it, and says so then.
+            // A pointer that cannot be inspected counts as existing; reading it reports the error.
             if !matches!(self.repo.files.stamp(&path.with_suffix(SUFFIX)), Ok(None)) {
-                there.insert(path);
+                existing.insert(path);
             }
         }
-        Ok(there)
+        Ok(existing)
     }
 
-    /// Looks for pointers that Git does not know yet, when nothing is remembered of them; what has a
-    /// pointer is not searched.
+    /// Searches the work tree for pointers that Git does not track yet, for use without an index; does not
+    /// descend into tracked folders.
     fn find_pointers(&self, folder: &RepoPath, found: &mut BTreeSet<RepoPath>) -> Result<()> {
-        let mut below = Vec::new();
+        let mut subfolders = Vec::new();
         let names = match self.repo.files.dir(folder).and_then(|it| it.names()) {
             Ok(names) => names,
-            // What may not be read hides nothing else; Git still knows the pointers that it tracks there.
+            // An unreadable folder does not fail the search; Git still lists its tracked pointers.
             Err(error) if matches!(error.kind(), Kind::Denied | Kind::NotFound) => return Ok(()),
             Err(error) => return Err(error),
         };
-        // What lies in another repository, such as a submodule, is that one's.
+        // The files of another repository, such as a submodule, belong to that repository.
         if !folder.is_root() && names.iter().any(|it| it.0 == b".git") {
             return Ok(());
         }
         for (name, form) in names {
             let Ok(path) = folder.join(&name) else { continue };
             if form.is_dir() {
-                below.push(path);
+                subfolders.push(path);
             } else if form.is_file()
-                && let Some(of) = path.without_suffix(SUFFIX)
+                && let Some(tracked) = path.without_suffix(SUFFIX)
             {
-                found.insert(of);
+                found.insert(tracked);
             }
         }
-        below.retain(|it| !found.contains(it));
-        below.iter().try_for_each(|it| self.find_pointers(it, found))
+        subfolders.retain(|path| !found.contains(path));
+        subfolders.iter().try_for_each(|path| self.find_pointers(path, found))
     }
 
-    /// All pointers of the work tree, sorted by path.
+    /// Reads all pointers of the work tree, sorted by path.
     pub fn pointers(&self) -> Result<Tracked> {
         let mut found = Tracked::default();
         for path in self.pointed()? {
@@ -149,7 +155,7 @@ impl<'r> Workspace<'r> {
         Ok(found)
     }
 
-    /// The pointer that `path` is, or lies in.
+    /// Returns the pointer of `path` or of the nearest tracked folder that contains it.
     pub fn pointer_of(&self, path: &RepoPath) -> Result<Option<Pointer>> {
         let mut here = Some(path.clone());
         while let Some(path) = here {
@@ -163,17 +169,17 @@ impl<'r> Workspace<'r> {
         Ok(None)
     }
 
-    /// What lies at `path` now, without storing it; nothing when nothing is there.
+    /// Scans `path` without storing anything; `None` if nothing exists there.
     pub fn look(&self, path: &RepoPath, progress: &dyn Progress) -> Result<Option<Node>> {
         scan::scan(self, path, None, progress)
     }
 
-    /// The content at `path` now, without storing it.
+    /// Returns the content of `path` without storing it; `None` if nothing exists there.
     pub fn content(&self, path: &RepoPath, progress: &dyn Progress) -> Result<Option<Content>> {
         Ok(self.look(path, progress)?.map(|it| it.content()))
     }
 
-    /// Stores what lies at `path`; nothing when nothing is there.
+    /// Stores the file or folder at `path`; `None` if nothing exists there.
     pub fn store(&self, path: &RepoPath, progress: &dyn Progress) -> Result<Option<Content>> {
         let mut writer = Writer::new(&self.repo.store);
         let Some(node) = scan::scan(self, path, Some(&mut writer), progress)? else { return Ok(None) };
@@ -181,26 +187,27 @@ impl<'r> Workspace<'r> {
         Ok(Some(node.content()))
     }
 
-    /// As [`Workspace::store`], of what is to be put back elsewhere: refuses links that lead out of it.
+    /// Stores an output of a stage, which may be checked out elsewhere later. As [`Workspace::store`], but
+    /// refuses links: `path` itself, and any in it that leads out of it.
     pub fn store_output(&self, path: &RepoPath, progress: &dyn Progress) -> Result<Option<Content>> {
         let mut writer = Writer::new(&self.repo.store);
         let Some(node) = scan::scan(self, path, Some(&mut writer), progress)? else { return Ok(None) };
         if node.kind == EntryKind::Link {
             let error = Error::new(Kind::Denied, format!("`{path}` is a link"));
-            return Err(error.hint("put there what it points to"));
+            return Err(error.hint("put the file or folder that it points to there"));
         }
         scan::check_links(self, &node, path, path)?;
         writer.finish()?;
         Ok(Some(node.content()))
     }
 
-    /// Writes what was learnt to disk, under a short lock.
+    /// Writes the changed stat cache to disk, under a short lock.
     pub fn save(&self, progress: &dyn Progress) -> Result<()> {
         self.index.borrow_mut().save(self.repo, progress)
     }
 
-    /// As [`Workspace::save`] if nobody has the lock: for commands that never wait. What is not saved is
-    /// learnt anew the next time.
+    /// Writes the changed stat cache unless another process holds the lock: for commands that never wait.
+    /// Unsaved entries are computed again next time.
     pub fn save_if_free(&self) {
         drop(self.index.borrow_mut().save_if_free(self.repo));
     }

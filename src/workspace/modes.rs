@@ -1,4 +1,4 @@
-//! Exec bits where the file system has none of its own: those on record count, as in Git.
+//! Executable bits on file systems without them: the recorded ones count, as in Git.
 
 use std::collections::BTreeSet;
 
@@ -11,16 +11,17 @@ use crate::{
     },
 };
 
-/// The files that are on record as executable at or around `path`, where `core.fileMode` says that the bits of the
-/// file system mean nothing; nothing where they do.
+/// Returns the files recorded as executable at or around `path` if `core.fileMode` says that the file
+/// system's bits mean nothing; `None` if they count.
 pub(super) fn executables(workspace: &Workspace<'_>, path: &RepoPath) -> Option<BTreeSet<RepoPath>> {
     if workspace.repo.git.keeps_modes() {
         return None;
     }
-    // What is not on record, or whose record is not here, is as plain as most files are.
+    // Untracked files, and those whose tree is not in the local store, count as not executable, as most are.
     let Ok(Some(pointer)) = workspace.pointer_of(path) else { return Some(BTreeSet::new()) };
     let record = as_entry(&pointer.content);
     let files = differences(&workspace.repo.store, &pointer.path, Some(&record), None).unwrap_or_default();
-    let files = files.into_iter().filter(|it| it.old.is_some_and(|it| it.kind == EntryKind::Executable));
+    let files =
+        files.into_iter().filter(|file| file.old.is_some_and(|old| old.kind == EntryKind::Executable));
     Some(files.map(|it| it.path).collect())
 }

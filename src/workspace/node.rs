@@ -1,5 +1,6 @@
-//! A file or folder of the workspace as a scan found it, small in memory: names, not paths, and digests of folders
-//! that were folded from what is in them.
+//! Result of a scan: a file or folder of the workspace with its digest.
+//!
+//! Nodes are small in memory: they hold names, not paths. A folder's digest is computed from its children.
 
 use smallvec::SmallVec;
 
@@ -11,17 +12,17 @@ use crate::{
     store::{EntryKind, TreeEntry, Writer, put_folder},
 };
 
-/// A name that needs no room elsewhere, as long as it is short.
+/// A file name, stored inline while it is short.
 pub type Name = SmallVec<[u8; 16]>;
 
 /// A file or folder of the workspace with its digest.
 pub struct Node {
     pub name: Name,
     pub kind: EntryKind,
-    /// Bytes; of a folder, those of all files in it.
+    /// Bytes; for a folder, of all files in it.
     pub size: u64,
     pub digest: Digest,
-    /// Of a folder; a million files do without the room for it.
+    /// Present for folders only; boxed, since most nodes are files and do not need the space.
     folder: Option<Box<FolderData>>,
 }
 
@@ -31,16 +32,18 @@ struct FolderData {
 }
 
 impl Node {
+    /// Creates a file or a link.
     pub fn file(name: &[u8], kind: EntryKind, size: u64, digest: Digest) -> Self {
         Self { name: name.into(), kind, size, digest, folder: None }
     }
 
-    /// A folder whose digest and sums are still to be folded.
+    /// Creates a folder whose digest and sums are still to be computed.
     pub fn folder(name: &[u8], digest: Digest, children: Vec<Self>) -> Self {
         let folder = Some(Box::new(FolderData { files: 0, children }));
         Self { name: name.into(), kind: EntryKind::Folder, size: 0, digest, folder }
     }
 
+    /// Returns the nodes of a folder, sorted by name; empty for a file.
     pub fn children(&self) -> &[Self] {
         self.folder.as_ref().map_or(&[], |it| &it.children)
     }
@@ -49,28 +52,28 @@ impl Node {
         self.folder.as_mut().map(|it| &mut it.children)
     }
 
-    /// Files and links; 1 for a file.
+    /// Returns the number of files and links; 1 for a file.
     pub fn files(&self) -> u64 {
         self.folder.as_ref().map_or(1, |it| it.files)
     }
 
-    /// Whether it has no content but itself: a file, a link or an empty folder.
+    /// Returns true for a node without children: a file, a link or an empty folder.
     pub fn is_leaf(&self) -> bool {
         self.children().is_empty()
     }
 
-    /// What a pointer to it says.
+    /// Returns the content that a pointer to this node records.
     pub fn content(&self) -> Content {
         Content { digest: self.digest, files: self.files(), kind: self.kind.shape(), size: self.size }
     }
 
-    /// This node as a row of a tree.
+    /// Returns this node as an entry of a tree.
     pub(super) fn entry(&self) -> TreeEntry {
         let Self { kind, size, digest, .. } = *self;
         TreeEntry { name: self.name[..].into(), kind, size, files: self.files(), digest }
     }
 
-    /// Gives the folders their digests; their pages are stored when there is a writer.
+    /// Computes the digests of folders from their children; with a writer, also stores their pages.
     pub(super) fn compute_digests(&mut self, writer: &mut Option<&mut Writer<'_>>) -> Result<()> {
         let Some(folder) = &mut self.folder else { return Ok(()) };
         folder.children.iter_mut().try_for_each(|it| it.compute_digests(writer))?;
@@ -81,7 +84,7 @@ impl Node {
         Ok(())
     }
 
-    /// Shows all files, links and empty folders, each with the folder it lies in; this node lies in `folder`.
+    /// Visits all files, links and empty folders with their parent folders; `folder` contains this node.
     pub(super) fn walk(
         &self,
         folder: &RepoPath,
@@ -94,7 +97,7 @@ impl Node {
         self.children().iter().try_for_each(|it| it.walk(&own, visit))
     }
 
-    /// All files, links and empty folders with their paths; this node lies at `path`.
+    /// Returns all files, links and empty folders with their paths; `path` is this node's own.
     pub fn leaves<'n>(&'n self, path: &RepoPath) -> Result<Vec<(RepoPath, &'n Self)>> {
         if self.is_leaf() {
             return Ok(vec![(path.clone(), self)]);

@@ -1,4 +1,4 @@
-//! `mlx remove`: what `add` did, undone.
+//! `mlx remove`: stops tracking a path, and optionally deletes its files.
 
 use crate::{
     error::{Error, Kind, Result},
@@ -9,29 +9,29 @@ use crate::{
     workspace::{CheckedOut, Workspace, clear, select::unrecorded},
 };
 
-/// What is no longer tracked.
+/// Result of a removal.
 #[derive(Debug)]
 pub struct Removed {
     pub path: RepoPath,
-    /// The folder it was a part of, as recorded now.
+    /// The pointer of the tracked folder that contained it, as updated.
     pub parent: Option<Pointer>,
-    /// Files that went from the workspace.
+    /// Files deleted from the workspace.
     pub files: u64,
 }
 
-/// What becomes of the files in the workspace.
+/// Treatment of the files in the workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Data {
     Keep,
-    /// Those that the store has go.
+    /// Delete files that are stored; refuse if any is not.
     Delete,
-    /// All go.
+    /// Delete all files.
     Force,
 }
 
 impl Workspace<'_> {
-    /// Stops tracking `path`: its pointer and its line in `.gitignore` go; a part of a folder goes from the
-    /// folder's record. Killed on the way, the same again finishes.
+    /// Stops tracking `path`: removes its pointer and its line in `.gitignore`, or its entry in the tree of
+    /// the tracked folder. After a kill, running it again completes the removal.
     pub fn remove(
         &self,
         path: &RepoPath,
@@ -49,7 +49,7 @@ impl Workspace<'_> {
         check_output(path, claimed)?;
         let parent = self.pointer_of(path)?.filter(|it| it.content.kind == Shape::Tree);
         let parent = parent.ok_or_else(|| untracked(path))?;
-        let below = path.below(&parent.path).expect("the path lies in the folder of its pointer");
+        let below = path.below(&parent.path).expect("the path is inside the tracked folder");
         if file_at(&self.repo.store, &parent.content.digest, &below)?.is_none() {
             return Err(unrecorded(path, &parent));
         }
@@ -63,7 +63,7 @@ impl Workspace<'_> {
             return Ok(0);
         }
         let done = clear(self, pointer, part, data == Data::Force, progress)?;
-        // The folder that a part was in stays on record, be it empty.
+        // The folder that contained the part stays tracked, even if it is empty now.
         if part != &pointer.path
             && done != CheckedOut::default()
             && let Some(folder) = part.parent()
@@ -74,14 +74,14 @@ impl Workspace<'_> {
     }
 }
 
-/// Refuses outputs of stages by the name of their stage.
+/// Refuses a path that overlaps an output of a stage, naming the stage.
 pub(super) fn check_output(path: &RepoPath, claimed: &[(RepoPath, String)]) -> Result<()> {
     let Some((output, stage)) = claimed.iter().find(|it| it.0.overlaps(path)) else { return Ok(()) };
     let error = Error::new(Kind::Conflict, format!("`{output}` is an output of the stage `{stage}`"));
     Err(error.hint(format!("change the outputs of `{stage}` in its `mlx.toml`")))
 }
 
-/// Nothing here is ours.
+/// The error for a path that is not tracked.
 pub(super) fn untracked(path: &RepoPath) -> Error {
     Error::not_found(format!("mlx does not track `{path}`"))
         .hint("`mlx status` lists what it tracks; `mlx add` tracks more")

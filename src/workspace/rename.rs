@@ -1,8 +1,8 @@
-//! `mlx move`: a tracked path under another name, its bytes never read.
+//! `mlx move`: renames a tracked path without reading its bytes.
 //!
-//! Order: the new line in `.gitignore`, the data, the new record, the old record. Killed on the way, the
-//! same again goes on where it stopped: what stands at the new place already counts as moved if it is what
-//! the old place records.
+//! Order of changes: the new line in `.gitignore`, the files, the new record, the old record. After a kill,
+//! the same command continues where it stopped: files that exist at the new path only and match the old
+//! record count as moved.
 
 use std::collections::BTreeMap;
 
@@ -20,27 +20,27 @@ use crate::{
     },
 };
 
-/// What a move did.
+/// Result of a move.
 #[derive(Debug)]
 pub struct Moved {
     pub from: RepoPath,
     pub to: RepoPath,
-    /// Pointers that are new or changed.
+    /// Pointers created or changed.
     pub written: Vec<Pointer>,
-    /// Pointer files that are gone.
+    /// Pointer files that were removed.
     pub gone: Vec<RepoPath>,
 }
 
-/// Where a record is kept.
+/// The place where a tracked path is recorded.
 enum RecordLocation {
     /// In a pointer of its own.
     OwnPointer,
-    /// In the tree of this folder.
+    /// In the tree of this tracked folder.
     InFolder(Pointer),
 }
 
 impl Workspace<'_> {
-    /// Moves what is tracked at `from` to `to`, record and data; nothing is overwritten.
+    /// Moves the tracked path `from` to `to`, both its record and its files; nothing is overwritten.
     pub fn rename(
         &self,
         from: &RepoPath,
@@ -70,24 +70,24 @@ impl Workspace<'_> {
         self.write_records((from, source), (to, target), entry, &lock)
     }
 
-    /// The record of a tracked path.
+    /// Returns the record of a tracked path and where it is kept.
     fn find_source(&self, path: &RepoPath) -> Result<(RecordLocation, TreeEntry)> {
         if let Some(pointer) = self.repo.pointer(path)? {
             return Ok((RecordLocation::OwnPointer, to_entry(&pointer.content)));
         }
         let parent = self.pointer_of(path)?.filter(|it| it.content.kind == Shape::Tree);
         let parent = parent.ok_or_else(|| untracked(path))?;
-        let below = path.below(&parent.path).expect("the path lies in the folder of its pointer");
+        let below = path.below(&parent.path).expect("the path is inside the tracked folder");
         let entry = file_at(&self.repo.store, &parent.content.digest, &below)?;
         let entry = entry.ok_or_else(|| {
-            let error = Error::not_found(format!("`{path}` is not on record in `{}`", parent.path));
-            error.hint(format!("record it first: `mlx add {path}`"))
+            let error = Error::not_found(format!("`{path}` is not tracked in `{}`", parent.path));
+            error.hint(format!("add it first: `mlx add {path}`"))
         })?;
         Ok((RecordLocation::InFolder(parent), entry))
     }
 
     fn find_target(&self, path: &RepoPath) -> Result<RecordLocation> {
-        let parent = path.parent().map(|it| self.pointer_of(&it)).transpose()?.flatten();
+        let parent = path.parent().map(|parent| self.pointer_of(&parent)).transpose()?.flatten();
         let taken = |what: String| Err(Error::new(Kind::Conflict, what).hint("choose another name"));
         match parent {
             Some(parent) if parent.content.kind == Shape::Tree => {
@@ -99,18 +99,18 @@ impl Workspace<'_> {
         if let Some(file) = self.repo.git.tracked_within(path)? {
             return taken(format!("Git already tracks `{file}`"));
         }
-        if let Some(inner) = self.pointed()?.iter().find(|it| it.is_within(path) && *it != path) {
+        if let Some(inner) = self.pointed()?.iter().find(|inner| inner.is_within(path) && *inner != path) {
             return taken(format!("`{inner}` is tracked in that folder"));
         }
         Ok(RecordLocation::OwnPointer)
     }
 
-    /// Refuses a place that is taken on record, unless by what a move that was cut off put there.
+    /// Refuses a target that is recorded already, unless an interrupted move of the same entry recorded it.
     fn check_record(&self, to: &RepoPath, target: &RecordLocation, entry: &TreeEntry) -> Result<()> {
         let taken = match target {
-            RecordLocation::OwnPointer => self.repo.pointer(to)?.map(|it| to_entry(&it.content)),
+            RecordLocation::OwnPointer => self.repo.pointer(to)?.map(|pointer| to_entry(&pointer.content)),
             RecordLocation::InFolder(parent) => {
-                let below = to.below(&parent.path).expect("the target lies in the folder of its pointer");
+                let below = to.below(&parent.path).expect("the target is inside the tracked folder");
                 file_at(&self.repo.store, &parent.content.digest, &below)?
             }
         };
@@ -120,7 +120,7 @@ impl Workspace<'_> {
         }
     }
 
-    /// Refuses to overwrite files; those that are at the new place alone and as recorded were moved before.
+    /// Refuses to overwrite files; files only at the target that match the record were moved before.
     fn check_files(
         &self,
         from: &RepoPath,
@@ -140,7 +140,7 @@ impl Workspace<'_> {
         }
     }
 
-    /// Links need a folder around them, at the new place as at the old.
+    /// Refuses links that would be without a tracked folder around them, or lead out of it, at the target.
     fn check_kind(
         &self,
         from: &RepoPath,
@@ -156,7 +156,8 @@ impl Workspace<'_> {
         let top = match target {
             RecordLocation::InFolder(parent) => &parent.path,
             RecordLocation::OwnPointer if entry.kind == EntryKind::Link => {
-                let error = Error::usage(format!("`{from}` is a link, and only a folder can hold one"));
+                let error =
+                    Error::usage(format!("`{from}` is a link, and only a tracked folder can contain one"));
                 return Err(error.hint("move it into a tracked folder"));
             }
             RecordLocation::OwnPointer => to,
@@ -166,7 +167,7 @@ impl Workspace<'_> {
         }
         if entry.kind == EntryKind::Folder {
             for found in diff(store, to, None, Some(&entry.digest))? {
-                if let Some(side) = found.new.filter(|it| it.kind == EntryKind::Link) {
+                if let Some(side) = found.new.filter(|side| side.kind == EntryKind::Link) {
                     check_stays_inside(&found.path, top, &store.read(&side.digest)?)?;
                 }
             }
@@ -193,7 +194,7 @@ impl Workspace<'_> {
                 let content = to_content(&entry);
                 let pointer = Pointer { path: to.clone(), content };
                 self.repo.write_pointer(&pointer)?;
-                // Git does not know it yet: the index does before the old record goes.
+                // Git does not track it yet: the index must list it before the old record is removed.
                 self.remember(to);
                 self.index.borrow_mut().save_locked(self.repo, lock)?;
                 done.written.push(pointer);
@@ -215,8 +216,10 @@ impl Workspace<'_> {
 
     fn update_record(&self, parent: &Pointer, changes: &[(&RepoPath, Option<TreeEntry>)]) -> Result<Pointer> {
         let store = &self.repo.store;
-        let below = |it: &RepoPath| it.below(&parent.path).expect("it lies in the folder of its pointer");
-        let changes: BTreeMap<_, _> = changes.iter().map(|it| (below(it.0), it.1.clone())).collect();
+        let below =
+            |path: &RepoPath| path.below(&parent.path).expect("the path is inside the tracked folder");
+        let changes: BTreeMap<_, _> =
+            changes.iter().map(|(path, entry)| (below(path), entry.clone())).collect();
         let mut writer = Writer::new(store);
         let content = merge(&mut writer, store, Some(&parent.content.digest), &changes)?;
         writer.finish()?;
@@ -227,7 +230,7 @@ impl Workspace<'_> {
 }
 
 fn occupied(path: &RepoPath) -> Error {
-    Error::new(Kind::Conflict, format!("`{path}` is there already")).hint("choose another name")
+    Error::new(Kind::Conflict, format!("`{path}` exists already")).hint("choose another name")
 }
 
 fn to_entry(content: &Content) -> TreeEntry {

@@ -1,4 +1,7 @@
-//! What lies at a path, with digests: from the index where it can vouch, from the bytes where not.
+//! Scans a path: walks its files and returns their digests as a [`Node`].
+//!
+//! Digests of unchanged files come from the stat cache; other files are read in batches by all cores. With a
+//! writer, whatever the store lacks is stored along the way, each batch while the next one is read.
 
 use std::{collections::BTreeSet, io::Read as _};
 
@@ -14,23 +17,23 @@ use crate::{
     workspace::{Node, Workspace, filter::ScanFilter, modes::executables},
 };
 
-/// Bytes read at once, by all cores together.
+/// Bytes of a batch, which all cores read together.
 const BATCH_SIZE: u64 = 16 << 20;
 const BATCH_FILES: usize = 1024;
-/// Digests that wait to be put where they belong, about.
+/// Digests that are collected before they are filled in, approximately.
 const MAX_PENDING_DIGESTS: usize = 1 << 16;
-/// Files that wait to be read, at most.
+/// Files queued for reading before the queue is processed.
 const MAX_PENDING_FILES: usize = 4 * BATCH_FILES;
 
 /// A file to be read.
 struct Job {
     path: RepoPath,
     stamp: Stamp,
-    /// The stored file that a link of ours points to: somebody may have written through it.
+    /// For a link into the store, the digest of its target; a write through the link may have changed it.
     linked: Option<Digest>,
 }
 
-/// Looks at `path`; with a writer, everything that is not stored is.
+/// Scans `path`; with a writer, also stores everything that is not stored yet.
 pub(super) fn scan(
     workspace: &Workspace<'_>,
     path: &RepoPath,
@@ -41,7 +44,7 @@ pub(super) fn scan(
     scan_filtered(workspace, path, &ScanFilter::new(workspace, path, record.as_ref())?, writer, progress)
 }
 
-/// As [`scan`], of what `view` shows.
+/// As [`scan`], limited to the files that `filter` includes.
 pub(super) fn scan_filtered(
     workspace: &Workspace<'_>,
     path: &RepoPath,
@@ -83,7 +86,7 @@ pub(super) fn scan_filtered(
     }
     index.merge_pending();
     drop(index);
-    // Of a part of a folder there is no page.
+    // A partial scan of a folder does not know all of its pages' entries, so that none is stored.
     node.compute_digests(&mut scanner.writer.filter(|_| filter.is_unrestricted()))?;
     Ok((!is_unread(&node)).then_some(node))
 }
@@ -94,16 +97,16 @@ struct Scanner<'s, 'r, 'w, 'o> {
     writer: Option<&'o mut Writer<'w>>,
     progress: &'s dyn Progress,
     jobs: Vec<Job>,
-    /// Of the jobs that were done, in their order.
+    /// Digests of the finished jobs, in order.
     digests: Vec<Digest>,
-    /// What was read and not yet written.
+    /// Files that were read and are not written yet.
     unwritten: ReadFiles,
     walked: BTreeSet<RepoPath>,
-    /// Those on record, where the file system's bits mean nothing.
+    /// The files recorded as executable, where the file system's bits mean nothing.
     executables: Option<BTreeSet<RepoPath>>,
 }
 
-/// Stands for a digest that is still to be read.
+/// Placeholder of a digest that is not computed yet.
 fn placeholder() -> Digest {
     Digest::from_bytes([0; 32])
 }
@@ -112,20 +115,19 @@ fn is_unread(node: &Node) -> bool {
     node.kind != EntryKind::Folder && node.digest == placeholder()
 }
 
-/// Puts the digests that were read where they belong, in the order they were asked for; what could not be
-/// read goes.
+/// Replaces placeholders with the computed digests, in the order of the jobs; drops unreadable files.
 fn fill(node: &mut Node, digests: &mut impl Iterator<Item = Digest>) {
     if is_unread(node) {
         node.digest = digests.next().expect("every unread file was a job");
     }
     if let Some(children) = node.children_mut() {
-        children.iter_mut().for_each(|it| fill(it, digests));
+        children.iter_mut().for_each(|child| fill(child, digests));
         children.retain(|it| !is_unread(it));
     }
 }
 
 impl Scanner<'_, '_, '_, '_> {
-    /// Nothing for what the view lets pass though it cannot be read.
+    /// Returns the node of an entry; `None` for an unreadable one that the filter lets pass.
     fn node(&mut self, path: RepoPath, entry: Entry<'_>, known: Option<Digest>) -> Result<Option<Node>> {
         let mut stamp = entry.stamp;
         let (kind, digest) = match stamp.form {
@@ -152,7 +154,7 @@ impl Scanner<'_, '_, '_, '_> {
             self.enter(&path, entry.children);
             let known = self.cached_digests(&path, entry.children.iter());
             children.reserve_exact(known.len());
-            // Nothing that is still to be read lies outside this folder: its digests need not wait for the end.
+            // Without pending jobs from outside, this folder's digests are filled in before the scan ends.
             let own = self.digests.is_empty() && self.jobs.is_empty();
             let mut filled = 0;
             for (child, known) in entry.children.iter().zip(known) {
@@ -163,7 +165,7 @@ impl Scanner<'_, '_, '_, '_> {
                 if own && self.digests.len() >= MAX_PENDING_DIGESTS {
                     self.flush()?;
                     let mut digests = std::mem::take(&mut self.digests).into_iter();
-                    children[filled..].iter_mut().for_each(|it| fill(it, &mut digests));
+                    children[filled..].iter_mut().for_each(|child| fill(child, &mut digests));
                     children.retain(|it| !is_unread(it));
                     filled = children.len();
                 }
@@ -178,20 +180,20 @@ impl Scanner<'_, '_, '_, '_> {
     }
 
     fn is_executable(&self, path: &RepoPath, stamp: &Stamp) -> bool {
-        self.executables.as_ref().map_or(stamp.executable, |it| it.contains(path))
+        self.executables.as_ref().map_or(stamp.executable, |paths| paths.contains(path))
     }
 
-    /// A folder that is walked, and what the index forgets of it.
+    /// Notes that a folder is walked and removes its deleted files from the index.
     fn enter(&mut self, folder: &RepoPath, children: &Listing) {
         self.walked.insert(folder.clone());
         if self.filter.is_unrestricted() {
-            let files = children.iter().filter(|it| it.stamp.form != Form::Folder);
+            let files = children.iter().filter(|child| child.stamp.form != Form::Folder);
             let names: Vec<&[u8]> = files.map(|it| it.name).collect();
             self.workspace.index.borrow_mut().retain_files(folder, &names);
         }
     }
 
-    /// The digests that the index vouches for, one for each name.
+    /// Looks up the digests of unchanged files in the index; returns one element per entry.
     fn cached_digests<'l>(
         &self,
         folder: &RepoPath,
@@ -199,27 +201,27 @@ impl Scanner<'_, '_, '_, '_> {
     ) -> Vec<Option<Digest>> {
         let index = self.workspace.index.borrow();
         let rows = index.folder(folder);
-        let vouch = |it: Entry<'_>| {
+        let lookup = |entry: Entry<'_>| {
             let rows = rows.as_ref()?;
-            // The row of a link into the store is of the file that it stands for.
-            let linked = if it.stamp.form == Form::Link {
-                self.stored_file(&folder.join(it.name).ok()?)
+            // For a link into the store, the row holds the stat of its target.
+            let linked = if entry.stamp.form == Form::Link {
+                self.stored_file(&folder.join(entry.name).ok()?)
             } else {
                 None
             };
-            rows.digest_if_unchanged(it.name, &linked.map_or(it.stamp, |it| it.1))
+            rows.digest_if_unchanged(entry.name, &linked.map_or(entry.stamp, |(_, stamp)| stamp))
         };
-        children.map(vouch).collect()
+        children.map(lookup).collect()
     }
 
-    /// The file in the store that a link of ours stands for.
+    /// Returns the digest and stat of the stored file that a link points to, if mlx made the link.
     fn stored_file(&self, link: &RepoPath) -> Option<(Digest, Stamp)> {
         let target = self.workspace.repo.files.read_link(link).ok()?;
         let large = self.workspace.repo.store.linked(&target)?;
         Some((large.digest(), large.stamp().ok()?))
     }
 
-    /// A link is data, but for those into the store that `cache.link` made: they stand for files.
+    /// Records a link as data, except for those that `cache.link` made into the store: they count as files.
     fn link(&mut self, path: &RepoPath, known: Option<Digest>) -> Result<(EntryKind, Digest, u64)> {
         if let Some((digest, stamp)) = self.stored_file(path) {
             return Ok((EntryKind::File, self.digest_or_job(path, stamp, known, Some(digest)), stamp.size));
@@ -236,7 +238,7 @@ impl Scanner<'_, '_, '_, '_> {
         self.digest_or_job(path, stamp, known, None)
     }
 
-    /// The digest from the index, or a job.
+    /// Returns the cached digest, or queues the file and returns the placeholder.
     fn digest_or_job(
         &mut self,
         path: &RepoPath,
@@ -255,7 +257,7 @@ impl Scanner<'_, '_, '_, '_> {
         }
     }
 
-    /// Reads the jobs so far, in order, many at a time: while one lot is read, the one before is written.
+    /// Processes the queued jobs in order and in batches: while one batch is read, the one before is written.
     fn flush(&mut self) -> Result<()> {
         let jobs = std::mem::take(&mut self.jobs);
         for batch in batches(&jobs) {
@@ -267,25 +269,27 @@ impl Scanner<'_, '_, '_, '_> {
                 self.put(before)?;
                 vec![(
                     self.hash_large(job)
-                        .or_else(|it| self.filter.trouble(&job.path, it).map(|()| placeholder()))?,
+                        .or_else(|error| self.filter.trouble(&job.path, error).map(|()| placeholder()))?,
                     None,
                 )]
             } else {
                 self.read_and_put(batch, before)?
             };
             let mut index = self.workspace.index.borrow_mut();
-            for (job, (digest, _)) in batch.iter().zip(&read).filter(|it| it.1.0 != placeholder()) {
+            for (job, (digest, _)) in
+                batch.iter().zip(&read).filter(|(_, (digest, _))| *digest != placeholder())
+            {
                 index.insert(&job.path, &job.stamp, *digest, tick);
             }
             drop(index);
-            self.digests.extend(read.iter().map(|it| it.0));
+            self.digests.extend(read.iter().map(|(digest, _)| digest));
             self.unwritten = read;
-            self.progress.event(Event::Advanced { by: batch.iter().map(|it| it.stamp.size).sum() });
+            self.progress.event(Event::Advanced { by: batch.iter().map(|job| job.stamp.size).sum() });
         }
         Ok(())
     }
 
-    /// All digests that were asked for, in order.
+    /// Processes all jobs and returns their digests, in order.
     fn finish(&mut self) -> Result<Vec<Digest>> {
         self.flush()?;
         let last = std::mem::take(&mut self.unwritten);
@@ -294,19 +298,20 @@ impl Scanner<'_, '_, '_, '_> {
         Ok(std::mem::take(&mut self.digests))
     }
 
-    /// Bytes that have to be read.
+    /// Returns the number of bytes that have to be read.
     fn bytes_to_read<'l, I: Iterator<Item = Entry<'l>>>(
         &self,
         folder: &RepoPath,
         entries: &dyn Fn() -> I,
     ) -> u64 {
         let known = self.cached_digests(folder, entries());
-        let files = entries().zip(known).filter(|it| it.0.stamp.form == Form::File && it.1.is_none());
-        let own: u64 = files.map(|it| it.0.stamp.size).sum();
-        let below = |it: Entry<'_>| {
-            folder.join(it.name).map_or(0, |path| self.bytes_to_read(&path, &|| it.children.iter()))
+        let files =
+            entries().zip(known).filter(|(entry, known)| entry.stamp.form == Form::File && known.is_none());
+        let own: u64 = files.map(|(entry, _)| entry.stamp.size).sum();
+        let below = |entry: Entry<'_>| {
+            folder.join(entry.name).map_or(0, |path| self.bytes_to_read(&path, &|| entry.children.iter()))
         };
-        own + entries().filter(|it| it.stamp.form == Form::Folder).map(below).sum::<u64>()
+        own + entries().filter(|entry| entry.stamp.form == Form::Folder).map(below).sum::<u64>()
     }
 
     fn read_and_put(&mut self, batch: &[Job], before: ReadFiles) -> Result<ReadFiles> {
@@ -314,7 +319,7 @@ impl Scanner<'_, '_, '_, '_> {
             files: &self.workspace.repo.files,
             store: &self.workspace.repo.store,
             filter: self.filter,
-            keep: self.writer.is_some(),
+            store_bytes: self.writer.is_some(),
         };
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         let put = std::thread::scope(|scope| {
@@ -342,7 +347,7 @@ impl Scanner<'_, '_, '_, '_> {
             if size == job.stamp.size && is_unchanged(file, &job.stamp) { Ok(()) } else { Err(changed(job)) }
         };
         let doing = || format!("cannot read `{}`", job.path);
-        // What is linked to the store and unchanged needs no second copy there.
+        // An unchanged link target is in the store already.
         if self.writer.is_none() || job.linked.is_some() {
             let (digest, size) = digest_file(&file).doing(doing)?;
             check_unchanged(&file, size)?;
@@ -354,17 +359,17 @@ impl Scanner<'_, '_, '_, '_> {
     }
 }
 
-/// What was read: digests, and what is to be stored.
+/// Digests of files that were read, with the encoded objects that are to be stored.
 type ReadFiles = Vec<(Digest, Option<Ready<'static>>)>;
 
-/// What it takes to read files on any thread.
+/// Reads files on any thread.
 #[derive(Clone, Copy)]
 struct FileReader<'s, 'r> {
     files: &'s Root,
     store: &'s Store,
     filter: &'s ScanFilter<'r>,
-    /// Whether the bytes are wanted, too.
-    keep: bool,
+    /// True if the bytes are to be stored, too.
+    store_bytes: bool,
 }
 
 impl FileReader<'_, '_> {
@@ -373,27 +378,27 @@ impl FileReader<'_, '_> {
     }
 
     fn read_one(self, job: &Job) -> Result<(Digest, Option<Ready<'static>>)> {
-        let bytes = match open(self.files, self.store, job).and_then(|it| read(&it, job)) {
+        let bytes = match open(self.files, self.store, job).and_then(|file| read(&file, job)) {
             Ok(bytes) => bytes,
             Err(error) => return self.filter.trouble(&job.path, error).map(|()| (placeholder(), None)),
         };
         let digest = Digest::of(&bytes);
-        let stored = !self.keep || self.store.lean_on_packed(&digest);
+        let skip = !self.store_bytes || self.store.lean_on_packed(&digest);
         let ready =
-            if stored { None } else { Some(Ready::of(bytes.into()).doing(|| "cannot compress".into())?) };
+            if skip { None } else { Some(Ready::of(bytes.into()).doing(|| "cannot compress".into())?) };
         Ok((digest, ready))
     }
 }
 
 fn open(files: &Root, store: &Store, job: &Job) -> Result<File> {
-    let gone = || Error::not_found(format!("what `{}` is linked to is gone", job.path));
+    let missing = || Error::not_found(format!("the stored file that `{}` links to does not exist", job.path));
     match &job.linked {
-        Some(digest) => store.large(digest).ok_or_else(gone)?.open(),
+        Some(digest) => store.large(digest).ok_or_else(missing)?.open(),
         None => files.open_file(&job.path),
     }
 }
 
-/// Runs of small files that are read together; each large one alone.
+/// Splits jobs into batches of small files; each large file is a batch of its own.
 fn batches(jobs: &[Job]) -> Vec<&[Job]> {
     let mut found = Vec::new();
     let (mut start, mut bytes) = (0, 0);
@@ -415,7 +420,7 @@ fn batches(jobs: &[Job]) -> Vec<&[Job]> {
     found
 }
 
-/// The whole of a small file, if it is one and the same from start to end.
+/// Reads a small file in full; a file that changes meanwhile is an error.
 fn read(mut file: &File, job: &Job) -> Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(usize::try_from(job.stamp.size).unwrap_or(0) + 1);
     let limit = job.stamp.size + 1;
@@ -429,18 +434,18 @@ fn read(mut file: &File, job: &Job) -> Result<Vec<u8>> {
 
 fn is_unchanged(file: &File, stamp: &Stamp) -> bool {
     use std::os::unix::fs::MetadataExt as _;
-    file.metadata().is_ok_and(|it| {
-        let mtime = it.mtime().saturating_mul(1_000_000_000).saturating_add(it.mtime_nsec());
-        (it.len(), mtime, it.ino()) == (stamp.size, stamp.mtime, stamp.inode)
+    file.metadata().is_ok_and(|metadata| {
+        let mtime = metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
+        (metadata.len(), mtime, metadata.ino()) == (stamp.size, stamp.mtime, stamp.inode)
     })
 }
 
 fn changed(job: &Job) -> Error {
     Error::new(ErrorKind::Conflict, format!("`{}` changed while it was read", job.path))
-        .hint("wait until nothing writes to it, then try again")
+        .hint("wait until no process writes to it, then try again")
 }
 
-/// Refuses links that lead out of the folder that is tracked.
+/// Refuses links in `node` that lead out of the tracked folder `top`.
 pub(super) fn check_links(
     workspace: &Workspace<'_>,
     node: &Node,
@@ -462,23 +467,23 @@ pub(super) fn check_stays_inside(link: &RepoPath, top: &RepoPath, target: &[u8])
         return Ok(());
     }
     let message = format!("the link `{link}` leads out of `{top}`: to `{}`", show(target));
-    Err(Error::new(ErrorKind::Denied, message).hint("put what it points to in the folder, or remove it"))
+    Err(Error::new(ErrorKind::Denied, message).hint("move its target into the folder, or remove the link"))
 }
 
 fn is_inside(link: &RepoPath, root: &RepoPath, target: &[u8]) -> bool {
-    let Some(below) = link.below(root).and_then(|it| it.parent()) else { return false };
+    let Some(below) = link.below(root).and_then(|path| path.parent()) else { return false };
     let mut depth = below.components().count();
     if target.starts_with(b"/") {
         return false;
     }
-    let mut down = false;
+    let mut descended = false;
     for name in target.split(|&it| it == b'/') {
         match name {
             b"" | b"." => {}
-            // Behind a name that is a link itself, nobody knows where `..` is.
-            b".." if depth == 0 || down => return false,
+            // A name may be a link itself: it is unknown where `..` after it leads.
+            b".." if depth == 0 || descended => return false,
             b".." => depth -= 1,
-            _ => down = true,
+            _ => descended = true,
         }
     }
     true
@@ -489,7 +494,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn links_may_not_climb_out() {
+    fn links_must_not_lead_out_of_the_folder() {
         let path = |text: &str| RepoPath::from_text(text).unwrap();
         let inside = |target: &[u8]| is_inside(&path("data/a/l"), &path("data"), target);
         assert!(inside(b"x") && inside(b"../x") && inside(b"./../b/x"));
@@ -499,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_file_that_is_not_what_it_was_is_refused_by_name() {
+    fn a_file_that_changed_during_the_read_is_named() {
         use std::io::Write as _;
 
         let temp = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Parts of what is tracked, as users name them.
+//! Selects tracked paths, or parts of tracked folders, by the paths that a user names.
 
 use crate::{
     error::{Error, Result},
@@ -8,20 +8,21 @@ use crate::{
 };
 
 impl Workspace<'_> {
-    /// What is tracked at or around these paths, all when none are named; a part that is nowhere is an error.
+    /// Selects the tracked paths that contain one of `paths` or lie in one, all if none are named. A named
+    /// part that is neither recorded nor in the workspace is an error.
     pub fn select(&self, tracked: Tracked, paths: &[RepoPath]) -> Result<Tracked> {
         let chosen = tracked.select(paths)?;
         for pointer in &chosen.pointers {
-            paths.iter().try_for_each(|it| self.check_part(pointer, it))?;
+            paths.iter().try_for_each(|path| self.check_part(pointer, path))?;
         }
         Ok(chosen)
     }
 
-    /// Refuses a part of a tracked path that is neither on record nor here: it was misspelt, and there would be
-    /// nothing to do.
+    /// Refuses a part of a tracked path that is neither recorded nor in the workspace: it was misspelled, and
+    /// there would be nothing to do.
     pub fn check_part(&self, pointer: &Pointer, part: &RepoPath) -> Result<()> {
         let is_part = part != &pointer.path && part.is_within(&pointer.path);
-        // What cannot be looked at, on record or here, is told by whoever needs it.
+        // A part that cannot be inspected is reported by the step that needs it.
         if !is_part || !matches!(self.repo.files.stamp(part), Ok(None)) {
             return Ok(());
         }
@@ -32,8 +33,8 @@ impl Workspace<'_> {
     }
 }
 
-/// The folder is ours, and does not know the path.
+/// The error for a path that its tracked folder does not record.
 pub(super) fn unrecorded(path: &RepoPath, parent: &Pointer) -> Error {
-    let error = Error::not_found(format!("`{path}` is not on record in `{}`", parent.path));
-    error.hint(format!("`mlx status {}` shows what differs from it", parent.path))
+    let error = Error::not_found(format!("`{path}` is not tracked in `{}`", parent.path));
+    error.hint(format!("`mlx status {}` shows how the folder differs from its record", parent.path))
 }

@@ -1,4 +1,4 @@
-//! What differs between the record and the working tree, file by file.
+//! `mlx status` and `mlx diff`: compares recorded content with the workspace, file by file.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-/// What became of a file since it was recorded.
+/// Kind of change of a file since it was recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Change {
@@ -27,47 +27,48 @@ pub enum Change {
     Deleted,
 }
 
-/// How a tracked path stands against its record. What is here is the same, changed or unknown; where nothing is
-/// here there is nothing to compare, and that is no change: it is brought, never recorded.
+/// Relation of a tracked path to its record. A missing path is not a change, since there is nothing to
+/// compare: it is fetched, never recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     Same,
     Changed,
-    /// Recorded, and not here: to be pulled.
+    /// Recorded, but missing in the workspace: it can be pulled.
     Absent,
-    /// It cannot be read, or its tree is not here to compare with.
+    /// Unreadable, or its recorded tree is not in the local store to compare with.
     Unknown,
 }
 
-/// One tracked path.
+/// Status of one tracked path.
 #[derive(Debug)]
 pub struct Item {
     pub path: RepoPath,
     pub state: State,
     pub changes: Vec<(RepoPath, Change)>,
-    /// Why it is unknown.
+    /// The reason why the state is unknown.
     pub why: Option<String>,
-    /// What in it cannot be read, and why; the rest was compared.
+    /// Unreadable paths in it, with the reasons; all others were compared.
     pub unknown: Vec<(RepoPath, String)>,
 }
 
 impl Item {
+    /// Creates the status of a path that could not be compared.
     pub fn unknown(path: RepoPath, why: String) -> Self {
         Self { path, state: State::Unknown, changes: Vec::new(), why: Some(why), unknown: Vec::new() }
     }
 }
 
 impl Item {
-    /// What of it lies at or around these paths; all without any.
+    /// Keeps only the changes that overlap one of `paths`; all if `paths` is empty.
     pub fn near(mut self, paths: &[RepoPath]) -> Self {
         if paths.is_empty() || paths.iter().any(|it| self.path.is_within(it)) {
             return self;
         }
-        let near = |it: &RepoPath| paths.iter().any(|path| it.overlaps(path));
-        self.changes.retain(|it| near(&it.0));
+        let overlaps = |path: &RepoPath| paths.iter().any(|other| path.overlaps(other));
+        self.changes.retain(|it| overlaps(&it.0));
         let partly = !self.unknown.is_empty();
-        self.unknown.retain(|it| near(&it.0));
+        self.unknown.retain(|it| overlaps(&it.0));
         if self.state == State::Changed || partly {
             (self.state, self.why) = match (self.unknown.len(), self.changes.len()) {
                 (0, 0) => (State::Same, None),
@@ -80,11 +81,11 @@ impl Item {
 }
 
 fn unreadable_summary(count: usize) -> String {
-    format!("{count} of it cannot be read")
+    format!("{count} of its entries cannot be read")
 }
 
 impl Workspace<'_> {
-    /// Compares what lies at the pointer's path with what it records; nothing is written.
+    /// Compares the files at the pointer's path with their record, without storing anything.
     pub fn compare(&self, pointer: &Pointer, progress: &dyn Progress) -> Result<Item> {
         let path = &pointer.path;
         let item =
@@ -97,7 +98,7 @@ impl Workspace<'_> {
         let (node, errors) = match scanned {
             Ok((Some(node), errors)) => (node, errors),
             Ok((None, errors)) => {
-                let why = errors.into_iter().next().map(|it| it.1.full_text());
+                let why = errors.into_iter().next().map(|(_, error)| error.full_text());
                 let state = if why.is_some() { State::Unknown } else { State::Absent };
                 return Ok(item(state, Vec::new(), why));
             }
@@ -106,21 +107,24 @@ impl Workspace<'_> {
         if errors.is_empty() && node.content() == pointer.content {
             return Ok(item(State::Same, Vec::new(), None));
         }
-        // What lies in a folder that was walked was compared, whatever else is wrong with the folder.
-        let hidden: Vec<_> =
-            errors.iter().map(|it| it.0.clone()).filter(|it| !contains_folder(&node, path, it)).collect();
+        // An error at a folder that was walked hides nothing: its files were compared.
+        let hidden: Vec<_> = errors
+            .iter()
+            .map(|(path, _)| path.clone())
+            .filter(|hidden| !contains_folder(&node, path, hidden))
+            .collect();
         let recorded = Version::Recorded(pointer.content);
         match between(&self.repo.store, &pointer.path, Some(&recorded), Some(&Version::Workspace(node))) {
             Ok(changes) if errors.is_empty() => Ok(item(State::Changed, changes, None)),
             Ok(mut changes) => {
-                changes.retain(|it| !hidden.iter().any(|hidden| hidden.overlaps(&it.0)));
+                changes.retain(|change| !hidden.iter().any(|hidden| hidden.overlaps(&change.0)));
                 let why = Some(unreadable_summary(errors.len()));
                 let unknown = errors.into_iter().map(|(path, error)| (path, error.full_text())).collect();
                 Ok(Item { unknown, ..item(State::Unknown, changes, why) })
             }
             Err(error) if error.kind() == Kind::NotFound => {
-                let why =
-                    "it changed, but its tree is not here: run `mlx fetch --trees` to see how".to_owned();
+                let why = "it changed, but its recorded tree is not here: run `mlx fetch --trees` to see how"
+                    .to_owned();
                 Ok(item(State::Unknown, Vec::new(), Some(why)))
             }
             Err(error) => Err(error),
@@ -128,19 +132,21 @@ impl Workspace<'_> {
     }
 }
 
-/// Whether the folder at `path` is in what was found at `top`.
+/// Returns true if the scan of `top` contains a folder at `path`.
 fn contains_folder(node: &Node, top: &RepoPath, path: &RepoPath) -> bool {
     let below = path.below(top);
-    let found = below.as_ref().and_then(|it| {
-        it.components().try_fold(node, |here, name| here.children().iter().find(|it| &it.name[..] == name))
+    let found = below.as_ref().and_then(|below| {
+        below
+            .components()
+            .try_fold(node, |folder, name| folder.children().iter().find(|child| &child.name[..] == name))
     });
     found.is_some_and(|it| it.kind == EntryKind::Folder)
 }
 
-/// A version of a path to compare with another.
+/// A version of a path, to be compared with another.
 pub enum Version {
     Recorded(Content),
-    /// As the workspace has it, unlike any record.
+    /// The scanned workspace, which differs from the record.
     Workspace(Node),
 }
 
@@ -157,12 +163,12 @@ impl Version {
             Self::Workspace(node) => differences(store, path, None, Some(node))?,
             Self::Recorded(content) => differences(store, path, Some(&as_entry(content)), None)?,
         };
-        Ok(found.into_iter().filter_map(|it| Some((it.path, it.old.or(it.new)?))).collect())
+        Ok(found.into_iter().filter_map(|found| Some((found.path, found.old.or(found.new)?))).collect())
     }
 }
 
 impl Workspace<'_> {
-    /// What the workspace has at a path: the record where that still holds or nothing is here.
+    /// Returns the workspace's version of a path: the recorded one if the files match it or are missing.
     pub fn version(
         &self,
         path: &RepoPath,
@@ -177,14 +183,16 @@ impl Workspace<'_> {
     }
 }
 
-/// What differs between two versions of a path; equal subtrees are not read.
+/// Returns the differences between two versions of a path; equal subtrees are not read.
 pub fn between(
     store: &Store,
     path: &RepoPath,
     old: Option<&Version>,
     new: Option<&Version>,
 ) -> Result<Vec<(RepoPath, Change)>> {
-    let tree = |it: &Version| it.recorded().filter(|it| it.kind == Shape::Tree).map(|it| it.digest);
+    let tree = |version: &Version| {
+        version.recorded().filter(|content| content.kind == Shape::Tree).map(|content| content.digest)
+    };
     if let (Some(before), Some(after)) = (old, new)
         && let (Some(before), Some(after)) = (tree(before), tree(after))
     {
@@ -193,20 +201,28 @@ pub fn between(
     if let (Some(Version::Recorded(content)), Some(Version::Workspace(node))) = (old, new) {
         return Ok(file_changes(differences(store, path, Some(&as_entry(content)), Some(node))?));
     }
-    let leaves = |it: Option<&Version>| it.map_or_else(|| Ok(BTreeMap::new()), |it| it.leaves(store, path));
+    let leaves = |version: Option<&Version>| {
+        version.map_or_else(|| Ok(BTreeMap::new()), |version| version.leaves(store, path))
+    };
     Ok(changes(leaves(old)?, leaves(new)?))
 }
 
 fn file_changes(found: Vec<Difference>) -> Vec<(RepoPath, Change)> {
-    // A folder that gained or lost its files is file_changes by its files.
-    let is_folder = |it: &Difference| it.old.or(it.new).is_some_and(|it| it.kind == EntryKind::Folder);
+    // A folder that gained or lost all its files is represented by them.
+    let is_folder =
+        |found: &Difference| found.old.or(found.new).is_some_and(|side| side.kind == EntryKind::Folder);
     let filled = |folder: &RepoPath| {
-        let after = &found[found.partition_point(|it| it.path <= *folder)..];
-        let mut near = after.iter().take_while(|it| it.path.bytes().starts_with(folder.bytes()));
-        near.any(|it| it.path.is_within(folder))
+        let after = &found[found.partition_point(|difference| difference.path <= *folder)..];
+        let mut near =
+            after.iter().take_while(|difference| difference.path.bytes().starts_with(folder.bytes()));
+        near.any(|difference| difference.path.is_within(folder))
     };
-    let file_changes: Vec<_> = found.iter().filter(|it| !(is_folder(it) && filled(&it.path))).collect();
-    file_changes.into_iter().map(|it| (it.path.clone(), change(it.old.is_some(), it.new.is_some()))).collect()
+    let reported: Vec<_> =
+        found.iter().filter(|difference| !(is_folder(difference) && filled(&difference.path))).collect();
+    reported
+        .into_iter()
+        .map(|found| (found.path.clone(), change(found.old.is_some(), found.new.is_some())))
+        .collect()
 }
 
 fn change(before: bool, after: bool) -> Change {

@@ -1,4 +1,4 @@
-//! Private copies of what `cache.link` shares with the store.
+//! `mlx unprotect`: replaces files that `cache.link` shares with the store by private, writable copies.
 
 use crate::{
     digest::Digest,
@@ -8,7 +8,7 @@ use crate::{
     workspace::Workspace,
 };
 
-/// What became private.
+/// Files that became private.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unprotected {
     pub files: u64,
@@ -16,8 +16,8 @@ pub struct Unprotected {
 }
 
 impl Workspace<'_> {
-    /// Gives every linked or read-only file at or below `path` bytes of its own that may be written to. The
-    /// bytes are those the file shows, whatever the record says.
+    /// Replaces every linked or read-only file at or below `path` with a writable copy of its own. The bytes
+    /// are those of the file, even if they differ from the record.
     pub fn unprotect(&self, path: &RepoPath) -> Result<Unprotected> {
         let mut done = Unprotected::default();
         let Some(stamp) = self.repo.files.stamp(path)? else { return Ok(done) };
@@ -35,23 +35,24 @@ impl Workspace<'_> {
         Ok(done)
     }
 
-    /// Whether a file has other names, or stands for one in the store: its mode is not this path's alone.
+    /// Returns true if a file has other names or is a link into the store, so that its mode is shared.
     pub(super) fn is_shared(&self, path: &RepoPath) -> bool {
         let is_private = || -> Result<bool> {
             let dir = self.repo.files.dir(&path.parent().unwrap_or_default())?;
-            let plain = dir.stamp(path.name())?.is_some_and(|it| it.form == Form::File);
-            Ok(plain && dir.is_private(path.name())?)
+            let is_file = dir.stamp(path.name())?.is_some_and(|it| it.form == Form::File);
+            Ok(is_file && dir.is_private(path.name())?)
         };
         !is_private().unwrap_or(false)
     }
 
-    /// Whether a link leads to where the store was before the repository moved, and the store has what it stood for.
+    /// Returns true if a link points to where the store was before the repository moved, and the store still
+    /// has its target.
     pub(super) fn is_dangling_store_link(&self, path: &RepoPath) -> bool {
         let Ok(target) = self.repo.files.read_link(path) else { return false };
         let mut names = target.rsplit(|it| *it == b'/');
         let (Some(name), Some(b"objects")) = (names.next(), names.next()) else { return false };
-        let digest = std::str::from_utf8(name).ok().and_then(|it| Digest::from_hex(it).ok());
-        digest.is_some_and(|it| self.repo.store.is_sound(&it))
+        let digest = std::str::from_utf8(name).ok().and_then(|name| Digest::from_hex(name).ok());
+        digest.is_some_and(|digest| self.repo.store.is_sound(&digest))
     }
 
     fn unprotect_all(&self, dir: &Dir, entries: &Listing, done: &mut Unprotected) -> Result<()> {
