@@ -74,7 +74,7 @@ fn settings_are_layered_and_unsafe_ones_cannot_be_committed() {
     assert_eq!(sandbox.json("config get cache.link")["cache.link"]["value"], "hardlink");
     assert!(sandbox.read(".mlx/config.toml").contains("link = \"copy\""));
     assert!(sandbox.fails("config set cache.dir /tmp/x", 6).contains("must not be committed"));
-    assert!(sandbox.fails("config set no.such thing", 2).contains("there is no setting `no.such`"));
+    assert!(sandbox.fails("config set no.such thing", 2).contains("setting `no.such` not found"));
     assert!(sandbox.fails("config get core.remote", 3).contains("`core.remote` is not set"));
     let cache = sandbox.root().join("cache");
     sandbox.ok(&format!("config set --local cache.dir {}", cache.display()));

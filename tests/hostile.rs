@@ -129,6 +129,6 @@ fn a_remote_that_sends_something_else_is_found_out() {
     let clone = sandbox.root().join("clone");
     sandbox.git(&format!("clone -q {} {}", sandbox.repo.display(), clone.display()));
     let error = sandbox.at(&clone).fails("pull", 5);
-    assert!(error.contains("sent is damaged"), "{error}");
+    assert!(error.contains("sent damaged data"), "{error}");
     assert!(!clone.join("data/pre-commit").exists());
 }

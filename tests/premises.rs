@@ -113,7 +113,7 @@ fn settings_of_a_repository_that_name_programs_run_none() {
     assert_eq!(sandbox.read("data/a"), "b");
     assert!(!sandbox.root().join("stolen").exists());
     let ran = trapped(&sandbox, &sandbox.repo, "pull --remote exec");
-    assert!(ran.code == 2 && ran.err.contains("is no address of a remote"), "{}", ran.err);
+    assert!(ran.code == 2 && ran.err.contains("is not a valid remote URL"), "{}", ran.err);
     nothing_ran(&sandbox, "a remote that is a program");
 }
 

@@ -128,15 +128,15 @@ fn trees_alone_are_enough_to_compare() {
 #[test]
 fn a_remote_that_is_not_there_is_named() {
     let sandbox = project();
-    assert!(sandbox.fails("push", 3).contains("there is no default remote"));
+    assert!(sandbox.fails("push", 3).contains("no default remote is configured"));
     sandbox.ok("remote add gone file:///nowhere/at/all --default");
-    assert!(sandbox.fails("push", 3).contains("the folder `/nowhere/at/all` is not there"));
-    assert!(sandbox.fails("pull", 3).contains("the folder `/nowhere/at/all` is not there"));
+    assert!(sandbox.fails("push", 3).contains("the folder `/nowhere/at/all` does not exist"));
+    assert!(sandbox.fails("pull", 3).contains("the folder `/nowhere/at/all` does not exist"));
     let empty = sandbox.root().join("empty");
     fs::create_dir(&empty).unwrap();
     sandbox.ok(&format!("remote add empty file://{}", empty.display()));
-    assert!(sandbox.fails("fetch --remote empty", 3).contains("there is nothing of mlx at"));
-    assert!(sandbox.fails("push --remote nope", 3).contains("there are: empty, gone"));
+    assert!(sandbox.fails("fetch --remote empty", 3).contains("no mlx remote found at"));
+    assert!(sandbox.fails("push --remote nope", 3).contains("configured remotes: empty, gone"));
     assert!(sandbox.fails("remote add empty file:///x", 4).contains("remote `empty` already exists"));
     assert!(sandbox.fails("remote add odd ftp://x", 2).contains("is not a remote URL"));
     sandbox.ok(

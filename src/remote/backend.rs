@@ -1,4 +1,6 @@
-//! Kinds of places, by the scheme of their address. To add one, add an arm here.
+//! Backends of remotes, chosen by the scheme of the URL: a folder (`file://`) or a bucket (`s3://`).
+//!
+//! A new backend is one more arm in [`open`].
 
 use std::{path::Path, time::Duration};
 
@@ -16,7 +18,7 @@ use crate::{
     repo::RemoteConfig,
 };
 
-/// What `--set` takes for a bucket; keys and secrets only with `--local`.
+/// Options of a bucket that `--set` accepts; keys and secrets only with `--local`.
 pub const OPTIONS: [&str; 14] = [
     "endpoint",
     "region",
@@ -35,23 +37,25 @@ pub const OPTIONS: [&str; 14] = [
 ];
 const TIMEOUT: Duration = Duration::from_mins(1);
 
+/// An opened backend: the operator, the address without secrets, and the folder if it is one.
 pub struct Backend {
     pub operator: Operator,
     pub location: String,
     pub folder: Option<Root>,
 }
 
+/// Opens the backend of a configured remote; for writing, creates a missing folder.
 pub fn open(config: &RemoteConfig, access: Access) -> Result<Backend> {
-    if let Some(unknown) = config.options.keys().find(|it| !OPTIONS.contains(&it.as_str())) {
-        let error = Error::usage(format!("there is no remote option `{unknown}`"));
-        return Err(error.hint(format!("there are: {}", OPTIONS.join(", "))));
+    if let Some(unknown) = config.options.keys().find(|key| !OPTIONS.contains(&key.as_str())) {
+        let error = Error::usage(format!("remote option `{unknown}` not found"));
+        return Err(error.hint(format!("known options: {}", OPTIONS.join(", "))));
     }
     match config.url.split_once("://") {
         Some(("file", path)) => open_folder(path, access),
         None if config.url.starts_with('/') => open_folder(&config.url, access),
         Some(("s3", rest)) => open_bucket(config, rest),
         _ => {
-            let error = Error::usage(format!("`{}` is no address of a remote", config.url));
+            let error = Error::usage(format!("`{}` is not a valid remote URL", config.url));
             Err(error.hint("use file:///folder or s3://bucket/prefix"))
         }
     }
@@ -60,19 +64,19 @@ pub fn open(config: &RemoteConfig, access: Access) -> Result<Backend> {
 fn open_folder(path: &str, access: Access) -> Result<Backend> {
     let path = Path::new(path);
     if !path.is_absolute() {
-        let error = Error::usage(format!("`{}` is no absolute path", path.display()));
+        let error = Error::usage(format!("`{}` is not an absolute path", path.display()));
         return Err(error.hint("write three slashes: file:///folder"));
     }
     let parent_exists = path.parent().is_some_and(fs::is_dir);
     if !fs::is_dir(path) {
         if access == Access::Read || !parent_exists {
-            let error = Error::not_found(format!("the folder `{}` is not there", path.display()));
-            return Err(error.hint("make it, or mount the disk it is on"));
+            let error = Error::not_found(format!("the folder `{}` does not exist", path.display()));
+            return Err(error.hint("create it, or mount the disk that contains it"));
         }
         fs::create_dir(path)?;
     }
     let root = Root::open(path)?;
-    let text = path.to_str().ok_or_else(|| Error::usage("the folder of a remote needs a name in UTF-8"))?;
+    let text = path.to_str().ok_or_else(|| Error::usage("the path of a remote folder must be UTF-8"))?;
     let mut builder = services::Fs::default().root(text);
     if access == Access::Write {
         root.make_dir(&RepoPath::from_text("v1/tmp")?)?;
@@ -90,13 +94,14 @@ fn open_bucket(config: &RemoteConfig, rest: &str) -> Result<Backend> {
     if bucket.is_empty() {
         return Err(Error::usage(format!("`{}` names no bucket", config.url)).hint("use s3://bucket/prefix"));
     }
-    let plain = |text: &str| text.bytes().all(|it| it.is_ascii_alphanumeric() || it == b'-' || it == b'.');
+    let plain =
+        |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.');
     let region = config.options.get("region").map_or("", String::as_str);
-    // Both become parts of the address that credentials are sent to.
+    // Both become parts of the host name that credentials are sent to.
     if !plain(bucket) || !plain(region) {
         let error = Error::new(
             Kind::Denied,
-            "the name of a bucket or a region holds letters, digits, `-` and `.` alone",
+            "the name of a bucket or a region may only contain letters, digits, `-` and `.`",
         );
         return Err(error.hint(format!("correct the remote `{}`", config.name)));
     }
@@ -104,7 +109,7 @@ fn open_bucket(config: &RemoteConfig, rest: &str) -> Result<Backend> {
     if !unsigned && !config.is_trusted()? {
         return Err(config.untrusted_error());
     }
-    // Without this the TLS library has no algorithms; a second call changes nothing.
+    // The TLS library needs a default provider; a second call has no effect.
     drop(rustls::crypto::ring::default_provider().install_default());
     opendal_http_transport_reqwest::install_default();
     let mut options: Vec<(String, String)> = config.options.clone().into_iter().collect();
@@ -122,7 +127,7 @@ fn open_bucket(config: &RemoteConfig, rest: &str) -> Result<Backend> {
 }
 
 fn with_layers(built: opendal::Result<Operator>) -> Result<Operator> {
-    let operator = built.map_err(|it| Error::new(Kind::Usage, it.to_string()))?;
+    let operator = built.map_err(|error| Error::new(Kind::Usage, error.to_string()))?;
     let retry = RetryLayer::new().with_jitter().with_min_delay(Duration::from_millis(200)).with_max_times(4);
     let timeout = TimeoutLayer::new().with_timeout(TIMEOUT).with_io_timeout(TIMEOUT);
     Ok(operator.layer(timeout).layer(retry).layer(ConcurrentLimitLayer::new(PARALLEL)))

@@ -1,5 +1,6 @@
-//! Large files travel in pieces whose borders follow the content (FastCDC, Xia et al., USENIX ATC 2016),
-//! so that a small edit of a large file sends little.
+//! Content-defined chunks of large files, so that a small edit of a large file transfers little.
+//!
+//! The chunker is FastCDC (Xia et al., USENIX ATC 2016).
 //!
 //! ```text
 //! list   "mlxchnk" 1 │ rows: length, digest, 32
@@ -19,18 +20,18 @@ const MIN_SIZE: usize = 256 << 10;
 const AVERAGE_SIZE: usize = 1 << 20;
 const MAX_SIZE: usize = 4 << 20;
 
-/// A piece of a large file.
+/// A chunk of a large file: its length in bytes and its digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chunk {
     pub length: u64,
     pub digest: Digest,
 }
 
-/// Cuts a file, with constant memory.
+/// Splits a file into chunks and passes each to `each` with its bytes. Memory use is constant.
 pub fn cut(file: File, mut each: impl FnMut(Chunk, &[u8]) -> Result<()>) -> Result<()> {
     for chunk in StreamCDC::new(file, MIN_SIZE, AVERAGE_SIZE, MAX_SIZE) {
         let data = chunk
-            .map_err(|it| std::io::Error::other(it.to_string()))
+            .map_err(|error| std::io::Error::other(error.to_string()))
             .doing(|| "cannot read a large object".into())?
             .data;
         each(Chunk { length: data.len() as u64, digest: Digest::of(&data) }, &data)?;
@@ -38,6 +39,7 @@ pub fn cut(file: File, mut each: impl FnMut(Chunk, &[u8]) -> Result<()>) -> Resu
     Ok(())
 }
 
+/// Encodes a list of chunks.
 pub fn encode(chunks: &[Chunk]) -> Vec<u8> {
     let mut out = MAGIC.to_vec();
     for chunk in chunks {
@@ -47,6 +49,7 @@ pub fn encode(chunks: &[Chunk]) -> Vec<u8> {
     out
 }
 
+/// Decodes a list of chunks; a chunk beyond the largest size is an error.
 pub fn decode(bytes: &[u8]) -> Result<Vec<Chunk>> {
     let mut reader = Reader::new(bytes, "a list of chunks");
     reader.expect(MAGIC)?;
@@ -54,7 +57,7 @@ pub fn decode(bytes: &[u8]) -> Result<Vec<Chunk>> {
     while !reader.is_empty() {
         let chunk = Chunk { length: reader.number()?, digest: reader.digest()? };
         if chunk.length > MAX_SIZE as u64 {
-            return Err(Error::corrupt("a list of chunks names one that is too large"));
+            return Err(Error::corrupt("a list of chunks contains a chunk that is too large"));
         }
         chunks.push(chunk);
     }

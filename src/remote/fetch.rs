@@ -1,5 +1,6 @@
-//! Brings the missing, and only the missing: trees level by level, then contents; each object is checked
-//! against its digest before the store takes it.
+//! Fetches the objects that the store lacks: trees level by level, then contents.
+//!
+//! Each object is checked against its digest before it is stored. After an interruption the stored ones are kept.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};
@@ -22,22 +23,22 @@ use crate::{
     store::{EntryKind, Kind, Page, Row, Run, Writer, decode_page},
 };
 
-/// Neighbors in a pack come in one request if no more than this lies between them.
+/// Largest gap between two objects of a pack that are read in one request, in bytes.
 const MAX_GAP: u64 = 64 << 10;
-/// A request asks for no more than this.
+/// Largest request, in bytes.
 const MAX_REQUEST: u64 = 8 << 20;
-/// Contents between two packs here: what an interrupted fetch may have to bring again.
+/// Bytes of contents per local pack; an interrupted fetch loses no more than this.
 const ROUND_SIZE: u64 = 64 << 20;
 
-/// How much to bring.
+/// Extent of a fetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
-    /// Folders' pages alone: enough to compare and plan.
+    /// Only the pages of folders: enough to compare and plan.
     Trees,
     Everything,
 }
 
-/// What a fetch fetched.
+/// Counts of a fetch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Fetched {
     pub objects: u64,
@@ -51,11 +52,11 @@ struct Fetcher<'f> {
     catalog: Catalog,
     progress: &'f dyn Progress,
     stats: Fetched,
-    /// What the remote lacks, with a path that needs it.
+    /// Objects that the remote does not have, each with a path that needs it.
     absent: Vec<(Digest, RepoPath)>,
 }
 
-/// Neighbors in one pack.
+/// A range of a pack that is read in one request.
 struct Span {
     pack: Digest,
     start: u64,
@@ -63,7 +64,7 @@ struct Span {
     rows: Vec<Row>,
 }
 
-/// Brings what `wants` names and the store lacks.
+/// Fetches the objects that `wants` names and the store lacks.
 pub fn fetch(
     repo: &Repo,
     remote: &Remote,
@@ -71,8 +72,9 @@ pub fn fetch(
     depth: Depth,
     progress: &dyn Progress,
 ) -> Result<Fetched> {
-    let missing =
-        |it: &&(RepoPath, crate::pointer::Content)| depth == Depth::Everything || it.1.kind == Shape::Tree;
+    let missing = |want: &&(RepoPath, crate::pointer::Content)| {
+        depth == Depth::Everything || want.1.kind == Shape::Tree
+    };
     if wants.contents.iter().filter(missing).count() == 0 && wants.runs.is_empty() {
         return Ok(Fetched::default());
     }
@@ -88,7 +90,7 @@ pub fn fetch(
 }
 
 impl Fetcher<'_> {
-    /// Pages of all folders, a level a round; the contents they name, each with a path.
+    /// Fetches the pages of all folders, level by level; returns the contents they name, each with a path.
     fn fetch_trees(&mut self, wants: &Wants) -> Result<BTreeMap<Digest, (u64, RepoPath)>> {
         let mut contents = BTreeMap::new();
         let mut level: BTreeMap<Digest, RepoPath> = BTreeMap::new();
@@ -115,7 +117,7 @@ impl Fetcher<'_> {
 
     fn fetch_contents(&mut self, contents: BTreeMap<Digest, (u64, RepoPath)>) -> Result<()> {
         let missing: BTreeMap<_, _> =
-            contents.into_iter().filter(|it| !self.repo.store.lean_on(&it.0)).collect();
+            contents.into_iter().filter(|content| !self.repo.store.lean_on(&content.0)).collect();
         let total = missing.values().fold(0_u64, |sum, it| sum.saturating_add(it.0));
         self.progress.event(Event::Started { task: "fetching", total: Some(total) });
         let (mut round, mut bytes) = (BTreeMap::new(), 0);
@@ -138,10 +140,10 @@ impl Fetcher<'_> {
         Ok(())
     }
 
-    /// Brings these objects into the store; those the remote lacks are remembered.
+    /// Fetches these objects into the store and collects those that the remote does not have.
     fn fetch_objects(&mut self, wanted: &BTreeMap<Digest, RepoPath>, kind: Kind) -> Result<()> {
         let mut found = Vec::new();
-        for (digest, path) in wanted.iter().filter(|it| !self.repo.store.lean_on(it.0)) {
+        for (digest, path) in wanted.iter().filter(|want| !self.repo.store.lean_on(want.0)) {
             match self.catalog.find(digest, &[Kind::Content, Kind::Tree]) {
                 Some(at) => found.push(at),
                 None => self.absent.push((*digest, path.clone())),
@@ -149,12 +151,12 @@ impl Fetcher<'_> {
         }
         let mut writer = Writer::new(&self.repo.store);
         let fetched = self.read_objects(found, &mut |row, bytes| writer.put(kind, row.digest, bytes));
-        // What arrived is kept, whatever became of the rest.
+        // Objects that arrived are kept, even if others failed.
         writer.finish()?;
         fetched
     }
 
-    /// Reads rows of packs, neighbors together and several at a time, and checks each.
+    /// Reads and checks objects from packs: adjacent ones in one request, several requests at a time.
     fn read_objects(
         &mut self,
         found: Vec<(Digest, Row)>,
@@ -168,15 +170,15 @@ impl Fetcher<'_> {
         });
         let mut reads = stream::iter(reads).buffer_unordered(PARALLEL);
         while let Some((span, bytes)) = remote.runtime.block_on(reads.next()) {
-            let bytes = bytes.map_err(|it| remote.to_error("read", &it))?.to_vec();
+            let bytes = bytes.map_err(|error| remote.to_error("read", &error))?.to_vec();
             self.stats.requests += 1;
             self.stats.bytes += bytes.len() as u64;
             for row in &span.rows {
                 let start = usize::try_from(row.offset - span.start).unwrap_or(usize::MAX);
                 let end = start.saturating_add(usize::try_from(row.stored).unwrap_or(usize::MAX));
                 let stored = bytes.get(start..end).ok_or_else(|| Error::corrupt("a pack ends too early"));
-                let object = stored.and_then(|it| row.decode(it));
-                let object = object.doing(|| format!("what {} sent is damaged", remote.location))?;
+                let object = stored.and_then(|bytes| row.decode(bytes));
+                let object = object.doing(|| format!("{} sent damaged data", remote.location))?;
                 take(row, &object)?;
                 self.stats.objects += 1;
                 self.progress.event(Event::Advanced { by: row.size });
@@ -185,7 +187,7 @@ impl Fetcher<'_> {
         Ok(())
     }
 
-    /// A large file, piece by piece, behind what an earlier try left of it.
+    /// Fetches a large file chunk by chunk, continuing what an earlier fetch left.
     fn fetch_large(&mut self, digest: &Digest, at: (Digest, Row), path: &RepoPath) -> Result<()> {
         let mut list = Vec::new();
         self.read_objects(vec![at], &mut |_, bytes| {
@@ -195,8 +197,8 @@ impl Fetcher<'_> {
         let list = chunks::decode(&list)?;
         let root = self.repo.store.root();
         let part = partial_path(digest)?;
-        // Others may fetch the same file into the same store.
-        let _alone = crate::fs::lock(root, &part.with_suffix(".lock"))?;
+        // Another process may fetch the same file into the same store.
+        let _lock = crate::fs::lock(root, &part.with_suffix(".lock"))?;
         if self.repo.store.contains(digest) {
             return Ok(());
         }
@@ -214,23 +216,23 @@ impl Fetcher<'_> {
                 }
             }
             found.dedup();
-            let mut pieces = BTreeMap::new();
+            let mut contents = BTreeMap::new();
             self.read_objects(found, &mut |row, bytes| {
-                pieces.insert(row.digest, bytes.to_vec());
+                contents.insert(row.digest, bytes.to_vec());
                 Ok(())
             })?;
             for chunk in batch {
-                file.write_all(&pieces[&chunk.digest]).doing(|| format!("cannot write `{part}`"))?;
+                file.write_all(&contents[&chunk.digest]).doing(|| format!("cannot write `{part}`"))?;
             }
         }
         drop(file);
         self.repo.store.adopt_large(digest, &part).doing(|| format!("cannot fetch `{path}`"))
     }
 
-    /// Records of runs; of several with one key the newest stays.
+    /// Fetches records of runs; of several with the same key the newest is kept.
     fn fetch_runs(&mut self, keys: &[Digest]) -> Result<()> {
         for key in keys {
-            // What was made here is as good as what others made.
+            // A local run is as good as a remote one.
             if self.repo.store.run(key)?.is_some() {
                 continue;
             }
@@ -253,7 +255,7 @@ impl Fetcher<'_> {
         let message =
             format!("the remote `{}` lacks {} for `{path}`{more}", self.remote.name, digest.short());
         Err(Error::not_found(message)
-            .hint("push from the machine that has it; what there was has been fetched"))
+            .hint("push from a machine that has it; everything else has been fetched"))
     }
 }
 
@@ -264,7 +266,7 @@ fn read_page(
     contents: &mut BTreeMap<Digest, (u64, RepoPath)>,
 ) -> Result<()> {
     match decode_page(bytes).doing(|| format!("cannot read the tree of `{path}`"))? {
-        Page::Branch(_, rows) => below.extend(rows.into_iter().map(|it| (it.digest, path.clone()))),
+        Page::Branch(_, rows) => below.extend(rows.into_iter().map(|row| (row.digest, path.clone()))),
         Page::Leaf(rows) => {
             for row in rows {
                 let path = path.join(&row.name)?;
@@ -279,7 +281,7 @@ fn read_page(
     Ok(())
 }
 
-/// How many pieces an unfinished file already holds; what is behind them is cut off.
+/// Counts the intact chunks at the start of a partial file and truncates it after them.
 fn intact_chunks(root: &crate::fs::Root, part: &RepoPath, list: &[chunks::Chunk]) -> Result<usize> {
     if root.stamp(part)?.is_none() {
         return Ok(0);
@@ -287,19 +289,19 @@ fn intact_chunks(root: &crate::fs::Root, part: &RepoPath, list: &[chunks::Chunk]
     let file = root.open_file(part)?;
     let (mut count, mut length) = (0, 0);
     for chunk in list {
-        let mut piece = Vec::new();
-        (&file).take(chunk.length).read_to_end(&mut piece).doing(|| format!("cannot read `{part}`"))?;
-        if Digest::of(&piece) != chunk.digest {
+        let mut bytes = Vec::new();
+        (&file).take(chunk.length).read_to_end(&mut bytes).doing(|| format!("cannot read `{part}`"))?;
+        if Digest::of(&bytes) != chunk.digest {
             break;
         }
         count += 1;
         length += chunk.length;
     }
-    root.append(part)?.set_len(length).doing(|| format!("cannot cut `{part}`"))?;
+    root.append(part)?.set_len(length).doing(|| format!("cannot truncate `{part}`"))?;
     Ok(count)
 }
 
-/// Rows in order of place, neighbors together.
+/// Groups objects into ranges of packs, sorted by pack and offset.
 fn spans(mut found: Vec<(Digest, Row)>) -> Vec<Span> {
     found.sort_by_key(|(pack, row)| (*pack, row.offset));
     found.dedup();

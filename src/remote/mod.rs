@@ -1,14 +1,14 @@
-//! Other places that keep objects: a folder, a bucket.
+//! Remotes: a folder or a bucket that keeps objects for other machines; push and fetch.
 //!
-//! `opendal` speaks to every kind of place, tries again, and bounds time and concurrency. What is ours is
-//! what travels and in what order: packs first, then their indexes, contents before the trees that name
-//! them. Nothing is remembered of a remote but immutable names, and objects are never listed one by one.
+//! `opendal` speaks to every kind of backend, retries, and limits time and concurrency. This module decides
+//! what is transferred and in what order: packs before their indexes, contents before the trees that name
+//! them. Only immutable names are cached of a remote, and objects are never listed one by one.
 //!
 //! ```text
-//! mlx-remote.toml      what this is, and which format may write
+//! mlx-remote.toml      marks the folder as a remote; the format number says which mlx may write
 //! v1/packs/HEX         packs, as `store` writes them; HEX is the digest of the bytes
 //! v1/indexes/HEX       the index of each, written after its pack
-//! v1/roots/HEX         what each push was asked to keep: digests, a line each
+//! v1/roots/HEX         the digests that one push asked to keep, one per line
 //! ```
 
 mod backend;
@@ -41,30 +41,30 @@ use crate::{
 const MARKER: &str = "mlx-remote.toml";
 const MARKER_TEXT: &str = "# Objects of mlx, named by their digests. Remove nothing by hand.\nformat = 1\n";
 const FORMAT: u64 = 1;
-/// Requests under way at once.
+/// Largest number of concurrent requests.
 const PARALLEL: usize = 8;
 
-/// What a transfer is about: contents of pointers and outputs, and keys of runs.
+/// The subject of a transfer: contents of pointers and outputs, and keys of cached runs.
 #[derive(Clone, Debug, Default)]
 pub struct Wants {
     pub contents: Vec<(RepoPath, Content)>,
     pub runs: Vec<Digest>,
 }
 
-/// A place that keeps packs and their indexes.
+/// An open remote: a backend that keeps packs and their indexes.
 pub struct Remote {
     pub name: String,
-    /// Where this is, with no secrets in it.
+    /// The address, without secrets.
     pub location: String,
     operator: Operator,
     runtime: tokio::runtime::Runtime,
-    /// The folder, where the remote is one: it is synced by us.
+    /// The folder of a file remote, whose files mlx syncs to disk itself.
     folder: Option<Root>,
-    /// Where immutable names of this remote are remembered.
+    /// The folder, inside the repository's shared data, that caches immutable files of this remote.
     cache: RepoPath,
 }
 
-/// Why a remote is opened.
+/// Purpose of opening a remote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     Read,
@@ -72,7 +72,7 @@ pub enum Access {
 }
 
 impl Remote {
-    /// Opens a configured remote and reads its marker; for writing, a new place gets one.
+    /// Opens a configured remote and checks its marker; for writing, creates a missing one.
     pub fn open(config: &RemoteConfig, access: Access) -> Result<Self> {
         let backend =
             backend::open(config, access).doing(|| format!("cannot open the remote `{}`", config.name))?;
@@ -82,7 +82,7 @@ impl Remote {
             name: config.name.clone(),
             location: backend.location,
             operator: backend.operator,
-            runtime: runtime.doing(|| "cannot start the network".into())?,
+            runtime: runtime.doing(|| "cannot start the async runtime".into())?,
             folder: backend.folder,
             cache: RepoPath::from_text(&cache)?,
         };
@@ -95,13 +95,17 @@ impl Remote {
             if access == Access::Write {
                 return self.write(MARKER, MARKER_TEXT.as_bytes().to_vec());
             }
-            let error = Error::not_found(format!("there is nothing of mlx at {}", self.location));
+            let error = Error::not_found(format!("no mlx remote found at {}", self.location));
             return Err(
-                error.hint(format!("push to it first, or check the address of the remote `{}`", self.name))
+                error.hint(format!("push to it first, or check the URL of the remote `{}`", self.name))
             );
         };
         let table: toml::Table = String::from_utf8_lossy(&bytes).parse().unwrap_or_default();
-        match table.get("format").and_then(toml::Value::as_integer).and_then(|it| u64::try_from(it).ok()) {
+        match table
+            .get("format")
+            .and_then(toml::Value::as_integer)
+            .and_then(|format| u64::try_from(format).ok())
+        {
             Some(FORMAT) => Ok(()),
             Some(_) => {
                 let error = Error::corrupt(format!("{} was written by a newer mlx", self.location));
@@ -112,7 +116,7 @@ impl Remote {
     }
 
     fn wait<T>(&self, what: &str, task: impl Future<Output = opendal::Result<T>>) -> Result<T> {
-        self.runtime.block_on(task).map_err(|it| self.to_error(what, &it))
+        self.runtime.block_on(task).map_err(|error| self.to_error(what, &error))
     }
 
     fn to_error(&self, what: &str, error: &opendal::Error) -> Error {
@@ -130,7 +134,7 @@ impl Remote {
             Kind::Denied => {
                 error.hint("check the credentials in the environment or the cloud's profile files")
             }
-            Kind::Unavailable => error.hint("what arrived is kept: run the same command again to go on"),
+            Kind::Unavailable => error.hint("run the same command again: it continues with what has arrived"),
             _ => error,
         }
     }
@@ -146,7 +150,7 @@ impl Remote {
         self.wait("read", read)
     }
 
-    /// Writes one file and sees that it is whole and at rest there.
+    /// Writes a file and checks that it is complete and, in a folder, synced to disk.
     fn write(&self, path: &str, bytes: Vec<u8>) -> Result<()> {
         let task = write_one(&self.operator, path.to_owned(), bytes);
         self.wait("write to", task)?;
@@ -161,18 +165,18 @@ impl Remote {
     }
 }
 
-/// Writes a file, then asks for its size: a write that only seemed to end is no write.
+/// Writes a file and compares its size afterwards: a write that only seemed to succeed is an error.
 async fn write_one(operator: &Operator, path: String, bytes: Vec<u8>) -> opendal::Result<()> {
     let length = bytes.len() as u64;
     operator.write(&path, bytes).await?;
-    let there = operator.stat(&path).await?.content_length();
-    if there == length {
+    let stored = operator.stat(&path).await?.content_length();
+    if stored == length {
         return Ok(());
     }
-    Err(opendal::Error::new(ErrorKind::Unexpected, format!("{path} has {there} bytes there, not {length}")))
+    Err(opendal::Error::new(ErrorKind::Unexpected, format!("{path} has {stored} bytes there, not {length}")))
 }
 
-/// The folder of what is remembered of this remote.
+/// Returns the folder that caches immutable files of this remote.
 fn cache_folder<'r>(repo: &'r Repo, remote: &Remote) -> (&'r Root, RepoPath) {
     (&repo.shared, remote.cache.clone())
 }

@@ -1,4 +1,4 @@
-//! Sends the missing, and only the missing: contents, then what names them.
+//! Pushes the objects that the remote lacks: contents first, then the trees and records that name them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,19 +17,19 @@ use crate::{
     store::{Kind, reachable},
 };
 
-/// Everything below what is wanted.
+/// Pages and contents that the wanted trees consist of; contents with their sizes.
 #[derive(Default)]
 struct Reachable {
     pages: BTreeSet<Digest>,
     contents: BTreeMap<Digest, u64>,
 }
 
-/// Sends what `wants` names and the remote lacks.
+/// Sends the objects that `wants` names and the remote lacks.
 pub fn push(repo: &Repo, remote: &Remote, wants: &Wants, progress: &dyn Progress) -> Result<Pushed> {
     let mut catalog = Catalog::load(repo, remote)?;
     if let Some(first) = catalog.lost_packs.first() {
         progress.warn(&format!(
-            "{} has lost {} (the first: {}); what is here of their content is sent again",
+            "{} has lost {} (the first: {}); their objects are sent again if they are stored here",
             remote.location,
             if catalog.lost_packs.len() == 1 {
                 "a pack".into()
@@ -40,17 +40,17 @@ pub fn push(repo: &Repo, remote: &Remote, wants: &Wants, progress: &dyn Progress
         ));
     }
     let needed = find_reachable(repo, wants, &catalog)?;
-    // Where packs were lost, a list of pieces is no proof of the pieces.
-    let is_present = |it: &Digest| {
+    // If packs were lost, a list of chunks does not prove that the chunks exist.
+    let is_present = |digest: &Digest| {
         let proofs: &[Kind] = if catalog.lost_packs.is_empty() {
             &[Kind::Content, Kind::Tree, Kind::Chunks]
         } else {
             &[Kind::Content, Kind::Tree]
         };
-        catalog.find(it, proofs).is_some()
+        catalog.find(digest, proofs).is_some()
     };
-    let missing: Vec<_> = needed.contents.iter().filter(|it| !is_present(it.0)).collect();
-    let total = missing.iter().fold(0_u64, |sum, it| sum.saturating_add(*it.1));
+    let missing: Vec<_> = needed.contents.iter().filter(|(digest, _)| !is_present(digest)).collect();
+    let total = missing.iter().fold(0_u64, |sum, (_, size)| sum.saturating_add(**size));
     progress.event(Event::Started { task: "pushing", total: Some(total) });
     let mut uploader = PackUploader::new(remote, &mut catalog, progress);
     let mut lists = Vec::new();
@@ -61,7 +61,7 @@ pub fn push(repo: &Repo, remote: &Remote, wants: &Wants, progress: &dyn Progress
             None => uploader.put(Kind::Content, *digest, &repo.store.read(digest)?)?,
         }
     }
-    // What names others comes when the others are at rest.
+    // Objects that name others are sent once the others are durable.
     uploader.flush()?;
     for (digest, (list, found)) in lists {
         if found != digest {
@@ -92,7 +92,7 @@ pub fn push(repo: &Repo, remote: &Remote, wants: &Wants, progress: &dyn Progress
 fn find_reachable(repo: &Repo, wants: &Wants, catalog: &Catalog) -> Result<Reachable> {
     let mut needed = Reachable::default();
     for (path, content) in &wants.contents {
-        // A tree is published last: where it is, all below it is, unless packs were lost.
+        // A tree is sent last: if the remote has it, it has everything below it, unless packs were lost.
         if catalog.lost_packs.is_empty() && catalog.find(&content.digest, &[Kind::Tree]).is_some() {
             continue;
         }
@@ -106,8 +106,8 @@ fn find_reachable(repo: &Repo, wants: &Wants, catalog: &Catalog) -> Result<Reach
     Ok(needed)
 }
 
-/// Sends the pieces of a large file that the remote lacks; the list of all of them, and the digest of
-/// what was read.
+/// Sends the chunks of a large file that the remote lacks; returns the encoded list of all chunks and the
+/// digest of the bytes that were read.
 fn push_chunks(uploader: &mut PackUploader<'_>, file: crate::fs::File) -> Result<(Vec<u8>, Digest)> {
     use std::io::Write as _;
 
@@ -125,9 +125,10 @@ fn push_chunks(uploader: &mut PackUploader<'_>, file: crate::fs::File) -> Result
     Ok((chunks::encode(&list), whole.finish()))
 }
 
-/// Leaves word of what this push wants kept, for whoever clears up there.
+/// Writes the list of roots that this push wants kept, for a later garbage collection at the remote.
 fn write_roots(remote: &Remote, wants: &Wants) -> Result<()> {
-    let roots: BTreeSet<String> = wants.contents.iter().map(|it| format!("{}\n", it.1.digest)).collect();
+    let roots: BTreeSet<String> =
+        wants.contents.iter().map(|(_, content)| format!("{}\n", content.digest)).collect();
     let text: String = roots.into_iter().collect();
     let path = roots_path(&Digest::of(text.as_bytes()));
     if text.is_empty() || remote.read_if_there(&path)?.is_some() {

@@ -1,5 +1,6 @@
-//! Packs on their way: filled one after another, sent a few at a time, each seen there only when it is
-//! whole.
+//! Uploads packs: fills one after another and sends several at a time.
+//!
+//! The index of a pack is written after the pack is complete, so that no reader sees a part of it.
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Serialize;
@@ -16,17 +17,17 @@ use crate::{
     store::{Kind, PackWriter},
 };
 
-/// A pack is sent at this size: what an interrupted push may have to send again.
+/// Size at which a pack is sent, in bytes; an interrupted push loses no more than the packs under way.
 const PACK_SIZE: u64 = 16 << 20;
 /// Packs in memory at once.
 const MAX_WAITING_PACKS: usize = 3;
 
-/// What a push sent.
+/// Counts of a push.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Pushed {
     pub objects: u64,
     pub packs: u64,
-    /// Bytes on the wire, indexes included.
+    /// Bytes sent, including indexes.
     pub bytes: u64,
 }
 
@@ -36,6 +37,7 @@ struct FinishedPack {
     index: Vec<u8>,
 }
 
+/// Collects objects into packs and sends them to a remote.
 pub struct PackUploader<'u> {
     remote: &'u Remote,
     catalog: &'u mut Catalog,
@@ -47,22 +49,24 @@ pub struct PackUploader<'u> {
 }
 
 impl<'u> PackUploader<'u> {
+    /// Creates an uploader without any queued objects.
     pub fn new(remote: &'u Remote, catalog: &'u mut Catalog, progress: &'u dyn Progress) -> Self {
         let (current, queued, finished, sent) =
             (None, std::collections::HashSet::new(), Vec::new(), Pushed::default());
         Self { remote, catalog, current, queued, finished, sent, progress }
     }
 
-    /// Whether the object is there or about to be.
+    /// Returns true if the remote has the object or it is queued.
     pub fn has(&self, digest: &Digest, kind: Kind) -> bool {
         self.queued.contains(&(*digest, kind)) || self.catalog.find(digest, &[kind]).is_some()
     }
 
+    /// Returns true if the remote has the bytes of a file, in any form, or they are queued.
     pub fn has_content(&self, digest: &Digest) -> bool {
         self.queued.contains(&(*digest, Kind::Content)) || self.catalog.has_content(digest)
     }
 
-    /// Takes an object that the remote lacks.
+    /// Queues an object that the remote lacks; sends packs as they fill.
     pub fn put(&mut self, kind: Kind, digest: Digest, bytes: &[u8]) -> Result<()> {
         let doing = || "cannot write a pack".to_owned();
         let pack = match &mut self.current {
@@ -90,7 +94,7 @@ impl<'u> PackUploader<'u> {
         Ok(())
     }
 
-    /// Sends everything queued so far; when it returns, all of it is there and at rest.
+    /// Sends everything queued so far; on return, all of it is complete and durable at the remote.
     pub fn flush(&mut self) -> Result<()> {
         self.close()?;
         self.send()
@@ -100,11 +104,12 @@ impl<'u> PackUploader<'u> {
         let finished = std::mem::take(&mut self.finished);
         let (remote, operator) = (self.remote, &self.remote.operator);
         self.sent.packs += finished.len() as u64;
-        self.sent.bytes += finished.iter().map(|it| (it.bytes.len() + it.index.len()) as u64).sum::<u64>();
+        self.sent.bytes +=
+            finished.iter().map(|pack| (pack.bytes.len() + pack.index.len()) as u64).sum::<u64>();
         let mut indexes = Vec::new();
-        let packs = finished.into_iter().map(|it| {
-            indexes.push((it.name, it.index));
-            write_one(operator, pack_path(&it.name), it.bytes)
+        let packs = finished.into_iter().map(|pack| {
+            indexes.push((pack.name, pack.index));
+            write_one(operator, pack_path(&pack.name), pack.bytes)
         });
         let packs = stream::iter(packs.collect::<Vec<_>>());
         remote.wait("write to", packs.buffer_unordered(MAX_WAITING_PACKS).try_collect::<Vec<()>>())?;

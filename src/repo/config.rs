@@ -1,4 +1,4 @@
-//! Settings, in layers: the user's file, the committed one, the local one; the later wins, key by key.
+//! Settings in three layers: user file, committed file, local file; later layers win, key by key.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -12,7 +12,7 @@ use crate::{
     repo::user_dir,
 };
 
-/// Where a setting is written.
+/// The file that a setting is stored in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Layer {
     /// `~/.config/mlx/config.toml`
@@ -23,40 +23,41 @@ pub enum Layer {
     Local,
 }
 
-/// Every key there is, with what it is for; `remote.NAME.*` stands beside these.
+/// All keys with their descriptions; `remote.NAME.KEY` stands for any option of a remote.
 pub const KEYS: [(&str, &str); 8] = [
     ("alert.command", "a shell command that gets each alert as JSON (user or local settings only)"),
     ("alert.file", "a file that each alert is appended to as a line of JSON (user or local settings only)"),
     ("alert.webhook", "an address that each alert is posted to as JSON (user or local settings only)"),
     ("cache.dir", "folder of the store, for several clones to share (user or local settings only)"),
     ("cache.link", "how files are placed in the workspace: reflink, hardlink, symlink, copy, in order"),
-    ("core.remote", "the remote that push, pull and fetch use unless told"),
+    ("core.remote", "the default remote of push, pull and fetch"),
     ("onnx.library", "the ONNX Runtime library to load (user or local settings only)"),
     ("remote.NAME.KEY", "url and options of a remote, as `mlx remote add` writes them"),
 ];
-/// A stranger's repository must not choose these.
+/// Keys that a commit must not set, since the repository may be untrusted.
 const NEVER_COMMITTED: [&str; 5] =
     ["alert.command", "alert.file", "alert.webhook", "cache.dir", "onnx.library"];
-/// Words in the names of options that hold secrets.
+/// Parts of option names that mark secrets.
 const SECRETS: [&str; 7] = ["access_key", "secret", "token", "password", "sas", "credential", "customer_key"];
 
-/// A remote as configured.
+/// The configuration of a remote.
 #[derive(Clone, Debug)]
 pub struct RemoteConfig {
     pub name: String,
     pub url: String,
     pub options: BTreeMap<String, String>,
-    /// Options that come from the user's or the local settings, not from a commit.
+    /// True if no setting of the remote comes from a commit.
     pub private: bool,
 }
 
-/// All layers, read.
+/// The settings of all layers.
 #[derive(Default)]
 pub struct Config {
     layers: BTreeMap<Layer, BTreeMap<String, String>>,
 }
 
 impl Config {
+    /// Reads all layers; keys that must not be committed are dropped from the committed one.
     pub fn load(folder: &Root) -> Result<Self> {
         let mut layers = BTreeMap::new();
         for layer in [Layer::User, Layer::Repo, Layer::Local] {
@@ -72,33 +73,34 @@ impl Config {
         Ok(Self { layers })
     }
 
-    /// The value in force and the layer it comes from.
+    /// Returns the value in effect and the layer it comes from.
     pub fn get(&self, key: &str) -> Option<(&str, Layer)> {
         self.layers.iter().rev().find_map(|(layer, it)| Some((it.get(key)?.as_str(), *layer)))
     }
 
-    /// Every setting in force, sorted.
+    /// Returns all settings in effect, sorted by key.
     pub fn all(&self) -> BTreeMap<String, (String, Layer)> {
         let rows = self.layers.iter().flat_map(|(layer, it)| it.iter().map(move |row| (row, *layer)));
         rows.map(|((key, value), layer)| (key.clone(), (value.clone(), layer))).collect()
     }
 
-    /// How files are placed in the workspace.
+    /// Returns the ways to place files in the workspace, in order of preference.
     pub fn links(&self) -> Result<Vec<Link>> {
         let Some((text, _)) = self.get("cache.link") else { return Ok(vec![Link::Reflink, Link::Copy]) };
         text.split(',').map(|it| it.trim().parse()).collect()
     }
 
+    /// Returns the folder of a shared store, if one is configured.
     pub fn cache_dir(&self) -> Result<Option<PathBuf>> {
         let Some((text, _)) = self.get("cache.dir") else { return Ok(None) };
         let path = PathBuf::from(text);
         if path.is_absolute() {
             return Ok(Some(path));
         }
-        Err(Error::usage(format!("`cache.dir` is `{text}`, which is no absolute path")))
+        Err(Error::usage(format!("`cache.dir` is `{text}`, which is not an absolute path")))
     }
 
-    /// The names of all remotes.
+    /// Returns the names of all remotes, sorted.
     pub fn remotes(&self) -> Vec<String> {
         let keys = self.layers.values().flat_map(BTreeMap::keys);
         let name = |key: &String| Some(key.strip_prefix("remote.")?.strip_suffix(".url")?.to_owned());
@@ -108,11 +110,11 @@ impl Config {
         names
     }
 
-    /// The remote of this name, or the default one.
+    /// Returns the remote of this name, or the default one.
     pub fn remote(&self, name: Option<&str>) -> Result<RemoteConfig> {
         let none = || {
-            Error::not_found("there is no default remote")
-                .hint("add one with `mlx remote add NAME URL --default`, or name one")
+            Error::not_found("no default remote is configured")
+                .hint("add one with `mlx remote add NAME URL --default`, or name a remote")
         };
         let name = name.or_else(|| self.get("core.remote").map(|it| it.0)).ok_or_else(none)?;
         let prefix = format!("remote.{name}.");
@@ -125,16 +127,19 @@ impl Config {
             options.insert(key, text.clone());
         }
         let url = options.remove("url").ok_or_else(|| {
-            let known = self.remotes().join(", ");
-            let hint =
-                if known.is_empty() { "there are none".to_owned() } else { format!("there are: {known}") };
-            Error::not_found(format!("there is no remote `{name}`")).hint(hint)
+            let names = self.remotes().join(", ");
+            let hint = if names.is_empty() {
+                "no remote is configured: add one with `mlx remote add NAME URL`".to_owned()
+            } else {
+                format!("configured remotes: {names}")
+            };
+            Error::not_found(format!("remote `{name}` not found")).hint(hint)
         })?;
         Ok(RemoteConfig { name: name.to_owned(), url, options, private })
     }
 }
 
-/// Writes settings to one layer, leaving everything else in its file as it is.
+/// Writes settings to one layer and leaves everything else in its file unchanged.
 pub fn write(folder: &Root, layer: Layer, settings: &[(String, Option<String>)]) -> Result<()> {
     for (key, value) in settings {
         check_key(key, layer)?;
@@ -142,17 +147,17 @@ pub fn write(folder: &Root, layer: Layer, settings: &[(String, Option<String>)])
             && key.rsplit('.').next() == Some("url")
             && value.as_ref().is_some_and(|it| it.contains('@'))
         {
-            return Err(Error::new(Kind::Denied, "an address must not hold a user or a password")
-                .hint("secrets come from the environment, profile files, or `--local` settings"));
+            return Err(Error::new(Kind::Denied, "a remote URL must not contain a user name or a password")
+                .hint("put secrets into the environment, the cloud's profile files, or `--local` settings"));
         }
     }
     let (root, path) = layer_file(layer, folder, true)?
-        .ok_or_else(|| Error::not_found("there is no home folder for your own settings").hint("set HOME"))?;
+        .ok_or_else(|| Error::not_found("your home folder is unknown").hint("set HOME"))?;
     let bytes = root.read_document(&path)?.unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     let broken = |why: String| Error::corrupt(format!("cannot read `{path}`: {why}"));
     let mut doc: DocumentMut =
-        text.parse().map_err(|it: toml_edit::TomlError| broken(it.message().to_owned()))?;
+        text.parse().map_err(|error: toml_edit::TomlError| broken(error.message().to_owned()))?;
     for (key, text) in settings {
         let names: Vec<&str> = key.split('.').collect();
         let (last, folders) = names.split_last().expect("a key has a name");
@@ -178,19 +183,22 @@ pub fn write(folder: &Root, layer: Layer, settings: &[(String, Option<String>)])
     )
 }
 
-/// Refuses keys that do not exist and values that must not be committed.
+/// Refuses unknown keys, and keys that must not be committed.
 fn check_key(key: &str, layer: Layer) -> Result<()> {
-    let remote =
-        key.strip_prefix("remote.").is_some_and(|it| it.split('.').filter(|it| !it.is_empty()).count() == 2);
-    if !remote && !KEYS.iter().any(|it| it.0 == key && !key.contains("NAME")) {
+    let remote = key
+        .strip_prefix("remote.")
+        .is_some_and(|rest| rest.split('.').filter(|it| !it.is_empty()).count() == 2);
+    if !remote && !KEYS.iter().any(|(known, _)| *known == key && !key.contains("NAME")) {
         let known = KEYS.map(|it| it.0).join(", ");
-        return Err(Error::usage(format!("there is no setting `{key}`")).hint(format!("there are: {known}")));
+        return Err(
+            Error::usage(format!("setting `{key}` not found")).hint(format!("known settings: {known}"))
+        );
     }
     let secret =
-        remote && SECRETS.iter().any(|it| key.rsplit('.').next().is_some_and(|name| name.contains(it)));
+        remote && SECRETS.iter().any(|word| key.rsplit('.').next().is_some_and(|name| name.contains(word)));
     if layer == Layer::Repo && (secret || NEVER_COMMITTED.contains(&key)) {
-        let what = if secret { "is a secret" } else { "belongs to one machine" };
-        let error = Error::new(Kind::Denied, format!("`{key}` {what} and must not be committed"));
+        let reason = if secret { "is a secret" } else { "is specific to one machine" };
+        let error = Error::new(Kind::Denied, format!("`{key}` {reason} and must not be committed"));
         return Err(error.hint("add `--local`, or use the environment or the cloud's own profile files"));
     }
     Ok(())
@@ -210,13 +218,14 @@ fn layer_file(layer: Layer, folder: &Root, create: bool) -> Result<Option<(Root,
 
 fn flatten(path: &RepoPath, bytes: &[u8]) -> Result<BTreeMap<String, String>> {
     let value = document::parse(path, bytes)?;
-    let to_text = |it: serde_json::Value| it.as_str().map_or_else(|| it.to_string(), str::to_owned);
+    let to_text = |value: serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     // An empty document is one leaf without a name.
     let named = document::leaves(&value).into_iter().filter(|it| !it.0.is_empty());
     Ok(named.map(|(key, it)| (key, to_text(it))).collect())
 }
 
 impl Layer {
+    /// Returns the name that users see.
     pub fn name(self) -> &'static str {
         match self {
             Self::User => "user",

@@ -1,7 +1,7 @@
-//! A repository: a Git work tree with `.mlx/` in it, and what mlx keeps beside Git's own data.
+//! A repository: a Git work tree that `mlx init` has set up, and mlx's files beside Git's own data.
 //!
 //! `.mlx/config.toml` is committed, `.mlx/local.toml` is not. The store, the run cache and locks are in
-//! `mlx/` inside Git's common folder, so that linked worktrees share them; the index, logs and marks of
+//! `mlx/` inside Git's common folder, so that linked worktrees share them; the index, logs and markers of
 //! running stages are in `mlx/` inside the worktree's own Git folder.
 
 mod config;
@@ -27,28 +27,28 @@ const CONFIG: &str =
     "# Settings of mlx for everyone who clones this repository; `mlx config --help` lists them.\n";
 const IGNORE: &str = "/local.toml\n";
 
-/// Everything a command works on.
+/// An open repository: Git, the store, the settings and the folders that commands work on.
 pub struct Repo {
     pub git: Git,
     pub store: Store,
     pub config: Config,
     /// The work tree.
     pub files: Root,
-    /// What belongs to this worktree and is in no commit: index, logs, marks.
+    /// Files of this worktree that are never committed: index, logs, markers of running stages.
     pub private: Root,
-    /// What all worktrees share: locks, caches.
+    /// Files that all worktrees share: locks, caches.
     pub shared: Root,
 }
 
 impl Repo {
-    /// Finds the repository that `start`, where the user stands, lies in.
+    /// Opens the repository that contains the folder `start`, usually the current one.
     pub fn discover(start: &Path) -> Result<Self> {
         Self::open(Git::here(start)?)
     }
 
-    /// Opens a worktree of our own making, whatever the environment says of the user's.
-    pub fn own(place: &Path) -> Result<Self> {
-        Self::open(Git::discover(place)?)
+    /// Opens a worktree that mlx made, ignoring environment variables that name the user's repository.
+    pub fn own(folder: &Path) -> Result<Self> {
+        Self::open(Git::discover(folder)?)
     }
 
     fn open(git: Git) -> Result<Self> {
@@ -70,16 +70,16 @@ impl Repo {
         Ok(Self { git, store, config, files, private, shared })
     }
 
-    /// The name that this clone goes by in a cache that it shares with others; none when it shares none.
+    /// Returns this clone's name in a cache that several clones share; `None` without a shared cache.
     pub fn clone_id(&self) -> Result<Option<String>> {
         Ok(self.config.cache_dir()?.map(|_| clone_id(&self.git)))
     }
 
-    /// Sets up the Git repository that `start` lies in; what is there already stays.
+    /// Sets up the Git repository that contains `start`; existing files stay.
     pub fn init(start: &Path) -> Result<Self> {
         let git = Git::here(start)?;
         let files = Root::open(git.root())?;
-        let folder = files.own(FOLDER, true)?.expect("it was just made");
+        let folder = files.own(FOLDER, true)?.expect("the folder was just created");
         for (name, text) in [("config.toml", CONFIG), (".gitignore", IGNORE)] {
             let path = RepoPath::from_text(name)?;
             if folder.stamp(&path)?.is_none() {
@@ -89,42 +89,42 @@ impl Repo {
         Self::open(Git::here(start)?)
     }
 
-    /// The top of the work tree.
+    /// Returns the top folder of the work tree.
     pub fn root(&self) -> &Path {
         self.git.root()
     }
 
-    /// `.mlx/`.
+    /// Opens the folder `.mlx/`.
     pub fn folder(&self) -> Result<Root> {
         self.files
             .own(FOLDER, false)?
-            .ok_or_else(|| Error::not_found("`.mlx` is gone").hint("run `mlx init`"))
+            .ok_or_else(|| Error::not_found("`.mlx` does not exist").hint("run `mlx init`"))
     }
 
-    /// Held for the milliseconds in which an index, a pointer or a lockfile is replaced.
+    /// Takes the lock, which is held for the milliseconds in which an index, pointer or lockfile is replaced.
     pub fn lock(&self) -> Result<Lock> {
         fs::lock(&self.shared, &RepoPath::from_text("lock")?)
     }
 
-    /// As [`Repo::lock`], and says whom it waits for.
+    /// As [`Repo::lock`], and reports the process it waits for.
     pub fn lock_telling(&self, progress: &dyn Progress) -> Result<Lock> {
         fs::lock_telling(&self.shared, &RepoPath::from_text("lock")?, progress)
     }
 
-    /// The lock if nobody has it: for what may as well be left undone.
+    /// Takes the lock unless another process holds it: for work that may be skipped.
     pub fn try_lock(&self) -> Result<Option<Lock>> {
         fs::try_lock(&self.shared, &RepoPath::from_text("lock")?)
     }
 
-    /// As [`Repo::pointer`], of a path that had one: whatever stands there instead now is an error.
+    /// Reads the pointer of a path that had one: a file that is not a pointer is an error.
     pub fn strict_pointer(&self, path: &RepoPath) -> Result<Option<Pointer>> {
         let bytes = self.files.read_start(&path.with_suffix(SUFFIX), ENOUGH)?;
-        bytes.map(|it| Pointer::parse(path.clone(), &it)).transpose()
+        bytes.map(|bytes| Pointer::parse(path.clone(), &bytes)).transpose()
     }
 
-    /// The pointer of `path` in the work tree.
+    /// Reads the pointer of `path` in the work tree; `None` if there is no file or it is not a pointer.
     pub fn pointer(&self, path: &RepoPath) -> Result<Option<Pointer>> {
-        // Beside the root stands nothing; `.mlx` is our own folder.
+        // The root has no pointer file: `.mlx` is mlx's own folder.
         if path.is_root() {
             return Ok(None);
         }
@@ -134,7 +134,7 @@ impl Repo {
         }
     }
 
-    /// Refuses to replace a pointer that a newer mlx wrote; a broken one may be replaced.
+    /// Refuses to replace a pointer that a newer mlx wrote; a damaged one may be replaced.
     pub fn check_replaceable(&self, path: &RepoPath) -> Result<()> {
         match self.files.read_start(&path.with_suffix(SUFFIX), ENOUGH)? {
             Some(bytes) if Pointer::resembles(&bytes) => Pointer::check_format(path, &bytes),
@@ -142,8 +142,8 @@ impl Repo {
         }
     }
 
-    /// Writes a pointer file if its bytes differ from those that are there; what a killed mlx left half
-    /// written beside it goes.
+    /// Writes a pointer file and returns true, unless the bytes on disk are the same; also removes temporary
+    /// files that a killed process left beside it.
     pub fn write_pointer(&self, pointer: &Pointer) -> Result<bool> {
         self.files.dir(&pointer.path.parent().unwrap_or_default())?.sweep()?;
         let text = pointer.to_toml().into_bytes();
@@ -153,29 +153,30 @@ impl Repo {
         self.files.write(&pointer.file(), &text, Sync::Yes).map(|()| true)
     }
 
-    /// A path that the user typed in `cwd`.
+    /// Converts a path that the user typed in `cwd`.
     pub fn path(&self, typed: &std::ffi::OsStr, cwd: &Path) -> Result<RepoPath> {
         let parsed = RepoPath::parse(typed, cwd, self.root());
         if parsed.is_ok() {
             return parsed;
         }
-        // Another name of the repository, by a link, leads into it as well.
+        // The path may lead into the repository through a link.
         let real = || {
             let typed = cwd.join(typed);
             Some(fs::canonical(typed.parent()?)?.join(typed.file_name()?))
         };
-        real().map_or(parsed, |it| RepoPath::parse(it.as_os_str(), cwd, self.root()))
+        real().map_or(parsed, |path| RepoPath::parse(path.as_os_str(), cwd, self.root()))
     }
 }
 
-/// Where a clone lies names it: one that was copied is another, and one that was moved is told to be gone.
+/// Derives the name of a clone from host and location: a copy has a new name, and so has a moved clone, whose
+/// old name counts as gone.
 pub fn clone_id(git: &Git) -> String {
-    let place = git.common_dir();
-    let text = [fs::host_name().as_bytes(), b":", place.as_os_str().as_encoded_bytes()].concat();
+    let folder = git.common_dir();
+    let text = [fs::host_name().as_bytes(), b":", folder.as_os_str().as_encoded_bytes()].concat();
     Digest::of(&text).hex()[..16].to_owned()
 }
 
-/// The folder of the user's own settings.
+/// Returns the folder of the user's own settings.
 pub fn user_dir() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|it| !it.is_empty()).map(PathBuf::from);
     Some(set("XDG_CONFIG_HOME").or_else(|| Some(set("HOME")?.join(".config")))?.join("mlx"))

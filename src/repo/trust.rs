@@ -1,7 +1,7 @@
-//! Which places may see the user's cloud credentials: those that the user named, on this machine.
+//! Decides which endpoints may receive cloud credentials: those that the user trusted on this machine.
 //!
-//! A stranger's repository can name any endpoint; until `mlx remote trust` was typed here, only the
-//! cloud's own endpoints get credentials.
+//! An untrusted repository can name any endpoint. Until the user runs `mlx remote trust`, only the cloud's
+//! own endpoints get credentials.
 
 use crate::{
     error::{Error, Kind, Result},
@@ -13,13 +13,13 @@ use crate::{
 const FILE: &str = "trusted.txt";
 
 impl RemoteConfig {
-    /// What is trusted: the place and everything that decides where requests go.
+    /// Returns the trusted text: the URL and all options, since they decide where requests go.
     fn trust_entry(&self) -> String {
         let options = self.options.iter().map(|(key, value)| format!(" {key}={value}"));
         format!("{}{}", self.url, options.collect::<String>()).replace('\n', " ")
     }
 
-    /// Whether credentials may go there.
+    /// Returns true if credentials may be sent to this remote.
     pub fn is_trusted(&self) -> Result<bool> {
         const ROUTING_OPTIONS: [&str; 4] = ["endpoint", "profile", "role_arn", "external_id"];
         if self.private || !ROUTING_OPTIONS.iter().any(|it| self.options.contains_key(*it)) {
@@ -28,7 +28,7 @@ impl RemoteConfig {
         Ok(read_trusted()?.lines().any(|it| it == self.trust_entry()))
     }
 
-    /// Remembers, in the user's own settings, that credentials may go there.
+    /// Records in the user's own settings that credentials may be sent to this remote.
     pub fn trust(&self) -> Result<()> {
         let mut text = read_trusted()?;
         if !text.lines().any(|it| it == self.trust_entry()) {
@@ -39,23 +39,23 @@ impl RemoteConfig {
         Ok(())
     }
 
-    /// The refusal to send credentials to a place that nobody vouched for.
+    /// The error for a remote that the user has not trusted.
     pub fn untrusted_error(&self) -> Error {
         let endpoint = self.options.get("endpoint").unwrap_or(&self.url);
         let message =
             format!("the repository wants your credentials sent to `{endpoint}` (remote `{}`)", self.name);
         Error::new(Kind::Denied, message)
-            .hint(format!("if that place is yours, say so once with `mlx remote trust {}`", self.name))
+            .hint(format!("if you trust that endpoint, run `mlx remote trust {}` once", self.name))
     }
 }
 
 fn user_root() -> Result<Root> {
-    let dir = user_dir().ok_or_else(|| Error::not_found("there is no home folder").hint("set HOME"))?;
+    let dir = user_dir().ok_or_else(|| Error::not_found("your home folder is unknown").hint("set HOME"))?;
     Root::create(&dir)
 }
 
 fn read_trusted() -> Result<String> {
-    let Some(dir) = user_dir().filter(|it| crate::fs::is_dir(it)) else { return Ok(String::new()) };
+    let Some(dir) = user_dir().filter(|dir| crate::fs::is_dir(dir)) else { return Ok(String::new()) };
     let bytes = Root::open(&dir)?.read_if_there(&RepoPath::from_text(FILE)?)?.unwrap_or_default();
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
