@@ -130,7 +130,7 @@ fn what_the_policy_does_not_allow_never_answers() {
     // The name it took is told to whoever needs it.
     approve(&sandbox, "pets@v0.2.0");
     let refused = sandbox.fails("release pets@v0.2.0 --env production", 4);
-    assert!(refused.contains("`pets#production#2` is there already, and not on the record"), "{refused}");
+    assert!(refused.contains("`pets#production#2` exists already, but no audit event names it"), "{refused}");
     sandbox.git("tag -d pets#production#2");
     sandbox.git("push -q origin :refs/tags/pets#production#2");
     // A policy that asks for more holds for what was released before.

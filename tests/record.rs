@@ -62,7 +62,7 @@ fn what_is_no_event_is_taken_over_by_no_clone() {
     sandbox.git(&format!("push -q origin {broken}:refs/mlx/audit"));
     let there = colleague(&sandbox, "fresh");
     let error = there.fails("release pets@v0.1.0 --env production", 5);
-    assert!(error.contains("what `origin` has added to the audit chain is not taken over"), "{error}");
+    assert!(error.contains("the new part of the audit chain at `origin` is invalid"), "{error}");
     assert_eq!(there.mlx("audit --verify").code, 10);
     // It was never believed, so that nothing is missed when it is gone.
     sandbox.git(&format!("push -q -f origin {whole}:refs/mlx/audit"));

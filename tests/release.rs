@@ -222,7 +222,7 @@ fn what_cannot_be_pushed_is_not_in_force() {
     fs::write(&hook, "#!/bin/sh\necho 'tags are guarded here'; exit 1\n").unwrap();
     fs::set_permissions(&hook, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let error = sandbox.fails(&args, 6);
-    assert!(error.contains("takes no events from you") && error.contains("tags are guarded here"), "{error}");
+    assert!(error.contains("refuses your events") && error.contains("tags are guarded here"), "{error}");
     assert_eq!(sandbox.git("tag -l mlx/*"), "");
     fs::remove_file(hook).unwrap();
     assert_eq!(sandbox.json(&args)["pushed_to"], "origin");
@@ -350,12 +350,12 @@ fn an_edit_a_gap_a_reordering_and_a_cut_tail_are_found() {
     // A gap: the third is left out.
     let new = edited(&|it| it, "refs/mlx/audit", "refs/mlx/audit~2");
     sandbox.git(&format!("update-ref refs/mlx/audit {new}"));
-    assert!(findings("gap").contains("it says 4, and it is number 3"));
+    assert!(findings("gap").contains("its number is 4, but it is event 3 of the chain"));
     // Reordered: the fourth before the third.
     let fourth = edited(&|it| it, "refs/mlx/audit", "refs/mlx/audit~2");
     let third = edited(&|it| it, "refs/mlx/audit~1", &fourth);
     sandbox.git(&format!("update-ref refs/mlx/audit {third}"));
-    assert!(findings("order").contains("it says 4, and it is number 3"));
+    assert!(findings("order").contains("its number is 4, but it is event 3 of the chain"));
     // A tag that is gone, and one that says something else.
     let tag = sandbox.git("rev-parse refs/tags/pets#production#1").trim().to_owned();
     sandbox.git("tag -d pets#production#1");

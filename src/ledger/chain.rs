@@ -1,4 +1,4 @@
-//! The chain itself: read from its end to its start, each link looked at.
+//! The chain of event commits: reads and checks it from its tip to its start, and writes new events.
 
 use crate::{
     document::canonical,
@@ -8,7 +8,7 @@ use crate::{
     path::RepoPath,
 };
 
-/// The name of the chain's end.
+/// The ref of the chain's tip.
 pub const AUDIT: &str = "refs/mlx/audit";
 const FILE: &str = "event.json";
 
@@ -19,12 +19,12 @@ pub struct Entry {
     pub event: Event,
 }
 
-/// The chain's end here.
+/// Returns the tip of the local chain.
 pub fn tip(git: &Git) -> Result<Option<Rev>> {
     git.tip(AUDIT)
 }
 
-/// All events up to `tip`, oldest first. An edit, a gap or a reordering is an error that names the event.
+/// Reads all events up to `tip`, oldest first. An edit, a gap or a reordering is an error.
 pub fn read(git: &Git, tip: Option<&Rev>) -> Result<Vec<Entry>> {
     let mut found = Vec::new();
     let mut here = tip.cloned();
@@ -41,25 +41,25 @@ pub fn read(git: &Git, tip: Option<&Rev>) -> Result<Vec<Entry>> {
         if entry.event.number != at as u64 + 1 {
             return Err(broken(
                 &entry.rev,
-                &format!("it says {}, and it is number {}", entry.event.number, at + 1),
+                &format!("its number is {}, but it is event {} of the chain", entry.event.number, at + 1),
             ));
         }
     }
     Ok(found)
 }
 
-/// The event of a commit.
+/// Reads and checks the event of a commit.
 pub(super) fn event(git: &Git, rev: &Rev) -> Result<Event> {
     let names = git.files(rev, &|_| true)?;
     let file = RepoPath::from_text(FILE)?;
-    let bytes = git.read(rev, &file)?.ok_or_else(|| broken(rev, "it holds no event"))?;
-    let event: Event = serde_json::from_slice(&bytes).map_err(|it| broken(rev, &it.to_string()))?;
+    let bytes = git.read(rev, &file)?.ok_or_else(|| broken(rev, "it contains no event"))?;
+    let event: Event = serde_json::from_slice(&bytes).map_err(|error| broken(rev, &error.to_string()))?;
     if event.format != FORMAT {
         return Err(broken(rev, "it was written by a newer mlx"));
     }
-    // One content, one spelling, nothing beside it.
+    // The canonical text is the only file, so that an event has exactly one encoding.
     if names.len() != 1 || text(&event)?.as_bytes() != bytes {
-        return Err(broken(rev, "it was written by something else than mlx"));
+        return Err(broken(rev, "it was not written by mlx"));
     }
     Ok(event)
 }
@@ -70,11 +70,11 @@ fn broken(rev: &Rev, why: &str) -> Error {
 }
 
 fn text(event: &Event) -> Result<String> {
-    let value = serde_json::to_value(event).map_err(|it| Error::new(Kind::Internal, it.to_string()))?;
+    let value = serde_json::to_value(event).map_err(|error| Error::new(Kind::Internal, error.to_string()))?;
     Ok(format!("{}\n", canonical(&value)))
 }
 
-/// A commit of this event on top of the chain's end; the chain does not end there before it is named so.
+/// Creates a commit of this event on top of `tip`; it is not part of the chain until the ref is moved to it.
 pub fn append(git: &Git, tip: Option<&Rev>, event: &Event) -> Result<Rev> {
     let message = format!("{} {}\n", event.kind.name(), event.subject);
     let text = text(event)?;
@@ -82,7 +82,7 @@ pub fn append(git: &Git, tip: Option<&Rev>, event: &Event) -> Result<Rev> {
     git.commit_single(&single, tip).doing(|| "cannot write an event".into())
 }
 
-/// Whether the chain that ends at `tip` holds `wanted`.
+/// Returns true if the chain that ends at `tip` contains the commit `wanted`.
 pub fn holds(git: &Git, tip: Option<&Rev>, wanted: &Rev) -> Result<bool> {
     let mut here = tip.cloned();
     while let Some(rev) = here {

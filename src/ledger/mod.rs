@@ -1,7 +1,7 @@
-//! The events that no commit of the project tells: approved, released, switched, alerted, acknowledged.
+//! Audit ledger: events that no commit of the project records (approved, released, switched, alerted, …).
 //!
-//! Each is one commit on `refs/mlx/audit` that holds one small JSON file; Git's parent links are the chain. What
-//! has a tag as well names it, and the tag names the event's commit, so that neither can go without being missed.
+//! Each event is one commit on `refs/mlx/audit` with one small JSON file; Git's parent links form the chain.
+//! An event with a tag names the tag, and the tag names the event's commit, so that removing one is noticed.
 
 mod chain;
 mod publish;
@@ -20,9 +20,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+/// Format number of stored events.
 pub const FORMAT: u64 = 1;
 
-/// What happened.
+/// Kind of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
@@ -30,37 +31,37 @@ pub enum Kind {
     Rejected,
     Released,
     RolledBack,
-    /// A service lets another version answer.
+    /// A service switched to another version.
     Switched,
     Alerted,
-    /// What an alert was about is over.
+    /// The cause of an alert ended.
     Resolved,
     Acknowledged,
-    /// Days became the new reference.
+    /// Days were accepted as the new baseline.
     Accepted,
-    /// A candidate came out of a retraining.
+    /// A retraining produced a candidate.
     Retrained,
 }
 
-/// One event.
+/// One event, as stored in its commit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Event {
     pub format: u64,
-    /// 1 for the first.
+    /// Position in the chain; 1 for the first event.
     pub number: u64,
     pub kind: Kind,
-    /// When, as the clock of the one who wrote it says; it decides nothing.
+    /// Time by the writer's clock; for information only, nothing is decided by it.
     pub when: String,
-    /// Who says so.
+    /// The person or service that reports the event.
     pub who: String,
-    /// `pets@v0.1.0`, or the rule of an alert.
+    /// A version such as `pets@v0.1.0`, or the rule of an alert.
     pub subject: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
-    /// The tag that this event stands beside.
+    /// The tag that belongs to this event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
     /// Digests and numbers, by name.
@@ -69,6 +70,7 @@ pub struct Event {
 }
 
 impl Kind {
+    /// Returns the name used in commit messages and reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Approved => "approved",

@@ -1,8 +1,10 @@
-//! How an event comes into force: made on top of what the Git remote holds, sent together with its tag, and named
-//! here only when it is there. Who comes second is told, looks again, and tries again.
+//! Publishes audit events, with their tags, to the Git remote.
 //!
-//! Without a Git remote it is in force when it is named here. A crash leaves objects that nothing names, or a tag
-//! whose event is not the chain's end yet: the next command that looks completes it.
+//! An event is created on top of the remote's chain and pushed together with its tag; the local refs are
+//! updated only after the push. If another writer was first, it syncs and tries again.
+//!
+//! Without a Git remote an event counts once the local refs name it. A crash leaves unreferenced objects, or
+//! a tag whose event is not the tip yet: the next command that syncs completes it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,13 +27,13 @@ use crate::{
     time::Timestamp,
 };
 
-/// How often somebody else may be first.
+/// Tries before giving up when other processes publish first.
 const MAX_TRIES: u32 = 5;
-/// Refused so often in a row while nothing moves there, it is the other side's will.
+/// Consecutive refusals by an unchanged remote that count as a denial.
 const MAX_UNMOVED_REFUSALS: u32 = 2;
 const RETRY_DELAY: Duration = Duration::from_millis(60);
 
-/// An event to be.
+/// Contents of an event that is to be published.
 pub struct Draft {
     pub kind: Kind,
     pub who: String,
@@ -42,7 +44,7 @@ pub struct Draft {
     pub tag: Option<TagDraft>,
 }
 
-/// A tag to be, on `rev`. `{audit}` in its message stands for the event's commit.
+/// A tag to be created on `rev`. `{audit}` in its message is replaced by the event's commit.
 pub struct TagDraft {
     pub name: String,
     pub rev: Rev,
@@ -50,32 +52,32 @@ pub struct TagDraft {
     pub signed: Option<Signed>,
 }
 
-/// Who has to have signed: a signature that would not count is not sent.
+/// The signature that a tag needs: one that the policy would not accept is not sent.
 pub struct Signed {
     pub signer: Signer,
     pub person: String,
     pub keys: Vec<Key>,
 }
 
-/// An event and its tag as objects that nothing names yet.
+/// An event and its tag as Git objects without a ref.
 struct PreparedEvent {
     event: Event,
     rev: Rev,
-    /// Name and object.
+    /// Name and object id of the tag.
     tag: Option<(String, String)>,
 }
 
-/// What came into force.
+/// A published event.
 #[derive(Clone, Debug)]
 pub struct Published {
     pub event: Event,
     pub rev: Rev,
-    /// The Git remote it was sent to.
+    /// Name of the Git remote it was pushed to.
     pub upstream: Option<String>,
 }
 
-/// Makes an event and sees to it that it is in force. `make` is asked again after somebody else was first, with
-/// what is known then: it checks everything that has to hold.
+/// Creates and publishes an event. `draft` is called again after another process was first, with the new
+/// state, and has to check all conditions each time.
 pub fn publish(repo: &Repo, draft: &dyn Fn(&View) -> Result<Draft>) -> Result<Published> {
     match repo.git.upstream()? {
         Some(upstream) => publish_to_remote(repo, &upstream, draft),
@@ -91,7 +93,7 @@ fn publish_local(repo: &Repo, draft: &dyn Fn(&View) -> Result<Draft>) -> Result<
         let prepared = prepare(repo, &view, draft(&view)?)?;
         let _lock = repo.lock()?;
         if tip(git)? == view.tip {
-            // What is killed in between is completed by the next command, or was nothing yet.
+            // If killed in between, the next command completes the event, or nothing has happened yet.
             git.name_objects(&[(PENDING.to_owned(), prepared.rev.to_string(), git.tip(PENDING)?)])?;
             create_tag_ref(git, prepared.tag.as_ref())?;
             git.name_objects(&[(AUDIT.to_owned(), prepared.rev.to_string(), view.tip)])?;
@@ -99,7 +101,7 @@ fn publish_local(repo: &Repo, draft: &dyn Fn(&View) -> Result<Draft>) -> Result<
             return Ok(Published { event: prepared.event, rev: prepared.rev, upstream: None });
         }
     }
-    Err(lost_race("others write here, too"))
+    Err(lost_race("other processes are writing to this repository"))
 }
 
 fn publish_to_remote(
@@ -111,50 +113,52 @@ fn publish_to_remote(
     let (mut before, mut unmoved): (Option<Listing>, u32) = (None, 0);
     let mut sent: Option<PreparedEvent> = None;
     for turn in 0..MAX_TRIES {
-        // Who was first may be at it still.
+        // The process that was first may still be at work.
         std::thread::sleep(RETRY_DELAY * turn);
         let (view, listing) = sync(git, upstream)?;
-        if let Some(it) = sent.take_if(|it| holds(git, view.tip.as_ref(), &it.rev).unwrap_or(false)) {
+        let arrived = |event: &mut PreparedEvent| holds(git, view.tip.as_ref(), &event.rev).unwrap_or(false);
+        if let Some(prepared) = sent.take_if(arrived) {
             // It had arrived, and only the answer was lost.
-            return Ok(Published { event: it.event, rev: it.rev, upstream: Some(upstream.0.clone()) });
+            let upstream = Some(upstream.0.clone());
+            return Ok(Published { event: prepared.event, rev: prepared.rev, upstream });
         }
         unmoved = if before.as_ref() == Some(&listing) { unmoved + 1 } else { 0 };
         if unmoved == MAX_UNMOVED_REFUSALS {
             let error =
-                Error::new(ErrorKind::Denied, format!("the Git remote takes no events from you: {refusal}"));
+                Error::new(ErrorKind::Denied, format!("the Git remote refuses your events: {refusal}"));
             return Err(
-                error.hint("nothing is in force; ask for the right to push `refs/mlx/audit` and tags there")
+                error.hint("nothing was recorded; ask for the right to push `refs/mlx/audit` and tags there")
             );
         }
         let prepared = prepare(repo, &view, draft(&view)?)?;
         match send(repo, upstream, &listing, &prepared)? {
             Pushed::Done => {
                 let _lock = repo.lock()?;
-                // What fails here the next look brings.
+                // The next sync makes up for what fails here.
                 drop(create_tag_ref(git, prepared.tag.as_ref()));
                 drop(advance_ref(git, AUDIT, &prepared.rev));
                 drop(advance_ref(git, &last_seen_ref(upstream), &prepared.rev));
                 let upstream = Some(upstream.0.clone());
                 return Ok(Published { event: prepared.event, rev: prepared.rev, upstream });
             }
-            Pushed::Refused(said) => (refusal, before, sent) = (said, Some(listing), Some(prepared)),
+            Pushed::Refused(reason) => (refusal, before, sent) = (reason, Some(listing), Some(prepared)),
         }
     }
     Err(lost_race(&refusal))
 }
 
 fn lost_race(why: &str) -> Error {
-    let error = Error::new(ErrorKind::Conflict, format!("others were first {MAX_TRIES} times: {why}"));
-    error.hint("nothing is in force; run the same command again")
+    let error = Error::new(ErrorKind::Conflict, format!("other writers were first {MAX_TRIES} times: {why}"));
+    error.hint("nothing was recorded; run the same command again")
 }
 
-/// Pushes an event; where the answer is lost, a second look says whether it arrived.
+/// Pushes an event; if the answer is lost, syncs to find out whether it arrived.
 fn send(repo: &Repo, upstream: &Upstream, listing: &Listing, prepared: &PreparedEvent) -> Result<Pushed> {
     let git = &repo.git;
-    let mut what = vec![(prepared.rev.to_string(), AUDIT.to_owned())];
-    what.extend(prepared.tag.iter().map(|it| (it.1.clone(), format!("refs/tags/{}", it.0))));
-    what.extend(missing_tags(git, listing, &prepared.rev)?);
-    let error = match git.push(upstream, &what) {
+    let mut refs = vec![(prepared.rev.to_string(), AUDIT.to_owned())];
+    refs.extend(prepared.tag.iter().map(|(name, id)| (id.clone(), format!("refs/tags/{name}"))));
+    refs.extend(missing_tags(git, listing, &prepared.rev)?);
+    let error = match git.push(upstream, &refs) {
         Err(error) if error.kind() == ErrorKind::Unavailable => error,
         other => return other,
     };
@@ -162,12 +166,12 @@ fn send(repo: &Repo, upstream: &Upstream, listing: &Listing, prepared: &Prepared
         Ok((view, _)) if holds(git, view.tip.as_ref(), &prepared.rev)? => Ok(Pushed::Done),
         Ok(_) => Err(error),
         Err(_) => Err(error.hint(
-            "nobody knows whether it arrived: when the remote is there, look with `mlx audit` before you repeat it",
+"it may or may not have arrived: check with `mlx audit` when the remote is available, before you repeat it",
         )),
     }
 }
 
-/// The event's commit and, where there is one, its tag.
+/// Writes the event's commit and its tag, if any, as objects without a ref.
 fn prepare(repo: &Repo, view: &View, draft: Draft) -> Result<PreparedEvent> {
     let git = &repo.git;
     if let Some(tag) = &draft.tag
@@ -175,14 +179,14 @@ fn prepare(repo: &Repo, view: &View, draft: Draft) -> Result<PreparedEvent> {
     {
         let error = Error::new(
             ErrorKind::Conflict,
-            format!("the tag `{}` is there already, and not on the record", tag.name),
+            format!("the tag `{}` exists already, but no audit event names it", tag.name),
         );
         return Err(error.hint(format!(
-            "it is none of mlx's making: remove it here (`git tag -d {0}`) and at the Git remote (`git push REMOTE :refs/tags/{0}`)",
+            "mlx did not create it: remove it here (`git tag -d {0}`) and at the Git remote (`git push REMOTE :refs/tags/{0}`)",
             tag.name
         )));
     }
-    let number = view.tip.as_ref().map_or(Ok(0), |it| number_of(git, it))? + 1;
+    let number = view.tip.as_ref().map_or(Ok(0), |tip| number_of(git, tip))? + 1;
     let event = Event {
         format: FORMAT,
         number,
@@ -192,25 +196,25 @@ fn prepare(repo: &Repo, view: &View, draft: Draft) -> Result<PreparedEvent> {
         subject: draft.subject,
         environment: draft.environment,
         why: draft.why,
-        tag: draft.tag.as_ref().map(|it| it.name.clone()),
+        tag: draft.tag.as_ref().map(|tag| tag.name.clone()),
         facts: draft.facts,
     };
     let rev = append(git, view.tip.as_ref(), &event)?;
-    let tag = draft.tag.map(|it| write_tag(repo, &it, &rev)).transpose()?;
+    let tag = draft.tag.map(|tag| write_tag(repo, &tag, &rev)).transpose()?;
     Ok(PreparedEvent { event, rev, tag })
 }
 
 fn write_tag(repo: &Repo, draft: &TagDraft, event: &Rev) -> Result<(String, String)> {
     let git = &repo.git;
     let message = draft.message.replacen("audit = \"{audit}\"", &format!("audit = \"{event}\""), 1);
-    let signer = draft.signed.as_ref().map(|it| &it.signer);
+    let signer = draft.signed.as_ref().map(|signed| &signed.signer);
     let id = git.write_tag(&draft.name, &draft.rev, &message, signer)?;
     if let Some(Signed { person, keys, .. }) = &draft.signed
         && !git.is_signed_by(&repo.private, &git.tag_bytes(&id)?, person, keys)?
     {
-        let message = format!("what you signed is not signed by a key that the policy lists for `{person}`");
+        let message = format!("the tag is not signed by a key that the policy lists for `{person}`");
         return Err(Error::new(ErrorKind::Denied, message).hint(
-            "`git config user.signingKey` names your key; the policy's [people] lists those that count",
+            "`git config user.signingKey` names your key; [people] in the policy lists the accepted ones",
         ));
     }
     Ok((draft.name.clone(), id))
@@ -225,12 +229,13 @@ fn create_tag_ref(git: &Git, tag: Option<&(String, String)>) -> Result<()> {
     git.name_objects(&[(format!("refs/tags/{name}"), id.clone(), None)])
 }
 
-/// What the chain names and the remote lacks: tags of events, and versions they speak of. Nothing else of the
-/// user's goes anywhere.
+/// Returns the tags that the chain names and the remote lacks: tags of events, and versions they concern. No
+/// other tag is ever pushed.
 fn missing_tags(git: &Git, listing: &Listing, rev: &Rev) -> Result<Vec<(String, String)>> {
-    let events = read(git, Some(rev))?.into_iter().map(|it| it.event);
-    let named: BTreeSet<String> = events.flat_map(|it| [it.tag, Some(it.subject)]).flatten().collect();
-    let all = git.tags("")?.into_iter().filter(|it| is_mlx_tag(&it.name) && named.contains(&it.name));
-    let rows = all.map(|it| (it.id, format!("refs/tags/{}", it.name)));
-    Ok(rows.filter(|it| !listing.0.contains_key(&it.1)).collect())
+    let events = read(git, Some(rev))?.into_iter().map(|entry| entry.event);
+    let named: BTreeSet<String> =
+        events.flat_map(|event| [event.tag, Some(event.subject)]).flatten().collect();
+    let tags = git.tags("")?.into_iter().filter(|tag| is_mlx_tag(&tag.name) && named.contains(&tag.name));
+    let refs = tags.map(|tag| (tag.id, format!("refs/tags/{}", tag.name)));
+    Ok(refs.filter(|(_, name)| !listing.0.contains_key(name)).collect())
 }

@@ -1,4 +1,6 @@
-//! What the Git remote holds of ours: brought here, and refused where something was moved, cut off or broken.
+//! Syncs the ledger with the Git remote: fetches mlx's tags and the audit chain, and validates both.
+//!
+//! Moved tags and a truncated, diverged or invalid chain are errors.
 
 use crate::{
     error::{Error, Kind as ErrorKind, Result},
@@ -7,26 +9,26 @@ use crate::{
     repo::Repo,
 };
 
-/// An event that is being named here.
+/// The ref of an event that is being published without a Git remote.
 pub(super) const PENDING: &str = "refs/mlx/pending";
 
-/// How often somebody else may move the same name first.
+/// Tries before giving up when other processes move the same ref first.
 const MAX_ADVANCE_TRIES: u32 = 5;
 
-/// What is known when an event is made.
+/// The state that a new event builds on.
 pub struct View {
-    /// The commit whose policy counts: the tip of the Git remote's default branch, or HEAD without a remote.
+    /// The commit whose policy applies: the tip of the Git remote's default branch, or HEAD without a remote.
     pub policy: Option<Rev>,
-    /// The chain's end.
+    /// The tip of the chain.
     pub tip: Option<Rev>,
 }
 
-/// Looks at the Git remote and brings what it holds of ours: tags, the audit chain, the default branch. Without a
-/// Git remote it mends what a killed command left.
+/// Fetches tags, the audit chain and the default branch from the Git remote, and returns the state. Without a
+/// Git remote, completes what a killed command left.
 pub fn refresh(repo: &Repo) -> Result<View> {
     let git = &repo.git;
     match git.upstream()? {
-        Some(upstream) => sync(git, &upstream).map(|it| it.0),
+        Some(upstream) => sync(git, &upstream).map(|synced| synced.0),
         None => {
             finish_pending(repo)?;
             Ok(View { policy: git.head(), tip: tip(git)? })
@@ -34,12 +36,12 @@ pub fn refresh(repo: &Repo) -> Result<View> {
     }
 }
 
-/// Where it is remembered how far the remote's chain went when it was last seen.
+/// Returns the ref that records the tip of the remote's chain when it was last fetched.
 pub(super) fn last_seen_ref(upstream: &Upstream) -> String {
     format!("refs/mlx/remotes/{}/audit", upstream.0)
 }
 
-/// Lets a name of the chain's end move on to `rev`; never back. Others here may move it at the same time.
+/// Moves a ref of the chain forward to `rev`, never back. Other processes may move it at the same time.
 pub(super) fn advance_ref(git: &Git, name: &str, rev: &Rev) -> Result<()> {
     for turn in 0.. {
         let own = git.tip(name)?;
@@ -54,21 +56,21 @@ pub(super) fn advance_ref(git: &Git, name: &str, rev: &Rev) -> Result<()> {
     unreachable!("the loop ends by returning")
 }
 
-/// The end of the remote's chain when it was last seen.
+/// Returns the tip of the remote's chain when it was last fetched.
 pub fn last_seen(git: &Git, upstream: &Upstream) -> Result<Option<Rev>> {
     git.tip(&last_seen_ref(upstream))
 }
 
-/// Brings what the remote holds and we lack, and checks that nothing of ours was moved or cut off there.
+/// Fetches what the repository lacks, and checks that no tag was moved and no event removed remotely.
 pub(super) fn sync(git: &Git, upstream: &Upstream) -> Result<(View, Listing)> {
     let listing = git.listing(upstream, &["HEAD", AUDIT, "refs/tags/*"])?;
-    let place = |name: &str| format!("refs/mlx/remotes/{}/{name}", upstream.0);
+    let tracking_ref = |name: &str| format!("refs/mlx/remotes/{}/{name}", upstream.0);
     let mut wanted = Vec::new();
     for (name, id) in &listing.0 {
         match name.as_str() {
-            "HEAD" if !git.has(id) => wanted.push(format!("+HEAD:{}", place("head"))),
-            // Nothing is believed of it before it was looked at.
-            AUDIT if !git.has(id) => wanted.push(format!("+{AUDIT}:{}", place("incoming"))),
+            "HEAD" if !git.has(id) => wanted.push(format!("+HEAD:{}", tracking_ref("head"))),
+            // Kept apart from the local chain until it is checked.
+            AUDIT if !git.has(id) => wanted.push(format!("+{AUDIT}:{}", tracking_ref("incoming"))),
             _ => wanted.extend(wanted_tag(git, upstream, name, id)?),
         }
     }
@@ -94,7 +96,7 @@ fn truncated(upstream: &Upstream) -> Error {
         upstream.0
     ));
     error.hint(format!(
-        "somebody rewrote it, and no event counts until it is whole again: push `{}` back to `{AUDIT}` there",
+        "it was rewritten, and no event counts until it is restored: push `{}` back to `{AUDIT}` there",
         last_seen_ref(upstream)
     ))
 }
@@ -106,13 +108,15 @@ fn wanted_tag(git: &Git, upstream: &Upstream, name: &str, id: &str) -> Result<Op
         Some(own) if own == id => Ok(None),
         Some(_) => {
             let error =
-                Error::corrupt(format!("the tag `{short}` here and at `{}` are different", upstream.0));
-            Err(error.hint(format!("tags are never moved: if yours is the wrong one, `git tag -d {short}`")))
+                Error::corrupt(format!("the tag `{short}` here differs from the one at `{}`", upstream.0));
+            Err(error.hint(format!(
+                "tags are never moved: if yours is wrong, delete it with `git tag -d {short}`"
+            )))
         }
     }
 }
 
-/// Lets the chain here end where the remote's does, if that is a sound continuation.
+/// Moves the local tip to the remote's if the remote's chain is a valid continuation of the local one.
 fn fast_forward(git: &Git, upstream: &Upstream, theirs: Option<&Rev>) -> Result<()> {
     let own = tip(git)?;
     let Some(theirs) = theirs.filter(|it| Some(*it) != own.as_ref()) else { return Ok(()) };
@@ -121,7 +125,7 @@ fn fast_forward(git: &Git, upstream: &Upstream, theirs: Option<&Rev>) -> Result<
         Some(own) => holds(git, Some(theirs), own)?,
     };
     if ahead {
-        read(git, Some(theirs)).map_err(|it| rejected_continuation(upstream, it))?;
+        read(git, Some(theirs)).map_err(|error| rejected_continuation(upstream, error))?;
         return advance_ref(git, AUDIT, theirs);
     }
     if holds(git, own.as_ref(), theirs)? {
@@ -129,21 +133,22 @@ fn fast_forward(git: &Git, upstream: &Upstream, theirs: Option<&Rev>) -> Result<
     }
     let error = Error::new(
         ErrorKind::Conflict,
-        format!("the audit chains here and at `{}` went different ways", upstream.0),
+        format!("the audit chains here and at `{}` have diverged", upstream.0),
     );
-    Err(error
-        .hint("events made before there was a Git remote stand in the way: `mlx audit --offline` shows them"))
+    Err(error.hint(
+        "events recorded here before there was a Git remote conflict: `mlx audit --offline` lists them",
+    ))
 }
 
 fn rejected_continuation(upstream: &Upstream, error: Error) -> Error {
-    let message = format!("what `{}` has added to the audit chain is not taken over", upstream.0);
+    let message = format!("the new part of the audit chain at `{}` is invalid", upstream.0);
     Error::new(error.kind(), message)
         .because(error)
-        .hint(format!("whoever may write there pushes the chain's last sound end to `{AUDIT}`"))
+        .hint(format!("ask someone with push rights to push the last valid tip of the chain to `{AUDIT}`"))
 }
 
-/// Finishes what a killed command had begun to name where there is no Git remote. Only what it said it would name
-/// is completed, so that a tail which somebody cut off is not taken for that.
+/// Completes the publication that a killed command had begun without a Git remote. Only the pending event
+/// itself is completed, so that a truncated chain is not taken for an unfinished one.
 pub(super) fn finish_pending(repo: &Repo) -> Result<()> {
     let git = &repo.git;
     if git.tip(PENDING)?.is_none() {
@@ -153,8 +158,11 @@ pub(super) fn finish_pending(repo: &Repo) -> Result<()> {
     let Some(rev) = git.tip(PENDING)? else { return Ok(()) };
     let (own, event) = (tip(git)?, event_of(git, &rev)?);
     let tag = event.tag.as_deref();
-    let tagged = |name: &str| Ok::<_, Error>(git.tags(name)?.iter().any(|it| names_event(&it.message, &rev)));
-    if git.commit(&rev)?.parents.first() == own.as_ref() && tag.is_none_or(|it| tagged(it).unwrap_or(false)) {
+    let tagged =
+        |name: &str| Ok::<_, Error>(git.tags(name)?.iter().any(|tag| names_event(&tag.message, &rev)));
+    if git.commit(&rev)?.parents.first() == own.as_ref()
+        && tag.is_none_or(|name| tagged(name).unwrap_or(false))
+    {
         git.name_objects(&[(AUDIT.to_owned(), rev.to_string(), own)])?;
     }
     git.forget(PENDING)
