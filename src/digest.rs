@@ -1,4 +1,6 @@
-//! The name of some bytes: plain BLAKE3, so that anyone can check it with `b3sum`.
+//! BLAKE3 digests, the identity of every stored object.
+//!
+//! Written as `b3:` and 64 lower-case hex digits. The hash is unkeyed, so that `b3sum` can verify it.
 
 use std::{fmt, io, str::FromStr};
 
@@ -10,12 +12,12 @@ use crate::error::{Error, Kind, Result};
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest([u8; 32]);
 
-/// Digests what is written into it.
+/// Computes the digest of everything written to it.
 #[derive(Default)]
 pub struct Hasher(blake3::Hasher);
 
 impl Digest {
-    /// The digest of a few bytes; large ones use all cores.
+    /// Computes the digest of `bytes`; from 1 MiB on all cores are used.
     pub fn of(bytes: &[u8]) -> Self {
         const LARGE: usize = 1 << 20;
         if bytes.len() < LARGE {
@@ -34,32 +36,36 @@ impl Digest {
         &self.0
     }
 
-    /// 64 hex digits without the prefix: the name of a file that holds these bytes.
+    /// Returns the 64 hex digits without the prefix, as in the names of stored files.
     pub fn hex(&self) -> String {
         blake3::Hash::from_bytes(self.0).to_hex().to_string()
     }
 
-    /// The first ten hex digits, for people.
+    /// Returns the first ten hex digits, for display.
     pub fn short(&self) -> String {
         self.hex()[..10].to_owned()
     }
 
     /// Parses 64 hex digits without the prefix.
     pub fn from_hex(hex: &str) -> Result<Self> {
-        let lower = hex.bytes().all(|it| it.is_ascii_digit() || (b'a'..=b'f').contains(&it));
+        let lower = hex.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
         match blake3::Hash::from_hex(hex) {
             Ok(hash) if lower => Ok(Self(*hash.as_bytes())),
-            _ => Err(Error::new(Kind::Corrupt, format!("`{hex}` is not a digest: 64 lower-case hex digits"))),
+            _ => Err(Error::new(
+                Kind::Corrupt,
+                format!("`{hex}` is not a digest: expected 64 lower-case hex digits"),
+            )),
         }
     }
 }
 
 impl Hasher {
+    /// Returns the digest of everything written so far.
     pub fn finish(&self) -> Digest {
         Digest(*self.0.finalize().as_bytes())
     }
 
-    /// Takes a large piece with all cores.
+    /// Adds a large piece of input, using all cores.
     pub fn write_parallel(&mut self, bytes: &[u8]) {
         self.0.update_rayon(bytes);
     }
@@ -118,22 +124,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_plain_blake3() {
+    fn a_digest_is_unkeyed_blake3() {
         let empty = "b3:af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262";
         assert_eq!(Digest::of(b"").to_string(), empty);
         assert_eq!(empty.parse::<Digest>().unwrap(), Digest::of(b""));
     }
 
     #[test]
-    fn pieces_and_cores_do_not_matter() {
+    fn the_digest_does_not_depend_on_pieces_or_cores() {
         let bytes: Vec<u8> = (0..3_000_000_u32).map(|it| it as u8).collect();
         let mut hasher = Hasher::default();
-        bytes.chunks(7777).for_each(|it| hasher.write_all(it).unwrap());
+        bytes.chunks(7777).for_each(|chunk| hasher.write_all(chunk).unwrap());
         assert_eq!(hasher.finish(), Digest::of(&bytes));
     }
 
     #[test]
-    fn only_one_spelling_is_read() {
+    fn only_the_canonical_spelling_is_parsed() {
         let upper = Digest::of(b"x").to_string().to_uppercase();
         for bad in ["", "b3:", "b3:00", &upper, &Digest::of(b"x").hex()] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");

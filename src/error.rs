@@ -1,13 +1,13 @@
-//! The one error type.
+//! The error type of the whole crate: kind, message, hint and source.
 //!
-//! The kind says what a caller can *do* (it is the exit code), the message what happened, the hint
-//! what the user can try, the chain of sources why. Nothing in this crate matches on messages.
+//! The kind tells the caller what it can do and is the exit code. The message says what happened, the hint
+//! what the user can try, and the chain of sources why. Nothing in this crate matches on message text.
 
 use std::{error, fmt, io};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, for a person and for a caller.
+/// Error of any operation, for the user to read and for callers to handle by [`Kind`].
 #[derive(Debug)]
 pub struct Error(Box<Inner>);
 
@@ -19,29 +19,29 @@ struct Inner {
     source: Option<Box<dyn error::Error + Send + Sync>>,
 }
 
-/// What the caller can do about it; each kind is an exit code.
+/// Class of an error, by what the caller can do about it. Each kind is an exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A bug, or the machine misbehaved. Exit 1.
+    /// A bug, or an unexpected failure of the machine. Exit 1.
     Internal = 1,
-    /// The user asked for something that makes no sense. Exit 2.
+    /// An invalid request by the user. Exit 2.
     Usage = 2,
-    /// The thing named is not there. Exit 3.
+    /// A named file, object, revision or the like does not exist. Exit 3.
     NotFound = 3,
-    /// Going on would overwrite something, or another `mlx` is at work. Exit 4.
+    /// Continuing would overwrite something, or another `mlx` process is running. Exit 4.
     Conflict = 4,
-    /// Bytes do not match their digest, or a file cannot be understood. Exit 5.
+    /// Bytes do not match their digest, or a file cannot be parsed. Exit 5.
     Corrupt = 5,
-    /// Not permitted, or not safe. Exit 6.
+    /// The operation is not permitted, or not safe. Exit 6.
     Denied = 6,
-    /// Try again later: network, remote, full disk. Exit 7.
+    /// A temporary failure of the network, a remote or a full disk: try again later. Exit 7.
     Unavailable = 7,
-    /// The user's own command failed. Exit 8.
+    /// A pipeline stage's own command failed. Exit 8.
     Stage = 8,
 }
 
 impl Kind {
-    /// The word that stands for this kind in `--json`.
+    /// Returns the name of this kind in `--json` output.
     pub fn name(self) -> &'static str {
         match self {
             Self::Internal => "internal",
@@ -61,27 +61,28 @@ impl Error {
         Self(Box::new(Inner { kind, message: message.into(), hint: None, source: None }))
     }
 
-    /// The user asked for something that makes no sense.
+    /// Creates an error for an invalid request by the user.
     pub fn usage(message: impl Into<String>) -> Self {
         Self::new(Kind::Usage, message)
     }
 
-    /// The thing named is not there.
+    /// Creates an error for something named that does not exist.
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(Kind::NotFound, message)
     }
 
-    /// Bytes are not what their name or format says.
+    /// Creates an error for bytes that do not match their digest or format.
     pub fn corrupt(message: impl Into<String>) -> Self {
         Self::new(Kind::Corrupt, message)
     }
 
+    /// Sets the hint: the next thing the user can try.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.0.hint = Some(hint.into());
         self
     }
 
-    /// Keeps the lower error as the reason.
+    /// Sets the underlying error as the source.
     pub fn because(mut self, source: impl error::Error + Send + Sync + 'static) -> Self {
         self.0.source = Some(Box::new(source));
         self
@@ -91,13 +92,13 @@ impl Error {
         self.0.kind
     }
 
-    /// The hint nearest to the user: this error's own, else that of its source.
+    /// Returns this error's own hint, or else the hint of its source.
     pub fn hint_text(&self) -> Option<&str> {
-        let below = || self.0.source.as_deref()?.downcast_ref::<Self>()?.hint_text();
-        self.0.hint.as_deref().or_else(below)
+        let source_hint = || self.0.source.as_deref()?.downcast_ref::<Self>()?.hint_text();
+        self.0.hint.as_deref().or_else(source_hint)
     }
 
-    /// The message with all its reasons, on one line.
+    /// Returns the message and those of all sources on one line, joined with `: `.
     pub fn full_text(&self) -> String {
         let mut text = self.0.message.clone();
         let mut next = error::Error::source(self);
@@ -124,22 +125,24 @@ impl error::Error for Error {
     }
 }
 
-/// Says what we were doing when a lower error arrived. The kind travels up unchanged.
+/// Adds a message that names the failed operation to an error from a lower layer.
 pub trait Doing<T> {
-    fn doing(self, what: impl FnOnce() -> String) -> Result<T>;
+    /// Wraps an error under the message that `message` returns, such as "cannot open `a`". The kind is kept;
+    /// an I/O error gets the kind and the hint that fit its code.
+    fn doing(self, message: impl FnOnce() -> String) -> Result<T>;
 }
 
 impl<T> Doing<T> for Result<T> {
-    fn doing(self, what: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|source| Error::new(source.kind(), what()).because(source))
+    fn doing(self, message: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|source| Error::new(source.kind(), message()).because(source))
     }
 }
 
 impl<T> Doing<T> for io::Result<T> {
-    fn doing(self, what: impl FnOnce() -> String) -> Result<T> {
+    fn doing(self, message: impl FnOnce() -> String) -> Result<T> {
         self.map_err(|source| {
-            let (kind, hint) = (kind_of(&source), limit_of(&source));
-            let error = Error::new(kind, what()).because(source);
+            let (kind, hint) = (kind_of(&source), resource_hint(&source));
+            let error = Error::new(kind, message()).because(source);
             match hint {
                 Some(hint) => error.hint(hint),
                 None => error,
@@ -152,28 +155,26 @@ fn kind_of(error: &io::Error) -> Kind {
     match error.kind() {
         io::ErrorKind::NotFound => Kind::NotFound,
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Kind::Denied,
-        _ if limit_of(error).is_some() => Kind::Unavailable,
+        _ if resource_hint(error).is_some() => Kind::Unavailable,
         _ => Kind::Internal,
     }
 }
 
-/// What the user can do where the machine has no more of something.
-fn limit_of(error: &io::Error) -> Option<&'static str> {
+/// Returns the hint for an error that means that the machine ran out of a resource.
+fn resource_hint(error: &io::Error) -> Option<&'static str> {
     use rustix::io::Errno;
 
-    if [Errno::MFILE, Errno::NFILE].iter().any(|it| error.raw_os_error() == Some(it.raw_os_error())) {
-        return Some(
-            "raise the number of files that may be open (`ulimit -n`) and run the same command again",
-        );
+    if [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error())) {
+        return Some("raise the limit on open files (`ulimit -n`) and run the same command again");
     }
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            Some("the disk is full: make room and run the same command again")
+            Some("the disk is full: free some space and run the same command again")
         }
         io::ErrorKind::FileTooLarge => {
-            Some("a file may not be so large here: look at `ulimit -f` and at what the file system can")
+            Some("the file is too large: check `ulimit -f` and the file system's limit on file size")
         }
-        io::ErrorKind::OutOfMemory => Some("memory ran out: end other programs, or look at `ulimit -v`"),
+        io::ErrorKind::OutOfMemory => Some("out of memory: close other programs, or check `ulimit -v`"),
         _ => None,
     }
 }
@@ -183,7 +184,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kind_travels_up_and_the_reasons_read_as_one_line() {
+    fn context_keeps_the_kind_and_the_chain_reads_as_one_line() {
         let low = io::Error::from(io::ErrorKind::PermissionDenied);
         let error = Err::<(), _>(low).doing(|| "cannot open `a`".into());
         let error = error.doing(|| "cannot add `a`".into()).unwrap_err();
@@ -192,10 +193,10 @@ mod tests {
     }
 
     #[test]
-    fn each_limit_of_the_machine_says_what_to_do() {
+    fn each_exhausted_resource_has_a_hint() {
         use rustix::io::Errno;
 
-        let told = |errno: Errno| {
+        let kind_and_hint = |errno: Errno| {
             let error = Err::<(), _>(io::Error::from(errno)).doing(|| "cannot write `a`".into()).unwrap_err();
             (error.kind(), error.hint_text().map(str::to_owned))
         };
@@ -207,15 +208,15 @@ mod tests {
             (Errno::NFILE, "`ulimit -n`"),
             (Errno::NOMEM, "`ulimit -v`"),
         ] {
-            let (kind, hint) = told(errno);
+            let (kind, hint) = kind_and_hint(errno);
             assert!(kind == Kind::Unavailable && hint.is_some_and(|it| it.contains(part)), "{errno}");
         }
-        assert_eq!(told(Errno::IO), (Kind::Internal, None));
-        assert_eq!(told(Errno::ROFS), (Kind::Denied, None));
+        assert_eq!(kind_and_hint(Errno::IO), (Kind::Internal, None));
+        assert_eq!(kind_and_hint(Errno::ROFS), (Kind::Denied, None));
     }
 
     #[test]
-    fn a_hint_from_below_is_kept() {
+    fn the_hint_of_a_source_is_kept() {
         let error = Err::<(), _>(Error::usage("no").hint("try yes")).doing(|| "above".into()).unwrap_err();
         assert_eq!(error.hint_text(), Some("try yes"));
     }

@@ -1,7 +1,7 @@
-//! Paths inside a repository: relative, `/`-separated bytes, that never leave it.
+//! Repository paths: relative, `/`-separated bytes that cannot point outside the repository.
 //!
-//! The lexical half of the safety of paths; the other half is `fs::Root`, which walks them without
-//! following links.
+//! This is the lexical half of path safety: no `..`, no absolute path, no name that a file system could read
+//! as `.git` or `.mlx`. The other half is `fs::Root`, which opens these paths without following symlinks.
 
 use std::{
     ffi::OsStr,
@@ -14,21 +14,22 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::error::{Error, Kind, Result};
 
-/// Bytes of a path below the root.
-const LONGEST: usize = 4096;
-/// Folders below the root.
+/// Longest path below the root, in bytes.
+const MAX_LEN: usize = 4096;
+/// Largest number of nested folders below the root.
 pub const DEEPEST: usize = 1000;
 
-/// A place below the root of a repository (the root itself is empty).
+/// Path relative to the root of a repository; the root itself is empty.
 #[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RepoPath(Vec<u8>);
 
 impl RepoPath {
+    /// Returns the path of the repository's root.
     pub fn root() -> Self {
         Self::default()
     }
 
-    /// Turns what the user typed in `cwd` into a repository path, or says why it cannot be one.
+    /// Resolves a path that the user typed in `cwd`. A path outside the repository is a usage error.
     pub fn parse(typed: &OsStr, cwd: &Path, root: &Path) -> Result<Self> {
         let outside = || {
             Error::new(Kind::Usage, format!("`{}` is outside the repository", show(typed.as_bytes())))
@@ -54,23 +55,25 @@ impl RepoPath {
         rest.try_fold(Self::root(), |path, name| path.join(name.as_bytes()))
     }
 
-    /// A file in mlx's own folder, as Git knows it; below the root of files no path leads there.
+    /// Returns the path of a file in the `.mlx` folder, for use with Git. Every other constructor refuses
+    /// such paths.
     pub fn of_mlx(name: &'static str) -> Self {
         Self([b".mlx/", name.as_bytes()].concat())
     }
 
-    /// Checks bytes that somebody else wrote: a tree, a Git path.
+    /// Validates untrusted bytes, such as an entry of a tree or a path from Git.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         if bytes.is_empty() {
             return Ok(Self::root());
         }
-        bytes.split(|&it| it == b'/').try_fold(Self::root(), |path, name| path.join(name))
+        bytes.split(|&byte| byte == b'/').try_fold(Self::root(), |path, name| path.join(name))
     }
 
-    /// Reads what [`RepoPath::to_text`] wrote.
+    /// Parses the text form that [`RepoPath::to_text`] returns.
     pub fn from_text(text: &str) -> Result<Self> {
-        let wrong =
-            || Error::new(Kind::Corrupt, format!("`{text}` holds a `%` that two hex digits do not follow"));
+        let wrong = || {
+            Error::new(Kind::Corrupt, format!("`{text}` has a `%` that is not followed by two hex digits"))
+        };
         let mut bytes = Vec::with_capacity(text.len());
         let mut rest = text.as_bytes();
         while let [first, tail @ ..] = rest {
@@ -79,19 +82,20 @@ impl RepoPath {
                 bytes.push(*first);
                 continue;
             }
-            let hex = tail.get(..2).and_then(|it| std::str::from_utf8(it).ok()).ok_or_else(wrong)?;
+            let hex = tail.get(..2).and_then(|pair| std::str::from_utf8(pair).ok()).ok_or_else(wrong)?;
             bytes.push(u8::from_str_radix(hex, 16).map_err(|_| wrong())?);
             rest = &tail[2..];
         }
         Self::from_bytes(&bytes)
     }
 
-    /// For people, TOML and JSON: `%`, control characters and what is not UTF-8 are written `%XX`.
+    /// Returns the text form for display, TOML and JSON: `%`, control characters and bytes that are not UTF-8
+    /// are written as `%XX`.
     pub fn to_text(&self) -> String {
         show(&self.0)
     }
 
-    /// This path with one more name, which must be a plain one.
+    /// Appends one name, which must pass [`check_name`].
     pub fn join(&self, name: &[u8]) -> Result<Self> {
         check_name(name)?;
         let mut path = self.clone();
@@ -99,10 +103,10 @@ impl RepoPath {
             path.0.push(b'/');
         }
         path.0.extend_from_slice(name);
-        let deep = path.0.iter().filter(|&&it| it == b'/').count() > DEEPEST;
-        if path.0.len() > LONGEST || deep {
+        let too_deep = path.0.iter().filter(|&&byte| byte == b'/').count() > DEEPEST;
+        if path.0.len() > MAX_LEN || too_deep {
             let message = format!(
-                "`{}…` is too long: more than {LONGEST} bytes or {DEEPEST} folders",
+                "`{}…` is too long: more than {MAX_LEN} bytes or {DEEPEST} folders",
                 show(&path.0[..80])
             );
             return Err(Error::new(Kind::Usage, message));
@@ -110,17 +114,18 @@ impl RepoPath {
         Ok(path)
     }
 
-    /// This path, and below it `other`.
+    /// Appends all names of `other`.
     pub fn join_path(&self, other: &Self) -> Result<Self> {
         other.components().try_fold(self.clone(), |path, name| path.join(name))
     }
 
-    /// `data` becomes `data.mlx`.
+    /// Appends a suffix to the last name: `data` becomes `data.mlx`.
     pub fn with_suffix(&self, suffix: &str) -> Self {
         Self([&self.0, suffix.as_bytes()].concat())
     }
 
-    /// `data.mlx` becomes `data`; something else nothing.
+    /// Removes a suffix from the last name: `data.mlx` becomes `data`. Returns `None` if the name does not
+    /// end in it or consists of it alone.
     pub fn without_suffix(&self, suffix: &str) -> Option<Self> {
         let rest = self.0.strip_suffix(suffix.as_bytes())?;
         (!rest.is_empty() && !rest.ends_with(b"/")).then(|| Self(rest.to_vec()))
@@ -135,34 +140,34 @@ impl RepoPath {
     }
 
     pub fn components(&self) -> impl Iterator<Item = &[u8]> {
-        self.0.split(|&it| it == b'/').filter(|it| !it.is_empty())
+        self.0.split(|&byte| byte == b'/').filter(|name| !name.is_empty())
     }
 
-    /// The last name; empty for the root.
+    /// Returns the last name; empty for the root.
     pub fn name(&self) -> &[u8] {
-        self.0.rsplit(|&it| it == b'/').next().unwrap_or_default()
+        self.0.rsplit(|&byte| byte == b'/').next().unwrap_or_default()
     }
 
-    /// The folder this lies in; the root lies in nothing.
+    /// Returns the containing folder; `None` for the root.
     pub fn parent(&self) -> Option<Self> {
         if self.is_root() {
             return None;
         }
-        let end = self.0.iter().rposition(|&it| it == b'/').unwrap_or(0);
+        let end = self.0.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
         Some(Self(self.0[..end].to_vec()))
     }
 
-    /// This path, the folder it lies in, and so on up to the root.
+    /// Iterates over this path, its containing folder, and so on up to the root.
     pub fn ancestors(&self) -> impl Iterator<Item = Self> {
         std::iter::successors(Some(self.clone()), Self::parent)
     }
 
-    /// Whether this is `other` or lies below it.
+    /// Returns true if this is `other` or a path below it.
     pub fn is_within(&self, other: &Self) -> bool {
         self.below(other).is_some()
     }
 
-    /// The rest of this path below `other`.
+    /// Returns this path relative to `other`; `None` if it is not within `other`.
     pub fn below(&self, other: &Self) -> Option<Self> {
         if other.is_root() {
             return Some(self.clone());
@@ -174,66 +179,69 @@ impl RepoPath {
         }
     }
 
-    /// Whether one of the two lies in the other.
+    /// Returns true if one of the two paths is within the other.
     pub fn overlaps(&self, other: &Self) -> bool {
         self.is_within(other) || other.is_within(self)
     }
 
+    /// Returns the file system path below `root`.
     pub fn on_disk(&self, root: &Path) -> PathBuf {
         if self.is_root() { root.to_owned() } else { root.join(OsStr::from_bytes(&self.0)) }
     }
 }
 
-/// Bytes as text that any file, terminal and parser takes; [`RepoPath::from_text`] reads it back.
+/// Escapes bytes as text that is safe in files, terminals and parsers; [`RepoPath::from_text`] reverses it.
 pub fn show(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
-        for it in chunk.valid().chars() {
-            if it == '%' || it.is_control() {
+        for character in chunk.valid().chars() {
+            if character == '%' || character.is_control() {
                 let mut buffer = [0; 4];
-                it.encode_utf8(&mut buffer).bytes().for_each(|byte| escape(&mut text, byte));
+                character.encode_utf8(&mut buffer).bytes().for_each(|byte| push_escaped(&mut text, byte));
             } else {
-                text.push(it);
+                text.push(character);
             }
         }
-        chunk.invalid().iter().for_each(|&byte| escape(&mut text, byte));
+        chunk.invalid().iter().for_each(|&byte| push_escaped(&mut text, byte));
     }
     text
 }
 
-fn escape(text: &mut String, byte: u8) {
+fn push_escaped(text: &mut String, byte: u8) {
     text.push_str(&format!("%{byte:02X}"));
 }
 
-/// Refuses names that are no plain name, or that any file system could take for Git's or our own folder.
+/// Refuses names that are invalid (empty, `.`, `..`, over 255 bytes, with a slash or NUL byte), and names
+/// that any file system could read as Git's or mlx's own folder.
 pub fn check_name(name: &[u8]) -> Result<()> {
     let refuse =
         |why: &str| Err(Error::new(Kind::Denied, format!("`{}` cannot be in a path: {why}", show(name))));
     if name.is_empty() || name == b"." || name == b".." {
-        return refuse("it is no name");
+        return refuse("it is not a name");
     }
     if name.contains(&b'/') || name.contains(&0) {
-        return refuse("it holds a slash or a zero byte");
+        return refuse("it contains a slash or a NUL byte");
     }
     if name.len() > 255 {
         return refuse("it is longer than 255 bytes");
     }
-    // Folding is slow; names that start like none of those need it only for what Unicode hides, and for what
-    // stands behind a backslash, which is a slash elsewhere.
+    // Folding is slow. Names that start with none of these letters need it only if they have Unicode
+    // characters, some of which are ignored, or a backslash, which is a slash on other systems.
     if name.is_ascii() && !b".gGmM".contains(&name[0]) && !name.contains(&b'\\') {
         return Ok(());
     }
-    if name.split(|&it| it == b'\\').any(|it| matches!(&fold(it)[..], ".git" | ".mlx" | "git~1" | "mlx~1")) {
-        return refuse("it could stand for Git's or mlx's own folder");
+    let reserved = |part: &[u8]| matches!(&fold(part)[..], ".git" | ".mlx" | "git~1" | "mlx~1");
+    if name.split(|&byte| byte == b'\\').any(reserved) {
+        return refuse("it could be read as Git's or mlx's own folder");
     }
     Ok(())
 }
 
-/// A name as the most forgiving file system reads it: no case, no trailing dots or spaces, no
-/// stream suffix, none of the code points that HFS+ ignores.
+/// Normalizes a name as the most lenient file system would: lower case, without trailing dots or spaces,
+/// without an NTFS stream suffix, and without the code points that HFS+ ignores.
 fn fold(name: &[u8]) -> String {
-    let ignored = |it: &char| !matches!(it, '\u{200c}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{206a}'..='\u{206f}' | '\u{feff}');
-    let text: String = String::from_utf8_lossy(name).to_lowercase().chars().filter(ignored).collect();
+    let kept = |character: &char| !matches!(character, '\u{200c}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{206a}'..='\u{206f}' | '\u{feff}');
+    let text: String = String::from_utf8_lossy(name).to_lowercase().chars().filter(kept).collect();
     text.split(':').next().unwrap_or_default().trim_end_matches(['.', ' ']).to_owned()
 }
 
@@ -259,7 +267,7 @@ impl Serialize for RepoPath {
 impl<'de> Deserialize<'de> for RepoPath {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let path = Self::from_text(&String::deserialize(deserializer)?).map_err(de::Error::custom)?;
-        // Nobody writes down the repository itself.
+        // No format stores the path of the root itself.
         if path.is_root() { Err(de::Error::custom("an empty path")) } else { Ok(path) }
     }
 }
@@ -275,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_typed_is_taken_from_the_current_folder() {
+    fn a_typed_path_is_relative_to_the_current_folder() {
         let parse = |typed: &str| RepoPath::parse(OsStr::new(typed), Path::new("/r/sub"), Path::new("/r"));
         assert_eq!(parse("data/").unwrap(), path("sub/data"));
         assert_eq!(parse("../a//b/./c").unwrap(), path("a/b/c"));
@@ -287,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_could_be_git_are_refused() {
+    fn names_that_could_be_read_as_git_or_mlx_are_refused() {
         let bad = [
             "a/../b",
             "/a",
@@ -312,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn below_goes_by_whole_names() {
+    fn prefixes_match_whole_names_only() {
         assert!(path("data/x").is_within(&path("data")));
         assert!(!path("data2").is_within(&path("data")));
         assert_eq!(path("data/x/y").below(&path("data")), Some(path("x/y")));
@@ -321,14 +329,14 @@ mod tests {
     }
 
     #[test]
-    fn too_deep_is_refused() {
+    fn a_path_that_is_too_deep_is_refused() {
         assert!(RepoPath::from_bytes("a/".repeat(1000).trim_end_matches('/').as_bytes()).is_ok());
         assert!(RepoPath::from_bytes("a/".repeat(1002).trim_end_matches('/').as_bytes()).is_err());
     }
 
     proptest! {
         #[test]
-        fn text_brings_back_every_byte(bytes: Vec<u8>) {
+        fn the_text_form_round_trips(bytes: Vec<u8>) {
             if let Ok(path) = RepoPath::from_bytes(&bytes) {
                 let text = path.to_text();
                 prop_assert!(!text.contains('\n') && !text.contains('\t'));

@@ -1,23 +1,27 @@
-//! How long work says what it is doing, without knowing who listens.
+//! Progress events of long operations, independent of who shows them.
+//!
+//! Work functions take a `&dyn Progress` and report to it. The command line draws the events, tests record
+//! them, and [`Silent`] discards them.
 
-/// Whoever draws, logs or tests progress.
+/// Receiver of progress events.
 pub trait Progress: Sync {
     fn event(&self, event: Event<'_>);
 
-    /// A fact worth a line that is no failure.
+    /// Reports a fact that is worth a line but is not a failure.
     fn note(&self, message: &str) {
         self.event(Event::Note { message });
     }
 
-    /// Something the user should look at.
+    /// Reports something that the user should check.
     fn warn(&self, message: &str) {
         self.event(Event::Warning { message });
     }
 }
 
-/// A closed list, so that every listener sees every case.
+/// Progress event. The list is closed, so that every receiver handles every case.
 #[derive(Debug)]
 pub enum Event<'a> {
+    /// A task began; `total` is its amount of work, if known.
     Started {
         task: &'a str,
         total: Option<u64>,
@@ -26,7 +30,7 @@ pub enum Event<'a> {
         by: u64,
     },
     Finished,
-    /// What a stage's command printed.
+    /// Output of a stage's command.
     Output {
         bytes: &'a [u8],
     },
@@ -38,7 +42,7 @@ pub enum Event<'a> {
     },
 }
 
-/// Says nothing.
+/// Progress receiver that discards all events.
 pub struct Silent;
 
 impl Progress for Silent {

@@ -211,7 +211,7 @@ fn names_that_may_be_gits_are_refused_at_add() {
     ] {
         sandbox.write(&format!("data/{name}/config"), "x");
         let error = sandbox.fails("add data", 6);
-        assert!(error.contains("could stand for Git's or mlx's own folder"), "{name}: {error}");
+        assert!(error.contains("could be read as Git's or mlx's own folder"), "{name}: {error}");
         fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
     }
     assert!(!sandbox.has("data.mlx") && !sandbox.has(".gitignore"));

@@ -149,7 +149,7 @@ fn what_is_not_there_is_said_and_nothing_changes() {
     let before = sandbox.git("for-each-ref");
     for (args, code, says) in [
         ("monitor run --day 2023-11-10", 3, "no traffic of 2023-11-10 in `production` is sealed"),
-        ("monitor run --day 10.11.2023", 2, "is no day"),
+        ("monitor run --day 10.11.2023", 2, "is not a day"),
         ("monitor run --day 2023-11-10 --env moon", 3, "knows no environment `moon`"),
         (
             "monitor accept --from 2023-11-10 --to 2023-11-11 --as a@b",

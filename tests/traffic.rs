@@ -152,7 +152,7 @@ fn what_cannot_be_sealed_is_named() {
     assert!(sandbox.fails("traffic seal --day 2023-11-14", 2).contains("2023-11-14 is not over"));
     assert!(sandbox.fails("traffic seal --day 2023-11-13", 3).contains("there is no traffic of 2023-11-13"));
     assert!(sandbox.fails("traffic seal --day 2023-11-13 --env test", 3).contains("in `test`"));
-    assert!(sandbox.fails("traffic seal --day today", 2).contains("`today` is no day"));
+    assert!(sandbox.fails("traffic seal --day today", 2).contains("`today` is not a day"));
     assert!(sandbox.fails("traffic seal --day 2023-11-13 --env ../x", 2).contains("`../x`"));
     assert!(sandbox.fails("traffic seal --day 2023-11-13 --machine a/b", 2).contains("`a/b`"));
     assert!(!sandbox.has("traffic"));
