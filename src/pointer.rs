@@ -1,4 +1,14 @@
-//! The `.mlx` file: five lines of TOML that stand in Git for bytes that do not.
+//! Pointer files: the small `*.mlx` TOML files in Git that name a tracked file or folder by digest.
+//!
+//! `data.mlx` is the pointer of `data`. The same content always gives the same bytes:
+//!
+//! ```text
+//! digest = "b3:…"    digest of the file, or of the folder's tree
+//! files = 3          files and links in it; 1 for a file
+//! format = 1         format version
+//! kind = "tree"      file, executable or tree
+//! size = 1234        total size of all files, in bytes
+//! ```
 
 use serde::{Deserialize, Serialize};
 
@@ -9,30 +19,31 @@ use crate::{
     path::RepoPath,
 };
 
-/// The ending of a pointer file's name.
+/// Suffix of a pointer file's name.
 pub const SUFFIX: &str = ".mlx";
 const FORMAT: u64 = 1;
-/// A pointer is never larger, not even with both sides of a merge in it.
-const LARGEST: usize = 4096;
-/// How a pointer begins.
-const START: &[u8] = b"digest = \"b3:";
-/// How a digest begins.
-const WRITTEN: &[u8] = b"\"b3:";
-/// So much of a file tells whether it is a pointer, and all of it if it is one.
-pub const ENOUGH: u64 = LARGEST as u64 + 1;
+/// Largest size of a pointer file, in bytes, even with both sides of a merge conflict in it.
+const MAX_SIZE: usize = 4096;
+/// First bytes of a pointer file.
+const PREFIX: &[u8] = b"digest = \"b3:";
+/// First bytes of a digest value in TOML.
+const DIGEST_PREFIX: &[u8] = b"\"b3:";
+/// Number of bytes to read of a file to detect whether it is a pointer; a pointer is then read whole.
+pub const ENOUGH: u64 = MAX_SIZE as u64 + 1;
 
-/// What a tracked path holds: a file's bytes or a folder's tree.
+/// Content of a tracked path: a file's bytes or a folder's tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Content {
     pub digest: Digest,
-    /// Files and links in it; 1 for a file.
+    /// Number of files and links in it; 1 for a file.
     pub files: u64,
     pub kind: Shape,
-    /// Bytes of all files.
+    /// Total size of all files, in bytes.
     pub size: u64,
 }
 
+/// Kind of a tracked path's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Shape {
@@ -41,16 +52,17 @@ pub enum Shape {
     Tree,
 }
 
-/// A tracked path with its content; the path is the pointer file's own, less `.mlx`.
+/// Tracked path with its content. The path is that of the pointer file without `.mlx`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pointer {
     pub path: RepoPath,
     pub content: Content,
 }
 
+/// TOML fields of a pointer file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
+struct PointerToml {
     digest: Digest,
     files: u64,
     format: u64,
@@ -59,30 +71,30 @@ struct Written {
 }
 
 impl Pointer {
-    /// Whether a file that ends in `.mlx` is a pointer, be it a broken one: other programs keep files under that
-    /// name, too. Whatever else a pointer of ours has lost, and whatever later formats add, it has a line for its
-    /// digest; where a write was cut off before that, the file is the beginning of one.
+    /// Returns true if the bytes of a `*.mlx` file look like a pointer, even a damaged one. Other programs
+    /// use that suffix, too. Any pointer, damaged or of a later format, has a line with its digest; one whose
+    /// write was cut off before that line is a prefix of a pointer.
     pub fn resembles(bytes: &[u8]) -> bool {
         let is_digest = |line: &[u8]| {
             let rest = line.trim_ascii_start().strip_prefix(b"digest");
-            rest.is_some_and(|it| it.trim_ascii_start().starts_with(b"="))
+            rest.is_some_and(|rest| rest.trim_ascii_start().starts_with(b"="))
         };
-        if bytes.len() > LARGEST {
+        if bytes.len() > MAX_SIZE {
             return false;
         }
-        // Zeros are what a power cut leaves, or what an editor put between the letters.
-        let text: Vec<u8> = bytes.iter().copied().filter(|it| *it != 0).collect();
-        START.starts_with(&text)
-            || text.split(|it| *it == b'\n').any(is_digest)
-            || text.windows(WRITTEN.len()).any(|it| it == WRITTEN)
+        // Zero bytes come from a power cut, or from an editor that saved the file as UTF-16.
+        let text: Vec<u8> = bytes.iter().copied().filter(|byte| *byte != 0).collect();
+        PREFIX.starts_with(&text)
+            || text.split(|byte| *byte == b'\n').any(is_digest)
+            || text.windows(DIGEST_PREFIX.len()).any(|window| window == DIGEST_PREFIX)
     }
 
-    /// Whether it was written in a format that this mlx does not know.
+    /// Returns true if the file has a newer format than this version of mlx supports.
     pub fn is_newer(bytes: &[u8]) -> bool {
         document::format_of(&String::from_utf8_lossy(bytes)).is_some_and(|it| it > FORMAT)
     }
 
-    /// Refuses the pointer file of `path` if a newer mlx wrote it, whatever else there is in it.
+    /// Refuses the pointer file of `path` if a newer mlx wrote it, whatever else it contains.
     pub fn check_format(path: &RepoPath, bytes: &[u8]) -> Result<()> {
         if Self::is_newer(bytes) {
             let file = path.with_suffix(SUFFIX);
@@ -91,7 +103,7 @@ impl Pointer {
         Ok(())
     }
 
-    /// Reads the pointer file of `path`.
+    /// Parses the pointer file of `path`.
     pub fn parse(path: RepoPath, bytes: &[u8]) -> Result<Self> {
         let file = path.with_suffix(SUFFIX);
         let text = String::from_utf8_lossy(bytes);
@@ -103,15 +115,15 @@ impl Pointer {
         }
         let broken = |why: &str| Error::corrupt(format!("`{file}` is not a pointer: {why}"));
         Self::check_format(&path, bytes)?;
-        let written: Written = toml::from_str(&text).map_err(|it| broken(it.message()))?;
-        if written.format != FORMAT {
+        let parsed: PointerToml = toml::from_str(&text).map_err(|it| broken(it.message()))?;
+        if parsed.format != FORMAT {
             return Err(broken("its format is unknown"));
         }
-        let Written { digest, files, kind, size, .. } = written;
+        let PointerToml { digest, files, kind, size, .. } = parsed;
         Ok(Self { path, content: Content { digest, files, kind, size } })
     }
 
-    /// One fact a line, sorted; the same content gives the same bytes.
+    /// Formats the pointer file: one field per line, sorted. The same content gives the same bytes.
     pub fn to_toml(&self) -> String {
         let Content { digest, files, kind, size } = self.content;
         let kind = kind.name();
@@ -120,7 +132,7 @@ impl Pointer {
         )
     }
 
-    /// Where the pointer file lies.
+    /// Returns the path of the pointer file.
     pub fn file(&self) -> RepoPath {
         self.path.with_suffix(SUFFIX)
     }
@@ -137,10 +149,11 @@ impl Shape {
 }
 
 impl Content {
-    /// The refusal to go on without bytes that are in no store at hand.
+    /// Creates the error that this content of `path` is not in the local store.
     pub fn absent(&self, path: &RepoPath) -> Error {
-        Error::new(Kind::NotFound, format!("the content of `{path}` ({}) is not here", self.digest.short()))
-            .hint("bring it with `mlx pull`")
+        let digest = self.digest.short();
+        Error::new(Kind::NotFound, format!("the content of `{path}` ({digest}) is not in the local store"))
+            .hint("get it with `mlx pull`")
     }
 }
 
@@ -152,7 +165,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_reads_what_it_prints(seed: u64, files: u32, size in 0..i64::MAX as u64, kind in 0..3_usize) {
+        fn a_printed_pointer_parses_to_itself(seed: u64, files: u32, size in 0..i64::MAX as u64, kind in 0..3_usize) {
             let kind = [Shape::File, Shape::Executable, Shape::Tree][kind];
             let content = Content { digest: Digest::of(&seed.to_le_bytes()), files: files.into(), kind, size };
             let pointer = Pointer { path: RepoPath::from_text("a/b").unwrap(), content };
@@ -161,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn parse_errors_name_the_problem() {
         let parse =
             |text: &str| Pointer::parse(RepoPath::from_text("data").unwrap(), text.as_bytes()).unwrap_err();
         let conflict = parse("<<<<<<< HEAD\nformat = 1\n=======\n>>>>>>> x\n");
@@ -171,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_others_call_so_are_none() {
+    fn mlx_files_of_other_programs_are_not_pointers() {
         assert!(Pointer::resembles(include_bytes!("../fixtures/formats/pointer-1.mlx")));
         let conflict = b"<<<<<<< HEAD\ndigest = \"b3:0\"\n=======\ndigest = \"b3:1\"\n>>>>>>> x\nsize = 1\n";
         assert!(Pointer::resembles(conflict) && Pointer::resembles(b"  digest=1\nformat = 2\n"));
@@ -180,13 +193,13 @@ mod tests {
         assert!(
             !Pointer::resembles(b"let view = <div digest=\"x\" />\n") && !Pointer::resembles(b"<!DOCTYPE>")
         );
-        assert!(!Pointer::resembles(b"<<<<<<< HEAD\n=======\n>>>>>>> x\n"), "of a file that was none");
+        assert!(!Pointer::resembles(b"<<<<<<< HEAD\n=======\n>>>>>>> x\n"), "conflict in another file");
         assert!(!Pointer::resembles(b"PK\x03\x04\x00 a live script"));
         assert!(!Pointer::resembles(&[b"format = 1\n", &[b' '; 5000][..]].concat()));
     }
 
     #[test]
-    fn the_first_format_is_read_for_ever() {
+    fn format_1_stays_readable() {
         let golden = include_bytes!("../fixtures/formats/pointer-1.mlx");
         let pointer = Pointer::parse(RepoPath::from_text("data").unwrap(), golden).unwrap();
         assert_eq!(pointer.to_toml().as_bytes(), golden);

@@ -1,5 +1,12 @@
-//! Rows of bytes: the few shapes that our machine-read formats (trees, pack indexes, the workspace
-//! index) are made of. One value has one spelling.
+//! Encoding of the binary records in trees, pack indexes and the workspace index.
+//!
+//! Every value has exactly one valid encoding, so that equal values give equal bytes; all others are errors.
+//!
+//! ```text
+//! number  LEB128 varint of up to 64 bits, in its shortest form, 1–10 bytes
+//! bytes   length as a number │ the bytes
+//! digest  32 bytes
+//! ```
 
 use crate::{
     digest::Digest,
@@ -21,19 +28,20 @@ pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-/// Takes values off the front of some bytes; every way they can be wrong is an error.
+/// Decoder that reads values from the front of a byte slice. Malformed input is an error, never a panic.
 pub struct Reader<'a> {
     rest: &'a [u8],
-    /// What is being read, for the error.
-    what: &'a str,
+    /// Name of the data, for error messages.
+    source: &'a str,
 }
 
 impl<'a> Reader<'a> {
-    pub fn new(bytes: &'a [u8], what: &'a str) -> Self {
-        Self { rest: bytes, what }
+    /// Creates a reader; `source` names the data in error messages, such as "a pack index".
+    pub fn new(bytes: &'a [u8], source: &'a str) -> Self {
+        Self { rest: bytes, source }
     }
 
-    /// Bytes that are still to be read.
+    /// Returns the number of bytes not read yet.
     pub fn left(&self) -> usize {
         self.rest.len()
     }
@@ -42,8 +50,9 @@ impl<'a> Reader<'a> {
         self.rest.is_empty()
     }
 
+    /// Reads `count` bytes.
     pub fn take(&mut self, count: usize) -> Result<&'a [u8]> {
-        let (head, rest) = self.rest.split_at_checked(count).ok_or_else(|| self.broken("ends too early"))?;
+        let (head, rest) = self.rest.split_at_checked(count).ok_or_else(|| self.broken("is truncated"))?;
         self.rest = rest;
         Ok(head)
     }
@@ -52,22 +61,24 @@ impl<'a> Reader<'a> {
         Ok(self.take(1)?[0])
     }
 
+    /// Reads a number written by [`put_number`].
     pub fn number(&mut self) -> Result<u64> {
         let mut number = 0_u64;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;
             let bits = u64::from(byte & 0x7f);
             if bits << shift >> shift != bits || (byte == 0 && shift > 0) {
-                return Err(self.broken("holds a misspelt number"));
+                return Err(self.broken("has a non-canonical varint"));
             }
             number |= bits << shift;
             if byte < 0x80 {
                 return Ok(number);
             }
         }
-        Err(self.broken("holds an endless number"))
+        Err(self.broken("has an oversized varint"))
     }
 
+    /// Reads bytes written by [`put_bytes`].
     pub fn bytes(&mut self) -> Result<&'a [u8]> {
         let length = self.number()?;
         self.take(usize::try_from(length).unwrap_or(usize::MAX))
@@ -78,21 +89,24 @@ impl<'a> Reader<'a> {
         Ok(Digest::from_bytes(bytes.try_into().expect("we took 32 bytes")))
     }
 
+    /// Reads the magic bytes of a format's header, which include its version.
     pub fn expect(&mut self, magic: &[u8]) -> Result<()> {
         let found = self.rest.get(..magic.len());
         if found != Some(magic) {
-            return Err(self.broken("does not start as it should, or is of a newer version"));
+            return Err(self.broken("has an unknown header, or was written by a newer mlx"));
         }
         self.rest = &self.rest[magic.len()..];
         Ok(())
     }
 
+    /// Checks that all bytes were read.
     pub fn end(&self) -> Result<()> {
-        if self.rest.is_empty() { Ok(()) } else { Err(self.broken("goes on after its end")) }
+        if self.rest.is_empty() { Ok(()) } else { Err(self.broken("has trailing bytes")) }
     }
 
-    pub fn broken(&self, how: &str) -> Error {
-        Error::corrupt(format!("{} {how}", self.what))
+    /// Creates the error that the data is corrupt: its name, then `problem`.
+    pub fn broken(&self, problem: &str) -> Error {
+        Error::corrupt(format!("{} {problem}", self.source))
     }
 }
 
@@ -104,9 +118,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_put_is_read(numbers: Vec<u64>, bytes: Vec<u8>) {
+        fn encoded_values_decode_to_themselves(numbers: Vec<u64>, bytes: Vec<u8>) {
             let mut out = Vec::new();
-            numbers.iter().for_each(|&it| put_number(&mut out, it));
+            numbers.iter().for_each(|&number| put_number(&mut out, number));
             put_bytes(&mut out, &bytes);
             let mut reader = Reader::new(&out, "it");
             for number in numbers {
@@ -117,14 +131,14 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_it_panic(bytes: Vec<u8>) {
+        fn no_bytes_cause_a_panic(bytes: Vec<u8>) {
             let mut reader = Reader::new(&bytes, "it");
             while !reader.is_empty() && reader.bytes().is_ok() {}
         }
     }
 
     #[test]
-    fn a_number_has_one_spelling() {
+    fn a_number_has_one_encoding() {
         assert!(Reader::new(&[0x80, 0x00], "it").number().is_err());
         assert!(Reader::new(&[0xff; 11], "it").number().is_err());
         assert_eq!(Reader::new(&[0x80, 0x01], "it").number().unwrap(), 128);
