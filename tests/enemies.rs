@@ -247,7 +247,7 @@ fn pointers_behind_links_are_refused_by_every_command() {
         "unprotect hookdir",
     ] {
         let error = sandbox.fails(args, 6);
-        assert!(error.contains("is a link, and mlx does not go through links"), "{args}: {error}");
+        assert!(error.contains("is a symlink, and mlx does not follow symlinks"), "{args}: {error}");
         assert_eq!(outside(&sandbox), before, "{args}");
     }
     assert_eq!(sandbox.json("status")["data"][1]["state"], "unknown");
@@ -463,7 +463,7 @@ fn another_file_system_in_a_folder_is_content_and_the_repository_in_itself_is_no
     drop(other);
     assert_eq!(sandbox.json("status")["clean"], false);
     let again = mount(&["--bind", sandbox.repo.to_str().unwrap()], &place);
-    assert!(again.is_some() && sandbox.fails("add data", 6).contains("cannot take `data/m/.git`"));
+    assert!(again.is_some() && sandbox.fails("add data", 6).contains("cannot track `data/m/.git`"));
 }
 
 /// Names that a terminal would obey, or show as another name.

@@ -220,7 +220,9 @@ fn paths_are_taken_in_every_form() {
     assert!(inside.fails("add -- -y", 3).contains("`data/cat/-y` not found"));
     // Through a link leads no path, be its end in the repository or not.
     symlink("data", sandbox.repo.join("link")).unwrap();
-    assert!(sandbox.fails("add link/dog", 6).contains("`link` is a link, and mlx does not go through links"));
+    assert!(
+        sandbox.fails("add link/dog", 6).contains("`link` is a symlink, and mlx does not follow symlinks")
+    );
     assert!(sandbox.fails("add link", 2).contains("`link` is a link"));
     // The top of the repository is not tracked, and no pointer stands beside it.
     sandbox.commit("one");
@@ -296,7 +298,7 @@ fn a_pointer_that_git_would_leave_out_is_warned_of() {
     symlink("elsewhere", sandbox.repo.join(".gitignore")).unwrap();
     sandbox.write("v", "v");
     let error = sandbox.fails("add v", 6);
-    assert!(error.contains("`.gitignore` is a link, and mlx does not go through links\nhint: "), "{error}");
+    assert!(error.contains("`.gitignore` is a symlink, and mlx does not follow symlinks\nhint: "), "{error}");
     assert!(!sandbox.has("v.mlx"));
 }
 

@@ -133,7 +133,7 @@ fn what_has_no_content_is_named_and_hides_nothing_else() {
     assert_eq!(item["state"], "unknown");
     let unknown =
         |at: usize| (item["unknown"][at]["path"].as_str(), item["unknown"][at]["why"].as_str().unwrap());
-    assert!(unknown(0).0 == Some("data") && unknown(0).1.contains("cannot take `data/.git`"), "{item}");
+    assert!(unknown(0).0 == Some("data") && unknown(0).1.contains("cannot track `data/.git`"), "{item}");
     assert_eq!(unknown(1).0, Some("data/socket"));
     assert_eq!(item["changes"], json!([{"path": "data/a", "change": "modified"}]));
 }

@@ -1,4 +1,9 @@
-//! An open folder, and files that come about in it under a temporary name.
+//! Open folders: file operations by name that never follow symlinks, and atomic writes through temporary
+//! files.
+//!
+//! ```text
+//! .mlx-tmp-PID-COUNT-NONCE  name of a temporary file; PID is its process
+//! ```
 
 use std::{
     io::{self, Seek as _, SeekFrom, Write},
@@ -14,63 +19,68 @@ use rustix::{
 
 use crate::{
     error::{Doing, Error, Kind, Result},
-    fs::{File, Form, Link, Listing, Sieve, Stamp, TEMPORARY, fault, is_alive, refused::Way},
+    fs::{File, Form, Link, Listing, Sieve, Stamp, TEMPORARY, fault, is_alive, link_support::LinkRoute},
     path::{RepoPath, check_name, show},
 };
 
-/// Whether bytes must survive a power cut before their name is seen.
+/// Time at which a written file must survive a power cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sync {
+    /// Before its name becomes visible.
     Yes,
-    /// Workspace files: one sync of the whole file system comes before the index names them.
+    /// At a later sync of the whole file system. Used for workspace files, which are synced before the index
+    /// names them.
     Later,
 }
 
-/// An open folder below a root; names are used from its handle and links are not followed.
+/// Open folder below a root. Names are resolved from its handle, and symlinks are not followed.
 pub struct Dir {
     fd: OwnedFd,
-    /// For messages, and to build the paths of what is in it.
-    shown: RepoPath,
-    /// Whether its group may do what its owner may, with everything that comes about in it.
-    shared: bool,
+    /// Path below the root, for messages and for the paths of entries.
+    path: RepoPath,
+    /// True if the group gets the owner's permissions on everything created here.
+    group_access: bool,
 }
 
-/// A new file that nobody sees until [`Temp::publish`]; dropped before that, it is gone.
+/// New file that is not visible under its name until [`Temp::publish`]. It is removed when dropped before
+/// that.
 pub struct Temp {
     dir: Dir,
     name: Vec<u8>,
     file: Option<File>,
-    /// Where it ends, if that is in a hole that was skipped and not written.
+    /// Length of the file if it ends in a hole that was skipped and not written.
     end: Option<u64>,
-    /// Bytes so far, and how many a file may have.
-    at: u64,
+    /// Number of bytes written so far.
+    written: u64,
+    /// Largest size of a file that this process may write, in bytes.
     limit: u64,
 }
 
-/// So many folders from the top, folders are walked by all cores.
-const WIDE: usize = 6;
-/// A path of fewer bytes is neither too long nor too deep.
-const SHORT: usize = 1000;
+/// Depth up to which the folders of a walk are read in parallel.
+const PARALLEL_DEPTH: usize = 6;
+/// Length below which a path, in bytes, is neither too long nor too deep.
+const ALWAYS_VALID_LEN: usize = 1000;
 
-/// Runs of zeros at least this long become holes: a sparse file stays one.
+/// Zeros to compare writes with: runs of them at least this long become holes, so that a sparse file stays
+/// sparse.
 static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
 
 impl Dir {
-    pub(super) fn new(fd: OwnedFd, shown: RepoPath) -> Self {
-        Self { fd, shown, shared: false }
+    pub(super) fn new(fd: OwnedFd, path: RepoPath) -> Self {
+        Self { fd, path, group_access: false }
     }
 
-    /// What comes about here is its group's as well, if the folder itself is.
-    pub(super) fn share(&mut self) -> Result<()> {
+    /// Makes everything created here writable by the group, if the folder itself is.
+    pub(super) fn inherit_group_access(&mut self) -> Result<()> {
         let stat = fs::fstat(&self.fd).map_err(io::Error::from);
-        let stat = stat.doing(|| format!("cannot look at the folder `{}`", self.shown))?;
-        self.shared = stat.st_mode & 0o020 != 0;
+        let stat = stat.doing(|| format!("cannot stat the folder `{}`", self.path))?;
+        self.group_access = stat.st_mode & 0o020 != 0;
         Ok(())
     }
 
-    /// Gives the group what the owner of a new file or folder may, whatever the umask says.
-    pub(super) fn open_to_group(&self, fd: &impl std::os::fd::AsFd) -> io::Result<()> {
-        if !self.shared {
+    /// Gives the group the owner's permissions on a new file or folder, regardless of the umask.
+    pub(super) fn grant_group_access(&self, fd: &impl std::os::fd::AsFd) -> io::Result<()> {
+        if !self.group_access {
             return Ok(());
         }
         let stat = fs::fstat(fd)?;
@@ -82,152 +92,158 @@ impl Dir {
         Ok(fs::fchmod(fd, Mode::from_raw_mode(wanted))?)
     }
 
-    /// Whether a file belongs to somebody else than this process's user.
+    /// Returns true if a file belongs to another user than this process's; false if it does not exist.
     pub fn is_foreign(&self, name: &[u8]) -> Result<bool> {
         match fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(stat.st_uid != rustix::process::geteuid().as_raw()),
             Err(rustix::io::Errno::NOENT) => Ok(false),
-            Err(error) => Err(io::Error::from(error)).doing(|| format!("cannot look at {}", self.at(name))),
+            Err(error) => Err(io::Error::from(error)).doing(|| format!("cannot stat {}", self.quoted(name))),
         }
     }
 
-    /// A second handle on the same folder.
+    /// Duplicates the handle of this folder.
     pub fn again(&self) -> Result<Self> {
-        let fd = self.fd.try_clone().doing(|| format!("cannot open the folder `{}` again", self.shown))?;
-        Ok(Self { fd, shown: self.shown.clone(), shared: self.shared })
+        let fd = self.fd.try_clone().doing(|| format!("cannot open the folder `{}` again", self.path))?;
+        Ok(Self { fd, path: self.path.clone(), group_access: self.group_access })
     }
 
-    /// Where it lies below its root.
+    /// Returns the path of this folder below its root.
     pub fn path(&self) -> &RepoPath {
-        &self.shown
+        &self.path
     }
 
-    fn at(&self, name: &[u8]) -> String {
-        let folder = if self.shown.is_root() { String::new() } else { format!("{}/", self.shown.to_text()) };
+    /// Formats the path of an entry for messages, in backticks.
+    fn quoted(&self, name: &[u8]) -> String {
+        let folder = if self.path.is_root() { String::new() } else { format!("{}/", self.path.to_text()) };
         format!("`{folder}{}`", show(name))
     }
 
-    /// Opens a folder in this one; a link in its place is refused.
+    /// Opens a folder in this one. A symlink in its place is an error.
     pub fn open_dir(&self, name: &[u8]) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = fault::point("open").and_then(|()| self.open_at(name, flags, Mode::empty()));
-        let shown = self.shown.join(name)?;
+        let path = self.path.join(name)?;
         match fd {
-            Ok(fd) => Ok(Self { fd, shown, shared: self.shared }),
+            Ok(fd) => Ok(Self { fd, path, group_access: self.group_access }),
             Err(error) => {
-                self.refuse_link(name)?;
-                Err(error).doing(|| format!("cannot open the folder {}", self.at(name)))
+                self.refuse_symlink(name)?;
+                Err(error).doing(|| format!("cannot open the folder {}", self.quoted(name)))
             }
         }
     }
 
-    /// What could not be opened is a link: that says more than the system's own words.
-    fn refuse_link(&self, name: &[u8]) -> Result<()> {
+    /// Fails if `name`, which could not be opened, is a symlink: that message says more than the system's.
+    fn refuse_symlink(&self, name: &[u8]) -> Result<()> {
         if self.stamp(name)?.is_some_and(|it| it.form == Form::Link) {
-            let message = format!("{} is a link, and mlx does not go through links", self.at(name));
-            return Err(Error::new(Kind::Denied, message).hint("replace the link by what it points to"));
+            let message = format!("{} is a symlink, and mlx does not follow symlinks", self.quoted(name));
+            return Err(Error::new(Kind::Denied, message).hint("replace the symlink with its target"));
         }
         Ok(())
     }
 
-    /// Opens a folder in this one, made if it is not there.
+    /// Opens a folder in this one; it is created if missing.
     pub fn make_dir(&self, name: &[u8]) -> Result<Self> {
-        let made = fault::tell("folder", || self.at(name))
+        let created = fault::logged_point("folder", || self.quoted(name))
             .and_then(|()| Ok(fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o777))?));
-        match made {
+        match created {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists && self.stamp(name)?.is_none() => {
-                Err(error).doing(|| format!("cannot make the folder {}", self.at(name)))
+                Err(error).doing(|| format!("cannot create the folder {}", self.quoted(name)))
             }
             Err(_) => self.open_dir(name),
             Ok(()) => {
-                let made = self.open_dir(name)?;
-                let opened = made.open_to_group(&made.fd);
-                opened.doing(|| format!("cannot change the mode of {}", self.at(name)))?;
-                Ok(made)
+                let dir = self.open_dir(name)?;
+                let granted = dir.grant_group_access(&dir.fd);
+                granted.doing(|| format!("cannot change the mode of {}", self.quoted(name)))?;
+                Ok(dir)
             }
         }
     }
 
+    /// Returns the metadata of an entry, without following symlinks; `None` if it does not exist.
     pub fn stamp(&self, name: &[u8]) -> Result<Option<Stamp>> {
         match retry_on_intr(|| fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)) {
             Ok(stat) => Ok(Some(Stamp::of(&stat))),
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(None),
-            Err(error) => Err(io::Error::from(error)).doing(|| format!("cannot look at {}", self.at(name))),
+            Err(error) => Err(io::Error::from(error)).doing(|| format!("cannot stat {}", self.quoted(name))),
         }
     }
 
-    /// An open that a signal cuts short is made again.
+    /// Opens an entry; retries if a signal interrupts the call.
     fn open_at(&self, name: &[u8], flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
         Ok(retry_on_intr(|| fs::openat(&self.fd, name, flags, mode))?)
     }
 
-    /// Opens a plain file for reading; links, fifos and devices are refused without blocking.
+    /// Opens a regular file for reading. Symlinks, FIFOs and devices are errors; opening them never blocks.
     pub fn open(&self, name: &[u8]) -> Result<File> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let opened = fault::point("open").and_then(|()| self.open_at(name, flags, Mode::empty()));
         let file = match opened {
             Ok(fd) => File::from(fd),
             Err(error) => {
-                self.refuse_link(name)?;
-                return Err(error).doing(|| format!("cannot open {}", self.at(name)));
+                self.refuse_symlink(name)?;
+                return Err(error).doing(|| format!("cannot open {}", self.quoted(name)));
             }
         };
         if !file.metadata().is_ok_and(|it| it.is_file()) {
-            return Err(Error::new(Kind::Denied, format!("{} is not a plain file", self.at(name))));
+            return Err(Error::new(Kind::Denied, format!("{} is not a regular file", self.quoted(name))));
         }
         Ok(file)
     }
 
     pub fn read_link(&self, name: &[u8]) -> Result<Vec<u8>> {
         let target = fs::readlinkat(&self.fd, name, Vec::new()).map_err(io::Error::from);
-        Ok(target.doing(|| format!("cannot read the link {}", self.at(name)))?.into_bytes())
+        Ok(target.doing(|| format!("cannot read the symlink {}", self.quoted(name)))?.into_bytes())
     }
 
-    /// Everything below this folder that `sieve` lets through; our own unfinished files are left out.
-    pub fn entries(&self, sieve: &dyn Sieve) -> Result<Listing> {
+    /// Lists everything below this folder that `filter` keeps; mlx's own temporary files are left out.
+    pub fn entries(&self, filter: &dyn Sieve) -> Result<Listing> {
         let mut names = self.names()?;
-        names.retain(|it| owner(&it.0).is_none());
-        sieve.sift(self, &mut names)?;
+        names.retain(|it| temp_file_pid(&it.0).is_none());
+        filter.sift(self, &mut names)?;
         let mut listing = Listing::default();
-        // Near the top all cores walk; below, folders are too many and stacks too deep for that.
-        if self.shown.components().count() < WIDE && names.len() > 1 {
-            let found: Vec<_> = names.par_iter().map(|it| self.taken(&it.0, it.1, sieve)).collect();
-            for (found, (name, _)) in found.into_iter().zip(&names) {
-                found?.into_iter().for_each(|(stamp, below)| listing.push(name, &stamp, below));
+        // Parallel near the top only: further down there are too many folders, and the stacks get too deep.
+        if self.path.components().count() < PARALLEL_DEPTH && names.len() > 1 {
+            let visited: Vec<_> =
+                names.par_iter().map(|(name, kind)| self.visit(name, *kind, filter)).collect();
+            for (entry, (name, _)) in visited.into_iter().zip(&names) {
+                if let Some((stamp, children)) = entry? {
+                    listing.push(name, &stamp, children);
+                }
             }
         } else {
             for (name, kind) in &names {
-                self.taken(name, *kind, sieve)?
-                    .into_iter()
-                    .for_each(|(stamp, below)| listing.push(name, &stamp, below));
+                if let Some((stamp, children)) = self.visit(name, *kind, filter)? {
+                    listing.push(name, &stamp, children);
+                }
             }
         }
-        Ok(listing.end())
+        Ok(listing.shrink())
     }
 
-    /// What lies under a name, if it can be taken and read.
-    fn taken(&self, name: &[u8], kind: FileType, sieve: &dyn Sieve) -> Result<Option<(Stamp, Listing)>> {
-        // `.git` and its like inside data: named with the folder it is in.
-        let short = self.shown.bytes().len() + name.len() < SHORT;
-        let fits = if short { check_name(name) } else { self.shown.join(name).map(drop) };
-        if let Err(error) = fits {
-            let error = error.hint("name it in a `.mlxignore` to leave it out, or move it away");
-            let error = Err(error).doing(|| format!("cannot take {}", self.at(name)));
-            return error.or_else(|it| sieve.trouble(&self.shown, it)).map(|()| None);
+    /// Reads an entry with everything below it. The filter decides about names that are not allowed and
+    /// unreadable entries.
+    fn visit(&self, name: &[u8], kind: FileType, filter: &dyn Sieve) -> Result<Option<(Stamp, Listing)>> {
+        let short = self.path.bytes().len() + name.len() < ALWAYS_VALID_LEN;
+        let valid = if short { check_name(name) } else { self.path.join(name).map(drop) };
+        if let Err(error) = valid {
+            let error = error.hint("add it to a `.mlxignore` to leave it out, or move it elsewhere");
+            let error = Err(error).doing(|| format!("cannot track {}", self.quoted(name)));
+            // Reported for the folder, since an entry such as `.git` inside data has no valid path.
+            return error.or_else(|error| filter.trouble(&self.path, error)).map(|()| None);
         }
-        match self.entry(name, kind, sieve) {
+        match self.entry(name, kind, filter) {
             Ok(entry) => Ok(entry),
-            Err(error) => sieve.trouble(&self.shown.join(name)?, error).map(|()| None),
+            Err(error) => filter.trouble(&self.path.join(name)?, error).map(|()| None),
         }
     }
 
-    fn entry(&self, name: &[u8], kind: FileType, sieve: &dyn Sieve) -> Result<Option<(Stamp, Listing)>> {
+    fn entry(&self, name: &[u8], kind: FileType, filter: &dyn Sieve) -> Result<Option<(Stamp, Listing)>> {
         let Some(stamp) = self.stamp(name)? else { return Ok(None) };
         let folder = kind == FileType::Directory || stamp.form == Form::Folder;
         let children = if folder {
             let dir = self.open_dir(name)?;
-            let children = dir.entries(sieve)?;
-            if children.is_empty() && dir.holds_any()? && !sieve.shows_emptied(&dir.shown)? {
+            let children = dir.entries(filter)?;
+            if children.is_empty() && dir.has_entries()? && !filter.shows_emptied(&dir.path)? {
                 return Ok(None);
             }
             children
@@ -237,12 +253,12 @@ impl Dir {
         Ok(Some((stamp, children)))
     }
 
-    /// Whether something lies in this folder; our own unfinished files are nothing.
-    fn holds_any(&self) -> Result<bool> {
-        Ok(self.names()?.iter().any(|it| owner(&it.0).is_none()))
+    /// Returns true if this folder contains anything but mlx's own temporary files.
+    fn has_entries(&self) -> Result<bool> {
+        Ok(self.names()?.iter().any(|it| temp_file_pid(&it.0).is_none()))
     }
 
-    /// Names and kinds in this folder, sorted by the bytes of the names.
+    /// Lists names and kinds of the entries in this folder, sorted by the bytes of the names.
     pub fn names(&self) -> Result<Vec<(Vec<u8>, FileType)>> {
         let read = || -> io::Result<Vec<_>> {
             fault::point("readdir")?;
@@ -257,56 +273,62 @@ impl Dir {
             names.sort_by(|a, b| a.0.cmp(&b.0));
             Ok(names)
         };
-        read().doing(|| format!("cannot list the folder `{}`", self.shown))
+        read().doing(|| format!("cannot list the folder `{}`", self.path))
     }
 
-    /// Removes unfinished files of processes that are no more.
+    /// Removes the temporary files of dead processes.
     pub fn sweep(&self) -> Result<()> {
         self.leavings()?.iter().try_for_each(|it| self.remove(it))
     }
 
-    /// Unfinished files of processes that are no more.
+    /// Lists the temporary files of dead processes.
     pub fn leavings(&self) -> Result<Vec<Vec<u8>>> {
         let names = self.names()?.into_iter().map(|it| it.0);
-        let dead = |it: &[u8]| owner(it).is_some_and(|pid| !is_alive(pid)) && !self.is_held(it);
-        Ok(names.filter(|it| dead(it)).collect())
+        let is_stale =
+            |name: &[u8]| temp_file_pid(name).is_some_and(|pid| !is_alive(pid)) && !self.is_locked(name);
+        Ok(names.filter(|it| is_stale(it)).collect())
     }
 
-    /// Whether somebody has the file locked: in another container, or on another machine that shares the disk,
-    /// the number of a process says nothing here.
-    fn is_held(&self, name: &[u8]) -> bool {
+    /// Returns true if a process has the file locked. Process ids alone do not tell, since those of another
+    /// container, or of another machine that shares the disk, mean nothing here.
+    fn is_locked(&self, name: &[u8]) -> bool {
+        let shared = FlockOperation::NonBlockingLockShared;
         let file = self.open(name);
-        file.is_ok_and(|it| {
-            fs::flock(&it, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
-        })
+        file.is_ok_and(|file| fs::flock(&file, shared) == Err(rustix::io::Errno::WOULDBLOCK))
     }
 
-    /// Starts a new file with these permissions (before umask).
+    /// Creates a temporary file with these permission bits (before umask).
     pub fn create(&self, mode: u32) -> Result<Temp> {
-        let name = temporary_name();
+        let name = new_temp_name();
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let opened =
             fault::point("create").and_then(|()| self.open_at(&name, flags, Mode::from_raw_mode(mode)));
-        let file = opened.and_then(|it| self.open_to_group(&it).map(|()| it));
-        let file = file.doing(|| format!("cannot write in the folder `{}`", self.shown))?;
-        let limit = crate::fs::largest_file();
-        Ok(Temp { dir: self.again()?, name, file: Some(File::from(file)), end: None, at: 0, limit })
+        let file = opened.and_then(|fd| self.grant_group_access(&fd).map(|()| fd));
+        let file = file.doing(|| format!("cannot write to the folder `{}`", self.path))?;
+        let limit = crate::fs::max_file_size();
+        Ok(Temp { dir: self.again()?, name, file: Some(File::from(file)), end: None, written: 0, limit })
     }
 
-    /// Gives a link or a second name of a file (made by `make` under a temporary name) its place.
-    pub(super) fn put(&self, name: &[u8], make: impl FnOnce(&[u8]) -> io::Result<()>) -> io::Result<()> {
-        let temporary = temporary_name();
-        fault::point("link").and_then(|()| make(&temporary))?;
+    /// Creates a symlink or hard link atomically: `create` makes it under a temporary name, which is then
+    /// renamed.
+    pub(super) fn publish_link(
+        &self,
+        name: &[u8],
+        create: impl FnOnce(&[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let temporary = new_temp_name();
+        fault::point("link").and_then(|()| create(&temporary))?;
         let renamed =
             fault::point("rename").and_then(|()| Ok(fs::renameat(&self.fd, &temporary[..], &self.fd, name)?));
-        // Renaming one of two names of the same file onto the other does nothing and keeps both.
-        let _gone = fs::unlinkat(&self.fd, &temporary[..], AtFlags::empty());
+        // A rename between two hard links of the same file does nothing and keeps both names.
+        let _removed = fs::unlinkat(&self.fd, &temporary[..], AtFlags::empty());
         renamed
     }
 
+    /// Creates or replaces a symlink.
     pub fn symlink(&self, target: &[u8], name: &[u8]) -> Result<()> {
-        self.put(name, |temporary| Ok(fs::symlinkat(target, &self.fd, temporary)?))
-            .doing(|| format!("cannot make the link {}", self.at(name)))
+        self.publish_link(name, |temporary| Ok(fs::symlinkat(target, &self.fd, temporary)?))
+            .doing(|| format!("cannot create the symlink {}", self.quoted(name)))
     }
 
     pub fn set_executable(&self, name: &[u8], executable: bool) -> Result<()> {
@@ -322,10 +344,10 @@ impl Dir {
             fault::point("chmod")?;
             Ok(fs::fchmod(&file, Mode::from_raw_mode(mode))?)
         };
-        change().doing(|| format!("cannot change the mode of {}", self.at(name)))
+        change().doing(|| format!("cannot change the mode of {}", self.quoted(name)))
     }
 
-    /// Takes away everyone's right to write a file: others share it.
+    /// Removes write permission for all users, for a file that is shared by links.
     pub fn set_read_only(&self, name: &[u8]) -> Result<()> {
         let open = || {
             Ok(fs::openat(
@@ -337,46 +359,47 @@ impl Dir {
         };
         let change = |file: OwnedFd| Ok(fs::fchmod(file, Mode::from_raw_mode(0o444))?);
         let changed: io::Result<()> = open().and_then(change);
-        changed.doing(|| format!("cannot change the mode of {}", self.at(name)))
+        changed.doing(|| format!("cannot change the mode of {}", self.quoted(name)))
     }
 
-    /// Removes a file, a link, or a folder with everything in it; nothing there is fine.
+    /// Removes a file, a symlink, or a folder with everything in it; a missing entry is fine.
     pub fn remove(&self, name: &[u8]) -> Result<()> {
         let unlink = |flags| {
-            fault::tell("remove", || self.at(name)).and_then(|()| Ok(fs::unlinkat(&self.fd, name, flags)?))
+            fault::logged_point("remove", || self.quoted(name))
+                .and_then(|()| Ok(fs::unlinkat(&self.fd, name, flags)?))
         };
         match unlink(AtFlags::empty()) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => {
                 if self.stamp(name)?.is_none_or(|it| it.form != Form::Folder) {
-                    return Err(error).doing(|| format!("cannot remove {}", self.at(name)));
+                    return Err(error).doing(|| format!("cannot remove {}", self.quoted(name)));
                 }
                 let inner = self.open_dir(name)?;
-                for (below, _) in inner.names()? {
-                    inner.remove(&below)?;
+                for (child, _) in inner.names()? {
+                    inner.remove(&child)?;
                 }
-                unlink(AtFlags::REMOVEDIR).doing(|| format!("cannot remove {}", self.at(name)))
+                unlink(AtFlags::REMOVEDIR).doing(|| format!("cannot remove {}", self.quoted(name)))
             }
         }
     }
 
-    /// Removes a folder if it is empty.
+    /// Removes a folder if it is empty; returns true if it was removed.
     pub fn remove_empty(&self, name: &[u8]) -> bool {
         fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR).is_ok()
     }
 
     pub fn rename(&self, name: &[u8], to: &Self, new: &[u8]) -> Result<()> {
-        fault::tell("rename", || format!("{} {}", self.at(name), to.at(new)))
+        fault::logged_point("rename", || format!("{} {}", self.quoted(name), to.quoted(new)))
             .and_then(|()| Ok(fs::renameat(&self.fd, name, &to.fd, new)?))
-            .doing(|| format!("cannot move {} to {}", self.at(name), to.at(new)))
+            .doing(|| format!("cannot move {} to {}", self.quoted(name), to.quoted(new)))
     }
 
-    /// Makes the names in this folder survive a power cut.
+    /// Syncs this folder, so that the names in it survive a power cut.
     pub fn sync(&self) -> Result<()> {
-        fault::tell("sync-folder", || format!("`{}`", self.shown.to_text()))
+        fault::logged_point("sync-folder", || format!("`{}`", self.path.to_text()))
             .and_then(|()| Ok(retry_on_intr(|| fs::fsync(&self.fd))?))
-            .doing(|| format!("cannot sync the folder `{}`", self.shown))
+            .doing(|| format!("cannot sync the folder `{}`", self.path))
     }
 
     pub(super) fn fd(&self) -> &OwnedFd {
@@ -385,64 +408,68 @@ impl Dir {
 }
 
 impl Temp {
-    /// Gives the file its name, over whatever had it.
+    /// Renames the file to its name, replacing any file there.
     pub fn publish(mut self, name: &[u8], sync: Sync) -> Result<()> {
-        self.close_hole()?;
+        self.extend_over_hole()?;
         let file = self.file.take().expect("a file is published once");
         let dir = &self.dir;
-        let doing = || format!("cannot write {}", dir.at(name));
+        let context = || format!("cannot write {}", dir.quoted(name));
         if sync == Sync::Yes {
-            fault::tell("sync", || dir.at(&self.name)).and_then(|()| file.sync_all()).doing(doing)?;
+            fault::logged_point("sync", || dir.quoted(&self.name))
+                .and_then(|()| file.sync_all())
+                .doing(context)?;
         }
-        fault::tell("rename", || format!("{} {}", dir.at(&self.name), dir.at(name)))
+        fault::logged_point("rename", || format!("{} {}", dir.quoted(&self.name), dir.quoted(name)))
             .and_then(|()| Ok(fs::renameat(&dir.fd, &self.name[..], &dir.fd, name)?))
-            .doing(doing)?;
+            .doing(context)?;
         self.name.clear();
-        // Until here it was held.
+        // Closing the file releases its lock, which must last until the rename.
         drop(file);
         if sync == Sync::Yes { self.dir.sync() } else { Ok(()) }
     }
 
-    /// As [`Temp::publish`] without a sync; what the file system says of the file under its name, unless
-    /// somebody touched it meanwhile.
+    /// Like [`Temp::publish`] without a sync, and returns the metadata of the file under its name; `None` if
+    /// another process changed it meanwhile.
     pub fn publish_stamped(mut self, name: &[u8]) -> Result<Option<Stamp>> {
-        self.close_hole()?;
+        self.extend_over_hole()?;
         let before = fs::fstat(self.file()).ok().map(|it| Stamp::of(&it));
         let dir = self.dir.again()?;
         drop(self.file.take());
         fault::point("rename")
             .and_then(|()| Ok(fs::renameat(&dir.fd, &self.name[..], &dir.fd, name)?))
-            .doing(|| format!("cannot write {}", dir.at(name)))?;
+            .doing(|| format!("cannot write {}", dir.quoted(name)))?;
         self.name.clear();
-        let same = |it: &Stamp| {
-            before.is_some_and(|old| (old.inode, old.mtime, old.size) == (it.inode, it.mtime, it.size))
+        let unchanged = |after: &Stamp| {
+            let key = |stamp: &Stamp| (stamp.inode, stamp.mtime, stamp.size);
+            before.is_some_and(|before| key(&before) == key(after))
         };
-        Ok(dir.stamp(name)?.filter(same))
+        Ok(dir.stamp(name)?.filter(unchanged))
     }
 
-    /// Keeps it locked until it is published, so that nobody takes it for the leavings of a dead process, wherever
-    /// they run.
+    /// Keeps the file locked until it is published, so that no process, wherever it runs, removes it as the
+    /// temporary file of a dead process.
     #[must_use]
     pub fn held(self) -> Self {
-        // Where the file system knows no locks, the number of the process has to do.
-        let _unheld = fs::flock(self.file(), FlockOperation::NonBlockingLockExclusive);
+        // On a file system without locks, the process id in the name has to suffice.
+        let _unlocked = fs::flock(self.file(), FlockOperation::NonBlockingLockExclusive);
         self
     }
 
-    /// Shares the blocks of `file`, where the file system can: tried once, and remembered.
+    /// Makes this file a reflink of `file`, which shares its blocks. Returns false if that is not possible;
+    /// lack of support is remembered.
     pub fn share(&self, file: &File) -> bool {
-        let way = Way::new(Link::Reflink, file, &self.dir.fd);
-        if way.is_some_and(|it| it.is_refused()) {
+        let route = LinkRoute::new(Link::Reflink, file, &self.dir.fd);
+        if route.is_some_and(|it| it.is_unsupported()) {
             return false;
         }
         let shared = fault::point("reflink").and_then(|()| Ok(fs::ioctl_ficlone(self.file(), file)?));
-        if let (Err(error), Some(way)) = (&shared, way) {
-            way.note(error, true);
+        if let (Err(error), Some(route)) = (&shared, route) {
+            route.mark_unsupported(error, true);
         }
         shared.is_ok()
     }
 
-    /// A second handle on the bytes written so far, from the start.
+    /// Opens the bytes written so far for reading, from the start.
     pub fn reread(&self) -> Result<File> {
         let reopen = || -> io::Result<File> {
             let mut file = File::from(fs::openat(
@@ -457,10 +484,10 @@ impl Temp {
         reopen().doing(|| "cannot read back a temporary file".into())
     }
 
-    /// A file that ends in a hole gets its length.
-    fn close_hole(&mut self) -> Result<()> {
+    /// Sets the length of a file that ends in a hole.
+    fn extend_over_hole(&mut self) -> Result<()> {
         let Some(end) = self.end.take() else { return Ok(()) };
-        self.file().set_len(end).doing(|| format!("cannot write in the folder `{}`", self.dir.shown))
+        self.file().set_len(end).doing(|| format!("cannot write to the folder `{}`", self.dir.path))
     }
 
     pub(super) fn name(&self) -> &[u8] {
@@ -475,25 +502,26 @@ impl Temp {
 impl Write for Temp {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         fault::point("write")?;
-        let hole = bytes.len() >= ZEROS.len() && bytes.chunks(ZEROS.len()).all(|it| *it == ZEROS[..it.len()]);
+        let hole = bytes.len() >= ZEROS.len()
+            && bytes.chunks(ZEROS.len()).all(|chunk| *chunk == ZEROS[..chunk.len()]);
         if hole {
             let skipped = i64::try_from(bytes.len()).map_err(io::Error::other)?;
             let end = self.file().seek(SeekFrom::Current(skipped))?;
             if end > self.limit {
                 return Err(rustix::io::Errno::FBIG.into());
             }
-            (self.at, self.end) = (end, Some(end));
+            (self.written, self.end) = (end, Some(end));
             return Ok(bytes.len());
         }
         self.end = None;
-        if self.at >= self.limit {
-            // The kernel would end the process with a signal.
+        if self.written >= self.limit {
+            // Checked here, since the kernel would kill the process with a signal.
             return Err(rustix::io::Errno::FBIG.into());
         }
-        let room = usize::try_from(self.limit - self.at).unwrap_or(usize::MAX);
-        let wanted = fault::piece(bytes.len().min(room))?;
+        let allowed = usize::try_from(self.limit - self.written).unwrap_or(usize::MAX);
+        let wanted = fault::transfer_size(bytes.len().min(allowed))?;
         let written = self.file().write(&bytes[..wanted])?;
-        self.at += written as u64;
+        self.written += written as u64;
         Ok(written)
     }
 
@@ -505,22 +533,22 @@ impl Write for Temp {
 impl Drop for Temp {
     fn drop(&mut self) {
         if !self.name.is_empty() {
-            let _gone = fs::unlinkat(&self.dir.fd, &self.name[..], AtFlags::empty());
+            let _removed = fs::unlinkat(&self.dir.fd, &self.name[..], AtFlags::empty());
         }
     }
 }
 
-/// The process that an unfinished file belongs to; other files that are called so are not ours.
-fn owner(name: &[u8]) -> Option<u32> {
+/// Returns the process id in the name of a temporary file of mlx; `None` for any other name.
+fn temp_file_pid(name: &[u8]) -> Option<u32> {
     let rest = std::str::from_utf8(name.strip_prefix(TEMPORARY)?).ok()?;
     let parts: Vec<&str> = rest.split('-').collect();
     let [pid, count, nonce] = parts[..] else { return None };
-    let ours = count.parse::<u64>().is_ok() && u64::from_str_radix(nonce, 16).is_ok();
-    pid.parse().ok().filter(|_| ours)
+    let valid = count.parse::<u64>().is_ok() && u64::from_str_radix(nonce, 16).is_ok();
+    pid.parse().ok().filter(|_| valid)
 }
 
-/// `.mlx-tmp-PID-COUNT-NONCE`: unique among the living.
-fn temporary_name() -> Vec<u8> {
+/// Returns a name `.mlx-tmp-PID-COUNT-NONCE` that is unique among running processes.
+fn new_temp_name() -> Vec<u8> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let nonce = crate::fs::tick() & 0xff_ffff;

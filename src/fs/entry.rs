@@ -1,4 +1,4 @@
-//! What a walk finds: names with what the file system says of them.
+//! Results of a walk over a folder: names with the kind, size, times and inode of each file.
 
 use rustix::fs::{FileType, Stat};
 
@@ -8,17 +8,17 @@ use crate::{
     wire::{Reader, put_bytes, put_number},
 };
 
-/// What kind of thing lies under a name.
+/// Kind of a directory entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     File,
     Folder,
     Link,
-    /// A fifo, socket or device: no content, never opened.
+    /// FIFO, socket or device: has no content and is never opened.
     Other,
 }
 
-/// What the file system says of a file, cheap to compare: if none of it changed, the bytes did not.
+/// Metadata of a file, as returned by `stat`. If it is unchanged, the content is unchanged, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
     pub form: Form,
@@ -31,7 +31,7 @@ pub struct Stamp {
     pub inode: u64,
 }
 
-/// One name in a folder, with everything below it.
+/// One name in a folder, with all entries below it.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry<'l> {
     pub name: &'l [u8],
@@ -39,20 +39,20 @@ pub struct Entry<'l> {
     pub children: &'l Listing,
 }
 
-/// What a walk found in a folder, sorted by the bytes of the names. A million names are kept at once, so they lie close
-/// together:
+/// Entries of a folder, sorted by the bytes of their names. They are encoded compactly in memory, since a
+/// million may be kept at once:
 ///
 /// ```text
-/// row  form, with a bit for what may be run, 1 │ name │ size │ inode │ mtime and ctime, 8 each
+/// row  kind, with a bit for executable files, 1 │ name │ size │ inode │ mtime and ctime, 8 each
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Listing {
     rows: Vec<u8>,
-    /// Of its folders, in order.
-    below: Vec<Listing>,
+    /// Listings of the folders among the entries, in order.
+    children: Vec<Listing>,
 }
 
-static EMPTY: Listing = Listing { rows: Vec::new(), below: Vec::new() };
+static EMPTY: Listing = Listing { rows: Vec::new(), children: Vec::new() };
 
 const FORMS: [Form; 4] = [Form::File, Form::Folder, Form::Link, Form::Other];
 const EXECUTABLE: u8 = 4;
@@ -62,9 +62,9 @@ impl Listing {
         self.rows.is_empty()
     }
 
-    /// Takes the next name; what is below it, if it is a folder.
+    /// Appends an entry; `children` is kept if it is a folder.
     pub(super) fn push(&mut self, name: &[u8], stamp: &Stamp, children: Self) {
-        let form = FORMS.iter().position(|it| *it == stamp.form).expect("all forms are listed");
+        let form = FORMS.iter().position(|form| *form == stamp.form).expect("all kinds are listed");
         self.rows.push(form as u8 | if stamp.executable { EXECUTABLE } else { 0 });
         put_bytes(&mut self.rows, name);
         put_number(&mut self.rows, stamp.size);
@@ -72,27 +72,28 @@ impl Listing {
         self.rows.extend_from_slice(&stamp.mtime.to_le_bytes());
         self.rows.extend_from_slice(&stamp.ctime.to_le_bytes());
         if stamp.form == Form::Folder {
-            self.below.push(children);
+            self.children.push(children);
         }
     }
 
-    /// Gives back room that was set aside for more.
-    pub(super) fn end(mut self) -> Self {
+    /// Frees the memory that was reserved for more entries.
+    pub(super) fn shrink(mut self) -> Self {
         self.rows.shrink_to_fit();
-        self.below.shrink_to_fit();
+        self.children.shrink_to_fit();
         self
     }
 
     pub fn iter(&self) -> impl Iterator<Item = Entry<'_>> {
         let mut reader = Reader::new(&self.rows, "a listing");
-        let mut below = self.below.iter();
+        let mut listings = self.children.iter();
         let mut row = move || -> Result<Entry<'_>> {
             let (first, name) = (reader.byte()?, reader.bytes()?);
             let (size, inode) = (reader.number()?, reader.number()?);
-            let mut time = || reader.take(8).map(|it| i64::from_le_bytes(it.try_into().expect("we took 8")));
+            let mut time =
+                || reader.take(8).map(|bytes| i64::from_le_bytes(bytes.try_into().expect("8 bytes")));
             let (mtime, ctime) = (time()?, time()?);
             let (form, executable) = (FORMS[usize::from(first & 3)], first & EXECUTABLE != 0);
-            let children = if form == Form::Folder { below.next() } else { None };
+            let children = if form == Form::Folder { listings.next() } else { None };
             let stamp = Stamp { form, executable, size, mtime, ctime, inode };
             Ok(Entry { name, stamp, children: children.unwrap_or(&EMPTY) })
         };
@@ -100,21 +101,24 @@ impl Listing {
     }
 }
 
-/// A file touched less than this before it was read may change again within the same tick of the file system's
-/// clock, without a trace: it is not vouched for.
+/// Longest tick of a file system's clock, in nanoseconds. A file that changed less than this before it was
+/// read may change again within the same tick and keep its times, so its metadata does not prove that it is
+/// unchanged.
 pub const TICK: i64 = 12_000_000;
-/// Some file systems count whole seconds, and some of those every other one.
+/// Longest tick of file systems that store times in steps of one or two seconds, in nanoseconds.
 const COARSE_TICK: i64 = 2_100_000_000;
 const SECOND: i64 = 1_000_000_000;
 
 impl Stamp {
-    /// Whether a file read at `tick` would show if it had been touched since.
+    /// Returns true if the file last changed more than a clock tick before `tick`, the time at which it was
+    /// read (from [`crate::fs::tick`]). Any later change then shows in its times.
     pub fn is_settled(&self, tick: i64) -> bool {
         let clock = if self.ctime % SECOND == 0 { COARSE_TICK } else { TICK };
         self.ctime.max(self.mtime).saturating_add(clock) < tick
     }
 
-    /// Waits until what is read now is settled, but not for long; the time after that.
+    /// Waits, for two ticks at most, until the last change is more than a clock tick ago, and returns the
+    /// time then.
     pub fn wait_until_settled(&self) -> i64 {
         let end = tick().saturating_add(2 * TICK);
         loop {
@@ -133,7 +137,7 @@ impl Stamp {
             FileType::Symlink => Form::Link,
             _ => Form::Other,
         };
-        #[expect(clippy::cast_possible_wrap, reason = "nanoseconds are below a thousand million")]
+        #[expect(clippy::cast_possible_wrap, reason = "nanoseconds are below 1,000,000,000")]
         let nanoseconds =
             |seconds: i64, rest: u64| seconds.saturating_mul(1_000_000_000).saturating_add(rest as i64);
         Self {
@@ -155,7 +159,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_listing_gives_back_what_it_took(
+        fn a_listing_returns_the_pushed_entries(
             rows: Vec<(Vec<u8>, u8, u64, i64, i64, u64)>, inner: Vec<Vec<u8>>
         ) {
             let stamp = |form: u8, size, mtime, ctime, inode| Stamp {
@@ -163,11 +167,13 @@ mod tests {
             };
             let mut listing = Listing::default();
             for (name, form, size, mtime, ctime, inode) in &rows {
-                let mut below = Listing::default();
-                inner.iter().for_each(|it| below.push(it, &stamp(0, 1, 2, 3, 4), Listing::default()));
-                listing.push(name, &stamp(*form, *size, *mtime, *ctime, *inode), below.end());
+                let mut children = Listing::default();
+                for name in &inner {
+                    children.push(name, &stamp(0, 1, 2, 3, 4), Listing::default());
+                }
+                listing.push(name, &stamp(*form, *size, *mtime, *ctime, *inode), children.shrink());
             }
-            let listing = listing.end();
+            let listing = listing.shrink();
             let found: Vec<_> = listing.iter().collect();
             prop_assert_eq!(found.len(), rows.len());
             for (entry, (name, form, size, mtime, ctime, inode)) in found.iter().zip(&rows) {

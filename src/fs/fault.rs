@@ -1,17 +1,26 @@
-//! A place where tests break the disk. `MLX_FAULT=fail:N` makes the N-th operation fail, `kill:N`
-//! ends the process there, as SIGKILL would; `stop:N` halts it until it is told to go on, so that others come between two
-//! operations; from `stuck:N` on every one fails; from `full:N` on every one fails that needs room, as on a full disk;
-//! `short` hands out and takes bytes one at a time, with interruptions between them; `record:FILE` writes down what is
-//! synced and what gets its name, in order, and `tell:FILE` the name of every operation. Nothing of it is in a release
-//! build.
+//! Fault injection for tests: makes chosen disk operations fail. Release builds contain none of it.
+//!
+//! Every disk operation passes a numbered fault point. The environment variable `MLX_FAULT` says what happens
+//! there:
+//!
+//! ```text
+//! fail:N       the N-th operation fails
+//! kill:N       the process ends at the N-th operation, by SIGKILL
+//! stop:N       the process stops there (SIGSTOP) until it is continued, so that another one can run in between
+//! stuck:N      every operation fails from the N-th on
+//! full:N       every operation that needs disk space fails from the N-th on, as on a full disk
+//! short        reads and writes transfer one byte at a time, with interruptions between them
+//! record:FILE  folder creations, removals, renames and syncs are logged to FILE, in order
+//! tell:FILE    the name of every operation is logged to FILE
+//! ```
 
 #[cfg(test)]
 pub use self::crash::Crash;
 #[cfg(debug_assertions)]
-pub use self::order::{piece, point, tell};
+pub use self::injection::{logged_point, point, transfer_size};
 
 #[cfg(not(debug_assertions))]
-pub use self::release::{piece, point, tell};
+pub use self::release::{logged_point, point, transfer_size};
 
 #[cfg(not(debug_assertions))]
 mod release {
@@ -25,19 +34,19 @@ mod release {
 
     #[expect(clippy::unnecessary_wraps, reason = "in debug builds it fails")]
     #[inline]
-    pub fn tell(_: &'static str, _: impl FnOnce() -> String) -> io::Result<()> {
+    pub fn logged_point(_: &'static str, _: impl FnOnce() -> String) -> io::Result<()> {
         Ok(())
     }
 
     #[expect(clippy::unnecessary_wraps, reason = "in debug builds it fails")]
     #[inline]
-    pub fn piece(wanted: usize) -> io::Result<usize> {
+    pub fn transfer_size(wanted: usize) -> io::Result<usize> {
         Ok(wanted)
     }
 }
 
 #[cfg(debug_assertions)]
-mod order {
+mod injection {
     use std::{
         fs, io,
         io::Write as _,
@@ -49,139 +58,145 @@ mod order {
 
     use rustix::process::Signal;
 
-    enum Order {
+    enum Fault {
         Fail(u64),
         Signal(Signal, u64),
         Stuck(u64),
         Full(u64),
         Short,
-        Record(fs::File),
-        Tell(fs::File),
+        /// Logs operations whose order matters after a power cut.
+        LogDurable(fs::File),
+        /// Logs the name of every operation.
+        LogAll(fs::File),
     }
 
-    static ORDER: LazyLock<Option<Order>> = LazyLock::new(|| {
-        let order = std::env::var("MLX_FAULT").ok()?;
-        let (how, at) = order.split_once(':').unwrap_or((&order, ""));
-        match how {
-            "kill" => at.parse().ok().map(|it| Order::Signal(Signal::KILL, it)),
-            "stop" => at.parse().ok().map(|it| Order::Signal(Signal::STOP, it)),
-            "fail" => at.parse().ok().map(Order::Fail),
-            "stuck" => at.parse().ok().map(Order::Stuck),
-            "full" => at.parse().ok().map(Order::Full),
-            "short" => Some(Order::Short),
-            "tell" => append(at).map(Order::Tell),
-            _ => append(at).map(Order::Record),
+    static FAULT: LazyLock<Option<Fault>> = LazyLock::new(|| {
+        let setting = std::env::var("MLX_FAULT").ok()?;
+        let (name, value) = setting.split_once(':').unwrap_or((&setting, ""));
+        match name {
+            "kill" => value.parse().ok().map(|at| Fault::Signal(Signal::KILL, at)),
+            "stop" => value.parse().ok().map(|at| Fault::Signal(Signal::STOP, at)),
+            "fail" => value.parse().ok().map(Fault::Fail),
+            "stuck" => value.parse().ok().map(Fault::Stuck),
+            "full" => value.parse().ok().map(Fault::Full),
+            "short" => Some(Fault::Short),
+            "tell" => open_log(value).map(Fault::LogAll),
+            _ => open_log(value).map(Fault::LogDurable),
         }
     });
-    fn append(path: &str) -> Option<fs::File> {
+
+    fn open_log(path: &str) -> Option<fs::File> {
         fs::OpenOptions::new().append(true).create(true).open(path).ok()
     }
 
-    /// What a full disk refuses.
-    const NEED_ROOM: [&str; 8] = ["create", "folder", "link", "mkdir", "rename", "sync", "sync-all", "write"];
+    /// Operations that fail on a full disk.
+    const NEED_SPACE: [&str; 8] =
+        ["create", "folder", "link", "mkdir", "rename", "sync", "sync-all", "write"];
 
-    static PASSED: AtomicU64 = AtomicU64::new(0);
-    static PIECES: AtomicU64 = AtomicU64::new(0);
+    static OPERATIONS: AtomicU64 = AtomicU64::new(0);
+    static TRANSFERS: AtomicU64 = AtomicU64::new(0);
 
+    /// Counts an operation and injects the fault that is due at it.
     pub fn point(operation: &'static str) -> io::Result<()> {
         #[cfg(test)]
         crate::fs::fault::crash::point(operation)?;
-        let Some(order) = &*ORDER else { return Ok(()) };
-        let passed = PASSED.fetch_add(1, Ordering::SeqCst) + 1;
-        match *order {
-            Order::Signal(signal, at) if passed == at => {
-                let _dead_or_going_on = rustix::process::kill_process(rustix::process::getpid(), signal);
+        let Some(fault) = &*FAULT else { return Ok(()) };
+        let number = OPERATIONS.fetch_add(1, Ordering::SeqCst) + 1;
+        match *fault {
+            Fault::Signal(signal, at) if number == at => {
+                let _killed_or_continued = rustix::process::kill_process(rustix::process::getpid(), signal);
                 Ok(())
             }
-            // One write, so that threads do not mix their lines.
-            Order::Tell(ref file) => {
+            // A single write, so that lines of different threads do not mix.
+            Fault::LogAll(ref file) => {
                 let mut file: &fs::File = file;
                 file.write_all(format!("{operation}\n").as_bytes())
             }
-            Order::Fail(at) if passed == at => {
+            Fault::Fail(at) if number == at => {
                 Err(io::Error::other(format!("fault point {at}: {operation}")))
             }
-            Order::Stuck(at) if passed >= at => Err(rustix::io::Errno::IO.into()),
-            Order::Full(at) if passed >= at && NEED_ROOM.contains(&operation) => {
+            Fault::Stuck(at) if number >= at => Err(rustix::io::Errno::IO.into()),
+            Fault::Full(at) if number >= at && NEED_SPACE.contains(&operation) => {
                 Err(rustix::io::Errno::NOSPC.into())
             }
             _ => Ok(()),
         }
     }
 
-    /// As [`point`], of what counts when the power goes: it stands in the record before it happens.
-    pub fn tell(operation: &'static str, what: impl FnOnce() -> String) -> io::Result<()> {
-        if let Some(Order::Record(file)) = &*ORDER {
+    /// Like [`point`], for an operation whose order matters after a power cut: `record:FILE` logs it, with
+    /// the `subject`, before it happens.
+    pub fn logged_point(operation: &'static str, subject: impl FnOnce() -> String) -> io::Result<()> {
+        if let Some(Fault::LogDurable(file)) = &*FAULT {
             let mut file: &fs::File = file;
-            file.write_all(format!("{operation} {}\n", what()).as_bytes())?;
+            file.write_all(format!("{operation} {}\n", subject()).as_bytes())?;
         }
         point(operation)
     }
 
-    /// How many of `wanted` bytes are read or written at once.
-    pub fn piece(wanted: usize) -> io::Result<usize> {
-        if !matches!(*ORDER, Some(Order::Short)) {
+    /// Returns how many of `wanted` bytes to read or write in one call.
+    pub fn transfer_size(wanted: usize) -> io::Result<usize> {
+        if !matches!(*FAULT, Some(Fault::Short)) {
             return Ok(wanted);
         }
-        match PIECES.fetch_add(1, Ordering::SeqCst) % 2 {
+        match TRANSFERS.fetch_add(1, Ordering::SeqCst) % 2 {
             0 => Err(io::ErrorKind::Interrupted.into()),
             _ => Ok(wanted.min(1)),
         }
     }
 }
 
-/// A crash without a process of its own: on one thread everything fails from the n-th operation on.
+/// Simulated crash inside the test process: on one thread every operation fails from the n-th on.
 #[cfg(test)]
 mod crash {
     use std::{cell::Cell, io};
 
     thread_local! {
-        /// Operations that are left, where a crash is due.
-        static LEFT: Cell<Option<u64>> = const { Cell::new(None) };
-        static STRUCK: Cell<bool> = const { Cell::new(false) };
+        /// Number of operations until the crash, if one is set.
+        static REMAINING: Cell<Option<u64>> = const { Cell::new(None) };
+        static HAPPENED: Cell<bool> = const { Cell::new(false) };
     }
 
-    /// As long as this lives, the disk is as if the process were dead, from some operation on.
+    /// Guard during whose life every operation from the chosen one on fails, as if the process were dead.
     pub struct Crash(());
 
     impl Crash {
         pub fn at(operation: u64) -> Self {
-            LEFT.set(Some(operation));
-            STRUCK.set(false);
+            REMAINING.set(Some(operation));
+            HAPPENED.set(false);
             Self(())
         }
 
-        /// Whether the last crash has come about.
+        /// Returns true once the crash has happened.
         pub fn struck() -> bool {
-            STRUCK.get()
+            HAPPENED.get()
         }
 
-        /// Lets somebody look at what is left meanwhile.
-        pub fn pause<T>(look: impl FnOnce() -> T) -> T {
-            let left = LEFT.take();
-            let seen = look();
-            LEFT.set(left);
-            seen
+        /// Runs `inspect` without the crash, to examine the state of the disk.
+        pub fn pause<T>(inspect: impl FnOnce() -> T) -> T {
+            let remaining = REMAINING.take();
+            let result = inspect();
+            REMAINING.set(remaining);
+            result
         }
     }
 
     impl Drop for Crash {
         fn drop(&mut self) {
-            LEFT.set(None);
-            STRUCK.set(false);
+            REMAINING.set(None);
+            HAPPENED.set(false);
         }
     }
 
     pub fn point(operation: &str) -> io::Result<()> {
-        match LEFT.get() {
+        match REMAINING.get() {
             None => Ok(()),
             Some(0 | 1) => {
-                LEFT.set(Some(0));
-                STRUCK.set(true);
+                REMAINING.set(Some(0));
+                HAPPENED.set(true);
                 Err(io::Error::other(format!("crashed before: {operation}")))
             }
-            Some(left) => {
-                LEFT.set(Some(left - 1));
+            Some(remaining) => {
+                REMAINING.set(Some(remaining - 1));
                 Ok(())
             }
         }

@@ -1,7 +1,7 @@
-//! Short exclusive locks that say who holds them and go when their holder dies.
+//! File locks between mlx processes, held for a short time and released when their holder dies.
 //!
-//! The kernel keeps them (`flock`), so that a lock never outlives its process; the text in the file only
-//! tells people whom they wait for.
+//! They are `flock` locks of the kernel, so that a lock never outlives its process. The text in the lock file
+//! only tells users which process holds it.
 
 use std::{io::Write as _, thread, time::Duration};
 
@@ -18,83 +18,85 @@ use crate::{
     time::Timestamp,
 };
 
-const STEP: Duration = Duration::from_millis(20);
-/// Thirty seconds of patience: locks are held for milliseconds.
-const STEPS: u32 = 1500;
-/// After a second, whoever waits says for whom.
-const QUIET_STEPS: u32 = 50;
-/// Bytes of a command line that are told.
-const TOLD: usize = 120;
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// Number of polls before giving up, after 30 seconds. Locks are usually held for milliseconds.
+const MAX_POLLS: u32 = 1500;
+/// Number of polls, for one second, before a note names the holder.
+const QUIET_POLLS: u32 = 50;
+/// Largest number of characters of a command line in a lock file.
+const MAX_COMMAND_LEN: usize = 120;
 
-/// Held until dropped.
+/// Lock that is held until dropped.
 #[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "closing the file gives the lock back")] File);
+pub struct Lock(#[expect(dead_code, reason = "closing the file releases the lock")] File);
 
-/// Waits for the lock at `path`; gives up after half a minute and names the holder.
+/// Waits for the exclusive lock at `path`. Gives up after 30 seconds with an error that names the holder.
 pub fn lock(root: &Root, path: &RepoPath) -> Result<Lock> {
     lock_telling(root, path, &Silent)
 }
 
-/// As [`lock`], and says so when it takes long.
+/// Like [`lock`], and reports the holder to `progress` when it takes more than a second.
 pub fn lock_telling(root: &Root, path: &RepoPath, progress: &dyn Progress) -> Result<Lock> {
-    wait(root, path, STEPS, progress)
+    wait(root, path, MAX_POLLS, progress)
 }
 
-/// The lock if nobody has it; never waits.
+/// Returns the lock, or `None` if another process holds it; never waits.
 pub fn try_lock(root: &Root, path: &RepoPath) -> Result<Option<Lock>> {
-    take(root.append(path)?, path)?.map_or_else(|_| Ok(None), |lock| Ok(Some(lock)))
+    acquire(root.append(path)?, path)?.map_or_else(|_| Ok(None), |lock| Ok(Some(lock)))
 }
 
-fn wait(root: &Root, path: &RepoPath, steps: u32, progress: &dyn Progress) -> Result<Lock> {
+fn wait(root: &Root, path: &RepoPath, max_polls: u32, progress: &dyn Progress) -> Result<Lock> {
     let mut file = root.append(path)?;
-    for step in 0..steps {
-        match take(file, path)? {
+    for poll in 0..max_polls {
+        match acquire(file, path)? {
             Ok(lock) => return Ok(lock),
-            Err(again) => file = again,
+            Err(unlocked) => file = unlocked,
         }
-        if step == QUIET_STEPS {
+        if poll == QUIET_POLLS {
             progress.note(&format!("waiting for another mlx: {}", holder(root, path)));
         }
-        thread::sleep(STEP);
+        thread::sleep(POLL_INTERVAL);
     }
-    let message = format!("another mlx is at work here: {}", holder(root, path));
-    Err(Error::new(Kind::Conflict, message).hint("wait for it to end, then try again"))
+    let message = format!("another mlx is running here: {}", holder(root, path));
+    Err(Error::new(Kind::Conflict, message).hint("wait for it to finish, then try again"))
 }
 
-/// The file comes back when somebody else has the lock.
-fn take(file: File, path: &RepoPath) -> Result<Result<Lock, File>> {
+/// Tries to lock the file; returns it if another process holds the lock.
+fn acquire(file: File, path: &RepoPath) -> Result<Result<Lock, File>> {
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {
-            // The kernel holds it; that there is no room for the text must not stop a gc.
-            let _unsigned = sign(&file);
+            // The lock is the kernel's; a full disk that has no space for the text must not stop a gc.
+            let _unwritten = write_holder(&file);
             Ok(Ok(Lock(file)))
         }
         Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(Err(file)),
-        // Waiting would not help where the file system knows no locks.
+        // Waiting would not help if the file system does not support locks.
         Err(error) => Err(std::io::Error::from(error)).doing(|| format!("cannot lock `{path}`")),
     }
 }
 
-/// Who signed last; the moment between taking and signing is shorter than any wait.
+/// Returns the text of the process that locked last. It may be missing for a moment after locking, which is
+/// shorter than any wait.
 fn holder(root: &Root, path: &RepoPath) -> String {
     let text = root.read(path).map(|it| show(it.trim_ascii())).unwrap_or_default();
-    if text.is_empty() { "it has not said who it is".to_owned() } else { text }
+    if text.is_empty() { "holder unknown".to_owned() } else { text }
 }
 
-/// Waits for a lock that many hold at once; [`lock`] on the same path waits for all of them, and they for it.
+/// Waits for a shared lock, which many processes can hold at once. It excludes the exclusive [`lock`] on the
+/// same path.
 pub fn lock_shared(root: &Root, path: &RepoPath) -> Result<Lock> {
     let file = root.append(path)?;
-    for _ in 0..STEPS {
+    for _ in 0..MAX_POLLS {
         if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
             return Ok(Lock(file));
         }
-        thread::sleep(STEP);
+        thread::sleep(POLL_INTERVAL);
     }
-    let message = format!("`{path}` has been locked for half a minute: {}", holder(root, path));
-    Err(Error::new(Kind::Conflict, message).hint("wait for the other mlx to end, then try again"))
+    let message = format!("`{path}` has been locked for 30 seconds: {}", holder(root, path));
+    Err(Error::new(Kind::Conflict, message).hint("wait for the other mlx to finish, then try again"))
 }
 
-/// A new file that is locked for as long as it is open: who finds it unlocked knows that its writer is dead.
+/// Creates a file that is locked as long as it is open. If a process finds it unlocked, its writer is dead.
 pub fn hold(root: &Root, path: &RepoPath) -> Result<File> {
     let file = root.append(path)?;
     let locked = flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(std::io::Error::from);
@@ -102,13 +104,14 @@ pub fn hold(root: &Root, path: &RepoPath) -> Result<File> {
     Ok(file)
 }
 
-/// Whether somebody [`hold`]s the file.
+/// Returns true if a process has the file locked, as [`hold`] does.
 pub fn is_held(root: &Root, path: &RepoPath) -> Result<bool> {
     let file = root.open_file(path)?;
     Ok(flock(&file, FlockOperation::NonBlockingLockShared).is_err())
 }
 
-fn sign(mut file: &File) -> std::io::Result<()> {
+/// Writes process id, host, command and time into the lock file, for display.
+fn write_holder(mut file: &File) -> std::io::Result<()> {
     let host = crate::fs::host_name();
     let since = Timestamp::now().to_text();
     let text = format!("process {} on {host}, `{}`, since {since}\n", std::process::id(), command());
@@ -116,11 +119,11 @@ fn sign(mut file: &File) -> std::io::Result<()> {
     file.write_all(text.as_bytes())
 }
 
-/// How this process was called, as far as it fits a line.
+/// Returns the command line of this process, cut to fit on one line.
 fn command() -> String {
     let words = std::env::args_os().skip(1).map(|it| show(it.as_encoded_bytes()));
     let text = ["mlx".to_owned()].into_iter().chain(words).collect::<Vec<_>>().join(" ");
-    match text.char_indices().nth(TOLD) {
+    match text.char_indices().nth(MAX_COMMAND_LEN) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,
     }
@@ -133,9 +136,9 @@ mod tests {
     use super::*;
     use crate::progress::Event;
 
-    struct Heard(Mutex<Vec<String>>);
+    struct RecordedNotes(Mutex<Vec<String>>);
 
-    impl Progress for Heard {
+    impl Progress for RecordedNotes {
         fn event(&self, event: Event<'_>) {
             if let Event::Note { message } = event {
                 self.0.lock().unwrap().push(message.to_owned());
@@ -144,24 +147,24 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_or_gives_up_names_the_holder() {
+    fn waiting_and_giving_up_name_the_holder() {
         let temp = tempfile::tempdir().unwrap();
         let root = Root::open(temp.path()).unwrap();
         let path = RepoPath::from_text("lock").unwrap();
         let held = lock(&root, &path).unwrap();
-        let heard = Heard(Mutex::default());
-        let error = wait(&root, &path, QUIET_STEPS + 1, &heard).unwrap_err();
+        let notes = RecordedNotes(Mutex::default());
+        let error = wait(&root, &path, QUIET_POLLS + 1, &notes).unwrap_err();
         let mine = format!("process {} on {}", std::process::id(), crate::fs::host_name());
         assert_eq!(error.kind(), Kind::Conflict);
         assert!(error.to_string().contains(&mine) && error.to_string().contains(", since 2"), "{error}");
-        assert!(heard.0.into_inner().unwrap()[0].contains(&mine));
+        assert!(notes.0.into_inner().unwrap()[0].contains(&mine));
         assert!(try_lock(&root, &path).unwrap().is_none());
         drop(held);
         assert!(try_lock(&root, &path).unwrap().is_some());
     }
 
     #[test]
-    fn what_a_dead_process_signed_holds_nobody_up() {
+    fn the_text_of_a_dead_process_does_not_block() {
         let temp = tempfile::tempdir().unwrap();
         let root = Root::open(temp.path()).unwrap();
         let path = RepoPath::from_text("lock").unwrap();

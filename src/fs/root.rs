@@ -1,4 +1,4 @@
-//! A folder that everything below is reached from.
+//! Root folders: file operations on repository paths below one open folder, without following symlinks.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -16,17 +16,18 @@ use crate::{
     path::RepoPath,
 };
 
-/// Bytes of settings, pipelines, lockfiles, parameters: a lockfile of a hundred thousand stages has 40 MB.
+/// Largest size of a document (settings, pipelines, lockfiles, parameters), in bytes. A lockfile of 100,000
+/// stages has 40 MB.
 pub const DOCUMENT: u64 = 64 << 20;
 
-/// An open folder with its path: a workspace, a store, a settings folder.
+/// Open folder with its absolute path, such as a workspace, a store or a settings folder.
 pub struct Root {
     dir: Dir,
     path: PathBuf,
 }
 
 impl Root {
-    /// Opens a folder that the user or Git named; up to here links are followed.
+    /// Opens a folder that the user or Git named. Symlinks in this path are followed; below it they are not.
     pub fn open(path: &Path) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = retry_on_intr(|| fs::open(path, flags, Mode::empty())).map_err(io::Error::from);
@@ -34,22 +35,23 @@ impl Root {
         Ok(Self { dir: Dir::new(fd, RepoPath::root()), path: path.to_owned() })
     }
 
-    /// As this one; what comes about below it is its group's as well, if the folder itself is.
+    /// Makes everything created below this root writable by its group, if the root itself is.
     pub fn shared(mut self) -> Result<Self> {
-        self.dir.share()?;
+        self.dir.inherit_group_access()?;
         Ok(self)
     }
 
-    /// Opens a folder, made with those above it if it is not there.
+    /// Opens a folder; it and its missing parents are created.
     pub fn create(path: &Path) -> Result<Self> {
         crate::fs::create_dir_all(path)?;
         Self::open(path)
     }
 
-    /// A folder of mlx's own at the top, whose name no data may have; a link in its place is refused.
-    pub fn own(&self, name: &'static str, make: bool) -> Result<Option<Self>> {
+    /// Opens a folder of mlx's own, such as `.mlx`, whose name is not a valid [`RepoPath`]. A symlink in its
+    /// place is an error. `None` means that it does not exist and `create` is false.
+    pub fn own(&self, name: &'static str, create: bool) -> Result<Option<Self>> {
         let path = self.path.join(name);
-        if make && !crate::fs::is_dir(&path) {
+        if create && !crate::fs::is_dir(&path) {
             crate::fs::create_dir(&path)?;
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -64,42 +66,38 @@ impl Root {
         &self.path
     }
 
-    /// Whether anything can come about here: the file system is not read-only, and this user may.
+    /// Returns true if this user may create files here and the file system is not read-only.
     pub fn is_writable(&self) -> bool {
         fs::accessat(self.dir.fd(), ".", fs::Access::WRITE_OK, fs::AtFlags::EACCESS).is_ok()
     }
 
-    fn top(&self) -> Result<Dir> {
-        self.dir.again()
-    }
-
-    /// Opens a folder below, name by name.
+    /// Opens a folder below the root, name by name.
     pub fn dir(&self, path: &RepoPath) -> Result<Dir> {
-        path.components().try_fold(self.top()?, |dir, name| dir.open_dir(name))
+        path.components().try_fold(self.dir.again()?, |dir, name| dir.open_dir(name))
     }
 
-    /// Opens a folder below; folders that are missing on the way are made.
+    /// Opens a folder below the root; it and its missing parents are created.
     pub fn make_dir(&self, path: &RepoPath) -> Result<Dir> {
-        path.components().try_fold(self.top()?, |dir, name| dir.make_dir(name))
+        path.components().try_fold(self.dir.again()?, |dir, name| dir.make_dir(name))
     }
 
     fn parent(&self, path: &RepoPath) -> Result<Dir> {
         self.dir(&path.parent().ok_or_else(|| Error::usage("the root is not a file"))?)
     }
 
-    /// What lies at `path`; nothing when it, or a folder above it, is not there.
+    /// Returns the metadata of `path`; `None` if it or a folder above it does not exist.
     pub fn stamp(&self, path: &RepoPath) -> Result<Option<Stamp>> {
         if path.is_root() {
             let stat = fs::fstat(self.dir.fd()).map_err(io::Error::from);
-            return Ok(Some(Stamp::of(&stat.doing(|| "cannot look at the root".into())?)));
+            return Ok(Some(Stamp::of(&stat.doing(|| "cannot stat the root folder".into())?)));
         }
-        let Some(dir) = self.parent_if_there(path)? else { return Ok(None) };
+        let Some(dir) = self.parent_if_exists(path)? else { return Ok(None) };
         dir.stamp(path.name())
     }
 
-    /// The folder that `path` lies in; nothing when it, or one above it, is no folder.
-    fn parent_if_there(&self, path: &RepoPath) -> Result<Option<Dir>> {
-        let mut dir = self.top()?;
+    /// Opens the folder that contains `path`; `None` if it, or one above it, is missing or not a folder.
+    fn parent_if_exists(&self, path: &RepoPath) -> Result<Option<Dir>> {
+        let mut dir = self.dir.again()?;
         let parent = path.parent().unwrap_or_default();
         for name in parent.components() {
             match dir.stamp(name)?.map(|it| it.form) {
@@ -110,9 +108,9 @@ impl Root {
         Ok(Some(dir))
     }
 
-    /// Opens a plain file for reading; links on the way are refused.
+    /// Opens a regular file for reading. A symlink anywhere in the path is an error.
     pub fn open_file(&self, path: &RepoPath) -> Result<File> {
-        // In one call where the kernel can; whatever goes wrong, name by name it is told why.
+        // In one call where the kernel supports it; if that fails, opening name by name reports the reason.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let within = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         if crate::fs::fault::point("open").is_ok()
@@ -134,7 +132,7 @@ impl Root {
         Ok(bytes)
     }
 
-    /// The bytes of a file, or nothing when there is none.
+    /// Reads a file; `None` if it does not exist.
     pub fn read_if_there(&self, path: &RepoPath) -> Result<Option<Vec<u8>>> {
         match self.stamp(path)? {
             None => Ok(None),
@@ -142,25 +140,26 @@ impl Root {
         }
     }
 
-    /// As [`Root::read_if_there`], and no more than the first `most` bytes.
-    pub fn read_start(&self, path: &RepoPath, most: u64) -> Result<Option<Vec<u8>>> {
+    /// Like [`Root::read_if_there`], but reads no more than the first `limit` bytes.
+    pub fn read_start(&self, path: &RepoPath, limit: u64) -> Result<Option<Vec<u8>>> {
         if self.stamp(path)?.is_none() {
             return Ok(None);
         }
         let mut bytes = Vec::new();
         let file = self.open_file(path)?;
-        file.take(most).read_to_end(&mut bytes).doing(|| format!("cannot read `{path}`"))?;
+        file.take(limit).read_to_end(&mut bytes).doing(|| format!("cannot read `{path}`"))?;
         Ok(Some(bytes))
     }
 
-    /// As [`Root::read_if_there`], of what people write and what is taken into memory whole: refused when it is
-    /// larger than that can be.
+    /// Like [`Root::read_if_there`], for a document that people write and that is read into memory whole. A
+    /// file larger than [`DOCUMENT`] is an error.
     pub fn read_document(&self, path: &RepoPath) -> Result<Option<Vec<u8>>> {
         let bytes = self.read_start(path, DOCUMENT + 1)?;
         match bytes {
             Some(bytes) if bytes.len() as u64 > DOCUMENT => {
                 let message = format!("`{path}` is larger than {} MiB", DOCUMENT >> 20);
-                Err(Error::corrupt(message).hint("such a file is read whole: keep data in files of its own"))
+                Err(Error::corrupt(message)
+                    .hint("such files are read into memory whole: keep data in separate files"))
             }
             bytes => Ok(bytes),
         }
@@ -170,17 +169,17 @@ impl Root {
         self.parent(path)?.read_link(path.name())
     }
 
-    /// Everything below `path` that `sieve` lets through, sorted.
-    pub fn entries(&self, path: &RepoPath, sieve: &dyn Sieve) -> Result<Listing> {
-        self.dir(path)?.entries(sieve)
+    /// Lists everything below `path` that `filter` keeps, sorted.
+    pub fn entries(&self, path: &RepoPath, filter: &dyn Sieve) -> Result<Listing> {
+        self.dir(path)?.entries(filter)
     }
 
-    /// Replaces a file at once; the folders above it are made.
+    /// Replaces a file atomically; missing parent folders are created.
     pub fn write(&self, path: &RepoPath, bytes: &[u8], sync: Sync) -> Result<()> {
         self.write_mode(path, bytes, sync, 0o666)
     }
 
-    /// As [`Root::write`], with these permissions (before umask).
+    /// Like [`Root::write`], with these permission bits (before umask).
     pub fn write_mode(&self, path: &RepoPath, bytes: &[u8], sync: Sync, mode: u32) -> Result<()> {
         let dir = self.make_dir(&path.parent().unwrap_or_default())?;
         let mut temp = dir.create(mode)?;
@@ -188,7 +187,7 @@ impl Root {
         temp.publish(path.name(), sync)
     }
 
-    /// As [`Root::write`], piece by piece.
+    /// Like [`Root::write`], with the content that `print` writes, so that it is never in memory whole.
     pub fn write_by(
         &self,
         path: &RepoPath,
@@ -201,25 +200,25 @@ impl Root {
         printed.doing(|| format!("cannot write `{path}`"))?.publish(path.name(), sync)
     }
 
-    /// Adds bytes to the end of a file that only this process writes, such as a log.
+    /// Opens a file for appending, such as a log that only this process writes; it is created if missing.
     pub fn append(&self, path: &RepoPath) -> Result<File> {
         let dir = self.make_dir(&path.parent().unwrap_or_default())?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let open = || fs::openat(dir.fd(), path.name(), flags, Mode::from_raw_mode(0o666));
         let fd = retry_on_intr(open).map_err(io::Error::from);
-        let fd = fd.and_then(|it| dir.open_to_group(&it).map(|()| it));
+        let fd = fd.and_then(|fd| dir.grant_group_access(&fd).map(|()| fd));
         Ok(File::from(fd.doing(|| format!("cannot write `{path}`"))?))
     }
 
-    /// Removes what is at `path`, whole; nothing there is fine.
+    /// Removes a file, symlink or whole folder; a missing one is fine.
     pub fn remove(&self, path: &RepoPath) -> Result<()> {
-        match self.parent_if_there(path)? {
+        match self.parent_if_exists(path)? {
             Some(dir) => dir.remove(path.name()),
             None => Ok(()),
         }
     }
 
-    /// Whether a file belongs to somebody else than this process's user.
+    /// Returns true if a file belongs to another user than this process's.
     pub fn is_foreign(&self, path: &RepoPath) -> Result<bool> {
         self.parent(path)?.is_foreign(path.name())
     }
@@ -228,30 +227,30 @@ impl Root {
         self.parent(path)?.set_read_only(path.name())
     }
 
-    /// Moves what is at `from`; the folders above `to` are made.
+    /// Renames a file or folder; missing parents of `to` are created.
     pub fn rename(&self, from: &RepoPath, to: &RepoPath) -> Result<()> {
         let target = self.make_dir(&to.parent().unwrap_or_default())?;
         self.parent(from)?.rename(from.name(), &target, to.name())
     }
 
-    /// Moves what is at `path` under another root; across file systems that cannot be, and fails.
+    /// Renames a file or folder to a path below another root, which must be on the same file system.
     pub fn rename_to(&self, path: &RepoPath, other: &Self, to: &RepoPath) -> Result<()> {
         let target = other.make_dir(&to.parent().unwrap_or_default())?;
         self.parent(path)?.rename(path.name(), &target, to.name())
     }
 
-    /// Makes a file that somebody else renamed into place survive a power cut.
+    /// Makes a file that was written without a sync survive a power cut, with its name.
     pub fn sync_file(&self, path: &RepoPath) -> Result<()> {
         let file = self.open_file(path)?;
-        crate::fs::fault::tell("sync", || format!("`{}`", path.to_text()))
+        crate::fs::fault::logged_point("sync", || format!("`{}`", path.to_text()))
             .and_then(|()| file.sync_all())
             .doing(|| format!("cannot sync `{path}`"))?;
         self.parent(path)?.sync()
     }
 
-    /// Makes everything written below this root survive a power cut.
+    /// Syncs the whole file system, so that everything written below this root survives a power cut.
     pub fn sync_all(&self) -> Result<()> {
-        crate::fs::fault::tell("sync-all", || self.path.display().to_string())
+        crate::fs::fault::logged_point("sync-all", || self.path.display().to_string())
             .and_then(|()| Ok(retry_on_intr(|| fs::syncfs(self.dir.fd()))?))
             .doing(|| format!("cannot sync the disk of `{}`", self.path.display()))
     }
@@ -267,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_in_the_way_is_never_followed() {
+    fn a_symlink_in_a_parent_is_never_followed() {
         let temp = tempfile::tempdir().unwrap();
         let outside = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink(outside.path(), temp.path().join("out")).unwrap();
@@ -279,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_at_the_end_is_replaced_not_followed() {
+    fn a_symlink_as_the_last_name_is_replaced_not_followed() {
         let temp = tempfile::tempdir().unwrap();
         let outside = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink(outside.path().join("x"), temp.path().join("x")).unwrap();
@@ -290,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dropped_file_leaves_nothing() {
+    fn a_dropped_temporary_file_is_removed() {
         let temp = tempfile::tempdir().unwrap();
         let root = Root::open(temp.path()).unwrap();
         let dir = root.dir(&RepoPath::root()).unwrap();
@@ -299,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn sweeping_takes_the_leavings_of_the_dead_only() {
+    fn only_temporary_files_of_dead_processes_are_removed() {
         let temp = tempfile::tempdir().unwrap();
         let root = Root::open(temp.path()).unwrap();
         let mine = format!(".mlx-tmp-{}-0-0", std::process::id());
@@ -311,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn sweeping_leaves_what_somebody_holds_whose_process_is_not_seen_from_here() {
+    fn a_locked_temporary_file_is_kept_even_if_its_process_is_not_visible() {
         let temp = tempfile::tempdir().unwrap();
         let root = Root::open(temp.path()).unwrap();
         let name = ".mlx-tmp-4194999-0-0";
@@ -325,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_walk_is_sorted_and_knows_modes_and_links() {
+    fn a_walk_is_sorted_and_reports_modes_and_symlinks() {
         let temp = tempfile::tempdir().unwrap();
         let root = Root::open(temp.path()).unwrap();
         root.write(&path("b/x"), b"1", Sync::Later).unwrap();

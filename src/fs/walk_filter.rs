@@ -1,4 +1,4 @@
-//! What a walk leaves out, and what becomes of what it cannot read.
+//! Filters for walks over a folder: entries to leave out, and the handling of unreadable ones.
 
 use crate::{
     error::{Error, Result},
@@ -6,25 +6,25 @@ use crate::{
     path::RepoPath,
 };
 
-/// Asked by a walk, folder by folder.
+/// Filter that a walk calls for every folder.
 pub trait Sieve: Sync {
-    /// Takes out of the names in a folder those that the walk is to pass over.
+    /// Removes the names in a folder that the walk is to leave out.
     fn sift(&self, _dir: &Dir, _names: &mut Vec<(Vec<u8>, FileType)>) -> Result<()> {
         Ok(())
     }
 
-    /// Whether a folder is shown of which nothing was let through.
+    /// Returns true if a folder is listed although the filter left out everything in it.
     fn shows_emptied(&self, _folder: &RepoPath) -> Result<bool> {
         Ok(true)
     }
 
-    /// Something cannot be read: an error ends the walk, `Ok` leaves it out.
+    /// Handles an entry that cannot be read: `Ok` leaves it out, an error ends the walk.
     fn trouble(&self, _path: &RepoPath, error: Error) -> Result<()> {
         Err(error)
     }
 }
 
-/// Leaves out nothing.
+/// Filter that leaves out nothing.
 pub struct Everything;
 
 impl Sieve for Everything {}

@@ -1,4 +1,4 @@
-//! Files that share their bytes with others, and how they come to have their own.
+//! Unsharing: replaces a file that is linked to stored bytes with a writable copy of its own.
 
 use std::io::{self, BufReader, Seek as _};
 
@@ -10,27 +10,29 @@ use crate::{
     path::show,
 };
 
-const PIECE: usize = 1 << 20;
+const BUFFER_SIZE: usize = 1 << 20;
 
 impl Dir {
-    /// Whether a file has no other name and its owner may write to it.
+    /// Returns true if a file has no other hard link and its owner may write to it.
     pub fn is_private(&self, name: &[u8]) -> Result<bool> {
         let stat = fs::statat(self.fd(), name, AtFlags::SYMLINK_NOFOLLOW).map_err(io::Error::from);
-        let stat = stat.doing(|| format!("cannot look at `{}`", show(name)))?;
+        let stat = stat.doing(|| format!("cannot stat `{}`", show(name)))?;
         Ok(stat.st_nlink == 1 && stat.st_mode & 0o200 != 0)
     }
 
-    /// Puts a copy of `from` in the place of `name`, which is as `before` or stays as it is.
+    /// Replaces the file `name` with a copy of `from`, sharing blocks where the file system can. If the file
+    /// is no longer as in `before`, it is kept and the result is a conflict.
     pub fn make_private(&self, name: &[u8], before: &Stamp, mut from: File, mode: Mode) -> Result<()> {
-        let doing = || format!("cannot copy `{}`", show(name));
+        let context = || format!("cannot copy `{}`", show(name));
         let mut temp = self.create(mode.bits())?;
         if !temp.share(&from) {
             from.rewind()
-                .and_then(|()| io::copy(&mut BufReader::with_capacity(PIECE, from), &mut temp))
-                .doing(doing)?;
+                .and_then(|()| io::copy(&mut BufReader::with_capacity(BUFFER_SIZE, from), &mut temp))
+                .doing(context)?;
         }
         if self.stamp(name)?.as_ref() != Some(before) {
-            let error = Error::new(Kind::Conflict, format!("`{}` changed while it was copied", show(name)));
+            let error =
+                Error::new(Kind::Conflict, format!("`{}` changed while it was being copied", show(name)));
             return Err(error.hint("wait until nothing writes to it, then try again"));
         }
         temp.publish(name, Sync::Later)

@@ -1,4 +1,4 @@
-//! Ways of giving a stored file a place in the workspace without copying it.
+//! Links a stored file into the workspace by reflink, hard link or symlink, instead of copying it.
 
 use std::{io, os::unix::ffi::OsStrExt as _, str::FromStr};
 
@@ -7,24 +7,25 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Doing, Error, Result},
-    fs::{Dir, Root, Sync, refused::Way},
+    fs::{Dir, Root, Sync, link_support::LinkRoute},
     path::{RepoPath, show},
 };
 
-/// Ways of giving bytes a second place, as `cache.link` lists them.
+/// Kind of link from the workspace to the store, as in the setting `cache.link`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Link {
-    /// Shares the blocks until one side changes.
+    /// A file that shares the blocks of the stored one until one of the two changes.
     Reflink,
-    /// One file with two names, read-only.
+    /// A second name of the stored file, read-only.
     Hardlink,
-    /// Points into the store, read-only.
+    /// A symlink to the stored file, read-only.
     Symlink,
+    /// A copy of its own, without any link.
     Copy,
 }
 
-/// Whether a file may be run.
+/// Mode of a file: plain or executable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     Plain,
@@ -32,7 +33,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// Permissions before umask.
+    /// Returns the permission bits before umask.
     pub fn bits(self) -> u32 {
         match self {
             Self::Plain => 0o666,
@@ -51,15 +52,15 @@ impl FromStr for Link {
             "symlink" => Self::Symlink,
             "copy" => Self::Copy,
             other => {
-                let error = Error::usage(format!("there is no link type `{other}`"));
-                return Err(error.hint("use reflink, hardlink, symlink or copy, with commas between them"));
+                let error = Error::usage(format!("`{other}` is not a link type"));
+                return Err(error.hint("use reflink, hardlink, symlink or copy, separated by commas"));
             }
         })
     }
 }
 
-/// Puts the file `stored` of `store` at `name` in `dir` by the first of `kinds` that the file system can;
-/// nothing when a copy is due.
+/// Links the file `stored` of `store` to `name` in `dir` by the first of `kinds` that the file system
+/// supports, and returns that kind. `None` means that the caller has to copy.
 pub fn place(
     store: &Root,
     stored: &RepoPath,
@@ -74,10 +75,10 @@ pub fn place(
             return Ok(None);
         }
         if shared && mode == Mode::Executable {
-            continue; // the bit would be set for everyone who shares the file
+            continue; // the executable bit would apply to every link to the file
         }
         if try_place(store, stored, dir, name, mode, kind)
-            .doing(|| format!("cannot place `{}`", show(name)))?
+            .doing(|| format!("cannot link `{}` into the workspace", show(name)))?
         {
             return Ok(Some(kind));
         }
@@ -85,7 +86,7 @@ pub fn place(
     Ok(None)
 }
 
-/// False when the file system cannot do it this way: tried once, and remembered.
+/// Returns false if the file system does not support this kind of link, which is remembered.
 fn try_place(
     store: &Root,
     stored: &RepoPath,
@@ -95,33 +96,33 @@ fn try_place(
     kind: Link,
 ) -> Result<bool> {
     if matches!(kind, Link::Reflink | Link::Copy) {
-        return share(store, stored, dir, name, mode);
+        return reflink(store, stored, dir, name, mode);
     }
     let folder = store.dir(&stored.parent().unwrap_or_default())?;
-    let way = Way::new(kind, folder.fd(), dir.fd());
-    if way.is_some_and(|it| it.is_refused()) {
+    let route = LinkRoute::new(kind, folder.fd(), dir.fd());
+    if route.is_some_and(|it| it.is_unsupported()) {
         return Ok(false);
     }
     let target = stored.on_disk(store.path());
-    let made = dir.put(name, |new| match kind {
+    let made = dir.publish_link(name, |new| match kind {
         Link::Symlink => Ok(fs::symlinkat(target.as_os_str().as_bytes(), dir.fd(), new)?),
         _ => Ok(fs::linkat(folder.fd(), stored.name(), dir.fd(), new, AtFlags::empty())?),
     });
     match made {
         Ok(()) => Ok(true),
-        Err(error) if cannot_here(&error) => {
+        Err(error) if is_unsupported_link(&error) => {
             let own = !folder.is_foreign(stored.name()).unwrap_or(true);
-            way.inspect(|it| it.note(&error, own));
+            route.inspect(|route| route.mark_unsupported(&error, own));
             Ok(false)
         }
         Err(error) => Err(error).doing(|| format!("cannot link to `{stored}` in the store")),
     }
 }
 
-fn share(store: &Root, stored: &RepoPath, dir: &Dir, name: &[u8], mode: Mode) -> Result<bool> {
+fn reflink(store: &Root, stored: &RepoPath, dir: &Dir, name: &[u8], mode: Mode) -> Result<bool> {
     let file = store.open_file(stored)?;
-    // No file is made where its blocks could not be shared.
-    if Way::new(Link::Reflink, &file, dir.fd()).is_some_and(|it| it.is_refused()) {
+    // Checked first, so that no temporary file is created in vain.
+    if LinkRoute::new(Link::Reflink, &file, dir.fd()).is_some_and(|it| it.is_unsupported()) {
         return Ok(false);
     }
     let temp = dir.create(mode.bits())?;
@@ -131,12 +132,13 @@ fn share(store: &Root, stored: &RepoPath, dir: &Dir, name: &[u8], mode: Mode) ->
     temp.publish(name, Sync::Later).map(|()| true)
 }
 
-/// The file system, not the disk, says no: another way may do.
-fn cannot_here(error: &io::Error) -> bool {
+/// Returns true if the file system refused this kind of link, so that another kind may work; false for errors
+/// of the disk.
+fn is_unsupported_link(error: &io::Error) -> bool {
     use rustix::io::Errno;
-    let no =
+    let unsupported =
         [Errno::XDEV, Errno::OPNOTSUPP, Errno::NOTTY, Errno::INVAL, Errno::PERM, Errno::MLINK, Errno::NOSYS];
-    error.raw_os_error().is_some_and(|code| no.iter().any(|it| it.raw_os_error() == code))
+    error.raw_os_error().is_some_and(|code| unsupported.iter().any(|errno| errno.raw_os_error() == code))
 }
 
 #[cfg(test)]
@@ -146,12 +148,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_file_system_cannot_is_told_from_what_the_disk_refuses() {
-        for no in [Errno::XDEV, Errno::MLINK, Errno::OPNOTSUPP, Errno::PERM, Errno::NOSYS] {
-            assert!(cannot_here(&no.into()), "{no}");
+    fn unsupported_links_are_distinguished_from_disk_errors() {
+        for unsupported in [Errno::XDEV, Errno::MLINK, Errno::OPNOTSUPP, Errno::PERM, Errno::NOSYS] {
+            assert!(is_unsupported_link(&unsupported.into()), "{unsupported}");
         }
-        for trouble in [Errno::NOSPC, Errno::IO, Errno::DQUOT, Errno::ROFS, Errno::ACCESS] {
-            assert!(!cannot_here(&trouble.into()), "{trouble}");
+        for failure in [Errno::NOSPC, Errno::IO, Errno::DQUOT, Errno::ROFS, Errno::ACCESS] {
+            assert!(!is_unsupported_link(&failure.into()), "{failure}");
         }
     }
 }
