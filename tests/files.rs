@@ -451,7 +451,7 @@ fn another_revision_comes_without_moving_head_or_pointers() {
     assert_eq!(sandbox.git("status --porcelain"), "");
     sandbox.write("data/cat/a.txt", "stored nowhere");
     assert!(sandbox.fails("checkout --rev HEAD data", 4).contains("`data/cat/a.txt`"));
-    assert!(sandbox.fails("checkout --rev nowhere", 3).contains("there is no revision `nowhere`"));
+    assert!(sandbox.fails("checkout --rev nowhere", 3).contains("revision `nowhere` not found"));
     assert!(sandbox.fails("checkout --rev HEAD other", 3).contains("mlx does not track `other`"));
 }
 

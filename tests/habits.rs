@@ -434,7 +434,7 @@ fn revisions_go_by_every_name_and_unchanged_files_are_left_alone() {
     assert_eq!((before.len(), identities()), (50, before));
     for rev in ["nowhere", "HEAD~9", "deadbeef", "HEAD:data.mlx", "main..topic"] {
         let error = sandbox.fails(&format!("checkout --rev {rev}"), 3);
-        assert!(error.contains(&format!("there is no revision `{rev}`\nhint: ")), "{error}");
+        assert!(error.contains(&format!("revision `{rev}` not found\nhint: ")), "{error}");
     }
 }
 

@@ -153,7 +153,7 @@ fn another_repository_in_the_environment_is_refused_and_the_same_is_none() {
         assert!(ran.code == 2 && ran.err.contains("`GIT_DIR` is"), "{args}: {ran:?}");
         let ran = with(&sandbox.repo, &[("GIT_WORK_TREE", &other.repo)], args);
         assert!(
-            ran.code == 2 && ran.err.contains("is not among the files of its repository"),
+            ran.code == 2 && ran.err.contains("is not in the worktree of its repository"),
             "{args}: {ran:?}"
         );
         let ran = with(&sandbox.repo, &[("GIT_DIR", &theirs), ("GIT_WORK_TREE", &other.repo)], args);
@@ -180,7 +180,7 @@ fn a_repository_whose_files_lie_elsewhere_is_refused() {
     sandbox.at(&inner).git(&format!("config core.worktree {}", other.repo.display()));
     for args in ["status", "checkout --force", "gc --grace 0s --yes", "diff", "fsck", "du", "pull"] {
         let error = sandbox.at(&inner).fails(args, 2);
-        assert!(error.contains("is not among the files of its repository"), "{args}: {error}");
+        assert!(error.contains("is not in the worktree of its repository"), "{args}: {error}");
     }
     fs::write(sandbox.repo.join("inner/config"), "").unwrap();
     sandbox.git("init -q --bare inner");

@@ -93,7 +93,11 @@ fn a_branch_of_a_fork_has_no_say() {
     sandbox.git("config mlx.remote hub");
     assert_eq!(sandbox.json("release pets@v0.1.0 --env production")["released"], false);
     sandbox.git("config mlx.remote nobody");
-    assert!(sandbox.fails("release pets@v0.1.0 --env production", 2).contains("no Git remote `nobody`"));
+    assert!(
+        sandbox
+            .fails("release pets@v0.1.0 --env production", 2)
+            .contains("Git remote `nobody`, set as `mlx.remote`, not found")
+    );
 }
 
 #[test]

@@ -289,7 +289,7 @@ fn signed_approvals_count_with_a_listed_key_alone() {
     sandbox.commit("signed");
     let args = format!("approve pets@v0.1.0 --report {} {QA}", report(&sandbox, "pets@v0.1.0", 0.95));
     sandbox.git("config gpg.format ssh");
-    assert!(sandbox.fails(&args, 2).contains("Git knows no key of yours"));
+    assert!(sandbox.fails(&args, 2).contains("`user.signingKey` is not set in Git"));
     let sign_with = |key: &Path| {
         sandbox.git("config gpg.format ssh");
         sandbox.git(&format!("config user.signingKey {}", key.display()));

@@ -327,7 +327,7 @@ fn metrics_and_params_are_compared_between_versions() {
     assert_eq!(sandbox.json("show metrics --all-commits").as_object().unwrap().len(), 3);
     let table = sandbox.ok("diff metrics HEAD~1 HEAD");
     assert!(table.contains("size.json  size    12   13   +1"), "{table}");
-    assert!(sandbox.fails("diff metrics nope", 3).contains("there is no revision `nope`"));
+    assert!(sandbox.fails("diff metrics nope", 3).contains("revision `nope` not found"));
 }
 
 #[test]

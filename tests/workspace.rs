@@ -18,7 +18,7 @@ fn init_asks_for_git_and_keeps_what_is_there() {
     let sandbox = Sandbox::bare();
     let error = sandbox.fails("init", 3);
     assert!(
-        error.contains("is not in a Git repository") && error.contains("hint: make one with `git init`"),
+        error.contains("is not in a Git repository") && error.contains("hint: create one with `git init`"),
         "{error}"
     );
     sandbox.git("init -q");

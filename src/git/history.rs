@@ -1,4 +1,4 @@
-//! Commits and what changed in them.
+//! Reads commits: their files, metadata and ancestors.
 
 use std::collections::HashMap;
 
@@ -6,26 +6,26 @@ use gix::revision::walk::Sorting;
 
 use crate::{
     error::Result,
-    git::{Git, Rev, ours},
+    git::{Git, Rev, from_gix},
     path::{DEEPEST, RepoPath},
     time::Timestamp,
 };
 
-/// Bytes in Git: equal ids, equal bytes.
+/// Id of a blob (a file's content in Git). Equal ids mean equal bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlobId(gix::ObjectId);
 
 impl BlobId {
-    pub(super) fn of(id: gix::ObjectId) -> Self {
+    pub(super) fn new(id: gix::ObjectId) -> Self {
         Self(id)
     }
 }
 
-/// Where files of one name lie, tree by tree: what two commits share is read once.
+/// Cache of the folders with a file of one name, by tree, so that trees that commits share are read once.
 #[derive(Default)]
 pub struct Places(HashMap<gix::ObjectId, Vec<RepoPath>>);
 
-/// A commit, as a log shows it.
+/// Commit with the metadata that a log shows.
 #[derive(Clone, Debug)]
 pub struct Commit {
     pub rev: Rev,
@@ -36,86 +36,88 @@ pub struct Commit {
 }
 
 impl Git {
-    /// Which bytes a file has in a commit.
+    /// Returns the blob of a file in a commit; `None` if it does not exist there.
     pub fn blob(&self, rev: &Rev, path: &RepoPath) -> Result<Option<BlobId>> {
-        let doing = || format!("cannot read `{path}` at {}", rev.short());
-        let commit = ours(self.repo.find_commit(rev.0), doing)?;
-        let tree = ours(commit.tree(), doing)?;
+        let context = || format!("cannot read `{path}` at {}", rev.short());
+        let commit = from_gix(self.repo.find_commit(rev.0), context)?;
+        let tree = from_gix(commit.tree(), context)?;
         let names = path.components().map(<[u8]>::to_vec);
-        let entry = ours(tree.lookup_entry(names), doing)?;
+        let entry = from_gix(tree.lookup_entry(names), context)?;
         Ok(entry.filter(|it| it.mode().is_blob()).map(|it| BlobId(it.object_id())))
     }
 
-    /// Folders of a commit that hold a file of this name, always the same with the same `known`.
-    pub fn folders_with(&self, rev: &Rev, name: &str, known: &mut Places) -> Result<Vec<RepoPath>> {
-        let doing = || format!("cannot list the files of {}", rev.short());
-        let commit = ours(self.repo.find_commit(rev.0), doing)?;
-        self.folders_below(ours(commit.tree_id(), doing)?.detach(), name, known, 0)
+    /// Lists the folders of a commit that contain a file of this name. A `cache` must always be used with the
+    /// same name.
+    pub fn folders_with(&self, rev: &Rev, name: &str, cache: &mut Places) -> Result<Vec<RepoPath>> {
+        let context = || format!("cannot list the files of {}", rev.short());
+        let commit = from_gix(self.repo.find_commit(rev.0), context)?;
+        self.folders_below(from_gix(commit.tree_id(), context)?.detach(), name, cache, 0)
     }
 
     fn folders_below(
         &self,
         tree: gix::ObjectId,
         name: &str,
-        known: &mut Places,
+        cache: &mut Places,
         depth: usize,
     ) -> Result<Vec<RepoPath>> {
-        if let Some(found) = known.0.get(&tree) {
-            return Ok(found.clone());
+        if let Some(folders) = cache.0.get(&tree) {
+            return Ok(folders.clone());
         }
-        let doing = || "cannot read a folder from Git".to_owned();
-        let object = ours(self.repo.find_tree(tree), doing)?;
-        let mut found = Vec::new();
+        let context = || "cannot read a tree from Git".to_owned();
+        let object = from_gix(self.repo.find_tree(tree), context)?;
+        let mut folders = Vec::new();
         for entry in object.iter() {
-            let entry = ours(entry, doing)?;
+            let entry = from_gix(entry, context)?;
             if entry.mode().is_blob() && entry.filename() == name {
-                found.push(RepoPath::root());
+                folders.push(RepoPath::root());
             } else if entry.mode().is_tree() && depth < DEEPEST {
-                // A name that no path may have holds nothing of ours.
+                // mlx cannot have written below a name that is not valid in its paths.
                 let Ok(folder) = RepoPath::from_bytes(entry.filename()) else { continue };
-                let below = self.folders_below(entry.object_id(), name, known, depth + 1)?;
-                found.extend(below.iter().filter_map(|it| folder.join_path(it).ok()));
+                let below = self.folders_below(entry.object_id(), name, cache, depth + 1)?;
+                folders.extend(below.iter().filter_map(|path| folder.join_path(path).ok()));
             }
         }
-        known.0.insert(tree, found.clone());
-        Ok(found)
+        cache.0.insert(tree, folders.clone());
+        Ok(folders)
     }
 
-    /// As [`Git::read_blob`]; nothing of one that has more bytes than `most`.
-    pub fn read_small_blob(&self, id: BlobId, most: u64) -> Result<Option<Vec<u8>>> {
-        let size = ours(self.repo.find_header(id.0), || "cannot read a file from Git".into())?.size();
-        if size > most { Ok(None) } else { self.read_blob(id).map(Some) }
+    /// Like [`Git::read_blob`], but returns `None` for a blob of more than `limit` bytes.
+    pub fn read_small_blob(&self, id: BlobId, limit: u64) -> Result<Option<Vec<u8>>> {
+        let size = from_gix(self.repo.find_header(id.0), || "cannot read a blob from Git".into())?.size();
+        if size > limit { Ok(None) } else { self.read_blob(id).map(Some) }
     }
 
+    /// Reads a blob.
     pub fn read_blob(&self, id: BlobId) -> Result<Vec<u8>> {
-        let mut object = ours(self.repo.find_object(id.0), || "cannot read a file from Git".into())?;
+        let mut object = from_gix(self.repo.find_object(id.0), || "cannot read a blob from Git".into())?;
         Ok(std::mem::take(&mut object.data))
     }
 
-    /// All commits that `from` descends from and itself, newest first, children before parents.
+    /// Lists the commits reachable from `from`, including these, newest first and children before parents.
     pub fn log(&self, from: &[Rev]) -> Result<Vec<Commit>> {
-        let doing = || "cannot read Git's history".into();
+        let context = || "cannot read Git's history".into();
         let tips = from.iter().map(|it| it.0);
         let sorting = Sorting::ByCommitTime(Default::default());
-        let walk = ours(self.repo.rev_walk(tips).sorting(sorting).all(), doing)?;
-        walk.map(|it| self.commit(&Rev(ours(it, doing)?.id))).collect()
+        let walk = from_gix(self.repo.rev_walk(tips).sorting(sorting).all(), context)?;
+        walk.map(|it| self.commit(&Rev(from_gix(it, context)?.id))).collect()
     }
 
-    /// One commit.
+    /// Reads the metadata of one commit.
     pub fn commit(&self, rev: &Rev) -> Result<Commit> {
-        let doing = || format!("cannot read the commit {}", rev.short());
-        let commit = ours(self.repo.find_commit(rev.0), doing)?;
-        let author = ours(commit.author(), doing)?;
+        let context = || format!("cannot read the commit {}", rev.short());
+        let commit = from_gix(self.repo.find_commit(rev.0), context)?;
+        let author = from_gix(commit.author(), context)?;
         let author_text = format!("{} <{}>", author.name, author.email);
-        let when = ours(commit.time(), doing)?.seconds;
-        let summary = ours(commit.message(), doing)?.summary().to_string();
+        let when = from_gix(commit.time(), context)?.seconds;
+        let summary = from_gix(commit.message(), context)?.summary().to_string();
         Ok(Commit {
             rev: rev.clone(),
-            // In a shallow clone the last ones are not here.
+            // In a shallow clone, the parents of the oldest commits are missing.
             parents: commit
                 .parent_ids()
-                .filter(|it| self.repo.has_object(it))
-                .map(|it| Rev(it.detach()))
+                .filter(|id| self.repo.has_object(id))
+                .map(|id| Rev(id.detach()))
                 .collect(),
             when: Timestamp::from_seconds(when),
             author: author_text,
@@ -123,12 +125,12 @@ impl Git {
         })
     }
 
-    /// The tips of all branches and tags, here and as last fetched.
+    /// Lists the tips of all branches and tags, local and remote-tracking.
     pub fn tips(&self) -> Result<Vec<Rev>> {
-        let doing = || "cannot read Git's references".into();
-        let references = ours(self.repo.references(), doing)?;
+        let context = || "cannot read Git's references".into();
+        let references = from_gix(self.repo.references(), context)?;
         let mut tips: Vec<Rev> = self.head().into_iter().collect();
-        for reference in ours(references.all(), doing)? {
+        for reference in from_gix(references.all(), context)? {
             let Ok(mut reference) = reference else { continue };
             if let Ok(commit) = reference.peel_to_commit() {
                 tips.push(Rev(commit.id));

@@ -1,4 +1,4 @@
-//! Keeping what mlx stores out of Git: one line a path in the `.gitignore` beside it.
+//! Keeps tracked data out of Git, with one line per path in the `.gitignore` of its folder.
 
 use std::{
     ffi::OsStr,
@@ -15,12 +15,14 @@ use crate::{
 };
 
 impl Git {
-    /// Adds `path` to the `.gitignore` in its folder, unless it stands there; says which file changed.
+    /// Adds `path` to the `.gitignore` in its folder, unless it is listed already. Returns the file if it
+    /// changed.
     pub fn ignore(&self, workspace: &Root, path: &RepoPath) -> Result<Option<RepoPath>> {
         let file = path.parent().unwrap_or_default().join(b".gitignore")?;
         let mut text = workspace.read_document(&file)?.unwrap_or_default();
         let line = pattern(path.name());
-        if text.split(|&it| it == b'\n').any(|it| it.strip_suffix(b"\r").unwrap_or(it) == line) {
+        let is_line = |row: &[u8]| row.strip_suffix(b"\r").unwrap_or(row) == line;
+        if text.split(|&byte| byte == b'\n').any(is_line) {
             return Ok(None);
         }
         if !text.is_empty() && !text.ends_with(b"\n") {
@@ -34,17 +36,17 @@ impl Git {
 }
 
 impl Git {
-    /// Takes `path` out of the `.gitignore` in its folder again, which goes when nothing is left in it.
+    /// Removes `path` from the `.gitignore` in its folder. The file is removed if it becomes empty.
     pub fn unignore(&self, workspace: &Root, path: &RepoPath) -> Result<()> {
         let file = path.parent().unwrap_or_default().join(b".gitignore")?;
         let Some(text) = workspace.read_document(&file)? else { return Ok(()) };
         let line = pattern(path.name());
-        let ours = |it: &&[u8]| {
-            let it = it.strip_suffix(b"\n").unwrap_or(it);
-            it.strip_suffix(b"\r").unwrap_or(it) == line
+        let is_line = |row: &[u8]| {
+            let row = row.strip_suffix(b"\n").unwrap_or(row);
+            row.strip_suffix(b"\r").unwrap_or(row) == line
         };
-        let kept: Vec<&[u8]> = text.split_inclusive(|&it| it == b'\n').filter(|it| !ours(it)).collect();
-        let kept = kept.concat();
+        let rows = text.split_inclusive(|&byte| byte == b'\n');
+        let kept = rows.filter(|row| !is_line(row)).collect::<Vec<_>>().concat();
         if kept == text {
             Ok(())
         } else if kept.is_empty() {
@@ -55,64 +57,65 @@ impl Git {
     }
 }
 
-/// A file that Git leaves out, and the line that tells it to.
+/// File that Git ignores, and the rule that causes it.
 #[derive(Debug)]
-pub struct Hidden {
+pub struct IgnoredFile {
     pub file: RepoPath,
-    /// Where the line stands, and what it says.
+    /// File that contains the rule, such as `.gitignore`.
     pub source: String,
+    /// Line number of the rule.
     pub line: String,
     pub pattern: String,
 }
 
 impl Git {
-    /// Those of these files that Git does not track and ignores; none when there is no `git` to ask.
-    pub fn hidden(&self, files: &[RepoPath]) -> Result<Vec<Hidden>> {
-        let mut asked = Vec::new();
+    /// Returns those of `files` that Git ignores and does not track; empty if `git` cannot be run.
+    pub fn hidden(&self, files: &[RepoPath]) -> Result<Vec<IgnoredFile>> {
+        let mut untracked = Vec::new();
         for file in files {
             if self.tracked_within(file)?.is_none() {
-                asked.extend_from_slice(file.bytes());
-                asked.push(0);
+                untracked.extend_from_slice(file.bytes());
+                untracked.push(0);
             }
         }
-        if asked.is_empty() {
+        if untracked.is_empty() {
             return Ok(Vec::new());
         }
-        let output = self.check_ignore(&asked).unwrap_or_default();
-        let fields: Vec<&[u8]> = output.split(|it| *it == 0).collect();
-        let text = |it: &[u8]| OsStr::from_bytes(it).display().to_string();
+        let output = self.check_ignore(&untracked).unwrap_or_default();
+        let fields: Vec<&[u8]> = output.split(|byte| *byte == 0).collect();
+        let text = |bytes: &[u8]| OsStr::from_bytes(bytes).display().to_string();
         let mut found = Vec::new();
         for row in fields.as_chunks::<4>().0 {
             let [source, line, pattern] = [row[0], row[1], row[2]].map(text);
-            // The last line that matches decides, also where it takes a file back.
+            // The last matching rule decides; one that starts with `!` includes the file again.
             if !pattern.starts_with('!') {
-                found.push(Hidden { file: RepoPath::from_bytes(row[3])?, source, line, pattern });
+                found.push(IgnoredFile { file: RepoPath::from_bytes(row[3])?, source, line, pattern });
             }
         }
         Ok(found)
     }
 
-    /// What `git check-ignore` says of paths that end with a zero byte each.
+    /// Runs `git check-ignore` on paths that each end with a NUL byte, and returns its output.
     fn check_ignore(&self, paths: &[u8]) -> io::Result<Vec<u8>> {
         let mut command = Command::new("git");
         command.arg("-C").arg(self.root()).args(["check-ignore", "-v", "-z", "--stdin"]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn()?;
         let stdin = child.stdin.take();
-        // It answers while it is asked.
+        // Written on a thread, since the command answers while it still reads.
         std::thread::scope(|scope| {
-            scope.spawn(|| stdin.map(|mut it| it.write_all(paths)));
+            scope.spawn(|| stdin.map(|mut pipe| pipe.write_all(paths)));
             Ok(child.wait_with_output()?.stdout)
         })
     }
 }
 
-/// The line that matches this name here and nothing else.
+/// Returns the `.gitignore` line that matches this name in its folder, and no other name.
 fn pattern(name: &[u8]) -> Vec<u8> {
     let mut line = vec![b'/'];
     for &byte in name {
         match byte {
-            // A line cannot hold these; `?` matches any one character.
+            // A line cannot contain these; `?` matches any one character.
             b'\n' | b'\r' => line.push(b'?'),
             b'*' | b'?' | b'[' | b'\\' => line.extend_from_slice(&[b'\\', byte]),
             _ => line.push(byte),
@@ -129,7 +132,7 @@ mod tests {
     use crate::git::ignore::pattern;
 
     #[test]
-    fn a_pattern_matches_its_name_alone() {
+    fn a_pattern_escapes_special_characters() {
         assert_eq!(pattern(b"data"), b"/data");
         assert_eq!(pattern(b"a*[x] "), br"/a\*\[x]\ ");
         assert_eq!(pattern(b"a\nb"), b"/a?b");

@@ -1,22 +1,23 @@
-//! Git, as much of it as `mlx` needs.
+//! Access to the Git repository: commits, blobs, refs, tags, worktrees, signatures and remotes.
 //!
-//! Reading goes through `gix`, which runs no program whatever the repository's configuration says.
-//! The few things that write (staging files, making commits in the demo) go through the user's own `git`.
+//! Reading, and writing commits and tags of mlx's own, goes through `gix`, which runs no program whatever the
+//! repository's configuration says. Staging files, checking ignore rules, fetching and pushing run the user's
+//! `git`.
 
-mod apart;
+mod difference;
 mod history;
 mod ignore;
-mod reach;
+mod refs;
 mod sign;
 mod tags;
 mod upstream;
 mod write;
 
 pub use self::{
-    apart::Apart,
+    difference::Apart,
     history::{BlobId, Commit, Places},
-    ignore::Hidden,
-    reach::{Census, Name, Target, Worktree},
+    ignore::IgnoredFile,
+    refs::{Census, Name, Target, Worktree},
     sign::{Key, Signer},
     tags::Tag,
     upstream::{Listing, Pushed, Upstream},
@@ -37,23 +38,23 @@ use crate::{
     path::RepoPath,
 };
 
-/// A Git repository with a work tree.
+/// Git repository with a worktree.
 pub struct Git {
     repo: gix::Repository,
     root: PathBuf,
 }
 
-/// A commit that exists; only [`Git`] makes one.
+/// Id of a commit.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Rev(gix::ObjectId);
 
 impl Rev {
-    /// A commit by its whole id, whether or not it is here.
+    /// Parses a full commit id; the commit need not exist in this clone.
     pub fn from_hex(text: &str) -> Option<Self> {
         gix::ObjectId::from_hex(text.as_bytes()).ok().map(Self)
     }
 
-    /// The first ten hex digits, for people.
+    /// Returns the first ten hex digits, for display.
     pub fn short(&self) -> String {
         self.0.to_hex_with_len(10).to_string()
     }
@@ -65,97 +66,100 @@ impl fmt::Display for Rev {
     }
 }
 
-/// Turns any error of `gix` into ours.
-fn ours<T, E: fmt::Display>(result: Result<T, E>, doing: impl FnOnce() -> String) -> Result<T> {
-    result.map_err(|it| Error::new(Kind::Internal, format!("{}: {it}", doing())))
+/// Converts an error of `gix`, with a message that names the failed operation.
+fn from_gix<T, E: fmt::Display>(result: Result<T, E>, context: impl FnOnce() -> String) -> Result<T> {
+    result.map_err(|error| Error::new(Kind::Internal, format!("{}: {error}", context())))
 }
 
 impl Git {
-    /// Finds the repository that `start` lies in.
+    /// Finds the repository that contains `start`.
     pub fn discover(start: &Path) -> Result<Self> {
         let none = |_| {
             Error::not_found(format!("`{}` is not in a Git repository", start.display()))
-                .hint("make one with `git init`, or name another folder with `-C DIR`")
+                .hint("create one with `git init`, or name another folder with `-C DIR`")
         };
         let repo = gix::discover(start).map_err(none)?;
-        // Read as files they would seem to be none, and so would all that they lead to.
+        // Refs in any other format would appear to be missing, and so would all commits that they lead to.
         if repo.config_snapshot().string("extensions.refStorage").is_some_and(|it| it.as_bytes() != b"files")
         {
-            let error =
-                Error::usage("this Git repository keeps its references in a table, which mlx cannot read");
-            return Err(error.hint("`git refs migrate --ref-format=files` turns them into files"));
+            let error = Error::usage(
+                "this Git repository keeps its refs in a table (the reftable format), which mlx cannot read",
+            );
+            return Err(error.hint("convert them with `git refs migrate --ref-format=files`"));
         }
         let root = repo.workdir().map(Path::to_owned).ok_or_else(|| {
             Error::usage("this Git repository is bare: it has no files to work with")
-                .hint("use a clone of it")
+                .hint("use a clone with a worktree")
         })?;
         let root = fs::canonical(&root).unwrap_or(root);
         Ok(Self { repo, root })
     }
 
-    /// As [`Git::discover`], for whoever works where they stand: refuses a repository whose files lie elsewhere, and
-    /// one that is not what `GIT_DIR` says, so that one repository's record never meets the files of another.
+    /// Like [`Git::discover`], for a command that works on the files in `start`. Refuses a repository whose
+    /// worktree is elsewhere, and one that is not the one in `GIT_DIR`, so that the data of one repository is
+    /// never applied to the files of another.
     pub fn here(start: &Path) -> Result<Self> {
         let found = Self::discover(start)?;
         if fs::canonical(start).is_some_and(|it| !it.starts_with(&found.root)) {
             let message = format!(
-                "`{}` is not among the files of its repository, which lie in `{}`",
+                "`{}` is not in the worktree of its repository, which is `{}`",
                 start.display(),
                 found.root.display()
             );
             return Err(Error::usage(message)
-                .hint("go there, or see what `GIT_WORK_TREE` and `git config core.worktree` say"));
+                .hint("change to that folder, or check `GIT_WORK_TREE` and `git config core.worktree`"));
         }
-        let said = std::env::var_os("GIT_DIR").map(PathBuf::from);
-        if said.as_ref().is_some_and(|it| fs::canonical(it).as_ref() != Some(&found.worktree_dir())) {
-            let said = said.unwrap_or_default();
+        let git_dir = std::env::var_os("GIT_DIR").map(PathBuf::from);
+        if git_dir.as_ref().is_some_and(|dir| fs::canonical(dir).as_ref() != Some(&found.worktree_dir())) {
+            let git_dir = git_dir.unwrap_or_default();
             let message = format!(
-                "`GIT_DIR` is `{}`, and the repository here is `{}`",
-                said.display(),
+                "`GIT_DIR` is `{}`, but the repository here is `{}`",
+                git_dir.display(),
                 found.worktree_dir().display()
             );
-            return Err(Error::usage(message).hint("unset `GIT_DIR`, or go to the repository that it names"));
+            return Err(Error::usage(message).hint("unset `GIT_DIR`, or change to the repository it names"));
         }
         Ok(found)
     }
 
-    /// The top of the work tree.
+    /// Returns the top folder of the worktree.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// What all linked worktrees share.
+    /// Returns the Git folder that all linked worktrees share.
     pub fn common_dir(&self) -> PathBuf {
         fs::canonical(self.repo.common_dir()).unwrap_or_else(|| self.repo.common_dir().to_owned())
     }
 
-    /// What belongs to this worktree alone.
+    /// Returns the Git folder of this worktree alone.
     pub fn worktree_dir(&self) -> PathBuf {
         fs::canonical(self.repo.git_dir()).unwrap_or_else(|| self.repo.git_dir().to_owned())
     }
 
-    /// Whether the exec bits of files mean anything here; Git tries it out when it makes a repository.
+    /// Returns true unless `core.fileMode` is false: Git sets that when it creates a repository on a file
+    /// system that does not keep executable bits.
     pub fn keeps_modes(&self) -> bool {
         self.repo.config_snapshot().boolean("core.fileMode").unwrap_or(true)
     }
 
-    /// The commit that `spec` names: a branch, a tag, a hash, `HEAD~2`.
+    /// Resolves a revision such as a branch, a tag, a hash or `HEAD~2` to a commit.
     pub fn resolve(&self, spec: &str) -> Result<Rev> {
         let missing = || {
-            Error::not_found(format!("there is no revision `{spec}`"))
-                .hint("name a branch, a tag or a commit, as `git log` shows them")
+            Error::not_found(format!("revision `{spec}` not found"))
+                .hint("name a branch, a tag or a commit, as shown by `git log`")
         };
         let id = self.repo.rev_parse_single(spec).map_err(|_| missing())?;
         let object = id.object().map_err(|_| missing())?;
         Ok(Rev(object.peel_to_commit().map_err(|_| missing())?.id))
     }
 
-    /// The commit that is checked out; none before the first.
+    /// Returns the commit that is checked out; `None` before the first commit.
     pub fn head(&self) -> Option<Rev> {
         self.repo.head_id().ok().map(|it| Rev(it.detach()))
     }
 
-    /// The bytes of a file in a commit.
+    /// Reads a file in a commit; `None` if it does not exist there.
     pub fn read(&self, rev: &Rev, path: &RepoPath) -> Result<Option<Vec<u8>>> {
         match self.blob(rev, path)? {
             Some(id) => self.read_blob(id).map(Some),
@@ -163,23 +167,23 @@ impl Git {
         }
     }
 
-    /// Files in a commit whose path `wanted` accepts.
+    /// Lists the files in a commit whose path `wanted` accepts.
     pub fn files(&self, rev: &Rev, wanted: &dyn Fn(&[u8]) -> bool) -> Result<Vec<RepoPath>> {
-        let doing = || format!("cannot list the files of {}", rev.short());
-        let commit = ours(self.repo.find_commit(rev.0), doing)?;
-        let index = ours(self.repo.index_from_tree(&ours(commit.tree_id(), doing)?), doing)?;
+        let context = || format!("cannot list the files of {}", rev.short());
+        let commit = from_gix(self.repo.find_commit(rev.0), context)?;
+        let index = from_gix(self.repo.index_from_tree(&from_gix(commit.tree_id(), context)?), context)?;
         Ok(paths_of(&index, wanted))
     }
 
-    /// Files that Git tracks in this worktree whose path `wanted` accepts.
+    /// Lists the files that Git tracks in this worktree whose path `wanted` accepts.
     pub fn tracked(&self, wanted: &dyn Fn(&[u8]) -> bool) -> Result<Vec<RepoPath>> {
-        let index = ours(self.repo.index_or_empty(), || "cannot read Git's index".into())?;
+        let index = from_gix(self.repo.index_or_empty(), || "cannot read Git's index".into())?;
         Ok(paths_of(&index, wanted))
     }
 
-    /// One file that Git tracks at `path` or below it, if there is any.
+    /// Returns one file that Git tracks at `path` or below it, if any.
     pub fn tracked_within(&self, path: &RepoPath) -> Result<Option<RepoPath>> {
-        let index = ours(self.repo.index_or_empty(), || "cannot read Git's index".into())?;
+        let index = from_gix(self.repo.index_or_empty(), || "cannot read Git's index".into())?;
         if index.entry_by_path(path.bytes().as_bstr()).is_some() {
             return Ok(Some(path.clone()));
         }
@@ -188,14 +192,14 @@ impl Git {
         Ok(below.and_then(|it| RepoPath::from_bytes(it.path(&index)).ok()))
     }
 
-    /// `git add` of these files.
+    /// Runs `git add` on these files.
     pub fn stage(&self, paths: &[RepoPath]) -> Result<()> {
         let mut command = Command::new("git");
         command
             .arg("-C")
             .arg(&self.root)
             .args(["add", "--"])
-            .args(paths.iter().map(|it| it.on_disk(Path::new(""))));
+            .args(paths.iter().map(|path| path.on_disk(Path::new(""))));
         let output = command.output().doing(|| "cannot run `git`".into())?;
         if output.status.success() {
             return Ok(());
@@ -204,7 +208,7 @@ impl Git {
         Err(Error::new(Kind::Internal, message))
     }
 
-    /// What `git --version` says.
+    /// Returns the version that `git --version` prints.
     pub fn program_version() -> Option<String> {
         let output = Command::new("git").arg("--version").output().ok()?;
         let text = String::from_utf8(output.stdout).ok()?;

@@ -1,18 +1,18 @@
-//! Annotated tags: names that are given once and never moved.
+//! Reads and creates annotated tags. A tag is never moved or overwritten.
 
 use gix::{objs::Kind as ObjectKind, refs::transaction::PreviousValue};
 
 use crate::{
     error::{Error, Kind, Result},
-    git::{Git, Rev, ours},
+    git::{Git, Rev, from_gix},
     time::Timestamp,
 };
 
-/// An annotated tag on a commit.
+/// Annotated tag on a commit.
 #[derive(Clone, Debug)]
 pub struct Tag {
     pub name: String,
-    /// The object's id, 40 hex digits.
+    /// Id of the tag object, 40 hex digits.
     pub id: String,
     pub rev: Rev,
     pub message: String,
@@ -21,12 +21,13 @@ pub struct Tag {
 }
 
 impl Git {
-    /// All annotated tags whose name starts so; lightweight ones and those of other things are no events.
+    /// Lists the annotated tags of commits whose name starts with `prefix`. Lightweight tags and tags of
+    /// other objects are left out, since mlx does not create such tags.
     pub fn tags(&self, prefix: &str) -> Result<Vec<Tag>> {
-        let doing = || "cannot read Git's tags".into();
-        let references = ours(self.repo.references(), doing)?;
+        let context = || "cannot read Git's tags".into();
+        let references = from_gix(self.repo.references(), context)?;
         let mut tags = Vec::new();
-        for reference in ours(references.tags(), doing)? {
+        for reference in from_gix(references.tags(), context)? {
             let Ok(reference) = reference else { continue };
             let name = reference.name().shorten().to_string();
             if name.starts_with(prefix)
@@ -38,11 +39,11 @@ impl Git {
         Ok(tags)
     }
 
-    /// The object that a tag's name stands for, annotated or not.
+    /// Returns the id of the object that a tag, annotated or not, refers to; `None` if there is no such tag.
     pub fn tag_id(&self, name: &str) -> Result<Option<String>> {
-        let doing = || format!("cannot read the tag `{name}`");
-        let found = ours(self.repo.try_find_reference(&format!("refs/tags/{name}")), doing)?;
-        Ok(found.and_then(|it| Some(it.try_id()?.to_string())))
+        let context = || format!("cannot read the tag `{name}`");
+        let found = from_gix(self.repo.try_find_reference(&format!("refs/tags/{name}")), context)?;
+        Ok(found.and_then(|reference| Some(reference.try_id()?.to_string())))
     }
 
     fn read_tag(&self, name: String, reference: &gix::Reference<'_>) -> Option<Tag> {
@@ -63,18 +64,18 @@ impl Git {
         })
     }
 
-    /// Makes an annotated tag; a name that is taken is refused.
+    /// Creates an annotated tag. A tag of that name must not exist.
     pub fn tag(&self, name: &str, rev: &Rev, message: &str) -> Result<()> {
-        let who = self.repo.committer().and_then(Result::ok).ok_or_else(|| {
+        let tagger = self.repo.committer().and_then(Result::ok).ok_or_else(|| {
             Error::new(Kind::Usage, "Git does not know who you are")
-                .hint("git config --global user.name NAME && git config --global user.email ADDRESS")
+                .hint("run `git config --global user.name NAME && git config --global user.email ADDRESS`")
         })?;
         if self.repo.find_reference(&format!("refs/tags/{name}")).is_ok() {
-            let error = Error::new(Kind::Conflict, format!("the tag `{name}` exists already"));
+            let error = Error::new(Kind::Conflict, format!("the tag `{name}` already exists"));
             return Err(error.hint("a version is never moved: register the next one"));
         }
-        let made =
-            self.repo.tag(name, rev.0, ObjectKind::Commit, Some(who), message, PreviousValue::MustNotExist);
-        ours(made.map(drop), || format!("cannot make the tag `{name}`"))
+        let must_not_exist = PreviousValue::MustNotExist;
+        let created = self.repo.tag(name, rev.0, ObjectKind::Commit, Some(tagger), message, must_not_exist);
+        from_gix(created.map(drop), || format!("cannot create the tag `{name}`"))
     }
 }

@@ -1,5 +1,7 @@
-//! The repository that others share: what it holds, and what is sent to it. Through the user's own `git`, which
-//! knows their keys, with fixed arguments; no hook and no helper of a repository runs.
+//! Talks to the shared Git remote: lists its refs, fetches and pushes.
+//!
+//! It runs the user's `git`, which has their credentials, with fixed arguments: no hook of the repository
+//! runs, `git` never prompts, and only HTTPS, SSH and local paths are allowed.
 
 use std::{
     collections::BTreeMap,
@@ -10,118 +12,122 @@ use std::{
 
 use crate::{
     error::{Doing, Error, Kind, Result},
-    git::{Git, Rev, ours},
+    git::{Git, Rev, from_gix},
 };
 
-/// How often a name that somebody else writes is waited for, and how long.
-const LOCKED: u32 = 5;
-const PAUSE: Duration = Duration::from_millis(100);
+/// Number of retries of a fetch while another process writes the same refs.
+const MAX_RETRIES: u32 = 5;
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A remote of Git.
+/// Name of a Git remote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream(pub String);
 
-/// Names that a remote of Git has, each with the object it stands for.
+/// Refs of a Git remote: full name to object id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listing(pub BTreeMap<String, String>);
 
-/// What became of a push.
+/// Outcome of a push that reached the remote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Pushed {
     Done,
-    /// Somebody else was first, or the other side says no: its words.
+    /// The remote rejected the push, because another one came first or by a rule of its own; with its
+    /// message.
     Refused(String),
 }
 
 impl Git {
-    /// The remote that keeps the record: what `mlx.remote` in Git's settings names, else `origin`, else the only
-    /// one. Never that of the branch: who works on a fork does not answer to the fork's policy.
+    /// Returns the remote that holds the audit record: `mlx.remote` in Git's configuration, else `origin`,
+    /// else the only remote. The remote of the current branch is not used, so that the policy of a fork never
+    /// applies.
     pub fn upstream(&self) -> Result<Option<Upstream>> {
         let names: Vec<String> = self.repo.remote_names().iter().map(ToString::to_string).collect();
-        let known = |it: &str| names.iter().any(|name| name == it);
-        if let Some(said) = self.repo.config_snapshot().string("mlx.remote") {
-            let said = said.to_string();
-            return if known(&said) { Ok(Some(Upstream(said))) } else { Err(no_such(&said)) };
+        let exists = |wanted: &str| names.iter().any(|name| name == wanted);
+        if let Some(configured) = self.repo.config_snapshot().string("mlx.remote") {
+            let configured = configured.to_string();
+            let found = exists(&configured);
+            return if found { Ok(Some(Upstream(configured))) } else { Err(unknown_remote(&configured)) };
         }
         match &names[..] {
-            _ if known("origin") => Ok(Some(Upstream("origin".to_owned()))),
+            _ if exists("origin") => Ok(Some(Upstream("origin".to_owned()))),
             [] => Ok(None),
             [one] => Ok(Some(Upstream(one.clone()))),
             many => {
-                let message = format!("none of the Git remotes {} is called `origin`", many.join(", "));
+                let message = format!("none of the Git remotes {} is named `origin`", many.join(", "));
                 Err(Error::usage(message)
-                    .hint("say which one keeps the record: `git config mlx.remote NAME`"))
+                    .hint("choose the one that holds the audit record: `git config mlx.remote NAME`"))
             }
         }
     }
 
-    /// What the remote holds now: its default branch (`HEAD`), tags, and the audit chain.
+    /// Lists the current refs of the remote that match `names`, as arguments of `git ls-remote`.
     pub fn listing(&self, upstream: &Upstream, names: &[&str]) -> Result<Listing> {
         let args = [&["ls-remote", "--quiet", &upstream.0][..], names].concat();
-        let output = self.program(&args, b"")?;
+        let output = self.run_git(&args, b"")?;
         if !output.status.success() {
             return Err(unreachable(upstream, &output));
         }
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let rows = text.lines().filter_map(|it| it.split_once('\t')).filter(|it| !it.1.ends_with("^{}"));
+        let rows = text.lines().filter_map(|line| line.split_once('\t'));
+        let rows = rows.filter(|(_, name)| !name.ends_with("^{}"));
         Ok(Listing(rows.map(|(id, name)| (name.to_owned(), id.to_owned())).collect()))
     }
 
-    /// Brings what these refspecs name.
+    /// Fetches these refspecs.
     pub fn fetch(&self, upstream: &Upstream, refspecs: &[String]) -> Result<()> {
         if refspecs.is_empty() {
             return Ok(());
         }
         let args = ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--stdin", &upstream.0];
-        for turn in 0.. {
-            let output = self.program(&args, refspecs.join("\n").as_bytes())?;
-            // Another mlx of this repository may bring the same names.
+        for attempt in 0.. {
+            let output = self.run_git(&args, refspecs.join("\n").as_bytes())?;
+            // Another mlx process may be fetching the same refs.
             let locked = String::from_utf8_lossy(&output.stderr).contains("lock");
             if output.status.success() {
                 break;
-            } else if !locked || turn == LOCKED {
+            } else if !locked || attempt == MAX_RETRIES {
                 return Err(unreachable(upstream, &output));
             }
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(RETRY_INTERVAL);
         }
         Ok(())
     }
 
-    /// Sends all of these (object, name) or none.
-    pub fn push(&self, upstream: &Upstream, what: &[(String, String)]) -> Result<Pushed> {
-        let refspecs: Vec<String> = what.iter().map(|(id, name)| format!("{id}:{name}")).collect();
+    /// Pushes `updates` (object id, ref name) atomically: all of them or none.
+    pub fn push(&self, upstream: &Upstream, updates: &[(String, String)]) -> Result<Pushed> {
+        let refspecs: Vec<String> = updates.iter().map(|(id, name)| format!("{id}:{name}")).collect();
         let mut args = vec!["push", "--atomic", "--porcelain", &upstream.0];
         args.extend(refspecs.iter().map(String::as_str));
-        let output = self.program(&args, b"")?;
+        let output = self.run_git(&args, b"")?;
         if output.status.success() {
             return Ok(Pushed::Done);
         }
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        let refused: Vec<&str> = said.lines().filter_map(|it| it.strip_prefix("!\t")).collect();
-        if refused.is_empty() {
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        let rejected: Vec<&str> = stdout.lines().filter_map(|line| line.strip_prefix("!\t")).collect();
+        if rejected.is_empty() {
             return Err(unreachable(upstream, &output));
         }
-        let server = String::from_utf8_lossy(&output.stderr).into_owned();
-        let server = server.lines().filter_map(|it| it.strip_prefix("remote: ")).collect::<Vec<_>>();
-        Ok(Pushed::Refused([refused, server].concat().join("; ").replace('\t', " ")))
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        let remote = stderr.lines().filter_map(|line| line.strip_prefix("remote: ")).collect::<Vec<_>>();
+        Ok(Pushed::Refused([rejected, remote].concat().join("; ").replace('\t', " ")))
     }
 
-    /// Whether an object is here.
+    /// Returns true if an object exists in this clone.
     pub fn has(&self, id: &str) -> bool {
-        gix::ObjectId::from_hex(id.as_bytes()).is_ok_and(|it| self.repo.has_object(it))
+        gix::ObjectId::from_hex(id.as_bytes()).is_ok_and(|id| self.repo.has_object(id))
     }
 
-    /// The commit that a full name stands for, if there is one.
+    /// Resolves a full ref name to a commit; `None` if it does not exist or leads to no commit.
     pub fn tip(&self, name: &str) -> Result<Option<Rev>> {
-        let doing = || format!("cannot read `{name}`");
-        match ours(self.repo.try_find_reference(name), doing)? {
-            Some(mut found) => Ok(found.peel_to_commit().ok().map(|it| Rev(it.id))),
+        let context = || format!("cannot read `{name}`");
+        match from_gix(self.repo.try_find_reference(name), context)? {
+            Some(mut found) => Ok(found.peel_to_commit().ok().map(|commit| Rev(commit.id))),
             None => Ok(None),
         }
     }
 
-    /// Runs the user's `git` in this repository.
-    fn program(&self, args: &[&str], input: &[u8]) -> Result<Output> {
+    /// Runs the user's `git` in this repository with this input, and captures its output.
+    fn run_git(&self, args: &[&str], input: &[u8]) -> Result<Output> {
         let mut command = Command::new("git");
         command.arg("-C").arg(&self.root).args([
             "-c",
@@ -133,22 +139,23 @@ impl Git {
         command.env("GIT_TERMINAL_PROMPT", "0");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().doing(|| "cannot run `git`".into())?;
-        // It may end without reading.
-        let _ended = child.stdin.take().map(|mut it| it.write_all(input));
+        // It may exit without reading its input.
+        let _unread = child.stdin.take().map(|mut stdin| stdin.write_all(input));
         child.wait_with_output().doing(|| "cannot run `git`".into())
     }
 }
 
-fn no_such(name: &str) -> Error {
-    Error::usage(format!("there is no Git remote `{name}`, which `mlx.remote` names"))
-        .hint("`git remote -v` lists them; `git config mlx.remote NAME` names another")
+fn unknown_remote(name: &str) -> Error {
+    Error::usage(format!("Git remote `{name}`, set as `mlx.remote`, not found"))
+        .hint("list the remotes with `git remote -v`, and choose one with `git config mlx.remote NAME`")
 }
 
 fn unreachable(upstream: &Upstream, output: &Output) -> Error {
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    let said: Vec<&str> = said.lines().filter(|it| !it.trim().is_empty()).take(2).collect();
-    let said = if said.is_empty() { format!("`git` ended with {}", output.status) } else { said.join(" ") };
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    let lines: Vec<&str> = stderr.lines().filter(|line| !line.trim().is_empty()).take(2).collect();
+    let reason =
+        if lines.is_empty() { format!("`git` ended with {}", output.status) } else { lines.join(" ") };
     let error =
-        Error::new(Kind::Unavailable, format!("the Git remote `{}` cannot be reached: {said}", upstream.0));
-    error.hint("try again when it is there; `git remote -v` shows its address")
+        Error::new(Kind::Unavailable, format!("the Git remote `{}` cannot be reached: {reason}", upstream.0));
+    error.hint("check its address with `git remote -v`, then try again")
 }

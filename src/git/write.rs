@@ -1,4 +1,6 @@
-//! Commits and tags that nothing names yet, and names for them: an event is made whole first and shown after.
+//! Writes commits and tags without refs, and then the refs for them.
+//!
+//! Thus all objects of an event are complete before any ref makes it visible.
 
 use std::time::Duration;
 
@@ -13,15 +15,15 @@ use gix::{
 use crate::{
     error::{Error, Kind, Result},
     fs::Root,
-    git::{Git, Rev, ours, sign::Signer},
+    git::{Git, Rev, from_gix, sign::Signer},
     path::RepoPath,
 };
 
-/// How long a lock of somebody else is waited for.
-const STEP: Duration = Duration::from_millis(100);
-const PATIENCE: u32 = 10;
+/// Interval and number of retries while another process holds the lock of a ref.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+const MAX_RETRIES: u32 = 10;
 
-/// A file that stands alone in a commit of its own chain.
+/// Content of a commit that has a single file, in a chain of such commits.
 pub struct Single<'s> {
     pub name: &'s str,
     pub bytes: &'s [u8],
@@ -29,27 +31,29 @@ pub struct Single<'s> {
 }
 
 impl Git {
-    /// A commit that holds one file, on top of another of its kind; no name is given to it.
+    /// Writes a commit with one file on top of `parent`. No ref is changed.
     pub fn commit_single(&self, single: &Single<'_>, parent: Option<&Rev>) -> Result<Rev> {
-        let doing = || "cannot write a commit".to_owned();
-        let who = self.committer()?;
-        let blob = ours(self.repo.write_blob(single.bytes), doing)?.detach();
+        let context = || "cannot write a commit".to_owned();
+        let committer = self.committer()?;
+        let blob = from_gix(self.repo.write_blob(single.bytes), context)?.detach();
         let entry = gix::objs::tree::Entry {
             mode: gix::objs::tree::EntryKind::Blob.into(),
             filename: single.name.into(),
             oid: blob,
         };
-        let tree = ours(self.repo.write_object(gix::objs::Tree { entries: vec![entry] }), doing)?.detach();
+        let tree =
+            from_gix(self.repo.write_object(gix::objs::Tree { entries: vec![entry] }), context)?.detach();
         let parents = parent.map(|it| it.0);
         let mut time = gix::date::parse::TimeBuf::default();
-        let who = who.to_ref(&mut time);
-        let made = self.repo.new_commit_as(who, who, single.message, tree, parents);
-        Ok(Rev(ours(made, doing)?.id))
+        let committer = committer.to_ref(&mut time);
+        let commit = self.repo.new_commit_as(committer, committer, single.message, tree, parents);
+        Ok(Rev(from_gix(commit, context)?.id))
     }
 
-    /// An annotated tag on a commit, signed where there is a signer; no name is given to it. Its id.
+    /// Writes the object of an annotated tag on a commit, signed if `signer` is given, and returns its id. No
+    /// ref is changed.
     pub fn write_tag(&self, name: &str, rev: &Rev, message: &str, signer: Option<&Signer>) -> Result<String> {
-        let doing = || format!("cannot write the tag `{name}`");
+        let context = || format!("cannot write the tag `{name}`");
         let tag = TagObject {
             target: rev.0,
             target_kind: ObjectKind::Commit,
@@ -59,60 +63,62 @@ impl Git {
             signature: None,
         };
         let mut bytes = Vec::new();
-        ours(tag.write_to(&mut bytes), doing)?;
+        from_gix(tag.write_to(&mut bytes), context)?;
         if !bytes.ends_with(b"\n") {
             bytes.push(b'\n');
         }
         if let Some(signer) = signer {
             bytes.extend(signer.sign(&bytes)?);
         }
-        Ok(ours(self.repo.objects.write_buf(ObjectKind::Tag, &bytes), doing)?.to_string())
+        Ok(from_gix(self.repo.objects.write_buf(ObjectKind::Tag, &bytes), context)?.to_string())
     }
 
-    /// The bytes of a tag.
+    /// Reads the bytes of a tag object.
     pub fn tag_bytes(&self, id: &str) -> Result<Vec<u8>> {
-        let doing = || format!("cannot read the tag {id}");
-        let id = ours(gix::ObjectId::from_hex(id.as_bytes()), doing)?;
-        Ok(ours(self.repo.find_object(id), doing)?.data.clone())
+        let context = || format!("cannot read the tag {id}");
+        let id = from_gix(gix::ObjectId::from_hex(id.as_bytes()), context)?;
+        Ok(from_gix(self.repo.find_object(id), context)?.data.clone())
     }
 
-    /// Gives names (name, object, what it stood for before), all or none. A lock that a killed process left is
-    /// waited for a while, then taken away: only mlx writes these names, and it holds its own lock meanwhile.
-    pub fn name_objects(&self, names: &[(String, String, Option<Rev>)]) -> Result<()> {
-        let edits = names
+    /// Updates refs (name, new object, expected old commit) atomically: all of them or none. A lock file of
+    /// Git that stays for a second is removed as that of a killed process, since only mlx writes these refs
+    /// and it holds its own lock meanwhile.
+    pub fn name_objects(&self, updates: &[(String, String, Option<Rev>)]) -> Result<()> {
+        let edits = updates
             .iter()
-            .map(|(name, id, before)| edit(name, id, before.as_ref()))
+            .map(|(name, id, before)| ref_update(name, id, before.as_ref()))
             .collect::<Result<Vec<_>>>()?;
-        self.edit(&edits)
+        self.edit_refs(&edits)
     }
 
-    /// Takes away a name that only mlx uses; one that is not there is fine.
+    /// Deletes a ref that only mlx uses; a missing one is fine.
     pub fn forget(&self, name: &str) -> Result<()> {
-        let doing = || format!("cannot forget `{name}`");
-        if ours(self.repo.try_find_reference(name), doing)?.is_none() {
+        let context = || format!("cannot delete the ref `{name}`");
+        if from_gix(self.repo.try_find_reference(name), context)?.is_none() {
             return Ok(());
         }
         let change = Change::Delete { expected: PreviousValue::MustExist, log: RefLog::AndReference };
-        let name = ours(gix::refs::FullName::try_from(name), doing)?;
-        self.edit(&[RefEdit { change, name, deref: false }])
+        let name = from_gix(gix::refs::FullName::try_from(name), context)?;
+        self.edit_refs(&[RefEdit { change, name, deref: false }])
     }
 
-    fn edit(&self, edits: &[RefEdit]) -> Result<()> {
+    fn edit_refs(&self, edits: &[RefEdit]) -> Result<()> {
         let root = Root::open(&self.common_dir())?;
-        let lock =
-            |it: &RefEdit| RepoPath::from_text(&format!("{}.lock", it.name.to_string().replace('%', "%25")));
-        let locks = edits.iter().map(lock);
-        let locks = locks.collect::<Result<Vec<_>>>()?;
-        for turn in 0.. {
-            let locked = locks.iter().filter(|it| matches!(root.stamp(it), Ok(Some(_)))).collect::<Vec<_>>();
+        let lock_file = |edit: &RefEdit| {
+            RepoPath::from_text(&format!("{}.lock", edit.name.to_string().replace('%', "%25")))
+        };
+        let lock_files = edits.iter().map(lock_file).collect::<Result<Vec<_>>>()?;
+        for attempt in 0.. {
+            let locked =
+                lock_files.iter().filter(|file| matches!(root.stamp(file), Ok(Some(_)))).collect::<Vec<_>>();
             match self.repo.edit_references(edits.to_vec()) {
                 Ok(_) => return Ok(()),
-                Err(_) if turn < PATIENCE && !locked.is_empty() => std::thread::sleep(STEP),
-                Err(_) if turn == PATIENCE && !locked.is_empty() => {
-                    locked.into_iter().try_for_each(|it| root.remove(it))?;
+                Err(_) if attempt < MAX_RETRIES && !locked.is_empty() => std::thread::sleep(RETRY_INTERVAL),
+                Err(_) if attempt == MAX_RETRIES && !locked.is_empty() => {
+                    locked.into_iter().try_for_each(|file| root.remove(file))?;
                 }
                 Err(error) => {
-                    let message = format!("somebody else wrote Git's references at the same time: {error}");
+                    let message = format!("another process changed Git's refs at the same time: {error}");
                     return Err(Error::new(Kind::Conflict, message).hint("run the same command again"));
                 }
             }
@@ -120,37 +126,35 @@ impl Git {
         unreachable!("the loop ends by returning")
     }
 
-    /// Who this is, as Git is told.
+    /// Returns the committer from Git's configuration, whose name and address must be valid in a commit.
     fn committer(&self) -> Result<gix::actor::Signature> {
         let unknown = || {
             Error::new(Kind::Usage, "Git does not know who you are")
-                .hint("git config --global user.name NAME && git config --global user.email ADDRESS")
+                .hint("run `git config --global user.name NAME && git config --global user.email ADDRESS`")
         };
         let found = self.repo.committer().and_then(Result::ok).ok_or_else(unknown)?;
-        let odd = |it: &[u8]| it.iter().any(|it| b"<>\n\0".contains(it));
-        if odd(found.name) || odd(found.email) {
-            return Err(Error::usage(
-                "your name or address, as Git knows it, has `<`, `>` or a line's end in it",
-            )
-            .hint("git config --global user.name NAME && git config --global user.email ADDRESS"));
+        let invalid = |text: &[u8]| text.iter().any(|byte| b"<>\n\0".contains(byte));
+        if invalid(found.name) || invalid(found.email) {
+            return Err(Error::usage("your Git user name or email has `<`, `>` or a line break in it")
+                .hint("run `git config --global user.name NAME && git config --global user.email ADDRESS`"));
         }
-        ours(found.to_owned(), || "cannot tell who you are".into())
+        from_gix(found.to_owned(), || "cannot read your Git user name and email".into())
     }
 
-    /// `Ada <ada@park.example>`
+    /// Returns the committer's name and address, as in `Ada <ada@park.example>`.
     pub fn whoami(&self) -> Result<String> {
         self.committer().map(|it| format!("{} <{}>", it.name, it.email))
     }
 }
 
-fn edit(name: &str, id: &str, before: Option<&Rev>) -> Result<RefEdit> {
-    let doing = || format!("cannot name `{name}`");
+fn ref_update(name: &str, id: &str, before: Option<&Rev>) -> Result<RefEdit> {
+    let context = || format!("cannot update the ref `{name}`");
     let expected = match before {
         Some(rev) => PreviousValue::MustExistAndMatch(Target::Object(rev.0)),
         None => PreviousValue::MustNotExist,
     };
     let log = LogChange { mode: RefLog::AndReference, force_create_reflog: false, message: "mlx".into() };
-    let new = Target::Object(ours(gix::ObjectId::from_hex(id.as_bytes()), doing)?);
-    let name = ours(gix::refs::FullName::try_from(name), doing)?;
+    let new = Target::Object(from_gix(gix::ObjectId::from_hex(id.as_bytes()), context)?);
+    let name = from_gix(gix::refs::FullName::try_from(name), context)?;
     Ok(RefEdit { change: Change::Update { log, expected, new }, name, deref: false })
 }

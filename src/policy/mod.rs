@@ -312,7 +312,7 @@ mod tests {
                 "integrty.dark",
                 "the alert `dark` is about `integrty.dark_share`; numbers start",
             ),
-            ("name = 'Q'", "keys = ['x']", "`x` is no key"),
+            ("name = 'Q'", "keys = ['x']", "`x` is not a key"),
             ("env.production", "env.Production", "no name of an environment"),
             (
                 "above = 0.2",

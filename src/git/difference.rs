@@ -1,0 +1,131 @@
+//! Commits reachable from one of two sets of tips but not both. The cost grows with their number, not with
+//! history.
+//!
+//! The walk starts at both sets at once and visits commits newest first. Each commit passes on to its parents
+//! from which side it was reached; once every queued commit was reached from both sides, all further ones are
+//! shared. Wrong commit times can make a shared commit count as not shared, never the other way round.
+
+use std::collections::{BTreeSet, BinaryHeap, HashMap};
+
+use crate::{
+    error::{Doing, Error, Kind, Result},
+    git::{Git, Rev, from_gix},
+};
+
+const BEFORE: u8 = 1;
+const NOW: u8 = 2;
+const BOTH: u8 = BEFORE | NOW;
+
+/// Difference between the commits reachable from two sets of tips, `before` and `now`.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Apart {
+    /// Commits reachable from the tips of `now` only.
+    pub came: Vec<Rev>,
+    /// True if some commit is reachable from the tips of `before` only.
+    pub some_went: bool,
+}
+
+#[derive(Default)]
+struct Walk {
+    visited: HashMap<gix::ObjectId, Visit>,
+    /// Commits to visit by time, newest first.
+    queue: BinaryHeap<(i64, gix::ObjectId)>,
+    /// Number of queued commits that were reached from one side only.
+    one_sided: usize,
+}
+
+#[derive(Default)]
+struct Visit {
+    /// Sides from which the commit was reached: a combination of `BEFORE` and `NOW`.
+    sides: u8,
+    /// Number of times it is in the queue.
+    queued: usize,
+    time: i64,
+}
+
+impl Git {
+    /// Returns text that changes whenever the ancestry of commits changes without any ref changing: the
+    /// boundaries of a shallow clone, and replace refs.
+    pub fn cuts(&self) -> Result<String> {
+        let context = || "cannot read the shallow boundary and replace refs".to_owned();
+        let boundary = from_gix(self.repo.shallow_commits(), context)?;
+        let mut lines: Vec<String> =
+            boundary.iter().flat_map(|commits| commits.iter()).map(ToString::to_string).collect();
+        for reference in
+            from_gix(from_gix(self.repo.references(), context)?.prefixed("refs/replace/"), context)?
+        {
+            let reference = from_gix(reference, context)?;
+            lines.push(format!("{} {}", reference.name().as_bstr(), reference.id()));
+        }
+        Ok(lines.join("\n"))
+    }
+
+    /// Compares the commits reachable from `before` and `now`.
+    pub fn apart(&self, before: &BTreeSet<Rev>, now: &BTreeSet<Rev>) -> Result<Apart> {
+        if before == now {
+            return Ok(Apart::default());
+        }
+        let context = || "cannot read the shallow boundary".to_owned();
+        let boundary: BTreeSet<gix::ObjectId> = from_gix(self.repo.shallow_commits(), context)?
+            .map(|it| it.iter().copied().collect())
+            .unwrap_or_default();
+        let mut walk = Walk::default();
+        for (tips, side) in [(before, BEFORE), (now, NOW)] {
+            for tip in tips {
+                // Git has pruned it, so no current tip descends from it.
+                if side == BEFORE && !self.repo.has_object(tip.0) {
+                    return Ok(Apart { came: Vec::new(), some_went: true });
+                }
+                walk.enqueue(self, tip.0, side)?;
+            }
+        }
+        while walk.one_sided > 0 {
+            let Some((id, sides)) = walk.next() else { break };
+            if boundary.contains(&id) {
+                continue;
+            }
+            let context = || format!("cannot read the commit {id}");
+            let commit = from_gix(self.repo.find_commit(id), context)?;
+            for parent in commit.parent_ids() {
+                walk.enqueue(self, parent.detach(), sides)?;
+            }
+        }
+        let reached_from = |sides: u8| {
+            let visited = walk.visited.iter().filter(move |(_, visit)| visit.sides == sides);
+            visited.map(|(id, _)| Rev(*id))
+        };
+        Ok(Apart { came: reached_from(NOW).collect(), some_went: reached_from(BEFORE).next().is_some() })
+    }
+}
+
+impl Walk {
+    /// Queues a commit that was reached from `side`, unless it was queued for that side before.
+    fn enqueue(&mut self, git: &Git, id: gix::ObjectId, side: u8) -> Result<()> {
+        let visit = self.visited.entry(id).or_default();
+        if visit.sides & side == side {
+            return Ok(());
+        }
+        if visit.sides == 0 {
+            let commit = git.repo.find_commit(id).map_err(|it| Error::new(Kind::Internal, it.to_string()));
+            let time = commit.and_then(|commit| from_gix(commit.time(), || "cannot read its time".into()));
+            visit.time = time.doing(|| format!("cannot read the commit {id}"))?.seconds;
+        }
+        if visit.sides != 0 && visit.sides != BOTH && visit.sides | side == BOTH {
+            self.one_sided -= visit.queued;
+        }
+        visit.sides |= side;
+        visit.queued += 1;
+        self.one_sided += usize::from(visit.sides != BOTH);
+        self.queue.push((visit.time, id));
+        Ok(())
+    }
+
+    /// Takes the newest commit from the queue, with the sides from which it was reached.
+    fn next(&mut self) -> Option<(gix::ObjectId, u8)> {
+        let (_, id) = self.queue.pop()?;
+        let visit = self.visited.get_mut(&id)?;
+        visit.queued -= 1;
+        self.one_sided -= usize::from(visit.sides != BOTH);
+        Some((id, visit.sides))
+    }
+}
