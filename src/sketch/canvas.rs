@@ -1,30 +1,31 @@
-//! A square to draw on: ellipses, triangles, lines, a turn, light and grain.
+//! Square RGB canvas that draws ellipses, triangles and lines, with rotation, light and film grain.
 
-/// Red, green, blue; 0–255.
+/// Red, green and blue, 0–255 each.
 pub type Color = [f32; 3];
 
 pub struct Canvas {
     side: u32,
     pixels: Vec<Color>,
-    /// Sine, cosine and center of the turn that everything drawn goes through.
-    turn: (f32, f32, f32, f32),
+    /// Sine, cosine and center of the rotation that applies to all shapes.
+    rotation: (f32, f32, f32, f32),
 }
 
 impl Canvas {
-    /// A ground that gets darker towards the top.
-    pub fn new(side: u32, ground: Color) -> Self {
+    /// Creates a canvas with a background that gets darker towards the top.
+    pub fn new(side: u32, background: Color) -> Self {
         let shade = |at: u32| 0.75 + 0.4 * (at / side) as f32 / side as f32;
-        let pixels = (0..side * side).map(|at| ground.map(|it| it * shade(at))).collect();
-        Self { side, pixels, turn: (0.0, 1.0, 0.0, 0.0) }
+        let pixels = (0..side * side).map(|at| background.map(|channel| channel * shade(at))).collect();
+        Self { side, pixels, rotation: (0.0, 1.0, 0.0, 0.0) }
     }
 
-    pub fn turn(&mut self, angle: f32, x: f32, y: f32) {
-        self.turn = (libm::sinf(angle), libm::cosf(angle), x, y);
+    /// Rotates all shapes drawn from now on around a center, by an angle in radians.
+    pub fn rotate(&mut self, angle: f32, x: f32, y: f32) {
+        self.rotation = (libm::sinf(angle), libm::cosf(angle), x, y);
     }
 
-    /// Colors every pixel that `inside` accepts, in turned places.
+    /// Colors every pixel whose position, rotated back, `inside` accepts.
     fn fill(&mut self, color: Color, inside: impl Fn(f32, f32) -> bool) {
-        let (sine, cosine, center_x, center_y) = self.turn;
+        let (sine, cosine, center_x, center_y) = self.rotation;
         for at in 0..self.side * self.side {
             let (x, y) = ((at % self.side) as f32 - center_x, (at / self.side) as f32 - center_y);
             if inside(x * cosine + y * sine + center_x, y * cosine - x * sine + center_y) {
@@ -59,12 +60,12 @@ impl Canvas {
         });
     }
 
-    /// The picture in this light, with a grain for each channel of each pixel.
+    /// Returns the image in this light, with grain added to each channel of each pixel.
     pub fn finish(self, light: f32, mut grain: impl FnMut(usize) -> f32) -> image::RgbImage {
-        let mut picture = image::RgbImage::new(self.side, self.side);
-        for (at, (pixel, color)) in picture.pixels_mut().zip(&self.pixels).enumerate() {
-            pixel.0 = color.map(|it| (it * light + grain(at)).clamp(0.0, 255.0) as u8);
+        let mut image = image::RgbImage::new(self.side, self.side);
+        for (at, (pixel, color)) in image.pixels_mut().zip(&self.pixels).enumerate() {
+            pixel.0 = color.map(|channel| (channel * light + grain(at)).clamp(0.0, 255.0) as u8);
         }
-        picture
+        image
     }
 }

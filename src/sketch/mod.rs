@@ -1,5 +1,7 @@
-//! The pet park's photos, drawn: cats and dogs from a seed, at all hours, for those who have no photos at
-//! hand. Varied enough that a model has something to learn, and alike enough that it makes some mistakes.
+//! Generator of the demo's data: drawn JPEG images of cats and dogs, reproducible from a seed.
+//!
+//! They stand in for the pet park's photos, so that the demo needs no download. They vary enough for a model
+//! to have something to learn, and are similar enough for it to make some mistakes.
 
 pub mod camera;
 mod canvas;
@@ -13,10 +15,11 @@ use crate::{
 
 use self::canvas::{Canvas, Color};
 
+/// Width and height of an image, in pixels.
 const SIDE: u32 = 96;
-const QUALITY: u8 = 88;
+const JPEG_QUALITY: u8 = 88;
 
-/// Who is on a photo.
+/// Class of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pet {
     Cat,
@@ -32,22 +35,23 @@ impl Pet {
     }
 }
 
-/// Numbers that follow from a seed and a place.
-struct Chance {
+/// Pseudorandom numbers, reproducible from a text: the bytes of repeated digests of it.
+struct Random {
     state: [u8; 32],
+    /// Number of bytes of `state` used so far.
     used: usize,
 }
 
-impl Chance {
-    fn new(seed: u64, pet: Pet, number: u64) -> Self {
-        Self::named(&format!("{seed} {} {number}", pet.name()))
+impl Random {
+    fn for_image(seed: u64, pet: Pet, number: u64) -> Self {
+        Self::from_text(&format!("{seed} {} {number}", pet.name()))
     }
 
-    fn named(name: &str) -> Self {
-        Self { state: *Digest::of(name.as_bytes()).bytes(), used: 0 }
+    fn from_text(text: &str) -> Self {
+        Self { state: *Digest::of(text.as_bytes()).bytes(), used: 0 }
     }
 
-    /// Between `low` and `high`.
+    /// Returns a uniform number from `low` to `high`.
     fn between(&mut self, low: f32, high: f32) -> f32 {
         if self.used + 4 > self.state.len() {
             self.state = *Digest::of(&self.state).bytes();
@@ -58,43 +62,44 @@ impl Chance {
         low + (high - low) * ((u32::from_le_bytes(bytes) >> 8) as f32 / (1 << 24) as f32)
     }
 
-    fn happens(&mut self, share: f32) -> bool {
-        self.between(0.0, 1.0) < share
+    /// Returns true with this probability.
+    fn chance(&mut self, probability: f32) -> bool {
+        self.between(0.0, 1.0) < probability
     }
 }
 
-/// A JPEG of one animal; the same seed and number always give the same bytes.
+/// Draws one animal and returns it as a JPEG. The same seed and number always give the same bytes.
 pub fn photo(seed: u64, pet: Pet, number: u64) -> Result<Vec<u8>> {
-    encode(&picture(seed, pet, number))
+    encode(&draw(seed, pet, number))
 }
 
-fn encode(picture: &image::RgbImage) -> Result<Vec<u8>> {
+fn encode(image: &image::RgbImage) -> Result<Vec<u8>> {
     let mut out = Cursor::new(Vec::new());
-    let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut out, QUALITY);
-    let encoded = picture.write_with_encoder(encoder);
-    encoded.map_err(|it| Error::new(Kind::Internal, "cannot draw a photo").because(it))?;
+    let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut out, JPEG_QUALITY);
+    let encoded = image.write_with_encoder(encoder);
+    encoded.map_err(|it| Error::new(Kind::Internal, "cannot encode a photo").because(it))?;
     Ok(out.into_inner())
 }
 
-/// One animal as the sun and the grain of the film leave it.
-fn picture(seed: u64, pet: Pet, number: u64) -> image::RgbImage {
-    let mut chance = Chance::new(seed, pet, number);
-    let mut canvas = Canvas::new(SIDE, meadow(&mut chance));
-    animal(&mut canvas, pet, &mut chance);
-    let light = chance.between(0.55, 1.15);
-    let grain = chance.between(4.0, 22.0);
-    canvas.finish(light, |_| chance.between(-grain, grain))
+/// Draws one animal on a background, with random light and film grain.
+fn draw(seed: u64, pet: Pet, number: u64) -> image::RgbImage {
+    let mut random = Random::for_image(seed, pet, number);
+    let mut canvas = Canvas::new(SIDE, background_color(&mut random));
+    draw_animal(&mut canvas, pet, &mut random);
+    let light = random.between(0.55, 1.15);
+    let grain = random.between(4.0, 22.0);
+    canvas.finish(light, |_| random.between(-grain, grain))
 }
 
-/// Grass, path or wall, by the hour.
-fn meadow(chance: &mut Chance) -> Color {
-    let grounds = [[96.0, 128.0, 72.0], [150.0, 140.0, 120.0], [120.0, 120.0, 130.0], [90.0, 110.0, 100.0]];
-    let ground = grounds[(chance.between(0.0, 3.999)) as usize];
-    ground.map(|it| it + chance.between(-25.0, 25.0))
+/// Returns the color of grass, a path or a wall, at some time of day.
+fn background_color(random: &mut Random) -> Color {
+    let colors = [[96.0, 128.0, 72.0], [150.0, 140.0, 120.0], [120.0, 120.0, 130.0], [90.0, 110.0, 100.0]];
+    let color = colors[(random.between(0.0, 3.999)) as usize];
+    color.map(|channel| channel + random.between(-25.0, 25.0))
 }
 
-/// Furs that both kinds have.
-fn fur(chance: &mut Chance) -> Color {
+/// Returns a fur color. Cats and dogs share all of them, so that color does not tell the classes apart.
+fn fur_color(random: &mut Random) -> Color {
     let furs = [
         [200.0, 150.0, 90.0],
         [90.0, 80.0, 75.0],
@@ -102,53 +107,53 @@ fn fur(chance: &mut Chance) -> Color {
         [140.0, 100.0, 70.0],
         [170.0, 165.0, 160.0],
     ];
-    let fur = furs[(chance.between(0.0, 4.999)) as usize];
-    fur.map(|it| it + chance.between(-20.0, 20.0))
+    let fur = furs[(random.between(0.0, 4.999)) as usize];
+    fur.map(|channel| channel + random.between(-20.0, 20.0))
 }
 
-fn animal(canvas: &mut Canvas, pet: Pet, chance: &mut Chance) {
-    let fur = fur(chance);
+fn draw_animal(canvas: &mut Canvas, pet: Pet, random: &mut Random) {
+    let fur = fur_color(random);
     let dark = fur.map(|it| it * 0.6);
-    let size = chance.between(15.0, 25.0);
-    let (x, y) = (chance.between(36.0, 60.0), chance.between(38.0, 56.0));
-    canvas.turn(chance.between(-0.3, 0.3), x, y);
-    // A body behind the head.
-    canvas.ellipse(x + size * chance.between(-0.7, 0.7), y + size * 1.5, size * 1.1, size * 1.0, dark);
-    // Some of each kind are hard to tell: ears half up, a face of middling length.
-    let doubt = if chance.happens(0.12) { 0.75 } else { 0.0 };
-    let other = |cat: f32, dog: f32| {
-        if pet == Pet::Cat { cat + (dog - cat) * doubt } else { dog + (cat - dog) * doubt }
+    let size = random.between(15.0, 25.0);
+    let (x, y) = (random.between(36.0, 60.0), random.between(38.0, 56.0));
+    canvas.rotate(random.between(-0.3, 0.3), x, y);
+    // The body, behind the head.
+    canvas.ellipse(x + size * random.between(-0.7, 0.7), y + size * 1.5, size * 1.1, size * 1.0, dark);
+    // Some animals of each class are ambiguous, with half-raised ears and a face of medium length.
+    let ambiguity = if random.chance(0.12) { 0.75 } else { 0.0 };
+    let blend = |cat: f32, dog: f32| {
+        if pet == Pet::Cat { cat + (dog - cat) * ambiguity } else { dog + (cat - dog) * ambiguity }
     };
-    let width = size * other(chance.between(0.95, 1.1), chance.between(0.8, 0.95));
-    ears(canvas, (x, y), size, width, [fur, dark], (other(0.0, 1.0), chance.between(0.8, 1.2)));
-    canvas.ellipse(x, y, width, size * other(0.85, 1.05), fur);
-    if chance.happens(0.35) {
-        stripes(canvas, (x, y), size, dark);
+    let width = size * blend(random.between(0.95, 1.1), random.between(0.8, 0.95));
+    draw_ears(canvas, (x, y), size, width, [fur, dark], (blend(0.0, 1.0), random.between(0.8, 1.2)));
+    canvas.ellipse(x, y, width, size * blend(0.85, 1.05), fur);
+    if random.chance(0.35) {
+        draw_stripes(canvas, (x, y), size, dark);
     }
-    let eye = other(chance.between(0.16, 0.2), chance.between(0.09, 0.13)) * size;
-    let iris = if chance.happens(0.5) { [40.0, 30.0, 20.0] } else { [60.0, 110.0, 60.0] };
+    let eye = blend(random.between(0.16, 0.2), random.between(0.09, 0.13)) * size;
+    let iris = if random.chance(0.5) { [40.0, 30.0, 20.0] } else { [60.0, 110.0, 60.0] };
     for side in [-1.0, 1.0] {
-        canvas.ellipse(x + side * width * 0.42, y - size * 0.12, eye, eye * other(1.1, 0.9), iris);
+        canvas.ellipse(x + side * width * 0.42, y - size * 0.12, eye, eye * blend(1.1, 0.9), iris);
     }
-    let snout = other(0.2, 0.48) * size;
+    let snout = blend(0.2, 0.48) * size;
     canvas.ellipse(x, y + size * 0.45, snout * 1.1, snout, fur.map(|it| it * 1.12));
     canvas.ellipse(
         x,
-        y + size * other(0.34, 0.3),
-        size * other(0.07, 0.17),
-        size * other(0.06, 0.13),
+        y + size * blend(0.34, 0.3),
+        size * blend(0.07, 0.17),
+        size * blend(0.06, 0.13),
         [35.0, 25.0, 25.0],
     );
-    if pet == Pet::Cat && chance.happens(0.85) {
-        whiskers(canvas, (x, y), size);
+    if pet == Pet::Cat && random.chance(0.85) {
+        draw_whiskers(canvas, (x, y), size);
     }
-    if pet == Pet::Dog && chance.happens(0.4) {
+    if pet == Pet::Dog && random.chance(0.4) {
         canvas.ellipse(x, y + size * 0.85, size * 0.13, size * 0.22, [210.0, 90.0, 100.0]);
     }
 }
 
-/// Upright triangles at one end, hanging lobes at the other.
-fn ears(
+/// Draws ears: upright triangles if `hang` is below 0.5, hanging lobes otherwise.
+fn draw_ears(
     canvas: &mut Canvas,
     at: (f32, f32),
     size: f32,
@@ -183,13 +188,13 @@ fn ears(
     }
 }
 
-fn stripes(canvas: &mut Canvas, (x, y): (f32, f32), size: f32, dark: Color) {
+fn draw_stripes(canvas: &mut Canvas, (x, y): (f32, f32), size: f32, dark: Color) {
     for step in -1..=1 {
         canvas.ellipse(x + step as f32 * size * 0.25, y - size * 0.55, size * 0.06, size * 0.22, dark);
     }
 }
 
-fn whiskers(canvas: &mut Canvas, (x, y): (f32, f32), size: f32) {
+fn draw_whiskers(canvas: &mut Canvas, (x, y): (f32, f32), size: f32) {
     for side in [-1.0, 1.0] {
         for step in [-1.0, 0.0, 1.0] {
             let start = (x + side * size * 0.2, y + size * 0.45);
@@ -203,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_seed_draws_the_same_bytes_and_others_differ() {
+    fn the_same_seed_gives_the_same_bytes_and_others_differ() {
         let one = photo(7, Pet::Cat, 3).unwrap();
         assert_eq!(one, photo(7, Pet::Cat, 3).unwrap());
         assert_ne!(one, photo(7, Pet::Cat, 4).unwrap());
