@@ -1,5 +1,6 @@
-//! Open folders: file operations by name that never follow symlinks, and atomic writes through temporary
-//! files.
+//! Open folders: file operations by name that never follow symlinks, and atomic writes.
+//!
+//! A file is written under a temporary name in the same folder and then renamed:
 //!
 //! ```text
 //! .mlx-tmp-PID-COUNT-NONCE  name of a temporary file; PID is its process

@@ -1,5 +1,4 @@
-//! Remembers which kinds of links two mounts do not support, so that a refused kind is not tried again for
-//! every file.
+//! Remembers which kinds of links two mounts do not support, so that they are not tried for every file.
 //!
 //! Nothing is inferred from the names of file systems. The memory lasts as long as the process. If a mount
 //! gains support meanwhile, that kind is not used and the next one of `cache.link` is taken, which always

@@ -1,6 +1,6 @@
-//! Commits reachable from one of two sets of tips but not both. The cost grows with their number, not with
-//! history.
+//! Finds the commits reachable from one of two sets of tips but not both.
 //!
+//! The cost grows with the number of these commits, not with all of history.
 //! The walk starts at both sets at once and visits commits newest first. Each commit passes on to its parents
 //! from which side it was reached; once every queued commit was reached from both sides, all further ones are
 //! shared. Wrong commit times can make a shared commit count as not shared, never the other way round.

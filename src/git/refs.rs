@@ -1,5 +1,4 @@
-//! Lists everything in Git that refers to commits and files: refs, reflogs, stashes, linked worktrees and
-//! indexes.
+//! Lists everything in Git that refers to commits and files: refs, reflogs, stashes, worktrees, indexes.
 //!
 //! Garbage collection decides by it which data is still needed, so anything unreadable is an error and never
 //! left out.

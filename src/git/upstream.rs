@@ -1,7 +1,7 @@
 //! Talks to the shared Git remote: lists its refs, fetches and pushes.
 //!
-//! It runs the user's `git`, which has their credentials, with fixed arguments: no hook of the repository
-//! runs, `git` never prompts, and only HTTPS, SSH and local paths are allowed.
+//! It runs the user's `git`, which has their credentials, with fixed arguments: no hook or helper of the
+//! repository runs, `git` never prompts, and only HTTPS, SSH and local paths are allowed.
 
 use std::{
     collections::BTreeMap,

@@ -1,6 +1,6 @@
-//! Generates the demo's camera frames for a month: ordinary days, and days with fog, a new camera, a shift of
-//! classes or a broken lens.
+//! Generates the demo's camera frames for a month, including days on which conditions change.
 //!
+//! Some days have fog, a new camera, mostly dogs or a broken lens, so that the demo has drift to detect.
 //! Frames are drawn from a seed like the training photos, and then distorted by the camera's condition on
 //! that day.
 
