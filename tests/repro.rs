@@ -143,7 +143,7 @@ fn a_success_without_its_output_is_a_failure() {
     let sandbox = Sandbox::new();
     sandbox.write("mlx.toml", "[stage.lazy]\ncmd = 'true'\nouts = ['out.txt']\n");
     let error = sandbox.fails("repro", 8);
-    assert!(error.contains("succeeded without making its output `out.txt`"), "{error}");
+    assert!(error.contains("succeeded, but did not create its output `out.txt`"), "{error}");
     assert!(!sandbox.has("mlx.lock"));
 }
 
@@ -162,7 +162,7 @@ fn an_output_changed_by_hand_is_kept_before_it_is_restored() {
     sandbox.ok("repro");
     sandbox.write("upper.txt", "by hand");
     let ran = sandbox.mlx("repro");
-    assert!(ran.err.contains("`upper.txt` was changed by hand; that version is kept as b3:"), "{}", ran.err);
+    assert!(ran.err.contains("`upper.txt` was edited by hand; that version is stored as b3:"), "{}", ran.err);
     assert!(sandbox.read("upper.txt").starts_with("HELLO"));
     assert_eq!(runs(&sandbox), 1);
 }
@@ -195,7 +195,8 @@ fn a_killed_stage_leaves_nothing_that_counts() {
     sandbox.write("mlx.toml", "[stage.slow]\ncmd = 'echo whole > out.txt'\nouts = ['out.txt']\n");
     let ran = sandbox.mlx("repro");
     assert_eq!(ran.code, 0, "{}", ran.err);
-    assert!(ran.err.contains("what `slow` left of `out.txt` is now in "), "{}", ran.err);
+    assert!(ran.err.contains("partial outputs of the stage `slow` were moved to "), "{}", ran.err);
+    assert!(ran.err.contains(": `out.txt`"), "{}", ran.err);
     assert_eq!(sandbox.read("out.txt"), "whole\n");
 }
 
@@ -219,13 +220,21 @@ fn what_is_wrong_is_refused_before_anything_runs() {
             2,
             "`o` is an output of both `a` and `b`",
         ),
-        ("[stage.a]\ncmd='x'\nouts=['o']\n[stage.b]\ncmd='x'\nouts=['o/p']\n", 2, "lie one inside the other"),
-        ("[stage.a]\ncmd='x'\ndeps=['none']\n", 3, "the stage `a` needs `none`, which is not there"),
+        (
+            "[stage.a]\ncmd='x'\nouts=['o']\n[stage.b]\ncmd='x'\nouts=['o/p']\n",
+            2,
+            "is inside the output `o` of `a`",
+        ),
+        ("[stage.a]\ncmd='x'\ndeps=['none']\n", 3, "the stage `a` needs `none`, which was not found"),
         ("[stage.a]\ncmd='x'\nparams=['params.toml:b.c']\n", 3, "`params.toml` has no parameter `b.c`"),
-        ("[stage.a]\ncmd='x'\nparams=['gone.toml:b']\n", 3, "the parameter file `gone.toml` is not there"),
+        ("[stage.a]\ncmd='x'\nparams=['gone.toml:b']\n", 3, "the parameter file `gone.toml` was not found"),
         ("[stage.a]\ncmd='x'\nouts=['../x']\n", 2, "is outside the repository"),
         ("[stage.a]\ncmd='x'\nouts=['tracked.txt']\n", 4, "Git tracks `tracked.txt`"),
-        ("[stage.a]\ncmd='x'\nouts=['data/y']\n", 4, "the output `data/y` of the stage `a` lies in `data`"),
+        (
+            "[stage.a]\ncmd='x'\nouts=['data/y']\n",
+            4,
+            "the output `data/y` of the stage `a` is in `data`, which has a pointer",
+        ),
         ("[stage.a]\ncmd='x'\nout=['y']\n", 2, "unknown field `out`"),
     ] {
         sandbox.write("mlx.toml", format!("{first}{text}"));

@@ -15,7 +15,7 @@ use crate::{
     ledger::{self, Entry},
     model::registry::{self, Version},
     path::RepoPath,
-    pipeline::{LOCKFILE, Lockfile, Record},
+    pipeline::{LOCKFILE, Lockfile, StageRecord},
     pointer::{Pointer, SUFFIX},
     repo::Repo,
 };
@@ -126,7 +126,7 @@ fn from_commits(git: &Git, versions: &[Version]) -> Result<Vec<Row>> {
 #[derive(Clone, PartialEq)]
 enum Fact {
     Pointer(Pointer),
-    Stage(String, Record),
+    Stage(String, StageRecord),
 }
 
 fn read(git: &Git, commit: &Commit) -> Result<Vec<Fact>> {

@@ -10,7 +10,7 @@ use crate::{
     git::{Commit, Git, Rev},
     lineage::versions::{content_at, introduced},
     path::RepoPath,
-    pipeline::{LOCKFILE, Lockfile, Record},
+    pipeline::{LOCKFILE, Lockfile, StageRecord},
     pointer::{Content, Pointer, SUFFIX},
     store::Store,
 };
@@ -102,7 +102,7 @@ pub fn speaks(file: &[u8]) -> bool {
         || file.ends_with(format!("/{LOCKFILE}").as_bytes())
 }
 
-type Maker<'l> = Option<(&'l str, &'l Record)>;
+type Maker<'l> = Option<(&'l str, &'l StageRecord)>;
 
 impl Sources<'_> {
     /// The content of a path with the stage that made it.

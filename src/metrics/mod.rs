@@ -53,7 +53,7 @@ pub struct Reader<'r> {
 impl<'r> Reader<'r> {
     /// `cwd` is where the user stands: pipelines from there to the top count, whether or not Git knows them.
     pub fn new(repo: &'r Repo, cwd: &Path) -> Result<Self> {
-        let folders = pipeline::folders(repo, cwd)?;
+        let folders = pipeline::manifest_folders(repo, cwd)?;
         Ok(Self {
             repo,
             folders,

@@ -1,4 +1,6 @@
-//! What can be seen to go wrong is refused before anything runs.
+//! Checks before a run: missing parameters and inputs, and outputs at paths that a stage must not overwrite.
+//!
+//! Every problem that can be detected without running a stage is reported before the first one starts.
 
 use crate::{
     error::{Doing, Error, Kind, Result},
@@ -6,70 +8,67 @@ use crate::{
     pipeline::{LOCKFILE, MANIFEST, Pipeline, Stage},
 };
 
-/// Refuses what can be seen to go wrong before anything runs.
+/// Checks the stages in `order`. Inputs that another stage makes are skipped: they may not exist yet.
 pub fn check(pipeline: &Pipeline<'_, '_>, order: &[String]) -> Result<()> {
     let files = &pipeline.repo().files;
-    let lock = pipeline.lock()?;
+    let lock = pipeline.read_lockfile()?;
     for name in order {
         let stage = &pipeline.manifest.stages[name];
-        let given =
-            stage.params.iter().filter(|it| pipeline.manifest.maker(&it.0).is_none()).cloned().collect();
-        pipeline.params(&Stage { params: given, ..stage.clone() })?;
+        let is_produced = |file: &RepoPath| pipeline.manifest.producer(file).is_some();
+        let params = stage.params.iter().filter(|(file, _)| !is_produced(file)).cloned().collect();
+        pipeline.params(&Stage { params, ..stage.clone() })?;
         for path in &stage.dependencies {
-            let made = pipeline.manifest.outputs().any(|it| path.overlaps(&it.1.path));
-            if !made {
-                let one = Stage { dependencies: vec![path.clone()], params: Vec::new(), ..stage.clone() };
-                pipeline.inputs(name, &one, &lock, &Default::default())?;
+            let is_output = pipeline.manifest.outputs().any(|(_, out)| path.overlaps(&out.path));
+            if !is_output {
+                let single = Stage { dependencies: vec![path.clone()], params: Vec::new(), ..stage.clone() };
+                pipeline.inputs(name, &single, &lock, &Default::default())?;
             }
         }
         for out in &stage.outputs {
-            let doing = || format!("the stage `{name}` cannot make `{}`", out.path);
+            let doing = || format!("the stage `{name}` cannot write its output `{}`", out.path);
             files.stamp(&out.path).doing(doing)?;
-            check_place(pipeline, name, &out.path)?;
-            // A file that Git keeps may be one that Git keeps; a folder would take others' files with it.
-            let own = |it: &RepoPath| out.role.in_git() && *it == out.path;
-            let tracked = pipeline.repo().git.tracked_within(&out.path)?.filter(|it| !own(it));
+            check_output_path(pipeline, name, &out.path)?;
+            // An output committed to Git may be a tracked file itself. A folder may not: rewriting it would
+            // remove other tracked files.
+            let is_own = |file: &RepoPath| out.role.in_git() && *file == out.path;
+            let tracked = pipeline.repo().git.tracked_within(&out.path)?.filter(|file| !is_own(file));
             if let Some(file) = tracked {
-                let message = format!(
-                    "Git tracks `{file}`, and it belongs to the output `{}` of the stage `{name}`",
-                    out.path
-                );
-                return Err(
-                    Error::new(Kind::Conflict, message).hint(format!("`git rm -r --cached {}`", out.path))
-                );
+                let message =
+                    format!("Git tracks `{file}` in the output `{}` of the stage `{name}`", out.path);
+                return Err(Error::new(Kind::Conflict, message)
+                    .hint(format!("stop tracking it with `git rm -r --cached {}`", out.path)));
             }
         }
     }
     Ok(())
 }
 
-/// Refuses an output that would take with it what others keep there: pointers, the pipeline's own files,
-/// outputs of another pipeline.
-fn check_place(pipeline: &Pipeline<'_, '_>, name: &str, out: &RepoPath) -> Result<()> {
-    let conflict = |what: String| {
-        let message = format!("the output `{out}` of the stage `{name}` {what}");
-        Err(Error::new(Kind::Conflict, message)
-            .hint("what a stage makes lies apart from what is kept otherwise"))
+/// Rejects an output path that would overwrite pointers, the pipeline's own files or outputs of another
+/// pipeline.
+fn check_output_path(pipeline: &Pipeline<'_, '_>, name: &str, out: &RepoPath) -> Result<()> {
+    let conflict = |problem: String| {
+        let message = format!("the output `{out}` of the stage `{name}` {problem}");
+        Err(Error::new(Kind::Conflict, message).hint("choose a path that nothing else uses"))
     };
     if pipeline.folder.is_within(out) {
-        return conflict("holds the pipeline itself".to_owned());
+        return conflict("contains the pipeline itself".to_owned());
     }
     for own in [MANIFEST, LOCKFILE, ".gitignore"] {
         if pipeline.folder.join(own.as_bytes())?.is_within(out) || out.name() == own.as_bytes() {
-            return conflict(format!("is or holds `{own}`"));
+            return conflict(format!("is or contains `{own}`"));
         }
     }
     if let Some(pointer) = pipeline.workspace.pointer_of(out)? {
-        return conflict(format!("lies in `{}`", pointer.path));
+        return conflict(format!("is in `{}`, which has a pointer", pointer.path));
     }
-    if let Some(inner) = pipeline.workspace.pointed()?.iter().find(|it| it.is_within(out)) {
-        return conflict(format!("holds `{inner}`, which has a pointer"));
+    if let Some(inner) = pipeline.workspace.pointed()?.iter().find(|path| path.is_within(out)) {
+        return conflict(format!("contains `{inner}`, which has a pointer"));
     }
     let others = crate::pipeline::all(pipeline.workspace, pipeline.repo().root(), pipeline.builtins)?;
-    for other in others.iter().filter(|it| it.folder != pipeline.folder) {
-        if let Some((theirs, stage)) = other.claimed().iter().find(|it| it.0.overlaps(out)) {
+    for other in others.iter().filter(|other| other.folder != pipeline.folder) {
+        if let Some((theirs, stage)) = other.claimed().iter().find(|(path, _)| path.overlaps(out)) {
             return conflict(format!(
-                "meets the output `{theirs}` of the stage `{stage}` in `{}`",
+                "overlaps the output `{theirs}` of the stage `{stage}` in `{}`",
                 other.folder
             ));
         }

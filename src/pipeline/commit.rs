@@ -1,4 +1,4 @@
-//! Outputs that somebody changed by hand, taken into the record.
+//! Records stage outputs that were edited by hand.
 
 use crate::{
     error::{Error, Kind, Result},
@@ -10,23 +10,25 @@ use crate::{
 };
 
 impl Pipeline<'_, '_> {
-    /// Stores outputs at or around `path` (all, without one) as they are now and records them; the record
-    /// says from then on that it was edited. What is not here stays as recorded.
+    /// Stores the current content of outputs that overlap `path` (of all outputs without one) and records it.
+    /// The stage's record is marked as edited. Outputs missing from the workspace keep their recorded
+    /// content.
     pub fn commit(&self, path: Option<&RepoPath>, progress: &dyn Progress) -> Result<Vec<Pointer>> {
         let mut committed = Vec::new();
-        let lock = self.lock()?;
+        let lock = self.read_lockfile()?;
         for (name, stage) in &self.manifest.stages {
             let Some(old) = lock.get(name) else { continue };
-            if self.is_marked(name)? {
-                let error = Error::new(Kind::Conflict, format!("a run of the stage `{name}` did not end"));
-                return Err(error.hint("what lies at its outputs may be half written: run `mlx repro` first"));
+            if self.has_running_marker(name)? {
+                let error =
+                    Error::new(Kind::Conflict, format!("the last run of the stage `{name}` was interrupted"));
+                return Err(error.hint("its outputs may be half written; run `mlx repro` first"));
             }
             let mut record = old.clone();
-            for out in stage.outputs.iter().filter(|it| path.is_none_or(|path| path.overlaps(&it.path))) {
-                let slot = record.outputs.get_mut(&out.path).or_else(|| record.in_git.get_mut(&out.path));
-                let Some(slot) = slot else { continue };
-                if let Some(content) = self.changed(&out.path, *slot, progress)? {
-                    *slot = content;
+            for out in stage.outputs.iter().filter(|out| path.is_none_or(|path| path.overlaps(&out.path))) {
+                let recorded = record.outputs.get_mut(&out.path).or_else(|| record.in_git.get_mut(&out.path));
+                let Some(recorded) = recorded else { continue };
+                if let Some(content) = self.store_if_changed(&out.path, *recorded, progress)? {
+                    *recorded = content;
                     committed.push(Pointer { path: out.path.clone(), content });
                 }
             }
@@ -38,7 +40,8 @@ impl Pipeline<'_, '_> {
         Ok(committed)
     }
 
-    fn changed(
+    /// Stores the content at `path` if it differs from what is recorded, and returns it.
+    fn store_if_changed(
         &self,
         path: &RepoPath,
         recorded: Content,

@@ -1,4 +1,4 @@
-//! What goes into a stage: digests of its dependencies, values of its parameters.
+//! The inputs of a stage: digests of its dependencies and values of its parameters.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,37 +14,39 @@ use crate::{
     store::{EntryKind, entries, file_at},
 };
 
-/// Everything that a stage's result may depend on.
+/// Everything a stage's result may depend on, apart from its own definition.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Inputs {
     pub dependencies: BTreeMap<RepoPath, Content>,
     pub params: BTreeMap<String, Value>,
-    /// Dependencies whose content is known but not in the workspace.
+    /// Dependencies with a known content that are missing from the workspace.
     pub absent: BTreeSet<RepoPath>,
 }
 
 impl Pipeline<'_, '_> {
-    /// Digests what a stage reads. `made` are outputs that a restored stage would bring.
+    /// Digests the dependencies of a stage and reads its parameters. `restored` holds outputs that an earlier
+    /// stage of the plan would restore: they count as if they were in the workspace.
     pub(super) fn inputs(
         &self,
         name: &str,
         stage: &Stage,
         lock: &Lockfile,
-        made: &BTreeMap<RepoPath, Content>,
+        restored: &BTreeMap<RepoPath, Content>,
     ) -> Result<Inputs> {
         let mut inputs = Inputs { params: self.params(stage)?, ..Inputs::default() };
         for path in &stage.dependencies {
-            if let Some((top, content)) = path.ancestors().find_map(|it| made.get_key_value(&it)) {
-                let inner = self.within(path, top, *content)?.ok_or_else(|| missing(name, path))?;
+            if let Some((top, content)) = path.ancestors().find_map(|it| restored.get_key_value(&it)) {
+                let inner = self.content_within(path, top, *content)?;
+                let inner = inner.ok_or_else(|| missing_dependency(name, path))?;
                 inputs.dependencies.insert(path.clone(), inner);
                 continue;
             }
             let content = match self.workspace.look(path, &Silent)? {
-                Some(node) if node.kind == EntryKind::Link => return Err(linked(name, path)),
+                Some(node) if node.kind == EntryKind::Link => return Err(link_error(name, path)),
                 Some(node) => node.content(),
                 None => {
                     inputs.absent.insert(path.clone());
-                    self.recorded(path, lock)?.ok_or_else(|| missing(name, path))?
+                    self.recorded(path, lock)?.ok_or_else(|| missing_dependency(name, path))?
                 }
             };
             inputs.dependencies.insert(path.clone(), content);
@@ -52,21 +54,21 @@ impl Pipeline<'_, '_> {
         Ok(inputs)
     }
 
-    /// The content of something that is not in the workspace, by its pointer or the record of its stage.
+    /// Returns the content of a path missing from the workspace, by the record of its stage or its pointer.
     fn recorded(&self, path: &RepoPath, lock: &Lockfile) -> Result<Option<Content>> {
-        let outputs = lock.records().flat_map(|it| it.1.outputs.iter().chain(&it.1.in_git));
-        let made = outputs.into_iter().find(|it| path.is_within(it.0)).map(|it| (it.0.clone(), *it.1));
-        let found = match made {
-            Some(found) => Some(found),
-            None => self.workspace.pointer_of(path)?.map(|it| (it.path, it.content)),
+        let mut outputs = lock.records().flat_map(|(_, record)| record.outputs.iter().chain(&record.in_git));
+        let output = outputs.find(|(top, _)| path.is_within(top));
+        let found = match output {
+            Some((top, content)) => Some((top.clone(), *content)),
+            None => self.workspace.pointer_of(path)?.map(|pointer| (pointer.path, pointer.content)),
         };
         let Some((top, content)) = found else { return Ok(None) };
-        self.within(path, &top, content)
+        self.content_within(path, &top, content)
     }
 
-    /// The content at `path` inside that of `top`.
-    fn within(&self, path: &RepoPath, top: &RepoPath, content: Content) -> Result<Option<Content>> {
-        let below = path.below(top).expect("it was found as lying within");
+    /// Returns the content of `path` within `content`, which belongs to its ancestor `top`.
+    fn content_within(&self, path: &RepoPath, top: &RepoPath, content: Content) -> Result<Option<Content>> {
+        let below = path.below(top).expect("`top` is an ancestor of `path` or the path itself");
         if below.is_root() {
             return Ok(Some(content));
         }
@@ -80,15 +82,15 @@ impl Pipeline<'_, '_> {
         }))
     }
 
-    /// Values of the parameters a stage names.
+    /// Reads the values of a stage's parameters.
     pub(super) fn params(&self, stage: &Stage) -> Result<BTreeMap<String, Value>> {
         let mut documents: BTreeMap<&RepoPath, Value> = BTreeMap::new();
         let mut params = BTreeMap::new();
         for (file, keys) in &stage.params {
             if !documents.contains_key(file) {
                 let bytes = self.repo().files.read_document(file)?.ok_or_else(|| {
-                    Error::not_found(format!("the parameter file `{file}` is not there"))
-                        .hint("write it, or take its parameters out of `mlx.toml`")
+                    Error::not_found(format!("the parameter file `{file}` was not found"))
+                        .hint("create it, or remove its parameters from `mlx.toml`")
                 })?;
                 documents.insert(file, document::parse(file, &bytes)?);
             }
@@ -102,27 +104,29 @@ impl Pipeline<'_, '_> {
         Ok(params)
     }
 
-    /// Whether everything in this content can be restored from the store at hand.
+    /// Returns true if all of this content can be restored from the local store.
     pub(super) fn is_stored(&self, content: &Content) -> bool {
         let store = &self.repo().store;
         if content.kind != crate::pointer::Shape::Tree {
             return store.contains(&content.digest);
         }
         let Ok(rows) = entries(store, &content.digest) else { return false };
-        rows.iter().all(|it| {
-            let kind = it.kind.shape();
-            let inner = Content { digest: it.digest, files: it.files, kind, size: it.size };
+        rows.iter().all(|entry| {
+            let kind = entry.kind.shape();
+            let inner = Content { digest: entry.digest, files: entry.files, kind, size: entry.size };
             self.is_stored(&inner)
         })
     }
 }
 
-/// A link would be digested by where it points, not by what is there.
-pub(super) fn linked(stage: &str, path: &RepoPath) -> Error {
-    Error::usage(format!("`{path}` of the stage `{stage}` is a link")).hint("name what it points to")
+/// Reports a dependency or output that is a symbolic link: its digest would cover the target's path instead
+/// of the target's content.
+pub(super) fn link_error(stage: &str, path: &RepoPath) -> Error {
+    Error::usage(format!("`{path}` of the stage `{stage}` is a symbolic link"))
+        .hint("name the file or folder it points to")
 }
 
-fn missing(stage: &str, path: &RepoPath) -> Error {
-    Error::not_found(format!("the stage `{stage}` needs `{path}`, which is not there"))
-        .hint("make it, track it with `mlx add`, or name the stage that makes it")
+fn missing_dependency(stage: &str, path: &RepoPath) -> Error {
+    Error::not_found(format!("the stage `{stage}` needs `{path}`, which was not found"))
+        .hint("create it and track it with `mlx add`, or declare the stage that makes it")
 }

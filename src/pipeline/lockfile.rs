@@ -1,5 +1,22 @@
-//! `mlx.lock`: what went into each stage's last run and what came out. One table a stage, sorted; one
-//! line a fact; a stage that did not run keeps its bytes.
+//! `mlx.lock`: the inputs and outputs of each stage's last successful run.
+//!
+//! A TOML document with one table per stage, sorted by name, and one line per fact. The bytes of a stage's
+//! table change only when its record does.
+//!
+//! ```text
+//! format = 1
+//!
+//! [stage.NAME]
+//! builtin = N                 version number of a command built into mlx
+//! cmd = "…"
+//! dep."PATH" = { … }          digest, files, kind and size of a dependency
+//! edited = true               outputs were edited by hand and recorded
+//! env."NAME" = "…"
+//! git."PATH" = { … }          an output committed to Git
+//! key = "…"                   digest of the inputs: key in the run cache
+//! out."PATH" = { … }          an output kept in the store
+//! param."FILE:KEYS" = …
+//! ```
 
 use std::collections::BTreeMap;
 
@@ -14,47 +31,48 @@ use crate::{
     pointer::Content,
 };
 
-/// The name of the file.
+/// Name of the file.
 pub const FILE: &str = "mlx.lock";
 const FORMAT: u64 = 1;
 const HEAD: &str =
     "# What went into each stage's last run and what came out. Written by mlx; commit it.\nformat = 1\n";
 
-/// What was true when a stage last succeeded.
+/// Record of a stage's last successful run.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Record {
+pub struct StageRecord {
     pub command: String,
-    /// The number of mlx's own command.
+    /// Version number of the command, if it is built into mlx.
     pub builtin: Option<u64>,
-    /// Somebody changed outputs by hand and recorded that with `mlx commit`.
+    /// True if outputs were edited by hand and then recorded with `mlx commit`.
     pub edited: bool,
+    /// Digest of the inputs: the key of the run in the run cache.
     pub key: Digest,
     pub environment: BTreeMap<String, String>,
     pub dependencies: BTreeMap<RepoPath, Content>,
-    /// `params.toml:train.rate` → value.
+    /// Parameter, such as `params.toml:train.rate`, → value.
     pub params: BTreeMap<String, Value>,
     pub outputs: BTreeMap<RepoPath, Content>,
-    /// Outputs that Git keeps.
+    /// Outputs committed to Git.
     pub in_git: BTreeMap<RepoPath, Content>,
 }
 
-/// All records, with the bytes they were read from.
+/// All records, each with the text it was read from.
 #[derive(Clone, Debug, Default)]
 pub struct Lockfile {
-    stages: BTreeMap<String, (Record, String)>,
+    stages: BTreeMap<String, (StageRecord, String)>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
+struct RawLockfile {
     format: u64,
     #[serde(default)]
-    stage: BTreeMap<String, WrittenRecord>,
+    stage: BTreeMap<String, RawRecord>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct WrittenRecord {
+struct RawRecord {
     cmd: String,
     builtin: Option<u64>,
     #[serde(default)]
@@ -73,7 +91,7 @@ struct WrittenRecord {
 }
 
 impl Lockfile {
-    /// Reads the lockfile at `path`; an empty one is no record of anything.
+    /// Parses the lockfile read from `path`; empty bytes give a lockfile without records.
     pub fn parse(path: &RepoPath, bytes: &[u8]) -> Result<Self> {
         if bytes.is_empty() {
             return Ok(Self::default());
@@ -81,125 +99,137 @@ impl Lockfile {
         let text = String::from_utf8_lossy(bytes);
         if document::has_conflict_marks(&text) {
             let error = Error::corrupt(format!("`{path}` has merge-conflict marks"));
-            return Err(error.hint(format!("take one side (`git checkout --ours {path}`), then `mlx repro`")));
+            return Err(
+                error.hint(format!("keep one side with `git checkout --ours {path}`, then run `mlx repro`"))
+            );
         }
-        let broken = |why: &str| Error::corrupt(format!("`{path}` cannot be understood: {why}"));
+        let invalid = |why: &str| Error::corrupt(format!("`{path}` is not a valid lockfile: {why}"));
         if Self::is_newer(bytes) {
             return Err(Error::corrupt(format!("`{path}` was written by a newer mlx")).hint("upgrade mlx"));
         }
-        let written: Written = toml::from_str(&text).map_err(|it| broken(it.to_string().trim()))?;
-        if written.format != FORMAT {
-            return Err(broken("its format is unknown"));
+        let raw_file: RawLockfile =
+            toml::from_str(&text).map_err(|error| invalid(error.to_string().trim()))?;
+        if raw_file.format != FORMAT {
+            return Err(invalid("unknown format"));
         }
-        let mut blocks = blocks(&text);
+        let mut tables = split_tables(&text);
         let mut stages = BTreeMap::new();
-        for (name, it) in written.stage {
-            let record = it.read();
-            let bytes = blocks.remove(&name).unwrap_or_else(|| print(&name, &record));
-            stages.insert(name, (record, bytes));
+        for (name, raw) in raw_file.stage {
+            let record = raw.into_record();
+            let table = tables.remove(&name).unwrap_or_else(|| print(&name, &record));
+            stages.insert(name, (record, table));
         }
         Ok(Self { stages })
     }
 
-    /// Whether it was written in a format that this mlx does not know.
+    /// Returns true if the format is newer than this version of mlx can read.
     pub fn is_newer(bytes: &[u8]) -> bool {
         document::format_of(&String::from_utf8_lossy(bytes)).is_some_and(|it| it > FORMAT)
     }
 
-    pub fn get(&self, stage: &str) -> Option<&Record> {
-        self.stages.get(stage).map(|it| &it.0)
+    /// Returns the record of a stage.
+    pub fn get(&self, stage: &str) -> Option<&StageRecord> {
+        self.stages.get(stage).map(|(record, _)| record)
     }
 
-    pub fn records(&self) -> impl Iterator<Item = (&str, &Record)> {
-        self.stages.iter().map(|(name, it)| (name.as_str(), &it.0))
+    /// Returns the names and records of all stages, sorted by name.
+    pub fn records(&self) -> impl Iterator<Item = (&str, &StageRecord)> {
+        self.stages.iter().map(|(name, (record, _))| (name.as_str(), record))
     }
 
-    /// Replaces one stage's record; its bytes change only if the record does.
-    pub fn set(&mut self, stage: &str, record: Record) {
+    /// Replaces a stage's record; its text changes only if the record does.
+    pub fn set(&mut self, stage: &str, record: StageRecord) {
         if self.get(stage) != Some(&record) {
             let text = print(stage, &record);
             self.stages.insert(stage.to_owned(), (record, text));
         }
     }
 
-    /// Drops records of stages that are no more.
-    pub fn keep(&mut self, known: &dyn Fn(&str) -> bool) {
-        self.stages.retain(|name, _| known(name));
+    /// Removes the records of stages for which `is_declared` returns false.
+    pub fn retain(&mut self, is_declared: &dyn Fn(&str) -> bool) {
+        self.stages.retain(|name, _| is_declared(name));
     }
 
+    /// Returns the whole document.
     pub fn to_toml(&self) -> String {
         let mut text = HEAD.to_owned();
-        self.stages.values().for_each(|it| text.push_str(&format!("\n{}\n", it.1.trim_end())));
+        self.stages.values().for_each(|(_, table)| text.push_str(&format!("\n{}\n", table.trim_end())));
         text
     }
 }
 
-/// The text of each table, as it stands.
-fn blocks(text: &str) -> BTreeMap<String, String> {
-    let mut found = BTreeMap::new();
+/// Splits a document into the unchanged text of each stage's table.
+fn split_tables(text: &str) -> BTreeMap<String, String> {
+    let mut tables = BTreeMap::new();
     let mut name = None;
     for line in text.split_inclusive('\n') {
         if let Some(rest) = line.strip_prefix("[stage.") {
             name = rest.trim_end().strip_suffix(']').map(str::to_owned);
         }
         if let Some(name) = &name {
-            let block: &mut String = found.entry(name.clone()).or_default();
-            block.push_str(line);
+            let table: &mut String = tables.entry(name.clone()).or_default();
+            table.push_str(line);
         }
     }
-    found
+    tables
 }
 
-fn print(name: &str, record: &Record) -> String {
+/// Prints a stage's table, its lines sorted by key.
+fn print(name: &str, record: &StageRecord) -> String {
     let mut lines = Vec::new();
-    lines.extend(record.builtin.map(|it| format!("builtin = {it}")));
+    lines.extend(record.builtin.map(|number| format!("builtin = {number}")));
     lines.push(format!("cmd = {}", quote(&record.command)));
-    lines.extend(record.dependencies.iter().map(|(path, it)| row("dep", path, it)));
+    lines.extend(record.dependencies.iter().map(|(path, content)| content_line("dep", path, content)));
     lines.extend(record.edited.then(|| "edited = true".to_owned()));
-    lines.extend(record.environment.iter().map(|(key, it)| format!("env.{} = {}", quote(key), quote(it))));
-    lines.extend(record.in_git.iter().map(|(path, it)| row("git", path, it)));
+    lines.extend(
+        record.environment.iter().map(|(key, value)| format!("env.{} = {}", quote(key), quote(value))),
+    );
+    lines.extend(record.in_git.iter().map(|(path, content)| content_line("git", path, content)));
     lines.push(format!("key = \"{}\"", record.key));
-    lines.extend(record.outputs.iter().map(|(path, it)| row("out", path, it)));
-    lines.extend(record.params.iter().map(|(key, it)| format!("param.{} = {}", quote(key), to_toml(it))));
+    lines.extend(record.outputs.iter().map(|(path, content)| content_line("out", path, content)));
+    lines.extend(
+        record.params.iter().map(|(key, value)| format!("param.{} = {}", quote(key), to_toml(value))),
+    );
     format!("[stage.{name}]\n{}\n", lines.join("\n"))
 }
 
-fn row(what: &str, path: &RepoPath, content: &Content) -> String {
+fn content_line(field: &str, path: &RepoPath, content: &Content) -> String {
     let Content { digest, files, kind, size } = content;
     let path = quote(&path.to_text());
     format!(
-        "{what}.{path} = {{ digest = \"{digest}\", files = {files}, kind = \"{}\", size = {size} }}",
+        "{field}.{path} = {{ digest = \"{digest}\", files = {files}, kind = \"{}\", size = {size} }}",
         kind.name()
     )
 }
 
 fn quote(text: &str) -> String {
-    // JSON's escapes are TOML's, but for one character that JSON leaves as it is.
+    // JSON's escapes are valid in TOML. JSON leaves one character as it is that TOML has to escape.
     Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
 
-/// What TOML has no words for (null, numbers above its own) is written as the text of its JSON, in a table
-/// with the one key `json`; so are tables that look like that.
+/// Prints a JSON value as TOML. Values that TOML cannot express (null, integers beyond `i64`) become a table
+/// with the single key `json` that holds the value's JSON text; so do tables of that very shape, to be read
+/// back unchanged.
 fn to_toml(value: &Value) -> String {
     match value {
-        Value::Null => in_json(value),
+        Value::Null => as_json_table(value),
         Value::Bool(it) => it.to_string(),
-        Value::Number(it) if it.is_u64() && !it.is_i64() => in_json(value),
+        Value::Number(it) if it.is_u64() && !it.is_i64() => as_json_table(value),
         Value::Number(it) => it.to_string(),
         Value::String(it) => quote(it),
         Value::Array(it) => format!("[{}]", it.iter().map(to_toml).collect::<Vec<_>>().join(", ")),
-        Value::Object(it) if it.len() == 1 && it.contains_key("json") => in_json(value),
+        Value::Object(it) if it.len() == 1 && it.contains_key("json") => as_json_table(value),
         Value::Object(it) if it.is_empty() => "{}".to_owned(),
         Value::Object(it) => {
-            let mut rows: Vec<_> =
-                it.iter().map(|(key, it)| format!("{} = {}", quote(key), to_toml(it))).collect();
-            rows.sort();
-            format!("{{ {} }}", rows.join(", "))
+            let mut pairs: Vec<_> =
+                it.iter().map(|(key, value)| format!("{} = {}", quote(key), to_toml(value))).collect();
+            pairs.sort();
+            format!("{{ {} }}", pairs.join(", "))
         }
     }
 }
 
-fn in_json(value: &Value) -> String {
+fn as_json_table(value: &Value) -> String {
     format!("{{ json = {} }}", quote(&value.to_string()))
 }
 
@@ -215,21 +245,21 @@ fn from_toml(value: toml::Value) -> Value {
             serde_json::from_str(it["json"].as_str().unwrap_or_default()).unwrap_or_default()
         }
         toml::Value::Table(it) => {
-            Value::Object(it.into_iter().map(|(key, it)| (key, from_toml(it))).collect())
+            Value::Object(it.into_iter().map(|(key, value)| (key, from_toml(value))).collect())
         }
     }
 }
 
-impl WrittenRecord {
-    fn read(self) -> Record {
-        Record {
+impl RawRecord {
+    fn into_record(self) -> StageRecord {
+        StageRecord {
             command: self.cmd,
             builtin: self.builtin,
             edited: self.edited,
             key: self.key,
             environment: self.env,
             dependencies: self.dep,
-            params: self.param.into_iter().map(|(key, it)| (key, from_toml(it))).collect(),
+            params: self.param.into_iter().map(|(key, value)| (key, from_toml(value))).collect(),
             outputs: self.out,
             in_git: self.git,
         }
@@ -244,17 +274,17 @@ mod tests {
     use super::*;
     use crate::pointer::Shape;
 
-    fn record(command: &str, params: &[(&str, Value)]) -> Record {
+    fn record(command: &str, params: &[(&str, Value)]) -> StageRecord {
         let content = Content { digest: Digest::of(b"x"), files: 2, kind: Shape::Tree, size: 9 };
         let path = |text: &str| RepoPath::from_text(text).unwrap();
-        Record {
+        StageRecord {
             command: command.to_owned(),
             builtin: Some(3),
             edited: false,
             key: Digest::of(b"key"),
             environment: BTreeMap::from([("A".to_owned(), "b".to_owned())]),
             dependencies: BTreeMap::from([(path("data"), content), (path("a \"b\""), content)]),
-            params: params.iter().map(|(key, it)| ((*key).to_owned(), it.clone())).collect(),
+            params: params.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect(),
             outputs: BTreeMap::from([(path("out"), content)]),
             in_git: BTreeMap::from([(path("m.json"), content)]),
         }
@@ -266,7 +296,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_reads_what_it_prints(command: String, number: i64, float: f64, text: String) {
+        fn a_printed_lockfile_parses_back(command: String, number: i64, float: f64, text: String) {
             let values = [("p.toml:a", json!(number)), ("p.toml:b", document::number(float)), ("p.toml:c", json!(text)),
                 ("p.toml:d", Value::Null), ("p.toml:e", json!({"k": [1, 1.0, "x", null], "z": {}})), ("p.toml:f", json!(1.0)), ("p.toml:g", json!(u64::MAX)), ("p.toml:h", json!({"json": "1"})), ("p.toml:i", json!({"null": true}))];
             let mut lock = Lockfile::default();
@@ -289,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn another_stage_keeps_its_bytes() {
+    fn setting_one_stage_keeps_the_text_of_others() {
         let mut lock = Lockfile::default();
         lock.set("a", record("x", &[]));
         let by_hand = lock.to_toml().replace("builtin = 3", "builtin = 3 # kept");
@@ -301,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn a_newer_format_and_conflict_marks_are_errors() {
         let newer = parse("format = 2\n").unwrap_err();
         assert_eq!(newer.to_string(), "`mlx.lock` was written by a newer mlx");
         let marks = parse("format = 1\n<<<<<<< HEAD\n=======\n>>>>>>> x\n").unwrap_err();
@@ -309,15 +339,15 @@ mod tests {
     }
 
     #[test]
-    fn the_first_format_is_read_for_ever() {
+    fn format_1_can_still_be_read() {
         let golden = include_str!("../../fixtures/formats/lockfile-1.lock");
         let lock = parse(golden).unwrap();
         assert_eq!(
             lock.get("train"),
             Some(&record("first\nsecond", &[("p.toml:x", json!(0.1)), ("p.toml:y", Value::Null)]))
         );
-        let mut again = Lockfile::default();
-        again.set("train", lock.get("train").unwrap().clone());
-        assert_eq!(again.to_toml(), golden);
+        let mut reprinted = Lockfile::default();
+        reprinted.set("train", lock.get("train").unwrap().clone());
+        assert_eq!(reprinted.to_toml(), golden);
     }
 }

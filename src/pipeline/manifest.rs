@@ -1,4 +1,21 @@
-//! `mlx.toml`: what the user wrote.
+//! `mlx.toml`: the stages and models that a user declares.
+//!
+//! ```toml
+//! [stage.train]
+//! cmd = "mlx model train"              # or a list of commands
+//! deps = ["features"]
+//! params = ["params.toml:train.rate"]  # FILE or FILE:KEYS
+//! outs = ["model", { path = "notes.txt", git = true }]
+//! metrics = ["metrics.json"]
+//! plots = ["history.csv"]
+//! env = { SEED = "7" }
+//! desc = "for readers only"
+//!
+//! [model.pets]
+//! path = "models/pets"
+//! ```
+//!
+//! Paths are relative to the file's folder. Unknown keys are errors, since they may be misspelled.
 
 use std::{collections::BTreeMap, ffi::OsStr, path::Path};
 
@@ -10,50 +27,52 @@ use crate::{
     path::RepoPath,
 };
 
-/// The name of the file.
+/// Name of the file.
 pub const FILE: &str = "mlx.toml";
 
-/// Stages and models by name.
+/// Declared stages and models, by name.
 #[derive(Debug, Default)]
 pub struct Manifest {
     pub stages: BTreeMap<String, Stage>,
-    /// Where each model's package lies.
+    /// Path of each model's package.
     pub models: BTreeMap<String, RepoPath>,
 }
 
-/// One step: a command, what it reads and what it makes. Paths are those of the repository.
+/// One step of a pipeline: a command, its inputs and its outputs. Paths are relative to the repository's
+/// root.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stage {
-    /// Several commands are joined by newlines.
+    /// Shell command; several commands are joined by newlines.
     pub command: String,
     pub dependencies: Vec<RepoPath>,
     pub outputs: Vec<Output>,
-    /// `params.toml:train.rate`: a file, and keys in it (all of it without).
+    /// Parameters such as `params.toml:train.rate`: a file, and dotted keys in it (empty for the whole file).
     pub params: Vec<(RepoPath, String)>,
     pub environment: BTreeMap<String, String>,
 }
 
-/// Something a stage makes.
+/// A file or folder that a stage makes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Output {
     pub path: RepoPath,
     pub role: Role,
 }
 
-/// What an output is for.
+/// Purpose of an output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     /// Kept in the store, ignored by Git.
     Data,
     /// Committed to Git, and stored so that a restored run brings it back.
     InGit,
-    /// Numbers; committed to Git.
+    /// Numbers of a run; committed to Git.
     Metrics,
-    /// Series; committed to Git.
+    /// Data series for plots; committed to Git.
     Plots,
 }
 
 impl Role {
+    /// Returns true if outputs of this role are committed to Git.
     pub fn in_git(self) -> bool {
         self != Self::Data
     }
@@ -61,27 +80,27 @@ impl Role {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
+struct RawManifest {
     #[serde(default)]
-    stage: BTreeMap<String, WrittenStage>,
+    stage: BTreeMap<String, RawStage>,
     #[serde(default)]
-    model: BTreeMap<String, WrittenModel>,
+    model: BTreeMap<String, RawModel>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct WrittenModel {
+struct RawModel {
     path: String,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct WrittenStage {
+struct RawStage {
     cmd: Commands,
     #[serde(default)]
     deps: Vec<String>,
     #[serde(default)]
-    outs: Vec<WrittenOutput>,
+    outs: Vec<RawOutput>,
     #[serde(default)]
     params: Vec<String>,
     #[serde(default)]
@@ -90,7 +109,7 @@ struct WrittenStage {
     plots: Vec<String>,
     #[serde(default)]
     env: BTreeMap<String, String>,
-    /// For people; changes nothing.
+    /// Description for readers; not used.
     #[serde(default)]
     #[expect(dead_code, reason = "accepted so that people can write it")]
     desc: String,
@@ -105,88 +124,88 @@ enum Commands {
 
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "a path, or { path = …, git = true }")]
-enum WrittenOutput {
+enum RawOutput {
     Plain(String),
     Flagged { path: String, git: bool },
 }
 
 impl Manifest {
-    /// Reads the file at `path` of the repository at `root`.
+    /// Parses the bytes of the file at `path` in the repository at `root`.
     pub fn parse(path: &RepoPath, bytes: &[u8], root: &Path) -> Result<Self> {
         let text = String::from_utf8_lossy(bytes);
         if document::has_conflict_marks(&text) {
             return Err(Error::corrupt(format!("`{path}` has merge-conflict marks"))
-                .hint("resolve the conflict first"));
+                .hint("resolve the conflict in it"));
         }
-        let written: Written = toml::from_str(&text).map_err(|it| {
-            Error::usage(format!("cannot read `{path}`: {}", it.to_string().trim()))
+        let raw: RawManifest = toml::from_str(&text).map_err(|error| {
+            Error::usage(format!("cannot read `{path}`: {}", error.to_string().trim()))
                 .hint("a stage has cmd, deps, outs, params, metrics, plots, env and desc; a model has path")
         })?;
         let folder = path.parent().unwrap_or_default().on_disk(root);
-        let place = |typed: &str| RepoPath::parse(OsStr::new(typed), &folder, root);
+        let resolve = |typed: &str| RepoPath::parse(OsStr::new(typed), &folder, root);
         let mut manifest = Self::default();
-        for (name, stage) in written.stage {
+        for (name, stage) in raw.stage {
             check_name(&name)?;
-            let read = stage.read(&place).doing(|| format!("cannot read the stage `{name}` in `{path}`"))?;
-            manifest.stages.insert(name, read);
+            let stage =
+                stage.resolve(&resolve).doing(|| format!("cannot read the stage `{name}` in `{path}`"))?;
+            manifest.stages.insert(name, stage);
         }
-        for (name, model) in written.model {
+        for (name, model) in raw.model {
             check_name(&name)?;
-            manifest.models.insert(name, place(&model.path)?);
+            manifest.models.insert(name, resolve(&model.path)?);
         }
         Ok(manifest)
     }
 
-    /// The stage that makes `path`, or something that `path` is in.
-    pub fn maker(&self, path: &RepoPath) -> Option<(&str, &Output)> {
-        let outputs =
-            self.stages.iter().flat_map(|(name, it)| it.outputs.iter().map(move |out| (name.as_str(), out)));
-        outputs.into_iter().find(|it| path.is_within(&it.1.path))
+    /// Returns the stage and the output that `path` is or is inside of.
+    pub fn producer(&self, path: &RepoPath) -> Option<(&str, &Output)> {
+        self.outputs().find(|(_, out)| path.is_within(&out.path))
     }
 
-    /// Every output with its stage.
+    /// Returns every output with the name of its stage.
     pub fn outputs(&self) -> impl Iterator<Item = (&str, &Output)> {
-        self.stages.iter().flat_map(|(name, it)| it.outputs.iter().map(move |out| (name.as_str(), out)))
+        self.stages.iter().flat_map(|(name, stage)| stage.outputs.iter().map(move |out| (name.as_str(), out)))
     }
 
-    /// Files with metrics, sorted.
+    /// Returns the paths of all outputs with this role, sorted.
     pub fn files_of(&self, role: Role) -> Vec<RepoPath> {
         let mut files: Vec<_> =
-            self.outputs().filter(|it| it.1.role == role).map(|it| it.1.path.clone()).collect();
+            self.outputs().filter(|(_, out)| out.role == role).map(|(_, out)| out.path.clone()).collect();
         files.sort();
         files
     }
 
-    /// Files with parameters, sorted.
+    /// Returns the paths of all parameter files, sorted, each once.
     pub fn params_files(&self) -> Vec<RepoPath> {
-        let mut files: Vec<_> =
-            self.stages.values().flat_map(|it| it.params.iter().map(|it| it.0.clone())).collect();
+        let params = self.stages.values().flat_map(|stage| &stage.params);
+        let mut files: Vec<_> = params.map(|(file, _)| file.clone()).collect();
         files.sort();
         files.dedup();
         files
     }
 }
 
+/// Checks the name of a stage or model.
 fn check_name(name: &str) -> Result<()> {
-    let plain = |it: char| it.is_ascii_alphanumeric() || it == '-' || it == '_';
-    if !name.is_empty() && name.chars().all(plain) {
+    let is_allowed = |char: char| char.is_ascii_alphanumeric() || char == '-' || char == '_';
+    if !name.is_empty() && name.chars().all(is_allowed) {
         return Ok(());
     }
-    Err(Error::usage(format!("`{name}` cannot be a name")).hint("use letters, digits, `-` and `_`"))
+    Err(Error::usage(format!("`{name}` is not a valid name")).hint("use letters, digits, `-` and `_`"))
 }
 
-/// A place that a stage may fill: never the repository itself.
-fn made_at(place: &dyn Fn(&str) -> Result<RepoPath>, typed: &str) -> Result<RepoPath> {
-    let path = place(typed)?;
+/// Resolves the path of an output; the repository's root is not allowed.
+fn resolve_output(resolve: &dyn Fn(&str) -> Result<RepoPath>, typed: &str) -> Result<RepoPath> {
+    let path = resolve(typed)?;
     if path.is_root() {
         return Err(Error::usage(format!("its output `{typed}` is the whole repository"))
-            .hint("name a file or a folder in it"));
+            .hint("name a file or folder in it"));
     }
     Ok(path)
 }
 
-impl WrittenStage {
-    fn read(self, place: &dyn Fn(&str) -> Result<RepoPath>) -> Result<Stage> {
+impl RawStage {
+    fn resolve(self, resolve: &dyn Fn(&str) -> Result<RepoPath>) -> Result<Stage> {
         let command = match self.cmd {
             Commands::One(it) => it,
             Commands::Many(it) => it.join("\n"),
@@ -197,24 +216,22 @@ impl WrittenStage {
         let mut outputs = Vec::new();
         for out in &self.outs {
             let (path, role) = match out {
-                WrittenOutput::Plain(path) | WrittenOutput::Flagged { path, git: false } => {
-                    (path, Role::Data)
-                }
-                WrittenOutput::Flagged { path, git: true } => (path, Role::InGit),
+                RawOutput::Plain(path) | RawOutput::Flagged { path, git: false } => (path, Role::Data),
+                RawOutput::Flagged { path, git: true } => (path, Role::InGit),
             };
-            outputs.push(Output { path: made_at(place, path)?, role });
+            outputs.push(Output { path: resolve_output(resolve, path)?, role });
         }
         for (list, role) in [(&self.metrics, Role::Metrics), (&self.plots, Role::Plots)] {
             for path in list {
-                outputs.push(Output { path: made_at(place, path)?, role });
+                outputs.push(Output { path: resolve_output(resolve, path)?, role });
             }
         }
         outputs.sort_by(|a, b| a.path.cmp(&b.path));
-        let param = |it: &String| {
-            let (file, keys) = it.split_once(':').unwrap_or((it, ""));
-            Ok((place(file)?, keys.to_owned()))
+        let param = |typed: &String| {
+            let (file, keys) = typed.split_once(':').unwrap_or((typed, ""));
+            Ok((resolve(file)?, keys.to_owned()))
         };
-        let mut dependencies = self.deps.iter().map(|it| place(it)).collect::<Result<Vec<_>>>()?;
+        let mut dependencies = self.deps.iter().map(|path| resolve(path)).collect::<Result<Vec<_>>>()?;
         dependencies.sort();
         dependencies.dedup();
         let mut params = self.params.iter().map(param).collect::<Result<Vec<_>>>()?;
@@ -233,20 +250,20 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_taken_from_the_folder_of_the_file() {
+    fn paths_are_relative_to_the_folder_of_the_file() {
         let manifest = parse("[stage.a]\ncmd = ['x', 'y']\ndeps = ['data/', '../top']\nouts = ['o', {path = 'g', git = true}]\nparams = ['p.toml:a.b']\nmetrics = ['m.json']\n").unwrap();
         let stage = &manifest.stages["a"];
         assert_eq!(stage.command, "x\ny");
         let texts: Vec<_> = stage.dependencies.iter().map(RepoPath::to_text).collect();
         assert_eq!(texts, ["sub/data", "top"]);
-        let outputs: Vec<_> = stage.outputs.iter().map(|it| (it.path.to_text(), it.role)).collect();
+        let outputs: Vec<_> = stage.outputs.iter().map(|out| (out.path.to_text(), out.role)).collect();
         let expected = [("sub/g", Role::InGit), ("sub/m.json", Role::Metrics), ("sub/o", Role::Data)];
-        assert_eq!(outputs, expected.map(|it| (it.0.to_owned(), it.1)));
+        assert_eq!(outputs, expected.map(|(path, role)| (path.to_owned(), role)));
         assert_eq!(stage.params, [(RepoPath::from_text("sub/p.toml").unwrap(), "a.b".to_owned())]);
     }
 
     #[test]
-    fn what_is_unknown_or_outside_is_refused() {
+    fn unknown_keys_and_outside_paths_are_errors() {
         for bad in [
             "[stage.a]\ncmd = ''",
             "[stage.a]\ncmd = 'x'\ntypo = 1",

@@ -1,29 +1,29 @@
-//! Stages, and the order they run in.
+//! Pipelines: the stages of an `mlx.toml`, the order they run in, and reproducible runs of them.
 //!
-//! A run is five steps, each a file here: [`Manifest`] → [`Graph`] → [`plan`] → [`repro`] → [`Lockfile`].
-//! Only `repro` changes anything. Stages are commands; which of them are mlx's own, and what number
-//! their results carry, the caller says.
+//! A run passes through five types and functions, one file each: [`Manifest`] → [`Graph`] → [`plan`] →
+//! [`repro`] → [`Lockfile`]. Only `repro` changes anything. A stage is a shell command. The caller passes the
+//! list of commands that are built into mlx, each with the version number of its results.
 
 mod check;
 mod commit;
 mod graph;
 mod inputs;
-mod leavings;
 mod lockfile;
 mod manifest;
 mod outputs;
 mod plan;
+mod recovery;
 mod run;
 mod run_cache;
 pub mod runner;
 
 pub use self::{
     graph::Graph,
-    lockfile::{FILE as LOCKFILE, Lockfile, Record},
+    lockfile::{FILE as LOCKFILE, Lockfile, StageRecord},
     manifest::{FILE as MANIFEST, Manifest, Output, Role, Stage},
-    outputs::{all, contents_at, folders, runs_at},
+    outputs::{all, contents_at, manifest_folders, runs_at},
     plan::{Forecast, Step, plan},
-    run::{Options, Outcome, Ran, repro},
+    run::{Options, Outcome, StageRun, repro},
 };
 
 use std::path::Path;
@@ -35,14 +35,14 @@ use crate::{
     workspace::Workspace,
 };
 
-/// A command of mlx's own by its first words, and the number of its result: raised whenever the same
-/// input would give another output.
+/// A command built into mlx: its first words, and the version number of its results. The number is raised
+/// whenever the same input would give another output.
 pub type Builtin = (&'static str, u64);
 
 /// One `mlx.toml` with its lockfile.
 pub struct Pipeline<'w, 'r> {
     pub workspace: &'w Workspace<'r>,
-    /// Where its `mlx.toml` lies; commands run there.
+    /// The folder that holds its `mlx.toml`; commands run there.
     pub folder: RepoPath,
     pub manifest: Manifest,
     pub graph: Graph,
@@ -50,7 +50,7 @@ pub struct Pipeline<'w, 'r> {
 }
 
 impl<'w, 'r> Pipeline<'w, 'r> {
-    /// The pipeline of the nearest `mlx.toml`, from `cwd` up to the top of the repository.
+    /// Opens the pipeline of the nearest `mlx.toml`, from `cwd` up to the top of the repository.
     pub fn find(workspace: &'w Workspace<'r>, cwd: &Path, builtins: &'w [Builtin]) -> Result<Option<Self>> {
         let mut here = Some(RepoPath::parse(".".as_ref(), cwd, workspace.repo.root())?);
         while let Some(folder) = here {
@@ -62,15 +62,15 @@ impl<'w, 'r> Pipeline<'w, 'r> {
         Ok(None)
     }
 
-    /// As [`Pipeline::find`], where there has to be one.
+    /// Opens the pipeline as [`Pipeline::find`] does; a missing one is an error.
     pub fn require(workspace: &'w Workspace<'r>, cwd: &Path, builtins: &'w [Builtin]) -> Result<Self> {
         Self::find(workspace, cwd, builtins)?.ok_or_else(|| {
-            Error::not_found(format!("there is no `{MANIFEST}`"))
-                .hint("write one, or take a working one with `mlx init --template pets`")
+            Error::not_found(format!("`{MANIFEST}` not found"))
+                .hint("write one, or start from a template with `mlx init --template pets`")
         })
     }
 
-    /// The pipeline whose `mlx.toml` lies in `folder`.
+    /// Opens the pipeline whose `mlx.toml` is in `folder`; none without such a file.
     pub fn open(
         workspace: &'w Workspace<'r>,
         folder: &RepoPath,
@@ -87,19 +87,19 @@ impl<'w, 'r> Pipeline<'w, 'r> {
         self.workspace.repo
     }
 
-    /// Where the lockfile lies.
-    pub fn lockfile(&self) -> Result<RepoPath> {
+    /// Returns the path of the lockfile.
+    pub fn lockfile_path(&self) -> Result<RepoPath> {
         self.folder.join(LOCKFILE.as_bytes())
     }
 
-    /// What the lockfile says now.
-    pub fn lock(&self) -> Result<Lockfile> {
-        let path = self.lockfile()?;
+    /// Reads the lockfile; a missing one is read as empty.
+    pub fn read_lockfile(&self) -> Result<Lockfile> {
+        let path = self.lockfile_path()?;
         Lockfile::parse(&path, &self.repo().files.read_document(&path)?.unwrap_or_default())
     }
 
-    /// The number of a stage's command, if it is mlx's own.
+    /// Returns the version number of a stage's command if it is built into mlx.
     fn builtin(&self, stage: &Stage) -> Option<u64> {
-        self.builtins.iter().find(|it| stage.command.starts_with(it.0)).map(|it| it.1)
+        self.builtins.iter().find(|(words, _)| stage.command.starts_with(words)).map(|(_, version)| *version)
     }
 }

@@ -1,4 +1,4 @@
-//! What stages made, as pointers: the lockfiles speak for their outputs.
+//! Outputs of stages as tracked content: read from the lockfiles of the workspace or of a commit.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,20 +16,21 @@ use crate::{
     workspace::Workspace,
 };
 
-/// All pipelines that have a say here.
+/// Opens all pipelines that Git tracks, and those between `cwd` and the top of the repository.
 pub fn all<'w, 'r>(
     workspace: &'w Workspace<'r>,
     cwd: &Path,
     builtins: &'w [Builtin],
 ) -> Result<Vec<Pipeline<'w, 'r>>> {
-    let folders = folders(workspace.repo, cwd)?;
-    folders.iter().filter_map(|it| Pipeline::open(workspace, it, builtins).transpose()).collect()
+    let folders = manifest_folders(workspace.repo, cwd)?;
+    folders.iter().filter_map(|folder| Pipeline::open(workspace, folder, builtins).transpose()).collect()
 }
 
-/// Where an `mlx.toml` may lie: where Git tracks one, and on the way from `cwd` to the top.
-pub fn folders(repo: &Repo, cwd: &Path) -> Result<BTreeSet<RepoPath>> {
+/// Returns the folders that may hold an `mlx.toml`: those where Git tracks one, and those from `cwd` to the
+/// top.
+pub fn manifest_folders(repo: &Repo, cwd: &Path) -> Result<BTreeSet<RepoPath>> {
     let is_manifest =
-        |it: &[u8]| it == MANIFEST.as_bytes() || it.ends_with(format!("/{MANIFEST}").as_bytes());
+        |path: &[u8]| path == MANIFEST.as_bytes() || path.ends_with(format!("/{MANIFEST}").as_bytes());
     let mut folders: BTreeSet<_> =
         repo.git.tracked(&is_manifest)?.iter().filter_map(RepoPath::parent).collect();
     let mut here = Some(RepoPath::parse(".".as_ref(), cwd, repo.root())?);
@@ -40,16 +41,17 @@ pub fn folders(repo: &Repo, cwd: &Path) -> Result<BTreeSet<RepoPath>> {
     Ok(folders)
 }
 
-/// Everything tracked at a commit: its pointers, and what its lockfiles record.
+/// Returns all content tracked at a commit, from its pointers and its lockfiles.
 pub fn contents_at(git: &Git, rev: &Rev) -> Result<BTreeMap<RepoPath, Content>> {
-    let is_lock = |it: &[u8]| it == LOCKFILE.as_bytes() || it.ends_with(format!("/{LOCKFILE}").as_bytes());
+    let is_lockfile =
+        |path: &[u8]| path == LOCKFILE.as_bytes() || path.ends_with(format!("/{LOCKFILE}").as_bytes());
     let mut found = BTreeMap::new();
-    for file in git.files(rev, &|it| it.ends_with(SUFFIX.as_bytes()) || is_lock(it))? {
+    for file in git.files(rev, &|path| path.ends_with(SUFFIX.as_bytes()) || is_lockfile(path))? {
         let bytes = git.read(rev, &file)?.unwrap_or_default();
-        if is_lock(file.bytes()) {
+        if is_lockfile(file.bytes()) {
             let lock = Lockfile::parse(&file, &bytes)?;
-            let records = lock.records().flat_map(|it| it.1.outputs.iter().chain(&it.1.in_git));
-            found.extend(records.map(|(path, content)| (path.clone(), *content)));
+            let outputs = lock.records().flat_map(|(_, record)| record.outputs.iter().chain(&record.in_git));
+            found.extend(outputs.map(|(path, content)| (path.clone(), *content)));
         } else if let Some(path) = file.without_suffix(SUFFIX).filter(|_| Pointer::resembles(&bytes)) {
             let content = Pointer::parse(path.clone(), &bytes)?.content;
             found.insert(path, content);
@@ -58,26 +60,28 @@ pub fn contents_at(git: &Git, rev: &Rev) -> Result<BTreeMap<RepoPath, Content>> 
     Ok(found)
 }
 
-/// Keys of the runs that the lockfiles of a commit record.
+/// Returns the run-cache keys that the lockfiles of a commit record.
 pub fn runs_at(git: &Git, rev: &Rev) -> Result<Vec<Digest>> {
-    let is_lock = |it: &[u8]| it == LOCKFILE.as_bytes() || it.ends_with(format!("/{LOCKFILE}").as_bytes());
+    let is_lockfile =
+        |path: &[u8]| path == LOCKFILE.as_bytes() || path.ends_with(format!("/{LOCKFILE}").as_bytes());
     let mut keys = Vec::new();
-    for file in git.files(rev, &is_lock)? {
+    for file in git.files(rev, &is_lockfile)? {
         let lock = Lockfile::parse(&file, &git.read(rev, &file)?.unwrap_or_default())?;
-        keys.extend(lock.records().map(|it| it.1.key));
+        keys.extend(lock.records().map(|(_, record)| record.key));
     }
     Ok(keys)
 }
 
 impl Pipeline<'_, '_> {
-    /// Outputs that lie in the store alone, as last recorded; what `mlx.toml` does not declare is left out.
+    /// Returns the recorded outputs that are kept in the store and not in Git, each with the name of its
+    /// stage. Outputs that `mlx.toml` does not declare are left out.
     pub fn recorded_outputs(&self) -> Result<Vec<(Pointer, String)>> {
-        let lock = self.lock()?;
+        let lock = self.read_lockfile()?;
         let mut found = Vec::new();
         for (name, stage) in &self.manifest.stages {
             let Some(record) = lock.get(name) else { continue };
-            let declared = stage.outputs.iter().filter(|it| !it.role.in_git());
-            for out in declared {
+            let stored = stage.outputs.iter().filter(|out| !out.role.in_git());
+            for out in stored {
                 if let Some(content) = record.outputs.get(&out.path) {
                     found.push((Pointer { path: out.path.clone(), content: *content }, name.clone()));
                 }
@@ -86,10 +90,10 @@ impl Pipeline<'_, '_> {
         Ok(found)
     }
 
-    /// Everything recorded runs made, outputs in Git included, and the keys of those runs.
+    /// Returns the outputs of all recorded runs, those in Git included, and the run-cache keys of these runs.
     pub fn recorded_runs(&self) -> Result<(Vec<Pointer>, Vec<Digest>)> {
-        let lock = self.lock()?;
-        let records = lock.records().filter(|it| self.manifest.stages.contains_key(it.0));
+        let lock = self.read_lockfile()?;
+        let records = lock.records().filter(|(name, _)| self.manifest.stages.contains_key(*name));
         let (mut pointers, mut keys) = (Vec::new(), Vec::new());
         for (_, record) in records {
             let outputs = record.outputs.iter().chain(&record.in_git);
@@ -99,8 +103,8 @@ impl Pipeline<'_, '_> {
         Ok((pointers, keys))
     }
 
-    /// Paths that belong to stages, with the stage's name.
+    /// Returns the paths of all declared outputs, each with the name of its stage.
     pub fn claimed(&self) -> Vec<(RepoPath, String)> {
-        self.manifest.outputs().map(|it| (it.1.path.clone(), it.0.to_owned())).collect()
+        self.manifest.outputs().map(|(stage, out)| (out.path.clone(), stage.to_owned())).collect()
     }
 }

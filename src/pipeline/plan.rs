@@ -1,4 +1,7 @@
-//! Which stages would run, and why; making a plan changes nothing.
+//! Plans a run: which stages would run or be restored, and why. Planning changes nothing.
+//!
+//! A stage runs when its inputs or its definition changed, unless the run cache has a run with the same
+//! inputs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,13 +10,13 @@ use serde_json::Value;
 use crate::{
     error::Result,
     path::RepoPath,
-    pipeline::{Lockfile, Pipeline, Record, Stage, inputs::Inputs, run_cache},
+    pipeline::{Lockfile, Pipeline, Stage, StageRecord, inputs::Inputs, run_cache},
     pointer::{Content, Pointer},
     progress::Silent,
     workspace::State,
 };
 
-/// What would become of a stage.
+/// Planned action for a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forecast {
     Run,
@@ -21,7 +24,7 @@ pub enum Forecast {
     Unchanged,
 }
 
-/// One stage of a plan.
+/// A stage of a plan, with the reasons for its action.
 #[derive(Clone, Debug)]
 pub struct Step {
     pub name: String,
@@ -29,37 +32,38 @@ pub struct Step {
     pub why: Vec<String>,
 }
 
-/// What is known of a stage before it is its turn.
-pub(super) struct Finding {
+/// Examination of a stage before it runs.
+pub(super) struct Examination {
     pub forecast: Forecast,
     pub why: Vec<String>,
     pub inputs: Inputs,
-    pub question: Value,
-    /// What a restore would bring.
+    pub cache_inputs: Value,
+    /// Outputs that a restore would bring.
     pub outputs: run_cache::Outputs,
-    /// Nothing that goes in differs from the record.
-    pub as_recorded: bool,
+    /// True if the inputs equal those of the stage's record.
+    pub matches_record: bool,
 }
 
-/// Plans these stages and all they need.
+/// Plans the named stages and all they need; all stages when `names` is empty.
 pub fn plan(pipeline: &Pipeline<'_, '_>, names: &[String], force: bool) -> Result<Vec<Step>> {
-    let lock = pipeline.lock()?;
-    let mut made = BTreeMap::new();
+    let lock = pipeline.read_lockfile()?;
+    let mut restored = BTreeMap::new();
     let mut stale: BTreeSet<String> = BTreeSet::new();
     let mut steps = Vec::new();
     for name in pipeline.graph.upstream_of(names)? {
         let stage = &pipeline.manifest.stages[&name];
-        let upstream: Vec<_> = pipeline.graph.needs[&name].iter().filter(|it| stale.contains(*it)).collect();
+        let upstream: Vec<_> =
+            pipeline.graph.needs[&name].iter().filter(|need| stale.contains(*need)).collect();
         let step = if upstream.is_empty() {
-            let finding = pipeline.examine(&name, stage, &lock, &made, force)?;
-            if finding.forecast == Forecast::Restore {
-                made.extend(finding.outputs);
+            let examination = pipeline.examine(&name, stage, &lock, &restored, force)?;
+            if examination.forecast == Forecast::Restore {
+                restored.extend(examination.outputs);
             }
-            Step { name: name.clone(), forecast: finding.forecast, why: finding.why }
+            Step { name: name.clone(), forecast: examination.forecast, why: examination.why }
         } else {
-            // What it reads will be known when they have run.
-            let why =
-                upstream.iter().map(|it| format!("it needs the stage `{it}`, which would run")).collect();
+            // Its inputs are known only after those stages ran.
+            let reason = |need: &&String| format!("it needs the stage `{need}`, which would run");
+            let why = upstream.iter().map(reason).collect();
             Step { name: name.clone(), forecast: Forecast::Run, why }
         };
         if step.forecast == Forecast::Run {
@@ -71,70 +75,75 @@ pub fn plan(pipeline: &Pipeline<'_, '_>, names: &[String], force: bool) -> Resul
 }
 
 impl Pipeline<'_, '_> {
-    /// Compares what a stage would read and made with its record.
+    /// Compares a stage's inputs and outputs with its record. `restored` holds outputs that earlier stages of
+    /// the plan would restore.
     pub(super) fn examine(
         &self,
         name: &str,
         stage: &Stage,
         lock: &Lockfile,
-        made: &BTreeMap<RepoPath, Content>,
+        restored: &BTreeMap<RepoPath, Content>,
         force: bool,
-    ) -> Result<Finding> {
-        let inputs = self.inputs(name, stage, lock, made)?;
-        let question = self.question(stage, &inputs);
+    ) -> Result<Examination> {
+        let inputs = self.inputs(name, stage, lock, restored)?;
+        let cache_inputs = self.cache_inputs(stage, &inputs);
         let mut why = match lock.get(name) {
             None => vec!["it has not run yet".to_owned()],
             Some(record) => {
                 let mut why = self.differences(stage, record, &inputs);
-                let key = crate::digest::Digest::of(crate::document::canonical(&question).as_bytes());
+                let key = crate::digest::Digest::of(crate::document::canonical(&cache_inputs).as_bytes());
                 if why.is_empty() && record.key != key {
-                    why.push("the folder or the shell it runs in changed".to_owned());
+                    why.push("the folder or shell it runs in changed".to_owned());
                 }
                 why
             }
         };
         if force {
-            why.insert(0, "it is forced".to_owned());
+            why.insert(0, "the run is forced".to_owned());
             let outputs = BTreeMap::new();
-            return Ok(Finding {
+            return Ok(Examination {
                 forecast: Forecast::Run,
                 why,
                 inputs,
-                question,
+                cache_inputs,
                 outputs,
-                as_recorded: false,
+                matches_record: false,
             });
         }
         let recorded = lock.get(name).filter(|_| why.is_empty());
-        let as_recorded = recorded.is_some();
+        let matches_record = recorded.is_some();
         let (forecast, outputs) = match recorded {
             Some(record) => self.examine_outputs(stage, record, &inputs, &mut why)?,
-            None => self.look_up(&question)?,
+            None => self.find_cached(&cache_inputs)?,
         };
-        Ok(Finding { forecast, why, inputs, question, outputs, as_recorded })
+        Ok(Examination { forecast, why, inputs, cache_inputs, outputs, matches_record })
     }
 
-    /// An earlier run with the same inputs, if all it made is still here.
-    fn look_up(&self, question: &Value) -> Result<(Forecast, run_cache::Outputs)> {
-        let key = crate::digest::Digest::of(crate::document::canonical(question).as_bytes());
+    /// Looks for a cached run with the same inputs whose outputs are all in the store.
+    fn find_cached(&self, cache_inputs: &Value) -> Result<(Forecast, run_cache::Outputs)> {
+        let key = crate::digest::Digest::of(crate::document::canonical(cache_inputs).as_bytes());
         match run_cache::find(&self.repo().store, &key)? {
-            Some(outputs) if outputs.values().all(|it| self.is_stored(it)) => {
+            Some(outputs) if outputs.values().all(|content| self.is_stored(content)) => {
                 Ok((Forecast::Restore, outputs))
             }
             _ => Ok((Forecast::Run, BTreeMap::new())),
         }
     }
 
-    /// Nothing that goes in changed; is what came out still there?
+    /// Compares the outputs in the workspace with the record of a stage whose inputs did not change.
     fn examine_outputs(
         &self,
         stage: &Stage,
-        record: &Record,
+        record: &StageRecord,
         inputs: &Inputs,
         why: &mut Vec<String>,
     ) -> Result<(Forecast, run_cache::Outputs)> {
-        let outputs: run_cache::Outputs =
-            record.outputs.iter().chain(&record.in_git).map(|(path, it)| (path.clone(), *it)).collect();
+        let outputs: run_cache::Outputs = record
+            .outputs
+            .iter()
+            .chain(&record.in_git)
+            .map(|(path, content)| (path.clone(), *content))
+            .collect();
         for out in &stage.outputs {
             let Some(content) = outputs.get(&out.path) else { continue };
             let pointer = Pointer { path: out.path.clone(), content: *content };
@@ -153,13 +162,15 @@ impl Pipeline<'_, '_> {
         if inputs.absent.is_empty() {
             return Ok((Forecast::Run, BTreeMap::new()));
         }
-        // A clone without its data: nothing changed, it is only not here.
-        *why = vec!["nothing changed, but its outputs are not here: `mlx pull` brings them".to_owned()];
+        // In a clone without its data nothing changed; the content was only not fetched yet.
+        *why = vec![
+            "nothing changed, but its outputs are not in this clone: fetch them with `mlx pull`".to_owned(),
+        ];
         Ok((Forecast::Unchanged, outputs))
     }
 
-    /// In words, what differs between a record and now.
-    fn differences(&self, stage: &Stage, record: &Record, inputs: &Inputs) -> Vec<String> {
+    /// Describes the differences between a record and the current state, one text each.
+    fn differences(&self, stage: &Stage, record: &StageRecord, inputs: &Inputs) -> Vec<String> {
         let mut why = Vec::new();
         if record.command != stage.command {
             why.push(format!(
@@ -168,7 +179,7 @@ impl Pipeline<'_, '_> {
                 one_line(&stage.command)
             ));
         } else if record.builtin != self.builtin(stage) {
-            why.push("this version of mlx computes it anew".to_owned());
+            why.push("this version of mlx gives other results for it".to_owned());
         }
         if record.environment != stage.environment {
             why.push("its environment changed".to_owned());
@@ -178,7 +189,7 @@ impl Pipeline<'_, '_> {
                 (Some(old), Some(new)) if old == new => {}
                 (Some(_), Some(_)) => why.push(format!("`{path}` changed")),
                 (None, _) => why.push(format!("`{path}` is a new dependency")),
-                (_, None) => why.push(format!("`{path}` is no dependency any more")),
+                (_, None) => why.push(format!("`{path}` is no longer a dependency")),
             }
         }
         for key in keys(&record.params, &inputs.params) {
@@ -187,18 +198,15 @@ impl Pipeline<'_, '_> {
                 why.extend(param_changes(key, old, new));
             }
         }
-        let declared: BTreeMap<_, _> = stage.outputs.iter().map(|it| (&it.path, it.role.in_git())).collect();
-        let made: BTreeMap<_, _> = record
-            .outputs
-            .keys()
-            .map(|it| (it, false))
-            .chain(record.in_git.keys().map(|it| (it, true)))
-            .collect();
-        for path in keys(&made, &declared) {
-            match (made.get(path), declared.get(path)) {
+        let declared: BTreeMap<_, _> =
+            stage.outputs.iter().map(|out| (&out.path, out.role.in_git())).collect();
+        let stored = record.outputs.keys().map(|path| (path, false));
+        let recorded: BTreeMap<_, _> = stored.chain(record.in_git.keys().map(|path| (path, true))).collect();
+        for path in keys(&recorded, &declared) {
+            match (recorded.get(path), declared.get(path)) {
                 (Some(old), Some(new)) if old == new => {}
                 (None, _) => why.push(format!("`{path}` is a new output")),
-                (_, None) => why.push(format!("`{path}` is no output any more")),
+                (_, None) => why.push(format!("`{path}` is no longer an output")),
                 _ => why.push(format!("`{path}` moved into or out of Git")),
             }
         }
@@ -206,32 +214,33 @@ impl Pipeline<'_, '_> {
     }
 }
 
-/// `params.toml: train.rate 0.1 → 0.2`, a line for each leaf that differs.
+/// Describes a changed parameter, one text per leaf that differs: `params.toml: train.rate 0.1 → 0.2`.
 fn param_changes(key: &str, old: Option<&Value>, new: Option<&Value>) -> Vec<String> {
     let (file, top) = key.split_once(':').unwrap_or((key, ""));
-    let leaves = |it: Option<&Value>| -> BTreeMap<String, String> {
-        let found = it.map(crate::document::leaves).unwrap_or_default();
+    let leaves = |value: Option<&Value>| -> BTreeMap<String, String> {
+        let found = value.map(crate::document::leaves).unwrap_or_default();
         let name = |below: String| match (top, below.as_str()) {
             (top, "") => top.to_owned(),
             ("", below) => below.to_owned(),
             (top, below) => format!("{top}.{below}"),
         };
-        found.into_iter().map(|(below, it)| (name(below), it.to_string())).collect()
+        found.into_iter().map(|(below, leaf)| (name(below), leaf.to_string())).collect()
     };
     let (old, new) = (leaves(old), leaves(new));
-    let show = |it: Option<&String>| it.map_or("none", String::as_str).to_owned();
-    let changed = keys(&old, &new).into_iter().filter(|it| old.get(*it) != new.get(*it));
-    let told: Vec<_> =
-        changed.map(|it| format!("{file}: {it} {} → {}", show(old.get(it)), show(new.get(it)))).collect();
-    // The same leaves in another shape: a list that became a table.
-    if told.is_empty() {
-        vec![format!("{file}: {} has another shape", if top.is_empty() { "it" } else { top })]
+    let show = |leaf: Option<&String>| leaf.map_or("none", String::as_str).to_owned();
+    let changed = keys(&old, &new).into_iter().filter(|key| old.get(*key) != new.get(*key));
+    let changes: Vec<_> =
+        changed.map(|key| format!("{file}: {key} {} → {}", show(old.get(key)), show(new.get(key)))).collect();
+    // Equal leaves in another structure, such as a list that became a table.
+    if changes.is_empty() {
+        let subject = if top.is_empty() { "the document" } else { top };
+        vec![format!("{file}: {subject} has another structure")]
     } else {
-        told
+        changes
     }
 }
 
-/// All keys of two maps, sorted, each once.
+/// Returns the keys of both maps, sorted, each once.
 fn keys<'k, K: Ord, A, B>(one: &'k BTreeMap<K, A>, two: &'k BTreeMap<K, B>) -> Vec<&'k K> {
     let found: BTreeSet<&K> = one.keys().chain(two.keys()).collect();
     found.into_iter().collect()
@@ -248,10 +257,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_changed_param_is_told_by_its_leaves() {
+    fn a_changed_param_is_described_by_its_leaves() {
         let (old, new) = (json!({"rate": 0.1, "k": [1]}), json!({"rate": 0.2, "k": [1], "new": "x"}));
-        let told = param_changes("params.toml:train", Some(&old), Some(&new));
-        assert_eq!(told, ["params.toml: train.new none → \"x\"", "params.toml: train.rate 0.1 → 0.2"]);
+        let changes = param_changes("params.toml:train", Some(&old), Some(&new));
+        assert_eq!(changes, ["params.toml: train.new none → \"x\"", "params.toml: train.rate 0.1 → 0.2"]);
         assert_eq!(param_changes("p.toml:a", Some(&json!(1)), Some(&json!(1.0))), ["p.toml: a 1 → 1.0"]);
         assert_eq!(
             param_changes("p.toml", Some(&json!({"a": 1})), Some(&json!({"a": true}))),

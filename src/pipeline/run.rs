@@ -1,4 +1,8 @@
-//! Stages, run in order: what changed runs, what was made before is restored, the rest is left alone.
+//! Runs stages in order: a stage with changed inputs runs, one with a cached run is restored, others are
+//! unchanged.
+//!
+//! Edits made by hand are stored before an output is replaced. A failed run leaves no record: its partial
+//! outputs are quarantined and the recorded ones are restored.
 
 use std::collections::BTreeSet;
 
@@ -8,10 +12,10 @@ use crate::{
     fs::{Form, Sync, lock},
     path::RepoPath,
     pipeline::{
-        Pipeline, Record, Stage,
+        Pipeline, Stage, StageRecord,
         check::check,
-        inputs::{Inputs, linked},
-        plan::{Finding, Forecast},
+        inputs::{Inputs, link_error},
+        plan::{Examination, Forecast},
         run_cache, runner,
     },
     pointer::Pointer,
@@ -20,16 +24,16 @@ use crate::{
     workspace::checkout,
 };
 
-/// How a run is asked for.
+/// Options of a run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
-    /// Run even what did not change.
+    /// Run stages even if nothing changed.
     pub force: bool,
-    /// After a failure go on with stages that do not need the failed one.
+    /// After a failure, continue with stages that do not need the failed one.
     pub keep_going: bool,
 }
 
-/// What became of a stage.
+/// Outcome of a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Ran,
@@ -39,104 +43,126 @@ pub enum Outcome {
     Skipped,
 }
 
-/// One stage of a run.
+/// A stage of a run, with its outcome and the reasons for it.
 #[derive(Debug)]
-pub struct Ran {
+pub struct StageRun {
     pub name: String,
     pub outcome: Outcome,
     pub why: Vec<String>,
 }
 
-/// Runs these stages and all they need. The first failure comes beside what was done.
+/// Runs the named stages and all they need; all stages when `names` is empty. Returns every stage's outcome
+/// and the first failure, if any.
 pub fn repro(
     pipeline: &Pipeline<'_, '_>,
     names: &[String],
     options: Options,
     progress: &dyn Progress,
-) -> Result<(Vec<Ran>, Option<Error>)> {
+) -> Result<(Vec<StageRun>, Option<Error>)> {
     let order = pipeline.graph.upstream_of(names)?;
     check(pipeline, &order)?;
-    let mut done = Vec::new();
+    let mut runs = Vec::new();
     let mut failure = None;
-    let mut broken: BTreeSet<String> = BTreeSet::new();
+    let mut failed: BTreeSet<String> = BTreeSet::new();
     for name in order {
-        let blocked = pipeline.graph.needs[&name].iter().any(|it| broken.contains(it));
+        let blocked = pipeline.graph.needs[&name].iter().any(|need| failed.contains(need));
         if blocked || failure.is_some() && !options.keep_going {
             let why = vec!["an earlier stage failed".to_owned()];
-            broken.insert(name.clone());
-            done.push(Ran { name, outcome: Outcome::Skipped, why });
+            failed.insert(name.clone());
+            runs.push(StageRun { name, outcome: Outcome::Skipped, why });
             continue;
         }
-        match pipeline.turn(&name, options.force, progress) {
-            Ok((outcome, why)) => done.push(Ran { name, outcome, why }),
+        match pipeline.repro_stage(&name, options.force, progress) {
+            Ok((outcome, why)) => runs.push(StageRun { name, outcome, why }),
             Err(error) => {
-                broken.insert(name.clone());
-                done.push(Ran { name, outcome: Outcome::Failed, why: vec![error.full_text()] });
+                failed.insert(name.clone());
+                runs.push(StageRun { name, outcome: Outcome::Failed, why: vec![error.full_text()] });
                 failure.get_or_insert(error);
             }
         }
         pipeline.workspace.save(progress)?;
     }
-    Ok((done, failure))
+    Ok((runs, failure))
 }
 
 impl Pipeline<'_, '_> {
-    fn turn(&self, name: &str, force: bool, progress: &dyn Progress) -> Result<(Outcome, Vec<String>)> {
+    /// Examines a stage, then runs it, restores it or leaves it as it is.
+    fn repro_stage(
+        &self,
+        name: &str,
+        force: bool,
+        progress: &dyn Progress,
+    ) -> Result<(Outcome, Vec<String>)> {
         let stage = &self.manifest.stages[name];
-        // Held from the first look to the record: two runs of one stage take turns.
-        let turn = self.running(name, ".turn")?;
-        let _turn = lock(&self.repo().private, &turn).doing(|| format!("the stage `{name}` is running"))?;
-        self.clear_leavings(name, stage, progress)?;
-        let lock = self.lock()?;
-        let finding = self.examine(name, stage, &lock, &Default::default(), force)?;
-        let why = finding.why.clone();
-        match finding.forecast {
+        // Held from the examination to the record, so that two runs of one stage wait for each other.
+        let turn = self.running_file(name, ".turn")?;
+        let _lock = lock(&self.repo().private, &turn).doing(|| format!("the stage `{name}` is running"))?;
+        self.recover_killed_run(name, stage, progress)?;
+        let lock = self.read_lockfile()?;
+        let examination = self.examine(name, stage, &lock, &Default::default(), force)?;
+        let why = examination.why.clone();
+        match examination.forecast {
             Forecast::Unchanged => Ok((Outcome::Unchanged, why)),
             Forecast::Restore => {
-                self.restore(name, stage, finding, progress).map(|()| (Outcome::Restored, why))
+                self.restore(name, stage, examination, progress).map(|()| (Outcome::Restored, why))
             }
-            Forecast::Run => self.run(name, stage, finding, progress).map(|()| (Outcome::Ran, why)),
+            Forecast::Run => self.run(name, stage, examination, progress).map(|()| (Outcome::Ran, why)),
         }
     }
 
-    fn restore(&self, name: &str, stage: &Stage, finding: Finding, progress: &dyn Progress) -> Result<()> {
+    /// Checks out the outputs of a cached or recorded run.
+    fn restore(
+        &self,
+        name: &str,
+        stage: &Stage,
+        examination: Examination,
+        progress: &dyn Progress,
+    ) -> Result<()> {
         self.save_edits(name, stage, progress)?;
         for out in &stage.outputs {
-            let content = finding.outputs.get(&out.path).ok_or_else(|| {
-                Error::corrupt(format!("the recorded run of `{name}` lacks `{}`", out.path))
+            let content = examination.outputs.get(&out.path).ok_or_else(|| {
+                Error::corrupt(format!("the recorded run of the stage `{name}` has no output `{}`", out.path))
             })?;
             let pointer = Pointer { path: out.path.clone(), content: *content };
             checkout(self.workspace, &pointer, false, progress)?;
         }
-        if finding.as_recorded {
+        if examination.matches_record {
             return Ok(());
         }
-        self.record(name, stage, finding.inputs, &finding.question, &finding.outputs)
+        self.record_run(name, stage, examination.inputs, &examination.cache_inputs, &examination.outputs)
     }
 
-    fn run(&self, name: &str, stage: &Stage, finding: Finding, progress: &dyn Progress) -> Result<()> {
-        if let Some(path) = finding.inputs.absent.first() {
-            return Err(finding.inputs.dependencies[path].absent(path))
+    /// Runs a stage's command and records the run; on a failure recovers the outputs.
+    fn run(
+        &self,
+        name: &str,
+        stage: &Stage,
+        examination: Examination,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        if let Some(path) = examination.inputs.absent.first() {
+            return Err(examination.inputs.dependencies[path].absent(path))
                 .doing(|| format!("cannot run the stage `{name}`"));
         }
         self.save_edits(name, stage, progress)?;
         let private = &self.repo().private;
-        private.write(&self.mark(name)?, stage.command.as_bytes(), Sync::Yes)?;
+        private.write(&self.running_marker(name)?, stage.command.as_bytes(), Sync::Yes)?;
         let made = self
             .execute(name, stage, progress)
-            .and_then(|()| self.collect(name, stage, &finding.inputs, progress));
+            .and_then(|()| self.store_outputs(name, stage, &examination.inputs, progress));
         match made {
             Ok(outputs) => {
-                run_cache::put(&self.repo().store, finding.question.clone(), &outputs)?;
-                self.record(name, stage, finding.inputs, &finding.question, &outputs)?;
-                private.remove(&self.mark(name)?)
+                run_cache::put(&self.repo().store, examination.cache_inputs.clone(), &outputs)?;
+                self.record_run(name, stage, examination.inputs, &examination.cache_inputs, &outputs)?;
+                private.remove(&self.running_marker(name)?)
             }
             Err(error) => {
-                // The stage's own error is what matters; the next run clears up what this one cannot.
-                match self.set_aside(name, stage, progress) {
+                // The stage's own error is the one to return. If this recovery fails, the next run repeats
+                // it.
+                match self.quarantine_outputs(name, stage, progress) {
                     Ok(()) => {
-                        self.bring_back(name, stage, progress);
-                        private.remove(&self.mark(name)?)?;
+                        self.restore_outputs(name, stage, progress);
+                        private.remove(&self.running_marker(name)?)?;
                     }
                     Err(second) => progress.warn(&second.full_text()),
                 }
@@ -145,7 +171,7 @@ impl Pipeline<'_, '_> {
         }
     }
 
-    /// Clears the outputs away, makes their folders, and runs the command.
+    /// Removes the outputs, creates their parent folders and runs the command.
     fn execute(&self, name: &str, stage: &Stage, progress: &dyn Progress) -> Result<()> {
         let repo = self.repo();
         for out in &stage.outputs {
@@ -160,7 +186,7 @@ impl Pipeline<'_, '_> {
         progress.note(&format!("running stage `{name}`: {}", stage.command.replace('\n', "; ")));
         let job = runner::Job {
             private: &repo.private,
-            lock: &self.running(name, ".lock")?,
+            lock: &self.running_file(name, ".lock")?,
             command: &stage.command,
             folder: &self.folder.on_disk(repo.root()),
             environment: &stage.environment,
@@ -176,69 +202,70 @@ impl Pipeline<'_, '_> {
         Err(Error::new(Kind::Stage, message).hint(format!("its output is in {}", place.display())))
     }
 
-    /// Looks at the inputs again, then stores the outputs: a record is never false.
-    fn collect(
+    /// Stores the outputs. Inputs that changed during the run are an error, so that no false record is
+    /// written.
+    fn store_outputs(
         &self,
         name: &str,
         stage: &Stage,
         before: &Inputs,
         progress: &dyn Progress,
     ) -> Result<run_cache::Outputs> {
-        let after = self.inputs(name, stage, &self.lock()?, &Default::default())?;
-        let changed = before.dependencies.iter().find(|(path, it)| after.dependencies.get(*path) != Some(it));
-        let changed = changed
-            .map(|it| it.0.to_text())
+        let after = self.inputs(name, stage, &self.read_lockfile()?, &Default::default())?;
+        let mut dependencies = before.dependencies.iter();
+        let dependency = dependencies.find(|(path, content)| after.dependencies.get(*path) != Some(content));
+        let changed = dependency
+            .map(|(path, _)| path.to_text())
             .or_else(|| after.absent.first().map(RepoPath::to_text))
             .or_else(|| {
-                before
-                    .params
-                    .iter()
-                    .find(|(key, it)| after.params.get(*key) != Some(it))
-                    .map(|it| it.0.clone())
+                let mut params = before.params.iter();
+                let param = params.find(|(key, value)| after.params.get(*key) != Some(value));
+                param.map(|(key, _)| key.clone())
             });
-        if let Some(what) = changed {
+        if let Some(input) = changed {
             let message =
-                format!("`{what}` changed while the stage `{name}` ran, so the run is not recorded");
+                format!("`{input}` changed while the stage `{name}` ran, so the run is not recorded");
             return Err(Error::new(Kind::Conflict, message).hint("run `mlx repro` again"));
         }
         let mut outputs = run_cache::Outputs::new();
         for out in &stage.outputs {
-            if self.workspace.repo.files.stamp(&out.path)?.is_some_and(|it| it.form == Form::Link) {
-                return Err(linked(name, &out.path));
+            if self.workspace.repo.files.stamp(&out.path)?.is_some_and(|stat| stat.form == Form::Link) {
+                return Err(link_error(name, &out.path));
             }
             let stored = self.workspace.store_output(&out.path, progress)?.ok_or_else(|| {
                 let message =
-                    format!("the stage `{name}` succeeded without making its output `{}`", out.path);
-                Error::new(Kind::Stage, message).hint("correct its command, or its outs in `mlx.toml`")
+                    format!("the stage `{name}` succeeded, but did not create its output `{}`", out.path);
+                Error::new(Kind::Stage, message).hint("correct its `cmd` or its outputs in `mlx.toml`")
             })?;
             outputs.insert(out.path.clone(), stored);
         }
         Ok(outputs)
     }
 
-    /// Writes the stage's block of the lockfile, and keeps its outputs out of Git.
-    pub(super) fn record(
+    /// Records a run in the lockfile, and adds the outputs to or removes them from `.gitignore` by their
+    /// role.
+    pub(super) fn record_run(
         &self,
         name: &str,
         stage: &Stage,
         inputs: Inputs,
-        question: &serde_json::Value,
+        cache_inputs: &serde_json::Value,
         outputs: &run_cache::Outputs,
     ) -> Result<()> {
-        let kept = |in_git: bool| {
-            let wanted = stage.outputs.iter().filter(move |it| it.role.in_git() == in_git);
-            wanted.filter_map(|it| Some((it.path.clone(), *outputs.get(&it.path)?))).collect()
+        let contents = |in_git: bool| {
+            let wanted = stage.outputs.iter().filter(move |out| out.role.in_git() == in_git);
+            wanted.filter_map(|out| Some((out.path.clone(), *outputs.get(&out.path)?))).collect()
         };
-        let record = Record {
+        let record = StageRecord {
             command: stage.command.clone(),
             builtin: self.builtin(stage),
             edited: false,
-            key: Digest::of(crate::document::canonical(question).as_bytes()),
+            key: Digest::of(crate::document::canonical(cache_inputs).as_bytes()),
             environment: stage.environment.clone(),
             dependencies: inputs.dependencies,
             params: inputs.params,
-            outputs: kept(false),
-            in_git: kept(true),
+            outputs: contents(false),
+            in_git: contents(true),
         };
         for out in &stage.outputs {
             let _lock = self.repo().lock()?;
@@ -253,15 +280,16 @@ impl Pipeline<'_, '_> {
         self.write_record(name, record)
     }
 
-    /// Replaces one block of the lockfile under a short lock; the bytes of the others stay.
-    pub(super) fn write_record(&self, name: &str, record: Record) -> Result<()> {
+    /// Replaces a stage's record in the lockfile, holding the repository's lock for this write only. The text
+    /// of other stages does not change.
+    pub(super) fn write_record(&self, name: &str, record: StageRecord) -> Result<()> {
         let _lock = self.repo().lock()?;
         self.repo().files.dir(&self.folder)?.sweep()?;
-        let mut lock = self.lock()?;
+        let mut lock = self.read_lockfile()?;
         let before = lock.to_toml();
         lock.set(name, record);
-        lock.keep(&|it| self.manifest.stages.contains_key(it));
-        let path = self.lockfile()?;
+        lock.retain(&|stage| self.manifest.stages.contains_key(stage));
+        let path = self.lockfile_path()?;
         let text = lock.to_toml();
         if text == before && self.repo().files.stamp(&path)?.is_some() {
             return Ok(());

@@ -1,8 +1,8 @@
-//! A run made once is never made twice: what went in names what came out.
+//! The run cache: outputs of earlier runs by a digest of their inputs, so that a run is never repeated.
 //!
-//! The key is BLAKE3 over the canonical JSON of command, shell, folder, declared environment, digests of
-//! dependencies, typed parameters, names and flags of outputs, and the number of mlx's own command. Not
-//! the stage's name, nor anything of the machine.
+//! The key is BLAKE3 over the canonical JSON of command, shell, folder, declared environment variables,
+//! digests of dependencies, typed parameters, paths and Git flags of outputs, and the version number of a
+//! built-in command. The stage's name and the machine are not part of it.
 
 use std::collections::BTreeMap;
 
@@ -18,24 +18,24 @@ use crate::{
     time::Timestamp,
 };
 
-/// The shell that runs every command, whoever's machine it is.
+/// Shell that runs every command, the same on every machine.
 pub const SHELL: [&str; 2] = ["sh", "-ec"];
 
-/// Outputs of an earlier run.
+/// Outputs of a cached run.
 pub type Outputs = BTreeMap<RepoPath, Content>;
 
 impl Pipeline<'_, '_> {
-    /// What names a run, as JSON.
-    pub(super) fn question(&self, stage: &Stage, inputs: &Inputs) -> Value {
+    /// Returns the inputs of a run as JSON; the digest of their canonical form is the run's key.
+    pub(super) fn cache_inputs(&self, stage: &Stage, inputs: &Inputs) -> Value {
         let dependencies: BTreeMap<_, _> = inputs
             .dependencies
             .iter()
-            .map(|(path, it)| (path.to_text(), format!("{} {}", it.kind.name(), it.digest)))
+            .map(|(path, content)| (path.to_text(), format!("{} {}", content.kind.name(), content.digest)))
             .collect();
         let outputs: Vec<_> = stage
             .outputs
             .iter()
-            .map(|it| json!({"path": it.path.to_text(), "git": it.role.in_git()}))
+            .map(|out| json!({"path": out.path.to_text(), "git": out.role.in_git()}))
             .collect();
         json!({
             "builtin": self.builtin(stage),
@@ -50,12 +50,12 @@ impl Pipeline<'_, '_> {
     }
 }
 
-/// Outputs of the newest run with this key; a record that is not what it should be is none.
+/// Returns the outputs of the newest run with this key. An entry that cannot be parsed counts as missing.
 pub fn find(store: &Store, key: &Digest) -> Result<Option<Outputs>> {
-    Ok(store.run(key)?.and_then(|it| serde_json::from_value(it.answer).ok()))
+    Ok(store.run(key)?.and_then(|run| serde_json::from_value(run.answer).ok()))
 }
 
-/// Records a run whose outputs are stored.
-pub fn put(store: &Store, question: Value, outputs: &Outputs) -> Result<()> {
-    store.put_run(&Run { question, answer: json!(outputs), when: Timestamp::now() })
+/// Adds a run; its outputs have to be in the store already.
+pub fn put(store: &Store, inputs: Value, outputs: &Outputs) -> Result<()> {
+    store.put_run(&Run { question: inputs, answer: json!(outputs), when: Timestamp::now() })
 }

@@ -1,8 +1,9 @@
-//! A command that dies with the mlx that started it.
+//! Runs a stage's command such that it ends when the mlx that started it ends, even if that is killed.
 //!
-//! Between mlx and a stage's shell stands a second mlx, leader of a process group of its own. It holds
-//! the stage's lock and watches a pipe from the first: when that is gone, however it went, it ends the
-//! whole group. So what a killed run left behind stands still when the next one looks at it.
+//! mlx starts a second mlx, the guard, as leader of its own process group; the guard starts the stage's
+//! shell. It holds the stage's lock and reads a pipe from the first mlx. When the pipe closes, for whatever
+//! reason, it kills the whole group. So the partial outputs of a killed run no longer change once the next
+//! run holds the lock.
 
 use std::{
     io::{Read as _, Write as _},
@@ -20,10 +21,10 @@ use crate::{
     progress::{Event, Progress},
 };
 
-/// The hidden subcommand of `cli` that calls [`guard`].
+/// Hidden subcommand of `cli` that calls [`guard`].
 pub const SUBCOMMAND: &str = "guard-stage";
 
-/// What to run, and where.
+/// A command to run, with its folder, lock and log.
 pub struct Job<'j> {
     pub private: &'j Root,
     pub lock: &'j RepoPath,
@@ -33,9 +34,9 @@ pub struct Job<'j> {
     pub log: &'j RepoPath,
 }
 
-/// Runs a command to its end, its output to the log and to `progress`. True when it succeeded.
+/// Runs a command to its end and returns its exit status. Output is copied to the log and to `progress`.
 pub fn run(job: &Job<'_>, progress: &dyn Progress) -> Result<ExitStatus> {
-    let exe = std::env::current_exe().doing(|| "cannot find mlx itself".into())?;
+    let exe = std::env::current_exe().doing(|| "cannot find the mlx executable".into())?;
     let mut child = Command::new(&exe)
         .arg(SUBCOMMAND)
         .arg(job.private.path())
@@ -53,7 +54,8 @@ pub fn run(job: &Job<'_>, progress: &dyn Progress) -> Result<ExitStatus> {
     copy_output(&mut child, job, progress)
 }
 
-/// The running mlx comes first, so that stages use the same one.
+/// Returns the `PATH` for a stage. The folder of the running mlx comes first, so that stages use the same
+/// one.
 fn path_with(exe: &Path, declared: &std::collections::BTreeMap<String, String>) -> std::ffi::OsString {
     let folders = exe.parent().map(Path::to_owned).into_iter();
     let own = declared.get("PATH").map(std::ffi::OsString::from);
@@ -62,7 +64,7 @@ fn path_with(exe: &Path, declared: &std::collections::BTreeMap<String, String>) 
     std::env::join_paths(all).unwrap_or(rest)
 }
 
-/// Copies what the stage prints until it ends; what it left running in the background ends with it.
+/// Copies the stage's output until it ends, then kills what it left running in the background.
 fn copy_output(child: &mut Child, job: &Job<'_>, progress: &dyn Progress) -> Result<ExitStatus> {
     let mut streams: Vec<Box<dyn std::io::Read + Send>> = Vec::new();
     streams.extend(child.stdout.take().map(|it| Box::new(it) as _));
@@ -73,24 +75,24 @@ fn copy_output(child: &mut Child, job: &Job<'_>, progress: &dyn Progress) -> Res
             scope.spawn(move || {
                 let mut buffer = [0; 8192];
                 while let Ok(read @ 1..) = stream.read(&mut buffer) {
-                    // A log that cannot be written is no reason to lose the run.
+                    // A log that cannot be written does not fail the run.
                     let _logged = log.write_all(&buffer[..read]);
                     progress.event(Event::Output { bytes: &buffer[..read] });
                 }
             });
         }
-        // Waiting closes the pipe that the guard watches, unless somebody else holds it.
-        let held = child.stdin.take();
+        // `wait` would close the pipe that the guard watches, so it is taken out first.
+        let guard_pipe = child.stdin.take();
         let status = child.wait().doing(|| "cannot wait for the stage".into());
         let group = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
-        let _ended = group.map(|it| rustix::process::kill_process_group(it, rustix::process::Signal::KILL));
-        drop(held);
+        let _killed = group.map(|id| rustix::process::kill_process_group(id, rustix::process::Signal::KILL));
+        drop(guard_pipe);
         status
     })
 }
 
-/// What the second mlx does: holds the lock, runs the command, and ends everything when its standard
-/// input closes.
+/// Runs a command as the guard and returns its exit code: holds the lock, and kills its own process group
+/// when standard input closes.
 pub fn guard(private: &Path, lock_path: &str, command: &str) -> Result<i32> {
     let root = Root::open(private)?;
     let _lock = lock(&root, &RepoPath::from_text(lock_path)?)?;
@@ -98,7 +100,7 @@ pub fn guard(private: &Path, lock_path: &str, command: &str) -> Result<i32> {
     thread::spawn(move || {
         let mut byte = [0];
         while matches!(std::io::stdin().read(&mut byte), Ok(1..)) {}
-        let _ended = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        let _killed = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
     });
     let status = Command::new(SHELL[0]).args(&SHELL[1..]).arg(command).stdin(Stdio::null()).status();
     let status = status.doing(|| "cannot start `sh`".into())?;

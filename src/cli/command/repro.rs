@@ -9,7 +9,7 @@ use crate::{
         context::BUILTINS,
     },
     error::{Error, Result},
-    pipeline::{self, Forecast, Options, Outcome, Pipeline, Ran, Step},
+    pipeline::{self, Forecast, Options, Outcome, Pipeline, StageRun, Step},
     upkeep,
     workspace::Workspace,
 };
@@ -76,8 +76,8 @@ impl From<Step> for Row {
     }
 }
 
-impl From<Ran> for Row {
-    fn from(it: Ran) -> Self {
+impl From<StageRun> for Row {
+    fn from(it: StageRun) -> Self {
         let outcome = match it.outcome {
             Outcome::Ran => "ran",
             Outcome::Restored => "restored",
