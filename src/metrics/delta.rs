@@ -1,4 +1,4 @@
-//! The difference of two versions, leaf by leaf.
+//! Differences between the metrics or parameters of two versions, one per leaf value.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,40 +7,40 @@ use serde_json::Value;
 
 use crate::{document, metrics::Documents, path::RepoPath};
 
-/// One leaf that differs; null stands for a side without it.
+/// A leaf value that differs; null for a side without it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Delta {
     pub file: RepoPath,
     pub metric: String,
     pub old: Value,
     pub new: Value,
-    /// New less old, where both are finite numbers.
+    /// `new - old` if both are finite numbers, else null.
     pub change: Value,
 }
 
-/// All leaves that differ, by file and key.
+/// Returns all leaves that differ, sorted by file and key.
 pub fn diff(old: &Documents, new: &Documents) -> Vec<Delta> {
     let files: BTreeSet<_> = old.keys().chain(new.keys()).collect();
-    let mut found = Vec::new();
+    let mut deltas = Vec::new();
     for file in files {
-        let leaves = |it: &Documents| -> BTreeMap<String, Value> {
-            it.get(file).map(document::leaves).unwrap_or_default().into_iter().collect()
+        let leaves = |documents: &Documents| -> BTreeMap<String, Value> {
+            documents.get(file).map(document::leaves).unwrap_or_default().into_iter().collect()
         };
         let (before, after) = (leaves(old), leaves(new));
         let keys: BTreeSet<_> = before.keys().chain(after.keys()).collect();
         for key in keys {
-            let side = |it: &BTreeMap<String, Value>| it.get(key).cloned().unwrap_or_default();
-            let (one, two) = (side(&before), side(&after));
-            if one != two {
-                let change = change(&one, &two);
-                found.push(Delta { file: file.clone(), metric: key.clone(), old: one, new: two, change });
+            let side = |leaves: &BTreeMap<String, Value>| leaves.get(key).cloned().unwrap_or_default();
+            let (old, new) = (side(&before), side(&after));
+            if old != new {
+                let change = change(&old, &new);
+                deltas.push(Delta { file: file.clone(), metric: key.clone(), old, new, change });
             }
         }
     }
-    found
+    deltas
 }
 
-/// Integers stay integers.
+/// Returns `new - old`, an integer for two integers; null unless both are finite numbers.
 fn change(old: &Value, new: &Value) -> Value {
     if let (Some(old), Some(new)) = (old.as_i64(), new.as_i64())
         && let Some(change) = new.checked_sub(old)
@@ -60,13 +60,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_sides_and_the_change_are_told() {
+    fn a_delta_has_both_values_and_their_difference() {
         let path = RepoPath::from_text("m.json").unwrap();
-        let one =
+        let old =
             Documents::from([(path.clone(), json!({"acc": 0.5, "n": 3, "same": 1, "gone": 1, "x": "nan"}))]);
-        let two = Documents::from([(path, json!({"acc": 0.75, "n": 5, "same": 1, "new": true, "x": 1.0}))]);
+        let new = Documents::from([(path, json!({"acc": 0.75, "n": 5, "same": 1, "new": true, "x": 1.0}))]);
         let rows: Vec<_> =
-            diff(&one, &two).into_iter().map(|it| (it.metric, it.old, it.new, it.change)).collect();
+            diff(&old, &new).into_iter().map(|row| (row.metric, row.old, row.new, row.change)).collect();
         let expected = [
             ("acc".to_owned(), json!(0.5), json!(0.75), json!(0.25)),
             ("gone".to_owned(), json!(1), json!(null), json!(null)),

@@ -1,6 +1,7 @@
-//! Numbers a run leaves behind, and how they differ between versions.
+//! Metrics and parameters of versions: read from Git or the workspace, and compared.
 //!
-//! Metrics and parameters are plain files in Git; which files, the `mlx.toml` of the same version says.
+//! Both are plain files in Git. Which files belong to a version is declared by the `mlx.toml` files of that
+//! version.
 
 mod delta;
 
@@ -23,27 +24,27 @@ use crate::{
     repo::Repo,
 };
 
-/// Which numbers.
+/// Kind of values to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Topic {
     Metrics,
     Params,
 }
 
-/// A version: the files as they are, or a commit.
+/// A version to read: the workspace or a commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum At {
+pub enum Revision {
     Workspace,
     Commit(Rev),
 }
 
-/// Documents of one version by file.
+/// Parsed documents of one version, by file.
 pub type Documents = BTreeMap<RepoPath, Value>;
 
-/// Reads documents of many versions; what Git stores once is parsed once.
+/// Reads the documents of many versions. Each Git blob is parsed once.
 pub struct Reader<'r> {
     repo: &'r Repo,
-    /// Where an `mlx.toml` may lie in the workspace.
+    /// Folders of the workspace that may hold an `mlx.toml`.
     folders: BTreeSet<RepoPath>,
     places: RefCell<Places>,
     parsed: RefCell<HashMap<(BlobId, RepoPath), Value>>,
@@ -51,7 +52,8 @@ pub struct Reader<'r> {
 }
 
 impl<'r> Reader<'r> {
-    /// `cwd` is where the user stands: pipelines from there to the top count, whether or not Git knows them.
+    /// Creates a reader. Pipelines from `cwd` to the top of the repository are included even if Git does not
+    /// track them.
     pub fn new(repo: &'r Repo, cwd: &Path) -> Result<Self> {
         let folders = pipeline::manifest_folders(repo, cwd)?;
         Ok(Self {
@@ -63,24 +65,27 @@ impl<'r> Reader<'r> {
         })
     }
 
-    /// All documents of a topic in one version. A file that is not there is left out.
-    pub fn read(&self, topic: Topic, at: &At) -> Result<Documents> {
-        let folders = match at {
-            At::Workspace => self.folders.iter().cloned().collect(),
-            At::Commit(rev) => self.repo.git.folders_with(rev, MANIFEST, &mut self.places.borrow_mut())?,
+    /// Returns all documents of a topic in one version. Missing files are left out.
+    pub fn read(&self, topic: Topic, revision: &Revision) -> Result<Documents> {
+        let folders = match revision {
+            Revision::Workspace => self.folders.iter().cloned().collect(),
+            Revision::Commit(rev) => {
+                self.repo.git.folders_with(rev, MANIFEST, &mut self.places.borrow_mut())?
+            }
         };
-        let mut found = Documents::new();
+        let mut documents = Documents::new();
         for folder in folders {
-            for file in self.files(topic, at, &folder.join(MANIFEST.as_bytes())?)? {
-                if let Some(value) = self.document(at, &file)? {
-                    found.insert(file, value);
+            for file in self.files(topic, revision, &folder.join(MANIFEST.as_bytes())?)? {
+                if let Some(value) = self.document(revision, &file)? {
+                    documents.insert(file, value);
                 }
             }
         }
-        Ok(found)
+        Ok(documents)
     }
 
-    fn files(&self, topic: Topic, at: &At, manifest: &RepoPath) -> Result<Vec<RepoPath>> {
+    /// Returns the files that a manifest lists for a topic.
+    fn files(&self, topic: Topic, revision: &Revision, manifest: &RepoPath) -> Result<Vec<RepoPath>> {
         let list = |bytes: &[u8]| -> Result<Vec<RepoPath>> {
             let manifest = Manifest::parse(manifest, bytes, self.repo.root())?;
             Ok(match topic {
@@ -88,17 +93,18 @@ impl<'r> Reader<'r> {
                 Topic::Params => manifest.params_files(),
             })
         };
-        match at {
-            At::Workspace => {
-                self.repo.files.read_document(manifest)?.map_or_else(|| Ok(Vec::new()), |it| list(&it))
+        match revision {
+            Revision::Workspace => {
+                self.repo.files.read_document(manifest)?.map_or_else(|| Ok(Vec::new()), |bytes| list(&bytes))
             }
-            At::Commit(rev) => {
+            Revision::Commit(rev) => {
                 let Some(id) = self.repo.git.blob(rev, manifest)? else { return Ok(Vec::new()) };
                 let known = self.manifests.borrow().get(&(id, manifest.clone(), topic)).cloned();
                 if let Some(files) = known {
                     return Ok(files);
                 }
-                // A version whose pipeline cannot be read has no numbers; the others still have.
+                // An unreadable manifest of a past version gives no files, so that other versions can still
+                // be read.
                 let files = list(&self.repo.git.read_blob(id)?).unwrap_or_default();
                 self.manifests.borrow_mut().insert((id, manifest.clone(), topic), files.clone());
                 Ok(files)
@@ -106,16 +112,17 @@ impl<'r> Reader<'r> {
         }
     }
 
-    fn document(&self, at: &At, file: &RepoPath) -> Result<Option<Value>> {
-        let At::Commit(rev) = at else {
+    /// Reads and parses one file of a version.
+    fn document(&self, revision: &Revision, file: &RepoPath) -> Result<Option<Value>> {
+        let Revision::Commit(rev) = revision else {
             let bytes = self.repo.files.read_document(file)?;
-            return bytes.map(|it| document::parse(file, &it)).transpose();
+            return bytes.map(|bytes| document::parse(file, &bytes)).transpose();
         };
         let Some(id) = self.repo.git.blob(rev, file)? else { return Ok(None) };
         if let Some(value) = self.parsed.borrow().get(&(id, file.clone())) {
             return Ok(Some(value.clone()));
         }
-        // A past version that cannot be read has no numbers; it will not be mended.
+        // An unreadable file of a past version is left out: it can no longer be corrected.
         let Ok(value) = document::parse(file, &self.repo.git.read_blob(id)?) else { return Ok(None) };
         self.parsed.borrow_mut().insert((id, file.clone()), value.clone());
         Ok(Some(value))

@@ -1,3 +1,5 @@
+//! `mlx diff`: compares data, metrics and parameters of two versions.
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -10,14 +12,14 @@ use crate::{
     cli::{
         Context, Report,
         command::{
-            show::{parse, text},
+            show::{parse_revision, text},
             status::word,
             transfer::with_trees_of,
         },
         report::table,
     },
     error::Result,
-    metrics::{self, At, Delta, Reader, Topic},
+    metrics::{self, Delta, Reader, Revision, Topic},
     path::RepoPath,
     pipeline::contents_at,
     pointer::Content,
@@ -25,26 +27,26 @@ use crate::{
     workspace::{Change, Version, Workspace, between},
 };
 
-/// Show what differs between two versions
+/// Show differences between two versions
 ///
-/// HEAD against the workspace, unless one or two revisions are named.
+/// Compares HEAD with the workspace, unless one or two revisions are given.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx diff metrics\n  mlx diff data HEAD~1 HEAD\n  mlx diff\n\n\
 JSON: `diff metrics` and `diff params` give [{\"file\", \"metric\", \"old\", \"new\", \"change\"}], null for a side without\n\
 it, `change` null unless both are finite numbers; `diff data` gives [{\"path\", \"change\"}];\n\
 `diff` alone {\"data\": […], \"metrics\": […], \"params\": […]}")]
 pub struct Args {
-    /// What to compare; everything without
+    /// What to compare (default: everything)
     #[arg(value_name = "data|metrics|params")]
     what: Option<String>,
-    /// The old version
+    /// Old revision (default: HEAD)
     old: Option<String>,
-    /// The new version
+    /// New revision (default: the workspace)
     new: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum What {
+enum Section {
     Data,
     Metrics,
     Params,
@@ -52,7 +54,7 @@ enum What {
 
 #[derive(Default)]
 pub struct Differences {
-    what: Option<What>,
+    section: Option<Section>,
     data: Vec<(RepoPath, Change)>,
     metrics: Vec<Delta>,
     params: Vec<Delta>,
@@ -60,98 +62,105 @@ pub struct Differences {
 
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Differences> {
     let repo = ctx.repo()?;
-    // `mlx diff HEAD~1` names a revision where a topic could stand.
-    let what = args.what.as_deref().and_then(|it| What::from_str(it, false).ok());
+    // The first argument may be a revision instead of a section: `mlx diff HEAD~1`.
+    let section = args.what.as_deref().and_then(|name| Section::from_str(name, false).ok());
     let mut revisions: Vec<&String> = [&args.what, &args.old, &args.new].into_iter().flatten().collect();
-    if what.is_some() {
+    if section.is_some() {
         revisions.remove(0);
     }
     if revisions.len() > 2 {
-        return Err(crate::error::Error::usage(format!("`{}` is one revision too many", revisions[2])));
+        return Err(crate::error::Error::usage(format!(
+            "unexpected argument `{}`: at most two revisions can be compared",
+            revisions[2]
+        )));
     }
     let old = match revisions.first() {
-        Some(name) => Some(parse(&repo.git, name)?),
-        None => repo.git.head().map(At::Commit),
+        Some(name) => Some(parse_revision(&repo.git, name)?),
+        None => repo.git.head().map(Revision::Commit),
     };
-    let new = revisions.get(1).map_or(Ok(At::Workspace), |it| parse(&repo.git, it))?;
+    let new = revisions.get(1).map_or(Ok(Revision::Workspace), |it| parse_revision(&repo.git, it))?;
     let reader = Reader::new(&repo, &ctx.cwd)?;
     let delta = |topic| -> Result<Vec<Delta>> {
-        let before = old.as_ref().map_or_else(|| Ok(Default::default()), |it| reader.read(topic, it))?;
+        let before = old.as_ref().map_or_else(|| Ok(Default::default()), |old| reader.read(topic, old))?;
         Ok(metrics::diff(&before, &reader.read(topic, &new)?))
     };
-    let wanted = |it| what.is_none() || what == Some(it);
-    let mut found = Differences { what, ..Default::default() };
-    if wanted(What::Metrics) {
-        found.metrics = delta(Topic::Metrics)?;
+    let wanted = |candidate| section.is_none() || section == Some(candidate);
+    let mut differences = Differences { section, ..Default::default() };
+    if wanted(Section::Metrics) {
+        differences.metrics = delta(Topic::Metrics)?;
     }
-    if wanted(What::Params) {
-        found.params = delta(Topic::Params)?;
+    if wanted(Section::Params) {
+        differences.params = delta(Topic::Params)?;
     }
-    if wanted(What::Data) {
+    if wanted(Section::Data) {
         let workspace = Workspace::open(&repo)?;
         let more = || wants(&workspace, [old.as_ref(), Some(&new)]);
-        found.data = with_trees_of(ctx, &workspace, &more, || data(ctx, &workspace, old.as_ref(), &new))?;
+        differences.data =
+            with_trees_of(ctx, &workspace, &more, || data(ctx, &workspace, old.as_ref(), &new))?;
         workspace.save_if_free();
     }
-    Ok(found)
+    Ok(differences)
 }
 
-/// What the compared commits track, in case a tree is missing.
-fn wants(workspace: &Workspace<'_>, sides: [Option<&At>; 2]) -> Result<Wants> {
+/// Returns the content that the compared commits track, to be fetched if a stored tree is missing.
+fn wants(workspace: &Workspace<'_>, sides: [Option<&Revision>; 2]) -> Result<Wants> {
     let mut wants = Wants::default();
     for side in sides.into_iter().flatten() {
-        if let At::Commit(rev) = side {
+        if let Revision::Commit(rev) = side {
             wants.contents.extend(contents_at(&workspace.repo.git, rev)?);
         }
     }
     Ok(wants)
 }
 
+/// Returns the changes of tracked data between two versions.
 fn data(
     ctx: &Context<'_>,
     workspace: &Workspace<'_>,
-    old: Option<&At>,
-    new: &At,
+    old: Option<&Revision>,
+    new: &Revision,
 ) -> Result<Vec<(RepoPath, Change)>> {
     let tracked = ctx.tracked(workspace)?.whole()?;
-    let side = |at: &At| -> Result<BTreeMap<RepoPath, Content>> {
+    let side = |at: &Revision| -> Result<BTreeMap<RepoPath, Content>> {
         match at {
-            At::Commit(rev) => contents_at(&workspace.repo.git, rev),
-            At::Workspace => Ok(tracked.iter().map(|it| (it.path.clone(), it.content)).collect()),
+            Revision::Commit(rev) => contents_at(&workspace.repo.git, rev),
+            Revision::Workspace => {
+                Ok(tracked.iter().map(|pointer| (pointer.path.clone(), pointer.content)).collect())
+            }
         }
     };
     let before = old.map_or_else(|| Ok(BTreeMap::new()), side)?;
     let after = side(new)?;
-    let data: BTreeSet<_> = tracked.iter().map(|it| &it.path).collect();
+    let data: BTreeSet<_> = tracked.iter().map(|pointer| &pointer.path).collect();
     let paths: BTreeSet<_> = before.keys().chain(after.keys()).collect();
-    let mut found = Vec::new();
+    let mut changes = Vec::new();
     for path in paths {
-        // What Git itself keeps, Git compares.
+        // Outputs committed to Git are left to `git diff`.
         let in_git = !data.contains(path) && workspace.repo.git.tracked_within(path)?.is_some();
         if in_git {
             continue;
         }
-        let version = |at: Option<&At>, side: &BTreeMap<RepoPath, Content>| {
+        let version = |at: Option<&Revision>, side: &BTreeMap<RepoPath, Content>| {
             let recorded = side.get(path).copied();
             match at {
-                Some(At::Workspace) => workspace.version(path, recorded, ctx.progress),
+                Some(Revision::Workspace) => workspace.version(path, recorded, ctx.progress),
                 _ => Ok(recorded.map(Version::Recorded)),
             }
         };
         let (old, new) = (version(old, &before)?, version(Some(new), &after)?);
-        found.extend(between(&workspace.repo.store, path, old.as_ref(), new.as_ref())?);
+        changes.extend(between(&workspace.repo.store, path, old.as_ref(), new.as_ref())?);
     }
-    Ok(found)
+    Ok(changes)
 }
 
 impl Report for Differences {
     fn json(&self) -> Value {
-        let data =
-            || self.data.iter().map(|(path, it)| json!({"path": path, "change": it})).collect::<Vec<_>>();
-        match self.what {
-            Some(What::Data) => json!(data()),
-            Some(What::Metrics) => json!(self.metrics),
-            Some(What::Params) => json!(self.params),
+        let row = |(path, change): &(RepoPath, Change)| json!({"path": path, "change": change});
+        let data = || self.data.iter().map(row).collect::<Vec<_>>();
+        match self.section {
+            Some(Section::Data) => json!(data()),
+            Some(Section::Metrics) => json!(self.metrics),
+            Some(Section::Params) => json!(self.params),
             None => json!({"data": data(), "metrics": self.metrics, "params": self.params}),
         }
     }
@@ -167,13 +176,13 @@ impl fmt::Display for Differences {
         }
         for (name, rows) in [("metric", &self.metrics), ("param", &self.params)] {
             if !rows.is_empty() {
-                let cells = rows.iter().map(|it| {
+                let cells = rows.iter().map(|delta| {
                     vec![
-                        it.file.to_text(),
-                        it.metric.clone(),
-                        text(&it.old),
-                        text(&it.new),
-                        signed(&it.change),
+                        delta.file.to_text(),
+                        delta.metric.clone(),
+                        text(&delta.old),
+                        text(&delta.new),
+                        signed(&delta.change),
                     ]
                 });
                 writeln!(f, "{}", table(&["file", name, "old", "new", "change"], cells.collect()))?;
@@ -183,6 +192,7 @@ impl fmt::Display for Differences {
     }
 }
 
+/// Formats a change with its sign.
 fn signed(change: &Value) -> String {
     let sign = if change.as_f64().is_some_and(|it| it > 0.0) { "+" } else { "" };
     format!("{sign}{}", text(change))

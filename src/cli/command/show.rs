@@ -1,3 +1,5 @@
+//! `mlx show`: shows metrics or parameters of one or more versions.
+
 use std::{collections::BTreeMap, fmt};
 
 use clap::ValueEnum;
@@ -7,7 +9,7 @@ use crate::{
     cli::{Context, Report, report::table},
     document::leaves,
     error::Result,
-    metrics::{At, Documents, Reader, Topic},
+    metrics::{Documents, Reader, Revision, Topic},
 };
 
 /// Show metrics or parameters
@@ -17,71 +19,72 @@ use crate::{
 JSON: {FILE: {nested keys: value}} for the workspace; with revisions {REV: {FILE: …}}, where `workspace` is a name too"
 )]
 pub struct Args {
-    /// What to show
+    /// Values to show
     #[arg(value_enum, default_value = "metrics")]
-    topic: Which,
-    /// Versions; the workspace without any
+    topic: TopicArg,
+    /// Revisions to show (default: the workspace)
     revisions: Vec<String>,
-    /// The workspace and every commit that HEAD descends from
+    /// Show the workspace, HEAD and all its ancestors
     #[arg(long, conflicts_with = "revisions")]
     all_commits: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Which {
+enum TopicArg {
     Metrics,
     Params,
 }
 
-pub struct Shown {
+pub struct Output {
     versions: Vec<(String, Documents)>,
-    /// The workspace alone, unnamed.
-    plain: bool,
+    /// True if no revision was requested: the workspace alone, without its name.
+    workspace_only: bool,
 }
 
-pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Shown> {
+pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Output> {
     let repo = ctx.repo()?;
     let topic = match args.topic {
-        Which::Metrics => Topic::Metrics,
-        Which::Params => Topic::Params,
+        TopicArg::Metrics => Topic::Metrics,
+        TopicArg::Params => Topic::Params,
     };
     let reader = Reader::new(&repo, &ctx.cwd)?;
-    let mut versions: Vec<(String, At)> = Vec::new();
+    let mut versions: Vec<(String, Revision)> = Vec::new();
     for name in &args.revisions {
-        versions.push((name.clone(), parse(&repo.git, name)?));
+        versions.push((name.clone(), parse_revision(&repo.git, name)?));
     }
     if versions.is_empty() {
-        versions.push(("workspace".to_owned(), At::Workspace));
+        versions.push(("workspace".to_owned(), Revision::Workspace));
     }
     if args.all_commits {
-        let commits = repo.git.head().map_or_else(|| Ok(Vec::new()), |it| repo.git.log(&[it]))?;
-        versions.extend(commits.into_iter().map(|it| (it.rev.to_string(), At::Commit(it.rev))));
+        let commits = repo.git.head().map_or_else(|| Ok(Vec::new()), |head| repo.git.log(&[head]))?;
+        let revisions = commits.into_iter().map(|commit| commit.rev);
+        versions.extend(revisions.map(|rev| (rev.to_string(), Revision::Commit(rev))));
     }
-    let read = versions.into_iter().map(|(name, at)| Ok((name, reader.read(topic, &at)?)));
-    let plain = args.revisions.is_empty() && !args.all_commits;
-    Ok(Shown { versions: read.collect::<Result<_>>()?, plain })
+    let read = versions.into_iter().map(|(name, revision)| Ok((name, reader.read(topic, &revision)?)));
+    let workspace_only = args.revisions.is_empty() && !args.all_commits;
+    Ok(Output { versions: read.collect::<Result<_>>()?, workspace_only })
 }
 
-/// A revision as typed; `workspace` is one too.
-pub fn parse(git: &crate::git::Git, name: &str) -> Result<At> {
-    if name == "workspace" { Ok(At::Workspace) } else { git.resolve(name).map(At::Commit) }
+/// Parses a revision; `workspace` names the workspace.
+pub fn parse_revision(git: &crate::git::Git, name: &str) -> Result<Revision> {
+    if name == "workspace" { Ok(Revision::Workspace) } else { git.resolve(name).map(Revision::Commit) }
 }
 
 fn object(documents: &Documents) -> Value {
-    Value::Object(documents.iter().map(|(file, it)| (file.to_text(), it.clone())).collect())
+    Value::Object(documents.iter().map(|(file, document)| (file.to_text(), document.clone())).collect())
 }
 
-impl Report for Shown {
+impl Report for Output {
     fn json(&self) -> Value {
-        if self.plain {
+        if self.workspace_only {
             return object(&self.versions[0].1);
         }
-        let rows = self.versions.iter().map(|(name, it)| (name.clone(), object(it)));
+        let rows = self.versions.iter().map(|(name, documents)| (name.clone(), object(documents)));
         Value::Object(rows.collect::<Map<_, _>>())
     }
 }
 
-impl fmt::Display for Shown {
+impl fmt::Display for Output {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut rows: BTreeMap<(String, String), BTreeMap<usize, String>> = BTreeMap::new();
         for (at, (_, documents)) in self.versions.iter().enumerate() {
@@ -93,17 +96,17 @@ impl fmt::Display for Shown {
         }
         if rows.is_empty() {
             return f.write_str(
-                "nothing to show: no stage in mlx.toml names such files, or they are not there yet",
+                "nothing to show: no stage in `mlx.toml` declares such files, or they do not exist yet",
             );
         }
-        // Many versions read downwards, few sideways.
-        let names: Vec<_> = self.versions.iter().map(|it| short(&it.0)).collect();
+        // One row per version if there are many, one column per version if there are few.
+        let names: Vec<_> = self.versions.iter().map(|(name, _)| short(name)).collect();
         if names.len() > 4 {
-            let head: Vec<String> = rows.keys().map(|it| it.1.clone()).collect();
+            let head: Vec<String> = rows.keys().map(|(_, key)| key.clone()).collect();
             let head: Vec<_> = std::iter::once("revision").chain(head.iter().map(String::as_str)).collect();
-            let line = |at: usize| rows.values().map(move |it| it.get(&at).cloned().unwrap_or_default());
+            let cells = |at: usize| rows.values().map(move |row| row.get(&at).cloned().unwrap_or_default());
             let body =
-                (0..names.len()).map(|at| std::iter::once(names[at].clone()).chain(line(at)).collect());
+                (0..names.len()).map(|at| std::iter::once(names[at].clone()).chain(cells(at)).collect());
             return write!(f, "{}", table(&head, body.collect()));
         }
         let head: Vec<_> = ["file", "key"].into_iter().chain(names.iter().map(String::as_str)).collect();
@@ -115,12 +118,13 @@ impl fmt::Display for Shown {
     }
 }
 
+/// Shortens a full commit id; other names stay.
 fn short(name: &str) -> String {
-    let hash = name.len() == 40 && name.bytes().all(|it| it.is_ascii_hexdigit());
-    if hash { name[..10].to_owned() } else { name.to_owned() }
+    let is_commit_id = name.len() == 40 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_commit_id { name[..10].to_owned() } else { name.to_owned() }
 }
 
-/// A value for people: texts without quotes, fractions with six digits at most.
+/// Formats a value for a table: strings without quotes, fractions with at most six digits.
 pub fn text(value: &Value) -> String {
     match value {
         Value::String(it) => it.clone(),
