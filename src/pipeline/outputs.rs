@@ -45,19 +45,19 @@ pub fn manifest_folders(repo: &Repo, cwd: &Path) -> Result<BTreeSet<RepoPath>> {
 pub fn contents_at(git: &Git, rev: &Rev) -> Result<BTreeMap<RepoPath, Content>> {
     let is_lockfile =
         |path: &[u8]| path == LOCKFILE.as_bytes() || path.ends_with(format!("/{LOCKFILE}").as_bytes());
-    let mut found = BTreeMap::new();
+    let mut contents = BTreeMap::new();
     for file in git.files(rev, &|path| path.ends_with(SUFFIX.as_bytes()) || is_lockfile(path))? {
         let bytes = git.read(rev, &file)?.unwrap_or_default();
         if is_lockfile(file.bytes()) {
             let lock = Lockfile::parse(&file, &bytes)?;
             let outputs = lock.records().flat_map(|(_, record)| record.outputs.iter().chain(&record.in_git));
-            found.extend(outputs.map(|(path, content)| (path.clone(), *content)));
+            contents.extend(outputs.map(|(path, content)| (path.clone(), *content)));
         } else if let Some(path) = file.without_suffix(SUFFIX).filter(|_| Pointer::resembles(&bytes)) {
             let content = Pointer::parse(path.clone(), &bytes)?.content;
-            found.insert(path, content);
+            contents.insert(path, content);
         }
     }
-    Ok(found)
+    Ok(contents)
 }
 
 /// Returns the run-cache keys that the lockfiles of a commit record.
@@ -77,17 +77,17 @@ impl Pipeline<'_, '_> {
     /// stage. Outputs that `mlx.toml` does not declare are left out.
     pub fn recorded_outputs(&self) -> Result<Vec<(Pointer, String)>> {
         let lock = self.read_lockfile()?;
-        let mut found = Vec::new();
+        let mut outputs = Vec::new();
         for (name, stage) in &self.manifest.stages {
             let Some(record) = lock.get(name) else { continue };
             let stored = stage.outputs.iter().filter(|out| !out.role.in_git());
             for out in stored {
                 if let Some(content) = record.outputs.get(&out.path) {
-                    found.push((Pointer { path: out.path.clone(), content: *content }, name.clone()));
+                    outputs.push((Pointer { path: out.path.clone(), content: *content }, name.clone()));
                 }
             }
         }
-        Ok(found)
+        Ok(outputs)
     }
 
     /// Returns the outputs of all recorded runs, those in Git included, and the run-cache keys of these runs.

@@ -34,8 +34,8 @@ pub struct Step {
 
 /// Examination of a stage before it runs.
 pub(super) struct Examination {
-    pub forecast: Forecast,
-    pub why: Vec<String>,
+    pub action: Forecast,
+    pub reasons: Vec<String>,
     pub inputs: Inputs,
     pub cache_inputs: Value,
     /// Outputs that a restore would bring.
@@ -56,15 +56,15 @@ pub fn plan(pipeline: &Pipeline<'_, '_>, names: &[String], force: bool) -> Resul
             pipeline.graph.needs[&name].iter().filter(|need| stale.contains(*need)).collect();
         let step = if upstream.is_empty() {
             let examination = pipeline.examine(&name, stage, &lock, &restored, force)?;
-            if examination.forecast == Forecast::Restore {
+            if examination.action == Forecast::Restore {
                 restored.extend(examination.outputs);
             }
-            Step { name: name.clone(), forecast: examination.forecast, why: examination.why }
+            Step { name: name.clone(), forecast: examination.action, why: examination.reasons }
         } else {
             // Its inputs are known only after those stages ran.
             let reason = |need: &&String| format!("it needs the stage `{need}`, which would run");
-            let why = upstream.iter().map(reason).collect();
-            Step { name: name.clone(), forecast: Forecast::Run, why }
+            let reasons = upstream.iter().map(reason).collect();
+            Step { name: name.clone(), forecast: Forecast::Run, why: reasons }
         };
         if step.forecast == Forecast::Run {
             stale.insert(name);
@@ -87,36 +87,36 @@ impl Pipeline<'_, '_> {
     ) -> Result<Examination> {
         let inputs = self.inputs(name, stage, lock, restored)?;
         let cache_inputs = self.cache_inputs(stage, &inputs);
-        let mut why = match lock.get(name) {
+        let mut reasons = match lock.get(name) {
             None => vec!["it has not run yet".to_owned()],
             Some(record) => {
-                let mut why = self.differences(stage, record, &inputs);
+                let mut reasons = self.differences(stage, record, &inputs);
                 let key = crate::digest::Digest::of(crate::document::canonical(&cache_inputs).as_bytes());
-                if why.is_empty() && record.key != key {
-                    why.push("the folder or shell it runs in changed".to_owned());
+                if reasons.is_empty() && record.key != key {
+                    reasons.push("the folder or shell it runs in changed".to_owned());
                 }
-                why
+                reasons
             }
         };
         if force {
-            why.insert(0, "the run is forced".to_owned());
+            reasons.insert(0, "the run is forced".to_owned());
             let outputs = BTreeMap::new();
             return Ok(Examination {
-                forecast: Forecast::Run,
-                why,
+                action: Forecast::Run,
+                reasons,
                 inputs,
                 cache_inputs,
                 outputs,
                 matches_record: false,
             });
         }
-        let recorded = lock.get(name).filter(|_| why.is_empty());
+        let recorded = lock.get(name).filter(|_| reasons.is_empty());
         let matches_record = recorded.is_some();
-        let (forecast, outputs) = match recorded {
-            Some(record) => self.examine_outputs(stage, record, &inputs, &mut why)?,
+        let (action, outputs) = match recorded {
+            Some(record) => self.examine_outputs(stage, record, &inputs, &mut reasons)?,
             None => self.find_cached(&cache_inputs)?,
         };
-        Ok(Examination { forecast, why, inputs, cache_inputs, outputs, matches_record })
+        Ok(Examination { action, reasons, inputs, cache_inputs, outputs, matches_record })
     }
 
     /// Looks for a cached run with the same inputs whose outputs are all in the store.
@@ -136,7 +136,7 @@ impl Pipeline<'_, '_> {
         stage: &Stage,
         record: &StageRecord,
         inputs: &Inputs,
-        why: &mut Vec<String>,
+        reasons: &mut Vec<String>,
     ) -> Result<(Forecast, run_cache::Outputs)> {
         let outputs: run_cache::Outputs = record
             .outputs
@@ -149,11 +149,13 @@ impl Pipeline<'_, '_> {
             let pointer = Pointer { path: out.path.clone(), content: *content };
             match self.workspace.compare(&pointer, &Silent)?.state {
                 State::Same => {}
-                State::Absent => why.push(format!("its output `{}` is missing", out.path)),
-                State::Changed | State::Unknown => why.push(format!("its output `{}` was changed", out.path)),
+                State::Absent => reasons.push(format!("its output `{}` is missing", out.path)),
+                State::Changed | State::Unknown => {
+                    reasons.push(format!("its output `{}` was changed", out.path))
+                }
             }
         }
-        if why.is_empty() {
+        if reasons.is_empty() {
             return Ok((Forecast::Unchanged, outputs));
         }
         if outputs.values().all(|it| self.is_stored(it)) {
@@ -163,7 +165,7 @@ impl Pipeline<'_, '_> {
             return Ok((Forecast::Run, BTreeMap::new()));
         }
         // In a clone without its data nothing changed; the content was only not fetched yet.
-        *why = vec![
+        *reasons = vec![
             "nothing changed, but its outputs are not in this clone: fetch them with `mlx pull`".to_owned(),
         ];
         Ok((Forecast::Unchanged, outputs))
@@ -171,31 +173,31 @@ impl Pipeline<'_, '_> {
 
     /// Describes the differences between a record and the current state, one text each.
     fn differences(&self, stage: &Stage, record: &StageRecord, inputs: &Inputs) -> Vec<String> {
-        let mut why = Vec::new();
+        let mut reasons = Vec::new();
         if record.command != stage.command {
-            why.push(format!(
+            reasons.push(format!(
                 "its command changed: `{}` → `{}`",
                 one_line(&record.command),
                 one_line(&stage.command)
             ));
         } else if record.builtin != self.builtin(stage) {
-            why.push("this version of mlx gives other results for it".to_owned());
+            reasons.push("this version of mlx gives other results for it".to_owned());
         }
         if record.environment != stage.environment {
-            why.push("its environment changed".to_owned());
+            reasons.push("its environment changed".to_owned());
         }
         for path in keys(&record.dependencies, &inputs.dependencies) {
             match (record.dependencies.get(path), inputs.dependencies.get(path)) {
                 (Some(old), Some(new)) if old == new => {}
-                (Some(_), Some(_)) => why.push(format!("`{path}` changed")),
-                (None, _) => why.push(format!("`{path}` is a new dependency")),
-                (_, None) => why.push(format!("`{path}` is no longer a dependency")),
+                (Some(_), Some(_)) => reasons.push(format!("`{path}` changed")),
+                (None, _) => reasons.push(format!("`{path}` is a new dependency")),
+                (_, None) => reasons.push(format!("`{path}` is no longer a dependency")),
             }
         }
         for key in keys(&record.params, &inputs.params) {
             let (old, new) = (record.params.get(key), inputs.params.get(key));
             if old != new {
-                why.extend(param_changes(key, old, new));
+                reasons.extend(param_changes(key, old, new));
             }
         }
         let declared: BTreeMap<_, _> =
@@ -205,12 +207,12 @@ impl Pipeline<'_, '_> {
         for path in keys(&recorded, &declared) {
             match (recorded.get(path), declared.get(path)) {
                 (Some(old), Some(new)) if old == new => {}
-                (None, _) => why.push(format!("`{path}` is a new output")),
-                (_, None) => why.push(format!("`{path}` is no longer an output")),
-                _ => why.push(format!("`{path}` moved into or out of Git")),
+                (None, _) => reasons.push(format!("`{path}` is a new output")),
+                (_, None) => reasons.push(format!("`{path}` is no longer an output")),
+                _ => reasons.push(format!("`{path}` moved into or out of Git")),
             }
         }
-        why
+        reasons
     }
 }
 

@@ -48,7 +48,7 @@ pub enum Outcome {
 pub struct StageRun {
     pub name: String,
     pub outcome: Outcome,
-    pub why: Vec<String>,
+    pub reasons: Vec<String>,
 }
 
 /// Runs the named stages and all they need; all stages when `names` is empty. Returns every stage's outcome
@@ -67,16 +67,16 @@ pub fn repro(
     for name in order {
         let blocked = pipeline.graph.needs[&name].iter().any(|need| failed.contains(need));
         if blocked || failure.is_some() && !options.keep_going {
-            let why = vec!["an earlier stage failed".to_owned()];
+            let reasons = vec!["an earlier stage failed".to_owned()];
             failed.insert(name.clone());
-            runs.push(StageRun { name, outcome: Outcome::Skipped, why });
+            runs.push(StageRun { name, outcome: Outcome::Skipped, reasons });
             continue;
         }
         match pipeline.repro_stage(&name, options.force, progress) {
-            Ok((outcome, why)) => runs.push(StageRun { name, outcome, why }),
+            Ok((outcome, reasons)) => runs.push(StageRun { name, outcome, reasons }),
             Err(error) => {
                 failed.insert(name.clone());
-                runs.push(StageRun { name, outcome: Outcome::Failed, why: vec![error.full_text()] });
+                runs.push(StageRun { name, outcome: Outcome::Failed, reasons: vec![error.full_text()] });
                 failure.get_or_insert(error);
             }
         }
@@ -100,13 +100,13 @@ impl Pipeline<'_, '_> {
         self.recover_killed_run(name, stage, progress)?;
         let lock = self.read_lockfile()?;
         let examination = self.examine(name, stage, &lock, &Default::default(), force)?;
-        let why = examination.why.clone();
-        match examination.forecast {
-            Forecast::Unchanged => Ok((Outcome::Unchanged, why)),
+        let reasons = examination.reasons.clone();
+        match examination.action {
+            Forecast::Unchanged => Ok((Outcome::Unchanged, reasons)),
             Forecast::Restore => {
-                self.restore(name, stage, examination, progress).map(|()| (Outcome::Restored, why))
+                self.restore(name, stage, examination, progress).map(|()| (Outcome::Restored, reasons))
             }
-            Forecast::Run => self.run(name, stage, examination, progress).map(|()| (Outcome::Ran, why)),
+            Forecast::Run => self.run(name, stage, examination, progress).map(|()| (Outcome::Ran, reasons)),
         }
     }
 
@@ -147,10 +147,10 @@ impl Pipeline<'_, '_> {
         self.save_edits(name, stage, progress)?;
         let private = &self.repo().private;
         private.write(&self.running_marker(name)?, stage.command.as_bytes(), Sync::Yes)?;
-        let made = self
+        let outputs = self
             .execute(name, stage, progress)
             .and_then(|()| self.store_outputs(name, stage, &examination.inputs, progress));
-        match made {
+        match outputs {
             Ok(outputs) => {
                 run_cache::put(&self.repo().store, examination.cache_inputs.clone(), &outputs)?;
                 self.record_run(name, stage, examination.inputs, &examination.cache_inputs, &outputs)?;
@@ -196,10 +196,10 @@ impl Pipeline<'_, '_> {
         if status.success() {
             return Ok(());
         }
-        let place = log.on_disk(repo.private.path());
+        let log = log.on_disk(repo.private.path());
         let message =
             format!("the stage `{name}` failed ({status}): `{}`", stage.command.replace('\n', "; "));
-        Err(Error::new(Kind::Stage, message).hint(format!("its output is in {}", place.display())))
+        Err(Error::new(Kind::Stage, message).hint(format!("its output is in {}", log.display())))
     }
 
     /// Stores the outputs. Inputs that changed during the run are an error, so that no false record is

@@ -1,8 +1,10 @@
+//! The hidden command that runs a stage's shell command and kills it when the mlx that started it ends.
+
 use std::{path::PathBuf, process::ExitCode};
 
 use crate::{error::Result, pipeline::runner};
 
-/// Run a stage's command and end it when mlx goes away
+/// Run a stage's command and kill it when standard input closes
 #[derive(clap::Args)]
 pub struct Args {
     folder: PathBuf,

@@ -1,3 +1,5 @@
+//! `mlx log`: lists the versions of a tracked path.
+
 use std::{fmt, path::PathBuf};
 
 use serde_json::{Value, json};
@@ -21,9 +23,9 @@ use crate::{
 #[command(after_help = "Examples:\n  mlx log data/\n  mlx log models/pets --rev main\n\n\
 JSON: {\"versions\": [{\"commit\", \"when\", \"author\", \"summary\", \"digest\", \"files\", \"size\"}]}; digest null where it was removed")]
 pub struct Args {
-    /// The path
+    /// Tracked path, or a path within one
     path: PathBuf,
-    /// Look back from here
+    /// Revision to start from
     #[arg(long, default_value = "HEAD")]
     rev: String,
 }
@@ -35,7 +37,9 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Versions> {
     let workspace = Workspace::open(&repo)?;
     let path = ctx.path(&repo, &args.path)?;
     if repo.git.head().is_none() && args.rev == "HEAD" {
-        return Err(Error::not_found("there are no commits yet").hint("make one with `git commit`"));
+        return Err(
+            Error::not_found("the repository has no commits yet").hint("create one with `git commit`")
+        );
     }
     let from = repo.git.resolve(&args.rev)?;
     let more = || {
@@ -51,10 +55,11 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Versions> {
 
 impl Report for Versions {
     fn json(&self) -> Value {
-        let row = |it: &Version| {
-            json!({"commit": it.commit.rev.to_string(), "when": it.commit.when.to_text(), "author": it.commit.author,
-                "summary": it.commit.summary, "digest": it.content.map(|it| it.digest),
-                "files": it.content.map(|it| it.files), "size": it.content.map(|it| it.size)})
+        let row = |version: &Version| {
+            let Version { commit, content } = version;
+            json!({"commit": commit.rev.to_string(), "when": commit.when.to_text(), "author": commit.author,
+                "summary": commit.summary, "digest": content.map(|it| it.digest),
+                "files": content.map(|it| it.files), "size": content.map(|it| it.size)})
         };
         json!({"versions": self.0.iter().map(row).collect::<Vec<_>>()})
     }
@@ -62,25 +67,19 @@ impl Report for Versions {
 
 impl fmt::Display for Versions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let row = |it: &Version| {
-            let (digest, files, size) = it.content.map_or_else(
+        let cells = |version: &Version| {
+            let Version { commit, content } = version;
+            let (digest, files, size) = content.map_or_else(
                 || ("removed".to_owned(), String::new(), String::new()),
-                |it| (it.digest.short(), it.files.to_string(), bytes(it.size)),
+                |content| (content.digest.short(), content.files.to_string(), bytes(content.size)),
             );
-            // Others wrote these: no control character of theirs reaches the terminal.
-            let plain = |text: &str| show(text.as_bytes());
-            let author = plain(it.commit.author.split(" <").next().unwrap_or_default());
-            vec![
-                it.commit.rev.short(),
-                it.commit.when.day(),
-                author,
-                digest,
-                files,
-                size,
-                plain(&it.commit.summary),
-            ]
+            // Untrusted text: its control characters must not reach the terminal.
+            let escape = |text: &str| show(text.as_bytes());
+            let author = escape(commit.author.split(" <").next().unwrap_or_default());
+            let summary = escape(&commit.summary);
+            vec![commit.rev.short(), commit.when.day(), author, digest, files, size, summary]
         };
         let head = ["commit", "date", "author", "digest", "files", "size", "message"];
-        write!(f, "{}", table(&head, self.0.iter().map(row).collect()))
+        write!(f, "{}", table(&head, self.0.iter().map(cells).collect()))
     }
 }

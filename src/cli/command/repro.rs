@@ -1,3 +1,5 @@
+//! `mlx repro`: runs the stages of a pipeline whose inputs changed.
+
 use std::fmt;
 
 use serde_json::{Value, json};
@@ -16,30 +18,31 @@ use crate::{
 
 /// Run the stages whose inputs changed
 ///
-/// Stages stand in `mlx.toml`. One runs only when its command, a dependency or a parameter changed or an
-/// output is missing; a run made once is restored from the run cache. What happened goes to `mlx.lock`.
+/// Stages are declared in `mlx.toml`. A stage runs only if its command, a dependency or a parameter changed
+/// or an output is missing; a run with the same inputs is restored from the run cache. Results are recorded
+/// in `mlx.lock`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx repro\n  mlx repro --dry-run\n  mlx repro train\n\n\
 JSON: {\"stages\": [{\"name\", \"outcome\": \"ran\" | \"restored\" | \"unchanged\" | \"failed\" | \"skipped\"\n\
   (with --dry-run: \"would run\" | \"would restore\" | \"unchanged\"), \"why\": [text…]}]}; on failure also \"error\"")]
 pub struct Args {
-    /// Only these stages and what they need
+    /// Stages to run, with the stages they need (default: all)
     stages: Vec<String>,
-    /// Say what would run and why; change nothing
+    /// Show what would run and why, and change nothing
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// With --dry-run: exit 10 if something would run or be restored
+    /// With --dry-run: exit with code 10 if a stage would run or be restored
     #[arg(long, requires = "dry_run")]
     check: bool,
-    /// Run even what did not change
+    /// Run stages even if nothing changed
     #[arg(short, long)]
     force: bool,
-    /// After a failure go on with stages that do not need the failed one
+    /// After a failure, continue with stages that do not need the failed one
     #[arg(short, long)]
     keep_going: bool,
 }
 
-pub struct Done {
+pub struct Summary {
     rows: Vec<Row>,
     failure: Option<Error>,
     check: bool,
@@ -51,7 +54,7 @@ struct Row {
     why: Vec<String>,
 }
 
-pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Done> {
+pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Summary> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let pipeline = Pipeline::require(&workspace, &ctx.cwd, &BUILTINS)?;
@@ -59,39 +62,39 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Done> {
         let planned = with_trees(ctx, &workspace, || pipeline::plan(&pipeline, &args.stages, args.force));
         workspace.save_if_free();
         let steps = planned?;
-        let check = args.check && steps.iter().any(|it| it.forecast != Forecast::Unchanged);
-        return Ok(Done { rows: steps.into_iter().map(Row::from).collect(), failure: None, check });
+        let check = args.check && steps.iter().any(|step| step.forecast != Forecast::Unchanged);
+        return Ok(Summary { rows: steps.into_iter().map(Row::from).collect(), failure: None, check });
     }
     let options = Options { force: args.force, keep_going: args.keep_going };
-    let done = pipeline::repro(&pipeline, &args.stages, options, ctx.progress);
+    let result = pipeline::repro(&pipeline, &args.stages, options, ctx.progress);
     workspace.save(ctx.progress)?;
     upkeep::renew(&repo, ctx.progress)?;
-    let (ran, failure) = done?;
-    Ok(Done { rows: ran.into_iter().map(Row::from).collect(), failure, check: false })
+    let (runs, failure) = result?;
+    Ok(Summary { rows: runs.into_iter().map(Row::from).collect(), failure, check: false })
 }
 
 impl From<Step> for Row {
-    fn from(it: Step) -> Self {
-        Self { name: it.name, outcome: outcome(it.forecast), why: it.why }
+    fn from(step: Step) -> Self {
+        Self { name: step.name, outcome: outcome(step.forecast), why: step.why }
     }
 }
 
 impl From<StageRun> for Row {
-    fn from(it: StageRun) -> Self {
-        let outcome = match it.outcome {
+    fn from(run: StageRun) -> Self {
+        let outcome = match run.outcome {
             Outcome::Ran => "ran",
             Outcome::Restored => "restored",
             Outcome::Unchanged => "unchanged",
             Outcome::Failed => "failed",
             Outcome::Skipped => "skipped",
         };
-        Self { name: it.name, outcome, why: it.why }
+        Self { name: run.name, outcome, why: run.reasons }
     }
 }
 
-impl Report for Done {
+impl Report for Summary {
     fn json(&self) -> Value {
-        let row = |it: &Row| json!({"name": it.name, "outcome": it.outcome, "why": it.why});
+        let row = |row: &Row| json!({"name": row.name, "outcome": row.outcome, "why": row.why});
         json!({"stages": self.rows.iter().map(row).collect::<Vec<_>>()})
     }
 
@@ -104,15 +107,15 @@ impl Report for Done {
     }
 }
 
-impl fmt::Display for Done {
+impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = self.rows.iter().map(|it| it.name.len()).max().unwrap_or(0);
         for row in &self.rows {
             writeln!(f, "{:width$}  {}", row.name, row.outcome)?;
             if row.outcome != "failed" {
-                row.why.iter().try_for_each(|it| writeln!(f, "{:width$}    {it}", ""))?;
+                row.why.iter().try_for_each(|reason| writeln!(f, "{:width$}    {reason}", ""))?;
             }
         }
-        if self.rows.is_empty() { f.write_str("mlx.toml has no stages") } else { Ok(()) }
+        if self.rows.is_empty() { f.write_str("`mlx.toml` has no stages") } else { Ok(()) }
     }
 }
