@@ -1,5 +1,6 @@
-//! Alerts on their way to people: a file, a command, a webhook. Where they go only the user's own settings say,
-//! never a file that somebody else committed.
+//! Delivers alerts to a file, a command or a webhook.
+//!
+//! The targets come from the user's own settings only, never from a file that another user committed.
 
 use std::{
     io::Write as _,
@@ -20,10 +21,10 @@ use crate::{
     repo::Config,
 };
 
-const PATIENCE: Duration = Duration::from_secs(10);
-const STEP: Duration = Duration::from_millis(20);
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// One of the ways.
+/// Kind of target that alerts are delivered to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Sink {
@@ -32,107 +33,113 @@ pub enum Sink {
     Webhook,
 }
 
-/// Where alerts go.
+/// Configured targets of alerts.
 #[derive(Clone, Debug)]
 pub struct Sinks {
+    /// File to append alerts to, as lines of JSON; relative to the repository's root.
     pub file: Option<PathBuf>,
-    /// For the shell; the alert comes as a line of JSON on its standard input.
+    /// Shell command; it gets the alert as a line of JSON on standard input.
     pub command: Option<String>,
+    /// URL to post the alert to, as JSON.
     pub webhook: Option<String>,
-    /// How long the command and the webhook may take, each.
-    pub patience: Duration,
+    /// Time limit for the command and for the webhook, each.
+    pub timeout: Duration,
 }
 
 impl Sinks {
+    /// Reads the targets from the user's settings.
     pub fn of(config: &Config) -> Self {
-        let text = |key: &str| config.get(key).map(|it| it.0.to_owned());
+        let text = |key: &str| config.get(key).map(|(value, _)| value.to_owned());
         Self {
             file: text("alert.file").map(PathBuf::from),
             command: text("alert.command"),
             webhook: text("alert.webhook"),
-            patience: PATIENCE,
+            timeout: DEFAULT_TIMEOUT,
         }
     }
 
-    /// Those that are set.
-    pub fn there(&self) -> Vec<Sink> {
+    /// Returns the kinds of target that are configured.
+    pub fn configured(&self) -> Vec<Sink> {
         let all = [
             (Sink::File, self.file.is_some()),
             (Sink::Command, self.command.is_some()),
             (Sink::Webhook, self.webhook.is_some()),
         ];
-        all.into_iter().filter(|it| it.1).map(|it| it.0).collect()
+        all.into_iter().filter(|(_, is_set)| *is_set).map(|(sink, _)| sink).collect()
     }
 
-    /// Hands an alert to one sink. What gives no answer at all is `Unavailable`: it is no use to ask it again soon.
-    pub fn tell(&self, sink: Sink, root: &Path, alert: &Value) -> Result<()> {
+    /// Delivers an alert to one target. The error is `Unavailable` if the target does not respond at all, so
+    /// that the caller does not try it again soon.
+    pub fn send(&self, sink: Sink, root: &Path, alert: &Value) -> Result<()> {
         let line = format!("{alert}\n");
         match (sink, &self.file, &self.command, &self.webhook) {
             (Sink::File, Some(file), ..) => fs::append_outside(&root.join(file), line.as_bytes()),
             (Sink::Command, _, Some(command), _) => {
-                run(command, root, &line, self.patience).doing(|| "the alert's command failed".into())
+                run(command, root, &line, self.timeout).doing(|| "the alert command failed".into())
             }
             (Sink::Webhook, .., Some(webhook)) => {
-                post(webhook, line, self.patience).doing(|| "the alert's webhook failed".into())
+                post(webhook, line, self.timeout).doing(|| "the alert webhook failed".into())
             }
             _ => Ok(()),
         }
     }
 }
 
-fn run(command: &str, root: &Path, line: &str, patience: Duration) -> Result<()> {
+fn run(command: &str, root: &Path, line: &str, timeout: Duration) -> Result<()> {
     let doing = || format!("cannot run `{command}`");
     let mut shell = Command::new("sh");
     shell.args(["-c", command]).current_dir(root).stdin(Stdio::piped()).stdout(Stdio::null());
-    // A group of its own, so that what it started ends with it.
+    // A process group of its own, so that its child processes can be killed with it.
     let mut child = shell.process_group(0).spawn().doing(doing)?;
-    // It may end without reading.
-    let _ended = child.stdin.take().map(|mut it| it.write_all(line.as_bytes()));
-    match wait(&mut child, patience).doing(doing)? {
+    // The command may exit without reading its input.
+    let _written = child.stdin.take().map(|mut stdin| stdin.write_all(line.as_bytes()));
+    match wait(&mut child, timeout).doing(doing)? {
         Some(status) if status.success() => Ok(()),
-        Some(status) => Err(Error::new(Kind::Stage, format!("`{command}` ended with {status}"))),
+        Some(status) => Err(Error::new(Kind::Stage, format!("`{command}` failed: {status}"))),
         None => {
-            let text = format!("`{command}` did not end within {} s", patience.as_secs_f32());
+            let text = format!("`{command}` did not finish within {} s", timeout.as_secs_f32());
             Err(Error::new(Kind::Unavailable, text))
         }
     }
 }
 
-/// How a command ended; none where it had to be stopped.
-fn wait(child: &mut Child, patience: Duration) -> std::io::Result<Option<ExitStatus>> {
-    let end = Instant::now() + patience;
+/// Waits for a command and returns its status; after the timeout kills its process group and returns none.
+fn wait(child: &mut Child, timeout: Duration) -> std::io::Result<Option<ExitStatus>> {
+    let end = Instant::now() + timeout;
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }
         if Instant::now() >= end {
             let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-            let _gone = group.map(|it| kill_process_group(it, Signal::KILL));
+            let _killed = group.map(|id| kill_process_group(id, Signal::KILL));
             child.wait()?;
             return Ok(None);
         }
-        thread::sleep(STEP);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 
-fn post(address: &str, line: String, patience: Duration) -> Result<()> {
-    let wrong = |it: reqwest::Error| {
-        let late = format!("there was no answer within {} s", patience.as_secs_f32());
-        let text = if it.is_timeout() { late } else { it.without_url().to_string() };
+fn post(address: &str, line: String, timeout: Duration) -> Result<()> {
+    let failed = |error: reqwest::Error| {
+        let late = format!("no response within {} s", timeout.as_secs_f32());
+        // The URL may contain a secret.
+        let text = if error.is_timeout() { late } else { error.without_url().to_string() };
         Error::new(Kind::Unavailable, text)
     };
     drop(rustls::crypto::ring::default_provider().install_default());
     let client =
-        reqwest::blocking::Client::builder().timeout(patience).redirect(reqwest::redirect::Policy::none());
-    let mut request = client.build().map_err(wrong)?.post(address).header("content-type", "application/json");
+        reqwest::blocking::Client::builder().timeout(timeout).redirect(reqwest::redirect::Policy::none());
+    let mut request =
+        client.build().map_err(failed)?.post(address).header("content-type", "application/json");
     if let Ok(token) = std::env::var("MLX_WEBHOOK_TOKEN") {
         request = request.bearer_auth(token);
     }
-    let answer = request.body(line).send().map_err(wrong)?;
-    if answer.status().is_success() {
+    let response = request.body(line).send().map_err(failed)?;
+    if response.status().is_success() {
         return Ok(());
     }
-    Err(Error::new(Kind::Stage, format!("it answered {}", answer.status())))
+    Err(Error::new(Kind::Stage, format!("it responded with {}", response.status())))
 }
 
 #[cfg(test)]
@@ -144,40 +151,40 @@ mod tests {
     use super::*;
 
     fn sinks(command: &str) -> Sinks {
-        let patience = Duration::from_millis(300);
-        Sinks { file: None, command: Some(command.into()), webhook: None, patience }
+        let timeout = Duration::from_millis(300);
+        Sinks { file: None, command: Some(command.into()), webhook: None, timeout }
     }
 
     #[test]
-    fn a_command_that_does_not_end_is_stopped_with_all_it_started() {
+    fn a_command_that_does_not_finish_is_killed_with_its_children() {
         let temp = tempfile::tempdir().unwrap();
         let start = Instant::now();
         let sinks = sinks("sleep 60 & echo $! > pid; wait");
-        let error = sinks.tell(Sink::Command, temp.path(), &json!({})).unwrap_err();
+        let error = sinks.send(Sink::Command, temp.path(), &json!({})).unwrap_err();
         assert!(start.elapsed() < Duration::from_secs(20));
-        assert!(error.full_text().ends_with("did not end within 0.3 s"), "{}", error.full_text());
+        assert!(error.full_text().ends_with("did not finish within 0.3 s"), "{}", error.full_text());
         assert_eq!(error.kind(), Kind::Unavailable);
         let pid = String::from_utf8(fs::read_outside(&temp.path().join("pid")).unwrap()).unwrap();
         let pid = Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
-        // Whoever inherits the dead one may not have buried it yet.
+        // Its new parent process may not have reaped it yet.
         let state = fs::read_outside(Path::new(&format!("/proc/{}/stat", pid.as_raw_nonzero())));
-        let gone = state.is_ok_and(|it| !String::from_utf8_lossy(&it).contains(") Z "));
-        assert!(!gone, "the command's child lives on");
+        let is_running = state.is_ok_and(|stat| !String::from_utf8_lossy(&stat).contains(") Z "));
+        assert!(!is_running, "the command's child is still running");
     }
 
     #[test]
-    fn a_command_gets_a_line() {
+    fn a_command_gets_the_alert_as_a_line_of_json() {
         let temp = tempfile::tempdir().unwrap();
-        sinks("cat > told").tell(Sink::Command, temp.path(), &json!({"a": 1})).unwrap();
-        assert_eq!(fs::read_outside(&temp.path().join("told")).unwrap(), b"{\"a\":1}\n");
+        sinks("cat > received").send(Sink::Command, temp.path(), &json!({"a": 1})).unwrap();
+        assert_eq!(fs::read_outside(&temp.path().join("received")).unwrap(), b"{\"a\":1}\n");
     }
 
     #[test]
-    fn a_webhook_that_says_nothing_is_said_to_be_late() {
+    fn a_webhook_that_does_not_respond_is_reported_as_a_timeout() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let webhook = Some(format!("http://{}/", listener.local_addr().unwrap()));
         let sinks = Sinks { webhook, ..sinks("true") };
-        let error = sinks.tell(Sink::Webhook, Path::new("/"), &json!({})).unwrap_err();
-        assert_eq!(error.full_text(), "the alert's webhook failed: there was no answer within 0.3 s");
+        let error = sinks.send(Sink::Webhook, Path::new("/"), &json!({})).unwrap_err();
+        assert_eq!(error.full_text(), "the alert webhook failed: no response within 0.3 s");
     }
 }

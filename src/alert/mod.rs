@@ -1,14 +1,16 @@
-//! Findings that call somebody: which rules of the policy a day breaks, what is raised, what is over.
+//! Alerts: decides from the policy's rules which alerts a day's report raises and resolves, and queues their
+//! delivery.
 //!
-//! Deciding is a pure function of rules, reports and the events so far, so that a day that is looked at twice
-//! raises nothing twice. What fires is not raised again; what cannot be measured neither raises nor ends.
+//! Decisions are a pure function of rules, reports and earlier events, so that checking a day twice raises
+//! nothing twice. An alert that is firing is not raised again. A day without a value neither raises nor
+//! resolves an alert.
 
 mod deliver;
 mod outbox;
 
 pub use self::{
     deliver::{Sink, Sinks},
-    outbox::{Outbox, Posted},
+    outbox::{Outbox, Queued},
 };
 
 use std::collections::BTreeMap;
@@ -20,31 +22,31 @@ use crate::{
     policy::{Action, Rule},
 };
 
-/// The numbers of a day's report, by name.
+/// Numbers of a day's report, by name.
 pub type Values = BTreeMap<String, f64>;
 
-/// An alert that was raised, and what became of it.
+/// A raised alert and its current state.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Alert {
-    /// The number of its event: its name.
+    /// Number of its event, which identifies the alert.
     pub number: u64,
     pub rule: String,
     pub environment: String,
-    /// `2026-03-09`
+    /// Day it was raised for, such as `2026-03-09`.
     pub day: String,
     pub severity: String,
     pub value: f64,
-    /// `integrity.dark_share is 0.31, above 0.2`
+    /// Description, such as `integrity.dark_share is 0.3100, above 0.2`.
     pub text: String,
-    /// What it was to set off.
+    /// Name of the action it triggers.
     pub action: Option<String>,
-    /// The day it was over.
+    /// Day it was resolved.
     pub resolved: Option<String>,
-    /// Who took notice.
+    /// Person who acknowledged it.
     pub acknowledged: Option<String>,
 }
 
-/// What a day changes.
+/// A change that a day's report makes: an alert is raised or resolved.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Transition {
     pub kind: Kind,
@@ -54,7 +56,7 @@ pub struct Transition {
 }
 
 impl Transition {
-    /// What the event says beside its kind.
+    /// Returns the facts for its event.
     pub fn facts(&self) -> BTreeMap<String, Value> {
         let mut facts: BTreeMap<String, Value> = [
             ("day".to_owned(), json!(self.day)),
@@ -63,17 +65,19 @@ impl Transition {
             ("value".to_owned(), json!(self.value)),
         ]
         .into();
-        facts.extend(self.rule.above.map(|it| ("above".to_owned(), json!(it))));
-        facts.extend(self.rule.below.map(|it| ("below".to_owned(), json!(it))));
-        facts.extend(self.rule.action.map(|it| ("action".to_owned(), json!(it.name()))));
+        facts.extend(self.rule.above.map(|limit| ("above".to_owned(), json!(limit))));
+        facts.extend(self.rule.below.map(|limit| ("below".to_owned(), json!(limit))));
+        facts.extend(self.rule.action.map(|action| ("action".to_owned(), json!(action.name()))));
         facts
     }
 
-    /// `integrity.dark_share is 0.31, above 0.2`
+    /// Returns its description, such as `integrity.dark_share is 0.3100, above 0.2`.
     pub fn text(&self) -> String {
         let rule = &self.rule;
-        let limit =
-            rule.above.map(|it| format!("above {it}")).or_else(|| rule.below.map(|it| format!("below {it}")));
+        let limit = rule
+            .above
+            .map(|limit| format!("above {limit}"))
+            .or_else(|| rule.below.map(|limit| format!("below {limit}")));
         let limit = limit.unwrap_or_default();
         if self.kind == Kind::Alerted {
             format!("{} is {:.4}, {limit}", rule.value, self.value)
@@ -83,18 +87,19 @@ impl Transition {
     }
 }
 
-/// Alerts of all environments, oldest first.
+/// Returns the alerts of all environments, oldest first.
 pub fn alerts(events: &[Entry]) -> Vec<Alert> {
-    let mut found: Vec<Alert> = Vec::new();
+    let mut alerts: Vec<Alert> = Vec::new();
     for entry in events {
         let event = &entry.event;
         let environment = event.environment.clone().unwrap_or_default();
         let fact = |key: &str| event.facts.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let open = |found: &mut Vec<Alert>| {
-            found.iter().rposition(|it| it.rule == event.subject && it.environment == environment)
+        let latest = |alerts: &mut Vec<Alert>| {
+            let is_same = |alert: &Alert| alert.rule == event.subject && alert.environment == environment;
+            alerts.iter().rposition(is_same)
         };
         match event.kind {
-            Kind::Alerted => found.push(Alert {
+            Kind::Alerted => alerts.push(Alert {
                 number: event.number,
                 rule: event.subject.clone(),
                 environment,
@@ -107,51 +112,55 @@ pub fn alerts(events: &[Entry]) -> Vec<Alert> {
                 acknowledged: None,
             }),
             Kind::Resolved => {
-                if let Some(at) = open(&mut found) {
-                    found[at].resolved.get_or_insert(fact("day"));
+                if let Some(at) = latest(&mut alerts) {
+                    alerts[at].resolved.get_or_insert(fact("day"));
                 }
             }
             Kind::Acknowledged => {
                 let number = event.facts.get("alert").and_then(Value::as_u64);
-                if let Some(alert) = found.iter_mut().find(|it| Some(it.number) == number) {
+                if let Some(alert) = alerts.iter_mut().find(|alert| Some(alert.number) == number) {
                     alert.acknowledged.get_or_insert(event.who.clone());
                 }
             }
             _ => {}
         }
     }
-    found
+    alerts
 }
 
-/// Alerts of an environment that fired on a day, whatever became of them later.
+/// Returns the alerts of an environment that were firing on a day, even if they were resolved later.
 pub fn firing(events: &[Entry], environment: &str, day: &str) -> Vec<Alert> {
-    let fires = |it: &Alert| {
-        let lasts = it.resolved.as_ref().is_none_or(|over| over.as_str() > day);
-        it.environment == environment && it.day.as_str() <= day && lasts
+    let is_firing = |alert: &Alert| {
+        let unresolved = alert.resolved.as_ref().is_none_or(|resolved| resolved.as_str() > day);
+        alert.environment == environment && alert.day.as_str() <= day && unresolved
     };
-    alerts(events).into_iter().filter(fires).collect()
+    alerts(events).into_iter().filter(is_firing).collect()
 }
 
-/// The newest alert up to `day` that fires still and whose action is not done: nothing of its kind happened in the
-/// environment since. An action counts when the alert was raised with it and the rule has it still.
+/// Returns the newest alert up to `day` that is still firing and whose action is still to be done: no event
+/// of that kind happened in the environment since. The action counts if the alert was raised with it and the
+/// rule still has it.
 pub fn due(rules: &[Rule], environment: &str, day: &str, action: Action, events: &[Entry]) -> Option<Alert> {
-    let mut fires = firing(events, environment, day);
-    fires.retain(|it| it.resolved.is_none() && it.action.as_deref() == Some(action.name()));
-    let alert = fires
-        .into_iter()
-        .rfind(|it| rules.iter().any(|rule| rule.name == it.rule && rule.action == Some(action)))?;
+    let mut candidates = firing(events, environment, day);
+    candidates.retain(|alert| alert.resolved.is_none() && alert.action.as_deref() == Some(action.name()));
+    let has_rule =
+        |alert: &Alert| rules.iter().any(|rule| rule.name == alert.rule && rule.action == Some(action));
+    let alert = candidates.into_iter().rfind(has_rule)?;
     let done: &[Kind] = match action {
-        // Whoever released or rolled back since has decided.
+        // A later release or rollback is a decision that replaces this one.
         Action::Rollback => &[Kind::RolledBack, Kind::Released],
         Action::Retrain => &[Kind::Retrained],
     };
-    let is_done = events.iter().map(|it| &it.event).any(|it| {
-        it.number > alert.number && it.environment.as_deref() == Some(environment) && done.contains(&it.kind)
+    let is_done = events.iter().map(|entry| &entry.event).any(|event| {
+        event.number > alert.number
+            && event.environment.as_deref() == Some(environment)
+            && done.contains(&event.kind)
     });
     (!is_done).then_some(alert)
 }
 
-/// What the report of `day` changes; `days` are the numbers of all reports by day, this one among them.
+/// Returns the changes that the report of `day` makes. `days` holds the numbers of all reports by day, that
+/// one included.
 pub fn decide(
     rules: &[Rule],
     environment: &str,
@@ -160,10 +169,11 @@ pub fn decide(
     events: &[Entry],
 ) -> Vec<Transition> {
     let all = alerts(events);
-    let rules = rules.iter().filter(|it| it.env.as_deref().is_none_or(|it| it == environment));
+    let rules = rules.iter().filter(|rule| rule.env.as_deref().is_none_or(|env| env == environment));
     rules.filter_map(|rule| transition(rule, environment, day, days, &all)).collect()
 }
 
+/// Returns the change that the report of `day` makes for one rule.
 fn transition(
     rule: &Rule,
     environment: &str,
@@ -171,10 +181,10 @@ fn transition(
     days: &BTreeMap<String, Values>,
     all: &[Alert],
 ) -> Option<Transition> {
-    let last = all.iter().rfind(|it| it.rule == rule.name && it.environment == environment);
-    let newest = last.map(|it| it.resolved.as_ref().unwrap_or(&it.day).as_str());
-    // A day that is looked at again, or late, changes no history.
-    if newest.is_some_and(|it| it >= day) {
+    let last = all.iter().rfind(|alert| alert.rule == rule.name && alert.environment == environment);
+    let newest = last.map(|alert| alert.resolved.as_ref().unwrap_or(&alert.day).as_str());
+    // A day that is checked again, or late, does not change the past.
+    if newest.is_some_and(|newest| newest >= day) {
         return None;
     }
     let value = *days.get(day)?.get(&rule.value)?;
@@ -182,18 +192,20 @@ fn transition(
     if last.is_some_and(|it| it.resolved.is_none()) {
         return if rule.is_broken_by(value) { None } else { make(Kind::Resolved) };
     }
-    let quiet_until = last.and_then(|it| it.resolved.as_ref()).and_then(|it| after(it, rule.cooldown));
-    if quiet_until.is_some_and(|it| day <= it.as_str()) {
+    let resolved = last.and_then(|alert| alert.resolved.as_ref());
+    let quiet_until = resolved.and_then(|resolved| add_days(resolved, rule.cooldown));
+    if quiet_until.is_some_and(|until| day <= until.as_str()) {
         return None;
     }
-    let measured = days.range(..=day.to_owned()).rev().filter_map(|it| it.1.get(&rule.value));
+    let measured = days.range(..=day.to_owned()).rev().filter_map(|(_, values)| values.get(&rule.value));
     let window: Vec<f64> = measured.take(rule.days as usize).copied().collect();
-    let bad = window.len() == rule.days as usize && window.iter().all(|it| rule.is_broken_by(*it));
-    if bad { make(Kind::Alerted) } else { None }
+    let all_break =
+        window.len() == rule.days as usize && window.iter().all(|value| rule.is_broken_by(*value));
+    if all_break { make(Kind::Alerted) } else { None }
 }
 
-/// The day so many days after another.
-fn after(day: &str, days: u32) -> Option<String> {
+/// Returns the day that is `days` after `day`; none if `day` is not a date.
+fn add_days(day: &str, days: u32) -> Option<String> {
     let date: jiff::civil::Date = day.parse().ok()?;
     Some(date.checked_add(jiff::Span::new().days(i64::from(days))).ok()?.to_string())
 }
@@ -216,7 +228,7 @@ pub mod tests {
 
     const X: &str = "integrity.x";
 
-    /// Any commit will do: the rules look at the events alone.
+    /// Returns some commit; the rules use only the events.
     fn rev() -> Rev {
         let temp = tempfile::tempdir().unwrap();
         let run = |args: &[&str]| {
@@ -229,7 +241,7 @@ pub mod tests {
         Git::discover(temp.path()).unwrap().head().unwrap()
     }
 
-    /// An event in `production`.
+    /// Creates an event in `production`.
     pub fn entry(number: u64, kind: Kind, subject: &str, facts: BTreeMap<String, Value>) -> Entry {
         let event = Event {
             format: FORMAT,
@@ -246,66 +258,67 @@ pub mod tests {
         Entry { rev: rev(), event }
     }
 
-    /// Plays days one after another and tells what was raised and what ended when.
-    fn play(text: &str, values: &[Option<f64>]) -> Vec<String> {
+    /// Checks days one after another and returns which alerts were raised and resolved on which day.
+    fn replay(text: &str, values: &[Option<f64>]) -> Vec<String> {
         let rules = rules(text);
-        let (mut events, mut days, mut told) = (Vec::new(), BTreeMap::new(), Vec::new());
+        let (mut events, mut days, mut changes) = (Vec::new(), BTreeMap::new(), Vec::new());
         for (at, value) in values.iter().enumerate() {
             let day = format!("2026-03-{:02}", at + 1);
-            let row: Values = value.map(|it| (X.to_owned(), it)).into_iter().collect();
+            let row: Values = value.map(|value| (X.to_owned(), value)).into_iter().collect();
             days.insert(day.clone(), row);
-            // Twice: the second look changes nothing.
+            // The second check of a day changes nothing.
             for _ in 0..2 {
-                for it in decide(&rules, "production", &day, &days, &events) {
-                    told.push(format!("{} {}", at + 1, it.kind.name()));
-                    events.push(entry(events.len() as u64 + 1, it.kind, &it.rule.name, it.facts()));
+                for change in decide(&rules, "production", &day, &days, &events) {
+                    changes.push(format!("{} {}", at + 1, change.kind.name()));
+                    let number = events.len() as u64 + 1;
+                    events.push(entry(number, change.kind, &change.rule.name, change.facts()));
                 }
             }
         }
-        told
+        changes
     }
 
     #[test]
-    fn what_fires_is_not_raised_again_and_ends_once() {
+    fn a_firing_alert_is_not_raised_again_and_resolves_once() {
         let (bad, good) = (Some(0.9), Some(0.1));
         assert_eq!(
-            play("", &[good, bad, bad, bad, good, good, bad]),
+            replay("", &[good, bad, bad, bad, good, good, bad]),
             ["2 alerted", "5 resolved", "7 alerted"]
         );
-        assert_eq!(play("days = 2", &[bad, good, bad, bad, bad, good]), ["4 alerted", "6 resolved"]);
+        assert_eq!(replay("days = 2", &[bad, good, bad, bad, bad, good]), ["4 alerted", "6 resolved"]);
         assert_eq!(
-            play("cooldown = 3", &[bad, good, bad, bad, bad, bad]),
+            replay("cooldown = 3", &[bad, good, bad, bad, bad, bad]),
             ["1 alerted", "2 resolved", "6 alerted"]
         );
     }
 
     #[test]
-    fn what_was_not_measured_neither_raises_nor_ends() {
+    fn a_missing_value_neither_raises_nor_resolves() {
         let (bad, good, none) = (Some(0.9), Some(0.1), None);
-        assert_eq!(play("", &[bad, none, none, good]), ["1 alerted", "4 resolved"]);
-        assert_eq!(play("days = 2", &[bad, none, bad]), ["3 alerted"]);
-        assert_eq!(play("", &[none, none]), Vec::<String>::new());
-        assert_eq!(play("", &[Some(f64::NAN), good]), Vec::<String>::new());
+        assert_eq!(replay("", &[bad, none, none, good]), ["1 alerted", "4 resolved"]);
+        assert_eq!(replay("days = 2", &[bad, none, bad]), ["3 alerted"]);
+        assert_eq!(replay("", &[none, none]), Vec::<String>::new());
+        assert_eq!(replay("", &[Some(f64::NAN), good]), Vec::<String>::new());
     }
 
     #[test]
-    fn a_rule_for_another_environment_is_silent_and_a_late_day_changes_no_history() {
-        assert_eq!(play("env = 'production'", &[Some(0.9)]), ["1 alerted"]);
+    fn a_rule_applies_to_its_environment_and_a_day_without_report_changes_nothing() {
+        assert_eq!(replay("env = 'production'", &[Some(0.9)]), ["1 alerted"]);
         let rules = rules("");
         let days = [("2026-03-01".to_owned(), [(X.to_owned(), 0.9)].into())].into();
-        let found = decide(&rules, "production", "2026-03-01", &days, &[]);
-        assert_eq!(found.len(), 1);
-        assert_eq!(found[0].text(), "integrity.x is 0.9000, above 0.5");
+        let changes = decide(&rules, "production", "2026-03-01", &days, &[]);
+        assert_eq!(changes.len(), 1);
+        assert_eq!(changes[0].text(), "integrity.x is 0.9000, above 0.5");
         assert!(decide(&rules, "production", "2026-03-02", &days, &[]).is_empty());
     }
 
     #[test]
-    fn an_action_is_due_until_it_is_done_or_the_alert_is_over() {
+    fn an_action_is_due_until_it_is_done_or_the_alert_is_resolved() {
         let rules = rules("action = 'rollback'");
         let raise = |number, day: &str| {
             let kind = Kind::Alerted;
-            let it = Transition { kind, rule: rules[0].clone(), day: day.into(), value: 0.9 };
-            entry(number, kind, "dark", it.facts())
+            let transition = Transition { kind, rule: rules[0].clone(), day: day.into(), value: 0.9 };
+            entry(number, kind, "dark", transition.facts())
         };
         let due_by =
             |rules: &[Rule], events: &[Entry], action| due(rules, "production", "2026-03-09", action, events);
@@ -316,24 +329,24 @@ pub mod tests {
         assert_eq!(due(&events, Action::Retrain), None);
         events.push(entry(3, Kind::RolledBack, "pets@v0.1.0", BTreeMap::new()));
         assert_eq!(due(&events, Action::Rollback), None);
-        // A day after the one that is looked at says nothing yet.
+        // An alert of a later day does not count yet.
         assert_eq!(due(&[raise(1, "2026-03-10")], Action::Rollback), None);
-        let over = entry(2, Kind::Resolved, "dark", [("day".to_owned(), json!("2026-03-09"))].into());
-        assert_eq!(due(&[raise(1, "2026-03-08"), over], Action::Rollback), None);
-        // Who took the action out of the rule does not want it.
+        let resolved = entry(2, Kind::Resolved, "dark", [("day".to_owned(), json!("2026-03-09"))].into());
+        assert_eq!(due(&[raise(1, "2026-03-08"), resolved], Action::Rollback), None);
+        // An action that was removed from the rule is not due.
         assert_eq!(due_by(&self::rules(""), &events[1..2], Action::Rollback), None);
     }
 
     #[test]
-    fn what_fired_on_a_day_is_told_of_it_for_ever() {
+    fn a_resolved_alert_still_counts_as_firing_on_its_days() {
         let day = |day: &str| [("day".to_owned(), json!(day))].into();
         let events = [
             entry(1, Kind::Alerted, "dark", day("2026-03-02")),
             entry(2, Kind::Resolved, "dark", day("2026-03-04")),
         ];
-        let fires: Vec<usize> =
-            (1..6).map(|it| firing(&events, "production", &format!("2026-03-0{it}")).len()).collect();
-        assert_eq!(fires, [0, 1, 1, 0, 0]);
+        let counts: Vec<usize> =
+            (1..6).map(|day| firing(&events, "production", &format!("2026-03-0{day}")).len()).collect();
+        assert_eq!(counts, [0, 1, 1, 0, 0]);
         assert!(firing(&events, "test", "2026-03-02").is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! `mlx alert`: what was raised, and who took notice.
+//! `mlx alert`: lists alerts and acknowledges them.
 
 use std::fmt;
 
@@ -11,14 +11,14 @@ use crate::{
     ledger::{self, Draft, Published},
 };
 
-/// Look at alerts and take notice of them
+/// List and acknowledge alerts
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// List alerts: those that fire, or all
+    /// List alerts that are firing, or all
     #[command(after_help = "Examples:\n  mlx alert list\n  mlx alert list --all --env production\n\n\
 JSON: {\"alerts\": [{\"number\", \"rule\", \"environment\", \"day\", \"severity\", \"value\", \"resolved\", \"acknowledged\"}]}")]
     List(ListArgs),
-    /// Say that you know of an alert and what you do about it
+    /// Acknowledge an alert
     #[command(
         after_help = "Examples:\n  mlx alert ack 12 --as ada@park.example --why 'the camera is being cleaned'\n\n\
 JSON: {\"alert\", \"who\", \"event\", \"pushed_to\"}"
@@ -28,22 +28,22 @@ JSON: {\"alert\", \"who\", \"event\", \"pushed_to\"}"
 
 #[derive(clap::Args)]
 pub struct ListArgs {
-    /// Those that are over, too
+    /// Include resolved alerts
     #[arg(long)]
     all: bool,
-    /// Only this environment
+    /// List only alerts of this environment
     #[arg(long)]
     env: Option<String>,
 }
 
 #[derive(clap::Args)]
 pub struct AckArgs {
-    /// The alert's number, as `mlx alert list` shows it
+    /// Number of the alert, as shown by `mlx alert list`
     number: u64,
-    /// Who you are
+    /// Your name
     #[arg(long = "as", value_name = "PERSON")]
     who: String,
-    /// What you do about it
+    /// Comment, such as what you do about it
     #[arg(long)]
     why: Option<String>,
 }
@@ -54,36 +54,36 @@ pub struct Acknowledged(u64, Published);
 pub fn list(ctx: &Context<'_>, args: &ListArgs) -> Result<Alerts> {
     let repo = ctx.repo()?;
     let events = ledger::read(&repo.git, ledger::tip(&repo.git)?.as_ref())?;
-    let mut found = alert::alerts(&events);
-    found.retain(|it| args.env.as_ref().is_none_or(|env| *env == it.environment));
-    found.retain(|it| args.all || it.resolved.is_none());
-    Ok(Alerts(found))
+    let mut alerts = alert::alerts(&events);
+    alerts.retain(|alert| args.env.as_ref().is_none_or(|env| *env == alert.environment));
+    alerts.retain(|alert| args.all || alert.resolved.is_none());
+    Ok(Alerts(alerts))
 }
 
 pub fn ack(ctx: &Context<'_>, args: &AckArgs) -> Result<Acknowledged> {
     let repo = ctx.repo()?;
     if args.who.trim().is_empty() {
-        return Err(Error::usage("nobody is named").hint("say who you are with --as"));
+        return Err(Error::usage("the name is empty").hint("give your name with `--as`"));
     }
     let published = ledger::publish(&repo, &|view| {
         let events = ledger::read(&repo.git, view.tip.as_ref())?;
         let all = alert::alerts(&events);
         let missing = || {
-            Error::not_found(format!("there is no alert {}", args.number))
-                .hint("`mlx alert list --all` shows them")
+            Error::not_found(format!("alert {} not found", args.number))
+                .hint("`mlx alert list --all` shows all alerts")
         };
-        let found = all.iter().find(|it| it.number == args.number).ok_or_else(missing)?;
-        if let Some(who) = &found.acknowledged {
+        let alert = all.iter().find(|alert| alert.number == args.number).ok_or_else(missing)?;
+        if let Some(who) = &alert.acknowledged {
             return Err(Error::new(
                 Kind::Conflict,
-                format!("{who} took notice of alert {} already", args.number),
+                format!("alert {} was already acknowledged by {who}", args.number),
             ));
         }
         Ok(Draft {
             kind: ledger::Kind::Acknowledged,
             who: args.who.clone(),
-            subject: found.rule.clone(),
-            environment: Some(found.environment.clone()),
+            subject: alert.rule.clone(),
+            environment: Some(alert.environment.clone()),
             why: args.why.clone(),
             facts: [("alert".to_owned(), json!(args.number))].into(),
             tag: None,
@@ -92,10 +92,11 @@ pub fn ack(ctx: &Context<'_>, args: &AckArgs) -> Result<Acknowledged> {
     Ok(Acknowledged(args.number, published))
 }
 
-/// An alert as JSON.
-pub fn row(it: &Alert) -> Value {
-    json!({"number": it.number, "rule": it.rule, "environment": it.environment, "day": it.day, "severity": it.severity,
-        "value": it.value, "resolved": it.resolved, "acknowledged": it.acknowledged})
+/// Returns an alert as JSON.
+pub fn row(alert: &Alert) -> Value {
+    json!({"number": alert.number, "rule": alert.rule, "environment": alert.environment, "day": alert.day,
+        "severity": alert.severity, "value": alert.value, "resolved": alert.resolved,
+        "acknowledged": alert.acknowledged})
 }
 
 impl Report for Alerts {
@@ -107,24 +108,24 @@ impl Report for Alerts {
 impl fmt::Display for Alerts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
-            return f.write_str("nothing fires");
+            return f.write_str("no alerts are firing");
         }
-        let row = |it: &Alert| {
-            let state =
-                it.resolved.as_ref().map_or_else(|| "fires".to_owned(), |day| format!("over on {day}"));
+        let cells = |alert: &Alert| {
+            let resolved = alert.resolved.as_ref();
+            let state = resolved.map_or_else(|| "firing".to_owned(), |day| format!("resolved on {day}"));
             vec![
-                it.number.to_string(),
-                it.day.clone(),
-                it.environment.clone(),
-                it.severity.clone(),
-                it.rule.clone(),
-                format!("{:.4}", it.value),
+                alert.number.to_string(),
+                alert.day.clone(),
+                alert.environment.clone(),
+                alert.severity.clone(),
+                alert.rule.clone(),
+                format!("{:.4}", alert.value),
                 state,
-                it.acknowledged.clone().unwrap_or_default(),
+                alert.acknowledged.clone().unwrap_or_default(),
             ]
         };
-        let head = ["alert", "since", "environment", "severity", "rule", "value", "state", "known to"];
-        write!(f, "{}", table(&head, self.0.iter().map(row).collect()))
+        let head = ["alert", "since", "environment", "severity", "rule", "value", "state", "acknowledged by"];
+        write!(f, "{}", table(&head, self.0.iter().map(cells).collect()))
     }
 }
 
@@ -136,7 +137,7 @@ impl Report for Acknowledged {
 
 impl fmt::Display for Acknowledged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} knows of alert {}", self.1.event.who, self.0)?;
+        writeln!(f, "alert {} acknowledged by {}", self.0, self.1.event.who)?;
         in_force(f, &self.1)
     }
 }
