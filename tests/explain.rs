@@ -53,6 +53,6 @@ fn a_request_is_explained_and_traced_to_its_data() {
     assert!(chain["inputs"].to_string().contains("\"path\":\"data\""), "{chain}");
     let text = sandbox.ok("lineage asked-1");
     assert!(text.starts_with("request asked-1") && text.contains("answered by pets@v0.1.0"), "{text}");
-    assert!(sandbox.fails("lineage asked-2", 3).contains("nothing is recorded of `asked-2`"));
+    assert!(sandbox.fails("lineage asked-2", 3).contains("`asked-2` is not tracked by mlx"));
     assert!(sandbox.fails("explain asked-2", 3).contains("asked-2"));
 }

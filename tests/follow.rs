@@ -126,7 +126,7 @@ fn what_the_policy_does_not_allow_never_answers() {
     let other = Running::start(&sandbox, "serve --env production --follow --every 1");
     assert_eq!(version_of(&other), "v0.1.0");
     let found = sandbox.mlx("audit --verify");
-    assert!(found.code == 10 && found.out.contains("`pets#production#2` and event"), "{found:?}");
+    assert!(found.code == 10 && found.out.contains("`pets#production#2` does not match event"), "{found:?}");
     // The name it took is told to whoever needs it.
     approve(&sandbox, "pets@v0.2.0");
     let refused = sandbox.fails("release pets@v0.2.0 --env production", 4);
@@ -175,7 +175,7 @@ fn nothing_to_follow_is_said() {
     assert!(
         sandbox
             .fails("serve --env production --follow --port 0", 3)
-            .contains("nothing was released in `production`")
+            .contains("no version was released to `production`")
     );
     assert!(sandbox.fails("serve --port 0", 2).contains("<VERSION>"));
 }

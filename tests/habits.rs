@@ -228,7 +228,7 @@ fn paths_are_taken_in_every_form() {
     sandbox.commit("one");
     for (args, code, part) in [
         ("remove .", 3, "mlx does not track `.`"),
-        ("log .", 3, "no commit has a version of `.`"),
+        ("log .", 3, "`.` has no versions: no commit tracks it"),
         ("add .", 2, "the whole repository cannot be tracked"),
         ("move . x", 2, "`.` cannot be moved into itself"),
     ] {

@@ -103,8 +103,10 @@ fn an_alert_is_raised_once_delivered_and_known() {
     let number = sandbox.json("alert list")["alerts"][0]["number"].as_u64().unwrap();
     sandbox.ok(&format!("alert ack {number} --as ada@park.example --why 'looking'"));
     assert_eq!(sandbox.json("alert list")["alerts"][0]["acknowledged"], "ada@park.example");
-    assert!(sandbox.fails(&format!("alert ack {number} --as bob@x"), 4).contains("took notice of alert"));
-    assert!(sandbox.fails("alert ack 999 --as bob@x", 3).contains("there is no alert 999"));
+    assert!(
+        sandbox.fails(&format!("alert ack {number} --as bob@x"), 4).contains("was already acknowledged by")
+    );
+    assert!(sandbox.fails("alert ack 999 --as bob@x", 3).contains("alert 999 not found"));
     assert_eq!(sandbox.json("audit --verify")["sound"], true);
 }
 
@@ -157,7 +159,7 @@ fn what_is_not_there_is_said_and_nothing_changes() {
             "no day from 2023-11-10 to 2023-11-11",
         ),
         ("retrain --env production", 3, "no labeled pictures of `production` are committed"),
-        ("retrain --env moon", 3, "nothing was released in `moon`"),
+        ("retrain --env moon", 3, "no version was released to `moon`"),
     ] {
         let error = sandbox.fails(args, code);
         assert!(error.contains(says), "{args}: {error}");

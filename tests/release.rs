@@ -73,20 +73,21 @@ fn a_version_is_approved_released_and_taken_back() {
     let refused = sandbox.mlx("release pets@v0.1.0 --env production");
     assert_eq!(refused.code, 10, "{}", refused.err);
     assert!(
-        refused.out.contains("CLOSED") && refused.out.contains("may not serve in production"),
+        refused.out.contains("CLOSED") && refused.out.contains("does not meet the policy of production"),
         "{}",
         refused.out
     );
     let said =
         sandbox.ok(&format!("approve pets@v0.1.0 --report {} {QA}", report(&sandbox, "pets@v0.1.0", 0.95)));
     assert!(
-        said.contains("names are claims") && said.contains("tag mlx/approve/pets@v0.1.0/production/1"),
+        said.contains("the approver's name is not verified")
+            && said.contains("tag mlx/approve/pets@v0.1.0/production/1"),
         "{said}"
     );
     let released = sandbox.json("release pets@v0.1.0 --env production");
     assert_eq!((&released["released"], &released["tag"]), (&json!(true), &json!("pets#production#1")));
     assert!(
-        sandbox.fails("release pets@v0.1.0 --env production", 4).contains("serves in production already")
+        sandbox.fails("release pets@v0.1.0 --env production", 4).contains("already serves in `production`")
     );
 
     another(&sandbox, "0.5");
@@ -95,7 +96,7 @@ fn a_version_is_approved_released_and_taken_back() {
     let back = sandbox.json("rollback --env production --why 'worse at night'");
     assert_eq!((&back["version"], &back["tag"]), (&json!("pets@v0.1.0"), &json!("pets#production#3")));
     assert!(
-        sandbox.fails("rollback --env production", 3).contains("no version served in `production` before")
+        sandbox.fails("rollback --env production", 3).contains("no earlier version served in `production`")
     );
 
     let message = sandbox.git("tag -l --format=%(contents) pets#production#2");
@@ -162,24 +163,24 @@ fn what_is_wrong_is_named_and_nothing_changes() {
             3,
             "there is no registered version `pets@v9.0.0`",
         ),
-        (format!("approve pets --report {good} {QA}"), 2, "`pets` names no version"),
+        (format!("approve pets --report {good} {QA}"), 2, "`pets` is not the full name of a version"),
         (
             format!("approve pets@v0.1.0 --report {good} --env moon --as qa@park.example"),
             3,
-            "the policy knows no environment `moon`",
+            "environment `moon` not found in the policy",
         ),
         (
             format!("approve pets@v0.1.0 --report {good} --env production --as eve@x"),
             6,
-            "does not list `eve@x` as approver",
+            "does not list `eve@x` as an approver",
         ),
-        (format!("approve pets@v0.1.0 --report {other} {QA}"), 4, "this is a report of pets@v0.2.0"),
-        (format!("approve pets@v0.1.0 --report {junk} {QA}"), 5, "this is no report of an application test"),
+        (format!("approve pets@v0.1.0 --report {other} {QA}"), 4, "the report is on pets@v0.2.0"),
+        (format!("approve pets@v0.1.0 --report {junk} {QA}"), 5, "not a report of an application test"),
         (format!("approve pets@v0.1.0 --report /nowhere {QA}"), 3, "cannot read `/nowhere`"),
         (format!("reject pets@v0.1.0 {QA} --why ' '"), 2, "a rejection needs a reason"),
         ("release pets@v9.0.0 --env production".into(), 3, "there is no registered version"),
         ("release pets@v0.1.0 --env moon".into(), 3, "knows no environment `moon`"),
-        ("rollback --env production".into(), 3, "nothing was released in `production`"),
+        ("rollback --env production".into(), 3, "no version was released to `production`"),
     ] {
         let error = sandbox.fails(&args, code);
         assert!(
@@ -190,7 +191,7 @@ fn what_is_wrong_is_named_and_nothing_changes() {
     assert_eq!(sandbox.git("for-each-ref"), before);
     // A report below the limits can be signed off by a person, and still opens no gate.
     let said = sandbox.ok(&format!("approve pets@v0.1.0 --report {poor} {QA}"));
-    assert!(said.contains("not enough for a release"), "{said}");
+    assert!(said.contains("some gates for a release are still closed"), "{said}");
     assert_eq!(sandbox.mlx("release pets@v0.1.0 --env production").code, 10);
     // A policy in the workspace alone, or one that is misspelt, is none.
     let policy = sandbox.read(".mlx/policy.toml");
@@ -202,7 +203,9 @@ fn what_is_wrong_is_named_and_nothing_changes() {
     sandbox.git("rm -q .mlx/policy.toml");
     sandbox.git("commit -q -m none");
     assert!(
-        sandbox.fails("release pets@v0.1.0 --env production", 6).contains("there is no policy in commit")
+        sandbox
+            .fails("release pets@v0.1.0 --env production", 6)
+            .contains("`.mlx/policy.toml` not found in commit")
     );
 }
 

@@ -410,5 +410,5 @@ fn lineage_goes_back_through_stages_to_commits() {
         (&json!("in.txt"), &json!("first"))
     );
     assert!(sandbox.ok("lineage out --dot").starts_with("digraph lineage {"));
-    assert!(sandbox.fails("lineage nothing", 3).contains("nothing is recorded of `nothing`"));
+    assert!(sandbox.fails("lineage nothing", 3).contains("`nothing` is not tracked by mlx"));
 }

@@ -1,9 +1,10 @@
-//! Who did what, and when: one timeline, read from commits, tags and the audit chain.
+//! The audit trail: one timeline of commits, tags and events of the audit chain (`refs/mlx/audit`), and a check
+//! that it was not tampered with.
 
 mod timeline;
 mod verify;
 
 pub use self::{
-    timeline::{Row, What, timeline},
-    verify::{Checked, verify},
+    timeline::{Activity, Row, timeline},
+    verify::{Verification, verify},
 };

@@ -1,7 +1,7 @@
-//! What Git tells already (commits, versions) and what the audit chain adds, in one list.
+//! One timeline of all activity: commits and registered versions from Git, other events from the audit chain.
 //!
-//! Each source has an order of its own that no clock decides; between the sources the written times do, for want
-//! of anything better.
+//! Each source has its own order that does not depend on clocks. Rows of different sources are merged by
+//! their recorded times, the only order there is between them.
 
 use std::{
     cmp::Ordering,
@@ -20,9 +20,9 @@ use crate::{
     repo::Repo,
 };
 
-/// What a row is about.
+/// Kind of activity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum What {
+pub enum Activity {
     Ingested,
     Trained,
     Tested,
@@ -30,22 +30,22 @@ pub enum What {
     Event(ledger::Kind),
 }
 
-/// One line of the timeline.
+/// A row of the timeline.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// As the clock of whoever wrote it said: RFC 3339, UTC.
+    /// Time by the writer's clock: RFC 3339, UTC.
     pub when: String,
-    pub what: What,
+    pub activity: Activity,
     pub who: String,
     pub subject: String,
     pub environment: Option<String>,
     pub why: Option<String>,
     pub digest: Option<Digest>,
-    /// The commit, or the event's commit.
+    /// Commit of the row, or the commit of its event.
     pub rev: String,
 }
 
-impl What {
+impl Activity {
     pub fn name(self) -> &'static str {
         match self {
             Self::Ingested => "ingested",
@@ -57,21 +57,21 @@ impl What {
     }
 }
 
-/// The whole timeline, oldest first.
+/// Returns the whole timeline, oldest first.
 pub fn timeline(repo: &Repo) -> Result<Vec<Row>> {
     let git = &repo.git;
     let versions = registry::versions(git, None)?;
-    let commits = from_commits(git, &versions)?;
+    let commits = commit_rows(git, &versions)?;
     let events = ledger::read(git, ledger::tip(git)?.as_ref())?;
-    let mut named: Vec<Row> = versions.iter().map(from_version).collect();
-    named.sort_by(|a, b| a.when.cmp(&b.when));
-    Ok(merge(vec![commits, named, events.iter().flat_map(from_event).collect()]))
+    let mut registrations: Vec<Row> = versions.iter().map(version_row).collect();
+    registrations.sort_by(|a, b| a.when.cmp(&b.when));
+    Ok(merge(vec![commits, registrations, events.iter().flat_map(event_rows).collect()]))
 }
 
-fn from_version(version: &Version) -> Row {
+fn version_row(version: &Version) -> Row {
     Row {
         when: version.tag.when.to_text(),
-        what: What::Registered,
+        activity: Activity::Registered,
         who: version.tag.tagger.clone(),
         subject: version.name(),
         environment: None,
@@ -81,13 +81,13 @@ fn from_version(version: &Version) -> Row {
     }
 }
 
-/// An event; an approval says also that there was a test.
-fn from_event(entry: &Entry) -> Vec<Row> {
+/// Returns the row of an event; an approval gives a second row for its test report.
+fn event_rows(entry: &Entry) -> Vec<Row> {
     let event = &entry.event;
-    let digest = |key: &str| event.facts.get(key).and_then(|it| it.as_str()?.parse::<Digest>().ok());
-    let row = |what, digest, why| Row {
+    let digest = |key: &str| event.facts.get(key).and_then(|value| value.as_str()?.parse::<Digest>().ok());
+    let row = |activity, digest, why| Row {
         when: event.when.clone(),
-        what,
+        activity,
         who: event.who.clone(),
         subject: event.subject.clone(),
         environment: event.environment.clone(),
@@ -95,65 +95,68 @@ fn from_event(entry: &Entry) -> Vec<Row> {
         digest,
         rev: entry.rev.to_string(),
     };
-    let tested = digest("report")
-        .map(|it| row(What::Tested, Some(it), Some("the report an approval rests on".into())));
+    let reason = Some("report that an approval is based on".into());
+    let tested = digest("report").map(|report| row(Activity::Tested, Some(report), reason));
     let package = digest("package").or_else(|| digest("report"));
-    tested.into_iter().chain([row(What::Event(event.kind), package, event.why.clone())]).collect()
+    tested.into_iter().chain([row(Activity::Event(event.kind), package, event.why.clone())]).collect()
 }
 
-/// What the commits say: data that came or changed, packages and numbers that stages made.
-fn from_commits(git: &Git, versions: &[Version]) -> Result<Vec<Row>> {
+/// Returns the rows of commits: data added or changed, and packages and reports that stages produced.
+fn commit_rows(git: &Git, versions: &[Version]) -> Result<Vec<Row>> {
     let packages: BTreeSet<&RepoPath> = versions.iter().map(|it| &it.path).collect();
     let mut commits = git.log(&git.tips()?)?;
     commits.reverse();
     let (mut rows, mut known) = (Vec::new(), BTreeMap::new());
     for commit in commits {
-        let here = read(git, &commit)?;
+        let here = read_facts(git, &commit)?;
         let empty = Vec::new();
-        let before: &Vec<Fact> = commit.parents.first().and_then(|it| known.get(it)).unwrap_or(&empty);
-        // A merge makes nothing new.
+        let before: &Vec<Fact> =
+            commit.parents.first().and_then(|parent| known.get(parent)).unwrap_or(&empty);
+        // A merge adds no content of its own.
         if commit.parents.len() < 2 {
-            rows.extend(
-                here.iter().filter(|it| !before.contains(it)).filter_map(|it| row(&commit, it, &packages)),
-            );
+            let added = here.iter().filter(|fact| !before.contains(fact));
+            rows.extend(added.filter_map(|fact| commit_row(&commit, fact, &packages)));
         }
         known.insert(commit.rev.clone(), here);
     }
     Ok(rows)
 }
 
-/// Something a commit records.
+/// A tracked path or stage record in a commit.
 #[derive(Clone, PartialEq)]
 enum Fact {
     Pointer(Pointer),
     Stage(String, StageRecord),
 }
 
-fn read(git: &Git, commit: &Commit) -> Result<Vec<Fact>> {
-    let is_lock = |it: &[u8]| it == LOCKFILE.as_bytes() || it.ends_with(format!("/{LOCKFILE}").as_bytes());
-    let mut found = Vec::new();
-    for file in git.files(&commit.rev, &|it| it.ends_with(SUFFIX.as_bytes()) || is_lock(it))? {
+/// Reads the pointers and stage records of a commit.
+fn read_facts(git: &Git, commit: &Commit) -> Result<Vec<Fact>> {
+    let is_lockfile =
+        |path: &[u8]| path == LOCKFILE.as_bytes() || path.ends_with(format!("/{LOCKFILE}").as_bytes());
+    let mut facts = Vec::new();
+    for file in git.files(&commit.rev, &|path| path.ends_with(SUFFIX.as_bytes()) || is_lockfile(path))? {
         let bytes = git.read(&commit.rev, &file)?.unwrap_or_default();
-        // What cannot be read says nothing; `mlx status` names it.
+        // Unreadable files are skipped here; `mlx status` reports them.
         if let Some(path) = file.without_suffix(SUFFIX) {
-            found.extend(Pointer::parse(path, &bytes).ok().map(Fact::Pointer));
+            facts.extend(Pointer::parse(path, &bytes).ok().map(Fact::Pointer));
         } else if let Ok(lock) = Lockfile::parse(&file, &bytes) {
-            found.extend(lock.records().map(|(name, record)| Fact::Stage(name.to_owned(), record.clone())));
+            facts.extend(lock.records().map(|(name, record)| Fact::Stage(name.to_owned(), record.clone())));
         }
     }
-    Ok(found)
+    Ok(facts)
 }
 
-fn row(commit: &Commit, fact: &Fact, packages: &BTreeSet<&RepoPath>) -> Option<Row> {
-    let (what, subject, digest) = match fact {
-        Fact::Pointer(pointer) => (What::Ingested, pointer.path.to_text(), pointer.content.digest),
+/// Returns the row of a fact that a commit added; none if it is of no interest to the timeline.
+fn commit_row(commit: &Commit, fact: &Fact, packages: &BTreeSet<&RepoPath>) -> Option<Row> {
+    let (activity, subject, digest) = match fact {
+        Fact::Pointer(pointer) => (Activity::Ingested, pointer.path.to_text(), pointer.content.digest),
         Fact::Stage(name, record) => {
-            let package = record.outputs.iter().find(|it| packages.contains(it.0));
-            let numbers = record.in_git.iter().next().filter(|_| record.outputs.is_empty());
-            match (package, numbers) {
-                (Some((path, content)), _) => (What::Trained, path.to_text(), content.digest),
+            let package = record.outputs.iter().find(|(path, _)| packages.contains(path));
+            let metrics = record.in_git.iter().next().filter(|_| record.outputs.is_empty());
+            match (package, metrics) {
+                (Some((path, content)), _) => (Activity::Trained, path.to_text(), content.digest),
                 (None, Some((path, content))) if path.bytes().ends_with(b".json") => {
-                    (What::Tested, format!("{path} by {name}"), content.digest)
+                    (Activity::Tested, format!("{path} by {name}"), content.digest)
                 }
                 _ => return None,
             }
@@ -161,7 +164,7 @@ fn row(commit: &Commit, fact: &Fact, packages: &BTreeSet<&RepoPath>) -> Option<R
     };
     Some(Row {
         when: commit.when.to_text(),
-        what,
+        activity,
         who: commit.author.clone(),
         subject,
         environment: None,
@@ -171,12 +174,12 @@ fn row(commit: &Commit, fact: &Fact, packages: &BTreeSet<&RepoPath>) -> Option<R
     })
 }
 
-/// Lists that are in order each, as one; at equal times earlier lists come first.
+/// Merges lists that are each in order by time; at equal times rows of earlier lists come first.
 fn merge(lists: Vec<Vec<Row>>) -> Vec<Row> {
     let mut lists: Vec<VecDeque<Row>> = lists.into_iter().map(Into::into).collect();
     let mut merged = Vec::new();
     loop {
-        let heads = lists.iter().enumerate().filter_map(|(at, it)| Some((at, it.front()?)));
+        let heads = lists.iter().enumerate().filter_map(|(at, list)| Some((at, list.front()?)));
         let first = heads.min_by(|a, b| match a.1.when.cmp(&b.1.when) {
             Ordering::Equal => a.0.cmp(&b.0),
             other => other,

@@ -1,5 +1,5 @@
-//! Where a thing came from, read from Git: versions of a path, and the chain of stage, command,
-//! parameters, inputs and commit that made it.
+//! Lineage of content, read from Git: the versions of a path, and the chain of stages, parameters, inputs and
+//! commits that produced it.
 
 mod trace;
 mod versions;

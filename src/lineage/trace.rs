@@ -1,4 +1,7 @@
-//! The chain behind a thing, walked backwards through lockfiles and pointers.
+//! Traces how content was produced, from an output back to its inputs, by lockfiles and pointers.
+//!
+//! An input is traced further only if its recorded content is the one that the current stage record or
+//! pointer names.
 
 use std::collections::BTreeMap;
 
@@ -8,53 +11,53 @@ use crate::{
     digest::Digest,
     error::{Error, Result},
     git::{Commit, Git, Rev},
-    lineage::versions::{content_at, introduced},
+    lineage::versions::{content_at, introducing_commit},
     path::RepoPath,
     pipeline::{LOCKFILE, Lockfile, StageRecord},
     pointer::{Content, Pointer, SUFFIX},
     store::Store,
 };
 
-/// How a thing came to be.
+/// Origin of a file or folder.
 #[derive(Clone, Debug)]
 pub enum Origin {
-    /// A stage made it.
+    /// Output of a stage.
     Stage { name: String, command: String, params: BTreeMap<String, Value>, edited: bool },
-    /// Somebody added it.
+    /// Added by a user with `mlx add`.
     Added,
-    /// It is a plain file of Git, or lay around.
+    /// A file tracked by Git, or an untracked one.
     Plain,
 }
 
-/// A thing and how it came to be.
+/// A file or folder with its content, origin and inputs.
 #[derive(Clone, Debug)]
 pub struct Node {
     pub path: RepoPath,
     pub content: Content,
     pub origin: Origin,
-    /// The commit that brought this content; none while it is not committed.
+    /// Commit that introduced this content; none if it is not committed.
     pub commit: Option<Commit>,
     pub inputs: Vec<Node>,
 }
 
-/// A thing at the end of its chain.
+/// The lineage of a file or folder.
 #[derive(Clone, Debug)]
 pub struct Lineage {
     pub root: Node,
 }
 
-/// What speaks at one version: the lockfiles and pointers of the workspace, or of a commit.
+/// The lockfiles and pointers of the workspace or of a commit.
 struct Sources<'s> {
     git: &'s Git,
     store: &'s Store,
-    /// From where commits are looked for.
-    from: Option<Rev>,
+    /// Commit from which history is searched.
+    start: Option<Rev>,
     locks: Vec<Lockfile>,
     pointers: BTreeMap<RepoPath, Content>,
 }
 
-/// Walks back from `path` as `rev` has it; without one, as the workspace has it: `workspace` reads a
-/// file of it.
+/// Traces `path` at `rev`, or in the workspace without one; then `workspace` reads a file of it and `tracked`
+/// lists its lockfiles and pointers.
 pub fn trace(
     git: &Git,
     store: &Store,
@@ -68,75 +71,77 @@ pub fn trace(
         None => workspace(file),
     };
     let files = match rev {
-        Some(rev) => git.files(rev, &|it| speaks(it))?,
+        Some(rev) => git.files(rev, &speaks)?,
         None => tracked.to_vec(),
     };
     let mut sources = Sources {
         git,
         store,
-        from: rev.cloned().or_else(|| git.head()),
+        start: rev.cloned().or_else(|| git.head()),
         locks: Vec::new(),
         pointers: BTreeMap::new(),
     };
     for file in files {
         let Some(bytes) = read(&file)? else { continue };
-        if let Some(of) = file.without_suffix(SUFFIX) {
-            sources.pointers.insert(of.clone(), Pointer::parse(of, &bytes)?.content);
+        if let Some(tracked) = file.without_suffix(SUFFIX) {
+            sources.pointers.insert(tracked.clone(), Pointer::parse(tracked, &bytes)?.content);
         } else {
             sources.locks.push(Lockfile::parse(&file, &bytes)?);
         }
     }
-    let none = || {
-        Error::not_found(format!("nothing is recorded of `{path}`"))
+    let untracked = || {
+        Error::not_found(format!("`{path}` is not tracked by mlx"))
             .hint("name an output of a stage, a tracked file or folder, or a registered version such as `pets@v0.1.0`")
     };
-    let (stage, content) = sources.find(path)?.ok_or_else(none)?;
+    let (stage, content) = sources.find(path)?.ok_or_else(untracked)?;
     let root = sources.node(path, content, stage)?;
     Ok(Lineage { root })
 }
 
-/// Whether a file of Git says something of what is tracked.
+/// Returns true for the name of a file that tracks content: a pointer or a lockfile.
 pub fn speaks(file: &[u8]) -> bool {
     file.ends_with(SUFFIX.as_bytes())
         || file == LOCKFILE.as_bytes()
         || file.ends_with(format!("/{LOCKFILE}").as_bytes())
 }
 
-type Maker<'l> = Option<(&'l str, &'l StageRecord)>;
+type Producer<'l> = Option<(&'l str, &'l StageRecord)>;
 
 impl Sources<'_> {
-    /// The content of a path with the stage that made it.
-    fn find(&self, path: &RepoPath) -> Result<Option<(Maker<'_>, Content)>> {
+    /// Returns the content of a path with the stage that produced it, if one did.
+    fn find(&self, path: &RepoPath) -> Result<Option<(Producer<'_>, Content)>> {
         for (name, record) in self.locks.iter().flat_map(Lockfile::records) {
             let mut outputs = record.outputs.iter().chain(&record.in_git);
-            if let Some((top, content)) = outputs.find(|it| path.is_within(it.0)) {
-                return Ok(self.below(path, top, content)?.map(|it| (Some((name, record)), it)));
+            if let Some((top, content)) = outputs.find(|(top, _)| path.is_within(top)) {
+                return Ok(self.content_within(path, top, content)?.map(|it| (Some((name, record)), it)));
             }
         }
         for (top, content) in &self.pointers {
             if path.is_within(top) {
-                return Ok(self.below(path, top, content)?.map(|it| (None, it)));
+                return Ok(self.content_within(path, top, content)?.map(|it| (None, it)));
             }
         }
         Ok(None)
     }
 
-    fn below(&self, path: &RepoPath, top: &RepoPath, content: &Content) -> Result<Option<Content>> {
+    /// Returns the content of `path` within `content`, which belongs to its ancestor `top`.
+    fn content_within(&self, path: &RepoPath, top: &RepoPath, content: &Content) -> Result<Option<Content>> {
         let below = path.below(top).unwrap_or_default();
         if below.is_root() {
             return Ok(Some(*content));
         }
         let entry = crate::store::file_at(self.store, &content.digest, &below)?;
-        Ok(entry.map(|it| Content {
-            digest: it.digest,
-            files: it.files,
-            kind: it.kind.shape(),
-            size: it.size,
+        Ok(entry.map(|entry| Content {
+            digest: entry.digest,
+            files: entry.files,
+            kind: entry.kind.shape(),
+            size: entry.size,
         }))
     }
 
-    fn node(&self, path: &RepoPath, content: Content, maker: Maker<'_>) -> Result<Node> {
-        let (origin, inputs) = match maker {
+    /// Builds the node of a path and, recursively, of its inputs.
+    fn node(&self, path: &RepoPath, content: Content, producer: Producer<'_>) -> Result<Node> {
+        let (origin, inputs) = match producer {
             Some((name, record)) => {
                 let inputs = record.dependencies.iter().map(|(path, content)| self.input(path, *content));
                 let origin = Origin::Stage {
@@ -154,33 +159,35 @@ impl Sources<'_> {
         Ok(Node { path: path.clone(), content, origin, commit, inputs })
     }
 
-    /// An input as it went in: only if what made the present version made that one is its chain followed.
+    /// Builds the node of an input with its recorded content. Its producer is followed only if that produced
+    /// this content.
     fn input(&self, path: &RepoPath, content: Content) -> Result<Node> {
-        let maker = match self.find(path)? {
-            Some((maker, now)) if now.digest == content.digest => maker,
+        let producer = match self.find(path)? {
+            Some((producer, current)) if current.digest == content.digest => producer,
             _ => None,
         };
-        self.node(path, content, maker)
+        self.node(path, content, producer)
     }
 
+    /// Returns the commit that introduced this content of a path.
     fn commit(&self, path: &RepoPath, content: &Content) -> Result<Option<Commit>> {
-        let Some(from) = &self.from else { return Ok(None) };
-        let tracked = content_at(self.git, self.store, from, path)?.is_some();
+        let Some(start) = &self.start else { return Ok(None) };
+        let tracked = content_at(self.git, self.store, start, path)?.is_some();
         if tracked {
-            return introduced(self.git, self.store, from, path, &content.digest);
+            return introducing_commit(self.git, self.store, start, path, &content.digest);
         }
-        self.plain_commit(from, path, content)
+        self.plain_commit(start, path, content)
     }
 
-    /// The newest commit that gave a plain file of Git this content.
-    fn plain_commit(&self, from: &Rev, path: &RepoPath, content: &Content) -> Result<Option<Commit>> {
-        for commit in self.git.log(std::slice::from_ref(from))? {
+    /// Returns the newest commit that gave a file tracked by Git this content.
+    fn plain_commit(&self, start: &Rev, path: &RepoPath, content: &Content) -> Result<Option<Commit>> {
+        for commit in self.git.log(std::slice::from_ref(start))? {
             let Some(blob) = self.git.blob(&commit.rev, path)? else { continue };
-            let mut kept = false;
+            let mut inherited = false;
             for parent in &commit.parents {
-                kept |= self.git.blob(parent, path)? == Some(blob);
+                inherited |= self.git.blob(parent, path)? == Some(blob);
             }
-            if !kept && Digest::of(&self.git.read_blob(blob)?) == content.digest {
+            if !inherited && Digest::of(&self.git.read_blob(blob)?) == content.digest {
                 return Ok(Some(commit));
             }
         }

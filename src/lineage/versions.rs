@@ -1,4 +1,4 @@
-//! The versions of a tracked path: commits in which its content changed.
+//! Versions of a tracked path: the commits that changed its content.
 
 use crate::{
     digest::Digest,
@@ -10,81 +10,91 @@ use crate::{
     store::{Store, file_at},
 };
 
-/// A commit in which a path got the content it has there; none when it lost it.
+/// A commit that changed the content of a path; no content where the commit removed it.
 #[derive(Clone, Debug)]
 pub struct Version {
     pub commit: Commit,
     pub content: Option<Content>,
 }
 
-/// Versions of `path`, newest first, as far as `from` descends from them.
-pub fn versions(git: &Git, store: &Store, from: &Rev, path: &RepoPath) -> Result<Vec<Version>> {
+/// Returns the versions of `path` among the ancestors of `start` and itself, newest first.
+pub fn versions(git: &Git, store: &Store, start: &Rev, path: &RepoPath) -> Result<Vec<Version>> {
     let mut found = Vec::new();
-    let mut known = false;
-    for commit in git.log(std::slice::from_ref(from))? {
-        let here = content_at(git, store, &commit.rev, path)?;
-        known |= here.is_some();
-        let before =
-            commit.parents.iter().map(|it| content_at(git, store, it, path)).collect::<Result<Vec<_>>>()?;
-        // A merge that took one side's content made no version.
-        let same = |it: &Option<Content>| it.map(|it| it.digest) == here.map(|it| it.digest);
-        let changed = if before.is_empty() { here.is_some() } else { !before.iter().any(same) };
+    let mut is_known = false;
+    for commit in git.log(std::slice::from_ref(start))? {
+        let current = content_at(git, store, &commit.rev, path)?;
+        is_known |= current.is_some();
+        let before = commit.parents.iter().map(|parent| content_at(git, store, parent, path));
+        let before = before.collect::<Result<Vec<_>>>()?;
+        // A merge that kept one parent's content is not a version.
+        let digest = current.map(|content| content.digest);
+        let same = |parent: &Option<Content>| parent.map(|content| content.digest) == digest;
+        let changed = if before.is_empty() { current.is_some() } else { !before.iter().any(same) };
         if changed {
-            found.push(Version { commit, content: here });
+            found.push(Version { commit, content: current });
         }
     }
-    if known {
+    if is_known {
         return Ok(found);
     }
-    let error = Error::not_found(format!("no commit has a version of `{path}`"));
+    let error = Error::not_found(format!("`{path}` has no versions: no commit tracks it"));
     Err(error
-        .hint("track it with `mlx add` or as an output of a stage, and commit the pointer or `mlx.lock`"))
+        .hint("track it with `mlx add` or as an output of a stage, then commit its pointer or `mlx.lock`"))
 }
 
-/// What a path holds at a commit, by its pointer, its stage's record, or the tree it lies in.
+/// Returns the content of a path at a commit, from its own pointer or that of a folder above it, or from a
+/// lockfile.
 pub fn content_at(git: &Git, store: &Store, rev: &Rev, path: &RepoPath) -> Result<Option<Content>> {
-    let mut here = Some(path.clone());
-    while let Some(top) = here.filter(|it| !it.is_root()) {
+    let mut next = Some(path.clone());
+    while let Some(top) = next.filter(|it| !it.is_root()) {
         if let Some(bytes) = git.read(rev, &top.with_suffix(SUFFIX))?
             && let Ok(pointer) = Pointer::parse(top.clone(), &bytes)
         {
-            return within(store, &pointer, path);
+            return content_within(store, &pointer, path);
         }
-        here = top.parent();
+        next = top.parent();
     }
     recorded_at(git, store, rev, path)
 }
 
+/// Returns the content of a path as the lockfiles of a commit record it; unreadable ones are skipped.
 fn recorded_at(git: &Git, store: &Store, rev: &Rev, path: &RepoPath) -> Result<Option<Content>> {
-    let is_lock = |it: &[u8]| it == LOCKFILE.as_bytes() || it.ends_with(format!("/{LOCKFILE}").as_bytes());
-    for file in git.files(rev, &is_lock)? {
+    let is_lockfile =
+        |path: &[u8]| path == LOCKFILE.as_bytes() || path.ends_with(format!("/{LOCKFILE}").as_bytes());
+    for file in git.files(rev, &is_lockfile)? {
         let Ok(lock) = Lockfile::parse(&file, &git.read(rev, &file)?.unwrap_or_default()) else { continue };
-        let mut outputs = lock.records().flat_map(|it| it.1.outputs.iter().chain(&it.1.in_git));
-        if let Some((top, content)) = outputs.find(|it| path.is_within(it.0)) {
-            return within(store, &Pointer { path: top.clone(), content: *content }, path);
+        let mut outputs = lock.records().flat_map(|(_, record)| record.outputs.iter().chain(&record.in_git));
+        if let Some((top, content)) = outputs.find(|(top, _)| path.is_within(top)) {
+            return content_within(store, &Pointer { path: top.clone(), content: *content }, path);
         }
     }
     Ok(None)
 }
 
-fn within(store: &Store, pointer: &Pointer, path: &RepoPath) -> Result<Option<Content>> {
+/// Returns the content of `path` within that of a pointer above it.
+fn content_within(store: &Store, pointer: &Pointer, path: &RepoPath) -> Result<Option<Content>> {
     let below = path.below(&pointer.path).unwrap_or_default();
     if below.is_root() {
         return Ok(Some(pointer.content));
     }
     let entry = file_at(store, &pointer.content.digest, &below)?;
-    Ok(entry.map(|it| Content { digest: it.digest, files: it.files, kind: it.kind.shape(), size: it.size }))
+    Ok(entry.map(|entry| Content {
+        digest: entry.digest,
+        files: entry.files,
+        kind: entry.kind.shape(),
+        size: entry.size,
+    }))
 }
 
-/// The commit in which `wanted` became the content of `path`, looking back from `from`.
-pub fn introduced(
+/// Returns the newest commit, `start` or an ancestor of it, that made `wanted` the content of `path`.
+pub fn introducing_commit(
     git: &Git,
     store: &Store,
-    from: &Rev,
+    start: &Rev,
     path: &RepoPath,
     wanted: &Digest,
 ) -> Result<Option<Commit>> {
-    let found = versions(git, store, from, path)?;
-    let mut with = found.into_iter().filter(|it| it.content.is_some_and(|it| it.digest == *wanted));
-    Ok(with.next().map(|it| it.commit))
+    let found = versions(git, store, start, path)?;
+    let has_wanted = |version: &Version| version.content.is_some_and(|content| content.digest == *wanted);
+    Ok(found.into_iter().find(has_wanted).map(|version| version.commit))
 }

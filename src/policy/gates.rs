@@ -1,26 +1,26 @@
-//! A report held against the limits of an environment.
+//! Gates on a test report: compares its numbers with the limits of an environment.
 
 use std::collections::BTreeMap;
 
 use crate::{digest::Digest, policy::Environment};
 
-/// What a test of a version found, as far as a policy asks for it.
+/// Results of an application test of a version, as far as policies limit them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evidence {
     pub version: String,
     pub package: Digest,
     pub accuracy: f64,
-    /// By class.
+    /// Precision by class.
     pub precision: BTreeMap<String, f64>,
-    /// By class.
+    /// Recall by class.
     pub recall: BTreeMap<String, f64>,
-    /// Milliseconds.
+    /// 99th percentile of the latency, in milliseconds.
     pub p99: f64,
-    /// Checks of the application that failed, by name.
+    /// Names of failed checks of the application.
     pub failed: Vec<String>,
 }
 
-/// One thing asked for, and what was found.
+/// A requirement and what was found; the gate is open if the requirement is met.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gate {
     pub name: String,
@@ -29,9 +29,9 @@ pub struct Gate {
     pub is_open: bool,
 }
 
-/// Every limit of the environment with what the report says of it. A number that is missing or NaN closes its gate.
-pub fn gates(environment: &Environment, evidence: &Evidence) -> Vec<Gate> {
-    let mut found = vec![Gate {
+/// Returns a gate for each limit of the environment. A number that is missing or NaN closes its gate.
+pub fn check_limits(environment: &Environment, evidence: &Evidence) -> Vec<Gate> {
+    let mut gates = vec![Gate {
         name: "checks".into(),
         asked: "all passed".into(),
         found: if evidence.failed.is_empty() {
@@ -41,38 +41,40 @@ pub fn gates(environment: &Environment, evidence: &Evidence) -> Vec<Gate> {
         },
         is_open: evidence.failed.is_empty(),
     }];
-    if let Some(least) = environment.accuracy {
-        found.push(at_least("accuracy".into(), least, Some(evidence.accuracy)));
+    if let Some(minimum) = environment.accuracy {
+        gates.push(at_least("accuracy".into(), minimum, Some(evidence.accuracy)));
     }
-    for (what, least, rows) in [
+    for (metric, minimum, values) in [
         ("precision", environment.precision, &evidence.precision),
         ("recall", environment.recall, &evidence.recall),
     ] {
-        let Some(least) = least else { continue };
-        if rows.is_empty() {
-            found.push(at_least(what.into(), least, None));
+        let Some(minimum) = minimum else { continue };
+        if values.is_empty() {
+            gates.push(at_least(metric.into(), minimum, None));
         }
-        found.extend(
-            rows.iter().map(|(class, value)| at_least(format!("{what} of {class}"), least, Some(*value))),
+        let by_class = values.iter();
+        gates.extend(
+            by_class.map(|(class, value)| at_least(format!("{metric} of {class}"), minimum, Some(*value))),
         );
     }
-    if let Some(most) = environment.p99 {
-        found.push(Gate {
+    if let Some(maximum) = environment.p99 {
+        gates.push(Gate {
             name: "p99".into(),
-            asked: format!("at most {most} ms"),
+            asked: format!("at most {maximum} ms"),
             found: format!("{:.1} ms", evidence.p99),
-            is_open: evidence.p99 <= most,
+            is_open: evidence.p99 <= maximum,
         });
     }
-    found
+    gates
 }
 
-fn at_least(name: String, least: f64, value: Option<f64>) -> Gate {
+/// Returns the gate of a value that has to reach `minimum`.
+fn at_least(name: String, minimum: f64, value: Option<f64>) -> Gate {
     Gate {
         name,
-        asked: format!("at least {least}"),
-        found: value.map_or_else(|| "nothing".into(), |it| format!("{it:.4}")),
-        is_open: value.is_some_and(|it| it >= least),
+        asked: format!("at least {minimum}"),
+        found: value.map_or_else(|| "none".into(), |value| format!("{value:.4}")),
+        is_open: value.is_some_and(|value| value >= minimum),
     }
 }
 
@@ -98,12 +100,12 @@ mod tests {
         let policy = crate::policy::Policy::parse(policy.as_bytes()).unwrap();
         let mut evidence = evidence();
         change(&mut evidence);
-        let found = gates(policy.environment("production").unwrap(), &evidence);
-        found.into_iter().filter(|it| !it.is_open).map(|it| it.name).collect()
+        let gates = check_limits(policy.environment("production").unwrap(), &evidence);
+        gates.into_iter().filter(|gate| !gate.is_open).map(|gate| gate.name).collect()
     }
 
     #[test]
-    fn a_number_that_is_short_or_missing_closes_its_gate() {
+    fn a_low_or_missing_number_closes_its_gate() {
         assert_eq!(closed(|_| ()), Vec::<String>::new());
         assert_eq!(closed(|it| it.accuracy = 0.9699), ["accuracy"]);
         assert_eq!(closed(|it| it.accuracy = f64::NAN), ["accuracy"]);

@@ -1,12 +1,12 @@
-//! What a version must meet, who may vouch for it, and what is worth an alert: `.mlx/policy.toml`.
+//! The policy, `.mlx/policy.toml`: requirements for serving, who may approve versions, and alert rules.
 //!
-//! The policy that counts is the one at the tip of the Git remote's default branch (at HEAD without a remote),
-//! never the file in the workspace: what guards a branch guards the policy. Where nothing is said the gate is
-//! closed.
+//! The policy in effect is the one at the tip of the Git remote's default branch (at HEAD without a remote),
+//! never the file in the workspace, so that the protection of that branch also protects the policy. Whatever
+//! the policy does not allow is denied.
 
 mod gates;
 
-pub use self::gates::{Evidence, Gate, gates};
+pub use self::gates::{Evidence, Gate, check_limits};
 
 use std::collections::BTreeMap;
 
@@ -20,14 +20,14 @@ use crate::{
     path::RepoPath,
 };
 
-/// Where the policy lies.
+/// Path of the policy in a repository.
 pub const FILE: &str = ".mlx/policy.toml";
 const FORMAT: u64 = 1;
 
-/// What the numbers of a report start with.
-const REPORTED: [&str; 5] = ["integrity.", "drift.", "performance.", "bias.", "telemetry."];
+/// Prefixes of the names of numbers in a report.
+const REPORT_PREFIXES: [&str; 5] = ["integrity.", "drift.", "performance.", "bias.", "telemetry."];
 
-/// The policy with its name.
+/// A parsed policy.
 #[derive(Clone, Debug)]
 pub struct Policy {
     pub digest: Digest,
@@ -38,7 +38,7 @@ pub struct Policy {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
+struct RawPolicy {
     format: u64,
     #[serde(default)]
     env: BTreeMap<String, Environment>,
@@ -48,41 +48,41 @@ struct Written {
     alert: Vec<Rule>,
 }
 
-/// Somebody who may be named as approver.
+/// A person who can be listed as an approver.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Person {
-    /// Who this is, for people.
+    /// Full name, for readers.
     #[serde(default)]
     pub name: String,
-    /// `ssh-ed25519 AAAA…` or `gpg FINGERPRINT`.
+    /// Public keys: `ssh-ed25519 AAAA…` or `gpg FINGERPRINT`.
     #[serde(default)]
     pub keys: Vec<String>,
 }
 
-/// What it takes to serve in an environment.
+/// Requirements for serving in an environment.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Environment {
-    /// Who may approve.
+    /// People who may approve.
     #[serde(default)]
     pub approvers: Vec<String>,
-    /// How many of them have to.
+    /// Number of approvals needed.
     #[serde(default = "one")]
     pub approvals: u32,
-    /// Whether an approval counts only with a signature by a key of that person.
+    /// True if an approval has to be signed with a key of its approver.
     #[serde(default)]
     pub signed: bool,
-    /// Whether who registered a version may not approve it.
+    /// True if the person who registered a version may not approve it.
     #[serde(default)]
     pub independent: bool,
-    /// Smallest accuracy in the report.
+    /// Minimum accuracy in the report.
     pub accuracy: Option<f64>,
-    /// Smallest precision of any class.
+    /// Minimum precision of each class.
     pub precision: Option<f64>,
-    /// Smallest recall of any class.
+    /// Minimum recall of each class.
     pub recall: Option<f64>,
-    /// Largest 99th percentile of the latency, milliseconds.
+    /// Maximum 99th percentile of the latency, in milliseconds.
     pub p99: Option<f64>,
 }
 
@@ -90,28 +90,29 @@ fn one() -> u32 {
     1
 }
 
-/// When a number of a day's report is worth an alert.
+/// An alert rule: a limit on a number of daily reports.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     pub name: String,
-    /// Only in this environment.
+    /// Environment to which the rule applies; all if none.
     pub env: Option<String>,
-    /// A number of the report, such as `integrity.dark_share`.
+    /// Name of a number in the report, such as `integrity.dark_share`.
     pub value: String,
     pub above: Option<f64>,
     pub below: Option<f64>,
-    /// For so many days in a row.
+    /// Number of consecutive reported days that have to break the limit.
     #[serde(default = "one")]
     pub days: u32,
     #[serde(default)]
     pub severity: Severity,
-    /// Days after an alert's end in which it is not raised again.
+    /// Days after an alert is resolved during which it is not raised again.
     #[serde(default)]
     pub cooldown: u32,
     pub action: Option<Action>,
 }
 
+/// Severity of an alert.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
@@ -121,13 +122,13 @@ pub enum Severity {
     Critical,
 }
 
-/// What an alert sets off.
+/// Action that an alert triggers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
-    /// A candidate, trained anew.
+    /// Train a new candidate.
     Retrain,
-    /// The version before answers again.
+    /// Roll back to the version that served before.
     Rollback,
 }
 
@@ -151,98 +152,104 @@ impl Action {
 }
 
 impl Policy {
-    /// The policy in a commit.
+    /// Reads the policy in a commit. A missing commit or policy is an error, since nothing is allowed then.
     pub fn at(git: &Git, rev: Option<&Rev>) -> Result<Self> {
         let path = RepoPath::of_mlx("policy.toml");
-        let bytes = rev.map(|it| git.read(it, &path)).transpose()?.flatten();
-        let place = rev.map_or_else(|| "the Git remote".to_owned(), |it| format!("commit {}", it.short()));
+        let bytes = rev.map(|rev| git.read(rev, &path)).transpose()?.flatten();
+        let location =
+            rev.map_or_else(|| "the Git remote".to_owned(), |rev| format!("commit {}", rev.short()));
         let bytes = bytes.ok_or_else(|| {
-            Error::new(Kind::Denied, format!("there is no policy in {place}, so nothing is allowed"))
-                .hint(format!("commit `{FILE}` (and push it to the default branch); `mlx init --template pets` writes one"))
+            Error::new(
+                Kind::Denied,
+                format!("`{FILE}` not found in {location}, so nothing may be approved or released"),
+            )
+            .hint(
+                "commit one and push it to the default branch; `mlx init --template pets` writes an example",
+            )
         })?;
-        Self::parse(&bytes).doing(|| format!("cannot use `{FILE}` of {place}"))
+        Self::parse(&bytes).doing(|| format!("cannot use `{FILE}` of {location}"))
     }
 
-    /// Reads a policy; a key that is not known is an error, since it may be a misspelt limit.
+    /// Parses a policy. An unknown key is an error, since it may be a misspelled limit.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let text = String::from_utf8_lossy(bytes);
         if document::has_conflict_marks(&text) {
             return Err(Error::corrupt(format!("`{FILE}` has merge-conflict marks"))
                 .hint("resolve the conflict in it"));
         }
-        let wrong = |why: String| Error::usage(format!("the policy says what cannot be: {why}"));
-        let written: Written = toml::from_str(&text).map_err(|it| wrong(it.message().to_owned()))?;
-        if written.format != FORMAT {
+        let invalid = |why: String| Error::usage(format!("the policy is not valid: {why}"));
+        let raw: RawPolicy = toml::from_str(&text).map_err(|error| invalid(error.message().to_owned()))?;
+        if raw.format != FORMAT {
             return Err(Error::corrupt(format!("`{FILE}` was written for a newer mlx")).hint("upgrade mlx"));
         }
-        let policy = Self {
-            digest: Digest::of(bytes),
-            environments: written.env,
-            people: written.people,
-            rules: written.alert,
-        };
-        policy.check().map_err(wrong)?;
+        let policy =
+            Self { digest: Digest::of(bytes), environments: raw.env, people: raw.people, rules: raw.alert };
+        policy.check().map_err(invalid)?;
         Ok(policy)
     }
 
+    /// Checks all values; an error is the text of the first problem.
     fn check(&self) -> std::result::Result<(), String> {
-        for (name, it) in &self.environments {
-            if !is_environment(name) {
-                return Err(format!("`{name}` is no name of an environment: a-z, 0-9 and `-`"));
+        for (name, environment) in &self.environments {
+            if !is_environment_name(name) {
+                return Err(format!("`{name}` is not a valid name of an environment: use a-z, 0-9 and `-`"));
             }
-            if let Some(unknown) = it.approvers.iter().find(|it| !self.people.contains_key(*it)) {
-                return Err(format!("the approver `{unknown}` of `{name}` is not among [people]"));
+            let approvers = &environment.approvers;
+            if let Some(unknown) = approvers.iter().find(|person| !self.people.contains_key(*person)) {
+                return Err(format!("the approver `{unknown}` of `{name}` is not listed in [people]"));
             }
-            let mut people: Vec<&String> = it.approvers.iter().collect();
+            let mut people: Vec<&String> = approvers.iter().collect();
             people.sort_unstable();
-            if let Some([twice, ..]) = people.windows(2).find(|it| it[0] == it[1]) {
-                return Err(format!("`{name}` lists the approver `{twice}` twice"));
+            if let Some([duplicate, ..]) = people.windows(2).find(|pair| pair[0] == pair[1]) {
+                return Err(format!("`{name}` lists the approver `{duplicate}` twice"));
             }
-            if it.approvals as usize > it.approvers.len() {
+            if environment.approvals as usize > approvers.len() {
                 return Err(format!(
-                    "`{name}` asks for {} approvals and has {} approvers",
-                    it.approvals,
-                    it.approvers.len()
+                    "`{name}` needs {} approvals, but lists {} approvers",
+                    environment.approvals,
+                    approvers.len()
                 ));
             }
-            let shares = [it.accuracy, it.precision, it.recall];
-            if shares.iter().flatten().any(|it| !(0.0..=1.0).contains(it))
-                || it.p99.is_some_and(|it| it.is_nan() || it <= 0.0)
+            let shares = [environment.accuracy, environment.precision, environment.recall];
+            if shares.iter().flatten().any(|share| !(0.0..=1.0).contains(share))
+                || environment.p99.is_some_and(|p99| p99.is_nan() || p99 <= 0.0)
             {
                 return Err(format!(
-                    "a limit of `{name}` is out of range: shares are 0 to 1, p99 is above 0"
+                    "a limit of `{name}` is out of range: accuracy, precision and recall are 0 to 1, p99 is above 0"
                 ));
             }
         }
         for (name, person) in &self.people {
-            person.parsed().map_err(|it| format!("a key of `{name}`: {it}"))?;
+            person.parsed_keys().map_err(|error| format!("a key of `{name}`: {error}"))?;
         }
-        let mut names: Vec<&str> = self.rules.iter().map(|it| it.name.as_str()).collect();
+        let mut names: Vec<&str> = self.rules.iter().map(|rule| rule.name.as_str()).collect();
         names.sort_unstable();
-        if let Some([twice, ..]) = names.windows(2).find(|it| it[0] == it[1]) {
-            return Err(format!("two alerts are called `{twice}`"));
+        if let Some([duplicate, ..]) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(format!("two alerts have the name `{duplicate}`"));
         }
-        self.rules.iter().try_for_each(|it| it.check(&self.environments))
+        self.rules.iter().try_for_each(|rule| rule.check(&self.environments))
     }
 
-    /// What an environment asks for.
+    /// Returns the requirements of an environment.
     pub fn environment(&self, name: &str) -> Result<&Environment> {
         self.environments.get(name).ok_or_else(|| {
             let known: Vec<&str> = self.environments.keys().map(String::as_str).collect();
-            Error::not_found(format!("the policy knows no environment `{name}`"))
-                .hint(format!("there are: {}; add [env.{name}] to `{FILE}`", known.join(", ")))
+            Error::not_found(format!("environment `{name}` not found in the policy")).hint(format!(
+                "known environments: {}; add a new one to `{FILE}` as [env.{name}]",
+                known.join(", ")
+            ))
         })
     }
 
-    /// The keys of a person.
+    /// Returns the public keys of a person; none for an unknown one.
     pub fn keys(&self, person: &str) -> Result<Vec<Key>> {
-        self.people.get(person).map_or_else(|| Ok(Vec::new()), Person::parsed)
+        self.people.get(person).map_or_else(|| Ok(Vec::new()), Person::parsed_keys)
     }
 }
 
 impl Person {
-    fn parsed(&self) -> Result<Vec<Key>> {
-        self.keys.iter().map(|it| Key::parse(it)).collect()
+    fn parsed_keys(&self) -> Result<Vec<Key>> {
+        self.keys.iter().map(|key| Key::parse(key)).collect()
     }
 }
 
@@ -250,17 +257,20 @@ impl Rule {
     fn check(&self, environments: &BTreeMap<String, Environment>) -> std::result::Result<(), String> {
         let name = &self.name;
         if self.above.is_none() == self.below.is_none() {
-            return Err(format!("the alert `{name}` needs one of above and below"));
+            return Err(format!("the alert `{name}` needs either `above` or `below`"));
         }
-        if self.above.or(self.below).is_some_and(|it| !it.is_finite())
+        if self.above.or(self.below).is_some_and(|limit| !limit.is_finite())
             || self.days == 0
             || name.trim().is_empty()
         {
-            return Err(format!("the alert `{name}` has a limit that is no number, no name, or no days"));
+            return Err(format!("the alert `{name}` needs a finite limit, a name, and at least one day"));
         }
-        if !REPORTED.iter().any(|it| self.value.starts_with(it)) {
-            let known = REPORTED.map(|it| format!("`{it}`")).join(", ");
-            return Err(format!("the alert `{name}` is about `{}`; numbers start with {known}", self.value));
+        if !REPORT_PREFIXES.iter().any(|prefix| self.value.starts_with(prefix)) {
+            let known = REPORT_PREFIXES.map(|prefix| format!("`{prefix}`")).join(", ");
+            return Err(format!(
+                "the alert `{name}` uses the unknown number `{}`; numbers start with {known}",
+                self.value
+            ));
         }
         match &self.env {
             Some(env) if !environments.contains_key(env) => {
@@ -270,18 +280,18 @@ impl Rule {
         }
     }
 
-    /// Whether a day with this value is a bad one.
+    /// Returns true if this value breaks the rule's limit; false for NaN.
     pub fn is_broken_by(&self, value: f64) -> bool {
-        self.above.is_some_and(|it| value > it) || self.below.is_some_and(|it| value < it)
+        self.above.is_some_and(|limit| value > limit) || self.below.is_some_and(|limit| value < limit)
     }
 }
 
-/// Names of environments stand in tags and folders.
-pub fn is_environment(name: &str) -> bool {
-    let plain = |it: u8| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'-';
+/// Returns true if a name can be an environment's: it becomes part of tag and folder names.
+pub fn is_environment_name(name: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     !name.is_empty()
         && name.len() <= 64
-        && name.bytes().all(plain)
+        && name.bytes().all(is_allowed)
         && !name.starts_with('-')
         && !name.ends_with('-')
 }
@@ -293,35 +303,39 @@ mod tests {
     const GOOD: &str = "format = 1\n[people.\"qa@park.example\"]\nname = 'Q'\n[env.production]\napprovers = ['qa@park.example']\naccuracy = 0.9\n[[alert]]\nname = 'dark'\nvalue = 'integrity.dark_share'\nabove = 0.2\n";
 
     #[test]
-    fn what_is_not_known_or_cannot_be_is_refused() {
+    fn unknown_keys_and_invalid_values_are_errors() {
         let policy = Policy::parse(GOOD.as_bytes()).unwrap();
         assert_eq!(policy.environment("production").unwrap().approvals, 1);
         assert!(policy.rules[0].is_broken_by(0.3) && !policy.rules[0].is_broken_by(f64::NAN));
         assert_eq!(
             policy.environment("prod").unwrap_err().hint_text(),
-            Some("there are: production; add [env.prod] to `.mlx/policy.toml`")
+            Some("known environments: production; add a new one to `.mlx/policy.toml` as [env.prod]")
         );
-        for (old, new, says) in [
+        for (old, new, message) in [
             ("accuracy", "acuracy", "unknown field `acuracy`"),
             ("accuracy = 0.9", "accuracy = 97", "out of range"),
-            ("['qa@park.example']", "['x@y']", "the approver `x@y` of `production` is not among [people]"),
-            ("['qa@park.example']", "[]", "asks for 1 approvals and has 0 approvers"),
-            ("above = 0.2", "", "needs one of above and below"),
+            (
+                "['qa@park.example']",
+                "['x@y']",
+                "the approver `x@y` of `production` is not listed in [people]",
+            ),
+            ("['qa@park.example']", "[]", "needs 1 approvals, but lists 0 approvers"),
+            ("above = 0.2", "", "needs either `above` or `below`"),
             (
                 "integrity.dark",
                 "integrty.dark",
-                "the alert `dark` is about `integrty.dark_share`; numbers start",
+                "the alert `dark` uses the unknown number `integrty.dark_share`; numbers start",
             ),
             ("name = 'Q'", "keys = ['x']", "`x` is not a key"),
-            ("env.production", "env.Production", "no name of an environment"),
+            ("env.production", "env.Production", "is not a valid name of an environment"),
             (
                 "above = 0.2",
                 "above = 0.2\n[[alert]]\nname = 'dark'\nvalue='x'\nbelow = 1.0",
-                "two alerts are called `dark`",
+                "two alerts have the name `dark`",
             ),
         ] {
             let error = Policy::parse(GOOD.replace(old, new).as_bytes()).unwrap_err();
-            assert!(error.to_string().contains(says), "{error}");
+            assert!(error.to_string().contains(message), "{error}");
         }
         assert_eq!(Policy::parse(GOOD.replace("= 1", "= 2").as_bytes()).unwrap_err().kind(), Kind::Corrupt);
     }

@@ -1,4 +1,4 @@
-//! Approvals and rejections of a version in an environment.
+//! Approvals and rejections of a version in an environment, read from their tags.
 
 use crate::{
     error::Result,
@@ -7,18 +7,18 @@ use crate::{
     release::Message,
 };
 
-/// What somebody said of a version.
+/// Verdict of an approver on a version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Approved,
     Rejected,
 }
 
-/// One word of somebody.
+/// An approver's decision on a version in an environment.
 #[derive(Clone, Debug)]
 pub struct Decision {
     pub verdict: Verdict,
-    /// 1 for the first about this version there.
+    /// Number among the decisions on this version in this environment, from 1.
     pub number: u64,
     pub environment: String,
     pub message: Message,
@@ -26,15 +26,15 @@ pub struct Decision {
 }
 
 impl Verdict {
-    /// The folder of its tags.
-    fn folder(self) -> &'static str {
+    /// Returns the prefix of its tags' names.
+    fn tag_prefix(self) -> &'static str {
         match self {
             Self::Approved => "mlx/approve/",
             Self::Rejected => "mlx/reject/",
         }
     }
 
-    /// The event that it is.
+    /// Returns the kind of its event on the audit chain.
     pub fn kind(self) -> ledger::Kind {
         match self {
             Self::Approved => ledger::Kind::Approved,
@@ -49,35 +49,40 @@ impl Verdict {
         }
     }
 
-    /// `mlx/approve/pets@v0.1.0/production/1`
+    /// Returns the name of a decision's tag, such as `mlx/approve/pets@v0.1.0/production/1`.
     pub fn tag_name(self, version: &str, environment: &str, number: u64) -> String {
-        format!("{}{version}/{environment}/{number}", self.folder())
+        format!("{}{version}/{environment}/{number}", self.tag_prefix())
     }
 }
 
-/// All decisions that tags claim, of one version or of all, by number. Tags that are shaped so and say something
-/// else are none. Which of them count is for [`crate::release::Record`] to say.
+/// Returns all decisions that tags claim, of one version or of all, by version, environment and number. Tags
+/// with such a name but another content are skipped. [`crate::release::AuditIndex`] determines which decisions are
+/// on the audit chain.
 pub fn decisions(git: &Git, version: Option<&str>) -> Result<Vec<Decision>> {
-    let mut found = Vec::new();
+    let mut decisions = Vec::new();
     for verdict in [Verdict::Approved, Verdict::Rejected] {
-        let prefix =
-            version.map_or_else(|| verdict.folder().to_owned(), |it| format!("{}{it}/", verdict.folder()));
-        found.extend(git.tags(&prefix)?.into_iter().filter_map(|it| parse(verdict, it)));
+        let prefix = version.map_or_else(
+            || verdict.tag_prefix().to_owned(),
+            |name| format!("{}{name}/", verdict.tag_prefix()),
+        );
+        decisions.extend(git.tags(&prefix)?.into_iter().filter_map(|tag| parse(verdict, tag)));
     }
-    found.sort_by(|a, b| {
+    decisions.sort_by(|a, b| {
         (&a.message.version, &a.environment, a.number).cmp(&(&b.message.version, &b.environment, b.number))
     });
-    Ok(found)
+    Ok(decisions)
 }
 
+/// Parses a decision's tag; none if it is another tag.
 fn parse(verdict: Verdict, tag: Tag) -> Option<Decision> {
     let message = Message::parse(&tag.message)?;
-    let rest = tag.name.strip_prefix(verdict.folder())?;
+    let rest = tag.name.strip_prefix(verdict.tag_prefix())?;
     let (rest, number) = rest.rsplit_once('/')?;
     let (version, environment) = rest.rsplit_once('/')?;
     let number = number.parse().ok().filter(|it| *it > 0)?;
-    // The name has to say what the message says, and has one spelling.
-    let same = version == message.version && tag.name == verdict.tag_name(version, environment, number);
+    // The name has to agree with the message, in its one canonical spelling.
+    let is_canonical =
+        version == message.version && tag.name == verdict.tag_name(version, environment, number);
     let environment = environment.to_owned();
-    same.then_some(Decision { verdict, number, environment, message, tag })
+    is_canonical.then_some(Decision { verdict, number, environment, message, tag })
 }

@@ -1,27 +1,27 @@
-//! Who may serve where: approvals and releases, read from tags and held to the policy.
+//! Approvals and releases of versions in environments, read from tags and checked against the policy.
 //!
 //! ```text
 //! pets@v0.1.0                                  a version (`model::registry`)
-//! mlx/approve/pets@v0.1.0/production/1         somebody vouches for it there; mlx/reject/… that it must not
-//! pets#production#7                            from here on this version serves there
+//! mlx/approve/pets@v0.1.0/production/1         an approval; a rejection is mlx/reject/…
+//! pets#production#7                            a release: from here on the version serves
 //! ```
 //!
-//! Each is an annotated tag on the version's commit, never moved, that names the package's digest, the policy's
-//! digest, the event before it, and its own event on the audit chain. Which release is the last follows from the
-//! numbers and from what each names as its predecessor, never from a clock.
+//! Each is an annotated tag on the version's commit. It is never moved, and names the digests of the package
+//! and the policy, the tag before it in its series, and its own event on the audit chain. The last release
+//! follows from the numbers and from the predecessor that each names, never from a clock.
 
+mod assess;
+mod audit_index;
 mod decision;
-mod examine;
-mod record;
 mod standing;
 mod timeline;
 
 pub use self::{
+    assess::{Assessment, examine},
+    audit_index::AuditIndex,
     decision::{Decision, Verdict, decisions},
-    examine::{Examined, examine},
-    record::Record,
     standing::{Standing, approvers, standing},
-    timeline::{Release, all, claimed, releases, serving},
+    timeline::{Release, claimed_releases, recorded_releases, releases, serving},
 };
 
 use serde::{Deserialize, Serialize};
@@ -33,38 +33,40 @@ use crate::{
 };
 
 const FORMAT: u64 = 1;
-/// How a signature's first line starts.
+/// Start of the first line of a signature.
 const SIGNATURE: &str = "-----BEGIN ";
 
-/// What a tag of ours says below its first line.
+/// The TOML document in a tag's message, below its title line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Message {
     pub format: u64,
-    /// The event's commit on the audit chain.
+    /// Commit of its event on the audit chain.
     pub audit: String,
     pub package: Digest,
     pub policy: Digest,
-    /// The tag of the event before this one, of its kind and place.
+    /// Tag before this one in the same series.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<String>,
-    /// `pets@v0.1.0`
+    /// Name of the version, such as `pets@v0.1.0`.
     pub version: String,
     pub who: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
-    /// Of a release: whether it takes back the one before.
+    /// Of a release: true if it reverts the release before it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub rollback: bool,
-    /// Of a release: the approvals it rests on.
+    /// Of a release: tags of the approvals that allowed it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub approvals: Vec<String>,
-    /// Of an approval: the report it rests on.
+    /// Of an approval: the test report it is based on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report: Option<Content>,
 }
 
 impl Message {
+    /// Creates a message without optional fields. Its `audit` field is a placeholder until the event's commit
+    /// is known.
     pub fn new(version: &str, package: Digest, policy: Digest, who: &str) -> Self {
         Self {
             format: FORMAT,
@@ -81,30 +83,30 @@ impl Message {
         }
     }
 
-    /// The whole message of a tag.
+    /// Prints the whole message of a tag.
     pub fn print(&self, title: &str) -> Result<String> {
         let body = toml::to_string(self).map_err(|it| Error::new(Kind::Internal, it.to_string()))?;
         let text = format!("{title}\n\n{body}");
-        // A tag that does not read back would take its name for ever.
+        // A tag that cannot be parsed would occupy its name forever, since tags are never moved.
         if Self::parse(&text).as_ref() == Some(self) && !text.lines().any(|it| it.starts_with(SIGNATURE)) {
             return Ok(text);
         }
-        Err(Error::usage("what you say cannot stand in a tag: a line of it looks like a signature")
-            .hint(format!("leave lines that start with `{SIGNATURE}` out of --why")))
+        Err(Error::usage("the reason cannot be stored in a tag: one of its lines looks like a signature")
+            .hint(format!("remove lines that start with `{SIGNATURE}` from `--why`")))
     }
 
-    /// Reads what [`Message::print`] wrote; a message of something else is none.
+    /// Parses the output of [`Message::print`]; none for the message of another tag.
     fn parse(text: &str) -> Option<Self> {
         let body = text.split_once('\n')?.1;
         toml::from_str::<Self>(unsigned(body)).ok().filter(|it| it.format == FORMAT)
     }
 }
 
-/// A tag's message without the signature behind it.
+/// Returns a tag's message without the signature at its end.
 fn unsigned(message: &str) -> &str {
-    let start = message.match_indices(SIGNATURE).map(|it| it.0);
-    let last = start.filter(|it| *it == 0 || message.as_bytes()[it - 1] == b'\n').last();
-    &message[..last.unwrap_or(message.len())]
+    let offsets = message.match_indices(SIGNATURE).map(|(offset, _)| offset);
+    let starts_line = |offset: &usize| *offset == 0 || message.as_bytes()[offset - 1] == b'\n';
+    &message[..offsets.filter(starts_line).last().unwrap_or(message.len())]
 }
 
 #[cfg(test)]
@@ -112,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_reads_as_it_was_written_signed_or_not() {
+    fn a_printed_message_parses_back_signed_or_not() {
         let mut message = Message::new("pets@v0.1.0", Digest::of(b"p"), Digest::of(b"q"), "qa@park.example");
         message.why = Some("it is \"good\"\nand fast".into());
         message.report =
@@ -124,8 +126,8 @@ mod tests {
         let text = message.print("approve").unwrap();
         assert_eq!(Message::parse(&format!("{text}-----BEGIN PGP SIGNATURE-----\nx")), Some(message.clone()));
         message.why = Some("x\n-----BEGIN SSH SIGNATURE-----\ny".into());
-        let again = message.print("approve").map(|it| Message::parse(&it));
-        assert!(again.is_err() || again.unwrap() == Some(message));
+        let parsed = message.print("approve").map(|text| Message::parse(&text));
+        assert!(parsed.is_err() || parsed.unwrap() == Some(message));
         assert_eq!(Message::parse("a release\n\nof something else"), None);
     }
 }

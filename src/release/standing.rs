@@ -1,4 +1,6 @@
-//! What a version is in an environment, by the policy that counts.
+//! The standing of a version in an environment: candidate, approved, serving, rejected or archived.
+//!
+//! It follows from the releases and decisions that count under the given policy.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,18 +9,18 @@ use crate::{
     ledger::{Event, Kind},
     model::registry::Version,
     policy::Policy,
-    release::{Decision, Record, Verdict, decisions, releases, serving},
+    release::{AuditIndex, Decision, Verdict, decisions, releases, serving},
     repo::Repo,
 };
 
-/// What a version is in an environment.
+/// Standing of a version in an environment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     Candidate,
     Approved,
     Serving,
     Rejected,
-    /// It served there before.
+    /// Served in this environment before.
     Archived,
 }
 
@@ -34,77 +36,77 @@ impl Standing {
     }
 }
 
-/// The last word of each person who may speak, as far as it counts: for this package, on the audit chain, and
-/// signed where the policy asks for it. The second list says why others do not count.
+/// Returns the last decision of each approver that counts: it is about this package, on the audit chain, and
+/// signed where the policy requires it. The second list gives the reasons why others do not count.
 pub fn approvers(
     repo: &Repo,
     policy: &Policy,
     version: &Version,
     environment: &str,
 ) -> Result<(Vec<Decision>, Vec<String>)> {
-    let asked = policy.environment(environment)?;
-    let (record, name) = (Record::read(&repo.git)?, version.name());
-    let mut said = decisions(&repo.git, Some(&name))?;
-    said.retain(|it| it.environment == environment);
-    let there: BTreeSet<&str> = said.iter().map(|it| it.tag.name.as_str()).collect();
-    let about = |it: &Event| it.subject == name && it.environment.as_deref() == Some(environment);
-    record.check_tags(&[Kind::Approved, Kind::Rejected], &about, &there)?;
-    let (mut last, mut others) = (BTreeMap::new(), Vec::new());
-    for decision in said {
+    let required = policy.environment(environment)?;
+    let (index, name) = (AuditIndex::read(&repo.git)?, version.name());
+    let mut claimed = decisions(&repo.git, Some(&name))?;
+    claimed.retain(|decision| decision.environment == environment);
+    let existing: BTreeSet<&str> = claimed.iter().map(|decision| decision.tag.name.as_str()).collect();
+    let is_relevant =
+        |event: &Event| event.subject == name && event.environment.as_deref() == Some(environment);
+    index.check_tags(&[Kind::Approved, Kind::Rejected], &is_relevant, &existing)?;
+    let (mut last, mut notes) = (BTreeMap::new(), Vec::new());
+    for decision in claimed {
         let who = decision.message.who.clone();
-        let objection =
-            record.objection(&decision.tag, &decision.message, decision.verdict.kind(), environment);
+        let mismatch = index.mismatch(&decision.tag, &decision.message, decision.verdict.kind(), environment);
         let signed = || -> Result<bool> {
             let bytes = repo.git.tag_bytes(&decision.tag.id)?;
             repo.git.is_signed_by(&repo.private, &bytes, &who, &policy.keys(&who)?)
         };
-        let reason = if !asked.approvers.contains(&who) {
+        let reason = if !required.approvers.contains(&who) {
             Some("is not among the approvers")
-        } else if objection.is_some() {
-            objection.as_deref()
+        } else if mismatch.is_some() {
+            mismatch.as_deref()
         } else if decision.message.package != version.package.digest {
-            Some("speaks of another package")
-        } else if asked.independent && registered(version, &who) {
+            Some("decided on another package")
+        } else if required.independent && is_registrant(version, &who) {
             Some("registered the version")
-        } else if asked.signed && !signed()? {
-            Some("did not sign with a key that the policy lists")
+        } else if required.signed && !signed()? {
+            Some("did not sign with a key listed in the policy")
         } else {
             None
         };
         match reason {
-            Some(_) if objection.is_some() && reason == objection.as_deref() => {
-                others.push(format!(
+            Some(_) if mismatch.is_some() && reason == mismatch.as_deref() => {
+                notes.push(format!(
                     "`{}` does not count: it {}",
                     decision.tag.name,
                     reason.unwrap_or_default()
                 ));
             }
-            Some(reason) => others.push(format!("`{}` does not count: {who} {reason}", decision.tag.name)),
+            Some(reason) => notes.push(format!("`{}` does not count: {who} {reason}", decision.tag.name)),
             None => drop(last.insert(who, decision)),
         }
     }
-    Ok((last.into_values().collect(), others))
+    Ok((last.into_values().collect(), notes))
 }
 
-/// Whether this person registered the version; addresses do not differ by case.
-fn registered(version: &Version, who: &str) -> bool {
+/// Returns true if this person registered the version. The case of addresses is ignored.
+fn is_registrant(version: &Version, who: &str) -> bool {
     version.tag.tagger.to_lowercase().contains(&format!("<{}>", who.to_lowercase()))
 }
 
-/// What a version is in an environment.
+/// Returns the standing of a version in an environment.
 pub fn standing(repo: &Repo, policy: &Policy, version: &Version, environment: &str) -> Result<Standing> {
     let released = releases(&repo.git, Some(&version.model), environment)?;
     let name = version.name();
     if serving(&released).last().is_some_and(|it| it.message.version == name) {
         return Ok(Standing::Serving);
     }
-    let (words, _) = approvers(repo, policy, version, environment)?;
-    if words.iter().any(|it| it.verdict == Verdict::Rejected) {
+    let (decisions, _) = approvers(repo, policy, version, environment)?;
+    if decisions.iter().any(|decision| decision.verdict == Verdict::Rejected) {
         return Ok(Standing::Rejected);
     }
-    if released.iter().any(|it| it.message.version == name) {
+    if released.iter().any(|release| release.message.version == name) {
         return Ok(Standing::Archived);
     }
-    let asked = policy.environment(environment)?.approvals as usize;
-    Ok(if words.len() >= asked { Standing::Approved } else { Standing::Candidate })
+    let required = policy.environment(environment)?.approvals as usize;
+    Ok(if decisions.len() >= required { Standing::Approved } else { Standing::Candidate })
 }

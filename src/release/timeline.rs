@@ -1,4 +1,4 @@
-//! Releases of a model in an environment, in their order.
+//! Releases of models in environments, and which of them serves.
 
 use std::collections::BTreeSet;
 
@@ -6,27 +6,27 @@ use crate::{
     error::{Error, Result},
     git::{Git, Tag},
     ledger::{Event, Kind},
-    release::{Message, Record},
+    release::{AuditIndex, Message},
 };
 
-/// From here on a version serves.
+/// A release: from here on its version serves in the environment.
 #[derive(Clone, Debug)]
 pub struct Release {
     pub model: String,
     pub environment: String,
-    /// 1 for the first.
+    /// Number in the series of this model and environment, from 1.
     pub number: u64,
     pub message: Message,
     pub tag: Tag,
 }
 
 impl Release {
-    /// `pets#production#7`
+    /// Returns the name of a release's tag, such as `pets#production#7`.
     pub fn tag_name(model: &str, environment: &str, number: u64) -> String {
         format!("{model}#{environment}#{number}")
     }
 
-    /// The event that it is.
+    /// Returns the kind of its event on the audit chain.
     pub fn kind(&self) -> Kind {
         if self.message.rollback { Kind::RolledBack } else { Kind::Released }
     }
@@ -36,63 +36,68 @@ impl Release {
     }
 }
 
-/// All releases that tags claim, by model, environment and number.
-pub fn claimed(git: &Git) -> Result<Vec<Release>> {
-    let mut found: Vec<_> = git.tags("")?.into_iter().filter_map(parse).collect();
-    found.sort_by(|a, b| (&a.model, &a.environment, a.number).cmp(&(&b.model, &b.environment, b.number)));
-    Ok(found)
+/// Returns all releases that tags claim, whether or not they are on the audit chain, by model, environment
+/// and number.
+pub fn claimed_releases(git: &Git) -> Result<Vec<Release>> {
+    let mut claimed: Vec<_> = git.tags("")?.into_iter().filter_map(parse).collect();
+    claimed.sort_by(|a, b| (&a.model, &a.environment, a.number).cmp(&(&b.model, &b.environment, b.number)));
+    Ok(claimed)
 }
 
-/// All releases on the record, by model, environment and number.
-pub fn all(git: &Git) -> Result<Vec<Release>> {
-    on_record(git, &Record::read(git)?)
+/// Returns all releases that are on the audit chain, by model, environment and number.
+pub fn recorded_releases(git: &Git) -> Result<Vec<Release>> {
+    recorded(git, &AuditIndex::read(git)?)
 }
 
-fn on_record(git: &Git, record: &Record) -> Result<Vec<Release>> {
-    let mut found = claimed(git)?;
-    found.retain(|it| record.objection(&it.tag, &it.message, it.kind(), &it.environment).is_none());
-    Ok(found)
+fn recorded(git: &Git, index: &AuditIndex) -> Result<Vec<Release>> {
+    let mut releases = claimed_releases(git)?;
+    releases.retain(|release| {
+        index.mismatch(&release.tag, &release.message, release.kind(), &release.environment).is_none()
+    });
+    Ok(releases)
 }
 
-/// Releases in an environment (of one model), oldest first. A gap or a fork in their order is an error: who
-/// serves must not depend on which tags somebody removed.
+/// Returns the releases in an environment, of one model or of all, oldest first. A gap or fork in their order
+/// is an error: which version serves must not depend on tags that were removed.
 pub fn releases(git: &Git, model: Option<&str>, environment: &str) -> Result<Vec<Release>> {
-    let record = Record::read(git)?;
-    let mut found = on_record(git, &record)?;
-    found.retain(|it| it.environment == environment && model.is_none_or(|model| model == it.model));
-    let there: BTreeSet<&str> = found.iter().map(|it| it.tag.name.as_str()).collect();
-    let about = |it: &Event| {
-        let of = it.subject.split_once('@').map(|it| it.0);
-        it.environment.as_deref() == Some(environment) && model.is_none_or(|it| of == Some(it))
+    let index = AuditIndex::read(git)?;
+    let mut releases = recorded(git, &index)?;
+    let is_wanted = |name: &str| model.is_none_or(|model| model == name);
+    releases.retain(|release| release.environment == environment && is_wanted(&release.model));
+    let existing: BTreeSet<&str> = releases.iter().map(|release| release.tag.name.as_str()).collect();
+    let is_relevant = |event: &Event| {
+        let subject = event.subject.split_once('@').map(|(name, _)| name);
+        event.environment.as_deref() == Some(environment) && model.is_none_or(|model| subject == Some(model))
     };
-    record.check_tags(&[Kind::Released, Kind::RolledBack], &about, &there)?;
-    for one in found.chunk_by(|a, b| a.model == b.model) {
-        check_order(one)?;
+    index.check_tags(&[Kind::Released, Kind::RolledBack], &is_relevant, &existing)?;
+    for series in releases.chunk_by(|a, b| a.model == b.model) {
+        check_order(series)?;
     }
-    Ok(found)
+    Ok(releases)
 }
 
-/// Each names the one before it, and a rollback goes back to what served before.
+/// Checks that each release names the one before it, and that each rollback returns to the version that
+/// served before.
 fn check_order(releases: &[Release]) -> Result<()> {
     for (at, release) in releases.iter().enumerate() {
         let before = &releases[..at];
         let expected = before.last().map(Release::name);
         if release.number != at as u64 + 1 || release.message.previous != expected {
-            let named = release.message.previous.as_deref().unwrap_or("nothing");
+            let previous = release.message.previous.as_deref().unwrap_or("nothing");
             let error = Error::corrupt(format!(
-                "the release `{}` follows {named}, and that is not here",
+                "the release `{}` follows {previous}, which is missing",
                 release.name()
             ));
             return Err(error
-                .hint("bring all tags with `git fetch --tags`; `mlx audit --verify` says what is missing"));
+                .hint("fetch all tags with `git fetch --tags`; `mlx audit --verify` shows what is missing"));
         }
-        let target = serving(before).into_iter().nth_back(1).map(|it| &it.message);
-        let back = target.is_some_and(|it| {
-            (&it.version, it.package) == (&release.message.version, release.message.package)
+        let target = serving(before).into_iter().nth_back(1).map(|release| &release.message);
+        let goes_back = target.is_some_and(|message| {
+            (&message.version, message.package) == (&release.message.version, release.message.package)
         });
-        if release.message.rollback && !back {
+        if release.message.rollback && !goes_back {
             let error = Error::corrupt(format!(
-                "the rollback `{}` goes to {}, which did not serve before",
+                "the rollback `{}` is to {}, which did not serve before",
                 release.name(),
                 release.message.version
             ));
@@ -102,18 +107,20 @@ fn check_order(releases: &[Release]) -> Result<()> {
     Ok(())
 }
 
+/// Parses a release's tag; none if it is another tag.
 fn parse(tag: Tag) -> Option<Release> {
     let message = Message::parse(&tag.message)?;
     let (rest, number) = tag.name.rsplit_once('#')?;
     let (model, environment) = rest.split_once('#')?;
     let number = number.parse().ok().filter(|it| *it > 0)?;
-    let own = message.version.split_once('@').is_some_and(|it| it.0 == model)
+    let is_canonical = message.version.split_once('@').is_some_and(|(name, _)| name == model)
         && tag.name == Release::tag_name(model, environment, number);
     let (model, environment) = (model.to_owned(), environment.to_owned());
-    own.then_some(Release { model, environment, number, message, tag })
+    is_canonical.then_some(Release { model, environment, number, message, tag })
 }
 
-/// The releases that stand, oldest first: each rollback takes the last one back. The last of them serves.
+/// Returns the releases that were not rolled back, oldest first; the last of them serves. Each rollback
+/// removes the last one.
 pub fn serving(releases: &[Release]) -> Vec<&Release> {
     let mut stack: Vec<&Release> = Vec::new();
     for release in releases {

@@ -1,4 +1,4 @@
-//! `mlx approve` and `mlx reject`: somebody's word on a version.
+//! `mlx approve` and `mlx reject`: record an approver's decision on a version in an environment.
 
 use std::{fmt, path::PathBuf};
 
@@ -10,17 +10,17 @@ use crate::{
     ledger::{self, Draft, Published, Signed, TagDraft, View},
     model::registry::{self, Version},
     pointer::Content,
-    policy::{Environment, Gate, Policy, gates},
+    policy::{Environment, Gate, Policy, check_limits},
     release::{self, Message, Verdict},
     repo::Repo,
     upkeep,
 };
 
-/// Vouch for a version in an environment
+/// Approve a version for an environment
 ///
-/// An annotated tag that names the package by its digest, the report and the policy, and an event on the audit
-/// chain; both are pushed at once, or nothing is in force. With `signed = true` in the policy it is signed with the
-/// key that Git signs with.
+/// Creates an annotated tag that names the digests of the package, the report and the policy, and an event on
+/// the audit chain. Both are pushed at once; if the push fails, the approval is not in effect. With `signed =
+/// true` in the policy the tag is signed with the key that Git signs with.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  mlx approve pets@v0.1.0 --env production --report apptest/report.json --as qa@park.example\n\n\
@@ -28,18 +28,18 @@ JSON: {\"version\", \"environment\", \"verdict\", \"who\", \"tag\", \"event\", \
 )]
 pub struct ApproveArgs {
     #[command(flatten)]
-    word: Word,
-    /// What `mlx apptest` found, as JSON
+    target: Target,
+    /// JSON report written by `mlx apptest`
     #[arg(long, value_name = "FILE")]
     report: PathBuf,
-    /// What you want to add
+    /// Reason or comment
     #[arg(long)]
     why: Option<String>,
 }
 
-/// Say that a version must not serve in an environment
+/// Reject a version for an environment
 ///
-/// It stands until the same person approves the version.
+/// The rejection is in effect until the same person approves the version.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  mlx reject pets@v0.1.0 --env production --as qa@park.example --why 'confuses puppies'\n\n\
@@ -47,25 +47,25 @@ JSON: as `mlx approve`"
 )]
 pub struct RejectArgs {
     #[command(flatten)]
-    word: Word,
-    /// Why
+    target: Target,
+    /// Reason for the rejection
     #[arg(long)]
     why: String,
 }
 
 #[derive(clap::Args)]
-struct Word {
-    /// `pets@v0.1.0`
+struct Target {
+    /// Version, such as `pets@v0.1.0`
     version: String,
-    /// Where it would serve
+    /// Environment to decide on
     #[arg(long)]
     env: String,
-    /// Who you are, as the policy names you
+    /// Your name as the policy lists it
     #[arg(long = "as", value_name = "PERSON")]
     who: String,
 }
 
-pub struct Said {
+pub struct DecisionReport {
     verdict: Verdict,
     version: String,
     environment: String,
@@ -76,114 +76,122 @@ pub struct Said {
     published: Published,
 }
 
-/// What is said, before it is known whether it may be.
-struct Saying<'s> {
+/// A decision to be published, before it is checked whether the policy allows it.
+struct NewDecision<'s> {
     verdict: Verdict,
-    word: &'s Word,
+    target: &'s Target,
     why: Option<&'s str>,
     report: Option<(Content, Vec<u8>)>,
 }
 
-pub fn approve(ctx: &Context<'_>, args: &ApproveArgs) -> Result<Said> {
+pub fn approve(ctx: &Context<'_>, args: &ApproveArgs) -> Result<DecisionReport> {
     let repo = ctx.repo()?;
     let bytes = crate::fs::read_outside(&ctx.cwd.join(&args.report))?;
-    let (word, why) = (&args.word, args.why.as_deref());
-    // Everything that can be wrong is looked at before anything is kept.
+    let (target, why) = (&args.target, args.why.as_deref());
+    // Everything that can fail is checked before the report is stored.
     let view = ledger::refresh(&repo)?;
-    let (_, _, version) = permitted(&repo, &view, word)?;
-    evidence::of(&bytes, &version)?;
-    let report = evidence::keep(ctx, &repo, &bytes)?;
-    say(ctx, &repo, Saying { verdict: Verdict::Approved, word, why, report: Some((report, bytes)) })
-}
-
-pub fn reject(ctx: &Context<'_>, args: &RejectArgs) -> Result<Said> {
-    let repo = ctx.repo()?;
-    if args.why.trim().is_empty() {
-        return Err(Error::usage("a rejection needs a reason").hint("say it with --why"));
-    }
-    say(
+    let (_, _, version) = authorize(&repo, &view, target)?;
+    evidence::parse_for(&bytes, &version)?;
+    let report = evidence::store_report(ctx, &repo, &bytes)?;
+    publish(
         ctx,
         &repo,
-        Saying { verdict: Verdict::Rejected, word: &args.word, why: Some(&args.why), report: None },
+        NewDecision { verdict: Verdict::Approved, target, why, report: Some((report, bytes)) },
     )
 }
 
-/// The policy's word on who may speak here, and the version spoken of.
-fn permitted(repo: &Repo, view: &View, word: &Word) -> Result<(Policy, Environment, Version)> {
-    let policy = Policy::at(&repo.git, view.policy.as_ref())?;
-    let asked = policy.environment(&word.env)?.clone();
-    let version = exactly(repo, &word.version)?;
-    if !asked.approvers.contains(&word.who) {
-        let error = Error::new(
-            Kind::Denied,
-            format!("the policy does not list `{}` as approver of `{}`", word.who, word.env),
-        );
-        return Err(error.hint(format!("it lists: {}", asked.approvers.join(", "))));
+pub fn reject(ctx: &Context<'_>, args: &RejectArgs) -> Result<DecisionReport> {
+    let repo = ctx.repo()?;
+    if args.why.trim().is_empty() {
+        return Err(Error::usage("a rejection needs a reason").hint("give it with `--why`"));
     }
-    Ok((policy, asked, version))
+    publish(
+        ctx,
+        &repo,
+        NewDecision { verdict: Verdict::Rejected, target: &args.target, why: Some(&args.why), report: None },
+    )
 }
 
-/// A version with its number: who vouches has to say for what.
-pub fn exactly(repo: &Repo, name: &str) -> Result<Version> {
+/// Checks that the policy lists the person as an approver. Returns the policy, the environment's requirements
+/// and the version.
+fn authorize(repo: &Repo, view: &View, target: &Target) -> Result<(Policy, Environment, Version)> {
+    let policy = Policy::at(&repo.git, view.policy.as_ref())?;
+    let required = policy.environment(&target.env)?.clone();
+    let version = require_version(repo, &target.version)?;
+    if !required.approvers.contains(&target.who) {
+        let error = Error::new(
+            Kind::Denied,
+            format!("the policy does not list `{}` as an approver of `{}`", target.who, target.env),
+        );
+        return Err(error.hint(format!("listed approvers: {}", required.approvers.join(", "))));
+    }
+    Ok((policy, required, version))
+}
+
+/// Finds a version named with its number: decisions and releases are about one certain version.
+pub fn require_version(repo: &Repo, name: &str) -> Result<Version> {
     if name.contains('@') {
         return registry::require(&repo.git, name);
     }
-    Err(Error::usage(format!("`{name}` names no version"))
-        .hint(format!("write it with its number: {name}@v0.1.0")))
+    Err(Error::usage(format!("`{name}` is not the full name of a version"))
+        .hint(format!("add the number, such as `{name}@v0.1.0`; `mlx model list` shows all versions")))
 }
 
-fn say(ctx: &Context<'_>, repo: &Repo, saying: Saying<'_>) -> Result<Said> {
+/// Publishes a decision: its tag and its event on the audit chain.
+fn publish(ctx: &Context<'_>, repo: &Repo, decision: NewDecision<'_>) -> Result<DecisionReport> {
     let state = std::cell::RefCell::new(None);
     let published = ledger::publish(repo, &|view| {
-        let (policy, asked, version) = permitted(repo, view, saying.word)?;
-        *state.borrow_mut() = Some((asked.clone(), version.clone()));
-        draft(repo, &policy, &asked, &version, &saying)
+        let (policy, required, version) = authorize(repo, view, decision.target)?;
+        *state.borrow_mut() = Some((required.clone(), version.clone()));
+        draft(repo, &policy, &required, &version, &decision)
     })?;
     upkeep::renew(repo, ctx.progress)?;
-    let (asked, version) = state.into_inner().expect("what is published was made");
-    let found = saying.report.as_ref().map(|it| evidence::of(&it.1, &version)).transpose()?;
-    Ok(Said {
-        verdict: saying.verdict,
+    let (required, version) = state.into_inner().expect("a published decision was drafted");
+    let report = decision.report.as_ref();
+    let evidence = report.map(|(_, bytes)| evidence::parse_for(bytes, &version)).transpose()?;
+    Ok(DecisionReport {
+        verdict: decision.verdict,
         version: version.name(),
-        environment: saying.word.env.clone(),
-        who: saying.word.who.clone(),
-        report: saying.report.map(|it| it.0),
-        gates: found.map(|it| gates(&asked, &it)).unwrap_or_default(),
-        signed: asked.signed,
+        environment: decision.target.env.clone(),
+        who: decision.target.who.clone(),
+        report: decision.report.map(|(content, _)| content),
+        gates: evidence.map(|evidence| check_limits(&required, &evidence)).unwrap_or_default(),
+        signed: required.signed,
         published,
     })
 }
 
+/// Drafts the event and the tag of a decision.
 fn draft(
     repo: &Repo,
     policy: &Policy,
-    asked: &Environment,
+    required: &Environment,
     version: &Version,
-    saying: &Saying<'_>,
+    decision: &NewDecision<'_>,
 ) -> Result<Draft> {
-    let (name, word) = (version.name(), saying.word);
+    let (name, target) = (version.name(), decision.target);
     let before = release::decisions(&repo.git, Some(&name))?;
-    let last = before.iter().filter(|it| it.environment == word.env).max_by_key(|it| it.number);
-    let number = last.map_or(0, |it| it.number) + 1;
-    let tag = saying.verdict.tag_name(&name, &word.env, number);
-    let mut message = Message::new(&name, version.package.digest, policy.digest, &word.who);
-    message.previous = last.map(|it| it.tag.name.clone());
-    message.why = saying.why.map(str::to_owned);
-    message.report = saying.report.as_ref().map(|it| it.0);
-    let title = format!("{} {name} for {}", saying.verdict.name(), word.env);
+    let last = before.iter().filter(|past| past.environment == target.env).max_by_key(|past| past.number);
+    let number = last.map_or(0, |past| past.number) + 1;
+    let tag = decision.verdict.tag_name(&name, &target.env, number);
+    let mut message = Message::new(&name, version.package.digest, policy.digest, &target.who);
+    message.previous = last.map(|past| past.tag.name.clone());
+    message.why = decision.why.map(str::to_owned);
+    message.report = decision.report.as_ref().map(|(content, _)| *content);
+    let title = format!("{} {name} for {}", decision.verdict.name(), target.env);
     let mut facts: std::collections::BTreeMap<String, Value> =
         [("package".to_owned(), json!(message.package)), ("policy".to_owned(), json!(message.policy))].into();
-    facts.extend(message.report.map(|it| ("report".to_owned(), json!(it.digest))));
+    facts.extend(message.report.map(|report| ("report".to_owned(), json!(report.digest))));
     let signed = || {
-        let (signer, keys) = (repo.git.signer()?, policy.keys(&word.who)?);
-        Ok::<_, Error>(Signed { signer, person: word.who.clone(), keys })
+        let (signer, keys) = (repo.git.signer()?, policy.keys(&target.who)?);
+        Ok::<_, Error>(Signed { signer, person: target.who.clone(), keys })
     };
-    let signed = asked.signed.then(signed).transpose()?;
+    let signed = required.signed.then(signed).transpose()?;
     Ok(Draft {
-        kind: saying.verdict.kind(),
-        who: word.who.clone(),
+        kind: decision.verdict.kind(),
+        who: target.who.clone(),
         subject: name,
-        environment: Some(word.env.clone()),
+        environment: Some(target.env.clone()),
         why: message.why.clone(),
         facts,
         tag: Some(TagDraft {
@@ -195,32 +203,34 @@ fn draft(
     })
 }
 
-/// Gates as rows of JSON.
+/// Returns gates as JSON.
 pub fn gates_json(gates: &[Gate]) -> Value {
     gates
         .iter()
-        .map(|it| json!({"gate": it.name, "asked": it.asked, "found": it.found, "open": it.is_open}))
+        .map(
+            |gate| json!({"gate": gate.name, "asked": gate.asked, "found": gate.found, "open": gate.is_open}),
+        )
         .collect()
 }
 
-/// Gates as a table.
+/// Returns gates as a table.
 pub fn gates_table(gates: &[Gate]) -> String {
-    let rows = gates.iter().map(|it| {
-        let word = if it.is_open { "open" } else { "CLOSED" };
-        vec![it.name.clone(), it.asked.clone(), it.found.clone(), word.to_owned()]
+    let rows = gates.iter().map(|gate| {
+        let state = if gate.is_open { "open" } else { "CLOSED" };
+        vec![gate.name.clone(), gate.asked.clone(), gate.found.clone(), state.to_owned()]
     });
-    table(&["gate", "asked", "found", ""], rows.collect()).to_string()
+    table(&["gate", "required", "found", "state"], rows.collect()).to_string()
 }
 
-impl Report for Said {
+impl Report for DecisionReport {
     fn json(&self) -> Value {
         json!({"version": self.version, "environment": self.environment, "verdict": self.verdict.name(), "who": self.who,
             "tag": self.published.event.tag, "event": self.published.rev.to_string(), "pushed_to": self.published.upstream,
-            "signed": self.signed, "report": self.report.map(|it| it.digest), "gates": gates_json(&self.gates)})
+            "signed": self.signed, "report": self.report.map(|report| report.digest), "gates": gates_json(&self.gates)})
     }
 }
 
-impl fmt::Display for Said {
+impl fmt::Display for DecisionReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} {} for {} by {}", self.verdict.name(), self.version, self.environment, self.who)?;
         writeln!(
@@ -233,20 +243,23 @@ impl fmt::Display for Said {
             writeln!(f, "  report {}", report.digest)?;
         }
         if !self.signed {
-            writeln!(f, "  the policy asks for no signature: names are claims")?;
+            writeln!(
+                f,
+                "  not signed, since the policy does not require it: the approver's name is not verified"
+            )?;
         }
         in_force(f, &self.published)?;
         if self.gates.iter().any(|it| !it.is_open) {
-            write!(f, "not enough for a release:\n{}", gates_table(&self.gates))?;
+            write!(f, "some gates for a release are still closed:\n{}", gates_table(&self.gates))?;
         }
         Ok(())
     }
 }
 
-/// Where an event is in force.
+/// Writes where an event is in effect.
 pub fn in_force(f: &mut fmt::Formatter<'_>, published: &Published) -> fmt::Result {
     match &published.upstream {
         Some(upstream) => writeln!(f, "  pushed to {upstream}"),
-        None => writeln!(f, "  in force in this repository: it has no Git remote"),
+        None => writeln!(f, "  in effect in this repository only: no Git remote is configured"),
     }
 }

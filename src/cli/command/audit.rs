@@ -1,9 +1,11 @@
+//! `mlx audit`: shows or checks the audit trail.
+
 use std::fmt;
 
 use serde_json::{Value, json};
 
 use crate::{
-    audit::{self, Checked, Row},
+    audit::{self, Row, Verification},
     cli::{
         Context, Report,
         report::{count, table},
@@ -13,70 +15,72 @@ use crate::{
     path::show,
 };
 
-/// Show who did what: one timeline from data to release and alert
+/// Show who did what, from data to releases and alerts
 ///
-/// Commits and tags are read from Git, other events from the audit chain (`refs/mlx/audit`), which is fetched
-/// first where there is a Git remote. `--verify` looks for an edit, a gap, a reordering, and a cut-off end: exit 10
-/// if it finds one.
+/// Commits and tags are read from Git, other events from the audit chain (`refs/mlx/audit`), which is first
+/// fetched if there is a Git remote. `--verify` checks for edited, missing, reordered and cut-off events
+/// instead, and exits with code 10 if it finds any.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx audit\n  mlx audit --of pets@v0.1.0\n  mlx audit --verify\n\n\
 JSON: {\"rows\": [{\"when\", \"what\", \"who\", \"subject\", \"environment\", \"why\", \"digest\", \"rev\"}]};\n\
   with --verify {\"sound\": bool, \"events\", \"tags\", \"findings\": [text…]}")]
 pub struct Args {
-    /// Check the record instead of showing it
+    /// Check the audit trail instead of showing it
     #[arg(long)]
     verify: bool,
-    /// Only rows about this: a version, an environment, a path, a person
+    /// Show only rows about this version, environment, path or person
     #[arg(long, value_name = "TEXT")]
     of: Option<String>,
-    /// Do not ask the Git remote
+    /// Do not fetch from the Git remote
     #[arg(long)]
     offline: bool,
 }
 
-pub enum Shown {
+pub enum Output {
     Rows(Vec<Row>),
-    Checked(Checked),
+    Verification(Verification),
 }
 
-pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Shown> {
+pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Output> {
     let repo = ctx.repo()?;
-    let mut unseen = Vec::new();
+    let mut fetch_errors = Vec::new();
     if !args.offline
         && let Err(error) = ledger::refresh(&repo)
     {
-        // What is here can be looked at; what the other side hides is itself a finding, unless it is not there at all.
+        // The local events can still be shown. For a check, a failed fetch is a finding itself, since the
+        // remote may withhold events, except when the remote is not reachable at all.
         if args.verify && error.kind() != crate::error::Kind::Unavailable {
-            unseen.push(error.full_text());
+            fetch_errors.push(error.full_text());
         } else {
-            ctx.progress.warn(&format!("showing what is here: {}", error.full_text()));
+            ctx.progress.warn(&format!("only local events are used: {}", error.full_text()));
         }
     }
     if args.verify {
-        let mut checked = audit::verify(&repo)?;
-        checked.findings.splice(0..0, unseen);
-        return Ok(Shown::Checked(checked));
+        let mut result = audit::verify(&repo)?;
+        result.findings.splice(0..0, fetch_errors);
+        return Ok(Output::Verification(result));
     }
     let mut rows = audit::timeline(&repo)?;
     if let Some(text) = &args.of {
-        let about = |it: &Row| {
-            it.subject.contains(text) || it.who.contains(text) || it.environment.as_deref() == Some(text)
+        let matches = |row: &Row| {
+            row.subject.contains(text) || row.who.contains(text) || row.environment.as_deref() == Some(text)
         };
-        rows.retain(about);
+        rows.retain(matches);
     }
-    Ok(Shown::Rows(rows))
+    Ok(Output::Rows(rows))
 }
 
-impl Report for Shown {
+impl Report for Output {
     fn json(&self) -> Value {
         match self {
-            Self::Checked(it) => {
-                json!({"sound": it.findings.is_empty(), "events": it.events, "tags": it.tags, "findings": it.findings})
+            Self::Verification(result) => {
+                json!({"sound": result.findings.is_empty(), "events": result.events, "tags": result.tags,
+                    "findings": result.findings})
             }
             Self::Rows(rows) => {
-                let row = |it: &Row| {
-                    json!({"when": it.when, "what": it.what.name(), "who": it.who, "subject": it.subject,
-                        "environment": it.environment, "why": it.why, "digest": it.digest, "rev": it.rev})
+                let row = |row: &Row| {
+                    json!({"when": row.when, "what": row.activity.name(), "who": row.who, "subject": row.subject,
+                        "environment": row.environment, "why": row.why, "digest": row.digest, "rev": row.rev})
                 };
                 json!({"rows": rows.iter().map(row).collect::<Vec<_>>()})
             }
@@ -84,45 +88,43 @@ impl Report for Shown {
     }
 
     fn found(&self) -> bool {
-        matches!(self, Self::Checked(it) if !it.findings.is_empty())
+        matches!(self, Self::Verification(it) if !it.findings.is_empty())
     }
 }
 
-impl fmt::Display for Shown {
+impl fmt::Display for Output {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Checked(it) => {
-                it.findings.iter().try_for_each(|it| writeln!(f, "{it}"))?;
-                let (events, tags) = (count(it.events as u64, "event"), count(it.tags as u64, "tag"));
-                if it.findings.is_empty() {
-                    return write!(f, "the record is whole: {events}, {tags}");
+            Self::Verification(result) => {
+                let findings = &result.findings;
+                findings.iter().try_for_each(|finding| writeln!(f, "{finding}"))?;
+                let (events, tags) = (count(result.events as u64, "event"), count(result.tags as u64, "tag"));
+                if findings.is_empty() {
+                    return write!(f, "the audit trail is intact: {events}, {tags}");
                 }
-                write!(
-                    f,
-                    "the record is not whole: {} in {events}, {tags}",
-                    count(it.findings.len() as u64, "finding")
-                )
+                let findings = count(findings.len() as u64, "finding");
+                write!(f, "the audit trail is not intact: {findings} in {events}, {tags}")
             }
-            Self::Rows(rows) if rows.is_empty() => f.write_str("nothing happened yet that is recorded"),
+            Self::Rows(rows) if rows.is_empty() => f.write_str("no recorded activity"),
             Self::Rows(rows) => {
-                let row = |it: &Row| {
-                    let subject = match &it.environment {
-                        Some(environment) => format!("{} in {environment}", it.subject),
-                        None => it.subject.clone(),
+                let cells = |row: &Row| {
+                    let subject = match &row.environment {
+                        Some(environment) => format!("{} in {environment}", row.subject),
+                        None => row.subject.clone(),
                     };
-                    let digest = it.digest.map(|it| it.short()).unwrap_or_default();
-                    let why = it.why.as_deref().unwrap_or_default();
+                    let digest = row.digest.map(|digest| digest.short()).unwrap_or_default();
+                    let why = row.why.as_deref().unwrap_or_default();
                     vec![
-                        show(it.when.as_bytes()),
-                        it.what.name().to_owned(),
+                        show(row.when.as_bytes()),
+                        row.activity.name().to_owned(),
                         show(subject.as_bytes()),
-                        show(it.who.as_bytes()),
+                        show(row.who.as_bytes()),
                         digest,
                         show(why.as_bytes()),
                     ]
                 };
                 let head = ["when", "what", "subject", "who", "digest", "why"];
-                write!(f, "{}", table(&head, rows.iter().map(row).collect()))
+                write!(f, "{}", table(&head, rows.iter().map(cells).collect()))
             }
         }
     }

@@ -1,4 +1,5 @@
-//! Reports that approvals rest on: kept in the store under their digest, sent along, read back.
+//! Test reports that approvals are based on: parsed, stored under their digest, sent to the default remote,
+//! read back.
 
 use serde_json::Value;
 
@@ -15,8 +16,8 @@ use crate::{
     store::Writer,
 };
 
-/// What a report says of a version; a report of another one is refused.
-pub fn of(bytes: &[u8], version: &Version) -> Result<Evidence> {
+/// Parses a report on a version; a report on another version is an error.
+pub fn parse_for(bytes: &[u8], version: &Version) -> Result<Evidence> {
     let evidence = parse(bytes)?;
     if evidence.package == version.package.digest && evidence.version == version.name() {
         return Ok(evidence);
@@ -24,58 +25,60 @@ pub fn of(bytes: &[u8], version: &Version) -> Result<Evidence> {
     let error = Error::new(
         Kind::Conflict,
         format!(
-            "this is a report of {} ({}), not of {} ({})",
+            "the report is on {} ({}), not on {} ({})",
             evidence.version,
             evidence.package.short(),
             version.name(),
             version.package.digest.short()
         ),
     );
-    Err(error.hint(format!("test that one: `mlx apptest URL --version {}`", version.name())))
+    Err(error.hint(format!("test the right version with `mlx apptest URL --version {}`", version.name())))
 }
 
+/// Parses a report. Missing numbers become NaN and close their gates; impossible ones are errors.
 fn parse(bytes: &[u8]) -> Result<Evidence> {
-    let wrong = |what: &str| {
-        Error::corrupt(format!("this is no report of an application test: {what}"))
-            .hint("`mlx apptest` writes one: apptest/report.json")
+    let invalid = |problem: &str| {
+        Error::corrupt(format!("not a report of an application test: {problem}"))
+            .hint("`mlx apptest` writes such a report to `apptest/report.json`")
     };
-    let value: Value = serde_json::from_slice(bytes).map_err(|it| wrong(&it.to_string()))?;
-    let text = |key: &str| value[key].as_str().ok_or_else(|| wrong(&format!("it has no {key}")));
-    let rows = |key: &str| {
-        let map = value[key].as_object().ok_or_else(|| wrong(&format!("it has no {key}")));
-        map.map(|it| it.iter().map(|(class, it)| (class.clone(), it.as_f64().unwrap_or(f64::NAN))).collect())
+    let value: Value = serde_json::from_slice(bytes).map_err(|error| invalid(&error.to_string()))?;
+    let text = |key: &str| value[key].as_str().ok_or_else(|| invalid(&format!("it has no {key}")));
+    let by_class = |key: &str| {
+        let map = value[key].as_object().ok_or_else(|| invalid(&format!("it has no {key}")))?;
+        let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
+        Ok::<_, Error>(map.iter().map(|(class, value)| (class.clone(), number(value))).collect())
     };
     if value["format"] != 1 {
-        return Err(wrong("it is of another format"));
+        return Err(invalid("its format is unknown"));
     }
-    let checks = value["checks"].as_array().filter(|it| !it.is_empty());
-    let checks = checks.ok_or_else(|| wrong("it has no checks"))?;
-    let failed = checks.iter().filter(|it| it["passed"] != true);
+    let checks = value["checks"].as_array().filter(|checks| !checks.is_empty());
+    let checks = checks.ok_or_else(|| invalid("it has no checks"))?;
+    let failed = checks.iter().filter(|check| check["passed"] != true);
     let evidence = Evidence {
         version: text("version")?.to_owned(),
         package: text("package")?.parse()?,
         accuracy: value["accuracy"].as_f64().unwrap_or(f64::NAN),
-        precision: rows("precision")?,
-        recall: rows("recall")?,
+        precision: by_class("precision")?,
+        recall: by_class("recall")?,
         p99: value["latency"]["p99"].as_f64().unwrap_or(f64::NAN),
-        failed: failed.map(|it| it["name"].as_str().unwrap_or("?").to_owned()).collect(),
+        failed: failed.map(|check| check["name"].as_str().unwrap_or("?").to_owned()).collect(),
     };
-    // What is missing closes its gate; what cannot be is no report.
+    // A missing number closes its gate; an impossible one makes the report invalid.
     let shares = evidence.precision.values().chain(evidence.recall.values()).chain([&evidence.accuracy]);
-    if shares.into_iter().any(|it| !it.is_nan() && !(0.0..=1.0).contains(it)) {
-        return Err(wrong("a share in it is not between 0 and 1"));
+    if shares.into_iter().any(|share| !share.is_nan() && !(0.0..=1.0).contains(share)) {
+        return Err(invalid("its accuracy, precision or recall is not between 0 and 1"));
     }
     if evidence.p99 < 0.0 || evidence.p99.is_infinite() {
-        return Err(wrong("its p99 is no time"));
+        return Err(invalid("its p99 is not a duration"));
     }
     if !evidence.precision.keys().eq(evidence.recall.keys()) || evidence.recall.len() < 2 {
-        return Err(wrong("precision and recall are not of the same two or more classes"));
+        return Err(invalid("its precision and recall are not for the same two or more classes"));
     }
     Ok(evidence)
 }
 
-/// Keeps a report, here and on the default remote.
-pub fn keep(ctx: &Context<'_>, repo: &Repo, bytes: &[u8]) -> Result<Content> {
+/// Stores a report locally and sends it to the default remote.
+pub fn store_report(ctx: &Context<'_>, repo: &Repo, bytes: &[u8]) -> Result<Content> {
     let mut writer = Writer::new(&repo.store);
     let digest = writer.put_bytes(bytes)?;
     writer.finish()?;
@@ -84,18 +87,19 @@ pub fn keep(ctx: &Context<'_>, repo: &Repo, bytes: &[u8]) -> Result<Content> {
     Ok(content)
 }
 
-/// Sends contents to the default remote. Where others share the Git repository there has to be one.
+/// Sends contents to the default remote. Without one nothing is sent, unless the repository has a Git remote:
+/// then it is an error, since other clones could not fetch the contents.
 pub fn send(ctx: &Context<'_>, repo: &Repo, contents: Vec<(RepoPath, Content)>) -> Result<()> {
     let configured = repo.config.remote(None);
     if configured.is_err() && repo.git.upstream()?.is_none() {
         return Ok(());
     }
-    let configured = configured.doing(|| "others could not fetch what this rests on".into())?;
+    let configured = configured.doing(|| "other clones could not fetch the contents".into())?;
     let remote = Remote::open(&configured, Access::Write)?;
     remote::push(repo, &remote, &Wants { contents, runs: Vec::new() }, ctx.progress).map(drop)
 }
 
-/// Reads a report back, from the store or the default remote.
+/// Reads a stored report, which is fetched from the default remote if it is missing locally.
 pub fn load(ctx: &Context<'_>, repo: &Repo, report: &Content) -> Result<Evidence> {
     if !repo.store.contains(&report.digest) {
         let wants = Wants { contents: vec![(name(&report.digest)?, *report)], runs: Vec::new() };
@@ -105,6 +109,7 @@ pub fn load(ctx: &Context<'_>, repo: &Repo, report: &Content) -> Result<Evidence
     parse(&repo.store.read(&report.digest)?)
 }
 
+/// Returns the path that identifies a report in transfers.
 fn name(digest: &Digest) -> Result<RepoPath> {
     RepoPath::from_text(&format!("reports/{}.json", digest.short()))
 }
@@ -116,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_is_no_report() {
+    fn impossible_numbers_make_a_report_invalid() {
         let good = json!({"format": 1, "version": "pets@v0.1.0", "package": Digest::of(b"p"), "accuracy": 0.9,
             "precision": {"cat": 0.9, "dog": 1.0}, "recall": {"cat": 0.9, "dog": 0.0}, "latency": {"p99": 12.5},
             "checks": [{"name": "same answers", "passed": true}]});
@@ -137,9 +142,9 @@ mod tests {
             let error = read(&bad).expect_err(key);
             assert_eq!(error.kind(), Kind::Corrupt, "{bad}");
         }
-        // What is missing closes its gate instead.
-        let mut silent = good;
-        silent["accuracy"] = Value::Null;
-        assert!(read(&silent).unwrap().accuracy.is_nan());
+        // A missing number closes its gate instead.
+        let mut incomplete = good;
+        incomplete["accuracy"] = Value::Null;
+        assert!(read(&incomplete).unwrap().accuracy.is_nan());
     }
 }

@@ -1,3 +1,5 @@
+//! `mlx lineage`: shows how a file, a model or an answer was produced, as text or as a graph.
+
 use std::{collections::BTreeSet, fmt, path::Path};
 
 use serde_json::{Value, json};
@@ -22,11 +24,11 @@ use crate::{
     workspace::Workspace,
 };
 
-/// Show where an output, a model, a file or an answer came from
+/// Show how an output, a model, a file or an answer was produced
 ///
-/// The chain of stage, command, parameters, inputs and commit, read from Git. A registered version such as
-/// `pets@v0.1.0` names the package it holds; `models/pets.onnx` is short for `models/pets/model.onnx`. The id of a
-/// request goes from the answer to the version, who let it serve, and its package.
+/// Shows the chain of stages, commands, parameters, inputs and commits, read from Git. A registered version
+/// such as `pets@v0.1.0` stands for its package, and `models/pets.onnx` for `models/pets/model.onnx`. The id
+/// of a request leads from the answer to the version, who released it, and its package.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  mlx lineage models/pets\n  mlx lineage pets@v0.1.0 --dot | dot -Tsvg > lineage.svg\n  mlx lineage 019a9c1e6b7c7e1d8f0a2b3c4d5e6f70\n\n\
@@ -35,87 +37,94 @@ JSON: {\"path\", \"digest\", \"size\", \"files\", \"commit\": {\"rev\", \"author
   of a request also \"request\": {\"id\", \"environment\", \"captured\", \"received\", \"input\", \"class\", \"scores\", \"version\", \"package\", \"releases\": [{\"release\", \"who\", \"approvals\": [{\"tag\", \"who\", \"report\"}]}]}"
 )]
 pub struct Args {
-    /// A path, a registered version, or the id of a request
+    /// Path, registered version, or id of a request
     what: String,
-    /// As this version has it; the workspace without
+    /// Revision to read (default: the workspace)
     #[arg(long)]
     rev: Option<String>,
-    /// Print a graph for Graphviz
+    /// Print the graph in Graphviz's DOT language
     #[arg(long)]
     dot: bool,
 }
 
-pub struct Chain {
+pub struct Output {
     lineage: Lineage,
     dot: bool,
-    request: Option<Answered>,
+    request: Option<RequestOrigin>,
 }
 
-/// An answer, and who let the version that gave it serve.
-struct Answered {
+/// A request, with the releases and approvals of the version that answered it.
+struct RequestOrigin {
     found: Found,
     releases: Vec<(Release, Vec<Decision>)>,
 }
 
-pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Chain> {
+pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Output> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
-    let request = request(ctx, &repo, &args.what)?;
-    let what = request.as_ref().map_or(&args.what, |it| &it.found.record.version);
-    let (rev, path) = subject(ctx, &repo, what, args.rev.as_deref())?;
+    let request = find_request(ctx, &repo, &args.what)?;
+    let subject = request.as_ref().map_or(&args.what, |origin| &origin.found.record.version);
+    let (rev, path) = resolve(ctx, &repo, subject, args.rev.as_deref())?;
     let read = |file: &RepoPath| repo.files.read_if_there(file);
     let mut tracked = repo.git.tracked(&lineage::speaks)?;
-    tracked.extend(workspace.pointed()?.iter().map(|it| it.with_suffix(crate::pointer::SUFFIX)));
-    tracked
-        .extend(ctx.pipelines(&workspace)?.iter().filter_map(|it| it.folder.join(LOCKFILE.as_bytes()).ok()));
+    tracked.extend(workspace.pointed()?.iter().map(|path| path.with_suffix(crate::pointer::SUFFIX)));
+    let pipelines = ctx.pipelines(&workspace)?;
+    tracked.extend(pipelines.iter().filter_map(|pipeline| pipeline.folder.join(LOCKFILE.as_bytes()).ok()));
     tracked.sort();
     tracked.dedup();
     let trace = |path: &RepoPath| lineage::trace(&repo.git, &repo.store, rev.as_ref(), path, &read, &tracked);
     let lineage = with_trees(ctx, &workspace, || {
-        trace(&path).or_else(|error| short_for_package(&path).and_then(|it| trace(&it).ok()).ok_or(error))
+        trace(&path).or_else(|error| package_model(&path).and_then(|model| trace(&model).ok()).ok_or(error))
     })?;
-    Ok(Chain { lineage, dot: args.dot, request })
+    Ok(Output { lineage, dot: args.dot, request })
 }
 
-/// `models/pets.onnx` stands for `models/pets/model.onnx`.
-fn short_for_package(path: &RepoPath) -> Option<RepoPath> {
+/// Returns `models/pets/model.onnx` for `models/pets.onnx`.
+fn package_model(path: &RepoPath) -> Option<RepoPath> {
     path.without_suffix(".onnx")?.join(b"model.onnx").ok()
 }
 
-/// The request of this id, where no path is called so.
-fn request(ctx: &Context<'_>, repo: &Repo, what: &str) -> Result<Option<Answered>> {
-    let plain = !what.contains(['/', '@', '.']) && what.len() > 3;
-    if !plain
-        || ctx.path(repo, Path::new(what)).is_ok_and(|it| repo.files.stamp(&it).is_ok_and(|it| it.is_some()))
-    {
+/// Finds the request with this id, unless a path has that name.
+fn find_request(ctx: &Context<'_>, repo: &Repo, id: &str) -> Result<Option<RequestOrigin>> {
+    let may_be_id = !id.contains(['/', '@', '.']) && id.len() > 3;
+    let exists = |path: RepoPath| repo.files.stamp(&path).is_ok_and(|stat| stat.is_some());
+    if !may_be_id || ctx.path(repo, Path::new(id)).is_ok_and(exists) {
         return Ok(None);
     }
-    let Some(found) = request::find(repo, what)? else { return Ok(None) };
+    let Some(found) = request::find(repo, id)? else { return Ok(None) };
     let version = &found.record.version;
-    let decided = release::decisions(&repo.git, Some(version))?;
-    let own = release::all(&repo.git)?.into_iter();
-    let own = own.filter(|it| it.environment == found.environment && it.message.version == *version);
-    let with_approvals = |it: Release| {
-        let named = |decision: &&Decision| it.message.approvals.contains(&decision.tag.name);
-        let approvals = decided.iter().filter(named).cloned().collect();
-        (it, approvals)
+    let decisions = release::decisions(&repo.git, Some(version))?;
+    let is_own =
+        |release: &Release| release.environment == found.environment && release.message.version == *version;
+    let with_approvals = |release: Release| {
+        let is_named = |decision: &&Decision| release.message.approvals.contains(&decision.tag.name);
+        let approvals = decisions.iter().filter(is_named).cloned().collect();
+        (release, approvals)
     };
-    let releases = own.map(with_approvals).collect();
-    Ok(Some(Answered { found, releases }))
+    let recorded = release::recorded_releases(&repo.git)?.into_iter();
+    let releases = recorded.filter(is_own).map(with_approvals).collect();
+    Ok(Some(RequestOrigin { found, releases }))
 }
 
-fn subject(ctx: &Context<'_>, repo: &Repo, what: &str, rev: Option<&str>) -> Result<(Option<Rev>, RepoPath)> {
-    if let Some((model, number)) = what.split_once('@')
+/// Resolves a version or a path to the path to trace and the revision to read (none for the workspace).
+fn resolve(
+    ctx: &Context<'_>,
+    repo: &Repo,
+    subject: &str,
+    rev: Option<&str>,
+) -> Result<(Option<Rev>, RepoPath)> {
+    if let Some((model, number)) = subject.split_once('@')
         && number.parse::<Number>().is_ok()
-        && let Some(version) = registry::find(&repo.git, what)?
+        && let Some(version) = registry::find(&repo.git, subject)?
     {
         debug_assert_eq!(model, version.model);
         return Ok((Some(version.tag.rev), version.path));
     }
-    let rev = rev.map(|it| repo.git.resolve(it)).transpose()?;
-    Ok((rev, ctx.path(repo, Path::new(what))?))
+    let rev = rev.map(|rev| repo.git.resolve(rev)).transpose()?;
+    Ok((rev, ctx.path(repo, Path::new(subject))?))
 }
 
+/// Returns a node and its inputs as JSON.
 fn node(node: &Node) -> Value {
     let stage = match &node.origin {
         Origin::Stage { name, command, params, edited } => {
@@ -123,73 +132,76 @@ fn node(node: &Node) -> Value {
         }
         Origin::Added | Origin::Plain => Value::Null,
     };
-    let commit = node.commit.as_ref().map(|it| {
-        json!({"rev": it.rev.to_string(), "author": it.author, "when": it.when.to_text(), "summary": it.summary})
+    let commit = node.commit.as_ref().map(|commit| {
+        json!({"rev": commit.rev.to_string(), "author": commit.author, "when": commit.when.to_text(),
+            "summary": commit.summary})
     });
     json!({"path": node.path, "digest": node.content.digest, "size": node.content.size, "files": node.content.files,
         "commit": commit, "stage": stage, "inputs": node.inputs.iter().map(self::node).collect::<Vec<_>>()})
 }
 
-impl Report for Chain {
+impl Report for Output {
     fn json(&self) -> Value {
         let mut value = node(&self.lineage.root);
-        if let Some(Answered { found: Found { environment, record: it }, releases }) = &self.request {
-            let approval = |it: &Decision| json!({"tag": it.tag.name, "who": it.message.who, "report": it.message.report.map(|it| it.digest)});
-            let releases = releases.iter().map(|(it, approvals)| {
-                json!({"release": it.name(), "who": it.message.who, "approvals": approvals.iter().map(approval).collect::<Vec<_>>()})
+        if let Some(RequestOrigin { found: Found { environment, record }, releases }) = &self.request {
+            let approval = |decision: &Decision| {
+                let message = &decision.message;
+                let report = message.report.map(|report| report.digest);
+                json!({"tag": decision.tag.name, "who": message.who, "report": report})
+            };
+            let releases = releases.iter().map(|(release, approvals)| {
+                let approvals: Vec<_> = approvals.iter().map(approval).collect();
+                json!({"release": release.name(), "who": release.message.who, "approvals": approvals})
             });
-            value["request"] = json!({"id": it.id, "environment": environment, "captured": time::text_of_millis(it.captured),
-                "received": time::text_of_millis(it.received), "input": it.input, "class": it.class, "scores": it.scores,
-                "version": it.version, "package": it.package, "releases": releases.collect::<Vec<_>>()});
+            value["request"] = json!({"id": record.id, "environment": environment,
+                "captured": time::text_of_millis(record.captured), "received": time::text_of_millis(record.received),
+                "input": record.input, "class": record.class, "scores": record.scores, "version": record.version,
+                "package": record.package, "releases": releases.collect::<Vec<_>>()});
         }
         value
     }
 }
 
-impl fmt::Display for Chain {
+impl fmt::Display for Output {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.dot {
             return dot(f, &self.lineage.root);
         }
-        if let Some(Answered { found: Found { environment, record: it }, releases }) = &self.request {
-            let said = if it.class.is_empty() { format!("status {}", it.status) } else { it.class.clone() };
-            writeln!(f, "request {}  {said}  {} in {environment}", it.id, time::text_of_millis(it.captured))?;
-            writeln!(f, "  of the picture {}", it.input)?;
-            writeln!(f, "  answered by {}, package {}", it.version, it.package.short())?;
+        if let Some(RequestOrigin { found: Found { environment, record }, releases }) = &self.request {
+            let failed = record.class.is_empty();
+            let answer = if failed { format!("status {}", record.status) } else { record.class.clone() };
+            let captured = time::text_of_millis(record.captured);
+            writeln!(f, "request {}  {answer}  {captured} in {environment}", record.id)?;
+            writeln!(f, "  image {}", record.input)?;
+            writeln!(f, "  answered by {}, package {}", record.version, record.package.short())?;
             for (release, approvals) in releases {
                 writeln!(f, "  released as {} by {}", release.name(), show(release.message.who.as_bytes()))?;
-                for it in approvals {
-                    let report = it
-                        .message
-                        .report
-                        .map(|it| format!(", report {}", it.digest.short()))
-                        .unwrap_or_default();
-                    writeln!(
-                        f,
-                        "  approved by {} ({}){report}",
-                        show(it.message.who.as_bytes()),
-                        it.tag.name
-                    )?;
+                for approval in approvals {
+                    let message = &approval.message;
+                    let report = message.report.map(|report| format!(", report {}", report.digest.short()));
+                    let report = report.unwrap_or_default();
+                    let who = show(message.who.as_bytes());
+                    writeln!(f, "  approved by {who} ({}){report}", approval.tag.name)?;
                 }
             }
         }
-        let mut told = BTreeSet::new();
-        tree(f, &self.lineage.root, "", "", &mut told)
+        let mut printed = BTreeSet::new();
+        tree(f, &self.lineage.root, "", "", &mut printed)
     }
 }
 
-/// One thing, and below it what it was made from; what was told once is not told again.
+/// Prints a node and, below it, its inputs; the stage of a node that was printed before is not repeated.
 fn tree(
     f: &mut fmt::Formatter<'_>,
-    it: &Node,
+    node: &Node,
     first: &str,
     rest: &str,
-    told: &mut BTreeSet<(RepoPath, String)>,
+    printed: &mut BTreeSet<(RepoPath, String)>,
 ) -> fmt::Result {
-    writeln!(f, "{first}{}  {}  {}", it.path, it.content.digest.short(), commit(it))?;
-    let again = !told.insert((it.path.clone(), it.content.digest.hex()));
-    if let Origin::Stage { name, command, params, edited } = &it.origin {
-        if again {
+    writeln!(f, "{first}{}  {}  {}", node.path, node.content.digest.short(), commit(node))?;
+    let is_repeated = !printed.insert((node.path.clone(), node.content.digest.hex()));
+    if let Origin::Stage { name, command, params, edited } = &node.origin {
+        if is_repeated {
             return writeln!(f, "{rest}  (as above)");
         }
         let edited = if *edited { ", then edited by hand" } else { "" };
@@ -198,16 +210,17 @@ fn tree(
             writeln!(f, "{rest}  with {key} = {}", crate::document::canonical(value))?;
         }
     }
-    for (at, input) in it.inputs.iter().enumerate() {
-        let last = at + 1 == it.inputs.len();
+    for (at, input) in node.inputs.iter().enumerate() {
+        let last = at + 1 == node.inputs.len();
         let (branch, below) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
-        tree(f, input, &format!("{rest}{branch}"), &format!("{rest}{below}"), told)?;
+        tree(f, input, &format!("{rest}{branch}"), &format!("{rest}{below}"), printed)?;
     }
     Ok(())
 }
 
-fn commit(it: &Node) -> String {
-    match &it.commit {
+/// Returns the commit of a node in one line.
+fn commit(node: &Node) -> String {
+    match &node.commit {
         Some(commit) => {
             format!("{} {} {}", commit.rev.short(), commit.when.day(), show(commit.summary.as_bytes()))
         }
@@ -215,29 +228,29 @@ fn commit(it: &Node) -> String {
     }
 }
 
+/// Prints the graph in Graphviz's DOT language.
 fn dot(f: &mut fmt::Formatter<'_>, root: &Node) -> fmt::Result {
     writeln!(f, "digraph lineage {{\n  rankdir = LR;\n  node [shape = box, fontname = \"sans-serif\"];")?;
     let mut lines = Vec::new();
     edges(root, &mut lines);
     lines.sort();
     lines.dedup();
-    lines.iter().try_for_each(|it| writeln!(f, "  {it}"))?;
+    lines.iter().try_for_each(|line| writeln!(f, "  {line}"))?;
     f.write_str("}")
 }
 
-fn edges(it: &Node, lines: &mut Vec<String>) {
+/// Appends the DOT lines of a node and its inputs.
+fn edges(node: &Node, lines: &mut Vec<String>) {
     let quote = |text: &str| Value::from(text).to_string();
-    let id = |it: &Node| quote(&format!("{} {}", it.path, it.content.digest.short()));
-    lines.push(format!(
-        "{} [label = {}];",
-        id(it),
-        quote(&format!("{}\n{}\n{}", it.path, it.content.digest.short(), commit(it)))
-    ));
-    if let Origin::Stage { name, .. } = &it.origin {
-        let stage = quote(&format!("stage {name} {}", it.content.digest.short()));
+    let digest = node.content.digest.short();
+    let id = |node: &Node| quote(&format!("{} {}", node.path, node.content.digest.short()));
+    let label = quote(&format!("{}\n{digest}\n{}", node.path, commit(node)));
+    lines.push(format!("{} [label = {label}];", id(node)));
+    if let Origin::Stage { name, .. } = &node.origin {
+        let stage = quote(&format!("stage {name} {digest}"));
         lines.push(format!("{stage} [label = {}, shape = ellipse];", quote(name)));
-        lines.push(format!("{stage} -> {};", id(it)));
-        it.inputs.iter().for_each(|input| lines.push(format!("{} -> {stage};", id(input))));
+        lines.push(format!("{stage} -> {};", id(node)));
+        node.inputs.iter().for_each(|input| lines.push(format!("{} -> {stage};", id(input))));
     }
-    it.inputs.iter().for_each(|it| edges(it, lines));
+    node.inputs.iter().for_each(|input| edges(input, lines));
 }

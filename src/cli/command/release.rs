@@ -1,4 +1,4 @@
-//! `mlx release` and `mlx rollback`: which version serves in an environment.
+//! `mlx release` and `mlx rollback`: choose the version that serves in an environment.
 
 use std::fmt;
 
@@ -8,118 +8,124 @@ use crate::{
     cli::{
         Context, Report,
         command::{
-            approve::{exactly, gates_json, gates_table, in_force},
+            approve::{gates_json, gates_table, in_force, require_version},
             evidence, version,
         },
     },
     error::{Error, Kind, Result},
     ledger::{self, Draft, Published, TagDraft, View},
     model::registry::{self, Version},
+    pointer::Content,
     policy::Policy,
-    release::{self, Examined, Message, Release, Verdict},
+    release::{self, Assessment, Message, Release, Verdict},
     repo::Repo,
 };
 
-/// Let a version serve in an environment
+/// Release a version to an environment
 ///
-/// Refused while the policy's gates are closed (exit 10). The package is sent to the default remote, the tag
-/// `MODEL#ENV#N` and the event to the Git remote; what cannot be sent is not in force.
+/// Exits with code 10 while gates of the policy are closed. The package is sent to the default remote, the
+/// tag `MODEL#ENV#N` and the event to the Git remote; if sending fails, the release is not in effect.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx release pets@v0.1.0 --env production --why 'new camera'\n\n\
 JSON: {\"version\", \"environment\", \"released\": bool, \"tag\", \"event\", \"pushed_to\", \"gates\": [{\"gate\", \"asked\", \"found\", \"open\"}], \"notes\": [text…]}")]
 pub struct ReleaseArgs {
-    /// `pets@v0.1.0`
+    /// Version, such as `pets@v0.1.0`
     version: String,
-    /// Where it is to serve
+    /// Environment to release to
     #[arg(long)]
     env: String,
-    /// Why
+    /// Reason
     #[arg(long)]
     why: Option<String>,
 }
 
-/// Let the version that served before serve again
+/// Roll back to the version that served before
 ///
-/// It needs no new approval, unless somebody rejected that version since.
+/// Needs no new approval, but fails if an approver rejected that version in the meantime.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  mlx rollback --env production --why 'dogs are cats'\n\nJSON: as `mlx release`"
+    after_help = "Examples:\n  mlx rollback --env production --why 'too many wrong answers'\n\nJSON: as `mlx release`"
 )]
 pub struct RollbackArgs {
-    /// The model, where the environment has several
+    /// Model to roll back (default: the only one in the environment)
     model: Option<String>,
-    /// Where to go back
+    /// Environment to roll back
     #[arg(long)]
     env: String,
-    /// Why
+    /// Reason
     #[arg(long)]
     why: Option<String>,
 }
 
-pub struct Outcome {
+pub struct ReleaseReport {
     version: String,
     environment: String,
-    examined: Examined,
-    /// None when the gates are closed.
+    assessment: Assessment,
+    /// Published event; none if gates are closed.
     published: Option<Published>,
 }
 
-pub fn release(ctx: &Context<'_>, args: &ReleaseArgs) -> Result<Outcome> {
+pub fn release(ctx: &Context<'_>, args: &ReleaseArgs) -> Result<ReleaseReport> {
     let repo = ctx.repo()?;
     let view = ledger::refresh(&repo)?;
-    let (policy, version, examined) = judge(ctx, &repo, &view, &args.version, &args.env)?;
-    let outcome = |examined, published| Outcome {
+    let (policy, version, assessment) = assess(ctx, &repo, &view, &args.version, &args.env)?;
+    let outcome = |assessment, published| ReleaseReport {
         version: version.name(),
         environment: args.env.clone(),
-        examined,
+        assessment,
         published,
     };
-    if !examined.may_serve() {
-        return Ok(outcome(examined, None));
+    if !assessment.may_serve() {
+        return Ok(outcome(assessment, None));
     }
     drop(policy);
     version::bring(ctx, &repo, &version, None)?;
     evidence::send(ctx, &repo, vec![(version.path.clone(), version.package)])?;
     let published = ledger::publish(&repo, &|view| {
-        let (policy, version, examined) = judge(ctx, &repo, view, &args.version, &args.env)?;
-        if !examined.may_serve() {
-            return Err(
-                Error::new(Kind::Denied, "the gates were closed meanwhile").hint("run it again to see which")
-            );
+        let (policy, version, assessment) = assess(ctx, &repo, view, &args.version, &args.env)?;
+        if !assessment.may_serve() {
+            return Err(Error::new(Kind::Denied, "a gate was closed in the meantime")
+                .hint("run it again to see which"));
         }
         let before = release::releases(&repo.git, Some(&version.model), &args.env)?;
-        if release::serving(&before).last().is_some_and(|it| it.message.version == version.name()) {
+        if release::serving(&before).last().is_some_and(|last| last.message.version == version.name()) {
             return Err(Error::new(
                 Kind::Conflict,
-                format!("`{}` serves in {} already", version.name(), args.env),
+                format!("`{}` already serves in `{}`", version.name(), args.env),
             )
-            .hint("`mlx audit` shows when it was released; `mlx rollback` goes back"));
+            .hint("`mlx audit` shows when it was released; `mlx rollback` returns to the version before"));
         }
         let mut message =
             Message::new(&version.name(), version.package.digest, policy.digest, &repo.git.whoami()?);
-        message.approvals = examined.approvals.iter().map(|it| it.tag.name.clone()).collect();
+        message.approvals = assessment.approvals.iter().map(|approval| approval.tag.name.clone()).collect();
         draft(&version, &args.env, &before, message, args.why.as_deref())
     })?;
-    Ok(outcome(examined, Some(published)))
+    Ok(outcome(assessment, Some(published)))
 }
 
-/// The version held to the policy that counts now.
-fn judge(
+/// Assesses a version against the policy that is in effect.
+fn assess(
     ctx: &Context<'_>,
     repo: &Repo,
     view: &View,
     name: &str,
     environment: &str,
-) -> Result<(Policy, Version, Examined)> {
+) -> Result<(Policy, Version, Assessment)> {
     let policy = Policy::at(&repo.git, view.policy.as_ref())?;
     policy.environment(environment)?;
-    let version = exactly(repo, name)?;
-    let examined =
-        release::examine(repo, &policy, &version, environment, &|it| evidence::load(ctx, repo, it))?;
-    Ok((policy, version, examined))
+    let version = require_version(repo, name)?;
+    let load = |report: &Content| evidence::load(ctx, repo, report);
+    let assessment = release::examine(repo, &policy, &version, environment, &load)?;
+    Ok((policy, version, assessment))
 }
 
-pub fn rollback(repo: &Repo, model: Option<&str>, environment: &str, why: Option<&str>) -> Result<Outcome> {
+/// Rolls an environment back: releases the version that served before once more.
+pub fn rollback(
+    repo: &Repo,
+    model: Option<&str>,
+    environment: &str,
+    why: Option<&str>,
+) -> Result<ReleaseReport> {
     let state = std::cell::RefCell::new(String::new());
     let published = ledger::publish(repo, &|view| {
         let policy = Policy::at(&repo.git, view.policy.as_ref())?;
@@ -128,15 +134,15 @@ pub fn rollback(repo: &Repo, model: Option<&str>, environment: &str, why: Option
         let before = release::releases(&repo.git, Some(&model), environment)?;
         let stack = release::serving(&before);
         let [.., target, current] = &stack[..] else {
-            return Err(Error::not_found(format!("no version served in `{environment}` before"))
+            return Err(Error::not_found(format!("no earlier version served in `{environment}`"))
                 .hint("`mlx audit` shows what was released there"));
         };
         let version = registry::require(&repo.git, &target.message.version)?;
-        let (words, _) = release::approvers(repo, &policy, &version, environment)?;
-        if let Some(word) = words.iter().find(|it| it.verdict == Verdict::Rejected) {
+        let (decisions, _) = release::approvers(repo, &policy, &version, environment)?;
+        if let Some(rejection) = decisions.iter().find(|decision| decision.verdict == Verdict::Rejected) {
             let error = Error::new(
                 Kind::Denied,
-                format!("`{}` was rejected by {}", version.name(), word.message.who),
+                format!("`{}` was rejected by {}", version.name(), rejection.message.who),
             );
             return Err(error.hint("release another version instead"));
         }
@@ -145,46 +151,47 @@ pub fn rollback(repo: &Repo, model: Option<&str>, environment: &str, why: Option
             Message::new(&version.name(), version.package.digest, policy.digest, &repo.git.whoami()?);
         message.rollback = true;
         message.approvals.clone_from(&target.message.approvals);
-        let taken_back = format!("takes back {}", current.message.version);
-        draft(&version, environment, &before, message, Some(why.unwrap_or(&taken_back)))
+        let default_reason = format!("takes back {}", current.message.version);
+        draft(&version, environment, &before, message, Some(why.unwrap_or(&default_reason)))
     })?;
-    Ok(Outcome {
+    Ok(ReleaseReport {
         version: state.into_inner(),
         environment: environment.to_owned(),
-        examined: Examined::default(),
+        assessment: Assessment::default(),
         published: Some(published),
     })
 }
 
-impl Outcome {
+impl ReleaseReport {
     pub fn version(&self) -> &str {
         &self.version
     }
 }
 
-pub fn run_rollback(ctx: &Context<'_>, args: &RollbackArgs) -> Result<Outcome> {
+pub fn run_rollback(ctx: &Context<'_>, args: &RollbackArgs) -> Result<ReleaseReport> {
     rollback(&ctx.repo()?, args.model.as_deref(), &args.env, args.why.as_deref())
 }
 
-/// The model that serves in an environment, where only one does or one is named.
+/// Returns the named model, or else the only one that was released to an environment.
 pub fn served_model(repo: &Repo, model: Option<&str>, environment: &str) -> Result<String> {
     if let Some(model) = model {
         return Ok(model.to_owned());
     }
-    let mut models: Vec<String> = release::all(&repo.git)?
+    let mut models: Vec<String> = release::recorded_releases(&repo.git)?
         .into_iter()
-        .filter(|it| it.environment == environment)
-        .map(|it| it.model)
+        .filter(|release| release.environment == environment)
+        .map(|release| release.model)
         .collect();
     models.dedup();
     match &models[..] {
-        [one] => Ok(one.clone()),
-        [] => Err(Error::not_found(format!("nothing was released in `{environment}`"))
-            .hint("`mlx release VERSION --env ENV` does that; `mlx pull` or `git fetch --tags` brings others' releases")),
-        many => Err(Error::usage(format!("several models serve in `{environment}`: {}", many.join(", "))).hint("name one")),
+        [model] => Ok(model.clone()),
+        [] => Err(Error::not_found(format!("no version was released to `{environment}`"))
+            .hint("release one with `mlx release VERSION --env ENV`, or fetch existing releases with `mlx pull` or `git fetch --tags`")),
+        many => Err(Error::usage(format!("several models serve in `{environment}`: {}", many.join(", "))).hint("name one of them")),
     }
 }
 
+/// Drafts the event and the tag of a release.
 fn draft(
     version: &Version,
     environment: &str,
@@ -215,13 +222,13 @@ fn draft(
     })
 }
 
-impl Report for Outcome {
+impl Report for ReleaseReport {
     fn json(&self) -> Value {
         let published = self.published.as_ref();
         json!({"version": self.version, "environment": self.environment, "released": published.is_some(),
             "tag": published.and_then(|it| it.event.tag.clone()), "event": published.map(|it| it.rev.to_string()),
-            "pushed_to": published.and_then(|it| it.upstream.clone()), "gates": gates_json(&self.examined.gates),
-            "notes": self.examined.notes})
+            "pushed_to": published.and_then(|it| it.upstream.clone()), "gates": gates_json(&self.assessment.gates),
+            "notes": self.assessment.notes})
     }
 
     fn found(&self) -> bool {
@@ -229,14 +236,18 @@ impl Report for Outcome {
     }
 }
 
-impl fmt::Display for Outcome {
+impl fmt::Display for ReleaseReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.examined.gates.is_empty() {
-            writeln!(f, "{}", gates_table(&self.examined.gates))?;
+        if !self.assessment.gates.is_empty() {
+            writeln!(f, "{}", gates_table(&self.assessment.gates))?;
         }
-        self.examined.notes.iter().try_for_each(|it| writeln!(f, "{it}"))?;
+        self.assessment.notes.iter().try_for_each(|note| writeln!(f, "{note}"))?;
         let Some(published) = &self.published else {
-            return write!(f, "not released: {} may not serve in {}", self.version, self.environment);
+            return write!(
+                f,
+                "not released: {} does not meet the policy of {}",
+                self.version, self.environment
+            );
         };
         writeln!(f, "{} serves in {}", self.version, self.environment)?;
         writeln!(

@@ -1,8 +1,8 @@
-//! Tags held against the audit chain: what a tag says counts only where the chain's own event says the same.
+//! The events of the audit chain (`refs/mlx/audit`), indexed to check the tags that name them.
 //!
-//! Whoever can push tags can make one that looks like a release. It is no release: only the event's commit, whose
-//! place on the chain cannot be forged without rewriting the chain, makes it one. And an event whose tag is gone
-//! is an error, so that nobody takes back a rejection by deleting a tag.
+//! Anyone who can push tags can create one that looks like a release. A tag only counts if the event it names
+//! is on the audit chain and has the same contents: an event cannot be forged without rewriting the chain. An
+//! event without its tag is an error, so that deleting a tag cannot revoke a rejection.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,28 +13,30 @@ use crate::{
     release::Message,
 };
 
-/// The chain, ready to be asked about tags.
-pub struct Record {
+/// Events of the audit chain, by commit.
+pub struct AuditIndex {
     events: BTreeMap<String, Event>,
 }
 
-impl Record {
+impl AuditIndex {
+    /// Reads the audit chain of a repository.
     pub fn read(git: &Git) -> Result<Self> {
-        Ok(Self::of(&ledger::read(git, ledger::tip(git)?.as_ref())?))
+        Ok(Self::new(&ledger::read(git, ledger::tip(git)?.as_ref())?))
     }
 
-    pub fn of(entries: &[Entry]) -> Self {
-        Self { events: entries.iter().map(|it| (it.rev.to_string(), it.event.clone())).collect() }
+    /// Indexes the entries of an audit chain.
+    pub fn new(entries: &[Entry]) -> Self {
+        Self { events: entries.iter().map(|entry| (entry.rev.to_string(), entry.event.clone())).collect() }
     }
 
-    /// Why a tag does not count, if it does not.
-    pub fn objection(&self, tag: &Tag, message: &Message, kind: Kind, environment: &str) -> Option<String> {
+    /// Returns the reason why a tag does not count, as the end of a sentence about it; none if it counts.
+    pub fn mismatch(&self, tag: &Tag, message: &Message, kind: Kind, environment: &str) -> Option<String> {
         let Some(event) = self.events.get(&message.audit) else {
             return Some("is not on the audit chain".to_owned());
         };
-        let fact = |key: &str| event.facts.get(key).and_then(|it| it.as_str()).map(str::to_owned);
+        let fact = |key: &str| event.facts.get(key).and_then(|value| value.as_str()).map(str::to_owned);
         let report = message.report.as_ref().map(|it| it.digest.to_string());
-        let wrong = [
+        let differences = [
             ("tag", event.tag.as_deref() != Some(&tag.name)),
             ("kind", event.kind != kind),
             ("environment", event.environment.as_deref() != Some(environment)),
@@ -45,27 +47,28 @@ impl Record {
             ("policy", fact("policy") != Some(message.policy.to_string())),
             ("report", fact("report") != report),
         ];
-        let (what, _) = wrong.into_iter().find(|it| it.1)?;
-        Some(format!("and event {} name different things: the {what}", event.number))
+        let (field, _) = differences.into_iter().find(|(_, differs)| *differs)?;
+        Some(format!("does not match event {} (the {field} differs)", event.number))
     }
 
-    /// Refuses a record of which tags are gone: those of events of these kinds that `about` accepts.
+    /// Checks that no tag is missing: `existing` has to hold the tag of every event of these kinds that
+    /// `is_relevant` accepts.
     pub fn check_tags(
         &self,
         kinds: &[Kind],
-        about: &dyn Fn(&Event) -> bool,
-        there: &BTreeSet<&str>,
+        is_relevant: &dyn Fn(&Event) -> bool,
+        existing: &BTreeSet<&str>,
     ) -> Result<()> {
-        let asked = self.events.values().filter(|it| kinds.contains(&it.kind) && about(it));
-        let mut gone: Vec<_> = asked
-            .filter_map(|it| Some((it.number, it.tag.as_deref()?)))
-            .filter(|it| !there.contains(it.1))
+        let relevant = self.events.values().filter(|event| kinds.contains(&event.kind) && is_relevant(event));
+        let mut missing: Vec<_> = relevant
+            .filter_map(|event| Some((event.number, event.tag.as_deref()?)))
+            .filter(|(_, tag)| !existing.contains(tag))
             .collect();
-        gone.sort_unstable();
-        let Some((number, name)) = gone.first() else { return Ok(()) };
+        missing.sort_unstable();
+        let Some((number, name)) = missing.first() else { return Ok(()) };
         let error = Error::corrupt(format!("the tag `{name}` of event {number} is missing or was changed"));
         Err(error.hint(format!(
-            "bring it back: `git fetch REMOTE tag {name}`, or have somebody who has it push it; `mlx audit --verify` says more"
+            "restore it with `git fetch REMOTE tag {name}`, or ask a colleague who has it to push it; `mlx audit --verify` shows details"
         )))
     }
 }
@@ -83,7 +86,7 @@ mod tests {
         let mut message =
             Message::new("pets@v0.1.0", Digest::of(b"package"), Digest::of(b"policy"), "qa@park.example");
         message.audit = rev().to_string();
-        let fact = |it: Digest| serde_json::Value::from(it.to_string());
+        let fact = |digest: Digest| serde_json::Value::from(digest.to_string());
         let event = Event {
             format: FORMAT,
             number: 1,
@@ -108,18 +111,18 @@ mod tests {
         (event, tag, message)
     }
 
-    fn objection(change: impl Fn(&mut Event, &mut Tag, &mut Message)) -> Option<String> {
+    fn mismatch(change: impl Fn(&mut Event, &mut Tag, &mut Message)) -> Option<String> {
         let (mut event, mut tag, mut message) = pair();
         change(&mut event, &mut tag, &mut message);
-        let record = Record::of(&[Entry { rev: rev(), event }]);
-        record.objection(&tag, &message, Kind::Approved, "production")
+        let index = AuditIndex::new(&[Entry { rev: rev(), event }]);
+        index.mismatch(&tag, &message, Kind::Approved, "production")
     }
 
     #[test]
-    fn a_tag_counts_only_where_its_own_event_says_the_same() {
-        assert_eq!(objection(|_, _, _| ()), None);
+    fn a_tag_counts_only_if_its_event_has_the_same_contents() {
+        assert_eq!(mismatch(|_, _, _| ()), None);
         assert_eq!(
-            objection(|_, _, it| it.audit = "refs/mlx/audit".into()).unwrap(),
+            mismatch(|_, _, it| it.audit = "refs/mlx/audit".into()).unwrap(),
             "is not on the audit chain"
         );
         let changes: [(&str, fn(&mut Event, &mut Tag, &mut Message)); 9] = [
@@ -133,19 +136,19 @@ mod tests {
             ("policy", |it, _, _| drop(it.facts.remove("policy"))),
             ("report", |it, _, _| drop(it.facts.insert("report".into(), "b3:00".into()))),
         ];
-        for (what, change) in changes {
-            assert_eq!(objection(change).unwrap(), format!("and event 1 name different things: the {what}"));
+        for (field, change) in changes {
+            assert_eq!(mismatch(change).unwrap(), format!("does not match event 1 (the {field} differs)"));
         }
     }
 
     #[test]
-    fn an_event_whose_tag_is_gone_is_an_error() {
+    fn an_event_without_its_tag_is_an_error() {
         let (event, tag, _) = pair();
-        let record = Record::of(&[Entry { rev: rev(), event }]);
-        let check = |kind, there: &[&str]| {
-            record
-                .check_tags(&[kind], &|_| true, &there.iter().copied().collect())
-                .map_err(|it| it.to_string())
+        let index = AuditIndex::new(&[Entry { rev: rev(), event }]);
+        let check = |kind, existing: &[&str]| {
+            index
+                .check_tags(&[kind], &|_| true, &existing.iter().copied().collect())
+                .map_err(|error| error.to_string())
         };
         assert_eq!(check(Kind::Approved, &[&tag.name]), Ok(()));
         assert_eq!(check(Kind::Released, &[]), Ok(()));
