@@ -25,7 +25,7 @@ fn a_served_version_passes_and_its_report_opens_the_gates() {
     let running = Running::start(&sandbox, "serve pets@v0.1.0");
     let url = format!("http://{}", running.address);
     let said = sandbox.ok(&format!("apptest {url} --data test"));
-    assert!(said.starts_with("pets@v0.1.0 passed, asked about "), "{said}");
+    assert!(said.starts_with("pets@v0.1.0 passed with "), "{said}");
     let report: Value = serde_json::from_str(&sandbox.read("apptest/report.json")).unwrap();
     let registered = &sandbox.json("model show pets@v0.1.0")["package"];
     let package = registered["digest"].as_str().unwrap_or_else(|| registered.as_str().unwrap());
@@ -81,7 +81,11 @@ fn pictures_that_are_not_here_are_fetched_and_folders_have_groups() {
     assert_eq!((&report["data"]["pictures"], &report["data"]["damaged"]), (&json!(3), &json!(1)));
     assert_eq!(report["groups"]["folder"]["night"]["pictures"], 1);
     sandbox.write("more/bird/1.jpg", photo(4));
-    assert!(sandbox.fails(&format!("apptest {url} --data more"), 2).contains("knows no class `bird`"));
+    assert!(
+        sandbox
+            .fails(&format!("apptest {url} --data more"), 2)
+            .contains("`bird` is not a class of the model")
+    );
 }
 
 /// A service that says `cat` to everything, with a status of 200 to everything.
@@ -128,7 +132,7 @@ fn a_service_that_answers_wrongly_is_found_out() {
     let report: Value = serde_json::from_str(&sandbox.read("wrong/report.json")).unwrap();
     assert_eq!(
         names(&report, false),
-        ["every right request is answered", "same answers as the package", "refuses wrong requests"]
+        ["every valid request is answered", "same answers as the package", "rejects invalid requests"]
     );
     assert_eq!(report["recall"], json!({"cat": 1.0, "dog": 0.0}));
     let worst = report["worst"].as_array().unwrap();
@@ -147,12 +151,12 @@ fn what_cannot_be_tested_is_said_before_anything_is_asked() {
     let error = sandbox.fails(&format!("apptest {url} --data test --version pets@v0.1.0"), 4);
     assert!(error.contains("the service serves `pets@v0.2.0`, not `pets@v0.1.0`"), "{error}");
     assert!(sandbox.fails(&format!("apptest {url} --data nowhere"), 3).contains("nowhere"));
-    assert!(sandbox.fails("apptest pets --data test", 2).contains("no address of a service"));
+    assert!(sandbox.fails("apptest pets --data test", 2).contains("the URL of the service is not valid"));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let closed = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
     let error = sandbox.fails(&format!("apptest {closed} --data test"), 7);
-    assert!(error.contains("no answer from http://127.0.0.1:"), "{error}");
+    assert!(error.contains("no answer from `http://127.0.0.1:"), "{error}");
     assert!(!sandbox.has("apptest"));
 }
 
@@ -163,7 +167,7 @@ fn a_token_is_needed_where_the_service_asks_for_one() {
     fs::write(&token, "secret\n").unwrap();
     let running = Running::start(&sandbox, &format!("serve pets --token-file {}", token.display()));
     let test = format!("apptest http://{} --data test", running.address);
-    assert!(sandbox.fails(&test, 6).contains("does not let us in"));
+    assert!(sandbox.fails(&test, 6).contains("the service denied access"));
     sandbox.ok(&format!("{test} --token-file {}", token.display()));
     assert!(!sandbox.read("apptest/report.json").contains("secret"));
 }

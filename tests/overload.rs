@@ -86,7 +86,7 @@ fn a_client_that_is_gone_leaves_a_status_and_no_place() {
     until(&running, "mlx_waiting_requests", |it| it == 0);
     assert_eq!(number(&running, "mlx_open_requests"), 0);
     assert_eq!(running.ask("POST", "/classify", "", &photo(1)).0, 200);
-    assert!(running.stop().contains("gave 2 answers"));
+    assert!(running.stop().contains("answered 2 requests"));
 }
 
 #[test]

@@ -32,7 +32,7 @@ fn the_error_names_a_taken_port() {
     let address = taken.local_addr().unwrap();
     let error = sandbox.fails(&format!("serve pets --port {}", address.port()), 4);
     assert!(
-        error.contains(&format!("cannot listen at `{address}`")) && error.contains("another --port"),
+        error.contains(&format!("cannot listen on `{address}`")) && error.contains("another --port"),
         "{error}"
     );
     let error = sandbox.fails("serve pets --port 0 --host 192.0.2.1 --no-auth", 2);
@@ -71,7 +71,7 @@ fn connections_above_the_limit_wait_and_a_stop_closes_all() {
     assert_eq!(answer(&mut waiting).0, 200, "a connection is free");
     let more: Vec<_> = (0..5).map(|_| running.connect()).collect();
     let output = running.stop();
-    assert!(output.contains("gave 1 answer"), "{output}");
+    assert!(output.contains("answered 1 request"), "{output}");
     for mut stream in taken.into_iter().chain(more) {
         // Closed or reset by the service, not timed out.
         let ended = stream.read_to_end(&mut Vec::new()).map_err(|error| error.kind());
@@ -123,6 +123,6 @@ fn a_locked_spool_does_not_delay_the_stop() {
     lock.lock().unwrap();
     (2..5).for_each(classify);
     let output = running.stop();
-    assert!(output.contains("gave 4 answers"), "{output}");
-    running.says("3 records of traffic dropped: ");
+    assert!(output.contains("answered 4 requests"), "{output}");
+    running.says("dropped 3 traffic records: ");
 }

@@ -72,5 +72,5 @@ fn a_watch_runs_until_a_signal_ends_it() {
     Command::new("kill").arg(child.id().to_string()).status().unwrap();
     let ran = ended(child.wait_with_output().unwrap());
     assert_eq!(ran.code, 0, "{}", ran.err);
-    assert!(ran.out.starts_with("2 pictures answered: "), "{}", ran.out);
+    assert!(ran.out.starts_with("2 images classified: "), "{}", ran.out);
 }

@@ -1,4 +1,4 @@
-//! What the service counts, in the words of Prometheus.
+//! Prometheus metrics of one service: definitions, updates and the text exposition for `/metrics`.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-/// Which requests.
+/// Labels of the request counter.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct Labels {
     pub model: String,
@@ -24,19 +24,25 @@ pub struct Labels {
     pub code: u32,
 }
 
-/// Counters of one service.
+/// Metrics of one service.
 pub struct Counters {
     registry: Registry,
     requests: Family<Labels, Counter>,
-    answers: Mutex<BTreeMap<u32, u64>>,
-    /// From the first byte to the last of an answer.
+    /// Responses by status, for the status page and the final report.
+    responses: Mutex<BTreeMap<u32, u64>>,
+    /// Seconds from the request to its response.
     pub seconds: Histogram,
-    /// Pictures in each run of the network.
+    /// Images in each model call.
     pub batch: Histogram,
+    /// Requests in the queue.
     pub waiting: Gauge,
+    /// Requests accepted and not yet answered.
     pub open: Gauge,
+    /// Changes of the served version.
     pub switches: Counter,
+    /// Requests written to the traffic spool.
     pub recorded: Counter,
+    /// Requests that were not recorded.
     pub dropped: Counter,
 }
 
@@ -45,7 +51,7 @@ impl Counters {
         let mut registry = Registry::with_prefix("mlx");
         let counters = Self {
             requests: Family::default(),
-            answers: Mutex::default(),
+            responses: Mutex::default(),
             // 1 ms to about 30 s.
             seconds: Histogram::new(exponential_buckets(0.001, 1.5, 26)),
             batch: Histogram::new(exponential_buckets(1.0, 2.0, 8)),
@@ -56,36 +62,29 @@ impl Counters {
             dropped: Counter::default(),
             registry: Registry::default(),
         };
-        registry.register("requests", "Answers by model, version and status", counters.requests.clone());
-        registry.register("request_seconds", "Time to answer", counters.seconds.clone());
-        registry.register("batch_pictures", "Pictures in one run of the network", counters.batch.clone());
+        registry.register("requests", "Responses by model, version and status", counters.requests.clone());
+        registry.register("request_seconds", "Response time in seconds", counters.seconds.clone());
+        registry.register("batch_pictures", "Images in one model call", counters.batch.clone());
         registry.register("waiting_requests", "Requests in the queue", counters.waiting.clone());
-        registry.register(
-            "open_requests",
-            "Requests that were taken and not answered",
-            counters.open.clone(),
-        );
-        registry.register("switches", "Changes of the version that answers", counters.switches.clone());
+        registry.register("open_requests", "Requests accepted and not yet answered", counters.open.clone());
+        registry.register("switches", "Changes of the served version", counters.switches.clone());
         registry.register("traffic_recorded", "Requests recorded", counters.recorded.clone());
-        registry.register(
-            "traffic_dropped",
-            "Requests not recorded for want of time",
-            counters.dropped.clone(),
-        );
+        registry.register("traffic_dropped", "Requests that were not recorded", counters.dropped.clone());
         Self { registry, ..counters }
     }
 
+    /// Counts one response.
     pub fn count(&self, labels: &Labels) {
         self.requests.get_or_create(labels).inc();
-        *self.answers.lock().unwrap_or_else(PoisonError::into_inner).entry(labels.code).or_default() += 1;
+        *self.responses.lock().unwrap_or_else(PoisonError::into_inner).entry(labels.code).or_default() += 1;
     }
 
-    /// Answers by status so far.
-    pub fn answers(&self) -> BTreeMap<u32, u64> {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Returns the number of responses so far, by status.
+    pub fn responses(&self) -> BTreeMap<u32, u64> {
+        self.responses.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The text that Prometheus reads.
+    /// Returns the metrics as OpenMetrics text.
     pub fn text(&self) -> String {
         let mut text = String::new();
         // Writing to a string does not fail.
@@ -99,12 +98,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_label_cannot_end_its_line() {
+    fn labels_are_escaped() {
         let counters = Counters::new();
         let model = "<script>\"} 1\n\\".to_owned();
         counters.count(&Labels { model, version: "v1".into(), code: 200 });
         let text = counters.text();
-        let wanted = r#"mlx_requests_total{model="<script>\"} 1\n\\",version="v1",code="200"} 1"#;
-        assert!(text.lines().any(|it| it == wanted), "{text}");
+        let expected = r#"mlx_requests_total{model="<script>\"} 1\n\\",version="v1",code="200"} 1"#;
+        assert!(text.lines().any(|line| line == expected), "{text}");
     }
 }

@@ -1,4 +1,4 @@
-//! Requests: who may ask, where each goes, and how it is counted.
+//! HTTP routes and middleware: authenticates, dispatches, counts and times requests.
 
 use std::{sync::Arc, time::Instant};
 
@@ -16,13 +16,14 @@ use crate::deploy::{
     Service,
     counters::Labels,
     handlers::{classify, infer, live, metrics, model_metadata, model_ready, ready, server_metadata, status},
-    note::GONE,
-    service::Refusal,
+    request_log::GONE,
+    service::HttpError,
 };
 
-pub(super) type Shared = State<Arc<Service>>;
+/// State that every handler gets.
+pub(super) type SharedService = State<Arc<Service>>;
 
-/// Where each request goes.
+/// Returns the router. Only the two health endpoints and unknown paths need no token.
 pub(super) fn routes(service: &Arc<Service>) -> Router {
     Router::new()
         .route("/", get(status))
@@ -35,42 +36,43 @@ pub(super) fn routes(service: &Arc<Service>) -> Router {
         .route("/v2/models/{model}/versions/{version}/ready", get(model_ready))
         .route("/v2/models/{model}/infer", post(infer))
         .route("/v2/models/{model}/versions/{version}/infer", post(infer))
-        .route_layer(middleware::from_fn_with_state(Arc::clone(service), authorized))
+        .route_layer(middleware::from_fn_with_state(Arc::clone(service), require_token))
         .route("/v2/health/live", get(live))
         .route("/v2/health/ready", get(ready))
-        .fallback(|| async { Refusal(StatusCode::NOT_FOUND, "there is no such address".into()) })
-        .layer(middleware::from_fn_with_state(Arc::clone(service), counted))
+        .fallback(|| async { HttpError(StatusCode::NOT_FOUND, "not found".into()) })
+        .layer(middleware::from_fn_with_state(Arc::clone(service), count_request))
         .with_state(Arc::clone(service))
 }
 
-/// Refuses whoever does not know the token.
-async fn authorized(State(service): Shared, request: Request, next: Next) -> Response {
+/// Rejects requests without the bearer token, if the service has one.
+async fn require_token(State(service): SharedService, request: Request, next: Next) -> Response {
     let Some(token) = &service.options.token else { return next.run(request).await };
-    let said = request.headers().get(header::AUTHORIZATION).map_or(&b""[..], |it| it.as_bytes());
-    let said = said.strip_prefix(b"Bearer ").unwrap_or_default();
-    if bool::from(said.ct_eq(token.as_bytes())) {
+    let given = request.headers().get(header::AUTHORIZATION).map_or(&b""[..], |it| it.as_bytes());
+    let given = given.strip_prefix(b"Bearer ").unwrap_or_default();
+    if bool::from(given.ct_eq(token.as_bytes())) {
         return next.run(request).await;
     }
-    let refusal = Refusal(StatusCode::UNAUTHORIZED, "a bearer token is needed".into());
-    ([(header::WWW_AUTHENTICATE, "Bearer")], refusal).into_response()
+    let error = HttpError(StatusCode::UNAUTHORIZED, "a bearer token is required".into());
+    ([(header::WWW_AUTHENTICATE, "Bearer")], error).into_response()
 }
 
-/// A request to the model, open until it is dropped: by then it has its status, or its client is gone.
-struct Open {
+/// Guard of one inference request: counted as open until dropped, then counted by status. The status stays
+/// 499 if the client disconnects before there is a response.
+struct OpenRequest {
     service: Arc<Service>,
     status: u16,
 }
 
-impl Open {
+impl OpenRequest {
     fn new(service: &Arc<Service>) -> Self {
         service.counters.open.inc();
         Self { service: Arc::clone(service), status: GONE }
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenRequest {
     fn drop(&mut self) {
-        let (counters, served) = (&self.service.counters, self.service.live());
+        let (counters, served) = (&self.service.counters, self.service.current());
         counters.open.dec();
         counters.count(&Labels {
             model: served.model.clone(),
@@ -80,13 +82,13 @@ impl Drop for Open {
     }
 }
 
-/// Counts and times every answer of the model, and those that nobody waited for.
-async fn counted(State(service): Shared, request: Request, next: Next) -> Response {
-    if !matches!(request.uri().path(), it if it == "/classify" || it.ends_with("/infer")) {
+/// Counts and times inference requests, including those whose client disconnected.
+async fn count_request(State(service): SharedService, request: Request, next: Next) -> Response {
+    if !matches!(request.uri().path(), path if path == "/classify" || path.ends_with("/infer")) {
         return next.run(request).await;
     }
     let start = Instant::now();
-    let mut open = Open::new(&service);
+    let mut open = OpenRequest::new(&service);
     let response = next.run(request).await;
     open.status = response.status().as_u16();
     service.counters.seconds.observe(start.elapsed().as_secs_f64());

@@ -1,7 +1,9 @@
-//! Connections: how many there are, how long each may take, and how they end.
+//! TCP listener of the service: accepts connections, limits their number and idle time, and shuts down
+//! gracefully.
 //!
-//! A connection has a deadline for each head of a request, idle or not, and for each piece of an answer: whoever
-//! sends nothing or reads nothing loses it. A stop answers everything that was taken; a second signal ends that.
+//! Each connection has a deadline for the next request head, which also limits how long it may be idle, and
+//! for each write; a peer that neither sends nor reads is disconnected. A stop signal stops accepting and
+//! lets the requests already accepted finish; a second signal ends the wait.
 
 use std::{io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
@@ -19,53 +21,53 @@ use tokio::{
 use tokio_io_timeout::TimeoutStream;
 
 use crate::{
-    deploy::{Service, http::routes, stop::Ends},
+    deploy::{Service, http::routes, stop::StopSignals},
     error::{Doing, Error, Kind, Result},
 };
 
-/// Bytes of a head at most, and of what is read or written at once.
-const BUFFER: usize = 64 << 10;
-/// Work for clients that are gone is not waited for longer than this.
-const LINGER: Duration = Duration::from_secs(1);
+/// Buffer of a connection in bytes: limits a request head, and one read or write.
+const MAX_BUFFER: usize = 64 << 10;
+/// How long a shutdown waits for work whose clients have disconnected.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Serves until the process is asked to end; requests that were taken are answered. `ready` is told the
-/// address.
+/// Serves until the process is asked to end, then answers the requests already accepted. Calls `ready` with
+/// the bound address.
 pub fn serve(service: &Arc<Service>, ready: impl FnOnce(SocketAddr)) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = runtime.doing(|| "cannot start the network".into())?;
+    let runtime = runtime.doing(|| "cannot start the async runtime".into())?;
     let ended = runtime.block_on(accept(service, ready));
-    runtime.shutdown_timeout(LINGER);
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
     ended
 }
 
 async fn accept(service: &Arc<Service>, ready: impl FnOnce(SocketAddr)) -> Result<()> {
     let address = service.options.address;
-    let listener = TcpListener::bind(address).await.map_err(|it| deaf(address, it))?;
-    let bound = listener.local_addr().doing(|| "cannot tell the address".into())?;
-    service.listens_at(bound);
-    let mut ends = Ends::new()?;
+    let listener = TcpListener::bind(address).await.map_err(|it| bind_error(address, it))?;
+    let bound = listener.local_addr().doing(|| "cannot read the bound address".into())?;
+    service.set_address(bound);
+    let mut signals = StopSignals::new()?;
     ready(bound);
     let graceful = GracefulShutdown::new();
-    let places = Arc::new(Semaphore::new(service.options.connections));
+    let slots = Arc::new(Semaphore::new(service.options.max_connections));
     let (http, routes) = (http(service), routes(service));
     loop {
-        let place = tokio::select! {
-            place = Arc::clone(&places).acquire_owned() => place.expect("it is never closed"),
-            () = ends.next() => break,
+        let slot = tokio::select! {
+            slot = Arc::clone(&slots).acquire_owned() => slot.expect("it is never closed"),
+            () = signals.next() => break,
         };
         let stream = tokio::select! {
-            taken = listener.accept() => match taken {
+            accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
-                // Out of file descriptors: others will go away.
+                // Out of file descriptors: wait until other connections close.
                 Err(_) => { tokio::time::sleep(Duration::from_millis(20)).await; continue }
             },
-            () = ends.next() => break,
+            () = signals.next() => break,
         };
         let connection = graceful.watch(connection(&http, stream, &routes, service.options.deadline));
         tokio::spawn(async move {
-            // A client that breaks off is its own affair.
+            // A client that disconnects is not an error of the service.
             let _ended = connection.await;
-            drop(place);
+            drop(slot);
         });
     }
     service.stop();
@@ -73,15 +75,15 @@ async fn accept(service: &Arc<Service>, ready: impl FnOnce(SocketAddr)) -> Resul
     tokio::select! {
         () = graceful.shutdown() => {}
         () = tokio::time::sleep(service.options.deadline * 2) => {}
-        () = ends.next() => {}
+        () = signals.next() => {}
     }
     Ok(())
 }
 
 fn http(service: &Service) -> http1::Builder {
     let mut http = http1::Builder::new();
-    // The time starts with the end of the answer before: it is the limit of an idle connection, too.
-    http.timer(TokioTimer::new()).header_read_timeout(service.options.deadline).max_buf_size(BUFFER);
+    // The timer starts when the previous response ends, so it also limits how long a connection may be idle.
+    http.timer(TokioTimer::new()).header_read_timeout(service.options.deadline).max_buf_size(MAX_BUFFER);
     http
 }
 
@@ -90,21 +92,23 @@ type Connection = http1::Connection<TokioIo<Pin<Box<TimeoutStream<TcpStream>>>>,
 fn connection(http: &http1::Builder, stream: TcpStream, routes: &Router, deadline: Duration) -> Connection {
     let _slower = stream.set_nodelay(true);
     let mut stream = TimeoutStream::new(stream);
-    // Reading has its limits where it is known what is read.
+    // Reads have their own limits: the head above, the body in `Service::read_body`.
     stream.set_write_timeout(Some(deadline));
     http.serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(routes.clone()))
 }
 
-/// Why nobody can ask at this address.
-fn deaf(address: SocketAddr, why: io::Error) -> Error {
-    let (kind, hint) = match why.kind() {
+/// Returns the error of a failed bind, with a hint about the flag to change.
+fn bind_error(address: SocketAddr, cause: io::Error) -> Error {
+    let (kind, hint) = match cause.kind() {
         io::ErrorKind::AddrInUse => (
             Kind::Conflict,
-            "another program has it: end that, or take another --port; 0 takes any that is free",
+            "another program is using it: stop that one, or choose another --port; 0 picks a free one",
         ),
-        io::ErrorKind::AddrNotAvailable => (Kind::Usage, "this machine has no such address: see --host"),
-        io::ErrorKind::PermissionDenied => (Kind::Denied, "take a --port from 1024 on"),
+        io::ErrorKind::AddrNotAvailable => {
+            (Kind::Usage, "this machine does not have that address: see --host")
+        }
+        io::ErrorKind::PermissionDenied => (Kind::Denied, "choose a --port of 1024 or above"),
         _ => (Kind::Internal, "see --host and --port"),
     };
-    Error::new(kind, format!("cannot listen at `{address}`")).because(why).hint(hint)
+    Error::new(kind, format!("cannot listen on `{address}`")).because(cause).hint(hint)
 }

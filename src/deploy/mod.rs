@@ -1,35 +1,36 @@
-//! A model in use.
+//! Model serving: an HTTP inference service, its clients, and an application test for served versions.
 //!
-//! A picture's way: [`listen`] takes the connection, [`http`] lets a request in, [`handlers`] answer it within the limits of [`service`], [`Served`]
-//! has the package and its network, [`batch`] runs several requests at once, [`protocol`] reads and writes tensors
-//! of the Open Inference Protocol. The network runs on a thread of its own;
-//! the async runtime only ever waits for it. From outside, [`Client`] asks, [`watch`] asks for a camera, and
-//! [`apptest`] sees whether a service does what its version promised.
+//! [`listen`] accepts connections, [`http`] authenticates and routes requests, [`handlers`] answer them
+//! within the limits of [`service`]. [`ServedModel`] is a loaded package; [`batch`] runs several requests in
+//! one model call, and [`protocol`] parses and writes tensors of the Open Inference Protocol. The model runs
+//! on a thread of its own; the async runtime only waits for it. On the client side, [`Client`] sends
+//! requests, [`watch`] sends the images that appear in a folder, and [`apptest`] tests a running service
+//! against its registered version.
 
 pub mod apptest;
 mod batch;
+mod body_memory;
 pub mod client;
 mod counters;
 mod handlers;
 mod http;
 mod listen;
-mod note;
 mod page;
 mod protocol;
-mod room;
-#[cfg(test)]
-mod samples;
-mod served;
+mod request_log;
+mod served_model;
 mod service;
 pub mod stop;
+#[cfg(test)]
+mod test_service;
 pub mod watch;
 
 pub use self::{
-    batch::Limits,
-    client::{Answered, Client},
+    batch::BatchLimits,
+    client::{Client, ServiceResponse},
     listen::serve,
-    note::GONE,
     page::escape,
-    served::{Answer, Served},
+    request_log::GONE,
+    served_model::{Prediction, ServedModel},
     service::{Options, Service},
 };

@@ -1,18 +1,18 @@
-//! The status page, for a person who wants to know whether all is well.
+//! Status page of the service at `/`: one HTML page for people, and the HTML escaping it needs.
 
-use crate::deploy::Served;
+use crate::deploy::ServedModel;
 
-/// What the page tells.
-pub struct View<'v> {
-    pub served: &'v Served,
+/// Values shown on the status page.
+pub struct StatusView<'v> {
+    pub served: &'v ServedModel,
     pub environment: &'v str,
     pub address: String,
-    /// `ready`, `stopping` or `stuck`.
+    /// `ready`, `stopping` or `stuck`
     pub state: &'static str,
-    /// Seconds.
-    pub age: u64,
-    /// `12 with 200`
-    pub answers: Vec<String>,
+    /// Uptime in seconds.
+    pub uptime: u64,
+    /// Responses by status, such as `12 with 200`.
+    pub responses: Vec<String>,
 }
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:42em;margin:3em auto;padding:0 1em;\
@@ -20,8 +20,8 @@ color:#222;background:#fff}h1{font-size:1.5em}td{padding:.2em 1.5em .2em 0;verti
 td:first-child{color:#666}code{background:#f2f2f2;padding:.1em .3em;border-radius:3px;word-break:break-all}\
 .dot{display:inline-block;width:.7em;height:.7em;border-radius:50%;margin-right:.5em}";
 
-/// One page, no scripts, made anew every five seconds.
-pub fn status(view: &View<'_>) -> String {
+/// Renders the page. It has no scripts and reloads itself every five seconds.
+pub fn status(view: &StatusView<'_>) -> String {
     let served = view.served;
     let (color, word) = (if view.state == "ready" { "#2a2" } else { "#c60" }, view.state);
     let rows = [
@@ -30,9 +30,9 @@ pub fn status(view: &View<'_>) -> String {
         ("package", format!("<code>{}</code>", served.package)),
         ("classes", escape(&served.description.classes.join(", "))),
         ("engine", escape(&served.engine)),
-        ("up for", format!("{} s", view.age)),
+        ("up for", format!("{} s", view.uptime)),
         ("waiting", served.batcher.waiting().to_string()),
-        ("answers", view.answers.join(", ")),
+        ("responses", view.responses.join(", ")),
     ];
     let rows: String =
         rows.iter().map(|(name, value)| format!("<tr><td>{name}<td>{value}")).collect::<Vec<_>>().join("\n");
@@ -40,14 +40,14 @@ pub fn status(view: &View<'_>) -> String {
         "<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content=5>\
 <meta name=viewport content='width=device-width'><title>{model}: {word}</title><style>{STYLE}</style>\
 <h1><span class=dot style='background:{color}'></span>{model} is {word}</h1><table>{rows}</table>\
-<p>Ask: <code>curl --data-binary @photo.jpg http://{address}/classify</code>, or <code>/v2/models/{model}/infer</code>. \
-Numbers for Prometheus: <a href=/metrics>/metrics</a>.",
+<p>Try it: <code>curl --data-binary @photo.jpg http://{address}/classify</code>, or <code>/v2/models/{model}/infer</code>. \
+Prometheus metrics: <a href=/metrics>/metrics</a>.",
         model = escape(&served.model),
         address = view.address,
     )
 }
 
-/// Text that stays text in HTML.
+/// Escapes text for HTML content and for quoted attributes.
 pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
@@ -59,19 +59,19 @@ pub fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::deploy::samples::{Gate, served};
+    use crate::deploy::test_service::{Gate, served};
 
     #[test]
-    fn names_from_others_stay_text() {
+    fn untrusted_names_are_escaped() {
         let served =
             served(&Gate::closed(), "<script>\"'&", ["<script>alert(1)</script>", "a'b\"c\\d\n</table>"]);
-        let page = status(&View {
+        let page = status(&StatusView {
             served: &served,
             environment: "<b>",
             address: "127.0.0.1:1".into(),
             state: "ready",
-            age: 1,
-            answers: Vec::new(),
+            uptime: 1,
+            responses: Vec::new(),
         });
         assert!(!page.contains("<script") && !page.contains("<b>"), "{page}");
         assert_eq!(page.matches("</table>").count(), 1);

@@ -1,7 +1,7 @@
-//! Tensors of the Open Inference Protocol V2 (REST) and its binary extension, read and written.
+//! Open Inference Protocol V2 (REST) with its binary tensor extension: parses requests and encodes responses.
 //!
-//! Everything here takes bytes from strangers: counts are checked before anything is set aside for them, lists have
-//! their ends, what is not asked for is read over, and no more than a line of it comes back in an error.
+//! The input is untrusted: counts are checked before memory is allocated for them, lists are bounded, unknown
+//! fields are skipped, and an error repeats at most one short line of the input.
 
 use std::{convert::Infallible, marker::PhantomData};
 
@@ -13,28 +13,28 @@ use serde_json::json;
 
 use crate::error::{Error, Result};
 
-/// The one datatype that networks here take and give.
+/// The only datatype that models take and return.
 pub const DATATYPE: &str = "FP32";
-/// The header that says where the JSON ends and bytes begin.
-pub const JSON_LENGTH: &str = "inference-header-content-length";
-/// An id from outside is no longer than this.
-const LONGEST_ID: usize = 128;
-/// Characters of the reason why something is no JSON, which may repeat what was sent.
-const LONGEST_REASON: usize = 200;
-/// Outputs that a request may name.
-const OUTPUTS: usize = 8;
-/// Of a shape.
-const DIMENSIONS: usize = 8;
+/// Header with the length of the JSON, after which the binary data starts.
+pub const JSON_LENGTH_HEADER: &str = "inference-header-content-length";
+/// Largest length of a request id, in bytes.
+const MAX_ID_LENGTH: usize = 128;
+/// Largest length of a JSON error in characters; it may repeat parts of the input.
+const MAX_REASON_LENGTH: usize = 200;
+/// Largest number of outputs that a request may name.
+const MAX_OUTPUTS: usize = 8;
+/// Largest number of dimensions of a shape.
+const MAX_DIMENSIONS: usize = 8;
 
-/// A request for inference.
+/// Inference request.
 #[derive(Debug, PartialEq)]
-pub struct Request {
+pub struct InferRequest {
     pub id: Option<String>,
-    /// Pictures in the input.
+    /// Number of images in the input.
     pub rows: usize,
-    /// Row by row.
+    /// Input values, row by row.
     pub values: Vec<f32>,
-    /// The output goes as bytes behind the JSON.
+    /// True if the output is to be sent as bytes after the JSON.
     pub binary: bool,
 }
 
@@ -43,19 +43,19 @@ struct Body {
     id: Option<String>,
     #[serde(default)]
     parameters: Parameters,
-    inputs: Few<Input, 1>,
+    inputs: BoundedList<Input, 1>,
     #[serde(default)]
-    outputs: Few<Output, OUTPUTS>,
+    outputs: BoundedList<Output, MAX_OUTPUTS>,
 }
 
 #[derive(Deserialize)]
 struct Input {
     name: String,
-    shape: Few<u64, DIMENSIONS>,
+    shape: BoundedList<u64, MAX_DIMENSIONS>,
     datatype: String,
     #[serde(default)]
     parameters: Parameters,
-    data: Option<Flat>,
+    data: Option<FlatNumbers>,
 }
 
 #[derive(Deserialize)]
@@ -65,117 +65,132 @@ struct Output {
     parameters: Parameters,
 }
 
-/// Those that mean something here; others are read over, whatever they hold.
+/// Supported parameters of a request or a tensor; others are skipped, whatever their type.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Parameters {
-    /// Bytes of a tensor behind the JSON.
-    #[serde(rename = "binary_data_size")]
-    size: Option<usize>,
-    /// Whether outputs go as bytes where they do not say themselves.
-    #[serde(rename = "binary_data_output")]
-    outputs: Option<bool>,
-    /// Whether this output goes as bytes.
-    #[serde(rename = "binary_data")]
-    own: Option<bool>,
+    /// Size in bytes of a tensor that is sent after the JSON.
+    binary_data_size: Option<usize>,
+    /// True if outputs without a setting of their own are to be sent as bytes.
+    binary_data_output: Option<bool>,
+    /// True if this output is to be sent as bytes.
+    binary_data: Option<bool>,
 }
 
-/// A list that is refused as soon as it is too long.
-struct Few<T, const MOST: usize>(Vec<T>);
+/// List that is rejected as soon as it has more than `MAX` items.
+struct BoundedList<T, const MAX: usize>(Vec<T>);
 
-/// Numbers, however deeply nested, in order.
+/// Numbers of an arbitrarily nested array, in order.
 #[derive(Default)]
-struct Flat(Vec<f32>);
+struct FlatNumbers(Vec<f32>);
 
-/// What a model takes and gives, as its metadata says.
+/// Metadata of a model's input or output.
 #[derive(Clone, Debug, Serialize)]
 pub struct Tensor {
     pub name: String,
     pub datatype: &'static str,
-    /// −1 for any.
+    /// Size of each dimension; -1 for any.
     pub shape: Vec<i64>,
 }
 
-/// Reads a request. `header` is the length of the JSON where bytes follow it.
-pub fn parse(body: &[u8], header: Option<usize>, input: &Tensor, output: &Tensor) -> Result<Request> {
-    let (text, bytes) = match header {
+/// Parses a request. `json_length` is the length of the JSON where binary data follows it.
+pub fn parse(
+    body: &[u8],
+    json_length: Option<usize>,
+    input: &Tensor,
+    output: &Tensor,
+) -> Result<InferRequest> {
+    let (text, bytes) = match json_length {
         None => (body, &[][..]),
         Some(length) if length <= body.len() => body.split_at(length),
         Some(length) => {
-            let message = format!("the header says {length} bytes of JSON, and the body has {}", body.len());
+            let message =
+                format!("`{JSON_LENGTH_HEADER}` is {length}, but the body has only {} bytes", body.len());
             return Err(Error::usage(message));
         }
     };
-    let read: Body = serde_json::from_slice(text).map_err(|it| {
-        Error::usage(format!("the body is no inference request: {}", cut(&it.to_string(), LONGEST_REASON)))
+    let request: Body = serde_json::from_slice(text).map_err(|error| {
+        let reason = one_line(&error.to_string(), MAX_REASON_LENGTH);
+        Error::usage(format!("the body is not an inference request: {reason}"))
     })?;
-    if let Some(id) = &read.id {
+    if let Some(id) = &request.id {
         check_id(id)?;
     }
-    if let Some(unknown) = read.outputs.0.iter().find(|it| it.name != output.name) {
-        let unknown = short(&unknown.name);
-        return Err(Error::usage(format!("there is no output `{unknown}`; it is called `{}`", output.name)));
+    if let Some(unknown) = request.outputs.0.iter().find(|it| it.name != output.name) {
+        let unknown = excerpt(&unknown.name);
+        return Err(Error::usage(format!(
+            "unknown output `{unknown}`: the model's output is `{}`",
+            output.name
+        )));
     }
-    let Some(tensor) = read.inputs.0.into_iter().next() else {
-        return Err(Error::usage(format!("there is one input, `{}`, and the request has none", input.name)));
+    let Some(tensor) = request.inputs.0.into_iter().next() else {
+        return Err(Error::usage(format!("the request has no input; the model takes one, `{}`", input.name)));
     };
-    let (rows, values) = numbers(tensor, bytes, input)?;
-    let whole = read.parameters.outputs.unwrap_or(false);
-    let binary = read.outputs.0.first().and_then(|it| it.parameters.own).unwrap_or(whole);
-    Ok(Request { id: read.id, rows, values, binary })
+    let (rows, values) = read_input(tensor, bytes, input)?;
+    let default = request.parameters.binary_data_output.unwrap_or(false);
+    let binary = request.outputs.0.first().and_then(|it| it.parameters.binary_data).unwrap_or(default);
+    Ok(InferRequest { id: request.id, rows, values, binary })
 }
 
-/// The rows of the one input and its numbers, which stand in the JSON or are all the bytes behind it.
-fn numbers(tensor: Input, mut bytes: &[u8], input: &Tensor) -> Result<(usize, Vec<f32>)> {
-    let wrong = |message: String| Err(Error::usage(message));
+/// Returns the number of rows of the input and its values, from the JSON or from the bytes after it.
+fn read_input(tensor: Input, mut bytes: &[u8], input: &Tensor) -> Result<(usize, Vec<f32>)> {
+    let invalid = |message: String| Err(Error::usage(message));
     if tensor.name != input.name {
-        return wrong(format!("there is no input `{}`; it is called `{}`", short(&tensor.name), input.name));
+        return invalid(format!(
+            "unknown input `{}`: the model takes `{}`",
+            excerpt(&tensor.name),
+            input.name
+        ));
     }
     if tensor.datatype != DATATYPE {
-        return wrong(format!("`{}` is {DATATYPE}, not `{}`", input.name, short(&tensor.datatype)));
+        return invalid(format!("`{}` is {DATATYPE}, not `{}`", input.name, excerpt(&tensor.datatype)));
     }
-    let (rows, count) = fits(&tensor.shape.0, input)?;
-    let values = match (tensor.parameters.size, tensor.data) {
-        (Some(size), None) => take(&mut bytes, size, count)?,
-        (None, Some(Flat(values))) => values,
-        _ => return wrong(format!("`{}` needs either data or binary_data_size", input.name)),
+    let (rows, count) = check_shape(&tensor.shape.0, input)?;
+    let values = match (tensor.parameters.binary_data_size, tensor.data) {
+        (Some(size), None) => take_values(&mut bytes, size, count)?,
+        (None, Some(FlatNumbers(values))) => values,
+        _ => return invalid(format!("`{}` needs either `data` or `binary_data_size`", input.name)),
     };
     if values.len() != count {
-        return wrong(format!("the shape asks for {count} numbers, and there are {}", values.len()));
+        return invalid(format!("the shape needs {count} numbers, but the input has {}", values.len()));
     }
     if !bytes.is_empty() {
-        return wrong(format!("{} bytes follow the last tensor", bytes.len()));
+        return invalid(format!("{} unexpected bytes follow the tensor", bytes.len()));
     }
     if values.iter().any(|it| !it.is_finite()) {
-        return wrong(format!("`{}` holds NaN or infinities", input.name));
+        return invalid(format!("`{}` contains NaN or infinity", input.name));
     }
     Ok((rows, values))
 }
 
-/// An id that may stand in logs, headers and file names of others.
+/// Checks a request id, so that it is safe in logs and headers.
 pub fn check_id(id: &str) -> Result<()> {
     let plain = id.bytes().all(|it| it.is_ascii_graphic());
-    if plain && !id.is_empty() && id.len() <= LONGEST_ID {
+    if plain && !id.is_empty() && id.len() <= MAX_ID_LENGTH {
         return Ok(());
     }
-    Err(Error::usage(format!("an id is 1 to {LONGEST_ID} visible ASCII characters")))
+    Err(Error::usage(format!("a request id must be 1 to {MAX_ID_LENGTH} visible ASCII characters")))
 }
 
-/// The number of rows and of values of a shape, if it is one of the model's.
-fn fits(shape: &[u64], input: &Tensor) -> Result<(usize, usize)> {
+/// Returns the number of rows and of values of a shape; an error if the model does not take it.
+fn check_shape(shape: &[u64], input: &Tensor) -> Result<(usize, usize)> {
     let same = shape.len() == input.shape.len()
-        && shape.iter().zip(&input.shape).all(|(is, may)| *may < 0 || i64::try_from(*is) == Ok(*may));
+        && shape
+            .iter()
+            .zip(&input.shape)
+            .all(|(is, expected)| *expected < 0 || i64::try_from(*is) == Ok(*expected));
     let count = shape.iter().try_fold(1_u64, |product, it| product.checked_mul(*it));
     match count.map(usize::try_from) {
         Some(Ok(count)) if same => Ok((shape[0] as usize, count)),
-        _ => Err(Error::usage(format!("the shape {shape:?} does not fit {:?}", input.shape))),
+        _ => Err(Error::usage(format!("the shape {shape:?} does not match {:?}", input.shape))),
     }
 }
 
-fn take(bytes: &mut &[u8], size: usize, count: usize) -> Result<Vec<f32>> {
+/// Splits `count` little-endian floats off `bytes`.
+fn take_values(bytes: &mut &[u8], size: usize, count: usize) -> Result<Vec<f32>> {
     if count.checked_mul(4) != Some(size) || size > bytes.len() {
         let message = format!(
-            "binary_data_size is {size}, the shape asks for {count} numbers of 4 bytes, {} follow",
+            "`binary_data_size` is {size}, the shape needs {count} numbers of 4 bytes, and {} bytes follow",
             bytes.len()
         );
         return Err(Error::usage(message));
@@ -185,10 +200,11 @@ fn take(bytes: &mut &[u8], size: usize, count: usize) -> Result<Vec<f32>> {
     Ok(own.as_chunks::<4>().0.iter().map(|it| f32::from_le_bytes(*it)).collect())
 }
 
-/// Writes an answer; the length of the JSON where bytes follow it.
-pub fn print(
+/// Encodes a response for the model's name and version. The length is that of the JSON, if binary data
+/// follows it.
+pub fn encode(
     model: (&str, &str),
-    request: &Request,
+    request: &InferRequest,
     output: &Tensor,
     values: &[f32],
 ) -> (Vec<u8>, Option<usize>) {
@@ -212,73 +228,73 @@ pub fn print(
     (bytes, Some(length))
 }
 
-/// As much of a stranger's text as an error repeats.
-fn short(text: &str) -> String {
-    cut(text, 40)
+/// Returns the part of a client's text that an error may repeat.
+fn excerpt(text: &str) -> String {
+    one_line(text, 40)
 }
 
-/// The beginning of a text, on one line.
-fn cut(text: &str, most: usize) -> String {
-    text.chars().filter(|it| !it.is_control()).take(most).collect()
+/// Returns the first `max` characters of a text without control characters.
+fn one_line(text: &str, max: usize) -> String {
+    text.chars().filter(|it| !it.is_control()).take(max).collect()
 }
 
-impl<T, const MOST: usize> Default for Few<T, MOST> {
+impl<T, const MAX: usize> Default for BoundedList<T, MAX> {
     fn default() -> Self {
         Self(Vec::new())
     }
 }
 
-impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for Few<T, MOST> {
+impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for BoundedList<T, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        deserializer.deserialize_seq(FewOf(PhantomData))
+        deserializer.deserialize_seq(BoundedListVisitor(PhantomData))
     }
 }
 
-struct FewOf<T, const MOST: usize>(PhantomData<T>);
+struct BoundedListVisitor<T, const MAX: usize>(PhantomData<T>);
 
-impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for FewOf<T, MOST> {
-    type Value = Few<T, MOST>;
+impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for BoundedListVisitor<T, MAX> {
+    type Value = BoundedList<T, MAX>;
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "a list of at most {MOST}")
+        write!(f, "a list of at most {MAX} items")
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Self::Value, A::Error> {
-        let mut few = Vec::new();
-        while few.len() < MOST {
-            let Some(next) = list.next_element()? else { return Ok(Few(few)) };
-            few.push(next);
+        let mut items = Vec::new();
+        while items.len() < MAX {
+            let Some(next) = list.next_element()? else { return Ok(BoundedList(items)) };
+            items.push(next);
         }
-        match list.next_element_seed(OneTooMany(MOST))? {
-            None => Ok(Few(few)),
+        match list.next_element_seed(RejectItem(MAX))? {
+            None => Ok(BoundedList(items)),
             Some(never) => match never {},
         }
     }
 }
 
-/// Refuses whatever comes, before it is read.
-struct OneTooMany(usize);
+/// Rejects an item beyond the limit before it is parsed.
+struct RejectItem(usize);
 
-impl<'de> DeserializeSeed<'de> for OneTooMany {
+impl<'de> DeserializeSeed<'de> for RejectItem {
     type Value = Infallible;
 
     fn deserialize<D: Deserializer<'de>>(self, _: D) -> std::result::Result<Infallible, D::Error> {
-        Err(serde::de::Error::custom(format!("this list has at most {}", self.0)))
+        Err(serde::de::Error::custom(format!("the list may have at most {} items", self.0)))
     }
 }
 
-impl<'de> Deserialize<'de> for Flat {
+impl<'de> Deserialize<'de> for FlatNumbers {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         let mut flat = Self::default();
-        Fill(&mut flat.0).deserialize(deserializer)?;
+        AppendNumbers(&mut flat.0).deserialize(deserializer)?;
         Ok(flat)
     }
 }
 
-/// Puts numbers at the end of a list.
-struct Fill<'f>(&'f mut Vec<f32>);
+/// Appends every number of a nested array to a list.
+struct AppendNumbers<'f>(&'f mut Vec<f32>);
 
-impl<'de> DeserializeSeed<'de> for Fill<'_> {
+impl<'de> DeserializeSeed<'de> for AppendNumbers<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
@@ -286,7 +302,7 @@ impl<'de> DeserializeSeed<'de> for Fill<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Fill<'_> {
+impl<'de> Visitor<'de> for AppendNumbers<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -309,7 +325,7 @@ impl<'de> Visitor<'de> for Fill<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<(), A::Error> {
-        while list.next_element_seed(Fill(self.0))?.is_some() {}
+        while list.next_element_seed(AppendNumbers(self.0))?.is_some() {}
         Ok(())
     }
 }
@@ -327,7 +343,7 @@ mod tests {
         (tensor("pixels", &[-1, 3, 1, 2]), tensor("probabilities", &[-1, 2]))
     }
 
-    fn ask(body: &[u8], header: Option<usize>) -> Result<Request> {
+    fn parse_body(body: &[u8], header: Option<usize>) -> Result<InferRequest> {
         let (input, output) = tensors();
         parse(body, header, &input, &output)
     }
@@ -336,38 +352,38 @@ mod tests {
     fn nested_and_flat_data_are_the_same() {
         let flat = br#"{"id":"a","inputs":[{"name":"pixels","shape":[1,3,1,2],"datatype":"FP32","data":[1,2,3,4,5,6.5]}]}"#;
         let nested = br#"{"id":"a","inputs":[{"name":"pixels","shape":[1,3,1,2],"datatype":"FP32","data":[[[[1,2]],[[3,4]],[[5,6.5]]]]}]}"#;
-        let read = ask(flat, None).unwrap();
+        let read = parse_body(flat, None).unwrap();
         assert_eq!(read.values, [1.0, 2.0, 3.0, 4.0, 5.0, 6.5]);
-        assert_eq!(read, ask(nested, None).unwrap());
+        assert_eq!(read, parse_body(nested, None).unwrap());
         let none = br#"{"inputs":[{"name":"pixels","shape":[0,3,1,2],"datatype":"FP32","data":[]}]}"#;
-        assert_eq!(ask(none, None).unwrap().rows, 0);
+        assert_eq!(parse_body(none, None).unwrap().rows, 0);
     }
 
     #[test]
-    fn bytes_behind_the_json_are_read_and_written() {
+    fn binary_data_is_parsed_and_encoded() {
         let json = br#"{"parameters":{"binary_data_output":true},"inputs":[{"name":"pixels","shape":[1,3,1,2],"datatype":"FP32","parameters":{"binary_data_size":24}}]}"#;
         let numbers = [1.0_f32, 2.0, 3.0, 4.0, 5.0, 6.0];
         let body = [&json[..], &numbers.map(f32::to_le_bytes).concat()].concat();
-        let read = ask(&body, Some(json.len())).unwrap();
+        let read = parse_body(&body, Some(json.len())).unwrap();
         assert_eq!((&read.values[..], read.binary), (&numbers[..], true));
-        let (answer, length) = print(("pets", "v1"), &read, &tensors().1, &[0.25, 0.75]);
-        let (json, bytes) = answer.split_at(length.unwrap());
+        let (response, length) = encode(("pets", "v1"), &read, &tensors().1, &[0.25, 0.75]);
+        let (json, bytes) = response.split_at(length.unwrap());
         let json: Value = serde_json::from_slice(json).unwrap();
         assert_eq!(json["outputs"][0]["parameters"]["binary_data_size"], 8);
         assert_eq!(bytes, [0.25_f32.to_le_bytes(), 0.75_f32.to_le_bytes()].concat());
         for header in [json.to_string().len() + 100_000, usize::MAX, 0, 5] {
-            assert!(ask(&body, Some(header)).is_err(), "{header}");
+            assert!(parse_body(&body, Some(header)).is_err(), "{header}");
         }
-        assert!(ask(&body[..body.len() - 1], Some(body.len() - 24)).is_err());
+        assert!(parse_body(&body[..body.len() - 1], Some(body.len() - 24)).is_err());
         let nan = [&body[..body.len() - 4], &f32::NAN.to_le_bytes()].concat();
         assert_eq!(
-            ask(&nan, Some(body.len() - 24)).unwrap_err().to_string(),
-            "`pixels` holds NaN or infinities"
+            parse_body(&nan, Some(body.len() - 24)).unwrap_err().to_string(),
+            "`pixels` contains NaN or infinity"
         );
     }
 
     #[test]
-    fn what_does_not_fit_is_refused() {
+    fn mismatched_shapes_types_and_values_are_rejected() {
         for (shape, datatype, data) in [
             ("[1,3,1,2]", "FP32", "[1,2]"),
             ("[1,3,1]", "FP32", "[1,2,3]"),
@@ -383,21 +399,21 @@ mod tests {
             let body = format!(
                 r#"{{"inputs":[{{"name":"pixels","shape":{shape},"datatype":"{datatype}","data":{data}}}]}}"#
             );
-            assert!(ask(body.as_bytes(), None).is_err(), "{body}");
+            assert!(parse_body(body.as_bytes(), None).is_err(), "{body}");
         }
         let deep = format!(
             r#"{{"inputs":[{{"name":"pixels","shape":[1,3,1,2],"datatype":"FP32","data":{}"#,
             "[".repeat(100_000)
         );
-        assert!(ask(deep.as_bytes(), None).is_err());
+        assert!(parse_body(deep.as_bytes(), None).is_err());
         for id in ["", "a b", "a\\nb", &"x".repeat(129)] {
             let body = format!(r#"{{"id":"{id}","inputs":[]}}"#);
-            assert!(ask(body.as_bytes(), None).is_err(), "{id}");
+            assert!(parse_body(body.as_bytes(), None).is_err(), "{id}");
         }
     }
 
     #[test]
-    fn lists_without_an_end_are_refused_and_what_is_unknown_is_read_over() {
+    fn long_lists_are_rejected_and_unknown_fields_skipped() {
         let data = "[1,2,3,4,5,6]";
         let tensor = |shape: &str, more: &str| {
             format!(r#"{{"name":"pixels","shape":{shape},"datatype":"FP32","data":{data}{more}}}"#)
@@ -408,35 +424,35 @@ mod tests {
         let outputs = |count: usize| {
             format!(r#","outputs":[{}]"#, vec![r#"{"name":"probabilities"}"#; count].join(","))
         };
-        for taken in [
+        for accepted in [
             body(&good, &large),
             body(&tensor("[1,3,1,2]", &large), ""),
             body(&good, &outputs(8)),
             body(&good, r#","parameters":{"binary_data_output":null}"#),
         ] {
-            assert_eq!(ask(taken.as_bytes(), None).unwrap().rows, 1);
+            assert_eq!(parse_body(accepted.as_bytes(), None).unwrap().rows, 1);
         }
-        let long = |what: &str, count: usize| vec![what; count].join(",");
-        for (refused, why) in [
+        let long = |item: &str, count: usize| vec![item; count].join(",");
+        for (rejected, reason) in [
             (body(&long(&good, 2), ""), "at most 1"),
             (body(&format!("{good},{{"), ""), "at most 1"),
             (body(&good, &outputs(9)), "at most 8"),
             (body(&tensor(&format!("[{}]", long("1", 10_000)), ""), ""), "at most 8"),
             (body(&tensor(&format!("[{}]", long("1", 1_000_000)), ""), ""), "at most 8"),
-            (body(&tensor("[1,1,1,1,1,1,1,1]", ""), ""), "does not fit"),
-            (body("", ""), "has none"),
+            (body(&tensor("[1,1,1,1,1,1,1,1]", ""), ""), "does not match"),
+            (body("", ""), "has no input"),
             (format!(r#"{{"inputs":"{}"}}"#, "x".repeat(1_000_000)), "invalid type"),
             (body(&good, r#","parameters":{"binary_data_output":7}"#), "invalid type"),
         ] {
-            let text = ask(refused.as_bytes(), None).unwrap_err().full_text();
-            assert!(text.contains(why) && text.len() < 300, "{why}: {text}");
+            let text = parse_body(rejected.as_bytes(), None).unwrap_err().full_text();
+            assert!(text.contains(reason) && text.len() < 300, "{reason}: {text}");
         }
     }
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), header in prop::option::of(0_usize..400)) {
-            let _any = ask(&bytes, header);
+        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), header in prop::option::of(0_usize..400)) {
+            let _result = parse_body(&bytes, header);
         }
     }
 }

@@ -1,12 +1,12 @@
-//! What all requests share, and the limits they are held to.
+//! State shared by all requests, and the limits that keep one client from degrading the service for others.
 //!
-//! What one stranger sends must not cost another their answer. So bodies in memory and pictures being decoded
-//! are bounded, everything has a deadline, and what is too much is refused at once with a status that says so.
+//! Request bodies in memory and concurrent image decoding are bounded, every step has a deadline, and a
+//! request that exceeds a limit is rejected at once with a status that says why.
 //!
-//! Nobody can end a network that hangs but by ending the process. So when one run of it has outlasted three
-//! deadlines, the service is neither ready, which keeps requests away, nor live, which makes Kubernetes start it
-//! anew; what is asked meanwhile is refused at once. Should the run end after all, or another version be released,
-//! all is well again. A stop only takes readiness away.
+//! A model call that hangs can only be ended by ending the process. So once one call has taken three
+//! deadlines, the service is neither ready, which keeps requests away, nor live, which makes Kubernetes
+//! restart it; meanwhile, new requests are rejected at once. Should the call return after all, or another
+//! version be released, the service recovers. A stop only clears readiness.
 
 use std::{
     net::SocketAddr,
@@ -28,11 +28,11 @@ use tokio::{sync::Semaphore, time::timeout};
 
 use crate::{
     deploy::{
-        Answer, Served,
+        Prediction, ServedModel,
+        body_memory::{BodyMemory, Reservation},
         counters::Counters,
-        note::{Seen, seen},
-        protocol::{self, Request},
-        room::{Room, Rooms},
+        protocol::{self, InferRequest},
+        request_log::{InputRow, input_rows},
     },
     digest::Digest,
     error::{Error, Kind, Result},
@@ -40,56 +40,57 @@ use crate::{
     traffic::Spool,
 };
 
-/// Deadlines that one run of the network may miss.
-const MISSED: u32 = 3;
+/// Deadlines after which a model call counts as stuck.
+const STUCK_DEADLINES: u32 = 3;
 
-/// How to serve.
+/// Address, authentication and limits of a service.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub environment: String,
     pub address: SocketAddr,
-    /// What `Authorization: Bearer` must say; none lets everybody in.
+    /// Token expected in `Authorization: Bearer`; `None` accepts every request.
     pub token: Option<String>,
-    /// For reading a request, and again for answering it.
+    /// Time limit for reading a request, and again for answering it.
     pub deadline: Duration,
-    /// Bytes of one body.
-    pub largest_body: usize,
-    /// Bytes of all bodies at once, besides the beginning of each.
-    pub bodies: usize,
-    /// Pixels of one picture.
-    pub pixels: u64,
-    pub connections: usize,
+    /// Largest body in bytes.
+    pub max_body: usize,
+    /// Memory in bytes for all bodies at once, not counting the first MiB of each.
+    pub body_memory: usize,
+    /// Largest image in pixels.
+    pub max_pixels: u64,
+    pub max_connections: usize,
 }
 
-/// What all requests share.
+/// State shared by all requests.
 pub struct Service {
     pub options: Options,
     pub counters: Counters,
     pub started: Instant,
     bound: OnceLock<SocketAddr>,
-    live: RwLock<Arc<Served>>,
+    current: RwLock<Arc<ServedModel>>,
     stopping: AtomicBool,
     spool: OnceLock<Spool>,
-    rooms: Rooms,
-    decoders: Arc<Semaphore>,
+    body_memory: BodyMemory,
+    /// Permits for CPU-bound work, as many as cores.
+    workers: Arc<Semaphore>,
 }
 
-/// An answer that is none: a status, and why.
-pub(super) struct Refusal(pub StatusCode, pub String);
+/// Error response: a status and the message of its JSON body.
+pub(super) struct HttpError(pub StatusCode, pub String);
 
-impl From<Error> for Refusal {
+impl From<Error> for HttpError {
     fn from(error: Error) -> Self {
         match error.kind() {
             Kind::Usage | Kind::Corrupt => Self(StatusCode::BAD_REQUEST, error.full_text()),
             Kind::NotFound => Self(StatusCode::NOT_FOUND, error.full_text()),
             Kind::Unavailable => Self(StatusCode::SERVICE_UNAVAILABLE, error.full_text()),
-            // What went wrong inside is for the log, not for strangers.
+            // Internal details are not shown to clients.
             _ => Self(StatusCode::INTERNAL_SERVER_ERROR, "the model could not be run".into()),
         }
     }
 }
 
-impl IntoResponse for Refusal {
+impl IntoResponse for HttpError {
     fn into_response(self) -> Response {
         let mut response = (self.0, axum::Json(json!({"error": self.1}))).into_response();
         if self.0 == StatusCode::SERVICE_UNAVAILABLE {
@@ -100,13 +101,13 @@ impl IntoResponse for Refusal {
 }
 
 impl Service {
-    pub fn new(served: Arc<Served>, options: Options) -> Arc<Self> {
+    pub fn new(served: Arc<ServedModel>, options: Options) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Arc::new(Self {
-            rooms: Rooms::new(options.connections, options.bodies),
-            decoders: Arc::new(Semaphore::new(cores)),
+            body_memory: BodyMemory::new(options.max_connections, options.body_memory),
+            workers: Arc::new(Semaphore::new(cores)),
             bound: OnceLock::new(),
-            live: RwLock::new(served),
+            current: RwLock::new(served),
             stopping: AtomicBool::new(false),
             spool: OnceLock::new(),
             counters: Counters::new(),
@@ -115,7 +116,7 @@ impl Service {
         })
     }
 
-    /// Makes every request a record from now on; the first spool stays.
+    /// Records every request into `spool` from now on. Only the first call has an effect.
     pub fn record_into(&self, spool: Spool) {
         let _second = self.spool.set(spool);
     }
@@ -124,157 +125,170 @@ impl Service {
         self.spool.get()
     }
 
-    /// Says where it can be asked.
-    pub(super) fn listens_at(&self, address: SocketAddr) {
+    /// Sets the address it listens on.
+    pub(super) fn set_address(&self, address: SocketAddr) {
         let _second = self.bound.set(address);
     }
 
-    /// Where it can be asked, once it can.
+    /// Returns the bound address; before that, the requested one.
     pub fn address(&self) -> SocketAddr {
         self.bound.get().copied().unwrap_or(self.options.address)
     }
 
-    /// The version that answers now.
-    pub fn live(&self) -> Arc<Served> {
-        Arc::clone(&self.live.read().unwrap_or_else(PoisonError::into_inner))
+    /// Returns the version served now.
+    pub fn current(&self) -> Arc<ServedModel> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Lets another version answer from now on; requests that were taken are answered by the former.
-    pub fn switch(&self, served: Arc<Served>) {
-        *self.live.write().unwrap_or_else(PoisonError::into_inner) = served;
+    /// Serves another version from now on; requests already accepted are answered by the previous one.
+    pub fn switch(&self, served: Arc<ServedModel>) {
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = served;
         self.counters.switches.inc();
     }
 
-    /// Says that no more requests are taken.
+    /// Marks the service as stopping: no longer ready.
     pub(super) fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
-    /// Whether requests are welcome.
+    /// Returns true if the service accepts requests: not stopping, and live.
     pub fn is_ready(&self) -> bool {
         !self.stopping.load(Ordering::Relaxed) && self.is_live()
     }
 
-    /// Whether the network comes back from what it is given.
+    /// Returns true unless a model call is stuck.
     pub fn is_live(&self) -> bool {
-        !self.hangs(&self.live())
+        !self.is_stuck(&self.current())
     }
 
-    fn hangs(&self, served: &Served) -> bool {
-        served.batcher.is_stuck(self.options.deadline * MISSED)
+    fn is_stuck(&self, served: &ServedModel) -> bool {
+        served.batcher.is_stuck(self.options.deadline * STUCK_DEADLINES)
     }
 
-    /// Reads a body within the limits; its room is free again when that is dropped.
-    pub(super) async fn read(&self, headers: &HeaderMap, mut body: Body) -> Result<(Bytes, Room), Refusal> {
-        let most = self.options.largest_body;
-        let too_large = || Refusal(StatusCode::PAYLOAD_TOO_LARGE, format!("a body has {most} bytes at most"));
-        let said = headers.get(header::CONTENT_LENGTH).and_then(|it| it.to_str().ok()?.parse::<u64>().ok());
-        if said.is_some_and(|it| it > most as u64) {
+    /// Reads a body within the limits. The caller holds on to the reservation for as long as the body is in
+    /// memory.
+    pub(super) async fn read_body(
+        &self,
+        headers: &HeaderMap,
+        mut body: Body,
+    ) -> Result<(Bytes, Reservation), HttpError> {
+        let max = self.options.max_body;
+        let too_large =
+            || HttpError(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {max} bytes"));
+        let declared =
+            headers.get(header::CONTENT_LENGTH).and_then(|it| it.to_str().ok()?.parse::<u64>().ok());
+        if declared.is_some_and(|it| it > max as u64) {
             return Err(too_large());
         }
         let encoding = headers.get(header::CONTENT_ENCODING).map_or(&b"identity"[..], |it| it.as_bytes());
         if encoding != b"identity" {
-            return Err(Refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, "bodies are not compressed here".into()));
+            return Err(HttpError(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "compressed bodies are not supported".into(),
+            ));
         }
-        let full = || Refusal(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once".into());
-        let mut room = self.rooms.enter().ok_or_else(full)?;
+        let busy = || HttpError(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once".into());
+        let mut memory = self.body_memory.reserve().ok_or_else(busy)?;
         let mut bytes = Vec::new();
         let reading = async {
             while let Some(frame) = body.frame().await {
-                let broken = |_| Refusal(StatusCode::BAD_REQUEST, "the body ends too early".into());
-                let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
-                if bytes.len() + data.len() > most {
+                let truncated = |_| HttpError(StatusCode::BAD_REQUEST, "the body is truncated".into());
+                let Ok(data) = frame.map_err(truncated)?.into_data() else { continue };
+                if bytes.len() + data.len() > max {
                     return Err(too_large());
                 }
-                if !room.hold(bytes.len() + data.len()) {
-                    return Err(full());
+                if !memory.grow_to(bytes.len() + data.len()) {
+                    return Err(busy());
                 }
                 bytes.extend_from_slice(&data);
             }
             Ok(())
         };
-        let late = |_| Refusal(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time".into());
+        let late = |_| HttpError(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time".into());
         timeout(self.options.deadline, reading).await.map_err(late)??;
-        Ok((bytes.into(), room))
+        Ok((bytes.into(), memory))
     }
 
-    /// Runs pictures and notes how it went.
-    pub(super) async fn run(
+    /// Runs the model on the values of some images and returns one prediction each.
+    pub(super) async fn run_model(
         &self,
-        served: &Served,
+        served: &ServedModel,
         planes: Vec<f32>,
         rows: usize,
-    ) -> Result<Vec<Answer>, Refusal> {
-        if self.hangs(served) {
-            return Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, "the network hangs".into()));
+    ) -> Result<Vec<Prediction>, HttpError> {
+        if self.is_stuck(served) {
+            return Err(HttpError(StatusCode::SERVICE_UNAVAILABLE, "the model is not responding".into()));
         }
-        let late = |_| Refusal(StatusCode::GATEWAY_TIMEOUT, "no answer in time".into());
-        let outcome =
+        let late = |_| HttpError(StatusCode::GATEWAY_TIMEOUT, "the model did not answer in time".into());
+        let output =
             timeout(self.options.deadline, served.batcher.run(planes, rows)).await.map_err(late)??;
-        self.counters.batch.observe(outcome.batch as f64);
-        Ok(served.answers(&outcome.values, rows)?)
+        self.counters.batch.observe(output.batch_size as f64);
+        Ok(served.predictions(&output.values, rows)?)
     }
 
-    /// Does what takes a while with a stranger's bytes on a thread where that delays nobody else; there are as many
-    /// turns as cores.
-    pub(super) async fn work<T: Send + 'static>(
+    /// Runs CPU-bound work on a blocking thread, so that it does not delay other requests. At most as many
+    /// jobs run at once as there are cores.
+    pub(super) async fn run_blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
-    ) -> Result<T, Refusal> {
-        let late = |_| Refusal(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once".into());
-        let turn = timeout(self.options.deadline, Arc::clone(&self.decoders).acquire_owned());
-        let turn = turn.await.map_err(late)?;
+        work: impl FnOnce() -> Result<T, HttpError> + Send + 'static,
+    ) -> Result<T, HttpError> {
+        let late = |_| HttpError(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once".into());
+        let permit = timeout(self.options.deadline, Arc::clone(&self.workers).acquire_owned());
+        let permit = permit.await.map_err(late)?;
         let work = move || {
-            // Whoever goes away leaves the work behind: its turn ends with the work.
-            let _turn = turn;
+            // The work continues even if the client disconnects, so the permit is released with the work.
+            let _permit = permit;
             work()
         };
-        let failed = |_| Refusal(StatusCode::BAD_REQUEST, "the body cannot be read".into());
+        let failed = |_| HttpError(StatusCode::BAD_REQUEST, "the body cannot be read".into());
         tokio::task::spawn_blocking(work).await.map_err(failed)?
     }
 
-    /// Planes of a picture; what it looks like is added to `seen` when requests are recorded.
-    pub(super) async fn decode(
+    /// Decodes an image into the model's input values. While requests are recorded, its digest and statistics
+    /// are added to `inputs`.
+    pub(super) async fn decode_image(
         &self,
-        served: &Arc<Served>,
+        served: &Arc<ServedModel>,
         bytes: Bytes,
-        seen: &mut Vec<Seen>,
-    ) -> Result<Vec<f32>, Refusal> {
-        let (most, served, recorded) = (self.options.pixels, Arc::clone(served), self.spool().is_some());
+        inputs: &mut Vec<InputRow>,
+    ) -> Result<Vec<f32>, HttpError> {
+        let (max, served, recorded) = (self.options.max_pixels, Arc::clone(served), self.spool().is_some());
         let work = move || {
             let pixels = picture::pixels(&bytes)?;
-            if pixels > most {
-                let message = format!("a picture has {most} pixels at most, and this one {pixels}");
-                return Err(Refusal(StatusCode::PAYLOAD_TOO_LARGE, message));
+            if pixels > max {
+                let message = format!("the image has {pixels} pixels, and the limit is {max}");
+                return Err(HttpError(StatusCode::PAYLOAD_TOO_LARGE, message));
             }
             let planes = served.planes(&bytes)?;
             let side = served.description.input.crop as usize;
-            let seen = || Seen { input: Digest::of(&bytes), looks: Some(looks(&planes, side)) };
-            let seen = recorded.then(seen);
-            Ok((planes, seen))
+            let input = || InputRow { digest: Digest::of(&bytes), looks: Some(looks(&planes, side)) };
+            let input = recorded.then(input);
+            Ok((planes, input))
         };
-        let (planes, found) = self.work(work).await?;
-        seen.extend(found);
+        let (planes, input) = self.run_blocking(work).await?;
+        inputs.extend(input);
         Ok(planes)
     }
 
-    /// Reads tensors; what their rows look like stands beside them when requests are recorded.
-    pub(super) async fn parse(
+    /// Parses an inference request; `length` is the length of its JSON where binary data follows. While
+    /// requests are recorded, the digest and statistics of each row are returned, too; otherwise that list is
+    /// empty.
+    pub(super) async fn parse_tensors(
         &self,
-        served: &Arc<Served>,
+        served: &Arc<ServedModel>,
         bytes: Bytes,
         length: Option<usize>,
-    ) -> Result<(Request, Vec<Seen>), Refusal> {
+    ) -> Result<(InferRequest, Vec<InputRow>), HttpError> {
         let (served, recorded) = (Arc::clone(served), self.spool().is_some());
         let work = move || {
             let (input, output) = served.tensors();
             let request = protocol::parse(&bytes, length, &input, &output)?;
             let side = served.description.input.crop as usize;
             let rows = if recorded { request.rows } else { 0 };
-            let seen = seen(&request.values, rows, side);
-            Ok((request, seen))
+            let inputs = input_rows(&request.values, rows, side);
+            Ok((request, inputs))
         };
-        self.work(work).await
+        self.run_blocking(work).await
     }
 }
 
@@ -285,37 +299,37 @@ mod tests {
     use tokio::runtime::Builder;
 
     use super::*;
-    use crate::deploy::samples::{Gate, ask, picture, served, service};
+    use crate::deploy::test_service::{Gate, image, request, served, service};
 
     #[test]
-    fn a_network_that_hangs_is_neither_ready_nor_live_until_it_comes_back() {
+    fn a_stuck_model_is_neither_ready_nor_live_until_it_returns() {
         let gate = Gate::closed();
         let service = service(&gate, Duration::from_millis(100));
         let runtime = Builder::new_multi_thread().enable_all().build().unwrap();
-        let get = |path| runtime.block_on(ask(&service, "GET", path, Body::empty())).0;
-        let classify = || runtime.block_on(ask(&service, "POST", "/classify", picture(1).into()));
+        let get = |path| runtime.block_on(request(&service, "GET", path, Body::empty())).0;
+        let classify = || runtime.block_on(request(&service, "POST", "/classify", image(1).into()));
         let health = || ["/v2/health/live", "/v2/health/ready", "/v2/models/pets/ready"].map(&get);
-        let until = |wanted: u16| {
+        let wait_for = |status: u16| {
             for _ in 0..1000 {
-                if health() == [wanted; 3] {
+                if health() == [status; 3] {
                     return;
                 }
                 thread::sleep(Duration::from_millis(10));
             }
-            panic!("{wanted} never came: {:?}", health());
+            panic!("no status {status}: {:?}", health());
         };
         assert_eq!(health(), [200; 3]);
         assert_eq!(classify().0, 504);
-        until(503);
+        wait_for(503);
         let (code, text) = classify();
-        assert_eq!((code, &text[..]), (503, "{\"error\":\"the network hangs\"}"));
-        assert_eq!(service.live().batcher.waiting(), 0, "nothing more is queued");
+        assert_eq!((code, &text[..]), (503, "{\"error\":\"the model is not responding\"}"));
+        assert_eq!(service.current().batcher.waiting(), 0, "nothing more is queued");
         gate.open();
-        until(200);
+        wait_for(200);
         assert_eq!(classify().0, 200);
         gate.close();
         assert_eq!(classify().0, 504);
-        until(503);
+        wait_for(503);
         let other = Gate::closed();
         other.open();
         service.switch(served(&other, "pets", ["cat", "dog"]));

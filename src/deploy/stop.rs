@@ -1,4 +1,5 @@
-//! SIGTERM and Ctrl-C: waited for, or noted for work that waits in plain threads.
+//! Shutdown signals (SIGTERM and Ctrl-C), as an async event for the server and as a flag for blocking
+//! threads.
 
 use std::{
     sync::{
@@ -14,69 +15,72 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::error::{Doing, Result};
 
-/// Nobody waits longer than this to see that they should stop.
-const STEP: Duration = Duration::from_millis(50);
+/// Longest time until a sleeping thread notices a stop request.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Signals that ask for an end.
-pub(super) struct Ends(Signal, Signal);
+/// Stream of the signals that ask the process to end.
+pub(super) struct StopSignals(Signal, Signal);
 
-impl Ends {
-    /// From now on they end nothing by themselves. Wants to be called inside a runtime.
+impl StopSignals {
+    /// Installs the handlers; from then on the signals no longer end the process. Must be called inside a
+    /// runtime.
     pub fn new() -> Result<Self> {
         let on = |kind| signal(kind).doing(|| "cannot wait for signals".into());
         Ok(Self(on(SignalKind::terminate())?, on(SignalKind::interrupt())?))
     }
 
+    /// Waits for the next signal.
     pub async fn next(&mut self) {
         tokio::select! { _ = self.0.recv() => {}, _ = self.1.recv() => {} }
     }
 }
 
-/// Whether the process was asked to end.
+/// Flag that is set once the process was asked to end. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Stop(Arc<AtomicBool>);
+pub struct StopFlag(Arc<AtomicBool>);
 
-impl Stop {
-    /// From now on a signal to end is noted instead of ending the process; a second one ends it at once, whatever
-    /// it waits for.
+impl StopFlag {
+    /// Returns a flag that the first signal sets instead of ending the process. A second signal kills the
+    /// process at once, even if it is blocked.
     pub fn on_signals() -> Result<Self> {
         let stop = Self::default();
-        let told = stop.clone();
+        let flag = stop.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.doing(|| "cannot wait for signals".into())?;
-        let mut ends = {
+        let mut signals = {
             let _inside = runtime.enter();
-            Ends::new()?
+            StopSignals::new()?
         };
         let wait = move || {
-            runtime.block_on(ends.next());
-            told.ask();
-            runtime.block_on(ends.next());
-            // Nothing that we keep is harmed by this signal, and no other is left that nobody catches.
+            runtime.block_on(signals.next());
+            flag.request();
+            runtime.block_on(signals.next());
+            // SIGKILL is the only signal left that has no handler, and no stored data is harmed by it.
             let _dead = kill_process(getpid(), rustix::process::Signal::KILL);
         };
         thread::Builder::new().name("signals".into()).spawn(wait).doing(|| "cannot start a thread".into())?;
         Ok(stop)
     }
 
-    /// Asks for an end, as a signal does.
-    pub fn ask(&self) {
+    /// Sets the flag, as a signal does.
+    pub fn request(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    pub fn is_asked(&self) -> bool {
+    /// Returns true once a stop was requested.
+    pub fn is_requested(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Waits, less long when asked to stop meanwhile; false then.
+    /// Sleeps, and returns true if the whole time passed; false as soon as a stop is requested.
     pub fn sleep(&self, duration: Duration) -> bool {
         let end = Instant::now() + duration;
-        while !self.is_asked() {
+        while !self.is_requested() {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return true;
             }
-            thread::sleep(left.min(STEP));
+            thread::sleep(left.min(POLL_INTERVAL));
         }
         false
     }

@@ -1,10 +1,13 @@
+//! `mlx apptest`: tests a running service against its registered version and writes `report.json` and
+//! `report.html`.
+
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use serde_json::Value;
 
 use crate::{
     cli::{
-        Context, Report as Shown,
+        Context, Report as CommandReport,
         command::version::bring,
         report::{count, table},
     },
@@ -26,13 +29,13 @@ use crate::{
     repo::Repo,
 };
 
-/// Drive a served version as an application does, and write a report
+/// Test a served version like an application, and write a report
 ///
-/// Asks about every picture of the test segment of the version's own split (`--data test`), or of a folder with one
-/// subfolder a class: one at a time, several at once, in a steady stream and as tensors. Every answer is compared
-/// with what the package says when it is run here. Then come requests that are wrong, and a burst. Exit 10 if a
-/// check fails. `report.json` is what `mlx approve --report` takes, `report.html` is for people. A bearer token
-/// comes from `MLX_TOKEN` or `--token-file`.
+/// Sends every image of the test set of the version's own split (`--data test`), or of a folder with one
+/// subfolder per class: sequentially, concurrently, in a steady stream and as tensors. Every response is
+/// compared with the package run locally. Then come invalid requests and a burst. Exit code 10 if a check
+/// fails. `mlx approve --report` takes the `report.json`; `report.html` is for people. A bearer token comes
+/// from `MLX_TOKEN` or `--token-file`.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  mlx apptest http://127.0.0.1:8080 --data test\n  mlx apptest https://pets.example --data test --version pets@v0.1.0 --out apptest\n\n\
@@ -44,28 +47,29 @@ JSON: {\"format\", \"version\", \"package\", \"when\", \"engine\", \"cores\", \"
   \"worst\": [{\"digest\", \"label\", \"class\", \"probability\"}]}"
 )]
 pub struct Args {
-    /// Where the service answers: `http://127.0.0.1:8080`
+    /// URL of the service, such as `http://127.0.0.1:8080`
     url: String,
-    /// `test`, the test segment of the version's split, or a folder with one subfolder a class
+    /// Images to send: `test` for the test set of the version's split, or a folder with a subfolder per class
     #[arg(long, value_name = "test|FOLDER")]
     data: String,
-    /// The version that must be served; without, the one that is
+    /// Version that the service must serve (default: any registered version)
     #[arg(long)]
     version: Option<String>,
-    /// The folder to write report.json and report.html to
+    /// Folder to write report.json and report.html to
     #[arg(long, default_value = "apptest")]
     out: PathBuf,
-    /// A file whose first line is the service's token
+    /// File whose first line is the bearer token to send
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Seconds until a request counts as lost
+    /// Request timeout, in seconds
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
-    /// Where package and pictures come from, if they are not here
+    /// Remote to fetch a missing package and missing images from, instead of the default one
     #[arg(long)]
     remote: Option<String>,
 }
 
+/// Report of the test, and the folder it was written to.
 pub struct Tested {
     report: Report,
     out: PathBuf,
@@ -75,32 +79,33 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Tested> {
     let repo = ctx.repo()?;
     let token = client::token(args.token_file.as_ref().map(|it| ctx.cwd.join(it)).as_deref())?;
     let client = Client::new(&args.url, token, Duration::from_secs(args.timeout))?;
-    let version = apptest::served(&repo, &client, args.version.as_deref())?;
+    let version = apptest::served_version(&repo, &client, args.version.as_deref())?;
     bring(ctx, &repo, &version, args.remote.as_deref())?;
     let data = if args.data == "test" {
-        let data = data::segment(&repo.git, &version)?;
-        bring_pictures(ctx, &repo, &version, &data, args.remote.as_deref())?;
+        let data = data::test_set(&repo.git, &version)?;
+        fetch_images(ctx, &repo, &version, &data, args.remote.as_deref())?;
         data
     } else {
         data::folder(&args.data, &ctx.cwd.join(&args.data))?
     };
-    let place = ctx.cwd.join(&args.out);
-    if fs::is_file(&place) {
-        let message = format!("`{}` is a file, and the report needs a folder", args.out.display());
-        return Err(Error::new(Kind::Conflict, message).hint("name another with --out"));
+    let dir = ctx.cwd.join(&args.out);
+    if fs::is_file(&dir) {
+        let message = format!("`{}` is a file, but the report needs a folder there", args.out.display());
+        return Err(Error::new(Kind::Conflict, message).hint("choose another folder with --out"));
     }
-    let tested = apptest::test(&repo, &client, &version, &data, ctx.progress)?;
-    fs::create_dir_all(&place)?;
-    let root = Root::open(&place)?;
-    let json = serde_json::to_string_pretty(&tested.report)
+    let result = apptest::run(&repo, &client, &version, &data, ctx.progress)?;
+    fs::create_dir_all(&dir)?;
+    let root = Root::open(&dir)?;
+    let json = serde_json::to_string_pretty(&result.report)
         .map_err(|it| Error::new(Kind::Internal, it.to_string()))?;
     root.write(&RepoPath::from_text("report.json")?, format!("{json}\n").as_bytes(), Sync::Yes)?;
-    root.write(&RepoPath::from_text("report.html")?, tested.html.as_bytes(), Sync::Yes)?;
-    Ok(Tested { report: tested.report, out: args.out.clone() })
+    root.write(&RepoPath::from_text("report.html")?, result.html.as_bytes(), Sync::Yes)?;
+    Ok(Tested { report: result.report, out: args.out.clone() })
 }
 
-/// Sees to it that the pictures are in the store: what is not comes with all that was tracked together with it.
-fn bring_pictures(
+/// Fetches the images that are not in the store. A missing image is fetched with everything tracked by the
+/// same pointer.
+fn fetch_images(
     ctx: &Context<'_>,
     repo: &Repo,
     version: &Version,
@@ -113,7 +118,7 @@ fn bring_pictures(
         if contents.keys().any(|it| path.is_within(it)) {
             continue;
         }
-        let (top, content) = tracked(repo, version, path)?;
+        let (top, content) = tracked_parent(repo, version, path)?;
         contents.insert(top, content);
     }
     if contents.is_empty() {
@@ -124,20 +129,20 @@ fn bring_pictures(
     fetch(repo, &remote, &wants, Depth::Everything, ctx.progress).map(drop)
 }
 
-/// The tracked path that a picture lies in, as the version's commit has it.
-fn tracked(repo: &Repo, version: &Version, path: &RepoPath) -> Result<(RepoPath, Content)> {
-    let mut here = RepoPath::root();
+/// Returns the tracked path that contains an image in the version's commit, and its content.
+fn tracked_parent(repo: &Repo, version: &Version, path: &RepoPath) -> Result<(RepoPath, Content)> {
+    let mut ancestor = RepoPath::root();
     for name in path.components() {
-        here = here.join(name)?;
-        if let Some(content) = content_at(&repo.git, &repo.store, &version.tag.rev, &here)? {
-            return Ok((here, content));
+        ancestor = ancestor.join(name)?;
+        if let Some(content) = content_at(&repo.git, &repo.store, &version.tag.rev, &ancestor)? {
+            return Ok((ancestor, content));
         }
     }
     let error = Error::not_found(format!("`{path}` is not tracked in the commit of `{}`", version.name()));
-    Err(error.hint("`mlx add` the data and commit its pointer, or name a folder: `--data FOLDER`"))
+    Err(error.hint("`mlx add` the data and commit its pointer, or pass a folder: `--data FOLDER`"))
 }
 
-impl Shown for Tested {
+impl CommandReport for Tested {
     fn json(&self) -> Value {
         serde_json::to_value(&self.report).unwrap_or_default()
     }
@@ -149,18 +154,19 @@ impl Shown for Tested {
 
 impl fmt::Display for Tested {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let it = &self.report;
-        let word = if it.passed() { "passed" } else { "FAILED" };
-        writeln!(f, "{} {word}, asked about {}", it.version, count(it.data.pictures, "picture"))?;
-        let mark = |passed: bool| if passed { "holds" } else { "FAILS" }.to_owned();
-        let row = |it: &apptest::Check| vec![mark(it.passed), it.name.clone(), it.found.clone()];
-        writeln!(f, "{}", table(&["", "check", "found"], it.checks.iter().map(row).collect()))?;
-        let latency = &it.latency;
+        let report = &self.report;
+        let status = |passed: bool| if passed { "passed" } else { "FAILED" }.to_owned();
+        let (version, outcome) = (&report.version, status(report.passed()));
+        writeln!(f, "{version} {outcome} with {}", count(report.data.images, "image"))?;
+        let row =
+            |check: &apptest::Check| vec![status(check.passed), check.name.clone(), check.found.clone()];
+        writeln!(f, "{}", table(&["", "check", "found"], report.checks.iter().map(row).collect()))?;
+        let latency = &report.latency;
         writeln!(
             f,
-            "accuracy {:.4}; {:.1} ms each (99 of 100 within {:.1} ms); {:.0} pictures a second, {:.0} in a loop here",
-            it.accuracy, latency.p50, latency.p99, it.throughput, it.loop_throughput
+            "accuracy {:.4}; latency p50 {:.1} ms, p99 {:.1} ms; {:.0} images per second, {:.0} in a local loop",
+            report.accuracy, latency.p50, latency.p99, report.throughput, report.loop_throughput
         )?;
-        write!(f, "the report is in {}", self.out.join("report.html").display())
+        write!(f, "report: {}", self.out.join("report.html").display())
     }
 }

@@ -1,5 +1,8 @@
-//! A service that follows the releases of its environment: it looks, brings the package, warms the new model beside
-//! the old, and only then lets it answer. What cannot be trusted or loaded changes nothing.
+//! Release following for `mlx serve --follow`: polls the ledger, and switches the service to each newly
+//! released version.
+//!
+//! The package is fetched and the new model loaded next to the old one before the switch. A release that does
+//! not meet the policy or cannot be loaded changes nothing.
 
 use std::{path::PathBuf, sync::Arc, thread, time::Duration};
 
@@ -10,7 +13,7 @@ use crate::{
         Context,
         command::{evidence, release::served_model, version::bring},
     },
-    deploy::{Limits, Served, Service},
+    deploy::{BatchLimits, ServedModel, Service},
     error::{Doing, Error, Kind, Result},
     ledger::{self, Draft},
     model::registry::{self, Version},
@@ -21,87 +24,101 @@ use crate::{
     upkeep,
 };
 
-/// What to follow.
-pub struct Following {
+/// Environment to follow, and how.
+pub struct FollowOptions {
     pub cwd: PathBuf,
-    /// The model, where the environment has several.
+    /// Model to follow; required if the environment has several.
     pub model: Option<String>,
     pub environment: String,
-    pub every: Duration,
-    pub limits: Limits,
+    /// Time between checks.
+    pub poll: Duration,
+    pub limits: BatchLimits,
 }
 
-/// The version that serves now by the record, if it may be trusted; and its release.
-pub fn current(ctx: &Context<'_>, repo: &Repo, following: &Following) -> Result<(Version, Release)> {
-    let view = ledger::refresh(repo)?;
-    let environment = &following.environment;
-    let model = served_model(repo, following.model.as_deref(), environment)?;
+/// Returns the version that is released now, and its release. Fails if the release does not meet the policy.
+pub fn released_version(
+    ctx: &Context<'_>,
+    repo: &Repo,
+    options: &FollowOptions,
+) -> Result<(Version, Release)> {
+    let remote_state = ledger::refresh(repo)?;
+    let environment = &options.environment;
+    let model = served_model(repo, options.model.as_deref(), environment)?;
     let all = release::releases(&repo.git, Some(&model), environment)?;
-    let nothing = || Error::not_found(format!("no version of `{model}` serves in `{environment}`"));
-    let last = all.last().ok_or_else(nothing)?.clone();
+    let missing = || Error::not_found(format!("no version of `{model}` is released in `{environment}`"));
+    let last = all.last().ok_or_else(missing)?.clone();
     let version = registry::require(&repo.git, &last.message.version)?;
     if last.message.package != version.package.digest {
-        return Err(untrusted(&last, "names another package than its version"));
+        return Err(untrusted(&last, "names a package that is not its version's"));
     }
-    let policy = Policy::at(&repo.git, view.policy.as_ref())?;
+    let policy = Policy::at(&repo.git, remote_state.policy.as_ref())?;
     if last.message.rollback {
-        // What served before needs no new approval, unless somebody spoke against it since.
-        let (words, _) = release::approvers(repo, &policy, &version, environment)?;
-        if words.iter().any(|it| it.verdict == Verdict::Rejected) {
-            return Err(untrusted(&last, "goes back to a version that was rejected"));
+        // A version that has served before needs no new approval, but must not have been rejected since.
+        let (decisions, _) = release::approvers(repo, &policy, &version, environment)?;
+        if decisions.iter().any(|it| it.verdict == Verdict::Rejected) {
+            return Err(untrusted(&last, "rolls back to a rejected version"));
         }
     } else {
-        let examined =
+        let result =
             release::examine(repo, &policy, &version, environment, &|it| evidence::load(ctx, repo, it))?;
-        if let Some(gate) = examined.gates.iter().find(|it| !it.is_open) {
+        if let Some(gate) = result.gates.iter().find(|it| !it.is_open) {
             return Err(untrusted(
                 &last,
-                &format!("does not meet the policy: {} is {}, not {}", gate.name, gate.found, gate.asked),
+                &format!(
+                    "does not meet the policy: {} is {}, required {}",
+                    gate.name, gate.found, gate.asked
+                ),
             ));
         }
     }
     Ok((version, last))
 }
 
-fn untrusted(release: &Release, why: &str) -> Error {
-    Error::new(Kind::Denied, format!("the release `{}` {why}", release.name()))
-        .hint("`mlx audit --verify` looks at the whole record; release another version, or roll back")
+fn untrusted(release: &Release, reason: &str) -> Error {
+    Error::new(Kind::Denied, format!("the release `{}` {reason}", release.name()))
+        .hint("`mlx audit --verify` checks the whole audit chain; release another version, or roll back")
 }
 
-/// Brings and loads a version.
-pub fn load(ctx: &Context<'_>, repo: &Repo, version: &Version, limits: Limits) -> Result<Arc<Served>> {
+/// Fetches a version's package if necessary, and loads it.
+pub fn load(
+    ctx: &Context<'_>,
+    repo: &Repo,
+    version: &Version,
+    limits: BatchLimits,
+) -> Result<Arc<ServedModel>> {
     bring(ctx, repo, version, None)?;
-    Served::load(repo, version, limits)
+    ServedModel::load(repo, version, limits)
 }
 
-/// Follows in the background for as long as the process lives.
-pub fn follow(service: Arc<Service>, following: Following) -> Result<()> {
-    let named = thread::Builder::new().name("follow".into());
-    let spawned = named.spawn(move || {
-        let mut state = State { told: String::new(), recorded: String::new() };
+/// Starts a background thread that follows releases until the process ends.
+pub fn follow(service: Arc<Service>, options: FollowOptions) -> Result<()> {
+    let thread = thread::Builder::new().name("follow".into());
+    let spawned = thread.spawn(move || {
+        let mut follower = Follower { last_warning: String::new(), recorded: String::new() };
         loop {
-            // Whatever a stranger's tag makes of one turn, there is a next.
-            let turn = std::panic::AssertUnwindSafe(|| state.turn(&service, &following));
-            if std::panic::catch_unwind(turn).is_err() {
-                crate::cli::ui::log("a look at the releases went wrong; the next one follows");
+            // A panic, such as over a malformed tag, must not end the thread.
+            let poll = std::panic::AssertUnwindSafe(|| follower.poll(&service, &options));
+            if std::panic::catch_unwind(poll).is_err() {
+                crate::cli::ui::log("checking for releases failed; trying again at the next poll");
             }
-            thread::sleep(following.every);
+            thread::sleep(options.poll);
         }
     });
     spawned.map(drop).doing(|| "cannot start the thread that follows releases".into())
 }
 
-/// What was said already, so that it is said once.
-struct State {
-    told: String,
-    /// The release whose switch is on the record.
+/// State of the thread between polls.
+struct Follower {
+    /// Last warning shown, so that it is not repeated at every poll.
+    last_warning: String,
+    /// Release whose switch is recorded in the ledger.
     recorded: String,
 }
 
-/// Warnings of the thread go to standard error, a line each.
-struct Log;
+/// Progress sink that writes notes and warnings to standard error, one per line.
+struct StderrLog;
 
-impl Progress for Log {
+impl Progress for StderrLog {
     fn event(&self, event: crate::progress::Event<'_>) {
         use crate::progress::Event::{Note, Warning};
         if let Note { message } | Warning { message } = event {
@@ -110,50 +127,51 @@ impl Progress for Log {
     }
 }
 
-impl State {
-    fn turn(&mut self, service: &Arc<Service>, following: &Following) {
-        let ctx = Context::new(following.cwd.clone(), &Log);
-        match self.look(&ctx, service, following) {
-            Ok(()) => self.told.clear(),
+impl Follower {
+    fn poll(&mut self, service: &Arc<Service>, options: &FollowOptions) {
+        let ctx = Context::new(options.cwd.clone(), &StderrLog);
+        match self.update(&ctx, service, options) {
+            Ok(()) => self.last_warning.clear(),
             Err(error) => {
                 let text = error.full_text();
-                if text != self.told {
-                    ctx.progress.warn(&format!("{} goes on: {text}", service.live().name()));
-                    self.told = text;
+                if text != self.last_warning {
+                    ctx.progress.warn(&format!("still serving {}: {text}", service.current().name()));
+                    self.last_warning = text;
                 }
             }
         }
     }
 
-    fn look(&mut self, ctx: &Context<'_>, service: &Arc<Service>, following: &Following) -> Result<()> {
+    /// Switches to the released version if it changed, and records the switch.
+    fn update(&mut self, ctx: &Context<'_>, service: &Arc<Service>, options: &FollowOptions) -> Result<()> {
         let repo = ctx.repo()?;
-        let (version, last) = current(ctx, &repo, following)?;
-        let before = service.live();
-        if before.package != version.package.digest || before.name() != version.name() {
-            service.switch(load(ctx, &repo, &version, following.limits)?);
+        let (version, last) = released_version(ctx, &repo, options)?;
+        let previous = service.current();
+        if previous.package != version.package.digest || previous.name() != version.name() {
+            service.switch(load(ctx, &repo, &version, options.limits)?);
             ctx.progress.note(&format!(
-                "{} answers now, by {}; before it {}",
+                "switched from {} to {} by release {}",
+                previous.name(),
                 version.name(),
-                last.name(),
-                before.name()
+                last.name()
             ));
         }
         if self.recorded != last.name() {
-            record(&repo, &version, &last, following)?;
+            record_switch(&repo, &version, &last, options)?;
             self.recorded = last.name();
         }
         Ok(())
     }
 }
 
-/// Puts the switch on the record, once a release and machine.
-fn record(repo: &Repo, version: &Version, last: &Release, following: &Following) -> Result<()> {
+/// Records the switch in the ledger, once per release and machine.
+fn record_switch(repo: &Repo, version: &Version, last: &Release, options: &FollowOptions) -> Result<()> {
     let machine = crate::fs::host_name();
     let events = ledger::read(&repo.git, ledger::tip(&repo.git)?.as_ref())?;
-    let known = events.iter().any(|it| {
-        it.event.kind == ledger::Kind::Switched
-            && it.event.facts.get("release") == Some(&json!(last.name()))
-            && it.event.who == machine
+    let known = events.iter().any(|entry| {
+        entry.event.kind == ledger::Kind::Switched
+            && entry.event.facts.get("release") == Some(&json!(last.name()))
+            && entry.event.who == machine
     });
     if known {
         return Ok(());
@@ -163,7 +181,7 @@ fn record(repo: &Repo, version: &Version, last: &Release, following: &Following)
             kind: ledger::Kind::Switched,
             who: machine.clone(),
             subject: version.name(),
-            environment: Some(following.environment.clone()),
+            environment: Some(options.environment.clone()),
             why: None,
             facts: [
                 ("package".to_owned(), json!(version.package.digest)),
@@ -173,6 +191,6 @@ fn record(repo: &Repo, version: &Version, last: &Release, following: &Following)
             tag: None,
         })
     });
-    published.doing(|| "the switch could not be put on the record".into())?;
+    published.doing(|| "cannot record the switch in the ledger".into())?;
     upkeep::renew(repo, &Silent)
 }

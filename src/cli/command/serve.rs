@@ -1,3 +1,5 @@
+//! `mlx serve`: serves a registered version over HTTP and records its traffic.
+
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
@@ -12,12 +14,12 @@ use crate::{
     cli::{
         Context, Report,
         command::{
-            follow::{self, Following},
+            follow::{self, FollowOptions},
             version::bring,
         },
         report::count,
     },
-    deploy::{GONE, Limits, Options, Served, Service, client, serve},
+    deploy::{BatchLimits, GONE, Options, ServedModel, Service, client, serve},
     error::{Error, Result},
     fs,
     model::registry,
@@ -25,129 +27,137 @@ use crate::{
     traffic::{self, Spool, spool},
 };
 
-/// Bytes of what cannot be decoded, at most, to be kept for whoever asks why.
-const LARGEST_BROKEN: usize = 1 << 20;
-/// Bytes of all of them in a day.
-const BROKEN_A_DAY: u64 = 64 << 20;
-/// How long the last records may take to the disk.
-const LAST_WRITES: Duration = Duration::from_secs(3);
+/// Largest undecodable file in bytes that is kept for diagnosis.
+const MAX_DAMAGED_SIZE: usize = 1 << 20;
+/// Total size in bytes of undecodable files kept per day.
+const MAX_DAMAGED_PER_DAY: u64 = 64 << 20;
+/// Time limit for writing the last records at shutdown.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Answer requests with a registered version
+/// Serve a registered version over HTTP
 ///
-/// REST of the Open Inference Protocol V2 with its binary extension for tensors, `POST /classify` for a JPEG or
-/// PNG, `/metrics` for Prometheus, `/` for a person. Requests that come together are run together. SIGTERM and
-/// Ctrl-C stop it after everything it took is answered; a second one ends that. A bearer token comes from `MLX_TOKEN` or `--token-file`;
-/// without one it answers on a loopback address alone. Every request becomes a record that waits on this machine
-/// for `mlx traffic seal`; the headers `X-Captured-At` (RFC 3339) and `X-Name` say more of a picture.
+/// The service implements the Open Inference Protocol V2 (REST) with its binary tensor extension,
+/// `POST /classify` for a JPEG or PNG, `/metrics` for Prometheus, and a status page at `/`. Concurrent requests
+/// are batched. SIGTERM and Ctrl-C stop it after all accepted requests are answered; a second signal ends that
+/// wait. The bearer token that clients must send comes from `MLX_TOKEN` or `--token-file`; without one, the
+/// service listens on loopback addresses only. Every request is recorded on this machine until
+/// `mlx traffic seal` seals its day; the headers `X-Captured-At` (RFC 3339) and `X-Name` add the capture time
+/// and a name to the record of an image.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  mlx serve pets@v0.1.0 --env test\n  mlx serve pets --port 9000 --batch 16 --wait 5\n  mlx serve --env production --follow\n\n\
+    after_help = "Examples:\n  mlx serve pets@v0.1.0 --env test\n  mlx serve pets --port 9000 --batch 16 --batch-wait 5\n  mlx serve --env production --follow\n\n\
 JSON: {\"version\", \"environment\", \"address\", \"answers\": {STATUS: count}, \"recorded\", \"dropped\"}"
 )]
 pub struct Args {
-    /// `pets@v0.1.0`; the newest of `pets` without a number; with --follow the model alone, if there are several
+    /// Version, such as `pets@v0.1.0`, or a model for its newest version; with --follow, the model to follow
     #[arg(required_unless_present = "follow")]
     version: Option<String>,
-    /// The environment it serves in
+    /// Environment to serve in
     #[arg(long, default_value = "test")]
     env: String,
-    /// Serve what is released in the environment, and go along with every release and rollback
+    /// Serve the version released in the environment, and switch with every release and rollback
     #[arg(long)]
     follow: bool,
-    /// Seconds between two looks at the Git remote
-    #[arg(long, default_value_t = 10, requires = "follow", value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    every: u64,
-    /// The address to listen at
+    /// Interval between checks of the Git remote, in seconds
+    #[arg(long, alias = "every", default_value_t = 10, requires = "follow", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    poll: u64,
+    /// Address to listen on
     #[arg(long, default_value = "127.0.0.1")]
     host: IpAddr,
-    /// The port; 0 for any that is free
+    /// Port to listen on; 0 picks a free one
     #[arg(long, default_value_t = 8080)]
     port: u16,
-    /// A file whose first line is the token to ask for
+    /// File whose first line is the bearer token that clients must send
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Let everybody ask, whatever the address
+    /// Accept requests without a token on any address
     #[arg(long)]
     no_auth: bool,
-    /// Pictures run at once, at most
+    /// Largest number of images in one batch
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
     batch: u16,
-    /// Milliseconds that the first of a batch waits for others
-    #[arg(long, default_value_t = 2)]
-    wait: u64,
-    /// Requests that may wait; more are refused with 503
+    /// Longest time that a request waits for others of its batch, in milliseconds
+    #[arg(long, alias = "wait", default_value_t = 2)]
+    batch_wait: u64,
+    /// Largest number of waiting requests; more are rejected with 503
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..))]
     queue: u16,
-    /// Seconds until a request is given up
+    /// Request timeout, in seconds
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
     deadline: u64,
-    /// Megabytes of one request
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
-    largest: u16,
-    /// Connections at once; more wait until one ends
+    /// Largest request body, in MiB
+    #[arg(long, alias = "largest", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    max_body: u16,
+    /// Largest number of connections; more wait until one closes
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u16).range(1..))]
     connections: u16,
-    /// Million pixels of one picture
-    #[arg(long, default_value_t = 50)]
-    pixels: u64,
-    /// Share of the pictures to keep beside the records, from 0 to 1
+    /// Largest image, in megapixels
+    #[arg(long, alias = "pixels", default_value_t = 50)]
+    max_megapixels: u64,
+    /// Share of images to keep with the records, from 0 to 1
     #[arg(long, value_name = "SHARE", default_value_t = 1.0, value_parser = share)]
     keep: f64,
-    /// Record nothing
+    /// Do not record requests
     #[arg(long)]
     no_traffic: bool,
-    /// Where the package comes from, if it is not here
+    /// Remote to fetch a missing package from, instead of the default one
     #[arg(long)]
     remote: Option<String>,
 }
 
-pub struct Ended {
+/// Counts of a service that has ended.
+pub struct ServeReport {
     version: String,
     environment: String,
     address: SocketAddr,
+    /// Number of responses by status.
     answers: std::collections::BTreeMap<u32, u64>,
     recorded: u64,
     dropped: u64,
 }
 
+/// Parses a number from 0 to 1.
 fn share(text: &str) -> Result<f64, String> {
     let share = text.parse().ok().filter(|it| (0.0..=1.0).contains(it));
-    share.ok_or_else(|| "it is no number from 0 to 1".to_owned())
+    share.ok_or_else(|| "it must be a number from 0 to 1".to_owned())
 }
 
-pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Ended> {
+pub fn run(ctx: &Context<'_>, args: &Args) -> Result<ServeReport> {
     let repo = ctx.repo()?;
     traffic::check_environment(&args.env)?;
     let token = token(ctx, args)?;
-    let limits =
-        Limits { batch: args.batch.into(), wait: Duration::from_millis(args.wait), queue: args.queue.into() };
-    let following = args.follow.then(|| Following {
+    let limits = BatchLimits {
+        max_batch: args.batch.into(),
+        max_wait: Duration::from_millis(args.batch_wait),
+        queue: args.queue.into(),
+    };
+    let follow_options = args.follow.then(|| FollowOptions {
         cwd: ctx.cwd.clone(),
         model: args.version.clone(),
         environment: args.env.clone(),
-        every: Duration::from_secs(args.every),
+        poll: Duration::from_secs(args.poll),
         limits,
     });
-    let version = match &following {
-        Some(following) => follow::current(ctx, &repo, following)?.0,
+    let version = match &follow_options {
+        Some(options) => follow::released_version(ctx, &repo, options)?.0,
         None => registry::require(&repo.git, args.version.as_deref().unwrap_or_default())?,
     };
     bring(ctx, &repo, &version, args.remote.as_deref())?;
-    let served = Served::load(&repo, &version, limits)?;
-    let largest = usize::from(args.largest) << 20;
+    let served = ServedModel::load(&repo, &version, limits)?;
+    let max_body = usize::from(args.max_body) << 20;
     let options = Options {
         environment: args.env.clone(),
         address: (args.host, args.port).into(),
         token,
         deadline: Duration::from_secs(args.deadline),
-        largest_body: largest,
-        bodies: largest.max(256 << 20),
-        pixels: args.pixels * 1_000_000,
-        connections: args.connections.into(),
+        max_body,
+        body_memory: max_body.max(256 << 20),
+        max_pixels: args.max_megapixels * 1_000_000,
+        max_connections: args.connections.into(),
     };
     let service = Service::new(served, options);
-    if let Some(following) = following {
-        follow::follow(Arc::clone(&service), following)?;
+    if let Some(options) = follow_options {
+        follow::follow(Arc::clone(&service), options)?;
     }
     if !args.no_traffic {
         service.record_into(spool(&repo, args)?);
@@ -155,22 +165,22 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Ended> {
     let mut address = service.options.address;
     serve(&service, |bound| {
         address = bound;
-        let (name, engine) = (version.name(), &service.live().engine);
+        let (name, engine) = (version.name(), &service.current().engine);
         ctx.progress.note(&format!("serving {name} in {} at http://{bound} with {engine}", args.env));
     })?;
-    let (recorded, dropped) = service.spool().map_or((0, 0), |it| written(ctx, it));
-    let (environment, answers) = (args.env.clone(), service.counters.answers());
-    Ok(Ended { version: service.live().name(), environment, address, answers, recorded, dropped })
+    let (recorded, dropped) = service.spool().map_or((0, 0), |it| finish_recording(ctx, it));
+    let (environment, answers) = (args.env.clone(), service.counters.responses());
+    Ok(ServeReport { version: service.current().name(), environment, address, answers, recorded, dropped })
 }
 
-/// Waits for the last records; what was taken and what of it is lost.
-fn written(ctx: &Context<'_>, spool: &Spool) -> (u64, u64) {
-    let left = spool.stop_within(LAST_WRITES);
+/// Waits for the last records to be written. Returns the numbers of recorded and dropped requests.
+fn finish_recording(ctx: &Context<'_>, spool: &Spool) -> (u64, u64) {
+    let left = spool.stop_within(FLUSH_TIMEOUT);
     if left > 0 {
         ctx.progress.warn(&format!(
-            "{} of traffic dropped: the disk, or whoever holds the lock, took longer than {} s",
-            count(left, "record"),
-            LAST_WRITES.as_secs()
+            "dropped {}: the disk or the holder of the traffic lock took longer than {} s",
+            count(left, "traffic record"),
+            FLUSH_TIMEOUT.as_secs()
         ));
     }
     if let Some(trouble) = spool.trouble() {
@@ -179,25 +189,31 @@ fn written(ctx: &Context<'_>, spool: &Spool) -> (u64, u64) {
     (spool.recorded(), spool.dropped())
 }
 
-/// Where requests are recorded.
+/// Starts the spool that requests are recorded into.
 fn spool(repo: &Repo, args: &Args) -> Result<Spool> {
     let disk = repo.store.root().path().to_owned();
-    let options =
-        spool::Options { keep: args.keep, largest_broken: LARGEST_BROKEN, broken_a_day: BROKEN_A_DAY, disk };
+    let options = spool::Options {
+        keep: args.keep,
+        largest_broken: MAX_DAMAGED_SIZE,
+        broken_a_day: MAX_DAMAGED_PER_DAY,
+        disk,
+    };
     Spool::start(fs::Root::open(repo.shared.path())?, &args.env, options)
 }
 
-/// The token to ask for; none is fine where only this machine can ask.
+/// Returns the token that clients must send. Without one, the address must be a loopback address.
 fn token(ctx: &Context<'_>, args: &Args) -> Result<Option<String>> {
     let token = client::token(args.token_file.as_ref().map(|it| ctx.cwd.join(it)).as_deref())?;
     if token.is_none() && !args.host.is_loopback() && !args.no_auth {
-        let error = Error::usage(format!("at {} anybody could ask", args.host));
-        return Err(error.hint("give a token in MLX_TOKEN or --token-file, or say --no-auth"));
+        let error = Error::usage(format!("a token is required to listen on `{}`", args.host));
+        return Err(error.hint(
+            "pass a token in `MLX_TOKEN` or with --token-file, or accept all requests with --no-auth",
+        ));
     }
     Ok(token)
 }
 
-impl Report for Ended {
+impl Report for ServeReport {
     fn json(&self) -> Value {
         let answers: serde_json::Map<_, _> =
             self.answers.iter().map(|(code, count)| (code.to_string(), json!(count))).collect();
@@ -207,10 +223,10 @@ impl Report for Ended {
     }
 }
 
-impl fmt::Display for Ended {
+impl fmt::Display for ServeReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Whoever went away was given none.
-        let given = self.answers.iter().filter(|it| *it.0 != u32::from(GONE));
-        write!(f, "{} gave {}", self.version, count(given.map(|it| it.1).sum(), "answer"))
+        // Requests whose client disconnected were not answered.
+        let answered = self.answers.iter().filter(|(code, _)| **code != u32::from(GONE));
+        write!(f, "{} answered {}", self.version, count(answered.map(|it| it.1).sum(), "request"))
     }
 }

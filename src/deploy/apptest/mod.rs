@@ -1,22 +1,23 @@
-//! A served version, driven as an application would: is it what was registered, how good and how fast is it,
-//! and does it stand what strangers send?
+//! Application test of a served version: compares its responses with the registered package run locally,
+//! measures accuracy, latency and throughput, and sends invalid requests and a burst.
 //!
-//! [`data`] finds the pictures, [`runs`] asks about them, [`strangers`] ask wrongly and too much, [`report`] has
-//! what came of it, [`page`] shows it to a person. Whether the numbers are good enough is not decided here: that is
-//! for the policy. What is checked is that the service does what its package does, for everybody, always.
+//! [`data`] loads the images, [`load`] sends valid requests, [`robustness`] sends invalid ones and a burst,
+//! [`report`] computes the results, and [`page`] renders them as HTML. The checks only require that the
+//! service behaves like its package for every request; whether the numbers are good enough for a release is
+//! decided by the policy.
 
 pub mod data;
+mod load;
 mod page;
 mod report;
-mod runs;
-mod strangers;
+mod robustness;
 
 pub use self::report::{Check, Report};
 
 use std::{collections::BTreeSet, time::Instant};
 
 use crate::{
-    deploy::{Answered, Client},
+    deploy::Client,
     error::{Doing, Error, Kind, Result},
     model::{
         offline::{Offline, Seen},
@@ -30,108 +31,111 @@ use crate::{
 
 use self::{
     data::{Case, Data},
+    load::{Reply, Target},
     report::{FORMAT, Tally, by_class},
-    runs::{Reply, Subject},
 };
 
-/// How far a served probability may be from the package's own.
-const CLOSE: f64 = 1e-4;
-/// Pictures in memory at once while the package is run here.
-const AT_ONCE: usize = 64;
-/// Requests a second of the steady stream, at most.
-const FASTEST: f64 = 20.0;
+/// Largest difference between a served probability and the package's own.
+const TOLERANCE: f64 = 1e-4;
+/// Images in memory at once while the package is run locally.
+const CHUNK: usize = 64;
+/// Highest rate of the steady stream, in requests per second.
+const MAX_STREAM_RATE: f64 = 20.0;
+/// Failure of a check after which the service no longer answers a valid request.
+const NO_ANSWER_AFTER: &str = "then valid requests were no longer answered";
 
-/// Report and page of a test.
-pub struct Tested {
+/// Report of a test, as data and as HTML.
+pub struct TestResult {
     pub report: Report,
-    /// Of its own: no scripts, nothing from elsewhere.
+    /// Self-contained page without scripts or external resources.
     pub html: String,
 }
 
-/// The version that a service serves: the one `asked` for, or whichever of the registered models it has.
-pub fn served(repo: &Repo, client: &Client, asked: Option<&str>) -> Result<Version> {
-    if let Some(asked) = asked {
-        let version = registry::require(&repo.git, asked)?;
-        let found = number(client, &version.model)?;
-        let other = match found {
-            Some(it) if it == version.number.to_string() => return Ok(version),
-            Some(it) => format!("the service serves `{}@{it}`, not `{}`", version.model, version.name()),
-            None => format!("the service has no model `{}`", version.model),
+/// Returns the version that a service serves; an error unless it is `expected`, or else any registered
+/// version.
+pub fn served_version(repo: &Repo, client: &Client, expected: Option<&str>) -> Result<Version> {
+    if let Some(expected) = expected {
+        let version = registry::require(&repo.git, expected)?;
+        let found = served_number(client, &version.model)?;
+        let message = match found {
+            Some(number) if number == version.number.to_string() => return Ok(version),
+            Some(number) => {
+                format!("the service serves `{}@{number}`, not `{}`", version.model, version.name())
+            }
+            None => format!("the service does not serve the model `{}`", version.model),
         };
-        let error = Error::new(Kind::Conflict, other);
-        return Err(error.hint("ask another service, or leave out --version to test what is served"));
+        let error = Error::new(Kind::Conflict, message);
+        return Err(error.hint("use the URL of another service, or omit --version to test the served one"));
     }
     let versions = registry::versions(&repo.git, None)?;
     let models: BTreeSet<&str> = versions.iter().map(|it| &it.model[..]).collect();
     for model in &models {
-        if let Some(number) = number(client, model)? {
+        if let Some(number) = served_number(client, model)? {
             return registry::require(&repo.git, &format!("{model}@{number}"));
         }
     }
-    let error = Error::not_found("the service serves no model that is registered here");
-    Err(error.hint("`mlx model list` shows those that are; `git fetch --tags` brings others'"))
+    let error = Error::not_found("the service serves no model that is registered in this repository");
+    Err(error.hint("`mlx model list` lists the registered ones; `git fetch --tags` fetches those of others"))
 }
 
-/// The number of the version of a model that answers, if the service has that model.
-fn number(client: &Client, model: &str) -> Result<Option<String>> {
-    let answered = client.get(&format!("/v2/models/{model}"))?;
-    let odd =
-        |it: &Answered| Error::new(Kind::Unavailable, format!("the service answers with {}", it.status));
-    match answered.status {
+/// Returns the number of the served version of a model; `None` if the service does not have that model.
+fn served_number(client: &Client, model: &str) -> Result<Option<String>> {
+    let response = client.get(&format!("/v2/models/{model}"))?;
+    match response.status {
         200 => {
-            let wrong = || Error::corrupt("the service does not tell which version it serves");
-            let number = answered.body["versions"][0].as_str().ok_or_else(wrong)?;
+            let missing = || Error::corrupt("the service does not report which version it serves");
+            let number = response.body["versions"][0].as_str().ok_or_else(missing)?;
             Ok(Some(number.to_owned()))
         }
         404 => Ok(None),
-        401 | 403 => Err(Error::new(Kind::Denied, "the service does not let us in")
-            .hint("give its token in MLX_TOKEN or --token-file")),
-        _ => Err(odd(&answered)),
+        401 | 403 => Err(Error::new(Kind::Denied, "the service denied access")
+            .hint("pass its token in `MLX_TOKEN` or with --token-file")),
+        status => Err(Error::new(Kind::Unavailable, format!("the service answered with status {status}"))),
     }
 }
 
-/// Puts a service through all of it.
-pub fn test(
+/// Runs the whole test against a service and returns the report. Failed checks are part of it, not an error.
+pub fn run(
     repo: &Repo,
     client: &Client,
     version: &Version,
     data: &Data,
     progress: &dyn Progress,
-) -> Result<Tested> {
+) -> Result<TestResult> {
     let mut offline = Offline::load(repo, version)?;
     data.check(&offline.description.classes)?;
     let start = Instant::now();
-    let expected = expect(&mut offline, &repo.store, &data.cases)?;
+    let expected = run_locally(&mut offline, &repo.store, &data.cases)?;
     let loop_throughput = expected.len() as f64 / start.elapsed().as_secs_f64();
     let usable: Vec<usize> = (0..expected.len()).filter(|it| expected[*it].is_some()).collect();
     let Some(&first) = usable.first() else {
-        return Err(Error::corrupt(format!("none of the pictures in `{}` can be decoded", data.name)));
+        return Err(Error::corrupt(format!("none of the images in `{}` can be decoded", data.name)));
     };
     let description = &offline.description;
-    let subject = Subject { client, store: &repo.store, version, description, cases: &data.cases };
-    let single = runs::one_by_one(&subject, progress)?;
-    let (many, seconds) = runs::together(&subject);
-    let throughput = many.iter().filter(|it| it.said.is_some()).count() as f64 / seconds;
-    let rate = (throughput / 2.0).clamp(1.0, FASTEST);
-    let stream = runs::stream(&subject, rate);
-    let tensors = runs::tensors(&subject, &offline.settings(), &usable)?;
-    let wrong = strangers::wrong_requests(&subject, first)?;
-    let calm = strangers::still_answers(&subject, first);
-    let burst = strangers::burst(&subject, first)?;
-    let after = strangers::still_answers(&subject, first);
+    let target = Target { client, store: &repo.store, version, description, cases: &data.cases };
+    let sequential = load::sequential(&target, progress)?;
+    let (concurrent, seconds) = load::concurrent(&target);
+    let throughput = concurrent.iter().filter(|it| it.prediction.is_some()).count() as f64 / seconds;
+    let rate = (throughput / 2.0).clamp(1.0, MAX_STREAM_RATE);
+    let stream = load::stream(&target, rate);
+    let tensors = load::tensors(&target, &offline.settings(), &usable)?;
+    let invalid = robustness::invalid_requests(&target, first)?;
+    let after_invalid = target.classify(first);
+    let burst = robustness::burst(&target, first)?;
+    let after_burst = target.classify(first);
 
     let mut tally = Tally::default();
-    let all = single.iter().chain(&many).chain(&stream).chain(&tensors);
-    all.for_each(|it| tally.add(it, expected[it.case].as_ref()));
+    let all = sequential.iter().chain(&concurrent).chain(&stream).chain(&tensors);
+    all.for_each(|reply| tally.add(reply, expected[reply.case].as_ref()));
     let classes = &description.classes;
-    let confusion = report::confusion(classes, &data.cases, &single);
+    let confusion = report::confusion(classes, &data.cases, &sequential);
     let checks = vec![
-        answers(&tally),
-        one_version(&tally, version),
-        same_answers(&tally),
-        steady(&stream, rate, &expected),
-        wrong_requests(&wrong, &calm),
-        stands_burst(&burst, &after),
+        check_answers(&tally),
+        check_version(&tally, version),
+        check_predictions(&tally),
+        check_stream(&stream, rate, &expected),
+        check_invalid_requests(&invalid, &after_invalid),
+        check_burst(&burst, &after_burst),
     ];
     let report = Report {
         format: FORMAT,
@@ -147,30 +151,30 @@ pub fn test(
         recall: by_class(&confusion, |it| it.1),
         f1: by_class(&confusion, |it| it.2),
         confusion: report::matrix(&confusion),
-        groups: report::groups(classes, &data.cases, &single),
-        latency: report::latency(&single),
+        groups: report::groups(classes, &data.cases, &sequential),
+        latency: report::latency(&sequential),
         throughput,
         loop_throughput,
         errors: tally.errors,
         same_answers: tally.same,
-        wrong_requests: wrong,
+        wrong_requests: invalid,
         burst: burst.counts,
-        worst: report::worst(classes, &data.cases, &single),
+        worst: report::worst(classes, &data.cases, &sequential),
     };
-    let html = page::print(&report, &|digest| {
-        let case = data.cases.iter().find(|it| it.digest == *digest)?;
+    let html = page::render(&report, &|digest| {
+        let case = data.cases.iter().find(|case| case.digest == *digest)?;
         case.bytes(&repo.store).ok()
     });
-    Ok(Tested { report, html })
+    Ok(TestResult { report, html })
 }
 
-/// What the package says here; nothing for pictures that cannot be decoded.
-fn expect(offline: &mut Offline, store: &Store, cases: &[Case]) -> Result<Vec<Option<Seen>>> {
+/// Returns the package's own prediction for each image; `None` if the image cannot be decoded.
+fn run_locally(offline: &mut Offline, store: &Store, cases: &[Case]) -> Result<Vec<Option<Seen>>> {
     let mut expected = Vec::with_capacity(cases.len());
-    for cases in cases.chunks(AT_ONCE) {
-        let bytes = cases.iter().map(|it| it.bytes(store)).collect::<Result<Vec<_>>>();
-        let seen = offline.see(&bytes.doing(|| "cannot read the pictures".into())?)?;
-        expected.extend(seen.into_iter().map(Result::ok));
+    for chunk in cases.chunks(CHUNK) {
+        let bytes = chunk.iter().map(|it| it.bytes(store)).collect::<Result<Vec<_>>>();
+        let predictions = offline.see(&bytes.doing(|| "cannot read the images".into())?)?;
+        expected.extend(predictions.into_iter().map(Result::ok));
     }
     Ok(expected)
 }
@@ -179,57 +183,59 @@ fn check(name: &str, passed: bool, found: String) -> Check {
     Check { name: name.to_owned(), passed, found }
 }
 
-fn answers(tally: &Tally) -> Check {
-    let mut found = format!("{} of {} requests went wrong", tally.errors, tally.requests);
-    if let Some(first) = &tally.first {
+fn check_answers(tally: &Tally) -> Check {
+    let mut found = format!("{} of {} requests failed", tally.errors, tally.requests);
+    if let Some(first) = &tally.first_error {
         found = format!("{found}; the first: {first}");
     }
-    check("every right request is answered", tally.errors == 0, found)
+    check("every valid request is answered", tally.errors == 0, found)
 }
 
-fn one_version(tally: &Tally, version: &Version) -> Check {
+fn check_version(tally: &Tally, version: &Version) -> Check {
     let found: Vec<&str> = tally.versions.iter().map(|it| &it[..]).collect();
     let passed = found == [version.name()];
-    let found = if found.is_empty() { "no answer names a version".to_owned() } else { found.join(", ") };
+    let found = if found.is_empty() { "no response names a version".to_owned() } else { found.join(", ") };
     check("one version answers", passed, found)
 }
 
-fn same_answers(tally: &Tally) -> Check {
+fn check_predictions(tally: &Tally) -> Check {
     let same = &tally.same;
-    let passed = same.compared > 0 && same.different_classes == 0 && same.largest_difference <= CLOSE;
+    let passed = same.compared > 0 && same.different_classes == 0 && same.largest_difference <= TOLERANCE;
     let found = format!(
-        "{} answers compared: {} other classes, probabilities differ by up to {:.1e}",
+        "{} answers compared: {} with another class, probabilities differ by up to {:.1e}",
         same.compared, same.different_classes, same.largest_difference
     );
     check("same answers as the package", passed, found)
 }
 
-fn steady(stream: &[Reply], rate: f64, expected: &[Option<Seen>]) -> Check {
-    let lost = stream.iter().filter(|it| it.said.is_none() && expected[it.case].is_some()).count();
+fn check_stream(stream: &[Reply], rate: f64, expected: &[Option<Seen>]) -> Check {
+    let lost = stream.iter().filter(|it| it.prediction.is_none() && expected[it.case].is_some()).count();
     let slowest = stream.iter().map(|it| it.milliseconds).fold(0.0, f64::max);
-    let found = format!("{} at {rate:.0} a second: {lost} lost, slowest {slowest:.0} ms", stream.len());
+    let found =
+        format!("{} requests at {rate:.0} per second: {lost} lost, slowest {slowest:.0} ms", stream.len());
     check("keeps up with a steady stream", lost == 0, found)
 }
 
-fn wrong_requests(wrong: &[report::WrongRequest], after: &Reply) -> Check {
-    let odd = wrong.iter().filter(|it| !(400..500).contains(&it.status));
-    let mut odd: Vec<String> = odd.map(|it| format!("{} got {}", it.name, it.status)).collect();
-    if after.said.is_none() {
-        odd.push("then no right answer any more".to_owned());
+fn check_invalid_requests(requests: &[report::InvalidRequest], after: &Reply) -> Check {
+    let accepted = requests.iter().filter(|it| !(400..500).contains(&it.status));
+    let mut failures: Vec<String> = accepted.map(|it| format!("{} got {}", it.name, it.status)).collect();
+    if after.prediction.is_none() {
+        failures.push(NO_ANSWER_AFTER.to_owned());
     }
-    let passed = odd.is_empty();
-    let found = if passed { format!("all {} refused", wrong.len()) } else { odd.join(", ") };
-    check("refuses wrong requests", passed, found)
+    let passed = failures.is_empty();
+    let found = if passed { format!("all {} rejected", requests.len()) } else { failures.join(", ") };
+    check("rejects invalid requests", passed, found)
 }
 
-fn stands_burst(burst: &strangers::Burst, after: &Reply) -> Check {
-    let counts: Vec<String> = burst.counts.iter().map(|(status, it)| format!("{it} with {status}")).collect();
+fn check_burst(burst: &robustness::Burst, after: &Reply) -> Check {
+    let counts: Vec<String> =
+        burst.counts.iter().map(|(status, count)| format!("{count} with {status}")).collect();
     let mut found = counts.join(", ");
     if burst.without_retry > 0 {
         found = format!("{found}; {} with 503 and without Retry-After", burst.without_retry);
     }
-    if after.said.is_none() {
-        found = format!("{found}; then no right answer any more");
+    if after.prediction.is_none() {
+        found = format!("{found}; {NO_ANSWER_AFTER}");
     }
-    check("stands a burst", burst.passed() && after.said.is_some(), found)
+    check("survives a burst", burst.passed() && after.prediction.is_some(), found)
 }

@@ -1,4 +1,4 @@
-//! The report for a person: one file, no scripts, nothing from elsewhere.
+//! HTML rendering of an application test's report: one self-contained file without scripts.
 
 use std::{collections::BTreeMap, io::Cursor};
 
@@ -7,13 +7,14 @@ use image::ImageFormat;
 
 use crate::{
     deploy::{
-        apptest::report::{Group, Report, Worst},
+        apptest::report::{Check, Group, InvalidRequest, Misclassified, Report},
         escape,
     },
     digest::Digest,
     model::picture,
 };
 
+/// Largest side of a thumbnail in pixels.
 const THUMBNAIL: u32 = 160;
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:56em;margin:3em auto;padding:0 1em;\
@@ -29,8 +30,8 @@ figure img{width:10em;height:10em;object-fit:cover;border-radius:4px;background:
 figcaption{font-size:.85em;color:#444}\
 @media(max-width:40em){body{margin:1em auto}td,th{padding-right:.7em}.name{white-space:normal}td.quiet{overflow-wrap:anywhere}}";
 
-/// The page; `bytes` gives a picture.
-pub fn print(report: &Report, bytes: &dyn Fn(&Digest) -> Option<Vec<u8>>) -> String {
+/// Renders the page. `bytes` returns the file of an image, for its thumbnail.
+pub fn render(report: &Report, bytes: &dyn Fn(&Digest) -> Option<Vec<u8>>) -> String {
     let (word, class) = if report.passed() { ("passed", "yes") } else { ("failed", "no") };
     let version = escape(&report.version);
     let parts = [
@@ -38,10 +39,10 @@ pub fn print(report: &Report, bytes: &dyn Fn(&Digest) -> Option<Vec<u8>>) -> Str
         section("Checks", &checks(report)),
         section("Numbers", &numbers(report)),
         section("Classes", &classes(report)),
-        section("What it was, and what was said", &matrix(report)),
+        section("Confusion matrix (true class by predicted class)", &matrix(report)),
         section("Groups", &groups(report)),
-        section("Wrong requests and a burst", &strangers(report)),
-        section("Wrong pictures that it was surest of", &worst(report, bytes)),
+        section("Invalid requests and burst", &robustness(report)),
+        section("Misclassified images with the highest probability", &worst(report, bytes)),
     ];
     format!(
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>\
@@ -57,19 +58,19 @@ fn section(name: &str, body: &str) -> String {
 fn head(report: &Report, version: &str, word: &str, class: &str) -> String {
     let failed = report.checks.iter().filter(|it| !it.passed).count();
     let found = match failed {
-        0 => format!("all {} checks hold", report.checks.len()),
-        it => format!("{it} of {} checks do not hold", report.checks.len()),
+        0 => format!("all {} checks passed", report.checks.len()),
+        failed => format!("{failed} of {} checks failed", report.checks.len()),
     };
     let data = &report.data;
     let damaged =
         if data.damaged == 0 { String::new() } else { format!(", {} of them damaged", data.damaged) };
     format!(
         "<h1>{version} <span class={class}>{word}</span></h1><p class=quiet>Application test of {}: {found}.</p>\
-<p class=quiet>Package <code>{}</code><br>{} pictures of <code>{}</code>{damaged}, digest <code>{}</code><br>\
+<p class=quiet>Package <code>{}</code><br>{} images of <code>{}</code>{damaged}, digest <code>{}</code><br>\
 Compared with {} on {} cores.</p>\n",
         escape(&report.when),
         report.package,
-        data.pictures,
+        data.images,
         escape(&data.name),
         data.digest.short(),
         escape(&report.engine),
@@ -78,9 +79,9 @@ Compared with {} on {} cores.</p>\n",
 }
 
 fn checks(report: &Report) -> String {
-    let row = |it: &crate::deploy::apptest::Check| {
-        let (word, class) = if it.passed { ("holds", "yes") } else { ("fails", "no") };
-        let (name, found) = (escape(&it.name), escape(&it.found));
+    let row = |check: &Check| {
+        let (word, class) = if check.passed { ("passed", "yes") } else { ("failed", "no") };
+        let (name, found) = (escape(&check.name), escape(&check.found));
         format!("<tr><td class={class}>{word}<td class=name>{name}<td class=quiet>{found}")
     };
     format!("<table>{}</table>", report.checks.iter().map(row).collect::<String>())
@@ -90,12 +91,12 @@ fn numbers(report: &Report) -> String {
     let latency = &report.latency;
     let cards = [
         ("accuracy", percent(report.accuracy)),
-        ("latency, half within", format!("{:.1} ms", latency.p50)),
-        ("95 of 100 within", format!("{:.1} ms", latency.p95)),
-        ("99 of 100 within", format!("{:.1} ms", latency.p99)),
-        ("mean", format!("{:.1} ms", latency.mean)),
-        ("pictures a second", format!("{:.0}", report.throughput)),
-        ("the same in a loop here, without a service", format!("{:.0}", report.loop_throughput)),
+        ("median latency", format!("{:.1} ms", latency.p50)),
+        ("p95 latency", format!("{:.1} ms", latency.p95)),
+        ("p99 latency", format!("{:.1} ms", latency.p99)),
+        ("mean latency", format!("{:.1} ms", latency.mean)),
+        ("images per second", format!("{:.0}", report.throughput)),
+        ("images per second in a local loop", format!("{:.0}", report.loop_throughput)),
         ("errors", report.errors.to_string()),
     ];
     let card = |(name, value): &(&str, String)| {
@@ -106,13 +107,13 @@ fn numbers(report: &Report) -> String {
 
 fn classes(report: &Report) -> String {
     let row = |(name, recall): (&String, &f64)| {
-        let of = |it: &BTreeMap<String, f64>| percent(it.get(name).copied().unwrap_or(0.0));
-        let pictures = report.groups.class.get(name).map_or(0, |it| it.pictures);
-        let numbers = [of(&report.precision), percent(*recall), of(&report.f1), pictures.to_string()];
+        let of = |values: &BTreeMap<String, f64>| percent(values.get(name).copied().unwrap_or(0.0));
+        let images = report.groups.class.get(name).map_or(0, |it| it.images);
+        let numbers = [of(&report.precision), percent(*recall), of(&report.f1), images.to_string()];
         format!("<tr><td>{}{}", escape(name), cells(&numbers))
     };
     format!(
-        "<table><tr><th>class<th class=n>precision<th class=n>recall<th class=n>F1<th class=n>pictures{}</table>",
+        "<table><tr><th>class<th class=n>precision<th class=n>recall<th class=n>F1<th class=n>images{}</table>",
         report.recall.iter().map(row).collect::<String>()
     )
 }
@@ -125,28 +126,29 @@ fn matrix(report: &Report) -> String {
     let names = report.confusion.keys().map(|it| format!("<th class=n>{}", escape(it))).collect::<String>();
     let row = |(label, row): (&String, &BTreeMap<String, u64>)| {
         let all = row.values().sum::<u64>().max(1) as f64;
-        let cell = |(said, count): (&String, &u64)| {
-            // Right ones in green, wrong ones in red, the more the deeper.
-            let color = if said == label { "46,139,87" } else { "192,57,43" };
+        let cell = |(predicted, count): (&String, &u64)| {
+            // Correct cells are green and wrong ones red, darker with a larger share of the row.
+            let color = if predicted == label { "46,139,87" } else { "192,57,43" };
             let depth = *count as f64 / all * 0.45;
             format!("<td class=n style='background:rgba({color},{depth:.2})'>{count}")
         };
         format!("<tr><td>{}{}", escape(label), row.iter().map(cell).collect::<String>())
     };
     let rows = report.confusion.iter().map(row).collect::<String>();
-    format!("<table class=m><tr><th>it was ↓ &nbsp; said →{names}{rows}</table>")
+    format!("<table class=m><tr><th>true ↓ &nbsp; predicted →{names}{rows}</table>")
 }
 
 fn groups(report: &Report) -> String {
     let groups = &report.groups;
-    let rows = |it: &BTreeMap<String, Group>| -> String {
-        let row = |(name, it): (&String, &Group)| {
-            format!("<tr><td>{}{}", escape(name), cells(&[percent(it.accuracy), it.pictures.to_string()]))
+    let rows = |groups: &BTreeMap<String, Group>| -> String {
+        let row = |(name, group): (&String, &Group)| {
+            let values = [percent(group.accuracy), group.images.to_string()];
+            format!("<tr><td>{}{}", escape(name), cells(&values))
         };
-        it.iter().map(row).collect()
+        groups.iter().map(row).collect()
     };
-    let table = |name: &str, it: &BTreeMap<String, Group>| {
-        format!("<table><tr><th>{name}<th class=n>accuracy<th class=n>pictures{}</table>", rows(it))
+    let table = |name: &str, groups: &BTreeMap<String, Group>| {
+        format!("<table><tr><th>{name}<th class=n>accuracy<th class=n>images{}</table>", rows(groups))
     };
     let mut text = format!("<p>The largest difference is {}.</p>", percent(groups.largest_difference));
     text.push_str(&table("class", &groups.class));
@@ -156,37 +158,38 @@ fn groups(report: &Report) -> String {
     text
 }
 
-fn strangers(report: &Report) -> String {
-    let status = |it: u16| if it == 0 { "no answer".to_owned() } else { it.to_string() };
-    let wrong = |it: &crate::deploy::apptest::report::WrongRequest| {
-        format!("<tr><td>{}<td class=n>{}", escape(&it.name), status(it.status))
+fn robustness(report: &Report) -> String {
+    let status = |code: u16| if code == 0 { "no answer".to_owned() } else { code.to_string() };
+    let row = |request: &InvalidRequest| {
+        format!("<tr><td>{}<td class=n>{}", escape(&request.name), status(request.status))
     };
-    let rows = report.wrong_requests.iter().map(wrong).collect::<String>();
+    let rows = report.wrong_requests.iter().map(row).collect::<String>();
     let burst: Vec<String> =
         report.burst.iter().map(|(status, count)| format!("{count} with {}", escape(status))).collect();
-    format!("<table><tr><th>request<th class=n>status{rows}</table><p>At once: {}.</p>", burst.join(", "))
+    format!("<table><tr><th>request<th class=n>status{rows}</table><p>Burst: {}.</p>", burst.join(", "))
 }
 
 fn worst(report: &Report, bytes: &dyn Fn(&Digest) -> Option<Vec<u8>>) -> String {
     if report.worst.is_empty() {
-        return "<p class=quiet>None: every picture was right.</p>".to_owned();
+        return "<p class=quiet>None: every image was classified correctly.</p>".to_owned();
     }
-    let figure = |it: &Worst| {
-        let inlined = bytes(&it.digest).and_then(|it| thumbnail(&it));
-        let image = inlined.map(|it| format!("<img alt='' src='data:image/jpeg;base64,{it}'>"));
+    let figure = |image: &Misclassified| {
+        let jpeg = bytes(&image.digest).and_then(|it| thumbnail(&it));
+        let tag = jpeg.map(|it| format!("<img alt='' src='data:image/jpeg;base64,{it}'>"));
         format!(
-            "<figure>{}<figcaption>{}, called {}<br>{} sure<br><code>{}</code></figcaption></figure>",
-            image.unwrap_or_default(),
-            escape(&it.label),
-            escape(&it.class),
-            percent(it.probability),
-            it.digest.short(),
+            "<figure>{}<figcaption>{}, predicted {}<br>{}<br><code>{}</code></figcaption></figure>",
+            tag.unwrap_or_default(),
+            escape(&image.label),
+            escape(&image.class),
+            percent(image.probability),
+            image.digest.short(),
         )
     };
     format!("<div class=cards>{}</div>", report.worst.iter().map(figure).collect::<String>())
 }
 
-/// A small JPEG as base64; decoded and encoded anew, so that nothing of the file but pixels gets in.
+/// Returns a small JPEG as base64. It is re-encoded, so that only pixels of the untrusted file get into the
+/// page.
 fn thumbnail(bytes: &[u8]) -> Option<String> {
     let small = picture::decode(bytes).ok()?.thumbnail(THUMBNAIL, THUMBNAIL).to_rgb8();
     let mut jpeg = Vec::new();

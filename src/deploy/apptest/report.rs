@@ -1,4 +1,5 @@
-//! What an application test found, as people and release gates read it: `report.json`.
+//! Results of an application test: the `report.json` that release gates read, and how its numbers are
+//! computed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,17 +8,18 @@ use serde::{Deserialize, Serialize};
 use crate::{
     deploy::apptest::{
         data::{Case, Data},
-        runs::Reply,
+        load::Reply,
     },
     digest::Digest,
     model::{evaluate::Confusion, offline::Seen},
 };
 
+/// Version of the report's format.
 pub const FORMAT: u64 = 1;
-/// Wrong pictures that are shown, at most.
-const WORST: usize = 24;
+/// Largest number of misclassified images in a report.
+const MAX_WORST: usize = 24;
 
-/// All of it. A release gate reads version, package, accuracy, precision, recall, latency and checks.
+/// Report of a test. A release gate reads version, package, accuracy, precision, recall, latency and checks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Report {
@@ -26,9 +28,9 @@ pub struct Report {
     pub version: String,
     pub package: Digest,
     pub when: String,
-    /// What ran the package for comparison.
+    /// Engine that ran the package locally.
     pub engine: String,
-    /// Of the machine that asked.
+    /// CPU cores of the machine that ran the test.
     pub cores: u64,
     pub data: DataSet,
     pub checks: Vec<Check>,
@@ -36,35 +38,37 @@ pub struct Report {
     pub precision: BTreeMap<String, f64>,
     pub recall: BTreeMap<String, f64>,
     pub f1: BTreeMap<String, f64>,
-    /// Label → answer → count.
+    /// Counts by true class, then predicted class.
     pub confusion: BTreeMap<String, BTreeMap<String, u64>>,
     pub groups: Groups,
     pub latency: Latency,
-    /// Pictures a second, several at once.
+    /// Images per second with concurrent requests.
     pub throughput: f64,
-    /// Pictures a second of the package run in a loop on the machine that asks, 16 at once, decoding included.
+    /// Images per second of the package run in a local loop, 16 per batch, decoding included.
     pub loop_throughput: f64,
-    /// Right requests that got no right answer.
+    /// Number of valid requests without a valid response.
     pub errors: u64,
     pub same_answers: SameAnswers,
-    pub wrong_requests: Vec<WrongRequest>,
-    /// Status, or `none` → count.
+    pub wrong_requests: Vec<InvalidRequest>,
+    /// Number of responses to the burst by status; `none` where there was no response.
     pub burst: BTreeMap<String, u64>,
-    pub worst: Vec<Worst>,
+    /// Misclassified images with the highest probability, highest first.
+    pub worst: Vec<Misclassified>,
 }
 
-/// The pictures that were asked about.
+/// Test set of a report.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSet {
     pub name: String,
     pub digest: Digest,
-    pub pictures: u64,
-    /// Those that cannot be decoded: to be refused.
+    #[serde(rename = "pictures")]
+    pub images: u64,
+    /// Number of images that cannot be decoded, which the service must reject.
     pub damaged: u64,
 }
 
-/// Something that must hold.
+/// Requirement, and the values found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Check {
@@ -73,24 +77,26 @@ pub struct Check {
     pub found: String,
 }
 
-/// Accuracy by class, and by subfolder where there are any.
+/// Accuracy by class, and by subfolder if there are any.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Groups {
     pub class: BTreeMap<String, Group>,
     pub folder: BTreeMap<String, Group>,
-    /// Between the best and the worst of one kind.
+    /// Largest accuracy difference between two classes or two subfolders.
     pub largest_difference: f64,
 }
 
+/// Accuracy on some of the images.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Group {
     pub accuracy: f64,
-    pub pictures: u64,
+    #[serde(rename = "pictures")]
+    pub images: u64,
 }
 
-/// Milliseconds from asking to the whole answer, one request at a time.
+/// Response times in milliseconds of sequential requests.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Latency {
@@ -100,134 +106,145 @@ pub struct Latency {
     pub p99: f64,
 }
 
-/// The service against the package run here.
+/// Comparison of the service with the package run locally.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SameAnswers {
     pub compared: u64,
     pub different_classes: u64,
-    /// Of two probabilities.
+    /// Largest difference of two probabilities.
     pub largest_difference: f64,
 }
 
+/// Invalid request that was sent, and its response.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct WrongRequest {
+pub struct InvalidRequest {
     pub name: String,
-    /// 0 where there was no answer.
+    /// Status of the response; 0 if there was none.
     pub status: u16,
 }
 
-/// A picture that was taken for something else.
+/// Misclassified image.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Worst {
+pub struct Misclassified {
     pub digest: Digest,
+    /// True class.
     pub label: String,
+    /// Predicted class.
     pub class: String,
+    /// Probability of the predicted class.
     pub probability: f64,
 }
 
-/// Replies of all runs against what must come.
+/// Totals over all replies, compared with the expected predictions.
 #[derive(Debug, Default)]
 pub struct Tally {
     pub requests: u64,
     pub errors: u64,
-    /// The first thing that went wrong.
-    pub first: Option<String>,
+    pub first_error: Option<String>,
     pub same: SameAnswers,
-    /// Versions that answered.
+    /// Versions named in the responses.
     pub versions: BTreeSet<String>,
 }
 
 impl Report {
+    /// Returns true if all checks passed.
     pub fn passed(&self) -> bool {
         self.checks.iter().all(|it| it.passed)
     }
 }
 
 impl Tally {
-    /// Counts a reply; a picture that cannot be decoded must be refused.
+    /// Adds a reply. An image without an expected prediction cannot be decoded, and must be rejected with a
+    /// 4xx status.
     pub fn add(&mut self, reply: &Reply, expected: Option<&Seen>) {
         self.requests += 1;
-        let wrong = match (expected, &reply.said) {
-            (Some(expected), Some(said)) => {
-                self.versions.insert(said.version.clone());
+        let error = match (expected, &reply.prediction) {
+            (Some(expected), Some(served)) => {
+                self.versions.insert(served.version.clone());
                 self.same.compared += 1;
-                self.same.different_classes += u64::from(said.class != expected.class);
-                let pairs = said.scores.iter().zip(&expected.scores);
+                self.same.different_classes += u64::from(served.class != expected.class);
+                let pairs = served.scores.iter().zip(&expected.scores);
                 let largest = pairs.map(|(a, b)| (a - f64::from(*b)).abs()).fold(0.0, f64::max);
                 self.same.largest_difference = self.same.largest_difference.max(largest);
                 return;
             }
             (None, None) if (400..500).contains(&reply.status) => return,
-            (None, _) => format!("a damaged picture got {}", reply.status),
-            (Some(_), None) => reply.why.clone(),
+            (None, _) => format!("a damaged image got {}", reply.status),
+            (Some(_), None) => reply.error.clone(),
         };
         self.errors += 1;
-        self.first.get_or_insert(wrong);
+        self.first_error.get_or_insert(error);
     }
 }
 
-/// Labels against answers.
+/// Returns the confusion matrix and the mean log loss of the answered requests.
 pub fn confusion(classes: &[String], cases: &[Case], replies: &[Reply]) -> Confusion {
     let mut found = Confusion {
         classes: classes.to_vec(),
         counts: vec![vec![0; classes.len()]; classes.len()],
         loss: 0.0,
     };
-    let answered = replies.iter().filter(|it| it.said.is_some()).count().max(1) as f64;
+    let answered = replies.iter().filter(|it| it.prediction.is_some()).count().max(1) as f64;
     for reply in replies {
-        let label = classes.iter().position(|it| *it == cases[reply.case].label);
-        if let (Some(said), Some(label)) = (&reply.said, label) {
-            found.counts[label][said.class] += 1;
-            found.loss -= libm::log(said.scores[label].max(1e-300)) / answered;
+        let label = classes.iter().position(|class| *class == cases[reply.case].label);
+        if let (Some(prediction), Some(label)) = (&reply.prediction, label) {
+            found.counts[label][prediction.class] += 1;
+            found.loss -= libm::log(prediction.scores[label].max(1e-300)) / answered;
         }
     }
     found
 }
 
-/// One number of each class.
-pub fn by_class(confusion: &Confusion, which: impl Fn((f64, f64, f64, u64)) -> f64) -> BTreeMap<String, f64> {
-    confusion.classes.iter().cloned().zip((0..).map(|it| which(confusion.class(it)))).collect()
+/// Returns one number per class; `select` picks it from precision, recall, F1 and the number of images.
+pub fn by_class(
+    confusion: &Confusion,
+    select: impl Fn((f64, f64, f64, u64)) -> f64,
+) -> BTreeMap<String, f64> {
+    confusion.classes.iter().cloned().zip((0..).map(|it| select(confusion.class(it)))).collect()
 }
 
+/// Returns the confusion matrix by class name.
 pub fn matrix(confusion: &Confusion) -> BTreeMap<String, BTreeMap<String, u64>> {
-    let row = |it: &Vec<u64>| confusion.classes.iter().cloned().zip(it.iter().copied()).collect();
+    let row = |counts: &Vec<u64>| confusion.classes.iter().cloned().zip(counts.iter().copied()).collect();
     confusion.classes.iter().cloned().zip(confusion.counts.iter().map(row)).collect()
 }
 
+/// Returns the accuracy by class and by subfolder.
 pub fn groups(classes: &[String], cases: &[Case], replies: &[Reply]) -> Groups {
     let has_folders = cases.iter().any(|it| it.folder.is_some());
     let mut counts: [BTreeMap<String, (u64, u64)>; 2] = Default::default();
     for reply in replies {
-        let (Some(said), case) = (&reply.said, &cases[reply.case]) else { continue };
+        let (Some(prediction), case) = (&reply.prediction, &cases[reply.case]) else { continue };
         let folder = || case.folder.clone().unwrap_or_else(|| "(none)".into());
         let names = [Some(case.label.clone()), has_folders.then(folder)];
         for (counts, name) in counts.iter_mut().zip(names) {
             let Some(name) = name else { continue };
             let row = counts.entry(name).or_default();
-            row.0 += u64::from(classes[said.class] == case.label);
+            row.0 += u64::from(classes[prediction.class] == case.label);
             row.1 += 1;
         }
     }
-    let group = |(name, (right, all)): (String, (u64, u64))| {
-        (name, Group { accuracy: right as f64 / all as f64, pictures: all })
+    let group = |(name, (correct, all)): (String, (u64, u64))| {
+        (name, Group { accuracy: correct as f64 / all as f64, images: all })
     };
-    let [class, folder] = counts.map(|it| it.into_iter().map(group).collect::<BTreeMap<_, _>>());
+    let [class, folder] = counts.map(|rows| rows.into_iter().map(group).collect::<BTreeMap<_, _>>());
     let largest_difference = spread(&class).max(spread(&folder));
     Groups { class, folder, largest_difference }
 }
 
+/// Returns the difference between the best and the worst accuracy.
 fn spread(groups: &BTreeMap<String, Group>) -> f64 {
     let all = || groups.values().map(|it| it.accuracy);
     if groups.is_empty() { 0.0 } else { all().fold(0.0, f64::max) - all().fold(1.0, f64::min) }
 }
 
-/// Times of right answers; of all answers where none was right.
+/// Returns the latency of the valid responses, or of all responses if none is valid.
 pub fn latency(replies: &[Reply]) -> Latency {
-    let right: Vec<_> = replies.iter().filter(|it| it.said.is_some()).collect();
-    let chosen = if right.is_empty() { replies.iter().collect() } else { right };
+    let valid: Vec<_> = replies.iter().filter(|it| it.prediction.is_some()).collect();
+    let chosen = if valid.is_empty() { replies.iter().collect() } else { valid };
     let mut times: Vec<f64> = chosen.iter().map(|it| it.milliseconds).collect();
     times.sort_by(f64::total_cmp);
     let mean = times.iter().sum::<f64>() / times.len().max(1) as f64;
@@ -235,37 +252,39 @@ pub fn latency(replies: &[Reply]) -> Latency {
     Latency { mean, p50: at(0.5), p95: at(0.95), p99: at(0.99) }
 }
 
-/// The smallest of the sorted values that a share of them does not exceed.
+/// Returns the nearest-rank percentile of sorted values: the smallest one that at least the given share of
+/// them does not exceed. 0 if there are none.
 pub fn percentile(sorted: &[f64], share: f64) -> f64 {
     let rank = (sorted.len() as f64 * share).ceil() as usize;
     sorted.get(rank.max(1) - 1).copied().unwrap_or(0.0)
 }
 
-/// The wrong pictures that the model was surest of.
-pub fn worst(classes: &[String], cases: &[Case], replies: &[Reply]) -> Vec<Worst> {
-    let wrong = |reply: &Reply| {
-        let (said, case) = (reply.said.as_ref()?, &cases[reply.case]);
-        (classes[said.class] != case.label).then(|| Worst {
+/// Returns the misclassified images with the highest probability.
+pub fn worst(classes: &[String], cases: &[Case], replies: &[Reply]) -> Vec<Misclassified> {
+    let misclassified = |reply: &Reply| {
+        let (prediction, case) = (reply.prediction.as_ref()?, &cases[reply.case]);
+        (classes[prediction.class] != case.label).then(|| Misclassified {
             digest: case.digest,
             label: case.label.clone(),
-            class: classes[said.class].clone(),
-            probability: said.scores[said.class],
+            class: classes[prediction.class].clone(),
+            probability: prediction.scores[prediction.class],
         })
     };
-    let mut found: Vec<_> = replies.iter().filter_map(wrong).collect();
+    let mut found: Vec<_> = replies.iter().filter_map(misclassified).collect();
     found.sort_by(|a, b| b.probability.total_cmp(&a.probability).then(a.digest.cmp(&b.digest)));
-    found.truncate(WORST);
+    found.truncate(MAX_WORST);
     found
 }
 
+/// Returns the entry of a test set; `damaged` of its images cannot be decoded.
 pub fn data_set(data: &Data, damaged: u64) -> DataSet {
-    DataSet { name: data.name.clone(), digest: data.digest(), pictures: data.cases.len() as u64, damaged }
+    DataSet { name: data.name.clone(), digest: data.digest(), images: data.cases.len() as u64, damaged }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::deploy::apptest::{data::Source, runs::Said};
+    use crate::deploy::apptest::{data::Source, load::ServedPrediction};
 
     fn classes() -> Vec<String> {
         vec!["cat".into(), "dog".into()]
@@ -278,35 +297,36 @@ mod tests {
     }
 
     fn reply(case: usize, cat: f64) -> Reply {
-        let said = Said {
+        let prediction = ServedPrediction {
             class: usize::from(cat < 0.5),
             scores: vec![cat, 1.0 - cat],
             version: "pets@v0.1.0".into(),
         };
-        Reply { case, status: 200, said: Some(said), why: String::new(), milliseconds: case as f64 }
+        let prediction = Some(prediction);
+        Reply { case, status: 200, prediction, error: String::new(), milliseconds: case as f64 }
     }
 
-    fn seen(cat: f32) -> Seen {
+    fn expected(cat: f32) -> Seen {
         Seen { class: usize::from(cat < 0.5), scores: vec![cat, 1.0 - cat], features: Vec::new() }
     }
 
     #[test]
-    fn replies_are_held_against_the_package() {
+    fn replies_are_compared_with_the_package() {
         let mut tally = Tally::default();
-        tally.add(&reply(0, 0.75), Some(&seen(0.75)));
-        tally.add(&reply(0, 0.25), Some(&seen(0.75)));
+        tally.add(&reply(0, 0.75), Some(&expected(0.75)));
+        tally.add(&reply(0, 0.25), Some(&expected(0.75)));
         assert_eq!(tally.same, SameAnswers { compared: 2, different_classes: 1, largest_difference: 0.5 });
-        let refused = Reply { status: 400, why: "400: no".into(), ..Reply::default() };
-        tally.add(&refused, None);
-        assert_eq!((tally.requests, tally.errors), (3, 0), "a damaged picture is refused");
-        tally.add(&refused, Some(&seen(0.75)));
+        let rejected = Reply { status: 400, error: "400: no".into(), ..Reply::default() };
+        tally.add(&rejected, None);
+        assert_eq!((tally.requests, tally.errors), (3, 0), "a damaged image is rejected");
+        tally.add(&rejected, Some(&expected(0.75)));
         tally.add(&reply(0, 0.75), None);
-        assert_eq!((tally.errors, tally.first.as_deref()), (2, Some("400: no")));
+        assert_eq!((tally.errors, tally.first_error.as_deref()), (2, Some("400: no")));
         assert_eq!(tally.versions.len(), 1);
     }
 
     #[test]
-    fn numbers_of_a_run() {
+    fn numbers_are_computed_from_replies() {
         let cases =
             [case("cat", Some("night")), case("cat", None), case("dog", None), case("dog", Some("x"))];
         let replies = [reply(0, 0.1), reply(1, 0.9), reply(2, 0.2), Reply { case: 3, ..Reply::default() }];
@@ -314,9 +334,9 @@ mod tests {
         assert_eq!(found.counts, [[1, 1], [0, 1]]);
         assert_eq!(by_class(&found, |it| it.1), [("cat".into(), 0.5), ("dog".into(), 1.0)].into());
         let groups = groups(&classes(), &cases, &replies);
-        assert_eq!(groups.class["cat"], Group { accuracy: 0.5, pictures: 2 });
-        assert_eq!(groups.folder["night"], Group { accuracy: 0.0, pictures: 1 });
-        assert_eq!(groups.folder["(none)"], Group { accuracy: 1.0, pictures: 2 });
+        assert_eq!(groups.class["cat"], Group { accuracy: 0.5, images: 2 });
+        assert_eq!(groups.folder["night"], Group { accuracy: 0.0, images: 1 });
+        assert_eq!(groups.folder["(none)"], Group { accuracy: 1.0, images: 2 });
         assert!((groups.largest_difference - 1.0).abs() < 1e-12);
         let worst = worst(&classes(), &cases, &replies);
         assert_eq!((worst.len(), &worst[0].class[..], worst[0].probability), (1, "dog", 0.9));

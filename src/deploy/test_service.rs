@@ -1,4 +1,4 @@
-//! Services for tests, with a network that answers when it is let.
+//! Test support: a service with a fake model that answers only while its gate is open.
 
 use std::{
     collections::BTreeMap,
@@ -14,8 +14,8 @@ use hyper_util::service::TowerToHyperService;
 
 use crate::{
     deploy::{
-        Options, Served, Service,
-        batch::{Batcher, Limits},
+        Options, ServedModel, Service,
+        batch::{BatchLimits, Batcher},
         http::routes,
     },
     digest::Digest,
@@ -29,7 +29,7 @@ use crate::{
 
 const SIDE: u32 = 8;
 
-/// Networks wait here while it is closed.
+/// Fake model that blocks while the gate is closed.
 #[derive(Clone)]
 pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
 
@@ -59,13 +59,13 @@ impl Engine for Gate {
     }
 }
 
-/// A version of two classes behind a gate, a picture a batch.
-pub fn served(gate: &Gate, model: &str, classes: [&str; 2]) -> Arc<Served> {
+/// Returns a version with two classes behind a gate, with batches of one image.
+pub fn served(gate: &Gate, model: &str, classes: [&str; 2]) -> Arc<ServedModel> {
     let digest = Digest::of(b"some");
     let made_from = MadeFrom { backbone: digest, data: digest, head: digest, params: digest, split: digest };
     let input = Input { crop: SIDE, filter: Filter::Triangle, name: "pixels".into(), resize: SIDE };
-    let limits = Limits { batch: 1, wait: Duration::ZERO, queue: 16 };
-    Arc::new(Served {
+    let limits = BatchLimits { max_batch: 1, max_wait: Duration::ZERO, queue: 16 };
+    Arc::new(ServedModel {
         model: model.into(),
         number: "v0.1.0".into(),
         package: digest,
@@ -82,31 +82,31 @@ pub fn served(gate: &Gate, model: &str, classes: [&str; 2]) -> Arc<Served> {
     })
 }
 
-/// A service of cats and dogs.
+/// Returns a service with the classes cat and dog.
 pub fn service(gate: &Gate, deadline: Duration) -> Arc<Service> {
     let options = Options {
         environment: "test".into(),
         address: ([127, 0, 0, 1], 0).into(),
         token: None,
         deadline,
-        largest_body: 1 << 20,
-        bodies: 1 << 20,
-        pixels: 1 << 20,
-        connections: 16,
+        max_body: 1 << 20,
+        body_memory: 1 << 20,
+        max_pixels: 1 << 20,
+        max_connections: 16,
     };
     Service::new(served(gate, "pets", ["cat", "dog"]), options)
 }
 
-/// A picture unlike those of other numbers.
-pub fn picture(number: u8) -> Vec<u8> {
+/// Returns a PNG that differs from those of other numbers.
+pub fn image(number: u8) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let picture = image::RgbImage::from_pixel(SIDE, SIDE, image::Rgb([number; 3]));
-    picture.write_to(&mut Cursor::new(&mut bytes), image::ImageFormat::Png).unwrap();
+    let pixels = image::RgbImage::from_pixel(SIDE, SIDE, image::Rgb([number; 3]));
+    pixels.write_to(&mut Cursor::new(&mut bytes), image::ImageFormat::Png).unwrap();
     bytes
 }
 
-/// One request past the network: status and body.
-pub fn ask(
+/// Sends one request to the router, without a socket; returns status and body.
+pub fn request(
     service: &Arc<Service>,
     method: &str,
     path: &str,

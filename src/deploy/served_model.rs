@@ -1,4 +1,4 @@
-//! A package, ready to answer.
+//! A registered version, loaded and ready to serve: prepares images and turns model output into predictions.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     deploy::{
-        batch::{Batcher, Limits},
+        batch::{BatchLimits, Batcher},
         protocol::{DATATYPE, Tensor},
     },
     digest::Digest,
@@ -17,33 +17,34 @@ use crate::{
     repo::Repo,
 };
 
-/// A version with its network, running.
-pub struct Served {
+/// A version whose model runs on a thread of its own.
+pub struct ServedModel {
     /// `pets`
     pub model: String,
     /// `v0.1.0`
     pub number: String,
     pub package: Digest,
     pub description: Description,
+    /// Name of the inference engine.
     pub engine: String,
     pub batcher: Batcher,
 }
 
-/// What a model says of one picture.
+/// A model's output for one image.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Answer {
+pub struct Prediction {
     pub class: String,
     pub probability: f32,
-    /// By class, in the package's order.
+    /// Probability of each class, in the package's order.
     pub scores: Vec<f32>,
-    /// What the head saw; empty where the network does not show it.
+    /// Input of the head; empty if the model does not expose it.
     #[serde(skip)]
     pub features: Vec<f32>,
 }
 
-impl Served {
-    /// Loads a package from the store, and runs its network once.
-    pub fn load(repo: &Repo, version: &Version, limits: Limits) -> Result<Arc<Self>> {
+impl ServedModel {
+    /// Loads a package from the store and runs its model once.
+    pub fn load(repo: &Repo, version: &Version, limits: BatchLimits) -> Result<Arc<Self>> {
         let Offline { description, engine, .. } = Offline::load(repo, version)?;
         let (id, side) = (engine.id(), description.input.crop as usize);
         let batcher = Batcher::start(engine, side, limits)?;
@@ -62,7 +63,7 @@ impl Served {
         format!("{}@{}", self.model, self.number)
     }
 
-    /// What it takes and gives.
+    /// Returns the metadata of the input and the output tensor.
     pub(super) fn tensors(&self) -> (Tensor, Tensor) {
         let (input, side) = (&self.description.input, i64::from(self.description.input.crop));
         let tensor = |name: &str, shape| Tensor { name: name.to_owned(), datatype: DATATYPE, shape };
@@ -70,7 +71,7 @@ impl Served {
         (tensor(&input.name, vec![-1, 3, side, side]), tensor(&self.description.output, vec![-1, classes]))
     }
 
-    /// Planes of one picture, as the network takes them.
+    /// Decodes one image and returns its 3×side×side values, as the model takes them.
     pub fn planes(&self, bytes: &[u8]) -> Result<Vec<f32>> {
         let input = &self.description.input;
         let settings =
@@ -78,34 +79,34 @@ impl Served {
         Ok(picture::planes(&picture::decode(bytes)?, &settings))
     }
 
-    /// Values of one planes' set.
+    /// Returns the number of input values per image.
     pub fn values(&self) -> usize {
         let side = self.description.input.crop as usize;
         3 * side * side
     }
 
-    /// Splits what the network gave into answers, one a picture.
-    pub fn answers(&self, values: &[f32], rows: usize) -> Result<Vec<Answer>> {
+    /// Splits model output into predictions, one per image.
+    pub fn predictions(&self, values: &[f32], rows: usize) -> Result<Vec<Prediction>> {
         if rows == 0 {
             return Ok(Vec::new());
         }
         let classes = &self.description.classes;
-        let answer = |row: &[f32]| {
+        let prediction = |row: &[f32]| {
             let (scores, features) = row.split_at(classes.len());
             let best = best(scores);
             if scores.iter().any(|it| !it.is_finite()) {
                 return Err(Error::new(
                     Kind::Usage,
-                    "the network gives no finite probabilities for this input",
+                    "the model gives no finite probabilities for this input",
                 ));
             }
-            Ok(Answer {
+            Ok(Prediction {
                 class: classes[best].clone(),
                 probability: scores[best],
                 scores: scores.to_vec(),
                 features: features.to_vec(),
             })
         };
-        values.chunks(values.len() / rows).map(answer).collect()
+        values.chunks(values.len() / rows).map(prediction).collect()
     }
 }
