@@ -1,3 +1,5 @@
+//! `mlx feedback`: records true labels for requests that a served model answered.
+
 use std::{cell::RefCell, collections::BTreeMap, fmt, path::PathBuf};
 
 use serde_json::{Value, json};
@@ -18,47 +20,48 @@ use crate::{
     traffic::{self, Learnt, Record},
 };
 
-/// Tell what pictures really showed
+/// Record true labels of requests or images
 ///
-/// By the id of a request or the digest of a picture, as CSV with the header `id,class` or `digest,class`, or a
-/// JSON object a line with these keys. Goes to traffic/ENV/DAY/labels.tsv, which belongs into Git. A label that
-/// is there already is replaced; with a line that fits nothing, nothing is changed.
+/// The file names each by request id or image digest: CSV with the header `id,class` or `digest,class`, or
+/// one JSON object per line with these keys. The labels are written to traffic/ENV/DAY/labels.tsv, to be
+/// committed to Git. An existing label is replaced. If any line matches no request, nothing is changed.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx feedback truth.csv\n  mlx feedback checked.jsonl --env test\n\n\
 JSON: {\"new\", \"changed\", \"same\", \"files\": [PATH…]}")]
 pub struct Args {
-    /// The labels
+    /// File with the labels, as CSV or JSON lines
     file: PathBuf,
-    /// The environment that was asked
+    /// Environment that served the requests
     #[arg(long, default_value = "production")]
     env: String,
 }
 
-pub struct Done {
+/// Counts of the recorded labels, and the files that hold them.
+pub struct FeedbackReport {
     learnt: Learnt,
     files: Vec<RepoPath>,
 }
 
-pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Done> {
+pub fn run(ctx: &Context<'_>, args: &Args) -> Result<FeedbackReport> {
     let repo = ctx.repo()?;
     traffic::check_environment(&args.env)?;
     let name = crate::path::show(args.file.as_os_str().as_encoded_bytes());
-    let truths = traffic::parse_truth(&name, &fs::read_outside(&ctx.cwd.join(&args.file))?)?;
+    let labels = traffic::parse_truth(&name, &fs::read_outside(&ctx.cwd.join(&args.file))?)?;
     bring_tables(ctx, &repo, &args.env, &traffic::sealed_days(&repo.files, &args.env)?)?;
-    let known: RefCell<BTreeMap<Digest, Vec<String>>> = RefCell::default();
-    let learnt = traffic::feedback(&repo, &args.env, &truths, &|record| {
-        if let Some(classes) = known.borrow().get(&record.package) {
+    let cache: RefCell<BTreeMap<Digest, Vec<String>>> = RefCell::default();
+    let learnt = traffic::feedback(&repo, &args.env, &labels, &|record| {
+        if let Some(classes) = cache.borrow().get(&record.package) {
             return Ok(classes.clone());
         }
         let classes = classes(ctx, &repo, record)?;
-        known.borrow_mut().insert(record.package, classes.clone());
+        cache.borrow_mut().insert(record.package, classes.clone());
         Ok(classes)
     })?;
     let files = learnt.days.iter().map(|it| traffic::labels_file(&args.env, *it)).collect::<Result<_>>()?;
-    Ok(Done { learnt, files })
+    Ok(FeedbackReport { learnt, files })
 }
 
-/// What the package that answered can say.
+/// Returns the classes of the package that answered a request; fetches the package if necessary.
 fn classes(ctx: &Context<'_>, repo: &Repo, record: &Record) -> Result<Vec<String>> {
     let path = RepoPath::from_text("model.toml")?;
     let read = || -> Result<Vec<String>> {
@@ -69,22 +72,22 @@ fn classes(ctx: &Context<'_>, repo: &Repo, record: &Record) -> Result<Vec<String
     };
     read().or_else(|_| {
         bring(ctx, repo, &registry::require(&repo.git, &record.version)?, None)?;
-        read().doing(|| format!("cannot tell the classes of `{}`", record.version))
+        read().doing(|| format!("cannot read the classes of `{}`", record.version))
     })
 }
 
-impl Report for Done {
+impl Report for FeedbackReport {
     fn json(&self) -> Value {
         let Learnt { new, changed, same, .. } = self.learnt;
         json!({"new": new, "changed": changed, "same": same, "files": self.files})
     }
 }
 
-impl fmt::Display for Done {
+impl fmt::Display for FeedbackReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Learnt { new, changed, same, .. } = self.learnt;
         let all = (new + changed + same) as u64;
-        write!(f, "{}: {new} new, {changed} changed, {same} as before", count(all, "label"))?;
+        write!(f, "{}: {new} new, {changed} changed, {same} unchanged", count(all, "label"))?;
         let files: Vec<_> = self.files.iter().map(ToString::to_string).collect();
         write!(f, "\nnext: git add {}", files.join(" "))
     }

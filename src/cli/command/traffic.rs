@@ -1,4 +1,6 @@
-//! `mlx traffic`: what a served model was asked, day by day.
+//! `mlx traffic`: seals recorded requests into one dataset per day, and lists the days.
+//!
+//! Also fetches the tables of sealed days for other commands.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -21,55 +23,57 @@ use crate::{
     workspace::Workspace,
 };
 
-/// Seal and list what served models were asked
+/// Seal and list the recorded requests of served models
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Make a day of traffic a dataset
+    /// Seal a day of traffic into a dataset
     ///
-    /// Writes traffic/ENV/DAY/MACHINE/ (requests.parquet, telemetry.parquet, pictures) and its pointer, and
-    /// pushes it to the default remote if there is one. Days are UTC. Records that came late, of days before,
-    /// go into the next seal. A day is sealed once.
+    /// Writes traffic/ENV/DAY/MACHINE/ (requests.parquet, telemetry.parquet, pictures/) and its pointer, and
+    /// pushes it to the default remote if one is configured. Days are UTC. Late records of earlier days are
+    /// included. A day can be sealed only once per machine.
     #[command(
         after_help = "Examples:\n  mlx traffic seal --day 2026-11-24\n  mlx traffic seal --day 2026-11-24 --env test --machine gate\n\n\
 JSON: {\"day\", \"environment\", \"machine\", \"pointer\", \"digest\", \"records\", \"late\", \"pictures\", \"size\", \"already\", \"pushed\"}"
     )]
     Seal(SealArgs),
-    /// List the days of an environment, sealed or waiting
+    /// List the days with traffic in an environment, sealed or not yet sealed
     #[command(after_help = "Examples:\n  mlx traffic list\n  mlx traffic list --env test\n\n\
-JSON: {\"environment\", \"days\": [{\"day\", \"machines\": [NAME…], \"records\", \"waiting\", \"labels\"}]}; records is null where \
-they are not here")]
+JSON: {\"environment\", \"days\": [{\"day\", \"machines\": [NAME…], \"records\", \"waiting\", \"labels\"}]}; records is null if \
+the sealed tables are not in the store")]
     List(ListArgs),
 }
 
 #[derive(clap::Args)]
 pub struct SealArgs {
-    /// The last day to seal
+    /// Last day to seal, such as 2026-11-24; unsealed records of earlier days are included
     #[arg(long)]
     day: String,
-    /// The environment that served
+    /// Environment that served the requests
     #[arg(long, default_value = "production")]
     env: String,
-    /// What to call this machine; its host name without
+    /// Name of this machine in the dataset (default: its host name)
     #[arg(long, value_name = "NAME")]
     machine: Option<String>,
 }
 
 #[derive(clap::Args)]
 pub struct ListArgs {
-    /// The environment that served
+    /// Environment that served the requests
     #[arg(long, default_value = "production")]
     env: String,
 }
 
-pub struct Done {
+/// Result of a seal.
+pub struct SealReport {
     day: Day,
     environment: String,
     seal: Seal,
-    /// Where it went and what was sent, where there is a remote.
+    /// Location of the remote and what was sent to it; `None` if no remote is configured.
     pushed: Option<(String, Pushed)>,
 }
 
-pub struct Days {
+/// Days of an environment.
+pub struct DayList {
     environment: String,
     rows: Vec<Row>,
 }
@@ -77,25 +81,26 @@ pub struct Days {
 struct Row {
     day: Day,
     machines: Vec<String>,
-    /// None where the sealed tables are not here.
+    /// Number of sealed records; `None` if the sealed tables are not in the store.
     records: Option<usize>,
+    /// Number of records not yet sealed.
     waiting: usize,
     labels: usize,
 }
 
-pub fn seal(ctx: &Context<'_>, args: &SealArgs) -> Result<Done> {
+pub fn seal(ctx: &Context<'_>, args: &SealArgs) -> Result<SealReport> {
     let day: Day = args.day.parse()?;
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let seal = traffic::seal(&workspace, &args.env, day, args.machine.as_deref(), ctx.progress)?;
     upkeep::renew(&repo, ctx.progress)?;
     let pushed = push(ctx, &repo, &seal)
-        .map_err(|it| Error::new(it.kind(), format!("{day} is sealed, but could not be pushed")).because(it))
-        .map_err(|it| it.hint("the seal is kept: `mlx push` sends it"))?;
-    Ok(Done { day, environment: args.env.clone(), seal, pushed })
+        .map_err(|cause| Error::new(cause.kind(), format!("{day} is sealed, but not pushed")).because(cause))
+        .map_err(|it| it.hint("the seal is stored on this machine: `mlx push` uploads it"))?;
+    Ok(SealReport { day, environment: args.env.clone(), seal, pushed })
 }
 
-/// Sends a seal to the default remote, if there is one.
+/// Pushes a seal to the default remote, if one is configured.
 fn push(ctx: &Context<'_>, repo: &Repo, seal: &Seal) -> Result<Option<(String, Pushed)>> {
     if repo.config.get("core.remote").is_none() {
         return Ok(None);
@@ -107,7 +112,7 @@ fn push(ctx: &Context<'_>, repo: &Repo, seal: &Seal) -> Result<Option<(String, P
     Ok(Some((remote.location, pushed)))
 }
 
-pub fn list(ctx: &Context<'_>, args: &ListArgs) -> Result<Days> {
+pub fn list(ctx: &Context<'_>, args: &ListArgs) -> Result<DayList> {
     let repo = ctx.repo()?;
     let mut days: BTreeSet<Day> = spool::days(&repo.shared, &args.env)?.into_iter().collect();
     days.extend(traffic::sealed_days(&repo.files, &args.env)?);
@@ -122,10 +127,10 @@ pub fn list(ctx: &Context<'_>, args: &ListArgs) -> Result<Days> {
             labels: traffic::labels(&repo.files, &args.env, day)?.len(),
         })
     };
-    Ok(Days { environment: args.env.clone(), rows: days.into_iter().map(row).collect::<Result<_>>()? })
+    Ok(DayList { environment: args.env.clone(), rows: days.into_iter().map(row).collect::<Result<_>>()? })
 }
 
-/// Sees to it that the tables of sealed days are in the store; pictures are left where they are.
+/// Fetches the tables of sealed days that are not in the store. Images are not fetched.
 pub fn bring_tables(ctx: &Context<'_>, repo: &Repo, environment: &str, days: &[Day]) -> Result<()> {
     let mut missing = Wants::default();
     for day in days {
@@ -151,7 +156,7 @@ pub fn bring_tables(ctx: &Context<'_>, repo: &Repo, environment: &str, days: &[D
     remote::fetch(repo, &remote, &tables, Depth::Everything, ctx.progress).map(drop)
 }
 
-impl Report for Done {
+impl Report for SealReport {
     fn json(&self) -> Value {
         let Self { day, environment, seal, pushed } = self;
         let content = seal.pointer.content;
@@ -162,47 +167,47 @@ impl Report for Done {
     }
 }
 
-impl fmt::Display for Done {
+impl fmt::Display for SealReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { day, seal, pushed, .. } = self;
         if seal.already {
-            write!(f, "{day} is sealed already: {}", seal.pointer.file())?;
+            write!(f, "{day} is already sealed: {}", seal.pointer.file())?;
         } else {
             let late = if seal.late > 0 { format!(" ({} late)", seal.late) } else { String::new() };
-            let (records, pictures) =
-                (count(seal.records as u64, "record"), count(seal.pictures as u64, "picture"));
+            let (records, images) =
+                (count(seal.records as u64, "record"), count(seal.pictures as u64, "image"));
             let size = bytes(seal.pointer.content.size);
-            write!(f, "{day}: {records}{late}, {pictures}, {size}, {}", seal.pointer.content.digest.short())?;
+            write!(f, "{day}: {records}{late}, {images}, {size}, {}", seal.pointer.content.digest.short())?;
         }
         if let Some((location, pushed)) = pushed.as_ref().filter(|it| it.1.objects > 0) {
-            write!(f, "\nsent {} to {location}", bytes(pushed.bytes))?;
+            write!(f, "\npushed {} to {location}", bytes(pushed.bytes))?;
         }
         let folder = seal.pointer.path.parent().unwrap_or_default();
         if seal.already { Ok(()) } else { write!(f, "\nnext: git add {folder}") }
     }
 }
 
-impl Report for Days {
+impl Report for DayList {
     fn json(&self) -> Value {
-        let rows = self.rows.iter().map(|it| {
-            json!({"day": it.day.to_string(), "machines": it.machines, "records": it.records,
-                "waiting": it.waiting, "labels": it.labels})
+        let rows = self.rows.iter().map(|row| {
+            json!({"day": row.day.to_string(), "machines": row.machines, "records": row.records,
+                "waiting": row.waiting, "labels": row.labels})
         });
         json!({"environment": self.environment, "days": rows.collect::<Vec<_>>()})
     }
 }
 
-impl fmt::Display for Days {
+impl fmt::Display for DayList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.rows.is_empty() {
             return write!(f, "no traffic in `{}`", self.environment);
         }
-        let row = |it: &Row| {
-            let sealed = if it.machines.is_empty() { "no".to_owned() } else { it.machines.join(", ") };
-            let records = it.records.map_or_else(|| "not here".to_owned(), |it| it.to_string());
-            vec![it.day.to_string(), sealed, records, it.waiting.to_string(), it.labels.to_string()]
+        let row = |row: &Row| {
+            let sealed = if row.machines.is_empty() { "-".to_owned() } else { row.machines.join(", ") };
+            let records = row.records.map_or_else(|| "not fetched".to_owned(), |it| it.to_string());
+            vec![row.day.to_string(), sealed, records, row.waiting.to_string(), row.labels.to_string()]
         };
-        let head = ["day", "sealed", "records", "waiting", "labels"];
+        let head = ["day", "sealed by", "records", "unsealed", "labels"];
         write!(f, "{}", table(&head, self.rows.iter().map(row).collect()))
     }
 }
