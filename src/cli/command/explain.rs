@@ -1,3 +1,5 @@
+//! `mlx explain`: draws an occlusion map of an image, which shows the parts that decided the prediction.
+
 use std::{
     fmt,
     io::Cursor,
@@ -23,15 +25,15 @@ use crate::{
     repo::Repo,
 };
 
-/// Training pictures that are named.
+/// Number of nearest training images in the report.
 const NEAREST: usize = 5;
 
-/// Show which parts of a picture decided what a model says of it
+/// Show which parts of an image decided a prediction
 ///
-/// A file, or the id of a request whose picture was kept. Hides one square of the picture after another; the heat of
-/// a place is how much the log-odds of the decided class drop without it. The deletion score says whether to trust
-/// the map: it should be lower than those of a random order and of an order from the middle. Places are pixels of
-/// the square that the network sees.
+/// Takes a file, or the id of a request whose image was kept. Hides one square of the image after another;
+/// the heat of a square is the drop in log-odds of the predicted class without it. The deletion score shows
+/// whether to trust the map: it should be lower than the scores of a random order and of an order from the
+/// center. Positions are in pixels of the square that the model gets.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  mlx explain photo.jpg\n  mlx explain photo.jpg --version pets@v0.1.0 --out heat.png\n  mlx explain 019a9c1e6b7c7e1d8f0a2b3c4d5e6f70\n\n\
@@ -40,68 +42,70 @@ JSON: {\"picture\", \"version\", \"class\", \"probability\", \"scores\": {CLASS:
 \"nearest\": [{\"picture\", \"class\", \"distance\"}], \"request\": ID | null}"
 )]
 pub struct Args {
-    /// The picture, or the id of a request
-    picture: PathBuf,
-    /// `pets@v0.1.0`; the newest of `pets` without a number; without either the one that answered the request, else
-    /// the newest of the only model
+    /// Image file, or the id of a request
+    image: PathBuf,
+    /// Version, such as `pets@v0.1.0`, or a model for its newest version (default: the one that answered the
+    /// request, else the newest of the only model)
     #[arg(long)]
     version: Option<String>,
-    /// Where to draw the map, as PNG
+    /// PNG file to draw the map to
     #[arg(long, default_value = "heat.png")]
     out: PathBuf,
-    /// The hidden square's side, as a share of the picture's
+    /// Side of the hidden square, as a share of the image's side
     #[arg(long, default_value_t = 0.2)]
     patch: f64,
-    /// What stands in the place of what is hidden: blur, mean
+    /// Filling of the hidden square: blur, mean
     #[arg(long, default_value = "blur")]
     fill: Fill,
-    /// What the random order of the deletion score follows from
+    /// Seed of the random order that the deletion score is compared with
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Where the package comes from, if it is not here
+    /// Remote to fetch a missing package from, instead of the default one
     #[arg(long)]
     remote: Option<String>,
 }
 
-pub struct Explained {
-    picture: PathBuf,
+/// Occlusion map of an image, and where it was drawn.
+pub struct Explanation {
+    image: PathBuf,
     version: String,
     classes: Vec<String>,
     side: usize,
     out: PathBuf,
     heat: Heat,
     request: Option<String>,
-    nearest: Vec<Near>,
+    nearest: Vec<NearImage>,
 }
 
-/// A training picture that the model sees much as it sees this one.
-struct Near {
-    picture: String,
+/// Training image with similar features.
+struct NearImage {
+    name: String,
     class: String,
+    /// Distance of the features.
     distance: f32,
 }
 
-pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Explained> {
+pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Explanation> {
     let repo = ctx.repo()?;
-    let place = ctx.cwd.join(&args.picture);
-    let asked = args.picture.to_str().filter(|_| !fs::is_file(&place));
-    let found = asked.map(|it| request::find(&repo, it)).transpose()?.flatten();
+    let path = ctx.cwd.join(&args.image);
+    let id = args.image.to_str().filter(|_| !fs::is_file(&path));
+    let found = id.map(|it| request::find(&repo, it)).transpose()?.flatten();
     let answered = found.as_ref().map(|it| it.record.version.as_str());
-    let version = chosen(&repo, args.version.as_deref().or(answered))?;
+    let version = choose_version(&repo, args.version.as_deref().or(answered))?;
     let bytes = match &found {
-        Some(found) => request::picture(&repo, found)?,
-        None => fs::read_outside(&place)?,
+        Some(found) => request::image(&repo, found)?,
+        None => fs::read_outside(&path)?,
     };
     bring(ctx, &repo, &version, args.remote.as_deref())?;
     let mut offline = Offline::load(&repo, &version)?;
-    let decoded = picture::decode(&bytes).doing(|| format!("cannot explain `{}`", args.picture.display()))?;
+    let decoded = picture::decode(&bytes).doing(|| format!("cannot explain `{}`", args.image.display()))?;
     let planes = picture::planes(&decoded, &offline.settings());
     let side = offline.description.input.crop as usize;
     let features = offline.run(&planes)?.pop().map(|it| it.features).unwrap_or_default();
     let rows = training(&repo, &version)?;
     let near = nearest(&features, &rows, NEAREST).into_iter();
-    let near = near.map(|(at, distance)| Near {
-        picture: rows[at].name.clone(),
+    let near = near.map(|(at, distance)| NearImage {
+        name: rows[at].name.clone(),
         class: rows[at].class.clone(),
         distance,
     });
@@ -110,8 +114,8 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Explained> {
     let settings = Settings { patch: args.patch, fill: args.fill, seed: args.seed };
     let heat = explain(&mut run, &planes, side, &settings)?;
     write(&ctx.cwd.join(&args.out), &draw(&planes, side, &heat))?;
-    Ok(Explained {
-        picture: args.picture.clone(),
+    Ok(Explanation {
+        image: args.image.clone(),
         version: version.name(),
         classes: offline.description.classes.clone(),
         side,
@@ -122,78 +126,83 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Explained> {
     })
 }
 
-/// The version named, else the newest of the only model there is.
-fn chosen(repo: &Repo, named: Option<&str>) -> Result<Version> {
+/// Returns the named version, else the newest version of the only model.
+fn choose_version(repo: &Repo, named: Option<&str>) -> Result<Version> {
     if let Some(name) = named {
         return registry::require(&repo.git, name);
     }
     let mut all = registry::versions(&repo.git, None)?;
     let newest = all.pop().ok_or_else(|| {
-        Error::not_found("no version is registered").hint("`mlx model register NAME` makes one")
+        Error::not_found("no version is registered").hint("`mlx model register NAME` registers one")
     })?;
     if all.iter().any(|it| it.model != newest.model) {
-        return Err(Error::usage("there are several models").hint("name one with --version"));
+        return Err(Error::usage("several models are registered").hint("choose one with --version"));
     }
     Ok(newest)
 }
 
-fn write(place: &Path, picture: &image::RgbImage) -> Result<()> {
-    let wrong = || Error::usage(format!("`{}` is no name of a file", place.display()));
-    let name = place.file_name().and_then(|it| it.to_str()).ok_or_else(wrong)?;
+fn write(path: &Path, map: &image::RgbImage) -> Result<()> {
+    let invalid = || Error::usage(format!("`{}` is not a file name", path.display()));
+    let name = path.file_name().and_then(|it| it.to_str()).ok_or_else(invalid)?;
     let mut bytes = Cursor::new(Vec::new());
-    let drawn = picture.write_to(&mut bytes, image::ImageFormat::Png);
-    drawn.map_err(|it| Error::new(Kind::Internal, "cannot draw the map").because(it))?;
-    let root = Root::create(place.parent().ok_or_else(wrong)?)?;
+    let encoded = map.write_to(&mut bytes, image::ImageFormat::Png);
+    encoded.map_err(|it| Error::new(Kind::Internal, "cannot encode the map").because(it))?;
+    let root = Root::create(path.parent().ok_or_else(invalid)?)?;
     root.write(&RepoPath::from_text(name)?, bytes.get_ref(), Sync::Later)
 }
 
-fn near(it: &Near) -> Value {
-    json!({"picture": it.picture, "class": it.class, "distance": it.distance})
+fn near_json(near: &NearImage) -> Value {
+    json!({"picture": near.name, "class": near.class, "distance": near.distance})
 }
 
-impl Report for Explained {
+impl Report for Explanation {
     fn json(&self) -> Value {
         let heat = &self.heat;
         let scores: serde_json::Map<String, Value> =
             self.classes.iter().cloned().zip(heat.scores.iter().map(|it| json!(it))).collect();
-        json!({"picture": self.picture.display().to_string(), "version": self.version,
+        json!({"picture": self.image.display().to_string(), "version": self.version,
             "class": self.classes[heat.class], "probability": heat.scores[heat.class], "scores": scores,
             "out": self.out.display().to_string(), "side": self.side, "patch": heat.patch,
             "stride": heat.stride, "fill": heat.fill, "map": heat.map, "decisive": heat.decisive,
-            "deletion": heat.deletion, "request": self.request, "nearest": self.nearest.iter().map(near).collect::<Vec<_>>()})
+            "deletion": heat.deletion, "request": self.request,
+            "nearest": self.nearest.iter().map(near_json).collect::<Vec<_>>()})
     }
 }
 
-impl fmt::Display for Explained {
+impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (heat, deletion) = (&self.heat, &self.heat.deletion);
         writeln!(
             f,
-            "{}: {} with {:.4} by {}",
-            self.picture.display(),
+            "{}: {} with probability {:.4} by {}",
+            self.image.display(),
             self.classes[heat.class],
             heat.scores[heat.class],
             self.version
         )?;
         match heat.decisive {
-            Some(it) => writeln!(
+            Some(square) => writeln!(
                 f,
                 "most decisive: the {}×{} pixels at {}, {} of {}×{}",
-                it.side, it.side, it.left, it.top, self.side, self.side
+                square.side, square.side, square.left, square.top, self.side, self.side
             )?,
-            None => writeln!(f, "no part of it matters more than others")?,
+            None => writeln!(f, "no part of the image matters more than others")?,
         }
         writeln!(
             f,
-            "deletion {:.3}; in a random order {:.3}, from the middle {:.3}",
+            "deletion score {:.3}; random order {:.3}, from the center {:.3}",
             deletion.heat, deletion.random, deletion.center
         )?;
         if deletion.heat >= deletion.random {
-            writeln!(f, "the map explains no more than chance does")?;
+            writeln!(f, "do not trust the map: it explains no more than a random one")?;
         }
-        for it in &self.nearest {
-            writeln!(f, "like {} in training ({}), {:.1} away", it.picture, it.class, it.distance)?;
+        for near in &self.nearest {
+            writeln!(
+                f,
+                "near training image: {} ({}), distance {:.1}",
+                near.name, near.class, near.distance
+            )?;
         }
-        write!(f, "drawn in {}", self.out.display())
+        write!(f, "map: {}", self.out.display())
     }
 }

@@ -1,4 +1,6 @@
-//! What a day is held against: the training side as the package keeps it, or days that somebody accepted.
+//! Baseline of a day: the accepted days before it, or else the training data recorded in the package.
+//!
+//! Also loads the sealed records of days, and fetches them from the default remote if necessary.
 
 use std::collections::BTreeMap;
 
@@ -22,20 +24,21 @@ use crate::{
     workspace::Workspace,
 };
 
-/// A reference with the classes that its numbers are about.
-pub struct Held {
+/// Baseline, with the classes of its version.
+pub struct Baseline {
     pub rows: monitor::Reference,
     pub classes: Vec<String>,
 }
 
-/// The reference of a version in an environment on a day: the days accepted last before it, else the training side.
+/// Returns the baseline of a version in an environment on a day: the days accepted last before it, else the
+/// training data.
 pub fn of(
     ctx: &Context<'_>,
     workspace: &Workspace<'_>,
     environment: &str,
     version: &Version,
     day: Day,
-) -> Result<Held> {
+) -> Result<Baseline> {
     let repo = workspace.repo;
     bring(ctx, repo, version, None)?;
     let missing = || Error::corrupt(format!("the package of `{}` has no model.toml", version.name()));
@@ -44,43 +47,47 @@ pub fn of(
     let rows = match accepted(workspace, environment, day)? {
         Some((from, to, who)) => {
             let name = format!("{from} to {to}, accepted by {who}");
-            monitor::Reference { name, rows: days(ctx, workspace, environment, version, (from, to))? }
+            monitor::Reference {
+                name,
+                rows: accepted_records(ctx, workspace, environment, version, (from, to))?,
+            }
         }
         None => monitor::Reference {
             name: format!("training side of {}", version.name()),
             rows: training(repo, version)?,
         },
     };
-    Ok(Held { rows, classes })
+    Ok(Baseline { rows, classes })
 }
 
-/// The training pictures that a package keeps.
+/// Returns the records of the training images that are stored in a package.
 pub fn training(repo: &Repo, version: &Version) -> Result<Vec<Record>> {
     let bytes = offline::read(repo, version, package::REFERENCE)?;
     bytes.map_or_else(|| Ok(Vec::new()), |it| traffic::read_requests(&it))
 }
 
-/// The days accepted last that lie before `day` is over, and who accepted them.
+/// Returns the last accepted range of days that ends before `day`, and who accepted it.
 fn accepted(workspace: &Workspace<'_>, environment: &str, day: Day) -> Result<Option<(Day, Day, String)>> {
     let git = &workspace.repo.git;
     let events = ledger::read(git, ledger::tip(git)?.as_ref())?;
-    let found = events.iter().rev().find_map(|it| {
-        let event = &it.event;
-        let own = event.kind == ledger::Kind::Accepted && event.environment.as_deref() == Some(environment);
+    let found = events.iter().rev().find_map(|entry| {
+        let event = &entry.event;
+        let matches =
+            event.kind == ledger::Kind::Accepted && event.environment.as_deref() == Some(environment);
         let fact = |key: &str| event.facts.get(key).and_then(|it| it.as_str()?.parse::<Day>().ok());
         let (from, to) = (fact("from")?, fact("to")?);
-        // A day before the accepted ones is held against what counted then.
-        (own && to < day).then(|| (from, to, event.who.clone()))
+        // A day before the accepted range is compared with the baseline of its own time.
+        (matches && to < day).then(|| (from, to, event.who.clone()))
     });
     Ok(found)
 }
 
-/// What was sealed of a day, late records too.
+/// Returns the sealed records of a day, including those sealed later.
 pub fn day(ctx: &Context<'_>, workspace: &Workspace<'_>, environment: &str, day: Day) -> Result<Sealed> {
     Ok(span(ctx, workspace, environment, (day, day))?.remove(&day).unwrap_or_default())
 }
 
-/// What was sealed of some days, by the day it was captured: a record that came late lies in any later seal.
+/// Returns the sealed records of some days by day of capture. Late records are in the seal of a later day.
 pub fn span(
     ctx: &Context<'_>,
     workspace: &Workspace<'_>,
@@ -91,7 +98,7 @@ pub fn span(
     let mut seals = traffic::sealed_days(&repo.files, environment)?;
     seals.retain(|it| *it >= from);
     bring_tables(ctx, repo, environment, &seals)?;
-    let mut whole: BTreeMap<Day, Sealed> = BTreeMap::new();
+    let mut days: BTreeMap<Day, Sealed> = BTreeMap::new();
     let within = |millis: i64| Some(Day::of(millis)).filter(|it| (from..=to).contains(it));
     for seal in seals {
         let found = traffic::sealed(repo, environment, seal)?;
@@ -99,28 +106,28 @@ pub fn span(
         for record in found.records {
             if let Some(day) = within(record.captured) {
                 kept |= record.kept;
-                whole.entry(day).or_default().records.push(record);
+                days.entry(day).or_default().records.push(record);
             }
         }
         for sample in found.samples {
             if let Some(day) = within(sample.time) {
-                whole.entry(day).or_default().samples.push(sample);
+                days.entry(day).or_default().samples.push(sample);
             }
         }
         if kept {
-            bring_day(ctx, workspace, environment, seal)?;
+            fetch_day(ctx, workspace, environment, seal)?;
         }
     }
-    for sealed in whole.values_mut() {
+    for sealed in days.values_mut() {
         sealed.records.sort_by_key(|it| it.captured);
         sealed.samples.sort_by_key(|it| it.time);
     }
-    Ok(whole)
+    Ok(days)
 }
 
-/// Accepted days as a reference. What another network saw is looked at again with this version's, where the
-/// pictures were kept.
-fn days(
+/// Returns the records of accepted days. Those of another package are recomputed with this version, if their
+/// images were kept.
+fn accepted_records(
     ctx: &Context<'_>,
     workspace: &Workspace<'_>,
     environment: &str,
@@ -133,7 +140,7 @@ fn days(
         let labels = traffic::labels(files, environment, date)?;
         let mut records = sealed.records;
         records.retain(|it| it.status == 200);
-        see_again(workspace, environment, version, &mut records)?;
+        recompute(workspace, environment, version, &mut records)?;
         for record in &mut records {
             if let Some(label) = labels.of(record) {
                 record.class.clone_from(label);
@@ -144,7 +151,8 @@ fn days(
     Ok(rows)
 }
 
-fn see_again(
+/// Replaces the predictions and features of records from other packages by those of this version.
+fn recompute(
     workspace: &Workspace<'_>,
     environment: &str,
     version: &Version,
@@ -156,36 +164,35 @@ fn see_again(
         return Ok(());
     }
     let mut offline = Offline::load(workspace.repo, version)?;
-    let (mut found, mut files) = (Vec::new(), Vec::new());
+    let (mut kept, mut images) = (Vec::new(), Vec::new());
     for at in others {
         match traffic::picture(workspace.repo, environment, &records[at])? {
             Some(bytes) => {
-                found.push(at);
-                files.push(bytes);
+                kept.push(at);
+                images.push(bytes);
             }
-            // What was not kept says nothing of this network.
+            // Features of another model cannot be compared with this one's.
             None => records[at].features.clear(),
         }
     }
-    for (at, seen) in found.into_iter().zip(offline.see(&files)?) {
-        let Ok(seen) = seen else { continue };
+    for (at, prediction) in kept.into_iter().zip(offline.see(&images)?) {
+        let Ok(prediction) = prediction else { continue };
         let record = &mut records[at];
-        record.class.clone_from(&offline.description.classes[seen.class]);
+        record.class.clone_from(&offline.description.classes[prediction.class]);
         (record.scores, record.features, record.package) =
-            (seen.scores, seen.features, version.package.digest);
+            (prediction.scores, prediction.features, version.package.digest);
     }
     Ok(())
 }
 
-/// Brings a sealed day that is not here from the default remote.
-fn bring_day(ctx: &Context<'_>, workspace: &Workspace<'_>, environment: &str, day: Day) -> Result<()> {
+/// Fetches a sealed day from the default remote, unless it is in the store.
+fn fetch_day(ctx: &Context<'_>, workspace: &Workspace<'_>, environment: &str, day: Day) -> Result<()> {
     let (repo, store) = (workspace.repo, &workspace.repo.store);
     let mut contents = Vec::new();
     for pointer in traffic::seals(repo, environment, day)? {
-        let (mut pages, mut below) = Default::default();
-        let whole = crate::store::reachable(store, &pointer.content.digest, &mut pages, &mut below)
-            .is_ok_and(|()| below.keys().all(|it| store.contains(it)));
-        if !whole {
+        let (mut pages, mut contents_below) = Default::default();
+        let read = crate::store::reachable(store, &pointer.content.digest, &mut pages, &mut contents_below);
+        if read.is_err() || !contents_below.keys().all(|it| store.contains(it)) {
             contents.push((pointer.path, pointer.content));
         }
     }

@@ -1,4 +1,4 @@
-//! A request by its id, wherever its record is: sealed, or waiting on this machine.
+//! Looks up a recorded request by its id, in sealed days and in the unsealed records of this machine.
 
 use std::collections::BTreeSet;
 
@@ -9,13 +9,13 @@ use crate::{
     traffic::{self, Record},
 };
 
-/// A record and the environment it is of.
+/// Record of a request, and the environment that served it.
 pub struct Found {
     pub environment: String,
     pub record: Record,
 }
 
-/// The record of this id, if there is one.
+/// Returns the record with this id, if any.
 pub fn find(repo: &Repo, id: &str) -> Result<Option<Found>> {
     for environment in environments(repo)? {
         let mut found = None;
@@ -32,29 +32,28 @@ pub fn find(repo: &Repo, id: &str) -> Result<Option<Found>> {
     Ok(None)
 }
 
-/// Environments that have traffic.
+/// Returns the environments that have traffic, sealed or not.
 fn environments(repo: &Repo) -> Result<BTreeSet<String>> {
     let folder = RepoPath::from_text("traffic")?;
     let mut names = BTreeSet::new();
     for root in [&repo.files, &repo.shared] {
         if root.stamp(&folder)?.is_some() {
             let found = root.dir(&folder)?.names()?;
-            names.extend(
-                found.into_iter().filter(|it| it.1.is_dir()).filter_map(|it| String::from_utf8(it.0).ok()),
-            );
+            let folders = found.into_iter().filter(|it| it.1.is_dir());
+            names.extend(folders.filter_map(|it| String::from_utf8(it.0).ok()));
         }
     }
     names.retain(|it| traffic::check_environment(it).is_ok());
     Ok(names)
 }
 
-/// The picture that was asked about, if it was kept.
-pub fn picture(repo: &Repo, found: &Found) -> Result<Vec<u8>> {
+/// Returns the image of a request; an error if it was not kept or is not in the store.
+pub fn image(repo: &Repo, found: &Found) -> Result<Vec<u8>> {
     traffic::picture(repo, &found.environment, &found.record)?.ok_or_else(|| {
         Error::not_found(format!(
-            "the picture of the request `{}` was not kept or is not here",
+            "the image of the request `{}` was not kept or is not in the store",
             found.record.id
         ))
-        .hint("`mlx pull traffic/` brings sealed days; `mlx serve --keep` says how many pictures are kept")
+        .hint("`mlx pull traffic/` fetches sealed days; `mlx serve --keep` sets the share of images to keep")
     })
 }
