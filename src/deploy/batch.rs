@@ -83,13 +83,13 @@ impl Batcher {
             return self.submit(planes, rows).await;
         }
         let width = planes.len() / rows;
-        let mut whole = BatchOutput { values: Vec::new(), batch_size: 0 };
+        let mut combined = BatchOutput { values: Vec::new(), batch_size: 0 };
         for part in planes.chunks(width * self.max_batch) {
             let part = self.submit(part.to_vec(), part.len() / width).await?;
-            whole.values.extend(part.values);
-            whole.batch_size = whole.batch_size.max(part.batch_size);
+            combined.values.extend(part.values);
+            combined.batch_size = combined.batch_size.max(part.batch_size);
         }
-        Ok(whole)
+        Ok(combined)
     }
 
     /// Queues one job and waits for its result.

@@ -75,8 +75,8 @@ type PathParams = Result<Path<Vec<(String, String)>>, PathRejection>;
 fn check_path(served: &ServedModel, params: PathParams) -> Result<(), HttpError> {
     let unreadable = |_| HttpError(StatusCode::NOT_FOUND, "not found".into());
     for (key, value) in params.map_err(unreadable)?.0 {
-        let own = if key == "model" { &served.model } else { &served.number };
-        if value != *own {
+        let expected = if key == "model" { &served.model } else { &served.number };
+        if value != *expected {
             let message = format!("unknown {key}: this service serves {} {}", served.model, served.number);
             return Err(HttpError(StatusCode::NOT_FOUND, message));
         }

@@ -195,9 +195,9 @@ fn take_values(bytes: &mut &[u8], size: usize, count: usize) -> Result<Vec<f32>>
         );
         return Err(Error::usage(message));
     }
-    let (own, rest) = bytes.split_at(size);
+    let (head, rest) = bytes.split_at(size);
     *bytes = rest;
-    Ok(own.as_chunks::<4>().0.iter().map(|it| f32::from_le_bytes(*it)).collect())
+    Ok(head.as_chunks::<4>().0.iter().map(|it| f32::from_le_bytes(*it)).collect())
 }
 
 /// Encodes a response for the model's name and version. The length is that of the JSON, if binary data
