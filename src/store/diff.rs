@@ -1,5 +1,5 @@
-//! What differs between two stored folders: cost follows the difference, since pages and folders that are equal are not
-//! read.
+//! Compares two stored folders. The cost depends on the size of the difference: equal pages and folders are
+//! not read.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -9,7 +9,7 @@ use crate::{
     path::RepoPath,
     store::{
         EntryKind, Page, Store, TreeEntry,
-        folder::{leaf, out_of_place, page},
+        folder::{misplaced_page, read_leaf, read_page},
     },
 };
 
@@ -35,7 +35,8 @@ impl From<&TreeEntry> for Side {
     }
 }
 
-/// What differs between two folders, by path below `at`; equal subtrees and pages are not read.
+/// Compares two folders and returns the differing paths, prefixed by `at`; equal subtrees and pages are not
+/// read.
 pub fn diff(
     store: &Store,
     at: &RepoPath,
@@ -54,7 +55,7 @@ fn compare(
     new: Option<&Digest>,
     found: &mut Vec<Difference>,
 ) -> Result<()> {
-    let (before, after) = pages_apart(store, old, new)?;
+    let (before, after) = differing_leaves(store, old, new)?;
     let mut names: BTreeMap<Box<[u8]>, (Option<TreeEntry>, Option<TreeEntry>)> = BTreeMap::new();
     for entry in rows(store, &before)? {
         let slot = &mut names.entry(entry.name.clone()).or_default().0;
@@ -72,26 +73,31 @@ fn compare(
     Ok(())
 }
 
-/// Rows of leaves, in order.
-fn rows(store: &Store, leaves: &[Part]) -> Result<Vec<TreeEntry>> {
-    let rows = leaves.iter().map(|it| leaf(store, &it.digest)).collect::<Result<Vec<_>>>()?;
+/// Returns the rows of some leaves, in order.
+fn rows(store: &Store, leaves: &[PageRef]) -> Result<Vec<TreeEntry>> {
+    let rows = leaves.iter().map(|it| read_leaf(store, &it.digest)).collect::<Result<Vec<_>>>()?;
     Ok(rows.into_iter().flatten().collect())
 }
 
-/// A page of a folder, not read yet.
+/// Reference to a page of a folder that has not been read yet.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Part {
+struct PageRef {
     level: u8,
     digest: Digest,
 }
 
-/// The leaves that one of two folders has and the other has not: from above, each page that both have is left out
-/// with all that is below it.
-fn pages_apart(store: &Store, old: Option<&Digest>, new: Option<&Digest>) -> Result<(Vec<Part>, Vec<Part>)> {
-    let mut sides = [top(store, old.filter(|_| old != new))?, top(store, new.filter(|_| old != new))?];
+/// Returns the leaves that only one of the two folders has. Working from the top down, a page that both have
+/// is left out with everything below it.
+fn differing_leaves(
+    store: &Store,
+    old: Option<&Digest>,
+    new: Option<&Digest>,
+) -> Result<(Vec<PageRef>, Vec<PageRef>)> {
+    let mut sides =
+        [root_page(store, old.filter(|_| old != new))?, root_page(store, new.filter(|_| old != new))?];
     loop {
         let [before, after] =
-            sides.each_ref().map(|it| it.iter().map(|it| it.digest).collect::<HashSet<_>>());
+            sides.each_ref().map(|side| side.iter().map(|page| page.digest).collect::<HashSet<_>>());
         sides[0].retain(|it| !after.contains(&it.digest));
         sides[1].retain(|it| !before.contains(&it.digest));
         let highest = sides.iter().flatten().map(|it| it.level).max().unwrap_or(0);
@@ -99,31 +105,32 @@ fn pages_apart(store: &Store, old: Option<&Digest>, new: Option<&Digest>) -> Res
             return Ok(sides.into());
         }
         for side in &mut sides {
-            let parts = side.iter().map(|it| below(store, *it, highest)).collect::<Result<Vec<_>>>()?;
+            let parts =
+                side.iter().map(|page| children(store, *page, highest)).collect::<Result<Vec<_>>>()?;
             *side = parts.into_iter().flatten().collect();
         }
     }
 }
 
-/// The page that stands for a folder.
-fn top(store: &Store, tree: Option<&Digest>) -> Result<Vec<Part>> {
+/// Returns the top page of a folder.
+fn root_page(store: &Store, tree: Option<&Digest>) -> Result<Vec<PageRef>> {
     let Some(&digest) = tree else { return Ok(Vec::new()) };
-    Ok(vec![match page(store, &digest)? {
-        Page::Leaf(_) => Part { level: 0, digest },
-        Page::Branch(level, _) => Part { level, digest },
+    Ok(vec![match read_page(store, &digest)? {
+        Page::Leaf(_) => PageRef { level: 0, digest },
+        Page::Branch(level, _) => PageRef { level, digest },
     }])
 }
 
-/// The pages below one of this level; one of another level stays as it is.
-fn below(store: &Store, part: Part, level: u8) -> Result<Vec<Part>> {
+/// Returns the pages below a page of this level; a page of another level is returned as it is.
+fn children(store: &Store, part: PageRef, level: u8) -> Result<Vec<PageRef>> {
     if part.level != level {
         return Ok(vec![part]);
     }
-    match page(store, &part.digest)? {
+    match read_page(store, &part.digest)? {
         Page::Branch(own, rows) if own == level => {
-            Ok(rows.into_iter().map(|it| Part { level: level - 1, digest: it.digest }).collect())
+            Ok(rows.into_iter().map(|it| PageRef { level: level - 1, digest: it.digest }).collect())
         }
-        _ => Err(out_of_place(&part.digest)),
+        _ => Err(misplaced_page(&part.digest)),
     }
 }
 
@@ -134,17 +141,19 @@ fn compare_entry(
     new: Option<&TreeEntry>,
     found: &mut Vec<Difference>,
 ) -> Result<()> {
-    let folder = |it: Option<&TreeEntry>| it.filter(|it| it.kind == EntryKind::Folder).map(|it| it.digest);
-    let leaf = |it: Option<&TreeEntry>| {
-        it.filter(|it| it.kind != EntryKind::Folder || it.files == 0).map(Side::from)
-    };
+    let is_folder = |entry: &&TreeEntry| entry.kind == EntryKind::Folder;
+    let folder = |entry: Option<&TreeEntry>| entry.filter(is_folder).map(|it| it.digest);
+    let is_leaf = |entry: &&TreeEntry| entry.kind != EntryKind::Folder || entry.files == 0;
+    let leaf = |entry: Option<&TreeEntry>| entry.filter(is_leaf).map(Side::from);
     let (old_folder, new_folder) = (folder(old), folder(new));
     if leaf(old).is_some() || leaf(new).is_some() {
-        let one = Difference { path: path.clone(), old: leaf(old), new: leaf(new) };
-        let emptied = |it: Option<Side>| it.is_some_and(|it| it.kind == EntryKind::Folder);
-        // A folder that gained or lost its files is told by its files.
-        if !(emptied(one.old) && new_folder.is_some() || emptied(one.new) && old_folder.is_some()) {
-            found.push(one);
+        let difference = Difference { path: path.clone(), old: leaf(old), new: leaf(new) };
+        let emptied = |side: Option<Side>| side.is_some_and(|it| it.kind == EntryKind::Folder);
+        // A folder that gained or lost its files is reported by its files.
+        if !(emptied(difference.old) && new_folder.is_some()
+            || emptied(difference.new) && old_folder.is_some())
+        {
+            found.push(difference);
         }
     }
     if old_folder.is_some() || new_folder.is_some() {
@@ -181,7 +190,7 @@ mod tests {
         content.digest
     }
 
-    /// Pages of a folder of `size` names that are read to find `changes`.
+    /// Counts the pages that are read to find `changes` in a folder of `size` names.
     fn reads(size: usize, changes: &[usize]) -> u64 {
         let temp = tempfile::tempdir().unwrap();
         let store = Store::open(Root::open(temp.path()).unwrap()).unwrap();
@@ -197,17 +206,17 @@ mod tests {
     }
 
     #[test]
-    fn pages_are_read_for_what_changed_and_not_for_what_is_there() {
-        // On each side: the top, twice (for its level, then for its rows), and the leaf.
+    fn the_number_of_pages_read_depends_on_the_changes_only() {
+        // On each side: the top page twice (for its level, then for its rows), and the leaf.
         assert_eq!([5_000, 50_000].map(|size| reads(size, &[77])), [6, 6]);
-        let few = [5_000, 50_000].map(|size| reads(size, &[77, 2_000, 4_444]));
-        assert!(few.iter().all(|&it| it <= 10), "{few:?}");
+        let counts = [5_000, 50_000].map(|size| reads(size, &[77, 2_000, 4_444]));
+        assert!(counts.iter().all(|&it| it <= 10), "{counts:?}");
         assert_eq!(reads(5_000, &[]), 0);
     }
 
     proptest! {
         #[test]
-        fn it_finds_what_differs_and_nothing_else(
+        fn all_differences_are_found_and_nothing_else(
             old: BTreeMap<u16, u64>, new: BTreeMap<u16, u64>, many in 0..3_000_usize
         ) {
             let temp = tempfile::tempdir().unwrap();

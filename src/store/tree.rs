@@ -1,4 +1,4 @@
-//! A folder as objects: sorted names with the digests of what is under them.
+//! Tree format: a folder is stored as pages of sorted names with the digests of their contents.
 //!
 //! ```text
 //! page     "mlxtree" 1 │ level, 1 │ rows
@@ -6,10 +6,10 @@
 //! above    last name of the page below │ size │ files │ digest of the page below, 32
 //! ```
 //!
-//! Names are preceded by their length; numbers are varints. A page ends after a name whose BLAKE3 says
-//! so (ten bits of it are zero, so after about a thousand names), never by count: the same folder has
-//! the same pages however it came about, and a change writes one page a level. Pages are listed by
-//! pages above them in the same way, with the next ten bits, until one is left: the tree.
+//! Names are preceded by their length; numbers are varints. A page ends after a name whose BLAKE3 says so
+//! (ten bits of it are zero, so after about a thousand names), never by count: the same folder always has the
+//! same pages, however it was built, and a change writes one page per level. Pages are listed in the same way
+//! by pages above them, using the next ten bits, until one page is left: the tree.
 
 use crate::{
     digest::Digest,
@@ -20,32 +20,32 @@ use crate::{
     wire::{Reader, put_bytes, put_number},
 };
 
-const HEAD: &[u8; 8] = b"mlxtree\x01";
-const BITS: u32 = 10;
+const MAGIC: &[u8; 8] = b"mlxtree\x01";
+const SPLIT_BITS: u32 = 10;
 
-/// What lies under a name in a stored folder.
+/// Kind of entry in a stored folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum EntryKind {
     File = 0,
     Executable = 1,
-    /// Its digest is that of the text it points to.
+    /// A symbolic link; its digest is that of the text it points to.
     Link = 2,
     Folder = 3,
 }
 
-/// One name in a stored folder.
+/// One name in a stored folder, with its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TreeEntry {
     pub name: Box<[u8]>,
     pub kind: EntryKind,
-    /// Bytes; of a folder, those of all files in it.
+    /// Size in bytes; for a folder, that of all files in it.
     pub size: u64,
-    /// Files and links; 1 for a file.
+    /// Number of files and links; 1 for a file.
     pub files: u64,
     pub digest: Digest,
 }
 
-/// A page above: where the names up to `last` are.
+/// Row of a page above the leaves: the page below that holds the names up to `last`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PageEntry {
     pub last: Box<[u8]>,
@@ -54,15 +54,15 @@ pub struct PageEntry {
     pub digest: Digest,
 }
 
-/// A page, read.
+/// A decoded page.
 pub enum Page {
     Leaf(Vec<TreeEntry>),
-    /// Its level, 1 where the pages below are leaves.
+    /// The page's level (1 if the pages below are leaves) and its rows.
     Branch(u8, Vec<PageEntry>),
 }
 
 impl EntryKind {
-    /// The pointer's word for it; links and folders are trees' business.
+    /// Returns the kind of content that a pointer would record for it; a pointer knows no links.
     pub fn shape(self) -> Shape {
         match self {
             Self::File | Self::Link => Shape::File,
@@ -72,12 +72,12 @@ impl EntryKind {
     }
 }
 
-/// Cuts a sorted folder into pages: the page that stands for all, and all pages with their bytes.
+/// Cuts a sorted folder into pages; returns the row of the top page, and all pages with their digests.
 pub fn encode(entries: &[TreeEntry]) -> (PageEntry, Vec<(Digest, Vec<u8>)>) {
     let mut pages = Vec::new();
     let mut rows = Vec::new();
-    for part in cut(entries, 0, |it| &it.name) {
-        let mut out = start(0);
+    for part in split_pages(entries, 0, |it| &it.name) {
+        let mut out = page_header(0);
         for entry in part {
             out.push(entry.kind as u8);
             put_bytes(&mut out, &entry.name);
@@ -89,13 +89,13 @@ pub fn encode(entries: &[TreeEntry]) -> (PageEntry, Vec<(Digest, Vec<u8>)>) {
         }
         let last = part.last().map(|it| it.name.clone()).unwrap_or_default();
         let sums = part.iter().map(|it| (it.size, it.files));
-        rows.push(finish(out, last, sums, &mut pages));
+        rows.push(finish_page(out, last, sums, &mut pages));
     }
     let mut level = 1;
     while rows.len() > 1 {
         let mut above = Vec::new();
-        for part in cut(&rows, level, |it| &it.last) {
-            let mut out = start(level as u8);
+        for part in split_pages(&rows, level, |it| &it.last) {
+            let mut out = page_header(level as u8);
             for row in part {
                 put_bytes(&mut out, &row.last);
                 put_number(&mut out, row.size);
@@ -103,20 +103,21 @@ pub fn encode(entries: &[TreeEntry]) -> (PageEntry, Vec<(Digest, Vec<u8>)>) {
                 out.extend_from_slice(row.digest.bytes());
             }
             let last = part.last().map(|it| it.last.clone()).unwrap_or_default();
-            above.push(finish(out, last, part.iter().map(|it| (it.size, it.files)), &mut pages));
+            above.push(finish_page(out, last, part.iter().map(|it| (it.size, it.files)), &mut pages));
         }
-        // Where chance cuts after every single row, one page takes them all.
+        // If chance were to cut after every row of every level, the last level would take them all in one
+        // page.
         rows = above;
         level += 1;
     }
     (rows.pop().expect("even an empty folder has a page"), pages)
 }
 
-fn start(level: u8) -> Vec<u8> {
-    [&HEAD[..], &[level]].concat()
+fn page_header(level: u8) -> Vec<u8> {
+    [&MAGIC[..], &[level]].concat()
 }
 
-fn finish(
+fn finish_page(
     out: Vec<u8>,
     last: Box<[u8]>,
     sums: impl Iterator<Item = (u64, u64)>,
@@ -129,38 +130,38 @@ fn finish(
     PageEntry { last, size, files, digest }
 }
 
-/// Pieces that end where the hash of a name says so; at least one.
-fn cut<T>(rows: &[T], level: u32, name: impl Fn(&T) -> &[u8]) -> Vec<&[T]> {
-    if rows.is_empty() || level * BITS >= 60 {
+/// Splits rows after each name whose hash says so; returns at least one piece.
+fn split_pages<T>(rows: &[T], level: u32, name: impl Fn(&T) -> &[u8]) -> Vec<&[T]> {
+    if rows.is_empty() || level * SPLIT_BITS >= 60 {
         return vec![rows];
     }
-    rows.split_inclusive(|it| {
-        let hash = Digest::of(name(it));
+    rows.split_inclusive(|row| {
+        let hash = Digest::of(name(row));
         let bits = u64::from_le_bytes(hash.bytes()[..8].try_into().expect("a digest has 8 bytes"));
-        (bits >> (level * BITS)).trailing_zeros() >= BITS
+        (bits >> (level * SPLIT_BITS)).trailing_zeros() >= SPLIT_BITS
     })
     .collect()
 }
 
-/// Whether a newer mlx wrote this page; its digest says that it is not damaged.
+/// Returns true if a newer mlx wrote the page, whose digest must have been checked.
 pub fn is_newer_page(bytes: &[u8]) -> bool {
-    is_newer(bytes, *HEAD)
+    is_newer(bytes, *MAGIC)
 }
 
-/// Reads a page, refusing names that are no names and orders that are none.
+/// Decodes a page, rejecting invalid names and wrong order.
 pub fn decode(bytes: &[u8]) -> Result<Page> {
     if is_newer_page(bytes) {
         return Err(Error::corrupt("a tree was written by a newer mlx").hint("upgrade mlx"));
     }
     let mut reader = Reader::new(bytes, "a tree");
-    reader.expect(HEAD)?;
+    reader.expect(MAGIC)?;
     match reader.byte()? {
-        0 => leaf(reader).map(Page::Leaf),
-        level => branch(reader).map(|it| Page::Branch(level, it)),
+        0 => decode_leaf(reader).map(Page::Leaf),
+        level => decode_branch(reader).map(|it| Page::Branch(level, it)),
     }
 }
 
-fn leaf(mut reader: Reader<'_>) -> Result<Vec<TreeEntry>> {
+fn decode_leaf(mut reader: Reader<'_>) -> Result<Vec<TreeEntry>> {
     let mut entries: Vec<TreeEntry> = Vec::new();
     while !reader.is_empty() {
         let kind = match reader.byte()? {
@@ -168,7 +169,7 @@ fn leaf(mut reader: Reader<'_>) -> Result<Vec<TreeEntry>> {
             1 => EntryKind::Executable,
             2 => EntryKind::Link,
             3 => EntryKind::Folder,
-            _ => return Err(reader.broken("holds an unknown kind of entry: upgrade mlx")),
+            _ => return Err(reader.broken("has an unknown kind of entry: upgrade mlx")),
         };
         let name: Box<[u8]> = reader.bytes()?.into();
         check_name(&name)?;
@@ -182,7 +183,7 @@ fn leaf(mut reader: Reader<'_>) -> Result<Vec<TreeEntry>> {
     Ok(entries)
 }
 
-fn branch(mut reader: Reader<'_>) -> Result<Vec<PageEntry>> {
+fn decode_branch(mut reader: Reader<'_>) -> Result<Vec<PageEntry>> {
     let mut rows: Vec<PageEntry> = Vec::new();
     while !reader.is_empty() {
         let last: Box<[u8]> = reader.bytes()?.into();
@@ -217,7 +218,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_reads_what_it_wrote(names: BTreeMap<String, u64>) {
+        fn a_decoded_folder_equals_the_encoded_one(names: BTreeMap<String, u64>) {
             let entries: Vec<_> = names.iter().filter(|it| check_name(it.0.as_bytes()).is_ok())
                 .map(|(name, &seed)| entry(name, seed)).collect();
             let (root, pages) = encode(&entries);
@@ -226,7 +227,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_it_panic(mut bytes: Vec<u8>, flips: Vec<(usize, u8)>) {
+        fn no_input_makes_decoding_panic(mut bytes: Vec<u8>, flips: Vec<(usize, u8)>) {
             drop(decode(&bytes));
             let (_, pages) = encode(&[entry("a", 1), entry("b", 2)]);
             bytes.clone_from(&pages[0].1);
@@ -236,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn one_changed_name_among_many_writes_one_page_a_level() {
+    fn one_changed_name_among_many_writes_one_page_per_level() {
         let mut entries: Vec<_> = (0..20_000).map(|it| entry(&format!("f{it:06}"), it)).collect();
         let (before, old) = encode(&entries);
         entries[7777].size += 1;
@@ -250,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_format_has_this_digest_for_ever() {
+    fn the_digest_of_the_first_format_version_is_stable() {
         let (root, pages) = encode(&[entry("a", 1), entry("b", 2)]);
         assert_eq!(root.digest.short(), "4708ef575f");
         assert_eq!(pages.len(), 1);
