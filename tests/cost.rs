@@ -85,7 +85,7 @@ fn measure<T>(root: &Path, operation: impl FnOnce(&Workspace<'_>, &dyn Progress)
     wait_for_clock_tick();
     let repo = Repo::discover(root).unwrap();
     let written = |repo: &Repo, pages: bool| {
-        repo.store.stock().unwrap().packed().filter(|it| it.1 == pages).count() as u64
+        repo.store.inventory().unwrap().packed_objects().filter(|it| it.1 == pages).count() as u64
     };
     let (contents, pages) = (written(&repo, false), written(&repo, true));
     let (reading, start) = (ReadCounter(AtomicU64::new(0)), Instant::now());

@@ -1,4 +1,5 @@
-//! Files over 1 MiB: stored whole, read-only, so that they can be linked into the workspace.
+//! Files over 1 MiB: each is stored as a file of its own, read-only, so that it can be linked into the
+//! workspace.
 
 use std::io::{self, Read as _};
 
@@ -7,41 +8,42 @@ use crate::{
     error::{Doing, Error, Kind, Result},
     fs::{self, Dir, File, Link, Mode, Sparse, Stamp, Sync, place as place_link},
     path::RepoPath,
-    store::{Store, place},
+    store::{Store, file_path},
 };
 
-const PIECE: usize = 4 << 20;
+const BUFFER_SIZE: usize = 4 << 20;
 const READ_ONLY: u32 = 0o444;
 
-/// A whole file in the store.
-pub struct Large<'s> {
+/// A large file in the store.
+pub struct LargeFile<'s> {
     store: &'s Store,
     digest: Digest,
     path: RepoPath,
 }
 
 impl Store {
-    /// The whole file of this digest, if there is one.
-    pub fn large(&self, digest: &Digest) -> Option<Large<'_>> {
-        let path = place("objects", &digest.hex(), "").ok()?;
+    /// Returns the large file of this digest, if it is stored.
+    pub fn large(&self, digest: &Digest) -> Option<LargeFile<'_>> {
+        let path = file_path("objects", &digest.hex(), "").ok()?;
         self.root.stamp(&path).ok()??;
-        Some(Large { store: self, digest: *digest, path })
+        Some(LargeFile { store: self, digest: *digest, path })
     }
 
-    /// The whole file that a link of the workspace points to, if it points into this store.
-    pub fn linked(&self, target: &[u8]) -> Option<Large<'_>> {
+    /// Returns the large file that a workspace's symbolic link points to, if the link points into this store.
+    pub fn linked(&self, target: &[u8]) -> Option<LargeFile<'_>> {
         let folder = self.root.path().join("objects");
         let hex = target.strip_prefix(folder.as_os_str().as_encoded_bytes())?.strip_prefix(b"/")?;
         self.large(&Digest::from_hex(std::str::from_utf8(hex).ok()?).ok()?)
     }
 
-    /// Whether the object's bytes are here and are what their name says, as far as that is not known already.
+    /// Returns true if the object is stored and matches its digest; a large file that is known to be verified
+    /// is not read.
     pub fn is_sound(&self, digest: &Digest) -> bool {
-        self.large(digest).map_or_else(|| self.read(digest).is_ok(), |it| it.check_once().is_ok())
+        self.large(digest).map_or_else(|| self.read(digest).is_ok(), |it| it.ensure_verified().is_ok())
     }
 
-    /// Stores a whole file, reading it once; it shares blocks with `file` where the file system can. When
-    /// `accept` refuses what was read, nothing of it stays.
+    /// Stores a large file, reading it once; it shares blocks with `file` if the file system supports that.
+    /// If `accept` rejects the file after it was read, nothing is stored.
     pub fn put_large(&self, file: &File, accept: &dyn Fn(&File, u64) -> Result<()>) -> Result<(Digest, u64)> {
         let dir = self.dir("objects")?;
         dir.sweep()?;
@@ -51,41 +53,43 @@ impl Store {
         let (digest, size) = copied.doing(|| "cannot store a large file".into())?;
         accept(file, size)?;
         if !self.lean_on(&digest) {
-            self.announce(digest)?;
+            self.pin_new(digest)?;
             temp.publish(digest.hex().as_bytes(), Sync::Yes)?;
-            self.mark_sound(&digest)?;
-            self.vouch_later(&digest);
+            self.clear_damaged(&digest)?;
+            self.mark_just_stored(&digest);
         }
         Ok((digest, size))
     }
 
-    /// Takes over a file that was put together piece by piece, if it is what its name says.
+    /// Adopts a file of the store that was assembled from chunks, if it matches its digest; otherwise removes
+    /// it.
     pub fn adopt_large(&self, digest: &Digest, part: &RepoPath) -> Result<()> {
         let file = self.root.open_file(part)?;
         let (found, _) = copy(&file, &mut io::sink()).doing(|| format!("cannot read `{part}`"))?;
         if found != *digest {
             self.root.remove(part)?;
-            return Err(Error::corrupt(format!("what came for {} is something else", digest.short())));
+            let message = format!("the downloaded file for {} does not match its digest", digest.short());
+            return Err(Error::corrupt(message));
         }
         file.sync_all().doing(|| format!("cannot sync `{part}`"))?;
         self.root.set_read_only(part)?;
-        self.announce(*digest)?;
+        self.pin_new(*digest)?;
         self.dir("objects")?;
-        self.root.rename(part, &place("objects", &digest.hex(), "")?)?;
+        self.root.rename(part, &file_path("objects", &digest.hex(), "")?)?;
         self.dir("objects")?.sync()?;
-        self.vouch_later(digest);
-        self.mark_sound(digest)
+        self.mark_just_stored(digest);
+        self.clear_damaged(digest)
     }
 }
 
-impl Large<'_> {
+impl LargeFile<'_> {
     pub fn digest(&self) -> Digest {
         self.digest
     }
 
-    /// What the file system says of it: a stored file that changes is no longer what its name says.
+    /// Returns its stat data: if they change, the content may no longer match its digest.
     pub fn stamp(&self) -> Result<Stamp> {
-        let gone = || Error::not_found(format!("the object {} is gone", self.digest));
+        let gone = || Error::not_found(format!("the object {} was removed", self.digest));
         self.store.root.stamp(&self.path)?.ok_or_else(gone)
     }
 
@@ -93,33 +97,35 @@ impl Large<'_> {
         self.store.root.open_file(&self.path)
     }
 
-    /// The whole content, checked.
+    /// Reads the whole content and checks it against its digest.
     pub(super) fn read(&self) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         self.open()?.read_to_end(&mut bytes).doing(|| format!("cannot read `{}`", self.path))?;
         if Digest::of(&bytes) == self.digest { Ok(bytes) } else { Err(self.store.damage(&self.digest)) }
     }
 
-    fn check(&self) -> Result<()> {
+    fn verify(&self) -> Result<()> {
         let (found, _) =
             copy(&self.open()?, &mut io::sink()).doing(|| format!("cannot read `{}`", self.path))?;
         if found == self.digest { Ok(()) } else { Err(self.store.damage(&self.digest)) }
     }
 
-    /// As [`Large::check`], unless that was done since anybody could write to the file.
-    pub(super) fn check_once(&self) -> Result<()> {
-        if self.store.vouches(&self.digest)? {
+    /// Verifies the file as [`LargeFile::verify`] does, unless that was done since any user could last write
+    /// to it.
+    pub(super) fn ensure_verified(&self) -> Result<()> {
+        if self.store.is_verified(&self.digest)? {
             return Ok(());
         }
         let tick = fs::tick();
-        self.check()?;
-        self.store.vouch(&self.digest, tick)
+        self.verify()?;
+        self.store.mark_verified(&self.digest, tick)
     }
 
-    /// Puts the file at `name` in `dir` by the first way of `links` that works, its digest checked before.
+    /// Links or copies the file to `name` in `dir`, after checking its digest; uses the first of `links` that
+    /// works, or a copy.
     pub fn place(&self, dir: &Dir, name: &[u8], mode: Mode, links: &[Link]) -> Result<Link> {
         if links.iter().any(|&it| it != Link::Copy) {
-            self.check_once()?;
+            self.ensure_verified()?;
             if let Some(link) = place_link(&self.store.root, &self.path, dir, name, mode, links)? {
                 return Ok(link);
             }
@@ -135,14 +141,14 @@ impl Large<'_> {
     }
 }
 
-/// Copies and digests in one pass, with constant memory.
+/// Copies and hashes a file in one pass, in constant memory.
 fn copy(from: &File, to: &mut dyn io::Write) -> io::Result<(Digest, u64)> {
     let mut from = Sparse::new(from);
-    let mut buffer = vec![0; PIECE];
+    let mut buffer = vec![0; BUFFER_SIZE];
     let (mut hasher, mut size) = (Hasher::default(), 0);
     loop {
         let mut filled = 0;
-        while filled < PIECE {
+        while filled < BUFFER_SIZE {
             match from.read(&mut buffer[filled..]) {
                 Ok(0) => break,
                 Ok(read) => filled += read,
@@ -159,7 +165,7 @@ fn copy(from: &File, to: &mut dyn io::Write) -> io::Result<(Digest, u64)> {
     }
 }
 
-/// The digest and size of an open file, from its start, with constant memory.
+/// Returns the digest and size of an open file, read from its start in constant memory.
 pub fn digest_file(file: &File) -> Result<(Digest, u64)> {
     copy(file, &mut io::sink())
         .map_err(|it| Error::new(Kind::Internal, "cannot read a file to its end").because(it))

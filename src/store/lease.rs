@@ -1,19 +1,21 @@
-//! What running commands rely on, so that a gc beside them leaves it.
+//! Leases: the packs and large files that running commands have pinned, so that a concurrent gc keeps them.
 //!
-//! An `add` that finds an object stored does not store it again; a gc that read the pointers a moment before sees
-//! nobody who needs it. Ages do not settle this: a pack that is relied on every day would never be cleared up, and
-//! with a grace period of nothing they say nothing. Nor does a lock: an `add` may take an hour. So a command that is
-//! about to rely on a pack or a whole file, or to publish one, first writes its name into a file of its own:
+//! An `add` that finds an object stored does not store it again, while a gc that read the pointers a moment
+//! before finds no reference to it. The age of a file does not settle this: a pack that is used every day
+//! would never be pruned, and with a grace period of zero, age says nothing. Nor does a lock: an `add` may
+//! take an hour. So before a command uses a stored pack or large file, or publishes a new one, it writes its
+//! name into its lease:
 //!
 //! ```text
-//! gate               locked by many while they write a name, by one gc while it removes
-//! leases/PID-N-TICK  locked as long as its process lives: `clone ID`, then names, a line each
+//! gate               locked by many while they write a pin, by one gc while it removes
+//! leases/PID-N-TICK  locked while its process lives: `clone ID`, then pinned names, one per line
 //! ```
 //!
-//! The name is written under the gate, and only if the thing is still there; a gc holds the gate alone while it
-//! reads these files, looks whether any pointer changed since it decided, and removes. A command is thus seen
-//! either by its lease or, when it has ended, by the pointer it wrote. Where clones share the store, a lease that is
-//! left behind by a killed command counts until its clone has told anew what it needs.
+//! A pin is written while the gate is locked, and only if the file still exists; a gc locks the gate
+//! exclusively while it reads the leases, checks whether any pointer changed since it planned, and removes.
+//! It thus finds a command either by its lease or, once the command has ended, by the pointer it wrote. Where
+//! clones share the store, the lease of a killed command counts until its clone has published its needs
+//! again.
 
 use std::{
     collections::HashSet,
@@ -29,116 +31,118 @@ use crate::{
     error::{Doing, Result},
     fs::{self, Dir, File, Lock},
     path::RepoPath,
-    store::{Kind, Store, place},
+    store::{Kind, Store, file_path},
 };
 
 const GATE: &str = "gate";
 const FOLDER: &str = "leases";
 
-/// The names that this process has written down.
+/// The lease of this process.
 pub(super) struct Lease {
     dir: Dir,
     name: Vec<u8>,
     file: File,
-    named: HashSet<Digest>,
+    pinned: HashSet<Digest>,
     shared: bool,
-    /// Whether its clone has told the others all that it needs since the last name was added.
-    told: bool,
+    /// True if the clone's needs have been published to other clones since the last pin was added.
+    published: bool,
 }
 
-/// A lease of some process, as a gc reads it.
+/// A lease of any process, as a gc reads it.
 #[derive(Clone, Debug, Default)]
-pub struct Leased {
-    /// The file it stands in.
+pub struct LeaseRecord {
+    /// File of the lease, in the store.
     pub file: RepoPath,
-    /// The clone that the process works in, where clones share the store.
+    /// Clone that the process works in, where clones share the store.
     pub clone: Option<String>,
     pub alive: bool,
-    /// Packs and whole files.
-    pub names: Vec<Digest>,
+    /// Packs and large files.
+    pub pinned: Vec<Digest>,
 }
 
 impl Lease {
-    fn begin(store: &Store) -> Result<Self> {
+    fn create(store: &Store) -> Result<Self> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{}-{count}-{:x}", std::process::id(), fs::tick());
         let dir = store.dir(FOLDER)?;
-        let mut file = fs::hold(&store.root, &place(FOLDER, &name, "")?)?;
-        let clone = store.clone.as_ref().map_or("-", |it| &it.id);
+        let mut file = fs::hold(&store.root, &file_path(FOLDER, &name, "")?)?;
+        let clone = store.sharing_clone.as_ref().map_or("-", |it| &it.id);
         file.write_all(format!("clone {clone}\n").as_bytes()).doing(|| "cannot write a lease".into())?;
-        let shared = store.clone.is_some();
-        Ok(Self { dir, name: name.into_bytes(), file, named: HashSet::new(), shared, told: false })
+        let shared = store.sharing_clone.is_some();
+        Ok(Self { dir, name: name.into_bytes(), file, pinned: HashSet::new(), shared, published: false })
     }
 
     fn add(&mut self, name: Digest) -> Result<()> {
-        // One write, so that a line is whole or is none.
+        // A single write, so that a reader never sees part of a line as a whole one.
         let line = format!("{}\n", name.hex());
         self.file.write_all(line.as_bytes()).doing(|| "cannot write a lease".into())?;
-        self.named.insert(name);
-        self.told = false;
+        self.pinned.insert(name);
+        self.published = false;
         Ok(())
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        // A command that did not tell others what it needs leaves its lease, as a killed one does.
-        if !self.shared || self.told {
-            // One that stays behind is seen to belong to nobody.
-            let _stays = self.dir.remove(&self.name);
+        // If the clone's needs were not published, the lease stays, as that of a killed command does.
+        if !self.shared || self.published {
+            // A lease that cannot be removed is not locked any more, which shows that its process has ended.
+            let _ignored = self.dir.remove(&self.name);
         }
     }
 }
 
 impl Store {
-    /// Whether the object is here to be relied on: if so, no gc takes it while this process lives.
+    /// Returns true if the object is stored here; then it is pinned, and no gc removes it while this process
+    /// lives.
     pub fn lean_on(&self, digest: &Digest) -> bool {
-        // What cannot be vouched for is stored again.
-        self.try_lean(digest).unwrap_or(false)
+        // An object that cannot be verified is stored again.
+        self.try_pin(digest).unwrap_or(false)
     }
 
-    /// As [`Store::lean_on`], of what is small enough for a pack and can be nowhere else.
+    /// Does the same as [`Store::lean_on`], but for an object small enough to be in packs only.
     pub fn lean_on_packed(&self, digest: &Digest) -> bool {
-        self.try_lean_packed(digest).unwrap_or(false)
+        self.try_pin_packed(digest).unwrap_or(false)
     }
 
-    fn try_lean(&self, digest: &Digest) -> Result<bool> {
-        if self.try_lean_packed(digest)? {
+    fn try_pin(&self, digest: &Digest) -> Result<bool> {
+        if self.try_pin_packed(digest)? {
             return Ok(true);
         }
         if self.damaged().contains(digest) || self.large(digest).is_none() {
             return Ok(false);
         }
-        Ok(self.note(*digest, &|| Ok(self.large(digest).is_some()))? && self.trusts_large(digest)?)
+        Ok(self.write_pin(*digest, &|| Ok(self.large(digest).is_some()))? && self.is_trusted_large(digest)?)
     }
 
-    fn try_lean_packed(&self, digest: &Digest) -> Result<bool> {
+    fn try_pin_packed(&self, digest: &Digest) -> Result<bool> {
         loop {
             if self.damaged().contains(digest) {
                 return Ok(false);
             }
             let Some(pack) = self.pack_of(digest) else { return Ok(false) };
-            if self.has_noted(&pack) {
+            if self.is_pinned(&pack) {
                 return Ok(true);
             }
-            let there = || Ok(self.root.stamp(&place("packs", &pack.hex(), ".pack")?)?.is_some());
-            if self.note(pack, &there)? && self.trusts_pack(&pack)? {
+            let exists = || Ok(self.root.stamp(&file_path("packs", &pack.hex(), ".pack")?)?.is_some());
+            if self.write_pin(pack, &exists)? && self.is_trusted_pack(&pack)? {
                 return Ok(true);
             }
-            // A gc took it, or it is not what its name says.
-            self.forget(&pack);
+            // A gc removed the pack, or it does not match its name.
+            self.forget_pack(&pack);
             self.refresh()?;
         }
     }
 
     fn pack_of(&self, digest: &Digest) -> Option<Digest> {
         let packs = self.packs();
-        let holds = |it: &crate::store::Packed| it.index.find(digest, &[Kind::Content, Kind::Tree]).is_some();
-        let latest = || self.latest.lock().unwrap_or_else(PoisonError::into_inner);
-        // What was stored together is asked for together.
+        let holds =
+            |pack: &crate::store::Packed| pack.index.find(digest, &[Kind::Content, Kind::Tree]).is_some();
+        let latest = || self.last_pack.lock().unwrap_or_else(PoisonError::into_inner);
+        // Objects that were stored together are usually requested together.
         let last = *latest();
-        if let Some(name) = last.filter(|it| packs.get(it).is_some_and(|it| holds(it))) {
+        if let Some(name) = last.filter(|name| packs.get(name).is_some_and(|pack| holds(pack))) {
             return Some(name);
         }
         let found = packs.iter().find(|it| holds(it.1)).map(|it| *it.0)?;
@@ -146,68 +150,68 @@ impl Store {
         Some(found)
     }
 
-    /// Writes down a pack or whole file that is about to be published.
-    pub(super) fn announce(&self, name: Digest) -> Result<()> {
-        // Ours takes the place of one that was not what it said.
-        self.trust_again(&name);
-        self.note(name, &|| Ok(true)).map(drop)
+    /// Pins a pack or large file that is about to be published.
+    pub(super) fn pin_new(&self, name: Digest) -> Result<()> {
+        // It replaces a pack of the same name that was invalid.
+        self.clear_invalid(&name);
+        self.write_pin(name, &|| Ok(true)).map(drop)
     }
 
-    pub(super) fn has_noted(&self, name: &Digest) -> bool {
+    pub(super) fn is_pinned(&self, name: &Digest) -> bool {
         let lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner);
-        lease.as_ref().is_some_and(|it| it.named.contains(name))
+        lease.as_ref().is_some_and(|it| it.pinned.contains(name))
     }
 
-    fn note(&self, name: Digest, there: &dyn Fn() -> Result<bool>) -> Result<bool> {
+    fn write_pin(&self, name: Digest, exists: &dyn Fn() -> Result<bool>) -> Result<bool> {
         let mut lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner);
-        if lease.as_ref().is_some_and(|it| it.named.contains(&name)) {
+        if lease.as_ref().is_some_and(|it| it.pinned.contains(&name)) {
             return Ok(true);
         }
         let _gate = fs::lock_shared(&self.root, &RepoPath::from_text(GATE)?)?;
-        if !there()? {
+        if !exists()? {
             return Ok(false);
         }
         let lease = match &mut *lease {
             Some(lease) => lease,
-            slot => slot.insert(Lease::begin(self)?),
+            slot => slot.insert(Lease::create(self)?),
         };
         lease.add(name)?;
         Ok(true)
     }
 
-    /// Nobody begins to rely on anything until this is dropped.
-    pub fn close_gate(&self) -> Result<Lock> {
+    /// Prevents all processes from adding pins until the lock is dropped.
+    pub fn lock_gate(&self) -> Result<Lock> {
         fs::lock(&self.root, &RepoPath::from_text(GATE)?)
     }
 
-    /// What running and killed commands wrote down.
-    pub fn leases(&self) -> Result<Vec<Leased>> {
+    /// Returns the leases of running and killed commands.
+    pub fn leases(&self) -> Result<Vec<LeaseRecord>> {
         let folder = RepoPath::from_text(FOLDER)?;
         let mut found = Vec::new();
-        for name in self.names(FOLDER)? {
+        for name in self.file_names(FOLDER)? {
             let file = folder.join(&name)?;
-            // A command that ends takes its lease away.
+            // A command removes its lease when it ends.
             let Some(bytes) = self.root.read_if_there(&file)? else { continue };
             let Ok(alive) = fs::is_held(&self.root, &file) else { continue };
             let text = String::from_utf8_lossy(&bytes);
             let clone = text.lines().next().and_then(|it| it.strip_prefix("clone "));
             let clone = clone.filter(|it| *it != "-").map(str::to_owned);
-            let names = text.lines().skip(1).filter_map(|it| Digest::from_hex(it).ok()).collect();
-            found.push(Leased { file, clone, alive, names });
+            let pinned = text.lines().skip(1).filter_map(|it| Digest::from_hex(it).ok()).collect();
+            found.push(LeaseRecord { file, clone, alive, pinned });
         }
         Ok(found)
     }
 
-    /// What this process relies on is named elsewhere by now: its lease goes when it ends.
-    pub fn settle(&self) {
+    /// Marks everything that this process pinned as published; the lease is removed when the process ends.
+    pub fn mark_published(&self) {
         if let Some(lease) = &mut *self.lease.lock().unwrap_or_else(PoisonError::into_inner) {
-            lease.told = true;
+            lease.published = true;
         }
     }
 
-    /// Removes what a killed command left; its clone has told anew what it needs.
-    pub fn drop_lease(&self, leased: &Leased) -> Result<()> {
-        self.root.remove(&leased.file)
+    /// Removes the lease of a killed command, whose clone has published its needs again.
+    pub fn remove_lease(&self, lease: &LeaseRecord) -> Result<()> {
+        self.root.remove(&lease.file)
     }
 }
 
@@ -228,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_relied_on_is_written_down_until_the_end() {
+    fn pins_are_written_down_until_the_process_ends() {
         let temp = tempfile::tempdir().unwrap();
         let digest = put(&store(&temp), b"an object");
         assert!(store(&temp).leases().unwrap().is_empty(), "its writer has ended");
@@ -237,13 +241,13 @@ mod tests {
         let leases = store(&temp).leases().unwrap();
         let packs: Vec<_> = reader.packs().keys().copied().collect();
         assert_eq!(leases.len(), 1);
-        assert_eq!((leases[0].alive, &leases[0].names), (true, &packs));
+        assert_eq!((leases[0].alive, &leases[0].pinned), (true, &packs));
         drop(reader);
         assert!(store(&temp).leases().unwrap().is_empty());
     }
 
     #[test]
-    fn what_a_gc_took_is_no_longer_relied_on() {
+    fn an_object_removed_by_a_gc_is_not_pinned() {
         let temp = tempfile::tempdir().unwrap();
         let digest = put(&store(&temp), b"an object");
         let reader = store(&temp);
@@ -252,20 +256,20 @@ mod tests {
             reader.root.remove(&RepoPath::from_text(&format!("packs/{}", name.display())).unwrap()).unwrap();
         }
         assert!(!reader.lean_on(&digest));
-        assert!(!reader.contains(&digest), "it has forgotten the pack");
+        assert!(!reader.contains(&digest), "the pack is no longer used");
     }
 
     #[test]
-    fn a_lease_of_the_dead_is_told_from_one_of_the_living() {
+    fn a_lease_of_an_ended_process_is_not_alive() {
         let temp = tempfile::tempdir().unwrap();
         let store = store(&temp);
         let name = Digest::of(b"a pack");
         let text = format!("clone abc\n{}\ntorn", name.hex());
-        store.root.write(&place(FOLDER, "1-0-0", "").unwrap(), text.as_bytes(), fs::Sync::Later).unwrap();
+        store.root.write(&file_path(FOLDER, "1-0-0", "").unwrap(), text.as_bytes(), fs::Sync::Later).unwrap();
         let leases = store.leases().unwrap();
         assert_eq!((leases[0].alive, leases[0].clone.as_deref()), (false, Some("abc")));
-        assert_eq!(leases[0].names, [name]);
-        store.drop_lease(&leases[0]).unwrap();
+        assert_eq!(leases[0].pinned, [name]);
+        store.remove_lease(&leases[0]).unwrap();
         assert!(store.leases().unwrap().is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! Packs: many objects in one file that never changes once it has its name.
+//! Pack format: many objects in one file, which never changes once it has its name.
 //!
 //! ```text
 //! pack     "mlxpack" 1 │ objects, one after another, raw or zstd │ index │ length of index, u64 LE │ "mlxtail" 1
@@ -6,8 +6,8 @@
 //! row      digest, 32 │ kind, 1 │ codec, 1 │ offset, u64 LE │ stored bytes, u64 LE │ bytes, u64 LE
 //! ```
 //!
-//! A pack is named by the digest of its bytes; the same index stands beside it as a file of its own, so
-//! that it can be read alone. Here and on remotes the format is the same.
+//! A pack is named by the digest of its bytes. A copy of its index is stored next to it as a file of its own,
+//! so that the index can be read alone. The format is the same in the local store and on remotes.
 
 use std::{
     borrow::Cow,
@@ -20,16 +20,16 @@ use crate::{
     wire::Reader,
 };
 
-const HEAD: &[u8; 8] = b"mlxpack\x01";
-const TAIL: &[u8; 8] = b"mlxtail\x01";
-const INDEX: &[u8; 8] = b"mlxindx\x01";
-const ROW: usize = 32 + 1 + 1 + 8 + 8 + 8;
-/// No object in a pack is larger; larger claims are lies.
-pub const LARGEST: u64 = 64 << 20;
-/// Below this zstd has nothing to win.
-const WORTH_PACKING: usize = 64;
+const MAGIC: &[u8; 8] = b"mlxpack\x01";
+const END_MAGIC: &[u8; 8] = b"mlxtail\x01";
+const INDEX_MAGIC: &[u8; 8] = b"mlxindx\x01";
+const ROW_SIZE: usize = 32 + 1 + 1 + 8 + 8 + 8;
+/// Largest object in a pack, in bytes; an index that claims a larger one is rejected.
+pub const MAX_OBJECT_SIZE: u64 = 64 << 20;
+/// Smallest object that is worth compressing, in bytes.
+const MIN_COMPRESS_SIZE: usize = 64;
 
-/// What a row of an index stands for.
+/// Kind of object that a row of an index describes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     /// Bytes of a file, or a chunk of them.
@@ -38,31 +38,31 @@ pub enum Kind {
     Tree = 1,
     /// The chunks of a large file, under the digest of the whole.
     Chunks = 2,
-    /// What a run made, under the digest of what went in.
+    /// The outputs of a run, under the digest of its inputs.
     Run = 3,
 }
 
-/// Where an object lies in a pack.
+/// Entry of a pack index: one object and its position in the pack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
     pub digest: Digest,
     pub kind: Kind,
     compressed: bool,
     pub offset: u64,
-    /// Bytes in the pack.
+    /// Size in the pack, in bytes.
     pub stored: u64,
-    /// Bytes of the object.
+    /// Size of the object, in bytes.
     pub size: u64,
 }
 
-/// An index, as it is read: searched where it lies.
+/// A pack index, kept in its serialized form and searched in place.
 pub struct Index {
     bytes: Vec<u8>,
-    /// Where the digests with each first byte start, and where the last ends.
+    /// Row at which the digests with each first byte start; the last entry is the number of rows.
     starts: Box<[u32; 257]>,
 }
 
-/// An object as it will lie in a pack.
+/// An object as it is written into a pack: compressed if that saves space.
 pub struct Ready<'b> {
     size: u64,
     compressed: bool,
@@ -79,25 +79,25 @@ impl<'b> Ready<'b> {
     }
 }
 
-/// Writes objects one after another into `W`.
+/// Writes a pack into `W`, object by object.
 pub struct PackWriter<W> {
     out: W,
     hasher: Hasher,
-    at: u64,
+    offset: u64,
     rows: Vec<Row>,
 }
 
 impl<W: Write> PackWriter<W> {
     pub fn new(out: W) -> io::Result<Self> {
-        let mut writer = Self { out, hasher: Hasher::default(), at: 0, rows: Vec::new() };
-        writer.write(HEAD)?;
+        let mut writer = Self { out, hasher: Hasher::default(), offset: 0, rows: Vec::new() };
+        writer.write(MAGIC)?;
         Ok(writer)
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.out.write_all(bytes)?;
         self.hasher.write_all(bytes)?;
-        self.at += bytes.len() as u64;
+        self.offset += bytes.len() as u64;
         Ok(())
     }
 
@@ -105,52 +105,53 @@ impl<W: Write> PackWriter<W> {
         self.put_ready(kind, digest, &Ready::of(bytes.into())?)
     }
 
-    /// As [`PackWriter::put`], of what was compressed elsewhere.
+    /// Writes an object as [`PackWriter::put`] does, but one that is encoded already.
     pub fn put_ready(&mut self, kind: Kind, digest: Digest, ready: &Ready<'_>) -> io::Result<()> {
         let Ready { size, compressed, stored } = ready;
-        let (offset, length) = (self.at, stored.len() as u64);
+        let (offset, length) = (self.offset, stored.len() as u64);
         self.rows.push(Row { digest, kind, compressed: *compressed, offset, stored: length, size: *size });
         self.write(stored)
     }
 
-    /// Bytes written so far.
+    /// Returns the number of bytes written so far.
     pub fn len(&self) -> u64 {
-        self.at
+        self.offset
     }
 
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
-    /// Ends the pack: what it was written to, its name, its index.
+    /// Ends the pack; returns its writer, its name and its index.
     pub fn finish(mut self) -> io::Result<(W, Digest, Vec<u8>)> {
         self.rows.sort_by_key(|it| (it.digest, it.kind));
         let index = encode(&self.rows);
         self.write(&index)?;
         self.write(&(index.len() as u64).to_le_bytes())?;
-        self.write(TAIL)?;
+        self.write(END_MAGIC)?;
         self.out.flush()?;
         Ok((self.out, self.hasher.finish(), index))
     }
 }
 
-/// Compressed bytes, where that saves a tenth; a look at the first bytes spares photos the effort.
+/// Compresses bytes if that saves at least a tenth. A sample of the first bytes is tried first, which spares
+/// the effort for photos.
 fn compress(bytes: &[u8]) -> io::Result<Option<Vec<u8>>> {
     const SAMPLE: usize = 4096;
-    let pays = |packed: &[u8], raw: usize| packed.len() < raw - raw / 10;
-    if bytes.len() < WORTH_PACKING {
+    let saves_a_tenth = |packed: &[u8], raw: usize| packed.len() < raw - raw / 10;
+    if bytes.len() < MIN_COMPRESS_SIZE {
         return Ok(None);
     }
-    if bytes.len() > 2 * SAMPLE && !pays(&zstd::bulk::compress(&bytes[..SAMPLE], 1)?, SAMPLE) {
+    if bytes.len() > 2 * SAMPLE && !saves_a_tenth(&zstd::bulk::compress(&bytes[..SAMPLE], 1)?, SAMPLE) {
         return Ok(None);
     }
     let packed = zstd::bulk::compress(bytes, 3)?;
-    Ok(pays(&packed, bytes.len()).then_some(packed))
+    Ok(saves_a_tenth(&packed, bytes.len()).then_some(packed))
 }
 
 pub(super) fn encode(rows: &[Row]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(16 + rows.len() * ROW + 32);
-    out.extend_from_slice(INDEX);
+    let mut out = Vec::with_capacity(16 + rows.len() * ROW_SIZE + 32);
+    out.extend_from_slice(INDEX_MAGIC);
     out.extend_from_slice(&(rows.len() as u64).to_le_bytes());
     for row in rows {
         out.extend_from_slice(row.digest.bytes());
@@ -162,43 +163,44 @@ pub(super) fn encode(rows: &[Row]) -> Vec<u8> {
     out
 }
 
-/// Whether bytes that are sound start as `head` does, with a higher version.
+/// Returns true if bytes that are known to be intact start with `head`, but with a higher version.
 pub(super) fn is_newer(bytes: &[u8], head: [u8; 8]) -> bool {
     bytes.starts_with(&head[..7]) && bytes.get(7).is_some_and(|it| *it > head[7])
 }
 
 impl Index {
-    /// Whether a newer mlx wrote it. Every version ends in the digest of all before, so that damage is told apart.
+    /// Returns true if a newer mlx wrote the index. Every version ends in the digest of all bytes before it,
+    /// so that a newer index is not mistaken for a damaged one.
     pub fn is_newer(bytes: &[u8]) -> bool {
         let Some(body) = bytes.len().checked_sub(32) else { return false };
-        is_newer(bytes, *INDEX) && Digest::of(&bytes[..body]).bytes()[..] == bytes[body..]
+        is_newer(bytes, *INDEX_MAGIC) && Digest::of(&bytes[..body]).bytes()[..] == bytes[body..]
     }
 
-    /// Checks an index, or an index at the end of a whole pack, against its own digest.
+    /// Reads an index and checks it against its own digest.
     pub fn parse(bytes: Vec<u8>) -> Result<Self> {
-        let broken = || Error::corrupt("a pack index is damaged");
-        let body = bytes.len().checked_sub(32).ok_or_else(broken)?;
+        let damaged = || Error::corrupt("a pack index is damaged");
+        let body = bytes.len().checked_sub(32).ok_or_else(damaged)?;
         if Digest::of(&bytes[..body]).bytes()[..] != bytes[body..] {
-            return Err(broken());
+            return Err(damaged());
         }
-        if is_newer(&bytes, *INDEX) {
+        if is_newer(&bytes, *INDEX_MAGIC) {
             return Err(Error::corrupt("a pack index was written by a newer mlx").hint("upgrade mlx"));
         }
         let mut reader = Reader::new(&bytes[..body], "a pack index");
-        reader.expect(INDEX)?;
+        reader.expect(INDEX_MAGIC)?;
         let count = u64::from_le_bytes(reader.take(8)?.try_into().expect("we took 8 bytes"));
-        if count.checked_mul(ROW as u64) != Some(body as u64 - 16) {
-            return Err(broken());
+        if count.checked_mul(ROW_SIZE as u64) != Some(body as u64 - 16) {
+            return Err(damaged());
         }
         let mut index = Self { bytes, starts: Box::new([0; 257]) };
         let mut last = [0_u8; 32];
         for at in 0..index.len() {
             let row = index.row(at)?;
             if *row.digest.bytes() < last {
-                return Err(broken());
+                return Err(damaged());
             }
             last = *row.digest.bytes();
-            index.starts[usize::from(last[0]) + 1] = u32::try_from(at + 1).map_err(|_| broken())?;
+            index.starts[usize::from(last[0]) + 1] = u32::try_from(at + 1).map_err(|_| damaged())?;
         }
         for at in 1..257 {
             index.starts[at] = index.starts[at].max(index.starts[at - 1]);
@@ -206,13 +208,13 @@ impl Index {
         Ok(index)
     }
 
-    /// The index at the end of a whole pack.
-    pub fn of_pack(pack: &[u8]) -> Result<Self> {
-        let broken = || Error::corrupt("a pack is damaged at its end");
-        let rest = pack.strip_suffix(TAIL).ok_or_else(broken)?;
-        let (rest, length) = rest.split_last_chunk::<8>().ok_or_else(broken)?;
-        let length = usize::try_from(u64::from_le_bytes(*length)).map_err(|_| broken())?;
-        let start = rest.len().checked_sub(length).ok_or_else(broken)?;
+    /// Reads the index at the end of a whole pack.
+    pub fn from_pack(pack: &[u8]) -> Result<Self> {
+        let damaged = || Error::corrupt("the end of a pack is damaged");
+        let rest = pack.strip_suffix(END_MAGIC).ok_or_else(damaged)?;
+        let (rest, length) = rest.split_last_chunk::<8>().ok_or_else(damaged)?;
+        let length = usize::try_from(u64::from_le_bytes(*length)).map_err(|_| damaged())?;
+        let start = rest.len().checked_sub(length).ok_or_else(damaged)?;
         Self::parse(rest[start..].to_vec())
     }
 
@@ -221,7 +223,7 @@ impl Index {
     }
 
     pub fn len(&self) -> usize {
-        (self.bytes.len() - 16 - 32) / ROW
+        (self.bytes.len() - 16 - 32) / ROW_SIZE
     }
 
     pub fn is_empty(&self) -> bool {
@@ -229,11 +231,11 @@ impl Index {
     }
 
     fn digest_at(&self, at: usize) -> &[u8] {
-        &self.bytes[16 + at * ROW..][..32]
+        &self.bytes[16 + at * ROW_SIZE..][..32]
     }
 
     fn row(&self, at: usize) -> Result<Row> {
-        let mut reader = Reader::new(&self.bytes[16 + at * ROW..][..ROW], "a row of a pack index");
+        let mut reader = Reader::new(&self.bytes[16 + at * ROW_SIZE..][..ROW_SIZE], "a row of a pack index");
         let digest = reader.digest()?;
         let kind = match reader.byte()? {
             0 => Kind::Content,
@@ -246,18 +248,18 @@ impl Index {
         let mut number =
             || Ok::<_, Error>(u64::from_le_bytes(reader.take(8)?.try_into().expect("we took 8 bytes")));
         let (offset, stored, size) = (number()?, number()?, number()?);
-        if size > LARGEST || stored > size.max(16) || offset.checked_add(stored).is_none() {
-            return Err(Error::corrupt("a row of a pack index makes no sense"));
+        if size > MAX_OBJECT_SIZE || stored > size.max(16) || offset.checked_add(stored).is_none() {
+            return Err(Error::corrupt("a pack index entry is out of range"));
         }
         Ok(Row { digest, kind, compressed, offset, stored, size })
     }
 
-    /// Rows in order of digests.
+    /// Iterates over the rows, sorted by digest.
     pub fn rows(&self) -> impl Iterator<Item = Row> + '_ {
         (0..self.len()).map(|at| self.row(at).expect("all rows were read when the index was"))
     }
 
-    /// The row of this digest and one of these kinds.
+    /// Finds the row of a digest with one of these kinds.
     pub fn find(&self, digest: &Digest, kinds: &[Kind]) -> Option<Row> {
         let first = usize::from(digest.bytes()[0]);
         let (mut low, mut high) = (self.starts[first] as usize, self.starts[first + 1] as usize);
@@ -271,7 +273,8 @@ impl Index {
 }
 
 impl Row {
-    /// The object from its stored bytes; what is named by its content is checked.
+    /// Decodes an object from its stored bytes. Contents and pages of folders are checked against their
+    /// digest.
     pub fn decode(&self, stored: &[u8]) -> Result<Vec<u8>> {
         let damaged = || Error::corrupt(format!("the object {} is damaged", self.digest.short()));
         let bytes = if self.compressed {
@@ -280,15 +283,15 @@ impl Row {
         } else {
             stored.to_vec()
         };
-        let named_by_content = matches!(self.kind, Kind::Content | Kind::Tree);
-        if bytes.len() as u64 != self.size || named_by_content && Digest::of(&bytes) != self.digest {
+        let is_content_addressed = matches!(self.kind, Kind::Content | Kind::Tree);
+        if bytes.len() as u64 != self.size || is_content_addressed && Digest::of(&bytes) != self.digest {
             return Err(damaged());
         }
         Ok(bytes)
     }
 }
 
-/// Packs a few objects in memory: name, bytes, index.
+/// Packs a few objects in memory; returns the pack's name, its bytes and its index.
 pub fn pack(objects: &[(Kind, Digest, &[u8])]) -> Result<(Digest, Vec<u8>, Vec<u8>)> {
     let fill = || -> io::Result<_> {
         let mut writer = PackWriter::new(Vec::new())?;
@@ -307,13 +310,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_object_comes_back(objects: Vec<Vec<u8>>, repeats in 1..2000_usize) {
+        fn every_packed_object_is_read_back(objects: Vec<Vec<u8>>, repeats in 1..2000_usize) {
             let objects: Vec<Vec<u8>> = objects.into_iter().map(|it| it.repeat(repeats)).collect();
             let named: Vec<_> = objects.iter().map(|it| (Kind::Content, Digest::of(it), &it[..])).collect();
             let (name, bytes, index) = pack(&named).unwrap();
             prop_assert_eq!(Digest::of(&bytes), name);
             let index = Index::parse(index).unwrap();
-            let inside = Index::of_pack(&bytes).unwrap();
+            let inside = Index::from_pack(&bytes).unwrap();
             prop_assert_eq!(inside.bytes(), index.bytes());
             for object in &objects {
                 let row = index.find(&Digest::of(object), &[Kind::Content]).unwrap();
@@ -324,14 +327,14 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_it_panic(bytes: Vec<u8>) {
+        fn no_input_makes_parsing_panic(bytes: Vec<u8>) {
             drop(Index::parse(bytes.clone()));
-            drop(Index::of_pack(&bytes));
+            drop(Index::from_pack(&bytes));
         }
     }
 
     #[test]
-    fn any_flipped_bit_is_seen() {
+    fn any_flipped_bit_is_detected() {
         let object =
             b"some text that is long enough to be worth compressing, again and again and again and again";
         let (_, bytes, index) = pack(&[(Kind::Content, Digest::of(object), object)]).unwrap();
@@ -350,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_of_impossible_sizes_is_none() {
+    fn an_index_with_impossible_sizes_is_rejected() {
         let row = Row {
             digest: Digest::of(b"x"),
             kind: Kind::Content,
@@ -362,7 +365,7 @@ mod tests {
         assert!(Index::parse(encode(&[row])).is_ok());
         for bad in [
             Row { size: 1 << 63, ..row },
-            Row { size: LARGEST + 1, ..row },
+            Row { size: MAX_OBJECT_SIZE + 1, ..row },
             Row { stored: 1 << 63, ..row },
             Row { stored: 1 << 63, size: 1 << 63, ..row },
             Row { offset: u64::MAX, ..row },
@@ -379,9 +382,9 @@ mod tests {
     }
 
     #[test]
-    fn the_first_format_is_read_for_ever() {
+    fn the_first_format_version_is_still_read() {
         let golden = include_bytes!("../../fixtures/formats/pack-1.pack");
-        let index = Index::of_pack(golden).unwrap();
+        let index = Index::from_pack(golden).unwrap();
         let row = index.find(&Digest::of(b"an object"), &[Kind::Content]).unwrap();
         assert_eq!(row.decode(&golden[row.offset as usize..][..row.stored as usize]).unwrap(), b"an object");
         assert_eq!(Digest::of(golden).short(), "49f3f7774d");

@@ -1,4 +1,4 @@
-//! Objects out of the store; everything read is checked against its digest.
+//! Reads objects from the store; every object that is read is checked against its digest.
 
 use std::{
     io,
@@ -13,28 +13,29 @@ use crate::{
 };
 
 impl Store {
-    /// The bytes of an object that is a page or a small file; a large one is read whole.
+    /// Reads an object into memory: a page of a folder, a small file, or the whole of a large file.
     pub fn read(&self, digest: &Digest) -> Result<Vec<u8>> {
         self.reads.fetch_add(1, Ordering::Relaxed);
         if let Some(bytes) = self.try_read(digest)? {
             return Ok(bytes);
         }
-        // Another process may have stored it since we looked, or an index is that of another pack.
-        let (came, other) = (self.refresh()?, self.reindex()?);
-        if (came || other)
+        // Another process may have stored it since the last scan, or an index may belong to another pack.
+        let (added, reloaded) = (self.refresh()?, self.reload_differing_indexes()?);
+        if (added || reloaded)
             && let Some(bytes) = self.try_read(digest)?
         {
             return Ok(bytes);
         }
-        let known = self.damaged().contains(digest);
-        Err(if known { self.damage(digest) } else { absent(digest) })
+        let is_damaged = self.damaged().contains(digest);
+        Err(if is_damaged { self.damage(digest) } else { absent(digest) })
     }
 
-    /// The error for an object whose bytes are not what its name says; it counts as absent from now on.
+    /// Returns the error for an object that does not match its digest, and marks it as damaged: it counts as
+    /// absent from now on.
     pub fn damage(&self, digest: &Digest) -> Error {
         self.mark_damaged(digest);
         Error::corrupt(format!("the object {digest} in the cache is damaged")).hint(
-            "`mlx fetch` brings a sound copy from a remote; `mlx add` stores it anew from the workspace",
+            "`mlx fetch` brings an intact copy from a remote; `mlx add` stores it again from the workspace",
         )
     }
 
@@ -42,14 +43,14 @@ impl Store {
         self.try_once(digest, true)
     }
 
-    fn try_once(&self, digest: &Digest, again: bool) -> Result<Option<Vec<u8>>> {
+    fn try_once(&self, digest: &Digest, retry: bool) -> Result<Option<Vec<u8>>> {
         let (mut wrong, mut failed) = (false, None);
         for (packed, row) in self.rows(digest, &[Kind::Content, Kind::Tree]) {
             match packed.read(&row) {
                 Ok(bytes) => return Ok(Some(bytes)),
                 Err(error) if error.kind() == ErrorKind::Corrupt => wrong = true,
-                // A gc elsewhere took it and has put what is needed into another.
-                Err(error) if error.kind() == ErrorKind::NotFound => self.forget(&packed.name),
+                // A concurrent gc removed the pack after it copied the referenced objects into another.
+                Err(error) if error.kind() == ErrorKind::NotFound => self.forget_pack(&packed.name),
                 Err(error) => failed = Some(error),
             }
         }
@@ -60,28 +61,28 @@ impl Store {
                 Err(error) => return Err(error),
             }
         }
-        // What the disk did not give now, it may give the next time: that is no damage.
+        // A read error may be temporary: it is not damage.
         match failed {
             Some(error) => Err(error).doing(|| format!("cannot read the object {digest} in the cache")),
-            None if wrong && again && self.reindex()? => self.try_once(digest, false),
+            None if wrong && retry && self.reload_differing_indexes()? => self.try_once(digest, false),
             None if wrong => Err(self.damage(digest)),
             None => Ok(None),
         }
     }
 
-    /// Compares each index with the copy that its pack carries, once: where they differ, the pack's own counts from
-    /// now on; whether there was any such.
-    pub fn reindex(&self) -> Result<bool> {
-        // Who comes while somebody compares waits for the answer.
-        let mut compared = self.compared.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Compares each index with the copy inside its pack, once. If they differ, the pack's own copy is used
+    /// from now on; returns true if any differed.
+    pub fn reload_differing_indexes(&self) -> Result<bool> {
+        // Held throughout, so that other threads wait for the outcome.
+        let mut compared = self.indexes_differed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = *compared {
             return Ok(found);
         }
         let packs: Vec<_> = self.packs().values().cloned().collect();
         let mut found = false;
         for packed in packs {
-            // A pack that is damaged at its end has the index beside it.
-            let Some(index) = packed.own_index().filter(|it| it.bytes() != packed.index.bytes()) else {
+            // If the end of a pack is damaged, the index file is used.
+            let Some(index) = packed.embedded_index().filter(|it| it.bytes() != packed.index.bytes()) else {
                 continue;
             };
             let (name, folder) = (packed.name, Arc::clone(&packed.folder));
@@ -93,7 +94,7 @@ impl Store {
         Ok(found)
     }
 
-    /// Where the object lies in packs.
+    /// Returns the packs that hold the object, with its row in each.
     fn rows(&self, digest: &Digest, kinds: &[Kind]) -> Vec<(Arc<Packed>, Row)> {
         let packs = self.packs();
         packs.values().filter_map(|it| Some((Arc::clone(it), it.index.find(digest, kinds)?))).collect()
@@ -101,7 +102,7 @@ impl Store {
 }
 
 impl Packed {
-    /// Opens it first, if it was not kept open.
+    /// Reads bytes of the pack, which is opened first unless it was kept open.
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<io::Result<()>> {
         let opened = match &self.file {
             Some(_) => None,
@@ -111,8 +112,8 @@ impl Packed {
         Ok(fs::read_at(file, bytes, offset))
     }
 
-    /// The index that the pack carries at its end, if that is whole.
-    fn own_index(&self) -> Option<Index> {
+    /// Reads the index at the end of the pack, if it is intact.
+    fn embedded_index(&self) -> Option<Index> {
         let end = self.folder.stamp(format!("{}.pack", self.name.hex()).as_bytes()).ok()??.size;
         let mut tail = [0; 16];
         self.read_at(&mut tail, end.checked_sub(16)?).ok()?.ok()?;
@@ -124,15 +125,15 @@ impl Packed {
     }
 
     pub(super) fn read(&self, row: &Row) -> Result<Vec<u8>> {
-        let damaged = || Error::corrupt("a pack ends too early");
-        let mut stored = vec![0; usize::try_from(row.stored).map_err(|_| damaged())?];
+        let truncated = || Error::corrupt("a pack is truncated");
+        let mut stored = vec![0; usize::try_from(row.stored).map_err(|_| truncated())?];
         match self.read_at(&mut stored, row.offset)? {
             Ok(()) => row.decode(&stored),
             // An offset may be larger than any file.
             Err(error)
                 if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput) =>
             {
-                Err(damaged())
+                Err(truncated())
             }
             Err(error) => Err(error).doing(|| format!("cannot read the pack {}", self.name.short())),
         }
@@ -140,8 +141,7 @@ impl Packed {
 }
 
 fn absent(digest: &Digest) -> Error {
-    Error::not_found(format!("the object {digest} is not in the cache"))
-        .hint("bring it with `mlx pull` or `mlx fetch`")
+    Error::not_found(format!("the object {digest} is not in the cache")).hint("run `mlx pull` or `mlx fetch`")
 }
 
 #[cfg(test)]
@@ -150,7 +150,7 @@ mod tests {
     use crate::{
         fs::{Crash, Root, Sync},
         path::RepoPath,
-        store::{Writer, pack::encode, place},
+        store::{Writer, file_path, pack::encode},
     };
 
     fn store(temp: &tempfile::TempDir) -> Store {
@@ -166,33 +166,33 @@ mod tests {
     }
 
     #[test]
-    fn an_index_that_points_anywhere_gives_an_error_and_its_neighbors_are_served() {
+    fn a_wrong_index_row_causes_an_error_and_its_neighbors_are_read() {
         let temp = tempfile::tempdir().unwrap();
         let digests = put(&temp, &[b"one", b"two"]);
         let (one, two) = (digests[0], digests[1]);
         let name = *store(&temp).packs().keys().next().unwrap();
-        let path = place("packs", &name.hex(), ".idx").unwrap();
+        let path = file_path("packs", &name.hex(), ".idx").unwrap();
         let index = Index::parse(store(&temp).root().read(&path).unwrap()).unwrap();
         let rows: Vec<Row> = index.rows().collect();
         let at = |digest: Digest| *rows.iter().find(|it| it.digest == digest).unwrap();
         let elsewhere = at(two).offset;
-        let bends: [fn(&mut Row, u64); 6] = [
-            |it, _| it.offset = 1 << 20,
-            |it, _| it.offset = 1 << 62,
-            |it, _| it.offset = u64::MAX - 8,
-            |it, elsewhere| it.offset = elsewhere,
-            |it, _| (it.stored, it.size) = (1 << 25, 1 << 25),
-            // A page of a folder that is none.
-            |it, elsewhere| (it.kind, it.offset) = (Kind::Tree, elsewhere),
+        let edits: [fn(&mut Row, u64); 6] = [
+            |row, _| row.offset = 1 << 20,
+            |row, _| row.offset = 1 << 62,
+            |row, _| row.offset = u64::MAX - 8,
+            |row, elsewhere| row.offset = elsewhere,
+            |row, _| (row.stored, row.size) = (1 << 25, 1 << 25),
+            // Claims to be a page of a folder.
+            |row, elsewhere| (row.kind, row.offset) = (Kind::Tree, elsewhere),
         ];
-        for bend in bends {
+        for edit in edits {
             let mut bad = at(one);
-            bend(&mut bad, elsewhere);
+            edit(&mut bad, elsewhere);
             let mut crafted = vec![bad, at(two)];
             crafted.sort_by_key(|it| it.digest);
             store(&temp).root().write(&path, &encode(&crafted), Sync::Later).unwrap();
             assert_eq!(store(&temp).read(&one).unwrap(), b"one", "the pack's own index is right: {bad:?}");
-            let pack = place("packs", &name.hex(), ".pack").unwrap();
+            let pack = file_path("packs", &name.hex(), ".pack").unwrap();
             let mut bytes = store(&temp).root().read(&pack).unwrap();
             bytes.pop();
             store(&temp).root().write(&pack, &bytes, Sync::Later).unwrap();
@@ -206,12 +206,12 @@ mod tests {
     }
 
     #[test]
-    fn indexes_under_each_others_names_are_found_out() {
+    fn swapped_indexes_are_detected() {
         let temp = tempfile::tempdir().unwrap();
         let objects: [&[u8]; 2] = [b"one", b"another one"];
         let digests = objects.map(|it| put(&temp, &[it])[0]);
         let names: Vec<Digest> = store(&temp).packs().keys().copied().collect();
-        let paths = [0, 1].map(|at| place("packs", &names[at].hex(), ".idx").unwrap());
+        let paths = [0, 1].map(|at| file_path("packs", &names[at].hex(), ".idx").unwrap());
         let indexes = [0, 1].map(|at| store(&temp).root().read(&paths[at]).unwrap());
         for at in [0, 1] {
             store(&temp).root().write(&paths[at], &indexes[1 - at], Sync::Later).unwrap();
@@ -221,14 +221,14 @@ mod tests {
             assert_eq!(store.read(digest).unwrap(), bytes);
             assert!(!store.is_damaged(digest));
         }
-        let verified = store.verify(&crate::progress::Silent).unwrap();
-        assert_eq!((verified.faults.len(), verified.lost.len()), (2, 0));
-        store.put_aside(&verified).unwrap();
+        let report = store.verify(&crate::progress::Silent).unwrap();
+        assert_eq!((report.faults.len(), report.lost.len()), (2, 0));
+        store.quarantine(&report).unwrap();
         assert!(self::store(&temp).verify(&crate::progress::Silent).unwrap().faults.is_empty());
     }
 
     #[test]
-    fn what_the_disk_does_not_give_is_no_damage_and_is_there_the_next_time() {
+    fn a_read_error_is_not_damage_and_the_next_read_succeeds() {
         let temp = tempfile::tempdir().unwrap();
         let one = put(&temp, &[b"one"])[0];
         let store = store(&temp);
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn packs_that_are_not_kept_open_are_read_all_the_same() {
+    fn packs_that_are_not_kept_open_are_read() {
         let temp = tempfile::tempdir().unwrap();
         let digests = put(&temp, &[b"one", b"two"]);
         let store = store(&temp);
@@ -253,7 +253,7 @@ mod tests {
             *packed = Arc::new(Packed { index, name: *name, folder: Arc::clone(folder), file: None });
         }
         assert_eq!(store.read(&digests[1]).unwrap(), b"two");
-        // A gc elsewhere takes it: absent, and not damaged.
+        // A concurrent gc removes the pack: the objects are absent, not damaged.
         store.root().remove(&RepoPath::from_text("packs").unwrap()).unwrap();
         assert_eq!(store.read(&digests[0]).unwrap_err().kind(), ErrorKind::NotFound);
         assert!(!store.is_damaged(&digests[0]));

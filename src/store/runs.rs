@@ -1,7 +1,8 @@
-//! What runs made: one small JSON text a key, the newest wins.
+//! Run cache: records which outputs a pipeline stage produced from which inputs, one small JSON file per run.
 //!
-//! A record holds the question (all that went in), the answer (what came out) and when; its key is the
-//! digest of the question, and a check covers the rest, so that a damaged or foreign record is none.
+//! A record holds the inputs (`question`), the outputs (`answer`) and the time of the run; of two records
+//! with the same inputs, the newest is kept. The file name is the digest of the inputs, and a checksum covers
+//! the rest, so that a damaged or foreign record is ignored.
 
 use serde_json::{Value, json};
 
@@ -10,11 +11,11 @@ use crate::{
     document::canonical,
     error::{Error, Result},
     fs::Sync,
-    store::{Store, place},
+    store::{Store, file_path},
     time::Timestamp,
 };
 
-/// One run.
+/// A cached run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Run {
     pub question: Value,
@@ -23,7 +24,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// The name of everything that went in.
+    /// Returns the digest of the inputs, under which the run is stored.
     pub fn key(&self) -> Digest {
         Digest::of(canonical(&self.question).as_bytes())
     }
@@ -36,32 +37,32 @@ impl Run {
         canonical(&record).into_bytes()
     }
 
-    /// Reads a record, checking that it belongs to the key and is whole.
+    /// Reads a record and checks its checksum and that it belongs to the key.
     pub fn parse(key: &Digest, bytes: &[u8]) -> Result<Self> {
-        let broken = || Error::corrupt(format!("the record of the run {} is damaged", key.short()));
-        let mut record: Value = serde_json::from_slice(bytes).map_err(|_| broken())?;
-        let check = record.as_object_mut().and_then(|it| it.remove("check")).ok_or_else(broken)?;
-        let sound = check.as_str() == Some(&Digest::of(canonical(&record).as_bytes()).to_string());
-        let when = Timestamp::from_seconds(record["time"].as_i64().ok_or_else(broken)?);
+        let damaged = || Error::corrupt(format!("the record of the run {} is damaged", key.short()));
+        let mut record: Value = serde_json::from_slice(bytes).map_err(|_| damaged())?;
+        let check = record.as_object_mut().and_then(|it| it.remove("check")).ok_or_else(damaged)?;
+        let intact = check.as_str() == Some(&Digest::of(canonical(&record).as_bytes()).to_string());
+        let when = Timestamp::from_seconds(record["time"].as_i64().ok_or_else(damaged)?);
         let run = Self { question: record["question"].take(), answer: record["answer"].take(), when };
-        if sound && run.key() == *key { Ok(run) } else { Err(broken()) }
+        if intact && run.key() == *key { Ok(run) } else { Err(damaged()) }
     }
 }
 
 impl Store {
-    /// The newest run with this key; a damaged record is as good as none.
+    /// Returns the run with this key; a damaged record counts as absent.
     pub fn run(&self, key: &Digest) -> Result<Option<Run>> {
-        let bytes = self.root.read_if_there(&place("runs", &key.hex(), "")?)?;
+        let bytes = self.root.read_if_there(&file_path("runs", &key.hex(), "")?)?;
         Ok(bytes.and_then(|it| Run::parse(key, &it).ok()))
     }
 
-    /// Records a run, after everything it names is stored; an older one never replaces a newer.
+    /// Records a run, whose outputs must be stored already. An older run never replaces a newer one.
     pub fn put_run(&self, run: &Run) -> Result<()> {
         let key = run.key();
         if self.run(&key)?.is_some_and(|it| it.when > run.when) {
             return Ok(());
         }
-        self.root.write(&place("runs", &key.hex(), "")?, &run.to_bytes(), Sync::Yes)
+        self.root.write(&file_path("runs", &key.hex(), "")?, &run.to_bytes(), Sync::Yes)
     }
 }
 
@@ -70,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_that_is_not_whole_or_belongs_elsewhere_is_none() {
+    fn a_damaged_or_foreign_record_is_rejected() {
         let run =
             Run { question: json!({"a": 1}), answer: json!({"o": "x"}), when: Timestamp::from_seconds(5) };
         let bytes = run.to_bytes();

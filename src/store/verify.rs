@@ -1,6 +1,7 @@
-//! Every byte of the store against its name; what is damaged is put aside, never thrown away.
+//! Verifies every stored byte against its digest, and quarantines damaged files; nothing is ever deleted.
 //!
-//! A gc may move objects while this reads: before a pack is accused, it is looked whether it is still there.
+//! A gc may move objects meanwhile: before a pack is reported as missing, its index is checked to still
+//! exist.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -16,48 +17,48 @@ use crate::{
     fs::{self, Link, Mode, Sync},
     path::RepoPath,
     progress::{Event, Progress},
-    store::{Index, Kind, Packed, Run, Store, place, sweep::Mover},
+    store::{Index, Kind, Packed, Run, Store, file_path, prune::Repacker},
 };
 
-/// What kind of thing is damaged.
+/// The damaged thing, with its digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum What {
-    /// A small file or a page of a folder in a pack.
+pub enum FaultKind {
+    /// A small file or a page of a folder, in a pack.
     Object(Digest),
-    /// A file that is stored whole.
-    Whole(Digest),
-    /// Bytes of a pack outside of its objects, or a pack that is gone.
+    /// A file over 1 MiB, stored as a file of its own.
+    LargeFile(Digest),
+    /// Bytes of a pack outside of its objects, or a pack that is missing.
     Pack(Digest),
     Index(Digest),
     Run(Digest),
 }
 
-/// One thing that is not what its name says.
+/// A stored thing that does not match its digest.
 #[derive(Clone, Debug)]
 pub struct Fault {
-    pub what: What,
-    /// The file in the store.
+    pub kind: FaultKind,
+    /// File in the store.
     pub file: RepoPath,
     pub why: &'static str,
 }
 
-/// What was looked at and what is wrong with it.
+/// Amounts that were checked, and the faults that were found.
 #[derive(Debug, Default)]
-pub struct Verified {
+pub struct VerifyReport {
     pub objects: u64,
     pub bytes: u64,
     pub packs: u64,
     pub runs: u64,
     pub faults: Vec<Fault>,
-    /// Objects of which no sound copy is here though they were stored.
+    /// Objects that were stored and of which no intact copy is left.
     pub lost: BTreeSet<Digest>,
 }
 
-impl What {
+impl FaultKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Object(_) => "object",
-            Self::Whole(_) => "file",
+            Self::LargeFile(_) => "file",
             Self::Pack(_) => "pack",
             Self::Index(_) => "index",
             Self::Run(_) => "run",
@@ -66,228 +67,234 @@ impl What {
 
     pub fn digest(self) -> Digest {
         match self {
-            Self::Object(it) | Self::Whole(it) | Self::Pack(it) | Self::Index(it) | Self::Run(it) => it,
+            Self::Object(it) | Self::LargeFile(it) | Self::Pack(it) | Self::Index(it) | Self::Run(it) => it,
         }
     }
 }
 
 impl Store {
-    /// Reads everything and compares it with its name.
-    pub fn verify(&self, progress: &dyn Progress) -> Result<Verified> {
+    /// Reads every pack, large file and run record and compares it with its digest.
+    pub fn verify(&self, progress: &dyn Progress) -> Result<VerifyReport> {
         self.refresh()?;
-        let mut found = Verified::default();
-        let whole = self.whole_files("objects")?;
-        let (indexes, packs) = self.pack_names()?;
-        let total = whole.iter().map(|it| it.size).chain(packs.values().map(|it| it.size)).sum();
+        let mut report = VerifyReport::default();
+        let large_files = self.list_files("objects")?;
+        let (indexes, packs) = self.pack_files()?;
+        let total = large_files.iter().map(|it| it.size).chain(packs.values().map(|it| it.size)).sum();
         progress.event(Event::Started { task: "reading", total: Some(total) });
         for name in indexes.keys() {
-            self.verify_pack(name, &mut found)?;
+            self.verify_pack(name, &mut report)?;
             progress.event(Event::Advanced { by: packs.get(name).map_or(0, |it| it.size) });
         }
-        let sound = whole.par_iter().map(|it| {
-            let sound = self.large_as_named(&it.digest);
-            progress.event(Event::Advanced { by: it.size });
-            (it, sound)
+        let checked = large_files.par_iter().map(|file| {
+            let intact = self.large_is_intact(&file.digest);
+            progress.event(Event::Advanced { by: file.size });
+            (file, intact)
         });
-        for (it, sound) in sound.collect::<Vec<_>>() {
-            found.objects += 1;
-            found.bytes += it.size;
-            if sound == Some(false) {
-                let file = place("objects", &it.digest.hex(), "")?;
-                let why = "its bytes are not what its name says";
-                found.faults.push(Fault { what: What::Whole(it.digest), file, why });
-                found.lost.insert(it.digest);
+        for (stored, intact) in checked.collect::<Vec<_>>() {
+            report.objects += 1;
+            report.bytes += stored.size;
+            if intact == Some(false) {
+                let file = file_path("objects", &stored.digest.hex(), "")?;
+                let why = "its content does not match its digest";
+                report.faults.push(Fault { kind: FaultKind::LargeFile(stored.digest), file, why });
+                report.lost.insert(stored.digest);
             }
         }
-        self.verify_runs(&mut found)?;
+        self.verify_runs(&mut report)?;
         progress.event(Event::Finished);
-        let sound =
-            |it: &Digest| self.sound_copy(it, &|_| true).is_some() || self.large_as_named(it) == Some(true);
-        // A damaged copy beside a sound one is no loss.
-        found.lost.retain(|it| !sound(it));
-        Ok(found)
+        let is_packed = |digest: &Digest| self.intact_copy(digest, &|_| true).is_some();
+        // A damaged object with an intact copy elsewhere is not lost.
+        report.lost.retain(|digest| !is_packed(digest) && self.large_is_intact(digest) != Some(true));
+        Ok(report)
     }
 
-    /// Nothing when it is not there (any more).
-    fn large_as_named(&self, digest: &Digest) -> Option<bool> {
-        let read = self.large(digest)?.open().and_then(|it| crate::store::digest_file(&it));
+    /// Returns true if a large file matches its digest; `None` if it does not exist (any more).
+    fn large_is_intact(&self, digest: &Digest) -> Option<bool> {
+        let read = self.large(digest)?.open().and_then(|file| crate::store::digest_file(&file));
         match read {
-            Ok((is, _)) => Some(is == *digest),
+            Ok((found, _)) => Some(found == *digest),
             Err(_) if self.large(digest).is_none() => None,
-            // What the disk does not give back is as good as wrong.
+            // A file that the disk fails to read counts as damaged.
             Err(_) => Some(false),
         }
     }
 
-    fn verify_pack(&self, name: &Digest, found: &mut Verified) -> Result<()> {
+    fn verify_pack(&self, name: &Digest, report: &mut VerifyReport) -> Result<()> {
         let (index_file, pack_file) =
-            (place("packs", &name.hex(), ".idx")?, place("packs", &name.hex(), ".pack")?);
+            (file_path("packs", &name.hex(), ".idx")?, file_path("packs", &name.hex(), ".pack")?);
         let index = match self.root.read_if_there(&index_file) {
             Ok(Some(bytes)) => Index::parse(bytes).ok(),
             Ok(None) => return Ok(()),
             Err(_) => None,
         };
         let pack = match self.root.read(&pack_file) {
-            // That is our own trouble, and says nothing of the pack.
+            // This is a shortage of this process, for example of file handles, not damage to the pack.
             Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
             read => read.ok(),
         };
-        let gone = || -> Result<bool> { Ok(self.root.stamp(&index_file)?.is_none()) };
-        found.packs += 1;
+        let was_removed = || -> Result<bool> { Ok(self.root.stamp(&index_file)?.is_none()) };
+        report.packs += 1;
         let Some(pack) = pack else {
-            if !gone()? {
-                let why = "its pack is gone or cannot be read";
-                found.faults.push(Fault { what: What::Pack(*name), file: index_file, why });
-                found.lost.extend(index.iter().flat_map(Index::rows).map(|it| it.digest));
+            if !was_removed()? {
+                let why = "its pack is missing or cannot be read";
+                report.faults.push(Fault { kind: FaultKind::Pack(*name), file: index_file, why });
+                report.lost.extend(index.iter().flat_map(Index::rows).map(|it| it.digest));
             }
             return Ok(());
         };
-        let own = Index::of_pack(&pack).ok();
-        let wrong = match (&index, &own) {
-            (None, _) => Some("it is not whole"),
-            (Some(index), Some(own)) if index.bytes() != own.bytes() => Some("it is not that of its pack"),
+        let embedded = Index::from_pack(&pack).ok();
+        let wrong = match (&index, &embedded) {
+            (None, _) => Some("it is incomplete or damaged"),
+            (Some(index), Some(embedded)) if index.bytes() != embedded.bytes() => {
+                Some("it differs from the copy in its pack")
+            }
             _ => None,
         };
         if let Some(why) = wrong {
-            found.faults.push(Fault { what: What::Index(*name), file: index_file, why });
+            report.faults.push(Fault { kind: FaultKind::Index(*name), file: index_file, why });
         }
-        let before = found.faults.len();
-        // Where the two differ, the one at the end of the pack is covered by the pack's name.
-        let whole = Digest::of(&pack) == *name;
-        let index = if wrong.is_some() || whole { own.or(index) } else { index };
-        for row in index.iter().flat_map(|it| wrong_rows(it, &pack, found)).collect::<Vec<_>>() {
-            let why = "its bytes are not what its name says";
-            found.faults.push(Fault { what: What::Object(row), file: pack_file.clone(), why });
-            found.lost.insert(row);
+        let before = report.faults.len();
+        // If the two differ, the one at the end of the pack is right: the pack's name covers it.
+        let matches = Digest::of(&pack) == *name;
+        let index = if wrong.is_some() || matches { embedded.or(index) } else { index };
+        for row in index.iter().flat_map(|index| damaged_rows(index, &pack, report)).collect::<Vec<_>>() {
+            let why = "its content does not match its digest";
+            report.faults.push(Fault { kind: FaultKind::Object(row), file: pack_file.clone(), why });
+            report.lost.insert(row);
         }
-        if !whole && before == found.faults.len() {
-            let why = "its bytes are not what its name says, though its objects are sound";
-            found.faults.push(Fault { what: What::Pack(*name), file: pack_file, why });
+        if !matches && before == report.faults.len() {
+            let why = "its content does not match its digest, but its objects are intact";
+            report.faults.push(Fault { kind: FaultKind::Pack(*name), file: pack_file, why });
         }
         Ok(())
     }
 
-    fn verify_runs(&self, found: &mut Verified) -> Result<()> {
-        for it in self.whole_files("runs")? {
-            let file = place("runs", &it.digest.hex(), "")?;
+    fn verify_runs(&self, report: &mut VerifyReport) -> Result<()> {
+        for run in self.list_files("runs")? {
+            let file = file_path("runs", &run.digest.hex(), "")?;
             let Some(bytes) = self.root.read_if_there(&file)? else { continue };
-            found.runs += 1;
-            if Run::parse(&it.digest, &bytes).is_err() {
-                let why = "it is not whole, or belongs to another run";
-                found.faults.push(Fault { what: What::Run(it.digest), file, why });
+            report.runs += 1;
+            if Run::parse(&run.digest, &bytes).is_err() {
+                let why = "it is damaged or belongs to another run";
+                report.faults.push(Fault { kind: FaultKind::Run(run.digest), file, why });
             }
         }
         Ok(())
     }
 
-    /// Writes indexes that are lost anew, from the copies in their packs.
-    pub fn regain(&self) -> Result<()> {
-        self.adopt()?.iter().try_for_each(|it| self.mend_index(it))
+    /// Writes missing indexes again, from the copies in their packs.
+    pub fn rebuild_indexes(&self) -> Result<()> {
+        self.load_orphan_packs()?.iter().try_for_each(|name| self.rebuild_index(name))
     }
 
-    /// Puts the damaged aside: sound neighbors in the same pack move into a new one first. An index that is
-    /// damaged alone is written anew from its pack.
-    pub fn put_aside(&self, verified: &Verified) -> Result<()> {
-        self.regain()?;
+    /// Moves damaged files into quarantine; intact objects of a damaged pack are copied into a new pack
+    /// first. An index that is damaged alone is written again from its pack.
+    pub fn quarantine(&self, report: &VerifyReport) -> Result<()> {
+        self.rebuild_indexes()?;
         let mut packs = BTreeSet::new();
-        for fault in &verified.faults {
-            match fault.what {
-                What::Object(_) | What::Pack(_) => {
+        for fault in &report.faults {
+            match fault.kind {
+                FaultKind::Object(_) | FaultKind::Pack(_) => {
                     let name = fault.file.name().split(|&it| it == b'.').next();
                     let name = name.and_then(|it| std::str::from_utf8(it).ok());
                     packs.extend(name.and_then(|it| Digest::from_hex(it).ok()));
                 }
-                What::Index(name) => self.mend_index(&name)?,
-                What::Whole(_) | What::Run(_) => self.to_quarantine(&fault.file)?,
+                FaultKind::Index(name) => self.rebuild_index(&name)?,
+                FaultKind::LargeFile(_) | FaultKind::Run(_) => self.move_to_quarantine(&fault.file)?,
             }
         }
         for name in packs {
             self.salvage(&name)?;
         }
-        for digest in &verified.lost {
+        for digest in &report.lost {
             self.mark_damaged(digest);
         }
         Ok(())
     }
 
-    /// Reads packs that have lost their index by the copy they carry, as long as this process lives; which they are.
-    pub fn adopt(&self) -> Result<Vec<Digest>> {
-        let (indexes, packs) = self.pack_names()?;
-        let Some(folder) = self.dir_if_there("packs")?.map(Arc::new) else { return Ok(Vec::new()) };
-        let mut adopted = Vec::new();
-        for name in packs.into_keys().filter(|it| !indexes.contains_key(it)) {
-            let Some(bytes) = self.root.read_if_there(&place("packs", &name.hex(), ".pack")?)? else {
+    /// Loads packs that lost their index file, using the index inside the pack, for this process only;
+    /// returns their names.
+    pub fn load_orphan_packs(&self) -> Result<Vec<Digest>> {
+        let (indexes, packs) = self.pack_files()?;
+        let Some(folder) = self.dir_if_exists("packs")?.map(Arc::new) else { return Ok(Vec::new()) };
+        let mut recovered = Vec::new();
+        for name in packs.into_keys().filter(|name| !indexes.contains_key(name)) {
+            let Some(bytes) = self.root.read_if_there(&file_path("packs", &name.hex(), ".pack")?)? else {
                 continue;
             };
-            let Ok(index) = Index::of_pack(&bytes) else { continue };
+            let Ok(index) = Index::from_pack(&bytes) else { continue };
             if Digest::of(&bytes) == name {
                 let packed = Packed { index, name, folder: Arc::clone(&folder), file: None };
                 self.packs.write().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::new(packed));
-                adopted.push(name);
+                recovered.push(name);
             }
         }
-        Ok(adopted)
+        Ok(recovered)
     }
 
-    /// Counts what is lost as absent from now on, so that whoever has it stores it again.
-    pub fn mark_lost(&self, verified: &Verified) {
-        verified.lost.iter().for_each(|it| self.mark_damaged(it));
+    /// Marks lost objects as damaged, so that they count as absent and are stored again when they are next
+    /// added.
+    pub fn mark_lost(&self, report: &VerifyReport) {
+        report.lost.iter().for_each(|it| self.mark_damaged(it));
     }
 
-    /// Moves a file into the quarantine.
-    pub(super) fn to_quarantine(&self, file: &RepoPath) -> Result<()> {
+    /// Moves a file into quarantine.
+    pub(super) fn move_to_quarantine(&self, file: &RepoPath) -> Result<()> {
         if self.root.stamp(file)?.is_none() {
             return Ok(());
         }
-        self.root.rename(file, &place("quarantine", &self.quarantine_name(file)?, "")?)
+        self.root.rename(file, &file_path("quarantine", &self.quarantine_name(file)?, "")?)
     }
 
-    /// Gives a file a second name in the quarantine: its first is about to be taken by a sound one.
-    fn keep_aside(&self, file: &RepoPath) -> Result<()> {
+    /// Links or copies a file into quarantine before an intact file replaces it or it is removed.
+    fn copy_to_quarantine(&self, file: &RepoPath) -> Result<()> {
         if self.root.stamp(file)?.is_none() {
             return Ok(());
         }
         let (dir, name) = (self.dir("quarantine")?, self.quarantine_name(file)?);
         if fs::place(&self.root, file, &dir, name.as_bytes(), Mode::Plain, &[Link::Hardlink])?.is_none() {
-            self.root.write(&place("quarantine", &name, "")?, &self.root.read(file)?, Sync::Yes)?;
+            self.root.write(&file_path("quarantine", &name, "")?, &self.root.read(file)?, Sync::Yes)?;
         }
         Ok(())
     }
 
-    /// A file that has this name there already has other damage: both stay.
+    /// Returns a free name in quarantine; a file of the same name there has other damage, and both are kept.
     fn quarantine_name(&self, file: &RepoPath) -> Result<String> {
         let mut name = String::from_utf8_lossy(file.name()).into_owned();
-        while self.root.stamp(&place("quarantine", &name, "")?)?.is_some() {
+        while self.root.stamp(&file_path("quarantine", &name, "")?)?.is_some() {
             name.push('+');
         }
         Ok(name)
     }
 
-    /// Writes a pack's index anew, from the copy in the pack.
-    pub(super) fn mend_index(&self, name: &Digest) -> Result<()> {
-        let (file, pack) = (place("packs", &name.hex(), ".idx")?, place("packs", &name.hex(), ".pack")?);
-        let Ok(index) = Index::of_pack(&self.root.read(&pack)?) else { return Ok(()) };
-        self.keep_aside(&file)?;
-        let mut temp = self.create("packs", 0o666)?;
+    /// Writes a pack's index again, from the copy in the pack.
+    pub(super) fn rebuild_index(&self, name: &Digest) -> Result<()> {
+        let (file, pack) =
+            (file_path("packs", &name.hex(), ".idx")?, file_path("packs", &name.hex(), ".pack")?);
+        let Ok(index) = Index::from_pack(&self.root.read(&pack)?) else { return Ok(()) };
+        self.copy_to_quarantine(&file)?;
+        let mut temp = self.create_temp("packs", 0o666)?;
         temp.write_all(index.bytes()).doing(|| "cannot write a pack index".into())?;
         temp.publish(file.name(), Sync::Yes)?;
-        self.forget(name);
+        self.forget_pack(name);
         self.refresh().map(drop)
     }
 
+    /// Copies the intact objects of a damaged pack into a new one, and the damaged pack into quarantine.
     fn salvage(&self, name: &Digest) -> Result<()> {
-        let (index, pack) = (place("packs", &name.hex(), ".idx")?, place("packs", &name.hex(), ".pack")?);
-        self.keep_aside(&index)?;
-        self.keep_aside(&pack)?;
-        let mut mover = Mover::new(self);
+        let (index, pack) =
+            (file_path("packs", &name.hex(), ".idx")?, file_path("packs", &name.hex(), ".pack")?);
+        self.copy_to_quarantine(&index)?;
+        self.copy_to_quarantine(&pack)?;
+        let mut repacker = Repacker::new(self);
         let packed = self.packs().get(name).cloned();
         if let Some(packed) = packed {
-            let sound = packed.index.rows().filter(|it| packed.read(it).is_ok());
-            mover.take(name, &sound.collect::<Vec<_>>())?;
+            let intact = packed.index.rows().filter(|row| packed.read(row).is_ok());
+            repacker.copy_rows(name, &intact.collect::<Vec<_>>())?;
         }
-        self.forget(name);
-        // Where only its end was damaged, the new pack is called as the old one was, and has taken its place.
-        if !mover.finish()?.contains(name) {
+        self.forget_pack(name);
+        // If only the end of the pack was damaged, the new pack has the same name and has replaced it.
+        if !repacker.finish()?.contains(name) {
             self.root.remove(&index)?;
             self.root.remove(&pack)?;
         }
@@ -295,15 +302,15 @@ impl Store {
     }
 }
 
-/// Objects of a pack that its bytes do not hold.
-fn wrong_rows(index: &Index, pack: &[u8], found: &mut Verified) -> Vec<Digest> {
+/// Returns the objects of a pack whose bytes do not match their digests, and adds all to the report's totals.
+fn damaged_rows(index: &Index, pack: &[u8], report: &mut VerifyReport) -> Vec<Digest> {
     let rows: Vec<_> = index.rows().filter(|it| matches!(it.kind, Kind::Content | Kind::Tree)).collect();
-    found.objects += rows.len() as u64;
-    found.bytes += rows.iter().map(|it| it.stored).sum::<u64>();
+    report.objects += rows.len() as u64;
+    report.bytes += rows.iter().map(|it| it.stored).sum::<u64>();
     let wrong = rows.par_iter().filter(|row| {
         let start = usize::try_from(row.offset).unwrap_or(usize::MAX);
         let end = start.saturating_add(usize::try_from(row.stored).unwrap_or(usize::MAX));
-        pack.get(start..end).is_none_or(|it| row.decode(it).is_err())
+        pack.get(start..end).is_none_or(|stored| row.decode(stored).is_err())
     });
     let wrong: HashSet<Digest> = wrong.map(|it| it.digest).collect();
     wrong.into_iter().collect()
@@ -318,14 +325,14 @@ mod tests {
         Store::open(Root::open(temp.path()).unwrap()).unwrap()
     }
 
-    /// A pack of three objects, one of them damaged.
+    /// Stores a pack of three objects, one of them damaged.
     fn damaged(temp: &tempfile::TempDir) -> [Digest; 3] {
         let store = store(temp);
         let mut writer = Writer::new(&store);
         let digests = [b"one", b"two", b"six"].map(|it| writer.put_bytes(it).unwrap());
         writer.finish().unwrap();
         let name = *store.packs().keys().next().unwrap();
-        let path = place("packs", &name.hex(), ".pack").unwrap();
+        let path = file_path("packs", &name.hex(), ".pack").unwrap();
         let mut bytes = store.root().read(&path).unwrap();
         bytes[8] ^= 1;
         store.root().write(&path, &bytes, Sync::Later).unwrap();
@@ -333,14 +340,14 @@ mod tests {
     }
 
     #[test]
-    fn one_wrong_object_is_named_and_its_neighbors_are_saved() {
+    fn a_damaged_object_is_reported_and_its_neighbors_are_kept() {
         let temp = tempfile::tempdir().unwrap();
         let [one, two, six] = damaged(&temp);
         let store = store(&temp);
-        let verified = store.verify(&Silent).unwrap();
-        assert_eq!(verified.faults.iter().map(|it| it.what).collect::<Vec<_>>(), [What::Object(one)]);
-        assert_eq!(verified.lost, BTreeSet::from([one]));
-        store.put_aside(&verified).unwrap();
+        let report = store.verify(&Silent).unwrap();
+        assert_eq!(report.faults.iter().map(|it| it.kind).collect::<Vec<_>>(), [FaultKind::Object(one)]);
+        assert_eq!(report.lost, BTreeSet::from([one]));
+        store.quarantine(&report).unwrap();
         let store = self::store(&temp);
         assert_eq!(
             (store.read(&two).unwrap(), store.read(&six).unwrap()),
@@ -352,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_index_is_made_anew_from_its_pack() {
+    fn a_damaged_index_is_rebuilt_from_its_pack() {
         let temp = tempfile::tempdir().unwrap();
         let digest = {
             let store = store(&temp);
@@ -362,45 +369,45 @@ mod tests {
             digest
         };
         let name = *store(&temp).packs().keys().next().unwrap();
-        let path = place("packs", &name.hex(), ".idx").unwrap();
+        let path = file_path("packs", &name.hex(), ".idx").unwrap();
         store(&temp).root().write(&path, b"nonsense", Sync::Later).unwrap();
         let store = store(&temp);
-        let verified = store.verify(&Silent).unwrap();
-        assert_eq!(verified.faults.iter().map(|it| it.what).collect::<Vec<_>>(), [What::Index(name)]);
-        assert!(verified.lost.is_empty());
-        store.put_aside(&verified).unwrap();
+        let report = store.verify(&Silent).unwrap();
+        assert_eq!(report.faults.iter().map(|it| it.kind).collect::<Vec<_>>(), [FaultKind::Index(name)]);
+        assert!(report.lost.is_empty());
+        store.quarantine(&report).unwrap();
         assert!(self::store(&temp).verify(&Silent).unwrap().faults.is_empty());
         assert_eq!(self::store(&temp).read(&digest).unwrap(), b"one");
     }
 
     #[test]
-    fn a_pack_that_lost_its_index_gets_it_back_and_a_damaged_one_does_not() {
+    fn a_missing_index_is_rebuilt_unless_its_pack_is_damaged() {
         let temp = tempfile::tempdir().unwrap();
         let [_, two, _] = damaged(&temp);
         let name = *store(&temp).packs().keys().next().unwrap();
-        let file = |ending| place("packs", &name.hex(), ending).unwrap();
+        let file = |ending| file_path("packs", &name.hex(), ending).unwrap();
         store(&temp).root().remove(&file(".idx")).unwrap();
-        assert!(store(&temp).adopt().unwrap().is_empty(), "it is not what its name says");
+        assert!(store(&temp).load_orphan_packs().unwrap().is_empty(), "the pack does not match its name");
         let store = store(&temp);
         let mut bytes = store.root().read(&file(".pack")).unwrap();
         bytes[8] ^= 1;
         store.root().write(&file(".pack"), &bytes, Sync::Later).unwrap();
-        assert_eq!(store.adopt().unwrap(), [name]);
+        assert_eq!(store.load_orphan_packs().unwrap(), [name]);
         assert_eq!(store.read(&two).unwrap(), b"two");
         assert!(!self::store(&temp).contains(&two), "only for this process");
-        store.put_aside(&Verified::default()).unwrap();
+        store.quarantine(&VerifyReport::default()).unwrap();
         assert_eq!(self::store(&temp).read(&two).unwrap(), b"two");
-        assert!(store.adopt().unwrap().is_empty(), "there is nothing left to do");
+        assert!(store.load_orphan_packs().unwrap().is_empty(), "all indexes are rebuilt");
     }
 
     #[test]
-    fn an_index_without_its_pack_says_what_is_lost() {
+    fn an_index_without_its_pack_lists_the_lost_objects() {
         let temp = tempfile::tempdir().unwrap();
         let [one, two, six] = damaged(&temp);
         let name = *store(&temp).packs().keys().next().unwrap();
-        store(&temp).root().remove(&place("packs", &name.hex(), ".pack").unwrap()).unwrap();
-        let verified = store(&temp).verify(&Silent).unwrap();
-        assert_eq!(verified.faults[0].what, What::Pack(name));
-        assert_eq!(verified.lost, BTreeSet::from([one, two, six]));
+        store(&temp).root().remove(&file_path("packs", &name.hex(), ".pack").unwrap()).unwrap();
+        let report = store(&temp).verify(&Silent).unwrap();
+        assert_eq!(report.faults[0].kind, FaultKind::Pack(name));
+        assert_eq!(report.lost, BTreeSet::from([one, two, six]));
     }
 }

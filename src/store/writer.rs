@@ -1,4 +1,5 @@
-//! Objects into the store: small ones are gathered into packs, each seen only when it is whole.
+//! Writes objects into the store: small ones are collected into packs, which become visible only when
+//! complete.
 
 use std::{
     collections::HashSet,
@@ -12,43 +13,44 @@ use crate::{
     store::{Kind, PackWriter, Ready, Store},
 };
 
-/// A pack is ended at this size, or with this many objects: until then they are held in memory twice, for the index
-/// and to know them again.
-const FULL: u64 = 64 << 20;
-const MANY: usize = 1 << 17;
-const BUFFER: usize = 1 << 20;
+/// Size at which a pack is ended, in bytes.
+const MAX_PACK_SIZE: u64 = 64 << 20;
+/// Number of objects at which a pack is ended: until then their digests are in memory twice, for the index and
+/// to recognize duplicates.
+const MAX_PENDING_OBJECTS: usize = 1 << 17;
+const BUFFER_SIZE: usize = 1 << 20;
 
-/// Gathers objects; nothing of it is seen before [`Writer::finish`] or a full pack. Trees come after the
-/// contents they name and in packs of their own.
+/// Collects objects into packs, which become visible at [`Writer::finish`] or when one is full. Trees go into
+/// packs of their own, which are published after the contents they name.
 pub struct Writer<'s> {
     store: &'s Store,
     contents: Option<PackWriter<BufWriter<Temp>>>,
     trees: Option<PackWriter<BufWriter<Temp>>>,
-    /// Contents that this writer has taken and the store does not show yet.
-    taken: HashSet<Digest>,
-    taken_trees: HashSet<Digest>,
+    /// Contents that this writer has collected and not yet published.
+    pending: HashSet<Digest>,
+    pending_trees: HashSet<Digest>,
 }
 
 impl<'s> Writer<'s> {
     pub fn new(store: &'s Store) -> Self {
-        Self { store, contents: None, trees: None, taken: HashSet::new(), taken_trees: HashSet::new() }
+        Self { store, contents: None, trees: None, pending: HashSet::new(), pending_trees: HashSet::new() }
     }
 
-    fn has_taken(&self, digest: &Digest) -> bool {
-        self.taken.contains(digest) || self.taken_trees.contains(digest)
+    fn is_pending(&self, digest: &Digest) -> bool {
+        self.pending.contains(digest) || self.pending_trees.contains(digest)
     }
 
-    /// Whether the object is stored, and stays so while this process lives, or is about to be.
+    /// Returns true if the object is stored, in which case it is pinned, or is collected already.
     pub fn contains(&self, digest: &Digest) -> bool {
-        self.has_taken(digest) || self.store.lean_on(digest)
+        self.is_pending(digest) || self.store.lean_on(digest)
     }
 
-    /// As [`Writer::contains`], of what is small enough for a pack.
+    /// Does the same as [`Writer::contains`], but for an object small enough to be in packs only.
     pub fn contains_packed(&self, digest: &Digest) -> bool {
-        self.has_taken(digest) || self.store.lean_on_packed(digest)
+        self.is_pending(digest) || self.store.lean_on_packed(digest)
     }
 
-    /// Takes a small object, unless it is there already.
+    /// Collects a small object, unless it is stored or collected already.
     pub fn put(&mut self, kind: Kind, digest: Digest, bytes: &[u8]) -> Result<()> {
         if self.contains_packed(&digest) {
             return Ok(());
@@ -57,43 +59,44 @@ impl<'s> Writer<'s> {
         self.put_ready(kind, digest, &ready)
     }
 
-    /// As [`Writer::put`], of what was compressed elsewhere since the store was asked for it.
+    /// Collects an object as [`Writer::put`] does, but one that is encoded already and was checked not to be
+    /// stored.
     pub fn put_ready(&mut self, kind: Kind, digest: Digest, ready: &Ready<'_>) -> Result<()> {
-        if self.has_taken(&digest) {
+        if self.is_pending(&digest) {
             return Ok(());
         }
         let doing = || "cannot write a pack".to_owned();
         let slot = if kind == Kind::Tree { &mut self.trees } else { &mut self.contents };
         let pack = match slot {
             Some(pack) => pack,
-            None => slot.insert(open(self.store)?),
+            None => slot.insert(open_pack(self.store)?),
         };
         pack.put_ready(kind, digest, ready).doing(doing)?;
-        let taken = if kind == Kind::Tree { &mut self.taken_trees } else { &mut self.taken };
-        taken.insert(digest);
-        // Trees wait for the contents they name.
-        let many = self.taken.len() >= MANY;
-        if (pack.len() >= FULL || many) && kind == Kind::Content {
+        let pending = if kind == Kind::Tree { &mut self.pending_trees } else { &mut self.pending };
+        pending.insert(digest);
+        // Trees wait until the contents they name are published.
+        let too_many = self.pending.len() >= MAX_PENDING_OBJECTS;
+        if (pack.len() >= MAX_PACK_SIZE || too_many) && kind == Kind::Content {
             let full = self.contents.take();
             self.publish(Kind::Content, full)?;
         }
         Ok(())
     }
 
-    /// Takes the text of a link or another few bytes, and names them.
+    /// Collects the target of a link or other short content, and returns its digest.
     pub fn put_bytes(&mut self, bytes: &[u8]) -> Result<Digest> {
         let digest = Digest::of(bytes);
         self.put(Kind::Content, digest, bytes)?;
         Ok(digest)
     }
 
-    /// Publishes what was taken: contents, then trees.
+    /// Publishes everything that was collected: contents, then trees.
     pub fn finish(mut self) -> Result<()> {
         let contents = self.contents.take();
         self.publish(Kind::Content, contents)?;
         let trees = self.trees.take();
         self.publish(Kind::Tree, trees)?;
-        self.store.vouch_for_stored()
+        self.store.record_just_stored()
     }
 
     fn publish(&mut self, kind: Kind, pack: Option<PackWriter<BufWriter<Temp>>>) -> Result<()> {
@@ -103,22 +106,23 @@ impl<'s> Writer<'s> {
             Ok((out.into_inner().map_err(io::IntoInnerError::into_error)?, name, index))
         };
         let (temp, name, index) = end().doing(|| "cannot write a pack".into())?;
-        self.store.announce(name)?;
+        self.store.pin_new(name)?;
         temp.publish(format!("{}.pack", name.hex()).as_bytes(), Sync::Yes)?;
-        let mut temp = self.store.create("packs", 0o666)?;
+        let mut temp = self.store.create_temp("packs", 0o666)?;
         temp.write_all(&index).doing(|| "cannot write a pack index".into())?;
         temp.publish(format!("{}.idx", name.hex()).as_bytes(), Sync::Yes)?;
         self.store.refresh()?;
-        // The store shows them from now on.
-        let taken = std::mem::take(if kind == Kind::Tree { &mut self.taken_trees } else { &mut self.taken });
-        let mended: Vec<Digest> = self.store.damaged().intersection(&taken).copied().collect();
-        mended.iter().try_for_each(|it| self.store.mark_sound(it))
+        // From now on the store itself contains them.
+        let pending =
+            std::mem::take(if kind == Kind::Tree { &mut self.pending_trees } else { &mut self.pending });
+        let restored: Vec<Digest> = self.store.damaged().intersection(&pending).copied().collect();
+        restored.iter().try_for_each(|it| self.store.clear_damaged(it))
     }
 }
 
-fn open(store: &Store) -> Result<PackWriter<BufWriter<Temp>>> {
+fn open_pack(store: &Store) -> Result<PackWriter<BufWriter<Temp>>> {
     let dir = store.dir("packs")?;
     dir.sweep()?;
     let temp = dir.create(0o666)?.held();
-    PackWriter::new(BufWriter::with_capacity(BUFFER, temp)).doing(|| "cannot write a pack".into())
+    PackWriter::new(BufWriter::with_capacity(BUFFER_SIZE, temp)).doing(|| "cannot write a pack".into())
 }

@@ -12,7 +12,7 @@ use crate::{
     pointer::{Content, Shape},
     progress::Progress,
     repo::Repo,
-    store::{EntryKind, Page, Store, Verified, What, decode_page},
+    store::{EntryKind, FaultKind, Page, Store, VerifyReport, decode_page},
     upkeep::{
         collect::only_one,
         mark::{Marked, mark},
@@ -36,7 +36,7 @@ pub struct Hit {
 /// What a check found.
 #[derive(Debug, Default)]
 pub struct Checked {
-    pub verified: Verified,
+    pub verified: VerifyReport,
     /// Objects that something needs and whose bytes are wrong or lost.
     pub damaged: BTreeSet<Digest>,
     pub hits: Vec<Hit>,
@@ -71,13 +71,13 @@ pub fn check(workspace: &Workspace<'_>, repair: bool, progress: &dyn Progress) -
     let _alone = if repair { Some(only_one(repo, progress)?) } else { None };
     if repair {
         // What only they name is not lost.
-        repo.store.regain()?;
+        repo.store.rebuild_indexes()?;
     }
     let (found, mut checked) = settled(repo, progress)?;
     if !checked.verified.faults.is_empty() {
         // From here on what is wrong counts as absent, so that whoever has it stores it again.
         if repair {
-            repo.store.put_aside(&checked.verified)?;
+            repo.store.quarantine(&checked.verified)?;
         } else {
             repo.store.mark_lost(&checked.verified);
         }
@@ -164,9 +164,9 @@ fn sort_out(repo: &Repo, found: &Roots, marked: &Marked, checked: &mut Checked) 
 }
 
 /// Files of this worktree that are the same file on disk as a damaged one of the store: somebody wrote to a link.
-fn changed_in_place(repo: &Repo, found: &Roots, verified: &Verified) -> Result<Vec<(RepoPath, Digest)>> {
-    let whole = verified.faults.iter().filter_map(|it| match it.what {
-        What::Whole(digest) => Some(digest),
+fn changed_in_place(repo: &Repo, found: &Roots, verified: &VerifyReport) -> Result<Vec<(RepoPath, Digest)>> {
+    let whole = verified.faults.iter().filter_map(|it| match it.kind {
+        FaultKind::LargeFile(digest) => Some(digest),
         _ => None,
     });
     let whole: BTreeSet<Digest> = whole.collect();

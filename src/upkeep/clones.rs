@@ -21,7 +21,7 @@ use crate::{
     pointer::{Content, Shape},
     progress::Progress,
     repo::{Repo, clone_id},
-    store::Leased,
+    store::LeaseRecord,
     upkeep::{
         roots::{Detail, Holder, Place, Roots, catch_up, roots_since},
         seen::{Seen, look},
@@ -96,9 +96,9 @@ pub fn renew(repo: &Repo, progress: &dyn Progress) -> Result<()> {
     }
     // What killed commands of this clone relied on is in the list, if anything names it.
     for leased in leases.iter().filter(|it| !it.alive && it.clone.as_ref() == Some(&id)) {
-        repo.store.drop_lease(leased)?;
+        repo.store.remove_lease(leased)?;
     }
-    repo.store.settle();
+    repo.store.mark_published();
     Ok(())
 }
 
@@ -109,8 +109,8 @@ pub fn renew_if_allowed(repo: &Repo, progress: &dyn Progress) -> Result<()> {
 }
 
 /// All leases, none of them half begun: that would look like one of a dead command.
-fn settled_leases(repo: &Repo) -> Result<Vec<Leased>> {
-    let _gate = repo.store.close_gate()?;
+fn settled_leases(repo: &Repo) -> Result<Vec<LeaseRecord>> {
+    let _gate = repo.store.lock_gate()?;
     repo.store.leases()
 }
 
@@ -252,7 +252,7 @@ pub fn forget(repo: &Repo, clone: &str) -> Result<List> {
     });
     repo.store.root().remove(&file(id)?)?;
     for leased in settled_leases(repo)?.iter().filter(|it| !it.alive && it.clone.as_ref() == Some(id)) {
-        repo.store.drop_lease(leased)?;
+        repo.store.remove_lease(leased)?;
     }
     Ok(list)
 }

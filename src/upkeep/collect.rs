@@ -14,7 +14,7 @@ use crate::{
     path::RepoPath,
     progress::Progress,
     repo::Repo,
-    store::{Amount, Freed, Plan, Stock, plan},
+    store::{Amount, Freed, Inventory, PrunePlan, plan_prune},
     upkeep::{
         clones,
         mark::{Marked, mark},
@@ -56,24 +56,24 @@ pub fn collect(repo: &Repo, grace: i64, really: bool, progress: &dyn Progress) -
             decided.warn(progress);
             return Ok(decided.collected(false));
         }
-        let emptied = repo.store.move_out(&decided.plan)?;
-        let gate = repo.store.close_gate()?;
+        let emptied = repo.store.repack(&decided.plan)?;
+        let gate = repo.store.lock_gate()?;
         // Before the pointers: who ends in between has written what it was about to.
         let leased = leased(repo)?;
         if !still_holds(repo, grace, &decided)? {
             drop(gate);
             continue;
         }
-        let went = repo.store.remove(&decided.plan, &emptied, &leased)?;
+        let went = repo.store.prune(&decided.plan, &emptied, &leased)?;
         drop(gate);
-        freed.join(&went);
-        if emptied.full && went.total().count > 0 {
+        freed.add(&went);
+        if emptied.disk_full && went.total().count > 0 {
             // What went makes room for what must be moved before more can go.
             continue;
         }
         decided.warn(progress);
         let mut collected = Collected { freed, ..decided.collected(true) };
-        if emptied.full {
+        if emptied.disk_full {
             progress
                 .warn("the disk is full: half-empty and small packs stay as they are; run `mlx gc` again");
             (collected.rewritten, collected.gathered) = (Amount::default(), Amount::default());
@@ -98,7 +98,7 @@ fn tell(repo: &Repo, really: bool, progress: &dyn Progress) -> Result<bool> {
 }
 
 fn finish(repo: &Repo, told: bool, progress: &dyn Progress) -> Result<()> {
-    repo.store.forget_gone()?;
+    repo.store.prune_verified()?;
     for root in [&repo.shared, &repo.private] {
         root.dir(&RepoPath::root())?.sweep()?;
     }
@@ -113,8 +113,8 @@ pub fn only_one(repo: &Repo, progress: &dyn Progress) -> Result<Lock> {
 struct Decided {
     seen: Seen,
     marked: Marked,
-    stock: Stock,
-    plan: Plan,
+    stock: Inventory,
+    plan: PrunePlan,
     /// What the user should know of files that could not be understood.
     odd: Vec<String>,
 }
@@ -132,10 +132,10 @@ fn decide(repo: &Repo, grace: i64) -> Result<Decided> {
         });
     }
     // An index that is lost or another's would hide what is needed.
-    repo.store.adopt()?;
-    repo.store.reindex()?;
+    repo.store.load_orphan_packs()?;
+    repo.store.reload_differing_indexes()?;
     let odd = odd(&found);
-    let stock = repo.store.stock()?;
+    let stock = repo.store.inventory()?;
     repo.store.check_readable().doing(|| "nothing was freed: what is needed is not known".into())?;
     let now = fs::tick();
     let old = |mtime: i64| now.saturating_sub(mtime).max(0) >= grace.saturating_mul(1_000_000_000);
@@ -148,7 +148,7 @@ fn decide(repo: &Repo, grace: i64) -> Result<Decided> {
         );
         return Err(Error::corrupt(message).hint("`mlx fsck --repair` mends it"));
     }
-    let plan = plan(&stock, &marked.kept, &old);
+    let plan = plan_prune(&stock, &marked.kept, &old);
     Ok(Decided { seen, marked, stock, plan, odd })
 }
 
@@ -184,8 +184,8 @@ impl Decided {
         Collected {
             freed: self.plan.freed,
             rewritten: self.plan.rewritten,
-            gathered: self.plan.gathered,
-            stays: self.plan.stays,
+            gathered: self.plan.merged,
+            stays: self.plan.retained,
             kept: self.marked.kept.objects.len() as u64,
             clones: self.seen.lists.len() as u64,
             done,
@@ -202,7 +202,7 @@ fn still_holds(repo: &Repo, grace: i64, decided: &Decided) -> Result<bool> {
         return Ok(false);
     }
     // A page that came since may name what was there before.
-    Ok(decided.marked.absent.is_empty() || repo.store.has_all_of(&decided.stock)?)
+    Ok(decided.marked.absent.is_empty() || repo.store.has_no_new_packs(&decided.stock)?)
 }
 
 /// What running commands rely on, and in a shared store what killed ones did. Where the store is ours alone, what
@@ -212,9 +212,9 @@ fn leased(repo: &Repo) -> Result<HashSet<Digest>> {
     let mut found = HashSet::new();
     for leased in repo.store.leases()? {
         if leased.alive || shared {
-            found.extend(leased.names);
+            found.extend(leased.pinned);
         } else {
-            repo.store.drop_lease(&leased)?;
+            repo.store.remove_lease(&leased)?;
         }
     }
     Ok(found)

@@ -8,7 +8,7 @@ use crate::{
     digest::Digest,
     error::{Kind, Result},
     pointer::Shape,
-    store::{EntryKind, Kept, Page, Store, decode_page, is_newer_page},
+    store::{EntryKind, LiveSet, Page, Store, decode_page, is_newer_page},
     upkeep::roots::Roots,
 };
 
@@ -18,7 +18,7 @@ const LOT: usize = 256;
 /// Everything that is needed.
 #[derive(Debug, Default)]
 pub struct Marked {
-    pub kept: Kept,
+    pub kept: LiveSet,
     /// Pages that are not here: what they name is not known.
     pub absent: BTreeSet<Digest>,
     /// Pages whose bytes are wrong: what they name may be here, and is not known either.
@@ -39,7 +39,7 @@ pub fn mark(store: &Store, roots: &Roots) -> Result<Marked> {
     marked.kept.objects.extend(roots.contents.keys());
     let is_tree = |it: &&Digest| match roots.contents[it].content {
         Some(content) => content.kind == Shape::Tree,
-        None => store.is_page(it),
+        None => store.is_tree_page(it),
     };
     let mut seen: HashSet<Digest> = roots.contents.keys().filter(is_tree).copied().collect();
     let mut level: Vec<Digest> = seen.iter().copied().collect();
@@ -60,7 +60,7 @@ pub fn mark(store: &Store, roots: &Roots) -> Result<Marked> {
     Ok(marked)
 }
 
-fn take(page: Page, kept: &mut Kept, seen: &mut HashSet<Digest>, below: &mut Vec<Digest>) {
+fn take(page: Page, kept: &mut LiveSet, seen: &mut HashSet<Digest>, below: &mut Vec<Digest>) {
     let rows: Vec<(Digest, bool)> = match page {
         Page::Branch(_, rows) => rows.iter().map(|it| (it.digest, true)).collect(),
         Page::Leaf(rows) => rows.iter().map(|it| (it.digest, it.kind == EntryKind::Folder)).collect(),

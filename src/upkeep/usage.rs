@@ -97,19 +97,19 @@ pub fn usage(repo: &Repo) -> Result<Usage> {
 type Sizes = HashMap<Digest, Class>;
 
 fn classes(store: &Store, usage: &mut Usage) -> Result<Sizes> {
-    let stock = store.stock()?;
+    let stock = store.inventory()?;
     let mut sizes = Sizes::new();
-    for (digest, tree, bytes, stored) in stock.packed() {
+    for (digest, tree, bytes, stored) in stock.packed_objects() {
         let class = if tree { &mut usage.trees } else { &mut usage.contents };
         class.add(bytes, stored);
         sizes.entry(digest).or_default().add(bytes, stored);
     }
-    for it in &stock.whole {
+    for it in &stock.large_files {
         usage.whole.add(it.size, it.size);
         sizes.entry(it.digest).or_default().add(it.size, it.size);
     }
     stock.runs.iter().for_each(|it| usage.runs.add(it.size, it.size));
-    for size in store.quarantined()? {
+    for size in store.quarantined_sizes()? {
         usage.quarantine.add(size, size);
     }
     Ok(sizes)

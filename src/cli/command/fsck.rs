@@ -90,7 +90,7 @@ impl Report for Examined {
             json!({"digest": digest, "hits": hits.iter().map(hit).collect::<Vec<_>>(), "from": from(&digest)})
         });
         let faults = it.verified.faults.iter().map(
-            |it| json!({"kind": it.what.name(), "digest": it.what.digest(), "file": it.file, "why": it.why}),
+            |it| json!({"kind": it.kind.name(), "digest": it.kind.digest(), "file": it.file, "why": it.why}),
         );
         let changed = it.changed.iter().map(|it| json!({"path": it.0, "digest": it.1}));
         let unreadable = it.unreadable.iter().map(|it| json!({"place": it.0, "why": it.1.full_text()}));
@@ -113,8 +113,8 @@ impl fmt::Display for Examined {
             writeln!(
                 f,
                 "{} {}: {} ({})",
-                fault.what.name(),
-                fault.what.digest().short(),
+                fault.kind.name(),
+                fault.kind.digest().short(),
                 fault.why,
                 fault.file
             )?;

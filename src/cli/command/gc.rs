@@ -56,10 +56,10 @@ impl Swept {
         [
             ("contents", "small files", freed.contents),
             ("trees", "lists of folders", freed.trees),
-            ("whole", "large files", freed.whole),
+            ("whole", "large files", freed.large_files),
             ("runs", "records of runs", freed.runs),
-            ("leavings", "leavings of killed commands", freed.leavings),
-            ("doubles", "second copies", freed.doubles),
+            ("leavings", "leavings of killed commands", freed.orphans),
+            ("doubles", "second copies", freed.duplicates),
         ]
     }
 }

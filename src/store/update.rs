@@ -1,4 +1,4 @@
-//! Many changes to a stored folder at once: each folder on the way is read and written once.
+//! Applies many changes to a stored folder at once: each folder on the way is read and written once.
 
 use std::collections::BTreeMap;
 
@@ -10,15 +10,16 @@ use crate::{
     store::{EntryKind, Store, TreeEntry, Writer, entries, put_folder},
 };
 
-/// The tree with what lies at each of the paths replaced, or removed where there is nothing new.
+/// Replaces the entries at some paths of a tree, or removes those with no new entry; returns the new tree.
 pub fn merge(
     writer: &mut Writer<'_>,
     store: &Store,
     tree: Option<&Digest>,
     changes: &BTreeMap<RepoPath, Option<TreeEntry>>,
 ) -> Result<Content> {
-    let here = tree.map_or_else(|| Ok(Vec::new()), |it| entries(store, it))?;
-    let mut here: BTreeMap<Box<[u8]>, TreeEntry> = here.into_iter().map(|it| (it.name.clone(), it)).collect();
+    let old = tree.map_or_else(|| Ok(Vec::new()), |it| entries(store, it))?;
+    let mut folder: BTreeMap<Box<[u8]>, TreeEntry> =
+        old.into_iter().map(|it| (it.name.clone(), it)).collect();
     let mut inner: BTreeMap<&[u8], BTreeMap<RepoPath, Option<TreeEntry>>> = BTreeMap::new();
     for (path, entry) in changes {
         let mut names = path.components();
@@ -27,21 +28,21 @@ pub fn merge(
         if !rest.is_root() {
             inner.entry(name).or_default().insert(rest, entry.clone());
         } else if let Some(entry) = entry {
-            here.insert(name.into(), TreeEntry { name: name.into(), ..entry.clone() });
+            folder.insert(name.into(), TreeEntry { name: name.into(), ..entry.clone() });
         } else {
-            here.remove(name);
+            folder.remove(name);
         }
     }
     for (name, changes) in inner {
-        let below = here.get(name).filter(|it| it.kind == EntryKind::Folder).map(|it| it.digest);
+        let below = folder.get(name).filter(|it| it.kind == EntryKind::Folder).map(|it| it.digest);
         if below.is_none() && changes.values().all(Option::is_none) {
             continue;
         }
         let Content { digest, files, size, .. } = merge(writer, store, below.as_ref(), &changes)?;
         let entry = TreeEntry { name: name.into(), kind: EntryKind::Folder, size, files, digest };
-        here.insert(name.into(), entry);
+        folder.insert(name.into(), entry);
     }
-    put_folder(&here.into_values().collect::<Vec<_>>(), Some(writer))
+    put_folder(&folder.into_values().collect::<Vec<_>>(), Some(writer))
 }
 
 #[cfg(test)]
@@ -62,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn it_gives_what_one_change_after_the_other_would() {
+    fn all_changes_at_once_give_the_same_tree_as_one_by_one() {
         let temp = tempfile::tempdir().unwrap();
         let store = Store::open(Root::open(temp.path()).unwrap()).unwrap();
         let mut writer = Writer::new(&store);
@@ -85,9 +86,9 @@ mod tests {
         let mut writer = Writer::new(&store);
         let mut changes: BTreeMap<_, _> = steps.into_iter().map(|it| (path(it.0), it.1)).collect();
         changes.insert(path("not/there"), None);
-        let merged = merge(&mut writer, &store, Some(&tree), &changes).unwrap();
+        let updated = merge(&mut writer, &store, Some(&tree), &changes).unwrap();
         writer.finish().unwrap();
-        assert_eq!(merged.digest, one_by_one);
-        assert_eq!(file_at(&store, &merged.digest, &path("a/x")).unwrap(), None);
+        assert_eq!(updated.digest, one_by_one);
+        assert_eq!(file_at(&store, &updated.digest, &path("a/x")).unwrap(), None);
     }
 }

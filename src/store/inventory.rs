@@ -1,0 +1,207 @@
+//! Inventory of the store: lists all packs, large files and run records with size and age, without reading
+//! content.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use rayon::prelude::*;
+
+use crate::{
+    digest::Digest,
+    error::Result,
+    fs::{FileType, Stamp},
+    path::RepoPath,
+    store::{Kind, Packed, Store, file_path},
+};
+
+/// Folders in which a killed command may have left temporary files; the first is the store itself.
+const TEMP_FILE_FOLDERS: [&str; 9] =
+    ["", "packs", "objects", "runs", "damaged", "verified", "incoming", "clones", "leases"];
+
+/// A pack with its index.
+pub struct PackFile {
+    pub name: Digest,
+    /// Size of both files, in bytes.
+    pub size: u64,
+    /// Modification time, in nanoseconds since 1970.
+    pub mtime: i64,
+    pub(super) packed: Arc<Packed>,
+}
+
+/// A large file or a run record, which are stored as one file each.
+#[derive(Clone, Copy, Debug)]
+pub struct StoredFile {
+    pub digest: Digest,
+    pub size: u64,
+    /// Modification time, in nanoseconds since 1970.
+    pub mtime: i64,
+}
+
+/// A file that nothing refers to: a temporary file, a partial download, or a pack without its index.
+#[derive(Clone, Debug)]
+pub struct OrphanFile {
+    pub path: RepoPath,
+    /// Pack that the file belongs to, for a pack without its index.
+    pub pack: Option<Digest>,
+    pub size: u64,
+    pub mtime: i64,
+    /// True if the process that was writing the file has ended: then it is removed whatever its age.
+    pub owner_ended: bool,
+}
+
+/// All files of the store.
+#[derive(Default)]
+pub struct Inventory {
+    pub packs: Vec<PackFile>,
+    pub large_files: Vec<StoredFile>,
+    pub runs: Vec<StoredFile>,
+    pub orphans: Vec<OrphanFile>,
+    /// Orphaned packs that are intact and only lost their index, as far as they were loaded.
+    pub(super) recovered: BTreeMap<Digest, Arc<Packed>>,
+}
+
+impl Inventory {
+    /// Iterates over objects in packs: digest, true for a page of a folder, size, and size in the pack.
+    pub fn packed_objects(&self) -> impl Iterator<Item = (Digest, bool, u64, u64)> + '_ {
+        let rows = self.packs.iter().flat_map(|it| it.packed.index.rows());
+        rows.map(|it| (it.digest, it.kind == Kind::Tree, it.size, it.stored))
+    }
+}
+
+impl Store {
+    /// Returns the sizes of the files in quarantine, in bytes.
+    pub fn quarantined_sizes(&self) -> Result<Vec<u64>> {
+        let Some(dir) = self.dir_if_exists("quarantine")? else { return Ok(Vec::new()) };
+        let size = |name: &[u8]| Ok(dir.stamp(name)?.map_or(0, |it| it.size));
+        let sizes = dir.names()?.into_iter().map(|(name, _)| size(&name));
+        sizes.collect()
+    }
+
+    /// Lists all files of the store as they are now.
+    pub fn inventory(&self) -> Result<Inventory> {
+        self.refresh()?;
+        let mut inventory = Inventory {
+            large_files: self.list_files("objects")?,
+            runs: self.list_files("runs")?,
+            ..Inventory::default()
+        };
+        let (indexes, packs) = self.pack_files()?;
+        for (name, index) in &indexes {
+            // A concurrent gc may have removed it since it was listed.
+            let (Some(pack), Some(packed)) = (packs.get(name), self.packs().get(name).cloned()) else {
+                continue;
+            };
+            let size = index.size + pack.size;
+            inventory.packs.push(PackFile { name: *name, size, mtime: pack.mtime, packed });
+        }
+        for (name, stamp) in packs.iter().filter(|it| !indexes.contains_key(it.0)) {
+            let path = file_path("packs", &name.hex(), ".pack")?;
+            let Stamp { size, mtime, .. } = *stamp;
+            inventory.orphans.push(OrphanFile { path, pack: Some(*name), size, mtime, owner_ended: false });
+            inventory.recovered.extend(self.packs().get(name).map(|it| (*name, Arc::clone(it))));
+        }
+        for folder in TEMP_FILE_FOLDERS {
+            self.find_temp_files(folder, &mut inventory.orphans)?;
+        }
+        self.find_partial_downloads(&mut inventory.orphans)?;
+        Ok(inventory)
+    }
+
+    /// Returns true if no pack was added since `inventory` was taken, except by this process.
+    pub fn has_no_new_packs(&self, inventory: &Inventory) -> Result<bool> {
+        let known: BTreeSet<Digest> = inventory.packs.iter().map(|it| it.name).collect();
+        let (indexes, _) = self.pack_files()?;
+        Ok(indexes.keys().all(|name| known.contains(name) || self.is_pinned(name)))
+    }
+
+    /// Returns true if the object is known to be a page of a folder.
+    pub fn is_tree_page(&self, digest: &Digest) -> bool {
+        self.packs().values().any(|it| it.index.find(digest, &[Kind::Tree]).is_some())
+    }
+
+    /// Returns true if the object's bytes were found to be wrong and have not been restored yet.
+    pub fn is_damaged(&self, digest: &Digest) -> bool {
+        self.damaged().contains(digest)
+    }
+
+    /// Returns the index files and the pack files, by pack name.
+    pub(super) fn pack_files(&self) -> Result<(BTreeMap<Digest, Stamp>, BTreeMap<Digest, Stamp>)> {
+        let (mut indexes, mut packs) = (BTreeMap::new(), BTreeMap::new());
+        let Some(dir) = self.dir_if_exists("packs")? else { return Ok((indexes, packs)) };
+        for (file, _) in dir.names()? {
+            let Some((hex, ending)) = std::str::from_utf8(&file).ok().and_then(|it| it.split_once('.'))
+            else {
+                continue;
+            };
+            let (Ok(name), Some(stamp)) = (Digest::from_hex(hex), dir.stamp(&file)?) else { continue };
+            match ending {
+                "idx" => drop(indexes.insert(name, stamp)),
+                "pack" => drop(packs.insert(name, stamp)),
+                _ => {}
+            }
+        }
+        Ok((indexes, packs))
+    }
+
+    /// Lists the files of one folder that are named by a digest.
+    pub(super) fn list_files(&self, folder: &str) -> Result<Vec<StoredFile>> {
+        let Some(dir) = self.dir_if_exists(folder)? else { return Ok(Vec::new()) };
+        let names = dir.names()?;
+        let file = |(name, _): &(Vec<u8>, FileType)| -> Result<Option<StoredFile>> {
+            let digest = std::str::from_utf8(name).ok().and_then(|it| Digest::from_hex(it).ok());
+            let (Some(digest), Some(stamp)) = (digest, dir.stamp(name)?) else { return Ok(None) };
+            Ok(Some(StoredFile { digest, size: stamp.size, mtime: stamp.mtime }))
+        };
+        names.par_iter().filter_map(|entry| file(entry).transpose()).collect()
+    }
+
+    /// Finds the temporary files of ended processes in one folder.
+    fn find_temp_files(&self, folder: &str, found: &mut Vec<OrphanFile>) -> Result<()> {
+        let top = RepoPath::from_text(folder)?;
+        let Some(dir) = self.dir_if_exists(folder)? else { return Ok(()) };
+        for name in dir.leavings()? {
+            let Some(stamp) = dir.stamp(&name)? else { continue };
+            let path = top.join(&name)?;
+            found.push(OrphanFile {
+                path,
+                pack: None,
+                size: stamp.size,
+                mtime: stamp.mtime,
+                owner_ended: true,
+            });
+        }
+        Ok(())
+    }
+
+    /// Finds large files that were fetched in part, and their locks, unless a process is fetching them now.
+    fn find_partial_downloads(&self, found: &mut Vec<OrphanFile>) -> Result<()> {
+        let top = RepoPath::from_text("incoming")?;
+        if self.root.stamp(&top)?.is_none() {
+            return Ok(());
+        }
+        let dir = self.root.dir(&top)?;
+        let names: BTreeSet<Vec<u8>> = dir.names()?.into_iter().map(|it| it.0).collect();
+        for name in &names {
+            let hex = name.strip_suffix(b".lock").unwrap_or(name);
+            if std::str::from_utf8(hex).ok().and_then(|it| Digest::from_hex(it).ok()).is_none() {
+                continue;
+            }
+            let guard = top.join(hex)?.with_suffix(".lock");
+            if names.contains(guard.name()) && crate::fs::is_held(&self.root, &guard).unwrap_or(true) {
+                continue;
+            }
+            let Some(stamp) = dir.stamp(name)? else { continue };
+            let path = top.join(name)?;
+            found.push(OrphanFile {
+                path,
+                pack: None,
+                size: stamp.size,
+                mtime: stamp.mtime,
+                owner_ended: false,
+            });
+        }
+        Ok(())
+    }
+}
