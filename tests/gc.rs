@@ -109,7 +109,7 @@ fn a_worktree_that_is_locked_and_away_stops_it() {
     sandbox.git(&format!("worktree lock {}", other.display()));
     fs::remove_dir_all(&other).unwrap();
     let error = sandbox.fails(NOW, 7);
-    assert!(error.contains("is not here") && error.contains("git worktree unlock"), "{error}");
+    assert!(error.contains("is missing") && error.contains("git worktree unlock"), "{error}");
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn leavings_of_dead_processes_go_and_those_of_living_ones_stay() {
         (packs.join(".mlx-tmp-4194999-0-0"), packs.join(format!(".mlx-tmp-{}-0-0", std::process::id())));
     fs::write(&dead, "half").unwrap();
     fs::write(&alive, "half").unwrap();
-    assert_eq!(sandbox.json("gc --yes")["freed"]["leavings"]["count"], 1);
+    assert_eq!(sandbox.json("gc --yes")["freed"]["orphans"]["count"], 1);
     assert!(!dead.exists() && alive.exists());
 }
 

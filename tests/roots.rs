@@ -226,7 +226,7 @@ fn a_worktree_that_was_moved_stops_it_until_git_knows_where_it_is() {
     sandbox.at(&old).ok("add b");
     fs::rename(&old, &new).unwrap();
     let error = sandbox.fails(NOW, 7);
-    assert!(error.contains("is not here") && error.contains("git worktree repair"), "{error}");
+    assert!(error.contains("is missing") && error.contains("git worktree repair"), "{error}");
     sandbox.ok("fsck");
     sandbox.ok("du");
     sandbox.git(&format!("worktree repair {}", new.display()));
@@ -267,7 +267,7 @@ fn a_file_that_is_no_pointer_stops_nothing_and_keeps_nothing() {
     assert_eq!(swept.code, 0, "{}", swept.err);
     let lines: Vec<_> = swept.err.lines().filter(|it| it.contains("is none")).collect();
     assert_eq!(lines.len(), 3, "{}", swept.err);
-    assert!(lines[0].contains("`filter.mlx` is called like a pointer and is none: it keeps nothing"));
+    assert!(lines[0].contains("`filter.mlx` ends in .mlx but is not a pointer; it keeps nothing alive"));
     assert_eq!(sandbox.json(NOW)["freed"]["total"]["count"], 0);
     assert_eq!(sandbox.json("fsck")["unreadable"], serde_json::json!([]));
     sandbox.ok("status");

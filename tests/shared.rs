@@ -111,7 +111,7 @@ fn a_list_that_is_garbage_or_of_another_machine_stops_a_gc_until_it_is_forgotten
     }
     let lines = sound.lines().map(|it| if it.starts_with("host = ") { "host = \"far-away\"" } else { it });
     fs::write(clones.join("0123456789abcdef.toml"), lines.collect::<Vec<_>>().join("\n")).unwrap();
-    assert!(sandbox.fails(NOW, 4).contains("lies on another machine, far-away"));
+    assert!(sandbox.fails(NOW, 4).contains("is on another machine, far-away"));
     sandbox.ok("gc --forget 0123456789abcdef --grace 0s --yes");
     fs::remove_file(other.join("data")).unwrap();
     sandbox.at(&other).ok("checkout");

@@ -103,9 +103,9 @@ fn du_agrees_with_the_disk_and_with_what_was_added() {
         (sum.0 + freed[it]["count"].as_u64().unwrap(), sum.1 + freed[it]["bytes"].as_u64().unwrap())
     });
     let unneeded = sandbox.json("du")["unneeded"].clone();
-    let stays = sandbox.json("gc --grace 0s")["stays"].clone();
-    let stays = (stays["count"].as_u64().unwrap(), stays["bytes"].as_u64().unwrap());
-    assert_eq!(unneeded, json!({"count": sums.0 + stays.0, "bytes": sums.1 + stays.1}));
+    let retained = sandbox.json("gc --grace 0s")["retained"].clone();
+    let retained = (retained["count"].as_u64().unwrap(), retained["bytes"].as_u64().unwrap());
+    assert_eq!(unneeded, json!({"count": sums.0 + retained.0, "bytes": sums.1 + retained.1}));
 }
 
 /// Files that are none of ours lie everywhere in the store: none is touched, none is in the way.
@@ -177,12 +177,12 @@ fn small_packs_of_many_adds_become_few() {
     }
     let packs = || fs::read_dir(sandbox.repo.join(".git/mlx/packs")).unwrap().count();
     assert_eq!(packs(), 40);
-    assert!(sandbox.ok("gc").contains("would gather 20 small packs"));
+    assert!(sandbox.ok("gc").contains("would merge 20 small packs"));
     assert_eq!(packs(), 40);
     let swept = sandbox.json("gc --yes");
-    assert_eq!((&swept["gathered"]["count"], &swept["freed"]["total"]["count"]), (&json!(20), &json!(0)));
+    assert_eq!((&swept["merged"]["count"], &swept["freed"]["total"]["count"]), (&json!(20), &json!(0)));
     assert_eq!(packs(), 4, "one of contents, one of lists, and their indexes");
-    assert_eq!(sandbox.json("gc --yes")["gathered"]["count"], 0);
+    assert_eq!(sandbox.json("gc --yes")["merged"]["count"], 0);
     for at in 0..10 {
         fs::remove_dir_all(sandbox.repo.join(format!("d{at}"))).unwrap();
     }
@@ -288,8 +288,8 @@ fn a_gc_on_a_full_disk_frees_what_nobody_needs() {
     assert_eq!(ran.code, 0, "{}", ran.err);
     let swept: Value = serde_json::from_str(&ran.out).unwrap();
     // What goes makes the room that small packs need to be gathered.
-    let counts = (&swept["freed"]["contents"]["count"], &swept["gathered"]["count"]);
+    let counts = (&swept["freed"]["contents"]["count"], &swept["merged"]["count"]);
     assert_eq!(counts, (&json!(1), &json!(18)), "{swept}{}", ran.err);
-    assert_eq!(here.json(NOW)["gathered"]["count"], 0);
+    assert_eq!(here.json(NOW)["merged"]["count"], 0);
     assert_eq!(here.json("fsck")["damaged"], json!([]));
 }

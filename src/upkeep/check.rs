@@ -1,4 +1,5 @@
-//! Every byte against its name, every pointer of all history; what damage hits, by path and commit.
+//! Checks the whole store against its digests and reads every pointer in history; reports damage by path and
+//! commit.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -14,243 +15,256 @@ use crate::{
     repo::Repo,
     store::{EntryKind, FaultKind, Page, Store, VerifyReport, decode_page},
     upkeep::{
-        collect::only_one,
+        collect::lock_gc,
         mark::{Marked, mark},
-        repair::{Mended, mend},
-        roots::{Detail, Holder, Place, Roots, roots},
-        seen::{Seen, look},
+        repair::{RepairReport, restore_damaged},
+        roots::{Detail, Reference, Referrer, Roots, roots},
+        snapshot::{Snapshot, take_snapshot},
     },
     workspace::Workspace,
 };
 
-/// How often others may change what is tracked while it is checked.
-const TRIES: u32 = 10;
+/// Number of times a check starts over because tracked files changed meanwhile.
+const MAX_ATTEMPTS: u32 = 10;
 
-/// A damaged object and who needs it: the path of the file, not of its folder's pointer.
+/// A damaged object and one reference to it: the path of the file itself, not of its folder's pointer.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Hit {
+pub struct AffectedPath {
     pub object: Digest,
-    pub place: Place,
+    pub reference: Reference,
 }
 
-/// What a check found.
+/// Findings of a check, and the repair if one was requested.
 #[derive(Debug, Default)]
-pub struct Checked {
+pub struct CheckReport {
     pub verified: VerifyReport,
-    /// Objects that something needs and whose bytes are wrong or lost.
+    /// Referenced objects whose bytes are wrong or lost.
     pub damaged: BTreeSet<Digest>,
-    pub hits: Vec<Hit>,
-    /// Pages of folders among what is not here.
-    pub pages: BTreeSet<Digest>,
-    /// Objects that something needs and that are not here, though a remote may have them.
+    pub affected: Vec<AffectedPath>,
+    /// Missing and damaged objects that are pages of folders.
+    pub missing_pages: BTreeSet<Digest>,
+    /// Referenced objects that are not stored here, though a remote may have them.
     pub absent: BTreeSet<Digest>,
-    /// Pointers and lockfiles that cannot be understood, with where they stand.
+    /// Pointers and lockfiles that cannot be read, with their location.
     pub unreadable: Vec<(String, Error)>,
-    /// Files of the workspace that share their bytes with a damaged file of the store.
+    /// Workspace files that share their bytes with a damaged file of the store.
     pub changed: Vec<(RepoPath, Digest)>,
     pub pointers: u64,
     pub commits: u64,
-    /// What was brought back, where that was asked for.
-    pub mended: Option<Mended>,
+    /// Outcome of the repair, if one was requested.
+    pub repair: Option<RepairReport>,
 }
 
-impl Checked {
-    /// Whether anything is damaged now.
-    pub fn found(&self) -> bool {
-        let left = match &self.mended {
-            Some(mended) => !mended.left.is_empty(),
+impl CheckReport {
+    /// Returns true if anything is still damaged or unreadable.
+    pub fn has_problems(&self) -> bool {
+        let damaged = match &self.repair {
+            Some(repaired) => !repaired.unrepaired.is_empty(),
             None => !self.damaged.is_empty() || !self.verified.faults.is_empty(),
         };
-        left || !self.unreadable.is_empty()
+        damaged || !self.unreadable.is_empty()
     }
 }
 
-/// Checks everything; with `repair` it brings back what it can.
-pub fn check(workspace: &Workspace<'_>, repair: bool, progress: &dyn Progress) -> Result<Checked> {
+/// Checks the store and all pointers; with `repair`, restores damaged objects as far as possible.
+pub fn check(workspace: &Workspace<'_>, repair: bool, progress: &dyn Progress) -> Result<CheckReport> {
     let repo = workspace.repo;
-    let _alone = if repair { Some(only_one(repo, progress)?) } else { None };
+    let _lock = if repair { Some(lock_gc(repo, progress)?) } else { None };
     if repair {
-        // What only they name is not lost.
+        // The objects of a pack that only lost its index are not lost.
         repo.store.rebuild_indexes()?;
     }
-    let (found, mut checked) = settled(repo, progress)?;
-    if !checked.verified.faults.is_empty() {
-        // From here on what is wrong counts as absent, so that whoever has it stores it again.
+    let (found, mut report) = check_stable(repo, progress)?;
+    if !report.verified.faults.is_empty() {
+        // From here on damaged objects count as absent, so that they are stored again when they are next
+        // added.
         if repair {
-            repo.store.quarantine(&checked.verified)?;
+            repo.store.quarantine(&report.verified)?;
         } else {
-            repo.store.mark_lost(&checked.verified);
+            repo.store.mark_lost(&report.verified);
         }
-        see_what_is_hit(repo, &found, &mut checked)?;
+        find_affected_paths(repo, &found, &mut report)?;
     }
     if repair {
-        checked.mended = Some(mend(workspace, &checked, progress)?);
-        mend_below(workspace, &found, &mut checked, progress)?;
+        report.repair = Some(restore_damaged(workspace, &report, progress)?);
+        restore_children(workspace, &found, &mut report, progress)?;
     }
-    Ok(checked)
+    Ok(report)
 }
 
-/// What is needed and what is wrong with it. Before anything is accused it is looked again: what a pointer named a
-/// moment ago may have been given up and freed since, or lie in another pack.
-fn settled(repo: &Repo, progress: &dyn Progress) -> Result<(Roots, Checked)> {
-    for turn in 0.. {
-        // What other clones need is theirs to check.
-        let seen = Seen { lists: Vec::new(), ..look(repo, 0)? };
-        let mut found = roots(repo, &seen, Detail::Places)?;
-        let mut checked = Checked {
+/// Returns the roots, and the damage found below them. Damage is reported only once nothing changed during
+/// the check: a pointer may have been removed and its objects pruned, or a pack repacked.
+fn check_stable(repo: &Repo, progress: &dyn Progress) -> Result<(Roots, CheckReport)> {
+    for attempt in 0.. {
+        // Each clone checks its own objects.
+        let snapshot = Snapshot { other_clones: Vec::new(), ..take_snapshot(repo, 0)? };
+        let mut found = roots(repo, &snapshot, Detail::References)?;
+        let mut report = CheckReport {
             verified: repo.store.verify(progress)?,
-            unreadable: found.unreadable.drain(..).chain(found.guessed.drain(..)).collect(),
+            unreadable: found.unreadable.drain(..).chain(found.salvaged.drain(..)).collect(),
             pointers: found.contents.len() as u64,
             commits: found.commits,
-            ..Checked::default()
+            ..CheckReport::default()
         };
-        checked.changed = changed_in_place(repo, &found, &checked.verified)?;
-        see_what_is_hit(repo, &found, &mut checked)?;
-        let moved = || Ok(repo.store.refresh()? || Seen { lists: Vec::new(), ..look(repo, 0)? } != seen);
-        if !checked.found() || turn == TRIES || !moved()? {
-            return Ok((found, checked));
+        report.changed = find_modified_links(repo, &found, &report.verified)?;
+        find_affected_paths(repo, &found, &mut report)?;
+        let has_changed = || {
+            Ok(repo.store.refresh()?
+                || Snapshot { other_clones: Vec::new(), ..take_snapshot(repo, 0)? } != snapshot)
+        };
+        if !report.has_problems() || attempt == MAX_ATTEMPTS || !has_changed()? {
+            return Ok((found, report));
         }
     }
     unreachable!("the loop ends by returning")
 }
 
-/// A page that is back may show more that is missing.
-fn mend_below(
+/// Restores what is below restored pages: only then is it known what they list and what of that is missing.
+fn restore_children(
     workspace: &Workspace<'_>,
     found: &Roots,
-    checked: &mut Checked,
+    report: &mut CheckReport,
     progress: &dyn Progress,
 ) -> Result<()> {
     for _ in 0..DEEPEST {
-        let mut next = Checked::default();
-        see_what_is_hit(workspace.repo, found, &mut next)?;
-        if next.damaged.iter().all(|it| checked.damaged.contains(it)) {
+        let mut next = CheckReport::default();
+        find_affected_paths(workspace.repo, found, &mut next)?;
+        if next.damaged.iter().all(|it| report.damaged.contains(it)) {
             break;
         }
-        next.damaged.retain(|it| !checked.damaged.contains(it));
-        let more = mend(workspace, &next, progress)?;
-        checked.damaged.append(&mut next.damaged);
-        checked.hits.append(&mut next.hits);
-        checked.absent = next.absent;
-        let mended = checked.mended.get_or_insert_default();
-        mended.back.extend(more.back);
-        mended.left.extend(more.left);
-        mended.trouble = mended.trouble.take().or(more.trouble);
+        next.damaged.retain(|it| !report.damaged.contains(it));
+        let more = restore_damaged(workspace, &next, progress)?;
+        report.damaged.append(&mut next.damaged);
+        report.affected.append(&mut next.affected);
+        report.absent = next.absent;
+        let repaired = report.repair.get_or_insert_default();
+        repaired.restored.extend(more.restored);
+        repaired.unrepaired.extend(more.unrepaired);
+        repaired.remote_error = repaired.remote_error.take().or(more.remote_error);
     }
     Ok(())
 }
 
-fn see_what_is_hit(repo: &Repo, found: &Roots, checked: &mut Checked) -> Result<()> {
+fn find_affected_paths(repo: &Repo, found: &Roots, report: &mut CheckReport) -> Result<()> {
     let marked = mark(&repo.store, found)?;
-    sort_out(repo, found, &marked, checked);
-    let mut finder = Finder { store: &repo.store, wrong: &checked.damaged, known: HashMap::new() };
-    checked.hits = finder.hits(found);
-    checked.pages.extend(marked.absent.union(&marked.damaged));
+    classify_missing(repo, found, &marked, report);
+    let mut finder = PathFinder { store: &repo.store, objects: &report.damaged, cache: HashMap::new() };
+    report.affected = finder.affected_paths(found);
+    report.missing_pages.extend(marked.absent.union(&marked.damaged));
     Ok(())
 }
 
-/// What is needed and not here is damaged if it was here once, or if there is nowhere to bring it from.
-fn sort_out(repo: &Repo, found: &Roots, marked: &Marked, checked: &mut Checked) {
-    let alone = repo.config.remotes().is_empty();
-    // What is named by its digest alone may be no object at all.
-    let sure = |it: &Digest| found.contents.get(it).is_none_or(|it| it.content.is_some());
-    for digest in marked.kept.objects.iter().filter(|it| !repo.store.contains(it)) {
-        if repo.store.is_damaged(digest) || alone && sure(digest) {
-            checked.damaged.insert(*digest);
-        } else if sure(digest) {
-            checked.absent.insert(*digest);
+/// Sorts missing objects: one is damaged if it was stored here once or if there is no remote to fetch it
+/// from, else absent.
+fn classify_missing(repo: &Repo, found: &Roots, marked: &Marked, report: &mut CheckReport) {
+    let no_remote = repo.config.remotes().is_empty();
+    // A digest without any content information may not name an object at all.
+    let is_object = |digest: &Digest| found.contents.get(digest).is_none_or(|it| it.content.is_some());
+    for digest in marked.live.objects.iter().filter(|it| !repo.store.contains(it)) {
+        if repo.store.is_damaged(digest) || no_remote && is_object(digest) {
+            report.damaged.insert(*digest);
+        } else if is_object(digest) {
+            report.absent.insert(*digest);
         }
     }
 }
 
-/// Files of this worktree that are the same file on disk as a damaged one of the store: somebody wrote to a link.
-fn changed_in_place(repo: &Repo, found: &Roots, verified: &VerifyReport) -> Result<Vec<(RepoPath, Digest)>> {
-    let whole = verified.faults.iter().filter_map(|it| match it.kind {
+/// Finds files of this worktree that are linked to a damaged file of the store: they were changed through the
+/// link.
+fn find_modified_links(
+    repo: &Repo,
+    found: &Roots,
+    verified: &VerifyReport,
+) -> Result<Vec<(RepoPath, Digest)>> {
+    let large_files = verified.faults.iter().filter_map(|fault| match fault.kind {
         FaultKind::LargeFile(digest) => Some(digest),
         _ => None,
     });
-    let whole: BTreeSet<Digest> = whole.collect();
+    let large_files: BTreeSet<Digest> = large_files.collect();
     let mut changed = Vec::new();
-    if whole.is_empty() {
+    if large_files.is_empty() {
         return Ok(changed);
     }
-    let mut finder = Finder { store: &repo.store, wrong: &whole, known: HashMap::new() };
-    for hit in finder.hits(found) {
-        let stored = RepoPath::from_text(&format!("objects/{}", hit.object.hex()))?;
+    let mut finder = PathFinder { store: &repo.store, objects: &large_files, cache: HashMap::new() };
+    for affected in finder.affected_paths(found) {
+        let stored = RepoPath::from_text(&format!("objects/{}", affected.object.hex()))?;
         let stored = repo.store.root().stamp(&stored)?;
-        let here = matches!(&hit.place.holder, Holder::Worktree(root) if root == repo.root());
-        if !here {
+        let is_here = matches!(&affected.reference.referrer, Referrer::Worktree(root) if root == repo.root());
+        if !is_here {
             continue;
         }
-        let Some(stamp) = repo.files.stamp(&hit.place.path)? else { continue };
+        let Some(stamp) = repo.files.stamp(&affected.reference.path)? else { continue };
         let linked = match stamp.form {
             crate::fs::Form::Link => {
-                let target = repo.files.read_link(&hit.place.path)?;
-                repo.store.linked(&target).is_some_and(|it| it.digest() == hit.object)
+                let target = repo.files.read_link(&affected.reference.path)?;
+                repo.store.linked(&target).is_some_and(|it| it.digest() == affected.object)
             }
             _ => stored.is_some_and(|it| it.inode == stamp.inode && it.ctime == stamp.ctime),
         };
         if linked {
-            changed.push((hit.place.path, hit.object));
+            changed.push((affected.reference.path, affected.object));
         }
     }
     changed.dedup();
     Ok(changed)
 }
 
-/// Objects of some set below folders, each folder looked at once.
-struct Finder<'f> {
+/// Finds the objects of a set below folders, reading each folder once.
+struct PathFinder<'f> {
     store: &'f Store,
-    wrong: &'f BTreeSet<Digest>,
-    known: HashMap<Digest, Rc<[(RepoPath, Digest)]>>,
+    objects: &'f BTreeSet<Digest>,
+    cache: HashMap<Digest, Rc<[(RepoPath, Digest)]>>,
 }
 
-impl Finder<'_> {
-    fn hits(&mut self, found: &Roots) -> Vec<Hit> {
-        let mut hits = BTreeSet::new();
-        if self.wrong.is_empty() {
+impl PathFinder<'_> {
+    fn affected_paths(&mut self, found: &Roots) -> Vec<AffectedPath> {
+        let mut paths = BTreeSet::new();
+        if self.objects.is_empty() {
             return Vec::new();
         }
-        for (digest, rooted) in &found.contents {
-            let below = match rooted.content {
-                Some(Content { kind: Shape::Tree, .. }) => self.below(digest),
-                _ if self.wrong.contains(digest) => [(RepoPath::root(), *digest)].into(),
+        for (digest, entry) in &found.contents {
+            let below = match entry.content {
+                Some(Content { kind: Shape::Tree, .. }) => self.objects_below(digest),
+                _ if self.objects.contains(digest) => [(RepoPath::root(), *digest)].into(),
                 _ => continue,
             };
-            for place in &rooted.places {
+            for reference in &entry.references {
                 for (path, object) in below.iter() {
-                    let Ok(path) = place.path.join_path(path) else { continue };
-                    let place = Place { holder: place.holder.clone(), path };
-                    hits.insert(Hit { object: *object, place });
+                    let Ok(path) = reference.path.join_path(path) else { continue };
+                    let reference = Reference { referrer: reference.referrer.clone(), path };
+                    paths.insert(AffectedPath { object: *object, reference });
                 }
             }
         }
-        hits.into_iter().collect()
+        paths.into_iter().collect()
     }
 
-    /// Of a folder that cannot be read, the folder itself.
-    fn below(&mut self, tree: &Digest) -> Rc<[(RepoPath, Digest)]> {
-        if let Some(found) = self.known.get(tree) {
+    /// Returns the paths and objects of the set below a tree; for a tree that cannot be read, at most the
+    /// tree itself.
+    fn objects_below(&mut self, tree: &Digest) -> Rc<[(RepoPath, Digest)]> {
+        if let Some(found) = self.cache.get(tree) {
             return Rc::clone(found);
         }
         let mut found = Vec::new();
-        if self.wrong.contains(tree) {
+        if self.objects.contains(tree) {
             found.push((RepoPath::root(), *tree));
         }
-        let page = self.store.contains(tree).then(|| self.store.read(tree).and_then(|it| decode_page(&it)));
+        let page = self.store.contains(tree).then(|| decode_page(&self.store.read(tree)?));
         match page {
             Some(Ok(Page::Branch(_, rows))) => {
                 for row in rows.iter().filter(|it| it.digest != *tree) {
-                    found.extend(self.below(&row.digest).iter().cloned());
+                    found.extend(self.objects_below(&row.digest).iter().cloned());
                 }
             }
             Some(Ok(Page::Leaf(rows))) => {
                 for row in &rows {
                     let Ok(name) = RepoPath::from_bytes(&row.name) else { continue };
                     if row.kind == EntryKind::Folder {
-                        let below = self.below(&row.digest);
-                        found.extend(below.iter().filter_map(|it| Some((name.join_path(&it.0).ok()?, it.1))));
-                    } else if self.wrong.contains(&row.digest) {
+                        let below = self.objects_below(&row.digest);
+                        let below =
+                            below.iter().filter_map(|(path, it)| Some((name.join_path(path).ok()?, *it)));
+                        found.extend(below);
+                    } else if self.objects.contains(&row.digest) {
                         found.push((name, row.digest));
                     }
                 }
@@ -258,7 +272,7 @@ impl Finder<'_> {
             _ => {}
         }
         let found: Rc<[_]> = found.into();
-        self.known.insert(*tree, Rc::clone(&found));
+        self.cache.insert(*tree, Rc::clone(&found));
         found
     }
 }

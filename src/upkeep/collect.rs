@@ -1,9 +1,10 @@
-//! What nobody needs any more goes, and nothing else.
+//! Garbage collection: removes objects that nothing refers to any more.
 //!
-//! Decided without any lock, from what was seen at one moment; then, under the store's gate, it is looked again. If
-//! a pointer, a name or a list has changed meanwhile, or something came that may complete a folder that was not
-//! here whole, everything is decided anew. What running commands rely on is in their leases (`store::lease`). So
-//! the gate is held only while files are removed, and an `add` of an hour beside it loses nothing.
+//! The removal is planned without any lock, from one snapshot of all references; then, while the store's gate
+//! is locked, a second snapshot is taken. If a pointer, a Git name or the needs of another clone changed
+//! meanwhile, or if packs were added that may complete a folder that was missing in part, everything is
+//! planned again. Objects used by running commands are in their leases (`store::lease`). So the gate is
+//! locked only while files are removed, and an hour-long `add` at the same time loses nothing.
 
 use std::collections::HashSet;
 
@@ -17,204 +18,212 @@ use crate::{
     store::{Amount, Freed, Inventory, PrunePlan, plan_prune},
     upkeep::{
         clones,
+        history_cache::HistoryCache,
         mark::{Marked, mark},
-        memory::Memory,
         roots::{Detail, Roots, roots},
-        seen::{Seen, look},
+        snapshot::{Snapshot, take_snapshot},
     },
 };
 
-/// How often everything may change while we decide.
-const TRIES: u32 = 20;
-/// Files that are named one by one.
-const NAMED: usize = 5;
+/// Number of times a gc starts over because references changed meanwhile.
+const MAX_ATTEMPTS: u32 = 20;
+/// Number of warnings that are shown one by one.
+const MAX_WARNINGS: usize = 5;
 
-/// What went, or would go.
+/// Amounts that were removed, or would be.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Collected {
+pub struct GcReport {
     pub freed: Freed,
     pub rewritten: Amount,
-    /// Small packs that become few.
-    pub gathered: Amount,
-    /// What nobody needs and stays, in packs that are mostly needed.
-    pub stays: Amount,
-    /// Objects that are needed.
+    /// Small packs that are merged.
+    pub merged: Amount,
+    /// Unreferenced objects that stay, in packs that are young or mostly referenced.
+    pub retained: Amount,
+    /// Number of referenced objects.
     pub kept: u64,
-    /// Clones that share the store.
+    /// Number of other clones that share the store.
     pub clones: u64,
     pub done: bool,
 }
 
-/// Frees what nobody needs and is older than `grace` seconds; without `really` it only says so.
-pub fn collect(repo: &Repo, grace: i64, really: bool, progress: &dyn Progress) -> Result<Collected> {
-    let _alone = if really { Some(only_one(repo, progress)?) } else { None };
-    let told = tell(repo, really, progress)?;
+/// Choice between removing objects and only reporting them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GcMode {
+    DryRun,
+    Apply,
+}
+
+/// Removes unreferenced objects that are older than `grace`, in seconds.
+pub fn collect(repo: &Repo, grace: i64, mode: GcMode, progress: &dyn Progress) -> Result<GcReport> {
+    let _lock = if mode == GcMode::Apply { Some(lock_gc(repo, progress)?) } else { None };
+    let published = publish_own_needs(repo, mode, progress)?;
     let mut freed = Freed::default();
-    for _ in 0..TRIES {
-        let decided = decide(repo, grace)?;
-        if !really {
-            decided.warn(progress);
-            return Ok(decided.collected(false));
+    for _ in 0..MAX_ATTEMPTS {
+        let decision = decide(repo, grace)?;
+        if mode == GcMode::DryRun {
+            decision.warn(progress);
+            return Ok(decision.report(false));
         }
-        let emptied = repo.store.repack(&decided.plan)?;
+        let repacked = repo.store.repack(&decision.plan)?;
         let gate = repo.store.lock_gate()?;
-        // Before the pointers: who ends in between has written what it was about to.
+        // Before the second snapshot: a command that ends in between has written its pointers by then.
         let leased = leased(repo)?;
-        if !still_holds(repo, grace, &decided)? {
+        if !is_still_valid(repo, grace, &decision)? {
             drop(gate);
             continue;
         }
-        let went = repo.store.prune(&decided.plan, &emptied, &leased)?;
+        let removed = repo.store.prune(&decision.plan, &repacked, &leased)?;
         drop(gate);
-        freed.add(&went);
-        if emptied.disk_full && went.total().count > 0 {
-            // What went makes room for what must be moved before more can go.
+        freed.add(&removed);
+        if repacked.disk_full && removed.total().count > 0 {
+            // There is space now for repacking, which allows more to be removed.
             continue;
         }
-        decided.warn(progress);
-        let mut collected = Collected { freed, ..decided.collected(true) };
-        if emptied.disk_full {
+        decision.warn(progress);
+        let mut report = GcReport { freed, ..decision.report(true) };
+        if repacked.disk_full {
             progress
                 .warn("the disk is full: half-empty and small packs stay as they are; run `mlx gc` again");
-            (collected.rewritten, collected.gathered) = (Amount::default(), Amount::default());
+            (report.rewritten, report.merged) = (Amount::default(), Amount::default());
         }
-        finish(repo, told, progress)?;
-        return Ok(collected);
+        clean_up(repo, published, progress)?;
+        return Ok(report);
     }
     if freed == Freed::default() {
         progress.warn("nothing was freed");
     }
-    let error = Error::new(Kind::Conflict, "others change what is tracked faster than it can be looked at");
-    Err(error.hint("run `mlx gc` again when they are done"))
+    let message = format!("gave up after {MAX_ATTEMPTS} tries: tracked files kept changing");
+    Err(Error::new(Kind::Conflict, message).hint("run `mlx gc` again when no other command changes them"))
 }
 
-/// Tells the other clones what this one needs, unless the disk is full: what goes now makes room for that. This
-/// gc itself reads no list of its own clone; whoever only looks may do so on a disk that takes nothing.
-fn tell(repo: &Repo, really: bool, progress: &dyn Progress) -> Result<bool> {
-    match Memory::forget(repo).and_then(|()| clones::renew(repo, progress)) {
-        Err(error) if really && error.kind() != Kind::Unavailable => Err(error),
-        told => Ok(told.is_ok()),
+/// Publishes what this clone needs; returns false if that failed because the disk is full, in which case the
+/// gc first makes space for it. The gc itself does not use the needs of its own clone, so in a dry run any
+/// error is ignored.
+fn publish_own_needs(repo: &Repo, mode: GcMode, progress: &dyn Progress) -> Result<bool> {
+    match HistoryCache::clear(repo).and_then(|()| clones::renew(repo, progress)) {
+        Err(error) if mode == GcMode::Apply && error.kind() != Kind::Unavailable => Err(error),
+        published => Ok(published.is_ok()),
     }
 }
 
-fn finish(repo: &Repo, told: bool, progress: &dyn Progress) -> Result<()> {
+fn clean_up(repo: &Repo, published: bool, progress: &dyn Progress) -> Result<()> {
     repo.store.prune_verified()?;
     for root in [&repo.shared, &repo.private] {
         root.dir(&RepoPath::root())?.sweep()?;
     }
-    if told { Ok(()) } else { clones::renew(repo, progress) }
+    if published { Ok(()) } else { clones::renew(repo, progress) }
 }
 
-/// Two at once would each take the other's new packs for garbage.
-pub fn only_one(repo: &Repo, progress: &dyn Progress) -> Result<Lock> {
+/// Prevents a second gc or repair: each would take the other's new packs for garbage.
+pub fn lock_gc(repo: &Repo, progress: &dyn Progress) -> Result<Lock> {
     fs::lock_telling(repo.store.root(), &RepoPath::from_text("gc.lock")?, progress)
 }
 
-struct Decided {
-    seen: Seen,
+struct Decision {
+    snapshot: Snapshot,
     marked: Marked,
-    stock: Inventory,
+    inventory: Inventory,
     plan: PrunePlan,
-    /// What the user should know of files that could not be understood.
-    odd: Vec<String>,
+    /// Warnings about files that could not be read in full.
+    warnings: Vec<String>,
 }
 
-fn decide(repo: &Repo, grace: i64) -> Result<Decided> {
-    let seen = look(repo, grace)?;
-    clones::check_others(&seen)?;
-    check_worktrees(&seen)?;
-    let mut found = roots(repo, &seen, Detail::Digests)?;
+fn decide(repo: &Repo, grace: i64) -> Result<Decision> {
+    let snapshot = take_snapshot(repo, grace)?;
+    clones::check_other_clones(&snapshot)?;
+    check_worktrees(&snapshot)?;
+    let mut found = roots(repo, &snapshot, Detail::Digests)?;
     if let Some((place, error)) = found.unreadable.pop() {
-        let doing = || format!("nothing was freed: what {place} needs is not known");
-        return Err(error).doing(doing).map_err(|it| match it.hint_text() {
-            Some(_) => it,
-            None => it.hint("mend or remove it; `mlx fsck` lists all that cannot be read"),
+        let doing = || format!("nothing was freed: it is unknown what {place} needs");
+        return Err(error).doing(doing).map_err(|error| match error.hint_text() {
+            Some(_) => error,
+            None => error.hint("fix or remove it; `mlx fsck` lists all files that cannot be read"),
         });
     }
-    // An index that is lost or another's would hide what is needed.
+    // A missing or wrong index would hide referenced objects.
     repo.store.load_orphan_packs()?;
     repo.store.reload_differing_indexes()?;
-    let odd = odd(&found);
-    let stock = repo.store.inventory()?;
-    repo.store.check_readable().doing(|| "nothing was freed: what is needed is not known".into())?;
+    let warnings = warnings(&found);
+    let inventory = repo.store.inventory()?;
+    repo.store.check_readable().doing(|| "nothing was freed: it is unknown what is needed".into())?;
     let now = fs::tick();
-    let old = |mtime: i64| now.saturating_sub(mtime).max(0) >= grace.saturating_mul(1_000_000_000);
-    let young: Vec<Digest> = stock.runs.iter().filter(|it| !old(it.mtime)).map(|it| it.digest).collect();
-    found.with_runs(&repo.store, &young)?;
+    let is_old = |mtime: i64| now.saturating_sub(mtime).max(0) >= grace.saturating_mul(1_000_000_000);
+    let young: Vec<Digest> =
+        inventory.runs.iter().filter(|it| !is_old(it.mtime)).map(|it| it.digest).collect();
+    found.add_run_outputs(&repo.store, &young)?;
     let marked = mark(&repo.store, &found)?;
     if let Some(page) = marked.damaged.first() {
         let message = format!(
-            "nothing was freed: the list of a folder, {page}, is damaged, and what it needs is not known"
+            "nothing was freed: the stored folder {page} is damaged, and it is unknown what it needs"
         );
-        return Err(Error::corrupt(message).hint("`mlx fsck --repair` mends it"));
+        return Err(Error::corrupt(message).hint("run `mlx fsck --repair`"));
     }
-    let plan = plan_prune(&stock, &marked.kept, &old);
-    Ok(Decided { seen, marked, stock, plan, odd })
+    let plan = plan_prune(&inventory, &marked.live, &is_old);
+    Ok(Decision { snapshot, marked, inventory, plan, warnings })
 }
 
-/// What only the files of a worktree name is not known while they are not here.
-fn check_worktrees(seen: &Seen) -> Result<()> {
-    let Some(away) = seen.worktrees.iter().find_map(|it| it.away.as_ref()) else { return Ok(()) };
-    let message = format!("nothing was freed: the worktree `{}` is not here", away.display());
-    let hint = "bring it back, tell Git where it is (`git worktree repair PATH`), or say that it is gone for good \
+/// Fails if a worktree is missing: it is unknown what its files refer to.
+fn check_worktrees(snapshot: &Snapshot) -> Result<()> {
+    let Some(away) = snapshot.worktrees.iter().find_map(|it| it.away.as_ref()) else { return Ok(()) };
+    let message = format!("nothing was freed: the worktree `{}` is missing", away.display());
+    let hint = "bring it back, tell Git where it is (`git worktree repair PATH`), or remove it for good \
                 (`git worktree unlock` if it is locked, then `git worktree prune`)";
     Err(Error::new(Kind::Unavailable, message).hint(hint))
 }
 
-fn odd(found: &Roots) -> Vec<String> {
-    let guessed = found.guessed.iter().map(|(place, error)| {
-        format!("{place} cannot be read ({}): the digests that are written in it are kept", error.full_text())
+fn warnings(found: &Roots) -> Vec<String> {
+    let salvaged = found.salvaged.iter().map(|(place, error)| {
+        format!("{place} cannot be read ({}): all digests written in it are kept", error.full_text())
     });
-    let foreign = found
-        .foreign
-        .iter()
-        .map(|it| format!("`{it}` is called like a pointer and is none: it keeps nothing"));
-    guessed.chain(foreign).collect()
+    let not_pointers = found.not_pointers.iter();
+    let not_pointers = not_pointers
+        .map(|path| format!("`{path}` ends in .mlx but is not a pointer; it keeps nothing alive"));
+    salvaged.chain(not_pointers).collect()
 }
 
-impl Decided {
+impl Decision {
     fn warn(&self, progress: &dyn Progress) {
-        self.odd.iter().take(NAMED).for_each(|it| progress.warn(it));
-        if self.odd.len() > NAMED {
-            progress.warn(&format!("… and {} more files like these", self.odd.len() - NAMED));
+        self.warnings.iter().take(MAX_WARNINGS).for_each(|it| progress.warn(it));
+        if self.warnings.len() > MAX_WARNINGS {
+            progress.warn(&format!("… and {} more files like these", self.warnings.len() - MAX_WARNINGS));
         }
     }
 
-    fn collected(&self, done: bool) -> Collected {
-        Collected {
+    fn report(&self, done: bool) -> GcReport {
+        GcReport {
             freed: self.plan.freed,
             rewritten: self.plan.rewritten,
-            gathered: self.plan.merged,
-            stays: self.plan.retained,
-            kept: self.marked.kept.objects.len() as u64,
-            clones: self.seen.lists.len() as u64,
+            merged: self.plan.merged,
+            retained: self.plan.retained,
+            kept: self.marked.live.objects.len() as u64,
+            clones: self.snapshot.other_clones.len() as u64,
             done,
         }
     }
 }
 
-/// Whether what was decided is still right; the gate is closed.
-fn still_holds(repo: &Repo, grace: i64, decided: &Decided) -> Result<bool> {
-    if decided.plan.is_empty() {
+/// Returns true if the decision still holds; the gate must be locked.
+fn is_still_valid(repo: &Repo, grace: i64, decision: &Decision) -> Result<bool> {
+    if decision.plan.is_empty() {
         return Ok(true);
     }
-    if look(repo, grace)? != decided.seen {
+    if take_snapshot(repo, grace)? != decision.snapshot {
         return Ok(false);
     }
-    // A page that came since may name what was there before.
-    Ok(decided.marked.absent.is_empty() || repo.store.has_no_new_packs(&decided.stock)?)
+    // A page that was added since may refer to objects that were stored before.
+    Ok(decision.marked.absent.is_empty() || repo.store.has_no_new_packs(&decision.inventory)?)
 }
 
-/// What running commands rely on, and in a shared store what killed ones did. Where the store is ours alone, what
-/// a killed command wrote is in sight, and its lease goes.
+/// Returns everything pinned by running commands and, in a shared store, by killed ones. If the store is not
+/// shared, whatever a killed command wrote is found among this clone's references, and its lease is removed.
 fn leased(repo: &Repo) -> Result<HashSet<Digest>> {
     let shared = repo.clone_id()?.is_some();
     let mut found = HashSet::new();
-    for leased in repo.store.leases()? {
-        if leased.alive || shared {
-            found.extend(leased.pinned);
+    for lease in repo.store.leases()? {
+        if lease.alive || shared {
+            found.extend(lease.pinned);
         } else {
-            repo.store.remove_lease(&leased)?;
+            repo.store.remove_lease(&lease)?;
         }
     }
     Ok(found)

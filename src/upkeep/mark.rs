@@ -1,4 +1,4 @@
-//! From what is named to every object below it: pages of folders are read, contents are not.
+//! Marks every object that the roots lead to: pages of folders are read, file contents are not.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -12,21 +12,21 @@ use crate::{
     upkeep::roots::Roots,
 };
 
-/// Pages in memory at once.
-const LOT: usize = 256;
+/// Number of pages in memory at once.
+const READ_BATCH: usize = 256;
 
-/// Everything that is needed.
+/// Everything that is referenced.
 #[derive(Debug, Default)]
 pub struct Marked {
-    pub kept: LiveSet,
-    /// Pages that are not here: what they name is not known.
+    pub live: LiveSet,
+    /// Pages that are not stored here: their entries are unknown.
     pub absent: BTreeSet<Digest>,
-    /// Pages whose bytes are wrong: what they name may be here, and is not known either.
+    /// Pages whose bytes are wrong: their entries may be stored here, but are unknown.
     pub damaged: BTreeSet<Digest>,
 }
 
-/// A page, or why there is none.
-enum Read {
+/// A page, or the reason why it cannot be read.
+enum PageRead {
     Page(Page),
     Absent,
     Damaged,
@@ -35,8 +35,8 @@ enum Read {
 /// Marks everything below the roots.
 pub fn mark(store: &Store, roots: &Roots) -> Result<Marked> {
     let mut marked = Marked::default();
-    marked.kept.runs.extend(&roots.runs);
-    marked.kept.objects.extend(roots.contents.keys());
+    marked.live.runs.extend(&roots.runs);
+    marked.live.objects.extend(roots.contents.keys());
     let is_tree = |it: &&Digest| match roots.contents[it].content {
         Some(content) => content.kind == Shape::Tree,
         None => store.is_tree_page(it),
@@ -45,13 +45,13 @@ pub fn mark(store: &Store, roots: &Roots) -> Result<Marked> {
     let mut level: Vec<Digest> = seen.iter().copied().collect();
     while !level.is_empty() {
         let mut below = Vec::new();
-        for lot in level.chunks(LOT) {
-            let pages = lot.par_iter().map(|it| read(store, it)).collect::<Result<Vec<_>>>()?;
-            for (digest, page) in lot.iter().zip(pages) {
+        for batch in level.chunks(READ_BATCH) {
+            let pages = batch.par_iter().map(|it| read_page(store, it)).collect::<Result<Vec<_>>>()?;
+            for (digest, page) in batch.iter().zip(pages) {
                 match page {
-                    Read::Absent => drop(marked.absent.insert(*digest)),
-                    Read::Damaged => drop(marked.damaged.insert(*digest)),
-                    Read::Page(page) => take(page, &mut marked.kept, &mut seen, &mut below),
+                    PageRead::Absent => drop(marked.absent.insert(*digest)),
+                    PageRead::Damaged => drop(marked.damaged.insert(*digest)),
+                    PageRead::Page(page) => add_rows(page, &mut marked.live, &mut seen, &mut below),
                 }
             }
         }
@@ -60,34 +60,34 @@ pub fn mark(store: &Store, roots: &Roots) -> Result<Marked> {
     Ok(marked)
 }
 
-fn take(page: Page, kept: &mut LiveSet, seen: &mut HashSet<Digest>, below: &mut Vec<Digest>) {
+fn add_rows(page: Page, live: &mut LiveSet, seen: &mut HashSet<Digest>, below: &mut Vec<Digest>) {
     let rows: Vec<(Digest, bool)> = match page {
         Page::Branch(_, rows) => rows.iter().map(|it| (it.digest, true)).collect(),
         Page::Leaf(rows) => rows.iter().map(|it| (it.digest, it.kind == EntryKind::Folder)).collect(),
     };
-    for (digest, folder) in rows {
-        kept.objects.insert(digest);
-        if folder && seen.insert(digest) {
+    for (digest, is_folder) in rows {
+        live.objects.insert(digest);
+        if is_folder && seen.insert(digest) {
             below.push(digest);
         }
     }
 }
 
-fn read(store: &Store, digest: &Digest) -> Result<Read> {
+fn read_page(store: &Store, digest: &Digest) -> Result<PageRead> {
     if !store.contains(digest) {
-        return Ok(if store.is_damaged(digest) { Read::Damaged } else { Read::Absent });
+        return Ok(if store.is_damaged(digest) { PageRead::Damaged } else { PageRead::Absent });
     }
     let bytes = match store.read(digest) {
         Ok(bytes) => bytes,
-        Err(error) if error.kind() == Kind::Corrupt => return Ok(Read::Damaged),
-        Err(error) if error.kind() == Kind::NotFound => return Ok(Read::Absent),
+        Err(error) if error.kind() == Kind::Corrupt => return Ok(PageRead::Damaged),
+        Err(error) if error.kind() == Kind::NotFound => return Ok(PageRead::Absent),
         Err(error) => return Err(error),
     };
     match decode_page(&bytes) {
-        Ok(page) => Ok(Read::Page(page)),
-        // It is not damaged, and nothing brings one that we can read.
+        Ok(page) => Ok(PageRead::Page(page)),
+        // A page of a newer mlx is not damaged, and no copy of it could be read.
         Err(error) if is_newer_page(&bytes) => Err(error),
-        Err(error) if error.kind() == Kind::Corrupt => Ok(Read::Damaged),
+        Err(error) if error.kind() == Kind::Corrupt => Ok(PageRead::Damaged),
         Err(error) => Err(error),
     }
 }

@@ -1,25 +1,26 @@
-//! A store in order: what must be kept, what may go, what is whole, what takes the room.
+//! Store maintenance: garbage collection, integrity checks and repair, and disk usage.
 //!
-//! Everything here starts from [`Roots`]: what any name of Git, any worktree and any clone that shares the store
-//! leads to. [`collect`] removes the rest, [`check`] compares bytes with names and mends, [`usage`] counts.
+//! Everything here starts from [`Roots`]: all objects that Git's names, worktrees, and clones sharing the
+//! store refer to. [`collect()`] removes the rest, [`check()`] verifies stored bytes and repairs damage,
+//! [`usage()`] reports disk usage.
 
 mod check;
 mod clones;
 mod collect;
-#[cfg(test)]
-mod laws;
+mod history_cache;
 mod mark;
-mod memory;
+#[cfg(test)]
+mod model_test;
 mod repair;
 mod roots;
-mod seen;
+mod snapshot;
 mod usage;
 
 pub use self::{
-    check::{Checked, Hit, check},
-    clones::{List, forget, renew, renew_if_allowed},
-    collect::{Collected, collect},
-    repair::{Mended, Source},
-    roots::{Holder, Place, Rooted, Roots},
-    usage::{Class, Revision, Share, Usage, usage},
+    check::{AffectedPath, CheckReport, check},
+    clones::{CloneNeeds, forget_clone, renew, renew_if_allowed},
+    collect::{GcMode, GcReport, collect},
+    repair::{RepairReport, RepairSource},
+    roots::{Reference, Referrer, RootEntry, Roots},
+    usage::{ClassUsage, Revision, Share, Usage, usage},
 };

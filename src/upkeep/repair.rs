@@ -1,4 +1,4 @@
-//! Brings back what is damaged: from a file of the workspace that still has the right bytes, else from the default
+//! Restores damaged objects: from a workspace file that still has the right content, or else from the default
 //! remote.
 
 use std::{
@@ -16,80 +16,89 @@ use crate::{
     remote::{self, Access, Depth, Remote, Wants},
     repo::Repo,
     store::{Kind, WHOLE, Writer, digest_file},
-    upkeep::{check::Checked, roots::Holder},
+    upkeep::{
+        check::{AffectedPath, CheckReport},
+        roots::Referrer,
+    },
     workspace::Workspace,
 };
 
-/// Where an object came from.
+/// Source that an object was restored from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum RepairSource {
     Workspace(RepoPath),
     Remote(String),
 }
 
-/// What became of a repair.
+/// Outcome of a repair.
 #[derive(Debug, Default)]
-pub struct Mended {
-    pub back: BTreeMap<Digest, Source>,
-    /// What nobody has.
-    pub left: BTreeSet<Digest>,
-    /// Why the remote was of no help.
-    pub trouble: Option<Error>,
+pub struct RepairReport {
+    pub restored: BTreeMap<Digest, RepairSource>,
+    /// Damaged objects of which no intact copy was found.
+    pub unrepaired: BTreeSet<Digest>,
+    /// Error of the default remote, if it could not help.
+    pub remote_error: Option<Error>,
 }
 
-/// Brings back what is damaged.
-pub fn mend(workspace: &Workspace<'_>, checked: &Checked, progress: &dyn Progress) -> Result<Mended> {
+/// Restores damaged objects from the workspace, then from the default remote.
+pub fn restore_damaged(
+    workspace: &Workspace<'_>,
+    report: &CheckReport,
+    progress: &dyn Progress,
+) -> Result<RepairReport> {
     let store = &workspace.repo.store;
-    let mut mended = Mended { left: checked.damaged.clone(), ..Mended::default() };
-    if mended.left.is_empty() {
-        return Ok(mended);
+    let mut repaired = RepairReport { unrepaired: report.damaged.clone(), ..RepairReport::default() };
+    if repaired.unrepaired.is_empty() {
+        return Ok(repaired);
     }
-    from_workspace(workspace, checked, &mut mended, progress)?;
-    if !mended.left.is_empty() {
-        let asked = from_remote(workspace.repo, &mended.left, &checked.pages, progress);
-        // What came before it went wrong is here all the same.
-        let (back, left): (BTreeSet<Digest>, BTreeSet<Digest>) =
-            mended.left.iter().partition(|it| store.contains(it) && store.is_sound(it));
+    from_workspace(workspace, report, &mut repaired, progress)?;
+    if !repaired.unrepaired.is_empty() {
+        let fetched = from_remote(workspace.repo, &repaired.unrepaired, &report.missing_pages, progress);
+        // Objects that arrived before an error are stored all the same.
+        let (restored, unrepaired): (BTreeSet<Digest>, BTreeSet<Digest>) =
+            repaired.unrepaired.iter().partition(|it| store.contains(it) && store.is_sound(it));
         let name = workspace.repo.config.remote(None).map(|it| it.name).unwrap_or_default();
-        mended.back.extend(back.into_iter().map(|it| (it, Source::Remote(name.clone()))));
-        mended.left = left;
-        mended.trouble = asked.err();
+        let source = |digest| (digest, RepairSource::Remote(name.clone()));
+        repaired.restored.extend(restored.into_iter().map(source));
+        repaired.unrepaired = unrepaired;
+        repaired.remote_error = fetched.err();
     }
-    Ok(mended)
+    Ok(repaired)
 }
 
 fn from_workspace(
     workspace: &Workspace<'_>,
-    checked: &Checked,
-    mended: &mut Mended,
+    report: &CheckReport,
+    repaired: &mut RepairReport,
     progress: &dyn Progress,
 ) -> Result<()> {
     let repo = workspace.repo;
     let mut tried = BTreeSet::new();
-    for hit in &checked.hits {
-        let path = &hit.place.path;
-        if path.is_root() || !mended.left.contains(&hit.object) || !tried.insert((hit.object, path.clone())) {
+    for AffectedPath { object, reference } in &report.affected {
+        let path = &reference.path;
+        if path.is_root() || !repaired.unrepaired.contains(object) || !tried.insert((*object, path.clone())) {
             continue;
         }
-        let back = match repo.files.stamp(path)?.map(|it| it.form) {
-            Some(Form::File) => file_back(repo, path, &hit.object)?,
-            Some(Form::Link) => link_back(repo, path, &hit.object)?,
-            // The pages of a folder are made again from what is in it, as far as it is what it was.
-            Some(Form::Folder) if matches!(&hit.place.holder, Holder::Worktree(it) if it == repo.root()) => {
+        let is_here = matches!(&reference.referrer, Referrer::Worktree(root) if root == repo.root());
+        let is_restored = match repo.files.stamp(path)?.map(|it| it.form) {
+            Some(Form::File) => restore_file(repo, path, object)?,
+            Some(Form::Link) => restore_link(repo, path, object)?,
+            // The folder is stored again, which restores its pages as far as it is unchanged.
+            Some(Form::Folder) if is_here => {
                 workspace.store(path, progress)?;
-                repo.store.contains(&hit.object)
+                repo.store.contains(object)
             }
             _ => false,
         };
-        if back && mended.left.remove(&hit.object) {
-            mended.back.insert(hit.object, Source::Workspace(path.clone()));
+        if is_restored && repaired.unrepaired.remove(object) {
+            repaired.restored.insert(*object, RepairSource::Workspace(path.clone()));
         }
     }
     Ok(())
 }
 
-/// Stores a file if its bytes are the ones wanted; what the index says of it is not asked.
-fn file_back(repo: &Repo, path: &RepoPath, wanted: &Digest) -> Result<bool> {
+/// Stores a file again if its bytes match the digest; the stat cache is not used.
+fn restore_file(repo: &Repo, path: &RepoPath, wanted: &Digest) -> Result<bool> {
     let (digest, size) = digest_file(&repo.files.open_file(path)?)?;
     if digest != *wanted {
         return Ok(false);
@@ -103,7 +112,7 @@ fn file_back(repo: &Repo, path: &RepoPath, wanted: &Digest) -> Result<bool> {
     put(repo, wanted, &bytes)
 }
 
-fn link_back(repo: &Repo, path: &RepoPath, wanted: &Digest) -> Result<bool> {
+fn restore_link(repo: &Repo, path: &RepoPath, wanted: &Digest) -> Result<bool> {
     let target = repo.files.read_link(path)?;
     put(repo, wanted, &target)
 }
@@ -117,7 +126,7 @@ fn put(repo: &Repo, wanted: &Digest, bytes: &[u8]) -> Result<bool> {
     writer.finish().map(|()| true)
 }
 
-/// Asks the default remote, for pages and for files.
+/// Fetches pages and files from the default remote.
 fn from_remote(
     repo: &Repo,
     left: &BTreeSet<Digest>,
@@ -126,7 +135,7 @@ fn from_remote(
 ) -> Result<()> {
     let remote = Remote::open(&repo.config.remote(None)?, Access::Read)?;
     let (trees, files): (BTreeSet<Digest>, BTreeSet<Digest>) = left.iter().partition(|it| pages.contains(it));
-    let mut trouble = None;
+    let mut error = None;
     for (digests, kind, depth) in
         [(trees, Shape::Tree, Depth::Trees), (files, Shape::File, Depth::Everything)]
     {
@@ -136,9 +145,9 @@ fn from_remote(
         };
         let contents = digests.iter().map(want).collect::<Result<_>>()?;
         let wants = Wants { contents, runs: Vec::new() };
-        trouble = remote::fetch(repo, &remote, &wants, depth, progress).err().or(trouble);
+        error = remote::fetch(repo, &remote, &wants, depth, progress).err().or(error);
     }
-    match trouble {
+    match error {
         Some(error) if left.iter().any(|it| !repo.store.contains(it)) => Err(error),
         _ => Ok(()),
     }

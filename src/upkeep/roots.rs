@@ -1,11 +1,12 @@
-//! What must be kept: everything that is named by what was [`Seen`], by all history behind it, by records of runs,
-//! and by requests that wait in the spool.
+//! Roots of garbage collection: everything that the [`Snapshot`], all history behind it, run records and the
+//! traffic spool refer to.
 //!
-//! Blobs are read once, however many commits hold them. Where a pointer or lockfile cannot be understood, in a worktree
-//! what it needs is not known: somebody can mend it there. In a commit nobody can, and Git holds it as it was made: it
-//! needs what is written in it as a digest, both sides of a conflict, and can need nothing else, unless a newer mlx
-//! wrote it. A file that only is called like a pointer needs nothing. Messages of tags and events name packages and reports by
-//! their digests: whatever looks like a digest there counts, be it a version, a release or something of a newer mlx.
+//! Each blob is read once, however many commits hold it. If a pointer or lockfile in a worktree cannot be
+//! parsed, its needs are unknown until the user fixes it. In a commit it cannot be fixed: all digests written
+//! in the file are kept, such as both sides of a conflict; it can need nothing else, unless a newer mlx wrote
+//! it. A file that has the suffix of a pointer but is not one needs nothing. Messages of tags and events name
+//! packages and reports by their digests: everything that looks like a digest there is kept, whether of a
+//! version, a release, or an event of a newer mlx.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -28,14 +29,14 @@ use crate::{
     traffic::spool,
     upkeep::{
         clones,
-        memory::{Memory, Tips},
-        seen::Seen,
+        history_cache::{HistoryCache, Tips},
+        snapshot::Snapshot,
     },
 };
 
-/// Who needs a thing.
+/// Place that refers to an object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Holder {
+pub enum Referrer {
     Worktree(PathBuf),
     Index(PathBuf),
     Commit(Rev),
@@ -43,247 +44,265 @@ pub enum Holder {
     Other(String),
 }
 
-/// Who needs a thing, and under which path.
+/// A place that refers to an object, and the path under which it does.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
-    pub holder: Holder,
+pub struct Reference {
+    pub referrer: Referrer,
     pub path: RepoPath,
 }
 
-/// A thing that is needed.
+/// A referenced object.
 #[derive(Clone, Debug, Default)]
-pub struct Rooted {
-    /// What it is; of what is named by its digest alone that is not known, nor whether it was ever stored.
+pub struct RootEntry {
+    /// Its content; `None` if only its digest is known, in which case it may never have been stored.
     pub content: Option<Content>,
-    /// Who needs it, where that was asked for.
-    pub places: Vec<Place>,
+    /// References to the object, if they were requested.
+    pub references: Vec<Reference>,
 }
 
-/// Everything that is needed, by digest.
+/// All referenced objects and runs.
 #[derive(Debug, Default)]
 pub struct Roots {
-    pub contents: BTreeMap<Digest, Rooted>,
-    /// Runs that a lockfile names.
+    pub contents: BTreeMap<Digest, RootEntry>,
+    /// Runs that lockfiles refer to.
     pub runs: BTreeSet<Digest>,
-    /// Pointers and lockfiles of which it is not known what they need, with where they stand.
+    /// Pointers and lockfiles whose needs are unknown, with their location.
     pub unreadable: Vec<(String, Error)>,
-    /// Those that cannot be understood, and need no more than the digests that are written in them.
-    pub guessed: Vec<(String, Error)>,
-    /// Files that are called like pointers and are none.
-    pub foreign: BTreeSet<RepoPath>,
-    /// Commits that were read.
+    /// Pointers and lockfiles that cannot be parsed and need only the digests written in them.
+    pub salvaged: Vec<(String, Error)>,
+    /// Files that have the suffix of a pointer but are not pointers.
+    pub not_pointers: BTreeSet<RepoPath>,
+    /// Number of commits read.
     pub commits: u64,
 }
 
-/// Whether it matters who needs what.
+/// Choice between collecting digests only, and collecting all references to each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detail {
     Digests,
-    Places,
+    References,
 }
 
-/// What one file says.
+/// References found in one pointer or lockfile.
 #[derive(Default)]
-struct Said {
-    /// A pointer's path is that of its file.
+struct FileReferences {
+    /// Contents with their paths; `None` for a pointer, whose path follows from that of its file.
     contents: Vec<(Option<RepoPath>, Content)>,
-    /// What went into runs; it may never have been stored.
+    /// Inputs of runs, which may never have been stored.
     inputs: Vec<Digest>,
     runs: Vec<Digest>,
-    /// Why the digests are all that is known.
-    guessed: Option<String>,
-    foreign: bool,
+    /// Reason why only the digests in the file are known.
+    salvaged: Option<String>,
+    not_pointer: bool,
 }
 
-/// Reads everything behind what was seen.
-pub fn roots(repo: &Repo, seen: &Seen, detail: Detail) -> Result<Roots> {
-    let mut reader = Reader::new(repo, detail);
-    let tips = reader.tips(&seen.names)?;
+/// Collects everything that the snapshot and its history refer to.
+pub fn roots(repo: &Repo, snapshot: &Snapshot, detail: Detail) -> Result<Roots> {
+    let mut reader = RootsReader::new(repo, detail);
+    let tips = reader.tips(&snapshot.names)?;
     reader.commits(&tips.all)?;
     reader.events(if tips.events.is_empty() {
         Vec::new()
     } else {
-        repo.git.ancestors(&listed(&tips.events))?
+        repo.git.ancestors(&to_vec(&tips.events))?
     })?;
-    reader.rest(repo, seen)
+    reader.rest(repo, snapshot)
 }
 
-/// As [`roots`], by digest alone; what was read of history before is not read again.
-pub fn roots_since(repo: &Repo, seen: &Seen) -> Result<Roots> {
-    let mut reader = Reader::new(repo, Detail::Digests);
-    reader.catch_up(repo, &seen.names)?;
-    reader.rest(repo, seen)
+/// Collects roots as [`roots`] does, but digests only; history that was read before is not read again.
+pub fn roots_since(repo: &Repo, snapshot: &Snapshot) -> Result<Roots> {
+    let mut reader = RootsReader::new(repo, Detail::Digests);
+    reader.update_history_cache(repo, &snapshot.names)?;
+    reader.rest(repo, snapshot)
 }
 
-/// Reads what came into history, so that [`roots_since`] has little left to do.
-pub fn catch_up(repo: &Repo, names: &[Name]) -> Result<()> {
-    Reader::new(repo, Detail::Digests).catch_up(repo, names)
+/// Reads commits that were added to history, so that [`roots_since`] has little left to do.
+pub fn update_history_cache(repo: &Repo, names: &[Name]) -> Result<()> {
+    RootsReader::new(repo, Detail::Digests).update_history_cache(repo, names)
 }
 
-impl Reader<'_> {
-    fn rest(mut self, repo: &Repo, seen: &Seen) -> Result<Roots> {
-        self.files(seen)?;
+impl RootsReader<'_> {
+    fn rest(mut self, repo: &Repo, snapshot: &Snapshot) -> Result<Roots> {
+        self.files(snapshot)?;
         let detail = self.detail;
         let mut roots = self.roots;
-        roots.name(seen.links.iter().copied(), &Holder::Other("a link into the store".into()), detail);
-        spooled(repo, &mut roots, detail)?;
-        clones::add_others(seen, &mut roots, detail)?;
+        roots.add_digests(
+            snapshot.links.iter().copied(),
+            &Referrer::Other("a link into the store".into()),
+            detail,
+        );
+        add_spooled_traffic(repo, &mut roots, detail)?;
+        clones::add_other_needs(snapshot, &mut roots, detail)?;
         Ok(roots)
     }
 }
 
-impl Rooted {
+impl RootEntry {
     pub(super) fn is_tree(&self) -> bool {
         self.content.is_some_and(|it| it.kind == Shape::Tree)
     }
 }
 
 impl Roots {
-    /// Takes what was read before.
-    pub(super) fn remember(&mut self, digest: Digest, tree: bool) {
+    /// Adds an object from earlier results.
+    pub(super) fn add_known(&mut self, digest: Digest, tree: bool) {
         if tree {
-            self.need(Content { digest, files: 0, kind: Shape::Tree, size: 0 }, None);
+            self.add_content(Content { digest, files: 0, kind: Shape::Tree, size: 0 }, None);
         } else {
             self.contents.entry(digest).or_default();
         }
     }
 
-    /// Takes digests of which nothing else is known.
-    fn name(&mut self, digests: impl IntoIterator<Item = Digest>, holder: &Holder, detail: Detail) {
+    /// Adds digests about which nothing else is known.
+    fn add_digests(
+        &mut self,
+        digests: impl IntoIterator<Item = Digest>,
+        referrer: &Referrer,
+        detail: Detail,
+    ) {
         for digest in digests {
-            let rooted = self.contents.entry(digest).or_default();
-            if detail == Detail::Places {
-                rooted.places.push(Place { holder: holder.clone(), path: RepoPath::root() });
+            let entry = self.contents.entry(digest).or_default();
+            if detail == Detail::References {
+                entry.references.push(Reference { referrer: referrer.clone(), path: RepoPath::root() });
             }
         }
     }
 
-    /// Takes all of another reading, by digest.
+    /// Adds all results of another reader, by digest.
     fn join(&mut self, other: Self) {
-        for (digest, rooted) in other.contents {
-            self.remember(digest, rooted.is_tree());
+        for (digest, entry) in other.contents {
+            self.add_known(digest, entry.is_tree());
         }
         self.runs.extend(other.runs);
         self.unreadable.extend(other.unreadable);
-        self.guessed.extend(other.guessed);
-        self.foreign.extend(other.foreign);
+        self.salvaged.extend(other.salvaged);
+        self.not_pointers.extend(other.not_pointers);
         self.commits += other.commits;
     }
 
-    pub(super) fn need(&mut self, content: Content, place: Option<Place>) {
-        let rooted = self.contents.entry(content.digest).or_default();
-        // Of two that call it differently the folder counts: a folder needs more.
-        if !rooted.is_tree() {
-            rooted.content = Some(content);
+    pub(super) fn add_content(&mut self, content: Content, reference: Option<Reference>) {
+        let entry = self.contents.entry(content.digest).or_default();
+        // If references disagree about the kind, a tree is assumed, which needs more.
+        if !entry.is_tree() {
+            entry.content = Some(content);
         }
-        rooted.places.extend(place);
+        entry.references.extend(reference);
     }
 
-    /// Adds what records of runs say came out; these are the runs that lockfiles name, and `more`.
-    pub fn with_runs(&mut self, store: &Store, more: &[Digest]) -> Result<()> {
+    /// Adds the outputs of run records: of the runs that lockfiles refer to, and of `more`.
+    pub fn add_run_outputs(&mut self, store: &Store, more: &[Digest]) -> Result<()> {
         self.runs.extend(more);
         let mut made = Vec::new();
         for key in &self.runs {
             let answer = store.run(key)?.map(|it| it.answer);
-            let outputs =
-                answer.and_then(|it| serde_json::from_value::<BTreeMap<RepoPath, Content>>(it).ok());
+            let outputs: Option<BTreeMap<RepoPath, Content>> =
+                answer.and_then(|answer| serde_json::from_value(answer).ok());
             made.extend(outputs.into_iter().flatten().map(|it| it.1.digest));
         }
-        self.name(made, &Holder::Other("a run".into()), Detail::Digests);
+        self.add_digests(made, &Referrer::Other("a run".into()), Detail::Digests);
         Ok(())
     }
 }
 
-struct Reader<'g> {
+struct RootsReader<'g> {
     git: &'g Git,
     detail: Detail,
-    known: HashMap<(BlobId, bool), Rc<Result<Said, String>>>,
+    cache: HashMap<(BlobId, bool), Rc<Result<FileReferences, String>>>,
     roots: Roots,
 }
 
-impl Reader<'_> {
-    fn read(&mut self, path: &RepoPath, blob: BlobId) -> Result<Rc<Result<Said, String>>> {
+impl RootsReader<'_> {
+    fn read(&mut self, path: &RepoPath, blob: BlobId) -> Result<Rc<Result<FileReferences, String>>> {
         let key = (blob, path.without_suffix(SUFFIX).is_some());
-        if let Some(said) = self.known.get(&key) {
-            return Ok(Rc::clone(said));
+        if let Some(references) = self.cache.get(&key) {
+            return Ok(Rc::clone(references));
         }
-        let said = Rc::new(self.read_anew(path, blob)?.map_err(|it| it.full_text()));
-        self.known.insert(key, Rc::clone(&said));
-        Ok(said)
+        let references = Rc::new(self.parse_blob(path, blob)?.map_err(|it| it.full_text()));
+        self.cache.insert(key, Rc::clone(&references));
+        Ok(references)
     }
 
-    /// The outer result is Git's; the inner one is what its file says.
-    fn read_anew(&self, path: &RepoPath, blob: BlobId) -> Result<Result<Said>> {
+    /// The outer error is Git's; the inner one is about the file's content.
+    fn parse_blob(&self, path: &RepoPath, blob: BlobId) -> Result<Result<FileReferences>> {
         let pointer = path.without_suffix(SUFFIX).is_some();
-        let most = if pointer { ENOUGH } else { fs::DOCUMENT };
-        Ok(match self.git.read_small_blob(blob, most)? {
-            Some(bytes) => parse(path, &bytes).or_else(|it| guess(path, &bytes, it)),
-            None if pointer => Ok(Said::default()),
+        let limit = if pointer { ENOUGH } else { fs::DOCUMENT };
+        Ok(match self.git.read_small_blob(blob, limit)? {
+            Some(bytes) => parse(path, &bytes).or_else(|error| salvage(path, &bytes, error)),
+            None if pointer => Ok(FileReferences::default()),
             None => Err(too_large(path)),
         })
     }
 
-    fn take_shared(&mut self, holder: &dyn Fn() -> Holder, path: &RepoPath, said: Rc<Result<Said, String>>) {
-        match &*said {
-            Ok(said) => self.add(holder, path, said),
-            // In Git nothing else cannot be read than what a newer mlx wrote.
+    fn add_blob(
+        &mut self,
+        referrer: &dyn Fn() -> Referrer,
+        path: &RepoPath,
+        references: Rc<Result<FileReferences, String>>,
+    ) {
+        match &*references {
+            Ok(references) => self.add(referrer, path, references),
+            // In Git, only a file that a newer mlx wrote is unreadable.
             Err(why) => {
                 let error = Error::corrupt(why.clone()).hint("upgrade mlx");
-                self.roots.unreadable.push((shown(&holder(), path), error));
+                self.roots.unreadable.push((display_location(&referrer(), path), error));
             }
         }
     }
 
-    fn take(&mut self, holder: &dyn Fn() -> Holder, path: &RepoPath, said: Result<Said>) {
-        match said {
-            Ok(said) => self.add(holder, path, &said),
-            Err(error) => self.roots.unreadable.push((shown(&holder(), path), error)),
+    fn add_file(&mut self, referrer: &dyn Fn() -> Referrer, path: &RepoPath, read: Result<FileReferences>) {
+        match read {
+            Ok(references) => self.add(referrer, path, &references),
+            Err(error) => self.roots.unreadable.push((display_location(&referrer(), path), error)),
         }
     }
 
-    fn add(&mut self, holder: &dyn Fn() -> Holder, file: &RepoPath, said: &Said) {
-        for (path, content) in &said.contents {
+    fn add(&mut self, referrer: &dyn Fn() -> Referrer, file: &RepoPath, found: &FileReferences) {
+        for (path, content) in &found.contents {
             let path = || path.clone().or_else(|| file.without_suffix(SUFFIX)).unwrap_or_default();
-            let place = || Place { holder: holder(), path: path() };
-            self.roots.need(*content, (self.detail == Detail::Places).then(place));
+            let reference = || Reference { referrer: referrer(), path: path() };
+            self.roots.add_content(*content, (self.detail == Detail::References).then(reference));
         }
-        self.roots.name(said.inputs.iter().copied(), &Holder::Other(String::new()), Detail::Digests);
-        self.roots.runs.extend(&said.runs);
-        if let Some(why) = &said.guessed {
-            self.roots.guessed.push((shown(&holder(), file), Error::corrupt(why.clone())));
+        self.roots.add_digests(
+            found.inputs.iter().copied(),
+            &Referrer::Other(String::new()),
+            Detail::Digests,
+        );
+        self.roots.runs.extend(&found.runs);
+        if let Some(why) = &found.salvaged {
+            self.roots.salvaged.push((display_location(&referrer(), file), Error::corrupt(why.clone())));
         }
-        if said.foreign {
-            self.roots.foreign.insert(file.clone());
+        if found.not_pointer {
+            self.roots.not_pointers.insert(file.clone());
         }
     }
 
-    fn new(repo: &Repo, detail: Detail) -> Reader<'_> {
-        Reader { git: &repo.git, detail, known: HashMap::new(), roots: Roots::default() }
+    fn new(repo: &Repo, detail: Detail) -> RootsReader<'_> {
+        RootsReader { git: &repo.git, detail, cache: HashMap::new(), roots: Roots::default() }
     }
 
-    /// What lies in worktrees and indexes.
-    fn files(&mut self, seen: &Seen) -> Result<()> {
-        for (root, path, bytes) in &seen.files {
-            let said = parse(path, bytes).doing(|| format!("in `{}`", root.display()));
-            self.take(&|| Holder::Worktree(root.clone()), path, said);
+    /// Reads the pointers and lockfiles of all worktrees and Git indexes.
+    fn files(&mut self, snapshot: &Snapshot) -> Result<()> {
+        for (root, path, bytes) in &snapshot.files {
+            let references = parse(path, bytes).doing(|| format!("in `{}`", root.display()));
+            self.add_file(&|| Referrer::Worktree(root.clone()), path, references);
         }
-        for worktree in &seen.worktrees {
+        for worktree in &snapshot.worktrees {
             for (path, blob) in &worktree.staged {
-                let said = self.read(path, *blob)?;
-                self.take_shared(&|| Holder::Index(worktree.folder.clone()), path, said);
+                let references = self.read(path, *blob)?;
+                self.add_blob(&|| Referrer::Index(worktree.folder.clone()), path, references);
             }
         }
         Ok(())
     }
 
-    /// Where all names lead; what the messages of tags on the way say is taken.
+    /// Returns the commits that names point to, and adds the digests in the messages of tags on the way.
     fn tips(&mut self, names: &[Name]) -> Result<Tips> {
         let mut tips = Tips::default();
         for name in names {
             let target = self.git.target(name)?;
-            let holder = Holder::Other(name.name.clone());
+            let referrer = Referrer::Other(name.name.clone());
             for message in &target.messages {
-                self.roots.name(digests_in(message), &holder, self.detail);
+                self.roots.add_digests(digests_in(message), &referrer, self.detail);
             }
             if name.name.starts_with(AUDIT) {
                 tips.events.extend(target.commit.clone());
@@ -293,37 +312,37 @@ impl Reader<'_> {
         Ok(tips)
     }
 
-    fn catch_up(&mut self, repo: &Repo, names: &[Name]) -> Result<()> {
-        // Tags may go, and what they said with them: it is not remembered.
+    fn update_history_cache(&mut self, repo: &Repo, names: &[Name]) -> Result<()> {
+        // Tags may be removed, and the references in their messages with them: these are not cached.
         let tips = self.tips(names)?;
-        let mut past = Reader::new(repo, self.detail);
-        let mut memory = Memory::load(repo)?;
-        let unread = memory.unread(self.git, &tips)?;
-        past.commit_files(unread.commits)?;
-        past.events(unread.events)?;
-        memory.join(repo, tips, &mut past.roots)?;
-        self.roots.join(past.roots);
+        let mut history = RootsReader::new(repo, self.detail);
+        let mut cache = HistoryCache::load(repo)?;
+        let unread = cache.unread(self.git, &tips)?;
+        history.commit_files(unread.commits)?;
+        history.events(unread.events)?;
+        cache.update(repo, tips, &mut history.roots)?;
+        self.roots.join(history.roots);
         Ok(())
     }
 
     fn commits(&mut self, tips: &BTreeSet<Rev>) -> Result<()> {
-        let tips = listed(tips);
+        let tips = to_vec(tips);
         let commits = match self.detail {
             Detail::Digests => self.git.ancestors(&tips)?,
-            Detail::Places => self.git.log(&tips)?.into_iter().map(|it| it.rev).collect(),
+            Detail::References => self.git.log(&tips)?.into_iter().map(|it| it.rev).collect(),
         };
         self.commit_files(commits)
     }
 
     fn commit_files(&mut self, commits: Vec<Rev>) -> Result<()> {
-        let mut census = Census::new(self.git, speaks);
+        let mut scan = Census::new(self.git, speaks);
         let mut read = BTreeSet::new();
         for rev in commits {
             self.roots.commits += 1;
-            for (path, blob) in census.files(&rev)?.iter() {
-                if self.detail == Detail::Places || read.insert((*blob, path.name().to_vec())) {
-                    let said = self.read(path, *blob)?;
-                    self.take_shared(&|| Holder::Commit(rev.clone()), path, said);
+            for (path, blob) in scan.files(&rev)?.iter() {
+                if self.detail == Detail::References || read.insert((*blob, path.name().to_vec())) {
+                    let references = self.read(path, *blob)?;
+                    self.add_blob(&|| Referrer::Commit(rev.clone()), path, references);
                 }
             }
         }
@@ -331,77 +350,86 @@ impl Reader<'_> {
     }
 
     fn events(&mut self, commits: Vec<Rev>) -> Result<()> {
-        let mut census = Census::new(self.git, |it| it == b"event.json");
+        let mut scan = Census::new(self.git, |it| it == b"event.json");
         for rev in commits {
-            for (_, blob) in census.files(&rev)?.iter() {
+            for (_, blob) in scan.files(&rev)?.iter() {
                 let bytes = self.git.read_blob(*blob)?;
                 let found = digests_in(&String::from_utf8_lossy(&bytes));
-                self.roots.name(found, &Holder::Other(format!("the event {}", rev.short())), self.detail);
+                self.roots.add_digests(
+                    found,
+                    &Referrer::Other(format!("the event {}", rev.short())),
+                    self.detail,
+                );
             }
         }
         Ok(())
     }
 }
 
-fn listed(tips: &BTreeSet<Rev>) -> Vec<Rev> {
+fn to_vec(tips: &BTreeSet<Rev>) -> Vec<Rev> {
     tips.iter().cloned().collect()
 }
 
-/// Where a file stands, for people.
-fn shown(holder: &Holder, path: &RepoPath) -> String {
-    match holder {
-        Holder::Worktree(root) => format!("`{}`", path.on_disk(root).display()),
-        Holder::Index(_) => format!("`{path}` in Git's index"),
-        Holder::Commit(rev) => format!("`{path}` at {}", rev.short()),
-        Holder::Other(name) => format!("`{path}` in {name}"),
+/// Formats the location of a file for messages.
+fn display_location(referrer: &Referrer, path: &RepoPath) -> String {
+    match referrer {
+        Referrer::Worktree(root) => format!("`{}`", path.on_disk(root).display()),
+        Referrer::Index(_) => format!("`{path}` in Git's index"),
+        Referrer::Commit(rev) => format!("`{path}` at {}", rev.short()),
+        Referrer::Other(name) => format!("`{path}` in {name}"),
     }
 }
 
-fn parse(path: &RepoPath, bytes: &[u8]) -> Result<Said> {
-    let mut said = Said::default();
+fn parse(path: &RepoPath, bytes: &[u8]) -> Result<FileReferences> {
+    let mut found = FileReferences::default();
     if let Some(of) = path.without_suffix(SUFFIX) {
-        said.foreign = !Pointer::resembles(bytes);
-        if !said.foreign {
-            said.contents.push((None, Pointer::parse(of, bytes)?.content));
+        found.not_pointer = !Pointer::resembles(bytes);
+        if !found.not_pointer {
+            found.contents.push((None, Pointer::parse(of, bytes)?.content));
         }
-        return Ok(said);
+        return Ok(found);
     }
     if bytes.len() as u64 > fs::DOCUMENT {
         return Err(too_large(path));
     }
     for (_, record) in Lockfile::parse(path, bytes)?.records() {
         let outputs = record.outputs.iter().chain(&record.in_git);
-        said.contents.extend(outputs.map(|(path, it)| (Some(path.clone()), *it)));
-        said.inputs.extend(record.dependencies.values().map(|it| it.digest));
-        said.runs.push(record.key);
+        found.contents.extend(outputs.map(|(path, content)| (Some(path.clone()), *content)));
+        found.inputs.extend(record.dependencies.values().map(|it| it.digest));
+        found.runs.push(record.key);
     }
-    Ok(said)
+    Ok(found)
 }
 
-/// What a file in Git needs at most that cannot be understood.
-fn guess(path: &RepoPath, bytes: &[u8], error: Error) -> Result<Said> {
+/// Returns everything that a file in Git which cannot be parsed may need: all digests in it.
+fn salvage(path: &RepoPath, bytes: &[u8], error: Error) -> Result<FileReferences> {
     let pointer = path.without_suffix(SUFFIX).is_some();
     if if pointer { Pointer::is_newer(bytes) } else { Lockfile::is_newer(bytes) } {
         return Err(error);
     }
-    // An editor may have put zeros between the letters.
+    // An editor may have saved the file as UTF-16, with zeros between the letters.
     let digests = digests_in(&String::from_utf8_lossy(bytes).replace('\0', ""));
     let runs = if pointer { Vec::new() } else { digests.clone() };
-    Ok(Said { inputs: digests, runs, guessed: Some(error.full_text()), ..Said::default() })
+    Ok(FileReferences {
+        inputs: digests,
+        runs,
+        salvaged: Some(error.full_text()),
+        ..FileReferences::default()
+    })
 }
 
 fn too_large(path: &RepoPath) -> Error {
     Error::corrupt(format!("`{path}` is larger than {} MiB", fs::DOCUMENT >> 20))
 }
 
-/// Everything that is written as a digest.
+/// Returns everything in a text that is written as a digest.
 pub fn digests_in(text: &str) -> Vec<Digest> {
     let starts = text.match_indices("b3:").map(|it| it.0);
     starts.filter_map(|at| text.get(at..at + 67)?.parse().ok()).collect()
 }
 
-/// Packages that answered what waits in the spool, and what was asked.
-fn spooled(repo: &Repo, roots: &mut Roots, detail: Detail) -> Result<()> {
+/// Adds the packages that answered requests in the spool, and the inputs of these requests.
+fn add_spooled_traffic(repo: &Repo, roots: &mut Roots, detail: Detail) -> Result<()> {
     let folder = RepoPath::from_text("traffic")?;
     if repo.shared.stamp(&folder)?.is_none() {
         return Ok(());
@@ -411,10 +439,10 @@ fn spooled(repo: &Repo, roots: &mut Roots, detail: Detail) -> Result<()> {
         if !kind.is_dir() {
             continue;
         }
-        let holder = Holder::Other(format!("traffic of `{environment}`"));
+        let referrer = Referrer::Other(format!("traffic of `{environment}`"));
         for day in spool::days(&repo.shared, environment)? {
             let records = spool::read(&repo.shared, environment, day)?.records;
-            roots.name(records.iter().flat_map(|it| [it.package, it.input]), &holder, detail);
+            roots.add_digests(records.iter().flat_map(|it| [it.package, it.input]), &referrer, detail);
         }
     }
     Ok(())
@@ -432,32 +460,35 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_another_program_says_nothing_and_a_broken_pointer_is_an_error() {
+    fn a_foreign_file_needs_nothing_and_a_broken_pointer_is_an_error() {
         let path = RepoPath::from_text("a.mlx").unwrap();
         for bytes in [&b"PK\x03\x04\x00"[..], b"<!DOCTYPE FilterScript>\n", b"<<<<<<< HEAD\n"] {
-            let said = parse(&path, bytes).unwrap();
-            assert!(said.foreign && said.contents.is_empty());
+            let found = parse(&path, bytes).unwrap();
+            assert!(found.not_pointer && found.contents.is_empty());
         }
         assert!(parse(&path, b"").is_err() && parse(&path, b"digest = ").is_err());
     }
 
     #[test]
-    fn what_nobody_can_mend_needs_what_is_written_in_it() {
+    fn a_broken_pointer_in_a_commit_needs_all_digests_in_it() {
         let (one, two) = (Digest::of(b"1"), Digest::of(b"2"));
         let text =
             format!("<<<<<<< a\ndigest = \"{one}\"\n=======\ndigest = \"{two}\"\n>>>>>>> b\nsize = 3\n");
-        let guessed = |path: &str, text: &str| {
+        let salvaged = |path: &str, text: &str| {
             let path = RepoPath::from_text(path).unwrap();
-            guess(&path, text.as_bytes(), parse(&path, text.as_bytes()).err().unwrap())
+            salvage(&path, text.as_bytes(), parse(&path, text.as_bytes()).err().unwrap())
         };
-        let said = guessed("a.mlx", &text).unwrap();
-        assert_eq!((&said.inputs[..], &said.runs[..]), (&[one, two][..], &[][..]));
-        assert_eq!(guessed("mlx.lock", &text).unwrap().runs, [one, two]);
-        assert!(guessed("a.mlx", &format!("digest = \"{one}\"\nformat = 2\n")).is_err(), "of a newer mlx");
+        let found = salvaged("a.mlx", &text).unwrap();
+        assert_eq!((&found.inputs[..], &found.runs[..]), (&[one, two][..], &[][..]));
+        assert_eq!(salvaged("mlx.lock", &text).unwrap().runs, [one, two]);
+        assert!(
+            salvaged("a.mlx", &format!("digest = \"{one}\"\nformat = 2\n")).is_err(),
+            "written by a newer mlx"
+        );
     }
 
     #[test]
-    fn packages_that_answered_what_waits_to_be_sealed_are_kept() {
+    fn packages_of_requests_in_the_spool_are_kept() {
         let temp = tempfile::tempdir().unwrap();
         let mut init = std::process::Command::new("git");
         assert!(init.args(["init", "-q"]).arg(temp.path()).status().unwrap().success());
@@ -467,8 +498,8 @@ mod tests {
         let spool = spool::Spool::start(root, "test", options).unwrap();
         assert!(spool.record(crate::traffic::samples::record("r", 0, b"x"), None));
         spool.stop();
-        let seen = crate::upkeep::seen::look(&repo, 0).unwrap();
-        let found = roots(&repo, &seen, Detail::Digests).unwrap();
+        let snapshot = crate::upkeep::snapshot::take_snapshot(&repo, 0).unwrap();
+        let found = roots(&repo, &snapshot, Detail::Digests).unwrap();
         assert!(found.contents.contains_key(&Digest::of(b"package")));
     }
 }

@@ -1,3 +1,5 @@
+//! `mlx du`: shows disk usage of the store.
+
 use std::fmt;
 
 use serde_json::{Value, json};
@@ -8,15 +10,17 @@ use crate::{
         report::{bytes, count, table},
     },
     error::Result,
-    upkeep::{self, Share, Usage},
+    path::RepoPath,
+    upkeep::{self, ClassUsage, Revision, Share, Usage},
 };
 
-/// Lines of revisions that are shown.
-const LINES: usize = 20;
+/// Number of revisions shown.
+const MAX_REVISIONS: usize = 20;
 
-/// Say what takes the room
+/// Show disk usage of the store
 ///
-/// By kind of object, by pointer and by revision: `only` is what would be free if that one were gone.
+/// Lists usage by kind of object, by pointer and by revision. The column `only` is the space that would be freed
+/// if that pointer or revision did not exist.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx du\n  mlx du --json\n\n\
 JSON: {\"classes\": {\"contents\", \"trees\", \"whole\", \"runs\", \"quarantine\": {\"objects\", \"bytes\", \"stored\"}}, \
@@ -24,89 +28,91 @@ JSON: {\"classes\": {\"contents\", \"trees\", \"whole\", \"runs\", \"quarantine\
 \"pointers\": [{\"path\", \"versions\", \"size\", \"only\"}], \"revisions\": [{\"commit\" or null, \"commits\", \"summary\", \"pointers\", \"size\", \"only\"}]}")]
 pub struct Args {}
 
-pub struct Room(Usage);
+pub struct DuOutput(Usage);
 
-pub fn run(ctx: &Context<'_>, _: &Args) -> Result<Room> {
-    upkeep::usage(&ctx.repo()?).map(Room)
+pub fn run(ctx: &Context<'_>, _: &Args) -> Result<DuOutput> {
+    upkeep::usage(&ctx.repo()?).map(DuOutput)
 }
 
-impl Room {
-    /// By keeping equal bytes once, and by compression.
+impl DuOutput {
+    /// Returns the bytes saved by deduplication and by compression.
     fn saved(&self) -> (u64, u64) {
-        let it = &self.0;
-        (it.versions.saturating_sub(it.distinct), it.distinct.saturating_sub(it.stored))
+        let usage = &self.0;
+        (usage.versions.saturating_sub(usage.distinct), usage.distinct.saturating_sub(usage.stored))
     }
 
-    fn classes(&self) -> [(&'static str, upkeep::Class); 5] {
-        let it = &self.0;
+    fn classes(&self) -> [(&'static str, &'static str, ClassUsage); 5] {
+        let usage = &self.0;
         [
-            ("contents", it.contents),
-            ("trees", it.trees),
-            ("whole", it.whole),
-            ("runs", it.runs),
-            ("quarantine", it.quarantine),
+            ("contents", "small files", usage.contents),
+            ("trees", "stored folders", usage.trees),
+            ("whole", "large files", usage.large_files),
+            ("runs", "cached runs", usage.runs),
+            ("quarantine", "quarantine", usage.quarantine),
         ]
     }
 }
 
-impl Report for Room {
+impl Report for DuOutput {
     fn json(&self) -> Value {
-        let it = &self.0;
+        let usage = &self.0;
         let (deduplication, compression) = self.saved();
         let mut classes = json!({});
-        for (name, class) in self.classes() {
+        for (name, _, class) in self.classes() {
             classes[name] = json!(class);
         }
-        let pointers = it
-            .pointers
-            .iter()
-            .map(|it| json!({"path": it.of, "versions": it.count, "size": it.size, "only": it.only}));
-        let revisions = it.revisions.iter().map(|it| {
-            let newest = it.of.newest.as_ref();
-            json!({"commit": newest.map(|it| it.rev.to_string()), "commits": it.of.commits,
-                "summary": newest.map(|it| &it.summary), "pointers": it.count, "size": it.size, "only": it.only})
+        let pointers = usage.pointers.iter().map(|share| {
+            json!({"path": share.subject, "versions": share.count, "size": share.size, "only": share.exclusive})
         });
-        json!({"classes": classes, "unneeded": it.unneeded, "versions": it.versions, "distinct": it.distinct,
-            "stored": it.stored, "saved": {"deduplication": deduplication, "compression": compression},
+        let revisions = usage.revisions.iter().map(|share| {
+            let newest = share.subject.newest.as_ref();
+            json!({"commit": newest.map(|it| it.rev.to_string()), "commits": share.subject.commits,
+                "summary": newest.map(|it| &it.summary), "pointers": share.count, "size": share.size,
+                "only": share.exclusive})
+        });
+        json!({"classes": classes, "unneeded": usage.unneeded, "versions": usage.versions,
+            "distinct": usage.distinct, "stored": usage.stored,
+            "saved": {"deduplication": deduplication, "compression": compression},
             "pointers": pointers.collect::<Vec<_>>(), "revisions": revisions.collect::<Vec<_>>()})
     }
 }
 
-fn name(share: &Share<upkeep::Revision>) -> String {
+fn name(share: &Share<Revision>) -> String {
     let more =
         |commits: u64| if commits > 1 { format!(" (and {} more)", commits - 1) } else { String::new() };
-    match &share.of.newest {
-        Some(it) => format!("{} {}{}", it.rev.short(), it.summary, more(share.of.commits)),
-        None => "what is in no commit".to_owned(),
+    match &share.subject.newest {
+        Some(commit) => format!("{} {}{}", commit.rev.short(), commit.summary, more(share.subject.commits)),
+        None => "not in any commit".to_owned(),
     }
 }
 
-impl fmt::Display for Room {
+impl fmt::Display for DuOutput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let it = &self.0;
-        let rows = self.classes().into_iter().filter(|it| it.1.objects > 0);
-        let row = |(name, it): (&str, upkeep::Class)| {
-            vec![name.to_owned(), it.objects.to_string(), bytes(it.bytes), bytes(it.stored)]
+        let usage = &self.0;
+        let rows = self.classes().into_iter().filter(|it| it.2.objects > 0);
+        let row = |(_, label, class): (&str, &str, ClassUsage)| {
+            vec![label.to_owned(), class.objects.to_string(), bytes(class.bytes), bytes(class.stored)]
         };
         let head = ["kind", "objects", "size", "on disk"];
         writeln!(f, "{}\n", table(&head, rows.map(row).collect()).to_string().trim_end())?;
-        let row = |it: &Share<_>| {
-            vec![it.count.to_string(), bytes(it.size), bytes(it.only.bytes), format!("{}", it.of)]
+        let row = |share: &Share<RepoPath>| {
+            let (size, only) = (bytes(share.size), bytes(share.exclusive.bytes));
+            vec![share.count.to_string(), size, only, share.subject.to_string()]
         };
-        let rows = it.pointers.iter().map(row).collect();
+        let rows = usage.pointers.iter().map(row).collect();
         writeln!(f, "{}\n", table(&["versions", "size", "only", "pointer"], rows).to_string().trim_end())?;
-        let row = |it: &Share<_>| vec![bytes(it.size), bytes(it.only.bytes), name(it)];
-        let rows = it.revisions.iter().take(LINES).map(row).collect();
+        let row = |share: &Share<_>| vec![bytes(share.size), bytes(share.exclusive.bytes), name(share)];
+        let rows = usage.revisions.iter().take(MAX_REVISIONS).map(row).collect();
         writeln!(f, "{}", table(&["size", "only", "revision"], rows).to_string().trim_end())?;
-        if it.revisions.len() > LINES {
-            writeln!(f, "… and {} more (`--json` lists all)", it.revisions.len() - LINES)?;
+        if usage.revisions.len() > MAX_REVISIONS {
+            writeln!(f, "… and {} more (`--json` lists all)", usage.revisions.len() - MAX_REVISIONS)?;
         }
         let (deduplication, compression) = self.saved();
         let (once, packed) = (bytes(deduplication), bytes(compression));
-        writeln!(f, "\nsaved {once} by keeping equal files once, {packed} by compression")?;
-        if it.unneeded.count > 0 {
-            let (objects, size) = (count(it.unneeded.count, "object"), bytes(it.unneeded.bytes));
-            writeln!(f, "{objects}, {size}, that nothing needs (`mlx gc`)")?;
+        writeln!(f, "\nsaved {once} by deduplication and {packed} by compression")?;
+        if usage.unneeded.count > 0 {
+            let (objects, size) = (count(usage.unneeded.count, "object"), bytes(usage.unneeded.bytes));
+            writeln!(f, "{objects}, {size}, not needed any more (`mlx gc` removes them)")?;
         }
         Ok(())
     }

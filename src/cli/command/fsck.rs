@@ -1,3 +1,5 @@
+//! `mlx fsck`: verifies the store and all pointers, reports what damage affects, and repairs it.
+
 use std::{collections::BTreeMap, fmt};
 
 use serde_json::{Value, json};
@@ -9,107 +11,113 @@ use crate::{
     },
     digest::Digest,
     error::Result,
-    upkeep::{self, Checked, Hit, Holder, Source},
+    upkeep::{self, AffectedPath, CheckReport, Referrer, RepairSource},
     workspace::Workspace,
 };
 
-/// Lines of one damaged object.
-const LINES: usize = 5;
-/// Damaged objects that are named.
-const OBJECTS: usize = 20;
+/// Number of affected paths shown per damaged object.
+const MAX_PATHS: usize = 5;
+/// Number of damaged objects shown.
+const MAX_OBJECTS: usize = 20;
 
-/// Compare everything in the store with its digest, and read every pointer of all history
+/// Verify everything in the store and every pointer in history
 ///
-/// Says what is damaged and which files of which commits that hits. Damaged bytes are moved to `quarantine/` in the
-/// store, never deleted. Exits with 10 when something is damaged.
+/// Compares all stored bytes with their digests, and reports damage with the files and commits it affects. A
+/// repair moves damaged files to `quarantine/` in the store and never deletes them. Exits with 10 if anything is
+/// damaged.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx fsck\n  mlx fsck --repair\n\n\
 JSON: {\"objects\", \"bytes\", \"packs\", \"runs\", \"pointers\", \"commits\", \"absent\", \"faults\": [{\"kind\", \"digest\", \"file\", \"why\"}], \
 \"damaged\": [{\"digest\", \"hits\": [{\"path\", \"commit\" or \"worktree\" or \"in\"}], \"from\" or null}], \
 \"changed\": [{\"path\", \"digest\"}], \"unreadable\": [{\"place\", \"why\"}], \"repaired\"}")]
 pub struct Args {
-    /// Bring back what is damaged, from the workspace or the default remote
+    /// Restore damaged objects from the workspace or the default remote
     #[arg(long)]
     repair: bool,
 }
 
-pub struct Examined(Checked);
+pub struct FsckOutput(CheckReport);
 
-pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Examined> {
+pub fn run(ctx: &Context<'_>, args: &Args) -> Result<FsckOutput> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let checked = upkeep::check(&workspace, args.repair, ctx.progress)?;
     upkeep::renew_if_allowed(&repo, ctx.progress)?;
-    Ok(Examined(checked))
+    Ok(FsckOutput(checked))
 }
 
-impl Examined {
-    fn hits(&self) -> BTreeMap<Digest, Vec<&Hit>> {
-        let mut hits: BTreeMap<Digest, Vec<&Hit>> =
+impl FsckOutput {
+    fn affected_paths(&self) -> BTreeMap<Digest, Vec<&AffectedPath>> {
+        let mut paths: BTreeMap<Digest, Vec<&AffectedPath>> =
             self.0.damaged.iter().map(|it| (*it, Vec::new())).collect();
-        for hit in &self.0.hits {
-            hits.entry(hit.object).or_default().push(hit);
+        for affected in &self.0.affected {
+            paths.entry(affected.object).or_default().push(affected);
         }
-        hits
+        paths
     }
 
-    fn from(&self, digest: &Digest) -> Option<&Source> {
-        self.0.mended.as_ref()?.back.get(digest)
-    }
-}
-
-fn told(hit: &Hit) -> String {
-    let path = &hit.place.path;
-    match &hit.place.holder {
-        Holder::Worktree(_) => format!("{path}"),
-        Holder::Index(_) => format!("{path} in Git's index"),
-        Holder::Commit(rev) => format!("{path} at {}", rev.short()),
-        Holder::Other(what) => what.clone(),
+    fn from(&self, digest: &Digest) -> Option<&RepairSource> {
+        self.0.repair.as_ref()?.restored.get(digest)
     }
 }
 
-impl Report for Examined {
+fn describe(affected: &AffectedPath) -> String {
+    let path = &affected.reference.path;
+    match &affected.reference.referrer {
+        Referrer::Worktree(_) => format!("{path}"),
+        Referrer::Index(_) => format!("{path} in Git's index"),
+        Referrer::Commit(rev) => format!("{path} at {}", rev.short()),
+        Referrer::Other(what) => what.clone(),
+    }
+}
+
+impl Report for FsckOutput {
     fn json(&self) -> Value {
-        let it = &self.0;
-        let hit = |hit: &&Hit| {
-            let mut value = json!({"path": hit.place.path});
-            match &hit.place.holder {
-                Holder::Worktree(root) => value["worktree"] = json!(root.display().to_string()),
-                Holder::Index(_) => value["in"] = json!("index"),
-                Holder::Commit(rev) => value["commit"] = json!(rev.to_string()),
-                Holder::Other(what) => value["in"] = json!(what),
+        let report = &self.0;
+        let location = |affected: &&AffectedPath| {
+            let mut value = json!({"path": affected.reference.path});
+            match &affected.reference.referrer {
+                Referrer::Worktree(root) => value["worktree"] = json!(root.display().to_string()),
+                Referrer::Index(_) => value["in"] = json!("index"),
+                Referrer::Commit(rev) => value["commit"] = json!(rev.to_string()),
+                Referrer::Other(what) => value["in"] = json!(what),
             }
             value
         };
         let from = |digest: &Digest| match self.from(digest) {
-            Some(Source::Workspace(path)) => json!({"workspace": path}),
-            Some(Source::Remote(name)) => json!({"remote": name}),
+            Some(RepairSource::Workspace(path)) => json!({"workspace": path}),
+            Some(RepairSource::Remote(name)) => json!({"remote": name}),
             None => Value::Null,
         };
-        let damaged = self.hits().into_iter().map(|(digest, hits)| {
-            json!({"digest": digest, "hits": hits.iter().map(hit).collect::<Vec<_>>(), "from": from(&digest)})
+        let damaged = self.affected_paths().into_iter().map(|(digest, paths)| {
+            let hits: Vec<_> = paths.iter().map(location).collect();
+            json!({"digest": digest, "hits": hits, "from": from(&digest)})
         });
-        let faults = it.verified.faults.iter().map(
-            |it| json!({"kind": it.kind.name(), "digest": it.kind.digest(), "file": it.file, "why": it.why}),
-        );
-        let changed = it.changed.iter().map(|it| json!({"path": it.0, "digest": it.1}));
-        let unreadable = it.unreadable.iter().map(|it| json!({"place": it.0, "why": it.1.full_text()}));
-        json!({"objects": it.verified.objects, "bytes": it.verified.bytes, "packs": it.verified.packs,
-            "runs": it.verified.runs, "pointers": it.pointers, "commits": it.commits, "absent": it.absent.len(),
+        let faults = report.verified.faults.iter().map(|fault| {
+            let (kind, digest) = (fault.kind.name(), fault.kind.digest());
+            json!({"kind": kind, "digest": digest, "file": fault.file, "why": fault.why})
+        });
+        let changed = report.changed.iter().map(|(path, digest)| json!({"path": path, "digest": digest}));
+        let unreadable = report.unreadable.iter();
+        let unreadable = unreadable.map(|(place, error)| json!({"place": place, "why": error.full_text()}));
+        let verified = &report.verified;
+        json!({"objects": verified.objects, "bytes": verified.bytes, "packs": verified.packs,
+            "runs": verified.runs, "pointers": report.pointers, "commits": report.commits,
+            "absent": report.absent.len(),
             "faults": faults.collect::<Vec<_>>(), "damaged": damaged.collect::<Vec<_>>(),
             "changed": changed.collect::<Vec<_>>(), "unreadable": unreadable.collect::<Vec<_>>(),
-            "repaired": it.mended.is_some()})
+            "repaired": report.repair.is_some()})
     }
 
     fn found(&self) -> bool {
-        self.0.found()
+        self.0.has_problems()
     }
 }
 
-impl fmt::Display for Examined {
+impl fmt::Display for FsckOutput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let it = &self.0;
-        for fault in &it.verified.faults {
+        let report = &self.0;
+        for fault in &report.verified.faults {
             writeln!(
                 f,
                 "{} {}: {} ({})",
@@ -119,68 +127,78 @@ impl fmt::Display for Examined {
                 fault.file
             )?;
         }
-        for (path, digest) in &it.changed {
-            writeln!(f, "{path} is linked to {} in the store and was changed all the same", digest.short())?;
+        for (path, digest) in &report.changed {
+            writeln!(
+                f,
+                "{path} is linked to {} in the store, which was changed through the link",
+                digest.short()
+            )?;
         }
-        let hits = self.hits();
-        for (digest, hits) in hits.iter().take(OBJECTS) {
-            self.object(f, digest, hits)?;
+        let affected = self.affected_paths();
+        for (digest, paths) in affected.iter().take(MAX_OBJECTS) {
+            self.write_object(f, digest, paths)?;
         }
-        if hits.len() > OBJECTS {
+        if affected.len() > MAX_OBJECTS {
             writeln!(
                 f,
                 "… and {} more (`--json` lists all)",
-                count((hits.len() - OBJECTS) as u64, "object")
+                count((affected.len() - MAX_OBJECTS) as u64, "object")
             )?;
         }
-        for (place, error) in &it.unreadable {
+        for (place, error) in &report.unreadable {
             writeln!(f, "cannot read {place}: {}", error.full_text())?;
         }
-        let (objects, pointers) = (count(it.verified.objects, "object"), count(it.pointers, "pointer"));
+        let (objects, pointers) =
+            (count(report.verified.objects, "object"), count(report.pointers, "pointer"));
         writeln!(
             f,
             "checked {objects}, {}, and {pointers} of {}",
-            bytes(it.verified.bytes),
-            count(it.commits, "commit")
+            bytes(report.verified.bytes),
+            count(report.commits, "commit")
         )?;
-        if !it.absent.is_empty() {
+        if !report.absent.is_empty() {
             writeln!(
                 f,
-                "{} not here (`mlx fetch --all-commits` brings them)",
-                count(it.absent.len() as u64, "object")
+                "{} not stored here (`mlx fetch --all-commits` fetches them)",
+                count(report.absent.len() as u64, "object")
             )?;
         }
-        self.end(f)
+        self.write_outcome(f)
     }
 }
 
-impl Examined {
-    fn object(&self, f: &mut fmt::Formatter<'_>, digest: &Digest, hits: &[&Hit]) -> fmt::Result {
-        let fate = match (self.from(digest), &self.0.mended) {
-            (Some(Source::Workspace(path)), _) => format!("mended from `{path}`"),
-            (Some(Source::Remote(name)), _) => format!("mended from the remote `{name}`"),
-            (None, Some(_)) => "nobody at hand has it".to_owned(),
+impl FsckOutput {
+    fn write_object(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        digest: &Digest,
+        paths: &[&AffectedPath],
+    ) -> fmt::Result {
+        let status = match (self.from(digest), &self.0.repair) {
+            (Some(RepairSource::Workspace(path)), _) => format!("restored from `{path}`"),
+            (Some(RepairSource::Remote(name)), _) => format!("restored from the remote `{name}`"),
+            (None, Some(_)) => "no intact copy found".to_owned(),
             (None, None) => "damaged or lost".to_owned(),
         };
-        writeln!(f, "{}: {fate}; needed by", digest.short())?;
-        for hit in hits.iter().take(LINES) {
-            writeln!(f, "  {}", told(hit))?;
+        writeln!(f, "{}: {status}; needed by", digest.short())?;
+        for affected in paths.iter().take(MAX_PATHS) {
+            writeln!(f, "  {}", describe(affected))?;
         }
-        if hits.len() > LINES {
-            writeln!(f, "  … and {} more (`--json` lists all)", hits.len() - LINES)?;
+        if paths.len() > MAX_PATHS {
+            writeln!(f, "  … and {} more (`--json` lists all)", paths.len() - MAX_PATHS)?;
         }
         Ok(())
     }
 
-    fn end(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(error) = self.0.mended.as_ref().and_then(|it| it.trouble.as_ref()) {
-            writeln!(f, "the remote was of no help: {}", error.full_text())?;
+    fn write_outcome(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(error) = self.0.repair.as_ref().and_then(|it| it.remote_error.as_ref()) {
+            writeln!(f, "the remote could not help: {}", error.full_text())?;
         }
-        match (self.0.found(), &self.0.mended) {
-            (false, None) => write!(f, "all is well"),
-            (false, Some(_)) => write!(f, "all is well now"),
+        match (self.0.has_problems(), &self.0.repair) {
+            (false, None) => write!(f, "no problems found"),
+            (false, Some(_)) => write!(f, "no problems left"),
             (true, None) => write!(f, "next: mlx fsck --repair"),
-            (true, Some(_)) => write!(f, "not all could be mended"),
+            (true, Some(_)) => write!(f, "some damage could not be repaired"),
         }
     }
 }

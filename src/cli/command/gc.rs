@@ -1,3 +1,5 @@
+//! `mlx gc`: removes stored objects that nothing refers to any more.
+
 use std::fmt;
 
 use serde_json::{Value, json};
@@ -10,127 +12,111 @@ use crate::{
     error::Result,
     store::Amount,
     time::parse_span,
-    upkeep::{self, Collected, List},
+    upkeep::{self, CloneNeeds, GcMode, GcReport},
 };
 
-/// Free what nothing needs any more
+/// Remove stored objects that nothing refers to any more
 ///
-/// Kept is what the workspace, Git's index, any branch, tag, stash, experiment or event, and any worktree leads to,
-/// what other clones that share the cache need, and what is younger than the grace period. Without `--yes` it only
-/// says what would go.
+/// Keeps everything that the workspace, Git's index, any branch, tag, stash or event, any worktree, or another
+/// clone sharing the cache refers to, and everything younger than the grace period. Without `--yes`, it only
+/// reports what it would delete.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  mlx gc\n  mlx gc --yes\n  mlx gc --grace 2d --yes\n  mlx gc --forget /home/ada/old-clone\n\n\
-JSON: {\"done\", \"kept\", \"clones\", \"grace\", \"freed\": {\"total\", \"contents\", \"trees\", \"whole\", \"runs\", \"leavings\", \"doubles\": \
-{\"count\", \"bytes\"}}, \"rewritten\", \"gathered\": {\"count\", \"bytes\"}, \"stays\": {\"count\", \"bytes\"}, \"forgotten\": {\"path\", \"user\"}}"
+JSON: {\"done\", \"kept\", \"clones\", \"grace\", \"freed\": {\"total\", \"contents\", \"trees\", \"whole\", \"runs\", \"orphans\", \"duplicates\": \
+{\"count\", \"bytes\"}}, \"rewritten\", \"merged\": {\"count\", \"bytes\"}, \"retained\": {\"count\", \"bytes\"}, \"forgotten\": {\"path\", \"user\"}}"
 )]
 pub struct Args {
-    /// Really do it
+    /// Delete; without this flag, only report
     #[arg(short, long)]
     yes: bool,
-    /// Keep what is younger: 14d, 12h, 30m, 0s
+    /// Keep everything younger than this, for example 14d, 12h, 30m or 0s
     #[arg(long, value_name = "SPAN", default_value = "14d")]
     grace: String,
-    /// First remove the list of another clone that shared this cache and is gone for good
+    /// Drop the needs of another clone that shared this cache and no longer exists, by id or path
     #[arg(long, value_name = "CLONE")]
     forget: Option<String>,
 }
 
-pub struct Swept {
-    collected: Collected,
+pub struct GcOutput {
+    gc: GcReport,
     grace: String,
-    forgotten: Option<List>,
+    forgotten: Option<CloneNeeds>,
 }
 
-pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Swept> {
+pub fn run(ctx: &Context<'_>, args: &Args) -> Result<GcOutput> {
     let grace = parse_span(&args.grace)?;
     let repo = ctx.repo()?;
-    let forgotten = args.forget.as_ref().map(|it| upkeep::forget(&repo, it)).transpose()?;
-    let collected = upkeep::collect(&repo, grace, args.yes, ctx.progress)?;
-    Ok(Swept { collected, grace: args.grace.clone(), forgotten })
+    let forgotten = args.forget.as_ref().map(|clone| upkeep::forget_clone(&repo, clone)).transpose()?;
+    let mode = if args.yes { GcMode::Apply } else { GcMode::DryRun };
+    let gc = upkeep::collect(&repo, grace, mode, ctx.progress)?;
+    Ok(GcOutput { gc, grace: args.grace.clone(), forgotten })
 }
 
-impl Swept {
+impl GcOutput {
     fn classes(&self) -> [(&'static str, &'static str, Amount); 6] {
-        let freed = &self.collected.freed;
+        let freed = &self.gc.freed;
         [
             ("contents", "small files", freed.contents),
-            ("trees", "lists of folders", freed.trees),
+            ("trees", "stored folders", freed.trees),
             ("whole", "large files", freed.large_files),
-            ("runs", "records of runs", freed.runs),
-            ("leavings", "leavings of killed commands", freed.orphans),
-            ("doubles", "second copies", freed.duplicates),
+            ("runs", "cached runs", freed.runs),
+            ("orphans", "temporary and orphaned files", freed.orphans),
+            ("duplicates", "duplicates", freed.duplicates),
         ]
     }
 }
 
-impl Report for Swept {
+impl Report for GcOutput {
     fn json(&self) -> Value {
-        let it = &self.collected;
-        let mut freed = json!({"total": it.freed.total()});
+        let gc = &self.gc;
+        let mut freed = json!({"total": gc.freed.total()});
         for (name, _, amount) in self.classes() {
             freed[name] = json!(amount);
         }
-        let mut value = json!({"done": it.done, "kept": it.kept, "clones": it.clones, "grace": self.grace,
-            "freed": freed, "rewritten": it.rewritten, "gathered": it.gathered, "stays": it.stays});
-        if let Some(list) = &self.forgotten {
-            value["forgotten"] = json!({"path": list.path, "user": list.user});
+        let mut value = json!({"done": gc.done, "kept": gc.kept, "clones": gc.clones, "grace": self.grace,
+            "freed": freed, "rewritten": gc.rewritten, "merged": gc.merged, "retained": gc.retained});
+        if let Some(clone) = &self.forgotten {
+            value["forgotten"] = json!({"path": clone.path, "user": clone.user});
         }
         value
     }
 }
 
-impl fmt::Display for Swept {
+impl fmt::Display for GcOutput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let it = &self.collected;
-        if let Some(list) = &self.forgotten {
-            writeln!(f, "forgot the clone {}", list.path)?;
+        let gc = &self.gc;
+        if let Some(clone) = &self.forgotten {
+            writeln!(f, "forgot the clone {}", clone.path)?;
         }
-        let total = it.freed.total();
+        let total = gc.freed.total();
         if total.count == 0 {
-            writeln!(
-                f,
-                "nothing to free: {} needed or younger than {}",
-                count(it.kept, "object"),
-                self.grace
-            )?;
+            let kept = count(gc.kept, "object");
+            writeln!(f, "nothing to free: {kept} needed or younger than {}", self.grace)?;
         } else {
             let rows = self.classes().into_iter().filter(|it| it.2.count > 0);
-            let row =
-                |it: (&str, &str, Amount)| vec![it.1.to_owned(), it.2.count.to_string(), bytes(it.2.bytes)];
-            let verb = if it.done { "freed" } else { "would free" };
-            writeln!(
-                f,
-                "{}",
-                table(&[verb, "count", "size"], rows.map(row).collect()).to_string().trim_end()
-            )?;
+            let row = |(_, label, amount): (&str, &str, Amount)| {
+                vec![label.to_owned(), amount.count.to_string(), bytes(amount.bytes)]
+            };
+            let verb = if gc.done { "freed" } else { "would free" };
+            let table = table(&[verb, "count", "size"], rows.map(row).collect());
+            writeln!(f, "{}", table.to_string().trim_end())?;
         }
-        if it.rewritten.count > 0 {
-            let verb = if it.done { "rewrote" } else { "would rewrite" };
-            writeln!(
-                f,
-                "{verb} {}, {} of them needed",
-                count(it.rewritten.count, "pack"),
-                bytes(it.rewritten.bytes)
-            )?;
+        if gc.rewritten.count > 0 {
+            let verb = if gc.done { "rewrote" } else { "would rewrite" };
+            let (packs, needed) = (count(gc.rewritten.count, "pack"), bytes(gc.rewritten.bytes));
+            writeln!(f, "{verb} {packs}, {needed} of them needed")?;
         }
-        if it.gathered.count > 0 {
-            let verb = if it.done { "gathered" } else { "would gather" };
-            writeln!(
-                f,
-                "{verb} {}, {} of them needed, into few",
-                count(it.gathered.count, "small pack"),
-                bytes(it.gathered.bytes)
-            )?;
+        if gc.merged.count > 0 {
+            let verb = if gc.done { "merged" } else { "would merge" };
+            let (packs, needed) = (count(gc.merged.count, "small pack"), bytes(gc.merged.bytes));
+            writeln!(f, "{verb} {packs}, {needed} of them needed")?;
         }
-        if it.stays.count > 0 {
-            writeln!(
-                f,
-                "{} that nothing needs stay in packs that are young or mostly needed",
-                bytes(it.stays.bytes)
-            )?;
+        if gc.retained.count > 0 {
+            let retained = bytes(gc.retained.bytes);
+            writeln!(f, "{retained} of unneeded objects stay in packs that are young or mostly needed")?;
         }
-        if total.count + it.gathered.count > 0 && !it.done {
+        if total.count + gc.merged.count > 0 && !gc.done {
             writeln!(f, "next: mlx gc --grace {} --yes", self.grace)?;
         }
         Ok(())

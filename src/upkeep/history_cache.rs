@@ -1,12 +1,13 @@
-//! What history named when a clone last told the others: the next time only commits that came since are read.
+//! Caches what history refers to, so that the next time a clone publishes its needs, only new commits are
+//! read.
 //!
 //! ```text
-//! .git/mlx/history   digest of the rest; then JSON: from which tips it was read, and what it names
+//! .git/mlx/history   digest of the rest; then JSON: the tips it was read from, and all references found
 //! ```
 //!
-//! Commits never change, so what they name does not either. Where a tip was left (an amended commit, a branch that
-//! is no more), where history was cut off or completed, or where anything is odd, all of it is read anew. A gc
-//! does so, too, whatever is remembered.
+//! Commits never change, so their references do not either. If a tip was left behind (an amended commit, a
+//! removed branch), if history was cut off or completed, or if anything does not match, all of it is read
+//! read_back. A gc always reads everything and ignores the cache.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,19 +26,19 @@ use crate::{
 const FILE: &str = "history";
 const FORMAT: u64 = 1;
 
-/// The tips that lead to all history.
+/// Tips that lead to all history.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tips {
     pub all: BTreeSet<Rev>,
-    /// Those of events, which are among them.
+    /// Tips of event history, which are among `all`.
     pub events: BTreeSet<Rev>,
 }
 
-/// What was read of history.
+/// References found in history.
 #[derive(Debug, Default)]
-pub struct Memory {
+pub struct HistoryCache {
     tips: Tips,
-    /// Where history is cut off, and what stands in for other commits.
+    /// Points where history is cut off (shallow clones), and replaced commits.
     cuts: String,
     contents: BTreeMap<Digest, bool>,
     runs: BTreeSet<Digest>,
@@ -45,7 +46,7 @@ pub struct Memory {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
+struct CacheFile {
     format: u64,
     tips: BTreeSet<String>,
     events: BTreeSet<String>,
@@ -55,7 +56,7 @@ struct Written {
     runs: BTreeSet<Digest>,
 }
 
-/// Commits whose files and whose events are still to be read.
+/// Commits whose files and events have not been read yet.
 pub struct Unread {
     pub commits: Vec<Rev>,
     pub events: Vec<Rev>,
@@ -65,8 +66,8 @@ fn file() -> Result<RepoPath> {
     RepoPath::from_text(FILE)
 }
 
-impl Memory {
-    /// What is remembered; nothing, if that is damaged or of another mlx.
+impl HistoryCache {
+    /// Loads the cache; an empty one if it is damaged or of another version.
     pub fn load(repo: &Repo) -> Result<Self> {
         let bytes = repo.shared.read_if_there(&file()?)?.unwrap_or_default();
         Ok(Self::parse(&bytes).unwrap_or_default())
@@ -77,18 +78,20 @@ impl Memory {
         if check != Digest::of(text.as_bytes()).to_string() {
             return None;
         }
-        let it: Written = serde_json::from_str(text).ok()?;
-        let revs = |it: BTreeSet<String>| it.iter().map(|it| Rev::from_hex(it)).collect::<Option<_>>();
-        let trees = it.trees.into_iter().map(|it| (it, true));
-        let contents = trees.chain(it.objects.into_iter().map(|it| (it, false))).collect();
-        let tips = Tips { all: revs(it.tips)?, events: revs(it.events)? };
-        (it.format == FORMAT).then_some(Self { tips, cuts: it.cuts, contents, runs: it.runs })
+        let written: CacheFile = serde_json::from_str(text).ok()?;
+        let revs =
+            |hashes: BTreeSet<String>| hashes.iter().map(|hex| Rev::from_hex(hex)).collect::<Option<_>>();
+        let trees = written.trees.into_iter().map(|digest| (digest, true));
+        let contents = trees.chain(written.objects.into_iter().map(|digest| (digest, false))).collect();
+        let tips = Tips { all: revs(written.tips)?, events: revs(written.events)? };
+        let cache = Self { tips, cuts: written.cuts, contents, runs: written.runs };
+        (written.format == FORMAT).then_some(cache)
     }
 
-    fn print(&self) -> String {
-        let revs = |it: &BTreeSet<Rev>| it.iter().map(Rev::to_string).collect();
+    fn to_text(&self) -> String {
+        let revs = |revs: &BTreeSet<Rev>| revs.iter().map(Rev::to_string).collect();
         let of = |tree: bool| self.contents.iter().filter(|it| *it.1 == tree).map(|it| *it.0).collect();
-        let written = Written {
+        let written = CacheFile {
             format: FORMAT,
             tips: revs(&self.tips.all),
             events: revs(&self.tips.events),
@@ -97,16 +100,17 @@ impl Memory {
             objects: of(false),
             runs: self.runs.clone(),
         };
-        let text = serde_json::to_string(&written).expect("plain values");
+        let text = serde_json::to_string(&written).expect("plain values are serializable");
         format!("{}\n{text}", Digest::of(text.as_bytes()))
     }
 
-    /// Forgets everything.
-    pub fn forget(repo: &Repo) -> Result<()> {
+    /// Removes the cache.
+    pub fn clear(repo: &Repo) -> Result<()> {
         repo.shared.remove(&file()?)
     }
 
-    /// What is not read yet of what `tips` lead to; what is remembered goes if it may say too much or too little.
+    /// Returns the commits that `tips` lead to and that were not read yet; empties the cache if it may no
+    /// longer be right.
     pub fn unread(&mut self, git: &Git, tips: &Tips) -> Result<Unread> {
         let cuts = git.cuts()?;
         let (all, events) =
@@ -119,21 +123,22 @@ impl Memory {
         Ok(Unread { commits: whole(&tips.all)?, events: whole(&tips.events)? })
     }
 
-    /// Remembers what was read now, adds what was known before to it, and writes it down if it is new.
-    pub fn join(mut self, repo: &Repo, tips: Tips, read: &mut Roots) -> Result<()> {
-        for (digest, rooted) in &read.contents {
-            *self.contents.entry(*digest).or_default() |= rooted.is_tree();
+    /// Adds the references read now to the cache and all cached ones to `read`, and writes the cache if its
+    /// tips changed.
+    pub fn update(mut self, repo: &Repo, tips: Tips, read: &mut Roots) -> Result<()> {
+        for (digest, entry) in &read.contents {
+            *self.contents.entry(*digest).or_default() |= entry.is_tree();
         }
         self.runs.extend(&read.runs);
         for (digest, tree) in &self.contents {
-            read.remember(*digest, *tree);
+            read.add_known(*digest, *tree);
         }
         read.runs.extend(&self.runs);
-        // What could not be read must be told each time.
+        // Unreadable files must be reported each time.
         if read.unreadable.is_empty() && self.tips != tips {
             self.tips = tips;
-            // What cannot be remembered is read again.
-            drop(repo.shared.write(&file()?, self.print().as_bytes(), Sync::Later));
+            // If the cache cannot be written, history is read again the next time.
+            drop(repo.shared.write(&file()?, self.to_text().as_bytes(), Sync::Later));
         }
         Ok(())
     }
@@ -146,7 +151,7 @@ mod tests {
         git::Single,
         upkeep::{
             roots::{Detail, roots, roots_since},
-            seen::look,
+            snapshot::take_snapshot,
         },
     };
 
@@ -164,7 +169,7 @@ mod tests {
             assert!(command.status().unwrap().success(), "{args}");
         }
 
-        /// A commit of a pointer that nothing else names, on a branch.
+        /// Commits a pointer that nothing else refers to, on a branch.
         fn commit(&mut self, branch: &str, parent: Option<Rev>) -> Digest {
             self.count += 1;
             let digest = Digest::of(&self.count.to_le_bytes());
@@ -177,19 +182,19 @@ mod tests {
             digest
         }
 
-        /// How many commits were read, and that nothing is said that a whole reading would not say.
-        fn renew(&self) -> u64 {
+        /// Returns how many commits were read, and checks that reading everything finds the same references.
+        fn count_read_commits(&self) -> u64 {
             let repo = Repo::discover(self.temp.path()).unwrap();
-            let seen = look(&repo, 0).unwrap();
+            let snapshot = take_snapshot(&repo, 0).unwrap();
             let (since, whole) =
-                (roots_since(&repo, &seen).unwrap(), roots(&repo, &seen, Detail::Digests).unwrap());
+                (roots_since(&repo, &snapshot).unwrap(), roots(&repo, &snapshot, Detail::Digests).unwrap());
             assert!(since.contents.keys().eq(whole.contents.keys()) && since.runs == whole.runs);
             since.commits
         }
     }
 
     #[test]
-    fn only_commits_that_came_are_read() {
+    fn only_new_commits_are_read() {
         let temp = tempfile::tempdir().unwrap();
         let mut world = World { temp, head: None, count: 0 };
         for args in ["init -q -b main", "config user.name Ada", "config user.email ada@park.example"] {
@@ -199,50 +204,55 @@ mod tests {
         for _ in 0..20 {
             world.commit("main", world.head.clone());
         }
-        assert_eq!((world.renew(), world.renew()), (20, 0), "all of it once");
+        assert_eq!((world.count_read_commits(), world.count_read_commits()), (20, 0), "everything, once");
         let base = world.head.clone();
         world.commit("main", base.clone());
-        assert_eq!(world.renew(), 1, "a commit");
+        assert_eq!(world.count_read_commits(), 1, "a commit");
         world.commit("side", base.clone());
         world.commit("side", world.head.clone());
-        assert_eq!(world.renew(), 2, "a branch from within");
+        assert_eq!(world.count_read_commits(), 2, "a branch from an older commit");
         world.git("branch old main~5");
-        assert_eq!(world.renew(), 0, "a new name of an old commit");
+        assert_eq!(world.count_read_commits(), 0, "a new name for an old commit");
         world.git("branch -q -D old");
-        assert_eq!(world.renew(), 0, "a name went whose commit did not");
+        assert_eq!(world.count_read_commits(), 0, "a name was removed, its commit was not");
         world.git("branch -q -D side");
-        assert_eq!(world.renew(), 21, "commits went: what they named is needed no more");
+        assert_eq!(world.count_read_commits(), 21, "commits were removed: their references are dropped");
         world.commit("main", base);
-        assert_eq!(world.renew(), 21, "a commit took the place of another");
-        let memory = world.temp.path().join(".git/mlx/history");
+        assert_eq!(world.count_read_commits(), 21, "a commit replaced another");
+        let file_path = world.temp.path().join(".git/mlx/history");
         let repo = Repo::discover(world.temp.path()).unwrap();
         let mut bytes = repo.shared.read(&file().unwrap()).unwrap();
         bytes[90] ^= 1;
         repo.shared.write(&file().unwrap(), &bytes, Sync::Later).unwrap();
-        assert_eq!((world.renew(), world.renew()), (21, 0), "{} was damaged", memory.display());
+        assert_eq!(
+            (world.count_read_commits(), world.count_read_commits()),
+            (21, 0),
+            "{} was damaged",
+            file_path.display()
+        );
         world.git("replace main~2 main~9");
-        assert!((10..21).contains(&world.renew()), "history leads elsewhere");
+        assert!((10..21).contains(&world.count_read_commits()), "history was replaced");
     }
 
     #[test]
-    fn it_reads_what_it_wrote_and_nothing_that_is_damaged() {
+    fn a_written_cache_is_read_back_and_a_damaged_one_is_rejected() {
         let rev = Rev::from_hex("0123456789012345678901234567890123456789").unwrap();
-        let memory = Memory {
+        let cache = HistoryCache {
             tips: Tips { all: BTreeSet::from([rev.clone()]), events: BTreeSet::new() },
             cuts: "cut".into(),
             contents: BTreeMap::from([(Digest::of(b"1"), true), (Digest::of(b"2"), false)]),
             runs: BTreeSet::from([Digest::of(b"3")]),
         };
-        let text = memory.print().into_bytes();
-        let again = Memory::parse(&text).unwrap();
+        let text = cache.to_text().into_bytes();
+        let read_back = HistoryCache::parse(&text).unwrap();
         assert_eq!(
-            (&again.tips, &again.contents, &again.runs),
-            (&memory.tips, &memory.contents, &memory.runs)
+            (&read_back.tips, &read_back.contents, &read_back.runs),
+            (&cache.tips, &cache.contents, &cache.runs)
         );
         for at in 0..text.len() {
             let mut bad = text.clone();
             bad[at] ^= 1;
-            assert!(Memory::parse(&bad).is_none(), "byte {at}");
+            assert!(HistoryCache::parse(&bad).is_none(), "byte {at}");
         }
     }
 }

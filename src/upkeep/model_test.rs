@@ -1,5 +1,5 @@
-//! Any sequence of edits, adds, commits, checkouts, resets, gcs and crashes keeps every object that any commit
-//! names: a model of the store in memory runs beside it.
+//! Property test: after any sequence of edits, adds, commits, checkouts, resets, gcs and crashes, the store
+//! holds every object that any commit refers to. The expected state is kept in memory.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -14,11 +14,11 @@ use crate::{
     progress::Silent,
     repo::Repo,
     store::{EntryKind, Store, diff},
-    upkeep::{check, collect},
+    upkeep::{GcMode, check, collect},
     workspace::{Workspace, checkout},
 };
 
-type Snapshot = BTreeMap<RepoPath, Vec<u8>>;
+type FileContents = BTreeMap<RepoPath, Vec<u8>>;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -27,10 +27,10 @@ enum Step {
     Add,
     Commit,
     Checkout(usize),
-    /// The branch goes back, and what came after is needed no more.
+    /// Moves the branch back; the commits after that point are no longer needed.
     Reset(usize),
     Gc,
-    /// The step ends at its n-th disk operation.
+    /// Crashes a step at its n-th disk operation.
     Crash(u64, Box<Step>),
 }
 
@@ -53,16 +53,16 @@ fn path(text: &str) -> RepoPath {
     RepoPath::from_text(text).unwrap()
 }
 
-/// A few bytes, or more than a pack takes.
+/// Returns a few bytes, or more than a pack takes.
 fn content(number: u8) -> Vec<u8> {
     if number == 8 { vec![number; 1_100_000] } else { vec![number; usize::from(number) * 10 + 1] }
 }
 
 struct World {
     temp: tempfile::TempDir,
-    /// What each digest of `data` stands for.
-    known: HashMap<Digest, Snapshot>,
-    /// Pointers of the branch's commits, oldest first, without names for those that are gone.
+    /// Expected files for each digest of `data`.
+    expected: HashMap<Digest, FileContents>,
+    /// Commits of the branch, oldest first, each with its pointer.
     commits: Vec<(Rev, Vec<u8>)>,
 }
 
@@ -79,17 +79,17 @@ impl World {
         git(&["config", "user.email", "ada@park.example"]);
         let repo = Repo::init(temp.path()).unwrap();
         repo.files.write(&path("data/start"), b"start", Sync::Later).unwrap();
-        Self { temp, known: HashMap::new(), commits: Vec::new() }
+        Self { temp, expected: HashMap::new(), commits: Vec::new() }
     }
 
     fn repo(&self) -> Repo {
         Repo::discover(self.temp.path()).unwrap()
     }
 
-    /// What the workspace holds now.
-    fn files(&self) -> Snapshot {
+    /// Returns the current files of the workspace.
+    fn files(&self) -> FileContents {
         let repo = self.repo();
-        let mut found = Snapshot::new();
+        let mut found = FileContents::new();
         for (name, _) in repo.files.dir(&path("data")).unwrap().names().unwrap() {
             if !name.starts_with(fs::TEMPORARY) {
                 let path = path("data").join(&name).unwrap();
@@ -100,7 +100,7 @@ impl World {
     }
 
     fn run(&mut self, step: &Step) {
-        // What is not the step itself is no place to crash at.
+        // Only the step itself may crash.
         let repo = Crash::pause(|| self.repo());
         match step {
             Step::Edit(name, text) => {
@@ -114,9 +114,9 @@ impl World {
             Step::Commit => self.commit(&repo),
             Step::Checkout(at) => self.checkout(&repo, *at),
             Step::Reset(at) => self.reset(&repo, *at),
-            // A gc may give up at a crash, and never at anything else.
+            // A gc may fail only because of a crash.
             Step::Gc => {
-                let done = collect(&repo, 0, true, &Silent);
+                let done = collect(&repo, 0, GcMode::Apply, &Silent);
                 assert!(done.is_ok() || Crash::struck(), "{done:?}");
             }
             Step::Crash(at, step) => {
@@ -132,11 +132,11 @@ impl World {
         let added = workspace.add(&path("data"), &[], &Silent);
         let saved = added.and_then(|it| workspace.save(&Silent).map(|()| it));
         assert!(saved.is_ok() || Crash::struck(), "{saved:?}");
-        // Whatever became of it, what the pointer says now is either old or this.
+        // Even after a crash, the pointer is either the old one or the new one.
         Crash::pause(|| {
             if let Some(pointer) = self.repo().pointer(&path("data")).unwrap() {
                 let files = self.files();
-                self.known.entry(pointer.content.digest).or_insert(files);
+                self.expected.entry(pointer.content.digest).or_insert(files);
             }
         });
     }
@@ -149,11 +149,11 @@ impl World {
         let parent = self.commits.last().map(|it| it.0.clone());
         let rev = repo.git.commit_single(&single, parent.as_ref()).unwrap();
         self.commits.push((rev, bytes));
-        self.name_branch();
+        self.update_branch();
     }
 
-    /// By Git's own program, which no crash of ours ends.
-    fn name_branch(&self) {
+    /// Runs Git's own program, which injected crashes do not affect.
+    fn update_branch(&self) {
         let Some((rev, _)) = self.commits.last() else { return };
         let mut command = std::process::Command::new("git");
         command.arg("-C").arg(self.temp.path()).args(["update-ref", "refs/heads/main", &rev.to_string()]);
@@ -173,31 +173,32 @@ impl World {
         let done = checkout(&workspace, &pointer, true, &Silent);
         assert!(done.is_ok() || Crash::struck(), "{done:?}");
         if done.is_ok() && !Crash::struck() {
-            assert_eq!(Crash::pause(|| self.files()), self.known[&pointer.content.digest]);
+            assert_eq!(Crash::pause(|| self.files()), self.expected[&pointer.content.digest]);
         }
     }
 
     fn reset(&mut self, _: &Repo, at: usize) {
         if !self.commits.is_empty() {
             self.commits.truncate(at % self.commits.len() + 1);
-            self.name_branch();
+            self.update_branch();
         }
     }
 
-    /// Everything that any commit or the workspace's pointer names is in a store that is opened anew.
-    fn holds(&self) {
+    /// Checks that a newly opened store holds everything that any commit or the workspace's pointer refers
+    /// to.
+    fn check_objects(&self) {
         let repo = self.repo();
         let here = repo.pointer(&path("data")).unwrap().map(|it| it.to_toml().into_bytes());
         for bytes in self.commits.iter().map(|it| &it.1).chain(&here) {
             let pointer = crate::pointer::Pointer::parse(path("data"), bytes).unwrap();
             assert_eq!(pointer.content.kind, Shape::Tree);
-            assert_eq!(read(&repo.store, &pointer.content.digest), self.known[&pointer.content.digest]);
+            assert_eq!(read(&repo.store, &pointer.content.digest), self.expected[&pointer.content.digest]);
         }
     }
 }
 
-fn read(store: &Store, tree: &Digest) -> Snapshot {
-    let mut found = Snapshot::new();
+fn read(store: &Store, tree: &Digest) -> FileContents {
+    let mut found = FileContents::new();
     for difference in diff(store, &path("data"), None, Some(tree)).unwrap() {
         let side = difference.new.unwrap();
         if side.kind != EntryKind::Folder {
@@ -211,18 +212,18 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_object_that_a_commit_names_is_kept(steps in prop::collection::vec(step(), 1..16)) {
+    fn every_object_that_a_commit_refers_to_is_kept(steps in prop::collection::vec(step(), 1..16)) {
         let mut world = World::new();
         for step in &steps {
             world.run(step);
-            world.holds();
+            world.check_objects();
         }
-        // What a crash left is no damage, and goes.
+        // Files that a crash left behind are removed and do not count as damage.
         let repo = world.repo();
-        collect(&repo, 0, true, &Silent).unwrap();
+        collect(&repo, 0, GcMode::Apply, &Silent).unwrap();
         let workspace = Workspace::open(&repo).unwrap();
-        let checked = check(&workspace, false, &Silent).unwrap();
-        prop_assert!(!checked.found(), "{:?}", checked);
-        world.holds();
+        let report = check(&workspace, false, &Silent).unwrap();
+        prop_assert!(!report.has_problems(), "{:?}", report);
+        world.check_objects();
     }
 }

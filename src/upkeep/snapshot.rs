@@ -1,5 +1,5 @@
-//! What names anything at this moment: Git's names and indexes, the pointers and lockfiles of all worktrees, the
-//! lists of other clones. Two looks that are equal lead to the same roots.
+//! Snapshot of everything that refers to objects at one moment: Git's names and indexes, the pointers and
+//! lockfiles of all worktrees, and the needs of other clones. Equal snapshots lead to the same roots.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
@@ -15,22 +15,23 @@ use crate::{
     upkeep::clones,
 };
 
-/// One look at everything that may change while somebody works.
+/// All references that other processes may change at any time.
 #[derive(Debug, PartialEq)]
-pub struct Seen {
+pub struct Snapshot {
     pub names: Vec<Name>,
     pub worktrees: Vec<Worktree>,
-    /// Pointers and lockfiles with the worktree they lie in.
+    /// Pointers and lockfiles, with the worktree they are in.
     pub files: Vec<(PathBuf, RepoPath, Vec<u8>)>,
-    /// Whole files of the store that links in a worktree stand for.
+    /// Large files of the store that symbolic links in a worktree point to.
     pub links: BTreeSet<Digest>,
-    /// Lists of other clones, as they are written.
-    pub lists: Vec<(String, Vec<u8>)>,
+    /// Published needs of other clones by clone id, unparsed.
+    pub other_clones: Vec<(String, Vec<u8>)>,
 }
 
-/// Looks; logs of Git count as far as they are no older than `recent` seconds.
-pub fn look(repo: &Repo, recent: i64) -> Result<Seen> {
-    // First what is read later: whatever moves from a worktree into a commit meanwhile is seen twice.
+/// Takes a snapshot; of Git's reflogs, lines younger than `recent` seconds are included.
+pub fn take_snapshot(repo: &Repo, recent: i64) -> Result<Snapshot> {
+    // Worktrees before names: a reference that moves from a worktree into a commit meanwhile is found in
+    // both.
     let worktrees = repo.git.worktrees(&speaks)?;
     let (mut files, mut links) = (Vec::new(), BTreeSet::new());
     let linked = repo.config.links()?.contains(&Link::Symlink);
@@ -43,18 +44,19 @@ pub fn look(repo: &Repo, recent: i64) -> Result<Seen> {
         files.extend(found.into_iter().map(|(path, bytes)| (root.clone(), path, bytes)));
     }
     let names = repo.git.names(recent)?;
-    Ok(Seen { names, worktrees, files, links, lists: clones::others(repo)? })
+    Ok(Snapshot { names, worktrees, files, links, other_clones: clones::read_other_needs(repo)? })
 }
 
 struct Walk<'w> {
     repo: &'w Repo,
     top: &'w Root,
-    /// Whether files of the workspace may be links into the store.
+    /// True if workspace files may be symbolic links into the store.
     linked: bool,
 }
 
 impl Walk<'_> {
-    /// Every pointer and lockfile, known to Git or not. Folders that a pointer stands for hold none.
+    /// Collects every pointer and lockfile, tracked by Git or not. Folders that a pointer stands for are
+    /// skipped.
     fn folder(
         &self,
         folder: &RepoPath,
@@ -63,14 +65,14 @@ impl Walk<'_> {
     ) -> Result<()> {
         let (mut below, mut tracked) = (Vec::new(), BTreeSet::new());
         for (name, kind) in self.top.dir(folder)?.names()? {
-            // What no path may be called (`.git`, `.mlx`) is not for pointers.
+            // Names that no path may have (`.git`, `.mlx`) hold no pointers.
             let Ok(path) = folder.join(&name) else { continue };
             if kind.is_dir() {
                 below.push(path);
             } else if kind.is_file() && speaks(&name) && !name.starts_with(fs::TEMPORARY) {
-                // One that goes while we look stands for nothing.
-                let most = if name.ends_with(SUFFIX.as_bytes()) { ENOUGH } else { fs::DOCUMENT + 1 };
-                if let Some(bytes) = self.top.read_start(&path, most)? {
+                // A file that is removed meanwhile counts as absent.
+                let limit = if name.ends_with(SUFFIX.as_bytes()) { ENOUGH } else { fs::DOCUMENT + 1 };
+                if let Some(bytes) = self.top.read_start(&path, limit)? {
                     tracked.extend(path.without_suffix(SUFFIX));
                     found.push((path, bytes));
                 }
