@@ -381,8 +381,7 @@ impl<'s> Repacker<'s> {
         Self { store, contents: None, trees: None, published: Vec::new() }
     }
 
-    /// Copies rows of a pack, verifying each. If an object is damaged here and in all other packs, it fails
-    /// before anything of its batch is copied.
+    /// Copies rows of a pack, verifying each; fails if an object is damaged here and in all other packs.
     pub fn copy_rows(&mut self, pack: &Digest, rows: &[Row]) -> Result<()> {
         let unreadable = || Error::corrupt(format!("the pack {} cannot be read", pack.short()));
         let packed = self.store.packs().get(pack).cloned().ok_or_else(unreadable)?;

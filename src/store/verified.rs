@@ -1,5 +1,5 @@
 //! Remembers which files were verified in full, by size, times and inode, so that unchanged ones are not
-//! hashed reopened.
+//! hashed again.
 //!
 //! A large file is verified before it is linked into the workspace. In a shared store, files of other users
 //! are verified before anything relies on them: an index may list objects that its pack does not hold. The

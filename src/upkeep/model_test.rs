@@ -35,7 +35,7 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let whole = prop_oneof![
+    let step = prop_oneof![
         4 => (0..6_u8, 0..9_u8).prop_map(|(name, text)| Step::Edit(name, text)),
         1 => (0..6_u8).prop_map(Step::Delete),
         4 => Just(Step::Add),
@@ -44,9 +44,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<usize>().prop_map(Step::Reset),
         4 => Just(Step::Gc),
     ];
-    let whole = whole.boxed();
-    let crashed = (1..60_u64, whole.clone()).prop_map(|(at, it)| Step::Crash(at, Box::new(it)));
-    prop_oneof![3 => whole, 1 => crashed]
+    let step = step.boxed();
+    let crashed = (1..60_u64, step.clone()).prop_map(|(at, step)| Step::Crash(at, Box::new(step)));
+    prop_oneof![3 => step, 1 => crashed]
 }
 
 fn path(text: &str) -> RepoPath {
@@ -188,8 +188,8 @@ impl World {
     /// to.
     fn check_objects(&self) {
         let repo = self.repo();
-        let here = repo.pointer(&path("data")).unwrap().map(|it| it.to_toml().into_bytes());
-        for bytes in self.commits.iter().map(|it| &it.1).chain(&here) {
+        let current = repo.pointer(&path("data")).unwrap().map(|it| it.to_toml().into_bytes());
+        for bytes in self.commits.iter().map(|it| &it.1).chain(&current) {
             let pointer = crate::pointer::Pointer::parse(path("data"), bytes).unwrap();
             assert_eq!(pointer.content.kind, Shape::Tree);
             assert_eq!(read(&repo.store, &pointer.content.digest), self.expected[&pointer.content.digest]);
