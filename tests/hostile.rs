@@ -95,7 +95,7 @@ fn a_committed_config_runs_nothing_and_chooses_no_library() {
     assert!(!sandbox.has("ran") && !sandbox.root().join("stolen").exists());
     let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
     let output = command.env("ORT_DYLIB_PATH", &lib).args(["doctor"]).output().unwrap();
-    assert!(String::from_utf8_lossy(&output.stdout).contains("lies in the repository"), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("is inside the repository"), "{output:?}");
 }
 
 #[test]

@@ -1,11 +1,15 @@
-//! ONNX files as messages: enough of the schema to take a network apart and put it together again. What is
-//! only passed through stays bytes.
+//! The ONNX protobuf schema, as far as reading, editing and writing models requires.
+//!
+//! Messages that are only passed through are kept as bytes; unknown fields are dropped. Models whose tensors
+//! are stored outside their file are rejected by [`check`].
 
 use prost::Message;
 
 use crate::error::{Error, Kind, Result};
 
+/// `TensorProto.DataType.FLOAT`
 pub const FLOAT: i32 = 1;
+/// `TensorProto.DataLocation.EXTERNAL`
 const EXTERNAL: i32 = 1;
 
 #[derive(Clone, PartialEq, Message)]
@@ -189,7 +193,7 @@ pub struct Dimension {
 }
 
 impl Tensor {
-    /// Floats under a name.
+    /// Creates a float tensor; the product of `dims` must be the number of values.
     pub fn floats(name: &str, dims: &[usize], values: &[f32]) -> Self {
         debug_assert_eq!(dims.iter().product::<usize>(), values.len());
         Self {
@@ -203,9 +207,9 @@ impl Tensor {
 }
 
 impl Value {
-    /// A tensor of floats; a dimension is a number, or a name for "any".
+    /// Describes a float tensor; a dimension is a fixed size, or a name for any size.
     pub fn floats(name: &str, dims: &[Result<usize, &str>]) -> Self {
-        let dim = |it: &Result<usize, &str>| match it {
+        let dim = |size: &Result<usize, &str>| match size {
             Ok(value) => Dimension { value: Some(*value as i64), parameter: None },
             Err(name) => Dimension { value: None, parameter: Some((*name).to_owned()) },
         };
@@ -241,16 +245,18 @@ impl Attribute {
     }
 }
 
-/// Reads a network.
+/// Parses an ONNX file. A file without a graph is an error.
 pub fn parse(bytes: &[u8]) -> Result<Model> {
-    let model = Model::decode(bytes).map_err(|it| Error::corrupt(format!("it is no ONNX file: {it}")))?;
+    let model =
+        Model::decode(bytes).map_err(|error| Error::corrupt(format!("it is not an ONNX file: {error}")))?;
     if model.graph.as_ref().is_none_or(|it| it.node.is_empty()) {
-        return Err(Error::corrupt("it is no ONNX file: it has no graph"));
+        return Err(Error::corrupt("it is not an ONNX file: it has no graph"));
     }
     Ok(model)
 }
 
-/// Refuses networks whose data lies in other files, wherever in them that is said.
+/// Rejects models with external data, that is, tensors stored in other files, anywhere in the graph or its
+/// subgraphs. Otherwise loading a model could read any file of this machine.
 pub fn check(bytes: &[u8]) -> Result<()> {
     parse(bytes)?.graph.as_ref().map_or(Ok(()), check_graph)
 }
@@ -258,13 +264,13 @@ pub fn check(bytes: &[u8]) -> Result<()> {
 fn check_graph(graph: &Graph) -> Result<()> {
     graph.initializer.iter().try_for_each(check_tensor)?;
     if !graph.sparse_initializer.is_empty() {
-        return Err(outside("a sparse tensor"));
+        return Err(external_data("a sparse tensor"));
     }
     for attribute in graph.node.iter().flat_map(|it| &it.attribute) {
         attribute.t.iter().chain(&attribute.tensors).try_for_each(check_tensor)?;
         attribute.g.iter().chain(&attribute.graphs).try_for_each(check_graph)?;
         if attribute.sparse_tensor.is_some() || !attribute.sparse_tensors.is_empty() {
-            return Err(outside("a sparse tensor"));
+            return Err(external_data("a sparse tensor"));
         }
     }
     Ok(())
@@ -274,12 +280,12 @@ fn check_tensor(tensor: &Tensor) -> Result<()> {
     if tensor.external_data.is_empty() && tensor.data_location != Some(EXTERNAL) {
         return Ok(());
     }
-    Err(outside(tensor.name.as_deref().unwrap_or("a tensor")))
+    Err(external_data(&tensor.name.as_ref().map_or("a tensor".to_owned(), |name| format!("`{name}`"))))
 }
 
-fn outside(what: &str) -> Error {
-    Error::new(Kind::Denied, format!("the network keeps `{what}` outside its file"))
-        .hint("save it as one file, without external data")
+fn external_data(tensor: &str) -> Error {
+    Error::new(Kind::Denied, format!("the model stores {tensor} outside its file"))
+        .hint("export it as one file, without external data")
 }
 
 #[cfg(test)]
@@ -294,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn data_outside_the_file_is_refused_wherever_it_hides() {
+    fn external_data_is_rejected_anywhere_in_the_graph() {
         let plain = Tensor::floats("w", &[1], &[1.0]);
         assert!(check(&model(plain.clone())).is_ok());
         let key = Property { key: Some("location".into()), value: Some("/etc/passwd".into()) };
@@ -306,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_network_is_an_error() {
+    fn bytes_that_are_not_a_model_are_an_error() {
         for bytes in [&b""[..], b"hello world", &[0xff; 40]] {
             assert_eq!(check(bytes).unwrap_err().kind(), Kind::Corrupt);
         }

@@ -1,7 +1,8 @@
-//! Where an ONNX Runtime lies: named by the user, or inside an installed `onnxruntime` Python package.
+//! Finds the ONNX Runtime library: set by the user, or part of an installed `onnxruntime` Python package.
 //!
-//! It is looked for by path, no program is started, and nothing inside the repository is ever taken. A
-//! library is looked into before it is loaded, since a wrong one can hang the process.
+//! The search is by path: no program is started, and libraries inside the repository are never used. A
+//! library's machine and version are checked before it is loaded, because an unsuitable one can hang the
+//! process.
 
 use std::path::{Path, PathBuf};
 
@@ -11,65 +12,69 @@ use crate::{
     repo::Repo,
 };
 
-/// The oldest version whose interface serves.
-const OLDEST: (u32, u32) = (1, 17);
+/// Oldest supported version.
+const MIN_VERSION: (u32, u32) = (1, 17);
 
-/// A library that can be loaded.
+/// ONNX Runtime library that can be loaded.
 #[derive(Clone, Debug)]
 pub struct Library {
     pub path: PathBuf,
-    /// `1.32.0`
+    /// Version, such as `1.32.0`.
     pub version: String,
 }
 
-/// The library to load, if there is one; one that the user names must be fit.
+/// Returns the library to load: the one in `ORT_DYLIB_PATH` (`none` disables ONNX Runtime) or the
+/// configuration key `onnx.library`, otherwise the first usable one of the installed Python packages. A
+/// library that the user sets must be usable.
 pub fn locate(repo: Option<&Repo>) -> Result<Option<Library>> {
     let environment = std::env::var_os("ORT_DYLIB_PATH").filter(|it| !it.is_empty()).map(PathBuf::from);
     if environment.as_deref() == Some(Path::new("none")) {
         return Ok(None);
     }
-    let is_inside = |it: &Path| repo.is_some_and(|repo| is_inside(it, repo.root()));
-    let configured = repo.and_then(|it| it.config.get("onnx.library")).map(|it| PathBuf::from(it.0));
+    let is_in_repo = |path: &Path| repo.is_some_and(|repo| is_inside(path, repo.root()));
+    let configured =
+        repo.and_then(|repo| repo.config.get("onnx.library")).map(|value| PathBuf::from(value.0));
     if let Some(path) = environment.or(configured) {
-        if is_inside(&path) {
-            let error = Error::new(Kind::Denied, format!("`{}` lies in the repository", path.display()));
-            return Err(error.hint("a repository's own files never choose which library is loaded"));
+        if is_in_repo(&path) {
+            let error = Error::new(Kind::Denied, format!("`{}` is inside the repository", path.display()));
+            return Err(error.hint("for safety, libraries are loaded only from outside the repository"));
         }
         return probe(&path).map(Some);
     }
-    let outside = folders().into_iter().filter(|it| !is_inside(it));
-    Ok(outside.flat_map(|it| libraries(&it)).find_map(|it| probe(&it).ok()))
+    let outside = package_folders().into_iter().filter(|folder| !is_in_repo(folder));
+    Ok(outside.flat_map(|folder| libraries(&folder)).find_map(|library| probe(&library).ok()))
 }
 
 fn is_inside(path: &Path, root: &Path) -> bool {
     fs::canonical(path).unwrap_or_else(|| path.to_owned()).starts_with(root)
 }
 
-/// Folders of Python packages: the active environment's first.
-fn folders() -> Vec<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|it| !it.is_empty()).map(PathBuf::from);
-    let mut prefixes: Vec<PathBuf> = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(set).collect();
+/// Returns the folders of installed Python packages, those of the active environment first.
+fn package_folders() -> Vec<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).filter(|it| !it.is_empty()).map(PathBuf::from);
+    let mut prefixes: Vec<PathBuf> =
+        ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(variable).collect();
     let path = std::env::var_os("PATH").unwrap_or_default();
     for folder in std::env::split_paths(&path).filter(|it| it.is_absolute()) {
         let python = folder.join("python3");
         if fs::is_file(&python) {
             prefixes.extend(folder.parent().map(Path::to_owned));
-            prefixes.extend(fs::canonical(&python).and_then(|it| Some(it.parent()?.parent()?.to_owned())));
+            let target = fs::canonical(&python);
+            prefixes.extend(target.and_then(|python| Some(python.parent()?.parent()?.to_owned())));
         }
     }
-    if let Some(home) = set("HOME") {
+    if let Some(home) = variable("HOME") {
         prefixes.push(home.join(".local"));
         let versions = home.join(".pyenv/versions");
-        prefixes.extend(fs::names(&versions).into_iter().rev().map(|it| versions.join(it)));
+        prefixes.extend(fs::names(&versions).into_iter().rev().map(|name| versions.join(name)));
     }
     prefixes.extend(["/usr/local", "/usr"].map(PathBuf::from));
     let mut found = Vec::new();
     for prefix in prefixes {
         let lib = prefix.join("lib");
-        for python in
-            fs::names(&lib).into_iter().rev().filter(|it| it.to_string_lossy().starts_with("python3"))
-        {
-            found.extend(["site-packages", "dist-packages"].map(|it| lib.join(&python).join(it)));
+        let is_python = |name: &std::ffi::OsString| name.to_string_lossy().starts_with("python3");
+        for python in fs::names(&lib).into_iter().rev().filter(is_python) {
+            found.extend(["site-packages", "dist-packages"].map(|name| lib.join(&python).join(name)));
         }
     }
     found
@@ -79,20 +84,20 @@ fn libraries(packages: &Path) -> Vec<PathBuf> {
     let folder = packages.join("onnxruntime/capi");
     let names = fs::names(&folder).into_iter().rev();
     names
-        .filter(|it| it.to_string_lossy().starts_with("libonnxruntime.so"))
-        .map(|it| folder.join(it))
+        .filter(|name| name.to_string_lossy().starts_with("libonnxruntime.so"))
+        .map(|name| folder.join(name))
         .collect()
 }
 
-/// Looks into a library without loading it: is it one for this machine, and new enough?
+/// Checks, without loading the library, that it is built for this machine and new enough.
 fn probe(path: &Path) -> Result<Library> {
-    let unfit = |why: &str| {
+    let unusable = |why: &str| {
         let error =
-            Error::new(Kind::Usage, format!("`{}` cannot serve as ONNX Runtime: {why}", path.display()));
-        error.hint("`pip install onnxruntime` brings a fit one; ORT_DYLIB_PATH=none does without")
+            Error::new(Kind::Usage, format!("`{}` cannot be used as ONNX Runtime: {why}", path.display()));
+        error.hint("install one with `pip install onnxruntime`, or set `ORT_DYLIB_PATH=none` to do without")
     };
     if !fs::is_file(path) {
-        return Err(unfit("there is no such file"));
+        return Err(unusable("no such file"));
     }
     let bytes = fs::read_outside(path)?;
     let machine = if cfg!(target_arch = "aarch64") { 0xb7 } else { 0x3e };
@@ -100,22 +105,22 @@ fn probe(path: &Path) -> Result<Library> {
         || !bytes.starts_with(b"\x7fELF\x02")
         || u16::from_le_bytes([bytes[18], bytes[19]]) != machine
     {
-        return Err(unfit("it is no library for this machine"));
+        return Err(unusable("it is not a library for this machine"));
     }
-    // Exported symbols carry the version they came with.
-    let mark = b"VERS_1.";
+    // Exported symbols carry the library's version.
+    let marker = b"VERS_1.";
     let at = bytes
-        .windows(mark.len())
-        .position(|it| it == mark)
-        .ok_or_else(|| unfit("it does not say its version"))?;
-    let digits = bytes[at + 5..].iter().map(|it| char::from(*it)).take(16);
-    let version: String = digits.take_while(|it| it.is_ascii_digit() || *it == '.').collect();
-    let mut numbers = version.split('.').map(|it| it.parse::<u32>().unwrap_or(0));
+        .windows(marker.len())
+        .position(|window| window == marker)
+        .ok_or_else(|| unusable("its version cannot be determined"))?;
+    let chars = bytes[at + 5..].iter().map(|byte| char::from(*byte)).take(16);
+    let version: String = chars.take_while(|char| char.is_ascii_digit() || *char == '.').collect();
+    let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
     let (major, minor) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    if (major, minor) < OLDEST {
-        return Err(unfit(&format!(
-            "it is version {version}, and {}.{} is the oldest that serves",
-            OLDEST.0, OLDEST.1
+    if (major, minor) < MIN_VERSION {
+        return Err(unusable(&format!(
+            "it is version {version}, but {}.{} or newer is required",
+            MIN_VERSION.0, MIN_VERSION.1
         )));
     }
     Ok(Library { path: path.to_owned(), version })

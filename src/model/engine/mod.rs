@@ -1,4 +1,4 @@
-//! What runs an ONNX network: ONNX Runtime where one is found, else the engine that is built in.
+//! Inference engines that run ONNX models: ONNX Runtime if it is installed, otherwise the built-in `rten`.
 
 mod builtin;
 mod locate;
@@ -12,31 +12,31 @@ use crate::{
     repo::Repo,
 };
 
-/// A network, loaded.
+/// Model that is loaded into an inference engine.
 pub trait Engine: Send {
-    /// Runs one batch: `planes` is N×3×`side`×`side`; the named output, N×D, row by row.
+    /// Runs one batch. `planes` is N×3×`side`×`side`; the result is the model's output, N×D, row by row.
     fn run(&mut self, planes: &[f32], side: usize) -> Result<Vec<f32>>;
 
-    /// Its name and version, as feature tables carry them.
+    /// Returns the engine's name and version, as feature tables store them.
     fn id(&self) -> String;
 }
 
-/// Loads a network with the best engine at hand. External data is refused: everything is in `bytes`.
+/// Loads an ONNX model with the best available engine. Models with external data are rejected.
 pub fn load(repo: &Repo, bytes: &[u8], input: &str, output: &str) -> Result<Box<dyn Engine>> {
     onnx::check(bytes)?;
     match locate(Some(repo))? {
-        Some(library) => Ok(Box::new(runtime::Runtime::load(&library, bytes, input, output)?)),
+        Some(library) => Ok(Box::new(runtime::OnnxRuntime::load(&library, bytes, input, output)?)),
         None => builtin(bytes, input, output),
     }
 }
 
-/// Loads a network with the engine that is built in.
+/// Loads an ONNX model with the built-in engine.
 pub fn builtin(bytes: &[u8], input: &str, output: &str) -> Result<Box<dyn Engine>> {
     let engine = builtin::Builtin::load(bytes, input, output);
-    Ok(Box::new(engine.doing(|| "cannot load the network into the built-in engine".into())?))
+    Ok(Box::new(engine.doing(|| "cannot load the model into the built-in engine".into())?))
 }
 
-/// The name and version of the engine that [`load`] would take.
+/// Returns the name and version of the engine that [`load`] would use.
 pub fn id(repo: &Repo) -> Result<String> {
-    Ok(locate(Some(repo))?.map_or_else(builtin::id, |it| runtime::id(&it)))
+    Ok(locate(Some(repo))?.map_or_else(builtin::id, |library| runtime::id(&library)))
 }
