@@ -1,30 +1,35 @@
-//! What a picture itself looks like, in a few numbers: enough to see fog, blur, night and another camera.
+//! Image statistics: brightness, contrast, sharpness, colors and a perceptual hash of an image.
+//!
+//! A few numbers that are enough to detect fog, blur, night or another camera. They are computed from the
+//! planes that the model takes, after resize and crop.
 
 use crate::traffic::Looks;
 
-/// Red, green and blue in gray, as the eye weighs them.
+/// Luma weights of red, green and blue.
 const GRAY: [f32; 3] = [0.299, 0.587, 0.114];
-/// A picture with less contrast than one gray level is of one color; its sharpness says nothing.
+/// Contrast of one gray level. An image with less is uniform, and its sharpness is meaningless.
 const FLAT: f64 = 1.0 / 255.0;
-/// The grid that a fingerprint is taken from: eight gradients in each of eight rows.
+/// Columns and rows of the grid from which a fingerprint is computed: eight gradients in each of eight rows.
 const GRID: (usize, usize) = (9, 8);
 
-/// Measures red, green and blue planes (3×side×side, 0–255).
+/// Measures red, green and blue planes (3×side×side, 0–255). Returns zeros if there are too few values.
 pub fn looks(planes: &[f32], side: usize) -> Looks {
     let area = side * side;
     if area == 0 || planes.len() < 3 * area {
         return Looks::default();
     }
-    let gray: Vec<f32> =
-        (0..area).map(|at| (0..3).map(|it| GRAY[it] * planes[it * area + at]).sum::<f32>() / 255.0).collect();
+    let to_gray = |pixel: usize| {
+        (0..3).map(|channel| GRAY[channel] * planes[channel * area + pixel]).sum::<f32>() / 255.0
+    };
+    let gray: Vec<f32> = (0..area).map(to_gray).collect();
     let mean = average(gray.iter().map(|&it| f64::from(it)));
-    let variance = average(gray.iter().map(|&it| (f64::from(it) - mean).powi(2)));
+    let variance = average(gray.iter().map(|&value| (f64::from(value) - mean).powi(2)));
     let contrast = variance.sqrt();
     Looks {
         brightness: mean as f32,
         contrast: contrast as f32,
-        // Fog takes edges and contrast away together, blur the edges alone.
-        sharpness: (edges(&gray, side) / (contrast + FLAT)) as f32,
+        // Fog reduces edges and contrast together, blur reduces the edges alone.
+        sharpness: (edge_strength(&gray, side) / (contrast + FLAT)) as f32,
         colors: colors(planes, area),
         fingerprint: fingerprint(&gray, side),
     }
@@ -35,8 +40,8 @@ fn average(values: impl ExactSizeIterator<Item = f64>) -> f64 {
     values.sum::<f64>() / count as f64
 }
 
-/// How far a pixel is from the mean of its four neighbors, on average.
-fn edges(gray: &[f32], side: usize) -> f64 {
+/// Returns the mean absolute difference between a pixel and the mean of its four neighbors.
+fn edge_strength(gray: &[f32], side: usize) -> f64 {
     if side < 3 {
         return 0.0;
     }
@@ -51,32 +56,35 @@ fn edges(gray: &[f32], side: usize) -> f64 {
     sum / ((side - 2) * (side - 2)) as f64
 }
 
+/// Returns the shares of red, green and blue in their sum; of a black image a third each.
 fn colors(planes: &[f32], area: usize) -> [f32; 3] {
-    let sums = [0, 1, 2].map(|it| average(planes[it * area..][..area].iter().map(|&it| f64::from(it))));
-    let total: f64 = sums.iter().sum();
-    // Black has no color: each has its third.
-    if total > 0.0 { sums.map(|it| (it / total) as f32) } else { [1.0 / 3.0; 3] }
+    let channel_mean =
+        |channel: usize| average(planes[channel * area..][..area].iter().map(|&it| f64::from(it)));
+    let means = [0, 1, 2].map(channel_mean);
+    let total: f64 = means.iter().sum();
+    if total > 0.0 { means.map(|mean| (mean / total) as f32) } else { [1.0 / 3.0; 3] }
 }
 
-/// One bit for each pair of neighbors in a small grid: whether it gets brighter to the right.
+/// Difference hash: one bit for each pair of horizontal neighbors in a small grid, set if the right one is
+/// brighter.
 fn fingerprint(gray: &[f32], side: usize) -> u64 {
     let mut bits = 0;
     for row in 0..GRID.1 {
         for column in 0..GRID.0 - 1 {
-            let (left, right) = (cell(gray, side, column, row), cell(gray, side, column + 1, row));
+            let (left, right) = (cell_mean(gray, side, column, row), cell_mean(gray, side, column + 1, row));
             bits = bits << 1 | u64::from(right > left);
         }
     }
     bits
 }
 
-/// The mean of one cell of the grid; in a picture smaller than the grid cells share pixels.
-fn cell(gray: &[f32], side: usize, column: usize, row: usize) -> f64 {
-    let part = |at: usize, of: usize| {
-        let start = at * side / of;
-        start..((at + 1) * side / of).max(start + 1)
+/// Returns the mean of one cell of the grid. In an image smaller than the grid, cells share pixels.
+fn cell_mean(gray: &[f32], side: usize, column: usize, row: usize) -> f64 {
+    let range = |index: usize, count: usize| {
+        let start = index * side / count;
+        start..((index + 1) * side / count).max(start + 1)
     };
-    let (rows, columns) = (part(row, GRID.1), part(column, GRID.0));
+    let (rows, columns) = (range(row, GRID.1), range(column, GRID.0));
     let count = rows.len() * columns.len();
     let sum: f64 = rows.flat_map(|y| columns.clone().map(move |x| f64::from(gray[y * side + x]))).sum();
     sum / count as f64
@@ -90,7 +98,7 @@ mod tests {
 
     const SIDE: usize = 36;
 
-    /// Gray planes from a function of the place.
+    /// Gray planes from a function of the pixel's coordinates.
     fn planes(value: impl Fn(usize, usize) -> f32) -> Vec<f32> {
         let gray: Vec<f32> = (0..SIDE * SIDE).map(|at| value(at % SIDE, at / SIDE)).collect();
         gray.repeat(3)
@@ -104,7 +112,7 @@ mod tests {
     fn blurred(x: usize, y: usize) -> f32 {
         let from = x.saturating_sub(3);
         let to = (x + 4).min(SIDE);
-        (from..to).map(|it| stripes(it, y)).sum::<f32>() / (to - from) as f32
+        (from..to).map(|x| stripes(x, y)).sum::<f32>() / (to - from) as f32
     }
 
     fn close(a: f32, b: f32) {
@@ -112,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gray_picture_has_brightness_and_nothing_else() {
+    fn a_uniform_gray_image_has_brightness_only() {
         let found = looks(&planes(|_, _| 51.0), SIDE);
         close(found.brightness, 0.2);
         close(found.contrast, 0.0);
@@ -122,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn fog_takes_contrast_and_blur_takes_sharpness() {
+    fn fog_lowers_contrast_and_blur_lowers_sharpness() {
         let clear = looks(&planes(stripes), SIDE);
         let fog = looks(&planes(|x, y| stripes(x, y) * 0.4 + 130.0), SIDE);
         let blur = looks(&planes(blurred), SIDE);
@@ -141,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fingerprint_stands_light_and_noise_and_tells_pictures_apart() {
+    fn a_fingerprint_survives_light_and_noise_and_differs_between_images() {
         let wave = |x: usize, y: usize| 128.0 + 90.0 * (x as f32 * 0.4 + (y / 5) as f32).sin();
         let one = looks(&planes(wave), SIDE).fingerprint;
         let dimmed =
@@ -154,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn too_few_numbers_look_like_nothing() {
+    fn too_few_values_give_default_statistics() {
         assert_eq!(looks(&[1.0, 2.0], 2), Looks::default());
         assert_eq!(looks(&[], 0), Looks::default());
     }

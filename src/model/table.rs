@@ -1,7 +1,10 @@
-//! Feature tables: a folder with numbers that NumPy reads, the pictures they belong to, and where both came
-//! from.
+//! Feature tables: a folder with the features of images, readable by NumPy, and their provenance.
 //!
-//! `table.npy` (N×D, float32), `rows.txt` (a digest a line, sorted), `features.toml`.
+//! ```text
+//! table.npy       features, N×D, float32
+//! rows.txt        digests of the images, one per line, sorted; line i belongs to row i
+//! features.toml   engine, backbone, and digests of the inputs
+//! ```
 
 use std::collections::BTreeMap;
 
@@ -15,86 +18,88 @@ use crate::{
     path::RepoPath,
 };
 
-/// Features of pictures.
+/// Features of images.
 #[derive(Clone, Debug, Default)]
 pub struct Table {
+    /// Number of features per image.
     pub width: usize,
-    /// Digest → row.
+    /// Features by image digest.
     pub rows: BTreeMap<Digest, Vec<f32>>,
 }
 
-/// Where a table came from.
+/// Provenance of a table: the contents of `features.toml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct About {
     pub format: u64,
-    /// Name and version of what computed it; another may differ by up to 1e-4.
+    /// Name and version of the engine that computed it; other engines may differ by up to 1e-4.
     pub engine: String,
     /// Digest of the backbone's file.
     pub backbone_digest: Digest,
-    /// Digest of the pictures' folder.
+    /// Digest of the folder of images.
     pub data_digest: Digest,
-    /// Digest of the list of sides.
+    /// Digest of the split file.
     pub split_digest: Digest,
-    /// Pictures that cannot be decoded, set aside.
+    /// Images that cannot be decoded and are not in the table.
     pub damaged: Vec<RepoPath>,
-    /// How pictures were prepared.
+    /// Preprocessing of the images, and the backbone's file.
     pub backbone: Backbone,
 }
 
 pub const FORMAT: u64 = 1;
-/// The learnt backbone's name in the folder.
+/// File name of a learned backbone in the table's folder.
 pub const BACKBONE: &str = "backbone.onnx";
 
-/// Writes a table into a folder.
+/// Writes a table to a folder.
 pub fn write(files: &Root, folder: &RepoPath, table: &Table, about: &About) -> Result<()> {
-    let rows: String = table.rows.keys().map(|it| format!("{it}\n")).collect();
+    let rows: String = table.rows.keys().map(|digest| format!("{digest}\n")).collect();
     let text =
         toml::to_string(about).map_err(|it| Error::new(crate::error::Kind::Internal, it.to_string()))?;
-    files.write(&folder.join(b"table.npy")?, &npy(table), Sync::Later)?;
+    files.write(&folder.join(b"table.npy")?, &to_npy(table), Sync::Later)?;
     files.write(&folder.join(b"rows.txt")?, rows.as_bytes(), Sync::Later)?;
     files.write(&folder.join(b"features.toml")?, text.as_bytes(), Sync::Later)
 }
 
-/// NumPy's format, version 1.0: a head padded to 64 bytes, then the numbers, little-endian.
-fn npy(table: &Table) -> Vec<u8> {
+/// Encodes a table in NumPy's format, version 1.0: a header padded to a multiple of 64 bytes, then the
+/// numbers, little-endian.
+fn to_npy(table: &Table) -> Vec<u8> {
     let shape = format!("({}, {})", table.rows.len(), table.width);
-    let mut head = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}");
-    let padding = 64 - (10 + head.len() + 1) % 64;
-    head.push_str(&" ".repeat(padding));
-    head.push('\n');
+    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}");
+    let padding = 64 - (10 + header.len() + 1) % 64;
+    header.push_str(&" ".repeat(padding));
+    header.push('\n');
     let mut out = b"\x93NUMPY\x01\x00".to_vec();
-    out.extend_from_slice(&u16::try_from(head.len()).unwrap_or(u16::MAX).to_le_bytes());
-    out.extend_from_slice(head.as_bytes());
-    table.rows.values().flatten().for_each(|it| out.extend_from_slice(&it.to_le_bytes()));
+    out.extend_from_slice(&u16::try_from(header.len()).unwrap_or(u16::MAX).to_le_bytes());
+    out.extend_from_slice(header.as_bytes());
+    table.rows.values().flatten().for_each(|value| out.extend_from_slice(&value.to_le_bytes()));
     out
 }
 
 /// Reads a table from a folder.
 pub fn read(files: &Root, folder: &RepoPath) -> Result<(Table, About)> {
-    let broken = |why: &str| {
+    let invalid = |why: &str| {
         Error::corrupt(format!("`{folder}` is not a feature table: {why}"))
-            .hint("`mlx data features` or `mlx repro` makes it anew")
+            .hint("compute it again: `mlx repro` or `mlx data features`")
     };
     let text =
         files.read(&folder.join(b"features.toml")?).doing(|| format!("`{folder}` is not a feature table"))?;
-    let about: About = toml::from_str(&String::from_utf8_lossy(&text)).map_err(|it| broken(it.message()))?;
+    let about: About = toml::from_str(&String::from_utf8_lossy(&text)).map_err(|it| invalid(it.message()))?;
     if about.format != FORMAT {
-        return Err(broken("its format is unknown"));
+        return Err(invalid("its format is unknown"));
     }
     let rows = files.read(&folder.join(b"rows.txt")?)?;
     let digests = String::from_utf8_lossy(&rows).lines().map(str::parse).collect::<Result<Vec<Digest>>>()?;
     let bytes = files.read(&folder.join(b"table.npy")?)?;
-    let head = bytes
+    let header_end = bytes
         .get(8..10)
-        .map(|it| 10 + usize::from(u16::from_le_bytes([it[0], it[1]])))
-        .ok_or_else(|| broken("it is short"))?;
-    let data = bytes.get(head..).ok_or_else(|| broken("it is short"))?;
+        .map(|length| 10 + usize::from(u16::from_le_bytes([length[0], length[1]])))
+        .ok_or_else(|| invalid("`table.npy` is truncated"))?;
+    let data = bytes.get(header_end..).ok_or_else(|| invalid("`table.npy` is truncated"))?;
     let width = (data.len() / 4).checked_div(digests.len()).unwrap_or(0);
-    if data.len() != width * 4 * digests.len() || digests.windows(2).any(|it| it[0] >= it[1]) {
-        return Err(broken("rows and numbers do not fit"));
+    if data.len() != width * 4 * digests.len() || digests.windows(2).any(|pair| pair[0] >= pair[1]) {
+        return Err(invalid("`rows.txt` does not match `table.npy`"));
     }
-    let values: Vec<f32> = data.as_chunks::<4>().0.iter().map(|it| f32::from_le_bytes(*it)).collect();
+    let values: Vec<f32> = data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
     let rows = digests.into_iter().zip(values.chunks(width.max(1)).map(<[f32]>::to_vec)).collect();
     Ok((Table { width, rows }, about))
 }
@@ -104,11 +109,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_reads_what_it_writes() {
+    fn a_written_table_is_read_back() {
         let temp = tempfile::tempdir().unwrap();
         let root = Root::open(temp.path()).unwrap();
         let folder = RepoPath::from_text("features").unwrap();
-        let rows = (0..7_u8).map(|it| (Digest::of(&[it]), vec![f32::from(it), 0.5, -1e-9])).collect();
+        let rows =
+            (0..7_u8).map(|value| (Digest::of(&[value]), vec![f32::from(value), 0.5, -1e-9])).collect();
         let table = Table { width: 3, rows };
         let digest = Digest::of(b"x");
         let about = About {
@@ -124,6 +130,6 @@ mod tests {
         let (read_table, read_about) = read(&root, &folder).unwrap();
         assert_eq!((read_table.rows, read_about), (table.rows, about));
         let bytes = root.read(&folder.join(b"table.npy").unwrap()).unwrap();
-        assert_eq!((bytes.len() - 7 * 3 * 4) % 64, 0, "the head ends at a multiple of 64 bytes");
+        assert_eq!((bytes.len() - 7 * 3 * 4) % 64, 0, "the header ends at a multiple of 64 bytes");
     }
 }
