@@ -27,7 +27,7 @@ fn an_image_is_explained() {
     sandbox.write("broken.jpg", "x");
     assert!(sandbox.fails("explain broken.jpg", 5).contains("cannot explain `broken.jpg`"));
     assert!(sandbox.fails("explain photo.jpg --version dogs", 3).contains("dogs"));
-    assert!(sandbox.fails("explain photo.jpg --patch 2", 2).contains("the patch is a share"));
+    assert!(sandbox.fails("explain photo.jpg --patch 2", 2).contains("the patch must be a share"));
     assert!(sandbox.fails("explain nothing.jpg", 3).contains("cannot read"));
     let nearest = report["nearest"].as_array().unwrap();
     assert_eq!(nearest.len(), 5);

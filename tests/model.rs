@@ -60,7 +60,7 @@ fn the_whole_job_by_hand() {
             && message.contains("accuracy = "),
         "{message}"
     );
-    assert!(sandbox.fails("model register pets", 4).contains("registered already, as `pets@v0.1.0`"));
+    assert!(sandbox.fails("model register pets", 4).contains("already registered as `pets@v0.1.0`"));
     assert!(sandbox.fails("model register dogs", 3).contains("mlx.toml has no model `dogs`"));
 
     // A training parameter computes no feature again.
@@ -142,7 +142,7 @@ fn tiny_network() -> Vec<u8> {
         Node::new("GlobalAveragePool", &["image"], "means", Vec::new()),
         Node::new("Flatten", &["means"], "features", Vec::new()),
     ];
-    let mut network = graph::own(nodes, Vec::new(), 32);
+    let mut network = graph::from_nodes(nodes, Vec::new(), 32);
     let inner = network.graph.as_mut().unwrap();
     inner.input = vec![Value::floats("image", &[Err("batch"), Ok(3), Ok(32), Ok(32)])];
     inner.output = vec![Value::floats("features", &[Err("batch"), Ok(3)])];
@@ -180,7 +180,7 @@ fn a_damaged_photo_is_named_set_aside_and_counted() {
     sandbox.ok("add data");
     let ran = sandbox.mlx("repro");
     assert_eq!(ran.code, 0, "{}", ran.err);
-    assert!(ran.err.contains("warning: `data/cat/0001.jpg` is set aside"), "{}", ran.err);
+    assert!(ran.err.contains("warning: `data/cat/0001.jpg` is skipped"), "{}", ran.err);
     assert!(ran.err.contains("1 file that are no pictures") || ran.err.contains("1 file "), "{}", ran.err);
     assert_eq!(sandbox.json("show metrics")["metrics/test.json"]["pictures"]["damaged"], 1);
 }
@@ -189,11 +189,11 @@ fn a_damaged_photo_is_named_set_aside_and_counted() {
 fn too_few_photos_are_refused_by_name() {
     let sandbox = park(20);
     fs::remove_dir_all(sandbox.repo.join("data/dog")).unwrap();
-    assert!(sandbox.fails("data split data", 2).contains("there is one class only, `cat`"));
+    assert!(sandbox.fails("data split data", 2).contains("`cat` is the only class"));
     for number in 3..20 {
         fs::remove_file(sandbox.repo.join(format!("data/cat/{number:04}.jpg"))).unwrap();
     }
-    assert!(sandbox.fails("data split data", 2).contains("the class `cat` has 3 different pictures"));
+    assert!(sandbox.fails("data split data", 2).contains("the class `cat` has 3 different images"));
     assert!(sandbox.fails("data split nothing", 3).contains("there is no folder `nothing`"));
     sandbox.write("params.toml", "[split]\nseed = 1\n");
     assert!(sandbox.fails("data split data", 2).contains("missing field `test`"));

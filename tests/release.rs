@@ -158,11 +158,7 @@ fn what_is_wrong_is_named_and_nothing_changes() {
     let junk = sandbox.root().join("junk").display().to_string();
     let before = sandbox.git("for-each-ref");
     for (args, code, says) in [
-        (
-            format!("approve pets@v9.0.0 --report {good} {QA}"),
-            3,
-            "there is no registered version `pets@v9.0.0`",
-        ),
+        (format!("approve pets@v9.0.0 --report {good} {QA}"), 3, "version `pets@v9.0.0` is not registered"),
         (format!("approve pets --report {good} {QA}"), 2, "`pets` is not the full name of a version"),
         (
             format!("approve pets@v0.1.0 --report {good} --env moon --as qa@park.example"),
@@ -178,7 +174,7 @@ fn what_is_wrong_is_named_and_nothing_changes() {
         (format!("approve pets@v0.1.0 --report {junk} {QA}"), 5, "not a report of an application test"),
         (format!("approve pets@v0.1.0 --report /nowhere {QA}"), 3, "cannot read `/nowhere`"),
         (format!("reject pets@v0.1.0 {QA} --why ' '"), 2, "a rejection needs a reason"),
-        ("release pets@v9.0.0 --env production".into(), 3, "there is no registered version"),
+        ("release pets@v9.0.0 --env production".into(), 3, "version `pets@v9.0.0` is not registered"),
         ("release pets@v0.1.0 --env moon".into(), 3, "knows no environment `moon`"),
         ("rollback --env production".into(), 3, "no version was released to `production`"),
     ] {

@@ -1,4 +1,6 @@
-//! Predictions against labels.
+//! Evaluates a classifier head on the test set: confusion matrix, accuracy, precision, recall, F1 and loss.
+//!
+//! The metrics are reported as JSON, the matrix also as CSV. A ratio without cases is 0, as in scikit-learn.
 
 use std::collections::BTreeMap;
 
@@ -10,46 +12,53 @@ use crate::{
         softmax::{Head, best},
         split::{Picture, Segment},
         table::Table,
-        train::samples,
+        train::{class_names, samples},
     },
 };
 
-/// Counts of what was and what was said: `[label][prediction]`.
+/// Confusion matrix: number of images by true and predicted class.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Confusion {
     pub classes: Vec<String>,
+    /// Number of images, as `[label][prediction]`.
     pub counts: Vec<Vec<u64>>,
     /// Mean cross-entropy.
     pub loss: f64,
 }
 
-/// Shows the test side to a head.
-pub fn evaluate(head: &Head, table: &Table, pictures: &[Picture]) -> Result<Confusion> {
+/// Evaluates a head on the test images of a feature table. The head must have the table's number of features
+/// and the images' classes.
+pub fn evaluate(head: &Head, table: &Table, images: &[Picture]) -> Result<Confusion> {
     if head.mean.len() != table.width {
-        let message = format!("the head takes {} features, the table has {}", head.mean.len(), table.width);
-        return Err(Error::usage(message).hint("they belong to different runs: `mlx repro`"));
-    }
-    let known = crate::model::train::classes(pictures);
-    if known != head.classes {
         let message =
-            format!("the head knows {}, the pictures are {}", head.classes.join(", "), known.join(", "));
-        return Err(Error::usage(message).hint("train it anew: `mlx repro` or `mlx model train`"));
+            format!("the head expects {} features, but the table has {}", head.mean.len(), table.width);
+        return Err(Error::usage(message).hint("they come from different runs: run `mlx repro`"));
     }
-    let (samples, _) = samples(table, pictures, Segment::Test, &head.classes);
+    let known = class_names(images);
+    if known != head.classes {
+        let message = format!(
+            "the head was trained on the classes {}, but the images have {}",
+            head.classes.join(", "),
+            known.join(", ")
+        );
+        return Err(Error::usage(message).hint("train it again: `mlx repro` or `mlx model train`"));
+    }
+    let (samples, _) = samples(table, images, Segment::Test, &head.classes);
     if samples.is_empty() {
-        return Err(Error::usage("there are no usable pictures on the test side"));
+        return Err(Error::usage("the test set has no usable images"));
     }
     let size = head.classes.len();
-    let mut found = Confusion { classes: head.classes.clone(), counts: vec![vec![0; size]; size], loss: 0.0 };
+    let mut confusion =
+        Confusion { classes: head.classes.clone(), counts: vec![vec![0; size]; size], loss: 0.0 };
     for (row, &label) in samples.values.chunks(samples.width).zip(&samples.labels) {
         let scores = head.predict(row);
-        found.loss -= libm::log(scores[label].max(1e-300)) / samples.len() as f64;
-        found.counts[label][best(&scores)] += 1;
+        confusion.loss -= libm::log(scores[label].max(1e-300)) / samples.len() as f64;
+        confusion.counts[label][best(&scores)] += 1;
     }
-    Ok(found)
+    Ok(confusion)
 }
 
-/// A ratio; nothing of nothing is 0, as in scikit-learn.
+/// Divides two counts; 0/0 is 0, as in scikit-learn.
 fn ratio(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
@@ -60,26 +69,27 @@ impl Confusion {
     }
 
     pub fn accuracy(&self) -> f64 {
-        ratio((0..self.classes.len()).map(|it| self.counts[it][it]).sum(), self.total())
+        ratio((0..self.classes.len()).map(|class| self.counts[class][class]).sum(), self.total())
     }
 
-    /// Precision, recall, F1 and number of pictures of a class.
-    pub fn class(&self, at: usize) -> (f64, f64, f64, u64) {
-        let right = self.counts[at][at];
-        let said = self.counts.iter().map(|it| it[at]).sum();
-        let were = self.counts[at].iter().sum();
-        let (precision, recall) = (ratio(right, said), ratio(right, were));
+    /// Returns the precision, recall, F1 and number of images of the class with this index.
+    pub fn class(&self, class: usize) -> (f64, f64, f64, u64) {
+        let correct = self.counts[class][class];
+        let predicted = self.counts.iter().map(|row| row[class]).sum();
+        let actual = self.counts[class].iter().sum();
+        let (precision, recall) = (ratio(correct, predicted), ratio(correct, actual));
         // F1 = 2·TP / (2·TP + FP + FN)
-        (precision, recall, ratio(2 * right, said + were), were)
+        (precision, recall, ratio(2 * correct, predicted + actual), actual)
     }
 
-    /// Accuracy, loss, and precision, recall and F1 by class and averaged.
+    /// Returns accuracy, loss, and precision, recall and F1 by class and averaged, as JSON. `damaged` is the
+    /// number of images that could not be decoded.
     pub fn metrics(&self, damaged: u64) -> Value {
-        let rows: Vec<_> = (0..self.classes.len()).map(|it| self.class(it)).collect();
+        let rows: Vec<_> = (0..self.classes.len()).map(|class| self.class(class)).collect();
         let total = self.total().max(1) as f64;
         let average = |weight: &dyn Fn(u64) -> f64| {
             let sum = |value: &dyn Fn(&(f64, f64, f64, u64)) -> f64| {
-                rows.iter().map(|it| value(it) * weight(it.3)).sum::<f64>()
+                rows.iter().map(|row| value(row) * weight(row.3)).sum::<f64>()
             };
             json!({"precision": sum(&|it| it.0), "recall": sum(&|it| it.1), "f1": sum(&|it| it.2)})
         };
@@ -88,8 +98,8 @@ impl Confusion {
             .classes
             .iter()
             .zip(&rows)
-            .map(|(name, it)| {
-                (name, json!({"precision": it.0, "recall": it.1, "f1": it.2, "pictures": it.3}))
+            .map(|(name, (precision, recall, f1, images))| {
+                (name, json!({"precision": precision, "recall": recall, "f1": f1, "pictures": images}))
             })
             .collect();
         let confusion: BTreeMap<_, _> = self
@@ -108,13 +118,13 @@ impl Confusion {
         })
     }
 
-    /// One line a pair of classes: what it was, what was said, how often.
+    /// Returns the matrix as CSV: one line per pair of true and predicted class, with its count.
     pub fn csv(&self) -> String {
-        let field = |it: &String| {
-            if it.contains([',', '"', '\n']) {
-                format!("\"{}\"", it.replace('"', "\"\""))
+        let field = |name: &String| {
+            if name.contains([',', '"', '\n']) {
+                format!("\"{}\"", name.replace('"', "\"\""))
             } else {
-                it.clone()
+                name.clone()
             }
         };
         let mut text = "actual,predicted,count\n".to_owned();
@@ -132,8 +142,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_numbers_are_those_of_the_book() {
-        // 3 cats right, 1 called dog; 4 dogs right, 2 called cat; no bird ever said.
+    fn metrics_match_values_computed_by_hand() {
+        // 3 cats correct, 1 predicted as dog; 4 dogs correct, 2 predicted as cat; bird is never predicted.
         let classes = ["bird", "cat", "dog"].map(str::to_owned).to_vec();
         let counts = vec![vec![0, 1, 0], vec![0, 3, 1], vec![0, 2, 4]];
         let metrics = Confusion { classes, counts, loss: 0.0 }.metrics(1);

@@ -1,5 +1,7 @@
-//! Pictures through a frozen backbone, each once: what was computed before, for this backbone and this
-//! preparation, is taken from the cache.
+//! Computes the features of images with a frozen backbone, or with filters learned from the training images.
+//!
+//! Each image is computed once: features are cached by image digest for each combination of backbone,
+//! preprocessing settings and engine. Images that cannot be decoded are reported and left out of the table.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,32 +25,40 @@ use crate::{
     repo::Repo,
 };
 
-/// Pictures that go through the network at once.
+/// Number of images per call of the model.
 const BATCH: usize = 16;
-/// Pictures that filters are learnt from, at most.
-const TEACHERS: usize = 2000;
+/// Largest number of images from which filters are learned.
+const MAX_FILTER_IMAGES: usize = 2000;
 
-/// What a run of the stage did.
+/// Summary of a feature computation.
 #[derive(Clone, Debug)]
 pub struct Computed {
+    /// Number of images in the table.
     pub pictures: u64,
-    /// Those not taken from the cache.
+    /// Number of images that were not in the cache.
     pub computed: u64,
+    /// Number of features per image.
     pub width: u64,
+    /// Name and version of the engine.
     pub engine: String,
+    /// Images that could not be decoded.
     pub damaged: Vec<RepoPath>,
 }
 
-/// Where things are: the pictures' folder, the list of sides, the table's folder.
+/// Input and output paths of a feature computation.
 pub struct Places<'p> {
+    /// Folder of the images.
     pub data: &'p RepoPath,
+    /// The split file.
     pub split: &'p RepoPath,
+    /// Folder of the feature table.
     pub out: &'p RepoPath,
-    /// Where relative names in the parameters start.
+    /// Folder to which relative paths in the parameters refer.
     pub folder: &'p RepoPath,
 }
 
-/// Computes the feature table of all pictures in the list of sides.
+/// Computes the feature table of all images in the split file. Without `filters`, the backbone is the file
+/// that the settings name.
 pub fn compute(
     repo: &Repo,
     places: &Places<'_>,
@@ -59,23 +69,30 @@ pub fn compute(
 ) -> Result<Computed> {
     backbone.check()?;
     let list = repo.files.read(places.split)?;
-    let pictures = crate::model::split::parse(places.split, &list)?;
-    let mut maker = Maker { repo, progress, damaged: BTreeSet::new() };
-    let (settings, file, network) = maker.network(places, backbone, filters, &pictures)?;
+    let images = crate::model::split::parse(places.split, &list)?;
+    let mut extractor = Extractor { repo, progress, damaged: BTreeSet::new() };
+    let (settings, file, model) = extractor.prepare_model(places, backbone, filters, &images)?;
     let key = json!({"backbone": Digest::of(&file), "settings": settings, "engine": engine::id(repo)?});
     let key = Digest::of(canonical(&key).as_bytes());
     let mut cache = Cache::load(&repo.shared, &key)?;
-    let wanted: BTreeMap<Digest, &RepoPath> = pictures.iter().map(|it| (it.digest, &it.path)).collect();
-    let missing: Vec<_> =
-        wanted.iter().filter(|it| !cache.rows.contains_key(it.0)).map(|it| (*it.0, *it.1)).collect();
+    let wanted: BTreeMap<Digest, &RepoPath> =
+        images.iter().map(|image| (image.digest, &image.path)).collect();
+    let missing: Vec<_> = wanted
+        .iter()
+        .filter(|(digest, _)| !cache.rows.contains_key(*digest))
+        .map(|(digest, path)| (*digest, *path))
+        .collect();
     let computed = missing.len() as u64;
-    let id = maker.run(&network, &settings, &missing, &mut cache)?;
+    let id = extractor.compute_missing(&model, &settings, &missing, &mut cache)?;
     let rows: BTreeMap<_, _> =
-        wanted.keys().filter_map(|it| Some((*it, cache.rows.get(it)?.clone()))).collect();
+        wanted.keys().filter_map(|digest| Some((*digest, cache.rows.get(digest)?.clone()))).collect();
     let width = rows.values().next().map_or(0, Vec::len);
-    // A cached picture's copy may be damaged under another name only if its bytes are, so names follow digests.
-    let damaged: Vec<RepoPath> =
-        pictures.iter().filter(|it| !rows.contains_key(&it.digest)).map(|it| it.path.clone()).collect();
+    // Each digest is decoded once, but all paths with a damaged digest are reported.
+    let damaged: Vec<RepoPath> = images
+        .iter()
+        .filter(|image| !rows.contains_key(&image.digest))
+        .map(|image| image.path.clone())
+        .collect();
     let about = About {
         format: FORMAT,
         engine: id.clone(),
@@ -86,8 +103,8 @@ pub fn compute(
         backbone: settings,
     };
     if rows.is_empty() {
-        return Err(Error::new(Kind::Corrupt, "no picture can be decoded")
-            .hint("look at the files: are they photos?"));
+        return Err(Error::new(Kind::Corrupt, "none of the images can be decoded")
+            .hint("check that the files are JPEG, PNG or other images"));
     }
     let table = Table { width, rows };
     write(&repo.files, places.out, &table, &about)?;
@@ -97,20 +114,22 @@ pub fn compute(
     Ok(Computed { pictures: table.rows.len() as u64, computed, width: width as u64, engine: id, damaged })
 }
 
-struct Maker<'m> {
+/// Runs images through the backbone and collects those that cannot be decoded.
+struct Extractor<'m> {
     repo: &'m Repo,
     progress: &'m dyn Progress,
     damaged: BTreeSet<RepoPath>,
 }
 
-impl Maker<'_> {
-    /// Settings in force, the backbone's file, and the network to run: pixels in, features out.
-    fn network(
+impl Extractor<'_> {
+    /// Returns the effective settings, the backbone's file, and the ONNX model to run, from pixels to
+    /// features.
+    fn prepare_model(
         &mut self,
         places: &Places<'_>,
         backbone: &Backbone,
         filters: Option<&FilterSettings>,
-        pictures: &[Picture],
+        images: &[Picture],
     ) -> Result<(Backbone, Vec<u8>, Vec<u8>)> {
         let Some(filter_settings) = filters else {
             let path = RepoPath::parse(
@@ -119,65 +138,65 @@ impl Maker<'_> {
                 self.repo.root(),
             )?;
             let file = self.repo.files.read_if_there(&path)?.ok_or_else(|| {
-                Error::not_found(format!("the backbone `{path}` is not there"))
-                    .hint("`mlx pull` it, or correct backbone.file in params.toml")
+                Error::not_found(format!("the backbone `{path}` does not exist"))
+                    .hint("get it with `mlx pull`, or correct `backbone.file` in `params.toml`")
             })?;
-            let network =
-                graph::normalized(&file, backbone).doing(|| format!("cannot use the backbone `{path}`"))?;
-            return Ok((backbone.clone(), file, graph::encode(&network)));
+            let model = graph::with_normalization(&file, backbone)
+                .doing(|| format!("cannot use the backbone `{path}`"))?;
+            return Ok((backbone.clone(), file, graph::encode(&model)));
         };
         filter_settings.check()?;
         let settings = Backbone {
             file: String::new(),
-            resize: filter_settings.picture,
-            crop: filter_settings.picture,
+            resize: filter_settings.image_size,
+            crop: filter_settings.image_size,
             mean: [0.0; 3],
             scale: [1.0; 3],
             input: graph::INPUT.to_owned(),
             output: graph::FEATURES.to_owned(),
             filter: backbone.filter,
         };
-        let teachers: BTreeMap<Digest, &RepoPath> = pictures
+        let training: BTreeMap<Digest, &RepoPath> = images
             .iter()
-            .filter(|it| it.segment == Segment::Train)
-            .map(|it| (it.digest, &it.path))
+            .filter(|image| image.segment == Segment::Train)
+            .map(|image| (image.digest, &image.path))
             .collect();
-        let teachers: Vec<_> = teachers.into_iter().take(TEACHERS).collect();
-        let read = self.read(&teachers, &settings)?;
-        let read: Vec<Vec<f32>> = read.into_iter().map(|it| it.1).collect();
-        if read.is_empty() {
-            return Err(Error::new(Kind::Corrupt, "no picture of the training side can be decoded"));
+        let training: Vec<_> = training.into_iter().take(MAX_FILTER_IMAGES).collect();
+        let decoded = self.read_images(&training, &settings)?;
+        let decoded: Vec<Vec<f32>> = decoded.into_iter().map(|(_, planes)| planes).collect();
+        if decoded.is_empty() {
+            return Err(Error::new(Kind::Corrupt, "none of the training images can be decoded"));
         }
-        let file = graph::encode(&filters::learn(&read, filter_settings));
+        let file = graph::encode(&filters::learn(&decoded, filter_settings));
         Ok((settings, file.clone(), file))
     }
 
-    /// Pictures as planes; damaged ones are named and set aside.
-    fn read(
+    /// Reads and preprocesses images. Images that cannot be decoded are skipped with a warning.
+    fn read_images(
         &mut self,
-        pictures: &[(Digest, &RepoPath)],
+        images: &[(Digest, &RepoPath)],
         settings: &Backbone,
     ) -> Result<Vec<(Digest, Vec<f32>)>> {
         let files = &self.repo.files;
-        let read = pictures.par_iter().map(|(digest, path)| -> Result<_> {
+        let read = images.par_iter().map(|(digest, path)| -> Result<_> {
             let bytes = files.read(path)?;
             if Digest::of(&bytes) != *digest {
                 let error = Error::new(
                     Kind::Conflict,
-                    format!("`{path}` is not the picture that the list of sides means"),
+                    format!("`{path}` has changed since the split file was written"),
                 );
-                return Err(error.hint("make the list anew: `mlx repro` or `mlx data split`"));
+                return Err(error.hint("write it again: `mlx repro` or `mlx data split`"));
             }
-            Ok((*digest, *path, decode(&bytes).map(|it| planes(&it, settings))))
+            Ok((*digest, *path, decode(&bytes).map(|image| planes(&image, settings))))
         });
-        let mut found = Vec::with_capacity(pictures.len());
+        let mut found = Vec::with_capacity(images.len());
         for row in read.collect::<Vec<_>>() {
             let (digest, path, planes) = row?;
             match planes {
                 Ok(planes) => found.push((digest, planes)),
                 Err(error) => {
                     if self.damaged.insert(path.clone()) {
-                        self.progress.warn(&format!("`{path}` is set aside: {}", error.full_text()));
+                        self.progress.warn(&format!("`{path}` is skipped: {}", error.full_text()));
                     }
                 }
             }
@@ -185,10 +204,10 @@ impl Maker<'_> {
         Ok(found)
     }
 
-    /// Computes what is missing, batch by batch, into the cache; the engine's name.
-    fn run(
+    /// Computes the missing features, batch by batch, into the cache. Returns the engine's name and version.
+    fn compute_missing(
         &mut self,
-        network: &[u8],
+        model: &[u8],
         settings: &Backbone,
         missing: &[(Digest, &RepoPath)],
         cache: &mut Cache,
@@ -196,16 +215,16 @@ impl Maker<'_> {
         if missing.is_empty() {
             return engine::id(self.repo);
         }
-        let mut engine = engine::load(self.repo, network, graph::INPUT, graph::FEATURES)?;
+        let mut engine = engine::load(self.repo, model, graph::INPUT, graph::FEATURES)?;
         self.progress.event(Event::Started { task: "features", total: Some(missing.len() as u64) });
         for batch in missing.chunks(BATCH) {
-            let pictures = self.read(batch, settings)?;
-            let planes: Vec<f32> = pictures.iter().flat_map(|it| it.1.iter().copied()).collect();
-            if !pictures.is_empty() {
+            let images = self.read_images(batch, settings)?;
+            let planes: Vec<f32> = images.iter().flat_map(|(_, planes)| planes.iter().copied()).collect();
+            if !images.is_empty() {
                 let values = engine.run(&planes, settings.crop as usize)?;
-                let width = values.len() / pictures.len();
-                let rows = pictures.iter().zip(values.chunks(width)).map(|(it, row)| (it.0, row.to_vec()));
-                cache.append(rows.collect())?;
+                let width = values.len() / images.len();
+                let rows = images.iter().zip(values.chunks(width));
+                cache.append(rows.map(|((digest, _), row)| (*digest, row.to_vec())).collect())?;
             }
             self.progress.event(Event::Advanced { by: batch.len() as u64 });
         }
@@ -214,7 +233,12 @@ impl Maker<'_> {
     }
 }
 
-/// Rows of one backbone and preparation on this machine: digest, numbers, a check. A torn end is cut.
+/// This machine's cache of the features of one backbone, preprocessing and engine: a file of records, to
+/// which rows are appended. A torn end, left by a killed process, is cut off.
+///
+/// ```text
+/// digest of the image (32 bytes), number of features (u64), features (f32 each), checksum of these (8 bytes)
+/// ```
 struct Cache<'c> {
     root: &'c Root,
     path: RepoPath,
@@ -232,8 +256,8 @@ impl<'c> Cache<'c> {
             rest = after;
         }
         if !rest.is_empty() {
-            let good = bytes.len() - rest.len();
-            root.write(&path, &bytes[..good], Sync::Later)?;
+            let valid = bytes.len() - rest.len();
+            root.write(&path, &bytes[..valid], Sync::Later)?;
         }
         Ok(Self { root, path, rows })
     }
@@ -246,27 +270,29 @@ impl<'c> Cache<'c> {
             let start = out.len();
             out.extend_from_slice(digest.bytes());
             out.extend_from_slice(&(row.len() as u64).to_le_bytes());
-            row.iter().for_each(|it| out.extend_from_slice(&it.to_le_bytes()));
-            let check = Digest::of(&out[start..]);
-            out.extend_from_slice(&check.bytes()[..8]);
+            row.iter().for_each(|value| out.extend_from_slice(&value.to_le_bytes()));
+            let checksum = Digest::of(&out[start..]);
+            out.extend_from_slice(&checksum.bytes()[..8]);
         }
         let mut file = self.root.append(&self.path)?;
-        file.write_all(&out).doing(|| "cannot write the cache of features".into())?;
+        file.write_all(&out).doing(|| "cannot write the feature cache".into())?;
         self.rows.extend(rows);
         Ok(())
     }
 }
 
+/// Parses the first record of a cache file: digest, features and the remaining bytes. None when it is
+/// incomplete or its checksum is wrong.
 fn parse(bytes: &[u8]) -> Option<(Digest, Vec<f32>, &[u8])> {
     let digest = Digest::from_bytes(bytes.get(..32)?.try_into().ok()?);
     let width = usize::try_from(u64::from_le_bytes(bytes.get(32..40)?.try_into().ok()?)).ok()?;
     let end = 40_usize.checked_add(width.checked_mul(4)?)?;
-    let check = bytes.get(end..end.checked_add(8)?)?;
+    let checksum = bytes.get(end..end.checked_add(8)?)?;
     let values = bytes.get(40..end)?;
-    if Digest::of(&bytes[..end]).bytes()[..8] != *check {
+    if Digest::of(&bytes[..end]).bytes()[..8] != *checksum {
         return None;
     }
-    let row = values.as_chunks::<4>().0.iter().map(|it| f32::from_le_bytes(*it)).collect();
+    let row = values.as_chunks::<4>().0.iter().map(|value| f32::from_le_bytes(*value)).collect();
     Some((digest, row, &bytes[end + 8..]))
 }
 
@@ -275,11 +301,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_torn_end_of_the_cache_is_cut_and_the_rest_kept() {
+    fn a_torn_end_of_the_cache_is_cut_off() {
         let temp = tempfile::tempdir().unwrap();
         let root = Root::open(temp.path()).unwrap();
         let key = Digest::of(b"key");
-        let rows: Vec<_> = (0..5_u8).map(|it| (Digest::of(&[it]), vec![f32::from(it); 3])).collect();
+        let rows: Vec<_> = (0..5_u8).map(|value| (Digest::of(&[value]), vec![f32::from(value); 3])).collect();
         Cache::load(&root, &key).unwrap().append(rows.clone()).unwrap();
         let path = Cache::load(&root, &key).unwrap().path;
         let bytes = root.read(&path).unwrap();

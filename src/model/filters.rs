@@ -1,38 +1,41 @@
-//! Features learnt from the photos themselves, for those who have no backbone.
+//! Learns convolution filters from the training images, as a feature extractor for projects without a
+//! backbone.
 //!
-//! Patches are normalized and whitened, k-means finds typical ones, and a picture is described by how much
-//! of each it shows in each of nine parts (Coates, Ng and Lee, "An Analysis of Single-Layer Networks in
-//! Unsupervised Feature Learning", AISTATS 2011; whitening by Cholesky's factor). The result is a network
-//! like any other. The arithmetic is sequential and plain, so that it is the same on every machine.
+//! Patches are normalized and whitened, k-means finds typical ones, and an image is described by its mean
+//! response to each of them in each of nine regions (Coates, Ng and Lee, "An Analysis of Single-Layer
+//! Networks in Unsupervised Feature Learning", AISTATS 2011; whitening by Cholesky factorization). The result
+//! is an ordinary ONNX model. The arithmetic is sequential and uses basic operations only, so that it is the
+//! same on every machine.
 
 use crate::{
     digest::Digest,
     model::{
-        graph::{FEATURES, INPUT, own},
+        graph::{FEATURES, INPUT, from_nodes},
         onnx::{Attribute, Model, Node, Tensor},
         settings::FilterSettings,
     },
 };
 
-/// Patches that are looked at in all.
+/// Number of patches sampled from all images together.
 const PATCHES: usize = 16_000;
-const ROUNDS: usize = 12;
-/// Added to a patch's variance, so that flat ones are not blown up; in squared gray levels.
+/// Number of k-means iterations.
+const ITERATIONS: usize = 12;
+/// Regularization of a patch's variance, so that flat patches are not amplified, in squared gray levels.
 const CONTRAST: f64 = 10.0;
-/// Added to the variance of whitened directions.
+/// Regularization of the covariance matrix: added to its diagonal.
 const RIDGE: f64 = 0.05;
-/// Responses below this are silent.
+/// Filter responses up to this size count as 0.
 const THRESHOLD: f64 = 0.5;
-/// The picture is described in this many parts a side.
-const PARTS: usize = 3;
+/// Number of pooling regions per side of an image.
+const REGIONS: usize = 3;
 
-/// A small deterministic source of numbers.
-pub struct Draws {
+/// Deterministic random number generator: hashes of the seed and a counter.
+pub struct Rng {
     seed: u64,
     count: u64,
 }
 
-impl Draws {
+impl Rng {
     pub fn new(seed: u64) -> Self {
         Self { seed, count: 0 }
     }
@@ -43,35 +46,35 @@ impl Draws {
         u64::from_le_bytes(hash.bytes()[..8].try_into().expect("a digest has 8 bytes"))
     }
 
-    /// Below `limit`.
+    /// Returns the next number below `limit`.
     pub fn below(&mut self, limit: usize) -> usize {
         (self.next() % limit.max(1) as u64) as usize
     }
 }
 
-/// Learns a network from pictures (planes, 3×side×side each).
-pub fn learn(pictures: &[Vec<f32>], settings: &FilterSettings) -> Model {
-    let (side, patch) = (settings.picture as usize, settings.patch as usize);
-    let mut draws = Draws::new(settings.seed);
-    let patches = sample(pictures, side, patch, &mut draws);
+/// Learns a feature extractor from images (3×side×side planes each).
+pub fn learn(images: &[Vec<f32>], settings: &FilterSettings) -> Model {
+    let (side, patch) = (settings.image_size as usize, settings.patch as usize);
+    let mut rng = Rng::new(settings.seed);
+    let patches = sample_patches(images, side, patch, &mut rng);
     let whitening = Whitening::of(&patches);
-    let white: Vec<Vec<f64>> = patches.iter().map(|it| whitening.apply(it)).collect();
-    let centers = cluster(&white, settings.count as usize, &mut draws);
-    network(&centers, &whitening, side, patch)
+    let white: Vec<Vec<f64>> = patches.iter().map(|patch| whitening.apply(patch)).collect();
+    let centers = cluster(&white, settings.count as usize, &mut rng);
+    build_model(&centers, &whitening, side, patch)
 }
 
-/// Patches from all pictures, normalized: no mean, unit contrast.
-fn sample(pictures: &[Vec<f32>], side: usize, patch: usize, draws: &mut Draws) -> Vec<Vec<f64>> {
-    let each = (PATCHES / pictures.len().max(1)).clamp(1, 200);
-    let mut found = Vec::with_capacity(each * pictures.len());
-    for picture in pictures {
-        for _ in 0..each {
-            let (left, top) = (draws.below(side - patch + 1), draws.below(side - patch + 1));
+/// Samples patches from all images and normalizes each to mean 0 and unit contrast.
+fn sample_patches(images: &[Vec<f32>], side: usize, patch: usize, rng: &mut Rng) -> Vec<Vec<f64>> {
+    let per_image = (PATCHES / images.len().max(1)).clamp(1, 200);
+    let mut found = Vec::with_capacity(per_image * images.len());
+    for image in images {
+        for _ in 0..per_image {
+            let (left, top) = (rng.below(side - patch + 1), rng.below(side - patch + 1));
             let mut values = Vec::with_capacity(3 * patch * patch);
             for channel in 0..3 {
                 for y in 0..patch {
                     let row = (channel * side + top + y) * side + left;
-                    values.extend(picture[row..row + patch].iter().map(|&it| f64::from(it)));
+                    values.extend(image[row..row + patch].iter().map(|&it| f64::from(it)));
                 }
             }
             normalize(&mut values);
@@ -84,15 +87,15 @@ fn sample(pictures: &[Vec<f32>], side: usize, patch: usize, draws: &mut Draws) -
 fn normalize(values: &mut [f64]) {
     let count = values.len() as f64;
     let mean = values.iter().sum::<f64>() / count;
-    let variance = values.iter().map(|it| (it - mean) * (it - mean)).sum::<f64>() / count;
+    let variance = values.iter().map(|value| (value - mean) * (value - mean)).sum::<f64>() / count;
     let scale = (variance + CONTRAST).sqrt();
-    values.iter_mut().for_each(|it| *it = (*it - mean) / scale);
+    values.iter_mut().for_each(|value| *value = (*value - mean) / scale);
 }
 
-/// Turns correlated values into uncorrelated ones: `x ↦ L⁻¹ (x − mean)`, where `L Lᵀ` is the covariance.
+/// Whitening transform, `x ↦ L⁻¹ (x − mean)`, where `L Lᵀ` is the covariance.
 struct Whitening {
     mean: Vec<f64>,
-    /// Lower triangular, row by row.
+    /// `L`: lower triangular, in row-major order.
     factor: Vec<f64>,
 }
 
@@ -101,13 +104,13 @@ impl Whitening {
         let width = rows[0].len();
         let count = rows.len() as f64;
         let mut mean = vec![0.0; width];
-        rows.iter().for_each(|row| mean.iter_mut().zip(row).for_each(|(sum, it)| *sum += it / count));
+        rows.iter().for_each(|row| mean.iter_mut().zip(row).for_each(|(sum, value)| *sum += value / count));
         let mut covariance = vec![0.0; width * width];
         for row in rows {
-            let off: Vec<f64> = row.iter().zip(&mean).map(|(it, mean)| it - mean).collect();
-            for (i, one) in off.iter().enumerate() {
-                let products = off[..=i].iter().map(|other| one * other / count);
-                covariance[i * width..].iter_mut().zip(products).for_each(|(sum, it)| *sum += it);
+            let centered: Vec<f64> = row.iter().zip(&mean).map(|(value, mean)| value - mean).collect();
+            for (i, one) in centered.iter().enumerate() {
+                let products = centered[..=i].iter().map(|other| one * other / count);
+                covariance[i * width..].iter_mut().zip(products).for_each(|(sum, product)| *sum += product);
             }
         }
         (0..width).for_each(|i| covariance[i * width + i] += RIDGE);
@@ -125,7 +128,8 @@ impl Whitening {
         out
     }
 
-    /// The filter on normalized patches that answers as `center` does on whitened ones: `L⁻ᵀ center`.
+    /// Returns the filter whose response to normalized patches equals that of `center` to whitened ones:
+    /// `L⁻ᵀ center`.
     fn unapply(&self, center: &[f64]) -> Vec<f64> {
         let width = self.mean.len();
         let mut out = vec![0.0; width];
@@ -137,7 +141,7 @@ impl Whitening {
     }
 }
 
-/// The lower factor of a positive definite matrix whose lower half is given.
+/// Returns the lower Cholesky factor of a positive definite matrix, of which only the lower half is read.
 fn cholesky(mut matrix: Vec<f64>, width: usize) -> Vec<f64> {
     for i in 0..width {
         for j in 0..=i {
@@ -150,22 +154,22 @@ fn cholesky(mut matrix: Vec<f64>, width: usize) -> Vec<f64> {
     matrix
 }
 
-/// Typical directions, of unit length.
-fn cluster(rows: &[Vec<f64>], count: usize, draws: &mut Draws) -> Vec<Vec<f64>> {
+/// Spherical k-means: returns `count` cluster centers of unit length.
+fn cluster(rows: &[Vec<f64>], count: usize, rng: &mut Rng) -> Vec<Vec<f64>> {
     let mut centers: Vec<Vec<f64>> =
-        (0..count).map(|_| unit(rows[draws.below(rows.len())].clone())).collect();
-    for _ in 0..ROUNDS {
+        (0..count).map(|_| to_unit_length(rows[rng.below(rows.len())].clone())).collect();
+    for _ in 0..ITERATIONS {
         let width = rows[0].len();
         let mut sums = vec![vec![0.0; width]; count];
         for row in rows {
             let best = (0..count)
-                .map(|at| (at, dot(&centers[at], row)))
-                .fold((0, 0.0_f64), |best, it| if it.1.abs() > best.1.abs() { it } else { best });
-            sums[best.0].iter_mut().zip(row).for_each(|(sum, it)| *sum += best.1 * it);
+                .map(|index| (index, dot(&centers[index], row)))
+                .fold((0, 0.0_f64), |best, next| if next.1.abs() > best.1.abs() { next } else { best });
+            sums[best.0].iter_mut().zip(row).for_each(|(sum, value)| *sum += best.1 * value);
         }
         for (center, sum) in centers.iter_mut().zip(sums) {
             let empty = sum.iter().all(|it| *it == 0.0);
-            *center = unit(if empty { rows[draws.below(rows.len())].clone() } else { sum });
+            *center = to_unit_length(if empty { rows[rng.below(rows.len())].clone() } else { sum });
         }
     }
     centers
@@ -175,19 +179,19 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-fn unit(mut row: Vec<f64>) -> Vec<f64> {
+fn to_unit_length(mut row: Vec<f64>) -> Vec<f64> {
     let length = dot(&row, &row).sqrt().max(1e-12);
     row.iter_mut().for_each(|it| *it /= length);
     row
 }
 
-/// `relu(±(filter · normalized patch − b) − threshold)`, averaged over each of nine parts. The patch's mean
-/// and contrast come from two convolutions with equal weights.
-fn network(centers: &[Vec<f64>], whitening: &Whitening, side: usize, patch: usize) -> Model {
+/// Builds the ONNX model: `relu(±(filter · normalized patch − b) − threshold)`, averaged over each of nine
+/// regions. Two convolutions with equal weights compute the patch's mean and contrast.
+fn build_model(centers: &[Vec<f64>], whitening: &Whitening, side: usize, patch: usize) -> Model {
     let (count, width) = (centers.len(), 3 * patch * patch);
-    let filters: Vec<Vec<f64>> = centers.iter().map(|it| whitening.unapply(it)).collect();
-    let offsets: Vec<f32> = filters.iter().map(|it| dot(it, &whitening.mean) as f32).collect();
-    let sums: Vec<f32> = filters.iter().map(|it| it.iter().sum::<f64>() as f32).collect();
+    let filters: Vec<Vec<f64>> = centers.iter().map(|center| whitening.unapply(center)).collect();
+    let offsets: Vec<f32> = filters.iter().map(|filter| dot(filter, &whitening.mean) as f32).collect();
+    let sums: Vec<f32> = filters.iter().map(|filter| filter.iter().sum::<f64>() as f32).collect();
     let weights: Vec<f32> = filters.iter().flatten().map(|&it| it as f32).collect();
     let shape = [count, 3, patch, patch];
     let tensors = vec![
@@ -199,18 +203,18 @@ fn network(centers: &[Vec<f64>], whitening: &Whitening, side: usize, patch: usiz
         Tensor::floats("mlx_threshold", &[1, 1, 1, 1], &[THRESHOLD as f32]),
     ];
     let response = side - patch + 1;
-    let part = (response / PARTS) as i64;
+    let region = (response / REGIONS) as i64;
     let pool = || {
         vec![
-            Attribute::ints("kernel_shape", &[part, part]),
-            Attribute::ints("strides", &[part, part]),
+            Attribute::ints("kernel_shape", &[region, region]),
+            Attribute::ints("strides", &[region, region]),
             Attribute::ints("pads", &[0; 4]),
         ]
     };
     let node =
         |operator: &str, inputs: &[&str], output: &str| Node::new(operator, inputs, output, Vec::new());
     let convolve = |inputs: &[&str], output: &str| {
-        // Some engines want even the defaults said.
+        // Some engines require the default values to be explicit.
         let ones = |name: &str| Attribute::ints(name, &[1, 1]);
         Node::new(
             "Conv",
@@ -242,7 +246,7 @@ fn network(centers: &[Vec<f64>], whitening: &Whitening, side: usize, patch: usiz
         Node::new("AveragePool", &["mlx_both"], "mlx_pooled", pool()),
         Node::new("Flatten", &["mlx_pooled"], FEATURES, vec![Attribute::int("axis", 1)]),
     ];
-    own(nodes, tensors, side)
+    from_nodes(nodes, tensors, side)
 }
 
 #[cfg(test)]
@@ -250,25 +254,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whitened_rows_are_uncorrelated_and_filters_answer_alike() {
-        let mut draws = Draws::new(3);
-        let mut number = || draws.below(1000) as f64 / 500.0 - 1.0;
+    fn whitened_rows_are_uncorrelated_and_filters_respond_alike() {
+        let mut rng = Rng::new(3);
+        let mut number = || rng.below(1000) as f64 / 500.0 - 1.0;
         let rows: Vec<Vec<f64>> = (0..3000)
             .map(|_| {
-                // Far above the ridge, so that it does not show.
+                // Far above the ridge, so that its effect is negligible.
                 let (a, b) = (20.0 * number(), 20.0 * number());
                 vec![a, 3.0 * a + b, b]
             })
             .collect();
         let whitening = Whitening::of(&rows);
-        let white: Vec<_> = rows.iter().map(|it| whitening.apply(it)).collect();
+        let white: Vec<_> = rows.iter().map(|row| whitening.apply(row)).collect();
         let moment =
-            |i: usize, j: usize| white.iter().map(|it| it[i] * it[j]).sum::<f64>() / white.len() as f64;
+            |i: usize, j: usize| white.iter().map(|row| row[i] * row[j]).sum::<f64>() / white.len() as f64;
         assert!(moment(0, 1).abs() < 0.02 && moment(0, 2).abs() < 0.05, "{} {}", moment(0, 1), moment(0, 2));
         let center = [0.3, -0.2, 0.9];
         let filter = whitening.unapply(&center);
         let direct = dot(&center, &white[7]);
-        let centered: Vec<f64> = rows[7].iter().zip(&whitening.mean).map(|(it, mean)| it - mean).collect();
+        let centered: Vec<f64> =
+            rows[7].iter().zip(&whitening.mean).map(|(value, mean)| value - mean).collect();
         assert!((direct - dot(&filter, &centered)).abs() < 1e-9);
     }
 }

@@ -1,4 +1,7 @@
-//! Networks put together: normalization before a backbone, a linear head behind it, in one file.
+//! Builds and edits ONNX graphs: normalization in front of a backbone, a linear classifier head behind it.
+//!
+//! Models built here take pixels (float red, green and blue planes, N×3×H×W, 0–255) and return features, or
+//! probabilities, or both. Names that start with `mlx_` are reserved for the nodes added here.
 
 use std::collections::BTreeSet;
 
@@ -13,40 +16,41 @@ use crate::{
     },
 };
 
-/// The input of what we make: red, green and blue planes, N×3×H×W, 0–255.
+/// Input of the models built here: red, green and blue planes, N×3×H×W, 0–255.
 pub const INPUT: &str = "pixels";
-/// The backbone's features, N×D.
+/// Output with the backbone's features, N×D.
 pub const FEATURES: &str = "mlx_features";
-/// One row a picture, one column a class.
+/// Output with the probabilities: one row per image, one column per class.
 pub const OUTPUT: &str = "probabilities";
-/// Probabilities and, behind them, features.
-pub const BOTH: &str = "mlx_shown";
+/// Output with the probabilities, followed by the features.
+pub const COMBINED: &str = "mlx_shown";
+/// Start of the names that are reserved for nodes and tensors added here.
 const PREFIX: &str = "mlx_";
-/// IR and operator set of networks of our own.
-const VERSIONS: (i64, i64) = (8, 13);
+/// IR version and operator set of models built here.
+const IR_AND_OPSET: (i64, i64) = (8, 13);
 
-/// A backbone that takes pixels as they are: `(pixel − mean) / scale` stands before it, and nothing that
-/// its output does not need is left.
-pub fn normalized(backbone: &[u8], settings: &Backbone) -> Result<Model> {
+/// Makes a backbone take raw pixels: puts `(pixel − mean) / scale` in front of it and removes everything that
+/// its output does not need. Its output becomes [`FEATURES`].
+pub fn with_normalization(backbone: &[u8], settings: &Backbone) -> Result<Model> {
     onnx::check(backbone)?;
     let mut model = onnx::parse(backbone)?;
     let versions = model.opset_import.iter().filter(|it| it.domain.as_deref().unwrap_or_default().is_empty());
     if versions.filter_map(|it| it.version).max().unwrap_or(1) < 7 {
-        return Err(Error::usage("the backbone uses operators from before ONNX 1.2")
+        return Err(Error::usage("the backbone uses operators older than ONNX 1.2")
             .hint("export it with opset 13 or newer"));
     }
-    let graph = model.graph.as_mut().expect("a network was parsed, so it has a graph");
+    let graph = model.graph.as_mut().expect("a parsed model has a graph");
     let side = settings.crop as usize;
     let known = |list: &[Value]| list.iter().filter_map(|it| it.name.clone()).collect::<Vec<_>>();
     if !known(&graph.input).contains(&settings.input) {
-        return Err(lacks("input", &settings.input, &known(&graph.input)));
+        return Err(missing_tensor("input", &settings.input, &known(&graph.input)));
     }
     if !graph.node.iter().any(|it| it.output.contains(&settings.output)) {
-        return Err(lacks("output", &settings.output, &known(&graph.output)));
+        return Err(missing_tensor("output", &settings.output, &known(&graph.output)));
     }
-    if taken(graph) {
+    if uses_reserved_names(graph) {
         return Err(Error::usage(
-            "the backbone uses names that start with `mlx_`, or `pixels`, or `probabilities`",
+            "the backbone uses a reserved name: `pixels`, `probabilities` or a name that starts with `mlx_`",
         ));
     }
     let mut nodes = vec![
@@ -58,20 +62,21 @@ pub fn normalized(backbone: &[u8], settings: &Backbone) -> Result<Model> {
     graph.node = nodes;
     graph.initializer.push(Tensor::floats("mlx_mean", &[1, 3, 1, 1], &settings.mean));
     graph.initializer.push(Tensor::floats("mlx_scale", &[1, 3, 1, 1], &settings.scale));
-    let others =
-        graph.input.iter().filter(|it| graph.initializer.iter().any(|row| row.name == it.name)).cloned();
+    let with_default =
+        |input: &&Value| graph.initializer.iter().any(|initializer| initializer.name == input.name);
+    let others = graph.input.iter().filter(with_default).cloned();
     graph.input = [input(side)].into_iter().chain(others).collect();
     graph.output = vec![Value::floats(FEATURES, &[Err("batch"), Err("features")])];
     prune(graph);
     Ok(model)
 }
 
-fn lacks(what: &str, name: &str, known: &[String]) -> Error {
+fn missing_tensor(what: &str, name: &str, known: &[String]) -> Error {
     let error = Error::not_found(format!("the backbone has no {what} `{name}`; it has {}", known.join(", ")));
-    error.hint(format!("set backbone.{what} in params.toml"))
+    error.hint(format!("set `backbone.{what}` in `params.toml`"))
 }
 
-fn taken(graph: &Graph) -> bool {
+fn uses_reserved_names(graph: &Graph) -> bool {
     let names = graph.node.iter().flat_map(|it| it.input.iter().chain(&it.output));
     names.into_iter().any(|it| it.starts_with(PREFIX) || it == INPUT || it == OUTPUT)
 }
@@ -80,46 +85,51 @@ fn input(side: usize) -> Value {
     Value::floats(INPUT, &[Err("batch"), Ok(3), Ok(side), Ok(side)])
 }
 
-/// Leaves out what no output needs.
+/// Removes the nodes, initializers and inputs that no output needs.
 fn prune(graph: &mut Graph) {
     let mut needed: BTreeSet<String> = graph.output.iter().filter_map(|it| it.name.clone()).collect();
     let mut kept = Vec::new();
-    // Nodes stand in an order in which each comes after those it needs.
+    // ONNX requires nodes to be in topological order.
     for node in graph.node.drain(..).rev() {
         if node.output.iter().any(|it| needed.contains(it)) {
             needed.extend(node.input.iter().cloned());
-            node.attribute.iter().filter_map(|it| it.g.as_ref()).for_each(|it| outer_names(it, &mut needed));
+            let subgraphs = node.attribute.iter().filter_map(|attribute| attribute.g.as_ref());
+            subgraphs.for_each(|subgraph| add_used_names(subgraph, &mut needed));
             kept.push(node);
         }
     }
     kept.reverse();
     graph.node = kept;
-    graph.initializer.retain(|it| it.name.as_ref().is_some_and(|it| needed.contains(it)));
-    graph.input.retain(|it| it.name.as_ref().is_some_and(|it| it == INPUT || needed.contains(it)));
+    graph.initializer.retain(|tensor| tensor.name.as_ref().is_some_and(|name| needed.contains(name)));
+    graph
+        .input
+        .retain(|input| input.name.as_ref().is_some_and(|name| name == INPUT || needed.contains(name)));
     graph.value_info.clear();
 }
 
-/// A branch may use names from around it.
-fn outer_names(graph: &Graph, needed: &mut BTreeSet<String>) {
+/// Adds all names that a subgraph uses: a branch may use names of the surrounding graph.
+fn add_used_names(graph: &Graph, needed: &mut BTreeSet<String>) {
     for node in &graph.node {
         needed.extend(node.input.iter().cloned());
-        node.attribute.iter().filter_map(|it| it.g.as_ref()).for_each(|it| outer_names(it, needed));
+        let subgraphs = node.attribute.iter().filter_map(|attribute| attribute.g.as_ref());
+        subgraphs.for_each(|subgraph| add_used_names(subgraph, needed));
     }
     needed.extend(graph.output.iter().filter_map(|it| it.name.clone()));
 }
 
-/// A backbone with a head: pixels in, probabilities out. The scaling of the features is folded into it.
+/// Appends a classifier head to a backbone: pixels in, probabilities out. The scaling of the features is
+/// folded into the head's weights.
 pub fn with_head(mut model: Model, head: &Head) -> Result<Model> {
-    let graph = model.graph.as_mut().ok_or_else(|| Error::corrupt("a network without a graph"))?;
+    let graph = model.graph.as_mut().ok_or_else(|| Error::corrupt("the model has no graph"))?;
     let (classes, width) = (head.classes.len(), head.mean.len());
     let mut weights = vec![0.0_f32; classes * width];
     let mut bias = vec![0.0_f32; classes];
     for class in 0..classes {
         let mut shift = head.bias[class];
-        for at in 0..width {
-            let weight = head.weights[class * width + at] / head.scale[at];
-            shift -= weight * head.mean[at];
-            weights[class * width + at] = weight as f32;
+        for feature in 0..width {
+            let weight = head.weights[class * width + feature] / head.scale[feature];
+            shift -= weight * head.mean[feature];
+            weights[class * width + feature] = weight as f32;
         }
         bias[class] = shift as f32;
     }
@@ -139,19 +149,20 @@ pub fn with_head(mut model: Model, head: &Head) -> Result<Model> {
     Ok(model)
 }
 
-/// A packaged network that shows in one output, [`BOTH`], its probabilities and, behind them, the features
-/// they came from; a network that was not made here shows its probabilities alone.
+/// Makes a packaged model return one output, [`COMBINED`]: its probabilities, followed by the features they
+/// were computed from. A model that was not built by mlx returns its probabilities alone.
 pub fn with_features(mut model: Model) -> Model {
     let Some(graph) = model.graph.as_mut() else { return model };
-    let makes = |name: &str| graph.node.iter().any(|it| it.output.iter().any(|it| it == name));
-    let parts: &[&str] = if makes(FEATURES) { &[OUTPUT, FEATURES] } else { &[OUTPUT] };
-    graph.node.push(Node::new("Concat", parts, BOTH, vec![Attribute::int("axis", 1)]));
-    graph.output = vec![Value::floats(BOTH, &[Err("batch"), Err("both")])];
+    let has_output =
+        |name: &str| graph.node.iter().any(|node| node.output.iter().any(|output| output == name));
+    let parts: &[&str] = if has_output(FEATURES) { &[OUTPUT, FEATURES] } else { &[OUTPUT] };
+    graph.node.push(Node::new("Concat", parts, COMBINED, vec![Attribute::int("axis", 1)]));
+    graph.output = vec![Value::floats(COMBINED, &[Err("batch"), Err("both")])];
     model
 }
 
-/// A network of our own from nodes and tensors: pixels in, features out.
-pub fn own(nodes: Vec<Node>, initializer: Vec<Tensor>, side: usize) -> Model {
+/// Builds a feature extractor from nodes and tensors: pixels in, features out.
+pub fn from_nodes(nodes: Vec<Node>, initializer: Vec<Tensor>, side: usize) -> Model {
     let graph = Graph {
         node: nodes,
         name: Some("mlx".to_owned()),
@@ -161,16 +172,16 @@ pub fn own(nodes: Vec<Node>, initializer: Vec<Tensor>, side: usize) -> Model {
         ..Graph::default()
     };
     Model {
-        ir_version: Some(VERSIONS.0),
+        ir_version: Some(IR_AND_OPSET.0),
         producer_name: Some("mlx".to_owned()),
         producer_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         graph: Some(graph),
-        opset_import: vec![OperatorSet { domain: Some(String::new()), version: Some(VERSIONS.1) }],
+        opset_import: vec![OperatorSet { domain: Some(String::new()), version: Some(IR_AND_OPSET.1) }],
         ..Model::default()
     }
 }
 
-/// The bytes of a network.
+/// Encodes a model as the bytes of an ONNX file.
 pub fn encode(model: &Model) -> Vec<u8> {
     model.encode_to_vec()
 }

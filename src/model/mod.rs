@@ -1,8 +1,10 @@
-//! A trained model as a thing one can measure, pack and name.
+//! Image classification models, from labeled images to a registered version.
 //!
-//! The order of a picture's life: it is put on a side ([`split`]), becomes numbers ([`features`]), teaches a
-//! head ([`train`]) or examines it ([`evaluate`]); backbone and head become one file ([`package`]) with a name
-//! and a number ([`registry`]). Each step is a command of its own, and a stage of the template.
+//! The steps, in order: assign images to the training or the test set ([`split`]), compute their features
+//! with a frozen backbone ([`features`]), fit a linear classifier head ([`train`]), evaluate it
+//! ([`evaluate`]), combine backbone and head into one ONNX file ([`package`]), and register the package under
+//! a name and version number ([`registry`]). Each step is a command of its own, and a stage of the project
+//! template.
 
 pub mod engine;
 pub mod evaluate;

@@ -1,5 +1,12 @@
-//! A folder with all that serving and watching need: `model.onnx`, `model.toml`, and the training side as
-//! `reference.parquet`. What it was made from stands in it by digest alone.
+//! Model packages: a folder with everything that serving and monitoring a model need.
+//!
+//! ```text
+//! model.onnx          backbone and head in one file: pixels in, probabilities out
+//! model.toml          classes, preprocessing, metrics, and the digests of the inputs
+//! reference.parquet   statistics, features and scores of training images, as the baseline of monitoring
+//! ```
+//!
+//! A package refers to its inputs by digest only, never by commit or path.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +20,7 @@ use crate::{
     fs::{Root, Sync},
     model::{
         engine, graph, picture,
-        reference::reference,
+        reference::build_reference,
         softmax::Head,
         split::{Picture, Segment},
         table::{About, BACKBONE, Table},
@@ -23,14 +30,15 @@ use crate::{
 };
 
 pub const FORMAT: u64 = 1;
-/// The training side, as traffic is kept.
+/// File name of the reference table: training images in the format of sealed traffic.
 pub const REFERENCE: &str = "reference.parquet";
-/// Pictures that the finished file is tried on.
-const TRIED: usize = 8;
-/// How far its probabilities may be from those of the parts it was made of.
-const CLOSE: f64 = 1e-3;
+/// Number of test images on which a new package is verified.
+const VERIFIED_IMAGES: usize = 8;
+/// Largest allowed difference between the probabilities of the ONNX file and those of backbone and head
+/// apart.
+const TOLERANCE: f64 = 1e-3;
 
-/// `model.toml`
+/// Contents of `model.toml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Description {
@@ -38,12 +46,13 @@ pub struct Description {
     pub format: u64,
     pub input: Input,
     pub made_from: MadeFrom,
-    /// Leaves of the metrics file, keys joined by dots.
+    /// Numbers of the metrics file, by their keys joined with dots.
     pub metrics: BTreeMap<String, f64>,
+    /// Name of the model's output.
     pub output: String,
 }
 
-/// What the network takes: float red, green and blue planes, N×3×H×W, 0–255, after resize and crop.
+/// Input of the model: float red, green and blue planes, N×3×H×W, 0–255, after resize and crop.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
@@ -53,20 +62,21 @@ pub struct Input {
     pub resize: u32,
 }
 
-/// Digests of what went in; never a commit, which comes later.
+/// Digests of a package's inputs. A commit is not among them: the package is committed only afterwards.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MadeFrom {
     pub backbone: Digest,
     pub data: Digest,
     pub head: Digest,
-    /// Of the canonical JSON of the preparation and the head's strength.
+    /// Digest of the canonical JSON of the preprocessing settings and the head's strength.
     pub params: Digest,
     pub split: Digest,
 }
 
-/// The parts a package is made of.
+/// Inputs of a package.
 pub struct Parts<'p> {
+    /// Folder of the feature table.
     pub features: &'p RepoPath,
     pub table: &'p Table,
     pub about: &'p About,
@@ -74,20 +84,22 @@ pub struct Parts<'p> {
     pub head_digest: Digest,
     pub metrics: &'p Value,
     pub pictures: &'p [Picture],
-    /// Where relative names in the parameters start.
+    /// Folder to which relative paths in the parameters refer.
     pub folder: &'p RepoPath,
 }
 
-/// Puts backbone and head together, tries the result on pictures, and writes the package to `out`.
+/// Combines backbone and head, verifies the result on test images, and writes the package to the folder
+/// `out`.
 pub fn package(repo: &Repo, parts: &Parts<'_>, out: &RepoPath) -> Result<Description> {
-    let backbone = backbone(repo, parts)?;
-    let network = if parts.about.backbone.file.is_empty() {
+    let backbone = read_backbone(repo, parts)?;
+    let model = if parts.about.backbone.file.is_empty() {
         crate::model::onnx::parse(&backbone)?
     } else {
-        graph::normalized(&backbone, &parts.about.backbone)?
+        graph::with_normalization(&backbone, &parts.about.backbone)?
     };
-    let bytes = graph::encode(&graph::with_head(network, parts.head)?);
-    check(repo, parts, &bytes).doing(|| "the package does not answer as its parts do".into())?;
+    let bytes = graph::encode(&graph::with_head(model, parts.head)?);
+    verify(repo, parts, &bytes)
+        .doing(|| "the packaged model does not predict like its backbone and head".into())?;
     let settings = &parts.about.backbone;
     let params = serde_json::json!({"backbone": settings, "strength": parts.head.strength});
     let description = Description {
@@ -108,18 +120,19 @@ pub fn package(repo: &Repo, parts: &Parts<'_>, out: &RepoPath) -> Result<Descrip
         },
         metrics: document::leaves(parts.metrics)
             .into_iter()
-            .filter_map(|(key, it)| Some((key, it.as_f64()?)))
+            .filter_map(|(key, value)| Some((key, value.as_f64()?)))
             .collect(),
         output: graph::OUTPUT.to_owned(),
     };
     let text = toml::to_string(&description).map_err(|it| Error::new(Kind::Internal, it.to_string()))?;
     repo.files.write(&out.join(b"model.onnx")?, &bytes, Sync::Later)?;
     repo.files.write(&out.join(b"model.toml")?, text.as_bytes(), Sync::Later)?;
-    repo.files.write(&out.join(REFERENCE.as_bytes())?, &reference(repo, parts)?, Sync::Later)?;
+    repo.files.write(&out.join(REFERENCE.as_bytes())?, &build_reference(repo, parts)?, Sync::Later)?;
     Ok(description)
 }
 
-fn backbone(repo: &Repo, parts: &Parts<'_>) -> Result<Vec<u8>> {
+/// Reads the backbone, and checks that the feature table was computed with it.
+fn read_backbone(repo: &Repo, parts: &Parts<'_>) -> Result<Vec<u8>> {
     let file = &parts.about.backbone.file;
     let path = if file.is_empty() {
         parts.features.join(BACKBONE.as_bytes())?
@@ -130,43 +143,49 @@ fn backbone(repo: &Repo, parts: &Parts<'_>) -> Result<Vec<u8>> {
     if Digest::of(&bytes) == parts.about.backbone_digest {
         return Ok(bytes);
     }
-    let error =
-        Error::new(Kind::Conflict, format!("`{path}` is not the backbone that made `{}`", parts.features));
-    Err(error.hint("compute the features anew: `mlx repro`"))
+    let error = Error::new(
+        Kind::Conflict,
+        format!("`{path}` is not the backbone with which `{}` was computed", parts.features),
+    );
+    Err(error.hint("compute the features again: `mlx repro`"))
 }
 
-/// Whole pictures through the finished file give what their features through the head give.
-fn check(repo: &Repo, parts: &Parts<'_>, bytes: &[u8]) -> Result<()> {
+/// Verifies the ONNX file on test images: its probabilities must equal those of the head for the features in
+/// the table.
+fn verify(repo: &Repo, parts: &Parts<'_>, bytes: &[u8]) -> Result<()> {
     let mut engine = engine::load(repo, bytes, graph::INPUT, graph::OUTPUT)?;
     let settings = &parts.about.backbone;
-    let tested = parts.pictures.iter().filter(|it| it.segment == Segment::Test);
-    for picture in tested.filter(|it| parts.table.rows.contains_key(&it.digest)).take(TRIED) {
-        let file = repo.files.read(&picture.path)?;
+    let usable =
+        |image: &&Picture| image.segment == Segment::Test && parts.table.rows.contains_key(&image.digest);
+    for image in parts.pictures.iter().filter(usable).take(VERIFIED_IMAGES) {
+        let file = repo.files.read(&image.path)?;
         let planes = picture::planes(&picture::decode(&file)?, settings);
         let found = engine.run(&planes, settings.crop as usize)?;
-        let expected = parts.head.predict(&parts.table.rows[&picture.digest]);
-        let apart = found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
-        if found.len() != expected.len() || apart > CLOSE {
-            let message = format!("on `{}` its probabilities are {apart:.2e} apart", picture.path);
+        let expected = parts.head.predict(&parts.table.rows[&image.digest]);
+        let difference =
+            found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
+        if found.len() != expected.len() || difference > TOLERANCE {
+            let message = format!("for `{}` the probabilities differ by {difference:.2e}", image.path);
             return Err(Error::new(Kind::Internal, message));
         }
     }
     Ok(())
 }
 
-/// Reads the description in a package's folder.
+/// Reads `model.toml` in a package's folder.
 pub fn describe(files: &Root, folder: &RepoPath) -> Result<Description> {
     let path = folder.join(b"model.toml")?;
     parse(&path.to_text(), &files.read(&path).doing(|| format!("`{folder}` is not a package"))?)
 }
 
-/// Reads a description.
+/// Parses the contents of `model.toml`; `name` is how errors call the file.
 pub fn parse(name: &str, bytes: &[u8]) -> Result<Description> {
     let text = String::from_utf8_lossy(bytes);
-    let found: Description = toml::from_str(&text)
-        .map_err(|it| Error::corrupt(format!("`{name}` describes no package: {}", it.message())))?;
-    if found.format == FORMAT {
-        Ok(found)
+    let description: Description = toml::from_str(&text).map_err(|error| {
+        Error::corrupt(format!("`{name}` does not describe a package: {}", error.message()))
+    })?;
+    if description.format == FORMAT {
+        Ok(description)
     } else {
         Err(Error::corrupt(format!("`{name}` was written by a newer mlx")))
     }

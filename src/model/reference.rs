@@ -1,5 +1,8 @@
-//! What a model knows of its training pictures, kept in its package in the form of traffic: what comes later is
-//! held against it, wherever the package serves.
+//! Builds the reference table of a package: statistics, features and scores of a sample of the training
+//! images.
+//!
+//! The table has the format of sealed traffic and is part of the package, so that traffic can be compared
+//! with the training images wherever the package serves.
 
 use rayon::prelude::*;
 
@@ -10,48 +13,50 @@ use crate::{
         looks::looks,
         package::Parts,
         picture::{decode, planes},
-        split::{Picture, Segment, draw},
+        split::{Picture, Segment, unit_hash},
     },
     repo::Repo,
     traffic::{Record, write_requests},
 };
 
-/// Pictures that are kept, at most: those with the lowest numbers drawn, so that any part is a fair one.
-const KEPT: usize = 1000;
+/// Largest number of rows. The images with the lowest hashes are taken, which is an unbiased sample.
+const MAX_ROWS: usize = 1000;
 
-/// The training side as a table of traffic: what each picture looks like, its features, and what the model says.
-pub fn reference(repo: &Repo, parts: &Parts<'_>) -> Result<Vec<u8>> {
+/// Builds the reference table as a Parquet file.
+pub fn build_reference(repo: &Repo, parts: &Parts<'_>) -> Result<Vec<u8>> {
     let mut chosen: Vec<&Picture> = parts
         .pictures
         .iter()
-        .filter(|it| it.segment == Segment::Train && parts.table.rows.contains_key(&it.digest))
+        .filter(|image| image.segment == Segment::Train && parts.table.rows.contains_key(&image.digest))
         .collect();
-    chosen.sort_by(|a, b| draw(0, &a.digest).total_cmp(&draw(0, &b.digest)).then(a.digest.cmp(&b.digest)));
-    chosen.dedup_by_key(|it| it.digest);
-    chosen.truncate(KEPT);
-    chosen.sort_by_key(|it| it.digest);
+    chosen.sort_by(|a, b| {
+        unit_hash(0, &a.digest).total_cmp(&unit_hash(0, &b.digest)).then(a.digest.cmp(&b.digest))
+    });
+    chosen.dedup_by_key(|image| image.digest);
+    chosen.truncate(MAX_ROWS);
+    chosen.sort_by_key(|image| image.digest);
     let files = &repo.files;
-    let rows = chosen.par_iter().map(|it| row(files, parts, it)).collect::<Result<Vec<_>>>()?;
+    let rows = chosen.par_iter().map(|image| row(files, parts, image)).collect::<Result<Vec<_>>>()?;
     write_requests(&rows)
 }
 
-fn row(files: &Root, parts: &Parts<'_>, picture: &Picture) -> Result<Record> {
+fn row(files: &Root, parts: &Parts<'_>, image: &Picture) -> Result<Record> {
     let settings = &parts.about.backbone;
-    let planes = planes(&decode(&files.read(&picture.path)?)?, settings);
-    let features = parts.table.rows[&picture.digest].clone();
+    let planes = planes(&decode(&files.read(&image.path)?)?, settings);
+    let features = parts.table.rows[&image.digest].clone();
     let scores: Vec<f32> = parts.head.predict(&features).into_iter().map(|it| it as f32).collect();
     Ok(Record {
-        id: picture.digest.to_string(),
+        id: image.digest.to_string(),
         captured: 0,
         received: 0,
         version: String::new(),
-        // The package has no digest yet; the head has.
+        // The package's digest is not known yet.
         package: parts.head_digest,
-        input: picture.digest,
-        name: picture.path.to_text(),
+        input: image.digest,
+        name: image.path.to_text(),
         status: 200,
         latency: 0.0,
-        class: picture.class.clone(),
+        class: image.class.clone(),
         scores,
         features,
         looks: Some(looks(&planes, settings.crop as usize)),

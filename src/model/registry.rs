@@ -1,5 +1,7 @@
-//! Names and numbers for packages, kept in Git: `pets@v0.1.0` is an annotated tag on the commit that holds the
-//! package, and its message says which package that is. A tag is never moved.
+//! Model registry: registered packages are annotated Git tags such as `pets@v0.1.0`.
+//!
+//! The tag is on the commit that contains the package, and its message names the package by path and digest.
+//! A tag is never moved.
 
 use std::{cmp::Ordering, collections::BTreeMap, fmt, str::FromStr};
 
@@ -12,11 +14,11 @@ use crate::{
     pointer::Content,
 };
 
-/// The number of a version: major, minor, patch.
+/// Version number: major, minor, patch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Number(pub u64, pub u64, pub u64);
 
-/// Which part of the number the next version raises.
+/// Part of the version number that the next version increments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bump {
     Major,
@@ -24,24 +26,25 @@ pub enum Bump {
     Patch,
 }
 
-/// A registered package.
+/// Registered package.
 #[derive(Clone, Debug)]
 pub struct Version {
     pub model: String,
     pub number: Number,
     pub package: Content,
+    /// Path of the package in the tagged commit.
     pub path: RepoPath,
     pub metrics: BTreeMap<String, f64>,
     pub tag: Tag,
 }
 
-/// What a tag's message says, below its first line.
+/// Body of a tag's message, as TOML below the subject line.
 #[derive(Serialize, Deserialize)]
-struct Message {
+struct TagMessage {
     format: u64,
     path: RepoPath,
     package: Content,
-    /// The version before this one, so that order follows from the chain and not from a clock.
+    /// Name of the previous version, so that the order follows from the chain and not from clocks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     previous: Option<String>,
     #[serde(default)]
@@ -58,41 +61,44 @@ impl FromStr for Number {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let wrong = || Error::usage(format!("`{text}` is no version number")).hint("write it like v0.2.0");
+        let invalid =
+            || Error::usage(format!("`{text}` is not a version number")).hint("write it as in `v0.2.0`");
         let parts: Vec<&str> = text.strip_prefix('v').unwrap_or(text).split('.').collect();
-        let plain = |it: &&str| {
-            !it.is_empty() && it.bytes().all(|it| it.is_ascii_digit()) && (*it == "0" || !it.starts_with('0'))
+        let is_canonical = |part: &&str| {
+            let digits = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+            digits && (*part == "0" || !part.starts_with('0'))
         };
-        let [major, minor, patch] = parts[..] else { return Err(wrong()) };
-        if ![major, minor, patch].iter().all(plain) {
-            return Err(wrong());
+        let [major, minor, patch] = parts[..] else { return Err(invalid()) };
+        if ![major, minor, patch].iter().all(is_canonical) {
+            return Err(invalid());
         }
-        let number = |it: &str| it.parse::<u64>().map_err(|_| wrong());
+        let number = |part: &str| part.parse::<u64>().map_err(|_| invalid());
         Ok(Self(number(major)?, number(minor)?, number(patch)?))
     }
 }
 
 impl Number {
-    /// The number after this one.
+    /// Returns the next version number. Lower parts become 0.
     pub fn next(self, bump: Bump) -> Result<Self> {
-        let full = || Error::usage(format!("there is no number after {self}"));
-        let one_more = |it: u64| it.checked_add(1).ok_or_else(full);
+        let overflow = || Error::usage(format!("the version number {self} cannot be incremented"));
+        let increment = |part: u64| part.checked_add(1).ok_or_else(overflow);
         Ok(match bump {
-            Bump::Major => Self(one_more(self.0)?, 0, 0),
-            Bump::Minor => Self(self.0, one_more(self.1)?, 0),
-            Bump::Patch => Self(self.0, self.1, one_more(self.2)?),
+            Bump::Major => Self(increment(self.0)?, 0, 0),
+            Bump::Minor => Self(self.0, increment(self.1)?, 0),
+            Bump::Patch => Self(self.0, self.1, increment(self.2)?),
         })
     }
 }
 
 impl Version {
+    /// Returns the full name, such as `pets@v0.1.0`.
     pub fn name(&self) -> String {
         format!("{}@{}", self.model, self.number)
     }
 }
 
-/// Versions of a model (of all, without one), by name and number. Tags that are shaped like ours but say
-/// something else are none.
+/// Returns the versions of a model, or of all models, sorted by name and number. Tags with a matching name
+/// whose message is not a registration are ignored.
 pub fn versions(git: &Git, model: Option<&str>) -> Result<Vec<Version>> {
     let prefix = model.map(|it| format!("{it}@v")).unwrap_or_default();
     let mut found: Vec<_> = git.tags(&prefix)?.into_iter().filter_map(read).collect();
@@ -108,32 +114,35 @@ fn read(tag: Tag) -> Option<Version> {
     let (model, number) = (model.to_owned(), number.parse().ok()?);
     let body = tag.message.split_once('\n')?.1;
     let body = body.split("-----BEGIN").next().unwrap_or(body);
-    let Message { format: 1, path, package, metrics, .. } = toml::from_str(body).ok()? else { return None };
+    let TagMessage { format: 1, path, package, metrics, .. } = toml::from_str(body).ok()? else {
+        return None;
+    };
     Some(Version { model, number, package, path, metrics, tag })
 }
 
-/// The version of this name (`pets@v0.1.0`), if there is one; `pets` alone is the newest.
+/// Returns the version with this name, such as `pets@v0.1.0`; a model name alone means its newest version.
 pub fn find(git: &Git, name: &str) -> Result<Option<Version>> {
-    let (model, number) = name.split_once('@').map_or((name, None), |(model, it)| (model, Some(it)));
+    let (model, number) = name.split_once('@').map_or((name, None), |(model, number)| (model, Some(number)));
     let mut all = versions(git, Some(model))?;
     match number {
         None => Ok(all.pop()),
         Some(number) => {
             let number: Number = number.parse()?;
-            Ok(all.into_iter().find(|it| it.number == number))
+            Ok(all.into_iter().find(|version| version.number == number))
         }
     }
 }
 
-/// As [`find`], where there has to be one.
+/// Returns the version like [`find`], but an unknown version is an error.
 pub fn require(git: &Git, name: &str) -> Result<Version> {
     find(git, name)?.ok_or_else(|| {
-        Error::not_found(format!("there is no registered version `{name}`"))
-            .hint("`mlx model list` shows them; `git fetch --tags` brings others'")
+        Error::not_found(format!("version `{name}` is not registered"))
+            .hint("list versions with `mlx model list`, fetch others' with `git fetch --tags`")
     })
 }
 
-/// Gives the package at `path`, as committed in `rev`, the next number (or `number`).
+/// Registers the package at `path`, as committed in `rev`, under a given or the next version number. A
+/// package can be registered once per model.
 pub fn register(
     git: &Git,
     model: &str,
@@ -144,10 +153,10 @@ pub fn register(
     choice: Result<Number, Bump>,
 ) -> Result<Version> {
     let known = versions(git, Some(model))?;
-    if let Some(same) = known.iter().find(|it| it.package.digest == package.digest) {
+    if let Some(same) = known.iter().find(|version| version.package.digest == package.digest) {
         let error =
-            Error::new(Kind::Conflict, format!("this package is registered already, as `{}`", same.name()));
-        return Err(error.hint("a package has one number: change it, or use that version"));
+            Error::new(Kind::Conflict, format!("this package is already registered as `{}`", same.name()));
+        return Err(error.hint("use that version, or change the package first"));
     }
     let newest = known.last().map(|it| it.number);
     let number = match choice {
@@ -156,7 +165,7 @@ pub fn register(
     };
     let name = format!("{model}@{number}");
     let previous = known.last().map(Version::name);
-    let message = Message { format: 1, path: path.clone(), package, previous, metrics };
+    let message = TagMessage { format: 1, path: path.clone(), package, previous, metrics };
     let body = toml::to_string(&message).map_err(|it| Error::new(Kind::Internal, it.to_string()))?;
     git.tag(&name, rev, &format!("{model} {number}\n\n{body}"))?;
     require(git, &name)
@@ -167,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_have_one_spelling_and_an_order() {
+    fn version_numbers_have_one_spelling_and_an_order() {
         let number = |text: &str| text.parse::<Number>();
         assert_eq!(number("v0.10.2").unwrap(), Number(0, 10, 2));
         assert_eq!(number("1.2.3").unwrap().to_string(), "v1.2.3");

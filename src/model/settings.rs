@@ -1,4 +1,5 @@
-//! What `params.toml` says of the built-in stages.
+//! Settings of the built-in stages, read from the tables `split`, `backbone`, `filters` and `train` of
+//! `params.toml`.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -8,70 +9,72 @@ use crate::{
     path::RepoPath,
 };
 
-/// How pictures are put on sides.
+/// Settings of the split into training and test set.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SplitSettings {
     pub seed: u64,
-    /// The share of pictures kept for the test, between 0 and 1.
+    /// Share of images in the test set, between 0 and 1 exclusive.
     pub test: f64,
 }
 
-/// A frozen feature extractor, and what a picture goes through before it. The defaults fit networks of the
+/// Frozen feature extractor and the preprocessing of its images. The defaults fit models of the
 /// EfficientNet-Lite family.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Backbone {
-    /// An ONNX file beside `mlx.toml`; empty when features are learnt from the photos themselves.
+    /// ONNX file, relative to the parameter file; empty if filters are learned from the training images
+    /// instead.
     pub file: String,
-    /// Pixels of the shorter side after resizing.
+    /// Length of the shorter side after resizing, in pixels.
     pub resize: u32,
-    /// Pixels of the square cut from the middle.
+    /// Side of the center square that is cropped after resizing, in pixels.
     pub crop: u32,
     pub filter: Filter,
-    /// Subtracted from each channel (red, green, blue; 0–255).
+    /// Value subtracted from each channel (red, green, blue; 0–255).
     pub mean: [f32; 3],
-    /// Divides each channel after that.
+    /// Divisor of each channel after the subtraction.
     pub scale: [f32; 3],
-    /// Name of the network's input, N×3×H×W.
+    /// Name of the model's input, N×3×H×W.
     pub input: String,
-    /// Name of the output to take, N×D.
+    /// Name of the model's output that holds the features, N×D.
     pub output: String,
 }
 
-/// How pictures are resized.
+/// Interpolation filter for resizing images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Filter {
     Nearest,
-    /// Bilinear, over all pixels that fall together when shrinking.
+    /// Bilinear, with antialiasing when shrinking.
     Triangle,
     /// Bicubic.
     CatmullRom,
     Lanczos3,
 }
 
-/// Features learnt from the photos themselves.
+/// Settings of filters that are learned from the training images.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FilterSettings {
     pub seed: u64,
-    /// Pixels of the side that pictures are brought to.
-    pub picture: u32,
-    /// Pixels of a patch's side.
+    /// Side of the square to which images are resized, in pixels.
+    #[serde(rename = "picture")]
+    pub image_size: u32,
+    /// Side of a patch, in pixels.
     pub patch: u32,
     /// Number of filters.
     pub count: u32,
 }
 
-/// How the head is fitted.
+/// Settings of the training of the head.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainSettings {
     pub seed: u64,
-    /// Parts of the cross-validation that chooses the strength.
+    /// Number of folds of the cross-validation that chooses the strength.
     pub folds: u32,
-    /// Weights of the squared penalty to choose from.
+    /// Candidate strengths of the L2 penalty.
     pub strengths: Vec<f64>,
 }
 
@@ -93,16 +96,16 @@ impl Default for Backbone {
 /// Reads one table of the parameter file at `path`.
 pub fn read<T: DeserializeOwned>(files: &Root, path: &RepoPath, table: &str) -> Result<T> {
     let bytes = files.read_if_there(path)?.ok_or_else(|| {
-        Error::not_found(format!("the parameter file `{path}` is not there"))
-            .hint("`mlx init --template pets` writes one")
+        Error::not_found(format!("the parameter file `{path}` does not exist"))
+            .hint("create one with `mlx init --template pets`")
     })?;
     let value = crate::document::parse(path, &bytes)?;
     let found = value.get(table).cloned().ok_or_else(|| {
         Error::not_found(format!("`{path}` has no table `{table}`"))
-            .hint(format!("add [{table}] to it, as in the template"))
+            .hint(format!("add `[{table}]` to it, as in the template"))
     })?;
-    serde_json::from_value(found).map_err(|it| {
-        Error::usage(format!("`{path}`: the table `{table}` cannot be used: {it}"))
+    serde_json::from_value(found).map_err(|error| {
+        Error::usage(format!("`{path}`: the table `{table}` is invalid: {error}"))
             .hint("compare it with the template's")
     })
 }
@@ -112,8 +115,8 @@ impl SplitSettings {
         if self.test > 0.0 && self.test < 1.0 {
             return Ok(());
         }
-        Err(Error::usage(format!("`split.test` is {}, not between 0 and 1", self.test))
-            .hint("0.2 keeps a fifth"))
+        Err(Error::usage(format!("`split.test` is {}, but it must be between 0 and 1", self.test))
+            .hint("0.2 puts a fifth of the images into the test set"))
     }
 }
 
@@ -121,14 +124,15 @@ impl Backbone {
     pub fn check(&self) -> Result<()> {
         if self.crop == 0 || self.crop > self.resize || self.resize > 4096 {
             let message = format!("`backbone.crop` is {} and `backbone.resize` {}", self.crop, self.resize);
-            return Err(Error::usage(message)
-                .hint("crop is at least 1 and no more than resize, that no more than 4096"));
+            return Err(
+                Error::usage(message).hint("`crop` must be from 1 to `resize`, and `resize` at most 4096")
+            );
         }
         if self.scale.iter().any(|it| *it == 0.0 || !it.is_finite())
             || self.mean.iter().any(|it| !it.is_finite())
         {
             return Err(Error::usage(
-                "`backbone.mean` and `backbone.scale` are finite numbers, and no scale is 0",
+                "`backbone.mean` and `backbone.scale` must be finite numbers, and no scale may be 0",
             ));
         }
         Ok(())
@@ -137,14 +141,15 @@ impl Backbone {
 
 impl FilterSettings {
     pub fn check(&self) -> Result<()> {
-        let small = (2..=16).contains(&self.patch)
-            && (16..=256).contains(&self.picture)
+        let in_range = (2..=16).contains(&self.patch)
+            && (16..=256).contains(&self.image_size)
             && (1..=1024).contains(&self.count);
-        if small && self.picture >= 3 * self.patch {
+        if in_range && self.image_size >= 3 * self.patch {
             return Ok(());
         }
         Err(Error::usage(
-            "`filters` cannot be used: patch is 2–16, picture 16–256 and at least three patches, count 1–1024",
+            "the table `filters` is invalid: `patch` must be 2–16, `picture` 16–256 and \
+             at least 3 × `patch`, `count` 1–1024",
         ))
     }
 }
@@ -152,11 +157,13 @@ impl FilterSettings {
 impl TrainSettings {
     pub fn check(&self) -> Result<()> {
         if self.folds < 2 {
-            return Err(Error::usage(format!("`train.folds` is {}", self.folds))
-                .hint("cross-validation needs 2 or more"));
+            return Err(Error::usage(format!("`train.folds` is {}, but it must be at least 2", self.folds))
+                .hint("cross-validation needs 2 or more folds"));
         }
-        if self.strengths.is_empty() || self.strengths.iter().any(|it| !it.is_finite() || *it <= 0.0) {
-            return Err(Error::usage("`train.strengths` is a list of numbers above 0")
+        if self.strengths.is_empty()
+            || self.strengths.iter().any(|strength| !strength.is_finite() || *strength <= 0.0)
+        {
+            return Err(Error::usage("`train.strengths` must be a list of numbers above 0")
                 .hint("for example [0.001, 0.01, 0.1]"));
         }
         Ok(())

@@ -1,4 +1,8 @@
-//! A head for a feature table, its strength chosen by cross-validation.
+//! Trains a linear classifier head on a feature table.
+//!
+//! The strength of the L2 penalty is chosen by k-fold cross-validation: the lowest mean cross-entropy wins,
+//! of equal ones the strongest penalty. Folds are stratified by class and follow from the seed and the
+//! images' digests alone.
 
 use std::collections::BTreeMap;
 
@@ -10,35 +14,41 @@ use crate::{
     model::{
         settings::TrainSettings,
         softmax::{Head, Samples, best, fit},
-        split::{Picture, Segment, draw},
+        split::{Picture, Segment, unit_hash},
         table::Table,
     },
     progress::{Event, Progress},
 };
 
-/// A head and how it was chosen.
+/// A trained head and the results of the cross-validation.
 #[derive(Clone, Debug)]
 pub struct Trained {
     pub head: Head,
-    /// Strength → mean cross-entropy and accuracy on the parts left out.
-    pub tried: Vec<(f64, f64, f64)>,
-    pub pictures: u64,
+    /// Results by strength: strength, mean cross-entropy and accuracy on the held-out folds.
+    pub candidates: Vec<(f64, f64, f64)>,
+    /// Number of images in the training set.
+    pub images: u64,
 }
 
-/// Pictures of one side that have features: their samples, and their digests in the same order.
+/// Returns the samples of one subset, with their digests in the same order. Images without features are left
+/// out.
 pub fn samples(
     table: &Table,
-    pictures: &[Picture],
-    side: Segment,
+    images: &[Picture],
+    subset: Segment,
     classes: &[String],
 ) -> (Samples, Vec<Digest>) {
-    let place: BTreeMap<&str, usize> = classes.iter().enumerate().map(|(at, it)| (it.as_str(), at)).collect();
-    let wanted: BTreeMap<Digest, &str> =
-        pictures.iter().filter(|it| it.segment == side).map(|it| (it.digest, it.class.as_str())).collect();
+    let indices: BTreeMap<&str, usize> =
+        classes.iter().enumerate().map(|(index, class)| (class.as_str(), index)).collect();
+    let wanted: BTreeMap<Digest, &str> = images
+        .iter()
+        .filter(|image| image.segment == subset)
+        .map(|image| (image.digest, image.class.as_str()))
+        .collect();
     let mut samples = Samples { width: table.width, classes: classes.len(), ..Samples::default() };
     let mut digests = Vec::new();
     for (digest, class) in wanted {
-        if let (Some(row), Some(&label)) = (table.rows.get(&digest), place.get(class)) {
+        if let (Some(row), Some(&label)) = (table.rows.get(&digest), indices.get(class)) {
             samples.values.extend_from_slice(row);
             samples.labels.push(label);
             digests.push(digest);
@@ -47,59 +57,59 @@ pub fn samples(
     (samples, digests)
 }
 
-/// The names of all classes, sorted.
-pub fn classes(pictures: &[Picture]) -> Vec<String> {
-    let mut names: Vec<String> = pictures.iter().map(|it| it.class.clone()).collect();
+/// Returns the names of all classes, sorted.
+pub fn class_names(images: &[Picture]) -> Vec<String> {
+    let mut names: Vec<String> = images.iter().map(|image| image.class.clone()).collect();
     names.sort();
     names.dedup();
     names
 }
 
-/// Fits a head to the training side.
+/// Fits a head to the training set. Each class needs two usable images.
 pub fn train(
     table: &Table,
-    pictures: &[Picture],
+    images: &[Picture],
     settings: &TrainSettings,
     progress: &dyn Progress,
 ) -> Result<Trained> {
     settings.check()?;
-    let classes = classes(pictures);
-    let (samples, digests) = samples(table, pictures, Segment::Train, &classes);
-    for (at, class) in classes.iter().enumerate() {
-        let count = samples.labels.iter().filter(|it| **it == at).count();
+    let classes = class_names(images);
+    let (samples, digests) = samples(table, images, Segment::Train, &classes);
+    for (index, class) in classes.iter().enumerate() {
+        let count = samples.labels.iter().filter(|label| **label == index).count();
         if count < 2 {
-            let message = format!("the class `{class}` has {count} usable pictures on the training side");
-            return Err(
-                Error::usage(message).hint("add pictures of it, or look at those that were set aside")
-            );
+            let message = format!("the class `{class}` has {count} usable images in the training set");
+            return Err(Error::usage(message).hint("add images of it, or check those that were skipped"));
         }
     }
-    let folds = folds(&samples, &digests, settings);
+    let folds = assign_folds(&samples, &digests, settings);
     let steps = (settings.strengths.len() * settings.folds as usize + 1) as u64;
     progress.event(Event::Started { task: "training", total: Some(steps) });
-    let mut tried = Vec::new();
+    let mut candidates = Vec::new();
     for &strength in &settings.strengths {
-        tried.push(cross_validate(&samples, &classes, &folds, settings.folds, strength, progress)?);
+        candidates.push(cross_validate(&samples, &classes, &folds, settings.folds, strength, progress)?);
     }
-    // The least cross-entropy; of equals the strongest penalty.
-    let best =
-        tried.iter().fold(tried[0], |best, it| if (it.1, -it.0) < (best.1, -best.0) { *it } else { best });
+    // Lowest cross-entropy; on a tie, the strongest penalty.
+    let best = candidates.iter().fold(candidates[0], |best, candidate| {
+        if (candidate.1, -candidate.0) < (best.1, -best.0) { *candidate } else { best }
+    });
     let head = fit(&samples, &classes, best.0)?;
     progress.event(Event::Finished);
-    Ok(Trained { head, tried, pictures: samples.len() as u64 })
+    Ok(Trained { head, candidates, images: samples.len() as u64 })
 }
 
-/// The part each sample belongs to, even within classes, by the seed and the pictures' digests.
-fn folds(samples: &Samples, digests: &[Digest], settings: &TrainSettings) -> Vec<u32> {
+/// Returns the fold of each sample: stratified by class, shuffled by the seed and the images' digests.
+fn assign_folds(samples: &Samples, digests: &[Digest], settings: &TrainSettings) -> Vec<u32> {
     let mut order: Vec<usize> = (0..samples.len()).collect();
-    // Other numbers than those that put pictures on sides.
-    let key = |at: usize| (samples.labels[at], draw(!settings.seed, &digests[at]));
+    // The seed is inverted, so that folds are independent of the train/test split.
+    let key = |index: usize| (samples.labels[index], unit_hash(!settings.seed, &digests[index]));
     order.sort_by(|&a, &b| key(a).0.cmp(&key(b).0).then(key(a).1.total_cmp(&key(b).1)));
     let mut fold = vec![0; samples.len()];
-    order.iter().enumerate().for_each(|(at, &sample)| fold[sample] = at as u32 % settings.folds);
+    order.iter().enumerate().for_each(|(rank, &sample)| fold[sample] = rank as u32 % settings.folds);
     fold
 }
 
+/// Returns the strength, and the mean cross-entropy and accuracy on the held-out folds.
 fn cross_validate(
     samples: &Samples,
     classes: &[String],
@@ -108,40 +118,43 @@ fn cross_validate(
     strength: f64,
     progress: &dyn Progress,
 ) -> Result<(f64, f64, f64)> {
-    let (mut loss, mut right, mut seen) = (0.0, 0.0, 0.0);
+    let (mut loss, mut correct, mut total) = (0.0, 0.0, 0.0);
     for fold in 0..count {
-        let side =
-            |inside: bool| (0..samples.len()).filter(|&it| (folds[it] == fold) == inside).collect::<Vec<_>>();
-        let (rest, left_out) = (samples.pick(&side(false)), samples.pick(&side(true)));
+        let rows = |held_out: bool| {
+            (0..samples.len()).filter(|&row| (folds[row] == fold) == held_out).collect::<Vec<_>>()
+        };
+        let (rest, held_out) = (samples.select(&rows(false)), samples.select(&rows(true)));
         let head = fit(&rest, classes, strength)?;
-        for (row, &label) in left_out.values.chunks(samples.width).zip(&left_out.labels) {
+        for (row, &label) in held_out.values.chunks(samples.width).zip(&held_out.labels) {
             let scores = head.predict(row);
             loss -= libm::log(scores[label].max(1e-300));
-            right += f64::from(u8::from(best(&scores) == label));
-            seen += 1.0;
+            correct += f64::from(u8::from(best(&scores) == label));
+            total += 1.0;
         }
         progress.event(Event::Advanced { by: 1 });
     }
-    Ok((strength, loss / seen, right / seen))
+    Ok((strength, loss / total, correct / total))
 }
 
 impl Trained {
-    /// What `mlx show metrics` shows of the training.
+    /// Returns the metrics that `mlx show metrics` shows of the training, as JSON.
     pub fn metrics(&self) -> Value {
         let chosen = self
-            .tried
+            .candidates
             .iter()
-            .find(|it| it.0.to_bits() == self.head.strength.to_bits())
+            .find(|candidate| candidate.0.to_bits() == self.head.strength.to_bits())
             .copied()
             .unwrap_or_default();
         let tried: BTreeMap<String, Value> = self
-            .tried
+            .candidates
             .iter()
-            .map(|it| (format!("strength {}", it.0), json!({"accuracy": it.2, "loss": it.1})))
+            .map(|(strength, loss, accuracy)| {
+                (format!("strength {strength}"), json!({"accuracy": accuracy, "loss": loss}))
+            })
             .collect();
         json!({
             "cross_validation": {"accuracy": chosen.2, "loss": chosen.1, "tried": tried},
-            "pictures": self.pictures,
+            "pictures": self.images,
             "strength": self.head.strength,
         })
     }

@@ -1,8 +1,10 @@
-//! Why a model said what it said: parts of a picture are hidden, one after another, and the heat of a place is
-//! how much the log-odds of the decided class drop without it.
+//! Explains a model's prediction for an image by occlusion: a heat map of the parts that the prediction
+//! depends on.
 //!
-//! Only the network's answers are needed, so any package can be explained. What hides a part is a choice that
-//! shows in every number; it is named in the result, and results of different choices are not comparable.
+//! One square after another is hidden; its heat is the drop in the log-odds of the predicted class. The map
+//! is validated by the deletion metric, against a random order and an order from the center outwards. Only
+//! the model's scores are needed, so any package can be explained. All numbers depend on what replaces the
+//! hidden pixels ([`Fill`]): results with different fills are not comparable.
 
 mod draw;
 
@@ -17,20 +19,20 @@ use crate::{
     traffic::Record,
 };
 
-/// Smaller probabilities count as this one.
-const LEAST: f32 = 1e-30;
-/// Pictures that go through the network at once.
+/// Lower bound of probabilities in logarithms.
+const MIN_PROBABILITY: f32 = 1e-30;
+/// Number of images per call of the model.
 const BATCH: usize = 16;
-/// Shares of the picture that deletion looks at, beside none.
-const STEPS: usize = 20;
+/// Number of steps of the deletion metric, from nothing to everything hidden.
+const DELETION_STEPS: usize = 20;
 
-/// What stands in the place of what is hidden.
+/// Replacement of hidden pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Fill {
-    /// The picture itself, blurred.
+    /// Blurred copy of the image.
     Blur,
-    /// The picture's mean color.
+    /// Mean color of the image.
     Mean,
 }
 
@@ -41,22 +43,22 @@ impl std::str::FromStr for Fill {
         match text {
             "blur" => Ok(Self::Blur),
             "mean" => Ok(Self::Mean),
-            other => Err(Error::usage(format!("nothing is hidden by `{other}`")).hint("blur or mean")),
+            other => Err(Error::usage(format!("`{other}` is not a fill")).hint("use `blur` or `mean`")),
         }
     }
 }
 
-/// How to look.
+/// Settings of an explanation.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// The hidden square's side, as a share of the picture's.
+    /// Side of the hidden square, as a share of the image's, from 0.02 to 0.9.
     pub patch: f64,
     pub fill: Fill,
-    /// Of the random order that deletion is compared with.
+    /// Seed of the random order with which deletion is compared.
     pub seed: u64,
 }
 
-/// A square of a picture, in pixels from the upper left.
+/// Square of an image, in pixels from the upper left corner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Square {
     pub left: usize,
@@ -64,189 +66,192 @@ pub struct Square {
     pub side: usize,
 }
 
-/// The area under the class's probability while more and more of the picture is hidden; low where the order
-/// hides what matters first.
+/// Deletion metric: area under the class's probability while more and more of the image is hidden. It is low
+/// if the order hides the decisive parts first.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Deletion {
-    /// The hottest first.
+    /// Score of the heat map's order, the hottest pixels first.
     pub heat: f64,
-    /// In an order by chance, of squares of the same size.
+    /// Score of a random order of squares of the same size.
     pub random: f64,
-    /// From the middle outwards: what needs no explanation.
+    /// Score of the order from the center outwards: a baseline that needs no explanation.
     pub center: f64,
 }
 
-/// Which parts of a picture decided.
+/// Heat map of an image, with the prediction it explains.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Heat {
-    /// Place of the decided class.
+    /// Index of the predicted class.
     pub class: usize,
-    /// By class.
+    /// Probability of each class.
     pub scores: Vec<f32>,
-    /// Pixels of the hidden square's side.
+    /// Side of the hidden square, in pixels.
     pub patch: usize,
-    /// Pixels from one square to the next.
+    /// Distance from one square to the next, in pixels.
     pub stride: usize,
     pub fill: Fill,
-    /// How much the logarithm of the class's odds drops without each square, row by row.
+    /// Drop in the class's log-odds without each square, row by row.
     pub map: Vec<Vec<f32>>,
-    /// The square without which it is least probable; none where no square matters.
+    /// Square whose absence lowers the log-odds most; None if no square lowers them.
     pub decisive: Option<Square>,
     pub deletion: Deletion,
 }
 
-/// Runs pictures (3×side×side values each): scores of each.
+/// Function that runs the model on images (3×side×side values each) and returns the scores of each.
 pub type Run<'r> = dyn FnMut(&[f32]) -> Result<Vec<Vec<f32>>> + 'r;
 
-/// Hides one square after another of a picture's planes (3×side×side, 0–255).
+/// Computes the heat map of an image's planes (3×side×side, 0–255).
 pub fn explain(run: &mut Run<'_>, planes: &[f32], side: usize, settings: &Settings) -> Result<Heat> {
     if !(0.02..=0.9).contains(&settings.patch) {
-        return Err(Error::usage("the patch is a share of the picture's side from 0.02 to 0.9"));
+        return Err(Error::usage("the patch must be a share of the image's side from 0.02 to 0.9"));
     }
     let patch = ((side as f64 * settings.patch).round() as usize).clamp(1, side);
     let stride = (patch / 2).max(1);
-    let starts = starts(side, patch, stride);
-    let filled = filled(planes, side, patch, settings.fill);
+    let offsets = square_offsets(side, patch, stride);
+    let replacement = replacement(planes, side, patch, settings.fill);
     let scores = run(planes)?.pop().unwrap_or_default();
     let class = best(&scores);
     if scores.is_empty() {
-        return Err(Error::corrupt("the network gives no scores"));
+        return Err(Error::corrupt("the model returns no scores"));
     }
-    let whole = log_odds(&scores, class);
-    let hidden = starts.iter().flat_map(|top| starts.iter().map(move |left| (*top, *left)));
-    let hidden = hidden.map(|(top, left)| {
+    let baseline = log_odds(&scores, class);
+    let squares = offsets.iter().flat_map(|top| offsets.iter().map(move |left| (*top, *left)));
+    let occluded = squares.map(|(top, left)| {
         let inside =
             move |x: usize, y: usize| (left..left + patch).contains(&x) && (top..top + patch).contains(&y);
-        mixed(planes, &filled, side, inside)
+        hide(planes, &replacement, side, inside)
     });
-    let found = measured(run, hidden, &|it| log_odds(it, class))?;
-    let map: Vec<Vec<f32>> =
-        found.chunks(starts.len()).map(|row| row.iter().map(|it| whole - it).collect()).collect();
-    let mut place = Places { run, planes, filled: &filled, side, starts: &starts, patch, class };
-    let deletion = place.compared(&map, settings.seed)?;
-    let decisive = decisive(&map, &starts, patch);
+    let found = measure_each(run, occluded, &|scores| log_odds(scores, class))?;
+    let drops = |row: &[f32]| row.iter().map(|odds| baseline - odds).collect();
+    let map: Vec<Vec<f32>> = found.chunks(offsets.len()).map(drops).collect();
+    let mut test =
+        DeletionTest { run, planes, replacement: &replacement, side, offsets: &offsets, patch, class };
+    let deletion = test.compare(&map, settings.seed)?;
+    let decisive = decisive(&map, &offsets, patch);
     Ok(Heat { class, scores, patch, stride, fill: settings.fill, map, decisive, deletion })
 }
 
-/// Where squares begin, the last one at the edge.
-fn starts(side: usize, patch: usize, stride: usize) -> Vec<usize> {
+/// Returns the left (or top) edges of the squares; the last square ends at the image's edge.
+fn square_offsets(side: usize, patch: usize, stride: usize) -> Vec<usize> {
     let last = side - patch;
     (0..last).step_by(stride).chain([last]).collect()
 }
 
-fn decisive(map: &[Vec<f32>], starts: &[usize], patch: usize) -> Option<Square> {
+fn decisive(map: &[Vec<f32>], offsets: &[usize], patch: usize) -> Option<Square> {
     let flat: Vec<f32> = map.iter().flatten().copied().collect();
-    let at = best(&flat);
-    let (row, column) = (at / starts.len(), at % starts.len());
-    (flat[at] > 0.0).then(|| Square { left: starts[column], top: starts[row], side: patch })
+    let hottest = best(&flat);
+    let (row, column) = (hottest / offsets.len(), hottest % offsets.len());
+    (flat[hottest] > 0.0).then(|| Square { left: offsets[column], top: offsets[row], side: patch })
 }
 
-/// What hides: as large as the picture.
-fn filled(planes: &[f32], side: usize, patch: usize, fill: Fill) -> Vec<f32> {
+/// Returns the planes that replace hidden pixels, of the image's size.
+fn replacement(planes: &[f32], side: usize, patch: usize, fill: Fill) -> Vec<f32> {
     let size = side * side;
     match fill {
         Fill::Mean => {
-            let mean = |it: &[f32]| it.iter().sum::<f32>() / size as f32;
-            planes.chunks(size).flat_map(|it| std::iter::repeat_n(mean(it), size)).collect()
+            let mean = |plane: &[f32]| plane.iter().sum::<f32>() / size as f32;
+            planes.chunks(size).flat_map(|plane| std::iter::repeat_n(mean(plane), size)).collect()
         }
         Fill::Blur => {
             let width = side as u32;
-            let picture = Rgb32FImage::from_fn(width, width, |x, y| {
-                let at = y as usize * side + x as usize;
-                // Floats of pictures lie between 0 and 1.
-                Rgb([0, 1, 2].map(|channel| planes[channel * size + at] / 255.0))
+            let image = Rgb32FImage::from_fn(width, width, |x, y| {
+                let pixel = y as usize * side + x as usize;
+                // The values of float images are between 0 and 1.
+                Rgb([0, 1, 2].map(|channel| planes[channel * size + pixel] / 255.0))
             });
-            let blurred = imageops::blur(&picture, patch as f32);
-            (0..3).flat_map(|channel| blurred.pixels().map(move |it| it.0[channel] * 255.0)).collect()
+            let blurred = imageops::blur(&image, patch as f32);
+            (0..3).flat_map(|channel| blurred.pixels().map(move |pixel| pixel.0[channel] * 255.0)).collect()
         }
     }
 }
 
-/// The picture, hidden where `is_hidden` says so.
-fn mixed(planes: &[f32], filled: &[f32], side: usize, is_hidden: impl Fn(usize, usize) -> bool) -> Vec<f32> {
+/// Returns the image with the pixels replaced for which `is_hidden(x, y)` is true.
+fn hide(
+    planes: &[f32],
+    replacement: &[f32],
+    side: usize,
+    is_hidden: impl Fn(usize, usize) -> bool,
+) -> Vec<f32> {
     let size = side * side;
-    let value = |at: usize| {
-        let place = at % size;
-        if is_hidden(place % side, place / side) { filled[at] } else { planes[at] }
+    let value = |index: usize| {
+        let pixel = index % size;
+        if is_hidden(pixel % side, pixel / side) { replacement[index] } else { planes[index] }
     };
     (0..planes.len()).map(value).collect()
 }
 
-/// How sure a class is, without a ceiling: a network that is sure stays at a probability of 1 whatever is hidden,
-/// and the logarithm of its odds still moves.
+/// Returns the log-odds of a class. Unlike probabilities they do not saturate: a confident model's
+/// probability stays at 1 whatever is hidden, but its log-odds still change.
 fn log_odds(scores: &[f32], class: usize) -> f32 {
-    let others: f32 = scores.iter().enumerate().filter(|it| it.0 != class).map(|it| it.1).sum();
-    libm::logf(scores[class].max(LEAST)) - libm::logf(others.max(LEAST))
+    let others: f32 = scores.iter().enumerate().filter(|(index, _)| *index != class).map(|it| it.1).sum();
+    libm::logf(scores[class].max(MIN_PROBABILITY)) - libm::logf(others.max(MIN_PROBABILITY))
 }
 
-/// What is measured of the scores of each picture.
-fn measured(
+/// Runs the model on images, in batches, and applies `measure` to the scores of each.
+fn measure_each(
     run: &mut Run<'_>,
-    mut pictures: impl Iterator<Item = Vec<f32>>,
+    mut images: impl Iterator<Item = Vec<f32>>,
     measure: &dyn Fn(&[f32]) -> f32,
 ) -> Result<Vec<f32>> {
     let mut found = Vec::new();
     loop {
-        let batch: Vec<f32> = pictures.by_ref().take(BATCH).flatten().collect();
+        let batch: Vec<f32> = images.by_ref().take(BATCH).flatten().collect();
         if batch.is_empty() {
             return Ok(found);
         }
-        found.extend(run(&batch)?.iter().map(|it| measure(it)));
+        found.extend(run(&batch)?.iter().map(|scores| measure(scores)));
     }
 }
 
-/// Everything that deletion needs.
-struct Places<'p, 'r> {
+/// Inputs of the deletion metric.
+struct DeletionTest<'p, 'r> {
     run: &'p mut Run<'r>,
     planes: &'p [f32],
-    filled: &'p [f32],
+    replacement: &'p [f32],
     side: usize,
-    starts: &'p [usize],
+    offsets: &'p [usize],
     patch: usize,
     class: usize,
 }
 
-impl Places<'_, '_> {
-    fn compared(&mut self, map: &[Vec<f32>], seed: u64) -> Result<Deletion> {
-        let size = self.starts.len();
+impl DeletionTest<'_, '_> {
+    /// Computes the scores of the heat map and of the two baselines.
+    fn compare(&mut self, map: &[Vec<f32>], seed: u64) -> Result<Deletion> {
+        let size = self.offsets.len();
         let grid = |value: &mut dyn FnMut(usize, usize) -> f32| -> Vec<Vec<f32>> {
             (0..size).map(|row| (0..size).map(|column| value(row, column)).collect()).collect()
         };
         let mut state = seed;
-        let random = grid(&mut |_, _| chance(&mut state));
+        let random = grid(&mut |_, _| random_unit(&mut state));
         let middle = (size - 1) as f32 / 2.0;
         let center = grid(&mut |row, column| {
             let (x, y) = (column as f32 - middle, row as f32 - middle);
             -(x * x + y * y)
         });
-        Ok(Deletion {
-            heat: self.deletion(map)?,
-            random: self.deletion(&random)?,
-            center: self.deletion(&center)?,
-        })
+        Ok(Deletion { heat: self.score(map)?, random: self.score(&random)?, center: self.score(&center)? })
     }
 
-    /// Hides the hottest pixels first, in steps from none to all.
-    fn deletion(&mut self, map: &[Vec<f32>]) -> Result<f64> {
-        let heat = spread(map, self.side, self.starts, self.patch);
+    /// Hides the hottest pixels first, in steps from none to all, and returns the area under the probability.
+    fn score(&mut self, map: &[Vec<f32>]) -> Result<f64> {
+        let heat = upsample(map, self.side, self.offsets, self.patch);
         let mut order: Vec<usize> = (0..heat.len()).collect();
         order.sort_by(|a, b| heat[*b].total_cmp(&heat[*a]).then(a.cmp(b)));
-        let mut rank = vec![0; order.len()];
-        order.iter().enumerate().for_each(|(place, at)| rank[*at] = place);
-        let (planes, filled, side) = (self.planes, self.filled, self.side);
-        let steps = (0..=STEPS).map(|step| {
-            let hidden = rank.len() * step / STEPS;
-            mixed(planes, filled, side, |x, y| rank[y * side + x] < hidden)
+        let mut ranks = vec![0; order.len()];
+        order.iter().enumerate().for_each(|(rank, pixel)| ranks[*pixel] = rank);
+        let (planes, replacement, side) = (self.planes, self.replacement, self.side);
+        let steps = (0..=DELETION_STEPS).map(|step| {
+            let hidden = ranks.len() * step / DELETION_STEPS;
+            hide(planes, replacement, side, |x, y| ranks[y * side + x] < hidden)
         });
         let class = self.class;
-        let found = measured(self.run, steps, &|it| it[class])?;
-        let area = found.windows(2).map(|it| f64::from(it[0] + it[1]) / 2.0).sum::<f64>();
-        Ok(area / STEPS as f64)
+        let found = measure_each(self.run, steps, &|scores| scores[class])?;
+        let area = found.windows(2).map(|pair| f64::from(pair[0] + pair[1]) / 2.0).sum::<f64>();
+        Ok(area / DELETION_STEPS as f64)
     }
 }
 
-/// A number between 0 and 1 (`SplitMix64`).
-fn chance(state: &mut u64) -> f32 {
+/// Returns the next random number in [0, 1) (`SplitMix64`).
+fn random_unit(state: &mut u64) -> f32 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut mixed = *state;
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -254,61 +259,63 @@ fn chance(state: &mut u64) -> f32 {
     ((mixed ^ (mixed >> 31)) >> 40) as f32 / (1 << 24) as f32
 }
 
-/// A map of squares as a map of pixels: straight between the middles of squares, even beyond them.
-fn spread(map: &[Vec<f32>], side: usize, starts: &[usize], patch: usize) -> Vec<f32> {
-    let middle = |at: usize| starts[at] as f32 + patch as f32 / 2.0;
+/// Upsamples a map of squares to pixels: bilinear between the centers of squares, constant beyond the
+/// outermost.
+fn upsample(map: &[Vec<f32>], side: usize, offsets: &[usize], patch: usize) -> Vec<f32> {
+    let middle = |index: usize| offsets[index] as f32 + patch as f32 / 2.0;
     let weights: Vec<(usize, usize, f32)> = (0..side)
         .map(|pixel| {
-            let place = pixel as f32 + 0.5;
-            let next = (0..starts.len()).position(|it| middle(it) > place);
+            let position = pixel as f32 + 0.5;
+            let next = (0..offsets.len()).position(|index| middle(index) > position);
             match next {
                 Some(0) => (0, 0, 0.0),
                 Some(next) => {
                     let (low, high) = (middle(next - 1), middle(next));
-                    (next - 1, next, (place - low) / (high - low))
+                    (next - 1, next, (position - low) / (high - low))
                 }
-                None => (starts.len() - 1, starts.len() - 1, 0.0),
+                None => (offsets.len() - 1, offsets.len() - 1, 0.0),
             }
         })
         .collect();
-    let between = |a: f32, b: f32, share: f32| a + (b - a) * share;
+    let interpolate = |a: f32, b: f32, share: f32| a + (b - a) * share;
     weights
         .iter()
         .flat_map(|&(top, bottom, down)| {
             weights.iter().map(move |&(left, right, across)| {
-                let upper = between(map[top][left], map[top][right], across);
-                between(upper, between(map[bottom][left], map[bottom][right], across), down)
+                let upper = interpolate(map[top][left], map[top][right], across);
+                interpolate(upper, interpolate(map[bottom][left], map[bottom][right], across), down)
             })
         })
         .collect()
 }
 
-/// The records whose features are nearest to `features`, by place and distance, nearest first. Each feature counts
-/// by its spread among the records; records with another number of features are passed over.
+/// Returns the `count` records whose features are nearest to `features`, as index and distance, nearest
+/// first. The distance is Euclidean, each feature scaled by its standard deviation among the records. Records
+/// with another number of features are ignored.
 pub fn nearest(features: &[f32], rows: &[Record], count: usize) -> Vec<(usize, f32)> {
-    let fitting: Vec<(usize, &[f32])> = rows
+    let candidates: Vec<(usize, &[f32])> = rows
         .iter()
         .enumerate()
-        .filter(|it| it.1.features.len() == features.len() && !features.is_empty())
-        .map(|(at, it)| (at, &it.features[..]))
+        .filter(|(_, record)| record.features.len() == features.len() && !features.is_empty())
+        .map(|(index, record)| (index, &record.features[..]))
         .collect();
-    let total = fitting.len().max(1) as f64;
+    let total = candidates.len().max(1) as f64;
     let scale = |column: usize| {
-        let values = fitting.iter().map(|it| f64::from(it.1[column]));
+        let values = candidates.iter().map(|(_, row)| f64::from(row[column]));
         let mean = values.clone().sum::<f64>() / total;
-        let spread = values.map(|it| (it - mean) * (it - mean)).sum::<f64>() / total;
-        // A feature that never changes tells nothing apart.
-        if spread > 0.0 { 1.0 / spread } else { 0.0 }
+        let variance = values.map(|value| (value - mean) * (value - mean)).sum::<f64>() / total;
+        // A constant feature does not distinguish records.
+        if variance > 0.0 { 1.0 / variance } else { 0.0 }
     };
     let scales: Vec<f64> = (0..features.len()).map(scale).collect();
     let distance = |row: &[f32]| {
         let part = |((a, b), scale): ((&f32, &f32), &f64)| {
-            let apart = f64::from(*a) - f64::from(*b);
-            apart * apart * scale
+            let difference = f64::from(*a) - f64::from(*b);
+            difference * difference * scale
         };
         row.iter().zip(features).zip(&scales).map(part).sum::<f64>().sqrt() as f32
     };
-    let mut found: Vec<_> = fitting.into_iter().map(|(at, row)| (at, distance(row))).collect();
+    let mut found: Vec<_> = candidates.into_iter().map(|(index, row)| (index, distance(row))).collect();
     found.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.0.cmp(&b.0)));
     found.truncate(count);
     found
@@ -328,25 +335,25 @@ mod tests {
     };
 
     const SIDE: usize = 32;
-    /// Where the network looks: columns 16–23, rows 8–15.
+    /// The only square that the model responds to: columns 16–23, rows 8–15.
     const LEFT: usize = 16;
     const TOP: usize = 8;
-    const LOOKS: usize = 8;
+    const FIELD: usize = 8;
 
-    fn inside(at: usize) -> bool {
-        let (x, y) = (at % SIDE, at / SIDE % SIDE);
-        (LEFT..LEFT + LOOKS).contains(&x) && (TOP..TOP + LOOKS).contains(&y)
+    fn inside(index: usize) -> bool {
+        let (x, y) = (index % SIDE, index / SIDE % SIDE);
+        (LEFT..LEFT + FIELD).contains(&x) && (TOP..TOP + FIELD).contains(&y)
     }
 
-    /// Says `on` where one square is bright, and sees nothing else.
-    fn network() -> Box<dyn Engine> {
-        let mask: Vec<f32> = (0..SIDE * SIDE).map(|at| if inside(at) { 16.0 } else { 0.0 }).collect();
+    /// Loads a model that predicts `on` if one square is bright, whatever the rest of the image is.
+    fn load_model() -> Box<dyn Engine> {
+        let mask: Vec<f32> = (0..SIDE * SIDE).map(|pixel| if inside(pixel) { 16.0 } else { 0.0 }).collect();
         let nodes = vec![
             Node::new("Mul", &[graph::INPUT, "mask"], "seen", Vec::new()),
             Node::new("GlobalAveragePool", &["seen"], "means", Vec::new()),
             Node::new("Flatten", &["means"], graph::FEATURES, Vec::new()),
         ];
-        let model = graph::own(nodes, vec![Tensor::floats("mask", &[1, 1, SIDE, SIDE], &mask)], SIDE);
+        let model = graph::from_nodes(nodes, vec![Tensor::floats("mask", &[1, 1, SIDE, SIDE], &mask)], SIDE);
         let head = Head {
             format: 1,
             classes: ["off", "on"].map(str::to_owned).to_vec(),
@@ -360,13 +367,14 @@ mod tests {
         engine::builtin(&bytes, graph::INPUT, graph::OUTPUT).unwrap()
     }
 
-    /// Gray, with a bright square where the network looks and a brighter one where it does not.
+    /// Gray, with a bright square where the model responds and a brighter one where it does not.
     fn planes() -> Vec<f32> {
-        let elsewhere = |at: usize| (2..10).contains(&(at % SIDE)) && (20..28).contains(&(at / SIDE % SIDE));
-        let value = |at: usize| {
-            if inside(at) {
+        let elsewhere =
+            |index: usize| (2..10).contains(&(index % SIDE)) && (20..28).contains(&(index / SIDE % SIDE));
+        let value = |index: usize| {
+            if inside(index) {
                 220.0
-            } else if elsewhere(at) {
+            } else if elsewhere(index) {
                 255.0
             } else {
                 90.0
@@ -376,13 +384,13 @@ mod tests {
     }
 
     fn found(fill: Fill) -> Heat {
-        let mut engine = network();
+        let mut engine = load_model();
         let mut run = |planes: &[f32]| Ok(engine.run(planes, SIDE)?.chunks(2).map(<[f32]>::to_vec).collect());
         explain(&mut run, &planes(), SIDE, &Settings { patch: 0.25, fill, seed: 1 }).unwrap()
     }
 
     #[test]
-    fn the_heat_is_where_the_network_looks_and_nowhere_else() {
+    fn only_the_parts_that_the_model_responds_to_are_hot() {
         for fill in [Fill::Mean, Fill::Blur] {
             let heat = found(fill);
             assert_eq!((heat.class, heat.patch, heat.stride), (1, 8, 4));
@@ -394,7 +402,7 @@ mod tests {
                     assert_eq!(*value > 1e-6, touches, "{fill:?} {row} {column}: {value}");
                 }
             }
-            assert_eq!(heat.decisive, Some(Square { left: LEFT, top: TOP, side: LOOKS }));
+            assert_eq!(heat.decisive, Some(Square { left: LEFT, top: TOP, side: FIELD }));
             assert!(heat.map[2][4] > 0.5, "{fill:?} {:?}", heat.map);
             let deletion = heat.deletion;
             assert!(deletion.heat < deletion.random && deletion.heat < deletion.center, "{deletion:?}");
@@ -402,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_that_sees_nothing_has_no_decisive_part() {
+    fn constant_scores_have_no_decisive_part() {
         let mut run = |planes: &[f32]| Ok(vec![vec![0.5, 0.5]; planes.len() / (3 * SIDE * SIDE)]);
         let settings = Settings { patch: 0.3, fill: Fill::Mean, seed: 1 };
         let heat = explain(&mut run, &planes(), SIDE, &settings).unwrap();
@@ -412,17 +420,17 @@ mod tests {
     }
 
     #[test]
-    fn a_map_is_spread_evenly_between_the_middles() {
-        let spread = spread(&[vec![0.0, 1.0], vec![0.0, 1.0]], 8, &[0, 4], 4);
-        assert_eq!(spread[..8], [0.0, 0.0, 0.125, 0.375, 0.625, 0.875, 1.0, 1.0]);
-        assert_eq!(spread[56..], spread[..8]);
-        assert_eq!(starts(10, 4, 2), [0, 2, 4, 6]);
-        assert_eq!(starts(9, 4, 2), [0, 2, 4, 5]);
-        assert_eq!(starts(4, 4, 2), [0]);
+    fn a_map_is_interpolated_between_the_centers_of_squares() {
+        let pixels = upsample(&[vec![0.0, 1.0], vec![0.0, 1.0]], 8, &[0, 4], 4);
+        assert_eq!(pixels[..8], [0.0, 0.0, 0.125, 0.375, 0.625, 0.875, 1.0, 1.0]);
+        assert_eq!(pixels[56..], pixels[..8]);
+        assert_eq!(square_offsets(10, 4, 2), [0, 2, 4, 6]);
+        assert_eq!(square_offsets(9, 4, 2), [0, 2, 4, 5]);
+        assert_eq!(square_offsets(4, 4, 2), [0]);
     }
 
     #[test]
-    fn the_nearest_are_counted_by_the_spread_of_each_feature() {
+    fn distances_are_scaled_by_the_spread_of_each_feature() {
         let row = |features: &[f32]| Record {
             id: String::new(),
             captured: 0,
