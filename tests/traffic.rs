@@ -150,7 +150,11 @@ fn what_cannot_be_sealed_is_named() {
     let sandbox = Sandbox::new();
     spool_up(&sandbox, &[("a", 1_700_000_000_000)]);
     assert!(sandbox.fails("traffic seal --day 2023-11-14", 2).contains("2023-11-14 is not over"));
-    assert!(sandbox.fails("traffic seal --day 2023-11-13", 3).contains("there is no traffic of 2023-11-13"));
+    assert!(
+        sandbox
+            .fails("traffic seal --day 2023-11-13", 3)
+            .contains("this machine has no traffic of 2023-11-13")
+    );
     assert!(sandbox.fails("traffic seal --day 2023-11-13 --env test", 3).contains("in `test`"));
     assert!(sandbox.fails("traffic seal --day today", 2).contains("`today` is not a day"));
     assert!(sandbox.fails("traffic seal --day 2023-11-13 --env ../x", 2).contains("`../x`"));
@@ -276,7 +280,7 @@ fn feedback_is_kept_by_day_and_what_does_not_fit_changes_nothing() {
         "bad.jsonl",
         format!("{{\"id\":\"r0\",\"class\":\"cat\"}}\n{{\"digest\":\"{digest}\",\"class\":\"dog\"}}\n"),
     );
-    assert!(sandbox.fails("feedback bad.jsonl", 4).contains("labelled in two ways"));
+    assert!(sandbox.fails("feedback bad.jsonl", 4).contains("labeled with different classes"));
     sandbox.write("bad.csv", "who,class\n");
     assert!(sandbox.fails("feedback bad.csv", 5).contains("line 1 of `bad.csv`"));
     assert!(sandbox.fails("feedback bad.csv --env test", 5).contains("line 1"));
@@ -310,7 +314,7 @@ fn an_id_used_for_two_pictures_is_labelled_by_what_was_shown() {
     running.stop();
     sandbox.ok("traffic seal --day 2023-11-13 --machine m");
     sandbox.write("id.csv", "id,class\ntwice,cat\n");
-    assert!(sandbox.fails("feedback id.csv", 4).contains("the id of several pictures: `twice`"));
+    assert!(sandbox.fails("feedback id.csv", 4).contains("the id of several images: `twice`"));
     let [one, other] = [0, 1].map(|it| Digest::of(&photo(it)));
     sandbox.write("digest.csv", format!("digest,class\n{one},cat\n{other},dog\n"));
     assert_eq!(sandbox.json("feedback digest.csv")["new"], 2);

@@ -1,8 +1,13 @@
-//! Frames of a spool's segment: each holds one record or sample and the proof that it is whole.
+//! Binary frame format of spool segments: each frame holds one record or telemetry sample, with a checksum.
 //!
 //! ```text
-//! length of kind and body (4 bytes, little end first), kind, body, 8 bytes of the BLAKE3 of kind and body
+//! length     4 bytes, little-endian: length of kind and body
+//! kind       1 byte: 1 record, 2 telemetry sample
+//! body
+//! checksum   first 8 bytes of the BLAKE3 of kind and body
 //! ```
+//!
+//! A segment is read past damaged frames: reading resumes at the next frame whose checksum is right.
 
 use crate::{
     digest::Digest,
@@ -13,20 +18,21 @@ use crate::{
 
 const RECORD: u8 = 1;
 const SAMPLE: u8 = 2;
-/// Bytes of a frame's proof.
-const PROOF: usize = 8;
-/// No frame is longer: a record is a few kilobytes.
-const LONGEST: usize = 64 << 20;
-const WHAT: &str = "a frame of the spool";
+/// Size of a frame's checksum, in bytes.
+const CHECKSUM: usize = 8;
+/// Largest length of kind and body, in bytes; a record has a few kilobytes.
+const MAX_LENGTH: usize = 64 << 20;
+/// Name of a frame in error messages.
+const LABEL: &str = "a frame of the spool";
 
-/// What a frame holds.
+/// Contents of a frame.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Frame {
     Record(Box<Record>),
     Sample(Sample),
 }
 
-/// Appends a record.
+/// Appends a record to a segment.
 pub fn put_record(out: &mut Vec<u8>, record: &Record) {
     let mut body = vec![RECORD];
     put_bytes(&mut body, record.id.as_bytes());
@@ -53,7 +59,7 @@ pub fn put_record(out: &mut Vec<u8>, record: &Record) {
     put(out, &body);
 }
 
-/// Appends a sample.
+/// Appends a telemetry sample to a segment.
 pub fn put_sample(out: &mut Vec<u8>, sample: &Sample) {
     let mut body = vec![SAMPLE];
     put_fixed(&mut body, sample.time);
@@ -70,7 +76,7 @@ pub fn put_sample(out: &mut Vec<u8>, sample: &Sample) {
 fn put(out: &mut Vec<u8>, body: &[u8]) {
     out.extend_from_slice(&(body.len() as u32).to_le_bytes());
     out.extend_from_slice(body);
-    out.extend_from_slice(&Digest::of(body).bytes()[..PROOF]);
+    out.extend_from_slice(&Digest::of(body).bytes()[..CHECKSUM]);
 }
 
 fn put_fixed(out: &mut Vec<u8>, number: i64) {
@@ -78,50 +84,53 @@ fn put_fixed(out: &mut Vec<u8>, number: i64) {
 }
 
 fn put_floats(out: &mut Vec<u8>, values: &[f32]) {
-    values.iter().for_each(|it| out.extend_from_slice(&it.to_le_bytes()));
+    values.iter().for_each(|value| out.extend_from_slice(&value.to_le_bytes()));
 }
 
-/// The whole frames of a segment, and in how many places something between them is damaged. A torn end is what a
-/// killed process leaves and no damage.
+/// Returns the intact frames of a segment, and the number of places with damage. A torn end, left by a killed
+/// process, does not count as damage.
 pub fn read(mut bytes: &[u8]) -> (Vec<Frame>, u64) {
     let (mut found, mut damaged) = (Vec::new(), 0);
     while !bytes.is_empty() {
-        if let Some((frame, rest)) = first(bytes) {
+        if let Some((frame, rest)) = first_frame(bytes) {
             found.push(frame);
             bytes = rest;
             continue;
         }
-        // Frames prove themselves, so the next sound one is found wherever it starts.
-        let Some(next) = (1..bytes.len()).find(|it| first(&bytes[*it..]).is_some()) else { break };
+        // Lengths may be damaged, so the next frame is searched for at every offset.
+        let Some(next) = (1..bytes.len()).find(|start| first_frame(&bytes[*start..]).is_some()) else {
+            break;
+        };
         damaged += 1;
         bytes = &bytes[next..];
     }
-    // Whole and proven, yet nothing we know: a newer mlx wrote it.
-    damaged += u64::from(is_whole(bytes));
+    // A last frame that is complete but invalid is damaged, or of a newer version of mlx.
+    damaged += u64::from(is_complete(bytes));
     (found, damaged)
 }
 
-fn is_whole(bytes: &[u8]) -> bool {
+fn is_complete(bytes: &[u8]) -> bool {
     let Some((length, rest)) = bytes.split_first_chunk::<4>() else { return false };
     let length = u32::from_le_bytes(*length) as usize;
-    let room = length.checked_add(PROOF).is_some_and(|it| it <= rest.len());
-    room && length <= LONGEST
+    let fits = length.checked_add(CHECKSUM).is_some_and(|end| end <= rest.len());
+    fits && length <= MAX_LENGTH
 }
 
-fn first(bytes: &[u8]) -> Option<(Frame, &[u8])> {
+/// Parses the first frame, if it is valid, and returns it with the remaining bytes.
+fn first_frame(bytes: &[u8]) -> Option<(Frame, &[u8])> {
     let (length, rest) = bytes.split_first_chunk::<4>()?;
     let length = u32::from_le_bytes(*length) as usize;
-    let (body, rest) = rest.split_at_checked(length).filter(|_| length <= LONGEST)?;
-    let (proof, rest) = rest.split_at_checked(PROOF)?;
-    (Digest::of(body).bytes()[..PROOF] == *proof).then(|| Some((parse(body).ok()?, rest)))?
+    let (body, rest) = rest.split_at_checked(length).filter(|_| length <= MAX_LENGTH)?;
+    let (checksum, rest) = rest.split_at_checked(CHECKSUM)?;
+    (Digest::of(body).bytes()[..CHECKSUM] == *checksum).then(|| Some((parse(body).ok()?, rest)))?
 }
 
 fn parse(body: &[u8]) -> Result<Frame> {
-    let mut reader = Reader::new(body, WHAT);
+    let mut reader = Reader::new(body, LABEL);
     let frame = match reader.byte()? {
         RECORD => Frame::Record(Box::new(record(&mut reader)?)),
         SAMPLE => Frame::Sample(sample(&mut reader)?),
-        _ => return Err(reader.broken("is of a newer version")),
+        _ => return Err(reader.broken("has an unknown kind")),
     };
     reader.end()?;
     Ok(frame)
@@ -136,7 +145,7 @@ fn record(reader: &mut Reader<'_>) -> Result<Record> {
         package: reader.digest()?,
         input: reader.digest()?,
         name: text(reader)?,
-        status: reader.number()?.try_into().map_err(|_| reader.broken("holds no status"))?,
+        status: reader.number()?.try_into().map_err(|_| reader.broken("has an invalid status"))?,
         latency: float(reader)?,
         class: text(reader)?,
         scores: floats(reader)?,
@@ -168,7 +177,7 @@ fn sample(reader: &mut Reader<'_>) -> Result<Sample> {
 }
 
 fn text(reader: &mut Reader<'_>) -> Result<String> {
-    String::from_utf8(reader.bytes()?.to_vec()).map_err(|_| reader.broken("holds no text"))
+    String::from_utf8(reader.bytes()?.to_vec()).map_err(|_| reader.broken("has invalid UTF-8"))
 }
 
 fn fixed(reader: &mut Reader<'_>) -> Result<i64> {
@@ -180,11 +189,11 @@ fn float(reader: &mut Reader<'_>) -> Result<f32> {
 }
 
 fn floats(reader: &mut Reader<'_>) -> Result<Vec<f32>> {
-    let bytes = usize::try_from(reader.number()?).ok().and_then(|it| it.checked_mul(4));
+    let bytes = usize::try_from(reader.number()?).ok().and_then(|count| count.checked_mul(4));
     let bytes = reader.take(bytes.unwrap_or(usize::MAX))?;
     Ok(bytes
         .chunks_exact(4)
-        .map(|it| f32::from_le_bytes(it.try_into().expect("it is cut in fours")))
+        .map(|bytes| f32::from_le_bytes(bytes.try_into().expect("chunks have 4 bytes")))
         .collect())
 }
 
@@ -197,7 +206,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_cut_segment_gives_its_whole_frames(records in records(8), cut: prop::sample::Index, flip: u8) {
+        fn a_truncated_or_damaged_segment_gives_its_intact_frames(records in records(8), cut: prop::sample::Index, flip: u8) {
             let mut bytes = Vec::new();
             let mut ends = Vec::new();
             for record in &records {
@@ -212,14 +221,14 @@ mod tests {
             let whole = ends.iter().filter(|it| **it <= cut).count();
             prop_assert_eq!(read(&bytes[..cut]), (all[..whole].to_vec(), 0));
             bytes[cut] ^= flip.max(1);
-            // Damage costs its own frame and no other; behind it nothing is left of the last one to tell it by.
+            // Damage loses its own frame only. Damage to the last frame cannot be told from a torn end.
             let (found, damaged) = read(&bytes);
             prop_assert_eq!(&found, &[&all[..whole], &all[whole + 1..]].concat());
             prop_assert!(damaged == 1 || whole + 1 == all.len());
         }
 
         #[test]
-        fn no_bytes_make_it_panic(bytes: Vec<u8>) {
+        fn arbitrary_bytes_do_not_panic(bytes: Vec<u8>) {
             let mut framed = Vec::new();
             put(&mut framed, &bytes);
             let _any = (read(&bytes), read(&framed));
@@ -227,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_format_is_read_for_ever() {
+    fn format_1_stays_readable() {
         let golden = include_bytes!("../../fixtures/formats/spool-1.log");
         let bare = Record { looks: None, ..one("b", 2, b"y") };
         let expected = [

@@ -1,12 +1,12 @@
-//! What a model was asked and answered, one record a picture.
+//! Traffic of served models: one record per image of a request, and telemetry of the serving machine.
 //!
-//! A served model's requests come about as records, wait in a [`spool`] of this machine, and are sealed day by
-//! day into datasets like any other. The pictures that a model was trained on are kept in its package in the
-//! same form, so that both can be compared. Days are UTC.
+//! A service hands its records to the [`spool`] of this machine, from which they are sealed, day by day, into
+//! ordinary datasets. The training images of a model are stored in its package in the same format, so that
+//! both can be compared. Days are UTC.
 
 mod feedback;
 mod frame;
-mod place;
+mod paths;
 mod seal;
 pub mod spool;
 mod table;
@@ -17,8 +17,8 @@ mod writer;
 pub mod samples;
 
 pub use self::{
-    feedback::{Labels, Learnt, Subject, Truth, feedback, labels, parse_truth},
-    place::{check_environment, labels_file, sealed_days, seals},
+    feedback::{Labels, Learnt, Subject, TrueLabel, feedback, labels, parse_truth},
+    paths::{check_environment, labels_file, sealed_days, seals},
     seal::{Seal, Sealed, each, picture, seal, sealed},
     spool::Spool,
     table::{read_requests, read_telemetry, write_requests, write_telemetry},
@@ -28,74 +28,74 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 
-/// What is measured of a picture itself, after resize and crop.
+/// Statistics of an image, after resize and crop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Looks {
     /// Mean gray, 0–1.
     pub brightness: f32,
     /// Standard deviation of gray, 0–1.
     pub contrast: f32,
-    /// Mean difference of neighboring grays after removing light and contrast; low where all is blurred.
+    /// Mean difference between neighboring grays, normalized for light and contrast; low if all is blurred.
     pub sharpness: f32,
     /// Mean share of red, green and blue in their sum.
     pub colors: [f32; 3],
-    /// 8×8 gradients of gray, one bit each: near pictures differ in few bits.
+    /// Perceptual hash: 8×8 gradients of gray, one bit each. Similar images differ in few bits.
     pub fingerprint: u64,
 }
 
-/// One picture that a model saw, and what it said.
+/// One image that a model received, and its prediction.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
-    /// The request's id; of a training picture its digest.
+    /// Id of the request; of a training image its digest.
     pub id: String,
-    /// When the picture was taken as the client says, else when it came; milliseconds since 1970.
+    /// Time of capture as the client reports it, otherwise of arrival, in milliseconds since 1970.
     pub captured: i64,
-    /// When it came, milliseconds since 1970.
+    /// Time of arrival, in milliseconds since 1970.
     pub received: i64,
-    /// `pets@v0.1.0`
+    /// Name of the version, such as `pets@v0.1.0`.
     pub version: String,
     pub package: Digest,
-    /// Digest of the picture's bytes, or of the tensor's.
+    /// Digest of the image's bytes, or of the tensor's.
     pub input: Digest,
-    /// The file's name as the client says; may be empty.
+    /// File name as the client reports it; may be empty.
     pub name: String,
-    /// The HTTP status of the answer.
+    /// HTTP status of the response.
     pub status: u16,
-    /// Milliseconds from the request to its answer.
+    /// Time from the request to its response, in milliseconds.
     pub latency: f32,
-    /// The class that was said; of a training picture its label; empty where nothing was said.
+    /// Predicted class; of a training image its label; empty if there was no prediction.
     pub class: String,
     /// Probability of each class, in the package's order.
     pub scores: Vec<f32>,
-    /// What the head saw; may be empty.
+    /// Features that the head received; may be empty.
     pub features: Vec<f32>,
-    /// None where the picture could not be decoded, or came as a tensor of a rejected request.
+    /// Statistics of the image. None if it could not be decoded, or was part of a rejected tensor request.
     pub looks: Option<Looks>,
-    /// Whether the picture itself was kept.
+    /// True if the image itself is stored.
     pub kept: bool,
 }
 
-/// What the machine looked like at a moment.
+/// Telemetry of the serving machine at one time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
-    /// Milliseconds since 1970, by the clock of the records it stands among.
+    /// Milliseconds since 1970, by the capture time of the latest record.
     pub time: i64,
     /// Share of all cores in use, 0–1.
     pub cpu: f32,
     /// Share of memory in use, 0–1.
     pub memory: f32,
-    /// Bytes of this process.
+    /// Resident memory of this process, in bytes.
     pub resident: u64,
     /// Share of the disk in use, 0–1.
     pub disk: f32,
-    /// Degrees Celsius of the hottest sensor, where the kernel shows one.
+    /// Temperature of the hottest sensor, in degrees Celsius; None if the kernel reports none.
     pub temperature: Option<f32>,
-    /// Requests in the queue.
+    /// Number of requests in the queue.
     pub waiting: u32,
-    /// Answers since the sample before.
+    /// Number of responses since the previous sample.
     pub answers: u32,
-    /// Answers with a 5xx status since the sample before.
+    /// Number of responses with a 5xx status since the previous sample.
     pub errors: u32,
-    /// Records dropped since the sample before.
+    /// Number of records dropped since the previous sample.
     pub dropped: u32,
 }

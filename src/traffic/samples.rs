@@ -1,4 +1,4 @@
-//! Records for tests.
+//! Records and telemetry samples for tests.
 
 use proptest::prelude::*;
 
@@ -7,15 +7,15 @@ use crate::{
     traffic::{Looks, Record, Sample},
 };
 
-/// A record of a picture at a moment.
-pub fn record(id: &str, captured: i64, picture: &[u8]) -> Record {
+/// Creates a record of an image that was captured at a time.
+pub fn record(id: &str, captured: i64, image: &[u8]) -> Record {
     Record {
         id: id.to_owned(),
         captured,
         received: captured + 5,
         version: "pets@v0.1.0".to_owned(),
         package: Digest::of(b"package"),
-        input: Digest::of(picture),
+        input: Digest::of(image),
         name: format!("{id}.jpg"),
         status: 200,
         latency: 1.5,
@@ -27,7 +27,7 @@ pub fn record(id: &str, captured: i64, picture: &[u8]) -> Record {
     }
 }
 
-/// A sample of a machine at work.
+/// Creates a telemetry sample with all fields set.
 pub fn sample() -> Sample {
     Sample {
         time: -1,
@@ -43,8 +43,8 @@ pub fn sample() -> Sample {
     }
 }
 
-/// Any records, up to so many.
-pub fn records(most: usize) -> impl Strategy<Value = Vec<Record>> {
+/// Generates arbitrary records, fewer than `limit`.
+pub fn records(limit: usize) -> impl Strategy<Value = Vec<Record>> {
     let floats = || prop::collection::vec(-1e9_f32..1e9, 0..5);
     let one =
         ("[!-~]{0,20}", any::<(i64, i64, u16)>(), "\\PC{0,9}", floats(), floats(), any::<(bool, u64)>());
@@ -68,5 +68,5 @@ pub fn records(most: usize) -> impl Strategy<Value = Vec<Record>> {
             scores,
             ..record(&id, 0, b"")
         });
-    prop::collection::vec(record, 0..most)
+    prop::collection::vec(record, 0..limit)
 }

@@ -1,8 +1,9 @@
-//! A day of traffic becomes a dataset like any other: a folder in the workspace, its objects in the store,
-//! and a pointer for Git.
+//! Seals a day of traffic: turns the spooled records of a day into a dataset, and reads sealed traffic back.
 //!
-//! What waits in the spool goes only after the pointer is written, and what a pointer already names is left
-//! out when the spool is read again: a seal that was killed anywhere is made whole by the next.
+//! A sealed day is an ordinary dataset: a folder in the workspace, its objects in the store, and a pointer
+//! for Git. The spool is emptied only after the pointer is written, and records that a pointer already
+//! contains are skipped when the spool is read again. So a seal that was killed at any point is completed by
+//! the next one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,52 +19,55 @@ use crate::{
     time::Day,
     traffic::{
         Record, Sample,
-        place::{self, PICTURES, REQUESTS, TELEMETRY},
-        spool::{self, Spooled},
+        paths::{self, PICTURES, REQUESTS, TELEMETRY},
+        spool::{self, SpooledDay},
         table,
     },
     workspace::Workspace,
 };
 
-/// A sealed day of one machine.
+/// Summary of a sealed day of one machine.
 #[derive(Clone, Debug)]
 pub struct Seal {
     pub machine: String,
     pub pointer: Pointer,
+    /// Number of records.
     pub records: usize,
-    /// Those of earlier days among them.
+    /// Number of records of earlier days.
     pub late: usize,
+    /// Number of stored images.
     pub pictures: usize,
-    /// Nothing was done: the day had been sealed before.
+    /// True if the day had been sealed before and nothing was done.
     pub already: bool,
 }
 
-/// What was sealed of a day, of all machines.
+/// Sealed records and telemetry samples.
 #[derive(Clone, Debug, Default)]
 pub struct Sealed {
     pub records: Vec<Record>,
     pub samples: Vec<Sample>,
 }
 
-/// What a seal will hold.
+/// Spooled traffic that is in no seal yet.
 #[derive(Default)]
-struct Gathered {
+struct Unsealed {
     records: Vec<Record>,
     samples: Vec<Sample>,
-    /// The days of the spool that were read, without what is in the lists above.
-    days: BTreeMap<Day, Spooled>,
-    /// Those of them that had anything in no seal yet.
-    fresh: BTreeSet<Day>,
+    /// Days that were read from the spool; their records and samples have been moved to the lists above.
+    days: BTreeMap<Day, SpooledDay>,
+    /// Days with records or samples that are in no seal yet.
+    unsealed_days: BTreeSet<Day>,
 }
 
-/// Tells one record from all others; clients may use an id again.
+/// Identity of a record; the id alone is not unique, because clients may reuse ids.
 type Key = (String, i64, i64, Digest);
 
 fn key(record: &Record) -> Key {
     (record.id.clone(), record.captured, record.received, record.input)
 }
 
-/// Seals what this machine has of a day and, late, of the days before it.
+/// Seals this machine's spooled traffic of a day, and late records of the days before it. The day must be
+/// over. If it has been sealed before, only the spool is cleaned up.
 pub fn seal(
     workspace: &Workspace<'_>,
     environment: &str,
@@ -72,75 +76,80 @@ pub fn seal(
     progress: &dyn Progress,
 ) -> Result<Seal> {
     let repo = workspace.repo;
-    let machine = place::machine(machine)?;
-    let path = place::day_folder(environment, day)?.join(machine.as_bytes())?;
+    let machine = paths::machine_name(machine)?;
+    let path = paths::day_folder(environment, day)?.join(machine.as_bytes())?;
     if day >= Day::today() {
         let error = Error::usage(format!("{day} is not over (days are UTC)"));
         return Err(error.hint(format!("the last day that can be sealed is {}", Day::today().plus(-1))));
     }
-    let warn = |it: &Gathered| {
-        for (day, spooled) in it.days.iter().filter(|it| it.1.damaged > 0) {
+    let warn_of_damage = |unsealed: &Unsealed| {
+        for (day, spooled) in unsealed.days.iter().filter(|(_, spooled)| spooled.damaged > 0) {
             progress.warn(&format!(
-                "{} records of {day} are damaged and not sealed; what is left of them is put aside in the spool",
+                "{} damaged records of {day} are not sealed; their segments stay in the spool as `*.log.damaged`",
                 spooled.damaged
             ));
         }
     };
-    let lock = place::folder(environment)?.join(b"seal.lock")?;
-    let _alone = fs::lock_telling(&repo.shared, &lock, progress)?;
-    let mut gathered = gather(repo, environment, day)?;
-    warn(&gathered);
+    let lock = paths::folder(environment)?.join(b"seal.lock")?;
+    let _lock = fs::lock_telling(&repo.shared, &lock, progress)?;
+    let mut unsealed = collect_unsealed(repo, environment, day)?;
+    warn_of_damage(&unsealed);
     if let Some(pointer) = repo.pointer(&path)? {
         workspace.remember(&path);
         workspace.save(progress)?;
-        clear(repo, environment, &gathered, &gathered.fresh)?;
+        remove_spooled(repo, environment, &unsealed, &unsealed.unsealed_days)?;
         let found = read_one(repo, &pointer)?;
-        return Ok(told(machine, pointer, &found.records, day, true));
+        return Ok(summarize(machine, pointer, &found.records, day, true));
     }
-    if gathered.records.is_empty() {
-        clear(repo, environment, &gathered, &gathered.fresh)?;
-        let error = Error::not_found(format!("there is no traffic of {day} in `{environment}` to seal here"));
-        return Err(error.hint("`mlx traffic list` shows the days that wait"));
+    if unsealed.records.is_empty() {
+        remove_spooled(repo, environment, &unsealed, &unsealed.unsealed_days)?;
+        let error =
+            Error::not_found(format!("this machine has no traffic of {day} in `{environment}` to seal"));
+        return Err(error.hint("list the days that are not sealed with `mlx traffic list`"));
     }
-    write(repo, &path, &mut gathered)?;
+    write(repo, &path, &mut unsealed)?;
     let added = workspace.add(&path, &[], progress);
     workspace.save(progress)?;
-    let seal = told(machine, added?, &gathered.records, day, false);
-    clear(repo, environment, &gathered, &BTreeSet::new())?;
+    let seal = summarize(machine, added?, &unsealed.records, day, false);
+    remove_spooled(repo, environment, &unsealed, &BTreeSet::new())?;
     Ok(seal)
 }
 
-fn told(machine: String, pointer: Pointer, records: &[Record], day: Day, already: bool) -> Seal {
-    let late = records.iter().filter(|it| Day::of(it.captured) < day).count();
-    let pictures: BTreeSet<_> = records.iter().filter(|it| it.kept).map(|it| it.input).collect();
-    Seal { machine, pointer, records: records.len(), late, pictures: pictures.len(), already }
+fn summarize(machine: String, pointer: Pointer, records: &[Record], day: Day, already: bool) -> Seal {
+    let late = records.iter().filter(|record| Day::of(record.captured) < day).count();
+    let images: BTreeSet<_> =
+        records.iter().filter(|record| record.kept).map(|record| record.input).collect();
+    Seal { machine, pointer, records: records.len(), late, pictures: images.len(), already }
 }
 
-/// What waits of days up to `day` and is in no seal.
-fn gather(repo: &Repo, environment: &str, day: Day) -> Result<Gathered> {
-    let mut found = Gathered::default();
-    for waiting in spool::days(&repo.shared, environment)?.into_iter().filter(|it| *it <= day) {
-        found.days.insert(waiting, spool::read(&repo.shared, environment, waiting)?);
+/// Reads the spooled traffic of days up to `day`, without what is already sealed.
+fn collect_unsealed(repo: &Repo, environment: &str, day: Day) -> Result<Unsealed> {
+    let mut found = Unsealed::default();
+    for spooled_day in spool::days(&repo.shared, environment)?.into_iter().filter(|it| *it <= day) {
+        found.days.insert(spooled_day, spool::read(&repo.shared, environment, spooled_day)?);
     }
     let (keys, times) = sealed_keys(repo, environment, found.days.keys().next())?;
-    for (waiting, spooled) in &mut found.days {
+    for (spooled_day, spooled) in &mut found.days {
         let mut records = std::mem::take(&mut spooled.records);
         let mut samples = std::mem::take(&mut spooled.samples);
-        records.retain(|it| !keys.contains(&key(it)));
-        samples.retain(|it| !times.contains(&(it.time, it.resident)));
+        records.retain(|record| !keys.contains(&key(record)));
+        samples.retain(|sample| !times.contains(&(sample.time, sample.resident)));
         if !records.is_empty() || !samples.is_empty() {
-            found.fresh.insert(*waiting);
+            found.unsealed_days.insert(*spooled_day);
         }
         found.records.append(&mut records);
         found.samples.append(&mut samples);
     }
-    found.records.sort_by_cached_key(|it| (it.captured, it.received, it.id.clone(), it.input));
-    found.samples.sort_by_key(|it| (it.time, it.resident));
+    found
+        .records
+        .sort_by_cached_key(|record| (record.captured, record.received, record.id.clone(), record.input));
+    found.samples.sort_by_key(|sample| (sample.time, sample.resident));
     Ok(found)
 }
 
-/// Records and samples that the seals here hold from a day on. Records are sealed on their own day or later, so
-/// what waits can be in no other. A seal whose tables are not here is another machine's: this one stores its own.
+/// Returns the keys of records and samples in the seals from a day on. Records are sealed on their own day or
+/// later, so earlier seals cannot contain them. A seal whose tables are not in the store is skipped: it is of
+/// another machine, because this one stores its own.
 fn sealed_keys(
     repo: &Repo,
     environment: &str,
@@ -148,71 +157,77 @@ fn sealed_keys(
 ) -> Result<(BTreeSet<Key>, BTreeSet<(i64, u64)>)> {
     let (mut keys, mut times) = Default::default();
     let Some(from) = from else { return Ok((keys, times)) };
-    for day in place::sealed_days(&repo.files, environment)?.into_iter().filter(|it| it >= from) {
-        for pointer in place::seals(repo, environment, day)? {
+    for day in paths::sealed_days(&repo.files, environment)?.into_iter().filter(|it| it >= from) {
+        for pointer in paths::seals(repo, environment, day)? {
             let found = match read_one(repo, &pointer) {
                 Ok(found) => found,
                 Err(error) if error.kind() == Kind::NotFound => continue,
                 Err(error) => return Err(error),
             };
             keys.extend(found.records.iter().map(key));
-            times.extend(found.samples.iter().map(|it| (it.time, it.resident)));
+            times.extend(found.samples.iter().map(|sample| (sample.time, sample.resident)));
         }
     }
     Ok((keys, times))
 }
 
-/// Writes the folder that is going to be added; what a killed seal left of it goes first.
-fn write(repo: &Repo, path: &RepoPath, gathered: &mut Gathered) -> Result<()> {
-    make_room(repo, path)?;
+/// Writes the folder of a sealed day, after removing the remains of a killed seal.
+fn write(repo: &Repo, path: &RepoPath, unsealed: &mut Unsealed) -> Result<()> {
+    clear_target(repo, path)?;
     let files = &repo.files;
-    let pictures = path.join(PICTURES.as_bytes())?;
-    let mut kept = BTreeSet::new();
-    for record in gathered.records.iter_mut().filter(|it| it.kept) {
-        if kept.contains(&record.input) {
+    let images = path.join(PICTURES.as_bytes())?;
+    let mut written = BTreeSet::new();
+    for record in unsealed.records.iter_mut().filter(|record| record.kept) {
+        if written.contains(&record.input) {
             continue;
         }
-        let spooled = &gathered.days[&Day::of(record.captured)];
-        match spooled.picture(&repo.shared, &record.input)? {
+        let spooled = &unsealed.days[&Day::of(record.captured)];
+        match spooled.image(&repo.shared, &record.input)? {
             Some(bytes) => {
-                let place = pictures.join(picture_name(&record.input, &bytes).as_bytes())?;
-                files.write(&place, &bytes, Sync::Later)?;
-                kept.insert(record.input);
+                let path = images.join(image_name(&record.input, &bytes).as_bytes())?;
+                files.write(&path, &bytes, Sync::Later)?;
+                written.insert(record.input);
             }
-            // It was to be kept, and is not there whole: the power went away.
+            // The spooled image is missing or incomplete, as after a power failure.
             None => record.kept = false,
         }
     }
     let put = |name: &str, bytes: &[u8]| files.write(&path.join(name.as_bytes())?, bytes, Sync::Later);
-    put(REQUESTS, &table::write_requests(&gathered.records)?)?;
-    put(TELEMETRY, &table::write_telemetry(&gathered.samples)?)
+    put(REQUESTS, &table::write_requests(&unsealed.records)?)?;
+    put(TELEMETRY, &table::write_telemetry(&unsealed.samples)?)
 }
 
-/// Sees to it that there is nothing where the folder is going to be.
-fn make_room(repo: &Repo, path: &RepoPath) -> Result<()> {
+/// Removes the folder of a sealed day, if it contains nothing but what a seal writes.
+fn clear_target(repo: &Repo, path: &RepoPath) -> Result<()> {
     let files = &repo.files;
     if files.stamp(path)?.is_some() {
-        let ours = |it: &[u8]| [REQUESTS, TELEMETRY, PICTURES].iter().any(|name| name.as_bytes() == it);
-        let strange =
-            files.dir(path)?.names()?.into_iter().find(|it| !ours(&it.0) && !it.0.starts_with(fs::TEMPORARY));
-        if let Some((name, _)) = strange {
-            let error = Error::new(Kind::Conflict, format!("`{}` is in the way", path.join(&name)?));
-            return Err(error.hint("move it elsewhere: a sealed day takes its place"));
+        let is_ours = |name: &[u8]| {
+            [REQUESTS, TELEMETRY, PICTURES].iter().any(|known| known.as_bytes() == name)
+                || name.starts_with(fs::TEMPORARY)
+        };
+        let unknown = files.dir(path)?.names()?.into_iter().find(|(name, _)| !is_ours(name));
+        if let Some((name, _)) = unknown {
+            let error = Error::new(
+                Kind::Conflict,
+                format!("`{}` is in a folder that the sealed day would replace", path.join(&name)?),
+            );
+            return Err(error.hint("move it elsewhere, then seal the day again"));
         }
         files.remove(path)?;
     }
     Ok(())
 }
 
-/// `HEX.jpg`, by what the bytes are.
-fn picture_name(digest: &Digest, bytes: &[u8]) -> String {
-    let ending = image::guess_format(bytes).ok().and_then(|it| it.extensions_str().first());
-    format!("{}.{}", digest.hex(), ending.unwrap_or(&"bin"))
+/// Returns the file name of an image, such as `HEX.jpg`; the extension follows from its content.
+fn image_name(digest: &Digest, bytes: &[u8]) -> String {
+    let extension = image::guess_format(bytes).ok().and_then(|format| format.extensions_str().first());
+    format!("{}.{}", digest.hex(), extension.unwrap_or(&"bin"))
 }
 
-/// Removes the days that waited, but for some; one that grew meanwhile waits on as a whole.
-fn clear(repo: &Repo, environment: &str, gathered: &Gathered, but: &BTreeSet<Day>) -> Result<()> {
-    for (day, spooled) in gathered.days.iter().filter(|it| !but.contains(it.0)) {
+/// Removes days from the spool, except for some. A day to which records were added in the meantime is kept
+/// whole.
+fn remove_spooled(repo: &Repo, environment: &str, unsealed: &Unsealed, except: &BTreeSet<Day>) -> Result<()> {
+    for (day, spooled) in unsealed.days.iter().filter(|(day, _)| !except.contains(*day)) {
         spool::remove(&repo.shared, environment, *day, spooled)?;
     }
     Ok(())
@@ -221,64 +236,68 @@ fn clear(repo: &Repo, environment: &str, gathered: &Gathered, but: &BTreeSet<Day
 fn read_one(repo: &Repo, pointer: &Pointer) -> Result<Sealed> {
     let read = |name: &str| -> Result<Vec<u8>> {
         let entry = store::file_at(&repo.store, &pointer.content.digest, &RepoPath::from_text(name)?)?;
-        let missing = || Error::corrupt(format!("`{}` is no sealed day: it has no {name}", pointer.path));
+        let missing =
+            || Error::corrupt(format!("`{}` is not a sealed day: it has no `{name}`", pointer.path));
         repo.store.read(&entry.ok_or_else(missing)?.digest)
     };
-    let doing = || format!("cannot read the sealed day `{}`", pointer.path);
-    let records = read(REQUESTS).and_then(|it| table::read_requests(&it)).doing(doing)?;
-    let samples = read(TELEMETRY).and_then(|it| table::read_telemetry(&it)).doing(doing)?;
+    let context = || format!("cannot read the sealed day `{}`", pointer.path);
+    let records = read(REQUESTS).and_then(|bytes| table::read_requests(&bytes)).doing(context)?;
+    let samples = read(TELEMETRY).and_then(|bytes| table::read_telemetry(&bytes)).doing(context)?;
     Ok(Sealed { records, samples })
 }
 
-/// What was sealed of a day, by order of time; nothing where nothing was. The tables must be in the store.
+/// Reads the sealed traffic of a day, of all machines, in order of time; empty if nothing was sealed. The
+/// tables must be in the store.
 pub fn sealed(repo: &Repo, environment: &str, day: Day) -> Result<Sealed> {
-    let mut whole = Sealed::default();
-    for pointer in place::seals(repo, environment, day)? {
-        let one = read_one(repo, &pointer)?;
-        whole.records.extend(one.records);
-        whole.samples.extend(one.samples);
+    let mut all = Sealed::default();
+    for pointer in paths::seals(repo, environment, day)? {
+        let seal = read_one(repo, &pointer)?;
+        all.records.extend(seal.records);
+        all.samples.extend(seal.samples);
     }
-    whole.records.sort_by_key(|it| it.captured);
-    whole.samples.sort_by_key(|it| it.time);
-    Ok(whole)
+    all.records.sort_by_key(|record| record.captured);
+    all.samples.sort_by_key(|sample| sample.time);
+    Ok(all)
 }
 
-/// Shows every record of an environment: sealed ones, then those that wait here.
-pub fn each(repo: &Repo, environment: &str, see: &mut dyn FnMut(Record) -> Result<()>) -> Result<()> {
-    let waiting = spool::days(&repo.shared, environment)?;
-    let mut seen = BTreeSet::new();
-    for day in place::sealed_days(&repo.files, environment)? {
+/// Calls `visit` for every record of an environment: those of sealed days, then the spooled ones of this
+/// machine.
+pub fn each(repo: &Repo, environment: &str, visit: &mut dyn FnMut(Record) -> Result<()>) -> Result<()> {
+    let spooled_days = spool::days(&repo.shared, environment)?;
+    let mut visited = BTreeSet::new();
+    for day in paths::sealed_days(&repo.files, environment)? {
         for record in sealed(repo, environment, day)?.records {
-            // What waits may be what a killed seal had sealed.
-            if waiting.contains(&Day::of(record.captured)) {
-                seen.insert(key(&record));
+            // A killed seal leaves sealed records in the spool.
+            if spooled_days.contains(&Day::of(record.captured)) {
+                visited.insert(key(&record));
             }
-            see(record)?;
+            visit(record)?;
         }
     }
-    for day in waiting {
-        let fresh = spool::read(&repo.shared, environment, day)?.records;
-        fresh.into_iter().filter(|it| !seen.contains(&key(it))).try_for_each(&mut *see)?;
+    for day in spooled_days {
+        let records = spool::read(&repo.shared, environment, day)?.records;
+        let mut unsealed = records.into_iter().filter(|record| !visited.contains(&key(record)));
+        unsealed.try_for_each(&mut *visit)?;
     }
     Ok(())
 }
 
-/// The picture of a record, if it was kept and is here: sealed, or waiting.
+/// Reads the image of a record from the spool or from a sealed day; None if it was not stored or is not here.
 pub fn picture(repo: &Repo, environment: &str, record: &Record) -> Result<Option<Vec<u8>>> {
-    let own = Day::of(record.captured);
-    let spooled = spool::read(&repo.shared, environment, own)?;
-    if let Some(bytes) = spooled.picture(&repo.shared, &record.input)? {
+    let captured = Day::of(record.captured);
+    let spooled = spool::read(&repo.shared, environment, captured)?;
+    if let Some(bytes) = spooled.image(&repo.shared, &record.input)? {
         return Ok(Some(bytes));
     }
     let hex = record.input.hex();
-    for day in place::sealed_days(&repo.files, environment)?.into_iter().filter(|it| *it >= own) {
-        for pointer in place::seals(repo, environment, day)? {
+    for day in paths::sealed_days(&repo.files, environment)?.into_iter().filter(|it| *it >= captured) {
+        for pointer in paths::seals(repo, environment, day)? {
             let tree = &pointer.content.digest;
             let Some(folder) = store::file_at(&repo.store, tree, &RepoPath::from_text(PICTURES)?)? else {
                 continue;
             };
             let entries = store::entries(&repo.store, &folder.digest)?;
-            if let Some(entry) = entries.iter().find(|it| it.name.starts_with(hex.as_bytes())) {
+            if let Some(entry) = entries.iter().find(|entry| entry.name.starts_with(hex.as_bytes())) {
                 return repo.store.read(&entry.digest).map(Some);
             }
         }

@@ -1,14 +1,15 @@
-//! Where records wait until their day is sealed, on the machine that served them.
+//! Spool: the on-disk buffer of traffic records on the machine that served them, until their day is sealed.
 //!
 //! ```text
-//! traffic/ENV/lock                    held while somebody writes or removes
-//! traffic/ENV/DAY/NAME.log            frames of one service; nobody else writes to it
-//! traffic/ENV/DAY/pictures/HEX        pictures that were kept
+//! traffic/ENV/lock                    locked while a process writes or removes files
+//! traffic/ENV/DAY/NAME.log            segment: frames of one service, the only writer
+//! traffic/ENV/DAY/NAME.log.damaged    damaged segment, kept after its day was sealed
+//! traffic/ENV/DAY/pictures/HEX        stored images
 //! ```
 //!
-//! A service hands its records to one thread and never waits for it: what does not fit is dropped and
-//! counted. The thread writes what it has twice a second and syncs once a second, so that a killed service
-//! loses no more than its last second. A disk that fails is counted and told, and stops nobody.
+//! A service passes its records to one thread through a bounded queue and never blocks: records that do not
+//! fit are dropped and counted. The thread writes twice a second and syncs once a second, so that a killed
+//! service loses at most its last second. Disk errors are counted and reported, but do not stop the service.
 
 use std::{
     collections::BTreeMap,
@@ -33,177 +34,182 @@ use crate::{
     traffic::{
         Record, Sample,
         frame::{self, Frame},
-        place,
+        paths,
         writer::{Message, Writer},
     },
 };
 
-/// Records that may wait for the thread.
-const WAITING: usize = 1024;
-/// Bytes of pictures that may wait for the thread.
-const ROOM: usize = 64 << 20;
-/// Behind the name of a segment that was put aside.
-const ASIDE: &str = ".damaged";
-const ENDING: &str = ".log";
-/// The status of a picture that cannot be decoded.
+/// Capacity of the thread's queue, in records.
+const MAX_QUEUED: usize = 1024;
+/// Largest size of the queued images together, in bytes.
+const MAX_QUEUED_BYTES: usize = 64 << 20;
+/// Suffix of damaged segments that are kept after their day was sealed.
+const DAMAGED_SUFFIX: &str = ".damaged";
+const SEGMENT_SUFFIX: &str = ".log";
+/// HTTP status of a request whose image cannot be decoded.
 const UNDECODABLE: u16 = 400;
-/// How often it is seen whether the thread has ended.
-const STEP: Duration = Duration::from_millis(10);
+/// Interval at which a stopping spool checks if the thread has ended.
+const POLL: Duration = Duration::from_millis(10);
 
-/// What a spool keeps besides records.
+/// Options of a spool: which images to store, and which disk to watch.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Share of the pictures to keep, 0–1. The digest decides, so that the same picture is always kept or never.
+    /// Share of images to store, 0–1. The digest decides, so that the same image is stored always or never.
     pub keep: f64,
-    /// What could not be decoded is kept up to so many bytes a picture, where pictures are kept at all.
+    /// Largest image that is stored although it could not be decoded, in bytes. If `keep` is 0, none is.
     pub largest_broken: usize,
-    /// Bytes of such pictures in one day.
+    /// Largest total size of such images per day, in bytes.
     pub broken_a_day: u64,
-    /// The disk that samples look at.
+    /// Path of the disk that telemetry samples measure.
     pub disk: PathBuf,
 }
 
-/// The way into the spool for one service.
+/// One service's handle to the spool.
 pub struct Spool {
     sender: SyncSender<Message>,
     state: Arc<State>,
     options: Options,
-    /// The day of the last picture that could not be decoded, and the bytes of those kept on it.
-    broken: Mutex<(Day, u64)>,
+    /// Day of the last stored image that could not be decoded, and total size of such images on that day.
+    undecodable: Mutex<(Day, u64)>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// What service and thread share.
+/// State shared between service and thread.
 #[derive(Default)]
 pub(super) struct State {
     recorded: AtomicU64,
-    /// Records on their way to the disk.
+    /// Number of records that were accepted, but not yet written.
     pub(super) pending: AtomicU64,
     pub(super) dropped: AtomicU64,
-    /// Bytes of pictures on their way.
-    pub(super) held: AtomicUsize,
-    /// The longest queue since it was last asked for.
+    /// Size of the images that are queued, in bytes.
+    pub(super) queued_bytes: AtomicUsize,
+    /// Longest request queue since the last telemetry sample.
     pub(super) waiting: AtomicUsize,
-    trouble: Mutex<Option<String>>,
+    last_error: Mutex<Option<String>>,
 }
 
-/// What waits of a day.
+/// Spooled traffic of a day.
 #[derive(Default)]
-pub struct Spooled {
+pub struct SpooledDay {
     pub records: Vec<Record>,
     pub samples: Vec<Sample>,
-    /// Kept pictures, by digest: where they lie below the root.
+    /// Paths of stored images by digest, relative to the root.
     pub pictures: BTreeMap<Digest, RepoPath>,
-    /// Places in segments that could not be read.
+    /// Number of damaged places in segments.
     pub damaged: u64,
     /// Segments with the lengths that were read.
     segments: BTreeMap<RepoPath, usize>,
 }
 
 impl Spool {
-    /// Starts the thread that writes below `traffic/ENV/` of this root.
+    /// Starts the thread that writes to `traffic/ENV/` below this root.
     pub fn start(root: Root, environment: &str, options: Options) -> Result<Self> {
         let state = Arc::<State>::default();
-        let (sender, receiver) = sync_channel(WAITING);
+        let (sender, receiver) = sync_channel(MAX_QUEUED);
         let writer = Writer::new(root, environment, &options, Arc::clone(&state))?;
         let thread = thread::Builder::new().name("spool".into()).spawn(move || writer.run(&receiver));
-        let thread = Mutex::new(Some(thread.doing(|| "cannot start the spool's thread".into())?));
-        Ok(Self { sender, state, options, broken: Mutex::new((Day::of(0), 0)), thread })
+        let thread = Mutex::new(Some(thread.doing(|| "cannot start the spool thread".into())?));
+        Ok(Self { sender, state, options, undecodable: Mutex::new((Day::of(0), 0)), thread })
     }
 
-    /// Takes a record, and the picture if it is to be kept; never waits. False when it was dropped.
-    pub fn record(&self, mut record: Record, picture: Option<Bytes>) -> bool {
-        let picture = picture.filter(|it| self.keeps(&record, it.len()) && self.hold(it.len()));
-        record.kept = picture.is_some();
-        let length = picture.as_ref().map_or(0, Bytes::len);
+    /// Queues a record, with its image if that is to be stored. Never blocks; returns false if the record was
+    /// dropped.
+    pub fn record(&self, mut record: Record, image: Option<Bytes>) -> bool {
+        let image = image
+            .filter(|bytes| self.should_store(&record, bytes.len()) && self.reserve_queue_bytes(bytes.len()));
+        record.kept = image.is_some();
+        let length = image.as_ref().map_or(0, Bytes::len);
         self.state.pending.fetch_add(1, Ordering::Relaxed);
-        match self.sender.try_send(Message::Record(Box::new(record), picture)) {
+        match self.sender.try_send(Message::Record(Box::new(record), image)) {
             Ok(()) => {
                 self.state.recorded.fetch_add(1, Ordering::Relaxed);
                 true
             }
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
                 self.state.pending.fetch_sub(1, Ordering::Relaxed);
-                self.state.held.fetch_sub(length, Ordering::Relaxed);
+                self.state.queued_bytes.fetch_sub(length, Ordering::Relaxed);
                 self.state.dropped.fetch_add(1, Ordering::Relaxed);
                 false
             }
         }
     }
 
-    fn keeps(&self, record: &Record, length: usize) -> bool {
+    fn should_store(&self, record: &Record, length: usize) -> bool {
         if record.looks.is_some() {
-            return draw(&record.input) < self.options.keep;
+            return unit_hash(&record.input) < self.options.keep;
         }
-        // What was refused for its size, or for want of room, says nothing of the camera.
-        let telling = record.status == UNDECODABLE && self.options.keep > 0.0;
-        telling && length <= self.options.largest_broken && self.has_room_for_broken(record, length as u64)
+        // Only undecodable images hint at a broken camera; rejection by size or overload does not.
+        let relevant = record.status == UNDECODABLE && self.options.keep > 0.0;
+        relevant
+            && length <= self.options.largest_broken
+            && self.reserve_undecodable_bytes(record, length as u64)
     }
 
-    /// Strangers must not fill the disk with rubbish.
-    fn has_room_for_broken(&self, record: &Record, length: u64) -> bool {
-        let mut kept = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Counts an image against the daily limit of undecodable images; false if it does not fit. Without the
+    /// limit, untrusted clients could fill the disk.
+    fn reserve_undecodable_bytes(&self, record: &Record, length: u64) -> bool {
+        let mut used = self.undecodable.lock().unwrap_or_else(PoisonError::into_inner);
         let today = Day::of(record.received);
-        if kept.0 != today {
-            *kept = (today, 0);
+        if used.0 != today {
+            *used = (today, 0);
         }
-        let fits = kept.1 + length <= self.options.broken_a_day;
-        kept.1 += if fits { length } else { 0 };
+        let fits = used.1 + length <= self.options.broken_a_day;
+        used.1 += if fits { length } else { 0 };
         fits
     }
 
-    /// Whether there is room for a picture; without it the record goes alone.
-    fn hold(&self, length: usize) -> bool {
-        let fits = |held: usize| held.checked_add(length).filter(|it| *it <= ROOM);
-        self.state.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok()
+    /// Reserves queue space for an image; if there is none, the record is queued without it.
+    fn reserve_queue_bytes(&self, length: usize) -> bool {
+        let fits = |queued: usize| queued.checked_add(length).filter(|it| *it <= MAX_QUEUED_BYTES);
+        self.state.queued_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok()
     }
 
-    /// Tells how many requests wait for the model, for the next sample.
+    /// Reports the current number of queued requests; the next telemetry sample stores the largest one.
     pub fn waiting(&self, requests: usize) {
         self.state.waiting.fetch_max(requests, Ordering::Relaxed);
     }
 
-    /// Records taken so far.
+    /// Returns the number of records accepted so far.
     pub fn recorded(&self) -> u64 {
         self.state.recorded.load(Ordering::Relaxed)
     }
 
-    /// Records that did not reach the disk.
+    /// Returns the number of records that were not written to the disk.
     pub fn dropped(&self) -> u64 {
         self.state.dropped.load(Ordering::Relaxed)
     }
 
-    /// The last thing that went wrong with the disk, if anything did.
+    /// Returns the last disk error, if there was one.
     pub fn trouble(&self) -> Option<String> {
-        self.state.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.state.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Writes and syncs everything that was taken, and ends; what comes later is dropped.
+    /// Writes and syncs all accepted records and ends the thread. Later records are dropped.
     pub fn stop(&self) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
-            // A thread that is gone has nothing to write.
-            let _gone = self.sender.send(Message::Stop);
+            // If the thread has ended, there is nothing left to write.
+            let _ended = self.sender.send(Message::Stop);
             let _panicked = thread.join();
         }
     }
 
-    /// As [`Spool::stop`], but waits no longer than this. How many records had not reached the disk by then: they
-    /// count as dropped.
+    /// Stops like [`Spool::stop`], but waits no longer than `limit`. Returns the number of records that had
+    /// not been written by then; they count as dropped.
     pub fn stop_within(&self, limit: Duration) -> u64 {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(thread) = thread else { return 0 };
         let end = Instant::now() + limit;
-        let mut told = false;
+        let mut sent = false;
         while !thread.is_finished() {
-            // A thread that waits for the disk may not have room for one more message.
-            told = told || !matches!(self.sender.try_send(Message::Stop), Err(TrySendError::Full(_)));
+            // The queue may be full while the thread waits for the disk.
+            sent = sent || !matches!(self.sender.try_send(Message::Stop), Err(TrySendError::Full(_)));
             if Instant::now() >= end {
-                let left = self.state.pending.load(Ordering::Relaxed);
-                self.state.dropped.fetch_add(left, Ordering::Relaxed);
-                return left;
+                let lost = self.state.pending.load(Ordering::Relaxed);
+                self.state.dropped.fetch_add(lost, Ordering::Relaxed);
+                return lost;
             }
-            thread::sleep(STEP);
+            thread::sleep(POLL);
         }
         0
     }
@@ -216,49 +222,50 @@ impl Drop for Spool {
 }
 
 impl State {
-    /// Counts records that could not be written, and remembers why.
+    /// Counts records that could not be written, and stores the error.
     pub(super) fn fail(&self, records: usize, error: &Error) {
         self.dropped.fetch_add(records as u64, Ordering::Relaxed);
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.full_text());
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.full_text());
     }
 }
 
-/// A number between 0 and 1 that belongs to a picture.
-fn draw(picture: &Digest) -> f64 {
-    let bits = u64::from_le_bytes(picture.bytes()[8..16].try_into().expect("a digest has 32 bytes"));
+/// Maps an image's digest to a number in [0, 1), uniformly.
+fn unit_hash(digest: &Digest) -> f64 {
+    let bits = u64::from_le_bytes(digest.bytes()[8..16].try_into().expect("a digest has 32 bytes"));
     (bits >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-/// Held for the milliseconds in which somebody writes or removes.
+/// Locks the spool of an environment for writing or removing, which takes milliseconds.
 pub(super) fn lock(root: &Root, environment: &str) -> Result<Lock> {
-    fs::lock(root, &place::folder(environment)?.join(b"lock")?)
+    fs::lock(root, &paths::folder(environment)?.join(b"lock")?)
 }
 
-/// The file that a service writes a day's frames to.
+/// Returns the path of a service's segment for a day.
 pub(super) fn segment(environment: &str, day: Day, name: &str) -> Result<RepoPath> {
-    place::day_folder(environment, day)?.join(format!("{name}{ENDING}").as_bytes())
+    paths::day_folder(environment, day)?.join(format!("{name}{SEGMENT_SUFFIX}").as_bytes())
 }
 
-/// Where a day's picture is kept.
-pub(super) fn picture(environment: &str, day: Day, digest: &Digest) -> Result<RepoPath> {
-    place::day_folder(environment, day)?.join(place::PICTURES.as_bytes())?.join(digest.hex().as_bytes())
+/// Returns the path of a stored image of a day.
+pub(super) fn image(environment: &str, day: Day, digest: &Digest) -> Result<RepoPath> {
+    paths::day_folder(environment, day)?.join(paths::PICTURES.as_bytes())?.join(digest.hex().as_bytes())
 }
 
-/// Days that something waits of, in order.
+/// Returns the days with spooled traffic, in order.
 pub fn days(root: &Root, environment: &str) -> Result<Vec<Day>> {
-    place::days_in(root, &place::folder(environment)?)
+    paths::days_in(root, &paths::folder(environment)?)
 }
 
-/// What waits of a day: whole records and samples only, in the order they were written.
-pub fn read(root: &Root, environment: &str, day: Day) -> Result<Spooled> {
-    let folder = place::day_folder(environment, day)?;
-    let mut found = Spooled::default();
+/// Reads the spooled traffic of a day: intact records and samples only, in the order in which they were
+/// written.
+pub fn read(root: &Root, environment: &str, day: Day) -> Result<SpooledDay> {
+    let folder = paths::day_folder(environment, day)?;
+    let mut found = SpooledDay::default();
     if root.stamp(&folder)?.is_none() {
         return Ok(found);
     }
     for (name, _) in root.dir(&folder)?.names()? {
         let path = folder.join(&name)?;
-        if path.without_suffix(ENDING).is_none() {
+        if path.without_suffix(SEGMENT_SUFFIX).is_none() {
             continue;
         }
         let bytes = root.read(&path)?;
@@ -272,38 +279,40 @@ pub fn read(root: &Root, environment: &str, day: Day) -> Result<Spooled> {
         }
         found.segments.insert(path, bytes.len());
     }
-    let pictures = folder.join(place::PICTURES.as_bytes())?;
-    if root.stamp(&pictures)?.is_some() {
-        for (name, _) in root.dir(&pictures)?.names()? {
-            if let Some(digest) = std::str::from_utf8(&name).ok().and_then(|it| Digest::from_hex(it).ok()) {
-                found.pictures.insert(digest, pictures.join(&name)?);
+    let images = folder.join(paths::PICTURES.as_bytes())?;
+    if root.stamp(&images)?.is_some() {
+        for (name, _) in root.dir(&images)?.names()? {
+            let hex = std::str::from_utf8(&name).ok();
+            if let Some(digest) = hex.and_then(|hex| Digest::from_hex(hex).ok()) {
+                found.pictures.insert(digest, images.join(&name)?);
             }
         }
     }
     Ok(found)
 }
 
-impl Spooled {
-    /// The bytes of a kept picture; nothing when they are not whole.
-    pub fn picture(&self, root: &Root, digest: &Digest) -> Result<Option<Vec<u8>>> {
+impl SpooledDay {
+    /// Reads a stored image; None if it is missing or incomplete.
+    pub fn image(&self, root: &Root, digest: &Digest) -> Result<Option<Vec<u8>>> {
         let Some(path) = self.pictures.get(digest) else { return Ok(None) };
-        Ok(root.read_if_there(path)?.filter(|it| Digest::of(it) == *digest))
+        Ok(root.read_if_there(path)?.filter(|bytes| Digest::of(bytes) == *digest))
     }
 }
 
-/// Removes a day of which everything in `read` is kept elsewhere; false when more has come since.
-pub(super) fn remove(root: &Root, environment: &str, day: Day, read: &Spooled) -> Result<bool> {
+/// Removes a day whose contents, as in `read`, are stored elsewhere. Returns false, and removes nothing, if
+/// more has been written since.
+pub(super) fn remove(root: &Root, environment: &str, day: Day, read: &SpooledDay) -> Result<bool> {
     let _lock = lock(root, environment)?;
     let now = self::read(root, environment, day)?;
     if now.segments != read.segments {
         return Ok(false);
     }
     if read.damaged == 0 {
-        return root.remove(&place::day_folder(environment, day)?).map(|()| true);
+        return root.remove(&paths::day_folder(environment, day)?).map(|()| true);
     }
-    // What nobody can read now is put aside, with its pictures, and not thrown away.
+    // Damaged segments are kept, with the day's images, because a later version may be able to read them.
     for path in read.segments.keys() {
-        root.rename(path, &path.with_suffix(ASIDE))?;
+        root.rename(path, &path.with_suffix(DAMAGED_SUFFIX))?;
     }
     Ok(true)
 }
@@ -324,10 +333,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_damaged_is_counted_and_put_aside() {
+    fn damaged_segments_are_counted_and_kept() {
         let temp = tempfile::tempdir().unwrap();
         let spool = Spool::start(root(&temp), "test", options(1.0)).unwrap();
-        (0..3).for_each(|it| assert!(spool.record(record(&format!("r{it}"), 0, b"x"), None)));
+        (0..3).for_each(|number| assert!(spool.record(record(&format!("r{number}"), 0, b"x"), None)));
         spool.stop();
         let day = Day::of(0);
         let path = read(&root(&temp), "test", day).unwrap().segments.keys().next().unwrap().clone();
@@ -337,29 +346,29 @@ mod tests {
         let found = read(&root(&temp), "test", day).unwrap();
         assert_eq!((found.records.len(), found.damaged), (2, 1));
         assert!(remove(&root(&temp), "test", day, &found).unwrap());
-        assert_eq!(root(&temp).read(&path.with_suffix(ASIDE)).unwrap(), bytes);
+        assert_eq!(root(&temp).read(&path.with_suffix(DAMAGED_SUFFIX)).unwrap(), bytes);
         assert!(read(&root(&temp), "test", day).unwrap().records.is_empty());
     }
 
     #[test]
-    fn what_is_recorded_is_read_by_day_with_its_pictures() {
+    fn records_are_read_back_by_day_with_their_images() {
         let temp = tempfile::tempdir().unwrap();
         let spool = Spool::start(root(&temp), "test", options(1.0)).unwrap();
-        for at in 0..5 {
-            let bytes = Bytes::from(format!("picture {at}"));
-            assert!(spool.record(record(&format!("r{at}"), DAY * (at % 2), &bytes), Some(bytes)));
+        for number in 0..5 {
+            let bytes = Bytes::from(format!("image {number}"));
+            assert!(spool.record(record(&format!("r{number}"), DAY * (number % 2), &bytes), Some(bytes)));
         }
         spool.waiting(7);
         spool.stop();
         assert_eq!((spool.recorded(), spool.dropped(), spool.trouble()), (5, 0, None));
-        assert!(!spool.record(record("late", 0, b""), None), "it has ended");
+        assert!(!spool.record(record("late", 0, b""), None), "the spool has stopped");
         let found: Vec<_> = days(&root(&temp), "test").unwrap();
         assert_eq!(found, [Day::of(0), Day::of(DAY)]);
         let first = read(&root(&temp), "test", Day::of(0)).unwrap();
-        let ids: Vec<_> = first.records.iter().map(|it| (&it.id[..], it.kept)).collect();
+        let ids: Vec<_> = first.records.iter().map(|record| (&record.id[..], record.kept)).collect();
         assert_eq!(ids, [("r0", true), ("r2", true), ("r4", true)]);
-        let digest = Digest::of(b"picture 4");
-        assert_eq!(first.picture(&root(&temp), &digest).unwrap().unwrap(), b"picture 4");
+        let digest = Digest::of(b"image 4");
+        assert_eq!(first.image(&root(&temp), &digest).unwrap().unwrap(), b"image 4");
         let second = read(&root(&temp), "test", Day::of(DAY)).unwrap();
         assert_eq!((second.records.len(), second.pictures.len()), (2, 2));
         let samples: Vec<_> = first.samples.iter().chain(&second.samples).collect();
@@ -368,11 +377,11 @@ mod tests {
     }
 
     #[test]
-    fn each_day_has_a_sample_however_fast_it_goes_by() {
+    fn each_day_has_a_sample_even_if_records_span_many_days() {
         let temp = tempfile::tempdir().unwrap();
         let spool = Spool::start(root(&temp), "test", options(0.0)).unwrap();
-        for at in 0..30 {
-            spool.record(record("r", DAY * (at / 3) + at, b""), None);
+        for number in 0..30 {
+            spool.record(record("r", DAY * (number / 3) + number, b""), None);
         }
         spool.stop();
         for day in 0..10 {
@@ -382,33 +391,34 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_decides_which_pictures_are_kept_and_room_which_broken_ones() {
+    fn the_digest_decides_which_images_are_stored_and_a_limit_which_undecodable_ones() {
         let temp = tempfile::tempdir().unwrap();
         let spool = Spool::start(root(&temp), "test", options(0.3)).unwrap();
-        for at in 0..400 {
-            let bytes = Bytes::from(format!("picture {at}"));
+        for number in 0..400 {
+            let bytes = Bytes::from(format!("picture {number}"));
             while !spool.record(record("r", 0, &bytes), Some(bytes.clone())) {}
         }
-        let broken = |bytes: &'static str, status| {
-            let broken = Record { looks: None, status, ..record("b", 0, bytes.as_bytes()) };
-            spool.record(broken, Some(bytes.into()));
+        let record_failed = |bytes: &'static str, status| {
+            let failed = Record { looks: None, status, ..record("b", 0, bytes.as_bytes()) };
+            spool.record(failed, Some(bytes.into()));
         };
         for bytes in ["broken", "broken and far too large", "one more"] {
-            broken(bytes, UNDECODABLE);
+            record_failed(bytes, UNDECODABLE);
         }
-        broken("busy", 503);
+        record_failed("busy", 503);
         spool.stop();
         let found = read(&root(&temp), "test", Day::of(0)).unwrap();
-        let (broken, sound): (Vec<_>, Vec<_>) = found.records.iter().partition(|it| it.looks.is_none());
-        assert_eq!(broken.iter().map(|it| it.kept).collect::<Vec<_>>(), [true, false, false, false]);
-        let kept = sound.iter().filter(|it| it.kept).count();
+        let (failed, good): (Vec<_>, Vec<_>) =
+            found.records.iter().partition(|record| record.looks.is_none());
+        assert_eq!(failed.iter().map(|it| it.kept).collect::<Vec<_>>(), [true, false, false, false]);
+        let kept = good.iter().filter(|it| it.kept).count();
         assert!((90..150).contains(&kept), "{kept} of 400");
-        assert!(sound.iter().all(|it| it.kept == (draw(&it.input) < 0.3)));
+        assert!(good.iter().all(|record| record.kept == (unit_hash(&record.input) < 0.3)));
         assert_eq!(found.pictures.len(), kept + 1);
     }
 
     #[test]
-    fn a_removed_segment_is_begun_anew_and_a_grown_one_stays() {
+    fn a_removed_segment_is_started_again_and_a_grown_one_is_kept() {
         let temp = tempfile::tempdir().unwrap();
         let root = root(&temp);
         let spool = Spool::start(Root::open(temp.path()).unwrap(), "test", options(0.0)).unwrap();
@@ -433,11 +443,11 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_fails_is_told_and_stops_nobody() {
+    fn a_disk_error_is_reported_and_does_not_stop_the_spool() {
         let temp = tempfile::tempdir().unwrap();
         let spool = Spool::start(root(&temp), "test", options(0.0)).unwrap();
         // A file where the day's folder should be.
-        root(&temp).write(&place::day_folder("test", Day::of(0)).unwrap(), b"", fs::Sync::Later).unwrap();
+        root(&temp).write(&paths::day_folder("test", Day::of(0)).unwrap(), b"", fs::Sync::Later).unwrap();
         spool.record(record("a", 0, b""), None);
         spool.record(record("b", DAY, b""), None);
         spool.stop();
@@ -447,15 +457,15 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_that_is_held_delays_the_end_no_longer_than_told() {
+    fn a_held_lock_does_not_delay_stopping_beyond_the_limit() {
         let temp = tempfile::tempdir().unwrap();
         let held = lock(&root(&temp), "test").unwrap();
         let spool = Spool::start(root(&temp), "test", options(0.0)).unwrap();
-        let taken = |at: &usize| spool.record(record(&at.to_string(), 0, b""), None);
-        let taken = (0..WAITING + 10).filter(taken).count() as u64;
+        let is_accepted = |number: &usize| spool.record(record(&number.to_string(), 0, b""), None);
+        let accepted = (0..MAX_QUEUED + 10).filter(is_accepted).count() as u64;
         let dropped = spool.dropped();
-        assert_eq!(spool.stop_within(Duration::from_millis(100)), taken);
-        assert_eq!(spool.dropped(), taken + dropped);
+        assert_eq!(spool.stop_within(Duration::from_millis(100)), accepted);
+        assert_eq!(spool.dropped(), accepted + dropped);
         drop((held, spool));
         let spool = Spool::start(root(&temp), "other", options(0.0)).unwrap();
         assert!(spool.record(record("a", 0, b""), None));
@@ -464,11 +474,11 @@ mod tests {
     }
 
     #[test]
-    fn two_services_write_beside_each_other() {
+    fn two_services_can_write_at_the_same_time() {
         let temp = tempfile::tempdir().unwrap();
         let spools = [0, 1].map(|_| Spool::start(root(&temp), "test", options(0.0)).unwrap());
-        for at in 0..20 {
-            spools[at % 2].record(record(&at.to_string(), 0, b""), None);
+        for number in 0..20 {
+            spools[number % 2].record(record(&number.to_string(), 0, b""), None);
         }
         drop(spools);
         let found = read(&root(&temp), "test", Day::of(0)).unwrap();
@@ -476,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn an_odd_environment_is_refused() {
+    fn an_invalid_environment_name_is_rejected() {
         let temp = tempfile::tempdir().unwrap();
         assert!(Spool::start(root(&temp), "../x", options(0.0)).is_err());
     }

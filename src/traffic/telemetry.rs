@@ -1,4 +1,4 @@
-//! How the machine is doing.
+//! Measures the serving machine: processor, memory, disk and temperature.
 
 use std::path::{Path, PathBuf};
 
@@ -6,23 +6,23 @@ use sysinfo::{Components, Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 
 use crate::{fs, traffic::Sample};
 
-/// Looks at this machine now and then; loads are of the time since the look before.
-pub struct Machine {
+/// Telemetry source of this machine. Processor load is the average since the previous sample.
+pub struct Probe {
     system: System,
     sensors: Components,
-    /// Where the disk is looked at.
+    /// Path whose file system is measured.
     disk: PathBuf,
 }
 
-impl Machine {
+impl Probe {
     pub fn new(disk: &Path) -> Self {
         let mut system = System::new();
         system.refresh_cpu_usage();
         Self { system, sensors: Components::new_with_refreshed_list(), disk: disk.to_owned() }
     }
 
-    /// What is seen now; the counts are for others to fill in.
-    pub fn look(&mut self) -> Sample {
+    /// Takes a sample. Time and counts are left at 0, for the caller to fill in.
+    pub fn sample(&mut self) -> Sample {
         let process = Pid::from_u32(std::process::id());
         self.system.refresh_cpu_usage();
         self.system.refresh_memory();
@@ -47,8 +47,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_look_finds_a_machine_at_work() {
-        let found = Machine::new(Path::new("/")).look();
+    fn a_sample_has_plausible_values() {
+        let found = Probe::new(Path::new("/")).sample();
         assert!(found.resident > 1_000_000, "{found:?}");
         for share in [found.memory, found.disk] {
             assert!(share > 0.0 && share <= 1.0, "{found:?}");

@@ -1,4 +1,4 @@
-//! The thread that writes a spool.
+//! The writer thread of a spool: appends batches of records, images and telemetry samples to segments.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,22 +19,22 @@ use crate::{
     time::Day,
     traffic::{
         Record, Sample, frame,
-        place::check_environment,
+        paths::check_environment,
         spool::{self, Options, State},
-        telemetry::Machine,
+        telemetry::Probe,
     },
 };
 
-/// How long the first record waits for others.
-const GATHER: Duration = Duration::from_millis(500);
-const SYNC: Duration = Duration::from_secs(1);
-const SAMPLE: Duration = Duration::from_secs(10);
-/// Records written together, at most.
-const BATCH: usize = 1024;
-/// Days whose segments are held open.
-const OPEN: usize = 8;
+/// Longest time that a record waits for others of its batch.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
+const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(10);
+/// Largest number of records in a batch.
+const MAX_BATCH: usize = 1024;
+/// Largest number of open segments.
+const MAX_OPEN_SEGMENTS: usize = 8;
 
-/// What a service tells the thread.
+/// Message from a service to the thread.
 pub(super) enum Message {
     Record(Box<Record>, Option<Bytes>),
     Stop,
@@ -46,16 +46,16 @@ pub(super) struct Writer {
     root: Root,
     environment: String,
     state: Arc<State>,
-    machine: Machine,
-    /// Names this service's segments; another one after a write that failed half way.
+    probe: Probe,
+    /// Name of this service's segments; changed after a write that failed halfway.
     name: String,
     segments: BTreeMap<Day, Segment>,
+    /// Days whose segments have not been synced since the last write.
     dirty: BTreeSet<Day>,
-    synced: Instant,
-    /// When a sample was taken last, and of which day.
-    sampled: Option<(Instant, Day)>,
-    /// What came since the last sample.
-    since: Since,
+    last_sync: Instant,
+    /// Time of the last telemetry sample, and the day it was stored under.
+    last_sample: Option<(Instant, Day)>,
+    counters: Counters,
 }
 
 struct Segment {
@@ -63,16 +63,18 @@ struct Segment {
     inode: u64,
 }
 
+/// Counters since the last telemetry sample.
 #[derive(Default)]
-struct Since {
+struct Counters {
     answers: u32,
     errors: u32,
-    /// All that had been dropped by then.
-    dropped: u64,
+    /// Total number of dropped records at the last sample.
+    dropped_before: u64,
+    /// Capture time of the latest record, in milliseconds since 1970.
     newest: i64,
 }
 
-impl Since {
+impl Counters {
     fn add(&mut self, record: &Record) {
         self.answers = self.answers.saturating_add(1);
         self.errors = self.errors.saturating_add(u32::from(record.status >= 500));
@@ -87,36 +89,37 @@ impl Writer {
             root,
             environment: environment.to_owned(),
             state,
-            machine: Machine::new(&options.disk),
+            probe: Probe::new(&options.disk),
             name: new_name(),
             segments: BTreeMap::new(),
             dirty: BTreeSet::new(),
-            synced: Instant::now(),
-            sampled: None,
-            since: Since::default(),
+            last_sync: Instant::now(),
+            last_sample: None,
+            counters: Counters::default(),
         })
     }
 
-    /// Writes until it is told to stop or nobody is left to tell.
+    /// Writes until a stop message arrives or the sender is dropped.
     pub fn run(mut self, receiver: &Receiver<Message>) {
         let mut batch = Batch::new();
         let mut due = None;
         loop {
-            let wait = due.map_or(GATHER, |it: Instant| it.saturating_duration_since(Instant::now()));
+            let wait =
+                due.map_or(FLUSH_INTERVAL, |due: Instant| due.saturating_duration_since(Instant::now()));
             let ended = match receiver.recv_timeout(wait) {
-                Ok(Message::Record(record, picture)) => {
-                    due.get_or_insert_with(|| Instant::now() + GATHER);
-                    batch.push((*record, picture));
+                Ok(Message::Record(record, image)) => {
+                    due.get_or_insert_with(|| Instant::now() + FLUSH_INTERVAL);
+                    batch.push((*record, image));
                     false
                 }
                 Err(RecvTimeoutError::Timeout) => false,
                 Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => true,
             };
-            if ended || batch.len() >= BATCH || due.is_some_and(|it| it <= Instant::now()) {
+            if ended || batch.len() >= MAX_BATCH || due.is_some_and(|it| it <= Instant::now()) {
                 self.flush(std::mem::take(&mut batch), ended);
                 due = None;
             }
-            if ended || self.synced.elapsed() >= SYNC {
+            if ended || self.last_sync.elapsed() >= SYNC_INTERVAL {
                 self.sync();
             }
             if ended {
@@ -126,36 +129,37 @@ impl Writer {
     }
 
     fn flush(&mut self, mut batch: Batch, last: bool) {
-        let held: usize = batch.iter().filter_map(|it| it.1.as_ref()).map(Bytes::len).sum();
+        let image_bytes: usize = batch.iter().filter_map(|(_, image)| image.as_ref()).map(Bytes::len).sum();
         if let Err(error) = self.write(&mut batch, last) {
             self.state.fail(batch.len(), &error);
         }
         self.state.pending.fetch_sub(batch.len() as u64, Ordering::Relaxed);
-        self.state.held.fetch_sub(held, Ordering::Relaxed);
+        self.state.queued_bytes.fetch_sub(image_bytes, Ordering::Relaxed);
     }
 
-    /// Pictures, then the records that speak of them, then perhaps a sample.
+    /// Writes the images, then the records that refer to them, and telemetry samples if they are due. `last`
+    /// forces a sample for what has not been sampled.
     fn write(&mut self, batch: &mut [(Record, Option<Bytes>)], last: bool) -> Result<()> {
-        if batch.is_empty() && !(last && self.since.answers > 0) {
+        if batch.is_empty() && !(last && self.counters.answers > 0) {
             return Ok(());
         }
         let _lock = spool::lock(&self.root, &self.environment)?;
         let mut frames: BTreeMap<Day, (usize, Vec<u8>)> = BTreeMap::new();
-        for at in 0..batch.len() {
-            let next = batch.get(at + 1).map(|it| Day::of(it.0.captured));
-            let (record, picture) = &mut batch[at];
+        for index in 0..batch.len() {
+            let next = batch.get(index + 1).map(|(record, _)| Day::of(record.captured));
+            let (record, image) = &mut batch[index];
             let day = Day::of(record.captured);
-            if let Some(bytes) = picture.take()
-                && let Err(error) = self.keep(day, record, &bytes)
+            if let Some(bytes) = image.take()
+                && let Err(error) = self.store_image(day, record, &bytes)
             {
                 record.kept = false;
                 self.state.fail(0, &error);
             }
-            self.since.add(record);
+            self.counters.add(record);
             let (count, bytes) = frames.entry(day).or_default();
             *count += 1;
             frame::put_record(bytes, record);
-            // Each day has a sample, however fast days go by.
+            // Each day gets a sample, even if the records of a batch span several days.
             if next.is_none_or(|it| it > day)
                 && let Some(sample) = self.sample(last && next.is_none())
             {
@@ -175,42 +179,47 @@ impl Writer {
         Ok(())
     }
 
-    fn keep(&self, day: Day, record: &Record, bytes: &[u8]) -> Result<()> {
-        let path = spool::picture(&self.environment, day, &record.input)?;
-        if self.root.stamp(&path)?.is_some_and(|it| it.size == bytes.len() as u64) {
+    /// Stores an image, unless a file of its size exists already.
+    fn store_image(&self, day: Day, record: &Record, bytes: &[u8]) -> Result<()> {
+        let path = spool::image(&self.environment, day, &record.input)?;
+        if self.root.stamp(&path)?.is_some_and(|stat| stat.size == bytes.len() as u64) {
             return Ok(());
         }
         self.root.write(&path, bytes, Sync::Later)
     }
 
-    /// A sample of the machine, if it is time for one.
+    /// Takes a telemetry sample, if one is due.
     fn sample(&mut self, last: bool) -> Option<Sample> {
-        let day = Day::of(self.since.newest);
-        let due = self.sampled.is_none_or(|(at, of)| at.elapsed() >= SAMPLE || of < day);
-        let leftover = last && self.since.answers > 0;
-        if !(due || leftover) {
+        let day = Day::of(self.counters.newest);
+        let due = self
+            .last_sample
+            .is_none_or(|(time, sampled_day)| time.elapsed() >= SAMPLE_INTERVAL || sampled_day < day);
+        let unsampled = last && self.counters.answers > 0;
+        if !(due || unsampled) {
             return None;
         }
         let dropped = self.state.dropped.load(Ordering::Relaxed);
+        let new_dropped = dropped.saturating_sub(self.counters.dropped_before);
         let sample = Sample {
-            time: self.since.newest,
+            time: self.counters.newest,
             waiting: u32::try_from(self.state.waiting.swap(0, Ordering::Relaxed)).unwrap_or(u32::MAX),
-            answers: self.since.answers,
-            errors: self.since.errors,
-            dropped: u32::try_from(dropped.saturating_sub(self.since.dropped)).unwrap_or(u32::MAX),
-            ..self.machine.look()
+            answers: self.counters.answers,
+            errors: self.counters.errors,
+            dropped: u32::try_from(new_dropped).unwrap_or(u32::MAX),
+            ..self.probe.sample()
         };
-        self.since = Since { dropped, newest: sample.time, ..Since::default() };
-        self.sampled = Some((Instant::now(), day));
+        self.counters = Counters { dropped_before: dropped, newest: sample.time, ..Counters::default() };
+        self.last_sample = Some((Instant::now(), day));
         Some(sample)
     }
 
+    /// Appends frames to the segment of a day.
     fn append(&mut self, day: Day, bytes: &[u8]) -> Result<()> {
         let path = spool::segment(&self.environment, day, &self.name)?;
-        // Whoever sealed the day has removed the segment.
+        // Sealing removes segments: an open file whose path is gone or has another inode must not be written.
         let now = self.root.stamp(&path)?.map(|it| it.inode);
         if now.is_none() || self.segments.get(&day).map(|it| it.inode) != now {
-            if self.segments.len() >= OPEN {
+            if self.segments.len() >= MAX_OPEN_SEGMENTS {
                 self.sync();
                 self.segments.clear();
             }
@@ -222,7 +231,7 @@ impl Writer {
         let segment = self.segments.get_mut(&day).expect("it was just opened");
         let written = segment.file.write_all(bytes).doing(|| format!("cannot write `{path}`"));
         if written.is_err() {
-            // What follows half a frame cannot be read: go on in another segment.
+            // Frames after an incomplete one may not be readable: continue in a new segment.
             self.segments.clear();
             self.name = new_name();
         }
@@ -239,11 +248,11 @@ impl Writer {
                 self.state.fail(0, &error);
             }
         }
-        self.synced = Instant::now();
+        self.last_sync = Instant::now();
     }
 }
 
-/// A name that no other service has.
+/// Returns a segment name that no other service uses.
 fn new_name() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     format!("{:x}-{}-{}", fs::tick(), std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))

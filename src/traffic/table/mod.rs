@@ -1,7 +1,7 @@
-//! Records and samples as Parquet, for whoever reads it: Arrow, pandas, us.
+//! Records and telemetry samples as Parquet files, readable by Arrow, pandas and mlx.
 //!
-//! The same rows give the same bytes. What is read may come from strangers: it is an error or rows, never
-//! a panic, and never takes much more memory than the file has bytes (see [`columns`]).
+//! The same rows give the same bytes. Input is untrusted: reading returns rows or an error, never panics, and
+//! never needs much more memory than the file has bytes (see [`columns`]).
 
 mod columns;
 mod requests;

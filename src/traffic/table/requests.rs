@@ -1,4 +1,6 @@
-//! One row a record. Times are UTC; digests are texts as everywhere; the fingerprint's bits are an integer.
+//! The table of requests: one row per record.
+//!
+//! Times are UTC, digests are text as everywhere, and the bits of the fingerprint are an integer.
 
 use parquet::data_type::{BoolType, FloatType, Int32Type, Int64Type};
 
@@ -7,7 +9,7 @@ use crate::{
     error::Result,
     traffic::{
         Looks, Record,
-        table::columns::{self, Parquet, Source, wrong},
+        table::columns::{self, GroupReader, Parquet, invalid},
     },
 };
 
@@ -34,78 +36,79 @@ const SCHEMA: &str = "message requests {
     required boolean kept;
 }";
 
-/// The records as a Parquet file.
+/// Writes records as a Parquet file.
 pub fn write(records: &[Record]) -> Result<Vec<u8>> {
-    columns::write(SCHEMA, records.len(), |range, sink| {
+    columns::write(SCHEMA, records.len(), |range, group| {
         let rows = || records[range.clone()].iter();
-        let looks = |pick: fn(&Looks) -> f32| rows().map(move |it| it.looks.as_ref().map(pick));
-        sink.texts(rows().map(|it| it.id.clone()))?;
-        sink.numbers::<Int64Type>(rows().map(|it| it.captured))?;
-        sink.numbers::<Int64Type>(rows().map(|it| it.received))?;
-        sink.texts(rows().map(|it| it.version.clone()))?;
-        sink.texts(rows().map(|it| it.package.to_string()))?;
-        sink.texts(rows().map(|it| it.input.to_string()))?;
-        sink.texts(rows().map(|it| it.name.clone()))?;
-        sink.numbers::<Int32Type>(rows().map(|it| it.status.into()))?;
-        sink.numbers::<FloatType>(rows().map(|it| it.latency))?;
-        sink.texts(rows().map(|it| it.class.clone()))?;
-        sink.lists(rows().map(|it| &it.scores[..]))?;
-        sink.lists(rows().map(|it| &it.features[..]))?;
-        sink.optional::<FloatType>(looks(|it| it.brightness))?;
-        sink.optional::<FloatType>(looks(|it| it.contrast))?;
-        sink.optional::<FloatType>(looks(|it| it.sharpness))?;
-        sink.optional::<FloatType>(looks(|it| it.colors[0]))?;
-        sink.optional::<FloatType>(looks(|it| it.colors[1]))?;
-        sink.optional::<FloatType>(looks(|it| it.colors[2]))?;
-        sink.optional::<Int64Type>(rows().map(|it| it.looks.map(|it| it.fingerprint.cast_signed())))?;
-        sink.numbers::<BoolType>(rows().map(|it| it.kept))
+        let statistic = |field: fn(&Looks) -> f32| rows().map(move |record| record.looks.as_ref().map(field));
+        group.texts(rows().map(|it| it.id.clone()))?;
+        group.numbers::<Int64Type>(rows().map(|it| it.captured))?;
+        group.numbers::<Int64Type>(rows().map(|it| it.received))?;
+        group.texts(rows().map(|it| it.version.clone()))?;
+        group.texts(rows().map(|it| it.package.to_string()))?;
+        group.texts(rows().map(|it| it.input.to_string()))?;
+        group.texts(rows().map(|it| it.name.clone()))?;
+        group.numbers::<Int32Type>(rows().map(|it| it.status.into()))?;
+        group.numbers::<FloatType>(rows().map(|it| it.latency))?;
+        group.texts(rows().map(|it| it.class.clone()))?;
+        group.lists(rows().map(|it| &it.scores[..]))?;
+        group.lists(rows().map(|it| &it.features[..]))?;
+        group.optional::<FloatType>(statistic(|it| it.brightness))?;
+        group.optional::<FloatType>(statistic(|it| it.contrast))?;
+        group.optional::<FloatType>(statistic(|it| it.sharpness))?;
+        group.optional::<FloatType>(statistic(|it| it.colors[0]))?;
+        group.optional::<FloatType>(statistic(|it| it.colors[1]))?;
+        group.optional::<FloatType>(statistic(|it| it.colors[2]))?;
+        let fingerprint = |stats: Looks| stats.fingerprint.cast_signed();
+        group.optional::<Int64Type>(rows().map(|it| it.looks.map(fingerprint)))?;
+        group.numbers::<BoolType>(rows().map(|it| it.kept))
     })
 }
 
-/// Reads what [`write`] wrote.
+/// Reads the records of a Parquet file.
 pub fn read(bytes: &[u8]) -> Result<Vec<Record>> {
     columns::read("the table of requests", SCHEMA, bytes, rows)
 }
 
-fn rows(source: &mut Source<'_>) -> Parquet<Vec<Record>> {
+fn rows(group: &mut GroupReader<'_>) -> Parquet<Vec<Record>> {
     let digests = |texts: Vec<String>| -> Parquet<Vec<Digest>> {
-        texts.iter().map(|it| it.parse().map_err(|_| wrong("it holds a digest that is none"))).collect()
+        texts.iter().map(|text| text.parse().map_err(|_| invalid("it contains an invalid digest"))).collect()
     };
-    let mut records: Vec<Record> = source.texts()?.into_iter().map(empty).collect();
-    let set = |records: &mut Vec<Record>, put: &mut dyn FnMut(usize, &mut Record)| {
-        records.iter_mut().enumerate().for_each(|(at, it)| put(at, it));
+    let mut records: Vec<Record> = group.texts()?.into_iter().map(empty).collect();
+    let for_each = |records: &mut Vec<Record>, set: &mut dyn FnMut(usize, &mut Record)| {
+        records.iter_mut().enumerate().for_each(|(row, record)| set(row, record));
     };
-    let (captured, received) = (source.numbers::<Int64Type>()?, source.numbers::<Int64Type>()?);
-    let mut version = source.texts()?;
-    let (package, input) = (digests(source.texts()?)?, digests(source.texts()?)?);
-    let mut name = source.texts()?;
-    let status = source.numbers::<Int32Type>()?.into_iter().map(u16::try_from);
+    let (captured, received) = (group.numbers::<Int64Type>()?, group.numbers::<Int64Type>()?);
+    let mut version = group.texts()?;
+    let (package, input) = (digests(group.texts()?)?, digests(group.texts()?)?);
+    let mut name = group.texts()?;
+    let status = group.numbers::<Int32Type>()?.into_iter().map(u16::try_from);
     let status =
-        status.collect::<Result<Vec<_>, _>>().map_err(|_| wrong("it holds a status that is none"))?;
-    let latency = source.numbers::<FloatType>()?;
-    let mut class = source.texts()?;
-    let (mut scores, mut features) = (source.lists()?, source.lists()?);
-    let looks = looks(source)?;
-    let kept = source.numbers::<BoolType>()?;
-    set(&mut records, &mut |at, it| {
-        (it.captured, it.received, it.status) = (captured[at], received[at], status[at]);
-        (it.package, it.input, it.latency) = (package[at], input[at], latency[at]);
-        (it.version, it.name) = (std::mem::take(&mut version[at]), std::mem::take(&mut name[at]));
-        (it.class, it.scores) = (std::mem::take(&mut class[at]), std::mem::take(&mut scores[at]));
-        (it.features, it.looks) = (std::mem::take(&mut features[at]), looks[at]);
-        it.kept = kept[at];
+        status.collect::<Result<Vec<_>, _>>().map_err(|_| invalid("it contains an invalid status"))?;
+    let latency = group.numbers::<FloatType>()?;
+    let mut class = group.texts()?;
+    let (mut scores, mut features) = (group.lists()?, group.lists()?);
+    let stats = image_stats(group)?;
+    let kept = group.numbers::<BoolType>()?;
+    for_each(&mut records, &mut |row, record| {
+        (record.captured, record.received, record.status) = (captured[row], received[row], status[row]);
+        (record.package, record.input, record.latency) = (package[row], input[row], latency[row]);
+        (record.version, record.name) = (std::mem::take(&mut version[row]), std::mem::take(&mut name[row]));
+        (record.class, record.scores) = (std::mem::take(&mut class[row]), std::mem::take(&mut scores[row]));
+        (record.features, record.looks) = (std::mem::take(&mut features[row]), stats[row]);
+        record.kept = kept[row];
     });
     Ok(records)
 }
 
-fn looks(source: &mut Source<'_>) -> Parquet<Vec<Option<Looks>>> {
+fn image_stats(group: &mut GroupReader<'_>) -> Parquet<Vec<Option<Looks>>> {
     let mut floats = Vec::new();
     for _ in 0..6 {
-        floats.push(source.optional::<FloatType>()?);
+        floats.push(group.optional::<FloatType>()?);
     }
-    let fingerprints = source.optional::<Int64Type>()?;
-    let row = |(at, bits): (usize, Option<i64>)| {
-        let values: Vec<f32> = floats.iter().filter_map(|it| it[at]).collect();
+    let fingerprints = group.optional::<Int64Type>()?;
+    let to_stats = |(row, bits): (usize, Option<i64>)| {
+        let values: Vec<f32> = floats.iter().filter_map(|column| column[row]).collect();
         match (&values[..], bits) {
             ([], None) => Ok(None),
             (&[brightness, contrast, sharpness, red, green, blue], Some(bits)) => Ok(Some(Looks {
@@ -115,10 +118,10 @@ fn looks(source: &mut Source<'_>) -> Parquet<Vec<Option<Looks>>> {
                 colors: [red, green, blue],
                 fingerprint: bits.cast_unsigned(),
             })),
-            _ => Err(wrong("what a picture looks like is there in part")),
+            _ => Err(invalid("the statistics of an image are incomplete")),
         }
     };
-    fingerprints.into_iter().enumerate().map(row).collect()
+    fingerprints.into_iter().enumerate().map(to_stats).collect()
 }
 
 fn empty(id: String) -> Record {
@@ -153,7 +156,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_reads_what_it_writes(records in records(30)) {
+        fn written_records_are_read_back(records in records(30)) {
             let bytes = write(&records).unwrap();
             prop_assert_eq!(write(&records).unwrap(), bytes.clone());
             prop_assert_eq!(read(&bytes).unwrap(), records);
@@ -172,41 +175,44 @@ mod tests {
 
     #[test]
     fn more_rows_than_one_group_are_read_in_order() {
-        let record =
-            |at: usize| Record { captured: at as i64, scores: vec![0.5; at % 3], ..empty(format!("r{at}")) };
+        let record = |number: usize| Record {
+            captured: number as i64,
+            scores: vec![0.5; number % 3],
+            ..empty(format!("r{number}"))
+        };
         let records: Vec<_> = (0..100_001).map(record).collect();
         assert_eq!(read(&write(&records).unwrap()).unwrap(), records);
     }
 
-    /// Each byte in turn takes the values that lengths, counts and kinds trip over.
+    /// Sets each byte in turn to values that are critical for lengths, counts and types.
     #[test]
-    fn any_byte_can_be_wrong_and_nothing_breaks() {
+    fn any_byte_may_be_wrong_without_a_panic() {
         let bytes = write(&[record("a", 1, b"x"), record("b", 2, b"y")]).unwrap();
         std::panic::set_hook(Box::new(|_| ()));
-        let mut refused = 0;
+        let mut rejected = 0;
         for at in 0..bytes.len() {
             for value in [0, 0x7f, 0x80, 0xff, bytes[at] ^ 1, bytes[at].wrapping_add(0x10)] {
                 let mut other = bytes.clone();
                 other[at] = value;
-                refused += usize::from(read(&other).is_err());
+                rejected += usize::from(read(&other).is_err());
             }
         }
         drop(std::panic::take_hook());
-        assert!(refused > bytes.len(), "{refused} of {} changes were seen", bytes.len() * 6);
+        assert!(rejected > bytes.len(), "{rejected} of {} changes were detected", bytes.len() * 6);
     }
 
     #[test]
-    fn the_first_format_is_read_for_ever() {
+    fn format_1_stays_readable() {
         let golden = include_bytes!("../../../fixtures/formats/requests-1.parquet");
         let bare = Record { looks: None, scores: Vec::new(), status: 400, ..record("b", 2, b"y") };
         assert_eq!(read(golden).unwrap(), [record("a", 1, b"x"), bare]);
     }
 
     #[test]
-    fn other_files_are_refused() {
+    fn other_files_are_rejected() {
         let telemetry = crate::traffic::table::write_telemetry(&[]).unwrap();
         let error = read(&telemetry).unwrap_err().full_text();
-        assert!(error.contains("its columns are others"), "{error}");
+        assert!(error.contains("it has other columns"), "{error}");
         for bytes in [&b""[..], b"PAR1", b"PAR1PAR1", b"PAR1\xff\xff\xff\xffPAR1", b"id,class\n"] {
             assert_eq!(read(bytes).unwrap_err().kind(), Kind::Corrupt);
         }

@@ -1,4 +1,4 @@
-//! One row a sample of the machine.
+//! The table of telemetry: one row per sample of the serving machine.
 
 use parquet::data_type::{FloatType, Int64Type};
 
@@ -6,7 +6,7 @@ use crate::{
     error::Result,
     traffic::{
         Sample,
-        table::columns::{self, Parquet, Source, wrong},
+        table::columns::{self, GroupReader, Parquet, invalid},
     },
 };
 
@@ -23,52 +23,52 @@ const SCHEMA: &str = "message telemetry {
     required int64 dropped;
 }";
 
-/// The samples as a Parquet file.
+/// Writes telemetry samples as a Parquet file.
 pub fn write(samples: &[Sample]) -> Result<Vec<u8>> {
-    columns::write(SCHEMA, samples.len(), |range, sink| {
+    columns::write(SCHEMA, samples.len(), |range, group| {
         let rows = || samples[range.clone()].iter();
-        sink.numbers::<Int64Type>(rows().map(|it| it.time))?;
-        sink.numbers::<FloatType>(rows().map(|it| it.cpu))?;
-        sink.numbers::<FloatType>(rows().map(|it| it.memory))?;
-        sink.numbers::<Int64Type>(rows().map(|it| it.resident.cast_signed()))?;
-        sink.numbers::<FloatType>(rows().map(|it| it.disk))?;
-        sink.optional::<FloatType>(rows().map(|it| it.temperature))?;
-        sink.numbers::<Int64Type>(rows().map(|it| it.waiting.into()))?;
-        sink.numbers::<Int64Type>(rows().map(|it| it.answers.into()))?;
-        sink.numbers::<Int64Type>(rows().map(|it| it.errors.into()))?;
-        sink.numbers::<Int64Type>(rows().map(|it| it.dropped.into()))
+        group.numbers::<Int64Type>(rows().map(|it| it.time))?;
+        group.numbers::<FloatType>(rows().map(|it| it.cpu))?;
+        group.numbers::<FloatType>(rows().map(|it| it.memory))?;
+        group.numbers::<Int64Type>(rows().map(|it| it.resident.cast_signed()))?;
+        group.numbers::<FloatType>(rows().map(|it| it.disk))?;
+        group.optional::<FloatType>(rows().map(|it| it.temperature))?;
+        group.numbers::<Int64Type>(rows().map(|it| it.waiting.into()))?;
+        group.numbers::<Int64Type>(rows().map(|it| it.answers.into()))?;
+        group.numbers::<Int64Type>(rows().map(|it| it.errors.into()))?;
+        group.numbers::<Int64Type>(rows().map(|it| it.dropped.into()))
     })
 }
 
-/// Reads what [`write`] wrote.
+/// Reads the telemetry samples of a Parquet file.
 pub fn read(bytes: &[u8]) -> Result<Vec<Sample>> {
     columns::read("the table of telemetry", SCHEMA, bytes, rows)
 }
 
-fn rows(source: &mut Source<'_>) -> Parquet<Vec<Sample>> {
-    let time = source.numbers::<Int64Type>()?;
-    let (cpu, memory) = (source.numbers::<FloatType>()?, source.numbers::<FloatType>()?);
-    let resident = source.numbers::<Int64Type>()?;
-    let (disk, temperature) = (source.numbers::<FloatType>()?, source.optional::<FloatType>()?);
+fn rows(group: &mut GroupReader<'_>) -> Parquet<Vec<Sample>> {
+    let time = group.numbers::<Int64Type>()?;
+    let (cpu, memory) = (group.numbers::<FloatType>()?, group.numbers::<FloatType>()?);
+    let resident = group.numbers::<Int64Type>()?;
+    let (disk, temperature) = (group.numbers::<FloatType>()?, group.optional::<FloatType>()?);
     let mut counts = Vec::new();
     for _ in 0..4 {
-        let column = source.numbers::<Int64Type>()?.into_iter().map(u32::try_from);
-        counts
-            .push(column.collect::<Result<Vec<_>, _>>().map_err(|_| wrong("it holds a count that is none"))?);
+        let column = group.numbers::<Int64Type>()?.into_iter().map(u32::try_from);
+        let column = column.collect::<Result<Vec<_>, _>>();
+        counts.push(column.map_err(|_| invalid("it contains an invalid count"))?);
     }
-    let row = |at: usize| Sample {
-        time: time[at],
-        cpu: cpu[at],
-        memory: memory[at],
-        resident: resident[at].cast_unsigned(),
-        disk: disk[at],
-        temperature: temperature[at],
-        waiting: counts[0][at],
-        answers: counts[1][at],
-        errors: counts[2][at],
-        dropped: counts[3][at],
+    let sample = |row: usize| Sample {
+        time: time[row],
+        cpu: cpu[row],
+        memory: memory[row],
+        resident: resident[row].cast_unsigned(),
+        disk: disk[row],
+        temperature: temperature[row],
+        waiting: counts[0][row],
+        answers: counts[1][row],
+        errors: counts[2][row],
+        dropped: counts[3][row],
     };
-    Ok((0..source.rows).map(row).collect())
+    Ok((0..group.rows).map(sample).collect())
 }
 
 #[cfg(test)]
@@ -81,7 +81,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_reads_what_it_writes(numbers in prop::collection::vec(any::<(i64, u32, u64, Option<u16>)>(), 0..20)) {
+        fn written_samples_are_read_back(numbers in prop::collection::vec(any::<(i64, u32, u64, Option<u16>)>(), 0..20)) {
             let from = |(time, count, resident, warm): (i64, u32, u64, Option<u16>)| Sample {
                 time, cpu: 0.5, memory: count as f32, resident, disk: 0.1, temperature: warm.map(f32::from),
                 waiting: count, answers: 1, errors: count / 2, dropped: 0,
@@ -91,13 +91,13 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_it_panic(bytes: Vec<u8>) {
+        fn arbitrary_bytes_are_an_error(bytes: Vec<u8>) {
             prop_assert!(read(&bytes).is_err());
         }
     }
 
     #[test]
-    fn the_first_format_is_read_for_ever() {
+    fn format_1_stays_readable() {
         let golden = include_bytes!("../../../fixtures/formats/telemetry-1.parquet");
         assert_eq!(read(golden).unwrap(), [sample()]);
     }

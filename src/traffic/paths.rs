@@ -1,9 +1,9 @@
-//! Where traffic lies, in the spool and in the workspace.
+//! Paths of traffic, in the spool and in the workspace.
 //!
 //! ```text
 //! traffic/ENV/DAY/MACHINE.mlx      pointer of a sealed day of one machine
 //! traffic/ENV/DAY/MACHINE/         its content: requests.parquet, telemetry.parquet, pictures/
-//! traffic/ENV/DAY/labels.tsv       what people said of that day's pictures later
+//! traffic/ENV/DAY/labels.tsv       true labels of that day's images
 //! ```
 
 use crate::{
@@ -19,72 +19,72 @@ pub const REQUESTS: &str = "requests.parquet";
 pub const TELEMETRY: &str = "telemetry.parquet";
 pub const PICTURES: &str = "pictures";
 const LABELS: &str = "labels.tsv";
+const NAME_HINT: &str = "use up to 64 letters, digits, `-`, `_` and `.`, and start with a letter or digit";
 
-/// Refuses names of environments that are no plain file names.
+/// Checks that the name of an environment is a plain file name.
 pub fn check_environment(name: &str) -> Result<()> {
     if is_plain(name) {
         return Ok(());
     }
-    let error = Error::usage(format!("`{}` cannot be an environment", crate::path::show(name.as_bytes())));
-    Err(error.hint("use letters, digits, `-`, `_` and `.`, up to 64"))
+    let error =
+        Error::usage(format!("`{}` is not a valid environment name", crate::path::show(name.as_bytes())));
+    Err(error.hint(NAME_HINT))
 }
 
 fn is_plain(name: &str) -> bool {
-    let plain = |it: u8| it.is_ascii_alphanumeric() || b"-_.".contains(&it);
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     name.len() <= 64
-        && name.bytes().all(plain)
+        && name.bytes().all(is_allowed)
         && name.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric)
         && !name.ends_with(SUFFIX)
 }
 
-/// The traffic of an environment, below the workspace as below the spool's root.
+/// Returns the folder of an environment, relative to the workspace or to the spool's root.
 pub fn folder(environment: &str) -> Result<RepoPath> {
     check_environment(environment)?;
     RepoPath::from_text("traffic")?.join(environment.as_bytes())
 }
 
-/// The traffic of a day.
+/// Returns the folder of a day.
 pub fn day_folder(environment: &str, day: Day) -> Result<RepoPath> {
     folder(environment)?.join(day.to_string().as_bytes())
 }
 
-/// What people said of a day's pictures: a plain file for Git.
+/// Returns the path of a day's true labels, a plain file for Git.
 pub fn labels_file(environment: &str, day: Day) -> Result<RepoPath> {
     day_folder(environment, day)?.join(LABELS.as_bytes())
 }
 
-/// The name that this machine's seals get: the one given, else that of the host, made fit for a file.
-pub fn machine(given: Option<&str>) -> Result<String> {
+/// Returns the name of this machine in its seals: the given one, otherwise the host name with all but letters
+/// and digits replaced by `-`.
+pub fn machine_name(given: Option<&str>) -> Result<String> {
     if let Some(name) = given {
-        let wrong = || Error::usage(format!("`{}` cannot be a machine", crate::path::show(name.as_bytes())));
-        return if is_plain(name) {
-            Ok(name.to_owned())
-        } else {
-            Err(wrong().hint("use letters, digits, `-`, `_` and `.`, up to 64"))
-        };
+        let invalid =
+            || Error::usage(format!("`{}` is not a valid machine name", crate::path::show(name.as_bytes())));
+        return if is_plain(name) { Ok(name.to_owned()) } else { Err(invalid().hint(NAME_HINT)) };
     }
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let fit: String =
-        host.chars().map(|it| if it.is_ascii_alphanumeric() { it } else { '-' }).take(64).collect();
-    let fit = fit.trim_matches('-');
-    Ok(if fit.is_empty() { "machine".to_owned() } else { fit.to_owned() })
+    let replace = |char: char| if char.is_ascii_alphanumeric() { char } else { '-' };
+    let name: String = host.chars().map(replace).take(64).collect();
+    let name = name.trim_matches('-');
+    Ok(if name.is_empty() { "machine".to_owned() } else { name.to_owned() })
 }
 
-/// Folders called by days, in order; none when there is no such folder.
+/// Returns the days that have a subfolder here, in order; empty if the folder does not exist.
 pub fn days_in(root: &Root, folder: &RepoPath) -> Result<Vec<Day>> {
     if root.stamp(folder)?.is_none() {
         return Ok(Vec::new());
     }
     let names = root.dir(folder)?.names()?;
-    Ok(names.iter().filter_map(|it| std::str::from_utf8(&it.0).ok()?.parse().ok()).collect())
+    Ok(names.iter().filter_map(|(name, _)| std::str::from_utf8(name).ok()?.parse().ok()).collect())
 }
 
-/// Days that the workspace has something of: seals or labels.
+/// Returns the days with seals or labels in the workspace.
 pub fn sealed_days(files: &Root, environment: &str) -> Result<Vec<Day>> {
     days_in(files, &folder(environment)?)
 }
 
-/// The pointers of a day, of all machines, sorted by machine.
+/// Returns the pointers of a day's seals, sorted by machine.
 pub fn seals(repo: &Repo, environment: &str, day: Day) -> Result<Vec<Pointer>> {
     let folder = day_folder(environment, day)?;
     if repo.files.stamp(&folder)?.is_none() {
@@ -104,11 +104,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_plain() {
+    fn names_are_plain_file_names() {
         for bad in ["", ".x", "a/b", "a b", "../x", "é", "x.mlx", &"x".repeat(65)] {
-            assert!(check_environment(bad).is_err() && machine(Some(bad)).is_err(), "{bad}");
+            assert!(check_environment(bad).is_err() && machine_name(Some(bad)).is_err(), "{bad}");
         }
         assert!(check_environment("production-2.eu_1").is_ok());
-        assert!(is_plain(&machine(None).unwrap()));
+        assert!(is_plain(&machine_name(None).unwrap()));
     }
 }
