@@ -93,7 +93,7 @@ pub fn compute(
         .filter(|image| !rows.contains_key(&image.digest))
         .map(|image| image.path.clone())
         .collect();
-    let about = About {
+    let metadata = About {
         format: FORMAT,
         engine: id.clone(),
         backbone_digest: Digest::of(&file),
@@ -107,7 +107,7 @@ pub fn compute(
             .hint("check that the files are JPEG, PNG or other images"));
     }
     let table = Table { width, rows };
-    write(&repo.files, places.out, &table, &about)?;
+    write(&repo.files, places.out, &table, &metadata)?;
     if filters.is_some() {
         repo.files.write(&places.out.join(BACKBONE.as_bytes())?, &file, Sync::Later)?;
     }

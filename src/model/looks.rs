@@ -170,7 +170,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_size_gives_finite_numbers(side in 1_usize..20, seed: u32) {
-            let value = |at: usize| (seed.wrapping_mul(at as u32 + 1) % 256) as f32;
+            let value = |index: usize| (seed.wrapping_mul(index as u32 + 1) % 256) as f32;
             let found = looks(&(0..3 * side * side).map(value).collect::<Vec<_>>(), side);
             prop_assert!((0.0..=1.0).contains(&found.brightness) && (0.0..=1.0).contains(&found.contrast));
             prop_assert!(found.sharpness.is_finite() && (found.colors.iter().sum::<f32>() - 1.0).abs() < 1e-4);

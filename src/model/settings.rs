@@ -111,6 +111,7 @@ pub fn read<T: DeserializeOwned>(files: &Root, path: &RepoPath, table: &str) -> 
 }
 
 impl SplitSettings {
+    /// Checks that the values are in range.
     pub fn check(&self) -> Result<()> {
         if self.test > 0.0 && self.test < 1.0 {
             return Ok(());
@@ -121,6 +122,7 @@ impl SplitSettings {
 }
 
 impl Backbone {
+    /// Checks that the values are in range.
     pub fn check(&self) -> Result<()> {
         if self.crop == 0 || self.crop > self.resize || self.resize > 4096 {
             let message = format!("`backbone.crop` is {} and `backbone.resize` {}", self.crop, self.resize);
@@ -140,6 +142,7 @@ impl Backbone {
 }
 
 impl FilterSettings {
+    /// Checks that the values are in range.
     pub fn check(&self) -> Result<()> {
         let in_range = (2..=16).contains(&self.patch)
             && (16..=256).contains(&self.image_size)
@@ -155,10 +158,11 @@ impl FilterSettings {
 }
 
 impl TrainSettings {
+    /// Checks that the values are in range.
     pub fn check(&self) -> Result<()> {
         if self.folds < 2 {
             return Err(Error::usage(format!("`train.folds` is {}, but it must be at least 2", self.folds))
-                .hint("cross-validation needs 2 or more folds"));
+                .hint("5 or 10 folds are common"));
         }
         if self.strengths.is_empty()
             || self.strengths.iter().any(|strength| !strength.is_finite() || *strength <= 0.0)

@@ -51,10 +51,10 @@ pub const FORMAT: u64 = 1;
 pub const BACKBONE: &str = "backbone.onnx";
 
 /// Writes a table to a folder.
-pub fn write(files: &Root, folder: &RepoPath, table: &Table, about: &About) -> Result<()> {
+pub fn write(files: &Root, folder: &RepoPath, table: &Table, metadata: &About) -> Result<()> {
     let rows: String = table.rows.keys().map(|digest| format!("{digest}\n")).collect();
     let text =
-        toml::to_string(about).map_err(|it| Error::new(crate::error::Kind::Internal, it.to_string()))?;
+        toml::to_string(metadata).map_err(|it| Error::new(crate::error::Kind::Internal, it.to_string()))?;
     files.write(&folder.join(b"table.npy")?, &to_npy(table), Sync::Later)?;
     files.write(&folder.join(b"rows.txt")?, rows.as_bytes(), Sync::Later)?;
     files.write(&folder.join(b"features.toml")?, text.as_bytes(), Sync::Later)
@@ -83,8 +83,9 @@ pub fn read(files: &Root, folder: &RepoPath) -> Result<(Table, About)> {
     };
     let text =
         files.read(&folder.join(b"features.toml")?).doing(|| format!("`{folder}` is not a feature table"))?;
-    let about: About = toml::from_str(&String::from_utf8_lossy(&text)).map_err(|it| invalid(it.message()))?;
-    if about.format != FORMAT {
+    let metadata: About =
+        toml::from_str(&String::from_utf8_lossy(&text)).map_err(|it| invalid(it.message()))?;
+    if metadata.format != FORMAT {
         return Err(invalid("its format is unknown"));
     }
     let rows = files.read(&folder.join(b"rows.txt")?)?;
@@ -101,7 +102,7 @@ pub fn read(files: &Root, folder: &RepoPath) -> Result<(Table, About)> {
     }
     let values: Vec<f32> = data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
     let rows = digests.into_iter().zip(values.chunks(width.max(1)).map(<[f32]>::to_vec)).collect();
-    Ok((Table { width, rows }, about))
+    Ok((Table { width, rows }, metadata))
 }
 
 #[cfg(test)]
@@ -117,7 +118,7 @@ mod tests {
             (0..7_u8).map(|value| (Digest::of(&[value]), vec![f32::from(value), 0.5, -1e-9])).collect();
         let table = Table { width: 3, rows };
         let digest = Digest::of(b"x");
-        let about = About {
+        let metadata = About {
             format: FORMAT,
             engine: "rten".into(),
             backbone_digest: digest,
@@ -126,9 +127,9 @@ mod tests {
             damaged: vec![RepoPath::from_text("data/cat/bad%25.jpg").unwrap()],
             backbone: Backbone::default(),
         };
-        write(&root, &folder, &table, &about).unwrap();
+        write(&root, &folder, &table, &metadata).unwrap();
         let (read_table, read_about) = read(&root, &folder).unwrap();
-        assert_eq!((read_table.rows, read_about), (table.rows, about));
+        assert_eq!((read_table.rows, read_about), (table.rows, metadata));
         let bytes = root.read(&folder.join(b"table.npy").unwrap()).unwrap();
         assert_eq!((bytes.len() - 7 * 3 * 4) % 64, 0, "the header ends at a multiple of 64 bytes");
     }

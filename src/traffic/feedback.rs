@@ -65,6 +65,7 @@ impl Labels {
         self.0.get(&(record.id.clone(), record.input))
     }
 
+    /// Sets the true class of a record and returns the previous one.
     pub fn insert(&mut self, record: &Record, class: String) -> Option<String> {
         self.0.insert((record.id.clone(), record.input), class)
     }

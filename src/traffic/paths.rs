@@ -17,7 +17,7 @@ use crate::{
 
 pub const REQUESTS: &str = "requests.parquet";
 pub const TELEMETRY: &str = "telemetry.parquet";
-pub const PICTURES: &str = "pictures";
+pub const IMAGES: &str = "pictures";
 const LABELS: &str = "labels.tsv";
 const NAME_HINT: &str = "use up to 64 letters, digits, `-`, `_` and `.`, and start with a letter or digit";
 

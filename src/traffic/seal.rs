@@ -19,7 +19,7 @@ use crate::{
     time::Day,
     traffic::{
         Record, Sample,
-        paths::{self, PICTURES, REQUESTS, TELEMETRY},
+        paths::{self, IMAGES, REQUESTS, TELEMETRY},
         spool::{self, SpooledDay},
         table,
     },
@@ -175,7 +175,7 @@ fn sealed_keys(
 fn write(repo: &Repo, path: &RepoPath, unsealed: &mut Unsealed) -> Result<()> {
     clear_target(repo, path)?;
     let files = &repo.files;
-    let images = path.join(PICTURES.as_bytes())?;
+    let images = path.join(IMAGES.as_bytes())?;
     let mut written = BTreeSet::new();
     for record in unsealed.records.iter_mut().filter(|record| record.kept) {
         if written.contains(&record.input) {
@@ -202,7 +202,7 @@ fn clear_target(repo: &Repo, path: &RepoPath) -> Result<()> {
     let files = &repo.files;
     if files.stamp(path)?.is_some() {
         let is_ours = |name: &[u8]| {
-            [REQUESTS, TELEMETRY, PICTURES].iter().any(|known| known.as_bytes() == name)
+            [REQUESTS, TELEMETRY, IMAGES].iter().any(|known| known.as_bytes() == name)
                 || name.starts_with(fs::TEMPORARY)
         };
         let unknown = files.dir(path)?.names()?.into_iter().find(|(name, _)| !is_ours(name));
@@ -293,7 +293,7 @@ pub fn picture(repo: &Repo, environment: &str, record: &Record) -> Result<Option
     for day in paths::sealed_days(&repo.files, environment)?.into_iter().filter(|it| *it >= captured) {
         for pointer in paths::seals(repo, environment, day)? {
             let tree = &pointer.content.digest;
-            let Some(folder) = store::file_at(&repo.store, tree, &RepoPath::from_text(PICTURES)?)? else {
+            let Some(folder) = store::file_at(&repo.store, tree, &RepoPath::from_text(IMAGES)?)? else {
                 continue;
             };
             let entries = store::entries(&repo.store, &folder.digest)?;

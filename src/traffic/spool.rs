@@ -158,7 +158,7 @@ impl Spool {
         fits
     }
 
-    /// Reserves queue space for an image; if there is none, the record is queued without it.
+    /// Reserves queue space for an image; false if it does not fit, and then the record is queued without it.
     fn reserve_queue_bytes(&self, length: usize) -> bool {
         let fits = |queued: usize| queued.checked_add(length).filter(|it| *it <= MAX_QUEUED_BYTES);
         self.state.queued_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok()
@@ -247,7 +247,7 @@ pub(super) fn segment(environment: &str, day: Day, name: &str) -> Result<RepoPat
 
 /// Returns the path of a stored image of a day.
 pub(super) fn image(environment: &str, day: Day, digest: &Digest) -> Result<RepoPath> {
-    paths::day_folder(environment, day)?.join(paths::PICTURES.as_bytes())?.join(digest.hex().as_bytes())
+    paths::day_folder(environment, day)?.join(paths::IMAGES.as_bytes())?.join(digest.hex().as_bytes())
 }
 
 /// Returns the days with spooled traffic, in order.
@@ -279,7 +279,7 @@ pub fn read(root: &Root, environment: &str, day: Day) -> Result<SpooledDay> {
         }
         found.segments.insert(path, bytes.len());
     }
-    let images = folder.join(paths::PICTURES.as_bytes())?;
+    let images = folder.join(paths::IMAGES.as_bytes())?;
     if root.stamp(&images)?.is_some() {
         for (name, _) in root.dir(&images)?.names()? {
             let hex = std::str::from_utf8(&name).ok();
