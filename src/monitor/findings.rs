@@ -1,32 +1,36 @@
-//! What in a report is good and what is not, in words.
+//! Findings: rates each measurement of a report as good, watch, bad or undecided, with one line of text, and
+//! sums the day up in a headline.
 
 use crate::{
     alert::Alert,
-    monitor::{Drift, Gap, Integrity, Machine, Mean, Performance, Report, Test, Thresholds, Verdict},
+    monitor::{
+        Drift, Integrity, Machine, MeanMax, Performance, RateGap, Report, TestKind, Thresholds, Verdict,
+    },
 };
 
-/// How bad something is, from good to bad.
+/// Severity of a finding, from good to bad.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     Good,
-    /// Too little is known to say.
+    /// Too few rows to decide.
     Unknown,
-    /// Worth a look.
+    /// Close to a limit.
     Watch,
     Bad,
 }
 
-/// One line of a report.
+/// One rated measurement of a report.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finding {
     pub level: Level,
-    /// `dark pictures`
+    /// Measured subject, as in `dark images`.
     pub subject: String,
-    /// `12 of 60, 20 %`
+    /// Measured value, as in `12 of 60, 20 %`.
     pub text: String,
 }
 
 impl Level {
+    /// Returns the word to show, which `--json` prints as well.
     pub fn word(self) -> &'static str {
         match self {
             Self::Good => "good",
@@ -37,55 +41,55 @@ impl Level {
     }
 }
 
-/// All that can be said of a day on which some alerts fire: the worst first, else alerts and then the order of a
-/// frame's way.
+/// Returns all findings of a day, worst first. Those of the same level keep their order: firing alerts, then
+/// image quality, drift, accuracy, bias and machine load.
 pub fn findings(report: &Report, firing: &[Alert]) -> Vec<Finding> {
     let mut found: Vec<Finding> = firing.iter().map(alert).collect();
     found.extend(frames(report));
-    found.extend(pictures(report));
-    for (name, shown) in ORDER {
-        found.extend(report.drift.get(name).map(|it| drift(it, shown, report)));
+    found.extend(images(report));
+    for (name, subject) in DRIFT_MEASURES {
+        found.extend(report.drift.get(name).map(|it| drift(it, subject, report)));
     }
-    if let Some(it) = &report.performance {
-        found.push(performance(it, report.thresholds.accuracy));
+    if let Some(result) = &report.performance {
+        found.push(performance(result, report.thresholds.accuracy));
     }
-    if let Some(it) = &report.bias {
-        let gaps = [("classes", &it.class_gap), ("groups", &it.group_gap)];
-        found.extend(gaps.iter().filter_map(|(kind, it)| Some(bias(kind, it.as_ref()?, report))));
+    if let Some(rates) = &report.bias {
+        let gaps = [("class", &rates.class_gap), ("group", &rates.group_gap)];
+        found.extend(gaps.iter().filter_map(|(kind, gap)| Some(bias(kind, gap.as_ref()?, report))));
     }
     found.extend(machine(report));
-    found.sort_by_key(|it| std::cmp::Reverse(it.level));
+    found.sort_by_key(|finding| std::cmp::Reverse(finding.level));
     found
 }
 
-/// The level of the day, and one sentence that says why.
+/// Returns the worst level of the day and a line that names the findings behind it.
 pub fn headline(report: &Report, firing: &[Alert]) -> (Level, String) {
     let frames = report.integrity.frames;
     if frames == 0 {
-        return (Level::Bad, "No frames came.".into());
+        return (Level::Bad, "no frames".into());
     }
     let found = findings(report, firing);
-    let of = |level: Level| -> Vec<_> {
-        found.iter().filter(|it| it.level == level).map(|it| it.subject.as_str()).collect()
+    let subjects = |level: Level| -> Vec<_> {
+        found.iter().filter(|finding| finding.level == level).map(|it| it.subject.as_str()).collect()
     };
-    let (bad, watch, unknown) = (of(Level::Bad), of(Level::Watch), of(Level::Unknown));
+    let (bad, watch, unknown) = (subjects(Level::Bad), subjects(Level::Watch), subjects(Level::Unknown));
     let frames = count(frames, "frame");
     if !bad.is_empty() {
-        (Level::Bad, format!("Not a good day: {}.", listed(&bad)))
+        (Level::Bad, format!("problems found: {}", listed(&bad)))
     } else if !watch.is_empty() {
-        (Level::Watch, format!("A fair day; worth a look: {}.", listed(&watch)))
+        (Level::Watch, format!("needs attention: {}", listed(&watch)))
     } else if !unknown.is_empty() {
         (
             Level::Unknown,
-            format!("Nothing bad in {frames}, too little for a verdict on {}.", listed(&unknown)),
+            format!("no problems in {frames}; too few rows for a verdict on {}", listed(&unknown)),
         )
     } else {
-        (Level::Good, format!("A good day: {frames}, nothing stands out."))
+        (Level::Good, format!("no problems in {frames}"))
     }
 }
 
-/// Measures in the order in which they are shown, with their names for people.
-pub const ORDER: [(&str, &str); 8] = [
+/// Names of the drift measures and their subjects to show, in display order.
+pub const DRIFT_MEASURES: [(&str, &str); 8] = [
     ("brightness", "brightness"),
     ("contrast", "contrast"),
     ("sharpness", "sharpness"),
@@ -93,32 +97,32 @@ pub const ORDER: [(&str, &str); 8] = [
     ("green", "share of green"),
     ("blue", "share of blue"),
     ("embedding", "embedding"),
-    ("classes", "classes said"),
+    ("classes", "predicted classes"),
 ];
 
-/// `3 frames`
+/// Formats a count with its noun, as in `3 frames`.
 pub fn count(number: u64, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
-/// `12.5 %`
+/// Formats a share as a percentage, as in `4.2 %`; from 10 % on without decimals.
 pub fn percent(share: f64) -> String {
     let digits = usize::from(share.abs() < 0.1 && share != 0.0);
     format!("{:.*} %", digits, share * 100.0)
 }
 
-/// A number of any size in few digits.
+/// Formats a number of any size in few digits.
 pub fn short(value: f64) -> String {
     match value.abs() {
         0.0 => "0".into(),
-        it if it < 0.001 => format!("{value:.0e}"),
-        it if it < 10.0 => trimmed(format!("{value:.3}")),
-        it if it < 1000.0 => trimmed(format!("{value:.1}")),
+        size if size < 0.001 => format!("{value:.0e}"),
+        size if size < 10.0 => trimmed(format!("{value:.3}")),
+        size if size < 1000.0 => trimmed(format!("{value:.1}")),
         _ => format!("{value:.0}"),
     }
 }
 
-/// Without zeros that say nothing.
+/// Removes trailing zeros of a decimal number.
 fn trimmed(text: String) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
@@ -137,200 +141,203 @@ fn finding(level: Level, subject: &str, text: String) -> Finding {
     Finding { level, subject: subject.to_owned(), text }
 }
 
-/// What the policy calls somebody for is never good.
-fn alert(it: &Alert) -> Finding {
-    let level = if it.severity == "critical" { Level::Bad } else { Level::Watch };
-    finding(level, &format!("alert `{}`", it.rule), format!("{}, since {}", it.text, it.day))
+/// Rates a firing alert: bad if it is critical, else watch.
+fn alert(alert: &Alert) -> Finding {
+    let level = if alert.severity == "critical" { Level::Bad } else { Level::Watch };
+    finding(level, &format!("alert `{}`", alert.rule), format!("{}, since {}", alert.text, alert.day))
 }
 
 fn frames(report: &Report) -> Vec<Finding> {
-    let it = &report.integrity;
-    let level = if it.frames == 0 { Level::Bad } else { Level::Good };
-    let mut found = vec![finding(level, "frames", count(it.frames, "frame"))];
-    if !it.missing_hours.is_empty() {
-        let level = if it.missing_hours.len() > 2 { Level::Bad } else { Level::Watch };
-        let hours: Vec<_> = it.missing_hours.iter().map(|it| format!("{it}:00")).collect();
-        found.push(finding(level, "missing hours", format!("nothing came at {}", hours.join(", "))));
+    let Integrity { frames, missing_hours, .. } = &report.integrity;
+    let level = if *frames == 0 { Level::Bad } else { Level::Good };
+    let mut found = vec![finding(level, "frames", count(*frames, "frame"))];
+    if !missing_hours.is_empty() {
+        let level = if missing_hours.len() > 2 { Level::Bad } else { Level::Watch };
+        let hours: Vec<_> = missing_hours.iter().map(|hour| format!("{hour}:00")).collect();
+        found.push(finding(level, "missing hours", format!("no frames at {}", hours.join(", "))));
     }
     found
 }
 
-/// Bad above the limit, worth a look above half of it.
+/// Rates a share: bad above the limit, watch above half of it.
 fn share(subject: &str, part: u64, whole: u64, limit: f64) -> Option<Finding> {
     if whole == 0 {
         return None;
     }
-    let found = part as f64 / whole as f64;
-    let level = if found > limit {
+    let share = part as f64 / whole as f64;
+    let level = if share > limit {
         Level::Bad
-    } else if found > limit / 2.0 {
+    } else if share > limit / 2.0 {
         Level::Watch
     } else {
         Level::Good
     };
-    let text = if part == 0 { "none".into() } else { format!("{part} of {whole}, {}", percent(found)) };
+    let text = if part == 0 { "none".into() } else { format!("{part} of {whole}, {}", percent(share)) };
     Some(finding(level, subject, text))
 }
 
-fn pictures(report: &Report) -> Vec<Finding> {
-    let (it, limits): (&Integrity, _) = (&report.integrity, &report.thresholds);
+fn images(report: &Report) -> Vec<Finding> {
+    let (counts, limits) = (&report.integrity, &report.thresholds);
+    let (frames, decoded, poor) = (counts.frames, counts.decoded, limits.poor_share);
+    let duplicates = share("duplicates", counts.duplicates, frames, poor);
     let mut found: Vec<_> = [
-        share("damaged pictures", it.damaged, it.frames, limits.damaged_share),
-        share("dark pictures", it.dark, it.seen, limits.poor_share),
-        share("overexposed pictures", it.overexposed, it.seen, limits.poor_share),
-        it.blurred.and_then(|blurred| share("blurred pictures", blurred, it.seen, limits.poor_share)),
-        share("duplicates", it.duplicates, it.frames, limits.poor_share).map(|found| nearly(found, it)),
-        share("errors", it.errors, it.frames, limits.error_share),
+        share("damaged images", counts.damaged, frames, limits.damaged_share),
+        share("dark images", counts.dark, decoded, poor),
+        share("overexposed images", counts.overexposed, decoded, poor),
+        counts.blurred.and_then(|blurred| share("blurred images", blurred, decoded, poor)),
+        duplicates.map(|finding| with_near_duplicates(finding, counts)),
+        share("errors", counts.errors, frames, limits.error_share),
     ]
     .into_iter()
     .flatten()
     .collect();
-    if let Some(mut frozen) = share("frozen camera", it.frozen, it.frames, limits.poor_share) {
-        if it.frozen > 0 {
+    if let Some(mut frozen) = share("frozen camera", counts.frozen, frames, poor) {
+        if counts.frozen > 0 {
             frozen.level = frozen.level.max(Level::Watch);
-            frozen.text.push_str(&format!("; {} in a row look alike", it.longest_run));
+            frozen.text.push_str(&format!("; up to {} alike in a row", counts.longest_run));
         }
         found.push(frozen);
     }
-    if let Some(dropped) = it.dropped.filter(|&it| it > 0) {
-        found.push(finding(Level::Watch, "records lost", count(dropped, "record")));
+    if let Some(dropped) = counts.dropped.filter(|&dropped| dropped > 0) {
+        found.push(finding(Level::Watch, "dropped records", count(dropped, "record")));
     }
     found
 }
 
-/// Pictures that are nearly alike are no fault by themselves: cameras take them in bursts.
-fn nearly(mut found: Finding, it: &Integrity) -> Finding {
-    if it.near_duplicates > 0 {
-        found.text.push_str(&format!("; {} nearly like the one before", it.near_duplicates));
+/// Adds the number of near duplicates. It does not change the level: cameras take bursts of similar images.
+fn with_near_duplicates(mut finding: Finding, counts: &Integrity) -> Finding {
+    if counts.near_duplicates > 0 {
+        finding.text.push_str(&format!("; {} nearly like the previous image", counts.near_duplicates));
     }
-    found
+    finding
 }
 
-fn drift(it: &Drift, subject: &str, report: &Report) -> Finding {
-    let unsure = is_unsure(it, &report.thresholds);
-    let (level, word) = match it.verdict {
+fn drift(drift: &Drift, subject: &str, report: &Report) -> Finding {
+    let inconclusive = is_inconclusive(drift, &report.thresholds);
+    let (level, word) = match drift.verdict {
         Verdict::Drifted => (Level::Bad, "drifted"),
-        Verdict::Same if unsure => (Level::Unknown, "too few to tell"),
-        Verdict::Same => (Level::Good, "as the reference"),
-        Verdict::None => (Level::Unknown, ""),
+        Verdict::Same if inconclusive => (Level::Unknown, "inconclusive"),
+        Verdict::Same => (Level::Good, "no drift"),
+        Verdict::Undecided => (Level::Unknown, ""),
     };
-    let Some(test) = &it.tested else {
-        let rows = format!("{} against {}", count(it.day_rows, "row"), it.reference_rows);
-        return finding(level, subject, format!("{rows} are too few"));
+    let Some(test) = &drift.result else {
+        let rows = format!("{} against {}", count(drift.day_rows, "row"), drift.reference_rows);
+        return finding(level, subject, format!("{rows}, too few to test"));
     };
-    let how = match test.test {
-        Test::Ks => format!("KS {:.2}{}", test.statistic, moved(it)),
-        Test::ChiSquare => changed(it, &report.classes),
+    let change = match test.kind {
+        TestKind::Ks => format!("KS {:.2}{}", test.statistic, mean_change(drift)),
+        TestKind::ChiSquare => share_change(drift, &report.classes),
     };
     let p = short(test.adjusted);
     finding(
         level,
         subject,
-        format!("{word}: {how}, p {p}, PSI {:.2} (by chance {:.2})", test.psi, test.psi_expected),
+        format!("{word}: {change}, p {p}, PSI {:.2} (expected {:.2})", test.psi, test.psi_expected),
     )
 }
 
-/// Whether a change would matter, but so few rows show that by chance.
-fn is_unsure(it: &Drift, limits: &Thresholds) -> bool {
-    it.tested.as_ref().is_some_and(|test| {
-        let matters = match test.test {
-            Test::Ks => limits.distance,
-            Test::ChiSquare => limits.change,
+/// Returns true if the change is large enough to matter, but with so few rows may be due to chance.
+fn is_inconclusive(drift: &Drift, limits: &Thresholds) -> bool {
+    drift.result.as_ref().is_some_and(|test| {
+        let minimum = match test.kind {
+            TestKind::Ks => limits.min_ks_distance,
+            TestKind::ChiSquare => limits.min_share_change,
         };
-        test.effect >= matters && test.adjusted > limits.chance
+        test.effect >= minimum && test.adjusted > limits.significance
     })
 }
 
-/// `, mean 0.410 → 0.120`
-fn moved(it: &Drift) -> String {
-    match (it.reference_mean, it.day_mean) {
-        (Some(one), Some(two)) => format!(", mean {} → {}", short(one), short(two)),
+/// Formats the change of the mean, as in `, mean 0.41 → 0.12`; empty if a mean is unknown.
+fn mean_change(drift: &Drift) -> String {
+    match (drift.reference_mean, drift.day_mean) {
+        (Some(reference), Some(day)) => format!(", mean {} → {}", short(reference), short(day)),
         _ => String::new(),
     }
 }
 
-/// `cat 50 % → 90 %`
-fn changed(it: &Drift, classes: &[String]) -> String {
-    let (known, seen) = (&it.histogram.reference, &it.histogram.day);
-    let found = crate::monitor::statistics::largest_change(known, seen);
-    let Some((at, class)) = found.and_then(|it| Some((it.0, classes.get(it.0)?))) else {
+/// Formats the largest change of a class's share, as in `` `cat` 50 % → 90 % ``.
+fn share_change(drift: &Drift, classes: &[String]) -> String {
+    let (reference, day) = (&drift.histogram.reference, &drift.histogram.day);
+    let largest = crate::monitor::statistics::largest_change(reference, day);
+    let Some((index, class)) = largest.and_then(|(index, _)| Some((index, classes.get(index)?))) else {
         return "no classes".into();
     };
-    let share = |counts: &[u64]| percent(counts[at] as f64 / counts.iter().sum::<u64>().max(1) as f64);
-    format!("`{class}` {} → {}", share(known), share(seen))
+    let share = |counts: &[u64]| percent(counts[index] as f64 / counts.iter().sum::<u64>().max(1) as f64);
+    format!("`{class}` {} → {}", share(reference), share(day))
 }
 
-fn performance(it: &Performance, limit: f64) -> Finding {
-    let span = it.accuracy_span;
-    let level = if span.high < limit {
+fn performance(performance: &Performance, limit: f64) -> Finding {
+    let interval = performance.accuracy_interval;
+    let level = if interval.high < limit {
         Level::Bad
-    } else if it.accuracy < limit {
+    } else if performance.accuracy < limit {
         Level::Watch
     } else {
         Level::Good
     };
-    let labels = count(it.labeled, "label");
+    let labels = count(performance.labeled, "label");
     let text = format!(
         "{} of {labels}, 95 % interval {} to {}",
-        percent(it.accuracy),
-        percent(span.low),
-        percent(span.high)
+        percent(performance.accuracy),
+        percent(interval.low),
+        percent(interval.high)
     );
     finding(level, "accuracy", text)
 }
 
-fn bias(kind: &str, it: &Gap, report: &Report) -> Finding {
-    let level = if it.span.low > report.thresholds.difference {
+fn bias(kind: &str, gap: &RateGap, report: &Report) -> Finding {
+    let limit = report.thresholds.max_rate_difference;
+    let level = if gap.interval.low > limit {
         Level::Bad
-    } else if it.difference > report.thresholds.difference && it.p < 0.05 {
+    } else if gap.difference > limit && gap.p < 0.05 {
         Level::Watch
     } else {
         Level::Good
     };
-    let text = if it.difference == 0.0 {
-        "equally often on all".into()
+    let text = if gap.difference == 0.0 {
+        "all equal".into()
     } else {
         format!(
-            "errors on `{}` are {:.0} points above `{}`, p {}",
-            it.worst,
-            it.difference * 100.0,
-            it.best,
-            short(it.p)
+            "`{}` is {:.0} points above `{}`, p {}",
+            gap.worst,
+            gap.difference * 100.0,
+            gap.best,
+            short(gap.p)
         )
     };
-    finding(level, &format!("errors across {kind}"), text)
+    finding(level, &format!("error rate by {kind}"), text)
 }
 
 fn machine(report: &Report) -> Vec<Finding> {
     let limits = &report.thresholds;
     let mut found = Vec::new();
-    if let Some(it) = &report.latency {
-        let level = if it.p99 > limits.latency { Level::Bad } else { Level::Good };
-        let text = format!("half within {} ms, 99 % within {} ms", short(it.p50), short(it.p99));
-        found.push(finding(level, "time to answer", text));
+    if let Some(latency) = &report.latency {
+        let level = if latency.p99 > limits.latency { Level::Bad } else { Level::Good };
+        let text = format!("median {} ms, p99 {} ms", short(latency.p50), short(latency.p99));
+        found.push(finding(level, "latency", text));
     }
-    let Some(it): &Option<Machine> = &report.machine else { return found };
-    let mut most = |subject: &str, value: Option<Mean>, limit: f64, shown: &dyn Fn(f64) -> String| {
+    let Some(Machine { cpu, memory, disk, temperature, .. }) = &report.machine else { return found };
+    let mut add = |subject: &str, value: Option<MeanMax>, limit: f64, format: &dyn Fn(f64) -> String| {
         let Some(value) = value else { return };
         let level = if value.max > limit { Level::Bad } else { Level::Good };
-        let text = format!("{} on average, {} at most", shown(value.mean), shown(value.max));
+        let text = format!("{} on average, {} at most", format(value.mean), format(value.max));
         found.push(finding(level, subject, text));
     };
-    // A busy processor is what one pays for; it is never bad by itself.
-    most("processor", it.cpu, f64::INFINITY, &percent);
-    most("memory", it.memory, limits.full, &percent);
-    most("disk", it.disk, limits.full, &percent);
-    most("temperature", it.temperature, limits.hot, &|it| format!("{it:.0} °C"));
+    // A busy CPU is never bad by itself.
+    add("cpu", *cpu, f64::INFINITY, &percent);
+    add("memory", *memory, limits.max_usage, &percent);
+    add("disk", *disk, limits.max_usage, &percent);
+    add("temperature", *temperature, limits.max_temperature, &|degrees| format!("{degrees:.0} °C"));
     found
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::monitor::drawn::{USUAL, World, frames, labeled, reference};
+    use crate::monitor::synthetic::{Scenario, TYPICAL, frames, labeled, reference};
 
     #[test]
-    fn numbers_are_short() {
+    fn numbers_are_formatted_in_few_digits() {
         assert_eq!([0.0, 1e-15, 0.1234, 12.34, 4321.6].map(short), ["0", "1e-15", "0.123", "12.3", "4322"]);
         assert_eq!([0.0, 0.042, 0.5, 1.0].map(percent), ["0 %", "4.2 %", "50 %", "100 %"]);
         assert_eq!((count(1, "row"), count(2, "row")), ("1 row".into(), "2 rows".into()));
@@ -344,19 +351,19 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_watched_before_it_is_bad() {
+    fn a_share_above_half_its_limit_is_watch() {
         let level = |part| share("x", part, 100, 0.1).unwrap().level;
         assert_eq!([5, 6, 10, 11].map(level), [Level::Good, Level::Watch, Level::Watch, Level::Bad]);
         assert_eq!(share("x", 0, 0, 0.1), None);
     }
 
-    fn day(cats: f32, count: usize) -> Report {
-        let (records, labels) = frames(World { cats, ..USUAL }, 1, count);
+    fn day(cat_share: f32, count: usize) -> Report {
+        let (records, labels) = frames(Scenario { cat_share, ..TYPICAL }, 1, count);
         labeled(&records, &labels, &reference(400))
     }
 
     #[test]
-    fn an_alert_lowers_the_day() {
+    fn a_firing_alert_sets_the_level_of_the_day() {
         let report = day(0.5, 60);
         assert_eq!(headline(&report, &[]).0, Level::Good);
         let alert = |severity: &str| Alert {
@@ -371,18 +378,19 @@ mod tests {
             resolved: None,
             acknowledged: None,
         };
-        let watch = (Level::Watch, "A fair day; worth a look: alert `dogs`.".to_owned());
+        let watch = (Level::Watch, "needs attention: alert `dogs`".to_owned());
         assert_eq!(headline(&report, &[alert("warning")]), watch);
-        assert_eq!(headline(&report, &[alert("critical")]).1, "Not a good day: alert `dogs`.");
+        assert_eq!(headline(&report, &[alert("critical")]).1, "problems found: alert `dogs`");
         let first = findings(&report, &[alert("warning")]).remove(0);
         assert_eq!(first.text, "drift.classes.change is 0.3000, above 0.15, since 2026-11-23");
     }
 
     #[test]
-    fn a_large_change_in_few_rows_is_not_called_the_same() {
+    fn a_large_change_in_few_rows_is_inconclusive() {
         let report = day(0.25, 20);
-        let classes = findings(&report, &[]).into_iter().find(|it| it.subject == "classes said").unwrap();
-        assert!(report.drift["classes"].tested.as_ref().unwrap().effect >= 0.15, "{classes:?}");
-        assert_eq!((classes.level, &classes.text[..16]), (Level::Unknown, "too few to tell:"));
+        let classes =
+            findings(&report, &[]).into_iter().find(|found| found.subject == "predicted classes").unwrap();
+        assert!(report.drift["classes"].result.as_ref().unwrap().effect >= 0.15, "{classes:?}");
+        assert_eq!((classes.level, &classes.text[..13]), (Level::Unknown, "inconclusive:"));
     }
 }

@@ -1,13 +1,13 @@
-//! How fast it answered, and what the machine looked like.
+//! Latency and machine load of a day: quantiles of the answer time, and means and maxima of machine samples.
 
 use crate::{
-    monitor::{Latency, Machine, Mean, measure::answered, statistics::Column},
+    monitor::{Latency, Machine, MeanMax, measure::is_answered, statistics::Column},
     traffic::{Record, Sample},
 };
 
-/// Quantiles of the time to an answer.
+/// Returns quantiles of the latency of answered requests, in milliseconds; `None` without any.
 pub fn latency(records: &[Record]) -> Option<Latency> {
-    let times = Column::of(records.iter().filter(|it| answered(it)).map(|it| f64::from(it.latency)));
+    let times = Column::of(records.iter().filter(|it| is_answered(it)).map(|it| f64::from(it.latency)));
     Some(Latency {
         p50: times.quantile(0.5)?,
         p95: times.quantile(0.95)?,
@@ -16,23 +16,23 @@ pub fn latency(records: &[Record]) -> Option<Latency> {
     })
 }
 
-/// Means and largest values of a day's samples.
+/// Returns means, maxima and totals of a day's machine samples; `None` without any.
 pub fn machine(samples: &[Sample]) -> Option<Machine> {
     let mean = |value: &dyn Fn(&Sample) -> f64| {
         let column = Column::of(samples.iter().map(value));
-        Some(Mean { mean: column.mean()?, max: column.quantile(1.0)? })
+        Some(MeanMax { mean: column.mean()?, max: column.quantile(1.0)? })
     };
     let sum = |value: &dyn Fn(&Sample) -> u32| samples.iter().map(|it| u64::from(value(it))).sum::<u64>();
     (!samples.is_empty()).then(|| Machine {
         samples: samples.len() as u64,
-        cpu: mean(&|it| it.cpu.into()),
-        memory: mean(&|it| it.memory.into()),
-        resident: mean(&|it| it.resident as f64),
-        disk: mean(&|it| it.disk.into()),
-        temperature: mean(&|it| it.temperature.map_or(f64::NAN, f64::from)),
-        answers: sum(&|it| it.answers),
-        errors: sum(&|it| it.errors),
-        dropped: sum(&|it| it.dropped),
+        cpu: mean(&|sample| sample.cpu.into()),
+        memory: mean(&|sample| sample.memory.into()),
+        resident: mean(&|sample| sample.resident as f64),
+        disk: mean(&|sample| sample.disk.into()),
+        temperature: mean(&|sample| sample.temperature.map_or(f64::NAN, f64::from)),
+        answers: sum(&|sample| sample.answers),
+        errors: sum(&|sample| sample.errors),
+        dropped: sum(&|sample| sample.dropped),
         largest_queue: samples.iter().map(|it| u64::from(it.waiting)).max().unwrap_or(0),
     })
 }
@@ -40,23 +40,23 @@ pub fn machine(samples: &[Sample]) -> Option<Machine> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::monitor::drawn::{USUAL, frames, reference, report, samples};
+    use crate::monitor::synthetic::{TYPICAL, frames, reference, report, samples};
 
     #[test]
-    fn what_the_machine_does_not_show_is_absent() {
+    fn a_value_the_machine_does_not_expose_is_absent() {
         let mut samples = samples(1);
-        samples.iter_mut().for_each(|it| it.temperature = None);
+        samples.iter_mut().for_each(|sample| sample.temperature = None);
         samples[7].waiting = 9;
         samples[7].dropped = 2;
-        let found = machine(&samples).unwrap();
-        assert_eq!((found.temperature, found.largest_queue, found.dropped), (None, 9, 2));
+        let load = machine(&samples).unwrap();
+        assert_eq!((load.temperature, load.largest_queue, load.dropped), (None, 9, 2));
         assert_eq!(machine(&[]), None);
         assert_eq!(latency(&[]), None);
     }
 
     #[test]
-    fn only_answers_have_a_time() {
-        let mut records = frames(USUAL, 1, 60).0;
+    fn latency_counts_only_answered_requests() {
+        let mut records = frames(TYPICAL, 1, 60).0;
         records[0].status = 503;
         records[0].latency = 9000.0;
         records[1].latency = 50.0;

@@ -1,4 +1,4 @@
-//! A day's records become a report.
+//! Measures one day of traffic: turns its records, machine samples and labels into a [`Report`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,38 +14,39 @@ use crate::{
     traffic::{Labels, Record, Sample},
 };
 
-/// All that is known of a day.
+/// Everything known about one day of traffic.
 #[derive(Clone, Copy, Debug)]
 pub struct Day<'d> {
-    /// `2026-11-24`
+    /// Date of the day, as in `2026-11-24`.
     pub name: &'d str,
-    /// In order of time.
+    /// Requests of the day, ordered by time.
     pub records: &'d [Record],
-    /// In order of time.
+    /// Machine samples of the day, ordered by time.
     pub samples: &'d [Sample],
     /// True classes, as far as known.
     pub labels: &'d Labels,
-    /// Request id → group; where it is empty, the parts of the day are the groups.
+    /// Group of each request id; if empty, requests are grouped by part of the day.
     pub groups: &'d BTreeMap<String, String>,
     /// The model's classes, in the package's order.
     pub classes: &'d [String],
-    /// Hours of the day, UTC, in which pictures are expected.
+    /// Hours of the day, UTC, in which images are expected.
     pub hours: &'d BTreeSet<u8>,
 }
 
-/// What a day is held against: the training side, or days that were accepted.
+/// Rows that a day is compared with: the training images, or days that were accepted.
 #[derive(Clone, Debug, Default)]
 pub struct Reference {
-    /// For people: `training side of pets@v0.1.0`
+    /// Name to show, as in `training side of pets@v0.1.0`.
     pub name: String,
     pub rows: Vec<Record>,
 }
 
-/// Measures one day.
+/// Measures one day against a reference.
 pub fn measure(day: &Day<'_>, reference: &Reference, thresholds: &Thresholds) -> Report {
     let versions = by_version(day.records);
     let of_version = |version: &String| {
-        let records: Vec<_> = day.records.iter().filter(|it| it.version == *version).cloned().collect();
+        let records: Vec<_> =
+            day.records.iter().filter(|record| record.version == *version).cloned().collect();
         Some((version.clone(), performance(&Day { records: &records, ..*day })?))
     };
     Report {
@@ -55,7 +56,7 @@ pub fn measure(day: &Day<'_>, reference: &Reference, thresholds: &Thresholds) ->
         reference_rows: reference.rows.len() as u64,
         classes: day.classes.to_vec(),
         integrity: integrity(day, reference, thresholds),
-        drift: drift::measures(day, reference, thresholds),
+        drift: drift::measure_drift(day, reference, thresholds),
         performance: performance(day),
         performance_by_version: if versions.len() > 1 {
             versions.keys().filter_map(of_version).collect()
@@ -65,68 +66,71 @@ pub fn measure(day: &Day<'_>, reference: &Reference, thresholds: &Thresholds) ->
         bias: bias(day, thresholds),
         latency: latency(day.records),
         machine: machine(day.samples),
-        hours: (0..24).map(|it| hour(day, it)).collect(),
+        hours: (0..24).map(|number| hour(day, number)).collect(),
         versions,
         thresholds: thresholds.clone(),
     }
     .rounded()
 }
 
-/// Whether the model answered.
-pub fn answered(record: &Record) -> bool {
+/// Returns true if the model answered the request.
+pub fn is_answered(record: &Record) -> bool {
     (200..300).contains(&record.status)
 }
 
-/// Whether whoever asked went away before the answer.
-pub fn gone(record: &Record) -> bool {
+/// Returns true if the client disconnected before the answer.
+pub fn is_client_closed(record: &Record) -> bool {
     record.status == GONE
 }
 
-/// Whether we failed, not whoever asked.
-pub fn failed(record: &Record) -> bool {
+/// Returns true if the request failed through the server's fault, not the client's.
+pub fn is_server_error(record: &Record) -> bool {
     record.status >= 500
 }
 
-/// The hour of the day, UTC.
+/// Returns the hour of the day, UTC, of a time in milliseconds since 1970.
 pub fn hour_of(milliseconds: i64) -> u8 {
     milliseconds.div_euclid(3_600_000).rem_euclid(24) as u8
 }
 
 fn by_version(records: &[Record]) -> BTreeMap<String, u64> {
-    let mut found = BTreeMap::new();
+    let mut counts = BTreeMap::new();
     for record in records {
-        *found.entry(record.version.clone()).or_default() += 1;
+        *counts.entry(record.version.clone()).or_default() += 1;
     }
-    found
+    counts
 }
 
 fn hour(day: &Day<'_>, hour: u8) -> Hour {
-    let records: Vec<_> = day.records.iter().filter(|it| hour_of(it.captured) == hour).collect();
-    let samples: Vec<_> = day.samples.iter().filter(|it| hour_of(it.time) == hour).collect();
+    let records: Vec<_> = day.records.iter().filter(|record| hour_of(record.captured) == hour).collect();
+    let samples: Vec<_> = day.samples.iter().filter(|sample| hour_of(sample.time) == hour).collect();
     let mean = |value: &dyn Fn(&Sample) -> f32| Column::of(samples.iter().map(|it| value(it).into())).mean();
-    let latency = records.iter().filter(|it| answered(it)).map(|it| f64::from(it.latency));
+    let latency = records.iter().filter(|it| is_answered(it)).map(|it| f64::from(it.latency));
     Hour {
         frames: records.len() as u64,
-        errors: records.iter().filter(|it| failed(it)).count() as u64,
+        errors: records.iter().filter(|it| is_server_error(it)).count() as u64,
         latency_p95: Column::of(latency).quantile(0.95),
-        cpu: mean(&|it| it.cpu),
-        memory: mean(&|it| it.memory),
-        temperature: mean(&|it| it.temperature.unwrap_or(f32::NAN)),
+        cpu: mean(&|sample| sample.cpu),
+        memory: mean(&|sample| sample.memory),
+        temperature: mean(&|sample| sample.temperature.unwrap_or(f32::NAN)),
         queue: samples.iter().map(|it| u64::from(it.waiting)).max(),
     }
 }
 
-/// Part of the day in which a picture was taken, UTC.
+/// Returns the part of the day, UTC, of a time in milliseconds since 1970.
 pub fn part_of_day(milliseconds: i64) -> &'static str {
     ["night", "morning", "afternoon", "evening"][usize::from(hour_of(milliseconds) / 6)]
 }
 
-/// Labeled answers: record, place of the label, place of what was said.
-pub fn judged<'d>(day: &Day<'d>) -> Vec<(&'d Record, usize, usize)> {
-    let place = |class: &String| day.classes.iter().position(|it| it == class);
-    let label = |it: &Record| place(day.labels.of(it)?);
-    let rows = day.records.iter().filter(|it| answered(it));
-    rows.filter_map(|it| Some((it, label(it)?, performance::said(it, day.classes)?))).collect()
+/// Returns each labeled answer as (record, index of the true class, index of the predicted class).
+pub fn labeled_answers<'d>(day: &Day<'d>) -> Vec<(&'d Record, usize, usize)> {
+    let index = |class: &String| day.classes.iter().position(|known| known == class);
+    let label = |record: &Record| index(day.labels.of(record)?);
+    let rows = day.records.iter().filter(|it| is_answered(it));
+    rows.filter_map(|record| {
+        Some((record, label(record)?, performance::predicted_class(record, day.classes)?))
+    })
+    .collect()
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
-//! A model watched: one day of traffic against what the model was trained on.
+//! Model monitoring: compares one day of traffic with a reference and reports data quality, drift, accuracy,
+//! bias and machine load.
 //!
-//! [`measure`] is a pure function of a [`Day`] and a [`Reference`] and gives a [`Report`]; [`findings`] says what in
-//! it is good or bad, [`text`] shows it on a terminal and [`page`] in a browser. Whether something has drifted is
-//! decided in one place, from the size of the change and from chance; too few rows give no verdict. What was not
-//! measured is absent, never 0.
+//! [`measure`] is a pure function from a [`Day`] and a [`Reference`] to a [`Report`]. [`findings`] rates what
+//! the report contains, [`render_text`] shows it on a terminal and [`render_page`] as an HTML page. Drift is
+//! decided in one place, by effect size and statistical significance together; too few rows give no verdict.
+//! A value that was not measured is absent, never 0.
 
 mod chart;
 mod drift;
@@ -21,17 +22,17 @@ mod thresholds;
 mod values;
 
 #[cfg(test)]
-mod drawn;
+mod synthetic;
 
 pub use self::{
     findings::{Finding, Level, findings, headline},
     measure::{Day, Reference, measure},
-    page::page,
+    page::render_page,
     report::{
-        Bias, Class, Drift, FORMAT, Gap, Histogram, Hour, Integrity, Latency, Machine, Mean, Performance,
-        Rate, Report, Span, Test, Tested, Verdict,
+        Bias, ClassMetrics, ConfidenceInterval, Drift, ErrorRate, FORMAT, Histogram, Hour, Integrity,
+        Latency, Machine, MeanMax, Performance, RateGap, Report, TestKind, TestResult, Verdict,
     },
-    text::text,
+    text::render_text,
     thresholds::Thresholds,
     values::is_value,
 };

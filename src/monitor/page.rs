@@ -1,4 +1,5 @@
-//! A report as one page that needs nothing else: no scripts, no other files.
+//! HTML page of a report: headline, findings, charts by hour and trends over days, in one self-contained file
+//! without scripts or external resources.
 
 use std::collections::BTreeMap;
 
@@ -8,14 +9,14 @@ use crate::{
     alert::Alert,
     deploy::escape,
     monitor::{
-        Drift, Level, Performance, Rate, Report,
+        Drift, ErrorRate, Finding, Hour, Level, Performance, Report,
         chart::{self, BLUE, GRAY, GREEN, Line, ORANGE},
         findings::{count, findings, headline, percent, short},
     },
 };
 
-/// Days that trends show at most, without the day itself.
-const TREND: usize = 30;
+/// Largest number of earlier days in the trend charts.
+const MAX_TREND_DAYS: usize = 30;
 
 const STYLE: &str = "\
 :root{--ink:#1f2a37;--soft:#6b7583;--line:#e6e9ee;--good:#2f7d55;--watch:#b0730f;--bad:#bb3a36;--unknown:#7b8594}\
@@ -23,6 +24,7 @@ const STYLE: &str = "\
 main{max-width:1180px;margin:0 auto;padding:28px 20px 60px}\
 header{background:#fff;border-left:6px solid var(--level);border-radius:8px;padding:18px 24px;margin-bottom:22px;\
 box-shadow:0 1px 2px #0001}h1{font-size:1.55em;margin:0 0 .2em;line-height:1.25}\
+h1::first-letter{text-transform:uppercase}\
 h2{font-size:1.05em;margin:30px 0 10px;font-weight:600}p{margin:.2em 0;color:var(--soft)}\
 .grid{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(340px,1fr))}\
 .card,figure{background:#fff;border-radius:8px;padding:12px 16px;margin:0;box-shadow:0 1px 2px #0001;overflow-x:auto}\
@@ -39,31 +41,33 @@ tr:first-child td,tr:first-child th{border-top:0}.grid td,.grid th{white-space:n
 .cell{text-align:center;min-width:4em;border:2px solid #fff}\
 @media print{body{background:#fff}header,.card,figure{box-shadow:none;border:1px solid var(--line)}}";
 
-/// The page of a day on which some alerts fire; `earlier` are reports of days before, in any order.
-pub fn page(report: &Report, earlier: &[Report], firing: &[Alert]) -> String {
-    let (level, sentence) = headline(report, firing);
-    let mut days: Vec<&Report> = earlier.iter().filter(|it| it.day < report.day).collect();
+/// Renders the page of a day and its firing alerts. `earlier` holds reports of other days, in any order;
+/// those before the day become the trends.
+pub fn render_page(report: &Report, earlier: &[Report], firing: &[Alert]) -> String {
+    let (level, headline) = headline(report, firing);
+    let mut days: Vec<&Report> = earlier.iter().filter(|other| other.day < report.day).collect();
     days.sort_by(|one, two| one.day.cmp(&two.day));
-    days.drain(..days.len().saturating_sub(TREND));
+    days.drain(..days.len().saturating_sub(MAX_TREND_DAYS));
     days.push(report);
     format!(
         "<!doctype html>\n<html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>\
-<title>{day}: {word}</title><style>{STYLE}</style>\n<main><header style='--level:var(--{level})'><h1>{sentence}</h1>{about}\
-</header>\n{findings}{pictures}{said}{judged}{machine}{trends}</main>\n",
+<title>{day}: {word}</title><style>{STYLE}</style>\n<main><header style='--level:var(--{level})'><h1>{headline}</h1>{about}\
+</header>\n{findings}{images}{predictions}{labels}{machine}{trends}</main>\n",
         day = escape(&report.day),
         word = level.word(),
         level = class_of(level),
-        sentence = escape(&sentence),
+        headline = escape(&headline),
         about = about(report),
         findings = table_of_findings(report, firing),
-        pictures = pictures(report),
-        said = said(report),
-        judged = judged(report),
+        images = image_statistics(report),
+        predictions = predictions(report),
+        labels = labeled(report),
         machine = machine(report),
         trends = trends(&days),
     )
 }
 
+/// Returns the CSS class of a level.
 fn class_of(level: Level) -> &'static str {
     match level {
         Level::Good => "good",
@@ -103,22 +107,22 @@ fn key(color: RGBColor, name: &str) -> String {
 }
 
 fn table_of_findings(report: &Report, firing: &[Alert]) -> String {
-    let row = |it: crate::monitor::Finding| {
-        let (class, word) = (class_of(it.level), it.level.word());
-        let (subject, text) = (escape(&it.subject), escape(&it.text));
+    let row = |finding: Finding| {
+        let (class, word) = (class_of(finding.level), finding.level.word());
+        let (subject, text) = (escape(&finding.subject), escape(&finding.text));
         format!("<tr><td><span class='mark {class}'>{word}</span><td>{subject}<td>{text}")
     };
     let rows: String = findings(report, firing).into_iter().map(row).collect();
     format!("<h2>Findings</h2><div class=card><table>{rows}</table></div>\n")
 }
 
-fn pictures(report: &Report) -> String {
-    let shown = [
+fn image_statistics(report: &Report) -> String {
+    let measures = [
         ("brightness", "Brightness"),
         ("sharpness", "Sharpness"),
-        ("embedding", "Embedding, distance from the middle"),
+        ("embedding", "Embedding, distance from the mean"),
     ];
-    let cards: Vec<_> = shown
+    let cards: Vec<_> = measures
         .iter()
         .filter_map(|(name, title)| {
             let drift = report.drift.get(*name)?;
@@ -127,17 +131,17 @@ fn pictures(report: &Report) -> String {
                 .then(|| figure(title, &note, &chart::histogram(&drift.histogram)))
         })
         .collect();
-    section("Pictures against the reference", &cards)
+    section("Images compared with the reference", &cards)
 }
 
-fn said(report: &Report) -> String {
+fn predictions(report: &Report) -> String {
     let mut cards = Vec::new();
     if let Some(drift) = report.drift.get("classes") {
         cards.push(shares(drift, &report.classes));
     }
     let frames: Vec<_> = report.hours.iter().map(|it| it.frames).collect();
-    cards.push(figure("Frames by hour", "", &chart::bars(&frames, &clock)));
-    section("What came and what was said", &cards)
+    cards.push(figure("Frames by hour", "", &chart::bars(&frames, &clock_time)));
+    section("Traffic and predictions", &cards)
 }
 
 fn shares(drift: &Drift, classes: &[String]) -> String {
@@ -147,51 +151,51 @@ fn shares(drift: &Drift, classes: &[String]) -> String {
     let bar = |color: RGBColor, share: f64| {
         format!("<div class=bar style='width:{:.1}%;background:{}'></div>", share * 100.0, chart::css(color))
     };
-    let row = |(class, (known, seen)): (&String, (&u64, &u64))| {
-        let (one, two) = (*known as f64 / totals.0, *seen as f64 / totals.1);
-        let (bars, class) = (bar(GRAY, one) + &bar(BLUE, two), escape(class));
+    let row = |(class, (known, predicted)): (&String, (&u64, &u64))| {
+        let (before, now) = (*known as f64 / totals.0, *predicted as f64 / totals.1);
+        let (bars, class) = (bar(GRAY, before) + &bar(BLUE, now), escape(class));
         format!(
             "<tr><td>{class}<td style='width:55%'>{bars}<td class=number>{} → {}",
-            percent(one),
-            percent(two)
+            percent(before),
+            percent(now)
         )
     };
     let pairs = histogram.reference.iter().zip(&histogram.day);
     let rows: String = classes.iter().zip(pairs).map(row).collect();
     let keys = key(GRAY, "reference") + &key(BLUE, "this day");
     format!(
-        "<div class=card><div class=title>Classes said <small>{keys}</small></div><table>{rows}</table></div>"
+        "<div class=card><div class=title>Predicted classes <small>{keys}</small></div><table>{rows}</table></div>"
     )
 }
 
-fn judged(report: &Report) -> String {
+fn labeled(report: &Report) -> String {
     let mut cards = Vec::new();
-    if let Some(it) = &report.performance {
-        cards.push(confusion(it, &report.classes));
-        cards.push(by_class(it));
+    if let Some(performance) = &report.performance {
+        cards.push(confusion(performance, &report.classes));
+        cards.push(by_class(performance));
     }
-    if let Some(it) = &report.bias {
-        cards.push(rates("Errors by group", &it.groups));
+    if let Some(bias) = &report.bias {
+        cards.push(rates("Error rate by group", &bias.groups));
     }
     if !report.performance_by_version.is_empty() {
         cards.push(by_version(&report.performance_by_version));
     }
-    section("Against labels", &cards)
+    section("Predictions compared with labels", &cards)
 }
 
-fn confusion(it: &Performance, classes: &[String]) -> String {
-    let head: String = classes.iter().map(|it| format!("<th class=cell>{}", escape(it))).collect();
+fn confusion(performance: &Performance, classes: &[String]) -> String {
+    let head: String = classes.iter().map(|class| format!("<th class=cell>{}", escape(class))).collect();
     let mut rows = String::new();
-    for (at, (class, counts)) in classes.iter().zip(&it.confusion).enumerate() {
+    for (label, (class, counts)) in classes.iter().zip(&performance.confusion).enumerate() {
         let whole = counts.iter().sum::<u64>().max(1) as f64;
         rows.push_str(&format!("<tr><th>{}", escape(class)));
-        for (said, count) in counts.iter().enumerate() {
-            let color = if said == at { "49,103,160" } else { "187,58,54" };
+        for (predicted, count) in counts.iter().enumerate() {
+            let color = if predicted == label { "49,103,160" } else { "187,58,54" };
             let shade = *count as f64 / whole * 0.75;
             rows.push_str(&format!("<td class=cell style='background:rgba({color},{shade:.2})'>{count}"));
         }
     }
-    let title = "Confusion <small>rows: what it was; columns: what was said</small>";
+    let title = "Confusion <small>rows: true class; columns: predicted class</small>";
     format!("<div class=card><div class=title>{title}</div><table><tr><th>{head}{rows}</table></div>")
 }
 
@@ -200,78 +204,82 @@ fn card(title: &str, head: &[&str], rows: &str) -> String {
     format!("<div class=card><div class=title>{}</div><table><tr>{head}{rows}</table></div>", escape(title))
 }
 
-fn by_class(it: &Performance) -> String {
-    let share = |it: Option<f64>| it.map_or_else(|| "–".into(), percent);
-    let all = "mean".to_owned();
-    let rows = it.classes.iter().chain([(&all, &it.average)]).map(|(name, it)| {
-        let numbers = [share(it.precision), share(it.recall), share(it.f1)].join("<td>");
-        format!("<tr><td>{}<td>{}<td>{numbers}", escape(name), it.labeled)
+fn by_class(performance: &Performance) -> String {
+    let share = |value: Option<f64>| value.map_or_else(|| "–".into(), percent);
+    let mean = "mean".to_owned();
+    let rows = performance.classes.iter().chain([(&mean, &performance.average)]).map(|(name, class)| {
+        let numbers = [share(class.precision), share(class.recall), share(class.f1)].join("<td>");
+        format!("<tr><td>{}<td>{}<td>{numbers}", escape(name), class.labeled)
     });
     card("By class", &["", "labels", "precision", "recall", "F1"], &rows.collect::<String>())
 }
 
-fn rates(title: &str, rates: &BTreeMap<String, Rate>) -> String {
-    let rows = rates.iter().map(|(name, it)| {
-        let span = if it.enough {
-            format!("{} to {}", percent(it.span.low), percent(it.span.high))
+fn rates(title: &str, rates: &BTreeMap<String, ErrorRate>) -> String {
+    let rows = rates.iter().map(|(name, rate)| {
+        let interval = if rate.comparable {
+            format!("{} to {}", percent(rate.interval.low), percent(rate.interval.high))
         } else {
-            "too few".into()
+            "too few labels".into()
         };
         format!(
-            "<tr><td>{}<td>{} of {}<td>{}<td>{span}",
+            "<tr><td>{}<td>{} of {}<td>{}<td>{interval}",
             escape(name),
-            it.wrong,
-            it.labeled,
-            percent(it.rate)
+            rate.wrong,
+            rate.labeled,
+            percent(rate.rate)
         )
     });
     card(title, &["", "wrong", "rate", "95 % interval"], &rows.collect::<String>())
 }
 
 fn by_version(versions: &BTreeMap<String, Performance>) -> String {
-    let rows = versions.iter().map(|(name, it)| {
-        let span = format!("{} to {}", percent(it.accuracy_span.low), percent(it.accuracy_span.high));
-        format!("<tr><td>{}<td>{}<td>{}<td>{span}", escape(name), it.labeled, percent(it.accuracy))
+    let rows = versions.iter().map(|(name, version)| {
+        let interval = version.accuracy_interval;
+        let interval = format!("{} to {}", percent(interval.low), percent(interval.high));
+        let accuracy = percent(version.accuracy);
+        format!("<tr><td>{}<td>{}<td>{accuracy}<td>{interval}", escape(name), version.labeled)
     });
     card("By version", &["", "labels", "accuracy", "95 % interval"], &rows.collect::<String>())
 }
 
-/// Lines with their keys; nothing where no line has a point.
+/// Draws lines with their legend; lines without points are left out, and without any line the text is empty.
 fn lines(
     title: &str,
     all: Vec<Line>,
     label: &dyn Fn(f64) -> String,
-    shown: &dyn Fn(f64) -> String,
+    value: &dyn Fn(f64) -> String,
 ) -> String {
-    let there: Vec<Line> = all.into_iter().filter(|it| it.points.iter().any(Option::is_some)).collect();
-    if there.is_empty() {
+    let has_points = |line: &Line| line.points.iter().any(Option::is_some);
+    let present: Vec<Line> = all.into_iter().filter(has_points).collect();
+    if present.is_empty() {
         return String::new();
     }
-    let named = there.iter().filter(|it| !it.name.is_empty());
-    let keys: String = named.map(|it| key(it.color, &it.name)).collect();
-    figure(title, &keys, &chart::lines(&there, label, shown))
+    let named = present.iter().filter(|it| !it.name.is_empty());
+    let keys: String = named.map(|line| key(line.color, &line.name)).collect();
+    figure(title, &keys, &chart::lines(&present, label, value))
 }
 
 fn machine(report: &Report) -> String {
-    let line = |name: &str, color, value: &dyn Fn(&crate::monitor::Hour) -> Option<f64>| Line {
+    let line = |name: &str, color, value: &dyn Fn(&Hour) -> Option<f64>| Line {
         name: name.to_owned(),
         color,
         points: report.hours.iter().map(value).collect(),
     };
-    let latency = vec![line("", BLUE, &|it| it.latency_p95)];
-    let load = vec![line("processor", BLUE, &|it| it.cpu), line("memory", ORANGE, &|it| it.memory)];
-    let heat = vec![line("", ORANGE, &|it| it.temperature)];
-    let queue = vec![line("", GREEN, &|it| it.queue.map(|it| it as f64))];
+    let latency = vec![line("", BLUE, &|hour| hour.latency_p95)];
+    let load = vec![line("cpu", BLUE, &|hour| hour.cpu), line("memory", ORANGE, &|hour| hour.memory)];
+    let temperature = vec![line("", ORANGE, &|hour| hour.temperature)];
+    let queue = vec![line("", GREEN, &|hour| hour.queue.map(|length| length as f64))];
     let cards = [
-        lines("Milliseconds to an answer, 95 %", latency, &clock, &short),
-        lines("Load", load, &clock, &percent),
-        lines("Degrees Celsius", heat, &clock, &short),
-        lines("Longest queue", queue, &clock, &short),
+        lines("Latency, p95, in milliseconds", latency, &clock_time, &short),
+        lines("Load", load, &clock_time, &percent),
+        lines("Temperature, in °C", temperature, &clock_time, &short),
+        lines("Longest queue", queue, &clock_time, &short),
     ];
     section("Machine by hour", &cards)
 }
 
-fn clock(hour: f64) -> String {
+/// Formats an hour as a time, as in `13:00`.
+fn clock_time(hour: f64) -> String {
     format!("{hour:.0}:00")
 }
 
@@ -285,12 +293,12 @@ fn trends(days: &[&Report]) -> String {
         color,
         points: values.iter().map(|it| it.get(value).copied()).collect(),
     };
-    let label = |at: f64| {
-        // `11-24`; between two days there is none.
-        let day = days.get(at.round() as usize).filter(|_| at.fract().abs() < 1e-9);
-        day.map(|it| it.day.chars().skip(5).collect()).unwrap_or_default()
+    let label = |position: f64| {
+        // Month and day, as in `11-24`; positions between two days have no label.
+        let day = days.get(position.round() as usize).filter(|_| position.fract().abs() < 1e-9);
+        day.map(|report| report.day.chars().skip(5).collect()).unwrap_or_default()
     };
-    let apart = vec![
+    let distance = vec![
         line("brightness", ORANGE, "drift.brightness.ks"),
         line("sharpness", GREEN, "drift.sharpness.ks"),
         line("embedding", BLUE, "drift.embedding.ks"),
@@ -307,7 +315,7 @@ fn trends(days: &[&Report]) -> String {
     ];
     let cards = [
         lines("Frames", vec![line("", BLUE, "integrity.frames")], &label, &short),
-        lines("Distance from the reference, KS", apart, &label, &short),
+        lines("KS distance from the reference", distance, &label, &short),
         lines(
             "Largest change of a class's share",
             vec![line("", BLUE, "drift.classes.change")],
@@ -315,82 +323,81 @@ fn trends(days: &[&Report]) -> String {
             &percent,
         ),
         lines("Accuracy", accuracy, &label, &percent),
-        lines("Poor pictures", poor, &label, &percent),
-        lines(
-            "Milliseconds to an answer, 99 %",
-            vec![line("", BLUE, "telemetry.latency_p99")],
-            &label,
-            &short,
-        ),
+        lines("Poor images", poor, &label, &percent),
+        lines("Latency, p99, in milliseconds", vec![line("", BLUE, "telemetry.latency_p99")], &label, &short),
     ];
-    section("Over days", &cards)
+    section("Trends", &cards)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
-        monitor::drawn::{USUAL, World, frames, labeled, reference},
+        monitor::{
+            Reference,
+            synthetic::{self, Scenario, TYPICAL, frames, reference},
+        },
         traffic::Labels,
     };
 
-    fn day(name: &str, world: World, seed: u64) -> Report {
-        let (records, labels) = frames(world, seed, 60);
-        Report { day: name.into(), ..labeled(&records, &labels, &reference(400)) }
+    fn day(name: &str, scenario: Scenario, seed: u64) -> Report {
+        let (records, labels) = frames(scenario, seed, 60);
+        Report { day: name.into(), ..synthetic::labeled(&records, &labels, &reference(400)) }
     }
 
     #[test]
-    fn the_page_says_at_once_how_the_day_was() {
-        let good = page(&day("2026-11-24", USUAL, 1), &[], &[]);
-        assert!(good.contains("<h1>A good day: 60 frames, nothing stands out.</h1>"), "{good}");
-        assert!(good.contains("--level:var(--good)") && !good.contains("Over days"));
-        let bad = page(&day("2026-11-24", World { light: 0.05, ..USUAL }, 1), &[], &[]);
-        assert!(bad.contains("<h1>Not a good day: dark pictures and brightness.</h1>"));
+    fn the_headline_rates_the_day() {
+        let good = render_page(&day("2026-11-24", TYPICAL, 1), &[], &[]);
+        assert!(good.contains("<h1>no problems in 60 frames</h1>"), "{good}");
+        assert!(good.contains("--level:var(--good)") && !good.contains("Trends"));
+        let dark = Scenario { brightness: 0.05, ..TYPICAL };
+        let bad = render_page(&day("2026-11-24", dark, 1), &[], &[]);
+        assert!(bad.contains("<h1>problems found: dark images and brightness</h1>"));
     }
 
     #[test]
-    fn foreign_text_stays_text() {
-        let mut report = day("2026-11-24", USUAL, 1);
-        let foreign = "<script>alert('x')</script>";
-        report.classes[0] = foreign.into();
-        report.reference = foreign.into();
-        report.versions.insert(foreign.into(), 1);
-        report.day = foreign.into();
+    fn untrusted_text_is_escaped() {
+        let mut report = day("2026-11-24", TYPICAL, 1);
+        let untrusted = "<script>alert('x')</script>";
+        report.classes[0] = untrusted.into();
+        report.reference = untrusted.into();
+        report.versions.insert(untrusted.into(), 1);
+        report.day = untrusted.into();
         let bias = report.bias.as_mut().unwrap();
         let rate = bias.groups.values().next().unwrap().clone();
-        bias.groups.insert(foreign.into(), rate);
+        bias.groups.insert(untrusted.into(), rate);
         let performance = report.performance.as_mut().unwrap();
-        performance.classes.insert(foreign.into(), performance.average.clone());
-        report.performance_by_version.insert(foreign.into(), report.performance.clone().unwrap());
-        let foreign_alert = Alert {
+        performance.classes.insert(untrusted.into(), performance.average.clone());
+        report.performance_by_version.insert(untrusted.into(), report.performance.clone().unwrap());
+        let alert = Alert {
             number: 1,
-            rule: foreign.into(),
-            environment: foreign.into(),
-            day: foreign.into(),
-            severity: foreign.into(),
+            rule: untrusted.into(),
+            environment: untrusted.into(),
+            day: untrusted.into(),
+            severity: untrusted.into(),
             value: 0.0,
-            text: foreign.into(),
+            text: untrusted.into(),
             action: None,
             resolved: None,
             acknowledged: None,
         };
-        let found = page(&report, &[report.clone()], &[foreign_alert]);
-        assert!(!found.contains("<script") && found.matches("&lt;script&gt;").count() >= 8);
+        let html = render_page(&report, &[report.clone()], &[alert]);
+        assert!(!html.contains("<script") && html.matches("&lt;script&gt;").count() >= 8);
     }
 
     #[test]
-    fn the_page_needs_nothing_else() {
-        let days: Vec<_> = (1..9).map(|it| day(&format!("2026-11-0{it}"), USUAL, it)).collect();
-        let found = page(&days[7], &days, &[]);
-        let found = found.replace("xmlns=\"http://www.w3.org/2000/svg\"", "");
-        assert!(["http", "src=", "@import", "url("].iter().all(|it| !found.contains(it)));
-        assert!(found.contains("Over days") && found.contains("\n11-01\n") && found.contains("\n11-07\n"));
-        assert_eq!(found.matches("<svg").count(), found.matches("</svg>").count());
+    fn the_page_has_no_external_resources() {
+        let days: Vec<_> = (1..9).map(|number| day(&format!("2026-11-0{number}"), TYPICAL, number)).collect();
+        let html = render_page(&days[7], &days, &[]);
+        let html = html.replace("xmlns=\"http://www.w3.org/2000/svg\"", "");
+        assert!(["http", "src=", "@import", "url("].iter().all(|it| !html.contains(it)));
+        assert!(html.contains("Trends") && html.contains("\n11-01\n") && html.contains("\n11-07\n"));
+        assert_eq!(html.matches("<svg").count(), html.matches("</svg>").count());
     }
 
     #[test]
-    fn a_day_of_which_nothing_is_known_has_a_page() {
-        let report = labeled(&[], &Labels::default(), &crate::monitor::Reference::default());
-        assert!(page(&report, &[], &[]).contains("<h1>No frames came.</h1>"));
+    fn an_empty_day_has_a_page() {
+        let report = synthetic::labeled(&[], &Labels::default(), &Reference::default());
+        assert!(render_page(&report, &[], &[]).contains("<h1>no frames</h1>"));
     }
 }

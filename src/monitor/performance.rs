@@ -1,75 +1,79 @@
-//! What was said against what was, and on whom it errs more.
+//! Accuracy of a day's predictions against its labels, and bias: error rates by class and by group, with the
+//! largest gaps between them.
 
 use std::collections::BTreeMap;
 
 use crate::{
     model::evaluate::Confusion,
     monitor::{
-        Bias, Class, Day, Gap, Performance, Rate, Span, Thresholds,
-        measure::{answered, judged, part_of_day},
-        statistics::{Interval, difference, wilson},
+        Bias, ClassMetrics, ConfidenceInterval, Day, ErrorRate, Performance, RateGap, Thresholds,
+        measure::{is_answered, labeled_answers, part_of_day},
+        statistics::{Interval, compare_rates, wilson_interval},
     },
     traffic::Record,
 };
 
-/// Place of the class that was said.
-pub fn said(record: &Record, classes: &[String]) -> Option<usize> {
-    classes.iter().position(|it| *it == record.class)
+/// Returns the index of the predicted class; `None` if it is not a class of the model.
+pub fn predicted_class(record: &Record, classes: &[String]) -> Option<usize> {
+    classes.iter().position(|class| *class == record.class)
 }
 
-/// Compares the day's answers with the labels that are known.
+/// Compares the day's predictions with the known labels; `None` without any labeled answer.
 pub fn performance(day: &Day<'_>) -> Option<Performance> {
-    let rows = judged(day);
+    let rows = labeled_answers(day);
     let mut counts = vec![vec![0; day.classes.len()]; day.classes.len()];
-    rows.iter().for_each(|&(_, label, said)| counts[label][said] += 1);
-    let right = rows.iter().filter(|it| it.1 == it.2).count() as u64;
-    let accuracy_span = wilson(right, rows.len() as u64)?.into();
-    let found = Confusion { classes: day.classes.to_vec(), counts, loss: 0.0 };
-    let foreign = |it: &&Record| day.labels.of(it).is_some_and(|it| !day.classes.contains(it));
+    rows.iter().for_each(|&(_, label, predicted)| counts[label][predicted] += 1);
+    let correct = rows.iter().filter(|(_, label, predicted)| label == predicted).count() as u64;
+    let accuracy_interval = wilson_interval(correct, rows.len() as u64)?.into();
+    let confusion = Confusion { classes: day.classes.to_vec(), counts, loss: 0.0 };
+    let has_unknown_label =
+        |record: &&Record| day.labels.of(record).is_some_and(|label| !day.classes.contains(label));
     Some(Performance {
         labeled: rows.len() as u64,
-        foreign: day.records.iter().filter(|it| answered(it)).filter(foreign).count() as u64,
-        accuracy: found.accuracy(),
-        accuracy_span,
-        classes: day.classes.iter().cloned().zip((0..).map(|at| class(&found, at))).collect(),
-        average: average(&found),
-        confusion: found.counts,
+        unknown_labels: day.records.iter().filter(|it| is_answered(it)).filter(has_unknown_label).count()
+            as u64,
+        accuracy: confusion.accuracy(),
+        accuracy_interval,
+        classes: day.classes.iter().cloned().zip((0..).map(|index| class(&confusion, index))).collect(),
+        average: average(&confusion),
+        confusion: confusion.counts,
     })
 }
 
-fn class(found: &Confusion, at: usize) -> Class {
-    let (precision, recall, f1, labeled) = found.class(at);
-    let said = found.counts.iter().map(|it| it[at]).sum::<u64>();
-    Class {
+fn class(confusion: &Confusion, index: usize) -> ClassMetrics {
+    let (precision, recall, f1, labeled) = confusion.class(index);
+    let predicted = confusion.counts.iter().map(|row| row[index]).sum::<u64>();
+    ClassMetrics {
         labeled,
-        precision: (said > 0).then_some(precision),
+        precision: (predicted > 0).then_some(precision),
         recall: (labeled > 0).then_some(recall),
-        f1: (said + labeled > 0).then_some(f1),
+        f1: (predicted + labeled > 0).then_some(f1),
     }
 }
 
-/// Even over the classes that were there or were said: a day without birds says nothing about birds.
-fn average(found: &Confusion) -> Class {
-    let there: Vec<_> = (0..found.classes.len())
-        .filter(|&at| class(found, at).f1.is_some())
-        .map(|at| found.class(at))
+/// Returns the unweighted mean over the classes that were labeled or predicted: a day without birds has no
+/// information about birds.
+fn average(confusion: &Confusion) -> ClassMetrics {
+    let present: Vec<_> = (0..confusion.classes.len())
+        .filter(|&index| class(confusion, index).f1.is_some())
+        .map(|index| confusion.class(index))
         .collect();
     let mean = |value: &dyn Fn(&(f64, f64, f64, u64)) -> f64| {
-        (!there.is_empty()).then(|| there.iter().map(value).sum::<f64>() / there.len() as f64)
+        (!present.is_empty()).then(|| present.iter().map(value).sum::<f64>() / present.len() as f64)
     };
-    Class {
-        labeled: there.iter().map(|it| it.3).sum(),
-        precision: mean(&|it| it.0),
-        recall: mean(&|it| it.1),
-        f1: mean(&|it| it.2),
+    ClassMetrics {
+        labeled: present.iter().map(|(.., labeled)| labeled).sum(),
+        precision: mean(&|(precision, ..)| *precision),
+        recall: mean(&|(_, recall, ..)| *recall),
+        f1: mean(&|(_, _, f1, _)| *f1),
     }
 }
 
-/// Error rates of classes and of groups.
+/// Measures the error rates of classes and of groups; `None` without any labeled answer.
 pub fn bias(day: &Day<'_>, thresholds: &Thresholds) -> Option<Bias> {
-    let rows = judged(day);
+    let rows = labeled_answers(day);
     let (mut classes, mut groups) = (BTreeMap::new(), BTreeMap::new());
-    for (record, label, said) in &rows {
+    for (record, label, predicted) in &rows {
         let group = if day.groups.is_empty() {
             Some(part_of_day(record.captured).to_owned())
         } else {
@@ -77,46 +81,47 @@ pub fn bias(day: &Day<'_>, thresholds: &Thresholds) -> Option<Bias> {
         };
         let count = |counts: &mut BTreeMap<String, (u64, u64)>, name: String| {
             let entry = counts.entry(name).or_default();
-            *entry = (entry.0 + u64::from(label != said), entry.1 + 1);
+            *entry = (entry.0 + u64::from(label != predicted), entry.1 + 1);
         };
         count(&mut classes, day.classes[*label].clone());
-        group.into_iter().for_each(|it| count(&mut groups, it));
+        group.into_iter().for_each(|name| count(&mut groups, name));
     }
-    let rates = |counts: BTreeMap<String, (u64, u64)>| -> BTreeMap<String, Rate> {
-        counts.into_iter().filter_map(|(name, it)| Some((name, rate(it, thresholds)?))).collect()
+    let rates = |counts: BTreeMap<String, (u64, u64)>| -> BTreeMap<String, ErrorRate> {
+        counts.into_iter().filter_map(|(name, pair)| Some((name, error_rate(pair, thresholds)?))).collect()
     };
     let (classes, groups) = (rates(classes), rates(groups));
-    let found = Bias { class_gap: gap(&classes), group_gap: gap(&groups), classes, groups };
-    (!rows.is_empty()).then_some(found)
+    let bias = Bias { class_gap: gap(&classes), group_gap: gap(&groups), classes, groups };
+    (!rows.is_empty()).then_some(bias)
 }
 
-fn rate((wrong, labeled): (u64, u64), thresholds: &Thresholds) -> Option<Rate> {
-    let span = wilson(wrong, labeled)?.into();
+fn error_rate((wrong, labeled): (u64, u64), thresholds: &Thresholds) -> Option<ErrorRate> {
+    let interval = wilson_interval(wrong, labeled)?.into();
     let rate = wrong as f64 / labeled as f64;
-    Some(Rate { wrong, labeled, rate, span, enough: labeled >= thresholds.group_rows })
+    Some(ErrorRate { wrong, labeled, rate, interval, comparable: labeled >= thresholds.group_rows })
 }
 
-/// The worst against the best of those that have enough labels; of equals the first and the last.
-fn gap(rates: &BTreeMap<String, Rate>) -> Option<Gap> {
-    let enough = || rates.iter().filter(|it| it.1.enough);
-    let worst = enough().reduce(|one, two| if two.1.rate > one.1.rate { two } else { one })?;
-    let best = enough().reduce(|one, two| if two.1.rate <= one.1.rate { two } else { one })?;
-    if enough().count() < 2 {
+/// Compares the worst with the best of those that have enough labels. On ties the first is the worst and the
+/// last the best.
+fn gap(rates: &BTreeMap<String, ErrorRate>) -> Option<RateGap> {
+    let comparable = || rates.iter().filter(|(_, rate)| rate.comparable);
+    let worst = comparable().reduce(|one, two| if two.1.rate > one.1.rate { two } else { one })?;
+    let best = comparable().reduce(|one, two| if two.1.rate <= one.1.rate { two } else { one })?;
+    if comparable().count() < 2 {
         return None;
     }
-    let found = difference(worst.1.wrong, worst.1.labeled, best.1.wrong, best.1.labeled)?;
-    Some(Gap {
+    let comparison = compare_rates(worst.1.wrong, worst.1.labeled, best.1.wrong, best.1.labeled)?;
+    Some(RateGap {
         worst: worst.0.clone(),
         best: best.0.clone(),
-        difference: found.difference,
-        span: found.interval.into(),
-        p: found.p,
+        difference: comparison.difference,
+        interval: comparison.interval.into(),
+        p: comparison.p,
     })
 }
 
-impl From<Interval> for Span {
-    fn from(it: Interval) -> Self {
-        Self { low: it.low, high: it.high }
+impl From<Interval> for ConfidenceInterval {
+    fn from(interval: Interval) -> Self {
+        Self { low: interval.low, high: interval.high }
     }
 }
 
@@ -127,13 +132,13 @@ mod tests {
     use crate::{
         monitor::{
             Reference,
-            drawn::{USUAL, World, frames, labeled, reference},
+            synthetic::{Scenario, TYPICAL, frames, labeled, reference},
         },
         traffic::Labels,
     };
 
     #[test]
-    fn averages_are_as_scikit_learn_has_them() {
+    fn averages_match_scikit_learn() {
         let all: serde_json::Value =
             serde_json::from_str(include_str!("../../fixtures/statistics.json")).unwrap();
         for case in all["metrics"].as_array().unwrap() {
@@ -148,31 +153,36 @@ mod tests {
     }
 
     #[test]
-    fn labels_tell_how_good_it_was() {
-        let (records, mut labels) = frames(World { wrong: 0.2, ..USUAL }, 3, 60);
+    fn labels_give_the_accuracy() {
+        let (records, mut labels) = frames(Scenario { error_rate: 0.2, ..TYPICAL }, 3, 60);
         labels.insert(&records[0], "bird".into());
         labels.forget(&records[1]);
         let report = labeled(&records, &labels, &reference(60));
         let found = report.performance.as_ref().unwrap();
-        assert_eq!((found.labeled, found.foreign), (58, 1));
-        assert!(found.accuracy_span.low < found.accuracy && found.accuracy < found.accuracy_span.high);
+        assert_eq!((found.labeled, found.unknown_labels), (58, 1));
+        assert!(
+            found.accuracy_interval.low < found.accuracy && found.accuracy < found.accuracy_interval.high
+        );
         assert_eq!(report.values()["performance.accuracy"], found.accuracy);
         assert!(report.performance_by_version.is_empty());
     }
 
     #[test]
-    fn without_labels_nothing_is_claimed() {
-        let report = labeled(&frames(USUAL, 3, 60).0, &Labels::default(), &reference(60));
+    fn without_labels_there_is_no_accuracy() {
+        let report = labeled(&frames(TYPICAL, 3, 60).0, &Labels::default(), &reference(60));
         assert_eq!((&report.performance, &report.bias), (&None, &None));
         let names: Vec<_> = report.values().into_keys().collect();
-        assert!(!names.iter().any(|it| it.starts_with("performance") || it.starts_with("bias")), "{names:?}");
+        let labeled = |name: &String| name.starts_with("performance") || name.starts_with("bias");
+        assert!(!names.iter().any(labeled), "{names:?}");
     }
 
     #[test]
-    fn what_never_was_has_no_recall_and_what_was_never_said_no_precision() {
-        let (mut records, mut labels) = frames(USUAL, 3, 20);
-        records.iter_mut().for_each(|it| it.class = "cat".into());
-        records.iter().for_each(|it| drop(labels.insert(it, "cat".into())));
+    fn an_unlabeled_class_has_no_recall() {
+        let (mut records, mut labels) = frames(TYPICAL, 3, 20);
+        for record in &mut records {
+            record.class = "cat".into();
+            labels.insert(record, "cat".into());
+        }
         let values = labeled(&records, &labels, &Reference::default()).values();
         assert_eq!(values["performance.recall.cat"], 1.0);
         assert_eq!(values["performance.macro.f1"], 1.0);
@@ -180,8 +190,8 @@ mod tests {
     }
 
     #[test]
-    fn each_version_is_judged_by_itself() {
-        let (mut records, labels) = frames(World { wrong: 0.0, ..USUAL }, 3, 40);
+    fn each_version_has_its_own_accuracy() {
+        let (mut records, labels) = frames(Scenario { error_rate: 0.0, ..TYPICAL }, 3, 40);
         for record in &mut records[30..] {
             record.version = "pets@v0.2.0".into();
             record.class = if record.class == "cat" { "dog".into() } else { "cat".into() };
@@ -193,9 +203,9 @@ mod tests {
     }
 
     #[test]
-    fn a_group_that_fares_worse_is_named_if_it_is_large_enough() {
-        let (mut records, labels) = frames(World { wrong: 0.0, ..USUAL }, 3, 70);
-        for record in records.iter_mut().filter(|it| part_of_day(it.captured) == "evening") {
+    fn the_worst_group_is_named_if_it_has_enough_labels() {
+        let (mut records, labels) = frames(Scenario { error_rate: 0.0, ..TYPICAL }, 3, 70);
+        for record in records.iter_mut().filter(|record| part_of_day(record.captured) == "evening") {
             record.class = if record.class == "cat" { "dog".into() } else { "cat".into() };
         }
         let report = labeled(&records, &labels, &reference(60));
@@ -204,7 +214,7 @@ mod tests {
         assert_eq!(report.values()["bias.difference"], 1.0);
         let few = labeled(&records[..9], &labels, &reference(60));
         let values = few.values();
-        assert!(few.bias.unwrap().groups.values().all(|it| !it.enough));
+        assert!(few.bias.unwrap().groups.values().all(|rate| !rate.comparable));
         assert!(!values.contains_key("bias.difference"));
     }
 }

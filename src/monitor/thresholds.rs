@@ -1,57 +1,64 @@
-//! What counts as much, in one place.
+//! Thresholds of a day's report: which values count as dark, blurred, drifted, slow or otherwise bad.
 
 use serde::{Deserialize, Serialize};
 
-/// Limits that a day is held against. They are written into its report.
+/// Limits that a day is judged by. They are stored in its report.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Thresholds {
-    /// How often a day without any change may be called drifted: 0.0001 is one day in 27 years.
-    pub chance: f64,
-    /// The least difference of cumulative shares that matters, 0–1.
-    pub distance: f64,
-    /// The least change of a class's share that matters, 0–1.
-    pub change: f64,
-    /// Fewer rows of a day give no verdict.
+    /// Significance level of drift tests: the rate at which unchanged days may be called drifted. 0.0001 is
+    /// one day in 27 years.
+    #[serde(rename = "chance")]
+    pub significance: f64,
+    /// Smallest Kolmogorov–Smirnov distance that matters, 0–1.
+    #[serde(rename = "distance")]
+    pub min_ks_distance: f64,
+    /// Smallest change of a class's share that matters, 0–1.
+    #[serde(rename = "change")]
+    pub min_share_change: f64,
+    /// Smallest number of rows of the day for a verdict.
     pub day_rows: u64,
-    /// Fewer rows of the reference give no verdict.
+    /// Smallest number of rows of the reference for a verdict.
     pub reference_rows: u64,
-    /// A picture with less mean gray is dark.
+    /// Mean gray below which an image is dark.
     pub dark: f64,
-    /// A picture with more mean gray is overexposed.
+    /// Mean gray above which an image is overexposed.
     pub overexposed: f64,
-    /// A picture is blurred below so much of the sharpness that 1 % of the reference fall short of.
+    /// Sharpness below which an image is blurred, as a share of the reference's 1 % quantile of sharpness.
     pub blurred: f64,
-    /// So many pictures in a row that look alike are a frozen camera.
+    /// Number of consecutive look-alike images from which a camera counts as frozen.
     pub frozen_run: u64,
-    /// Bits in which the fingerprints of near duplicates may differ.
+    /// Largest number of bits in which the fingerprints of near duplicates differ.
     pub near_bits: u32,
-    /// The largest good share of damaged pictures.
+    /// Largest acceptable share of damaged images.
     pub damaged_share: f64,
-    /// The largest good share of pictures that are dark, overexposed, blurred, frozen or duplicates, each.
+    /// Largest acceptable share of images that are dark, overexposed, blurred, frozen or duplicates, each.
     pub poor_share: f64,
-    /// The largest good share of answers that are errors of ours.
+    /// Largest acceptable share of requests that end in a server error.
     pub error_share: f64,
-    /// Accuracy that is surely below is bad.
+    /// Accuracy is bad if its whole confidence interval is below this value.
     pub accuracy: f64,
-    /// Fewer labels in a class or group are too few for a rate to be compared.
+    /// Smallest number of labels of a class or group for its error rate to be compared.
     pub group_rows: u64,
-    /// The largest good difference of error rates.
-    pub difference: f64,
-    /// The longest good answer in milliseconds, of 99 in 100.
+    /// Largest acceptable difference of error rates.
+    #[serde(rename = "difference")]
+    pub max_rate_difference: f64,
+    /// Largest acceptable 99 % quantile of the latency, in milliseconds.
     pub latency: f64,
-    /// The largest good share of memory and of disk.
-    pub full: f64,
-    /// The hottest good temperature in degrees Celsius.
-    pub hot: f64,
+    /// Largest acceptable share of memory and of disk in use.
+    #[serde(rename = "full")]
+    pub max_usage: f64,
+    /// Largest acceptable temperature, in degrees Celsius.
+    #[serde(rename = "hot")]
+    pub max_temperature: f64,
 }
 
 impl Default for Thresholds {
     fn default() -> Self {
         Self {
-            chance: 0.0001,
-            distance: 0.2,
-            change: 0.15,
+            significance: 0.0001,
+            min_ks_distance: 0.2,
+            min_share_change: 0.15,
             day_rows: 10,
             reference_rows: 30,
             dark: 0.1,
@@ -64,10 +71,10 @@ impl Default for Thresholds {
             error_share: 0.01,
             accuracy: 0.8,
             group_rows: 10,
-            difference: 0.15,
+            max_rate_difference: 0.15,
             latency: 1000.0,
-            full: 0.9,
-            hot: 80.0,
+            max_usage: 0.9,
+            max_temperature: 80.0,
         }
     }
 }

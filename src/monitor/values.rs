@@ -1,16 +1,18 @@
-//! A report as named numbers, for rules to be written against.
+//! Named numbers of a report, such as `integrity.dark_share`, that the alert rules of a policy refer to.
 
 use std::collections::BTreeMap;
 
-use crate::monitor::{Class, Drift, Integrity, Performance, Report, Test, Verdict, findings::ORDER};
+use crate::monitor::{
+    ClassMetrics, Drift, Integrity, Performance, Report, TestKind, Verdict, findings::DRIFT_MEASURES,
+};
 
-/// Names with their numbers; what is not known is not put in.
+/// Numbers by name; unknown values are not inserted.
 #[derive(Default)]
 struct Values(BTreeMap<String, f64>);
 
 impl Values {
     fn put(&mut self, name: impl Into<String>, value: impl Into<Option<f64>>) {
-        if let Some(value) = value.into().filter(|it| it.is_finite()) {
+        if let Some(value) = value.into().filter(|number| number.is_finite()) {
             self.0.insert(name.into(), value);
         }
     }
@@ -25,21 +27,21 @@ impl Values {
 }
 
 impl Report {
-    /// All numbers of the report that a rule may name: `integrity.dark_share`, `drift.brightness.ks`,
-    /// `performance.recall.cat`. What was not measured is absent.
+    /// Returns all numbers of the report that a rule can name: `integrity.dark_share`, `drift.brightness.ks`,
+    /// `performance.recall.cat`. Values that were not measured are absent.
     pub fn values(&self) -> BTreeMap<String, f64> {
         let mut values = Values::default();
         integrity(&mut values, &self.integrity);
-        for (name, it) in &self.drift {
-            drift(&mut values, &format!("drift.{name}"), it);
+        for (name, measure) in &self.drift {
+            drift(&mut values, &format!("drift.{name}"), measure);
         }
-        let decided = || self.drift.values().filter(|it| it.verdict != Verdict::None);
+        let decided = || self.drift.values().filter(|drift| drift.verdict != Verdict::Undecided);
         if decided().next().is_some() {
-            let drifted = decided().filter(|it| it.verdict == Verdict::Drifted).count();
+            let drifted = decided().filter(|drift| drift.verdict == Verdict::Drifted).count();
             values.count("drift.drifted", drifted as u64);
         }
-        if let Some(it) = &self.performance {
-            performance(&mut values, it);
+        if let Some(result) = &self.performance {
+            performance(&mut values, result);
         }
         self.bias_values(&mut values);
         self.telemetry_values(&mut values);
@@ -52,19 +54,22 @@ impl Report {
         for (name, gap) in gaps {
             values.put(format!("bias.{name}_difference"), gap.as_ref().map(|it| it.difference));
         }
-        let largest = gaps.iter().filter_map(|it| Some(it.1.as_ref()?.difference)).reduce(f64::max);
+        let largest = gaps.iter().filter_map(|(_, gap)| Some(gap.as_ref()?.difference)).reduce(f64::max);
         values.put("bias.difference", largest);
         for (kind, rates) in [("class", &bias.classes), ("group", &bias.groups)] {
-            for (name, it) in rates.iter().filter(|it| it.1.enough) {
-                values.put(format!("bias.{kind}.{name}.error_rate"), it.rate);
+            for (name, rate) in rates.iter().filter(|(_, rate)| rate.comparable) {
+                values.put(format!("bias.{kind}.{name}.error_rate"), rate.rate);
             }
         }
     }
 
     fn telemetry_values(&self, values: &mut Values) {
-        if let Some(it) = &self.latency {
-            let all = [("p50", it.p50), ("p95", it.p95), ("p99", it.p99), ("max", it.max)];
-            all.iter().for_each(|(name, it)| values.put(format!("telemetry.latency_{name}"), *it));
+        if let Some(latency) = &self.latency {
+            let quantiles =
+                [("p50", latency.p50), ("p95", latency.p95), ("p99", latency.p99), ("max", latency.max)];
+            for (name, time) in quantiles {
+                values.put(format!("telemetry.latency_{name}"), time);
+            }
         }
         let Some(machine) = &self.machine else { return };
         let means = [
@@ -85,29 +90,30 @@ impl Report {
     }
 }
 
-/// Whether a report on these classes can have a number of this name; it may be absent on a day nevertheless.
+/// Returns true if a report on these classes can contain a number of this name. On a given day it may be
+/// absent.
 pub fn is_value(name: &str, classes: &[String]) -> bool {
     let Some((group, rest)) = name.split_once('.') else { return false };
-    let class = |it: &str| classes.iter().any(|known| known == it);
+    let class = |name: &str| classes.iter().any(|known| known == name);
     match group {
         "integrity" => {
             let shares = ["damaged", "frozen", "duplicate", "near_duplicate", "error"];
-            let looks = ["dark", "overexposed", "blurred"];
+            let image_shares = ["dark", "overexposed", "blurred"];
             let counted = rest.strip_suffix("_share").unwrap_or(rest);
             ["frames", "frozen_longest_run", "missing_hours", "dropped"].contains(&rest)
-                || shares.iter().chain(&looks).any(|it| *it == counted)
+                || shares.iter().chain(&image_shares).any(|name| *name == counted)
         }
         "drift" => {
             rest == "drifted"
                 || rest.split_once('.').is_some_and(|(measure, key)| {
-                    ORDER.iter().any(|it| it.0 == measure) && DRIFT.contains(&key)
+                    DRIFT_MEASURES.iter().any(|(name, _)| *name == measure) && DRIFT_VALUES.contains(&key)
                 })
         }
         "performance" => {
-            let measure = |it: &str| ["precision", "recall", "f1"].contains(&it);
+            let measure = |name: &str| ["precision", "recall", "f1"].contains(&name);
             ["labeled", "accuracy", "accuracy_low", "accuracy_high"].contains(&rest)
                 || rest.strip_prefix("macro.").is_some_and(measure)
-                || rest.split_once('.').is_some_and(|it| measure(it.0) && class(it.1))
+                || rest.split_once('.').is_some_and(|(name, of)| measure(name) && class(of))
         }
         "bias" => {
             let rate = |kind: &str| rest.strip_prefix(kind)?.strip_suffix(".error_rate");
@@ -116,8 +122,10 @@ pub fn is_value(name: &str, classes: &[String]) -> bool {
                 || rate("group.").is_some()
         }
         "telemetry" => {
-            let latency = |it: &str| ["p50", "p95", "p99", "max"].contains(&it);
-            let mean = |it: (&str, &str)| MACHINE.contains(&it.0) && ["mean", "max"].contains(&it.1);
+            let latency = |name: &str| ["p50", "p95", "p99", "max"].contains(&name);
+            let mean = |(name, kind): (&str, &str)| {
+                MACHINE_VALUES.contains(&name) && ["mean", "max"].contains(&kind)
+            };
             ["answers", "errors", "dropped", "largest_queue"].contains(&rest)
                 || rest.strip_prefix("latency_").is_some_and(latency)
                 || rest.rsplit_once('_').is_some_and(mean)
@@ -126,8 +134,8 @@ pub fn is_value(name: &str, classes: &[String]) -> bool {
     }
 }
 
-/// What is told of each measure.
-const DRIFT: [&str; 13] = [
+/// Numbers that each drift measure can have.
+const DRIFT_VALUES: [&str; 13] = [
     "rows",
     "mean",
     "shift",
@@ -143,25 +151,27 @@ const DRIFT: [&str; 13] = [
     "drifted",
 ];
 
-const MACHINE: [&str; 5] = ["cpu", "memory", "resident", "disk", "temperature"];
+/// Machine measures, each with a mean and a maximum.
+const MACHINE_VALUES: [&str; 5] = ["cpu", "memory", "resident", "disk", "temperature"];
 
-fn integrity(values: &mut Values, it: &Integrity) {
+fn integrity(values: &mut Values, integrity: &Integrity) {
+    let Integrity { frames, decoded, .. } = *integrity;
     let counts = [
-        ("frames", it.frames),
-        ("frozen_longest_run", it.longest_run),
-        ("missing_hours", it.missing_hours.len() as u64),
+        ("frames", frames),
+        ("frozen_longest_run", integrity.longest_run),
+        ("missing_hours", integrity.missing_hours.len() as u64),
     ];
-    values.put("integrity.dropped", it.dropped.map(|it| it as f64));
+    values.put("integrity.dropped", integrity.dropped.map(|count| count as f64));
     counts.iter().for_each(|(name, count)| values.count(format!("integrity.{name}"), *count));
     let shares = [
-        ("damaged", Some(it.damaged), it.frames),
-        ("frozen", Some(it.frozen), it.frames),
-        ("duplicate", Some(it.duplicates), it.frames),
-        ("near_duplicate", Some(it.near_duplicates), it.frames),
-        ("error", Some(it.errors), it.frames),
-        ("dark", Some(it.dark), it.seen),
-        ("overexposed", Some(it.overexposed), it.seen),
-        ("blurred", it.blurred, it.seen),
+        ("damaged", Some(integrity.damaged), frames),
+        ("frozen", Some(integrity.frozen), frames),
+        ("duplicate", Some(integrity.duplicates), frames),
+        ("near_duplicate", Some(integrity.near_duplicates), frames),
+        ("error", Some(integrity.errors), frames),
+        ("dark", Some(integrity.dark), decoded),
+        ("overexposed", Some(integrity.overexposed), decoded),
+        ("blurred", integrity.blurred, decoded),
     ];
     for (name, part, whole) in shares {
         if let Some(part) = part {
@@ -171,14 +181,14 @@ fn integrity(values: &mut Values, it: &Integrity) {
     }
 }
 
-fn drift(values: &mut Values, name: &str, it: &Drift) {
-    values.count(format!("{name}.rows"), it.day_rows);
-    values.put(format!("{name}.mean"), it.day_mean);
-    values.put(format!("{name}.shift"), it.shift);
-    let Some(test) = &it.tested else { return };
-    match test.test {
-        Test::Ks => values.put(format!("{name}.ks"), test.statistic),
-        Test::ChiSquare => {
+fn drift(values: &mut Values, name: &str, drift: &Drift) {
+    values.count(format!("{name}.rows"), drift.day_rows);
+    values.put(format!("{name}.mean"), drift.day_mean);
+    values.put(format!("{name}.shift"), drift.shift);
+    let Some(test) = &drift.result else { return };
+    match test.kind {
+        TestKind::Ks => values.put(format!("{name}.ks"), test.statistic),
+        TestKind::ChiSquare => {
             values.put(format!("{name}.chi_square"), test.statistic);
             values.put(format!("{name}.change"), test.effect);
         }
@@ -189,36 +199,38 @@ fn drift(values: &mut Values, name: &str, it: &Drift) {
     values.put(format!("{name}.psi_expected"), test.psi_expected);
     values.put(format!("{name}.js_distance_natural"), test.js_distance_natural);
     values.put(format!("{name}.js_distance_base2"), test.js_distance_base2);
-    let drifted = match it.verdict {
+    let drifted = match drift.verdict {
         Verdict::Drifted => Some(1.0),
         Verdict::Same => Some(0.0),
-        Verdict::None => None,
+        Verdict::Undecided => None,
     };
     values.put(format!("{name}.drifted"), drifted);
 }
 
-fn performance(values: &mut Values, it: &Performance) {
-    values.count("performance.labeled", it.labeled);
-    values.put("performance.accuracy", it.accuracy);
-    values.put("performance.accuracy_low", it.accuracy_span.low);
-    values.put("performance.accuracy_high", it.accuracy_span.high);
-    for (measure, average) in measures(&it.average) {
+fn performance(values: &mut Values, performance: &Performance) {
+    values.count("performance.labeled", performance.labeled);
+    values.put("performance.accuracy", performance.accuracy);
+    values.put("performance.accuracy_low", performance.accuracy_interval.low);
+    values.put("performance.accuracy_high", performance.accuracy_interval.high);
+    for (measure, average) in measures(&performance.average) {
         values.put(format!("performance.macro.{measure}"), average);
     }
-    for (name, class) in &it.classes {
-        measures(class).iter().for_each(|(it, value)| values.put(format!("performance.{it}.{name}"), *value));
+    for (name, class) in &performance.classes {
+        for (measure, value) in measures(class) {
+            values.put(format!("performance.{measure}.{name}"), value);
+        }
     }
 }
 
-fn measures(it: &Class) -> [(&'static str, Option<f64>); 3] {
-    [("precision", it.precision), ("recall", it.recall), ("f1", it.f1)]
+fn measures(class: &ClassMetrics) -> [(&'static str, Option<f64>); 3] {
+    [("precision", class.precision), ("recall", class.recall), ("f1", class.f1)]
 }
 
 #[cfg(test)]
 mod tests {
     use crate::monitor::{
-        drawn::{USUAL, frames, labeled, reference},
         is_value,
+        synthetic::{TYPICAL, frames, labeled, reference},
     };
     use crate::traffic::Labels;
 
@@ -251,21 +263,22 @@ mod tests {
             telemetry.resident_mean telemetry.temperature_max telemetry.temperature_mean";
 
     #[test]
-    fn people_have_written_rules_with_these_names() {
-        let (records, labels) = frames(USUAL, 1, 60);
+    fn the_names_that_rules_use_do_not_change() {
+        let (records, labels) = frames(TYPICAL, 1, 60);
         let values = labeled(&records, &labels, &reference(400)).values();
         let like_brightness = ["red", "green", "blue", "contrast", "sharpness"];
-        let other = |it: &&str| !like_brightness.iter().any(|name| it.starts_with(&format!("drift.{name}.")));
+        let other =
+            |key: &&str| !like_brightness.iter().any(|name| key.starts_with(&format!("drift.{name}.")));
         let names: Vec<_> = values.keys().map(String::as_str).filter(other).collect();
         assert_eq!(names.join(" "), NAMES);
-        let classes = crate::monitor::drawn::classes();
-        let strange = values.keys().find(|it| !is_value(it, &classes));
-        assert_eq!(strange, None);
+        let classes = crate::monitor::synthetic::classes();
+        let unknown = values.keys().find(|it| !is_value(it, &classes));
+        assert_eq!(unknown, None);
     }
 
     #[test]
-    fn a_misspelt_name_is_no_value() {
-        let classes = crate::monitor::drawn::classes();
+    fn a_misspelled_name_is_not_a_value() {
+        let classes = crate::monitor::synthetic::classes();
         for name in [
             "integrity.drak_share",
             "integrity.frames_share",
@@ -281,15 +294,16 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_measured_is_absent() {
+    fn values_that_were_not_measured_are_absent() {
         let values = labeled(&[], &Labels::default(), &crate::monitor::Reference::default()).values();
-        let measured = values.iter().filter(|it| *it.1 != 0.0 && !it.0.starts_with("telemetry"));
+        let measured = values.iter().filter(|(name, value)| **value != 0.0 && !name.starts_with("telemetry"));
         assert_eq!(measured.collect::<Vec<_>>(), [(&"integrity.missing_hours".to_owned(), &5.0)]);
-        assert!(!values.keys().any(|it| it.contains("share") || it.starts_with("performance")));
+        let absent = |name: &String| name.contains("share") || name.starts_with("performance");
+        assert!(!values.keys().any(absent));
     }
 
     #[test]
-    fn records_lost_are_unknown_without_samples() {
+    fn dropped_records_are_unknown_without_samples() {
         let mut report = labeled(&[], &Labels::default(), &crate::monitor::Reference::default());
         report.integrity.dropped = None;
         assert!(!report.values().contains_key("integrity.dropped"));

@@ -1,68 +1,69 @@
-//! How sure a share is, and whether two differ.
+//! Confidence intervals of a share, and tests whether two shares differ.
 
-/// 95 % of a normal distribution lie within so many deviations.
-const DEVIATIONS: f64 = 1.959_963_984_540_054;
+/// Number of standard deviations on either side of the mean that cover 95 % of a normal distribution.
+const Z_95: f64 = 1.959_963_984_540_054;
 
-/// Where the truth lies in 95 of 100 cases.
+/// 95 % confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Interval {
     pub low: f64,
     pub high: f64,
 }
 
-/// How two shares differ.
+/// Difference of two shares.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Difference {
-    /// First less second.
+pub struct RateDifference {
+    /// First minus second.
     pub difference: f64,
-    /// Newcombe's interval, made of two Wilson intervals.
+    /// Newcombe's interval, from two Wilson intervals.
     pub interval: Interval,
-    /// Two-sided, from the pooled share, uncorrected.
+    /// Two-sided p-value of the pooled z-test, without continuity correction.
     pub p: f64,
 }
 
-/// Wilson's interval of `part` in `whole`.
-pub fn wilson(part: u64, whole: u64) -> Option<Interval> {
+/// Computes Wilson's score interval of the share `part` / `whole`; `None` if `whole` is 0 or less than
+/// `part`.
+pub fn wilson_interval(part: u64, whole: u64) -> Option<Interval> {
     if whole == 0 || part > whole {
         return None;
     }
-    let (rest, squared) = ((whole - part) as f64, DEVIATIONS * DEVIATIONS);
+    let (rest, squared) = ((whole - part) as f64, Z_95 * Z_95);
     let (part, whole) = (part as f64, whole as f64);
     let center = (part + squared / 2.0) / (whole + squared);
-    let half = DEVIATIONS / (whole + squared) * libm::sqrt(part * rest / whole + squared / 4.0);
+    let half = Z_95 / (whole + squared) * libm::sqrt(part * rest / whole + squared / 4.0);
     let low = if part == 0.0 { 0.0 } else { (center - half).max(0.0) };
     let high = if rest == 0.0 { 1.0 } else { (center + half).min(1.0) };
     Some(Interval { low, high })
 }
 
-/// Compares `first` in `n` with `second` in `m`.
-pub fn difference(first: u64, n: u64, second: u64, m: u64) -> Option<Difference> {
-    let (one, two) = (wilson(first, n)?, wilson(second, m)?);
+/// Compares the shares `first` / `n` and `second` / `m`.
+pub fn compare_rates(first: u64, n: u64, second: u64, m: u64) -> Option<RateDifference> {
+    let (one, two) = (wilson_interval(first, n)?, wilson_interval(second, m)?);
     let (p, q) = (first as f64 / n as f64, second as f64 / m as f64);
     let pooled = (first + second) as f64 / (n + m) as f64;
     let variance = pooled * (1.0 - pooled) * (1.0 / n as f64 + 1.0 / m as f64);
-    // By the complement of the error function: 1 less a distribution loses small values.
-    let chance = if variance > 0.0 { libm::erfc((p - q).abs() / libm::sqrt(2.0 * variance)) } else { 1.0 };
+    // Uses erfc directly: 1 - erf would lose small values.
+    let p_value = if variance > 0.0 { libm::erfc((p - q).abs() / libm::sqrt(2.0 * variance)) } else { 1.0 };
     let interval = Interval {
         low: p - q - libm::hypot(p - one.low, two.high - q),
         high: p - q + libm::hypot(one.high - p, q - two.low),
     };
-    Some(Difference { difference: p - q, interval, p: chance })
+    Some(RateDifference { difference: p - q, interval, p: p_value })
 }
 
-/// The exact test of `McNemar`: of the rows on which two models differ, the first was right on `first`, the other on
-/// `second`.
+/// Computes the p-value of the exact `McNemar` test: of the rows on which two models differ, the first is
+/// right on `first` and the other on `second`. `None` if they never differ.
 pub fn mcnemar_exact(first: u64, second: u64) -> Option<f64> {
-    let (few, all) = (first.min(second), first + second);
-    if all == 0 {
+    let (smaller, total) = (first.min(second), first + second);
+    if total == 0 {
         return None;
     }
-    let factorial = |it: u64| libm::lgamma(it as f64 + 1.0);
-    let ways = factorial(all) - factorial(few) - factorial(all - few);
-    let mut term = libm::exp(ways - all as f64 * std::f64::consts::LN_2);
+    let log_factorial = |number: u64| libm::lgamma(number as f64 + 1.0);
+    let log_choices = log_factorial(total) - log_factorial(smaller) - log_factorial(total - smaller);
+    let mut term = libm::exp(log_choices - total as f64 * std::f64::consts::LN_2);
     let mut sum = term;
-    for at in (1..=few).rev() {
-        term *= at as f64 / (all - at + 1) as f64;
+    for count in (1..=smaller).rev() {
+        term *= count as f64 / (total - count + 1) as f64;
         sum += term;
     }
     Some((2.0 * sum).min(1.0))
@@ -74,17 +75,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_of_nothing_says_nothing() {
-        assert_eq!(wilson(0, 0), None);
-        assert_eq!(difference(1, 2, 0, 0), None);
+    fn empty_samples_have_no_statistic() {
+        assert_eq!(wilson_interval(0, 0), None);
+        assert_eq!(compare_rates(1, 2, 0, 0), None);
         assert_eq!(mcnemar_exact(0, 0), None);
     }
 
     #[test]
-    fn the_ends_are_closed() {
-        assert_eq!(wilson(0, 7).unwrap().low, 0.0);
-        assert_eq!(wilson(7, 7).unwrap().high, 1.0);
-        assert_eq!(difference(5, 5, 9, 9).unwrap().p, 1.0);
+    fn extreme_shares_have_exact_bounds() {
+        assert_eq!(wilson_interval(0, 7).unwrap().low, 0.0);
+        assert_eq!(wilson_interval(7, 7).unwrap().high, 1.0);
+        assert_eq!(compare_rates(5, 5, 9, 9).unwrap().p, 1.0);
         assert_eq!(mcnemar_exact(4, 4), Some(1.0));
     }
 }

@@ -200,7 +200,7 @@ impl Report for Looked {
 
 impl fmt::Display for Looked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", monitor::text(&self.report, &self.firing).trim_end())?;
+        writeln!(f, "{}", monitor::render_text(&self.report, &self.firing).trim_end())?;
         for (it, _) in &self.raised {
             writeln!(f, "ALERT ({}) {}: {}", it.rule.severity.name(), it.rule.name, it.text())?;
         }

@@ -56,7 +56,7 @@ impl Reports {
         let page = self.folder.join(format!("{}.html", report.day).as_bytes())?;
         let before = self.all.iter().filter(|it| it.day < report.day).cloned().collect::<Vec<_>>();
         let before = &before[before.len().saturating_sub(TREND)..];
-        repo.files.write(&page, monitor::page(report, before, firing).as_bytes(), Sync::Later)?;
+        repo.files.write(&page, monitor::render_page(report, before, firing).as_bytes(), Sync::Later)?;
         Ok(page)
     }
 
