@@ -158,7 +158,7 @@ fn what_is_not_there_is_said_and_nothing_changes() {
             3,
             "no day from 2023-11-10 to 2023-11-11",
         ),
-        ("retrain --env production", 3, "no labeled pictures of `production` are committed"),
+        ("retrain --env production", 3, "no labeled images of `production` are committed"),
         ("retrain --env moon", 3, "no version was released to `moon`"),
     ] {
         let error = sandbox.fails(args, code);

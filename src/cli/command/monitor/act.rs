@@ -69,7 +69,7 @@ fn roll_back(repo: &Repo, environment: &str, alert: &Alert, reports: &Reports, w
 
 fn again(ctx: &Context<'_>, repo: &Repo, environment: &str, why: &str) -> Result<String> {
     let data = RepoPath::from_text("data")?;
-    let asked = retrain::Asked { environment, model: None, data, why: Some(why) };
+    let asked = retrain::Request { environment, model: None, data, why: Some(why) };
     let found = retrain::retrain(ctx, repo, &asked)?;
     let candidate = found.candidate();
     Ok(if found.is_new() {

@@ -1,4 +1,5 @@
-//! Candidate and production on the same pictures, none of which either was trained on.
+//! Compares a candidate with the version in production: accuracy of both on the same test images, none of
+//! which either was trained on, with an exact `McNemar` test.
 
 use std::collections::BTreeSet;
 
@@ -19,58 +20,60 @@ use crate::{
     repo::Repo,
 };
 
-const LIST: &str = "split.tsv";
+const SPLIT_FILE: &str = "split.tsv";
 
-/// Both versions on the same pictures.
+/// Accuracy of both versions on the same images.
 #[derive(Clone, Debug)]
-pub struct Compared {
-    pub pictures: &'static str,
+pub struct Comparison {
+    /// Source of the images: `test` or `traffic`.
+    pub images: &'static str,
     pub count: u64,
-    /// Accuracy of each; none without pictures.
+    /// Accuracy of the candidate; `None` without images.
     pub candidate: Option<f64>,
+    /// Accuracy of production; `None` without images.
     pub production: Option<f64>,
-    /// That the difference is chance, by the exact test of `McNemar`.
+    /// p-value of the exact `McNemar` test; `None` if both are right on the same images.
     pub p: Option<f64>,
 }
 
-/// The pictures that can tell two versions apart.
-pub struct Tested {
-    pictures: Vec<Picture>,
-    /// Test pictures of the candidate that production was trained on.
+/// Test images that neither version was trained on.
+pub struct TestSet {
+    images: Vec<Picture>,
+    /// Number of the candidate's test images that were left out because production was trained on them.
     pub left_out: u64,
 }
 
-/// The candidate's test side in its worktree, without what production was trained on: another seed of the split
-/// puts pictures on other sides.
-pub fn tested(ctx: &Context<'_>, tree: &Repo, production: &Version) -> Result<Tested> {
-    let list = RepoPath::from_text(LIST)?;
-    let bytes = tree
-        .files
-        .read(&list)
-        .doing(|| format!("the pipeline leaves no `{LIST}`, so that the versions cannot be compared"))?;
-    let mut pictures = split::parse(&list, &bytes)?;
-    pictures.retain(|it| it.segment == Segment::Test);
-    let known = taught(ctx, tree, production)?;
-    Ok(without(pictures, &known))
+/// Reads the candidate's test set from its worktree, without images that production was trained on: with
+/// another seed the split assigns images differently.
+pub fn test_set(ctx: &Context<'_>, worktree: &Repo, production: &Version) -> Result<TestSet> {
+    let path = RepoPath::from_text(SPLIT_FILE)?;
+    let bytes = worktree.files.read(&path).doing(|| {
+        format!("the pipeline does not write `{SPLIT_FILE}`, so the versions cannot be compared")
+    })?;
+    let mut images = split::parse(&path, &bytes)?;
+    images.retain(|image| image.segment == Segment::Test);
+    let known = training_digests(ctx, worktree, production)?;
+    Ok(exclude(images, &known))
 }
 
-fn without(mut pictures: Vec<Picture>, known: &BTreeSet<Digest>) -> Tested {
-    let before = pictures.len();
-    pictures.retain(|it| !known.contains(&it.digest));
-    Tested { left_out: (before - pictures.len()) as u64, pictures }
+fn exclude(mut images: Vec<Picture>, known: &BTreeSet<Digest>) -> TestSet {
+    let before = images.len();
+    images.retain(|image| !known.contains(&image.digest));
+    TestSet { left_out: (before - images.len()) as u64, images }
 }
 
-/// What a version was trained on, by the list in its commit and the pictures that its package keeps.
-fn taught(ctx: &Context<'_>, repo: &Repo, version: &Version) -> Result<BTreeSet<Digest>> {
+/// Returns the digests of the images that a version was trained on, from the split file in its commit and
+/// from its package. Warns if the split file is missing or unreadable.
+fn training_digests(ctx: &Context<'_>, repo: &Repo, version: &Version) -> Result<BTreeSet<Digest>> {
     let mut known: BTreeSet<Digest> =
         reference::training(repo, version)?.into_iter().map(|it| it.input).collect();
-    match sides(repo, version) {
-        Ok(Some(pictures)) => {
-            let train = pictures.into_iter().filter(|it| it.segment == Segment::Train);
+    match committed_split(repo, version) {
+        Ok(Some(images)) => {
+            let train = images.into_iter().filter(|image| image.segment == Segment::Train);
             known.extend(train.map(|it| it.digest));
         }
         Ok(None) => ctx.progress.warn(&format!(
-            "{} has no `{LIST}` in its commit: it may have been trained on pictures that it is compared on",
+            "{} has no `{SPLIT_FILE}` in its commit: it may have been trained on images that it is compared on",
             version.name()
         )),
         Err(error) => ctx.progress.warn(&error.full_text()),
@@ -78,74 +81,75 @@ fn taught(ctx: &Context<'_>, repo: &Repo, version: &Version) -> Result<BTreeSet<
     Ok(known)
 }
 
-fn sides(repo: &Repo, version: &Version) -> Result<Option<Vec<Picture>>> {
-    let (list, rev) = (RepoPath::from_text(LIST)?, &version.tag.rev);
-    let bytes = match repo.git.read(rev, &list)? {
+/// Reads the split file from a version's commit, directly or through its pointer; `None` if the commit has
+/// none.
+fn committed_split(repo: &Repo, version: &Version) -> Result<Option<Vec<Picture>>> {
+    let (path, rev) = (RepoPath::from_text(SPLIT_FILE)?, &version.tag.rev);
+    let bytes = match repo.git.read(rev, &path)? {
         Some(bytes) => Some(bytes),
-        None => content_at(&repo.git, &repo.store, rev, &list)?
-            .map(|it| repo.store.read(&it.digest))
+        None => content_at(&repo.git, &repo.store, rev, &path)?
+            .map(|content| repo.store.read(&content.digest))
             .transpose()?,
     };
     bytes
-        .map(|it| split::parse(&list, &it))
+        .map(|bytes| split::parse(&path, &bytes))
         .transpose()
-        .doing(|| format!("it is not known which pictures {} was trained on", version.name()))
+        .doing(|| format!("cannot determine the images that {} was trained on", version.name()))
 }
 
-/// Shows the pictures to both; those of traffic apart.
+/// Runs both versions on the test set; images from traffic are compared separately.
 pub fn compare(
-    tree: &Repo,
+    worktree: &Repo,
     candidate: &Version,
     production: &Version,
-    tested: &Tested,
+    test_set: &TestSet,
     traffic: &BTreeSet<RepoPath>,
-) -> Result<Vec<Compared>> {
-    let pictures = &tested.pictures;
-    let files = pictures.iter().map(|it| tree.files.read(&it.path)).collect::<Result<Vec<_>>>()?;
-    let right = |version: &Version| -> Result<Vec<bool>> {
-        let mut offline = Offline::load(tree, version)?;
+) -> Result<Vec<Comparison>> {
+    let images = &test_set.images;
+    let files = images.iter().map(|it| worktree.files.read(&it.path)).collect::<Result<Vec<_>>>()?;
+    let correct = |version: &Version| -> Result<Vec<bool>> {
+        let mut offline = Offline::load(worktree, version)?;
         let classes = offline.description.classes.clone();
-        let seen = offline.see(&files)?;
-        let rows = seen.iter().zip(pictures);
-        Ok(rows.map(|(seen, it)| seen.as_ref().is_ok_and(|seen| classes[seen.class] == it.class)).collect())
+        let predictions = offline.see(&files)?;
+        let correct = predictions.iter().zip(images).map(|(prediction, image)| {
+            prediction.as_ref().is_ok_and(|prediction| classes[prediction.class] == image.class)
+        });
+        Ok(correct.collect())
     };
-    let (new, old) = (right(candidate)?, right(production)?);
-    let (taken, test): (Vec<usize>, Vec<usize>) =
-        (0..pictures.len()).partition(|it| traffic.contains(&pictures[*it].path));
-    Ok(vec![compared("test", &test, &new, &old), compared("traffic", &taken, &new, &old)])
+    let (new, old) = (correct(candidate)?, correct(production)?);
+    let (from_traffic, original): (Vec<usize>, Vec<usize>) =
+        (0..images.len()).partition(|&index| traffic.contains(&images[index].path));
+    Ok(vec![comparison("test", &original, &new, &old), comparison("traffic", &from_traffic, &new, &old)])
 }
 
-fn compared(pictures: &'static str, rows: &[usize], new: &[bool], old: &[bool]) -> Compared {
-    let right = |list: &[bool]| rows.iter().filter(|it| list[**it]).count() as f64;
-    let share = |list: &[bool]| (!rows.is_empty()).then(|| right(list) / rows.len() as f64);
-    let only = |a: &[bool], b: &[bool]| rows.iter().filter(|it| a[**it] && !b[**it]).count() as u64;
-    Compared {
-        pictures,
+/// Compares both versions on some rows; `new` and `old` tell for each image if candidate and production are
+/// right.
+fn comparison(images: &'static str, rows: &[usize], new: &[bool], old: &[bool]) -> Comparison {
+    let correct = |list: &[bool]| rows.iter().filter(|&&row| list[row]).count() as f64;
+    let accuracy = |list: &[bool]| (!rows.is_empty()).then(|| correct(list) / rows.len() as f64);
+    let only = |a: &[bool], b: &[bool]| rows.iter().filter(|&&row| a[row] && !b[row]).count() as u64;
+    Comparison {
+        images,
         count: rows.len() as u64,
-        candidate: share(new),
-        production: share(old),
+        candidate: accuracy(new),
+        production: accuracy(old),
         p: mcnemar_exact(only(new, old), only(old, new)),
     }
 }
 
-impl Compared {
+impl Comparison {
+    /// Returns the comparison as JSON, as it is printed and stored in the ledger event.
     pub fn json(&self) -> Value {
-        json!({"pictures": self.pictures, "count": self.count, "candidate": self.candidate,
+        json!({"pictures": self.images, "count": self.count, "candidate": self.candidate,
             "production": self.production, "p": self.p})
     }
 
-    /// As a row of a table.
+    /// Returns the comparison as a row of a table.
     pub fn cells(&self) -> Vec<String> {
-        let share = |it: Option<f64>| it.map_or_else(|| "-".to_owned(), |it| format!("{it:.4}"));
-        let p = self.p.map_or_else(|| "no difference".to_owned(), |it| format!("p = {it:.3}"));
+        let share = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |share| format!("{share:.4}"));
+        let p = self.p.map_or_else(|| "no difference".to_owned(), |p| format!("p = {p:.3}"));
         let p = if self.count == 0 { "-".to_owned() } else { p };
-        vec![
-            self.pictures.to_owned(),
-            self.count.to_string(),
-            share(self.candidate),
-            share(self.production),
-            p,
-        ]
+        vec![self.images.to_owned(), self.count.to_string(), share(self.candidate), share(self.production), p]
     }
 }
 
@@ -154,20 +158,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pictures_that_production_was_taught_are_left_out() {
-        let picture = |name: &str| Picture {
+    fn images_that_production_was_trained_on_are_left_out() {
+        let image = |name: &str| Picture {
             path: RepoPath::from_text(name).unwrap(),
             digest: Digest::of(name.as_bytes()),
             class: "cat".into(),
             segment: Segment::Test,
         };
-        let found = without(vec![picture("a"), picture("b")], &[Digest::of(b"a"), Digest::of(b"c")].into());
-        assert_eq!((found.left_out, found.pictures), (1, vec![picture("b")]));
+        let found = exclude(vec![image("a"), image("b")], &[Digest::of(b"a"), Digest::of(b"c")].into());
+        assert_eq!((found.left_out, found.images), (1, vec![image("b")]));
     }
 
     #[test]
-    fn no_pictures_are_no_accuracy() {
-        let found = compared("traffic", &[], &[], &[]);
+    fn without_images_there_is_no_accuracy() {
+        let found = comparison("traffic", &[], &[], &[]);
         assert_eq!((found.candidate, found.production), (None, None));
         assert_eq!(found.cells(), ["traffic", "0", "-", "-", "-"]);
     }

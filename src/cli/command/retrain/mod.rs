@@ -1,10 +1,12 @@
-//! `mlx retrain`: the pipeline once more, on what it was trained on and on what production has taught since. It runs
-//! in a worktree of its own, so that nobody's files are touched; what comes out is a candidate, compared with the
-//! version that serves, and released only by a person.
+//! `mlx retrain`: runs the pipeline on the training data plus labeled traffic, registers the package as a
+//! candidate and compares it with the version in production.
+//!
+//! The pipeline runs in a temporary worktree, so the caller's files stay untouched. Nothing is released: that
+//! is a person's decision.
 
 mod compare;
-mod joined;
-mod tree;
+mod labeled_traffic;
+mod worktree;
 
 use std::{fmt, path::PathBuf};
 
@@ -15,7 +17,7 @@ use crate::{
         Context, Report,
         command::{
             release::served_model,
-            retrain::{compare::Compared, tree::Tree},
+            retrain::{compare::Comparison, worktree::Worktree},
             version::bring,
         },
         context::BUILTINS,
@@ -32,126 +34,136 @@ use crate::{
     workspace::Workspace,
 };
 
-/// Train a candidate on the training data plus labeled traffic, and compare it with production
+/// Train a candidate on the training data plus labeled traffic and compare it with production
 ///
-/// Everything that is committed at HEAD counts: pictures of sealed days whose labels `mlx feedback` brought join the
-/// data, the pipeline runs in a worktree of its own, and the new package is registered as the next version. It is
-/// compared with the version that serves on the same test pictures, without those that one was trained on. Where
-/// the same package comes out again, the version that has it is compared. A picture that was labeled anew moves to
-/// its new class; one with several labels is left out. Nothing is released.
+/// Uses the state committed at HEAD: images of sealed days that were labeled with `mlx feedback` are added to
+/// the data, the pipeline runs in a temporary worktree, and the new package is registered as the next
+/// version. It is compared with the version in production on the same test images, without those that
+/// production was trained on. If the pipeline gives a package that is registered already, that version is
+/// compared. An image with a corrected label moves to its new class; one with conflicting labels is left out.
+/// Nothing is released.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx retrain --env production\n\n\
 JSON: {\"candidate\", \"new\": bool, \"production\", \"added\", \"left_out\", \"commit\", \"compared\": [{\"pictures\": \"test\" | \"traffic\", \"count\", \"candidate\", \"production\", \"p\"}]}")]
 pub struct Args {
-    /// Where the traffic comes from
+    /// Environment whose labeled traffic to train on
     #[arg(long)]
     env: String,
-    /// The model, where the environment has several
+    /// Model to retrain; needed only if the environment has several
     model: Option<String>,
-    /// The folder that the pipeline learns from
+    /// Folder with the pipeline's training data
     #[arg(long, default_value = "data")]
     data: PathBuf,
-    /// Why
+    /// Reason to record
     #[arg(long)]
     why: Option<String>,
 }
 
 pub struct Outcome {
     candidate: String,
-    /// Whether it was registered now.
+    /// True if the candidate was registered by this run.
     new: bool,
     production: String,
     added: u64,
-    /// Test pictures that production was trained on.
+    /// Number of test images left out because production was trained on them.
     left_out: u64,
     commit: String,
-    compared: Vec<Compared>,
+    compared: Vec<Comparison>,
 }
 
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Outcome> {
     let repo = ctx.repo()?;
     ledger::refresh(&repo)?;
-    let asked = Asked {
+    let request = Request {
         environment: &args.env,
         model: args.model.as_deref(),
         data: ctx.path(&repo, &args.data)?,
         why: args.why.as_deref(),
     };
-    retrain(ctx, &repo, &asked)
+    retrain(ctx, &repo, &request)
 }
 
-/// What to retrain on.
-pub struct Asked<'a> {
+/// Retraining to run.
+pub struct Request<'a> {
+    /// Environment whose labeled traffic to train on.
     pub environment: &'a str,
+    /// Model to retrain; `None` for the only one of the environment.
     pub model: Option<&'a str>,
+    /// Folder with the training data.
     pub data: RepoPath,
+    /// Reason to record.
     pub why: Option<&'a str>,
 }
 
-pub fn retrain(ctx: &Context<'_>, repo: &Repo, asked: &Asked<'_>) -> Result<Outcome> {
-    let environment = asked.environment;
-    let model = served_model(repo, asked.model, environment)?;
+/// Retrains a model, registers the candidate, compares it with production and records the result as a ledger
+/// event.
+pub fn retrain(ctx: &Context<'_>, repo: &Repo, request: &Request<'_>) -> Result<Outcome> {
+    let environment = request.environment;
+    let model = served_model(repo, request.model, environment)?;
     let all = release::releases(&repo.git, Some(&model), environment)?;
     let serving = release::serving(&all).last().map(|it| it.message.version.clone());
-    let serving = serving.ok_or_else(|| Error::not_found(format!("nothing serves in `{environment}`")))?;
+    let serving = serving.ok_or_else(|| Error::not_found(format!("no version serves in `{environment}`")))?;
     let production = registry::require(&repo.git, &serving)?;
     bring(ctx, repo, &production, None)?;
-    let tree = Tree::make(ctx, repo)?;
-    let traffic = tree.bring_traffic(environment, &asked.data)?;
+    let worktree = Worktree::create(ctx, repo)?;
+    let traffic = worktree.add_labeled_traffic(environment, &request.data)?;
     if traffic.is_empty() {
-        return Err(Error::not_found(format!("no labeled pictures of `{environment}` are committed"))
-            .hint("`mlx traffic seal`, `mlx feedback FILE`, then `git add traffic` and `git commit`"));
+        return Err(Error::not_found(format!("no labeled images of `{environment}` are committed")).hint(
+            "run `mlx traffic seal` and `mlx feedback FILE`, then `git add traffic` and `git commit`",
+        ));
     }
     let added = traffic.len() as u64;
-    let commit = tree.train(&asked.data, added, environment)?;
-    // Whatever can be missing is looked for before anything gets a name.
-    let tested = compare::tested(ctx, &tree.repo, &production)?;
-    let (candidate, new) = tree.register(&model, &package_of(&tree.repo, &model)?)?;
-    let compared = compare::compare(&tree.repo, &candidate, &production, &tested, &traffic)?;
+    let commit = worktree.train(&request.data, added, environment)?;
+    // Fails on missing inputs before the candidate is registered.
+    let test_set = compare::test_set(ctx, &worktree.repo, &production)?;
+    let (candidate, new) = worktree.register(&model, &package_of(&worktree.repo, &model)?)?;
+    let compared = compare::compare(&worktree.repo, &candidate, &production, &test_set, &traffic)?;
     let outcome = Outcome {
         candidate: candidate.name(),
         new,
         production: production.name(),
         added,
-        left_out: tested.left_out,
+        left_out: test_set.left_out,
         commit,
         compared,
     };
-    record(repo, asked, &outcome, candidate.package.digest)?;
+    record(repo, request, &outcome, candidate.package.digest)?;
     Ok(outcome)
 }
 
-/// The folder of a model's package.
-fn package_of(tree: &Repo, model: &str) -> Result<RepoPath> {
-    let workspace = Workspace::open(tree)?;
-    let pipeline = Pipeline::require(&workspace, tree.root(), &BUILTINS)?;
+/// Returns the folder of a model's package.
+fn package_of(repo: &Repo, model: &str) -> Result<RepoPath> {
+    let workspace = Workspace::open(repo)?;
+    let pipeline = Pipeline::require(&workspace, repo.root(), &BUILTINS)?;
     let missing = || {
-        Error::not_found(format!("mlx.toml has no model `{model}`"))
-            .hint(format!("add [model.{model}] with path = \"FOLDER\" to it"))
+        Error::not_found(format!("`mlx.toml` has no model `{model}`"))
+            .hint(format!("add `[model.{model}]` with `path = \"FOLDER\"` to it"))
     };
     pipeline.manifest.models.get(model).cloned().ok_or_else(missing)
 }
 
 impl Outcome {
+    /// Returns the name of the candidate, as in `pets@v0.2.0`.
     pub fn candidate(&self) -> &str {
         &self.candidate
     }
 
+    /// Returns true if the candidate was registered by this run.
     pub fn is_new(&self) -> bool {
         self.new
     }
 }
 
-fn record(repo: &Repo, asked: &Asked<'_>, outcome: &Outcome, package: Digest) -> Result<()> {
+fn record(repo: &Repo, request: &Request<'_>, outcome: &Outcome, package: Digest) -> Result<()> {
     let who = repo.git.whoami()?;
-    let rows: Vec<Value> = outcome.compared.iter().map(Compared::json).collect();
+    let rows: Vec<Value> = outcome.compared.iter().map(Comparison::json).collect();
     let published = ledger::publish(repo, &|_| {
         Ok(Draft {
             kind: ledger::Kind::Retrained,
             who: who.clone(),
             subject: outcome.candidate.clone(),
-            environment: Some(asked.environment.to_owned()),
-            why: asked.why.map(str::to_owned),
+            environment: Some(request.environment.to_owned()),
+            why: request.why.map(str::to_owned),
             facts: [
                 ("package".to_owned(), json!(package)),
                 ("production".to_owned(), json!(outcome.production)),
@@ -169,24 +181,24 @@ impl Report for Outcome {
     fn json(&self) -> Value {
         json!({"candidate": self.candidate, "new": self.new, "production": self.production, "added": self.added,
             "left_out": self.left_out, "commit": self.commit,
-            "compared": self.compared.iter().map(Compared::json).collect::<Vec<_>>()})
+            "compared": self.compared.iter().map(Comparison::json).collect::<Vec<_>>()})
     }
 }
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { candidate, production, .. } = self;
-        let pictures = count(self.added, "labeled picture");
-        let word = if self.new { "is a candidate" } else { "came out again, no new candidate" };
-        writeln!(f, "{candidate} {word}: {pictures} joined, commit {}", &self.commit[..10])?;
-        let head = ["pictures", "count", candidate, production, "chance"];
-        writeln!(f, "{}", table(&head, self.compared.iter().map(Compared::cells).collect()))?;
+        let images = count(self.added, "labeled image");
+        let word = if self.new { "is a new candidate" } else { "has the same package, no new candidate" };
+        writeln!(f, "{candidate} {word}: {images} added, commit {}", &self.commit[..10])?;
+        let head = ["images", "count", candidate, production, "significance"];
+        writeln!(f, "{}", table(&head, self.compared.iter().map(Comparison::cells).collect()))?;
         if self.left_out > 0 {
-            let left_out = count(self.left_out, "test picture");
-            writeln!(f, "{left_out} that {production} was trained on left out")?;
+            let images = count(self.left_out, "test image");
+            writeln!(f, "left out: {images} that {production} was trained on")?;
         }
         if !self.new && candidate == production {
-            return write!(f, "it serves already");
+            return write!(f, "it is in production already");
         }
         write!(
             f,
