@@ -181,7 +181,7 @@ fn a_version_that_did_not_answer_on_the_day_is_not_taken_back() {
         "[[alert]]\nname = 'frames'\nvalue = 'integrity.frames'\nabove = 5.0\naction = 'rollback'\n",
     );
     let found = sandbox.json(&format!("monitor run --day {DAY}"));
-    let said = format!("rollback not done: pets@v0.2.0 serves and did not answer on {DAY}");
+    let said = format!("rollback skipped: pets@v0.2.0 serves now, but did not answer on {DAY}");
     assert_eq!(found["actions"], json!([said]));
     let rows = sandbox.json("audit");
     assert!(rows["rows"].as_array().unwrap().iter().all(|it| it["what"] != "rolled back"));
@@ -195,14 +195,20 @@ fn what_cannot_be_the_reference_is_refused() {
     for (args, code, says) in [
         (format!("--from {DAY} --to 2027-12-31 --as qa@park.example"), 2, "2027-12-31 is not over"),
         (format!("--from 2023-11-11 --to {DAY} --as qa@park.example"), 2, "comes after"),
-        (format!("--from {DAY} --to {DAY} --as qa@park.example"), 2, "hold 10 answered pictures; 30 are"),
+        (
+            format!("--from {DAY} --to {DAY} --as qa@park.example"),
+            2,
+            "have 10 answered images; a reference needs 30",
+        ),
     ] {
         let error = sandbox.fails(&format!("monitor accept {args}"), code);
         assert!(error.contains(says), "{args}: {error}");
     }
     asked(&sandbox, &[("2023-11-11", 10, 20)]);
     sandbox.ok("traffic seal --day 2023-11-11 --machine gate");
-    for (who, code, says) in [("' '", 2, "nobody is named"), ("eve@x", 6, "knows nobody called `eve@x`")] {
+    for (who, code, says) in
+        [("' '", 2, "`--as` is empty"), ("eve@x", 6, "`eve@x` is not a person of the policy")]
+    {
         let error = sandbox.fails(&format!("monitor accept --from {DAY} --to 2023-11-11 --as {who}"), code);
         assert!(error.contains(says), "{who}: {error}");
     }

@@ -1,4 +1,4 @@
-//! `mlx monitor accept`: days that become the new normal.
+//! `mlx monitor accept`: records on the audit chain that a range of days is the new reference for monitoring.
 
 use std::fmt;
 
@@ -20,19 +20,19 @@ use crate::{
 
 #[derive(clap::Args)]
 pub struct AcceptArgs {
-    /// The first of the days
+    /// First day to accept, as in 2026-03-15
     #[arg(long)]
     from: Day,
-    /// The last of the days
+    /// Last day to accept
     #[arg(long)]
     to: Day,
-    /// Where the model serves
+    /// Environment in which the model serves
     #[arg(long, default_value = "production")]
     env: String,
-    /// Who you are, as the policy names you
+    /// Your name, as in the policy
     #[arg(long = "as", value_name = "PERSON")]
     who: String,
-    /// Why
+    /// Reason to record
     #[arg(long)]
     why: Option<String>,
 }
@@ -67,7 +67,7 @@ pub fn accept(ctx: &Context<'_>, args: &AcceptArgs) -> Result<Accepted> {
     Ok(Accepted { from: args.from, to: args.to, published })
 }
 
-/// The days must be over and hold enough to be held against.
+/// Checks that the days are over and contain enough answered images to serve as a reference.
 fn check_days(ctx: &Context<'_>, workspace: &Workspace<'_>, args: &AcceptArgs) -> Result<()> {
     let AcceptArgs { from, to, env, .. } = args;
     if from > to {
@@ -78,31 +78,33 @@ fn check_days(ctx: &Context<'_>, workspace: &Workspace<'_>, args: &AcceptArgs) -
         return Err(error.hint(format!("the last day that can be accepted is {}", Day::today().plus(-1))));
     }
     let days = traffic::sealed_days(&workspace.repo.files, env)?;
-    if !days.iter().any(|it| (from..=to).contains(&it)) {
-        return Err(Error::not_found(format!("no day from {from} to {to} of `{env}` is sealed"))
-            .hint("`mlx traffic list` shows what is there"));
+    if !days.iter().any(|day| (from..=to).contains(&day)) {
+        return Err(Error::not_found(format!("no day from {from} to {to} in `{env}` is sealed"))
+            .hint("`mlx traffic list` shows the sealed days"));
     }
     let sealed = reference::span(ctx, workspace, env, (*from, *to))?;
-    let usable = sealed.values().flat_map(|it| &it.records).filter(|it| it.status == 200).count() as u64;
-    let least = Thresholds::default().reference_rows;
-    if usable < least {
-        let text =
-            format!("the days from {from} to {to} hold {usable} answered pictures; {least} are the least");
-        return Err(Error::usage(text).hint("accept more days"));
+    let records = sealed.values().flat_map(|it| &it.records);
+    let answered = records.filter(|record| record.status == 200).count() as u64;
+    let minimum = Thresholds::default().reference_rows;
+    if answered < minimum {
+        let text = format!(
+            "the days from {from} to {to} have {answered} answered images; a reference needs {minimum}"
+        );
+        return Err(Error::usage(text).hint("accept a longer range of days"));
     }
     Ok(())
 }
 
-/// Where the policy names people, it is one of them.
+/// Checks that `who` is one of the people whom the policy names, if it names any.
 fn check_person(policy: &Policy, who: &str) -> Result<()> {
     if who.trim().is_empty() {
-        return Err(Error::usage("nobody is named").hint("say who you are with --as"));
+        return Err(Error::usage("`--as` is empty").hint("pass your name: `--as PERSON`"));
     }
     if policy.people.is_empty() || policy.people.contains_key(who) {
         return Ok(());
     }
     let known: Vec<&str> = policy.people.keys().map(String::as_str).collect();
-    Err(Error::new(Kind::Denied, format!("the policy knows nobody called `{who}`"))
+    Err(Error::new(Kind::Denied, format!("`{who}` is not a person of the policy"))
         .hint(format!("`{FILE}` names: {}", known.join(", "))))
 }
 

@@ -1,8 +1,8 @@
-//! `mlx monitor`: a day of traffic looked at, and days that become the new normal.
+//! `mlx monitor`: reports on a day of traffic and its alerts, and accepts days as the new reference.
 
 mod accept;
-mod act;
-mod announce;
+mod actions;
+mod publish;
 mod reports;
 
 pub use self::accept::{AcceptArgs, accept};
@@ -31,20 +31,20 @@ use crate::{
     workspace::Workspace,
 };
 
-/// Watch a model in use
+/// Monitor a model in production
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Look at a sealed day: integrity, drift, performance, bias, the machine
+    /// Report on a sealed day: integrity, drift, performance, bias, machine load
     ///
-    /// Writes `monitor/ENV/DAY.json` and `.html`. Rules of the policy turn findings into alerts: each is an event on
-    /// the audit chain and goes where `alert.file`, `alert.command` and `alert.webhook` say. Exit 10 while an alert
-    /// fires. The same day again gives the same report and raises nothing twice; what could not be delivered or set
-    /// off is tried again. A rule with `days = N` looks at the reports of earlier days: commit `monitor/`, or they
-    /// are missing in the next clone.
+    /// Writes `monitor/ENV/DAY.json` and `.html`. Rules of the policy turn measured values into alerts: each
+    /// is an event on the audit chain and is delivered to `alert.file`, `alert.command` and `alert.webhook`
+    /// of the configuration. Exits with 10 while an alert fires. Running the same day again gives the same
+    /// report and raises no alert twice; failed deliveries and actions are retried. A rule with `days = N`
+    /// reads the reports of earlier days: commit `monitor/`, or they are missing in the next clone.
     #[command(after_help = "Examples:\n  mlx monitor run --day 2026-03-09 --env production\n\n\
 JSON: {\"day\", \"environment\", \"report\": FILE, \"page\": FILE, \"values\": {NAME: number}, \"findings\": [{\"level\", \"subject\", \"text\"}],\n  \"raised\": [{\"rule\", \"why\", \"event\"}], \"resolved\": […], \"firing\": [as `mlx alert list`], \"actions\": [text…]}")]
     Run(RunArgs),
-    /// Make days the new reference: what was seen then is normal from now on
+    /// Accept days as the new reference that later days are compared with
     #[command(
         after_help = "Examples:\n  mlx monitor accept --from 2026-03-15 --to 2026-03-17 --env production --as qa@park.example --why 'new camera'\n\n\
 JSON: {\"from\", \"to\", \"environment\", \"who\", \"event\", \"pushed_to\"}"
@@ -54,18 +54,18 @@ JSON: {\"from\", \"to\", \"environment\", \"who\", \"event\", \"pushed_to\"}"
 
 #[derive(clap::Args)]
 pub struct RunArgs {
-    /// The day, UTC: 2026-03-09
+    /// Day to report on, UTC, as in 2026-03-09
     #[arg(long)]
     day: Day,
-    /// Where the model serves
+    /// Environment in which the model serves
     #[arg(long, default_value = "production")]
     env: String,
-    /// Raise alerts, but set nothing off
+    /// Raise alerts, but run none of their actions
     #[arg(long)]
     no_act: bool,
 }
 
-pub struct Looked {
+pub struct RunOutcome {
     day: Day,
     environment: String,
     report: monitor::Report,
@@ -77,44 +77,46 @@ pub struct Looked {
     actions: Vec<String>,
 }
 
-pub fn run(ctx: &Context<'_>, args: &RunArgs) -> Result<Looked> {
+pub fn run(ctx: &Context<'_>, args: &RunArgs) -> Result<RunOutcome> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let view = ledger::refresh(&repo)?;
     let policy = Policy::at(&repo.git, view.policy.as_ref())?;
     policy.environment(&args.env)?;
     let report = measure(ctx, &workspace, &args.env, args.day)?;
-    warn_of_unknown(ctx, &policy.rules, &args.env, &report);
+    warn_of_unknown_values(ctx, &policy.rules, &args.env, &report);
     let mut reports = reports::Reports::read(ctx, &repo, &args.env)?;
     let file = reports.write(&repo, &report)?;
     let (day, days) = (args.day.to_string(), reports.values());
     let events = || ledger::read(&repo.git, ledger::tip(&repo.git)?.as_ref());
     let changes = alert::decide(&policy.rules, &args.env, &day, &days, &events()?);
-    let changed = announce::announce(ctx, &repo, &args.env, changes, &days)?;
+    let published = publish::publish_transitions(ctx, &repo, &args.env, changes, &days)?;
     let firing = alert::firing(&events()?, &args.env, &day);
     let page = reports.write_page(&repo, &report, &firing)?;
     let actions = if args.no_act {
         Vec::new()
     } else {
-        act::act(ctx, &repo, &args.env, &day, &policy.rules, &reports)?
+        actions::run_due_actions(ctx, &repo, &args.env, &day, &policy.rules, &reports)?
     };
-    let (raised, resolved) = changed.into_iter().partition(|it| it.0.kind == ledger::Kind::Alerted);
+    let (raised, resolved) =
+        published.into_iter().partition(|(transition, _)| transition.kind == ledger::Kind::Alerted);
     let (day, environment) = (args.day, args.env.clone());
-    Ok(Looked { day, environment, report, file, page, raised, resolved, firing, actions })
+    Ok(RunOutcome { day, environment, report, file, page, raised, resolved, firing, actions })
 }
 
-/// A rule about a number that no report has would never be broken.
-fn warn_of_unknown(ctx: &Context<'_>, rules: &[Rule], environment: &str, report: &monitor::Report) {
-    let own = |it: &&Rule| it.env.as_deref().is_none_or(|it| it == environment);
-    for rule in rules.iter().filter(own).filter(|it| !monitor::is_value(&it.value, &report.classes)) {
+/// Warns of rules about a value that no report has: they would never fire.
+fn warn_of_unknown_values(ctx: &Context<'_>, rules: &[Rule], environment: &str, report: &monitor::Report) {
+    let applies = |rule: &&Rule| rule.env.as_deref().is_none_or(|env| env == environment);
+    let unknown = |rule: &&Rule| !monitor::is_value(&rule.value, &report.classes);
+    for rule in rules.iter().filter(applies).filter(unknown) {
         ctx.progress.warn(&format!(
-            "the alert `{}` is about `{}`, which no report has: `mlx monitor run --json` lists the numbers",
+            "the alert `{}` uses `{}`, which no report has: `mlx monitor run --json` lists the values",
             rule.name, rule.value
         ));
     }
 }
 
-/// The report of a sealed day.
+/// Measures a sealed day against the reference of the version that answered last.
 fn measure(
     ctx: &Context<'_>,
     workspace: &Workspace<'_>,
@@ -124,16 +126,16 @@ fn measure(
     let repo = workspace.repo;
     let sealed = reference::day(ctx, workspace, environment, day)?;
     let records = sealed.records;
-    let last = records.iter().rfind(|it| it.status == 200).or(records.last());
+    let last = records.iter().rfind(|record| record.status == 200).or(records.last());
     let last = last.ok_or_else(|| {
         Error::not_found(format!("no traffic of {day} in `{environment}` is sealed")).hint(format!(
-            "`mlx traffic seal --day {day} --env {environment}`; `mlx traffic list` shows what is there"
+            "`mlx traffic seal --day {day} --env {environment}`; `mlx traffic list` shows the sealed days"
         ))
     })?;
     let version = registry::require(&repo.git, &last.version)?;
     let reference = reference::of(ctx, workspace, environment, &version, day)?;
     let labels = traffic::labels(&repo.files, environment, day)?;
-    let hours = hours(ctx, workspace, environment, day, &records)?;
+    let hours = expected_hours(ctx, workspace, environment, day, &records)?;
     let day = monitor::Day {
         name: &day.to_string(),
         records: &records,
@@ -146,8 +148,9 @@ fn measure(
     Ok(monitor::measure(&day, &reference.rows, &Thresholds::default()))
 }
 
-/// Hours in which pictures came on most of the last seven sealed days; of the first day its own.
-fn hours(
+/// Returns the hours in which images are expected: those with images on most of the last seven sealed days,
+/// or the day's own hours if it is the first.
+fn expected_hours(
     ctx: &Context<'_>,
     workspace: &Workspace<'_>,
     environment: &str,
@@ -156,36 +159,43 @@ fn hours(
 ) -> Result<BTreeSet<u8>> {
     let repo = workspace.repo;
     let mut before = Vec::new();
-    for it in traffic::sealed_days(&repo.files, environment)?.into_iter().rev().filter(|it| *it < day) {
-        if before.len() < 7 && !traffic::seals(repo, environment, it)?.is_empty() {
-            before.push(it);
+    let sealed_days = traffic::sealed_days(&repo.files, environment)?;
+    for earlier in sealed_days.into_iter().rev().filter(|sealed| *sealed < day) {
+        if before.len() < 7 && !traffic::seals(repo, environment, earlier)?.is_empty() {
+            before.push(earlier);
         }
     }
     if let Err(error) = bring_tables(ctx, repo, environment, &before) {
-        ctx.progress.warn(&format!("missing hours are judged by fewer days: {}", error.full_text()));
+        ctx.progress.warn(&format!("missing hours are determined from fewer days: {}", error.full_text()));
     }
-    let read = before.iter().filter_map(|it| traffic::sealed(repo, environment, *it).ok());
-    let days: Vec<BTreeSet<u8>> =
-        read.map(|it| it.records.iter().map(|it| Day::hour(it.captured)).collect()).collect();
-    Ok(usual(&days).unwrap_or_else(|| own.iter().map(|it| Day::hour(it.captured)).collect()))
+    let hours_of = |records: &[Record]| records.iter().map(|it| Day::hour(it.captured)).collect();
+    let readable = before.iter().filter_map(|day| traffic::sealed(repo, environment, *day).ok());
+    let days: Vec<BTreeSet<u8>> = readable.map(|sealed| hours_of(&sealed.records)).collect();
+    Ok(majority(&days).unwrap_or_else(|| hours_of(own)))
 }
 
-/// What is in more than half of the days; none without days.
-fn usual(days: &[BTreeSet<u8>]) -> Option<BTreeSet<u8>> {
-    let often = |hour: &u8| days.iter().filter(|it| it.contains(hour)).count() * 2 > days.len();
-    (!days.is_empty()).then(|| (0..24).filter(often).collect())
+/// Returns the hours that occur on more than half of the days; `None` without days.
+fn majority(days: &[BTreeSet<u8>]) -> Option<BTreeSet<u8>> {
+    let frequent = |hour: &u8| days.iter().filter(|hours| hours.contains(hour)).count() * 2 > days.len();
+    (!days.is_empty()).then(|| (0..24).filter(frequent).collect())
 }
 
 fn transitions(list: &[(Transition, String)]) -> Value {
-    list.iter().map(|(it, event)| json!({"rule": it.rule.name, "why": it.text(), "event": event})).collect()
+    list.iter()
+        .map(|(transition, event)| {
+            json!({"rule": transition.rule.name, "why": transition.text(), "event": event})
+        })
+        .collect()
 }
 
-impl Report for Looked {
+impl Report for RunOutcome {
     fn json(&self) -> Value {
         let findings = monitor::findings(&self.report, &self.firing);
         let findings: Vec<Value> = findings
             .iter()
-            .map(|it| json!({"level": it.level.word(), "subject": it.subject, "text": it.text}))
+            .map(|finding| {
+                json!({"level": finding.level.word(), "subject": finding.subject, "text": finding.text})
+            })
             .collect();
         json!({"day": self.day.to_string(), "environment": self.environment, "report": self.file, "page": self.page,
             "values": self.report.values(), "findings": findings, "raised": transitions(&self.raised),
@@ -198,20 +208,21 @@ impl Report for Looked {
     }
 }
 
-impl fmt::Display for Looked {
+impl fmt::Display for RunOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", monitor::render_text(&self.report, &self.firing).trim_end())?;
-        for (it, _) in &self.raised {
-            writeln!(f, "ALERT ({}) {}: {}", it.rule.severity.name(), it.rule.name, it.text())?;
+        for (raised, _) in &self.raised {
+            writeln!(f, "ALERT ({}) {}: {}", raised.rule.severity.name(), raised.rule.name, raised.text())?;
         }
-        for (it, _) in &self.resolved {
-            writeln!(f, "over: {}: {}", it.rule.name, it.text())?;
+        for (resolved, _) in &self.resolved {
+            writeln!(f, "resolved: {}: {}", resolved.rule.name, resolved.text())?;
         }
-        let known = |it: &&alert::Alert| !self.raised.iter().any(|raised| raised.0.rule.name == it.rule);
-        for it in self.firing.iter().filter(known) {
-            writeln!(f, "still fires since {}: {}", it.day, it.rule)?;
+        let is_older =
+            |alert: &&alert::Alert| !self.raised.iter().any(|(raised, _)| raised.rule.name == alert.rule);
+        for alert in self.firing.iter().filter(is_older) {
+            writeln!(f, "still firing since {}: {}", alert.day, alert.rule)?;
         }
-        self.actions.iter().try_for_each(|it| writeln!(f, "{it}"))?;
-        write!(f, "page {}", self.page)
+        self.actions.iter().try_for_each(|action| writeln!(f, "{action}"))?;
+        write!(f, "page: {}", self.page)
     }
 }

@@ -1,4 +1,5 @@
-//! What a day changes, put on the record and told to people: first all of it is published, then it is delivered.
+//! Publishes the alerts that a day raises or resolves as ledger events, then delivers them to the configured
+//! sinks.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +12,11 @@ use crate::{
     repo::Repo,
 };
 
-const BEATEN: &str = "another mlx raised it";
+const ALREADY_PUBLISHED: &str = "another mlx published the alert first";
 
-/// Publishes what a day changes and delivers it, with what was left to deliver: transitions and their events.
-pub fn announce(
+/// Publishes all transitions, then delivers them together with earlier deliveries that are still pending.
+/// Returns each published transition with the commit of its event.
+pub fn publish_transitions(
     ctx: &Context<'_>,
     repo: &Repo,
     environment: &str,
@@ -22,28 +24,28 @@ pub fn announce(
     days: &BTreeMap<String, Values>,
 ) -> Result<Vec<(Transition, String)>> {
     let (sinks, outbox) = (Sinks::of(&repo.config), Outbox::open(&repo.shared)?);
-    let mut done = Vec::new();
+    let mut published = Vec::new();
     let publish_all = || -> Result<()> {
         for transition in changes {
-            let posted = outbox.put(&transition, environment, &sinks)?;
-            match publish(repo, environment, &transition, days)? {
-                Some(event) => done.push((transition, event)),
-                None => outbox.take_back(&posted)?,
+            let queued = outbox.put(&transition, environment, &sinks)?;
+            match publish_transition(repo, environment, &transition, days)? {
+                Some(event) => published.push((transition, event)),
+                None => outbox.take_back(&queued)?,
             }
         }
         Ok(())
     };
-    // What is in force is told, whatever became of the rest.
-    let published = publish_all();
+    // Published alerts are delivered even if a later one could not be published.
+    let result = publish_all();
     let events = ledger::read(&repo.git, ledger::tip(&repo.git)?.as_ref())?;
     for error in outbox.deliver(&events, &sinks, repo.root())? {
         ctx.progress.warn(&error.full_text());
     }
-    published.map(|()| done)
+    result.map(|()| published)
 }
 
-/// The event's commit. None when somebody else published it meanwhile.
-fn publish(
+/// Publishes one transition and returns its event's commit; `None` if another process published it first.
+fn publish_transition(
     repo: &Repo,
     environment: &str,
     transition: &Transition,
@@ -53,7 +55,7 @@ fn publish(
     let published = ledger::publish(repo, &|view| {
         let events = ledger::read(&repo.git, view.tip.as_ref())?;
         if alert::decide(&rules, environment, &transition.day, days, &events) != [transition.clone()] {
-            return Err(Error::new(Kind::Conflict, BEATEN));
+            return Err(Error::new(Kind::Conflict, ALREADY_PUBLISHED));
         }
         Ok(Draft {
             kind: transition.kind,
@@ -66,7 +68,7 @@ fn publish(
         })
     });
     match published {
-        Err(error) if error.kind() == Kind::Conflict && error.to_string() == BEATEN => Ok(None),
+        Err(error) if error.kind() == Kind::Conflict && error.to_string() == ALREADY_PUBLISHED => Ok(None),
         other => Ok(Some(other?.rev.to_string())),
     }
 }
