@@ -318,9 +318,9 @@ fn the_demo_tells_its_story_and_every_command_in_it_works() {
     ] {
         assert!(ran.err.contains(line), "{line}\n{}", ran.err);
     }
-    assert!(ran.out.contains("pets@v0.1.0 tells the test photos apart with "));
+    assert!(ran.out.contains("pets@v0.1.0 classifies the test photos with "));
     let park = sandbox.root().join("park");
     assert_eq!(sandbox.at(&park).json("status")["clean"], true);
     let again = sandbox.at(&sandbox.root()).fails("demo park", 4);
-    assert!(again.contains("`park` is there already"), "{again}");
+    assert!(again.contains("`park` already exists"), "{again}");
 }

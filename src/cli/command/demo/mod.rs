@@ -1,4 +1,8 @@
-//! The story of a pet park in Barcelona, played with real commands.
+//! `mlx demo`: runs the complete workflow on a generated pet-classification project with real commands, from
+//! the first photos to a registered model and, with `--full`, a month in production.
+//!
+//! Every command is printed, so that it can be repeated by hand. Nothing is downloaded: the photos are drawn
+//! from a seed.
 
 mod month;
 
@@ -11,7 +15,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use self::month::Told;
+use self::month::DayEvents;
 use crate::{
     cli::{Context, Report, report::shell_word},
     error::{Doing, Error, Kind, Result},
@@ -20,77 +24,83 @@ use crate::{
     sketch::{Pet, photo},
 };
 
-/// Play the whole story: photos in, a registered model out, pushed and pulled elsewhere
+/// Run the complete workflow on an example project, from photos to a registered model
 ///
-/// Makes a project from the template in a fresh Git repository and takes it through the whole job. Each
-/// command is printed, so that you can run it too. Nothing is downloaded: the photos are drawn.
+/// Creates a project from the template in a new Git repository, trains and registers a model, pushes it, and
+/// pulls it in a clone. Each command is printed, so that you can run it too. Nothing is downloaded: the
+/// photos are drawn.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  mlx demo\n  mlx demo --whole\n  mlx demo park --photos ~/pets --backbone efficientnet-lite0.onnx\n\n\
+    after_help = "Examples:\n  mlx demo\n  mlx demo --full\n  mlx demo park --photos ~/pets --backbone efficientnet-lite0.onnx\n\n\
 JSON: {\"project\", \"accuracy\", \"version\", \"month\": [{\"day\", \"raised\": [RULE…], \"resolved\": [RULE…], \"actions\": [text…]}]}"
 )]
 pub struct Args {
-    /// The folder to make
+    /// Folder to create
     #[arg(default_value = "pet-park")]
     dir: PathBuf,
-    /// Real photos: a folder with one subfolder a class
+    /// Folder with real photos to use, one subfolder per class
     #[arg(long, value_name = "DIR")]
     photos: Option<PathBuf>,
-    /// A real feature extractor
+    /// Pretrained feature extractor to use
     #[arg(long, value_name = "FILE.onnx")]
     backbone: Option<PathBuf>,
-    /// How many photos to draw
+    /// Number of photos to draw
     #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(40..=100_000))]
     count: u64,
-    /// What the drawn photos follow from
+    /// Random seed of the drawn photos
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Go on: test, approve, release, and a month in production, with fog, a new camera, many dogs, a broken lens
-    #[arg(long, conflicts_with_all = ["photos", "backbone"])]
-    whole: bool,
-    /// Frames that the camera takes on each day of the month
+    /// Continue with test, approval, release and a month in production: fog, a new camera, many dogs, a
+    /// broken lens
+    #[arg(long, alias = "whole", conflicts_with_all = ["photos", "backbone"])]
+    full: bool,
+    /// Number of frames that the camera takes per day of the month
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(20..=2000))]
     frames: u32,
 }
 
-pub struct Story {
+pub struct Outcome {
     project: PathBuf,
     accuracy: f64,
     version: String,
-    month: Vec<Told>,
+    month: Vec<DayEvents>,
 }
 
-struct Stage<'s, 'c> {
+/// Runs the commands of the demo in its project and prints them.
+struct Player<'s, 'c> {
     ctx: &'s Context<'c>,
     project: PathBuf,
     exe: PathBuf,
 }
 
-pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Story> {
+pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Outcome> {
     let project = ctx.cwd.join(&args.dir);
     if fs::is_file(&project) || !fs::names(&project).is_empty() {
-        let error = Error::new(Kind::Conflict, format!("`{}` is there already", args.dir.display()));
+        let error = Error::new(Kind::Conflict, format!("`{}` already exists", args.dir.display()));
         return Err(error.hint("name another folder: `mlx demo DIR`"));
     }
-    let photos = args.photos.as_ref().map(|it| real(ctx, it, true)).transpose()?;
-    let backbone = args.backbone.as_ref().map(|it| real(ctx, it, false)).transpose()?;
+    let photos = args.photos.as_ref().map(|path| input(ctx, path, true)).transpose()?;
+    let backbone = args.backbone.as_ref().map(|path| input(ctx, path, false)).transpose()?;
     fs::create_dir_all(&project)?;
     let project = fs::canonical(&project).unwrap_or(project);
-    let exe = std::env::current_exe().doing(|| "cannot find mlx itself".into())?;
-    let stage = Stage { ctx, project, exe };
-    stage.play(args, photos.as_deref(), backbone.as_deref())
+    let exe = std::env::current_exe().doing(|| "cannot find the mlx executable".into())?;
+    let player = Player { ctx, project, exe };
+    player.play(args, photos.as_deref(), backbone.as_deref())
 }
 
-fn real(ctx: &Context<'_>, path: &Path, folder: bool) -> Result<PathBuf> {
-    let place =
-        fs::canonical(&ctx.cwd.join(path)).filter(|it| if folder { fs::is_dir(it) } else { fs::is_file(it) });
-    place.ok_or_else(|| Error::not_found(format!("there is no `{}`", path.display())))
+/// Resolves the path of an input file or folder.
+fn input(ctx: &Context<'_>, path: &Path, folder: bool) -> Result<PathBuf> {
+    let matches = |found: &PathBuf| if folder { fs::is_dir(found) } else { fs::is_file(found) };
+    let found = fs::canonical(&ctx.cwd.join(path)).filter(matches);
+    found.ok_or_else(|| Error::not_found(format!("`{}` not found", path.display())))
 }
 
-/// What real input is going to take on this machine.
-fn expected(drawn: u64, photos: Option<&Path>, backbone: bool) -> Result<Option<String>> {
+/// Estimates the run time on this machine; `None` for drawn photos without a backbone, which are quick.
+fn expected_time(drawn: u64, photos: Option<&Path>, backbone: bool) -> Result<Option<String>> {
     let count = match photos {
-        Some(photos) => Root::open(photos)?.entries(&RepoPath::root(), &Everything)?.iter().map(files).sum(),
+        Some(photos) => {
+            Root::open(photos)?.entries(&RepoPath::root(), &Everything)?.iter().map(count_files).sum()
+        }
         None => drawn,
     };
     if photos.is_none() && !backbone {
@@ -100,50 +110,48 @@ fn expected(drawn: u64, photos: Option<&Path>, backbone: bool) -> Result<Option<
     let milliseconds = if backbone { 90 } else { 25 };
     let seconds = (count * milliseconds).div_ceil(1000 * cores) + 10;
     let how = if backbone { "through a backbone (less with ONNX Runtime)" } else { "without a backbone" };
-    Ok(Some(format!("Expect about {seconds} seconds: {count} photos {how}, on {cores} cores.")))
+    Ok(Some(format!("This takes about {seconds} seconds: {count} photos {how}, on {cores} cores.")))
 }
 
-fn files(entry: Entry<'_>) -> u64 {
+fn count_files(entry: Entry<'_>) -> u64 {
     let own = u64::from(entry.stamp.form == Form::File);
-    own + entry.children.iter().map(files).sum::<u64>()
+    own + entry.children.iter().map(count_files).sum::<u64>()
 }
 
-impl Stage<'_, '_> {
-    fn play(&self, args: &Args, photos: Option<&Path>, backbone: Option<&Path>) -> Result<Story> {
+impl Player<'_, '_> {
+    fn play(&self, args: &Args, photos: Option<&Path>, backbone: Option<&Path>) -> Result<Outcome> {
         self.tell("A pet park in Barcelona wants its camera to tell cats from dogs.");
-        if let Some(expected) = expected(args.count, photos, backbone.is_some())? {
+        if let Some(expected) = expected_time(args.count, photos, backbone.is_some())? {
             self.tell(&expected);
         }
-        self.tell("\n1. A project: a pipeline, its parameters, a CI file, all in Git.");
+        self.tell("\n1. Create a project: a pipeline, its parameters, a CI file, all in Git.");
         self.git(&["init", "--quiet", "-b", "main"])?;
         self.mlx(&["init", "--template", "pets"])?;
 
-        self.tell(
-            "\n2. The photos come under version control: Git keeps a pointer of five lines, mlx the content.",
-        );
-        self.bring_photos(args, photos)?;
+        self.tell("\n2. Add the photos: Git tracks a pointer of five lines, mlx stores the content.");
+        self.add_photos(args, photos)?;
         self.mlx(&["add", "data/"])?;
         if let Some(backbone) = backbone {
-            self.bring_backbone(backbone)?;
+            self.add_backbone(backbone)?;
         }
 
-        self.tell("\n3. The pipeline: split, features, train, evaluate, package.");
+        self.tell("\n3. Run the pipeline: split, features, train, evaluate, package.");
         self.mlx(&["repro"])?;
         self.git(&["add", "."])?;
         self.git(&["commit", "--quiet", "-m", "first model"])?;
         self.mlx(&["show", "metrics"])?;
 
-        self.tell("\n4. A name for the model: an annotated Git tag that names the package by its digest.");
+        self.tell("\n4. Register the model: an annotated Git tag that names the package by its digest.");
         self.mlx(&["model", "register", "pets"])?;
 
-        self.tell("\n5. A remote for the others.");
+        self.tell("\n5. Push to a remote, for others to pull from.");
         let remote = format!("file://{}-remote", self.project.display());
         self.mlx(&["remote", "add", "origin", &remote, "--default"])?;
         self.mlx(&["push"])?;
         self.git(&["add", "."])?;
         self.git(&["commit", "--quiet", "-m", "a remote"])?;
 
-        self.tell("\n6. A parameter changes: only what depends on it runs.");
+        self.tell("\n6. Change a parameter: only the stages that depend on it run.");
         self.edit_params("folds = 5", "folds = 4")?;
         self.mlx(&["repro", "--dry-run"])?;
         self.mlx(&["repro"])?;
@@ -153,7 +161,7 @@ impl Stage<'_, '_> {
         self.git(&["commit", "--quiet", "-m", "four folds"])?;
         self.mlx(&["push"])?;
 
-        self.tell("\n7. A colleague clones, pulls, and has nothing to run.");
+        self.tell("\n7. A colleague clones and pulls, and has nothing to run.");
         let clone = PathBuf::from(format!("{}-clone", self.project.display()));
         self.shell(
             "git",
@@ -163,33 +171,33 @@ impl Stage<'_, '_> {
         self.mlx_in(&clone, &["pull"])?;
         self.mlx_in(&clone, &["repro"])?;
 
-        self.tell("\n8. Where did the model come from? It is read from Git.");
+        self.tell("\n8. Show where the model came from: its lineage is read from Git.");
         self.mlx(&["log", "data/"])?;
         self.mlx(&["lineage", "pets@v0.1.0"])?;
-        let month = if args.whole { self.month(args.seed, args.frames)? } else { Vec::new() };
-        self.end(month)
+        let month = if args.full { self.month(args.seed, args.frames)? } else { Vec::new() };
+        self.outcome(month)
     }
 
-    fn end(&self, month: Vec<Told>) -> Result<Story> {
+    fn outcome(&self, month: Vec<DayEvents>) -> Result<Outcome> {
         let files = Root::open(&self.project)?;
         let metrics = RepoPath::from_text("metrics/test.json")?;
         let value = crate::document::parse(&metrics, &files.read(&metrics)?)?;
         let accuracy = value["accuracy"].as_f64().unwrap_or(f64::NAN);
-        Ok(Story { project: self.project.clone(), accuracy, version: "pets@v0.1.0".to_owned(), month })
+        Ok(Outcome { project: self.project.clone(), accuracy, version: "pets@v0.1.0".to_owned(), month })
     }
 
     fn tell(&self, text: &str) {
         self.ctx.progress.note(text);
     }
 
-    /// Runs mlx and shows what it says.
+    /// Runs mlx in the project and shows its output.
     fn mlx(&self, args: &[&str]) -> Result<()> {
         self.mlx_in(&self.project, args)
     }
 
     fn mlx_in(&self, folder: &Path, args: &[&str]) -> Result<()> {
-        let place = if folder == self.project { String::new() } else { format!(" -C {}", folder.display()) };
-        self.tell(&format!("$ mlx{place} {}", args.join(" ")));
+        let option = if folder == self.project { String::new() } else { format!(" -C {}", folder.display()) };
+        self.tell(&format!("$ mlx{option} {}", args.join(" ")));
         self.program(self.exe.as_os_str().to_owned(), args, folder)
     }
 
@@ -206,20 +214,21 @@ impl Stage<'_, '_> {
     fn program(&self, program: OsString, args: &[&str], folder: &Path) -> Result<()> {
         let mut command = Command::new(&program);
         command.args(args).current_dir(folder);
-        self.lend_name(&mut command);
+        self.set_default_identity(&mut command);
         let output = command.output().doing(|| format!("cannot run `{}`", program.display()))?;
-        let said = [output.stderr, output.stdout].concat();
-        self.ctx.progress.event(crate::progress::Event::Output { bytes: &said });
+        let text = [output.stderr, output.stdout].concat();
+        self.ctx.progress.event(crate::progress::Event::Output { bytes: &text });
         if output.status.success() {
             return Ok(());
         }
         let error = Error::new(Kind::Stage, format!("`{} {}` failed", program.display(), args.join(" ")));
-        Err(error.hint(String::from_utf8_lossy(&said).lines().last().unwrap_or("it said nothing").to_owned()))
+        Err(error
+            .hint(String::from_utf8_lossy(&text).lines().last().unwrap_or("it printed nothing").to_owned()))
     }
 
-    /// On a fresh machine Git has no user yet; the demo lends one for its own commits.
-    fn lend_name(&self, command: &mut Command) {
-        if self.knows_a_name() {
+    /// Sets an author for the demo's commits if Git has none configured, as on a new machine.
+    fn set_default_identity(&self, command: &mut Command) {
+        if self.has_identity() {
             return;
         }
         for role in ["AUTHOR", "COMMITTER"] {
@@ -229,12 +238,12 @@ impl Stage<'_, '_> {
         }
     }
 
-    fn knows_a_name(&self) -> bool {
-        let asked = Command::new("git").args(["config", "user.email"]).current_dir(&self.project).output();
-        asked.is_ok_and(|it| it.status.success())
+    fn has_identity(&self) -> bool {
+        let output = Command::new("git").args(["config", "user.email"]).current_dir(&self.project).output();
+        output.is_ok_and(|it| it.status.success())
     }
 
-    fn bring_photos(&self, args: &Args, photos: Option<&Path>) -> Result<()> {
+    fn add_photos(&self, args: &Args, photos: Option<&Path>) -> Result<()> {
         let files = Root::open(&self.project)?;
         let Some(photos) = photos else {
             self.tell(&format!("(drawing {} photos from seed {})", args.count, args.seed));
@@ -250,7 +259,7 @@ impl Stage<'_, '_> {
         copy(&from, &from.entries(&RepoPath::root(), &Everything)?, &RepoPath::root(), &files)
     }
 
-    fn bring_backbone(&self, backbone: &Path) -> Result<()> {
+    fn add_backbone(&self, backbone: &Path) -> Result<()> {
         let files = Root::open(&self.project)?;
         self.tell(&format!("$ cp {} models/backbone.onnx", backbone.display()));
         files.write(
@@ -284,7 +293,7 @@ impl Stage<'_, '_> {
     }
 }
 
-/// Copies files below `from` to `data/` of `to`.
+/// Copies the files below `at` of `from` to `data/` of `to`.
 fn copy(from: &Root, entries: &Listing, at: &RepoPath, to: &Root) -> Result<()> {
     for entry in entries.iter() {
         let path = at.join(entry.name)?;
@@ -300,26 +309,29 @@ fn copy(from: &Root, entries: &Listing, at: &RepoPath, to: &Root) -> Result<()> 
     Ok(())
 }
 
-impl Report for Story {
+impl Report for Outcome {
     fn json(&self) -> Value {
-        let day = |it: &Told| json!({"day": it.day, "raised": it.raised, "resolved": it.resolved, "actions": it.actions});
+        let day = |events: &DayEvents| {
+            json!({"day": events.day, "raised": events.raised, "resolved": events.resolved,
+                "actions": events.actions})
+        };
         let month: Vec<Value> = self.month.iter().map(day).collect();
         json!({"project": self.project.display().to_string(), "accuracy": self.accuracy, "version": self.version, "month": month})
     }
 }
 
-impl fmt::Display for Story {
+impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let place = self.project.display();
+        let path = self.project.display();
         writeln!(
             f,
-            "\nDone: {} tells the test photos apart with {:.1} % accuracy.",
+            "\nDone: {} classifies the test photos with {:.1} % accuracy.",
             self.version,
             100.0 * self.accuracy
         )?;
         write!(
             f,
-            "The project is in {place}, its remote in {place}-remote, a clone in {place}-clone. Look around: mlx -C {place} status"
+            "The project is in {path}, its remote in {path}-remote, a clone in {path}-clone. Next: `mlx -C {path} status`"
         )
     }
 }
