@@ -61,7 +61,7 @@ fn the_whole_job_by_hand() {
         "{message}"
     );
     assert!(sandbox.fails("model register pets", 4).contains("already registered as `pets@v0.1.0`"));
-    assert!(sandbox.fails("model register dogs", 3).contains("mlx.toml has no model `dogs`"));
+    assert!(sandbox.fails("model register dogs", 3).contains("`mlx.toml` has no model `dogs`"));
 
     // A training parameter computes no feature again.
     let params = sandbox.read("params.toml").replace("[0.001, 0.01, 0.1, 1.0]", "[0.5]");
@@ -181,7 +181,11 @@ fn a_damaged_photo_is_named_set_aside_and_counted() {
     let ran = sandbox.mlx("repro");
     assert_eq!(ran.code, 0, "{}", ran.err);
     assert!(ran.err.contains("warning: `data/cat/0001.jpg` is skipped"), "{}", ran.err);
-    assert!(ran.err.contains("1 file that are no pictures") || ran.err.contains("1 file "), "{}", ran.err);
+    assert!(
+        ran.err.contains("1 file without an image extension") || ran.err.contains("1 file "),
+        "{}",
+        ran.err
+    );
     assert_eq!(sandbox.json("show metrics")["metrics/test.json"]["pictures"]["damaged"], 1);
 }
 
@@ -194,7 +198,7 @@ fn too_few_photos_are_refused_by_name() {
         fs::remove_file(sandbox.repo.join(format!("data/cat/{number:04}.jpg"))).unwrap();
     }
     assert!(sandbox.fails("data split data", 2).contains("the class `cat` has 3 different images"));
-    assert!(sandbox.fails("data split nothing", 3).contains("there is no folder `nothing`"));
+    assert!(sandbox.fails("data split nothing", 3).contains("the folder `nothing` does not exist"));
     sandbox.write("params.toml", "[split]\nseed = 1\n");
     assert!(sandbox.fails("data split data", 2).contains("missing field `test`"));
     sandbox.write("params.toml", "");

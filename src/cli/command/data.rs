@@ -1,4 +1,5 @@
-//! `mlx data`: pictures before they teach.
+//! `mlx data`: prepares images for training: splits them into training and test sets and computes their
+//! features.
 
 use std::{fmt, path::PathBuf};
 
@@ -20,20 +21,20 @@ use crate::{
     workspace::Workspace,
 };
 
-/// Prepare pictures: sides and features
+/// Split images into training and test sets and compute their features
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Put pictures on the training and the test side
+    /// Split images into a training and a test set
     ///
-    /// One subfolder a class. A picture's side follows from the seed and its content alone. Reads the table
-    /// `split` of the parameters.
+    /// Each subfolder is a class. The set of an image depends only on the seed and its content. Reads the
+    /// table `split` of the parameter file.
     #[command(after_help = "Examples:\n  mlx data split data --out split.tsv\n\n\
 JSON: {\"out\", \"others\", \"classes\": {CLASS: {\"train\", \"test\"}}}")]
     Split(SplitArgs),
-    /// Compute the features of all pictures
+    /// Compute the features of all images
     ///
-    /// Through the frozen network that `backbone.file` of the parameters names, or, without one, through filters
-    /// learnt from the training pictures. What was computed before is taken from the cache.
+    /// Uses the frozen backbone model that `backbone.file` of the parameter file names or, without one,
+    /// filters learned from the training images. Features that were computed before come from the cache.
     #[command(after_help = "Examples:\n  mlx data features data --split split.tsv --out features\n\n\
 JSON: {\"pictures\", \"computed\", \"width\", \"engine\", \"damaged\": [PATH…]}")]
     Features(FeatureArgs),
@@ -41,27 +42,27 @@ JSON: {\"pictures\", \"computed\", \"width\", \"engine\", \"damaged\": [PATH…]
 
 #[derive(clap::Args)]
 pub struct SplitArgs {
-    /// The folder, with one subfolder a class
+    /// Folder with the images, one subfolder per class
     data: PathBuf,
-    /// Where to write the list
+    /// Split file to write
     #[arg(long, default_value = "split.tsv")]
     out: PathBuf,
-    /// The parameter file
+    /// Parameter file
     #[arg(long, default_value = "params.toml")]
     params: PathBuf,
 }
 
 #[derive(clap::Args)]
 pub struct FeatureArgs {
-    /// The folder, with one subfolder a class
+    /// Folder with the images, one subfolder per class
     data: PathBuf,
-    /// The list of sides
+    /// Split file to read
     #[arg(long, default_value = "split.tsv")]
     split: PathBuf,
-    /// The folder to write
+    /// Folder to write the features to
     #[arg(long, default_value = "features")]
     out: PathBuf,
-    /// The parameter file
+    /// Parameter file
     #[arg(long, default_value = "params.toml")]
     params: PathBuf,
 }
@@ -81,13 +82,13 @@ pub fn split(ctx: &Context<'_>, args: &SplitArgs) -> Result<Split> {
     settings.check()?;
     let data = ctx.path(&repo, &args.data)?;
     let node = workspace.look(&data, ctx.progress)?.ok_or_else(|| {
-        Error::not_found(format!("there is no folder `{data}`"))
-            .hint("one subfolder a class, with photos in it")
+        Error::not_found(format!("the folder `{data}` does not exist"))
+            .hint("create it with one subfolder of images per class")
     })?;
     workspace.save(ctx.progress)?;
-    let found = split::gather(&node, &data)?;
-    let others = found.others;
-    let pictures = split::split(found, &settings)?;
+    let images = split::gather(&node, &data)?;
+    let others = images.others;
+    let pictures = split::split(images, &settings)?;
     let out = ctx.path(&repo, &args.out)?;
     repo.files.write(&out, split::print(&pictures).as_bytes(), Sync::Later)?;
     Ok(Split { out, others, pictures })
@@ -102,7 +103,7 @@ pub fn features(ctx: &Context<'_>, args: &FeatureArgs) -> Result<Features> {
         if backbone.file.is_empty() { Some(settings::read(&repo.files, &params, "filters")?) } else { None };
     let data = ctx.path(&repo, &args.data)?;
     let content = workspace.content(&data, ctx.progress)?;
-    let content = content.ok_or_else(|| Error::not_found(format!("there is no folder `{data}`")))?;
+    let content = content.ok_or_else(|| Error::not_found(format!("the folder `{data}` does not exist")))?;
     workspace.save(ctx.progress)?;
     let folder = params.parent().unwrap_or_default();
     let places = Places {
@@ -117,21 +118,24 @@ pub fn features(ctx: &Context<'_>, args: &FeatureArgs) -> Result<Features> {
 impl Report for Split {
     fn json(&self) -> Value {
         let counts = split::counts(&self.pictures);
-        let classes: serde_json::Map<_, _> =
-            counts.into_iter().map(|(class, it)| (class, json!({"train": it.0, "test": it.1}))).collect();
+        let classes: serde_json::Map<_, _> = counts
+            .into_iter()
+            .map(|(class, (train, test))| (class, json!({"train": train, "test": test})))
+            .collect();
         json!({"out": self.out, "others": self.others, "classes": classes})
     }
 }
 
 impl fmt::Display for Split {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let share = |it: (u64, u64)| format!("{:.1} %", 100.0 * it.1 as f64 / (it.0 + it.1) as f64);
-        let rows = split::counts(&self.pictures).into_iter();
-        let rows =
-            rows.map(|(class, it)| vec![class, it.0.to_string(), it.1.to_string(), share(it)]).collect();
-        writeln!(f, "{}", table(&["class", "train", "test", "share"], rows))?;
+        let row = |(class, (train, test)): (String, (u64, u64))| {
+            let share = format!("{:.1} %", 100.0 * test as f64 / (train + test) as f64);
+            vec![class, train.to_string(), test.to_string(), share]
+        };
+        let rows = split::counts(&self.pictures).into_iter().map(row).collect();
+        writeln!(f, "{}", table(&["class", "train", "test", "test share"], rows))?;
         if self.others > 0 {
-            writeln!(f, "{} that are no pictures by their names were left out", count(self.others, "file"))?;
+            writeln!(f, "skipped {} without an image extension", count(self.others, "file"))?;
         }
         Ok(())
     }
@@ -151,11 +155,11 @@ impl fmt::Display for Features {
         writeln!(
             f,
             "{}, {width} features each, by {engine}; {cached} from the cache",
-            count(*pictures, "picture")
+            count(*pictures, "image")
         )?;
         if !damaged.is_empty() {
-            writeln!(f, "{} set aside as damaged:", count(damaged.len() as u64, "picture"))?;
-            damaged.iter().try_for_each(|it| writeln!(f, "  {it}"))?;
+            writeln!(f, "skipped {} that cannot be decoded:", count(damaged.len() as u64, "image"))?;
+            damaged.iter().try_for_each(|path| writeln!(f, "  {path}"))?;
         }
         Ok(())
     }

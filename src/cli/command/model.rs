@@ -1,4 +1,7 @@
-//! `mlx model`: a head, what it is worth, a package, and its name.
+//! `mlx model`: trains, evaluates and packages an image classifier, and declares the subcommands for
+//! registered versions.
+//!
+//! A model is a frozen feature extractor (the backbone) and a linear classifier on its features (the head).
 
 use std::{fmt, path::PathBuf};
 
@@ -15,7 +18,7 @@ use crate::{
     error::{Doing, Error, Kind, Result},
     fs::Sync,
     model::{
-        evaluate::evaluate as examine,
+        evaluate::evaluate as evaluate_head,
         package::{self, Description, Parts},
         settings,
         softmax::Head,
@@ -25,26 +28,26 @@ use crate::{
     repo::Repo,
 };
 
-/// Train, examine, package and register models
+/// Train, evaluate, package and register models
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Fit a linear head to features, its strength chosen by cross-validation
+    /// Train a linear head on features; cross-validation chooses the regularization
     ///
-    /// Reads the table `train` of the parameters.
+    /// Reads the table `train` of the parameter file.
     #[command(
-        after_help = "Examples:\n  mlx model train --features features --out models/head.json\n\nJSON: what --metrics writes"
+        after_help = "Examples:\n  mlx model train --features features --out models/head.json\n\nJSON: the content of the --metrics file"
     )]
     Train(TrainArgs),
-    /// Show the test side to a head: accuracy, precision, recall, F1, confusion
+    /// Evaluate a head on the test set: accuracy, precision, recall, F1, confusion
     #[command(
-        after_help = "Examples:\n  mlx model evaluate --head models/head.json\n\nJSON: what --metrics writes"
+        after_help = "Examples:\n  mlx model evaluate --head models/head.json\n\nJSON: the content of the --metrics file"
     )]
     Evaluate(EvaluateArgs),
-    /// Put backbone and head into one ONNX file, with what serving needs
+    /// Package backbone and head as one ONNX file, with everything that serving needs
     #[command(after_help = "Examples:\n  mlx model package --head models/head.json --out models/pets\n\n\
-JSON: what model.toml holds")]
+JSON: the content of model.toml")]
     Package(PackageArgs),
-    /// Give a committed package a name and a number: an annotated Git tag
+    /// Register a committed package as a version, as an annotated Git tag
     #[command(
         after_help = "Examples:\n  mlx model register pets\n  mlx model register pets --bump major\n\n\
 JSON: {\"version\", \"package\", \"path\", \"commit\", \"metrics\"}"
@@ -54,7 +57,7 @@ JSON: {\"version\", \"package\", \"path\", \"commit\", \"metrics\"}"
     #[command(after_help = "Examples:\n  mlx model list\n  mlx model list pets\n\n\
 JSON: {\"versions\": [{\"version\", \"package\", \"path\", \"commit\", \"when\", \"who\", \"metrics\"}]}")]
     List {
-        /// Only of this model
+        /// Model to list (default: all)
         model: Option<String>,
     },
     /// Show a registered version
@@ -62,20 +65,20 @@ JSON: {\"versions\": [{\"version\", \"package\", \"path\", \"commit\", \"when\",
         after_help = "Examples:\n  mlx model show pets@v0.1.0\n\nJSON: one element of `mlx model list --json`"
     )]
     Show {
-        /// `pets@v0.1.0`; the newest of `pets` without a number
+        /// Version, as in `pets@v0.1.0`; `pets` is its newest
         version: String,
     },
-    /// Write a registered package into a folder, from the cache or a remote
+    /// Write a registered package to a folder, from the store or a remote
     #[command(
-        after_help = "Examples:\n  mlx model get pets@v0.1.0 --out /tmp/pets\n\nJSON: {\"version\", \"out\", \"files\"}"
+        after_help = "Examples:\n  mlx model get pets@v0.1.0 --out build/pets\n\nJSON: {\"version\", \"out\", \"files\"}"
     )]
     Get {
-        /// `pets@v0.1.0`; the newest of `pets` without a number
+        /// Version, as in `pets@v0.1.0`; `pets` is its newest
         version: String,
-        /// The folder to make
+        /// Folder to create (default: the version's name)
         #[arg(long)]
         out: Option<PathBuf>,
-        /// Not the default remote but this one
+        /// Remote to use instead of the default
         #[arg(long)]
         remote: Option<String>,
     },
@@ -83,10 +86,10 @@ JSON: {\"versions\": [{\"version\", \"package\", \"path\", \"commit\", \"when\",
 
 #[derive(clap::Args)]
 struct Inputs {
-    /// The feature table
+    /// Folder of the features
     #[arg(long, default_value = "features")]
     features: PathBuf,
-    /// The list of sides
+    /// Split file
     #[arg(long, default_value = "split.tsv")]
     split: PathBuf,
 }
@@ -95,13 +98,13 @@ struct Inputs {
 pub struct TrainArgs {
     #[command(flatten)]
     inputs: Inputs,
-    /// The parameter file
+    /// Parameter file
     #[arg(long, default_value = "params.toml")]
     params: PathBuf,
-    /// Where to write the head
+    /// File to write the head to
     #[arg(long, default_value = "models/head.json")]
     out: PathBuf,
-    /// Where to write numbers of the training
+    /// File to write the training metrics to, as JSON
     #[arg(long)]
     metrics: Option<PathBuf>,
 }
@@ -110,13 +113,13 @@ pub struct TrainArgs {
 pub struct EvaluateArgs {
     #[command(flatten)]
     inputs: Inputs,
-    /// The head
+    /// Head to evaluate
     #[arg(long, default_value = "models/head.json")]
     head: PathBuf,
-    /// Where to write the numbers
+    /// File to write the metrics to, as JSON
     #[arg(long)]
     metrics: Option<PathBuf>,
-    /// Where to write the confusion matrix, as CSV
+    /// File to write the confusion matrix to, as CSV
     #[arg(long)]
     plot: Option<PathBuf>,
 }
@@ -125,33 +128,36 @@ pub struct EvaluateArgs {
 pub struct PackageArgs {
     #[command(flatten)]
     inputs: Inputs,
-    /// The head
+    /// Head to package
     #[arg(long, default_value = "models/head.json")]
     head: PathBuf,
-    /// Numbers to put into the package
+    /// Metrics to include in the package
     #[arg(long, default_value = "metrics/test.json")]
     metrics: PathBuf,
-    /// The folder to write
+    /// Folder to write the package to
     #[arg(long)]
     out: PathBuf,
 }
 
-/// Numbers, told as a table of keys and values.
-pub struct Numbers(Value);
+/// Metrics, shown as a table of keys and values.
+pub struct Metrics(Value);
 pub struct Packaged(RepoPath, Description);
+
+/// Reads a head and checks its shapes; returns it with the digest of its file.
 fn read_head(repo: &Repo, path: &RepoPath) -> Result<(Head, Digest)> {
     let bytes = repo.files.read(path).doing(|| format!("cannot read the head `{path}`"))?;
-    let head: Head = serde_json::from_slice(&bytes).map_err(|it| {
-        Error::corrupt(format!("`{path}` is not a head: {it}")).hint("`mlx model train` makes one")
+    let head: Head = serde_json::from_slice(&bytes).map_err(|error| {
+        Error::corrupt(format!("`{path}` is not a head: {error}")).hint("`mlx model train` writes one")
     })?;
-    let sound =
+    let fits =
         head.weights.len() == head.classes.len() * head.mean.len() && head.bias.len() == head.classes.len();
-    if !sound || head.scale.len() != head.mean.len() || head.classes.is_empty() {
-        return Err(Error::corrupt(format!("`{path}` is not a head: its parts do not fit")));
+    if !fits || head.scale.len() != head.mean.len() || head.classes.is_empty() {
+        return Err(Error::corrupt(format!("`{path}` is not a head: the sizes of its arrays do not match")));
     }
     Ok((head, Digest::of(&bytes)))
 }
 
+/// Reads the features and the split file, and checks that they belong together.
 fn read_inputs(
     ctx: &Context<'_>,
     repo: &Repo,
@@ -159,11 +165,13 @@ fn read_inputs(
 ) -> Result<(table::Table, table::About, Vec<split::Picture>)> {
     let (table, about) = table::read(&repo.files, &ctx.path(repo, &args.features)?)?;
     let path = ctx.path(repo, &args.split)?;
-    let bytes = repo.files.read(&path).doing(|| format!("cannot read the list of sides `{path}`"))?;
+    let bytes = repo.files.read(&path).doing(|| format!("cannot read the split file `{path}`"))?;
     if Digest::of(&bytes) != about.split_digest {
-        let error =
-            Error::new(Kind::Conflict, format!("the features were computed for another list than `{path}`"));
-        return Err(error.hint("compute them anew: `mlx repro` or `mlx data features`"));
+        let error = Error::new(
+            Kind::Conflict,
+            format!("the features were computed for a different split file than `{path}`"),
+        );
+        return Err(error.hint("recompute them with `mlx repro` or `mlx data features`"));
     }
     let pictures = split::parse(&path, &bytes)?;
     Ok((table, about, pictures))
@@ -175,31 +183,31 @@ fn write_json(ctx: &Context<'_>, repo: &Repo, path: Option<&PathBuf>, value: &Va
     repo.files.write(&ctx.path(repo, path)?, text.as_bytes(), Sync::Later)
 }
 
-pub fn train(ctx: &Context<'_>, args: &TrainArgs) -> Result<Numbers> {
+pub fn train(ctx: &Context<'_>, args: &TrainArgs) -> Result<Metrics> {
     let repo = ctx.repo()?;
     let settings: settings::TrainSettings =
         settings::read(&repo.files, &ctx.path(&repo, &args.params)?, "train")?;
     let (table, _, pictures) = read_inputs(ctx, &repo, &args.inputs)?;
     let trained = train::train(&table, &pictures, &settings, ctx.progress)?;
-    let text =
-        serde_json::to_string(&trained.head).map_err(|it| Error::new(Kind::Internal, it.to_string()))?;
+    let text = serde_json::to_string(&trained.head)
+        .map_err(|error| Error::new(Kind::Internal, error.to_string()))?;
     repo.files.write(&ctx.path(&repo, &args.out)?, format!("{text}\n").as_bytes(), Sync::Later)?;
     let metrics = trained.metrics();
     write_json(ctx, &repo, args.metrics.as_ref(), &metrics)?;
-    Ok(Numbers(metrics))
+    Ok(Metrics(metrics))
 }
 
-pub fn evaluate(ctx: &Context<'_>, args: &EvaluateArgs) -> Result<Numbers> {
+pub fn evaluate(ctx: &Context<'_>, args: &EvaluateArgs) -> Result<Metrics> {
     let repo = ctx.repo()?;
     let (table, about, pictures) = read_inputs(ctx, &repo, &args.inputs)?;
     let (head, _) = read_head(&repo, &ctx.path(&repo, &args.head)?)?;
-    let found = examine(&head, &table, &pictures)?;
-    let metrics = found.metrics(about.damaged.len() as u64);
+    let confusion = evaluate_head(&head, &table, &pictures)?;
+    let metrics = confusion.metrics(about.damaged.len() as u64);
     write_json(ctx, &repo, args.metrics.as_ref(), &metrics)?;
     if let Some(path) = &args.plot {
-        repo.files.write(&ctx.path(&repo, path)?, found.csv().as_bytes(), Sync::Later)?;
+        repo.files.write(&ctx.path(&repo, path)?, confusion.csv().as_bytes(), Sync::Later)?;
     }
-    Ok(Numbers(metrics))
+    Ok(Metrics(metrics))
 }
 
 pub fn package(ctx: &Context<'_>, args: &PackageArgs) -> Result<Packaged> {
@@ -225,15 +233,16 @@ pub fn package(ctx: &Context<'_>, args: &PackageArgs) -> Result<Packaged> {
     Ok(Packaged(out, description))
 }
 
-impl Report for Numbers {
+impl Report for Metrics {
     fn json(&self) -> Value {
         self.0.clone()
     }
 }
 
-impl fmt::Display for Numbers {
+impl fmt::Display for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rows = document::leaves(&self.0).into_iter().map(|(key, it)| vec![key, text(&it)]).collect();
+        let rows =
+            document::leaves(&self.0).into_iter().map(|(key, value)| vec![key, text(&value)]).collect();
         write!(f, "{}", show_table(&["metric", "value"], rows))
     }
 }
@@ -246,14 +255,14 @@ impl Report for Packaged {
 
 impl fmt::Display for Packaged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (path, it) = (&self.0, &self.1);
-        let side = it.input.crop;
+        let Self(path, description) = self;
+        let side = description.input.crop;
         writeln!(
             f,
-            "{path}: model.onnx takes `{}` N×3×{side}×{side} and gives `{}` of {}",
-            it.input.name,
-            it.output,
-            it.classes.join(", ")
+            "{path}: model.onnx has the input `{}` (N×3×{side}×{side}) and the output `{}` for {}",
+            description.input.name,
+            description.output,
+            description.classes.join(", ")
         )
     }
 }

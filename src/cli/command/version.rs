@@ -1,4 +1,5 @@
-//! `mlx model register|list|show|get`: packages with a name and a number.
+//! `mlx model register|list|show|get`: registers packages as versions, lists them, and writes their files to
+//! a folder.
 
 use std::{fmt, path::PathBuf};
 
@@ -32,34 +33,34 @@ use crate::{
 
 #[derive(clap::Args)]
 pub struct RegisterArgs {
-    /// The model, as `[model.NAME]` in mlx.toml
+    /// Model to register, as in `[model.NAME]` of mlx.toml
     model: String,
-    /// The commit that holds the package
+    /// Commit that contains the package
     #[arg(long, default_value = "HEAD")]
     rev: String,
-    /// The part of the number to raise: major, minor, patch
+    /// Part of the version number to increment: major, minor or patch (default: minor)
     #[arg(long, value_name = "PART", conflicts_with = "version")]
     bump: Option<String>,
-    /// The number to give
+    /// Version number to give, as in 1.2.0
     #[arg(long)]
     version: Option<String>,
 }
 
-pub struct Versions(Vec<Version>);
-pub struct One(Version);
-pub struct Got {
+pub struct VersionList(Vec<Version>);
+pub struct ShownVersion(Version);
+pub struct Unpacked {
     version: String,
     out: PathBuf,
     files: u64,
 }
 
-pub fn register(ctx: &Context<'_>, args: &RegisterArgs) -> Result<One> {
+pub fn register(ctx: &Context<'_>, args: &RegisterArgs) -> Result<ShownVersion> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let pipeline = Pipeline::require(&workspace, &ctx.cwd, &BUILTINS)?;
     let path = pipeline.manifest.models.get(&args.model).ok_or_else(|| {
-        Error::not_found(format!("mlx.toml has no model `{}`", args.model))
-            .hint(format!("add [model.{}] with path = \"FOLDER\" to it", args.model))
+        Error::not_found(format!("`mlx.toml` has no model `{}`", args.model))
+            .hint(format!("add `[model.{}]` with `path = \"FOLDER\"` to it", args.model))
     })?;
     let choice = match (&args.version, args.bump.as_deref()) {
         (Some(version), _) => Ok(version.parse::<Number>()?),
@@ -67,33 +68,34 @@ pub fn register(ctx: &Context<'_>, args: &RegisterArgs) -> Result<One> {
         (None, Some("major")) => Err(Bump::Major),
         (None, Some("patch")) => Err(Bump::Patch),
         (None, Some(other)) => {
-            return Err(
-                Error::usage(format!("`{other}` is no part of a number")).hint("major, minor or patch")
-            );
+            return Err(Error::usage(format!("`{other}` is not a part of a version number"))
+                .hint("use major, minor or patch"));
         }
     };
     if repo.git.head().is_none() {
         return Err(not_committed(path));
     }
     let rev = repo.git.resolve(&args.rev)?;
-    let content = content_at(&repo.git, &repo.store, &rev, path)?.filter(|it| it.kind == Shape::Tree);
+    let content =
+        content_at(&repo.git, &repo.store, &rev, path)?.filter(|content| content.kind == Shape::Tree);
     let content = content.ok_or_else(|| not_committed(path))?;
-    if args.rev == "HEAD" && workspace.content(path, ctx.progress)?.is_some_and(|it| it != content) {
+    if args.rev == "HEAD" && workspace.content(path, ctx.progress)?.is_some_and(|current| current != content)
+    {
         return Err(not_committed(path));
     }
     let description = describe(&repo, path, content)?;
     let version =
         registry::register(&repo.git, &args.model, &rev, path, content, description.metrics, choice)?;
     upkeep::renew(&repo, ctx.progress)?;
-    Ok(One(version))
+    Ok(ShownVersion(version))
 }
 
 fn not_committed(path: &RepoPath) -> Error {
-    Error::new(Kind::Conflict, format!("the package `{path}` as it is now is not committed"))
-        .hint("`mlx repro`, then `git add` mlx.lock (or its pointer) and `git commit`")
+    Error::new(Kind::Conflict, format!("the current state of the package `{path}` is not committed"))
+        .hint("run `mlx repro`, then `git add` mlx.lock (or the package's pointer) and `git commit`")
 }
 
-/// The description inside a stored package.
+/// Reads the description of a stored package, `model.toml`.
 fn describe(repo: &Repo, path: &RepoPath, content: Content) -> Result<Description> {
     let entry = store::file_at(&repo.store, &content.digest, &RepoPath::from_text("model.toml")?)?;
     let entry =
@@ -101,15 +103,15 @@ fn describe(repo: &Repo, path: &RepoPath, content: Content) -> Result<Descriptio
     package::parse(&format!("{path}/model.toml"), &repo.store.read(&entry.digest)?)
 }
 
-pub fn list(ctx: &Context<'_>, model: Option<&str>) -> Result<Versions> {
-    registry::versions(&ctx.repo()?.git, model).map(Versions)
+pub fn list(ctx: &Context<'_>, model: Option<&str>) -> Result<VersionList> {
+    registry::versions(&ctx.repo()?.git, model).map(VersionList)
 }
 
-pub fn show(ctx: &Context<'_>, version: &str) -> Result<One> {
-    registry::require(&ctx.repo()?.git, version).map(One)
+pub fn show(ctx: &Context<'_>, version: &str) -> Result<ShownVersion> {
+    registry::require(&ctx.repo()?.git, version).map(ShownVersion)
 }
 
-/// Sees to it that a version's package is in the store.
+/// Fetches a version's package from a remote (`None`: the default) unless the store has all of it.
 pub fn bring(ctx: &Context<'_>, repo: &Repo, version: &Version, remote: Option<&str>) -> Result<()> {
     let (mut pages, mut contents) = Default::default();
     let read = store::reachable(&repo.store, &version.package.digest, &mut pages, &mut contents);
@@ -121,29 +123,34 @@ pub fn bring(ctx: &Context<'_>, repo: &Repo, version: &Version, remote: Option<&
     fetch(repo, &remote, &wants, Depth::Everything, ctx.progress).map(drop)
 }
 
-pub fn get(ctx: &Context<'_>, version: &str, out: Option<&PathBuf>, remote: Option<&str>) -> Result<Got> {
+pub fn get(
+    ctx: &Context<'_>,
+    version: &str,
+    out: Option<&PathBuf>,
+    remote: Option<&str>,
+) -> Result<Unpacked> {
     let repo = ctx.repo()?;
     let version = registry::require(&repo.git, version)?;
     bring(ctx, &repo, &version, remote)?;
     let out = out.cloned().unwrap_or_else(|| PathBuf::from(version.name()));
-    let place = ctx.cwd.join(&out);
-    if fs::is_file(&place) || !fs::names(&place).is_empty() {
-        return Err(Error::new(Kind::Conflict, format!("`{}` is there already", out.display()))
-            .hint("name another with --out"));
+    let target = ctx.cwd.join(&out);
+    if fs::is_file(&target) || !fs::names(&target).is_empty() {
+        return Err(Error::new(Kind::Conflict, format!("`{}` already exists", out.display()))
+            .hint("name another folder with `--out`"));
     }
-    fs::create_dir_all(&place)?;
-    let root = Root::open(&place)?;
+    fs::create_dir_all(&target)?;
+    let root = Root::open(&target)?;
     let written = unpack(&repo, &version.package.digest, &RepoPath::root(), &root);
     if written.is_err() {
-        // Half a package is none.
-        let names = root.dir(&RepoPath::root())?;
-        names.names()?.iter().try_for_each(|it| names.remove(&it.0))?;
+        // Removes the incomplete package.
+        let dir = root.dir(&RepoPath::root())?;
+        dir.names()?.iter().try_for_each(|(name, _)| dir.remove(name))?;
     }
     written?;
-    Ok(Got { version: version.name(), out, files: version.package.files })
+    Ok(Unpacked { version: version.name(), out, files: version.package.files })
 }
 
-/// Writes a stored folder below `at`, with exec bits and links.
+/// Writes a stored folder to `at` below `root`, with executable bits and symbolic links.
 fn unpack(repo: &Repo, tree: &Digest, at: &RepoPath, root: &Root) -> Result<()> {
     let dir = root.make_dir(at)?;
     for entry in store::entries(&repo.store, tree)? {
@@ -160,33 +167,32 @@ fn unpack(repo: &Repo, tree: &Digest, at: &RepoPath, root: &Root) -> Result<()> 
     Ok(())
 }
 
-fn row(it: &Version) -> Value {
-    json!({"version": it.name(), "package": it.package.digest, "path": it.path, "commit": it.tag.rev.to_string(),
-        "when": it.tag.when.to_text(), "who": it.tag.tagger, "metrics": it.metrics})
+fn row(version: &Version) -> Value {
+    json!({"version": version.name(), "package": version.package.digest, "path": version.path,
+        "commit": version.tag.rev.to_string(), "when": version.tag.when.to_text(), "who": version.tag.tagger,
+        "metrics": version.metrics})
 }
 
-impl Report for Versions {
+impl Report for VersionList {
     fn json(&self) -> Value {
         json!({"versions": self.0.iter().map(row).collect::<Vec<_>>()})
     }
 }
 
-impl fmt::Display for Versions {
+impl fmt::Display for VersionList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
-            return f.write_str("no versions: `mlx model register NAME` makes one");
+            return f.write_str("no versions; `mlx model register NAME` registers one");
         }
-        let accuracy =
-            |it: &Version| it.metrics.get("accuracy").map(|it| format!("{it:.4}")).unwrap_or_default();
-        let row = |it: &Version| {
-            let size = bytes(it.package.size);
+        let row = |version: &Version| {
+            let accuracy = version.metrics.get("accuracy").map(|value| format!("{value:.4}"));
             vec![
-                it.name(),
-                it.tag.when.day(),
-                it.package.digest.short(),
-                size,
-                accuracy(it),
-                it.tag.rev.short(),
+                version.name(),
+                version.tag.when.day(),
+                version.package.digest.short(),
+                bytes(version.package.size),
+                accuracy.unwrap_or_default(),
+                version.tag.rev.short(),
             ]
         };
         let head = ["version", "date", "package", "size", "accuracy", "commit"];
@@ -194,31 +200,32 @@ impl fmt::Display for Versions {
     }
 }
 
-impl Report for One {
+impl Report for ShownVersion {
     fn json(&self) -> Value {
         row(&self.0)
     }
 }
 
-impl fmt::Display for One {
+impl fmt::Display for ShownVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let it = &self.0;
-        writeln!(f, "{}  {}", it.name(), it.package.digest)?;
-        writeln!(f, "  package {} ({}), commit {}", it.path, bytes(it.package.size), it.tag.rev.short())?;
-        writeln!(f, "  registered {} by {}", it.tag.when.to_text(), it.tag.tagger)?;
-        let told = it.metrics.iter().filter(|it| !it.0.starts_with("confusion"));
-        told.into_iter()
+        let Version { package, path, tag, metrics, .. } = &self.0;
+        writeln!(f, "{}  {}", self.0.name(), package.digest)?;
+        writeln!(f, "  package {path} ({}), commit {}", bytes(package.size), tag.rev.short())?;
+        writeln!(f, "  registered {} by {}", tag.when.to_text(), tag.tagger)?;
+        let shown = metrics.iter().filter(|(key, _)| !key.starts_with("confusion"));
+        shown
+            .into_iter()
             .try_for_each(|(key, value)| writeln!(f, "  {key} = {}", text(&document::number(*value))))
     }
 }
 
-impl Report for Got {
+impl Report for Unpacked {
     fn json(&self) -> Value {
         json!({"version": self.version, "out": self.out.display().to_string(), "files": self.files})
     }
 }
 
-impl fmt::Display for Got {
+impl fmt::Display for Unpacked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} is in {}", self.version, self.out.display())
     }
