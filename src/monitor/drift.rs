@@ -199,7 +199,7 @@ fn histogram(reference: &Column, day: &Column) -> Option<Histogram> {
 }
 
 #[cfg(test)]
-#[expect(clippy::float_cmp, reason = "these numbers are whole or as they were written")]
+#[expect(clippy::float_cmp, reason = "these numbers are integers or read back exactly")]
 mod tests {
     use super::*;
     use crate::monitor::{
@@ -296,14 +296,14 @@ mod tests {
 
     #[test]
     fn training_images_count_by_their_predicted_class() {
-        let mut known = reference(40);
-        for record in &mut known.rows {
+        let mut training = reference(40);
+        for record in &mut training.rows {
             record.class = "cat".into();
             record.scores = vec![0.5, 0.5];
         }
-        known.rows[0].scores = vec![0.2, 0.8];
-        known.rows[1].scores = Vec::new();
-        let report = report(&frames(TYPICAL, 1, 20).0, &known);
+        training.rows[0].scores = vec![0.2, 0.8];
+        training.rows[1].scores = Vec::new();
+        let report = report(&frames(TYPICAL, 1, 20).0, &training);
         assert_eq!(report.drift["classes"].histogram.reference, [39, 1]);
     }
 

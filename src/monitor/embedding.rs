@@ -95,12 +95,12 @@ mod tests {
     #[test]
     fn a_left_out_row_has_the_distance_of_a_new_row() {
         let rows: [&[f32]; 4] = [&[1.0, 5.0], &[2.0, 7.0], &[4.0, 5.5], &[9.0, 1.0]];
-        let whole = distances(&rows, &[]);
+        let all = distances(&rows, &[]);
         let (last, others) = rows.split_last().unwrap();
         let separate = distances(others, &[last]);
-        let (left_out, new) = (whole.reference[3], separate.day[0]);
+        let (left_out, new) = (all.reference[3], separate.day[0]);
         assert!((left_out - new).abs() < 1e-9, "{left_out} {new}");
-        assert_eq!((whole.shift, whole.shift_expected), (None, None));
+        assert_eq!((all.shift, all.shift_expected), (None, None));
     }
 
     #[test]

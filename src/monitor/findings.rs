@@ -160,11 +160,11 @@ fn frames(report: &Report) -> Vec<Finding> {
 }
 
 /// Rates a share: bad above the limit, watch above half of it.
-fn share(subject: &str, part: u64, whole: u64, limit: f64) -> Option<Finding> {
-    if whole == 0 {
+fn share(subject: &str, part: u64, total: u64, limit: f64) -> Option<Finding> {
+    if total == 0 {
         return None;
     }
-    let share = part as f64 / whole as f64;
+    let share = part as f64 / total as f64;
     let level = if share > limit {
         Level::Bad
     } else if share > limit / 2.0 {
@@ -172,7 +172,7 @@ fn share(subject: &str, part: u64, whole: u64, limit: f64) -> Option<Finding> {
     } else {
         Level::Good
     };
-    let text = if part == 0 { "none".into() } else { format!("{part} of {whole}, {}", percent(share)) };
+    let text = if part == 0 { "none".into() } else { format!("{part} of {total}, {}", percent(share)) };
     Some(finding(level, subject, text))
 }
 

@@ -116,12 +116,12 @@ mod tests {
     #[test]
     fn a_frozen_camera_is_detected_by_bytes_and_by_fingerprint() {
         let mut records = frames(TYPICAL, 1, 60).0;
-        for at in 11..15 {
-            records[at].input = records[10].input;
+        for index in 11..15 {
+            records[index].input = records[10].input;
         }
         let fingerprint = records[30].looks.unwrap().fingerprint;
-        for at in [31, 32] {
-            records[at].looks.as_mut().unwrap().fingerprint = fingerprint;
+        for index in [31, 32] {
+            records[index].looks.as_mut().unwrap().fingerprint = fingerprint;
         }
         records[41].looks.as_mut().unwrap().fingerprint = records[40].looks.unwrap().fingerprint ^ 5;
         let found = report(&records, &reference(400)).integrity;

@@ -187,11 +187,11 @@ fn confusion(performance: &Performance, classes: &[String]) -> String {
     let head: String = classes.iter().map(|class| format!("<th class=cell>{}", escape(class))).collect();
     let mut rows = String::new();
     for (label, (class, counts)) in classes.iter().zip(&performance.confusion).enumerate() {
-        let whole = counts.iter().sum::<u64>().max(1) as f64;
+        let total = counts.iter().sum::<u64>().max(1) as f64;
         rows.push_str(&format!("<tr><th>{}", escape(class)));
         for (predicted, count) in counts.iter().enumerate() {
             let color = if predicted == label { "49,103,160" } else { "187,58,54" };
-            let shade = *count as f64 / whole * 0.75;
+            let shade = *count as f64 / total * 0.75;
             rows.push_str(&format!("<td class=cell style='background:rgba({color},{shade:.2})'>{count}"));
         }
     }

@@ -126,7 +126,7 @@ impl From<Interval> for ConfidenceInterval {
 }
 
 #[cfg(test)]
-#[expect(clippy::float_cmp, reason = "these numbers are whole or as they were written")]
+#[expect(clippy::float_cmp, reason = "these numbers are integers or read back exactly")]
 mod tests {
     use super::*;
     use crate::{
@@ -212,9 +212,9 @@ mod tests {
         let gap = report.bias.as_ref().unwrap().group_gap.as_ref().unwrap();
         assert_eq!((gap.worst.as_str(), gap.difference), ("evening", 1.0));
         assert_eq!(report.values()["bias.difference"], 1.0);
-        let few = labeled(&records[..9], &labels, &reference(60));
-        let values = few.values();
-        assert!(few.bias.unwrap().groups.values().all(|rate| !rate.comparable));
+        let small = labeled(&records[..9], &labels, &reference(60));
+        let values = small.values();
+        assert!(small.bias.unwrap().groups.values().all(|rate| !rate.comparable));
         assert!(!values.contains_key("bias.difference"));
     }
 }

@@ -329,7 +329,7 @@ fn round_number(value: f64) -> f64 {
 }
 
 #[cfg(test)]
-#[expect(clippy::float_cmp, reason = "these numbers are whole or as they were written")]
+#[expect(clippy::float_cmp, reason = "these numbers are integers or read back exactly")]
 mod tests {
     use super::*;
     use crate::monitor::synthetic::{Scenario, TYPICAL, frames, labeled, reference};

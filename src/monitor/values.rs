@@ -21,8 +21,8 @@ impl Values {
         self.put(name, value as f64);
     }
 
-    fn share(&mut self, name: &str, part: u64, whole: u64) {
-        self.put(name, (whole > 0).then(|| part as f64 / whole as f64));
+    fn share(&mut self, name: &str, part: u64, total: u64) {
+        self.put(name, (total > 0).then(|| part as f64 / total as f64));
     }
 }
 
@@ -173,10 +173,10 @@ fn integrity(values: &mut Values, integrity: &Integrity) {
         ("overexposed", Some(integrity.overexposed), decoded),
         ("blurred", integrity.blurred, decoded),
     ];
-    for (name, part, whole) in shares {
+    for (name, part, total) in shares {
         if let Some(part) = part {
             values.count(format!("integrity.{name}"), part);
-            values.share(&format!("integrity.{name}_share"), part, whole);
+            values.share(&format!("integrity.{name}_share"), part, total);
         }
     }
 }

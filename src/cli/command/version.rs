@@ -150,11 +150,11 @@ pub fn get(
     Ok(Unpacked { version: version.name(), out, files: version.package.files })
 }
 
-/// Writes a stored folder to `at` below `root`, with executable bits and symbolic links.
-fn unpack(repo: &Repo, tree: &Digest, at: &RepoPath, root: &Root) -> Result<()> {
-    let dir = root.make_dir(at)?;
+/// Writes a stored folder to `path` below `root`, with executable bits and symbolic links.
+fn unpack(repo: &Repo, tree: &Digest, path: &RepoPath, root: &Root) -> Result<()> {
+    let dir = root.make_dir(path)?;
     for entry in store::entries(&repo.store, tree)? {
-        let path = at.join(&entry.name)?;
+        let path = path.join(&entry.name)?;
         match entry.kind {
             EntryKind::Folder => unpack(repo, &entry.digest, &path, root)?,
             EntryKind::Link => dir.symlink(&repo.store.read(&entry.digest)?, &entry.name)?,

@@ -1,5 +1,5 @@
 //! Statistical tests and distances over columns and counts, checked against `fixtures/statistics.json`, which
-//! was computed with SciPy and scikit-learn.
+//! was computed with scipy and scikit-learn.
 //!
 //! Functions return `None` where the data is too small to define the result; none divides by zero. A
 //! [`Column`] drops and counts values that are not finite. Logarithms and powers come from `libm`, so that

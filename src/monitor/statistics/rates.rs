@@ -21,16 +21,16 @@ pub struct RateDifference {
     pub p: f64,
 }
 
-/// Computes Wilson's score interval of the share `part` / `whole`; `None` if `whole` is 0 or less than
+/// Computes Wilson's score interval of the share `part` / `total`; `None` if `total` is 0 or less than
 /// `part`.
-pub fn wilson_interval(part: u64, whole: u64) -> Option<Interval> {
-    if whole == 0 || part > whole {
+pub fn wilson_interval(part: u64, total: u64) -> Option<Interval> {
+    if total == 0 || part > total {
         return None;
     }
-    let (rest, squared) = ((whole - part) as f64, Z_95 * Z_95);
-    let (part, whole) = (part as f64, whole as f64);
-    let center = (part + squared / 2.0) / (whole + squared);
-    let half = Z_95 / (whole + squared) * libm::sqrt(part * rest / whole + squared / 4.0);
+    let (rest, squared) = ((total - part) as f64, Z_95 * Z_95);
+    let (part, total) = (part as f64, total as f64);
+    let center = (part + squared / 2.0) / (total + squared);
+    let half = Z_95 / (total + squared) * libm::sqrt(part * rest / total + squared / 4.0);
     let low = if part == 0.0 { 0.0 } else { (center - half).max(0.0) };
     let high = if rest == 0.0 { 1.0 } else { (center + half).min(1.0) };
     Some(Interval { low, high })

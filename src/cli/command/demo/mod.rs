@@ -293,10 +293,10 @@ impl Player<'_, '_> {
     }
 }
 
-/// Copies the files below `at` of `from` to `data/` of `to`.
-fn copy(from: &Root, entries: &Listing, at: &RepoPath, to: &Root) -> Result<()> {
+/// Copies the files of a folder in `from` to the same path below `data/` in `to`.
+fn copy(from: &Root, entries: &Listing, folder: &RepoPath, to: &Root) -> Result<()> {
     for entry in entries.iter() {
-        let path = at.join(entry.name)?;
+        let path = folder.join(entry.name)?;
         match entry.stamp.form {
             Form::Folder => copy(from, entry.children, &path, to)?,
             Form::File => {
