@@ -1,6 +1,6 @@
 //! Benchmark: what `add`, `status`, `commit`, `diff` and `checkout` cost when ten files of a large folder
 //! change. Run `cargo bench --bench change`, with other folder sizes than 10 000 and 100 000 files after `--`
-//! (a million files take some minutes and 5 GB of disk). `tests/cost.rs` measures.
+//! (a million files take some minutes and 5 GB of disk). `tests/io_counts.rs` measures.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot set itself up should panic")]
 #![expect(clippy::disallowed_methods, reason = "benchmarks are the user: they write files as users do")]
@@ -8,8 +8,8 @@
 
 use comfy_table::{Table, presets::NOTHING};
 
-#[path = "../tests/cost.rs"]
-mod cost;
+#[path = "../tests/io_counts.rs"]
+mod io_counts;
 
 const CHANGES: usize = 10;
 
@@ -28,7 +28,7 @@ fn main() {
     ]);
     for flat in [false, true] {
         for &files in &sizes {
-            for (operation, cost) in cost::measure_all(files, CHANGES, flat) {
+            for (operation, cost) in io_counts::measure_all(files, CHANGES, flat) {
                 let layout = if flat { "one folder" } else { "folders of 1000" };
                 table.add_row([
                     operation.to_owned(),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    faults::command,
+    crash_safety::command,
     sandbox::{Sandbox, ended, snapshot},
 };
 

@@ -11,8 +11,8 @@ use std::{
 use serde_json::json;
 
 use crate::{
-    faults::command,
-    image::{Disk, random_bytes, sandbox_on},
+    crash_safety::command,
+    loop_mount::{Disk, random_bytes, sandbox_on},
     sandbox::{Ran, Sandbox, ended, skip, snapshot},
 };
 

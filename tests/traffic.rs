@@ -14,7 +14,7 @@ use mlx::{
 use serde_json::{Value, json};
 
 use crate::{
-    faults,
+    crash_safety,
     model::python,
     sandbox::{Sandbox, ended, skip},
     serve::{Running, infer, offline, photo, registered},
@@ -30,7 +30,7 @@ fn shared(sandbox: &Sandbox) -> mlx::fs::Root {
 
 /// Runs mlx a day later than all else.
 fn tomorrow(sandbox: &Sandbox, args: &str) -> Value {
-    let mut command = faults::command(sandbox, args);
+    let mut command = crash_safety::command(sandbox, args);
     let ran = ended(command.arg("--json").env("MLX_TIMESTAMP", "1700086400").output().unwrap());
     serde_json::from_str(&ran.out).unwrap_or_else(|_| panic!("{args}: {ran:?}"))
 }
@@ -239,18 +239,18 @@ fn seal_survives_every_fault() {
     let remote = sandbox.root().join("remote");
     fs::create_dir(&remote).unwrap();
     sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
-    faults::keep(&sandbox);
+    crash_safety::keep(&sandbox);
     let args = "traffic seal --day 2023-11-13 --machine m";
     sandbox.ok(args);
-    let expected = faults::outcome(&sandbox);
+    let expected = crash_safety::outcome(&sandbox);
     for how in ["kill", "fail"] {
         for at in 1.. {
-            faults::start_again(&sandbox);
-            let mut command = faults::command(&sandbox, args);
+            crash_safety::start_again(&sandbox);
+            let mut command = crash_safety::command(&sandbox, args);
             let ran = ended(command.env("MLX_FAULT", format!("{how}:{at}")).output().unwrap());
             assert!(ran.code != 101 && !ran.err.contains("panicked"), "{how} {at}: {}", ran.err);
             sandbox.ok(args);
-            assert_eq!(faults::outcome(&sandbox), expected, "{how} {at}");
+            assert_eq!(crash_safety::outcome(&sandbox), expected, "{how} {at}");
             assert_eq!(spool::days(&shared(&sandbox), "production").unwrap(), [], "{how} {at}");
             if ran.code == 0 && (how == "kill" || at > 150) {
                 assert!(at > 30, "the seal passes too few fault points");
@@ -328,7 +328,7 @@ fn an_id_used_for_two_pictures_is_labelled_by_what_was_shown() {
 fn two_seals_at_once_make_one() {
     let sandbox = Sandbox::new();
     spool_up(&sandbox, &[("a", MORNING), ("b", MORNING + 1)]);
-    let seal = || faults::command(&sandbox, "traffic seal --day 2023-11-13 --machine m --json");
+    let seal = || crash_safety::command(&sandbox, "traffic seal --day 2023-11-13 --machine m --json");
     let running: Vec<_> =
         (0..4).map(|_| seal().stdout(std::process::Stdio::piped()).spawn().unwrap()).collect();
     let told: Vec<Value> = running
@@ -346,10 +346,10 @@ fn another_name_seals_nothing_twice() {
     let sandbox = Sandbox::new();
     spool_up(&sandbox, &[("a", MORNING), ("b", MORNING + 1)]);
     fs::create_dir(sandbox.root().join("remote")).unwrap();
-    faults::keep(&sandbox);
+    crash_safety::keep(&sandbox);
     for at in 1.. {
-        faults::start_again(&sandbox);
-        let mut command = faults::command(&sandbox, "traffic seal --day 2023-11-13 --machine m");
+        crash_safety::start_again(&sandbox);
+        let mut command = crash_safety::command(&sandbox, "traffic seal --day 2023-11-13 --machine m");
         let ran = ended(command.env("MLX_FAULT", format!("kill:{at}")).output().unwrap());
         if ran.code == 0 {
             assert!(at > 30, "the seal passes too few fault points");

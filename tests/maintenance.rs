@@ -14,7 +14,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    faults::command,
+    crash_safety::command,
     sandbox::{Sandbox, ended},
 };
 

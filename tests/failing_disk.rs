@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt as _};
 use serde_json::{Value, json};
 
 use crate::{
-    faults::{command, keep, start_again},
+    crash_safety::{command, keep, start_again},
     sandbox::{Ran, Sandbox, ended, skip, snapshot},
 };
 

@@ -11,7 +11,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    image::random_bytes,
+    loop_mount::random_bytes,
     sandbox::{Ran, Sandbox, ended, skip, snapshot},
 };
 

@@ -12,7 +12,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    disk::comes_back,
+    failing_disk::comes_back,
     sandbox::{Sandbox, snapshot},
 };
 

@@ -16,7 +16,7 @@ use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use serde_json::json;
 
 use crate::{
-    enemies::{outside, victim},
+    malicious_repo::{outside, victim},
     sandbox::{Ran, Sandbox, ended, snapshot},
 };
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    faults::command,
+    crash_safety::command,
     sandbox::{Ran, Sandbox, ended},
 };
 
