@@ -22,6 +22,7 @@ mod gc;
 mod gc_roots;
 mod git_layouts;
 mod habits;
+mod help;
 mod io_counts;
 mod maintenance;
 mod malicious_repo;

@@ -1,7 +1,8 @@
-//! Arguments in, reports out, exit code back.
+//! The command line: parses arguments, runs one command, shows its report and returns the exit code.
 
 mod command;
 mod context;
+mod help;
 mod report;
 mod ui;
 
@@ -9,18 +10,22 @@ pub use self::{context::Context, report::Report};
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
-use clap::{Args, Parser};
+use clap::{
+    ArgAction, Args, FromArgMatches as _, Parser,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 
-use self::{command::Command, ui::Ui};
-use crate::{error::Result, fs};
+use self::{command::Command, help::GLOBAL_OPTIONS, ui::Ui};
+use crate::{
+    error::{Error, Result},
+    fs,
+};
 
-/// Version data, models and metrics with Git, and take a model from pictures to production
+/// Version data, models and metrics with Git, and take a model from raw data to production
 #[derive(Parser)]
 #[command(name = "mlx", version, arg_required_else_help = true)]
-#[command(
-    after_help = "Exit codes: 0 done, 1 internal, 2 usage, 3 not found, 4 conflict, 5 corrupt, 6 denied, \
-7 unavailable, 8 a stage failed, 10 a check found something.\nStart with `mlx demo`."
-)]
+#[command(disable_help_flag = true, disable_help_subcommand = true)]
+#[command(after_help = "`mlx COMMAND --help` explains a command, with examples. Start with `mlx demo`.")]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -28,10 +33,11 @@ pub struct Cli {
     command: Command,
 }
 
-/// Flags of every command.
+/// Options of every command.
 #[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = GLOBAL_OPTIONS)]
 pub struct Global {
-    /// Work in this folder
+    /// Run as if started in this folder
     #[arg(short = 'C', value_name = "DIR", global = true)]
     work_in: Option<PathBuf>,
     /// Print one JSON document; errors too: {"error": {"kind", "message", "hint"}}
@@ -40,17 +46,20 @@ pub struct Global {
     /// Print nothing but errors
     #[arg(short, long, global = true)]
     quiet: bool,
-    /// Print the reasons of errors, one a line
+    /// Print the causes of an error, one on each line
     #[arg(short, long, global = true)]
     verbose: bool,
+    /// Print help (`-h`: a summary)
+    #[arg(short, long, global = true, action = ArgAction::Help)]
+    help: Option<bool>,
 }
 
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     fs::raise_open_files();
     let args: Vec<OsString> = args.collect();
-    let cli = match Cli::try_parse_from(&args) {
+    let cli = match parse(&args) {
         Ok(cli) => cli,
-        Err(error) => return Ui::refuse(&error, args.iter().any(|it| it == "--json")),
+        Err(error) => return Ui::refuse(&error, args.iter().any(|arg| arg == "--json")),
     };
     let ui = Ui::new(&cli.global);
     match run(&cli, &ui) {
@@ -59,12 +68,28 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
+fn parse(args: &[OsString]) -> clap::error::Result<Cli> {
+    let parsed = help::command_tree().try_get_matches_from(args).and_then(|it| Cli::from_arg_matches(&it));
+    parsed.or_else(|error| help_in_group(args, &error).ok_or(error))
+}
+
+/// Reads `mlx remote help add` as `mlx help remote add`.
+fn help_in_group(args: &[OsString], error: &clap::Error) -> Option<Cli> {
+    let is_help =
+        matches!(error.get(ContextKind::InvalidSubcommand), Some(ContextValue::String(it)) if it == "help");
+    if error.kind() != ErrorKind::InvalidSubcommand || !is_help {
+        return None;
+    }
+    let words = args.iter().skip(1).filter_map(|arg| arg.to_str().map(str::to_owned));
+    let words = words.filter(|word| word != "help" && !word.starts_with('-')).collect();
+    Some(Cli { global: Global::default(), command: Command::Help(command::help::Args::of(words)) })
+}
+
 fn run(cli: &Cli, ui: &Ui) -> Result<ExitCode> {
     let start = fs::current_dir()?;
     let cwd = match &cli.global.work_in {
         Some(dir) => {
-            let missing =
-                || crate::error::Error::not_found(format!("there is no folder `{}`", dir.display()));
+            let missing = || Error::not_found(format!("the folder `{}` does not exist", dir.display()));
             fs::canonical(&start.join(dir)).filter(|it| fs::is_dir(it)).ok_or_else(missing)?
         }
         None => start,

@@ -21,9 +21,11 @@ mod follow;
 mod fsck;
 mod gc;
 mod guard;
+pub mod help;
 mod init;
 mod lineage;
 mod log;
+mod man;
 mod model;
 mod monitor;
 mod reference;
@@ -104,6 +106,8 @@ pub enum Command {
     Demo(demo::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
+    Man(man::Args),
+    Help(help::Args),
     #[command(name = crate::pipeline::runner::SUBCOMMAND, hide = true)]
     Guard(guard::Args),
 }
@@ -155,6 +159,8 @@ impl Command {
             Self::Feedback(args) => ui.show(&feedback::run(ctx, args)?),
             Self::Explain(args) => ui.show(&explain::run(ctx, args)?),
             Self::Completions(args) => ui.show(&completions::run(args)),
+            Self::Man(args) => ui.show(&man::run(ctx, args)?),
+            Self::Help(args) => ui.show(&help::run(args)?),
             Self::Guard(args) => guard::run(args)?,
         };
         if self.names_events()
