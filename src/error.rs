@@ -83,7 +83,7 @@ impl Error {
     }
 
     /// Sets the underlying error as the source.
-    pub fn because(mut self, source: impl error::Error + Send + Sync + 'static) -> Self {
+    pub fn with_source(mut self, source: impl error::Error + Send + Sync + 'static) -> Self {
         self.0.source = Some(Box::new(source));
         self
     }
@@ -99,7 +99,7 @@ impl Error {
     }
 
     /// Returns the message and those of all sources on one line, joined with `: `.
-    pub fn full_text(&self) -> String {
+    pub fn chain_text(&self) -> String {
         let mut text = self.0.message.clone();
         let mut next = error::Error::source(self);
         while let Some(source) = next {
@@ -126,23 +126,23 @@ impl error::Error for Error {
 }
 
 /// Adds a message that names the failed operation to an error from a lower layer.
-pub trait Doing<T> {
+pub trait WithContext<T> {
     /// Wraps an error under the message that `message` returns, such as "cannot open `a`". The kind is kept;
     /// an I/O error gets the kind and the hint that fit its code.
-    fn doing(self, message: impl FnOnce() -> String) -> Result<T>;
+    fn context(self, message: impl FnOnce() -> String) -> Result<T>;
 }
 
-impl<T> Doing<T> for Result<T> {
-    fn doing(self, message: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|source| Error::new(source.kind(), message()).because(source))
+impl<T> WithContext<T> for Result<T> {
+    fn context(self, message: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|source| Error::new(source.kind(), message()).with_source(source))
     }
 }
 
-impl<T> Doing<T> for io::Result<T> {
-    fn doing(self, message: impl FnOnce() -> String) -> Result<T> {
+impl<T> WithContext<T> for io::Result<T> {
+    fn context(self, message: impl FnOnce() -> String) -> Result<T> {
         self.map_err(|source| {
             let (kind, hint) = (kind_of(&source), resource_hint(&source));
-            let error = Error::new(kind, message()).because(source);
+            let error = Error::new(kind, message()).with_source(source);
             match hint {
                 Some(hint) => error.hint(hint),
                 None => error,
@@ -186,10 +186,10 @@ mod tests {
     #[test]
     fn context_keeps_the_kind_and_the_chain_reads_as_one_line() {
         let low = io::Error::from(io::ErrorKind::PermissionDenied);
-        let error = Err::<(), _>(low).doing(|| "cannot open `a`".into());
+        let error = Err::<(), _>(low).context(|| "cannot open `a`".into());
         let error = error.doing(|| "cannot add `a`".into()).unwrap_err();
         assert_eq!(error.kind(), Kind::Denied);
-        assert_eq!(error.full_text(), "cannot add `a`: cannot open `a`: permission denied");
+        assert_eq!(error.chain_text(), "cannot add `a`: cannot open `a`: permission denied");
     }
 
     #[test]
@@ -197,7 +197,8 @@ mod tests {
         use rustix::io::Errno;
 
         let kind_and_hint = |errno: Errno| {
-            let error = Err::<(), _>(io::Error::from(errno)).doing(|| "cannot write `a`".into()).unwrap_err();
+            let error =
+                Err::<(), _>(io::Error::from(errno)).context(|| "cannot write `a`".into()).unwrap_err();
             (error.kind(), error.hint_text().map(str::to_owned))
         };
         for (errno, part) in [
@@ -217,7 +218,7 @@ mod tests {
 
     #[test]
     fn the_hint_of_a_source_is_kept() {
-        let error = Err::<(), _>(Error::usage("no").hint("try yes")).doing(|| "above".into()).unwrap_err();
+        let error = Err::<(), _>(Error::usage("no").hint("try yes")).context(|| "above".into()).unwrap_err();
         assert_eq!(error.hint_text(), Some("try yes"));
     }
 }

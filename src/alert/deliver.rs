@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     fs,
     repo::Config,
 };
@@ -75,10 +75,10 @@ impl Sinks {
         match (sink, &self.file, &self.command, &self.webhook) {
             (Sink::File, Some(file), ..) => fs::append_outside(&root.join(file), line.as_bytes()),
             (Sink::Command, _, Some(command), _) => {
-                run(command, root, &line, self.timeout).doing(|| "the alert command failed".into())
+                run(command, root, &line, self.timeout).context(|| "the alert command failed".into())
             }
             (Sink::Webhook, .., Some(webhook)) => {
-                post(webhook, line, self.timeout).doing(|| "the alert webhook failed".into())
+                post(webhook, line, self.timeout).context(|| "the alert webhook failed".into())
             }
             _ => Ok(()),
         }
@@ -90,10 +90,10 @@ fn run(command: &str, root: &Path, line: &str, timeout: Duration) -> Result<()> 
     let mut shell = Command::new("sh");
     shell.args(["-c", command]).current_dir(root).stdin(Stdio::piped()).stdout(Stdio::null());
     // A process group of its own, so that its child processes can be killed with it.
-    let mut child = shell.process_group(0).spawn().doing(doing)?;
+    let mut child = shell.process_group(0).spawn().context(doing)?;
     // The command may exit without reading its input.
     let _written = child.stdin.take().map(|mut stdin| stdin.write_all(line.as_bytes()));
-    match wait(&mut child, timeout).doing(doing)? {
+    match wait(&mut child, timeout).context(doing)? {
         Some(status) if status.success() => Ok(()),
         Some(status) => Err(Error::new(Kind::Stage, format!("`{command}` failed: {status}"))),
         None => {
@@ -162,7 +162,7 @@ mod tests {
         let sinks = sinks("sleep 60 & echo $! > pid; wait");
         let error = sinks.send(Sink::Command, temp.path(), &json!({})).unwrap_err();
         assert!(start.elapsed() < Duration::from_secs(20));
-        assert!(error.full_text().ends_with("did not finish within 0.3 s"), "{}", error.full_text());
+        assert!(error.chain_text().ends_with("did not finish within 0.3 s"), "{}", error.chain_text());
         assert_eq!(error.kind(), Kind::Unavailable);
         let pid = String::from_utf8(fs::read_outside(&temp.path().join("pid")).unwrap()).unwrap();
         let pid = Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
@@ -185,6 +185,6 @@ mod tests {
         let webhook = Some(format!("http://{}/", listener.local_addr().unwrap()));
         let sinks = Sinks { webhook, ..sinks("true") };
         let error = sinks.send(Sink::Webhook, Path::new("/"), &json!({})).unwrap_err();
-        assert_eq!(error.full_text(), "the alert webhook failed: no response within 0.3 s");
+        assert_eq!(error.chain_text(), "the alert webhook failed: no response within 0.3 s");
     }
 }

@@ -38,7 +38,7 @@ pub fn verify(repo: &Repo) -> Result<Verification> {
     let events = match ledger::tip(git).and_then(|it| ledger::read(git, it.as_ref())) {
         Ok(events) => events,
         Err(error) => {
-            result.findings.push(error.full_text());
+            result.findings.push(error.chain_text());
             Vec::new()
         }
     };
@@ -119,7 +119,7 @@ fn numbering_gaps(repo: &Repo) -> Result<Vec<String>> {
     series.dedup();
     for (model, environment) in series {
         if let Err(error) = release::releases(&repo.git, Some(&model), &environment) {
-            problems.push(error.full_text());
+            problems.push(error.chain_text());
         }
     }
     let mut last: BTreeMap<(String, String), (u64, String)> = BTreeMap::new();

@@ -108,7 +108,7 @@ impl Ui {
                 next = source.source();
             }
         } else {
-            write_stderr(&format!("{on}error:{off} {}\n", sanitize(&error.full_text())));
+            write_stderr(&format!("{on}error:{off} {}\n", sanitize(&error.chain_text())));
         }
         if let Some(hint) = error.hint_text() {
             write_stderr(&format!("hint: {}\n", sanitize(hint)));
@@ -133,7 +133,7 @@ impl Ui {
 }
 
 fn error_json(error: &Error) -> Value {
-    json!({"kind": error.kind().name(), "message": error.full_text(), "hint": error.hint_text()})
+    json!({"kind": error.kind().name(), "message": error.chain_text(), "hint": error.hint_text()})
 }
 
 /// Returns true for control characters other than line ends and tabs, for characters that change the text

@@ -14,7 +14,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use crate::{
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     model::engine::Engine,
 };
 
@@ -61,7 +61,7 @@ impl Batcher {
         let shared = (Arc::clone(&waiting), Arc::clone(&run_start));
         let worker = Worker { engine, side, limits, receiver, waiting: shared.0, run_start: shared.1 };
         let thread = thread::Builder::new().name("model".into()).spawn(move || worker.run());
-        thread.doing(|| "cannot start the model thread".into())?;
+        thread.context(|| "cannot start the model thread".into())?;
         Ok(Self { sender, waiting, run_start, max_batch: limits.max_batch })
     }
 
@@ -175,7 +175,7 @@ impl Worker {
                 }
             }
             Err(error) => match <[Job; 1]>::try_from(jobs) {
-                Ok([only]) => send(only, Err(Error::new(Kind::Internal, error.full_text()))),
+                Ok([only]) => send(only, Err(Error::new(Kind::Internal, error.chain_text()))),
                 Err(jobs) => self.answer_one_by_one(jobs, &planes, rows),
             },
         }

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::{
     deploy::protocol::JSON_LENGTH_HEADER,
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     fs,
 };
 
@@ -76,7 +76,7 @@ impl Client {
             .pool_idle_timeout(IDLE_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
             .build()
-            .map_err(|it| Error::new(Kind::Internal, "cannot create the HTTP client").because(it))?;
+            .map_err(|it| Error::new(Kind::Internal, "cannot create the HTTP client").with_source(it))?;
         Ok(Self { http, base: parsed.as_str().trim_end_matches('/').to_owned(), token })
     }
 
@@ -111,8 +111,8 @@ impl Client {
         }
         let doing = || format!("no answer from `{}`", self.base);
         let start = Instant::now();
-        let response = request.send().map_err(|it| connection_error(&it)).doing(doing)?;
-        let mut response = read_response(response).doing(doing)?;
+        let response = request.send().map_err(|it| connection_error(&it)).context(doing)?;
+        let mut response = read_response(response).context(doing)?;
         response.milliseconds = start.elapsed().as_secs_f64() * 1000.0;
         Ok(response)
     }
@@ -173,7 +173,7 @@ fn read_response(response: Response) -> Result<ServiceResponse> {
     response
         .take(MAX_RESPONSE + 1)
         .read_to_end(&mut bytes)
-        .map_err(|it| Error::new(Kind::Unavailable, "the response is truncated").because(it))?;
+        .map_err(|it| Error::new(Kind::Unavailable, "the response is truncated").with_source(it))?;
     if bytes.len() as u64 > MAX_RESPONSE {
         let message = format!("the response is larger than {MAX_RESPONSE} bytes");
         return Err(Error::new(Kind::Unavailable, message));
@@ -231,7 +231,7 @@ mod tests {
         let (address, served) = server(b"HTTP/1.1 200 x\r\nContent-Length: 100\r\n\r\nabc");
         let error = client(&address).unwrap().get("/").unwrap_err();
         assert_eq!(error.kind(), Kind::Unavailable);
-        assert!(!error.full_text().contains("secret"), "{}", error.full_text());
+        assert!(!error.chain_text().contains("secret"), "{}", error.chain_text());
         drop(served.join());
     }
 
@@ -240,7 +240,7 @@ mod tests {
         for bad in ["", "pets", "ftp://x", "file:///x", "http://me:hunter2@x", "http://x?a=b"] {
             let error = client(bad).map(drop).unwrap_err();
             assert_eq!(error.kind(), Kind::Usage, "{bad}");
-            assert!(!error.full_text().contains("hunter2"));
+            assert!(!error.chain_text().contains("hunter2"));
         }
     }
 }

@@ -22,7 +22,7 @@ use tokio_io_timeout::TimeoutStream;
 
 use crate::{
     deploy::{Service, http::routes, stop::StopSignals},
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
 };
 
 /// Buffer of a connection in bytes: limits a request head, and one read or write.
@@ -34,7 +34,7 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 /// the bound address.
 pub fn serve(service: &Arc<Service>, ready: impl FnOnce(SocketAddr)) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = runtime.doing(|| "cannot start the async runtime".into())?;
+    let runtime = runtime.context(|| "cannot start the async runtime".into())?;
     let ended = runtime.block_on(accept(service, ready));
     runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
     ended
@@ -43,7 +43,7 @@ pub fn serve(service: &Arc<Service>, ready: impl FnOnce(SocketAddr)) -> Result<(
 async fn accept(service: &Arc<Service>, ready: impl FnOnce(SocketAddr)) -> Result<()> {
     let address = service.options.address;
     let listener = TcpListener::bind(address).await.map_err(|it| bind_error(address, it))?;
-    let bound = listener.local_addr().doing(|| "cannot read the bound address".into())?;
+    let bound = listener.local_addr().context(|| "cannot read the bound address".into())?;
     service.set_address(bound);
     let mut signals = StopSignals::new()?;
     ready(bound);
@@ -110,5 +110,5 @@ fn bind_error(address: SocketAddr, cause: io::Error) -> Error {
         io::ErrorKind::PermissionDenied => (Kind::Denied, "choose a --port of 1024 or above"),
         _ => (Kind::Internal, "see --host and --port"),
     };
-    Error::new(kind, format!("cannot listen on `{address}`")).because(cause).hint(hint)
+    Error::new(kind, format!("cannot listen on `{address}`")).with_source(cause).hint(hint)
 }

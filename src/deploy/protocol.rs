@@ -444,7 +444,7 @@ mod tests {
             (format!(r#"{{"inputs":"{}"}}"#, "x".repeat(1_000_000)), "invalid type"),
             (body(&good, r#","parameters":{"binary_data_output":7}"#), "invalid type"),
         ] {
-            let text = parse_body(rejected.as_bytes(), None).unwrap_err().full_text();
+            let text = parse_body(rejected.as_bytes(), None).unwrap_err().chain_text();
             assert!(text.contains(reason) && text.len() < 300, "{reason}: {text}");
         }
     }

@@ -81,9 +81,9 @@ pub(super) struct HttpError(pub StatusCode, pub String);
 impl From<Error> for HttpError {
     fn from(error: Error) -> Self {
         match error.kind() {
-            Kind::Usage | Kind::Corrupt => Self(StatusCode::BAD_REQUEST, error.full_text()),
-            Kind::NotFound => Self(StatusCode::NOT_FOUND, error.full_text()),
-            Kind::Unavailable => Self(StatusCode::SERVICE_UNAVAILABLE, error.full_text()),
+            Kind::Usage | Kind::Corrupt => Self(StatusCode::BAD_REQUEST, error.chain_text()),
+            Kind::NotFound => Self(StatusCode::NOT_FOUND, error.chain_text()),
+            Kind::Unavailable => Self(StatusCode::SERVICE_UNAVAILABLE, error.chain_text()),
             // Internal details are not shown to clients.
             _ => Self(StatusCode::INTERNAL_SERVER_ERROR, "the model could not be run".into()),
         }

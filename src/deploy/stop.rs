@@ -13,7 +13,7 @@ use std::{
 use rustix::process::{getpid, kill_process};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::error::{Doing, Result};
+use crate::error::{Result, WithContext};
 
 /// Longest time until a sleeping thread notices a stop request.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -25,7 +25,7 @@ impl StopSignals {
     /// Installs the handlers; from then on the signals no longer end the process. Must be called inside a
     /// runtime.
     pub fn new() -> Result<Self> {
-        let on = |kind| signal(kind).doing(|| "cannot wait for signals".into());
+        let on = |kind| signal(kind).context(|| "cannot wait for signals".into());
         Ok(Self(on(SignalKind::terminate())?, on(SignalKind::interrupt())?))
     }
 
@@ -46,7 +46,7 @@ impl StopFlag {
         let stop = Self::default();
         let flag = stop.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.doing(|| "cannot wait for signals".into())?;
+        let runtime = runtime.context(|| "cannot wait for signals".into())?;
         let mut signals = {
             let _inside = runtime.enter();
             StopSignals::new()?
@@ -58,7 +58,10 @@ impl StopFlag {
             // SIGKILL is the only signal left that has no handler, and no stored data is harmed by it.
             let _dead = kill_process(getpid(), rustix::process::Signal::KILL);
         };
-        thread::Builder::new().name("signals".into()).spawn(wait).doing(|| "cannot start a thread".into())?;
+        thread::Builder::new()
+            .name("signals".into())
+            .spawn(wait)
+            .context(|| "cannot start a thread".into())?;
         Ok(stop)
     }
 

@@ -22,7 +22,7 @@ use crate::{
         stop::StopFlag,
     },
     digest::Digest,
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     fs::{File, Form, Root, Stamp, TEMPORARY},
     model::split::is_picture,
     path::RepoPath,
@@ -176,7 +176,7 @@ impl Watcher<'_> {
             Ok(None) => return Ok(()),
             Err(error) => {
                 // One unreadable file must not stop the watch; the next start tries it again.
-                self.progress.warn(&format!("`{name}` is skipped: {}", error.full_text()));
+                self.progress.warn(&format!("`{name}` is skipped: {}", error.chain_text()));
                 self.sent.insert(name.to_owned());
                 return Ok(());
             }
@@ -208,7 +208,7 @@ impl Watcher<'_> {
             self.summary.rejected += 1;
         }
         if let Some(out) = &mut self.settings.out {
-            out.write_all(format!("{line}\n").as_bytes()).doing(|| "cannot write the responses".into())?;
+            out.write_all(format!("{line}\n").as_bytes()).context(|| "cannot write the responses".into())?;
         }
         self.mark_sent(name)
     }
@@ -229,7 +229,7 @@ impl Watcher<'_> {
 
     fn mark_sent(&mut self, name: &str) -> Result<()> {
         let line = format!("{}\n", Value::from(name));
-        self.sent_log.write_all(line.as_bytes()).doing(|| "cannot write the log of sent frames".into())?;
+        self.sent_log.write_all(line.as_bytes()).context(|| "cannot write the log of sent frames".into())?;
         self.sent.insert(name.to_owned());
         Ok(())
     }
@@ -277,7 +277,7 @@ impl Watcher<'_> {
     /// Warns at the first try; returns the error if `once` is set and the last try has failed.
     fn on_unreachable(&self, name: &str, tries: u32, error: Error) -> Result<()> {
         if tries == 1 {
-            self.progress.warn(&format!("{}; retrying `{name}`", error.full_text()));
+            self.progress.warn(&format!("{}; retrying `{name}`", error.chain_text()));
         }
         if self.settings.once && tries >= MAX_CONNECT_TRIES { Err(error) } else { Ok(()) }
     }

@@ -19,7 +19,7 @@ use rustix::{
 };
 
 use crate::{
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     fs::{File, Form, Link, Listing, Sieve, Stamp, TEMPORARY, fault, is_alive, link_support::LinkRoute},
     path::{RepoPath, check_name, show},
 };
@@ -74,7 +74,7 @@ impl Dir {
     /// Makes everything created here writable by the group, if the folder itself is.
     pub(super) fn inherit_group_access(&mut self) -> Result<()> {
         let stat = fs::fstat(&self.fd).map_err(io::Error::from);
-        let stat = stat.doing(|| format!("cannot stat the folder `{}`", self.path))?;
+        let stat = stat.context(|| format!("cannot stat the folder `{}`", self.path))?;
         self.group_access = stat.st_mode & 0o020 != 0;
         Ok(())
     }
@@ -98,13 +98,15 @@ impl Dir {
         match fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(stat.st_uid != rustix::process::geteuid().as_raw()),
             Err(rustix::io::Errno::NOENT) => Ok(false),
-            Err(error) => Err(io::Error::from(error)).doing(|| format!("cannot stat {}", self.quoted(name))),
+            Err(error) => {
+                Err(io::Error::from(error)).context(|| format!("cannot stat {}", self.quoted(name)))
+            }
         }
     }
 
     /// Duplicates the handle of this folder.
     pub fn again(&self) -> Result<Self> {
-        let fd = self.fd.try_clone().doing(|| format!("cannot open the folder `{}` again", self.path))?;
+        let fd = self.fd.try_clone().context(|| format!("cannot open the folder `{}` again", self.path))?;
         Ok(Self { fd, path: self.path.clone(), group_access: self.group_access })
     }
 
@@ -128,7 +130,7 @@ impl Dir {
             Ok(fd) => Ok(Self { fd, path, group_access: self.group_access }),
             Err(error) => {
                 self.refuse_symlink(name)?;
-                Err(error).doing(|| format!("cannot open the folder {}", self.quoted(name)))
+                Err(error).context(|| format!("cannot open the folder {}", self.quoted(name)))
             }
         }
     }
@@ -148,13 +150,13 @@ impl Dir {
             .and_then(|()| Ok(fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o777))?));
         match created {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists && self.stamp(name)?.is_none() => {
-                Err(error).doing(|| format!("cannot create the folder {}", self.quoted(name)))
+                Err(error).context(|| format!("cannot create the folder {}", self.quoted(name)))
             }
             Err(_) => self.open_dir(name),
             Ok(()) => {
                 let dir = self.open_dir(name)?;
                 let granted = dir.grant_group_access(&dir.fd);
-                granted.doing(|| format!("cannot change the mode of {}", self.quoted(name)))?;
+                granted.context(|| format!("cannot change the mode of {}", self.quoted(name)))?;
                 Ok(dir)
             }
         }
@@ -165,7 +167,9 @@ impl Dir {
         match retry_on_intr(|| fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)) {
             Ok(stat) => Ok(Some(Stamp::of(&stat))),
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(None),
-            Err(error) => Err(io::Error::from(error)).doing(|| format!("cannot stat {}", self.quoted(name))),
+            Err(error) => {
+                Err(io::Error::from(error)).context(|| format!("cannot stat {}", self.quoted(name)))
+            }
         }
     }
 
@@ -182,7 +186,7 @@ impl Dir {
             Ok(fd) => File::from(fd),
             Err(error) => {
                 self.refuse_symlink(name)?;
-                return Err(error).doing(|| format!("cannot open {}", self.quoted(name)));
+                return Err(error).context(|| format!("cannot open {}", self.quoted(name)));
             }
         };
         if !file.metadata().is_ok_and(|it| it.is_file()) {
@@ -193,7 +197,7 @@ impl Dir {
 
     pub fn read_link(&self, name: &[u8]) -> Result<Vec<u8>> {
         let target = fs::readlinkat(&self.fd, name, Vec::new()).map_err(io::Error::from);
-        Ok(target.doing(|| format!("cannot read the symlink {}", self.quoted(name)))?.into_bytes())
+        Ok(target.context(|| format!("cannot read the symlink {}", self.quoted(name)))?.into_bytes())
     }
 
     /// Lists everything below this folder that `filter` keeps; mlx's own temporary files are left out.
@@ -228,7 +232,7 @@ impl Dir {
         let valid = if short { check_name(name) } else { self.path.join(name).map(drop) };
         if let Err(error) = valid {
             let error = error.hint("add it to a `.mlxignore` to leave it out, or move it elsewhere");
-            let error = Err(error).doing(|| format!("cannot track {}", self.quoted(name)));
+            let error = Err(error).context(|| format!("cannot track {}", self.quoted(name)));
             // Reported for the folder, since an entry such as `.git` inside data has no valid path.
             return error.or_else(|error| filter.trouble(&self.path, error)).map(|()| None);
         }
@@ -274,7 +278,7 @@ impl Dir {
             names.sort_by(|a, b| a.0.cmp(&b.0));
             Ok(names)
         };
-        read().doing(|| format!("cannot list the folder `{}`", self.path))
+        read().context(|| format!("cannot list the folder `{}`", self.path))
     }
 
     /// Removes the temporary files of dead processes.
@@ -305,7 +309,7 @@ impl Dir {
         let opened =
             fault::point("create").and_then(|()| self.open_at(&name, flags, Mode::from_raw_mode(mode)));
         let file = opened.and_then(|fd| self.grant_group_access(&fd).map(|()| fd));
-        let file = file.doing(|| format!("cannot write to the folder `{}`", self.path))?;
+        let file = file.context(|| format!("cannot write to the folder `{}`", self.path))?;
         let limit = crate::fs::max_file_size();
         Ok(Temp { dir: self.again()?, name, file: Some(File::from(file)), end: None, written: 0, limit })
     }
@@ -329,7 +333,7 @@ impl Dir {
     /// Creates or replaces a symlink.
     pub fn symlink(&self, target: &[u8], name: &[u8]) -> Result<()> {
         self.publish_link(name, |temporary| Ok(fs::symlinkat(target, &self.fd, temporary)?))
-            .doing(|| format!("cannot create the symlink {}", self.quoted(name)))
+            .context(|| format!("cannot create the symlink {}", self.quoted(name)))
     }
 
     pub fn set_executable(&self, name: &[u8], executable: bool) -> Result<()> {
@@ -345,7 +349,7 @@ impl Dir {
             fault::point("chmod")?;
             Ok(fs::fchmod(&file, Mode::from_raw_mode(mode))?)
         };
-        change().doing(|| format!("cannot change the mode of {}", self.quoted(name)))
+        change().context(|| format!("cannot change the mode of {}", self.quoted(name)))
     }
 
     /// Removes write permission for all users, for a file that is shared by links.
@@ -360,7 +364,7 @@ impl Dir {
         };
         let change = |file: OwnedFd| Ok(fs::fchmod(file, Mode::from_raw_mode(0o444))?);
         let changed: io::Result<()> = open().and_then(change);
-        changed.doing(|| format!("cannot change the mode of {}", self.quoted(name)))
+        changed.context(|| format!("cannot change the mode of {}", self.quoted(name)))
     }
 
     /// Removes a file, a symlink, or a folder with everything in it; a missing entry is fine.
@@ -374,13 +378,13 @@ impl Dir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => {
                 if self.stamp(name)?.is_none_or(|it| it.form != Form::Folder) {
-                    return Err(error).doing(|| format!("cannot remove {}", self.quoted(name)));
+                    return Err(error).context(|| format!("cannot remove {}", self.quoted(name)));
                 }
                 let inner = self.open_dir(name)?;
                 for (child, _) in inner.names()? {
                     inner.remove(&child)?;
                 }
-                unlink(AtFlags::REMOVEDIR).doing(|| format!("cannot remove {}", self.quoted(name)))
+                unlink(AtFlags::REMOVEDIR).context(|| format!("cannot remove {}", self.quoted(name)))
             }
         }
     }
@@ -393,14 +397,14 @@ impl Dir {
     pub fn rename(&self, name: &[u8], to: &Self, new: &[u8]) -> Result<()> {
         fault::logged_point("rename", || format!("{} {}", self.quoted(name), to.quoted(new)))
             .and_then(|()| Ok(fs::renameat(&self.fd, name, &to.fd, new)?))
-            .doing(|| format!("cannot move {} to {}", self.quoted(name), to.quoted(new)))
+            .context(|| format!("cannot move {} to {}", self.quoted(name), to.quoted(new)))
     }
 
     /// Syncs this folder, so that the names in it survive a power cut.
     pub fn sync(&self) -> Result<()> {
         fault::logged_point("sync-folder", || format!("`{}`", self.path.to_text()))
             .and_then(|()| Ok(retry_on_intr(|| fs::fsync(&self.fd))?))
-            .doing(|| format!("cannot sync the folder `{}`", self.path))
+            .context(|| format!("cannot sync the folder `{}`", self.path))
     }
 
     pub(super) fn fd(&self) -> &OwnedFd {
@@ -418,11 +422,11 @@ impl Temp {
         if sync == Sync::Yes {
             fault::logged_point("sync", || dir.quoted(&self.name))
                 .and_then(|()| file.sync_all())
-                .doing(context)?;
+                .context(context)?;
         }
         fault::logged_point("rename", || format!("{} {}", dir.quoted(&self.name), dir.quoted(name)))
             .and_then(|()| Ok(fs::renameat(&dir.fd, &self.name[..], &dir.fd, name)?))
-            .doing(context)?;
+            .context(context)?;
         self.name.clear();
         // Closing the file releases its lock, which must last until the rename.
         drop(file);
@@ -438,7 +442,7 @@ impl Temp {
         drop(self.file.take());
         fault::point("rename")
             .and_then(|()| Ok(fs::renameat(&dir.fd, &self.name[..], &dir.fd, name)?))
-            .doing(|| format!("cannot write {}", dir.quoted(name)))?;
+            .context(|| format!("cannot write {}", dir.quoted(name)))?;
         self.name.clear();
         let unchanged = |after: &Stamp| {
             let key = |stamp: &Stamp| (stamp.inode, stamp.mtime, stamp.size);
@@ -482,13 +486,13 @@ impl Temp {
             file.rewind()?;
             Ok(file)
         };
-        reopen().doing(|| "cannot read back a temporary file".into())
+        reopen().context(|| "cannot read back a temporary file".into())
     }
 
     /// Sets the length of a file that ends in a hole.
     fn extend_over_hole(&mut self) -> Result<()> {
         let Some(end) = self.end.take() else { return Ok(()) };
-        self.file().set_len(end).doing(|| format!("cannot write to the folder `{}`", self.dir.path))
+        self.file().set_len(end).context(|| format!("cannot write to the folder `{}`", self.dir.path))
     }
 
     pub(super) fn name(&self) -> &[u8] {

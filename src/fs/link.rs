@@ -6,7 +6,7 @@ use rustix::fs::{self, AtFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    error::{Doing, Error, Result},
+    error::{Error, Result, WithContext},
     fs::{Dir, Root, Sync, link_support::LinkRoute},
     path::{RepoPath, show},
 };
@@ -78,7 +78,7 @@ pub fn place(
             continue; // the executable bit would apply to every link to the file
         }
         if try_place(store, stored, dir, name, mode, kind)
-            .doing(|| format!("cannot link `{}` into the workspace", show(name)))?
+            .context(|| format!("cannot link `{}` into the workspace", show(name)))?
         {
             return Ok(Some(kind));
         }
@@ -115,7 +115,7 @@ fn try_place(
             route.inspect(|route| route.mark_unsupported(&error, own));
             Ok(false)
         }
-        Err(error) => Err(error).doing(|| format!("cannot link to `{stored}` in the store")),
+        Err(error) => Err(error).context(|| format!("cannot link to `{stored}` in the store")),
     }
 }
 

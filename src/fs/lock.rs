@@ -11,7 +11,7 @@ use rustix::{
 };
 
 use crate::{
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     fs::{File, Root},
     path::{RepoPath, show},
     progress::{Progress, Silent},
@@ -71,7 +71,7 @@ fn acquire(file: File, path: &RepoPath) -> Result<Result<Lock, File>> {
         }
         Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(Err(file)),
         // Waiting would not help if the file system does not support locks.
-        Err(error) => Err(std::io::Error::from(error)).doing(|| format!("cannot lock `{path}`")),
+        Err(error) => Err(std::io::Error::from(error)).context(|| format!("cannot lock `{path}`")),
     }
 }
 
@@ -100,7 +100,7 @@ pub fn lock_shared(root: &Root, path: &RepoPath) -> Result<Lock> {
 pub fn hold(root: &Root, path: &RepoPath) -> Result<File> {
     let file = root.append(path)?;
     let locked = flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(std::io::Error::from);
-    locked.doing(|| format!("cannot lock `{path}`"))?;
+    locked.context(|| format!("cannot lock `{path}`"))?;
     Ok(file)
 }
 

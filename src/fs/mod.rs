@@ -38,7 +38,7 @@ use std::{
     sync::OnceLock,
 };
 
-use crate::error::{Doing, Result};
+use crate::error::{Result, WithContext};
 
 /// Open file, through which other modules read without using `std::fs`.
 pub type File = std::fs::File;
@@ -73,7 +73,7 @@ pub fn busy<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 
 #[expect(clippy::disallowed_methods, reason = "`cli` asks here, once")]
 pub fn current_dir() -> Result<PathBuf> {
-    std::env::current_dir().doing(|| "cannot determine the current folder".into())
+    std::env::current_dir().context(|| "cannot determine the current folder".into())
 }
 
 /// Raises this process's limit on open files to the maximum: walks of deep folders keep a handle open per
@@ -114,7 +114,7 @@ pub fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> std::io::Result<()
 pub fn read_outside(path: &Path) -> Result<Vec<u8>> {
     fault::point("read")
         .and_then(|()| std::fs::read(path))
-        .doing(|| format!("cannot read `{}`", path.display()))
+        .context(|| format!("cannot read `{}`", path.display()))
 }
 
 /// Appends bytes to a file that the user named, which may be outside every [`Root`].
@@ -123,7 +123,7 @@ pub fn append_outside(path: &Path, bytes: &[u8]) -> Result<()> {
     let open = || std::fs::OpenOptions::new().create(true).append(true).open(path);
     fault::point("write")
         .and_then(|()| open()?.write_all(bytes))
-        .doing(|| format!("cannot write to `{}`", path.display()))
+        .context(|| format!("cannot write to `{}`", path.display()))
 }
 
 /// Resolves symlinks and dots in a path; `None` if it does not exist.
@@ -154,17 +154,17 @@ pub fn create_dir_all(path: &Path) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    fault::point("mkdir").and_then(|()| std::fs::create_dir_all(path)).doing(context)?;
+    fault::point("mkdir").and_then(|()| std::fs::create_dir_all(path)).context(context)?;
     // A parent that may not be opened cannot be synced either.
     let mut parents = missing.iter().filter_map(|folder| std::fs::File::open(folder.parent()?).ok());
-    parents.try_for_each(|parent| parent.sync_all()).doing(context)
+    parents.try_for_each(|parent| parent.sync_all()).context(context)
 }
 
 /// Creates one folder in an existing folder.
 pub fn create_dir(path: &Path) -> Result<()> {
     fault::point("mkdir")
         .and_then(|()| std::fs::create_dir(path))
-        .doing(|| format!("cannot create the folder `{}`", path.display()))
+        .context(|| format!("cannot create the folder `{}`", path.display()))
 }
 
 /// Returns the free space of the file system that contains `path`, in bytes.

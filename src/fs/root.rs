@@ -11,7 +11,7 @@ use rustix::{
 };
 
 use crate::{
-    error::{Doing, Error, Result},
+    error::{Error, Result, WithContext},
     fs::{Dir, File, Form, Listing, Sieve, Stamp, Sync},
     path::RepoPath,
 };
@@ -31,7 +31,7 @@ impl Root {
     pub fn open(path: &Path) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = retry_on_intr(|| fs::open(path, flags, Mode::empty())).map_err(io::Error::from);
-        let fd = fd.doing(|| format!("cannot open the folder `{}`", path.display()))?;
+        let fd = fd.context(|| format!("cannot open the folder `{}`", path.display()))?;
         Ok(Self { dir: Dir::new(fd, RepoPath::root()), path: path.to_owned() })
     }
 
@@ -58,7 +58,7 @@ impl Root {
         match retry_on_intr(|| fs::openat(self.dir.fd(), name, flags, Mode::empty())) {
             Ok(fd) => Ok(Some(Self { dir: Dir::new(fd, RepoPath::root()), path })),
             Err(rustix::io::Errno::NOENT) => Ok(None),
-            Err(error) => Err(io::Error::from(error)).doing(|| format!("cannot open the folder `{name}`")),
+            Err(error) => Err(io::Error::from(error)).context(|| format!("cannot open the folder `{name}`")),
         }
     }
 
@@ -89,7 +89,7 @@ impl Root {
     pub fn stamp(&self, path: &RepoPath) -> Result<Option<Stamp>> {
         if path.is_root() {
             let stat = fs::fstat(self.dir.fd()).map_err(io::Error::from);
-            return Ok(Some(Stamp::of(&stat.doing(|| "cannot stat the root folder".into())?)));
+            return Ok(Some(Stamp::of(&stat.context(|| "cannot stat the root folder".into())?)));
         }
         let Some(dir) = self.parent_if_exists(path)? else { return Ok(None) };
         dir.stamp(path.name())
@@ -128,7 +128,7 @@ impl Root {
 
     pub fn read(&self, path: &RepoPath) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        self.open_file(path)?.read_to_end(&mut bytes).doing(|| format!("cannot read `{path}`"))?;
+        self.open_file(path)?.read_to_end(&mut bytes).context(|| format!("cannot read `{path}`"))?;
         Ok(bytes)
     }
 
@@ -147,7 +147,7 @@ impl Root {
         }
         let mut bytes = Vec::new();
         let file = self.open_file(path)?;
-        file.take(limit).read_to_end(&mut bytes).doing(|| format!("cannot read `{path}`"))?;
+        file.take(limit).read_to_end(&mut bytes).context(|| format!("cannot read `{path}`"))?;
         Ok(Some(bytes))
     }
 
@@ -183,7 +183,7 @@ impl Root {
     pub fn write_mode(&self, path: &RepoPath, bytes: &[u8], sync: Sync, mode: u32) -> Result<()> {
         let dir = self.make_dir(&path.parent().unwrap_or_default())?;
         let mut temp = dir.create(mode)?;
-        temp.write_all(bytes).doing(|| format!("cannot write `{path}`"))?;
+        temp.write_all(bytes).context(|| format!("cannot write `{path}`"))?;
         temp.publish(path.name(), sync)
     }
 
@@ -197,7 +197,7 @@ impl Root {
         let dir = self.make_dir(&path.parent().unwrap_or_default())?;
         let mut out = io::BufWriter::with_capacity(1 << 20, dir.create(0o666)?);
         let printed = print(&mut out).and_then(|()| out.into_inner().map_err(io::IntoInnerError::into_error));
-        printed.doing(|| format!("cannot write `{path}`"))?.publish(path.name(), sync)
+        printed.context(|| format!("cannot write `{path}`"))?.publish(path.name(), sync)
     }
 
     /// Opens a file for appending, such as a log that only this process writes; it is created if missing.
@@ -207,7 +207,7 @@ impl Root {
         let open = || fs::openat(dir.fd(), path.name(), flags, Mode::from_raw_mode(0o666));
         let fd = retry_on_intr(open).map_err(io::Error::from);
         let fd = fd.and_then(|fd| dir.grant_group_access(&fd).map(|()| fd));
-        Ok(File::from(fd.doing(|| format!("cannot write `{path}`"))?))
+        Ok(File::from(fd.context(|| format!("cannot write `{path}`"))?))
     }
 
     /// Removes a file, symlink or whole folder; a missing one is fine.
@@ -244,7 +244,7 @@ impl Root {
         let file = self.open_file(path)?;
         crate::fs::fault::logged_point("sync", || format!("`{}`", path.to_text()))
             .and_then(|()| file.sync_all())
-            .doing(|| format!("cannot sync `{path}`"))?;
+            .context(|| format!("cannot sync `{path}`"))?;
         self.parent(path)?.sync()
     }
 
@@ -252,7 +252,7 @@ impl Root {
     pub fn sync_all(&self) -> Result<()> {
         crate::fs::fault::logged_point("sync-all", || self.path.display().to_string())
             .and_then(|()| Ok(retry_on_intr(|| fs::syncfs(self.dir.fd()))?))
-            .doing(|| format!("cannot sync the disk of `{}`", self.path.display()))
+            .context(|| format!("cannot sync the disk of `{}`", self.path.display()))
     }
 }
 

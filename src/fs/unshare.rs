@@ -5,7 +5,7 @@ use std::io::{self, BufReader, Seek as _};
 use rustix::fs::{self, AtFlags};
 
 use crate::{
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     fs::{Dir, File, Mode, Stamp, Sync},
     path::show,
 };
@@ -16,7 +16,7 @@ impl Dir {
     /// Returns true if a file has no other hard link and its owner may write to it.
     pub fn is_private(&self, name: &[u8]) -> Result<bool> {
         let stat = fs::statat(self.fd(), name, AtFlags::SYMLINK_NOFOLLOW).map_err(io::Error::from);
-        let stat = stat.doing(|| format!("cannot stat `{}`", show(name)))?;
+        let stat = stat.context(|| format!("cannot stat `{}`", show(name)))?;
         Ok(stat.st_nlink == 1 && stat.st_mode & 0o200 != 0)
     }
 
@@ -28,7 +28,7 @@ impl Dir {
         if !temp.share(&from) {
             from.rewind()
                 .and_then(|()| io::copy(&mut BufReader::with_capacity(BUFFER_SIZE, from), &mut temp))
-                .doing(context)?;
+                .context(context)?;
         }
         if self.stamp(name)?.as_ref() != Some(before) {
             let error =

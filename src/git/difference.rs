@@ -8,7 +8,7 @@
 use std::collections::{BTreeSet, BinaryHeap, HashMap};
 
 use crate::{
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     git::{Git, Rev, from_gix},
 };
 
@@ -108,7 +108,7 @@ impl Walk {
         if visit.sides == 0 {
             let commit = git.repo.find_commit(id).map_err(|it| Error::new(Kind::Internal, it.to_string()));
             let time = commit.and_then(|commit| from_gix(commit.time(), || "cannot read its time".into()));
-            visit.time = time.doing(|| format!("cannot read the commit {id}"))?.seconds;
+            visit.time = time.context(|| format!("cannot read the commit {id}"))?.seconds;
         }
         if visit.sides != 0 && visit.sides != BOTH && visit.sides | side == BOTH {
             self.one_sided -= visit.queued;

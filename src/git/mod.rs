@@ -33,7 +33,7 @@ use std::{
 use gix::bstr::ByteSlice as _;
 
 use crate::{
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     fs,
     path::RepoPath,
 };
@@ -200,7 +200,7 @@ impl Git {
             .arg(&self.root)
             .args(["add", "--"])
             .args(paths.iter().map(|path| path.on_disk(Path::new(""))));
-        let output = command.output().doing(|| "cannot run `git`".into())?;
+        let output = command.output().context(|| "cannot run `git`".into())?;
         if output.status.success() {
             return Ok(());
         }

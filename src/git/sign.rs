@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     fs::{Root, Sync},
     git::Git,
     path::RepoPath,
@@ -182,7 +182,7 @@ fn run(command: &mut Command, input: &[u8]) -> Result<Output> {
     let name = command.get_program().to_string_lossy().into_owned();
     let context = || format!("cannot run `{name}`");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).env("LC_ALL", "C");
-    let mut child = command.spawn().doing(context)?;
+    let mut child = command.spawn().context(context)?;
     // The program may exit without reading its input.
     let _unread = child.stdin.take().map(|mut stdin| stdin.write_all(input));
     child.wait_with_output().doing(context)

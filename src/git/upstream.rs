@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     git::{Git, Rev, from_gix},
 };
 
@@ -138,7 +138,7 @@ impl Git {
         command.args(args).env("GIT_ALLOW_PROTOCOL", "https:ssh:file").env("LC_ALL", "C");
         command.env("GIT_TERMINAL_PROMPT", "0");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().doing(|| "cannot run `git`".into())?;
+        let mut child = command.spawn().context(|| "cannot run `git`".into())?;
         // It may exit without reading its input.
         let _unread = child.stdin.take().map(|mut stdin| stdin.write_all(input));
         child.wait_with_output().doing(|| "cannot run `git`".into())

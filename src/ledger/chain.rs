@@ -2,7 +2,7 @@
 
 use crate::{
     document::canonical,
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     git::{Git, Rev, Single},
     ledger::{Event, FORMAT},
     path::RepoPath,
@@ -79,7 +79,7 @@ pub fn append(git: &Git, tip: Option<&Rev>, event: &Event) -> Result<Rev> {
     let message = format!("{} {}\n", event.kind.name(), event.subject);
     let text = text(event)?;
     let single = Single { name: FILE, bytes: text.as_bytes(), message: &message };
-    git.commit_single(&single, tip).doing(|| "cannot write an event".into())
+    git.commit_single(&single, tip).context(|| "cannot write an event".into())
 }
 
 /// Returns true if the chain that ends at `tip` contains the commit `wanted`.

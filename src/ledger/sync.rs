@@ -143,7 +143,7 @@ fn fast_forward(git: &Git, upstream: &Upstream, theirs: Option<&Rev>) -> Result<
 fn rejected_continuation(upstream: &Upstream, error: Error) -> Error {
     let message = format!("the new part of the audit chain at `{}` is invalid", upstream.0);
     Error::new(error.kind(), message)
-        .because(error)
+        .with_source(error)
         .hint(format!("ask someone with push rights to push the last valid tip of the chain to `{AUDIT}`"))
 }
 

@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::{
     digest::Digest,
     document::canonical,
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     fs::{Root, Sync},
     model::{
         engine, filters, graph,
@@ -142,7 +142,7 @@ impl Extractor<'_> {
                     .hint("get it with `mlx pull`, or correct `backbone.file` in `params.toml`")
             })?;
             let model = graph::with_normalization(&file, backbone)
-                .doing(|| format!("cannot use the backbone `{path}`"))?;
+                .context(|| format!("cannot use the backbone `{path}`"))?;
             return Ok((backbone.clone(), file, graph::encode(&model)));
         };
         filter_settings.check()?;
@@ -196,7 +196,7 @@ impl Extractor<'_> {
                 Ok(planes) => found.push((digest, planes)),
                 Err(error) => {
                     if self.damaged.insert(path.clone()) {
-                        self.progress.warn(&format!("`{path}` is skipped: {}", error.full_text()));
+                        self.progress.warn(&format!("`{path}` is skipped: {}", error.chain_text()));
                     }
                 }
             }
@@ -275,7 +275,7 @@ impl<'c> Cache<'c> {
             out.extend_from_slice(&checksum.bytes()[..8]);
         }
         let mut file = self.root.append(&self.path)?;
-        file.write_all(&out).doing(|| "cannot write the feature cache".into())?;
+        file.write_all(&out).context(|| "cannot write the feature cache".into())?;
         self.rows.extend(rows);
         Ok(())
     }

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::{
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     model::{
         engine::{self, Engine},
         graph, onnx,
@@ -52,12 +52,12 @@ impl Offline {
         let context = || format!("cannot load `{name}`");
         let require = |file: &str| {
             let missing = || Error::corrupt(format!("the package of `{name}` has no `{file}`"));
-            read(repo, version, file).and_then(|bytes| bytes.ok_or_else(missing)).doing(context)
+            read(repo, version, file).and_then(|bytes| bytes.ok_or_else(missing)).context(context)
         };
         let description = package::parse(&format!("{name}/model.toml"), &require("model.toml")?)?;
         let model = graph::encode(&graph::with_features(onnx::parse(&require("model.onnx")?)?));
         let mut engine =
-            engine::load(repo, &model, &description.input.name, graph::COMBINED).doing(context)?;
+            engine::load(repo, &model, &description.input.name, graph::COMBINED).context(context)?;
         let side = description.input.crop as usize;
         let found = engine.run(&vec![0.0; 3 * side * side], side).doing(context)?;
         if found.len() < description.classes.len() || found.iter().any(|it| !it.is_finite()) {

@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::{
     digest::Digest,
     document,
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     fs::{Root, Sync},
     model::{
         engine, graph, picture,
@@ -99,7 +99,7 @@ pub fn package(repo: &Repo, parts: &Parts<'_>, out: &RepoPath) -> Result<Descrip
     };
     let bytes = graph::encode(&graph::with_head(model, parts.head)?);
     verify(repo, parts, &bytes)
-        .doing(|| "the packaged model does not predict like its backbone and head".into())?;
+        .context(|| "the packaged model does not predict like its backbone and head".into())?;
     let settings = &parts.about.backbone;
     let params = serde_json::json!({"backbone": settings, "strength": parts.head.strength});
     let description = Description {
@@ -175,7 +175,7 @@ fn verify(repo: &Repo, parts: &Parts<'_>, bytes: &[u8]) -> Result<()> {
 /// Reads `model.toml` in a package's folder.
 pub fn describe(files: &Root, folder: &RepoPath) -> Result<Description> {
     let path = folder.join(b"model.toml")?;
-    parse(&path.to_text(), &files.read(&path).doing(|| format!("`{folder}` is not a package"))?)
+    parse(&path.to_text(), &files.read(&path).context(|| format!("`{folder}` is not a package"))?)
 }
 
 /// Parses the contents of `model.toml`; `name` is how errors call the file.

@@ -23,7 +23,7 @@ pub fn pixels(bytes: &[u8]) -> Result<u64> {
     let failed = |it: image::ImageError| Error::new(Kind::Corrupt, format!("it cannot be decoded: {it}"));
     let reader = ImageReader::new(Cursor::new(bytes))
         .with_guessed_format()
-        .map_err(|it| Error::new(Kind::Corrupt, "it cannot be read").because(it))?;
+        .map_err(|it| Error::new(Kind::Corrupt, "it cannot be read").with_source(it))?;
     let (width, height) = reader.into_dimensions().map_err(failed)?;
     Ok(u64::from(width) * u64::from(height))
 }
@@ -33,7 +33,7 @@ pub fn decode(bytes: &[u8]) -> Result<DynamicImage> {
     let failed = |it: image::ImageError| Error::new(Kind::Corrupt, format!("it cannot be decoded: {it}"));
     let mut reader = ImageReader::new(Cursor::new(bytes))
         .with_guessed_format()
-        .map_err(|it| Error::new(Kind::Corrupt, "it cannot be read").because(it))?;
+        .map_err(|it| Error::new(Kind::Corrupt, "it cannot be read").with_source(it))?;
     let mut limits = Limits::default();
     limits.max_image_width = Some(MAX_SIDE);
     limits.max_image_height = Some(MAX_SIDE);

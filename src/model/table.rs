@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     digest::Digest,
-    error::{Doing, Error, Result},
+    error::{Error, Result, WithContext},
     fs::{Root, Sync},
     model::settings::Backbone,
     path::RepoPath,
@@ -81,8 +81,9 @@ pub fn read(files: &Root, folder: &RepoPath) -> Result<(Table, About)> {
         Error::corrupt(format!("`{folder}` is not a feature table: {why}"))
             .hint("compute it again: `mlx repro` or `mlx data features`")
     };
-    let text =
-        files.read(&folder.join(b"features.toml")?).doing(|| format!("`{folder}` is not a feature table"))?;
+    let text = files
+        .read(&folder.join(b"features.toml")?)
+        .context(|| format!("`{folder}` is not a feature table"))?;
     let metadata: About =
         toml::from_str(&String::from_utf8_lossy(&text)).map_err(|it| invalid(it.message()))?;
     if metadata.format != FORMAT {

@@ -297,7 +297,8 @@ impl Report {
     /// Serializes the report as indented JSON; the same report gives the same bytes.
     pub fn to_json(&self) -> Result<String> {
         let text = serde_json::to_string_pretty(self);
-        Ok(text.map_err(|error| Error::new(Kind::Internal, "cannot serialize the report").because(error))?
+        Ok(text
+            .map_err(|error| Error::new(Kind::Internal, "cannot serialize the report").with_source(error))?
             + "\n")
     }
 

@@ -3,7 +3,7 @@
 //! Every problem that can be detected without running a stage is reported before the first one starts.
 
 use crate::{
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     path::RepoPath,
     pipeline::{LOCKFILE, MANIFEST, Pipeline, Stage},
 };
@@ -26,7 +26,7 @@ pub fn check(pipeline: &Pipeline<'_, '_>, order: &[String]) -> Result<()> {
         }
         for out in &stage.outputs {
             let doing = || format!("the stage `{name}` cannot write its output `{}`", out.path);
-            files.stamp(&out.path).doing(doing)?;
+            files.stamp(&out.path).context(doing)?;
             check_output_path(pipeline, name, &out.path)?;
             // An output committed to Git may be a tracked file itself. A folder may not: rewriting it would
             // remove other tracked files.

@@ -23,7 +23,7 @@ use serde::Deserialize;
 
 use crate::{
     document,
-    error::{Doing, Error, Result},
+    error::{Error, Result, WithContext},
     path::RepoPath,
 };
 
@@ -147,7 +147,7 @@ impl Manifest {
         for (name, stage) in raw.stage {
             check_name(&name)?;
             let stage =
-                stage.resolve(&resolve).doing(|| format!("cannot read the stage `{name}` in `{path}`"))?;
+                stage.resolve(&resolve).context(|| format!("cannot read the stage `{name}` in `{path}`"))?;
             manifest.stages.insert(name, stage);
         }
         for (name, model) in raw.model {

@@ -4,7 +4,7 @@
 
 use crate::{
     digest::Digest,
-    error::{Doing, Result},
+    error::{Result, WithContext},
     fs::lock,
     path::RepoPath,
     pipeline::{Pipeline, Stage},
@@ -42,7 +42,7 @@ impl Pipeline<'_, '_> {
         let private = &self.repo().private;
         let guard = self.running_file(name, ".lock")?;
         let _lock = lock(private, &guard)
-            .doing(|| format!("the last run of the stage `{name}` is still being stopped"))?;
+            .context(|| format!("the last run of the stage `{name}` is still being stopped"))?;
         if !self.has_running_marker(name)? {
             return Ok(());
         }
@@ -101,7 +101,7 @@ impl Pipeline<'_, '_> {
             let Some(content) = content else { continue };
             let pointer = Pointer { path: out.path.clone(), content: *content };
             if let Err(error) = checkout(self.workspace, &pointer, false, progress) {
-                progress.warn(&format!("cannot restore the recorded `{}`: {}", out.path, error.full_text()));
+                progress.warn(&format!("cannot restore the recorded `{}`: {}", out.path, error.chain_text()));
             }
         }
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use crate::{
     digest::Digest,
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     fs::{Form, Sync, lock},
     path::RepoPath,
     pipeline::{
@@ -76,7 +76,7 @@ pub fn repro(
             Ok((outcome, reasons)) => runs.push(StageRun { name, outcome, reasons }),
             Err(error) => {
                 failed.insert(name.clone());
-                runs.push(StageRun { name, outcome: Outcome::Failed, reasons: vec![error.full_text()] });
+                runs.push(StageRun { name, outcome: Outcome::Failed, reasons: vec![error.chain_text()] });
                 failure.get_or_insert(error);
             }
         }
@@ -96,7 +96,7 @@ impl Pipeline<'_, '_> {
         let stage = &self.manifest.stages[name];
         // Held from the examination to the record, so that two runs of one stage wait for each other.
         let turn = self.running_file(name, ".turn")?;
-        let _lock = lock(&self.repo().private, &turn).doing(|| format!("the stage `{name}` is running"))?;
+        let _lock = lock(&self.repo().private, &turn).context(|| format!("the stage `{name}` is running"))?;
         self.recover_killed_run(name, stage, progress)?;
         let lock = self.read_lockfile()?;
         let examination = self.examine(name, stage, &lock, &Default::default(), force)?;
@@ -142,7 +142,7 @@ impl Pipeline<'_, '_> {
     ) -> Result<()> {
         if let Some(path) = examination.inputs.absent.first() {
             return Err(examination.inputs.dependencies[path].absent(path))
-                .doing(|| format!("cannot run the stage `{name}`"));
+                .context(|| format!("cannot run the stage `{name}`"));
         }
         self.save_edits(name, stage, progress)?;
         let private = &self.repo().private;
@@ -164,7 +164,7 @@ impl Pipeline<'_, '_> {
                         self.restore_outputs(name, stage, progress);
                         private.remove(&self.running_marker(name)?)?;
                     }
-                    Err(second) => progress.warn(&second.full_text()),
+                    Err(second) => progress.warn(&second.chain_text()),
                 }
                 Err(error)
             }

@@ -14,7 +14,7 @@ use std::{
 };
 
 use crate::{
-    error::{Doing, Result},
+    error::{Result, WithContext},
     fs::{Root, lock},
     path::RepoPath,
     pipeline::run_cache::SHELL,
@@ -36,7 +36,7 @@ pub struct Job<'j> {
 
 /// Runs a command to its end and returns its exit status. Output is copied to the log and to `progress`.
 pub fn run(job: &Job<'_>, progress: &dyn Progress) -> Result<ExitStatus> {
-    let exe = std::env::current_exe().doing(|| "cannot find the mlx executable".into())?;
+    let exe = std::env::current_exe().context(|| "cannot find the mlx executable".into())?;
     let mut child = Command::new(&exe)
         .arg(SUBCOMMAND)
         .arg(job.private.path())
@@ -50,7 +50,7 @@ pub fn run(job: &Job<'_>, progress: &dyn Progress) -> Result<ExitStatus> {
         .stderr(Stdio::piped())
         .process_group(0)
         .spawn()
-        .doing(|| "cannot start the stage".into())?;
+        .context(|| "cannot start the stage".into())?;
     copy_output(&mut child, job, progress)
 }
 
@@ -83,7 +83,7 @@ fn copy_output(child: &mut Child, job: &Job<'_>, progress: &dyn Progress) -> Res
         }
         // `wait` would close the pipe that the guard watches, so it is taken out first.
         let guard_pipe = child.stdin.take();
-        let status = child.wait().doing(|| "cannot wait for the stage".into());
+        let status = child.wait().context(|| "cannot wait for the stage".into());
         let group = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
         let _killed = group.map(|id| rustix::process::kill_process_group(id, rustix::process::Signal::KILL));
         drop(guard_pipe);
@@ -103,6 +103,6 @@ pub fn guard(private: &Path, lock_path: &str, command: &str) -> Result<i32> {
         let _killed = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
     });
     let status = Command::new(SHELL[0]).args(&SHELL[1..]).arg(command).stdin(Stdio::null()).status();
-    let status = status.doing(|| "cannot start `sh`".into())?;
+    let status = status.context(|| "cannot start `sh`".into())?;
     Ok(status.code().unwrap_or(128))
 }

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use crate::{
     digest::Digest,
     document,
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     git::{Git, Key, Rev},
     path::RepoPath,
 };
@@ -167,7 +167,7 @@ impl Policy {
                 "commit one and push it to the default branch; `mlx init --template pets` writes an example",
             )
         })?;
-        Self::parse(&bytes).doing(|| format!("cannot use `{FILE}` of {location}"))
+        Self::parse(&bytes).context(|| format!("cannot use `{FILE}` of {location}"))
     }
 
     /// Parses a policy. An unknown key is an error, since it may be a misspelled limit.

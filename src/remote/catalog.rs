@@ -8,7 +8,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 
 use crate::{
     digest::Digest,
-    error::{Doing, Result},
+    error::{Result, WithContext},
     fs::Sync,
     path::RepoPath,
     remote::{PARALLEL, Remote, cache_folder},
@@ -46,8 +46,8 @@ impl Catalog {
         });
         let read: Vec<_> = remote.wait("read", read.buffer_unordered(PARALLEL).try_collect())?;
         for (name, bytes) in read {
-            let index =
-                Index::parse(bytes).doing(|| format!("the index {} at {}", name.short(), remote.location))?;
+            let index = Index::parse(bytes)
+                .context(|| format!("the index {} at {}", name.short(), remote.location))?;
             root.write(&folder.join(name.hex().as_bytes())?, index.bytes(), Sync::Later)?;
             indexes.insert(name, index);
         }

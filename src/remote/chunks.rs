@@ -10,7 +10,7 @@ use fastcdc::v2020::StreamCDC;
 
 use crate::{
     digest::Digest,
-    error::{Doing, Error, Result},
+    error::{Error, Result, WithContext},
     fs::File,
     wire::{Reader, put_number},
 };
@@ -32,7 +32,7 @@ pub fn cut(file: File, mut each: impl FnMut(Chunk, &[u8]) -> Result<()>) -> Resu
     for chunk in StreamCDC::new(file, MIN_SIZE, AVERAGE_SIZE, MAX_SIZE) {
         let data = chunk
             .map_err(|error| std::io::Error::other(error.to_string()))
-            .doing(|| "cannot read a large object".into())?
+            .context(|| "cannot read a large object".into())?
             .data;
         each(Chunk { length: data.len() as u64, digest: Digest::of(&data) }, &data)?;
     }

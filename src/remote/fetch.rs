@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::{
     digest::Digest,
-    error::{Doing, Error, Result},
+    error::{Error, Result, WithContext},
     path::RepoPath,
     pointer::Shape,
     progress::{Event, Progress},
@@ -178,7 +178,7 @@ impl Fetcher<'_> {
                 let end = start.saturating_add(usize::try_from(row.stored).unwrap_or(usize::MAX));
                 let stored = bytes.get(start..end).ok_or_else(|| Error::corrupt("a pack ends too early"));
                 let object = stored.and_then(|bytes| row.decode(bytes));
-                let object = object.doing(|| format!("{} sent damaged data", remote.location))?;
+                let object = object.context(|| format!("{} sent damaged data", remote.location))?;
                 take(row, &object)?;
                 self.stats.objects += 1;
                 self.progress.event(Event::Advanced { by: row.size });
@@ -222,11 +222,11 @@ impl Fetcher<'_> {
                 Ok(())
             })?;
             for chunk in batch {
-                file.write_all(&contents[&chunk.digest]).doing(|| format!("cannot write `{part}`"))?;
+                file.write_all(&contents[&chunk.digest]).context(|| format!("cannot write `{part}`"))?;
             }
         }
         drop(file);
-        self.repo.store.adopt_large(digest, &part).doing(|| format!("cannot fetch `{path}`"))
+        self.repo.store.adopt_large(digest, &part).context(|| format!("cannot fetch `{path}`"))
     }
 
     /// Fetches records of runs; of several with the same key the newest is kept.
@@ -265,7 +265,7 @@ fn read_page(
     below: &mut BTreeMap<Digest, RepoPath>,
     contents: &mut BTreeMap<Digest, (u64, RepoPath)>,
 ) -> Result<()> {
-    match decode_page(bytes).doing(|| format!("cannot read the tree of `{path}`"))? {
+    match decode_page(bytes).context(|| format!("cannot read the tree of `{path}`"))? {
         Page::Branch(_, rows) => below.extend(rows.into_iter().map(|row| (row.digest, path.clone()))),
         Page::Leaf(rows) => {
             for row in rows {
@@ -290,14 +290,14 @@ fn intact_chunks(root: &crate::fs::Root, part: &RepoPath, list: &[chunks::Chunk]
     let (mut count, mut length) = (0, 0);
     for chunk in list {
         let mut bytes = Vec::new();
-        (&file).take(chunk.length).read_to_end(&mut bytes).doing(|| format!("cannot read `{part}`"))?;
+        (&file).take(chunk.length).read_to_end(&mut bytes).context(|| format!("cannot read `{part}`"))?;
         if Digest::of(&bytes) != chunk.digest {
             break;
         }
         count += 1;
         length += chunk.length;
     }
-    root.append(part)?.set_len(length).doing(|| format!("cannot truncate `{part}`"))?;
+    root.append(part)?.set_len(length).context(|| format!("cannot truncate `{part}`"))?;
     Ok(count)
 }
 

@@ -31,7 +31,7 @@ use opendal::{ErrorKind, Operator};
 
 use crate::{
     digest::Digest,
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     fs::Root,
     path::RepoPath,
     pointer::Content,
@@ -75,14 +75,14 @@ impl Remote {
     /// Opens a configured remote and checks its marker; for writing, creates a missing one.
     pub fn open(config: &RemoteConfig, access: Access) -> Result<Self> {
         let backend =
-            backend::open(config, access).doing(|| format!("cannot open the remote `{}`", config.name))?;
+            backend::open(config, access).context(|| format!("cannot open the remote `{}`", config.name))?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let cache = format!("remotes/{}", Digest::of(backend.location.as_bytes()).hex());
         let remote = Self {
             name: config.name.clone(),
             location: backend.location,
             operator: backend.operator,
-            runtime: runtime.doing(|| "cannot start the async runtime".into())?,
+            runtime: runtime.context(|| "cannot start the async runtime".into())?,
             folder: backend.folder,
             cache: RepoPath::from_text(&cache)?,
         };

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     digest::Digest,
-    error::{Doing, Result},
+    error::{Result, WithContext},
     pointer::Shape,
     progress::{Event, Progress},
     remote::{
@@ -98,7 +98,7 @@ fn find_reachable(repo: &Repo, wants: &Wants, catalog: &Catalog) -> Result<Reach
         }
         if content.kind == Shape::Tree {
             reachable(&repo.store, &content.digest, &mut needed.pages, &mut needed.contents)
-                .doing(|| format!("cannot push `{path}`"))?;
+                .context(|| format!("cannot push `{path}`"))?;
         } else {
             needed.contents.insert(content.digest, content.size);
         }
@@ -115,7 +115,7 @@ fn push_chunks(uploader: &mut PackUploader<'_>, file: crate::fs::File) -> Result
     let mut whole = crate::digest::Hasher::default();
     chunks::cut(file, |chunk, data| {
         list.push(chunk);
-        whole.write_all(data).doing(|| "cannot digest".into())?;
+        whole.write_all(data).context(|| "cannot digest".into())?;
         if uploader.has(&chunk.digest, Kind::Content) {
             Ok(())
         } else {

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     digest::Digest,
-    error::{Doing, Result},
+    error::{Result, WithContext},
     progress::{Event, Progress},
     remote::{
         Remote,
@@ -71,9 +71,9 @@ impl<'u> PackUploader<'u> {
         let doing = || "cannot write a pack".to_owned();
         let pack = match &mut self.current {
             Some(pack) => pack,
-            None => self.current.insert(PackWriter::new(Vec::new()).doing(doing)?),
+            None => self.current.insert(PackWriter::new(Vec::new()).context(doing)?),
         };
-        pack.put(kind, digest, bytes).doing(doing)?;
+        pack.put(kind, digest, bytes).context(doing)?;
         let full = pack.len() >= PACK_SIZE;
         self.queued.insert((digest, kind));
         self.sent.objects += 1;
@@ -89,7 +89,7 @@ impl<'u> PackUploader<'u> {
 
     fn close(&mut self) -> Result<()> {
         let Some(pack) = self.current.take() else { return Ok(()) };
-        let (bytes, name, index) = pack.finish().doing(|| "cannot write a pack".into())?;
+        let (bytes, name, index) = pack.finish().context(|| "cannot write a pack".into())?;
         self.finished.push(FinishedPack { name, bytes, index });
         Ok(())
     }

@@ -77,7 +77,7 @@ fn encode(image: &image::RgbImage) -> Result<Vec<u8>> {
     let mut out = Cursor::new(Vec::new());
     let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut out, JPEG_QUALITY);
     let encoded = image.write_with_encoder(encoder);
-    encoded.map_err(|it| Error::new(Kind::Internal, "cannot encode a photo").because(it))?;
+    encoded.map_err(|it| Error::new(Kind::Internal, "cannot encode a photo").with_source(it))?;
     Ok(out.into_inner())
 }
 

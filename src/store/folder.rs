@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     digest::Digest,
-    error::{Doing, Error, Result},
+    error::{Error, Result, WithContext},
     path::RepoPath,
     pointer::{Content, Shape},
     store::{
@@ -36,7 +36,7 @@ pub fn entries(store: &Store, tree: &Digest) -> Result<Vec<TreeEntry>> {
 }
 
 pub(super) fn read_page(store: &Store, digest: &Digest) -> Result<Page> {
-    decode(&store.read(digest)?).doing(|| format!("cannot read the tree {}", digest.short()))
+    decode(&store.read(digest)?).context(|| format!("cannot read the tree {}", digest.short()))
 }
 
 /// Collects the rows of a folder's leaves in order; every page must be of a lower level than the one `above`

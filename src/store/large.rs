@@ -5,7 +5,7 @@ use std::io::{self, Read as _};
 
 use crate::{
     digest::{Digest, Hasher},
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     fs::{self, Dir, File, Link, Mode, Sparse, Stamp, Sync, place as place_link},
     path::RepoPath,
     store::{Store, file_path},
@@ -50,7 +50,7 @@ impl Store {
         let mut temp = dir.create(READ_ONLY)?.held();
         let copied =
             if temp.share(file) { copy(&temp.reread()?, &mut io::sink()) } else { copy(file, &mut temp) };
-        let (digest, size) = copied.doing(|| "cannot store a large file".into())?;
+        let (digest, size) = copied.context(|| "cannot store a large file".into())?;
         accept(file, size)?;
         if !self.lean_on(&digest) {
             self.pin_new(digest)?;
@@ -65,13 +65,13 @@ impl Store {
     /// it.
     pub fn adopt_large(&self, digest: &Digest, part: &RepoPath) -> Result<()> {
         let file = self.root.open_file(part)?;
-        let (found, _) = copy(&file, &mut io::sink()).doing(|| format!("cannot read `{part}`"))?;
+        let (found, _) = copy(&file, &mut io::sink()).context(|| format!("cannot read `{part}`"))?;
         if found != *digest {
             self.root.remove(part)?;
             let message = format!("the downloaded file for {} does not match its digest", digest.short());
             return Err(Error::corrupt(message));
         }
-        file.sync_all().doing(|| format!("cannot sync `{part}`"))?;
+        file.sync_all().context(|| format!("cannot sync `{part}`"))?;
         self.root.set_read_only(part)?;
         self.pin_new(*digest)?;
         self.dir("objects")?;
@@ -100,13 +100,13 @@ impl LargeFile<'_> {
     /// Reads the whole content and checks it against its digest.
     pub(super) fn read(&self) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        self.open()?.read_to_end(&mut bytes).doing(|| format!("cannot read `{}`", self.path))?;
+        self.open()?.read_to_end(&mut bytes).context(|| format!("cannot read `{}`", self.path))?;
         if Digest::of(&bytes) == self.digest { Ok(bytes) } else { Err(self.store.damage(&self.digest)) }
     }
 
     fn verify(&self) -> Result<()> {
         let (found, _) =
-            copy(&self.open()?, &mut io::sink()).doing(|| format!("cannot read `{}`", self.path))?;
+            copy(&self.open()?, &mut io::sink()).context(|| format!("cannot read `{}`", self.path))?;
         if found == self.digest { Ok(()) } else { Err(self.store.damage(&self.digest)) }
     }
 
@@ -131,8 +131,8 @@ impl LargeFile<'_> {
             }
         }
         let mut temp = dir.create(mode.bits())?;
-        let (found, _) =
-            copy(&self.open()?, &mut temp).doing(|| format!("cannot write `{}`", crate::path::show(name)))?;
+        let (found, _) = copy(&self.open()?, &mut temp)
+            .context(|| format!("cannot write `{}`", crate::path::show(name)))?;
         if found != self.digest {
             return Err(self.store.damage(&self.digest));
         }
@@ -168,5 +168,5 @@ fn copy(from: &File, to: &mut dyn io::Write) -> io::Result<(Digest, u64)> {
 /// Returns the digest and size of an open file, read from its start in constant memory.
 pub fn digest_file(file: &File) -> Result<(Digest, u64)> {
     copy(file, &mut io::sink())
-        .map_err(|it| Error::new(Kind::Internal, "cannot read a file to its end").because(it))
+        .map_err(|it| Error::new(Kind::Internal, "cannot read a file to its end").with_source(it))
 }

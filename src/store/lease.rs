@@ -28,7 +28,7 @@ use std::{
 
 use crate::{
     digest::Digest,
-    error::{Doing, Result},
+    error::{Result, WithContext},
     fs::{self, Dir, File, Lock},
     path::RepoPath,
     store::{Kind, Store, file_path},
@@ -68,7 +68,7 @@ impl Lease {
         let dir = store.dir(FOLDER)?;
         let mut file = fs::hold(&store.root, &file_path(FOLDER, &name, "")?)?;
         let clone = store.sharing_clone.as_ref().map_or("-", |it| &it.id);
-        file.write_all(format!("clone {clone}\n").as_bytes()).doing(|| "cannot write a lease".into())?;
+        file.write_all(format!("clone {clone}\n").as_bytes()).context(|| "cannot write a lease".into())?;
         let shared = store.sharing_clone.is_some();
         Ok(Self { dir, name: name.into_bytes(), file, pinned: HashSet::new(), shared, published: false })
     }
@@ -76,7 +76,7 @@ impl Lease {
     fn add(&mut self, name: Digest) -> Result<()> {
         // A single write, so that a reader never sees part of a line as a whole one.
         let line = format!("{}\n", name.hex());
-        self.file.write_all(line.as_bytes()).doing(|| "cannot write a lease".into())?;
+        self.file.write_all(line.as_bytes()).context(|| "cannot write a lease".into())?;
         self.pinned.insert(name);
         self.published = false;
         Ok(())

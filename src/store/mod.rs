@@ -225,7 +225,7 @@ impl Store {
     pub fn check_readable(&self) -> Result<()> {
         let unreadable = self.unreadable();
         let Some((pack, error)) = unreadable.first_key_value() else { return Ok(()) };
-        let message = format!("the pack {} cannot be read: {}", pack.short(), error.full_text());
+        let message = format!("the pack {} cannot be read: {}", pack.short(), error.chain_text());
         let hint = error.hint_text().unwrap_or("`mlx fsck --repair` repairs damaged packs");
         Err(Error::new(error.kind(), message).hint(hint))
     }

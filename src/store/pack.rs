@@ -16,7 +16,7 @@ use std::{
 
 use crate::{
     digest::{Digest, Hasher},
-    error::{Doing, Error, Result},
+    error::{Error, Result, WithContext},
     wire::Reader,
 };
 
@@ -298,7 +298,7 @@ pub fn pack(objects: &[(Kind, Digest, &[u8])]) -> Result<(Digest, Vec<u8>, Vec<u
         objects.iter().try_for_each(|(kind, digest, bytes)| writer.put(*kind, *digest, bytes))?;
         writer.finish()
     };
-    let (bytes, name, index) = fill().doing(|| "cannot compress".into())?;
+    let (bytes, name, index) = fill().context(|| "cannot compress".into())?;
     Ok((name, bytes, index))
 }
 

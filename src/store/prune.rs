@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use crate::{
     digest::Digest,
-    error::{Doing, Error, Kind as ErrorKind, Result},
+    error::{Error, Kind as ErrorKind, Result, WithContext},
     fs::{Sync, Temp},
     store::{Inventory, Kind, PackWriter, Packed, Row, Store, StoredFile, file_path, inventory::OrphanFile},
 };
@@ -405,10 +405,10 @@ impl<'s> Repacker<'s> {
             Some(pack) => pack,
             None => {
                 let temp = self.store.create_temp("packs", 0o666)?;
-                slot.insert(PackWriter::new(BufWriter::new(temp)).doing(|| "cannot write a pack".into())?)
+                slot.insert(PackWriter::new(BufWriter::new(temp)).context(|| "cannot write a pack".into())?)
             }
         };
-        pack.put(kind, digest, bytes).doing(|| "cannot write a pack".into())?;
+        pack.put(kind, digest, bytes).context(|| "cannot write a pack".into())?;
         if pack.len() >= MAX_PACK_SIZE {
             let full = slot.take();
             self.publish(full)?;
@@ -429,13 +429,13 @@ impl<'s> Repacker<'s> {
     fn publish(&mut self, pack: Option<PackWriter<BufWriter<Temp>>>) -> Result<()> {
         let Some(pack) = pack else { return Ok(()) };
         let doing = || "cannot write a pack".to_owned();
-        let (out, name, index) = pack.finish().doing(doing)?;
+        let (out, name, index) = pack.finish().context(doing)?;
         let temp = out.into_inner().map_err(std::io::IntoInnerError::into_error).doing(doing)?;
         self.store.pin_new(name)?;
         self.published.push(name);
         temp.publish(format!("{}.pack", name.hex()).as_bytes(), Sync::Yes)?;
         let mut temp = self.store.create_temp("packs", 0o666)?;
-        temp.write_all(&index).doing(doing)?;
+        temp.write_all(&index).context(doing)?;
         temp.publish(format!("{}.idx", name.hex()).as_bytes(), Sync::Yes)?;
         self.store.refresh().map(drop)
     }

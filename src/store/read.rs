@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     digest::Digest,
-    error::{Doing, Error, Kind as ErrorKind, Result},
+    error::{Error, Kind as ErrorKind, Result, WithContext},
     fs,
     store::{Index, Kind, Packed, Row, Store},
 };
@@ -63,7 +63,7 @@ impl Store {
         }
         // A read error may be temporary: it is not damage.
         match failed {
-            Some(error) => Err(error).doing(|| format!("cannot read the object {digest} in the cache")),
+            Some(error) => Err(error).context(|| format!("cannot read the object {digest} in the cache")),
             None if wrong && retry && self.reload_differing_indexes()? => self.try_once(digest, false),
             None if wrong => Err(self.damage(digest)),
             None => Ok(None),
@@ -135,7 +135,7 @@ impl Packed {
             {
                 Err(truncated())
             }
-            Err(error) => Err(error).doing(|| format!("cannot read the pack {}", self.name.short())),
+            Err(error) => Err(error).context(|| format!("cannot read the pack {}", self.name.short())),
         }
     }
 }
@@ -237,7 +237,7 @@ mod tests {
             store.read(&one).unwrap_err()
         };
         assert_eq!(error.kind(), ErrorKind::Internal);
-        assert!(error.full_text().contains(&one.to_string()), "{}", error.full_text());
+        assert!(error.chain_text().contains(&one.to_string()), "{}", error.chain_text());
         assert!(store.contains(&one) && !store.is_damaged(&one));
         assert_eq!(store.read(&one).unwrap(), b"one");
     }

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use crate::{
     digest::Digest,
-    error::{Doing, Kind as ErrorKind, Result},
+    error::{Kind as ErrorKind, Result, WithContext},
     fs::{self, Link, Mode, Sync},
     path::RepoPath,
     progress::{Event, Progress},
@@ -274,7 +274,7 @@ impl Store {
         let Ok(index) = Index::from_pack(&self.root.read(&pack)?) else { return Ok(()) };
         self.copy_to_quarantine(&file)?;
         let mut temp = self.create_temp("packs", 0o666)?;
-        temp.write_all(index.bytes()).doing(|| "cannot write a pack index".into())?;
+        temp.write_all(index.bytes()).context(|| "cannot write a pack index".into())?;
         temp.publish(file.name(), Sync::Yes)?;
         self.forget_pack(name);
         self.refresh().map(drop)

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     digest::Digest,
-    error::{Doing, Result},
+    error::{Result, WithContext},
     fs::{Sync, Temp},
     store::{Kind, PackWriter, Ready, Store},
 };
@@ -55,7 +55,7 @@ impl<'s> Writer<'s> {
         if self.contains_packed(&digest) {
             return Ok(());
         }
-        let ready = Ready::of(bytes.into()).doing(|| "cannot compress".into())?;
+        let ready = Ready::of(bytes.into()).context(|| "cannot compress".into())?;
         self.put_ready(kind, digest, &ready)
     }
 
@@ -71,7 +71,7 @@ impl<'s> Writer<'s> {
             Some(pack) => pack,
             None => slot.insert(open_pack(self.store)?),
         };
-        pack.put_ready(kind, digest, ready).doing(doing)?;
+        pack.put_ready(kind, digest, ready).context(doing)?;
         let pending = if kind == Kind::Tree { &mut self.pending_trees } else { &mut self.pending };
         pending.insert(digest);
         // Trees wait until the contents they name are published.
@@ -105,11 +105,11 @@ impl<'s> Writer<'s> {
             let (out, name, index) = pack.finish()?;
             Ok((out.into_inner().map_err(io::IntoInnerError::into_error)?, name, index))
         };
-        let (temp, name, index) = end().doing(|| "cannot write a pack".into())?;
+        let (temp, name, index) = end().context(|| "cannot write a pack".into())?;
         self.store.pin_new(name)?;
         temp.publish(format!("{}.pack", name.hex()).as_bytes(), Sync::Yes)?;
         let mut temp = self.store.create_temp("packs", 0o666)?;
-        temp.write_all(&index).doing(|| "cannot write a pack index".into())?;
+        temp.write_all(&index).context(|| "cannot write a pack index".into())?;
         temp.publish(format!("{}.idx", name.hex()).as_bytes(), Sync::Yes)?;
         self.store.refresh()?;
         // From now on the store itself contains them.
@@ -124,5 +124,5 @@ fn open_pack(store: &Store) -> Result<PackWriter<BufWriter<Temp>>> {
     let dir = store.dir("packs")?;
     dir.sweep()?;
     let temp = dir.create(0o666)?.held();
-    PackWriter::new(BufWriter::with_capacity(BUFFER_SIZE, temp)).doing(|| "cannot write a pack".into())
+    PackWriter::new(BufWriter::with_capacity(BUFFER_SIZE, temp)).context(|| "cannot write a pack".into())
 }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     digest::Digest,
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     fs::{self, Sync},
     path::RepoPath,
     pointer::Pointer,
@@ -241,8 +241,8 @@ fn read_one(repo: &Repo, pointer: &Pointer) -> Result<Sealed> {
         repo.store.read(&entry.ok_or_else(missing)?.digest)
     };
     let context = || format!("cannot read the sealed day `{}`", pointer.path);
-    let records = read(REQUESTS).and_then(|bytes| table::read_requests(&bytes)).doing(context)?;
-    let samples = read(TELEMETRY).and_then(|bytes| table::read_telemetry(&bytes)).doing(context)?;
+    let records = read(REQUESTS).and_then(|bytes| table::read_requests(&bytes)).context(context)?;
+    let samples = read(TELEMETRY).and_then(|bytes| table::read_telemetry(&bytes)).context(context)?;
     Ok(Sealed { records, samples })
 }
 

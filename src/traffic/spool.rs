@@ -27,7 +27,7 @@ use bytes::Bytes;
 
 use crate::{
     digest::Digest,
-    error::{Doing, Error, Result},
+    error::{Error, Result, WithContext},
     fs::{self, Lock, Root},
     path::RepoPath,
     time::Day,
@@ -108,7 +108,7 @@ impl Spool {
         let (sender, receiver) = sync_channel(MAX_QUEUED);
         let writer = Writer::new(root, environment, &options, Arc::clone(&state))?;
         let thread = thread::Builder::new().name("spool".into()).spawn(move || writer.run(&receiver));
-        let thread = Mutex::new(Some(thread.doing(|| "cannot start the spool thread".into())?));
+        let thread = Mutex::new(Some(thread.context(|| "cannot start the spool thread".into())?));
         Ok(Self { sender, state, options, undecodable: Mutex::new((Day::of(0), 0)), thread })
     }
 
@@ -225,7 +225,7 @@ impl State {
     /// Counts records that could not be written, and stores the error.
     pub(super) fn fail(&self, records: usize, error: &Error) {
         self.dropped.fetch_add(records as u64, Ordering::Relaxed);
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.full_text());
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.chain_text());
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 
 use crate::{
-    error::{Doing, Result},
+    error::{Result, WithContext},
     fs::{self, File, Root, Sync},
     time::Day,
     traffic::{
@@ -229,7 +229,7 @@ impl Writer {
             self.segments.insert(day, Segment { file, inode });
         }
         let segment = self.segments.get_mut(&day).expect("it was just opened");
-        let written = segment.file.write_all(bytes).doing(|| format!("cannot write `{path}`"));
+        let written = segment.file.write_all(bytes).context(|| format!("cannot write `{path}`"));
         if written.is_err() {
             // Frames after an incomplete one may not be readable: continue in a new segment.
             self.segments.clear();
@@ -243,7 +243,7 @@ impl Writer {
         for day in std::mem::take(&mut self.dirty) {
             if let Some(segment) = self.segments.get(&day)
                 && let Err(error) =
-                    segment.file.sync_data().doing(|| format!("cannot sync the spool of {day}"))
+                    segment.file.sync_data().context(|| format!("cannot sync the spool of {day}"))
             {
                 self.state.fail(0, &error);
             }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     digest::Digest,
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     fs::{self, Sync},
     git::{Git, Name},
     path::RepoPath,
@@ -78,14 +78,14 @@ pub fn renew(repo: &Repo, progress: &dyn Progress) -> Result<()> {
     let Some(id) = repo.clone_id()?.filter(|_| repo.store.root().is_writable()) else { return Ok(()) };
     let doing = || "cannot publish which objects this clone needs".to_owned();
     // First without a lock, since it may take long.
-    update_history_cache(repo, &names(&repo.git).doing(doing)?).doing(doing)?;
+    update_history_cache(repo, &names(&repo.git).context(doing)?).context(doing)?;
     // In turn, so that an older snapshot never replaces a newer one.
     let _lock = fs::lock_telling(&repo.shared, &RepoPath::from_text("list.lock")?, progress)?;
     // Before the snapshot: then the snapshot includes everything that ended commands wrote.
     let leases = complete_leases(repo)?;
-    let names = names(&repo.git).doing(doing)?;
-    let snapshot = Snapshot { other_clones: Vec::new(), ..take_snapshot(repo, 0).doing(doing)? };
-    let found = roots_since(repo, &snapshot).doing(doing)?;
+    let names = names(&repo.git).context(doing)?;
+    let snapshot = Snapshot { other_clones: Vec::new(), ..take_snapshot(repo, 0).context(doing)? };
+    let found = roots_since(repo, &snapshot).context(doing)?;
     let mut needs = needs(repo, &names, &found);
     let away = snapshot.worktrees.iter().filter_map(|it| it.away.as_ref());
     let describe = |path: &PathBuf| format!("all of the worktree `{}`, which is not here", path.display());
@@ -93,7 +93,7 @@ pub fn renew(repo: &Repo, progress: &dyn Progress) -> Result<()> {
     let root = repo.store.root();
     let text = to_toml(&needs);
     if root.read_if_there(&file(&id)?)?.as_deref() != Some(text.as_bytes()) {
-        root.write_mode(&file(&id)?, text.as_bytes(), Sync::Yes, 0o644).doing(doing)?;
+        root.write_mode(&file(&id)?, text.as_bytes(), Sync::Yes, 0o644).context(doing)?;
     }
     // The published needs include what killed commands of this clone pinned, as far as anything refers to it.
     for lease in leases.iter().filter(|it| !it.alive && it.clone.as_ref() == Some(&id)) {

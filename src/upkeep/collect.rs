@@ -10,7 +10,7 @@ use std::collections::HashSet;
 
 use crate::{
     digest::Digest,
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     fs::{self, Lock},
     path::RepoPath,
     progress::Progress,
@@ -135,7 +135,7 @@ fn decide(repo: &Repo, grace: i64) -> Result<Decision> {
     let mut found = roots(repo, &snapshot, Detail::Digests)?;
     if let Some((place, error)) = found.unreadable.pop() {
         let doing = || format!("nothing was freed: it is unknown what {place} needs");
-        return Err(error).doing(doing).map_err(|error| match error.hint_text() {
+        return Err(error).context(doing).map_err(|error| match error.hint_text() {
             Some(_) => error,
             None => error.hint("fix or remove it; `mlx fsck` lists all files that cannot be read"),
         });
@@ -145,7 +145,7 @@ fn decide(repo: &Repo, grace: i64) -> Result<Decision> {
     repo.store.reload_differing_indexes()?;
     let warnings = warnings(&found);
     let inventory = repo.store.inventory()?;
-    repo.store.check_readable().doing(|| "nothing was freed: it is unknown what is needed".into())?;
+    repo.store.check_readable().context(|| "nothing was freed: it is unknown what is needed".into())?;
     let now = fs::tick();
     let is_old = |mtime: i64| now.saturating_sub(mtime).max(0) >= grace.saturating_mul(1_000_000_000);
     let young: Vec<Digest> =
@@ -173,7 +173,7 @@ fn check_worktrees(snapshot: &Snapshot) -> Result<()> {
 
 fn warnings(found: &Roots) -> Vec<String> {
     let salvaged = found.salvaged.iter().map(|(place, error)| {
-        format!("{place} cannot be read ({}): all digests written in it are kept", error.full_text())
+        format!("{place} cannot be read ({}): all digests written in it are kept", error.chain_text())
     });
     let not_pointers = found.not_pointers.iter();
     let not_pointers = not_pointers

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     digest::Digest,
-    error::{Doing, Error, Result},
+    error::{Error, Result, WithContext},
     fs::Form,
     path::RepoPath,
     pointer::{Content, Shape},
@@ -108,7 +108,7 @@ fn restore_file(repo: &Repo, path: &RepoPath, wanted: &Digest) -> Result<bool> {
         return Ok(repo.store.put_large(&file, &|_, _| Ok(()))?.0 == *wanted);
     }
     let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).doing(|| format!("cannot read `{path}`"))?;
+    file.read_to_end(&mut bytes).context(|| format!("cannot read `{path}`"))?;
     put(repo, wanted, &bytes)
 }
 

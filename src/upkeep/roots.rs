@@ -16,7 +16,7 @@ use std::{
 
 use crate::{
     digest::Digest,
-    error::{Doing, Error, Result},
+    error::{Error, Result, WithContext},
     fs,
     git::{BlobId, Census, Git, Name, Rev},
     ledger::AUDIT,
@@ -217,7 +217,7 @@ impl RootsReader<'_> {
         if let Some(references) = self.cache.get(&key) {
             return Ok(Rc::clone(references));
         }
-        let references = Rc::new(self.parse_blob(path, blob)?.map_err(|it| it.full_text()));
+        let references = Rc::new(self.parse_blob(path, blob)?.map_err(|it| it.chain_text()));
         self.cache.insert(key, Rc::clone(&references));
         Ok(references)
     }
@@ -283,7 +283,7 @@ impl RootsReader<'_> {
     /// Reads the pointers and lockfiles of all worktrees and Git indexes.
     fn files(&mut self, snapshot: &Snapshot) -> Result<()> {
         for (root, path, bytes) in &snapshot.files {
-            let references = parse(path, bytes).doing(|| format!("in `{}`", root.display()));
+            let references = parse(path, bytes).context(|| format!("in `{}`", root.display()));
             self.add_file(&|| Referrer::Worktree(root.clone()), path, references);
         }
         for worktree in &snapshot.worktrees {
@@ -413,7 +413,7 @@ fn salvage(path: &RepoPath, bytes: &[u8], error: Error) -> Result<FileReferences
     Ok(FileReferences {
         inputs: digests,
         runs,
-        salvaged: Some(error.full_text()),
+        salvaged: Some(error.chain_text()),
         ..FileReferences::default()
     })
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use crate::{
     digest::Digest,
-    error::{Doing, Result},
+    error::{Result, WithContext},
     fs::{self, Link, Root},
     git::{Name, Worktree},
     lineage::speaks,
@@ -40,7 +40,7 @@ pub fn take_snapshot(repo: &Repo, recent: i64) -> Result<Snapshot> {
         let walk = Walk { repo, top: &top, linked };
         let mut found = Vec::new();
         walk.folder(&RepoPath::root(), &mut found, &mut links)
-            .doing(|| format!("cannot look for pointers in `{}`", root.display()))?;
+            .context(|| format!("cannot look for pointers in `{}`", root.display()))?;
         files.extend(found.into_iter().map(|(path, bytes)| (root.clone(), path, bytes)));
     }
     let names = repo.git.names(recent)?;

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use crate::{
     digest::Digest,
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     fs::{self, Dir, Form, Link, Mode, Root, Stamp},
     path::RepoPath,
     pointer::{Pointer, Shape},
@@ -83,7 +83,7 @@ pub fn plan(
     progress: &dyn Progress,
 ) -> Result<Plan> {
     let store = &workspace.repo.store;
-    let wanted = recorded_entry(store, pointer, part).doing(|| format!("cannot check out `{part}`"))?;
+    let wanted = recorded_entry(store, pointer, part).context(|| format!("cannot check out `{part}`"))?;
     let present = scan_part(workspace, pointer, part, progress)?;
     let blocking = blocking_file(workspace, pointer, part, progress)?;
     let links =
@@ -91,7 +91,7 @@ pub fn plan(
     // Linked files stay linked after the setting changes.
     let shared = |path: &RepoPath| links || workspace.is_shared(path);
     let found = differences(store, part, wanted.as_ref(), present.as_ref());
-    let mut plan = plan_changes(store, &found.doing(|| format!("cannot check out `{part}`"))?, &shared);
+    let mut plan = plan_changes(store, &found.context(|| format!("cannot check out `{part}`"))?, &shared);
     plan.unsaved.extend(blocking);
     plan.unsaved.retain(|path| !workspace.is_dangling_store_link(path));
     Ok(plan)
@@ -392,7 +392,7 @@ impl WriteContext<'_> {
                 self.skipped.fetch_add(1, Ordering::Relaxed);
                 continue;
             }
-            let stamp = self.write_one(&dir, path, *side).doing(|| format!("cannot write `{path}`"))?;
+            let stamp = self.write_one(&dir, path, *side).context(|| format!("cannot write `{path}`"))?;
             stamps.extend(stamp.map(|stamp| (path.clone(), stamp, *side)));
             progress.event(Event::Advanced { by: side.size });
         }
@@ -419,7 +419,7 @@ impl WriteContext<'_> {
             return dir.symlink(&bytes, name).map(|()| None);
         }
         let mut temp = dir.create(mode.bits())?;
-        temp.write_all(&bytes).doing(|| "cannot write".into())?;
+        temp.write_all(&bytes).context(|| "cannot write".into())?;
         temp.publish_stamped(name)
     }
 }

@@ -135,7 +135,7 @@ impl<'r> Rules<'r> {
         }
         let mut bytes = Vec::new();
         dir.open(name)?.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes).map_err(|error| {
-            Error::new(Kind::Internal, format!("cannot read `{}/{FILE}`", dir.path())).because(error)
+            Error::new(Kind::Internal, format!("cannot read `{}/{FILE}`", dir.path())).with_source(error)
         })?;
         Ok(Some(self.add(dir.path(), Some(parse(dir.path(), &bytes)?), false)))
     }

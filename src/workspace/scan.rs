@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use crate::{
     digest::Digest,
-    error::{Doing, Error, Kind as ErrorKind, Result},
+    error::{Error, Kind as ErrorKind, Result, WithContext},
     fs::{self, Entry, File, Form, Listing, Root, Sieve as _, Stamp},
     path::{RepoPath, show},
     progress::{Event, Progress},
@@ -349,7 +349,7 @@ impl Scanner<'_, '_, '_, '_> {
         let doing = || format!("cannot read `{}`", job.path);
         // An unchanged link target is in the store already.
         if self.writer.is_none() || job.linked.is_some() {
-            let (digest, size) = digest_file(&file).doing(doing)?;
+            let (digest, size) = digest_file(&file).context(doing)?;
             check_unchanged(&file, size)?;
             if self.writer.is_none() || job.linked == Some(digest) {
                 return Ok(digest);
@@ -385,7 +385,7 @@ impl FileReader<'_, '_> {
         let digest = Digest::of(&bytes);
         let skip = !self.store_bytes || self.store.lean_on_packed(&digest);
         let ready =
-            if skip { None } else { Some(Ready::of(bytes.into()).doing(|| "cannot compress".into())?) };
+            if skip { None } else { Some(Ready::of(bytes.into()).context(|| "cannot compress".into())?) };
         Ok((digest, ready))
     }
 }
@@ -424,7 +424,7 @@ fn batches(jobs: &[Job]) -> Vec<&[Job]> {
 fn read(mut file: &File, job: &Job) -> Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(usize::try_from(job.stamp.size).unwrap_or(0) + 1);
     let limit = job.stamp.size + 1;
-    file.by_ref().take(limit).read_to_end(&mut bytes).doing(|| format!("cannot read `{}`", job.path))?;
+    file.by_ref().take(limit).read_to_end(&mut bytes).context(|| format!("cannot read `{}`", job.path))?;
     if bytes.len() as u64 == job.stamp.size && is_unchanged(file, &job.stamp) {
         Ok(bytes)
     } else {

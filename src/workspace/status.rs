@@ -98,11 +98,11 @@ impl Workspace<'_> {
         let (node, errors) = match scanned {
             Ok((Some(node), errors)) => (node, errors),
             Ok((None, errors)) => {
-                let why = errors.into_iter().next().map(|(_, error)| error.full_text());
+                let why = errors.into_iter().next().map(|(_, error)| error.chain_text());
                 let state = if why.is_some() { State::Unknown } else { State::Absent };
                 return Ok(item(state, Vec::new(), why));
             }
-            Err(error) => return Ok(item(State::Unknown, Vec::new(), Some(error.full_text()))),
+            Err(error) => return Ok(item(State::Unknown, Vec::new(), Some(error.chain_text()))),
         };
         if errors.is_empty() && node.content() == pointer.content {
             return Ok(item(State::Same, Vec::new(), None));
@@ -119,7 +119,7 @@ impl Workspace<'_> {
             Ok(mut changes) => {
                 changes.retain(|change| !hidden.iter().any(|hidden| hidden.overlaps(&change.0)));
                 let why = Some(unreadable_summary(errors.len()));
-                let unknown = errors.into_iter().map(|(path, error)| (path, error.full_text())).collect();
+                let unknown = errors.into_iter().map(|(path, error)| (path, error.chain_text())).collect();
                 Ok(Item { unknown, ..item(State::Unknown, changes, why) })
             }
             Err(error) if error.kind() == Kind::NotFound => {

@@ -2,7 +2,7 @@
 
 use crate::{
     digest::Digest,
-    error::{Doing, Result},
+    error::{Result, WithContext},
     fs::{Dir, Everything, Form, Listing, Mode, Stamp},
     path::RepoPath,
     workspace::Workspace,
@@ -78,7 +78,7 @@ impl Workspace<'_> {
             _ => return Ok(()),
         };
         let mode = if stamp.executable { Mode::Executable } else { Mode::Plain };
-        dir.make_private(name, &stamp, from, mode).doing(|| format!("cannot unprotect `{path}`"))?;
+        dir.make_private(name, &stamp, from, mode).context(|| format!("cannot unprotect `{path}`"))?;
         done.files += 1;
         done.bytes += size;
         Ok(())

@@ -50,9 +50,9 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Output> {
         // The local events can still be shown. For a check, a failed fetch is a finding itself, since the
         // remote may withhold events, except when the remote is not reachable at all.
         if args.verify && error.kind() != crate::error::Kind::Unavailable {
-            fetch_errors.push(error.full_text());
+            fetch_errors.push(error.chain_text());
         } else {
-            ctx.progress.warn(&format!("only local events are used: {}", error.full_text()));
+            ctx.progress.warn(&format!("only local events are used: {}", error.chain_text()));
         }
     }
     if args.verify {

@@ -41,9 +41,9 @@ pub struct Findings {
 
 pub fn run(ctx: &Context<'_>, _: &Args) -> Result<Findings> {
     let mut problems = Vec::new();
-    let repo = ctx.repo().map_err(|error| problems.push(error.full_text())).ok();
+    let repo = ctx.repo().map_err(|error| problems.push(error.chain_text())).ok();
     let library = engine::locate(repo.as_ref()).unwrap_or_else(|error| {
-        problems.push(error.full_text());
+        problems.push(error.chain_text());
         None
     });
     let engine = library

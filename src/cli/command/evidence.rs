@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::{
     cli::Context,
     digest::Digest,
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     model::registry::Version,
     path::RepoPath,
     pointer::{Content, Shape},
@@ -94,7 +94,7 @@ pub fn send(ctx: &Context<'_>, repo: &Repo, contents: Vec<(RepoPath, Content)>) 
     if configured.is_err() && repo.git.upstream()?.is_none() {
         return Ok(());
     }
-    let configured = configured.doing(|| "other clones could not fetch the contents".into())?;
+    let configured = configured.context(|| "other clones could not fetch the contents".into())?;
     let remote = Remote::open(&configured, Access::Write)?;
     remote::push(repo, &remote, &Wants { contents, runs: Vec::new() }, ctx.progress).map(drop)
 }

@@ -13,7 +13,7 @@ use crate::{
         Context, Report,
         command::{reference::training, request, version::bring},
     },
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     fs::{self, Root, Sync},
     model::{
         explain::{Fill, Heat, Settings, draw, explain, nearest},
@@ -98,7 +98,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Explanation> {
     };
     bring(ctx, &repo, &version, args.remote.as_deref())?;
     let mut offline = Offline::load(&repo, &version)?;
-    let decoded = picture::decode(&bytes).doing(|| format!("cannot explain `{}`", args.image.display()))?;
+    let decoded = picture::decode(&bytes).context(|| format!("cannot explain `{}`", args.image.display()))?;
     let planes = picture::planes(&decoded, &offline.settings());
     let side = offline.description.input.crop as usize;
     let features = offline.run(&planes)?.pop().map(|it| it.features).unwrap_or_default();
@@ -146,7 +146,7 @@ fn write(path: &Path, map: &image::RgbImage) -> Result<()> {
     let name = path.file_name().and_then(|it| it.to_str()).ok_or_else(invalid)?;
     let mut bytes = Cursor::new(Vec::new());
     let encoded = map.write_to(&mut bytes, image::ImageFormat::Png);
-    encoded.map_err(|it| Error::new(Kind::Internal, "cannot encode the map").because(it))?;
+    encoded.map_err(|it| Error::new(Kind::Internal, "cannot encode the map").with_source(it))?;
     let root = Root::create(path.parent().ok_or_else(invalid)?)?;
     root.write(&RepoPath::from_text(name)?, bytes.get_ref(), Sync::Later)
 }

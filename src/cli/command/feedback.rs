@@ -11,7 +11,7 @@ use crate::{
         report::count,
     },
     digest::Digest,
-    error::{Doing, Error, Result},
+    error::{Error, Result, WithContext},
     fs,
     model::{package, registry},
     path::RepoPath,
@@ -72,7 +72,7 @@ fn classes(ctx: &Context<'_>, repo: &Repo, record: &Record) -> Result<Vec<String
     };
     read().or_else(|_| {
         bring(ctx, repo, &registry::require(&repo.git, &record.version)?, None)?;
-        read().doing(|| format!("cannot read the classes of `{}`", record.version))
+        read().context(|| format!("cannot read the classes of `{}`", record.version))
     })
 }
 

@@ -14,7 +14,7 @@ use crate::{
         command::{evidence, release::served_model, version::bring},
     },
     deploy::{BatchLimits, ServedModel, Service},
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     ledger::{self, Draft},
     model::registry::{self, Version},
     policy::Policy,
@@ -104,7 +104,7 @@ pub fn follow(service: Arc<Service>, options: FollowOptions) -> Result<()> {
             thread::sleep(options.poll);
         }
     });
-    spawned.map(drop).doing(|| "cannot start the thread that follows releases".into())
+    spawned.map(drop).context(|| "cannot start the thread that follows releases".into())
 }
 
 /// State of the thread between polls.
@@ -133,7 +133,7 @@ impl Follower {
         match self.update(&ctx, service, options) {
             Ok(()) => self.last_warning.clear(),
             Err(error) => {
-                let text = error.full_text();
+                let text = error.chain_text();
                 if text != self.last_warning {
                     ctx.progress.warn(&format!("still serving {}: {text}", service.current().name()));
                     self.last_warning = text;
@@ -191,6 +191,6 @@ fn record_switch(repo: &Repo, version: &Version, last: &Release, options: &Follo
             tag: None,
         })
     });
-    published.doing(|| "cannot record the switch in the ledger".into())?;
+    published.context(|| "cannot record the switch in the ledger".into())?;
     upkeep::renew(repo, &Silent)
 }

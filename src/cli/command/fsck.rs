@@ -99,7 +99,7 @@ impl Report for FsckOutput {
         });
         let changed = report.changed.iter().map(|(path, digest)| json!({"path": path, "digest": digest}));
         let unreadable = report.unreadable.iter();
-        let unreadable = unreadable.map(|(place, error)| json!({"place": place, "why": error.full_text()}));
+        let unreadable = unreadable.map(|(place, error)| json!({"place": place, "why": error.chain_text()}));
         let verified = &report.verified;
         json!({"objects": verified.objects, "bytes": verified.bytes, "packs": verified.packs,
             "runs": verified.runs, "pointers": report.pointers, "commits": report.commits,
@@ -146,7 +146,7 @@ impl fmt::Display for FsckOutput {
             )?;
         }
         for (place, error) in &report.unreadable {
-            writeln!(f, "cannot read {place}: {}", error.full_text())?;
+            writeln!(f, "cannot read {place}: {}", error.chain_text())?;
         }
         let (objects, pointers) =
             (count(report.verified.objects, "object"), count(report.pointers, "pointer"));
@@ -192,7 +192,7 @@ impl FsckOutput {
 
     fn write_outcome(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(error) = self.0.repair.as_ref().and_then(|it| it.remote_error.as_ref()) {
-            writeln!(f, "the remote could not help: {}", error.full_text())?;
+            writeln!(f, "the remote could not help: {}", error.chain_text())?;
         }
         match (self.0.has_problems(), &self.0.repair) {
             (false, None) => write!(f, "no problems found"),

@@ -166,7 +166,7 @@ impl Command {
         if self.names_events()
             && let Err(error) = ctx.repo().and_then(|it| upkeep::renew(&it, ctx.progress))
         {
-            ctx.progress.warn(&error.full_text());
+            ctx.progress.warn(&error.chain_text());
         }
         Ok(code)
     }

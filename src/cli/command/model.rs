@@ -15,7 +15,7 @@ use crate::{
     },
     digest::Digest,
     document,
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     fs::Sync,
     model::{
         evaluate::evaluate as evaluate_head,
@@ -145,7 +145,7 @@ pub struct Packaged(RepoPath, Description);
 
 /// Reads a head and checks its shapes; returns it with the digest of its file.
 fn read_head(repo: &Repo, path: &RepoPath) -> Result<(Head, Digest)> {
-    let bytes = repo.files.read(path).doing(|| format!("cannot read the head `{path}`"))?;
+    let bytes = repo.files.read(path).context(|| format!("cannot read the head `{path}`"))?;
     let head: Head = serde_json::from_slice(&bytes).map_err(|error| {
         Error::corrupt(format!("`{path}` is not a head: {error}")).hint("`mlx model train` writes one")
     })?;
@@ -165,7 +165,7 @@ fn read_inputs(
 ) -> Result<(table::Table, table::About, Vec<split::Picture>)> {
     let (table, about) = table::read(&repo.files, &ctx.path(repo, &args.features)?)?;
     let path = ctx.path(repo, &args.split)?;
-    let bytes = repo.files.read(&path).doing(|| format!("cannot read the split file `{path}`"))?;
+    let bytes = repo.files.read(&path).context(|| format!("cannot read the split file `{path}`"))?;
     if Digest::of(&bytes) != about.split_digest {
         let error = Error::new(
             Kind::Conflict,

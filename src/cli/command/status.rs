@@ -52,13 +52,13 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Status> {
     let compared =
         tracked.pointers.iter().map(|pointer| Ok(workspace.compare(pointer, ctx.progress)?.near(&paths)));
     let mut items = compared.collect::<Result<Vec<_>>>()?;
-    items.extend(tracked.unreadable.into_iter().map(|(path, error)| Item::unknown(path, error.full_text())));
+    items.extend(tracked.unreadable.into_iter().map(|(path, error)| Item::unknown(path, error.chain_text())));
     let (mut steps, mut problems) = (Vec::new(), Vec::new());
     if paths.is_empty() {
         for pipeline in ctx.pipelines(&workspace)? {
             match pipeline::plan(&pipeline, &[], false) {
                 Ok(planned) => steps.extend(planned),
-                Err(error) => problems.push(error.full_text()),
+                Err(error) => problems.push(error.chain_text()),
             }
         }
     }

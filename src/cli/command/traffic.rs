@@ -95,7 +95,9 @@ pub fn seal(ctx: &Context<'_>, args: &SealArgs) -> Result<SealReport> {
     let seal = traffic::seal(&workspace, &args.env, day, args.machine.as_deref(), ctx.progress)?;
     upkeep::renew(&repo, ctx.progress)?;
     let pushed = push(ctx, &repo, &seal)
-        .map_err(|cause| Error::new(cause.kind(), format!("{day} is sealed, but not pushed")).because(cause))
+        .map_err(|cause| {
+            Error::new(cause.kind(), format!("{day} is sealed, but not pushed")).with_source(cause)
+        })
         .map_err(|it| it.hint("the seal is stored on this machine: `mlx push` uploads it"))?;
     Ok(SealReport { day, environment: args.env.clone(), seal, pushed })
 }

@@ -77,7 +77,7 @@ impl Target<'_> {
 
     fn reply(&self, case: usize, result: Result<ServiceResponse>) -> Reply {
         match result {
-            Err(error) => Reply { case, error: error.full_text(), ..Reply::default() },
+            Err(error) => Reply { case, error: error.chain_text(), ..Reply::default() },
             Ok(response) => {
                 let (status, milliseconds) = (response.status, response.milliseconds);
                 let prediction = if status == 200 { self.parse_prediction(&response.body) } else { None };
@@ -211,7 +211,8 @@ fn split_rows(target: &Target<'_>, cases: &[usize], result: Result<ServiceRespon
         format!("{}@{}", text("model_name"), text("model_version"))
     };
     let (Ok(response), Some(numbers)) = (&result, numbers) else {
-        let error = result.map_or_else(|it| it.full_text(), |it| format!("tensors: {}", failure_reason(&it)));
+        let error =
+            result.map_or_else(|it| it.chain_text(), |it| format!("tensors: {}", failure_reason(&it)));
         return cases.iter().map(|&case| Reply { case, error: error.clone(), ..Reply::default() }).collect();
     };
     let part = |at: usize| -> Range<usize> { at * classes..(at + 1) * classes };

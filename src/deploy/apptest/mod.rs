@@ -18,7 +18,7 @@ use std::{collections::BTreeSet, time::Instant};
 
 use crate::{
     deploy::Client,
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     model::{
         offline::{Offline, Seen},
         registry::{self, Version},
@@ -173,7 +173,7 @@ fn run_locally(offline: &mut Offline, store: &Store, cases: &[Case]) -> Result<V
     let mut expected = Vec::with_capacity(cases.len());
     for chunk in cases.chunks(CHUNK) {
         let bytes = chunk.iter().map(|it| it.bytes(store)).collect::<Result<Vec<_>>>();
-        let predictions = offline.see(&bytes.doing(|| "cannot read the images".into())?)?;
+        let predictions = offline.see(&bytes.context(|| "cannot read the images".into())?)?;
         expected.extend(predictions.into_iter().map(Result::ok));
     }
     Ok(expected)

@@ -7,7 +7,7 @@ mod runtime;
 pub use self::locate::{Library, locate};
 
 use crate::{
-    error::{Doing, Result},
+    error::{Result, WithContext},
     model::onnx,
     repo::Repo,
 };
@@ -33,7 +33,7 @@ pub fn load(repo: &Repo, bytes: &[u8], input: &str, output: &str) -> Result<Box<
 /// Loads an ONNX model with the built-in engine.
 pub fn builtin(bytes: &[u8], input: &str, output: &str) -> Result<Box<dyn Engine>> {
     let engine = builtin::Builtin::load(bytes, input, output);
-    Ok(Box::new(engine.doing(|| "cannot load the model into the built-in engine".into())?))
+    Ok(Box::new(engine.context(|| "cannot load the model into the built-in engine".into())?))
 }
 
 /// Returns the name and version of the engine that [`load`] would use.

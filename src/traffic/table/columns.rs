@@ -62,7 +62,7 @@ pub fn write(
         }
         writer.into_inner()
     };
-    put().map_err(|it| Error::new(Kind::Internal, "cannot write a table").because(it))
+    put().map_err(|it| Error::new(Kind::Internal, "cannot write a table").with_source(it))
 }
 
 impl GroupWriter<'_> {
@@ -155,7 +155,7 @@ pub fn read<R>(
     };
     // The bytes are untrusted, and the Parquet crate may panic on invalid ones.
     let read = catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(invalid("it is damaged")));
-    read.map_err(|it| Error::corrupt(format!("{what} cannot be read")).because(it))
+    read.map_err(|it| Error::corrupt(format!("{what} cannot be read")).with_source(it))
 }
 
 pub fn invalid(why: &str) -> ParquetError {

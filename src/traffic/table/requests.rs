@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn other_files_are_rejected() {
         let telemetry = crate::traffic::table::write_telemetry(&[]).unwrap();
-        let error = read(&telemetry).unwrap_err().full_text();
+        let error = read(&telemetry).unwrap_err().chain_text();
         assert!(error.contains("it has other columns"), "{error}");
         for bytes in [&b""[..], b"PAR1", b"PAR1PAR1", b"PAR1\xff\xff\xff\xffPAR1", b"id,class\n"] {
             assert_eq!(read(bytes).unwrap_err().kind(), Kind::Corrupt);

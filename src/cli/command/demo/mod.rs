@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use self::month::DayEvents;
 use crate::{
     cli::{Context, Report, report::shell_word},
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     fs::{self, Entry, Everything, Form, Listing, Root, Sync},
     path::RepoPath,
     sketch::{Pet, photo},
@@ -83,7 +83,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Outcome> {
     let backbone = args.backbone.as_ref().map(|path| input(ctx, path, false)).transpose()?;
     fs::create_dir_all(&project)?;
     let project = fs::canonical(&project).unwrap_or(project);
-    let exe = std::env::current_exe().doing(|| "cannot find the mlx executable".into())?;
+    let exe = std::env::current_exe().context(|| "cannot find the mlx executable".into())?;
     let player = Player { ctx, project, exe };
     player.play(args, photos.as_deref(), backbone.as_deref())
 }
@@ -215,7 +215,7 @@ impl Player<'_, '_> {
         let mut command = Command::new(&program);
         command.args(args).current_dir(folder);
         self.set_default_identity(&mut command);
-        let output = command.output().doing(|| format!("cannot run `{}`", program.display()))?;
+        let output = command.output().context(|| format!("cannot run `{}`", program.display()))?;
         let text = [output.stderr, output.stdout].concat();
         self.ctx.progress.event(crate::progress::Event::Output { bytes: &text });
         if output.status.success() {

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::{
     cli::command::demo::Player,
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     fs::{Root, Sync},
     path::RepoPath,
     sketch::camera::{self, DAYS, Frame},
@@ -224,7 +224,7 @@ impl Player<'_, '_> {
         let mut command = Command::new(&self.exe);
         command.args(args).current_dir(&self.project).stdout(Stdio::null()).stderr(Stdio::piped());
         self.set_default_identity(&mut command);
-        let mut child = command.spawn().doing(|| "cannot start the service".into())?;
+        let mut child = command.spawn().context(|| "cannot start the service".into())?;
         let mut lines = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();
         let mut stderr = String::new();
         for line in lines.by_ref().map_while(std::result::Result::ok) {
@@ -245,7 +245,7 @@ impl Player<'_, '_> {
         let mut command = Command::new(&self.exe);
         command.args(args).arg("--json").current_dir(&self.project);
         self.set_default_identity(&mut command);
-        let output = command.output().doing(|| "cannot run mlx".into())?;
+        let output = command.output().context(|| "cannot run mlx".into())?;
         let value: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         if matches!(output.status.code(), Some(0 | 10)) {
             return Ok(value);

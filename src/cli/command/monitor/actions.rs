@@ -41,8 +41,8 @@ pub fn run_due_actions(
         };
         // A failed action does not fail the command: the alert is published already.
         outcomes.push(outcome.unwrap_or_else(|error| {
-            ctx.progress.warn(&format!("the action `{}` failed: {}", action.name(), error.full_text()));
-            format!("{} failed: {}", action.name(), error.full_text())
+            ctx.progress.warn(&format!("the action `{}` failed: {}", action.name(), error.chain_text()));
+            format!("{} failed: {}", action.name(), error.chain_text())
         }));
     }
     Ok(outcomes)

@@ -166,7 +166,7 @@ fn expected_hours(
         }
     }
     if let Err(error) = bring_tables(ctx, repo, environment, &before) {
-        ctx.progress.warn(&format!("missing hours are determined from fewer days: {}", error.full_text()));
+        ctx.progress.warn(&format!("missing hours are determined from fewer days: {}", error.chain_text()));
     }
     let hours_of = |records: &[Record]| records.iter().map(|it| Day::hour(it.captured)).collect();
     let readable = before.iter().filter_map(|day| traffic::sealed(repo, environment, *day).ok());

@@ -39,7 +39,7 @@ pub fn publish_transitions(
     let result = publish_all();
     let events = ledger::read(&repo.git, ledger::tip(&repo.git)?.as_ref())?;
     for error in outbox.deliver(&events, &sinks, repo.root())? {
-        ctx.progress.warn(&error.full_text());
+        ctx.progress.warn(&error.chain_text());
     }
     result.map(|()| published)
 }

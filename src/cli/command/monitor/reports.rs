@@ -35,7 +35,7 @@ impl Reports {
             match report {
                 Ok(report) if report.day == day.to_string() => all.push(report),
                 Ok(_) => ctx.progress.warn(&format!("`{path}` is the report of another day; skipped")),
-                Err(error) => ctx.progress.warn(&format!("{}; skipped", error.full_text())),
+                Err(error) => ctx.progress.warn(&format!("{}; skipped", error.chain_text())),
             }
         }
         Ok(Self { folder, all })

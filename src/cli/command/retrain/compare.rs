@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{Context, command::reference},
     digest::Digest,
-    error::{Doing, Result},
+    error::{Result, WithContext},
     lineage::content_at,
     model::{
         offline::Offline,
@@ -47,7 +47,7 @@ pub struct TestSet {
 /// another seed the split assigns images differently.
 pub fn test_set(ctx: &Context<'_>, worktree: &Repo, production: &Version) -> Result<TestSet> {
     let path = RepoPath::from_text(SPLIT_FILE)?;
-    let bytes = worktree.files.read(&path).doing(|| {
+    let bytes = worktree.files.read(&path).context(|| {
         format!("the pipeline does not write `{SPLIT_FILE}`, so the versions cannot be compared")
     })?;
     let mut images = split::parse(&path, &bytes)?;
@@ -76,7 +76,7 @@ fn training_digests(ctx: &Context<'_>, repo: &Repo, version: &Version) -> Result
             "{} has no `{SPLIT_FILE}` in its commit: it may have been trained on images that it is compared on",
             version.name()
         )),
-        Err(error) => ctx.progress.warn(&error.full_text()),
+        Err(error) => ctx.progress.warn(&error.chain_text()),
     }
     Ok(known)
 }
@@ -94,7 +94,7 @@ fn committed_split(repo: &Repo, version: &Version) -> Result<Option<Vec<Picture>
     bytes
         .map(|bytes| split::parse(&path, &bytes))
         .transpose()
-        .doing(|| format!("cannot determine the images that {} was trained on", version.name()))
+        .context(|| format!("cannot determine the images that {} was trained on", version.name()))
 }
 
 /// Runs both versions on the test set; images from traffic are compared separately.

@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     cli::{Context, report::count},
-    error::{Doing, Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     fs::{self, Lock, Root, Sync},
     lineage::content_at,
     model::registry::{self, Version},
@@ -108,10 +108,10 @@ impl<'c> Worktree<'c> {
 
     /// Runs mlx in the worktree; returns its error output if it fails.
     fn run(&self, args: &[&OsStr]) -> Result<Option<String>> {
-        let exe = std::env::current_exe().doing(|| "cannot find the mlx executable".into())?;
+        let exe = std::env::current_exe().context(|| "cannot find the mlx executable".into())?;
         let mut command = Command::new(exe);
         without_git_variables(&mut command).args(args).current_dir(&self.path);
-        let output = command.output().doing(|| "cannot run mlx".into())?;
+        let output = command.output().context(|| "cannot run mlx".into())?;
         let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         Ok((!output.status.success()).then_some(stderr))
     }
@@ -193,7 +193,7 @@ fn git(folder: &Path, args: &[&str]) -> Result<String> {
         .arg(folder)
         .args(["-c", "core.hooksPath=/dev/null"])
         .args(args);
-    let output = command.output().doing(|| "cannot run `git`".into())?;
+    let output = command.output().context(|| "cannot run `git`".into())?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
