@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Returns the format version of an mlx file: the number on its line `format = N`.
-pub fn format_of(text: &str) -> Option<u64> {
+pub fn format_version(text: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix("format = ")?.trim().parse().ok())
 }
 
@@ -25,7 +25,7 @@ pub fn format_of(text: &str) -> Option<u64> {
 pub fn parse(name: &RepoPath, bytes: &[u8]) -> Result<Value> {
     let wrong = |why: String| Error::new(Kind::Corrupt, format!("cannot read `{name}`: {why}"));
     let text = std::str::from_utf8(bytes).map_err(|_| wrong("it is not UTF-8".into()))?;
-    if has_conflict_marks(text) {
+    if has_conflict_markers(text) {
         return Err(
             wrong("it has merge-conflict marks".into()).hint("resolve the merge conflict, then try again")
         );
@@ -120,7 +120,7 @@ impl<'de> Visitor<'de> for ValueVisitor {
 }
 
 /// Returns true if lines start with Git's merge-conflict markers.
-pub fn has_conflict_marks(text: &str) -> bool {
+pub fn has_conflict_markers(text: &str) -> bool {
     let any_line_starts_with = |marker: &str| text.lines().any(|line| line.starts_with(marker));
     any_line_starts_with("<<<<<<< ") && any_line_starts_with(">>>>>>> ")
 }

@@ -187,7 +187,7 @@ mod tests {
     fn context_keeps_the_kind_and_the_chain_reads_as_one_line() {
         let low = io::Error::from(io::ErrorKind::PermissionDenied);
         let error = Err::<(), _>(low).context(|| "cannot open `a`".into());
-        let error = error.doing(|| "cannot add `a`".into()).unwrap_err();
+        let error = error.context(|| "cannot add `a`".into()).unwrap_err();
         assert_eq!(error.kind(), Kind::Denied);
         assert_eq!(error.chain_text(), "cannot add `a`: cannot open `a`: permission denied");
     }

@@ -17,7 +17,7 @@ use crate::error::{Error, Kind, Result};
 /// Longest path below the root, in bytes.
 const MAX_LEN: usize = 4096;
 /// Largest number of nested folders below the root.
-pub const DEEPEST: usize = 1000;
+pub const MAX_DEPTH: usize = 1000;
 
 /// Path relative to the root of a repository; the root itself is empty.
 #[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -32,7 +32,7 @@ impl RepoPath {
     /// Resolves a path that the user typed in `cwd`. A path outside the repository is a usage error.
     pub fn parse(typed: &OsStr, cwd: &Path, root: &Path) -> Result<Self> {
         let outside = || {
-            Error::new(Kind::Usage, format!("`{}` is outside the repository", show(typed.as_bytes())))
+            Error::new(Kind::Usage, format!("`{}` is outside the repository", escape_bytes(typed.as_bytes())))
                 .hint(format!("the repository is `{}`", root.display()))
         };
         let mut parts: Vec<&OsStr> = Vec::new();
@@ -57,7 +57,7 @@ impl RepoPath {
 
     /// Returns the path of a file in the `.mlx` folder, for use with Git. Every other constructor refuses
     /// such paths.
-    pub fn of_mlx(name: &'static str) -> Self {
+    pub fn in_mlx_folder(name: &'static str) -> Self {
         Self([b".mlx/", name.as_bytes()].concat())
     }
 
@@ -92,7 +92,7 @@ impl RepoPath {
     /// Returns the text form for display, TOML and JSON: `%`, control characters and bytes that are not UTF-8
     /// are written as `%XX`.
     pub fn to_text(&self) -> String {
-        show(&self.0)
+        escape_bytes(&self.0)
     }
 
     /// Appends one name, which must pass [`check_name`].
@@ -103,11 +103,11 @@ impl RepoPath {
             path.0.push(b'/');
         }
         path.0.extend_from_slice(name);
-        let too_deep = path.0.iter().filter(|&&byte| byte == b'/').count() > DEEPEST;
+        let too_deep = path.0.iter().filter(|&&byte| byte == b'/').count() > MAX_DEPTH;
         if path.0.len() > MAX_LEN || too_deep {
             let message = format!(
-                "`{}…` is too long: more than {MAX_LEN} bytes or {DEEPEST} folders",
-                show(&path.0[..80])
+                "`{}…` is too long: more than {MAX_LEN} bytes or {MAX_DEPTH} folders",
+                escape_bytes(&path.0[..80])
             );
             return Err(Error::new(Kind::Usage, message));
         }
@@ -164,11 +164,11 @@ impl RepoPath {
 
     /// Returns true if this is `other` or a path below it.
     pub fn is_within(&self, other: &Self) -> bool {
-        self.below(other).is_some()
+        self.strip_prefix(other).is_some()
     }
 
     /// Returns this path relative to `other`; `None` if it is not within `other`.
-    pub fn below(&self, other: &Self) -> Option<Self> {
+    pub fn strip_prefix(&self, other: &Self) -> Option<Self> {
         if other.is_root() {
             return Some(self.clone());
         }
@@ -191,7 +191,7 @@ impl RepoPath {
 }
 
 /// Escapes bytes as text that is safe in files, terminals and parsers; [`RepoPath::from_text`] reverses it.
-pub fn show(bytes: &[u8]) -> String {
+pub fn escape_bytes(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
         for character in chunk.valid().chars() {
@@ -215,7 +215,7 @@ fn push_escaped(text: &mut String, byte: u8) {
 /// that any file system could read as Git's or mlx's own folder.
 pub fn check_name(name: &[u8]) -> Result<()> {
     let refuse =
-        |why: &str| Err(Error::new(Kind::Denied, format!("`{}` cannot be in a path: {why}", show(name))));
+        |why: &str| Err(Error::new(Kind::Denied, format!("`{}` cannot be in a path: {why}", escape_bytes(name))));
     if name.is_empty() || name == b"." || name == b".." {
         return refuse("it is not a name");
     }
@@ -323,7 +323,7 @@ mod tests {
     fn prefixes_match_whole_names_only() {
         assert!(path("data/x").is_within(&path("data")));
         assert!(!path("data2").is_within(&path("data")));
-        assert_eq!(path("data/x/y").below(&path("data")), Some(path("x/y")));
+        assert_eq!(path("data/x/y").strip_prefix(&path("data")), Some(path("x/y")));
         assert_eq!(path("a").parent(), Some(RepoPath::root()));
         assert_eq!(path("a.mlx").without_suffix(".mlx"), Some(path("a")));
     }

@@ -91,7 +91,7 @@ impl Pointer {
 
     /// Returns true if the file has a newer format than this version of mlx supports.
     pub fn is_newer(bytes: &[u8]) -> bool {
-        document::format_of(&String::from_utf8_lossy(bytes)).is_some_and(|it| it > FORMAT)
+        document::format_version(&String::from_utf8_lossy(bytes)).is_some_and(|it| it > FORMAT)
     }
 
     /// Refuses the pointer file of `path` if a newer mlx wrote it, whatever else it contains.
@@ -107,7 +107,7 @@ impl Pointer {
     pub fn parse(path: RepoPath, bytes: &[u8]) -> Result<Self> {
         let file = path.with_suffix(SUFFIX);
         let text = String::from_utf8_lossy(bytes);
-        if document::has_conflict_marks(&text) {
+        if document::has_conflict_markers(&text) {
             let error = Error::corrupt(format!("`{file}` has merge-conflict marks"));
             return Err(
                 error.hint(format!("choose one side (`git checkout --ours {file}`), then `mlx checkout`"))

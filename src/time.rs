@@ -61,12 +61,12 @@ pub fn parse_millis(text: &str) -> Option<i64> {
 }
 
 /// Formats milliseconds since 1970 as `2026-11-24T02:10:35.5Z`.
-pub fn text_of_millis(millis: i64) -> String {
+pub fn format_millis(millis: i64) -> String {
     jiff::Timestamp::from_millisecond(millis).map_or_else(|_| format!("@{millis} ms"), |it| it.to_string())
 }
 
 /// Parses a duration such as `90s`, `30m`, `12h`, `14d` or `2w` into seconds.
-pub fn parse_span(text: &str) -> Result<i64> {
+pub fn parse_duration(text: &str) -> Result<i64> {
     let wrong =
         || Error::usage(format!("`{text}` is not a duration")).hint("write it like 14d, 12h, 30m or 0s");
     let unit = text.chars().last().ok_or_else(wrong)?;

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Appends `number` as a LEB128 varint.
-pub fn put_number(out: &mut Vec<u8>, mut number: u64) {
+pub fn put_varint(out: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         out.push(number as u8 | 0x80);
         number >>= 7;
@@ -24,7 +24,7 @@ pub fn put_number(out: &mut Vec<u8>, mut number: u64) {
 
 /// Appends the length of `bytes`, then the bytes.
 pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    put_number(out, bytes.len() as u64);
+    put_varint(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
 }
 
@@ -42,7 +42,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Returns the number of bytes not read yet.
-    pub fn left(&self) -> usize {
+    pub fn remaining(&self) -> usize {
         self.rest.len()
     }
 
@@ -52,7 +52,7 @@ impl<'a> Reader<'a> {
 
     /// Reads `count` bytes.
     pub fn take(&mut self, count: usize) -> Result<&'a [u8]> {
-        let (head, rest) = self.rest.split_at_checked(count).ok_or_else(|| self.broken("is truncated"))?;
+        let (head, rest) = self.rest.split_at_checked(count).ok_or_else(|| self.corrupt("is truncated"))?;
         self.rest = rest;
         Ok(head)
     }
@@ -61,26 +61,26 @@ impl<'a> Reader<'a> {
         Ok(self.take(1)?[0])
     }
 
-    /// Reads a number written by [`put_number`].
-    pub fn number(&mut self) -> Result<u64> {
+    /// Reads a number written by [`put_varint`].
+    pub fn varint(&mut self) -> Result<u64> {
         let mut number = 0_u64;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;
             let bits = u64::from(byte & 0x7f);
             if bits << shift >> shift != bits || (byte == 0 && shift > 0) {
-                return Err(self.broken("has a non-canonical varint"));
+                return Err(self.corrupt("has a non-canonical varint"));
             }
             number |= bits << shift;
             if byte < 0x80 {
                 return Ok(number);
             }
         }
-        Err(self.broken("has an oversized varint"))
+        Err(self.corrupt("has an oversized varint"))
     }
 
     /// Reads bytes written by [`put_bytes`].
     pub fn bytes(&mut self) -> Result<&'a [u8]> {
-        let length = self.number()?;
+        let length = self.varint()?;
         self.take(usize::try_from(length).unwrap_or(usize::MAX))
     }
 
@@ -90,22 +90,22 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads the magic bytes of a format's header, which include its version.
-    pub fn expect(&mut self, magic: &[u8]) -> Result<()> {
+    pub fn expect_magic(&mut self, magic: &[u8]) -> Result<()> {
         let found = self.rest.get(..magic.len());
         if found != Some(magic) {
-            return Err(self.broken("has an unknown header, or was written by a newer mlx"));
+            return Err(self.corrupt("has an unknown header, or was written by a newer mlx"));
         }
         self.rest = &self.rest[magic.len()..];
         Ok(())
     }
 
     /// Checks that all bytes were read.
-    pub fn end(&self) -> Result<()> {
-        if self.rest.is_empty() { Ok(()) } else { Err(self.broken("has trailing bytes")) }
+    pub fn expect_end(&self) -> Result<()> {
+        if self.rest.is_empty() { Ok(()) } else { Err(self.corrupt("has trailing bytes")) }
     }
 
     /// Creates the error that the data is corrupt: its name, then `problem`.
-    pub fn broken(&self, problem: &str) -> Error {
+    pub fn corrupt(&self, problem: &str) -> Error {
         Error::corrupt(format!("{} {problem}", self.source))
     }
 }
@@ -120,14 +120,14 @@ mod tests {
         #[test]
         fn encoded_values_decode_to_themselves(numbers: Vec<u64>, bytes: Vec<u8>) {
             let mut out = Vec::new();
-            numbers.iter().for_each(|&number| put_number(&mut out, number));
+            numbers.iter().for_each(|&number| put_varint(&mut out, number));
             put_bytes(&mut out, &bytes);
             let mut reader = Reader::new(&out, "it");
             for number in numbers {
-                prop_assert_eq!(reader.number().unwrap(), number);
+                prop_assert_eq!(reader.varint().unwrap(), number);
             }
             prop_assert_eq!(reader.bytes().unwrap(), &bytes[..]);
-            prop_assert!(reader.end().is_ok());
+            prop_assert!(reader.expect_end().is_ok());
         }
 
         #[test]
@@ -139,8 +139,8 @@ mod tests {
 
     #[test]
     fn a_number_has_one_encoding() {
-        assert!(Reader::new(&[0x80, 0x00], "it").number().is_err());
-        assert!(Reader::new(&[0xff; 11], "it").number().is_err());
-        assert_eq!(Reader::new(&[0x80, 0x01], "it").number().unwrap(), 128);
+        assert!(Reader::new(&[0x80, 0x00], "it").varint().is_err());
+        assert!(Reader::new(&[0xff; 11], "it").varint().is_err());
+        assert_eq!(Reader::new(&[0x80, 0x01], "it").varint().unwrap(), 128);
     }
 }

@@ -21,7 +21,7 @@ use rustix::{
 use crate::{
     error::{Error, Kind, Result, WithContext},
     fs::{File, Form, Link, Listing, Sieve, Stamp, TEMPORARY, fault, is_alive, link_support::LinkRoute},
-    path::{RepoPath, check_name, show},
+    path::{RepoPath, check_name, escape_bytes},
 };
 
 /// Time at which a written file must survive a power cut.
@@ -118,7 +118,7 @@ impl Dir {
     /// Formats the path of an entry for messages, in backticks.
     fn quoted(&self, name: &[u8]) -> String {
         let folder = if self.path.is_root() { String::new() } else { format!("{}/", self.path.to_text()) };
-        format!("`{folder}{}`", show(name))
+        format!("`{folder}{}`", escape_bytes(name))
     }
 
     /// Opens a folder in this one. A symlink in its place is an error.

@@ -5,7 +5,7 @@ use rustix::fs::{FileType, Stat};
 use crate::{
     error::Result,
     fs::tick,
-    wire::{Reader, put_bytes, put_number},
+    wire::{Reader, put_bytes, put_varint},
 };
 
 /// Kind of a directory entry.
@@ -67,8 +67,8 @@ impl Listing {
         let form = FORMS.iter().position(|form| *form == stamp.form).expect("all kinds are listed");
         self.rows.push(form as u8 | if stamp.executable { EXECUTABLE } else { 0 });
         put_bytes(&mut self.rows, name);
-        put_number(&mut self.rows, stamp.size);
-        put_number(&mut self.rows, stamp.inode);
+        put_varint(&mut self.rows, stamp.size);
+        put_varint(&mut self.rows, stamp.inode);
         self.rows.extend_from_slice(&stamp.mtime.to_le_bytes());
         self.rows.extend_from_slice(&stamp.ctime.to_le_bytes());
         if stamp.form == Form::Folder {
@@ -88,7 +88,7 @@ impl Listing {
         let mut listings = self.children.iter();
         let mut row = move || -> Result<Entry<'_>> {
             let (first, name) = (reader.byte()?, reader.bytes()?);
-            let (size, inode) = (reader.number()?, reader.number()?);
+            let (size, inode) = (reader.varint()?, reader.varint()?);
             let mut time =
                 || reader.take(8).map(|bytes| i64::from_le_bytes(bytes.try_into().expect("8 bytes")));
             let (mtime, ctime) = (time()?, time()?);

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{Error, Result, WithContext},
     fs::{Dir, Root, Sync, link_support::LinkRoute},
-    path::{RepoPath, show},
+    path::{RepoPath, escape_bytes},
 };
 
 /// Kind of link from the workspace to the store, as in the setting `cache.link`.
@@ -78,7 +78,7 @@ pub fn place(
             continue; // the executable bit would apply to every link to the file
         }
         if try_place(store, stored, dir, name, mode, kind)
-            .context(|| format!("cannot link `{}` into the workspace", show(name)))?
+            .context(|| format!("cannot link `{}` into the workspace", escape_bytes(name)))?
         {
             return Ok(Some(kind));
         }

@@ -13,7 +13,7 @@ use rustix::{
 use crate::{
     error::{Error, Kind, Result, WithContext},
     fs::{File, Root},
-    path::{RepoPath, show},
+    path::{RepoPath, escape_bytes},
     progress::{Progress, Silent},
     time::Timestamp,
 };
@@ -78,7 +78,7 @@ fn acquire(file: File, path: &RepoPath) -> Result<Result<Lock, File>> {
 /// Returns the text of the process that locked last. It may be missing for a moment after locking, which is
 /// shorter than any wait.
 fn holder(root: &Root, path: &RepoPath) -> String {
-    let text = root.read(path).map(|it| show(it.trim_ascii())).unwrap_or_default();
+    let text = root.read(path).map(|it| escape_bytes(it.trim_ascii())).unwrap_or_default();
     if text.is_empty() { "holder unknown".to_owned() } else { text }
 }
 
@@ -121,7 +121,7 @@ fn write_holder(mut file: &File) -> std::io::Result<()> {
 
 /// Returns the command line of this process, cut to fit on one line.
 fn command() -> String {
-    let words = std::env::args_os().skip(1).map(|it| show(it.as_encoded_bytes()));
+    let words = std::env::args_os().skip(1).map(|it| escape_bytes(it.as_encoded_bytes()));
     let text = ["mlx".to_owned()].into_iter().chain(words).collect::<Vec<_>>().join(" ");
     match text.char_indices().nth(MAX_COMMAND_LEN) {
         Some((end, _)) => format!("{}…", &text[..end]),

@@ -7,7 +7,7 @@ use gix::revision::walk::Sorting;
 use crate::{
     error::Result,
     git::{Git, Rev, from_gix},
-    path::{DEEPEST, RepoPath},
+    path::{MAX_DEPTH, RepoPath},
     time::Timestamp,
 };
 
@@ -71,7 +71,7 @@ impl Git {
             let entry = from_gix(entry, context)?;
             if entry.mode().is_blob() && entry.filename() == name {
                 folders.push(RepoPath::root());
-            } else if entry.mode().is_tree() && depth < DEEPEST {
+            } else if entry.mode().is_tree() && depth < MAX_DEPTH {
                 // mlx cannot have written below a name that is not valid in its paths.
                 let Ok(folder) = RepoPath::from_bytes(entry.filename()) else { continue };
                 let below = self.folders_below(entry.object_id(), name, cache, depth + 1)?;

@@ -16,7 +16,7 @@ use crate::{
     error::Result,
     fs,
     git::{BlobId, Git, Rev, from_gix},
-    path::{DEEPEST, RepoPath},
+    path::{MAX_DEPTH, RepoPath},
 };
 
 /// Pseudorefs, which can be the only reference to an object.
@@ -256,7 +256,7 @@ impl<'g> Census<'g> {
             let Ok(name) = RepoPath::from_bytes(entry.filename()) else { continue };
             if entry.mode().is_blob() && (self.wanted)(entry.filename()) {
                 files.push((name, BlobId::new(entry.object_id())));
-            } else if entry.mode().is_tree() && depth < DEEPEST {
+            } else if entry.mode().is_tree() && depth < MAX_DEPTH {
                 folders.push((name, entry.object_id()));
             }
         }

@@ -185,7 +185,7 @@ fn run(command: &mut Command, input: &[u8]) -> Result<Output> {
     let mut child = command.spawn().context(context)?;
     // The program may exit without reading its input.
     let _unread = child.stdin.take().map(|mut stdin| stdin.write_all(input));
-    child.wait_with_output().doing(context)
+    child.wait_with_output().context(context)
 }
 
 #[cfg(test)]

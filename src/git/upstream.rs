@@ -141,7 +141,7 @@ impl Git {
         let mut child = command.spawn().context(|| "cannot run `git`".into())?;
         // It may exit without reading its input.
         let _unread = child.stdin.take().map(|mut stdin| stdin.write_all(input));
-        child.wait_with_output().doing(|| "cannot run `git`".into())
+        child.wait_with_output().context(|| "cannot run `git`".into())
     }
 }
 

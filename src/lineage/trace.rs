@@ -126,7 +126,7 @@ impl Sources<'_> {
 
     /// Returns the content of `path` within `content`, which belongs to its ancestor `top`.
     fn content_within(&self, path: &RepoPath, top: &RepoPath, content: &Content) -> Result<Option<Content>> {
-        let below = path.below(top).unwrap_or_default();
+        let below = path.strip_prefix(top).unwrap_or_default();
         if below.is_root() {
             return Ok(Some(*content));
         }

@@ -73,7 +73,7 @@ fn recorded_at(git: &Git, store: &Store, rev: &Rev, path: &RepoPath) -> Result<O
 
 /// Returns the content of `path` within that of a pointer above it.
 fn content_within(store: &Store, pointer: &Pointer, path: &RepoPath) -> Result<Option<Content>> {
-    let below = path.below(&pointer.path).unwrap_or_default();
+    let below = path.strip_prefix(&pointer.path).unwrap_or_default();
     if below.is_root() {
         return Ok(Some(pointer.content));
     }

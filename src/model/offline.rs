@@ -59,7 +59,7 @@ impl Offline {
         let mut engine =
             engine::load(repo, &model, &description.input.name, graph::COMBINED).context(context)?;
         let side = description.input.crop as usize;
-        let found = engine.run(&vec![0.0; 3 * side * side], side).doing(context)?;
+        let found = engine.run(&vec![0.0; 3 * side * side], side).context(context)?;
         if found.len() < description.classes.len() || found.iter().any(|it| !it.is_finite()) {
             return Err(Error::corrupt(format!("`{name}` returns no probabilities for a black image")));
         }

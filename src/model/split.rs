@@ -57,7 +57,7 @@ pub fn gather(folder: &Node, at: &RepoPath) -> Result<ImageFolder> {
             found.others += 1;
             continue;
         }
-        let name = crate::path::show(&class.name);
+        let name = crate::path::escape_bytes(&class.name);
         for (path, leaf) in class.leaves(&at.join(&class.name)?)? {
             match leaf.kind {
                 EntryKind::File | EntryKind::Executable if is_picture(&path) => {
@@ -173,7 +173,7 @@ pub fn parse(name: &RepoPath, bytes: &[u8]) -> Result<Vec<Picture>> {
         ))
     };
     let text = std::str::from_utf8(bytes).map_err(|_| invalid(1))?;
-    if document::has_conflict_marks(text) {
+    if document::has_conflict_markers(text) {
         return Err(Error::corrupt(format!("`{name}` has merge conflict markers"))
             .hint("write it again: `mlx repro`"));
     }
@@ -276,7 +276,7 @@ mod tests {
             let image = |name: &String| Some(Picture {
                 path: RepoPath::from_bytes(format!("d/{name}").as_bytes()).ok()?,
                 digest: Digest::of(name.as_bytes()),
-                class: crate::path::show(name.as_bytes()),
+                class: crate::path::escape_bytes(name.as_bytes()),
                 segment: Segment::Test,
             });
             let images: Vec<_> = names.iter().filter_map(image).collect();

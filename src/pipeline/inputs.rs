@@ -68,7 +68,7 @@ impl Pipeline<'_, '_> {
 
     /// Returns the content of `path` within `content`, which belongs to its ancestor `top`.
     fn content_within(&self, path: &RepoPath, top: &RepoPath, content: Content) -> Result<Option<Content>> {
-        let below = path.below(top).expect("`top` is an ancestor of `path` or the path itself");
+        let below = path.strip_prefix(top).expect("`top` is an ancestor of `path` or the path itself");
         if below.is_root() {
             return Ok(Some(content));
         }

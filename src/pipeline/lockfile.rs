@@ -97,7 +97,7 @@ impl Lockfile {
             return Ok(Self::default());
         }
         let text = String::from_utf8_lossy(bytes);
-        if document::has_conflict_marks(&text) {
+        if document::has_conflict_markers(&text) {
             let error = Error::corrupt(format!("`{path}` has merge-conflict marks"));
             return Err(
                 error.hint(format!("keep one side with `git checkout --ours {path}`, then run `mlx repro`"))
@@ -124,7 +124,7 @@ impl Lockfile {
 
     /// Returns true if the format is newer than this version of mlx can read.
     pub fn is_newer(bytes: &[u8]) -> bool {
-        document::format_of(&String::from_utf8_lossy(bytes)).is_some_and(|it| it > FORMAT)
+        document::format_version(&String::from_utf8_lossy(bytes)).is_some_and(|it| it > FORMAT)
     }
 
     /// Returns the record of a stage.

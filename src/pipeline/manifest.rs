@@ -133,7 +133,7 @@ impl Manifest {
     /// Parses the bytes of the file at `path` in the repository at `root`.
     pub fn parse(path: &RepoPath, bytes: &[u8], root: &Path) -> Result<Self> {
         let text = String::from_utf8_lossy(bytes);
-        if document::has_conflict_marks(&text) {
+        if document::has_conflict_markers(&text) {
             return Err(Error::corrupt(format!("`{path}` has merge-conflict marks"))
                 .hint("resolve the conflict in it"));
         }

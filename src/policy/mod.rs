@@ -154,7 +154,7 @@ impl Action {
 impl Policy {
     /// Reads the policy in a commit. A missing commit or policy is an error, since nothing is allowed then.
     pub fn at(git: &Git, rev: Option<&Rev>) -> Result<Self> {
-        let path = RepoPath::of_mlx("policy.toml");
+        let path = RepoPath::in_mlx_folder("policy.toml");
         let bytes = rev.map(|rev| git.read(rev, &path)).transpose()?.flatten();
         let location =
             rev.map_or_else(|| "the Git remote".to_owned(), |rev| format!("commit {}", rev.short()));
@@ -173,7 +173,7 @@ impl Policy {
     /// Parses a policy. An unknown key is an error, since it may be a misspelled limit.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let text = String::from_utf8_lossy(bytes);
-        if document::has_conflict_marks(&text) {
+        if document::has_conflict_markers(&text) {
             return Err(Error::corrupt(format!("`{FILE}` has merge-conflict marks"))
                 .hint("resolve the conflict in it"));
         }

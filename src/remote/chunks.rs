@@ -12,7 +12,7 @@ use crate::{
     digest::Digest,
     error::{Error, Result, WithContext},
     fs::File,
-    wire::{Reader, put_number},
+    wire::{Reader, put_varint},
 };
 
 const MAGIC: &[u8; 8] = b"mlxchnk\x01";
@@ -43,7 +43,7 @@ pub fn cut(file: File, mut each: impl FnMut(Chunk, &[u8]) -> Result<()>) -> Resu
 pub fn encode(chunks: &[Chunk]) -> Vec<u8> {
     let mut out = MAGIC.to_vec();
     for chunk in chunks {
-        put_number(&mut out, chunk.length);
+        put_varint(&mut out, chunk.length);
         out.extend_from_slice(chunk.digest.bytes());
     }
     out
@@ -52,10 +52,10 @@ pub fn encode(chunks: &[Chunk]) -> Vec<u8> {
 /// Decodes a list of chunks; a chunk beyond the largest size is an error.
 pub fn decode(bytes: &[u8]) -> Result<Vec<Chunk>> {
     let mut reader = Reader::new(bytes, "a list of chunks");
-    reader.expect(MAGIC)?;
+    reader.expect_magic(MAGIC)?;
     let mut chunks = Vec::new();
     while !reader.is_empty() {
-        let chunk = Chunk { length: reader.number()?, digest: reader.digest()? };
+        let chunk = Chunk { length: reader.varint()?, digest: reader.digest()? };
         if chunk.length > MAX_SIZE as u64 {
             return Err(Error::corrupt("a list of chunks contains a chunk that is too large"));
         }

@@ -171,8 +171,8 @@ mod tests {
         let mut bytes = b"mlxtree\x01".to_vec();
         bytes.push(level);
         wire::put_bytes(&mut bytes, b"last");
-        wire::put_number(&mut bytes, 1);
-        wire::put_number(&mut bytes, 1);
+        wire::put_varint(&mut bytes, 1);
+        wire::put_varint(&mut bytes, 1);
         bytes.extend_from_slice(below.bytes());
         let digest = Digest::of(&bytes);
         writer.put(Kind::Tree, digest, &bytes).unwrap();

@@ -132,7 +132,7 @@ impl LargeFile<'_> {
         }
         let mut temp = dir.create(mode.bits())?;
         let (found, _) = copy(&self.open()?, &mut temp)
-            .context(|| format!("cannot write `{}`", crate::path::show(name)))?;
+            .context(|| format!("cannot write `{}`", crate::path::escape_bytes(name)))?;
         if found != self.digest {
             return Err(self.store.damage(&self.digest));
         }

@@ -187,7 +187,7 @@ impl Index {
             return Err(Error::corrupt("a pack index was written by a newer mlx").hint("upgrade mlx"));
         }
         let mut reader = Reader::new(&bytes[..body], "a pack index");
-        reader.expect(INDEX_MAGIC)?;
+        reader.expect_magic(INDEX_MAGIC)?;
         let count = u64::from_le_bytes(reader.take(8)?.try_into().expect("we took 8 bytes"));
         if count.checked_mul(ROW_SIZE as u64) != Some(body as u64 - 16) {
             return Err(damaged());
@@ -242,7 +242,7 @@ impl Index {
             1 => Kind::Tree,
             2 => Kind::Chunks,
             3 => Kind::Run,
-            _ => return Err(reader.broken("is of an unknown kind: upgrade mlx")),
+            _ => return Err(reader.corrupt("is of an unknown kind: upgrade mlx")),
         };
         let compressed = reader.byte()? == 1;
         let mut number =

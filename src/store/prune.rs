@@ -430,7 +430,7 @@ impl<'s> Repacker<'s> {
         let Some(pack) = pack else { return Ok(()) };
         let doing = || "cannot write a pack".to_owned();
         let (out, name, index) = pack.finish().context(doing)?;
-        let temp = out.into_inner().map_err(std::io::IntoInnerError::into_error).doing(doing)?;
+        let temp = out.into_inner().map_err(std::io::IntoInnerError::into_error).context(doing)?;
         self.store.pin_new(name)?;
         self.published.push(name);
         temp.publish(format!("{}.pack", name.hex()).as_bytes(), Sync::Yes)?;

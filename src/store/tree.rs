@@ -17,7 +17,7 @@ use crate::{
     path::check_name,
     pointer::Shape,
     store::pack::is_newer,
-    wire::{Reader, put_bytes, put_number},
+    wire::{Reader, put_bytes, put_varint},
 };
 
 const MAGIC: &[u8; 8] = b"mlxtree\x01";
@@ -81,9 +81,9 @@ pub fn encode(entries: &[TreeEntry]) -> (PageEntry, Vec<(Digest, Vec<u8>)>) {
         for entry in part {
             out.push(entry.kind as u8);
             put_bytes(&mut out, &entry.name);
-            put_number(&mut out, entry.size);
+            put_varint(&mut out, entry.size);
             if entry.kind == EntryKind::Folder {
-                put_number(&mut out, entry.files);
+                put_varint(&mut out, entry.files);
             }
             out.extend_from_slice(entry.digest.bytes());
         }
@@ -98,8 +98,8 @@ pub fn encode(entries: &[TreeEntry]) -> (PageEntry, Vec<(Digest, Vec<u8>)>) {
             let mut out = page_header(level as u8);
             for row in part {
                 put_bytes(&mut out, &row.last);
-                put_number(&mut out, row.size);
-                put_number(&mut out, row.files);
+                put_varint(&mut out, row.size);
+                put_varint(&mut out, row.files);
                 out.extend_from_slice(row.digest.bytes());
             }
             let last = part.last().map(|it| it.last.clone()).unwrap_or_default();
@@ -154,7 +154,7 @@ pub fn decode(bytes: &[u8]) -> Result<Page> {
         return Err(Error::corrupt("a tree was written by a newer mlx").hint("upgrade mlx"));
     }
     let mut reader = Reader::new(bytes, "a tree");
-    reader.expect(MAGIC)?;
+    reader.expect_magic(MAGIC)?;
     match reader.byte()? {
         0 => decode_leaf(reader).map(Page::Leaf),
         level => decode_branch(reader).map(|it| Page::Branch(level, it)),
@@ -169,15 +169,15 @@ fn decode_leaf(mut reader: Reader<'_>) -> Result<Vec<TreeEntry>> {
             1 => EntryKind::Executable,
             2 => EntryKind::Link,
             3 => EntryKind::Folder,
-            _ => return Err(reader.broken("has an unknown kind of entry: upgrade mlx")),
+            _ => return Err(reader.corrupt("has an unknown kind of entry: upgrade mlx")),
         };
         let name: Box<[u8]> = reader.bytes()?.into();
         check_name(&name)?;
         if entries.last().is_some_and(|it| it.name >= name) {
-            return Err(reader.broken("is not sorted"));
+            return Err(reader.corrupt("is not sorted"));
         }
-        let size = reader.number()?;
-        let files = if kind == EntryKind::Folder { reader.number()? } else { 1 };
+        let size = reader.varint()?;
+        let files = if kind == EntryKind::Folder { reader.varint()? } else { 1 };
         entries.push(TreeEntry { name, kind, size, files, digest: reader.digest()? });
     }
     Ok(entries)
@@ -188,9 +188,9 @@ fn decode_branch(mut reader: Reader<'_>) -> Result<Vec<PageEntry>> {
     while !reader.is_empty() {
         let last: Box<[u8]> = reader.bytes()?.into();
         if rows.last().is_some_and(|it| it.last >= last) {
-            return Err(reader.broken("is not sorted"));
+            return Err(reader.corrupt("is not sorted"));
         }
-        let (size, files) = (reader.number()?, reader.number()?);
+        let (size, files) = (reader.varint()?, reader.varint()?);
         rows.push(PageEntry { last, size, files, digest: reader.digest()? });
     }
     Ok(rows)

@@ -206,7 +206,7 @@ fn by_subject(true_labels: &[TrueLabel]) -> Result<BTreeMap<&Subject, &str>> {
 
 fn show(subject: &Subject) -> String {
     match subject {
-        Subject::Request(id) => crate::path::show(id.as_bytes()),
+        Subject::Request(id) => crate::path::escape_bytes(id.as_bytes()),
         Subject::Image(digest) => digest.to_string(),
     }
 }
@@ -251,7 +251,7 @@ fn read(files: &Root, path: &RepoPath) -> Result<Labels> {
     let Some(bytes) = files.read_if_there(path)? else { return Ok(Labels::default()) };
     let invalid = |line: usize| Error::corrupt(format!("line {line} of `{path}` is not a label"));
     let text = std::str::from_utf8(&bytes).map_err(|_| invalid(1))?;
-    if document::has_conflict_marks(text) {
+    if document::has_conflict_markers(text) {
         let error = Error::corrupt(format!("`{path}` has merge conflict markers"));
         return Err(error.hint("keep the lines of both sides and remove the markers"));
     }

@@ -13,7 +13,7 @@ use crate::{
     digest::Digest,
     error::Result,
     traffic::{Looks, Record, Sample},
-    wire::{Reader, put_bytes, put_number},
+    wire::{Reader, put_bytes, put_varint},
 };
 
 const RECORD: u8 = 1;
@@ -42,12 +42,12 @@ pub fn put_record(out: &mut Vec<u8>, record: &Record) {
     body.extend_from_slice(record.package.bytes());
     body.extend_from_slice(record.input.bytes());
     put_bytes(&mut body, record.name.as_bytes());
-    put_number(&mut body, record.status.into());
+    put_varint(&mut body, record.status.into());
     put_floats(&mut body, &[record.latency]);
     put_bytes(&mut body, record.class.as_bytes());
-    put_number(&mut body, record.scores.len() as u64);
+    put_varint(&mut body, record.scores.len() as u64);
     put_floats(&mut body, &record.scores);
-    put_number(&mut body, record.features.len() as u64);
+    put_varint(&mut body, record.features.len() as u64);
     put_floats(&mut body, &record.features);
     body.push(u8::from(record.kept));
     body.push(u8::from(record.looks.is_some()));
@@ -64,9 +64,9 @@ pub fn put_sample(out: &mut Vec<u8>, sample: &Sample) {
     let mut body = vec![SAMPLE];
     put_fixed(&mut body, sample.time);
     put_floats(&mut body, &[sample.cpu, sample.memory, sample.disk]);
-    put_number(&mut body, sample.resident);
+    put_varint(&mut body, sample.resident);
     for count in [sample.waiting, sample.answers, sample.errors, sample.dropped] {
-        put_number(&mut body, count.into());
+        put_varint(&mut body, count.into());
     }
     body.push(u8::from(sample.temperature.is_some()));
     put_floats(&mut body, sample.temperature.as_slice());
@@ -130,9 +130,9 @@ fn parse(body: &[u8]) -> Result<Frame> {
     let frame = match reader.byte()? {
         RECORD => Frame::Record(Box::new(record(&mut reader)?)),
         SAMPLE => Frame::Sample(sample(&mut reader)?),
-        _ => return Err(reader.broken("has an unknown kind")),
+        _ => return Err(reader.corrupt("has an unknown kind")),
     };
-    reader.end()?;
+    reader.expect_end()?;
     Ok(frame)
 }
 
@@ -145,7 +145,7 @@ fn record(reader: &mut Reader<'_>) -> Result<Record> {
         package: reader.digest()?,
         input: reader.digest()?,
         name: text(reader)?,
-        status: reader.number()?.try_into().map_err(|_| reader.broken("has an invalid status"))?,
+        status: reader.varint()?.try_into().map_err(|_| reader.corrupt("has an invalid status"))?,
         latency: float(reader)?,
         class: text(reader)?,
         scores: floats(reader)?,
@@ -168,16 +168,16 @@ fn looks(reader: &mut Reader<'_>) -> Result<Looks> {
 fn sample(reader: &mut Reader<'_>) -> Result<Sample> {
     let mut sample = Sample { time: fixed(reader)?, ..Sample::default() };
     (sample.cpu, sample.memory, sample.disk) = (float(reader)?, float(reader)?, float(reader)?);
-    sample.resident = reader.number()?;
+    sample.resident = reader.varint()?;
     for count in [&mut sample.waiting, &mut sample.answers, &mut sample.errors, &mut sample.dropped] {
-        *count = u32::try_from(reader.number()?).unwrap_or(u32::MAX);
+        *count = u32::try_from(reader.varint()?).unwrap_or(u32::MAX);
     }
     sample.temperature = if reader.byte()? == 0 { None } else { Some(float(reader)?) };
     Ok(sample)
 }
 
 fn text(reader: &mut Reader<'_>) -> Result<String> {
-    String::from_utf8(reader.bytes()?.to_vec()).map_err(|_| reader.broken("has invalid UTF-8"))
+    String::from_utf8(reader.bytes()?.to_vec()).map_err(|_| reader.corrupt("has invalid UTF-8"))
 }
 
 fn fixed(reader: &mut Reader<'_>) -> Result<i64> {
@@ -189,7 +189,7 @@ fn float(reader: &mut Reader<'_>) -> Result<f32> {
 }
 
 fn floats(reader: &mut Reader<'_>) -> Result<Vec<f32>> {
-    let bytes = usize::try_from(reader.number()?).ok().and_then(|count| count.checked_mul(4));
+    let bytes = usize::try_from(reader.varint()?).ok().and_then(|count| count.checked_mul(4));
     let bytes = reader.take(bytes.unwrap_or(usize::MAX))?;
     Ok(bytes
         .chunks_exact(4)

@@ -27,7 +27,7 @@ pub fn check_environment(name: &str) -> Result<()> {
         return Ok(());
     }
     let error =
-        Error::usage(format!("`{}` is not a valid environment name", crate::path::show(name.as_bytes())));
+        Error::usage(format!("`{}` is not a valid environment name", crate::path::escape_bytes(name.as_bytes())));
     Err(error.hint(NAME_HINT))
 }
 
@@ -60,7 +60,7 @@ pub fn labels_file(environment: &str, day: Day) -> Result<RepoPath> {
 pub fn machine_name(given: Option<&str>) -> Result<String> {
     if let Some(name) = given {
         let invalid =
-            || Error::usage(format!("`{}` is not a valid machine name", crate::path::show(name.as_bytes())));
+            || Error::usage(format!("`{}` is not a valid machine name", crate::path::escape_bytes(name.as_bytes())));
         return if is_plain(name) { Ok(name.to_owned()) } else { Err(invalid().hint(NAME_HINT)) };
     }
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();

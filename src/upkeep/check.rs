@@ -9,7 +9,7 @@ use std::{
 use crate::{
     digest::Digest,
     error::{Error, Result},
-    path::{DEEPEST, RepoPath},
+    path::{MAX_DEPTH, RepoPath},
     pointer::{Content, Shape},
     progress::Progress,
     repo::Repo,
@@ -126,7 +126,7 @@ fn restore_children(
     report: &mut CheckReport,
     progress: &dyn Progress,
 ) -> Result<()> {
-    for _ in 0..DEEPEST {
+    for _ in 0..MAX_DEPTH {
         let mut next = CheckReport::default();
         find_affected_paths(workspace.repo, found, &mut next)?;
         if next.damaged.iter().all(|it| report.damaged.contains(it)) {

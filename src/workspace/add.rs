@@ -204,7 +204,7 @@ fn outermost(paths: &[RepoPath]) -> impl Iterator<Item = &RepoPath> {
 }
 
 fn relative_to(path: &RepoPath, parent: &Pointer) -> RepoPath {
-    path.below(&parent.path).expect("the path is inside the tracked folder")
+    path.strip_prefix(&parent.path).expect("the path is inside the tracked folder")
 }
 
 /// Adds the scan of `path` to `found`, merged with other entries of the same tracked folder.

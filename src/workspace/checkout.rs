@@ -99,7 +99,7 @@ pub fn plan(
 
 /// Returns the recorded entry of `part`, a path at or below the pointer's.
 pub(super) fn recorded_entry(store: &Store, pointer: &Pointer, part: &RepoPath) -> Result<Option<TreeEntry>> {
-    let below = part.below(&pointer.path).unwrap_or_default();
+    let below = part.strip_prefix(&pointer.path).unwrap_or_default();
     if below.is_root() {
         return Ok(Some(as_entry(&pointer.content)));
     }

@@ -57,7 +57,7 @@ impl Glob {
 
     /// Returns true if the pattern matches a file.
     pub fn matches(&self, file: &RepoPath) -> bool {
-        let below = file.below(&self.base).filter(|it| !it.is_root());
+        let below = file.strip_prefix(&self.base).filter(|it| !it.is_root());
         below.is_some_and(|path| {
             self.pattern.matched(Path::new(OsStr::from_bytes(path.bytes())), false).is_ignore()
         })
@@ -126,7 +126,7 @@ impl Workspace<'_> {
         let mut changes: BTreeMap<RepoPath, Option<TreeEntry>> = BTreeMap::new();
         for (path, leaf) in node.leaves(start)?.into_iter().filter(|(_, leaf)| leaf.kind != EntryKind::Folder)
         {
-            let below = path.below(top).expect("the scan starts in the folder");
+            let below = path.strip_prefix(top).expect("the scan starts in the folder");
             changes.insert(below, Some(leaf.entry()));
         }
         writer.finish()?;

@@ -166,10 +166,10 @@ impl<'r> Rules<'r> {
     /// way to it. A tree that is not in the local store has none.
     fn tracked_names(&self, folder: &RepoPath) -> Result<Option<HashSet<Vec<u8>>>> {
         let Some((top, content)) = &self.tracked else { return Ok(None) };
-        if let Some(below) = top.below(folder).filter(|it| !it.is_root()) {
+        if let Some(below) = top.strip_prefix(folder).filter(|it| !it.is_root()) {
             return Ok(below.components().next().map(|name| HashSet::from([name.to_vec()])));
         }
-        let Some(below) = folder.below(top).filter(|_| content.kind == Shape::Tree) else { return Ok(None) };
+        let Some(below) = folder.strip_prefix(top).filter(|_| content.kind == Shape::Tree) else { return Ok(None) };
         let tree = if below.is_root() {
             Ok(Some(content.digest))
         } else {
@@ -192,7 +192,7 @@ impl Level {
             if level.ignore_all {
                 return true;
             }
-            let below = path.below(&level.folder).unwrap_or_default();
+            let below = path.strip_prefix(&level.folder).unwrap_or_default();
             match level
                 .rules
                 .as_ref()

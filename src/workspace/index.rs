@@ -26,7 +26,7 @@ use crate::{
     path::RepoPath,
     progress::Progress,
     repo::Repo,
-    wire::{Reader, put_bytes, put_number},
+    wire::{Reader, put_bytes, put_varint},
 };
 
 const MAGIC: &[u8; 8] = b"mlxlook\x02";
@@ -107,7 +107,7 @@ impl CachedStat {
 fn print_rows(rows: &[Row<'_>]) -> Vec<u8> {
     let capacity = rows.iter().map(|row| row.0.len() + 3 + STAT_SIZE).sum::<usize>();
     let mut out = Vec::with_capacity(capacity + 9);
-    put_number(&mut out, rows.len() as u64);
+    put_varint(&mut out, rows.len() as u64);
     for &(name, stat) in rows {
         put_bytes(&mut out, name);
         out.extend_from_slice(stat);
@@ -252,7 +252,7 @@ impl Index {
     pub fn rename(&mut self, from: &RepoPath, to: &RepoPath) {
         self.merge_pending();
         for old in self.folders_within(from).collect::<Vec<_>>() {
-            let new = old.below(from).and_then(|below| to.join_path(&below).ok());
+            let new = old.strip_prefix(from).and_then(|below| to.join_path(&below).ok());
             if let (Some(rows), Some(new)) = (self.folders.remove(&old), new) {
                 self.folders.insert(new, rows);
                 self.changed = true;
@@ -323,7 +323,7 @@ impl Index {
             out.write_all(bytes)
         };
         let mut head = MAGIC.to_vec();
-        put_number(&mut head, self.folders.len() as u64);
+        put_varint(&mut head, self.folders.len() as u64);
         put(&head)?;
         for (folder, slot) in &self.folders {
             let mut name = Vec::new();
@@ -332,7 +332,7 @@ impl Index {
             put(self.slot_bytes(slot))?;
         }
         let mut tail = Vec::new();
-        put_number(&mut tail, self.pointers.len() as u64);
+        put_varint(&mut tail, self.pointers.len() as u64);
         self.pointers.iter().for_each(|path| put_bytes(&mut tail, path.bytes()));
         put(&tail)?;
         out.write_all(check.finish().bytes())
@@ -342,7 +342,7 @@ impl Index {
 /// Parses the rows of a folder; their bytes were validated when the file was loaded.
 fn parse_rows(bytes: &[u8]) -> Vec<Row<'_>> {
     let mut reader = Reader::new(bytes, "the index");
-    let count = reader.number().unwrap_or(0);
+    let count = reader.varint().unwrap_or(0);
     let mut row = || Some((reader.bytes().ok()?, reader.take(STAT_SIZE).ok()?.try_into().ok()?));
     (0..count).map_while(|_| row()).collect()
 }
@@ -360,24 +360,24 @@ fn parse_pending(bytes: &[u8]) -> Vec<(&[u8], Option<&[u8; STAT_SIZE]>)> {
 fn parse(bytes: Vec<u8>) -> Result<Index> {
     let body = bytes.len().saturating_sub(32);
     let mut reader = Reader::new(&bytes[..body], "the index");
-    reader.expect(MAGIC)?;
+    reader.expect_magic(MAGIC)?;
     if Digest::of(&bytes[..body]).bytes()[..] != bytes[body..] {
-        return Err(reader.broken("is damaged"));
+        return Err(reader.corrupt("is damaged"));
     }
     let mut index = Index::default();
-    for _ in 0..reader.number()? {
+    for _ in 0..reader.varint()? {
         let folder = RepoPath::from_bytes(reader.bytes()?)?;
-        let start = body - reader.left();
-        for _ in 0..reader.number()? {
+        let start = body - reader.remaining();
+        for _ in 0..reader.varint()? {
             reader.bytes()?;
             reader.take(STAT_SIZE)?;
         }
-        index.folders.insert(folder, Slot::Loaded(start..body - reader.left()));
+        index.folders.insert(folder, Slot::Loaded(start..body - reader.remaining()));
     }
-    for _ in 0..reader.number()? {
+    for _ in 0..reader.varint()? {
         index.pointers.insert(RepoPath::from_bytes(reader.bytes()?)?);
     }
-    reader.end()?;
+    reader.expect_end()?;
     index.bytes = bytes;
     Ok(index)
 }

@@ -49,7 +49,7 @@ impl Workspace<'_> {
         check_output(path, claimed)?;
         let parent = self.pointer_of(path)?.filter(|it| it.content.kind == Shape::Tree);
         let parent = parent.ok_or_else(|| untracked(path))?;
-        let below = path.below(&parent.path).expect("the path is inside the tracked folder");
+        let below = path.strip_prefix(&parent.path).expect("the path is inside the tracked folder");
         if file_at(&self.repo.store, &parent.content.digest, &below)?.is_none() {
             return Err(unrecorded(path, &parent));
         }

@@ -77,7 +77,7 @@ impl Workspace<'_> {
         }
         let parent = self.pointer_of(path)?.filter(|it| it.content.kind == Shape::Tree);
         let parent = parent.ok_or_else(|| untracked(path))?;
-        let below = path.below(&parent.path).expect("the path is inside the tracked folder");
+        let below = path.strip_prefix(&parent.path).expect("the path is inside the tracked folder");
         let entry = file_at(&self.repo.store, &parent.content.digest, &below)?;
         let entry = entry.ok_or_else(|| {
             let error = Error::not_found(format!("`{path}` is not tracked in `{}`", parent.path));
@@ -110,7 +110,7 @@ impl Workspace<'_> {
         let taken = match target {
             RecordLocation::OwnPointer => self.repo.pointer(to)?.map(|pointer| to_entry(&pointer.content)),
             RecordLocation::InFolder(parent) => {
-                let below = to.below(&parent.path).expect("the target is inside the tracked folder");
+                let below = to.strip_prefix(&parent.path).expect("the target is inside the tracked folder");
                 file_at(&self.repo.store, &parent.content.digest, &below)?
             }
         };
@@ -217,7 +217,7 @@ impl Workspace<'_> {
     fn update_record(&self, parent: &Pointer, changes: &[(&RepoPath, Option<TreeEntry>)]) -> Result<Pointer> {
         let store = &self.repo.store;
         let below =
-            |path: &RepoPath| path.below(&parent.path).expect("the path is inside the tracked folder");
+            |path: &RepoPath| path.strip_prefix(&parent.path).expect("the path is inside the tracked folder");
         let changes: BTreeMap<_, _> =
             changes.iter().map(|(path, entry)| (below(path), entry.clone())).collect();
         let mut writer = Writer::new(store);

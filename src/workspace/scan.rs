@@ -11,7 +11,7 @@ use crate::{
     digest::Digest,
     error::{Error, Kind as ErrorKind, Result, WithContext},
     fs::{self, Entry, File, Form, Listing, Root, Sieve as _, Stamp},
-    path::{RepoPath, show},
+    path::{RepoPath, escape_bytes},
     progress::{Event, Progress},
     store::{EntryKind, Kind, Ready, Store, WHOLE, Writer, digest_file},
     workspace::{Node, Workspace, filter::ScanFilter, modes::executables},
@@ -466,12 +466,12 @@ pub(super) fn check_stays_inside(link: &RepoPath, top: &RepoPath, target: &[u8])
     if is_inside(link, top, target) {
         return Ok(());
     }
-    let message = format!("the link `{link}` leads out of `{top}`: to `{}`", show(target));
+    let message = format!("the link `{link}` leads out of `{top}`: to `{}`", escape_bytes(target));
     Err(Error::new(ErrorKind::Denied, message).hint("move its target into the folder, or remove the link"))
 }
 
 fn is_inside(link: &RepoPath, root: &RepoPath, target: &[u8]) -> bool {
-    let Some(below) = link.below(root).and_then(|path| path.parent()) else { return false };
+    let Some(below) = link.strip_prefix(root).and_then(|path| path.parent()) else { return false };
     let mut depth = below.components().count();
     if target.starts_with(b"/") {
         return false;

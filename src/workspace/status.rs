@@ -134,7 +134,7 @@ impl Workspace<'_> {
 
 /// Returns true if the scan of `top` contains a folder at `path`.
 fn contains_folder(node: &Node, top: &RepoPath, path: &RepoPath) -> bool {
-    let below = path.below(top);
+    let below = path.strip_prefix(top);
     let found = below.as_ref().and_then(|below| {
         below
             .components()

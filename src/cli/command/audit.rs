@@ -12,7 +12,7 @@ use crate::{
     },
     error::Result,
     ledger,
-    path::show,
+    path::escape_bytes,
 };
 
 /// Show who did what, from data to releases and alerts
@@ -115,12 +115,12 @@ impl fmt::Display for Output {
                     let digest = row.digest.map(|digest| digest.short()).unwrap_or_default();
                     let why = row.why.as_deref().unwrap_or_default();
                     vec![
-                        show(row.when.as_bytes()),
+                        escape_bytes(row.when.as_bytes()),
                         row.activity.name().to_owned(),
-                        show(subject.as_bytes()),
-                        show(row.who.as_bytes()),
+                        escape_bytes(subject.as_bytes()),
+                        escape_bytes(row.who.as_bytes()),
                         digest,
-                        show(why.as_bytes()),
+                        escape_bytes(why.as_bytes()),
                     ]
                 };
                 let head = ["when", "what", "subject", "who", "digest", "why"];

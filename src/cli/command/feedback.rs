@@ -45,7 +45,7 @@ pub struct FeedbackReport {
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<FeedbackReport> {
     let repo = ctx.repo()?;
     traffic::check_environment(&args.env)?;
-    let name = crate::path::show(args.file.as_os_str().as_encoded_bytes());
+    let name = crate::path::escape_bytes(args.file.as_os_str().as_encoded_bytes());
     let labels = traffic::parse_truth(&name, &fs::read_outside(&ctx.cwd.join(&args.file))?)?;
     bring_tables(ctx, &repo, &args.env, &traffic::sealed_days(&repo.files, &args.env)?)?;
     let cache: RefCell<BTreeMap<Digest, Vec<String>>> = RefCell::default();

@@ -11,7 +11,7 @@ use crate::{
     },
     error::Result,
     store::Amount,
-    time::parse_span,
+    time::parse_duration,
     upkeep::{self, CloneNeeds, GcMode, GcReport},
 };
 
@@ -45,7 +45,7 @@ pub struct GcOutput {
 }
 
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<GcOutput> {
-    let grace = parse_span(&args.grace)?;
+    let grace = parse_duration(&args.grace)?;
     let repo = ctx.repo()?;
     let forgotten = args.forget.as_ref().map(|clone| upkeep::forget_clone(&repo, clone)).transpose()?;
     let mode = if args.yes { GcMode::Apply } else { GcMode::DryRun };

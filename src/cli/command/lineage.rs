@@ -16,7 +16,7 @@ use crate::{
     git::Rev,
     lineage::{self, Lineage, Node, Origin},
     model::registry::{self, Number},
-    path::{RepoPath, show},
+    path::{RepoPath, escape_bytes},
     pipeline::LOCKFILE,
     release::{self, Decision, Release},
     repo::Repo,
@@ -154,7 +154,7 @@ impl Report for Output {
                 json!({"release": release.name(), "who": release.message.who, "approvals": approvals})
             });
             value["request"] = json!({"id": record.id, "environment": environment,
-                "captured": time::text_of_millis(record.captured), "received": time::text_of_millis(record.received),
+                "captured": time::format_millis(record.captured), "received": time::format_millis(record.received),
                 "input": record.input, "class": record.class, "scores": record.scores, "version": record.version,
                 "package": record.package, "releases": releases.collect::<Vec<_>>()});
         }
@@ -170,17 +170,17 @@ impl fmt::Display for Output {
         if let Some(RequestOrigin { found: Found { environment, record }, releases }) = &self.request {
             let failed = record.class.is_empty();
             let answer = if failed { format!("status {}", record.status) } else { record.class.clone() };
-            let captured = time::text_of_millis(record.captured);
+            let captured = time::format_millis(record.captured);
             writeln!(f, "request {}  {answer}  {captured} in {environment}", record.id)?;
             writeln!(f, "  image {}", record.input)?;
             writeln!(f, "  answered by {}, package {}", record.version, record.package.short())?;
             for (release, approvals) in releases {
-                writeln!(f, "  released as {} by {}", release.name(), show(release.message.who.as_bytes()))?;
+                writeln!(f, "  released as {} by {}", release.name(), escape_bytes(release.message.who.as_bytes()))?;
                 for approval in approvals {
                     let message = &approval.message;
                     let report = message.report.map(|report| format!(", report {}", report.digest.short()));
                     let report = report.unwrap_or_default();
-                    let who = show(message.who.as_bytes());
+                    let who = escape_bytes(message.who.as_bytes());
                     writeln!(f, "  approved by {who} ({}){report}", approval.tag.name)?;
                 }
             }
@@ -222,7 +222,7 @@ fn tree(
 fn commit(node: &Node) -> String {
     match &node.commit {
         Some(commit) => {
-            format!("{} {} {}", commit.rev.short(), commit.when.day(), show(commit.summary.as_bytes()))
+            format!("{} {} {}", commit.rev.short(), commit.when.day(), escape_bytes(commit.summary.as_bytes()))
         }
         None => "not committed".to_owned(),
     }

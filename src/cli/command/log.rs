@@ -12,7 +12,7 @@ use crate::{
     },
     error::{Error, Result},
     lineage::{Version, versions},
-    path::show,
+    path::escape_bytes,
     pipeline::contents_at,
     remote::Wants,
     workspace::Workspace,
@@ -74,7 +74,7 @@ impl fmt::Display for Versions {
                 |content| (content.digest.short(), content.files.to_string(), bytes(content.size)),
             );
             // Untrusted text: its control characters must not reach the terminal.
-            let escape = |text: &str| show(text.as_bytes());
+            let escape = |text: &str| escape_bytes(text.as_bytes());
             let author = escape(commit.author.split(" <").next().unwrap_or_default());
             let summary = escape(&commit.summary);
             vec![commit.rev.short(), commit.when.day(), author, digest, files, size, summary]

@@ -120,7 +120,7 @@ pub fn list(ctx: &Context<'_>, args: &ListArgs) -> Result<DayList> {
     days.extend(traffic::sealed_days(&repo.files, &args.env)?);
     let row = |day: Day| -> Result<Row> {
         let seals = traffic::seals(&repo, &args.env, day)?;
-        let name = |path: &RepoPath| crate::path::show(path.name());
+        let name = |path: &RepoPath| crate::path::escape_bytes(path.name());
         Ok(Row {
             day,
             machines: seals.iter().map(|it| name(&it.path)).collect(),

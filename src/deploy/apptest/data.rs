@@ -14,7 +14,7 @@ use crate::{
         registry::Version,
         split::{self, Segment, is_picture},
     },
-    path::{RepoPath, show},
+    path::{RepoPath, escape_bytes},
     store::Store,
 };
 
@@ -84,8 +84,8 @@ pub fn folder(name: &str, dir: &Path) -> Result<Data> {
         for file in found.into_iter().filter(|it| *it != path && is_picture(it)) {
             cases.push(Case {
                 digest: Digest::of(&root.read(&file)?),
-                label: show(class.name),
-                folder: subfolder(&file, &show(class.name)),
+                label: escape_bytes(class.name),
+                folder: subfolder(&file, &escape_bytes(class.name)),
                 source: Source::File(file.on_disk(dir)),
             });
         }
@@ -102,7 +102,7 @@ fn collect_files(entry: Entry<'_>, path: &RepoPath, found: &mut Vec<RepoPath>) -
 
 /// Returns the folders between class and file: `night/rain` for `data/cat/night/rain/1.jpg`.
 fn subfolder(path: &RepoPath, class: &str) -> Option<String> {
-    let names: Vec<String> = path.components().map(show).collect();
+    let names: Vec<String> = path.components().map(escape_bytes).collect();
     let at = names.iter().position(|it| it == class)?;
     let between = names.get(at + 1..names.len() - 1).filter(|it| !it.is_empty())?;
     Some(between.join("/"))

@@ -200,7 +200,7 @@ mod tests {
     fn a_class_name_maps_back_to_its_folder() {
         let data = RepoPath::from_text("data").unwrap();
         let folder = data.join(b"50%").unwrap();
-        let class = crate::path::show(folder.name());
+        let class = crate::path::escape_bytes(folder.name());
         assert_eq!(image_path(&data, &class, "x.jpg").unwrap(), folder.join(b"x.jpg").unwrap());
         assert!(image_path(&data, "a/b", "x.jpg").is_err());
     }
