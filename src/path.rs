@@ -214,8 +214,9 @@ fn push_escaped(text: &mut String, byte: u8) {
 /// Refuses names that are invalid (empty, `.`, `..`, over 255 bytes, with a slash or NUL byte), and names
 /// that any file system could read as Git's or mlx's own folder.
 pub fn check_name(name: &[u8]) -> Result<()> {
-    let refuse =
-        |why: &str| Err(Error::new(Kind::Denied, format!("`{}` cannot be in a path: {why}", escape_bytes(name))));
+    let refuse = |why: &str| {
+        Err(Error::new(Kind::Denied, format!("`{}` cannot be in a path: {why}", escape_bytes(name))))
+    };
     if name.is_empty() || name == b"." || name == b".." {
         return refuse("it is not a name");
     }

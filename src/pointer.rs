@@ -29,7 +29,7 @@ const PREFIX: &[u8] = b"digest = \"b3:";
 /// First bytes of a digest value in TOML.
 const DIGEST_PREFIX: &[u8] = b"\"b3:";
 /// Number of bytes to read of a file to detect whether it is a pointer; a pointer is then read whole.
-pub const ENOUGH: u64 = MAX_SIZE as u64 + 1;
+pub const READ_LIMIT: u64 = MAX_SIZE as u64 + 1;
 
 /// Content of a tracked path: a file's bytes or a folder's tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -38,7 +38,7 @@ pub struct Content {
     pub digest: Digest,
     /// Number of files and links in it; 1 for a file.
     pub files: u64,
-    pub kind: Shape,
+    pub kind: ContentKind,
     /// Total size of all files, in bytes.
     pub size: u64,
 }
@@ -46,7 +46,7 @@ pub struct Content {
 /// Kind of a tracked path's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Shape {
+pub enum ContentKind {
     File,
     Executable,
     Tree,
@@ -66,7 +66,7 @@ struct PointerToml {
     digest: Digest,
     files: u64,
     format: u64,
-    kind: Shape,
+    kind: ContentKind,
     size: u64,
 }
 
@@ -74,7 +74,7 @@ impl Pointer {
     /// Returns true if the bytes of a `*.mlx` file look like a pointer, even a damaged one. Other programs
     /// use that suffix, too. Any pointer, damaged or of a later format, has a line with its digest; one whose
     /// write was cut off before that line is a prefix of a pointer.
-    pub fn resembles(bytes: &[u8]) -> bool {
+    pub fn looks_like_pointer(bytes: &[u8]) -> bool {
         let is_digest = |line: &[u8]| {
             let rest = line.trim_ascii_start().strip_prefix(b"digest");
             rest.is_some_and(|rest| rest.trim_ascii_start().starts_with(b"="))
@@ -138,7 +138,7 @@ impl Pointer {
     }
 }
 
-impl Shape {
+impl ContentKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::File => "file",
@@ -150,7 +150,7 @@ impl Shape {
 
 impl Content {
     /// Creates the error that this content of `path` is not in the local store.
-    pub fn absent(&self, path: &RepoPath) -> Error {
+    pub fn missing_error(&self, path: &RepoPath) -> Error {
         let digest = self.digest.short();
         Error::new(Kind::NotFound, format!("the content of `{path}` ({digest}) is not in the local store"))
             .hint("get it with `mlx pull`")
@@ -166,7 +166,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_printed_pointer_parses_to_itself(seed: u64, files: u32, size in 0..i64::MAX as u64, kind in 0..3_usize) {
-            let kind = [Shape::File, Shape::Executable, Shape::Tree][kind];
+            let kind = [ContentKind::File, ContentKind::Executable, ContentKind::Tree][kind];
             let content = Content { digest: Digest::of(&seed.to_le_bytes()), files: files.into(), kind, size };
             let pointer = Pointer { path: RepoPath::from_text("a/b").unwrap(), content };
             prop_assert_eq!(Pointer::parse(pointer.path.clone(), pointer.to_toml().as_bytes()).unwrap(), pointer);
@@ -185,17 +185,25 @@ mod tests {
 
     #[test]
     fn mlx_files_of_other_programs_are_not_pointers() {
-        assert!(Pointer::resembles(include_bytes!("../fixtures/formats/pointer-1.mlx")));
+        assert!(Pointer::looks_like_pointer(include_bytes!("../fixtures/formats/pointer-1.mlx")));
         let conflict = b"<<<<<<< HEAD\ndigest = \"b3:0\"\n=======\ndigest = \"b3:1\"\n>>>>>>> x\nsize = 1\n";
-        assert!(Pointer::resembles(conflict) && Pointer::resembles(b"  digest=1\nformat = 2\n"));
-        assert!(Pointer::resembles(b"") && Pointer::resembles(b"digest = \"b"), "cut off");
-        assert!(Pointer::resembles(&[0; 200]) && Pointer::resembles(b"\xff\xfe\"\0b\x003\0:\0"));
         assert!(
-            !Pointer::resembles(b"let view = <div digest=\"x\" />\n") && !Pointer::resembles(b"<!DOCTYPE>")
+            Pointer::looks_like_pointer(conflict) && Pointer::looks_like_pointer(b"  digest=1\nformat = 2\n")
         );
-        assert!(!Pointer::resembles(b"<<<<<<< HEAD\n=======\n>>>>>>> x\n"), "conflict in another file");
-        assert!(!Pointer::resembles(b"PK\x03\x04\x00 a live script"));
-        assert!(!Pointer::resembles(&[b"format = 1\n", &[b' '; 5000][..]].concat()));
+        assert!(Pointer::looks_like_pointer(b"") && Pointer::looks_like_pointer(b"digest = \"b"), "cut off");
+        assert!(
+            Pointer::looks_like_pointer(&[0; 200]) && Pointer::looks_like_pointer(b"\xff\xfe\"\0b\x003\0:\0")
+        );
+        assert!(
+            !Pointer::looks_like_pointer(b"let view = <div digest=\"x\" />\n")
+                && !Pointer::looks_like_pointer(b"<!DOCTYPE>")
+        );
+        assert!(
+            !Pointer::looks_like_pointer(b"<<<<<<< HEAD\n=======\n>>>>>>> x\n"),
+            "conflict in another file"
+        );
+        assert!(!Pointer::looks_like_pointer(b"PK\x03\x04\x00 a live script"));
+        assert!(!Pointer::looks_like_pointer(&[b"format = 1\n", &[b' '; 5000][..]].concat()));
     }
 
     #[test]

@@ -31,8 +31,10 @@ impl Dir {
                 .context(context)?;
         }
         if self.stamp(name)?.as_ref() != Some(before) {
-            let error =
-                Error::new(Kind::Conflict, format!("`{}` changed while it was being copied", escape_bytes(name)));
+            let error = Error::new(
+                Kind::Conflict,
+                format!("`{}` changed while it was being copied", escape_bytes(name)),
+            );
             return Err(error.hint("wait until nothing writes to it, then try again"));
         }
         temp.publish(name, Sync::Later)

@@ -107,7 +107,7 @@ impl Pipeline<'_, '_> {
     /// Returns true if all of this content can be restored from the local store.
     pub(super) fn is_stored(&self, content: &Content) -> bool {
         let store = &self.repo().store;
-        if content.kind != crate::pointer::Shape::Tree {
+        if content.kind != crate::pointer::ContentKind::Tree {
             return store.contains(&content.digest);
         }
         let Ok(rows) = entries(store, &content.digest) else { return false };

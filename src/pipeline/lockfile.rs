@@ -272,10 +272,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::pointer::Shape;
+    use crate::pointer::ContentKind;
 
     fn record(command: &str, params: &[(&str, Value)]) -> StageRecord {
-        let content = Content { digest: Digest::of(b"x"), files: 2, kind: Shape::Tree, size: 9 };
+        let content = Content { digest: Digest::of(b"x"), files: 2, kind: ContentKind::Tree, size: 9 };
         let path = |text: &str| RepoPath::from_text(text).unwrap();
         StageRecord {
             command: command.to_owned(),

@@ -52,7 +52,8 @@ pub fn contents_at(git: &Git, rev: &Rev) -> Result<BTreeMap<RepoPath, Content>> 
             let lock = Lockfile::parse(&file, &bytes)?;
             let outputs = lock.records().flat_map(|(_, record)| record.outputs.iter().chain(&record.in_git));
             contents.extend(outputs.map(|(path, content)| (path.clone(), *content)));
-        } else if let Some(path) = file.without_suffix(SUFFIX).filter(|_| Pointer::resembles(&bytes)) {
+        } else if let Some(path) = file.without_suffix(SUFFIX).filter(|_| Pointer::looks_like_pointer(&bytes))
+        {
             let content = Pointer::parse(path.clone(), &bytes)?.content;
             contents.insert(path, content);
         }

@@ -141,7 +141,7 @@ impl Pipeline<'_, '_> {
         progress: &dyn Progress,
     ) -> Result<()> {
         if let Some(path) = examination.inputs.absent.first() {
-            return Err(examination.inputs.dependencies[path].absent(path))
+            return Err(examination.inputs.dependencies[path].missing_error(path))
                 .context(|| format!("cannot run the stage `{name}`"));
         }
         self.save_edits(name, stage, progress)?;

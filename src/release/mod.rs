@@ -117,8 +117,12 @@ mod tests {
     fn a_printed_message_parses_back_signed_or_not() {
         let mut message = Message::new("pets@v0.1.0", Digest::of(b"p"), Digest::of(b"q"), "qa@park.example");
         message.why = Some("it is \"good\"\nand fast".into());
-        message.report =
-            Some(Content { digest: Digest::of(b"r"), files: 1, kind: crate::pointer::Shape::File, size: 9 });
+        message.report = Some(Content {
+            digest: Digest::of(b"r"),
+            files: 1,
+            kind: crate::pointer::ContentKind::File,
+            size: 9,
+        });
         let text = message.print("approve").unwrap();
         assert_eq!(Message::parse(&text), Some(message.clone()));
         assert_eq!(Message::parse(&format!("{text}-----BEGIN SSH SIGNATURE-----\nx")), Some(message.clone()));

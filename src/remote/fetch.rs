@@ -12,7 +12,7 @@ use crate::{
     digest::Digest,
     error::{Error, Result, WithContext},
     path::RepoPath,
-    pointer::Shape,
+    pointer::ContentKind,
     progress::{Event, Progress},
     remote::{
         PARALLEL, Remote, Wants,
@@ -73,7 +73,7 @@ pub fn fetch(
     progress: &dyn Progress,
 ) -> Result<Fetched> {
     let missing = |want: &&(RepoPath, crate::pointer::Content)| {
-        depth == Depth::Everything || want.1.kind == Shape::Tree
+        depth == Depth::Everything || want.1.kind == ContentKind::Tree
     };
     if wants.contents.iter().filter(missing).count() == 0 && wants.runs.is_empty() {
         return Ok(Fetched::default());
@@ -95,7 +95,7 @@ impl Fetcher<'_> {
         let mut contents = BTreeMap::new();
         let mut level: BTreeMap<Digest, RepoPath> = BTreeMap::new();
         for (path, content) in &wants.contents {
-            if content.kind == Shape::Tree {
+            if content.kind == ContentKind::Tree {
                 level.insert(content.digest, path.clone());
             } else {
                 contents.insert(content.digest, (content.size, path.clone()));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     digest::Digest,
     error::{Result, WithContext},
-    pointer::Shape,
+    pointer::ContentKind,
     progress::{Event, Progress},
     remote::{
         Remote, Wants,
@@ -96,7 +96,7 @@ fn find_reachable(repo: &Repo, wants: &Wants, catalog: &Catalog) -> Result<Reach
         if catalog.lost_packs.is_empty() && catalog.find(&content.digest, &[Kind::Tree]).is_some() {
             continue;
         }
-        if content.kind == Shape::Tree {
+        if content.kind == ContentKind::Tree {
             reachable(&repo.store, &content.digest, &mut needed.pages, &mut needed.contents)
                 .context(|| format!("cannot push `{path}`"))?;
         } else {

@@ -17,7 +17,7 @@ use crate::{
     fs::{self, Lock, Root, Sync},
     git::Git,
     path::RepoPath,
-    pointer::{ENOUGH, Pointer, SUFFIX},
+    pointer::{Pointer, READ_LIMIT, SUFFIX},
     progress::Progress,
     store::{self, Store},
 };
@@ -118,7 +118,7 @@ impl Repo {
 
     /// Reads the pointer of a path that had one: a file that is not a pointer is an error.
     pub fn strict_pointer(&self, path: &RepoPath) -> Result<Option<Pointer>> {
-        let bytes = self.files.read_start(&path.with_suffix(SUFFIX), ENOUGH)?;
+        let bytes = self.files.read_start(&path.with_suffix(SUFFIX), READ_LIMIT)?;
         bytes.map(|bytes| Pointer::parse(path.clone(), &bytes)).transpose()
     }
 
@@ -128,16 +128,18 @@ impl Repo {
         if path.is_root() {
             return Ok(None);
         }
-        match self.files.read_start(&path.with_suffix(SUFFIX), ENOUGH)? {
-            Some(bytes) if Pointer::resembles(&bytes) => Pointer::parse(path.clone(), &bytes).map(Some),
+        match self.files.read_start(&path.with_suffix(SUFFIX), READ_LIMIT)? {
+            Some(bytes) if Pointer::looks_like_pointer(&bytes) => {
+                Pointer::parse(path.clone(), &bytes).map(Some)
+            }
             _ => Ok(None),
         }
     }
 
     /// Refuses to replace a pointer that a newer mlx wrote; a damaged one may be replaced.
     pub fn check_replaceable(&self, path: &RepoPath) -> Result<()> {
-        match self.files.read_start(&path.with_suffix(SUFFIX), ENOUGH)? {
-            Some(bytes) if Pointer::resembles(&bytes) => Pointer::check_format(path, &bytes),
+        match self.files.read_start(&path.with_suffix(SUFFIX), READ_LIMIT)? {
+            Some(bytes) if Pointer::looks_like_pointer(&bytes) => Pointer::check_format(path, &bytes),
             _ => Ok(()),
         }
     }
@@ -147,7 +149,7 @@ impl Repo {
     pub fn write_pointer(&self, pointer: &Pointer) -> Result<bool> {
         self.files.dir(&pointer.path.parent().unwrap_or_default())?.sweep()?;
         let text = pointer.to_toml().into_bytes();
-        if self.files.read_start(&pointer.file(), ENOUGH)?.as_deref() == Some(&text[..]) {
+        if self.files.read_start(&pointer.file(), READ_LIMIT)?.as_deref() == Some(&text[..]) {
             return Ok(false);
         }
         self.files.write(&pointer.file(), &text, Sync::Yes).map(|()| true)

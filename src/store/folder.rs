@@ -6,7 +6,7 @@ use crate::{
     digest::Digest,
     error::{Error, Result, WithContext},
     path::RepoPath,
-    pointer::{Content, Shape},
+    pointer::{Content, ContentKind},
     store::{
         EntryKind, Kind, Page, Store, TreeEntry, Writer,
         tree::{decode, encode},
@@ -22,7 +22,7 @@ pub fn put_folder(entries: &[TreeEntry], writer: Option<&mut Writer<'_>>) -> Res
     if let Some(writer) = writer {
         pages.iter().try_for_each(|(digest, bytes)| writer.put(Kind::Tree, *digest, bytes))?;
     }
-    Ok(Content { digest: root.digest, files: root.files, kind: Shape::Tree, size: root.size })
+    Ok(Content { digest: root.digest, files: root.files, kind: ContentKind::Tree, size: root.size })
 }
 
 /// Returns the entries of a stored folder, sorted by name.

@@ -15,7 +15,7 @@ use crate::{
     digest::Digest,
     error::{Error, Result},
     path::check_name,
-    pointer::Shape,
+    pointer::ContentKind,
     store::pack::is_newer,
     wire::{Reader, put_bytes, put_varint},
 };
@@ -63,11 +63,11 @@ pub enum Page {
 
 impl EntryKind {
     /// Returns the kind of content that a pointer would record for it; a pointer knows no links.
-    pub fn shape(self) -> Shape {
+    pub fn shape(self) -> ContentKind {
         match self {
-            Self::File | Self::Link => Shape::File,
-            Self::Executable => Shape::Executable,
-            Self::Folder => Shape::Tree,
+            Self::File | Self::Link => ContentKind::File,
+            Self::Executable => ContentKind::Executable,
+            Self::Folder => ContentKind::Tree,
         }
     }
 }

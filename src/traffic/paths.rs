@@ -26,8 +26,10 @@ pub fn check_environment(name: &str) -> Result<()> {
     if is_plain(name) {
         return Ok(());
     }
-    let error =
-        Error::usage(format!("`{}` is not a valid environment name", crate::path::escape_bytes(name.as_bytes())));
+    let error = Error::usage(format!(
+        "`{}` is not a valid environment name",
+        crate::path::escape_bytes(name.as_bytes())
+    ));
     Err(error.hint(NAME_HINT))
 }
 
@@ -59,8 +61,12 @@ pub fn labels_file(environment: &str, day: Day) -> Result<RepoPath> {
 /// and digits replaced by `-`.
 pub fn machine_name(given: Option<&str>) -> Result<String> {
     if let Some(name) = given {
-        let invalid =
-            || Error::usage(format!("`{}` is not a valid machine name", crate::path::escape_bytes(name.as_bytes())));
+        let invalid = || {
+            Error::usage(format!(
+                "`{}` is not a valid machine name",
+                crate::path::escape_bytes(name.as_bytes())
+            ))
+        };
         return if is_plain(name) { Ok(name.to_owned()) } else { Err(invalid().hint(NAME_HINT)) };
     }
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();

@@ -10,7 +10,7 @@ use crate::{
     digest::Digest,
     error::{Error, Result},
     path::{MAX_DEPTH, RepoPath},
-    pointer::{Content, Shape},
+    pointer::{Content, ContentKind},
     progress::Progress,
     repo::Repo,
     store::{EntryKind, FaultKind, Page, Store, VerifyReport, decode_page},
@@ -224,7 +224,7 @@ impl PathFinder<'_> {
         }
         for (digest, entry) in &found.contents {
             let below = match entry.content {
-                Some(Content { kind: Shape::Tree, .. }) => self.objects_below(digest),
+                Some(Content { kind: ContentKind::Tree, .. }) => self.objects_below(digest),
                 _ if self.objects.contains(digest) => [(RepoPath::root(), *digest)].into(),
                 _ => continue,
             };

@@ -19,7 +19,7 @@ use crate::{
     fs::{self, Sync},
     git::{Git, Name},
     path::RepoPath,
-    pointer::{Content, Shape},
+    pointer::{Content, ContentKind},
     progress::Progress,
     repo::{Repo, clone_id},
     store::LeaseRecord,
@@ -133,7 +133,7 @@ fn needs(repo: &Repo, names: &[Name], found: &Roots) -> CloneNeeds {
         runs: found.runs.clone(),
     };
     for (digest, entry) in &found.contents {
-        let is_tree = entry.content.is_some_and(|it| it.kind == Shape::Tree);
+        let is_tree = entry.content.is_some_and(|it| it.kind == ContentKind::Tree);
         if is_tree {
             needs.trees.insert(*digest)
         } else {
@@ -177,7 +177,10 @@ pub fn add_other_needs(snapshot: &Snapshot, roots: &mut Roots, detail: Detail) -
             (detail == Detail::References).then(|| Reference { referrer: referrer(), path: RepoPath::root() })
         };
         for digest in &needs.trees {
-            roots.add_content(Content { digest: *digest, files: 0, kind: Shape::Tree, size: 0 }, reference());
+            roots.add_content(
+                Content { digest: *digest, files: 0, kind: ContentKind::Tree, size: 0 },
+                reference(),
+            );
         }
         for digest in &needs.objects {
             roots.contents.entry(*digest).or_default().references.extend(reference());

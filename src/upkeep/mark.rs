@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use crate::{
     digest::Digest,
     error::{Kind, Result},
-    pointer::Shape,
+    pointer::ContentKind,
     store::{EntryKind, LiveSet, Page, Store, decode_page, is_newer_page},
     upkeep::roots::Roots,
 };
@@ -38,7 +38,7 @@ pub fn mark(store: &Store, roots: &Roots) -> Result<Marked> {
     marked.live.runs.extend(&roots.runs);
     marked.live.objects.extend(roots.contents.keys());
     let is_tree = |it: &&Digest| match roots.contents[it].content {
-        Some(content) => content.kind == Shape::Tree,
+        Some(content) => content.kind == ContentKind::Tree,
         None => store.is_tree_page(it),
     };
     let mut seen: HashSet<Digest> = roots.contents.keys().filter(is_tree).copied().collect();

@@ -10,7 +10,7 @@ use crate::{
     fs::{self, Crash, Sync},
     git::{Rev, Single},
     path::RepoPath,
-    pointer::Shape,
+    pointer::ContentKind,
     progress::Silent,
     repo::Repo,
     store::{EntryKind, Store, diff},
@@ -191,7 +191,7 @@ impl World {
         let current = repo.pointer(&path("data")).unwrap().map(|it| it.to_toml().into_bytes());
         for bytes in self.commits.iter().map(|it| &it.1).chain(&current) {
             let pointer = crate::pointer::Pointer::parse(path("data"), bytes).unwrap();
-            assert_eq!(pointer.content.kind, Shape::Tree);
+            assert_eq!(pointer.content.kind, ContentKind::Tree);
             assert_eq!(read(&repo.store, &pointer.content.digest), self.expected[&pointer.content.digest]);
         }
     }

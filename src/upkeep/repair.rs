@@ -11,7 +11,7 @@ use crate::{
     error::{Error, Result, WithContext},
     fs::Form,
     path::RepoPath,
-    pointer::{Content, Shape},
+    pointer::{Content, ContentKind},
     progress::Progress,
     remote::{self, Access, Depth, Remote, Wants},
     repo::Repo,
@@ -137,7 +137,7 @@ fn from_remote(
     let (trees, files): (BTreeSet<Digest>, BTreeSet<Digest>) = left.iter().partition(|it| pages.contains(it));
     let mut error = None;
     for (digests, kind, depth) in
-        [(trees, Shape::Tree, Depth::Trees), (files, Shape::File, Depth::Everything)]
+        [(trees, ContentKind::Tree, Depth::Trees), (files, ContentKind::File, Depth::Everything)]
     {
         let want = |digest: &Digest| -> Result<_> {
             let path = RepoPath::from_text(&format!("damaged/{}", digest.short()))?;

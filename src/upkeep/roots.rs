@@ -23,7 +23,7 @@ use crate::{
     lineage::speaks,
     path::RepoPath,
     pipeline::Lockfile,
-    pointer::{Content, ENOUGH, Pointer, SUFFIX, Shape},
+    pointer::{Content, ContentKind, Pointer, READ_LIMIT, SUFFIX},
     repo::Repo,
     store::Store,
     traffic::spool,
@@ -139,7 +139,7 @@ impl RootsReader<'_> {
 
 impl RootEntry {
     pub(super) fn is_tree(&self) -> bool {
-        self.content.is_some_and(|it| it.kind == Shape::Tree)
+        self.content.is_some_and(|it| it.kind == ContentKind::Tree)
     }
 }
 
@@ -147,7 +147,7 @@ impl Roots {
     /// Adds an object from earlier results.
     pub(super) fn add_known(&mut self, digest: Digest, tree: bool) {
         if tree {
-            self.add_content(Content { digest, files: 0, kind: Shape::Tree, size: 0 }, None);
+            self.add_content(Content { digest, files: 0, kind: ContentKind::Tree, size: 0 }, None);
         } else {
             self.contents.entry(digest).or_default();
         }
@@ -225,7 +225,7 @@ impl RootsReader<'_> {
     /// The outer error is Git's; the inner one is about the file's content.
     fn parse_blob(&self, path: &RepoPath, blob: BlobId) -> Result<Result<FileReferences>> {
         let pointer = path.without_suffix(SUFFIX).is_some();
-        let limit = if pointer { ENOUGH } else { fs::DOCUMENT };
+        let limit = if pointer { READ_LIMIT } else { fs::DOCUMENT };
         Ok(match self.git.read_small_blob(blob, limit)? {
             Some(bytes) => parse(path, &bytes).or_else(|error| salvage(path, &bytes, error)),
             None if pointer => Ok(FileReferences::default()),
@@ -383,7 +383,7 @@ fn display_location(referrer: &Referrer, path: &RepoPath) -> String {
 fn parse(path: &RepoPath, bytes: &[u8]) -> Result<FileReferences> {
     let mut found = FileReferences::default();
     if let Some(of) = path.without_suffix(SUFFIX) {
-        found.not_pointer = !Pointer::resembles(bytes);
+        found.not_pointer = !Pointer::looks_like_pointer(bytes);
         if !found.not_pointer {
             found.contents.push((None, Pointer::parse(of, bytes)?.content));
         }

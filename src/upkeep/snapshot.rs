@@ -10,7 +10,7 @@ use crate::{
     git::{Name, Worktree},
     lineage::speaks,
     path::RepoPath,
-    pointer::{ENOUGH, SUFFIX},
+    pointer::{READ_LIMIT, SUFFIX},
     repo::Repo,
     upkeep::clones,
 };
@@ -71,7 +71,7 @@ impl Walk<'_> {
                 below.push(path);
             } else if kind.is_file() && speaks(&name) && !name.starts_with(fs::TEMPORARY) {
                 // A file that is removed meanwhile counts as absent.
-                let limit = if name.ends_with(SUFFIX.as_bytes()) { ENOUGH } else { fs::DOCUMENT + 1 };
+                let limit = if name.ends_with(SUFFIX.as_bytes()) { READ_LIMIT } else { fs::DOCUMENT + 1 };
                 if let Some(bytes) = self.top.read_start(&path, limit)? {
                     tracked.extend(path.without_suffix(SUFFIX));
                     found.push((path, bytes));

@@ -10,7 +10,7 @@ use crate::{
     error::Result,
     git::{Commit, Rev},
     path::RepoPath,
-    pointer::{Content, Shape},
+    pointer::{Content, ContentKind},
     repo::Repo,
     store::{Amount, EntryKind, Page, Store, decode_page},
     upkeep::{
@@ -141,7 +141,8 @@ impl VersionCounter<'_> {
             let Some(content) = entry.content else { continue };
             let paths: BTreeSet<_> =
                 entry.references.iter().map(|it| &it.path).filter(|it| !it.is_root()).collect();
-            let size = if content.kind == Shape::Tree { self.folder(digest)? } else { self.file(digest) };
+            let size =
+                if content.kind == ContentKind::Tree { self.folder(digest)? } else { self.file(digest) };
             usage.versions += size * paths.len() as u64;
         }
         for digest in &self.distinct {
@@ -188,7 +189,7 @@ fn rows(store: &Store, tree: &Digest) -> Result<Vec<(Digest, bool)>> {
 fn owners(store: &Store, groups: &[(Content, u32)]) -> Result<HashMap<Digest, u32>> {
     let mut owners: HashMap<Digest, u32> = HashMap::new();
     for (content, group) in groups {
-        let mut pending = vec![(content.digest, content.kind == Shape::Tree)];
+        let mut pending = vec![(content.digest, content.kind == ContentKind::Tree)];
         while let Some((digest, folder)) = pending.pop() {
             let before = owners.get(&digest).copied();
             let now = if before.is_none_or(|it| it == *group) { *group } else { SHARED };

@@ -9,7 +9,7 @@ use crate::{
     error::{Error, Kind, Result},
     fs::Form,
     path::RepoPath,
-    pointer::{Pointer, SUFFIX, Shape},
+    pointer::{ContentKind, Pointer, SUFFIX},
     progress::Progress,
     store::{TreeEntry, Writer, merge},
     workspace::{
@@ -78,7 +78,7 @@ impl Workspace<'_> {
     /// Returns the pointer of the tracked folder that contains `path`; a tracked file there is an error.
     fn tracked_parent(&self, path: &RepoPath) -> Result<Option<Pointer>> {
         match path.parent().map(|parent| self.pointer_of(&parent)).transpose()?.flatten() {
-            Some(parent) if parent.content.kind != Shape::Tree => {
+            Some(parent) if parent.content.kind != ContentKind::Tree => {
                 let error = Error::new(
                     Kind::Conflict,
                     format!("`{}` is tracked as a file, so `{path}` cannot be added below it", parent.path),

@@ -16,7 +16,7 @@ use crate::{
     error::{Error, Kind, Result, WithContext},
     fs::{self, Dir, Form, Link, Mode, Root, Stamp},
     path::RepoPath,
-    pointer::{Pointer, Shape},
+    pointer::{ContentKind, Pointer},
     progress::{Event, Progress},
     store::{Difference, EntryKind, Side, Store, TreeEntry, WHOLE, file_at},
     workspace::{
@@ -103,7 +103,7 @@ pub(super) fn recorded_entry(store: &Store, pointer: &Pointer, part: &RepoPath) 
     if below.is_root() {
         return Ok(Some(as_entry(&pointer.content)));
     }
-    if pointer.content.kind != Shape::Tree {
+    if pointer.content.kind != ContentKind::Tree {
         return Ok(None);
     }
     file_at(store, &pointer.content.digest, &below)

@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 use crate::{
     error::Result,
     path::RepoPath,
-    pointer::{Content, Shape},
+    pointer::{Content, ContentKind},
     store::{Difference, EntryKind, Side, Store, TreeEntry, entries},
     workspace::Node,
 };
@@ -29,9 +29,9 @@ pub(super) fn differences(
 /// Converts the content of a pointer to a tree entry without a name.
 pub(super) fn as_entry(content: &Content) -> TreeEntry {
     let kind = match content.kind {
-        Shape::File => EntryKind::File,
-        Shape::Executable => EntryKind::Executable,
-        Shape::Tree => EntryKind::Folder,
+        ContentKind::File => EntryKind::File,
+        ContentKind::Executable => EntryKind::Executable,
+        ContentKind::Tree => EntryKind::Folder,
     };
     TreeEntry { name: Box::default(), kind, size: content.size, files: content.files, digest: content.digest }
 }

@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Kind, Result},
     fs::{Form, Listing},
     path::RepoPath,
-    pointer::{Pointer, SUFFIX, Shape},
+    pointer::{ContentKind, Pointer, SUFFIX},
     progress::Progress,
     store::{EntryKind, TreeEntry, Writer, merge},
     workspace::{Workspace, filter::ScanFilter, scan},
@@ -111,7 +111,8 @@ impl Workspace<'_> {
 
     /// Records the matching files of a tracked folder in one update.
     fn add_to_folder(&self, top: &RepoPath, glob: &Glob, progress: &dyn Progress) -> Result<Option<Pointer>> {
-        let Some(parent) = self.repo.pointer(top)?.filter(|pointer| pointer.content.kind == Shape::Tree)
+        let Some(parent) =
+            self.repo.pointer(top)?.filter(|pointer| pointer.content.kind == ContentKind::Tree)
         else {
             let error = Error::new(Kind::Conflict, format!("`{top}` is tracked as a file, but is a folder"));
             return Err(error.hint(format!("run `mlx remove {top}` first")));

@@ -27,7 +27,7 @@ use crate::{
     error::{Error, Kind, Result},
     fs::{Dir, Form, Root},
     path::RepoPath,
-    pointer::{Content, Pointer, Shape},
+    pointer::{Content, ContentKind, Pointer},
     repo::Repo,
     store::{EntryKind, Store, entries, file_at},
 };
@@ -169,7 +169,9 @@ impl<'r> Rules<'r> {
         if let Some(below) = top.strip_prefix(folder).filter(|it| !it.is_root()) {
             return Ok(below.components().next().map(|name| HashSet::from([name.to_vec()])));
         }
-        let Some(below) = folder.strip_prefix(top).filter(|_| content.kind == Shape::Tree) else { return Ok(None) };
+        let Some(below) = folder.strip_prefix(top).filter(|_| content.kind == ContentKind::Tree) else {
+            return Ok(None);
+        };
         let tree = if below.is_root() {
             Ok(Some(content.digest))
         } else {

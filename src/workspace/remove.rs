@@ -3,7 +3,7 @@
 use crate::{
     error::{Error, Kind, Result},
     path::RepoPath,
-    pointer::{Pointer, Shape},
+    pointer::{ContentKind, Pointer},
     progress::Progress,
     store::file_at,
     workspace::{CheckedOut, Workspace, clear, select::unrecorded},
@@ -47,7 +47,7 @@ impl Workspace<'_> {
             return Ok(Removed { path: path.clone(), parent: None, files });
         }
         check_output(path, claimed)?;
-        let parent = self.pointer_of(path)?.filter(|it| it.content.kind == Shape::Tree);
+        let parent = self.pointer_of(path)?.filter(|it| it.content.kind == ContentKind::Tree);
         let parent = parent.ok_or_else(|| untracked(path))?;
         let below = path.strip_prefix(&parent.path).expect("the path is inside the tracked folder");
         if file_at(&self.repo.store, &parent.content.digest, &below)?.is_none() {

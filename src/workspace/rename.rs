@@ -10,7 +10,7 @@ use crate::{
     error::{Error, Kind, Result},
     fs::Lock,
     path::RepoPath,
-    pointer::{Content, Pointer, Shape},
+    pointer::{Content, ContentKind, Pointer},
     progress::Progress,
     store::{EntryKind, TreeEntry, Writer, diff, file_at, merge},
     workspace::{
@@ -75,7 +75,7 @@ impl Workspace<'_> {
         if let Some(pointer) = self.repo.pointer(path)? {
             return Ok((RecordLocation::OwnPointer, to_entry(&pointer.content)));
         }
-        let parent = self.pointer_of(path)?.filter(|it| it.content.kind == Shape::Tree);
+        let parent = self.pointer_of(path)?.filter(|it| it.content.kind == ContentKind::Tree);
         let parent = parent.ok_or_else(|| untracked(path))?;
         let below = path.strip_prefix(&parent.path).expect("the path is inside the tracked folder");
         let entry = file_at(&self.repo.store, &parent.content.digest, &below)?;
@@ -90,7 +90,7 @@ impl Workspace<'_> {
         let parent = path.parent().map(|parent| self.pointer_of(&parent)).transpose()?.flatten();
         let taken = |what: String| Err(Error::new(Kind::Conflict, what).hint("choose another name"));
         match parent {
-            Some(parent) if parent.content.kind == Shape::Tree => {
+            Some(parent) if parent.content.kind == ContentKind::Tree => {
                 return Ok(RecordLocation::InFolder(parent));
             }
             Some(parent) => return taken(format!("`{}` is tracked as a file", parent.path)),
@@ -236,9 +236,9 @@ fn occupied(path: &RepoPath) -> Error {
 fn to_entry(content: &Content) -> TreeEntry {
     let Content { digest, files, kind, size } = *content;
     let kind = match kind {
-        Shape::File => EntryKind::File,
-        Shape::Executable => EntryKind::Executable,
-        Shape::Tree => EntryKind::Folder,
+        ContentKind::File => EntryKind::File,
+        ContentKind::Executable => EntryKind::Executable,
+        ContentKind::Tree => EntryKind::Folder,
     };
     TreeEntry { name: Box::default(), kind, size, files, digest }
 }

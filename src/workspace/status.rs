@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::{
     error::{Kind, Result},
     path::RepoPath,
-    pointer::{Content, Pointer, Shape},
+    pointer::{Content, ContentKind, Pointer},
     progress::Progress,
     store::{Difference, EntryKind, Side, Store, diff},
     workspace::{
@@ -191,7 +191,7 @@ pub fn between(
     new: Option<&Version>,
 ) -> Result<Vec<(RepoPath, Change)>> {
     let tree = |version: &Version| {
-        version.recorded().filter(|content| content.kind == Shape::Tree).map(|content| content.digest)
+        version.recorded().filter(|content| content.kind == ContentKind::Tree).map(|content| content.digest)
     };
     if let (Some(before), Some(after)) = (old, new)
         && let (Some(before), Some(after)) = (tree(before), tree(after))

@@ -9,7 +9,7 @@ use crate::{
     error::{Error, Kind, Result, WithContext},
     model::registry::Version,
     path::RepoPath,
-    pointer::{Content, Shape},
+    pointer::{Content, ContentKind},
     policy::Evidence,
     remote::{self, Access, Depth, Remote, Wants},
     repo::Repo,
@@ -82,7 +82,7 @@ pub fn store_report(ctx: &Context<'_>, repo: &Repo, bytes: &[u8]) -> Result<Cont
     let mut writer = Writer::new(&repo.store);
     let digest = writer.put_bytes(bytes)?;
     writer.finish()?;
-    let content = Content { digest, files: 1, kind: Shape::File, size: bytes.len() as u64 };
+    let content = Content { digest, files: 1, kind: ContentKind::File, size: bytes.len() as u64 };
     send(ctx, repo, vec![(name(&digest)?, content)])?;
     Ok(content)
 }

@@ -175,7 +175,12 @@ impl fmt::Display for Output {
             writeln!(f, "  image {}", record.input)?;
             writeln!(f, "  answered by {}, package {}", record.version, record.package.short())?;
             for (release, approvals) in releases {
-                writeln!(f, "  released as {} by {}", release.name(), escape_bytes(release.message.who.as_bytes()))?;
+                writeln!(
+                    f,
+                    "  released as {} by {}",
+                    release.name(),
+                    escape_bytes(release.message.who.as_bytes())
+                )?;
                 for approval in approvals {
                     let message = &approval.message;
                     let report = message.report.map(|report| format!(", report {}", report.digest.short()));
@@ -222,7 +227,12 @@ fn tree(
 fn commit(node: &Node) -> String {
     match &node.commit {
         Some(commit) => {
-            format!("{} {} {}", commit.rev.short(), commit.when.day(), escape_bytes(commit.summary.as_bytes()))
+            format!(
+                "{} {} {}",
+                commit.rev.short(),
+                commit.when.day(),
+                escape_bytes(commit.summary.as_bytes())
+            )
         }
         None => "not committed".to_owned(),
     }

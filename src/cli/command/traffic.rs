@@ -13,7 +13,7 @@ use crate::{
     },
     error::{Error, Result},
     path::RepoPath,
-    pointer::{Content, Shape},
+    pointer::{Content, ContentKind},
     remote::{self, Access, Depth, Pushed, Remote, Wants},
     repo::Repo,
     store,
@@ -149,7 +149,8 @@ pub fn bring_tables(ctx: &Context<'_>, repo: &Repo, environment: &str, days: &[D
     let mut tables = Wants::default();
     for (path, content) in &missing.contents {
         for entry in store::entries(&repo.store, &content.digest)?.into_iter().filter(|it| it.files == 1) {
-            let content = Content { digest: entry.digest, files: 1, kind: Shape::File, size: entry.size };
+            let content =
+                Content { digest: entry.digest, files: 1, kind: ContentKind::File, size: entry.size };
             if entry.name.ends_with(b".parquet") {
                 tables.contents.push((path.join(&entry.name)?, content));
             }

@@ -23,7 +23,7 @@ use crate::{
     },
     path::RepoPath,
     pipeline::Pipeline,
-    pointer::{Content, Shape},
+    pointer::{Content, ContentKind},
     remote::{Access, Depth, Remote, Wants, fetch},
     repo::Repo,
     store::{self, EntryKind},
@@ -77,7 +77,7 @@ pub fn register(ctx: &Context<'_>, args: &RegisterArgs) -> Result<ShownVersion> 
     }
     let rev = repo.git.resolve(&args.rev)?;
     let content =
-        content_at(&repo.git, &repo.store, &rev, path)?.filter(|content| content.kind == Shape::Tree);
+        content_at(&repo.git, &repo.store, &rev, path)?.filter(|content| content.kind == ContentKind::Tree);
     let content = content.ok_or_else(|| not_committed(path))?;
     if args.rev == "HEAD" && workspace.content(path, ctx.progress)?.is_some_and(|current| current != content)
     {
