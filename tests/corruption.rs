@@ -1,4 +1,5 @@
-//! Bytes that are not what they were: in the store, in the index, in the workspace while it is read.
+//! Tests that corrupt packs, indexes, pointers and lockfiles are detected and repaired, and that files which
+//! change while `add` reads them are stored whole or refused.
 
 use std::{
     fs,
@@ -12,12 +13,12 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    failing_disk::comes_back,
+    failing_disk::assert_checkout_restores,
     sandbox::{Sandbox, snapshot},
 };
 
-/// Two packs of contents, two large files, a run and a remote that has it all.
-fn world() -> Sandbox {
+/// Creates a repository with two packs of contents, two large files, one run and a remote with all of it.
+fn setup() -> Sandbox {
     let sandbox = Sandbox::new();
     for (name, byte) in [("one", 1_u8), ("two", 2)] {
         for at in 0..40 {
@@ -25,7 +26,7 @@ fn world() -> Sandbox {
         }
         sandbox.write(
             &format!("data/{name}/large"),
-            (0..1_200_000_u32).map(|it| it as u8 ^ byte ^ (it >> 12) as u8).collect::<Vec<_>>(),
+            (0..1_200_000_u32).map(|index| index as u8 ^ byte ^ (index >> 12) as u8).collect::<Vec<_>>(),
         );
         sandbox.ok("add data");
     }
@@ -39,61 +40,64 @@ fn world() -> Sandbox {
 }
 
 fn files(sandbox: &Sandbox, folder: &str) -> Vec<PathBuf> {
-    let found = fs::read_dir(sandbox.repo.join(".git/mlx").join(folder)).unwrap();
-    let mut found: Vec<_> = found.map(|it| it.unwrap().path()).collect();
-    found.sort();
-    found
+    let entries = fs::read_dir(sandbox.repo.join(".git/mlx").join(folder)).unwrap();
+    let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths
 }
 
-fn with_ending(sandbox: &Sandbox, ending: &str) -> Vec<PathBuf> {
-    files(sandbox, "packs").into_iter().filter(|it| it.extension().is_some_and(|it| it == ending)).collect()
+fn pack_files(sandbox: &Sandbox, extension: &str) -> Vec<PathBuf> {
+    let mut paths = files(sandbox, "packs");
+    paths.retain(|path| path.extension() == Some(extension.as_ref()));
+    paths
 }
 
-fn change(path: &Path, with: impl FnOnce(&mut Vec<u8>)) {
+fn edit_file(path: &Path, edit: impl FnOnce(&mut Vec<u8>)) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
     let mut bytes = fs::read(path).unwrap();
-    with(&mut bytes);
+    edit(&mut bytes);
     fs::write(path, bytes).unwrap();
 }
 
-type Damage = (&'static str, fn(&mut Vec<u8>));
+type Corruption = (&'static str, fn(&mut Vec<u8>));
 
-const DAMAGES: [Damage; 5] = [
-    ("a page of zeros", |it| {
-        let end = it.len().min(4096);
-        it[..end].fill(0);
+const CORRUPTIONS: [Corruption; 5] = [
+    ("zeros in the first page", |bytes| {
+        let end = bytes.len().min(4096);
+        bytes[..end].fill(0);
     }),
-    ("zeros at its end", |it| {
-        let start = it.len().saturating_sub(4096);
-        it[start..].fill(0);
+    ("zeros in the last page", |bytes| {
+        let start = bytes.len().saturating_sub(4096);
+        bytes[start..].fill(0);
     }),
-    ("its head alone", |it| it.truncate(8)),
-    ("a page of junk behind it", |it| it.extend([0xa5; 4096])),
-    ("its first half twice", |it| {
-        let half = it.len() / 2;
-        it.copy_within(..half, half);
+    ("cut after 8 bytes", |bytes| bytes.truncate(8)),
+    ("a page of junk appended", |bytes| bytes.extend([0xa5; 4096])),
+    ("the first half twice", |bytes| {
+        let half = bytes.len() / 2;
+        bytes.copy_within(..half, half);
     }),
 ];
 
-/// All files of the store are damaged at once, each kind in each way: reading finds it, fsck names it and the remote
-/// has it.
+/// Corrupts all store files of one kind at once, in each way: `fsck` reports them and repairs them from the
+/// remote.
 #[test]
-fn pages_that_are_lost_in_any_file_of_the_store_are_found_and_come_back() {
-    let sandbox = world();
+fn fsck_repairs_a_lost_page_in_any_store_file() {
+    let sandbox = setup();
     let expected = snapshot(&sandbox.repo);
-    let runs: Vec<_> = files(&sandbox, "runs").into_iter().map(|it| (fs::read(&it).unwrap(), it)).collect();
-    for (what, with) in DAMAGES {
-        // A record that is damaged goes, and nobody misses it.
-        runs.iter().for_each(|it| fs::write(&it.1, &it.0).unwrap());
+    let runs: Vec<_> =
+        files(&sandbox, "runs").into_iter().map(|path| (fs::read(&path).unwrap(), path)).collect();
+    for (corruption, edit) in CORRUPTIONS {
+        // A corrupt run record is removed without a replacement, so each round writes them again.
+        runs.iter().for_each(|(bytes, path)| fs::write(path, bytes).unwrap());
         for ending in ["pack", "idx", "large", "run"] {
-            let name = format!("{what}: {ending}");
+            let name = format!("{corruption}: {ending}");
             let damaged = match ending {
                 "large" => files(&sandbox, "objects"),
                 "run" => files(&sandbox, "runs"),
-                ending => with_ending(&sandbox, ending),
+                extension => pack_files(&sandbox, extension),
             };
             assert!(!damaged.is_empty());
-            damaged.iter().for_each(|it| change(it, with));
+            damaged.iter().for_each(|path| edit_file(path, edit));
             let found = sandbox.mlx("fsck --json");
             assert_eq!(found.code, 10, "{name}: {}{}", found.out, found.err);
             let found: Value = serde_json::from_str(&found.out).unwrap();
@@ -101,54 +105,54 @@ fn pages_that_are_lost_in_any_file_of_the_store_are_found_and_come_back() {
             if ending == "large" {
                 let hits = found["damaged"][0]["hits"].as_array().unwrap();
                 assert!(
-                    hits.iter().any(|it| it["path"] == "data/one/large" || it["path"] == "data/two/large")
+                    hits.iter().any(|hit| hit["path"] == "data/one/large" || hit["path"] == "data/two/large")
                 );
             }
             sandbox.ok("fsck --repair");
             sandbox.ok("fsck");
-            comes_back(&sandbox, &expected, &name);
+            assert_checkout_restores(&sandbox, &expected, &name);
         }
     }
 }
 
 #[test]
-fn two_files_of_the_store_under_each_others_names_are_found_and_come_back() {
-    let sandbox = world();
+fn fsck_repairs_two_store_files_with_swapped_names() {
+    let sandbox = setup();
     let expected = snapshot(&sandbox.repo);
     for ending in ["pack", "idx", "large"] {
-        let of = if ending == "large" { files(&sandbox, "objects") } else { with_ending(&sandbox, ending) };
+        let paths = if ending == "large" { files(&sandbox, "objects") } else { pack_files(&sandbox, ending) };
         let aside = sandbox.root().join("aside");
-        fs::rename(&of[0], &aside).unwrap();
-        fs::rename(&of[1], &of[0]).unwrap();
-        fs::rename(&aside, &of[1]).unwrap();
+        fs::rename(&paths[0], &aside).unwrap();
+        fs::rename(&paths[1], &paths[0]).unwrap();
+        fs::rename(&aside, &paths[1]).unwrap();
         fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
         let ran = sandbox.mlx("checkout");
-        // An index beside the wrong pack is not believed, nor is a pack beside the wrong index.
+        // An index with another pack's name is not trusted, nor is a pack with another index's name.
         assert!([0, 3, 5].contains(&ran.code), "{ending}: {}", ran.err);
         assert_eq!(sandbox.mlx("fsck").code, 10, "{ending}");
         sandbox.ok("fsck --repair");
         sandbox.ok("pull --force");
         sandbox.ok("fsck");
-        comes_back(&sandbox, &expected, ending);
+        assert_checkout_restores(&sandbox, &expected, ending);
     }
 }
 
 #[test]
-fn a_flipped_bit_in_lockfile_or_pointer_is_a_change_or_an_error_and_never_other_bytes() {
-    let sandbox = world();
+fn a_flipped_bit_in_lockfile_or_pointer_never_changes_data() {
+    let sandbox = setup();
     let before = snapshot(&sandbox.repo.join("data"));
     for file in ["data.mlx", "mlx.lock"] {
         let text = fs::read(sandbox.repo.join(file)).unwrap();
         for at in (0..text.len()).step_by(17) {
             let mut bad = text.clone();
             bad[at] ^= 1 << (at % 7);
-            if text[..at].iter().all(|it| *it != b'\n') && text[0] == b'#' {
+            if text[..at].iter().all(|byte| *byte != b'\n') && text[0] == b'#' {
                 continue;
             }
             fs::write(sandbox.repo.join(file), &bad).unwrap();
             let ran = sandbox.mlx("status --json");
             let clean = ran.code == 0 && serde_json::from_str::<Value>(&ran.out).unwrap()["clean"] == true;
-            // What a person may write otherwise (a comment, a space) changes nothing.
+            // Edits without a meaning (a comment, a space) change nothing.
             assert!(
                 !clean || bad[at] == b'\t' || text[at].is_ascii_whitespace(),
                 "{file}, byte {at}: {}",
@@ -162,62 +166,63 @@ fn a_flipped_bit_in_lockfile_or_pointer_is_a_change_or_an_error_and_never_other_
     assert_eq!(sandbox.json("status")["clean"], true);
 }
 
-/// The index is a cache: whatever becomes of it, the answers are the same.
+/// The index is a cache: without it, results are the same.
 #[test]
-fn an_index_that_is_gone_damaged_old_or_new_changes_no_answer() {
-    let sandbox = world();
+fn status_is_right_with_a_missing_corrupt_or_other_version_index() {
+    let sandbox = setup();
     let index = sandbox.repo.join(".git/mlx/index");
-    let whole = fs::read(&index).unwrap();
-    let with = |at: usize, byte: u8| {
-        let mut bytes = whole.clone();
+    let intact = fs::read(&index).unwrap();
+    let with_byte = |at: usize, byte: u8| {
+        let mut bytes = intact.clone();
         bytes[at] = byte;
         bytes
     };
-    let cut = |length: usize| whole[..length].to_vec();
-    let mut zeroed = whole.clone();
+    let cut = |length: usize| intact[..length].to_vec();
+    let mut zeroed = intact.clone();
     zeroed[64..2048].fill(0);
-    // Of an older and a newer mlx, with a check that fits.
+    // Indexes of an older and a newer mlx, with a valid checksum.
     let versions = [1, 3].map(|version| {
-        let mut bytes = with(7, version);
+        let mut bytes = with_byte(7, version);
         let body = bytes.len() - 32;
-        let check = *blake3::hash(&bytes[..body]).as_bytes();
-        bytes[body..].copy_from_slice(&check);
+        let checksum = *blake3::hash(&bytes[..body]).as_bytes();
+        bytes[body..].copy_from_slice(&checksum);
         bytes
     });
-    let mut cases: Vec<(&str, Option<Vec<u8>>)> = vec![("gone", None)];
-    cases.extend(versions.into_iter().map(|it| ("of another version", Some(it))));
-    cases.extend([0, 1, 8, whole.len() - 1].map(|it| ("cut", Some(cut(it)))));
-    cases.extend([9, whole.len() / 2, whole.len() - 1].map(|it| ("flipped", Some(with(it, !whole[it])))));
+    let mut cases: Vec<(&str, Option<Vec<u8>>)> = vec![("missing", None)];
+    cases.extend(versions.into_iter().map(|bytes| ("of another version", Some(bytes))));
+    cases.extend([0, 1, 8, intact.len() - 1].map(|length| ("cut", Some(cut(length)))));
+    let flipped = [9, intact.len() / 2, intact.len() - 1];
+    cases.extend(flipped.map(|at| ("flipped", Some(with_byte(at, !intact[at])))));
     cases.push(("zeroed", Some(zeroed)));
-    cases.push(("longer", Some([&whole[..], b"junk"].concat())));
+    cases.push(("longer", Some([&intact[..], b"junk"].concat())));
     let path = sandbox.repo.join("data/one/0");
     let text = fs::read_to_string(&path).unwrap();
-    for (what, bytes) in cases {
+    for (case, bytes) in cases {
         match &bytes {
             Some(bytes) => fs::write(&index, bytes).unwrap(),
             None => fs::remove_file(&index).unwrap(),
         }
-        assert_eq!(sandbox.json("status")["clean"], true, "{what}");
-        let anew = fs::read(&index).unwrap();
-        assert!(bytes.is_none_or(|it| it != anew) && anew.starts_with(b"mlxlook\x02"), "{what}");
+        assert_eq!(sandbox.json("status")["clean"], true, "{case}");
+        let rebuilt = fs::read(&index).unwrap();
+        assert!(bytes.is_none_or(|old| old != rebuilt) && rebuilt.starts_with(b"mlxlook\x02"), "{case}");
         fs::write(&path, text.replace("one", "eno")).unwrap();
         let change = json!([{"path": "data/one/0", "change": "modified"}]);
-        assert_eq!(sandbox.json("status")["data"][0]["changes"], change, "{what}");
+        assert_eq!(sandbox.json("status")["data"][0]["changes"], change, "{case}");
         fs::write(&path, &text).unwrap();
     }
-    // One that cannot be read at all is no reason to be silent.
+    // An index that cannot be read at all does not prevent a result.
     fs::remove_file(&index).unwrap();
     fs::create_dir(&index).unwrap();
     assert_eq!(sandbox.json("status")["clean"], true);
 }
 
 #[test]
-fn an_index_from_another_machine_vouches_for_nothing() {
-    let sandbox = world();
+fn an_index_copied_from_another_machine_is_not_trusted() {
+    let sandbox = setup();
     let other = sandbox.root().join("other");
     let copied = sandbox.command("cp", &sandbox.repo).args(["-a", "."]).arg(&other).status().unwrap();
     assert!(copied.success());
-    // Same size, same time of change, other bytes: only inode and change time tell.
+    // Same size and mtime, other bytes: only inode and ctime differ.
     let path = other.join("data/one/0");
     let time = path.metadata().unwrap().modified().unwrap();
     fs::write(&path, fs::read_to_string(&path).unwrap().replace("one", "eno")).unwrap();
@@ -228,7 +233,7 @@ fn an_index_from_another_machine_vouches_for_nothing() {
 }
 
 #[test]
-fn status_tells_the_truth_whatever_the_time_of_a_file_says() {
+fn status_detects_an_edit_that_keeps_size_inode_and_mtime() {
     let sandbox = Sandbox::new();
     let path = sandbox.repo.join("data/a");
     let now = SystemTime::now();
@@ -242,48 +247,49 @@ fn status_tells_the_truth_whatever_the_time_of_a_file_says() {
         thread::sleep(Duration::from_millis(30));
         sandbox.ok("status");
         assert_eq!(sandbox.json("status")["clean"], true, "round {round}");
-        // Same size, same inode, same time.
+        // Same size, inode and mtime.
         fs::OpenOptions::new().write(true).open(&path).unwrap().write_at(b"x", 0).unwrap();
         fs::File::open(&path).unwrap().set_modified(time).unwrap();
         assert_eq!(sandbox.json("status")["clean"], false, "round {round}");
         sandbox.ok("commit");
-        let mut elsewhere = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
-        let zone = elsewhere.env("TZ", "Pacific/Kiritimati").args(["status", "--check"]).status().unwrap();
-        assert!(zone.success(), "round {round}");
+        let mut other_zone = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
+        let status = other_zone.env("TZ", "Pacific/Kiritimati").args(["status", "--check"]).status().unwrap();
+        assert!(status.success(), "round {round}");
     }
 }
 
-/// Something else comes to stand under the name of a file while it is read.
-fn while_it_is_read(bother: impl Fn(&Path) + Sync) {
+/// Runs `add` on a file while another thread keeps replacing it. Checks that the old or the new bytes are
+/// stored, whole, or that `add` names the file in its error.
+fn add_while_replaced(replace: impl Fn(&Path) + Sync) {
     let sandbox = Sandbox::new();
     let (one, two) = (vec![1_u8; 4 << 20], vec![2_u8; 4 << 20]);
     let digest = |bytes: &[u8]| format!("b3:{}", blake3::hash(bytes).to_hex());
     let path = sandbox.repo.join("file");
-    let over = AtomicBool::new(false);
+    let done = AtomicBool::new(false);
     let (mut stored, mut refused) = (0, 0);
     for _ in 0..12 {
         fs::write(&path, &one).unwrap();
-        over.store(false, Ordering::SeqCst);
+        done.store(false, Ordering::SeqCst);
         let ran = thread::scope(|scope| {
             scope.spawn(|| {
-                while !over.load(Ordering::SeqCst) {
-                    bother(&path);
+                while !done.load(Ordering::SeqCst) {
+                    replace(&path);
                 }
             });
             let ran = sandbox.mlx("add file --json");
-            over.store(true, Ordering::SeqCst);
+            done.store(true, Ordering::SeqCst);
             ran
         });
         if ran.code == 0 {
-            let told: Value = serde_json::from_str(&ran.out).unwrap();
-            let found = told["added"][0]["digest"].as_str().unwrap().to_owned();
-            // One or the other, whole; or a folder, which is empty.
+            let output: Value = serde_json::from_str(&ran.out).unwrap();
+            let found = output["added"][0]["digest"].as_str().unwrap().to_owned();
+            // Old or new bytes, whole; or an empty folder.
             let folder = sandbox.read("file.mlx").contains("\"tree\"");
             assert!(folder || found == digest(&one) || found == digest(&two), "{found}");
             stored += 1;
         } else {
-            let told = format!("{}{}", ran.out, ran.err);
-            assert!([1, 3, 4, 6].contains(&ran.code) && told.contains("`file`"), "{} {told}", ran.code);
+            let output = format!("{}{}", ran.out, ran.err);
+            assert!([1, 3, 4, 6].contains(&ran.code) && output.contains("`file`"), "{} {output}", ran.code);
             refused += 1;
         }
         if path.is_dir() {
@@ -296,8 +302,8 @@ fn while_it_is_read(bother: impl Fn(&Path) + Sync) {
 }
 
 #[test]
-fn a_file_that_is_replaced_while_it_is_read_is_one_or_the_other() {
-    while_it_is_read(|path| {
+fn a_file_replaced_during_add_is_stored_as_old_or_new_content() {
+    add_while_replaced(|path| {
         for byte in [2_u8, 1] {
             let new = path.with_extension("new");
             fs::write(&new, vec![byte; 4 << 20]).unwrap();
@@ -307,8 +313,8 @@ fn a_file_that_is_replaced_while_it_is_read_is_one_or_the_other() {
 }
 
 #[test]
-fn a_file_that_becomes_a_folder_while_it_is_read_is_one_or_the_other() {
-    while_it_is_read(|path| {
+fn a_file_that_becomes_a_folder_during_add_is_stored_as_either() {
+    add_while_replaced(|path| {
         let aside = path.with_extension("aside");
         fs::rename(path, &aside).unwrap();
         fs::create_dir(path).unwrap();
@@ -318,7 +324,7 @@ fn a_file_that_becomes_a_folder_while_it_is_read_is_one_or_the_other() {
 }
 
 #[test]
-fn files_of_one_digest_keep_their_modes_and_names_of_one_file_their_bytes() {
+fn equal_files_keep_their_modes_and_hard_links_share_edits() {
     let sandbox = Sandbox::new();
     for (name, mode) in [("plain", 0o644), ("run", 0o755)] {
         for (size, bytes) in [("small", vec![7_u8; 10]), ("large", vec![7; 1_200_000])] {
@@ -329,12 +335,12 @@ fn files_of_one_digest_keep_their_modes_and_names_of_one_file_their_bytes() {
         }
     }
     for size in ["small", "large"] {
-        let of = sandbox.repo.join(format!("data/plain-{size}"));
-        fs::hard_link(&of, sandbox.repo.join(format!("data/second-{size}"))).unwrap();
+        let plain = sandbox.repo.join(format!("data/plain-{size}"));
+        fs::hard_link(&plain, sandbox.repo.join(format!("data/second-{size}"))).unwrap();
     }
     sandbox.ok("add data");
     let before = snapshot(&sandbox.repo.join("data"));
-    // Two digests and the folder.
+    // Two distinct contents and one tree.
     assert_eq!(sandbox.json("fsck")["objects"], 3);
     for link in ["reflink,copy", "hardlink,copy", "symlink"] {
         sandbox.ok(&format!("config set --local cache.link {link}"));
@@ -347,7 +353,7 @@ fn files_of_one_digest_keep_their_modes_and_names_of_one_file_their_bytes() {
         let run = sandbox.repo.join("data/run-large").symlink_metadata().unwrap();
         assert!(run.is_file() && run.nlink() == 1 && run.permissions().mode() & 0o100 != 0, "{link}");
     }
-    // An edit through one name is an edit of both.
+    // An edit through one hard link changes both.
     sandbox.ok("config set --local cache.link copy");
     fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
     sandbox.ok("checkout");
@@ -356,7 +362,7 @@ fn files_of_one_digest_keep_their_modes_and_names_of_one_file_their_bytes() {
     fs::hard_link(&one, &two).unwrap();
     assert_eq!(sandbox.json("status")["clean"], true);
     fs::OpenOptions::new().write(true).open(&one).unwrap().write_at(b"x", 3).unwrap();
-    let changed: Vec<_> =
-        ["data/plain-small", "data/second-small"].map(|it| json!({"path": it, "change": "modified"})).into();
+    let changed = ["data/plain-small", "data/second-small"];
+    let changed = changed.map(|path| json!({"path": path, "change": "modified"}));
     assert_eq!(sandbox.json("status")["data"][0]["changes"], json!(changed));
 }

@@ -1,20 +1,21 @@
-//! A disk that is full, slow of speech, read-only or gone, limits of the machine, and what the power cut leaves.
+//! Tests that a failing, full or read-only disk, short reads and writes, resource limits and power cuts lose
+//! no data and leave nothing incomplete.
 
 use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt as _};
 
 use serde_json::{Value, json};
 
 use crate::{
-    crash_safety::{command, keep, start_again},
+    crash_safety::{command, restore_state, save_state},
     sandbox::{Ran, Sandbox, ended, skip, snapshot},
 };
 
-/// Two small files, a large one and a remote.
-fn world() -> Sandbox {
+/// Creates a repository with two small files, a large one and a remote.
+fn setup() -> Sandbox {
     let sandbox = Sandbox::new();
     sandbox.write("data/a/x", "one ".repeat(100));
     sandbox.write("data/y", "two");
-    let large: Vec<u8> = (0..1_200_000_u32).map(|it| (it % 251) as u8).collect();
+    let large: Vec<u8> = (0..1_200_000_u32).map(|index| (index % 251) as u8).collect();
     sandbox.write("data/large", large);
     let remote = sandbox.root().join("remote");
     fs::create_dir(&remote).unwrap();
@@ -22,20 +23,20 @@ fn world() -> Sandbox {
     sandbox
 }
 
-fn with_fault(sandbox: &Sandbox, args: &str, fault: &str) -> Ran {
+fn run_with_fault(sandbox: &Sandbox, args: &str, fault: &str) -> Ran {
     ended(command(sandbox, args).env("MLX_FAULT", fault).output().unwrap())
 }
 
-/// Runs mlx from a shell that does something first.
-fn after(sandbox: &Sandbox, first: &str, args: &str) -> Ran {
+/// Runs mlx from a shell, after a shell command such as `ulimit`.
+fn run_after(sandbox: &Sandbox, first: &str, args: &str) -> Ran {
     let script = format!("{first}; exec \"$@\"");
     let mut shell = sandbox.command("sh", &sandbox.repo);
     shell.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_mlx")]).args(args.split_whitespace());
     ended(shell.output().unwrap())
 }
 
-/// Runs mlx in mounts of its own, which end with it; nothing where the user may not mount.
-fn mounted(sandbox: &Sandbox, mount: &str, args: &str) -> Option<Ran> {
+/// Runs mlx in its own mount namespace, after a mount command. Returns none if the user cannot mount.
+fn run_with_mount(sandbox: &Sandbox, mount: &str, args: &str) -> Option<Ran> {
     let script = format!("{mount} || exit 99; exec \"$@\"");
     let mut shell = sandbox.command("unshare", &sandbox.repo);
     shell.args(["-rm", "sh", "-c", &script, "sh", env!("CARGO_BIN_EXE_mlx")]).args(args.split_whitespace());
@@ -43,48 +44,50 @@ fn mounted(sandbox: &Sandbox, mount: &str, args: &str) -> Option<Ran> {
     (ran.code != 99 && !ran.err.contains("unshare")).then_some(ran)
 }
 
-fn whole(sandbox: &Sandbox, what: &str) {
+/// Asserts that `fsck` finds nothing damaged, lost or unreadable.
+fn assert_intact(sandbox: &Sandbox, case: &str) {
     let checked = sandbox.json("fsck");
     for key in ["damaged", "faults", "unreadable"] {
-        assert_eq!(checked[key], json!([]), "{what}: {key}");
+        assert_eq!(checked[key], json!([]), "{case}: {key}");
     }
 }
 
-/// Unfinished files, and objects that were taken for damaged.
-fn leavings(sandbox: &Sandbox) -> Vec<String> {
-    let found = walkdir::WalkDir::new(&sandbox.repo).into_iter().map(|it| it.unwrap().path().to_owned());
-    let text = found.map(|it| it.display().to_string());
-    text.filter(|it| it.contains(".mlx-tmp-") || it.contains("/damaged/") || it.contains("/quarantine/"))
-        .collect()
+/// Returns temporary files and quarantined objects.
+fn temp_and_quarantined_files(sandbox: &Sandbox) -> Vec<String> {
+    let entries = walkdir::WalkDir::new(&sandbox.repo).into_iter();
+    let paths = entries.map(|entry| entry.unwrap().path().display().to_string());
+    let marks = [".mlx-tmp-", "/damaged/", "/quarantine/"];
+    paths.filter(|path| marks.iter().any(|mark| path.contains(mark))).collect()
 }
 
-/// From the n-th operation on the disk gives nothing any more, or has no room: for each n the command ends with an
-/// error or does its work, nothing is lost or taken for damaged, and on a sound disk the same command ends it.
-fn survives(prepare: &dyn Fn(&Sandbox), args: &str, faults: &[&str]) {
-    let sandbox = world();
+/// Makes the disk fail (`stuck`) or run full (`full`) from the n-th operation on, for each n: the command
+/// succeeds or ends with an error, nothing is lost or quarantined, and on a working disk the same command
+/// succeeds.
+fn assert_survives(prepare: &dyn Fn(&Sandbox), args: &str, faults: &[&str]) {
+    let sandbox = setup();
     prepare(&sandbox);
-    keep(&sandbox);
+    save_state(&sandbox);
     let ran = sandbox.mlx(args);
     assert_eq!(ran.code, 0, "{}", ran.err);
     let expected = snapshot(&sandbox.repo);
     for fault in faults {
-        let mut told = 0;
-        // The first ones one by one; of the rest a third shows as much in a third of the time.
-        for at in (1..).filter(|it| *it < 8 || it % 3 == 0) {
-            start_again(&sandbox);
-            let ran = with_fault(&sandbox, args, &format!("{fault}:{at}"));
+        let mut full_errors = 0;
+        // Each of the first operations, then every third: it finds as much in a third of the time.
+        for at in (1..).filter(|at| *at < 8 || at % 3 == 0) {
+            restore_state(&sandbox);
+            let ran = run_with_fault(&sandbox, args, &format!("{fault}:{at}"));
             let name = format!("{args}, {fault} {at}: {}", ran.err);
             let codes: &[i32] = if *fault == "full" { &[0, 7] } else { &[0, 1, 3] };
             assert!(codes.contains(&ran.code), "{name} {}", ran.code);
-            // A large file that cannot be looked at counts as absent, by name.
+            // A large file whose status cannot be read counts as absent and is named.
             assert!(ran.code != 3 || ran.err.contains("is not here"), "{name}");
             if ran.code == 7 {
                 assert!(ran.err.contains("hint: the disk is full"), "{name}");
-                told += 1;
+                full_errors += 1;
             }
-            assert_eq!(leavings(&sandbox), Vec::<String>::new(), "{name}");
+            assert_eq!(temp_and_quarantined_files(&sandbox), Vec::<String>::new(), "{name}");
             if at % 2 == 1 {
-                whole(&sandbox, &name);
+                assert_intact(&sandbox, &name);
             }
             sandbox.ok(args);
             assert_eq!(snapshot(&sandbox.repo), expected, "{name}");
@@ -93,61 +96,61 @@ fn survives(prepare: &dyn Fn(&Sandbox), args: &str, faults: &[&str]) {
                 break;
             }
         }
-        assert!(*fault != "full" || told > 3, "{args}: {told}");
+        assert!(*fault != "full" || full_errors > 3, "{args}: {full_errors}");
     }
 }
 
-fn added(sandbox: &Sandbox) {
+fn add_data(sandbox: &Sandbox) {
     sandbox.ok("add data");
 }
 
 #[test]
-fn an_add_on_a_disk_that_fails_or_is_full_publishes_nothing_half() {
-    survives(&|_| (), "add data", &["stuck", "full"]);
+fn add_on_a_failing_or_full_disk_publishes_nothing_incomplete() {
+    assert_survives(&|_| (), "add data", &["stuck", "full"]);
 }
 
 #[test]
-fn a_commit_on_a_disk_that_fails_or_is_full_publishes_nothing_half() {
-    let edit = |it: &Sandbox| {
-        added(it);
-        it.write("data/y", "three");
+fn commit_on_a_failing_or_full_disk_publishes_nothing_incomplete() {
+    let edit = |sandbox: &Sandbox| {
+        add_data(sandbox);
+        sandbox.write("data/y", "three");
     };
-    survives(&edit, "commit", &["stuck", "full"]);
+    assert_survives(&edit, "commit", &["stuck", "full"]);
 }
 
 #[test]
-fn a_checkout_on_a_disk_that_fails_or_is_full_takes_nothing_for_damaged() {
-    let gone = |it: &Sandbox| {
-        added(it);
-        fs::remove_dir_all(it.repo.join("data")).unwrap();
+fn checkout_on_a_failing_or_full_disk_quarantines_nothing() {
+    let remove_data = |sandbox: &Sandbox| {
+        add_data(sandbox);
+        fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
     };
-    survives(&gone, "checkout", &["stuck", "full"]);
+    assert_survives(&remove_data, "checkout", &["stuck", "full"]);
 }
 
-const SWEEP: &str = "gc --grace 0s --yes";
+const GC_NOW: &str = "gc --grace 0s --yes";
 
-/// Packs of which all, some and nothing is needed, and a large file that is not.
+/// Stores packs of which all, some and no objects are needed, and a large file that is unneeded.
 fn with_garbage(sandbox: &Sandbox) {
-    added(sandbox);
+    add_data(sandbox);
     for at in 0..8 {
         sandbox.write(&format!("data/f{at}"), format!("{at} ").repeat(40));
     }
-    added(sandbox);
+    add_data(sandbox);
     (1..8).for_each(|at| fs::remove_file(sandbox.repo.join(format!("data/f{at}"))).unwrap());
     fs::remove_file(sandbox.repo.join("data/large")).unwrap();
-    added(sandbox);
+    add_data(sandbox);
 }
 
 #[test]
-fn a_gc_on_a_disk_that_fails_loses_nothing() {
-    survives(&with_garbage, SWEEP, &["stuck"]);
+fn gc_on_a_failing_disk_loses_nothing() {
+    assert_survives(&with_garbage, GC_NOW, &["stuck"]);
 }
 
 #[test]
-fn a_gc_on_a_full_disk_makes_room() {
-    let sandbox = world();
+fn gc_on_a_full_disk_frees_space() {
+    let sandbox = setup();
     with_garbage(&sandbox);
-    let ran = with_fault(&sandbox, &format!("{SWEEP} --json"), "full:1");
+    let ran = run_with_fault(&sandbox, &format!("{GC_NOW} --json"), "full:1");
     assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
     assert!(ran.err.contains("the disk is full") && ran.err.contains("stay as they are"), "{}", ran.err);
     let swept: Value = serde_json::from_str(&ran.out).unwrap();
@@ -157,30 +160,32 @@ fn a_gc_on_a_full_disk_makes_room() {
         "{swept}"
     );
     assert!(swept["freed"]["total"]["bytes"].as_u64().unwrap() > 1_200_000, "{swept}");
-    whole(&sandbox, "full");
-    let swept = sandbox.json(SWEEP);
+    assert_intact(&sandbox, "full");
+    let swept = sandbox.json(GC_NOW);
     assert_eq!(swept["freed"]["whole"]["count"], 0, "{swept}");
     assert!(swept["rewritten"]["count"].as_u64().unwrap() > 0, "{swept}");
-    whole(&sandbox, "with room again");
+    assert_intact(&sandbox, "with room again");
 }
 
-/// The same with a disk that is really full: its repository, with locks, index and store, has not a page left.
+/// Fills a tmpfs with the whole repository: not a page is left for locks, index and store.
 #[test]
-fn on_a_disk_that_is_really_full_looking_and_making_room_work() {
-    let sandbox = world();
+fn status_fsck_and_gc_work_on_a_full_tmpfs() {
+    let sandbox = setup();
     with_garbage(&sandbox);
-    // All in one mount, which ends with the shell.
+    // One mount namespace, which ends with the shell.
     let script = "mount -t tmpfs -o size=4m none ../small || exit 99; cp -a . ../small; cd ../small; \
-        cat /dev/zero > fill 2>/dev/null; for it in status fsck 'gc --grace 0s' 'gc --grace 0s --yes'; do \
-        \"$1\" $it > \"$2\" 2>&1 || { echo \"$it: $?\"; cat \"$2\"; }; cat /dev/zero >> fill 2>/dev/null; done; \
+        cat /dev/zero > fill 2>/dev/null; \
+        for args in status fsck 'gc --grace 0s' 'gc --grace 0s --yes'; do \
+        \"$1\" $args > \"$2\" 2>&1 || { echo \"$args: $?\"; cat \"$2\"; }; \
+        cat /dev/zero >> fill 2>/dev/null; done; \
         ln -s x data/z; \"$1\" add data; echo $?; rm fill; \
         \"$1\" add data && \"$1\" fsck";
     fs::create_dir(sandbox.root().join("small")).unwrap();
     let mut shell = sandbox.command("unshare", &sandbox.repo);
     shell.args(["-rm", "sh", "-c", script, "sh", env!("CARGO_BIN_EXE_mlx")]);
-    let ran = ended(shell.arg(sandbox.root().join("told")).output().unwrap());
+    let ran = ended(shell.arg(sandbox.root().join("output")).output().unwrap());
     if ran.code == 99 || ran.err.contains("unshare") {
-        return skip("on_a_disk_that_is_really_full…", "this user cannot mount a small disk");
+        return skip("status_fsck_and_gc_work_on_a_full_tmpfs", "this user cannot mount a small disk");
     }
     assert_eq!(ran.code, 0, "{}\n{}", ran.out, ran.err);
     assert!(ran.out.starts_with("7\ndata: "), "{}\n{}", ran.out, ran.err);
@@ -191,13 +196,16 @@ fn on_a_disk_that_is_really_full_looking_and_making_room_work() {
     );
 }
 
-/// What is synced and what gets its name, in order: the same content, were the power cut after any line.
-struct Cut {
-    /// Unfinished files whose bytes are at rest.
+/// Checks a record of syncs, renames and removals, line by line: a power cut after any line loses nothing
+/// that a pointer or a pack index names.
+struct PowerCutCheck {
+    /// Temporary files whose bytes are synced.
     synced: BTreeSet<String>,
-    /// Folders in which a name may be lost.
-    open: BTreeSet<String>,
+    /// Folders that are not synced, so that a name in them may be lost.
+    unsynced: BTreeSet<String>,
+    /// Packs renamed into place since the last index was removed.
     packs: BTreeSet<String>,
+    /// Number of pointers and lockfiles that were written.
     pointers: usize,
 }
 
@@ -205,76 +213,77 @@ fn unquoted(text: &str) -> &str {
     text.trim_matches('`')
 }
 
-fn ending(path: &str) -> &str {
-    path.rsplit_once('.').map_or("", |it| it.1)
+fn extension(path: &str) -> &str {
+    path.rsplit_once('.').map_or("", |(_, extension)| extension)
 }
 
-fn folder(path: &str) -> String {
-    path.rsplit_once('/').map_or("", |it| it.0).to_owned()
+fn parent(path: &str) -> String {
+    path.rsplit_once('/').map_or("", |(parent, _)| parent).to_owned()
 }
 
-impl Cut {
-    fn line(&mut self, line: &str) {
+impl PowerCutCheck {
+    fn check_line(&mut self, line: &str) {
         let (operation, rest) = line.split_once(' ').unwrap();
         let mut paths = rest.split(' ').map(unquoted);
         let path = paths.next().unwrap();
         match operation {
             "sync" => drop(self.synced.insert(path.to_owned())),
-            "sync-folder" => drop(self.open.remove(path.trim_end_matches('.'))),
-            "folder" if ["packs", "objects"].contains(&path) => drop(self.open.insert(folder(path))),
+            "sync-folder" => drop(self.unsynced.remove(path.trim_end_matches('.'))),
+            "folder" if ["packs", "objects"].contains(&path) => drop(self.unsynced.insert(parent(path))),
             "folder" | "sync-all" => {}
-            "rename" => self.rename(path, paths.next().unwrap(), line),
-            "remove" => self.remove(path, line),
+            "rename" => self.check_rename(path, paths.next().unwrap(), line),
+            "remove" => self.check_remove(path, line),
             other => panic!("{other}"),
         }
     }
 
-    fn rename(&mut self, from: &str, to: &str, line: &str) {
-        let stored = ["packs/", "objects/", "runs/"].iter().any(|it| to.starts_with(it));
-        let pointer = ending(to) == "mlx" || to.ends_with("mlx.lock");
+    fn check_rename(&mut self, from: &str, to: &str, line: &str) {
+        let stored = ["packs/", "objects/", "runs/"].iter().any(|folder| to.starts_with(folder));
+        let pointer = extension(to) == "mlx" || to.ends_with("mlx.lock");
         if stored || pointer {
-            assert!(self.synced.remove(from), "its bytes are not at rest: {line}");
+            assert!(self.synced.remove(from), "its bytes are not synced: {line}");
         }
-        if ending(to) == "idx" {
-            assert!(!self.open.contains("packs"), "the name of its pack may be lost: {line}");
+        if extension(to) == "idx" {
+            assert!(!self.unsynced.contains("packs"), "the name of its pack may be lost: {line}");
             assert!(self.packs.contains(&to.replace(".idx", ".pack")), "{line}");
         }
-        if ending(to) == "pack" {
+        if extension(to) == "pack" {
             self.packs.insert(to.to_owned());
         }
         if pointer {
             self.pointers += 1;
-            let lost: Vec<_> =
-                ["", "packs", "objects", "runs"].iter().filter(|it| self.open.contains(**it)).collect();
-            assert!(lost.is_empty(), "names in {lost:?} may be lost: {line}");
+            let folders = ["", "packs", "objects", "runs"];
+            let unsynced: Vec<_> =
+                folders.into_iter().filter(|folder| self.unsynced.contains(*folder)).collect();
+            assert!(unsynced.is_empty(), "names in {unsynced:?} may be lost: {line}");
         }
         if stored {
-            self.open.insert(folder(to));
+            self.unsynced.insert(parent(to));
         }
     }
 
-    fn remove(&mut self, path: &str, line: &str) {
-        if ending(path) == "idx" {
+    fn check_remove(&mut self, path: &str, line: &str) {
+        if extension(path) == "idx" {
             assert!(
-                !self.open.contains("packs") || self.packs.is_empty(),
-                "what it names may be nowhere else: {line}"
+                !self.unsynced.contains("packs") || self.packs.is_empty(),
+                "objects it names may have no other copy: {line}"
             );
-            self.open.insert("packs".to_owned());
+            self.unsynced.insert("packs".to_owned());
             self.packs.clear();
         }
-        if ending(path) == "pack" {
-            assert!(!self.open.contains("packs"), "its index may come back: {line}");
+        if extension(path) == "pack" {
+            assert!(!self.unsynced.contains("packs"), "its index may come back: {line}");
         }
     }
 }
 
 #[test]
-fn whenever_the_power_goes_no_name_points_to_what_was_not_at_rest() {
-    let sandbox = world();
+fn a_power_cut_never_leaves_a_name_for_unsynced_content() {
+    let sandbox = setup();
     let edit = || sandbox.write("data/y", "three");
-    let lines = |args: &str| {
+    let recorded = |args: &str| {
         let record = sandbox.root().join("record");
-        let ran = with_fault(&sandbox, args, &format!("record:{}", record.display()));
+        let ran = run_with_fault(&sandbox, args, &format!("record:{}", record.display()));
         assert_eq!(ran.code, 0, "{}", ran.err);
         let text = fs::read_to_string(&record).unwrap();
         fs::remove_file(record).unwrap();
@@ -285,37 +294,41 @@ fn whenever_the_power_goes_no_name_points_to_what_was_not_at_rest() {
         ("add data", &(|| ()) as &dyn Fn(), 1),
         ("commit", &edit, 1),
         ("repro", &|| (), 1),
-        (SWEEP, &|| drop(sandbox.ok("add data")), 0),
-        (SWEEP, &|| with_garbage(&sandbox), 0),
+        (GC_NOW, &|| drop(sandbox.ok("add data")), 0),
+        (GC_NOW, &|| with_garbage(&sandbox), 0),
     ] {
         prepare();
-        let text = lines(args);
-        let mut cut =
-            Cut { synced: BTreeSet::new(), open: BTreeSet::new(), packs: BTreeSet::new(), pointers: 0 };
-        text.lines().for_each(|it| cut.line(it));
-        assert_eq!(cut.pointers, pointers, "{args}:\n{text}");
+        let text = recorded(args);
+        let mut check = PowerCutCheck {
+            synced: BTreeSet::new(),
+            unsynced: BTreeSet::new(),
+            packs: BTreeSet::new(),
+            pointers: 0,
+        };
+        text.lines().for_each(|line| check.check_line(line));
+        assert_eq!(check.pointers, pointers, "{args}:\n{text}");
     }
-    assert!(!lines("status").contains("rename `data"), "it only looks");
+    assert!(!recorded("status").contains("rename `data"), "status must not write pointers");
 }
 
 #[test]
-fn bytes_that_come_one_by_one_between_interruptions_are_the_same_bytes() {
-    let (plain, slow) = (world(), world());
-    for sandbox in [&plain, &slow] {
+fn short_and_interrupted_reads_and_writes_give_the_same_bytes() {
+    let (plain, short) = (setup(), setup());
+    for sandbox in [&plain, &short] {
         fs::remove_file(sandbox.repo.join("data/large")).unwrap();
-        sandbox.write("data/b", (0..9000_u32).map(|it| (it % 253) as u8).collect::<Vec<_>>());
+        sandbox.write("data/b", (0..9000_u32).map(|index| (index % 253) as u8).collect::<Vec<_>>());
     }
     plain.ok("add data");
-    for args in ["add data", "checkout", "commit", SWEEP, "fsck"] {
+    for args in ["add data", "checkout", "commit", GC_NOW, "fsck"] {
         if args == "checkout" {
-            fs::remove_dir_all(slow.repo.join("data")).unwrap();
+            fs::remove_dir_all(short.repo.join("data")).unwrap();
         }
-        let ran = with_fault(&slow, args, "short");
+        let ran = run_with_fault(&short, args, "short");
         assert_eq!(ran.code, 0, "{args}: {}", ran.err);
     }
-    assert_eq!(slow.read("data.mlx"), plain.read("data.mlx"));
-    assert_eq!(snapshot(&slow.repo.join("data")), snapshot(&plain.repo.join("data")));
-    whole(&slow, "short");
+    assert_eq!(short.read("data.mlx"), plain.read("data.mlx"));
+    assert_eq!(snapshot(&short.repo.join("data")), snapshot(&plain.repo.join("data")));
+    assert_intact(&short, "short");
 }
 
 #[test]
@@ -328,88 +341,91 @@ fn many_packs_and_many_files_need_few_open_files() {
     for at in 0..300 {
         sandbox.write(&format!("many/d{}/f{at}", at % 30), format!("{at}"));
     }
-    let few = |args: &str| {
-        let ran = after(&sandbox, "ulimit -n 32", args);
+    let with_few_open_files = |args: &str| {
+        let ran = run_after(&sandbox, "ulimit -n 32", args);
         assert_eq!(ran.code, 0, "{args}: {}", ran.err);
         ran.out
     };
-    few("add many");
-    assert!(few("status").contains("clean"));
+    with_few_open_files("add many");
+    assert!(with_few_open_files("status").contains("clean"));
     let before = snapshot(&sandbox.repo);
     for name in ["data", "many"] {
         fs::remove_dir_all(sandbox.repo.join(name)).unwrap();
     }
-    few("checkout");
+    with_few_open_files("checkout");
     assert_eq!(snapshot(&sandbox.repo), before);
-    assert!(few("fsck").contains("no problems found"));
-    few(SWEEP);
-    whole(&sandbox, "after a gc with few open files");
-    let ran = after(&sandbox, "ulimit -n 9", "status");
+    assert!(with_few_open_files("fsck").contains("no problems found"));
+    with_few_open_files(GC_NOW);
+    assert_intact(&sandbox, "after a gc with few open files");
+    let ran = run_after(&sandbox, "ulimit -n 9", "status");
     assert_eq!(ran.code, 7, "{}", ran.err);
     assert!(ran.err.contains("hint: raise the number of files"), "{}", ran.err);
 }
 
 #[test]
-fn a_file_that_may_not_grow_further_is_an_error_and_no_signal() {
-    let sandbox = world();
+fn exceeding_the_file_size_limit_is_an_error_and_not_a_signal() {
+    let sandbox = setup();
     let before = snapshot(&sandbox.repo);
     // Blocks of 512 bytes.
-    let ran = after(&sandbox, "ulimit -f 1000", "add data");
+    let ran = run_after(&sandbox, "ulimit -f 1000", "add data");
     assert_eq!(ran.code, 7, "{}", ran.err);
     assert!(ran.err.contains("File too large") && ran.err.contains("`ulimit -f`"), "{}", ran.err);
     assert_eq!(snapshot(&sandbox.repo), before);
-    added(&sandbox);
+    add_data(&sandbox);
     let before = snapshot(&sandbox.repo);
     fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
-    let ran = after(&sandbox, "ulimit -f 1000", "checkout");
+    let ran = run_after(&sandbox, "ulimit -f 1000", "checkout");
     assert_eq!(ran.code, 7, "{}", ran.err);
-    assert!(!sandbox.has("data/large") && leavings(&sandbox).is_empty());
+    assert!(!sandbox.has("data/large") && temp_and_quarantined_files(&sandbox).is_empty());
     sandbox.ok("checkout");
     assert_eq!(snapshot(&sandbox.repo), before);
 }
 
-/// Where memory ends the library may end the process; what it was about to store is not there.
+/// The allocator may abort the process; nothing incomplete is stored then.
 #[test]
-fn want_of_memory_publishes_nothing_half() {
-    let sandbox = world();
+fn running_out_of_memory_publishes_nothing_incomplete() {
+    let sandbox = setup();
     let mut failed = 0;
     for megabytes in [30, 50, 60, 70] {
         let before = snapshot(&sandbox.repo);
-        let ran = after(&sandbox, &format!("ulimit -v {}", megabytes * 1000), "add data");
-        whole(&sandbox, "without memory");
+        let ran = run_after(&sandbox, &format!("ulimit -v {}", megabytes * 1000), "add data");
+        assert_intact(&sandbox, "without memory");
         if ran.code != 0 {
             failed += 1;
             assert_eq!(snapshot(&sandbox.repo), before, "{}", ran.err);
         }
     }
     assert!(failed > 0);
-    added(&sandbox);
-    whole(&sandbox, "with memory again");
+    add_data(&sandbox);
+    assert_intact(&sandbox, "with memory again");
 }
 
 const READ_ONLY: &str = "mount --bind CACHE CACHE && mount -o remount,bind,ro CACHE";
 
 #[test]
-fn a_cache_that_nobody_may_write_to_is_read_and_writers_change_nothing() {
-    let sandbox = world();
+fn a_read_only_cache_is_read_and_writing_commands_change_nothing() {
+    let sandbox = setup();
     let cache = sandbox.root().join("cache");
     sandbox.ok(&format!("config set --local cache.dir {}", cache.display()));
-    added(&sandbox);
+    add_data(&sandbox);
     sandbox.commit("one");
     let before = snapshot(&sandbox.repo);
     fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
     let mount = READ_ONLY.replace("CACHE", "../cache");
     for args in ["checkout", "status --check", "diff", "fsck", "du", "gc", "unprotect data", "log data"] {
-        let Some(ran) = mounted(&sandbox, &mount, args) else {
-            return skip("a_cache_that_nobody_may_write_to…", "this user cannot mount");
+        let Some(ran) = run_with_mount(&sandbox, &mount, args) else {
+            return skip(
+                "a_read_only_cache_is_read_and_writing_commands_change_nothing",
+                "this user cannot mount",
+            );
         };
         assert_eq!(ran.code, 0, "{args}: {}", ran.err);
     }
     assert_eq!(snapshot(&sandbox.repo), before);
     sandbox.write("data/y", "edited");
     let (edited, stored) = (snapshot(&sandbox.repo), snapshot(&cache));
-    for args in ["add data", "commit", SWEEP, "fsck --repair"] {
-        let ran = mounted(&sandbox, &mount, args).unwrap();
+    for args in ["add data", "commit", GC_NOW, "fsck --repair"] {
+        let ran = run_with_mount(&sandbox, &mount, args).unwrap();
         assert_eq!(ran.code, 6, "{args}: {}", ran.err);
         assert!(ran.err.contains("Read-only file system"), "{args}: {}", ran.err);
     }
@@ -417,103 +433,110 @@ fn a_cache_that_nobody_may_write_to_is_read_and_writers_change_nothing() {
 }
 
 #[test]
-fn where_the_whole_disk_is_read_only_looking_works_and_nothing_else_begins() {
-    let sandbox = world();
-    added(&sandbox);
+fn on_a_read_only_disk_reads_work_and_writes_change_nothing() {
+    let sandbox = setup();
+    add_data(&sandbox);
     sandbox.commit("one");
     sandbox.write("data/y", "edited");
     let mount = READ_ONLY.replace("CACHE", ".git");
     for args in ["status", "diff", "fsck", "du", "gc", "log data"] {
-        let Some(ran) = mounted(&sandbox, &mount, args) else {
-            return skip("where_the_whole_disk_is_read_only…", "this user cannot mount");
+        let Some(ran) = run_with_mount(&sandbox, &mount, args) else {
+            return skip(
+                "on_a_read_only_disk_reads_work_and_writes_change_nothing",
+                "this user cannot mount",
+            );
         };
         assert_eq!(ran.code, 0, "{args}: {}", ran.err);
     }
     let before = snapshot(&sandbox.repo);
-    for args in ["add data", "commit", "checkout --force", "remove data", "move data other", SWEEP] {
-        let ran = mounted(&sandbox, &mount, args).unwrap();
+    for args in ["add data", "commit", "checkout --force", "remove data", "move data other", GC_NOW] {
+        let ran = run_with_mount(&sandbox, &mount, args).unwrap();
         assert_eq!(ran.code, 6, "{args}: {}", ran.err);
         assert_eq!(snapshot(&sandbox.repo), before, "{args}");
     }
 }
 
 #[test]
-fn a_cache_on_another_mount_cannot_be_linked_to_and_is_copied_from() {
-    let sandbox = world();
+fn checkout_copies_from_a_cache_on_another_mount() {
+    let sandbox = setup();
     let cache = sandbox.root().join("cache");
     sandbox.ok(&format!("config set --local cache.dir {}", cache.display()));
     sandbox.ok("config set --local cache.link hardlink");
-    added(&sandbox);
+    add_data(&sandbox);
     let before = snapshot(&sandbox.repo);
     fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
-    let Some(ran) = mounted(&sandbox, "mount --bind ../cache ../cache", "checkout") else {
-        return skip("a_cache_on_another_mount…", "this user cannot mount");
+    let Some(ran) = run_with_mount(&sandbox, "mount --bind ../cache ../cache", "checkout") else {
+        return skip("checkout_copies_from_a_cache_on_another_mount", "this user cannot mount");
     };
     assert_eq!(ran.code, 0, "{}", ran.err);
     assert_eq!(sandbox.repo.join("data/large").metadata().unwrap().nlink(), 1);
     assert_eq!(snapshot(&sandbox.repo), before);
-    // Without the other mount it is a link.
+    // Without the other mount, checkout makes a hard link.
     fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
     sandbox.ok("checkout");
     assert_eq!(sandbox.repo.join("data/large").metadata().unwrap().nlink(), 2);
 }
 
-/// Whether everything that is on record can be put back.
-pub fn comes_back(sandbox: &Sandbox, expected: &std::collections::BTreeMap<Vec<u8>, String>, what: &str) {
+/// Asserts that a checkout restores the workspace as `expected` after `data` is deleted.
+pub fn assert_checkout_restores(
+    sandbox: &Sandbox,
+    expected: &std::collections::BTreeMap<Vec<u8>, String>,
+    case: &str,
+) {
     fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
     sandbox.ok("checkout");
-    assert_eq!(&snapshot(&sandbox.repo), expected, "{what}");
+    assert_eq!(&snapshot(&sandbox.repo), expected, "{case}");
 }
 
 fn packs(sandbox: &Sandbox) -> Vec<std::path::PathBuf> {
     let packs = fs::read_dir(sandbox.repo.join(".git/mlx/packs")).unwrap();
-    let mut packs: Vec<_> = packs.map(|it| it.unwrap().path()).collect();
+    let mut packs: Vec<_> = packs.map(|entry| entry.unwrap().path()).collect();
     packs.sort();
     packs
 }
 
-/// A pack or an index cannot be read: a gc that took the pages in it for absent would free what they name.
+/// A gc that treated the tree pages in an unreadable pack as absent would free the objects they name.
 #[test]
 fn gc_frees_nothing_while_a_pack_cannot_be_read() {
-    let sandbox = world();
-    added(&sandbox);
+    let sandbox = setup();
+    add_data(&sandbox);
     fs::rename(sandbox.repo.join("data/large"), sandbox.root().join("large")).unwrap();
-    added(&sandbox);
+    add_data(&sandbox);
     fs::rename(sandbox.root().join("large"), sandbox.repo.join("data/large")).unwrap();
-    added(&sandbox);
+    add_data(&sandbox);
     let expected = snapshot(&sandbox.repo);
     let aside = sandbox.root().join("aside");
     for file in packs(&sandbox) {
-        // Neither root nor anybody else can read a folder as a file.
+        // No user, not even root, can read a folder as a file.
         fs::rename(&file, &aside).unwrap();
         fs::create_dir(&file).unwrap();
         let before = packs(&sandbox);
-        let error = sandbox.fails(SWEEP, 6);
+        let error = sandbox.fails(GC_NOW, 6);
         assert!(error.contains("nothing was freed") && error.contains("cannot be read"), "{error}");
         assert_eq!(packs(&sandbox), before);
         fs::remove_dir(&file).unwrap();
         fs::rename(&aside, &file).unwrap();
-        comes_back(&sandbox, &expected, &file.display().to_string());
+        assert_checkout_restores(&sandbox, &expected, &file.display().to_string());
     }
 }
 
 #[test]
-fn a_pack_that_lost_its_index_is_no_garbage_and_gets_it_back() {
-    let sandbox = world();
-    added(&sandbox);
+fn a_pack_that_lost_its_index_loses_no_needed_object() {
+    let sandbox = setup();
+    add_data(&sandbox);
     sandbox.commit("one");
     let expected = snapshot(&sandbox.repo);
-    let indexes = || packs(&sandbox).into_iter().filter(|it| it.extension().is_some_and(|it| it == "idx"));
-    for how in [SWEEP, "fsck --repair"] {
-        for index in indexes().collect::<Vec<_>>() {
+    let is_index = |path: &std::path::PathBuf| path.extension().is_some_and(|extension| extension == "idx");
+    for args in [GC_NOW, "fsck --repair"] {
+        for index in packs(&sandbox).into_iter().filter(is_index) {
             let bytes = fs::read(&index).unwrap();
             fs::remove_file(&index).unwrap();
-            sandbox.ok(how);
-            // Contents that nothing is known to need went as leavings only if no page of them was missed.
+            sandbox.ok(args);
+            // A pack that nothing needs may be removed instead, but only if no tree page was missing.
             if index.exists() {
                 assert_eq!(fs::read(&index).unwrap(), bytes);
             }
-            comes_back(&sandbox, &expected, how);
+            assert_checkout_restores(&sandbox, &expected, args);
         }
     }
 }

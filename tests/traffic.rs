@@ -239,13 +239,13 @@ fn seal_survives_every_fault() {
     let remote = sandbox.root().join("remote");
     fs::create_dir(&remote).unwrap();
     sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
-    crash_safety::keep(&sandbox);
+    crash_safety::save_state(&sandbox);
     let args = "traffic seal --day 2023-11-13 --machine m";
     sandbox.ok(args);
     let expected = crash_safety::outcome(&sandbox);
     for how in ["kill", "fail"] {
         for at in 1.. {
-            crash_safety::start_again(&sandbox);
+            crash_safety::restore_state(&sandbox);
             let mut command = crash_safety::command(&sandbox, args);
             let ran = ended(command.env("MLX_FAULT", format!("{how}:{at}")).output().unwrap());
             assert!(ran.code != 101 && !ran.err.contains("panicked"), "{how} {at}: {}", ran.err);
@@ -346,9 +346,9 @@ fn another_name_seals_nothing_twice() {
     let sandbox = Sandbox::new();
     spool_up(&sandbox, &[("a", MORNING), ("b", MORNING + 1)]);
     fs::create_dir(sandbox.root().join("remote")).unwrap();
-    crash_safety::keep(&sandbox);
+    crash_safety::save_state(&sandbox);
     for at in 1.. {
-        crash_safety::start_again(&sandbox);
+        crash_safety::restore_state(&sandbox);
         let mut command = crash_safety::command(&sandbox, "traffic seal --day 2023-11-13 --machine m");
         let ran = ended(command.env("MLX_FAULT", format!("kill:{at}")).output().unwrap());
         if ran.code == 0 {
