@@ -1,4 +1,5 @@
-//! `mlx gc`: frees what nothing needs, and nothing else, whatever happens beside it.
+//! Tests that `mlx gc` frees unneeded objects and nothing else, also while other commands run, after a crash
+//! and in a cache shared by several clones.
 
 use std::{
     fs,
@@ -11,25 +12,25 @@ use crate::{
     sandbox::{Sandbox, ended, snapshot},
 };
 
-const NOW: &str = "gc --grace 0s --yes";
+const GC_NOW: &str = "gc --grace 0s --yes";
 
-/// Frees everything that can go, and says how many things went.
-fn sweep(sandbox: &Sandbox) -> u64 {
-    sandbox.json(NOW)["freed"]["total"]["count"].as_u64().unwrap()
+/// Frees everything that is unneeded, and returns the number of objects and files freed.
+fn run_gc(sandbox: &Sandbox) -> u64 {
+    sandbox.json(GC_NOW)["freed"]["total"]["count"].as_u64().unwrap()
 }
 
 fn files(folder: &Path) -> Vec<PathBuf> {
-    let mut found: Vec<_> =
-        fs::read_dir(folder).map_or_else(|_| Vec::new(), |it| it.map(|it| it.unwrap().path()).collect());
-    found.sort();
-    found
+    let entries = fs::read_dir(folder).into_iter().flatten();
+    let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths
 }
 
-/// Whether the version of `data` that `spec` had can still be put back, byte for byte.
-fn restores(sandbox: &Sandbox, spec: &str, path: &str, text: &str) {
-    sandbox.git(&format!("checkout -q {spec} -- {path}.mlx"));
+/// Asserts that the content that `path` had in the revision `rev` can still be checked out.
+fn assert_restores(sandbox: &Sandbox, rev: &str, path: &str, text: &str) {
+    sandbox.git(&format!("checkout -q {rev} -- {path}.mlx"));
     sandbox.ok(&format!("checkout --force {path}"));
-    assert_eq!(sandbox.read(path), text, "{spec}");
+    assert_eq!(sandbox.read(path), text, "{rev}");
 }
 
 fn add(sandbox: &Sandbox, path: &str, text: &str) {
@@ -38,27 +39,28 @@ fn add(sandbox: &Sandbox, path: &str, text: &str) {
 }
 
 #[test]
-fn it_only_says_what_it_would_free_until_told_to() {
+fn gc_without_yes_only_reports() {
     let sandbox = Sandbox::new();
     add(&sandbox, "a", "first");
     add(&sandbox, "a", "second");
-    let told = sandbox.ok("gc --grace 0s");
-    let lines: Vec<_> = told.lines().map(|it| it.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    let output = sandbox.ok("gc --grace 0s");
+    let words = output.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let lines: Vec<_> = words.map(|words| words.join(" ")).collect();
     assert_eq!(lines, ["would free count size", "small files 1 5 bytes", "next: mlx gc --grace 0s --yes"]);
     assert_eq!(sandbox.json("gc --grace 0s")["freed"]["contents"]["count"], 1);
-    assert_eq!(sweep(&sandbox), 1);
-    assert_eq!(sweep(&sandbox), 0);
+    assert_eq!(run_gc(&sandbox), 1);
+    assert_eq!(run_gc(&sandbox), 0);
     assert_eq!(sandbox.read("a"), "second");
 }
 
 #[test]
-fn what_is_younger_than_the_grace_period_stays() {
+fn objects_younger_than_the_grace_period_are_kept() {
     let sandbox = Sandbox::new();
     add(&sandbox, "a", "first");
     add(&sandbox, "a", "second");
     assert_eq!(sandbox.json("gc --yes")["freed"]["total"]["count"], 0);
     sandbox.fails("gc --grace soon", 2);
-    assert_eq!(sweep(&sandbox), 1);
+    assert_eq!(run_gc(&sandbox), 1);
 }
 
 #[test]
@@ -82,16 +84,16 @@ fn branches_tags_stashes_the_index_and_other_worktrees_are_kept() {
     sandbox.git(&format!("worktree add -q --detach {} side", other.display()));
     fs::write(other.join("b"), "in another worktree").unwrap();
     sandbox.at(&other).ok("add b");
-    add(&sandbox, "c", "nobody needs this");
+    add(&sandbox, "c", "unneeded");
     fs::remove_file(sandbox.repo.join("c.mlx")).unwrap();
-    assert_eq!(sweep(&sandbox), 1);
+    assert_eq!(run_gc(&sandbox), 1);
     assert_eq!(sandbox.json("fsck")["damaged"], serde_json::json!([]));
     let staged = sandbox.git("show :a.mlx");
-    for (spec, text) in [("side", "on a branch"), ("kept", "under a tag")] {
-        restores(&sandbox, spec, "a", text);
+    for (rev, text) in [("side", "on a branch"), ("kept", "under a tag")] {
+        assert_restores(&sandbox, rev, "a", text);
     }
-    restores(&sandbox, "stash@{1}", "a", "stashed first");
-    restores(&sandbox, "stash@{0}", "a", "stashed second");
+    assert_restores(&sandbox, "stash@{1}", "a", "stashed first");
+    assert_restores(&sandbox, "stash@{0}", "a", "stashed second");
     sandbox.write("a.mlx", staged);
     sandbox.ok("checkout --force a");
     assert_eq!(sandbox.read("a"), "staged");
@@ -100,7 +102,7 @@ fn branches_tags_stashes_the_index_and_other_worktrees_are_kept() {
 }
 
 #[test]
-fn a_worktree_that_is_locked_and_away_stops_it() {
+fn a_locked_worktree_that_is_missing_stops_gc() {
     let sandbox = Sandbox::new();
     add(&sandbox, "a", "one");
     sandbox.commit("one");
@@ -108,12 +110,12 @@ fn a_worktree_that_is_locked_and_away_stops_it() {
     sandbox.git(&format!("worktree add -q --detach {}", other.display()));
     sandbox.git(&format!("worktree lock {}", other.display()));
     fs::remove_dir_all(&other).unwrap();
-    let error = sandbox.fails(NOW, 7);
+    let error = sandbox.fails(GC_NOW, 7);
     assert!(error.contains("is missing") && error.contains("git worktree unlock"), "{error}");
 }
 
 #[test]
-fn digests_in_tags_and_events_are_kept() {
+fn objects_named_by_a_tag_message_are_kept() {
     let sandbox = Sandbox::new();
     sandbox.write("file", "x");
     sandbox.commit("one");
@@ -121,7 +123,7 @@ fn digests_in_tags_and_events_are_kept() {
     let digest = sandbox.json("add a")["added"][0]["digest"].as_str().unwrap().to_owned();
     sandbox.git(&format!("tag -a v1 -m '{digest}'"));
     fs::remove_file(sandbox.repo.join("a.mlx")).unwrap();
-    sweep(&sandbox);
+    run_gc(&sandbox);
     let pointer = format!("digest = \"{digest}\"\nfiles = 1\nformat = 1\nkind = \"tree\"\nsize = 9\n");
     fs::remove_dir_all(sandbox.repo.join("a")).unwrap();
     sandbox.write("a.mlx", pointer);
@@ -130,7 +132,7 @@ fn digests_in_tags_and_events_are_kept() {
 }
 
 #[test]
-fn outputs_of_a_run_stay_as_long_as_its_record() {
+fn outputs_of_a_run_are_kept_as_long_as_its_record() {
     let sandbox = Sandbox::new();
     sandbox.write("params.toml", "x = 1\n");
     sandbox.write(
@@ -143,8 +145,8 @@ fn outputs_of_a_run_stay_as_long_as_its_record() {
     assert_eq!(sandbox.json("gc --yes")["freed"]["total"]["count"], 0);
     sandbox.write("params.toml", "x = 1\n");
     assert!(sandbox.ok("repro").contains("restored"));
-    // The other run is named by no lockfile: record and output go.
-    let freed = sandbox.json(NOW)["freed"].clone();
+    // No lockfile names the other run: its record and its output are freed.
+    let freed = sandbox.json(GC_NOW)["freed"].clone();
     assert_eq!((&freed["runs"]["count"], &freed["contents"]["count"]), (&1.into(), &1.into()), "{freed}");
     fs::remove_file(sandbox.repo.join("o")).unwrap();
     assert!(sandbox.ok("repro").contains("restored"));
@@ -161,7 +163,7 @@ fn a_pack_that_is_mostly_unneeded_is_rewritten() {
         fs::remove_file(sandbox.repo.join(format!("data/f{at}"))).unwrap();
     }
     sandbox.ok("add data");
-    let swept = sandbox.json(NOW);
+    let swept = sandbox.json(GC_NOW);
     assert_eq!(swept["rewritten"]["count"], 1, "{swept}");
     assert_eq!(swept["freed"]["contents"]["count"], 39);
     fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
@@ -171,7 +173,7 @@ fn a_pack_that_is_mostly_unneeded_is_rewritten() {
 }
 
 #[test]
-fn leavings_of_dead_processes_go_and_those_of_living_ones_stay() {
+fn only_temp_files_of_dead_processes_are_removed() {
     let sandbox = Sandbox::new();
     add(&sandbox, "a", "one");
     let packs = sandbox.repo.join(".git/mlx/packs");
@@ -183,9 +185,9 @@ fn leavings_of_dead_processes_go_and_those_of_living_ones_stay() {
     assert!(!dead.exists() && alive.exists());
 }
 
-/// Adds and gcs at the same time, again and again: whatever a pointer names is there.
+/// Runs `add` and `gc` at the same time, repeatedly: every object that a pointer names is stored.
 #[test]
-fn an_add_beside_a_gc_loses_nothing() {
+fn add_during_gc_loses_nothing() {
     let sandbox = Sandbox::new();
     for at in 0..30 {
         sandbox.write(&format!("data/f{at}"), format!("{at} ").repeat(20));
@@ -194,14 +196,14 @@ fn an_add_beside_a_gc_loses_nothing() {
     sandbox.ok("add data");
     let pointer = sandbox.read("data.mlx");
     for round in 0..25 {
-        // Its objects are there, and nothing needs them.
+        // The objects are stored, and nothing needs them.
         fs::remove_file(sandbox.repo.join("data.mlx")).unwrap();
         sandbox.write("other", format!("{round}"));
         let spawn = |args: &str| {
             let mut child = command(&sandbox, args);
             child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
         };
-        let children = [spawn("add data"), spawn(NOW), spawn("add other"), spawn(NOW)];
+        let children = [spawn("add data"), spawn(GC_NOW), spawn("add other"), spawn(GC_NOW)];
         for child in children {
             let ran = ended(child.wait_with_output().unwrap());
             assert_eq!(ran.code, 0, "round {round}: {}", ran.err);
@@ -239,26 +241,27 @@ fn gc_survives_every_fault() {
     };
     copy(repo, &before);
     let expected = snapshot(repo);
-    for how in ["kill", "fail"] {
+    for fault in ["kill", "fail"] {
         for at in 1.. {
             fs::remove_dir_all(repo).unwrap();
             copy(&before, repo);
-            let ran = ended(command(&sandbox, NOW).env("MLX_FAULT", format!("{how}:{at}")).output().unwrap());
-            assert!(ran.code != 101 && !ran.err.contains("panicked"), "{how} {at}: {}", ran.err);
+            let ran =
+                ended(command(&sandbox, GC_NOW).env("MLX_FAULT", format!("{fault}:{at}")).output().unwrap());
+            assert!(ran.code != 101 && !ran.err.contains("panicked"), "{fault} {at}: {}", ran.err);
             let checked = sandbox.json("fsck");
             for key in ["damaged", "faults", "unreadable"] {
-                assert_eq!(checked[key], serde_json::json!([]), "{how} {at}");
+                assert_eq!(checked[key], serde_json::json!([]), "{fault} {at}");
             }
-            sandbox.ok(NOW);
-            assert_eq!(sweep(&sandbox), 0, "{how} {at}");
+            sandbox.ok(GC_NOW);
+            assert_eq!(run_gc(&sandbox), 0, "{fault} {at}");
             for name in ["data", "o"] {
                 let path = repo.join(name);
                 if path.is_dir() { fs::remove_dir_all(path).unwrap() } else { fs::remove_file(path).unwrap() }
             }
             sandbox.ok("checkout");
-            assert_eq!(snapshot(repo), expected, "{how} {at}");
+            assert_eq!(snapshot(repo), expected, "{fault} {at}");
             assert_eq!(files(&repo.join(".git/mlx/leases")), Vec::<PathBuf>::new());
-            if ran.code == 0 && (how == "kill" || at > 60) {
+            if ran.code == 0 && (fault == "kill" || at > 60) {
                 assert!(at > 20, "gc passes too few fault points");
                 break;
             }
@@ -266,8 +269,8 @@ fn gc_survives_every_fault() {
     }
 }
 
-/// Two clones with one cache.
-fn shared() -> (Sandbox, PathBuf) {
+/// Creates two clones that share a cache.
+fn two_clones() -> (Sandbox, PathBuf) {
     let sandbox = Sandbox::new();
     sandbox.commit("one");
     let cache = sandbox.root().join("cache");
@@ -280,13 +283,13 @@ fn shared() -> (Sandbox, PathBuf) {
 }
 
 #[test]
-fn what_another_clone_needs_of_a_shared_cache_stays() {
-    let (sandbox, other) = shared();
+fn objects_that_another_clone_needs_are_kept() {
+    let (sandbox, other) = two_clones();
     fs::write(other.join("b"), "of the other").unwrap();
     sandbox.at(&other).ok("add b");
     add(&sandbox, "a", "first");
     add(&sandbox, "a", "second");
-    assert_eq!(sweep(&sandbox), 1);
+    assert_eq!(run_gc(&sandbox), 1);
     fs::remove_file(other.join("b")).unwrap();
     sandbox.at(&other).ok("checkout");
     assert_eq!(fs::read_to_string(other.join("b")).unwrap(), "of the other");
@@ -294,31 +297,31 @@ fn what_another_clone_needs_of_a_shared_cache_stays() {
 }
 
 #[test]
-fn nothing_is_freed_while_a_list_is_older_than_its_refs_or_its_clone_is_gone() {
-    let (sandbox, other) = shared();
+fn a_stale_list_or_a_missing_clone_stops_gc() {
+    let (sandbox, other) = two_clones();
     fs::write(other.join("b"), "of the other").unwrap();
     sandbox.at(&other).ok("add b");
     add(&sandbox, "a", "first");
     add(&sandbox, "a", "second");
     sandbox.at(&other).git("add -A");
     sandbox.at(&other).git("commit -q -m two");
-    let error = sandbox.fails(NOW, 4);
+    let error = sandbox.fails(GC_NOW, 4);
     assert!(error.contains(&other.display().to_string()) && error.contains("older than its refs"), "{error}");
     sandbox.at(&other).ok("gc");
     assert_eq!(sandbox.json("gc --grace 0s")["freed"]["total"]["count"], 1);
     fs::remove_dir_all(&other).unwrap();
-    let error = sandbox.fails(NOW, 4);
+    let error = sandbox.fails(GC_NOW, 4);
     assert!(error.contains("cannot be read") && error.contains("--forget"), "{error}");
     sandbox.fails("gc --forget /nowhere", 3);
-    let swept = sandbox.json(&format!("{NOW} --forget {}", other.display()));
+    let swept = sandbox.json(&format!("{GC_NOW} --forget {}", other.display()));
     assert_eq!((&swept["freed"]["contents"]["count"], &swept["clones"]), (&2.into(), &0.into()), "{swept}");
 }
 
 #[test]
-fn a_cache_whose_folder_is_its_groups_stays_so() {
+fn files_in_a_group_cache_get_the_groups_permissions() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-    let (sandbox, _) = shared();
+    let (sandbox, _) = two_clones();
     let cache = sandbox.root().join("cache");
     fs::create_dir_all(&cache).unwrap();
     fs::set_permissions(&cache, fs::Permissions::from_mode(0o2775)).unwrap();
@@ -330,23 +333,23 @@ fn a_cache_whose_folder_is_its_groups_stays_so() {
     sandbox.write("data/large", vec![1_u8; 1_100_000]);
     let add = format!("umask 077; {} add data", env!("CARGO_BIN_EXE_mlx"));
     assert!(shell.args(["-c", &add]).status().unwrap().success());
-    let mut seen = 0;
+    let mut checked = 0;
     for entry in walkdir::WalkDir::new(&cache).min_depth(1) {
         let entry = entry.unwrap();
         let mode = entry.metadata().unwrap().mode();
         let wanted = if entry.file_type().is_dir() { 0o2070 } else { 0o040 };
         assert_eq!(mode & wanted, wanted, "{} {mode:o}", entry.path().display());
-        let object = entry.path().parent().unwrap().ends_with("objects");
-        assert_eq!(mode & 0o020 == 0, object, "{} {mode:o}", entry.path().display());
-        seen += 1;
+        let is_object = entry.path().parent().unwrap().ends_with("objects");
+        assert_eq!(mode & 0o020 == 0, is_object, "{} {mode:o}", entry.path().display());
+        checked += 1;
     }
-    assert!(seen > 8, "{seen}");
+    assert!(checked > 8, "{checked}");
 }
 
-/// A file by another user that promises what is not in it; needs root to make one.
+/// Corrupts store files and gives them to another user, which needs root.
 #[test]
-fn what_another_user_wrote_is_verified_before_it_is_trusted() {
-    let (sandbox, other) = shared();
+fn files_of_another_user_are_verified_before_use() {
+    let (sandbox, other) = two_clones();
     sandbox.write("data/a", "one");
     sandbox.write("data/large", vec![1_u8; 1_100_000]);
     sandbox.ok("add data");
@@ -355,9 +358,12 @@ fn what_another_user_wrote_is_verified_before_it_is_trusted() {
         for file in files(&cache.join(folder)) {
             let chown = sandbox.command("chown", &cache).arg("12345").arg(&file).output().unwrap();
             if !chown.status.success() {
-                return crate::sandbox::skip("what_another_user_wrote_is_verified", "this user is not root");
+                return crate::sandbox::skip(
+                    "files_of_another_user_are_verified_before_use",
+                    "this user is not root",
+                );
             }
-            if file.extension().is_none_or(|it| it == "pack") {
+            if file.extension().is_none_or(|extension| extension == "pack") {
                 let mut bytes = fs::read(&file).unwrap();
                 bytes[9] ^= 1;
                 fs::write(&file, bytes).unwrap();
@@ -374,30 +380,30 @@ fn what_another_user_wrote_is_verified_before_it_is_trusted() {
     assert_eq!(fs::read(other.join("data/large")).unwrap(), vec![1_u8; 1_100_000]);
 }
 
-/// Kills an `add` in one clone at every disk operation, and frees what it can from another.
+/// Kills an `add` in one clone at each of its disk operations, then runs `gc` in another.
 #[test]
-fn what_a_killed_command_of_another_clone_relies_on_stays() {
-    let (sandbox, other) = shared();
-    let fill = || {
+fn objects_that_a_killed_add_of_another_clone_relies_on_are_kept() {
+    let (sandbox, other) = two_clones();
+    let write_data = || {
         fs::create_dir_all(other.join("data")).unwrap();
         fs::write(other.join("data/a"), "of the other").unwrap();
         fs::write(other.join("data/large"), vec![3_u8; 1_100_000]).unwrap();
     };
-    let elsewhere = sandbox.at(&other);
+    let other_clone = sandbox.at(&other);
     let mut written = 0;
     for at in 1.. {
-        fill();
-        elsewhere.ok("add data");
-        // Everything is stored, and nothing needs it.
+        write_data();
+        other_clone.ok("add data");
+        // All objects are stored, and nothing needs them.
         fs::remove_file(other.join("data.mlx")).unwrap();
-        elsewhere.ok("gc");
+        other_clone.ok("gc");
         let mut add = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &other);
         let ran = ended(add.args(["add", "data"]).env("MLX_FAULT", format!("kill:{at}")).output().unwrap());
-        sandbox.ok(NOW);
+        sandbox.ok(GC_NOW);
         if other.join("data.mlx").exists() {
             written += 1;
             fs::remove_dir_all(other.join("data")).unwrap();
-            elsewhere.ok("checkout");
+            other_clone.ok("checkout");
             assert_eq!(fs::read_to_string(other.join("data/a")).unwrap(), "of the other", "{at}");
         }
         if ran.code == 0 {

@@ -1,4 +1,5 @@
-//! A cache that several clones share: what their lists say, and who must wait for whom.
+//! Tests a cache that several clones share: each clone publishes a list of the objects it needs, and `gc`
+//! refuses while a list is stale or unreadable.
 
 use std::{
     fs,
@@ -7,50 +8,51 @@ use std::{
 
 use crate::sandbox::Sandbox;
 
-const NOW: &str = "gc --grace 0s --yes";
+const GC_NOW: &str = "gc --grace 0s --yes";
 
-/// Two clones with one cache; the other one tracks `data`, `o` and `x`, and knows a remote.
-fn shared() -> (Sandbox, PathBuf) {
+/// Creates two clones that share a cache; the other one tracks `data`, `o` and `x`, and has a remote.
+fn two_clones() -> (Sandbox, PathBuf) {
     let sandbox = Sandbox::new();
     sandbox.commit("one");
-    let [cache, other, remote] = ["cache", "other", "remote"].map(|it| sandbox.root().join(it));
+    let [cache, other, remote] = ["cache", "other", "remote"].map(|name| sandbox.root().join(name));
     fs::create_dir(&remote).unwrap();
     sandbox.git(&format!("clone -q {} {}", sandbox.repo.display(), other.display()));
     for folder in [&sandbox.repo, &other] {
         sandbox.at(folder).ok(&format!("config set --local cache.dir {}", cache.display()));
     }
-    let elsewhere = sandbox.at(&other);
-    elsewhere.ok(&format!("remote add origin file://{} --default", remote.display()));
+    let other_clone = sandbox.at(&other);
+    other_clone.ok(&format!("remote add origin file://{} --default", remote.display()));
     for name in ["data", "x"] {
         fs::write(other.join(name), name).unwrap();
-        elsewhere.ok(&format!("add {name}"));
+        other_clone.ok(&format!("add {name}"));
     }
     fs::write(other.join("mlx.toml"), "[stage.s]\ncmd = 'cp data o'\ndeps = ['data']\nouts = ['o']\n")
         .unwrap();
-    elsewhere.ok("repro");
-    elsewhere.ok("push");
+    other_clone.ok("repro");
+    other_clone.ok("push");
     (sandbox, other)
 }
 
-fn list(sandbox: &Sandbox, of: &Path) -> String {
-    let lists = fs::read_dir(sandbox.root().join("cache/clones")).unwrap().map(|it| it.unwrap().path());
-    let texts = lists.map(|it| fs::read_to_string(it).unwrap());
-    let path = format!("path = \"{}\"", of.display());
-    texts.into_iter().find(|it| it.contains(&path)).unwrap()
+/// Returns the text of the list that a clone published in the cache.
+fn clone_list(sandbox: &Sandbox, clone: &Path) -> String {
+    let lists = fs::read_dir(sandbox.root().join("cache/clones")).unwrap().map(|entry| entry.unwrap().path());
+    let texts = lists.map(|path| fs::read_to_string(path).unwrap());
+    let path = format!("path = \"{}\"", clone.display());
+    texts.into_iter().find(|text| text.contains(&path)).unwrap()
 }
 
 #[test]
-fn a_list_says_where_a_clone_lies_whose_it_is_and_what_it_needs() {
-    let (sandbox, other) = shared();
-    let list = list(&sandbox, &other);
+fn a_clone_list_names_path_user_and_needed_digests() {
+    let (sandbox, other) = two_clones();
+    let list = clone_list(&sandbox, &other);
     let digest = blake3::hash(b"data").to_hex();
     assert!(list.contains("user = ") && list.contains(&format!("\"b3:{digest}\"")), "{list}");
 }
 
 #[test]
-fn every_command_that_writes_renews_the_list() {
-    let (sandbox, other) = shared();
-    let elsewhere = sandbox.at(&other);
+fn every_writing_command_renews_the_clone_list() {
+    let (sandbox, other) = two_clones();
+    let other_clone = sandbox.at(&other);
     let commands = [
         "add data",
         "commit",
@@ -65,53 +67,54 @@ fn every_command_that_writes_renews_the_list() {
         "remove y",
     ];
     for command in commands {
-        elsewhere.git("add -A");
-        elsewhere.git("commit -q --allow-empty -m more");
-        assert!(sandbox.fails(NOW, 4).contains("older than its refs"), "before `{command}`");
-        elsewhere.ok(command);
-        sandbox.ok(NOW);
+        other_clone.git("add -A");
+        other_clone.git("commit -q --allow-empty -m more");
+        assert!(sandbox.fails(GC_NOW, 4).contains("older than its refs"), "before `{command}`");
+        other_clone.ok(command);
+        sandbox.ok(GC_NOW);
     }
 }
 
-/// A worktree on a disk that is not here: its clone goes on working, and nobody frees what it may need.
+/// A worktree on a disk that is not mounted may need objects, so `gc` refuses; its clone keeps working.
 #[test]
-fn a_clone_with_a_worktree_that_is_away_works_on_and_nothing_is_freed() {
-    let (sandbox, other) = shared();
-    let elsewhere = sandbox.at(&other);
-    elsewhere.git("add -A");
-    elsewhere.git("commit -q -m two");
+fn a_missing_worktree_of_a_clone_stops_gc_but_not_the_clone() {
+    let (sandbox, other) = two_clones();
+    let other_clone = sandbox.at(&other);
+    other_clone.git("add -A");
+    other_clone.git("commit -q -m two");
     let away = sandbox.root().join("away");
-    elsewhere.git(&format!("worktree add -q --detach {}", away.display()));
-    elsewhere.git(&format!("worktree lock {}", away.display()));
+    other_clone.git(&format!("worktree add -q --detach {}", away.display()));
+    other_clone.git(&format!("worktree lock {}", away.display()));
     fs::write(away.join("needed"), "needed").unwrap();
     sandbox.at(&away).ok("add needed");
     let disk = sandbox.root().join("disk");
     fs::rename(&away, &disk).unwrap();
     fs::write(other.join("data"), "new").unwrap();
-    elsewhere.ok("add data");
-    let error = sandbox.fails(NOW, 4);
+    other_clone.ok("add data");
+    let error = sandbox.fails(GC_NOW, 4);
     assert!(error.contains("which is not here"), "{error}");
     fs::rename(&disk, &away).unwrap();
-    elsewhere.ok("checkout");
-    sandbox.ok(NOW);
+    other_clone.ok("checkout");
+    sandbox.ok(GC_NOW);
     fs::remove_file(away.join("needed")).unwrap();
     sandbox.at(&away).ok("checkout needed");
 }
 
 #[test]
-fn a_list_that_is_garbage_or_of_another_machine_stops_a_gc_until_it_is_forgotten() {
-    let (sandbox, other) = shared();
+fn an_invalid_or_another_machines_clone_list_stops_gc_until_forgotten() {
+    let (sandbox, other) = two_clones();
     let clones = sandbox.root().join("cache/clones");
-    let sound = list(&sandbox, &other);
-    let broken =
+    let valid = clone_list(&sandbox, &other);
+    let invalid =
         [("garbage", "cannot be understood"), ("", "cannot be understood"), ("format = 7\n", "cannot be")];
-    for (text, why) in broken {
+    for (text, why) in invalid {
         fs::write(clones.join("0123456789abcdef.toml"), text).unwrap();
-        assert!(sandbox.fails(NOW, 5).contains(why), "{text:?}");
+        assert!(sandbox.fails(GC_NOW, 5).contains(why), "{text:?}");
     }
-    let lines = sound.lines().map(|it| if it.starts_with("host = ") { "host = \"far-away\"" } else { it });
+    let lines = valid.lines();
+    let lines = lines.map(|line| if line.starts_with("host = ") { "host = \"far-away\"" } else { line });
     fs::write(clones.join("0123456789abcdef.toml"), lines.collect::<Vec<_>>().join("\n")).unwrap();
-    assert!(sandbox.fails(NOW, 4).contains("is on another machine, far-away"));
+    assert!(sandbox.fails(GC_NOW, 4).contains("is on another machine, far-away"));
     sandbox.ok("gc --forget 0123456789abcdef --grace 0s --yes");
     fs::remove_file(other.join("data")).unwrap();
     sandbox.at(&other).ok("checkout");
