@@ -1,5 +1,6 @@
-//! Many at once in one repository, friends and an enemy: nothing is lost, nobody waits for ever, nobody cries damage that
-//! is none, and nobody is led out.
+//! Tests that commands which run at the same time in one repository lose nothing, do not hang and do not
+//! report false damage, and that a process which swaps folders for links cannot lead them out of the
+//! repository.
 
 use std::{
     fs,
@@ -16,11 +17,11 @@ use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use serde_json::json;
 
 use crate::{
-    malicious_repo::{outside, victim},
+    malicious_repo::{outside_files, setup},
     sandbox::{Ran, Sandbox, ended, snapshot},
 };
 
-const SWEEP: &str = "gc --grace 0s --yes";
+const GC_NOW: &str = "gc --grace 0s --yes";
 
 fn spawn(sandbox: &Sandbox, folder: &Path, args: &str) -> Child {
     let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), folder);
@@ -28,24 +29,27 @@ fn spawn(sandbox: &Sandbox, folder: &Path, args: &str) -> Child {
     command.spawn().unwrap()
 }
 
-/// Starts all of them, and waits for all.
-fn at_once(sandbox: &Sandbox, folder: &Path, commands: &[&str]) -> Vec<(String, Ran)> {
+/// Starts all commands at once and waits for all of them. Returns their arguments and results.
+fn run_at_once(sandbox: &Sandbox, folder: &Path, commands: &[&str]) -> Vec<(String, Ran)> {
     let start = Instant::now();
-    let children: Vec<_> = commands.iter().map(|it| ((*it).to_owned(), spawn(sandbox, folder, it))).collect();
-    let ran = children.into_iter().map(|(args, it)| (args, ended(it.wait_with_output().unwrap()))).collect();
-    assert!(start.elapsed() < Duration::from_mins(1), "somebody waited for ever");
+    let children: Vec<_> =
+        commands.iter().map(|args| ((*args).to_owned(), spawn(sandbox, folder, args))).collect();
+    let ran =
+        children.into_iter().map(|(args, child)| (args, ended(child.wait_with_output().unwrap()))).collect();
+    assert!(start.elapsed() < Duration::from_mins(1), "a command hangs");
     ran
 }
 
-fn is_whole(sandbox: &Sandbox, what: &str) {
+/// Asserts that `fsck` finds nothing damaged, lost or unreadable.
+fn assert_intact(sandbox: &Sandbox, case: &str) {
     let checked = sandbox.json("fsck");
     for key in ["damaged", "faults", "unreadable"] {
-        assert_eq!(checked[key], json!([]), "{what}: {checked}");
+        assert_eq!(checked[key], json!([]), "{case}: {checked}");
     }
 }
 
 #[test]
-fn sixteen_processes_at_once_lose_nothing() {
+fn sixteen_commands_at_once_lose_nothing() {
     let sandbox = Sandbox::new();
     for at in 0..20 {
         sandbox.write(&format!("data/d{}/f{at}", at % 3), format!("content {at}"));
@@ -71,17 +75,17 @@ fn sixteen_processes_at_once_lose_nothing() {
             "diff",
             "fsck",
             "du",
-            SWEEP,
-            SWEEP,
+            GC_NOW,
+            GC_NOW,
             "log data",
         ];
-        for (args, ran) in at_once(&sandbox, &sandbox.repo, &commands) {
-            // Whoever cannot go on says that another is at work.
+        for (args, ran) in run_at_once(&sandbox, &sandbox.repo, &commands) {
+            // A command that cannot continue reports a conflict with another one.
             assert!(ran.code == 0 || ran.code == 4, "round {round}: {args}: {ran:?}");
         }
-        // Everything was the same when they started, so all of them say the same.
+        // All commands started with the same files, so their results agree.
         assert_eq!(sandbox.json("status")["clean"], true, "round {round}");
-        is_whole(&sandbox, &format!("round {round}"));
+        assert_intact(&sandbox, &format!("round {round}"));
         let ignored = sandbox.read(".gitignore");
         let mut lines: Vec<_> = ignored.lines().collect();
         lines.sort_unstable();
@@ -96,7 +100,7 @@ fn sixteen_processes_at_once_lose_nothing() {
 }
 
 #[test]
-fn adds_of_the_same_path_while_it_changes_leave_a_pointer_that_was_true_once() {
+fn concurrent_adds_of_a_changing_file_store_a_version_it_had() {
     let sandbox = Sandbox::new();
     sandbox.write("data/x", "0");
     sandbox.ok("add data");
@@ -106,21 +110,24 @@ fn adds_of_the_same_path_while_it_changes_leave_a_pointer_that_was_true_once() {
         let second = spawn(&sandbox, &sandbox.repo, "add data");
         for child in [first, second] {
             let ran = ended(child.wait_with_output().unwrap());
-            let torn = ran.code == 4 && ran.err.contains("`data/x` changed while it was read");
-            assert!(ran.code == 0 || torn, "round {round}: {}", ran.err);
+            let refused = ran.code == 4 && ran.err.contains("`data/x` changed while it was read");
+            assert!(ran.code == 0 || refused, "round {round}: {}", ran.err);
         }
-        is_whole(&sandbox, &format!("round {round}"));
+        assert_intact(&sandbox, &format!("round {round}"));
         fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
         sandbox.ok("checkout");
         let text = sandbox.read("data/x");
-        assert!([round, (round - 1).max(0)].map(|it: i32| it.to_string()).contains(&text), "{round}: {text}");
+        assert!(
+            [round, (round - 1).max(0)].map(|number: i32| number.to_string()).contains(&text),
+            "{round}: {text}"
+        );
         sandbox.write("data/x", format!("{round}"));
         sandbox.ok("add data");
     }
 }
 
 #[test]
-fn pulls_and_checkouts_at_once_bring_everything() {
+fn concurrent_pulls_and_checkouts_restore_everything() {
     let sandbox = Sandbox::new();
     for at in 0..60 {
         sandbox.write(&format!("data/d{}/f{at}", at % 4), format!("content {at} ").repeat(50));
@@ -135,10 +142,10 @@ fn pulls_and_checkouts_at_once_bring_everything() {
     sandbox.git(&format!("clone -q {} {}", sandbox.repo.display(), clone.display()));
     for round in 0..3 {
         let commands = ["pull", "checkout", "pull", "status", "checkout", "fetch", "fsck", "gc"];
-        for (args, ran) in at_once(&sandbox, &clone, &commands) {
-            // A checkout before the content is here says so, and one beside another may be in its way.
-            let may = if args == "checkout" { &[0, 3, 4][..] } else { &[0, 4] };
-            assert!(may.contains(&ran.code), "round {round}: {args}: {} {}", ran.code, ran.err);
+        for (args, ran) in run_at_once(&sandbox, &clone, &commands) {
+            // A checkout may run before the content is fetched (3) or conflict with another one (4).
+            let allowed = if args == "checkout" { &[0, 3, 4][..] } else { &[0, 4] };
+            assert!(allowed.contains(&ran.code), "round {round}: {args}: {} {}", ran.code, ran.err);
         }
         sandbox.at(&clone).ok("pull");
         assert_eq!(snapshot(&clone.join("data")), expected, "round {round}");
@@ -151,23 +158,23 @@ fn pulls_and_checkouts_at_once_bring_everything() {
 }
 
 #[test]
-fn runs_of_one_stage_at_once_are_one_run() {
+fn concurrent_repros_run_a_stage_once() {
     let sandbox = Sandbox::new();
     sandbox.write("in", "x");
     let runs = sandbox.root().join("runs");
     let command = format!("echo run >> {}; sleep 0.2; cat in > out", runs.display());
     sandbox.write("mlx.toml", format!("[stage.a]\ncmd = '{command}'\ndeps = ['in']\nouts = ['out']\n"));
-    for (args, ran) in at_once(&sandbox, &sandbox.repo, &["repro"; 6]) {
+    for (args, ran) in run_at_once(&sandbox, &sandbox.repo, &["repro"; 6]) {
         assert_eq!(ran.code, 0, "{args}: {}", ran.err);
     }
     assert_eq!(fs::read_to_string(runs).unwrap(), "run\n");
     assert_eq!(sandbox.json("status")["clean"], true);
-    is_whole(&sandbox, "after six runs");
+    assert_intact(&sandbox, "after six runs");
 }
 
-/// Most of each pack is needed no more, so each gc rewrites and removes packs under the eyes of whoever checks.
+/// Most objects of each pack are unneeded, so each `gc` rewrites and removes packs while `fsck` checks them.
 #[test]
-fn a_check_beside_adds_and_a_gc_that_rewrites_packs_finds_nothing_wrong() {
+fn fsck_during_adds_and_repacking_gcs_finds_nothing_wrong() {
     let sandbox = Sandbox::new();
     for round in 0..4 {
         for at in 0..30 {
@@ -178,32 +185,33 @@ fn a_check_beside_adds_and_a_gc_that_rewrites_packs_finds_nothing_wrong() {
         (2..30).for_each(|at| fs::remove_file(sandbox.repo.join(format!("data/f{at}"))).unwrap());
         sandbox.write("data/large", vec![100 + round; 1_100_000]);
         sandbox.ok("add data");
-        // What the last pointer named is given up, and freed at once, while it is checked.
+        // An object that the last pointer named is freed while it is checked.
         fs::remove_file(sandbox.repo.join("data/f0")).unwrap();
-        let commands = ["fsck", "fsck", "add data", SWEEP, "fsck", "fsck", SWEEP, "fsck", "du", "status"];
-        for (args, ran) in at_once(&sandbox, &sandbox.repo, &commands) {
+        let commands = ["fsck", "fsck", "add data", GC_NOW, "fsck", "fsck", GC_NOW, "fsck", "du", "status"];
+        for (args, ran) in run_at_once(&sandbox, &sandbox.repo, &commands) {
             assert_eq!(ran.code, 0, "round {round}: {args}: {}{}", ran.out, ran.err);
         }
     }
-    is_whole(&sandbox, "at the end");
+    assert_intact(&sandbox, "at the end");
 }
 
 fn packs(sandbox: &Sandbox) -> Vec<PathBuf> {
-    fs::read_dir(sandbox.repo.join(".git/mlx/packs")).unwrap().map(|it| it.unwrap().path()).collect()
+    fs::read_dir(sandbox.repo.join(".git/mlx/packs")).unwrap().map(|entry| entry.unwrap().path()).collect()
 }
 
-/// Waits until it is so.
-fn until(what: &str, so: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
-    while !so() {
-        assert!(Instant::now() < end, "{what}");
+/// Waits until a condition is true; panics with the message after 20 seconds.
+fn wait_until(message: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{message}");
         thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// A gc that has decided what goes waits for its gate; meanwhile somebody names what it was about to take.
+/// A `gc` that has made its plan waits for the gate lock; meanwhile a pointer appears to objects it was about
+/// to remove.
 #[test]
-fn what_is_named_after_a_gc_has_decided_stays() {
+fn objects_named_after_a_gc_made_its_plan_are_kept() {
     for committed in [false, true] {
         let sandbox = Sandbox::new();
         for at in 0..20 {
@@ -217,9 +225,9 @@ fn what_is_named_after_a_gc_has_decided_stays() {
         let gate = fs::File::open(sandbox.repo.join(".git/mlx/gate")).unwrap();
         flock(&gate, FlockOperation::LockShared).unwrap();
         let before = packs(&sandbox).len();
-        let gc = spawn(&sandbox, &sandbox.repo, SWEEP);
-        until("it moved nothing out", || {
-            packs(&sandbox).iter().filter(|it| is_index(it)).count() * 2 > before
+        let gc = spawn(&sandbox, &sandbox.repo, GC_NOW);
+        wait_until("the gc rewrote no pack", || {
+            packs(&sandbox).iter().filter(|path| is_index(path)).count() * 2 > before
         });
         if committed {
             let blob = sandbox.root().join("blob");
@@ -236,16 +244,16 @@ fn what_is_named_after_a_gc_has_decided_stays() {
         assert_eq!(ran.code, 0, "{}", ran.err);
         sandbox.ok("checkout");
         assert_eq!(sandbox.read("old/f19"), "19 ".repeat(20));
-        is_whole(&sandbox, "after the gc");
+        assert_intact(&sandbox, "after the gc");
     }
 }
 
 fn is_index(path: &Path) -> bool {
-    path.extension().is_some_and(|it| it == "idx")
+    path.extension().is_some_and(|extension| extension == "idx")
 }
 
-/// Makes everything in the store as old as a month.
-fn age(folder: &Path) {
+/// Sets the modification time of all files of the store to a month ago.
+fn set_times_to_last_month(folder: &Path) {
     let then = SystemTime::now() - Duration::from_hours(720);
     for entry in walkdir::WalkDir::new(folder) {
         let path = entry.unwrap().into_path();
@@ -257,14 +265,14 @@ fn age(folder: &Path) {
 }
 
 #[test]
-fn what_a_log_of_git_alone_names_stays_for_the_grace_period() {
+fn objects_only_in_the_reflog_are_kept_for_the_grace_period() {
     let sandbox = Sandbox::new();
     sandbox.write("a", "first");
     sandbox.ok("add a");
     sandbox.commit("one");
     sandbox.write("a", "second");
     sandbox.ok("add a");
-    // Git's own log goes by the clock that it is given.
+    // The reflog uses the real clock, not the sandbox's.
     let mut commit = sandbox.command("git", &sandbox.repo);
     commit.env_remove("GIT_COMMITTER_DATE").env_remove("GIT_AUTHOR_DATE");
     assert!(commit.args(["commit", "-q", "-a", "-m", "two"]).status().unwrap().success());
@@ -273,7 +281,7 @@ fn what_a_log_of_git_alone_names_stays_for_the_grace_period() {
     assert!(reset.args(["reset", "-q", "--hard", "HEAD~1"]).status().unwrap().success());
     sandbox.ok("checkout --force");
     sandbox.git("update-ref -d ORIG_HEAD");
-    age(&sandbox.repo.join(".git/mlx"));
+    set_times_to_last_month(&sandbox.repo.join(".git/mlx"));
     assert_eq!(sandbox.json("gc --yes")["freed"]["contents"]["count"], 0);
     sandbox.git("reset -q --hard HEAD@{1}");
     sandbox.ok("checkout");
@@ -281,12 +289,16 @@ fn what_a_log_of_git_alone_names_stays_for_the_grace_period() {
     sandbox.git("reset -q --hard HEAD~1");
     sandbox.ok("checkout");
     sandbox.git("update-ref -d ORIG_HEAD");
-    age(&sandbox.repo.join(".git/mlx"));
-    assert_eq!(sandbox.json(SWEEP)["freed"]["contents"]["count"], 1, "with no grace the log counts no more");
+    set_times_to_last_month(&sandbox.repo.join(".git/mlx"));
+    assert_eq!(
+        sandbox.json(GC_NOW)["freed"]["contents"]["count"],
+        1,
+        "without a grace period the reflog keeps nothing"
+    );
 }
 
 #[test]
-fn experiments_and_every_other_name_of_git_keep_what_they_lead_to() {
+fn experiments_and_all_other_refs_keep_their_objects() {
     let sandbox = Sandbox::new();
     sandbox.write("a", "now");
     sandbox.ok("add a");
@@ -302,7 +314,7 @@ fn experiments_and_every_other_name_of_git_keep_what_they_lead_to() {
     }
     sandbox.git("update-ref -d ORIG_HEAD");
     sandbox.ok("checkout");
-    assert_eq!(sandbox.json(SWEEP)["freed"]["contents"]["count"], 0);
+    assert_eq!(sandbox.json(GC_NOW)["freed"]["contents"]["count"], 0);
     for name in names {
         sandbox.ok(&format!("checkout --rev {name}"));
         assert_eq!(sandbox.read("a"), name);
@@ -310,84 +322,86 @@ fn experiments_and_every_other_name_of_git_keep_what_they_lead_to() {
     }
 }
 
-/// Changes the places of a folder and of a link out of the repository, as fast as it can, while `act` runs.
-fn while_flipping(sandbox: &Sandbox, act: impl Fn(&Sandbox)) -> u64 {
-    let (one, two) = (sandbox.repo.join("data/d"), sandbox.repo.join("spare"));
-    let (over, flips) = (AtomicBool::new(false), AtomicU64::new(0));
+/// Swaps a folder and a link out of the repository, as fast as possible, while `act` runs. Returns the number
+/// of swaps.
+fn while_swapping(sandbox: &Sandbox, act: impl Fn(&Sandbox)) -> u64 {
+    let (folder, link) = (sandbox.repo.join("data/d"), sandbox.repo.join("spare"));
+    let (done, swaps) = (AtomicBool::new(false), AtomicU64::new(0));
     for _ in 0..3 {
-        for path in [&one, &two] {
+        for path in [&folder, &link] {
             let _none = fs::remove_file(path).or_else(|_| fs::remove_dir_all(path));
         }
-        fs::create_dir_all(&one).unwrap();
+        fs::create_dir_all(&folder).unwrap();
         for name in (0..150).map(|at| format!("f{at}")).chain(["precious".to_owned()]) {
-            fs::write(one.join(&name), format!("edited {name}")).unwrap();
+            fs::write(folder.join(&name), format!("edited {name}")).unwrap();
         }
-        symlink(sandbox.root().join("outside"), &two).unwrap();
-        over.store(false, Ordering::SeqCst);
+        symlink(sandbox.root().join("outside"), &link).unwrap();
+        done.store(false, Ordering::SeqCst);
         thread::scope(|scope| {
             scope.spawn(|| {
-                while !over.load(Ordering::SeqCst) {
-                    let flip = renameat_with(CWD, &one, CWD, &two, RenameFlags::EXCHANGE);
-                    flips.fetch_add(u64::from(flip.is_ok()), Ordering::SeqCst);
+                while !done.load(Ordering::SeqCst) {
+                    let swap = renameat_with(CWD, &folder, CWD, &link, RenameFlags::EXCHANGE);
+                    swaps.fetch_add(u64::from(swap.is_ok()), Ordering::SeqCst);
                 }
             });
             act(sandbox);
-            over.store(true, Ordering::SeqCst);
+            done.store(true, Ordering::SeqCst);
         });
     }
-    flips.into_inner()
+    swaps.into_inner()
 }
 
-fn flipped() -> (Sandbox, Vec<String>) {
-    let sandbox = victim();
+/// Creates a repository for `while_swapping`. Returns it and the state of the files outside.
+fn setup_swapping() -> (Sandbox, Vec<String>) {
+    let sandbox = setup();
     for at in 0..150 {
         sandbox.write(&format!("data/d/f{at}"), format!("content {at}"));
     }
-    // These stand outside, too.
+    // The folder outside has a file of this name, too.
     sandbox.write("data/d/precious", "ours");
     sandbox.ok("add data");
-    let before = outside(&sandbox);
+    let before = outside_files(&sandbox);
     (sandbox, before)
 }
 
-/// Whatever a command makes of it, it does not end in a panic.
-fn ends(sandbox: &Sandbox, args: &str) {
+/// Runs mlx, with any documented exit code, and asserts that it does not panic.
+fn assert_no_panic(sandbox: &Sandbox, args: &str) {
     let ran = sandbox.mlx(args);
     assert!((0..8).contains(&ran.code) && !ran.err.contains("panicked"), "{args}: {}", ran.err);
 }
 
 #[test]
-fn a_link_swapped_in_while_checkout_writes_leads_nowhere() {
-    let (sandbox, before) = flipped();
-    let flips = while_flipping(&sandbox, |it| ends(it, "checkout --force"));
-    assert!(flips > 1000, "only {flips} flips");
-    assert_eq!(outside(&sandbox), before);
+fn checkout_does_not_write_through_a_link_swapped_in() {
+    let (sandbox, before) = setup_swapping();
+    let swaps = while_swapping(&sandbox, |sandbox| assert_no_panic(sandbox, "checkout --force"));
+    assert!(swaps > 1000, "only {swaps} swaps");
+    assert_eq!(outside_files(&sandbox), before);
 }
 
 #[test]
-fn a_link_swapped_in_while_files_are_removed_leads_nowhere() {
-    let (sandbox, before) = flipped();
+fn remove_does_not_delete_through_a_link_swapped_in() {
+    let (sandbox, before) = setup_swapping();
     let pointer = sandbox.read("data.mlx");
-    let flips = while_flipping(&sandbox, |it| {
-        it.write("data.mlx", &pointer);
-        ends(it, "remove --data --force data");
+    let swaps = while_swapping(&sandbox, |sandbox| {
+        sandbox.write("data.mlx", &pointer);
+        assert_no_panic(sandbox, "remove --data --force data");
     });
-    assert!(flips > 1000, "only {flips} flips");
-    assert_eq!(outside(&sandbox), before);
+    assert!(swaps > 1000, "only {swaps} swaps");
+    assert_eq!(outside_files(&sandbox), before);
 }
 
 #[test]
-fn a_link_swapped_in_while_add_reads_gives_nothing_away() {
-    let (sandbox, _) = flipped();
+fn add_does_not_store_files_through_a_link_swapped_in() {
+    let (sandbox, _) = setup_swapping();
     let secrets = (0..40).map(|at| format!("secret {at}")).collect::<Vec<_>>();
     for (at, secret) in secrets.iter().enumerate() {
         fs::write(sandbox.root().join(format!("outside/f{at}")), secret).unwrap();
     }
-    let flips = while_flipping(&sandbox, |it| {
-        ends(it, "add data");
-        ends(it, "status");
+    let swaps = while_swapping(&sandbox, |sandbox| {
+        assert_no_panic(sandbox, "add data");
+        assert_no_panic(sandbox, "status");
     });
-    assert!(flips > 1000, "only {flips} flips");
+    assert!(swaps > 1000, "only {swaps} swaps");
     let store = Store::open(Root::open(&sandbox.repo.join(".git/mlx")).unwrap()).unwrap();
-    assert!(secrets.iter().all(|it| !store.contains(&Digest::of(it.as_bytes()))));
+    assert!(secrets.iter().all(|secret| !store.contains(&Digest::of(secret.as_bytes()))));
 }

@@ -1,5 +1,5 @@
-//! Where a repository lies and whose it is: other people's, linked, shallow, sparse, one in the other, and settings that
-//! name programs. It works or says why not; it never runs anything.
+//! Tests Git layouts: repositories of other users, linked worktrees, shallow and sparse clones, submodules,
+//! and settings that name programs. mlx works or reports why not, and never runs such a program.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
@@ -7,8 +7,8 @@ use serde_json::json;
 
 use crate::sandbox::{Ran, Sandbox, ended, skip, snapshot};
 
-/// A commit with data that a remote has.
-fn project() -> Sandbox {
+/// Creates a repository with two commits, whose data a remote has.
+fn setup() -> Sandbox {
     let sandbox = Sandbox::new();
     sandbox.write("data/a", "a");
     sandbox.ok("add data");
@@ -22,7 +22,7 @@ fn project() -> Sandbox {
     sandbox
 }
 
-/// Where programs would leave a trace.
+/// Creates a folder of programs that each leave a trace file when they run.
 fn traps(sandbox: &Sandbox) -> std::path::PathBuf {
     let traps = sandbox.root().join("traps");
     fs::create_dir_all(&traps).unwrap();
@@ -39,19 +39,21 @@ fn traps(sandbox: &Sandbox) -> std::path::PathBuf {
     traps
 }
 
-/// Runs mlx with nothing but traps in its path.
-fn trapped(sandbox: &Sandbox, folder: &Path, args: &str) -> Ran {
+/// Runs mlx with only the trap programs in its `PATH`.
+fn run_with_traps(sandbox: &Sandbox, folder: &Path, args: &str) -> Ran {
     let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), folder);
     ended(command.args(args.split(' ')).env("PATH", traps(sandbox)).output().unwrap())
 }
 
-fn nothing_ran(sandbox: &Sandbox, what: &str) {
-    let ran = fs::read_dir(sandbox.root()).unwrap().map(|it| it.unwrap().file_name().into_string().unwrap());
-    let ran: Vec<_> = ran.filter(|it| it.starts_with("ran-")).collect();
-    assert_eq!(ran, Vec::<String>::new(), "{what}");
+fn assert_nothing_ran(sandbox: &Sandbox, case: &str) {
+    let entries = fs::read_dir(sandbox.root()).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let ran: Vec<_> = names.filter(|name| name.starts_with("ran-")).collect();
+    assert_eq!(ran, Vec::<String>::new(), "{case}");
 }
 
-const HARMLESS: [&str; 11] = [
+/// Commands that must not run other programs.
+const COMMANDS: [&str; 11] = [
     "status",
     "diff",
     "diff data HEAD~1 HEAD",
@@ -66,8 +68,8 @@ const HARMLESS: [&str; 11] = [
 ];
 
 #[test]
-fn settings_of_a_repository_that_name_programs_run_none() {
-    let sandbox = project();
+fn programs_named_in_repository_settings_do_not_run() {
+    let sandbox = setup();
     let evil = traps(&sandbox).join("evil").display().to_string();
     let hooks = sandbox.root().join("hooks");
     for folder in [&hooks, &sandbox.repo.join(".git/hooks")] {
@@ -82,95 +84,98 @@ fn settings_of_a_repository_that_name_programs_run_none() {
             fs::copy(&evil, folder.join(name)).unwrap();
         }
     }
-    let more = sandbox.root().join("more");
-    fs::write(&more, format!("[core]\npager = {evil}\neditor = {evil}\naskPass = {evil}\n")).unwrap();
+    let included = sandbox.root().join("included");
+    fs::write(&included, format!("[core]\npager = {evil}\neditor = {evil}\naskPass = {evil}\n")).unwrap();
     let settings = format!(
-        "[core]\nfsmonitor = {evil}\nsshCommand = {evil}\nhooksPath = {}\nalternateRefsCommand = {evil}\ngitProxy = {evil}\n\
-         [remote \"origin\"]\nurl = ssh://host.invalid/x\nfetch = +refs/*:refs/*\nuploadpack = {evil}\nreceivepack = {evil}\n\
-         [credential]\nhelper = !{evil}\n[filter \"x\"]\nclean = {evil}\nsmudge = {evil}\nprocess = {evil}\nrequired = true\n\
-         [diff \"x\"]\ntextconv = {evil}\ncommand = {evil}\n[diff]\nexternal = {evil}\n[gpg]\nprogram = {evil}\n\
-         [include]\npath = {}\n[uploadpack]\npackObjectsHook = {evil}\n[gc]\nrecentObjectsHook = {evil}\n",
+        "[core]\nfsmonitor = {evil}\nsshCommand = {evil}\nhooksPath = {}\nalternateRefsCommand = {evil}\n\
+         gitProxy = {evil}\n[remote \"origin\"]\nurl = ssh://host.invalid/x\nfetch = +refs/*:refs/*\n\
+         uploadpack = {evil}\nreceivepack = {evil}\n[credential]\nhelper = !{evil}\n\
+         [filter \"x\"]\nclean = {evil}\nsmudge = {evil}\nprocess = {evil}\nrequired = true\n\
+         [diff \"x\"]\ntextconv = {evil}\ncommand = {evil}\n[diff]\nexternal = {evil}\n\
+         [gpg]\nprogram = {evil}\n[include]\npath = {}\n\
+         [uploadpack]\npackObjectsHook = {evil}\n[gc]\nrecentObjectsHook = {evil}\n",
         hooks.display(),
-        more.display()
+        included.display()
     );
     let config = sandbox.repo.join(".git/config");
     fs::write(&config, [fs::read_to_string(&config).unwrap(), settings].concat()).unwrap();
     sandbox.write(".gitattributes", "* filter=x diff=x\n");
     sandbox.write(".git/info/attributes", "* filter=x diff=x\n");
-    // What is committed may name as little: these keys count in the user's own settings alone.
+    // Committed settings may not name programs either: these keys count only in the user's own settings.
     let text = sandbox.read(".mlx/config.toml");
-    let ours = format!(
-        "{text}[alert]\ncommand = \"{evil}\"\n[onnx]\nlibrary = \"{evil}\"\n[cache]\ndir = \"{}\"\n[remote.exec]\nurl = \"exec:{evil}\"\n",
+    let committed = format!(
+        "{text}[alert]\ncommand = \"{evil}\"\n[onnx]\nlibrary = \"{evil}\"\n[cache]\ndir = \"{}\"\n\
+         [remote.exec]\nurl = \"exec:{evil}\"\n",
         sandbox.root().join("stolen").display()
     );
-    sandbox.write(".mlx/config.toml", ours);
+    sandbox.write(".mlx/config.toml", committed);
     fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
-    for args in HARMLESS {
-        let ran = trapped(&sandbox, &sandbox.repo, args);
+    for args in COMMANDS {
+        let ran = run_with_traps(&sandbox, &sandbox.repo, args);
         assert_eq!(ran.code, 0, "{args}: {}", ran.err);
-        nothing_ran(&sandbox, args);
+        assert_nothing_ran(&sandbox, args);
     }
     assert_eq!(sandbox.read("data/a"), "b");
     assert!(!sandbox.root().join("stolen").exists());
-    let ran = trapped(&sandbox, &sandbox.repo, "pull --remote exec");
+    let ran = run_with_traps(&sandbox, &sandbox.repo, "pull --remote exec");
     assert!(ran.code == 2 && ran.err.contains("is not a valid remote URL"), "{}", ran.err);
-    nothing_ran(&sandbox, "a remote that is a program");
+    assert_nothing_ran(&sandbox, "a remote whose URL is a program");
 }
 
 #[test]
-fn a_repository_of_somebody_else_is_read_and_runs_nothing() {
-    let sandbox = project();
+fn a_repository_of_another_user_is_read_and_runs_nothing() {
+    let sandbox = setup();
     let evil = traps(&sandbox).join("evil").display().to_string();
     sandbox.git(&format!("config core.fsmonitor {evil}"));
     sandbox.git(&format!("config filter.x.process {evil}"));
     let chown = sandbox.command("chown", &sandbox.root()).args(["-R", "12345", "repo"]).status().unwrap();
     if !chown.success() {
-        return skip("a_repository_of_somebody_else", "this user is not root");
+        return skip("a_repository_of_another_user_is_read_and_runs_nothing", "this user is not root");
     }
     fs::remove_file(sandbox.repo.join("data/a")).unwrap();
-    for args in HARMLESS {
-        let ran = trapped(&sandbox, &sandbox.repo, args);
+    for args in COMMANDS {
+        let ran = run_with_traps(&sandbox, &sandbox.repo, args);
         assert_eq!(ran.code, 0, "{args}: {}", ran.err);
-        nothing_ran(&sandbox, args);
+        assert_nothing_ran(&sandbox, args);
     }
     assert_eq!(sandbox.read("data/a"), "b");
     let error = sandbox.fails("add data --git-add", 1);
-    assert!(error.contains("dubious ownership"), "what Git refuses to touch stays untouched: {error}");
+    assert!(error.contains("dubious ownership"), "mlx must not bypass Git's ownership check: {error}");
 }
 
 #[test]
-fn another_repository_in_the_environment_is_refused_and_the_same_is_none() {
-    let (sandbox, other) = (project(), project());
+fn git_dir_of_another_repository_is_refused_and_of_the_same_accepted() {
+    let (sandbox, other) = (setup(), setup());
     let before = (snapshot(&sandbox.repo), snapshot(&other.repo));
-    let with = |folder: &Path, settings: &[(&str, &Path)], args: &str| {
+    let run_with = |folder: &Path, settings: &[(&str, &Path)], args: &str| {
         let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), folder);
         command.envs(settings.iter().copied());
         ended(command.args(args.split(' ')).output().unwrap())
     };
-    let theirs = other.repo.join(".git");
+    let other_git = other.repo.join(".git");
     for args in ["status", "checkout --force", "gc --grace 0s --yes", "add data --git-add", "init"] {
-        let ran = with(&sandbox.repo, &[("GIT_DIR", &theirs)], args);
+        let ran = run_with(&sandbox.repo, &[("GIT_DIR", &other_git)], args);
         assert!(ran.code == 2 && ran.err.contains("`GIT_DIR` is"), "{args}: {ran:?}");
-        let ran = with(&sandbox.repo, &[("GIT_WORK_TREE", &other.repo)], args);
+        let ran = run_with(&sandbox.repo, &[("GIT_WORK_TREE", &other.repo)], args);
         assert!(
             ran.code == 2 && ran.err.contains("is not in the worktree of its repository"),
             "{args}: {ran:?}"
         );
-        let ran = with(&sandbox.repo, &[("GIT_DIR", &theirs), ("GIT_WORK_TREE", &other.repo)], args);
+        let ran = run_with(&sandbox.repo, &[("GIT_DIR", &other_git), ("GIT_WORK_TREE", &other.repo)], args);
         assert_eq!(ran.code, 2, "{args}: {ran:?}");
-        let ran = with(&sandbox.root(), &[("GIT_DIR", &theirs), ("GIT_WORK_TREE", &other.repo)], args);
+        let ran = run_with(&sandbox.root(), &[("GIT_DIR", &other_git), ("GIT_WORK_TREE", &other.repo)], args);
         assert!((2..4).contains(&ran.code), "{args}: {ran:?}");
     }
     assert_eq!((snapshot(&sandbox.repo), snapshot(&other.repo)), before);
-    // A hook is told of the repository that it runs in.
+    // Git sets `GIT_DIR` for hooks to the repository they run in.
     for git in [Path::new(".git"), &sandbox.repo.join(".git")] {
-        assert_eq!(with(&sandbox.repo, &[("GIT_DIR", git)], "status").code, 0);
+        assert_eq!(run_with(&sandbox.repo, &[("GIT_DIR", git)], "status").code, 0);
     }
 }
 
 #[test]
-fn a_repository_whose_files_lie_elsewhere_is_refused() {
-    let (sandbox, other) = (project(), project());
+fn a_repository_with_its_files_elsewhere_is_refused() {
+    let (sandbox, other) = (setup(), setup());
     sandbox.git("init -q --bare inner");
     let inner = sandbox.repo.join("inner");
     let error = sandbox.at(&inner).fails("status", 2);
@@ -185,61 +190,61 @@ fn a_repository_whose_files_lie_elsewhere_is_refused() {
     fs::write(sandbox.repo.join("inner/config"), "").unwrap();
     sandbox.git("init -q --bare inner");
     assert_eq!(snapshot(&other.repo), before.1);
-    // Seen from outside, it is a folder like any other.
+    // For the outer repository, it is a folder like any other.
     assert_eq!(sandbox.json("status")["clean"], true);
 }
 
 #[test]
-fn a_shallow_a_sparse_and_a_linked_clone_work() {
-    let sandbox = project();
+fn shallow_and_sparse_clones_and_linked_worktrees_work() {
+    let sandbox = setup();
     let from = format!("file://{}", sandbox.repo.display());
-    let at = |name: &str| sandbox.root().join(name);
-    sandbox.git(&format!("clone -q --depth 1 {from} {}", at("shallow").display()));
-    sandbox.git(&format!("clone -q --sparse {from} {}", at("sparse").display()));
-    sandbox.git(&format!("worktree add -q {} HEAD~1", at("linked").display()));
+    let folder_of = |name: &str| sandbox.root().join(name);
+    sandbox.git(&format!("clone -q --depth 1 {from} {}", folder_of("shallow").display()));
+    sandbox.git(&format!("clone -q --sparse {from} {}", folder_of("sparse").display()));
+    sandbox.git(&format!("worktree add -q {} HEAD~1", folder_of("linked").display()));
     for (name, text) in [("shallow", "b"), ("sparse", "b"), ("linked", "a")] {
-        let folder = at(name);
-        let there = sandbox.at(&folder);
+        let folder = folder_of(name);
+        let clone = sandbox.at(&folder);
         if name == "sparse" {
-            there.git("sparse-checkout set --no-cone /* !/params.toml");
+            clone.git("sparse-checkout set --no-cone /* !/params.toml");
         }
-        there.ok("pull");
+        clone.ok("pull");
         assert_eq!(fs::read_to_string(folder.join("data/a")).unwrap(), text, "{name}");
         for args in ["status --check", "diff", "log data", "fsck", "gc --grace 0s --yes", "du"] {
-            there.ok(args);
+            clone.ok(args);
         }
         fs::write(folder.join("data/a"), name).unwrap();
-        there.ok("add data");
-        assert_eq!(there.json("status")["clean"], true, "{name}");
+        clone.ok("add data");
+        assert_eq!(clone.json("status")["clean"], true, "{name}");
     }
-    // A pointer that is not checked out is not on record here, and what it names is kept.
-    let folder = at("sparse");
-    let there = sandbox.at(&folder);
-    there.git("checkout -q -f HEAD");
-    there.git("sparse-checkout set --no-cone /* !/data.mlx");
-    assert_eq!(there.json("status")["data"], json!([]));
-    there.ok("gc --grace 0s --yes");
-    there.git("sparse-checkout disable");
-    there.ok("checkout --force");
+    // A pointer that is not checked out is not tracked here, but the objects it names are kept.
+    let folder = folder_of("sparse");
+    let clone = sandbox.at(&folder);
+    clone.git("checkout -q -f HEAD");
+    clone.git("sparse-checkout set --no-cone /* !/data.mlx");
+    assert_eq!(clone.json("status")["data"], json!([]));
+    clone.ok("gc --grace 0s --yes");
+    clone.git("sparse-checkout disable");
+    clone.ok("checkout --force");
     assert_eq!(fs::read_to_string(folder.join("data/a")).unwrap(), "b");
 }
 
 #[test]
-fn a_submodule_keeps_its_own() {
-    let (sandbox, inner) = (project(), project());
+fn a_submodule_has_its_own_pointers_and_store() {
+    let (sandbox, inner) = (setup(), setup());
     sandbox.git(&format!("-c protocol.file.allow=always submodule --quiet add {} sub", inner.repo.display()));
     let sub = sandbox.repo.join("sub");
     assert!(sub.join(".git").is_file());
-    let there = sandbox.at(&sub);
-    there.ok("pull");
+    let submodule = sandbox.at(&sub);
+    submodule.ok("pull");
     assert_eq!(fs::read_to_string(sub.join("data/a")).unwrap(), "b");
-    assert_eq!(there.json("status")["clean"], true);
-    // Not even when all that is remembered is lost are its pointers taken for those of the outer one.
+    assert_eq!(submodule.json("status")["clean"], true);
+    // Even without its index, the outer repository does not take the submodule's pointers for its own.
     fs::remove_file(sandbox.repo.join(".git/mlx/index")).unwrap();
     let status = sandbox.json("status");
     assert_eq!((status["data"].as_array().unwrap().len(), &status["clean"]), (1, &json!(true)), "{status}");
     sandbox.fails("add sub", 4);
     sandbox.ok("gc --grace 0s --yes");
     sandbox.ok("fsck");
-    assert_eq!(there.json("status")["clean"], true);
+    assert_eq!(submodule.json("status")["clean"], true);
 }

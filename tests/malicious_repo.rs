@@ -1,5 +1,5 @@
-//! A repository by somebody who means harm: paths, links, targets and names, through every command that reads or
-//! writes files. Whatever is refused is refused by name, and nothing outside of the workspace changes.
+//! Tests every command that reads or writes files on a malicious repository: its paths, links and names
+//! cannot lead out of the workspace, and each refusal names the culprit.
 
 use std::{
     ffi::OsStr,
@@ -16,8 +16,8 @@ use mlx::{
     store::{Kind, Store, pack},
 };
 
-/// One tracked file, and a folder beside the repository with somebody's only copy of something.
-pub fn victim() -> Sandbox {
+/// Creates a repository with a tracked file, and a folder beside it whose file must stay as it is.
+pub fn setup() -> Sandbox {
     let sandbox = Sandbox::new();
     sandbox.write("data.bin", "payload");
     sandbox.ok("add data.bin");
@@ -26,17 +26,18 @@ pub fn victim() -> Sandbox {
     sandbox
 }
 
-pub fn outside(sandbox: &Sandbox) -> Vec<String> {
+/// Returns all files of the folder outside and of Git's hooks, with their kinds and digests.
+pub fn outside_files(sandbox: &Sandbox) -> Vec<String> {
     let folders = [sandbox.root().join("outside"), sandbox.repo.join(".git/hooks")];
-    let files = folders.iter().flat_map(|it| snapshot(it).into_iter());
-    files.map(|(name, what)| format!("{} {what}", String::from_utf8_lossy(&name))).collect()
+    let files = folders.iter().flat_map(|folder| snapshot(folder).into_iter());
+    files.map(|(name, kind)| format!("{} {kind}", String::from_utf8_lossy(&name))).collect()
 }
 
 const DIGEST: &str = "b3:0000000000000000000000000000000000000000000000000000000000000000";
 
 #[test]
-fn no_lockfile_and_no_pipeline_names_a_place_that_is_none() {
-    let sandbox = victim();
+fn invalid_paths_in_lockfile_and_pipeline_are_refused() {
+    let sandbox = setup();
     let before = snapshot(&sandbox.root().join("outside"));
     for (at, path) in [
         "",
@@ -73,7 +74,7 @@ fn no_lockfile_and_no_pipeline_names_a_place_that_is_none() {
         );
     }
     fs::remove_file(sandbox.repo.join("mlx.lock")).unwrap();
-    // People may write `x/` for a folder and go up and down; what they name lies in the repository.
+    // Users may write `x/` for a folder, and `..`, but the path must stay in the repository.
     for (path, code) in [("", 2), (".", 2), ("a/..", 2), ("..", 2), ("../x", 2), ("/abs", 2), (".git/x", 6)] {
         sandbox.write("mlx.toml", format!("[stage.a]\ncmd = 'x'\nouts = ['{path}']\n"));
         let error = sandbox.fails("status", code);
@@ -82,7 +83,7 @@ fn no_lockfile_and_no_pipeline_names_a_place_that_is_none() {
     assert_eq!(snapshot(&sandbox.root().join("outside")), before);
 }
 
-/// Puts an object of any kind into the store, as a remote that lies about it would.
+/// Puts an object of any kind into the store, unchecked, as a malicious remote could.
 fn forge(sandbox: &Sandbox, kind: Kind, bytes: &[u8]) -> Digest {
     let digest = Digest::of(bytes);
     let (name, packed, index) = pack(&[(kind, digest, bytes)]).unwrap();
@@ -92,25 +93,26 @@ fn forge(sandbox: &Sandbox, kind: Kind, bytes: &[u8]) -> Digest {
     digest
 }
 
-/// The page of a folder, unchecked: kind, name, what it holds.
-fn page(rows: &[(u8, &[u8], Digest)]) -> Vec<u8> {
+/// Encodes a tree page, unchecked, from rows of kind, name and digest.
+fn encode_page(rows: &[(u8, &[u8], Digest)]) -> Vec<u8> {
     let mut out = b"mlxtree\x01\0".to_vec();
     for (kind, name, digest) in rows {
-        out.extend([&[*kind][..], &length(name), name, &[1]].concat());
+        out.extend([&[*kind][..], &encode_length(name), name, &[1]].concat());
         out.extend_from_slice(if *kind == 3 { &[1] } else { &[] });
         out.extend_from_slice(digest.bytes());
     }
     out
 }
 
-/// Two bytes of a number are enough for any name.
-fn length(name: &[u8]) -> Vec<u8> {
+/// Encodes the length of a name as a varint; two bytes are enough for any name.
+fn encode_length(name: &[u8]) -> Vec<u8> {
     let low = name.len() as u8 & 0x7f;
     if name.len() < 128 { vec![low] } else { vec![low | 0x80, (name.len() >> 7) as u8] }
 }
 
-fn tree(sandbox: &Sandbox, rows: &[(u8, &[u8], Digest)]) {
-    let digest = forge(sandbox, Kind::Tree, &page(rows));
+/// Stores a tree with these rows, and a pointer `evil.mlx` to it.
+fn forge_tree(sandbox: &Sandbox, rows: &[(u8, &[u8], Digest)]) {
+    let digest = forge(sandbox, Kind::Tree, &encode_page(rows));
     sandbox.git("update-index --add --cacheinfo 100644,e69de29bb2d1d6434b8b29ae775ad8c2e48c5391,evil.mlx");
     sandbox.write(
         "evil.mlx",
@@ -119,12 +121,12 @@ fn tree(sandbox: &Sandbox, rows: &[(u8, &[u8], Digest)]) {
 }
 
 #[test]
-fn no_tree_names_a_place_that_is_none() {
-    let sandbox = victim();
+fn invalid_names_and_links_in_a_tree_are_refused() {
+    let sandbox = setup();
     let file = forge(&sandbox, Kind::Content, b"x");
     let link = |target: &[u8]| (2_u8, forge(&sandbox, Kind::Content, target));
     let long = [b'n'; 256];
-    let before = (outside(&sandbox), snapshot(&sandbox.repo.join(".git/hooks")));
+    let before = (outside_files(&sandbox), snapshot(&sandbox.repo.join(".git/hooks")));
     let names: [&[u8]; 18] = [
         b"",
         b".",
@@ -146,36 +148,36 @@ fn no_tree_names_a_place_that_is_none() {
         &long,
     ];
     for name in names {
-        tree(&sandbox, &[(0, name, file)]);
+        forge_tree(&sandbox, &[(0, name, file)]);
         let error = sandbox.fails("checkout evil", 6);
         assert!(error.contains("cannot be in a path"), "{name:?}: {error}");
         assert!(!sandbox.has("evil"), "{name:?}");
     }
-    // Twice the same name, once a link and once a folder, is how a path leaves a folder.
+    // The same name twice, as a link and as a folder, would lead a path out of its folder.
     let (kind, up) = link(b"../outside");
-    let inner = forge(&sandbox, Kind::Tree, &page(&[(0, b"x", file)]));
+    let inner = forge(&sandbox, Kind::Tree, &encode_page(&[(0, b"x", file)]));
     for rows in [[(kind, &b"a"[..], up), (3, b"a", inner)], [(0, b"b", file), (0, b"a", file)]] {
-        tree(&sandbox, &rows);
+        forge_tree(&sandbox, &rows);
         assert!(sandbox.fails("checkout evil", 5).contains("is not sorted"));
     }
     for target in
         [&b"../outside"[..], b"/etc/passwd", b"/proc/self/environ", b"a/../../x", b".git/../../../x"]
     {
         let (kind, digest) = link(target);
-        tree(&sandbox, &[(kind, b"l", digest)]);
+        forge_tree(&sandbox, &[(kind, b"l", digest)]);
         assert!(sandbox.fails("checkout evil", 6).contains("leads out of `evil`"), "{target:?}");
     }
-    // A folder that holds itself cannot be made, but one that says so of another can.
+    // A tree cannot contain itself, but it can name trees that are not stored.
     let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
-    tree(&sandbox, &[(3, b"a", a), (3, b"b", b)]);
+    forge_tree(&sandbox, &[(3, b"a", a), (3, b"b", b)]);
     sandbox.fails("checkout evil", 3);
     assert!(!sandbox.has("evil"));
-    assert_eq!((outside(&sandbox), snapshot(&sandbox.repo.join(".git/hooks"))), before);
+    assert_eq!((outside_files(&sandbox), snapshot(&sandbox.repo.join(".git/hooks"))), before);
 }
 
-/// No file system that mlx runs on takes these for anything but names: they stay as they are.
+/// No file system that mlx runs on gives these names a special meaning, so they are kept as they are.
 #[test]
-fn names_that_windows_alone_refuses_are_names() {
+fn names_that_only_windows_refuses_are_accepted() {
     let sandbox = Sandbox::new();
     for name in ["CON", "aux.txt", "a:b", "C:\\x", "\\\\?\\C:\\y", "NUL", "x.", "y ", "back\\slash", "git~2"]
     {
@@ -193,7 +195,7 @@ fn names_that_windows_alone_refuses_are_names() {
 }
 
 #[test]
-fn names_that_may_be_gits_are_refused_at_add() {
+fn add_refuses_names_that_could_stand_for_git_or_mlx_folders() {
     let sandbox = Sandbox::new();
     for name in [
         ".git",
@@ -217,10 +219,11 @@ fn names_that_may_be_gits_are_refused_at_add() {
     assert!(!sandbox.has("data.mlx") && !sandbox.has(".gitignore"));
 }
 
-/// The pair of `outlink -> ../outside` and `hookdir -> .git/hooks`, with pointers that only Git's index has.
+/// Uses the links `outlink -> ../outside` and `hookdir -> .git/hooks`, and pointers that only Git's index
+/// has.
 #[test]
 fn pointers_behind_links_are_refused_by_every_command() {
-    let sandbox = victim();
+    let sandbox = setup();
     symlink("../outside", sandbox.repo.join("outlink")).unwrap();
     symlink(".git/hooks", sandbox.repo.join("hookdir")).unwrap();
     let blob = sandbox.git("hash-object -w data.bin.mlx");
@@ -230,7 +233,7 @@ fn pointers_behind_links_are_refused_by_every_command() {
     let remote = sandbox.root().join("remote");
     sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
     sandbox.ok("push data.bin");
-    let before = outside(&sandbox);
+    let before = outside_files(&sandbox);
     for args in [
         "diff",
         "pull",
@@ -248,21 +251,22 @@ fn pointers_behind_links_are_refused_by_every_command() {
     ] {
         let error = sandbox.fails(args, 6);
         assert!(error.contains("is a symlink, and mlx does not follow symlinks"), "{args}: {error}");
-        assert_eq!(outside(&sandbox), before, "{args}");
+        assert_eq!(outside_files(&sandbox), before, "{args}");
     }
     assert_eq!(sandbox.json("status")["data"][1]["state"], "unknown");
     for args in ["gc --grace 0s --yes", "fsck", "du"] {
         sandbox.ok(args);
     }
-    assert_eq!(outside(&sandbox), before);
+    assert_eq!(outside_files(&sandbox), before);
 }
 
-/// Something else stands where a file belongs: (what, how it comes about, exit code, exit code with `--force`).
+/// Another kind of file in the place of a tracked file: name, function that creates it, exit code of
+/// `checkout`, exit code with `--force`.
 type Obstacle = (&'static str, fn(&Sandbox, &Path), i32, i32);
 
 const OBSTACLES: [Obstacle; 6] = [
-    ("a link", |it, path| symlink(it.root().join("outside/precious"), path).unwrap(), 4, 0),
-    ("a link to nothing", |it, path| symlink(it.root().join("outside/new"), path).unwrap(), 4, 0),
+    ("a link", |sandbox, path| symlink(sandbox.root().join("outside/precious"), path).unwrap(), 4, 0),
+    ("a dangling link", |sandbox, path| symlink(sandbox.root().join("outside/new"), path).unwrap(), 4, 0),
     (
         "a folder with files",
         |_, path| {
@@ -283,38 +287,41 @@ const OBSTACLES: [Obstacle; 6] = [
 ];
 
 #[test]
-fn what_stands_in_the_place_of_a_file_is_replaced_or_refused_and_never_followed() {
-    let sandbox = victim();
+fn an_obstacle_at_a_tracked_path_is_replaced_or_refused_not_followed() {
+    let sandbox = setup();
     sandbox.write("data/a", "ours");
     sandbox.ok("add data");
-    let before = outside(&sandbox);
-    for (what, make, code, forced) in OBSTACLES {
-        for place in ["data/a", "data"] {
-            let path = sandbox.repo.join(place);
+    let before = outside_files(&sandbox);
+    for (obstacle, create, code, forced_code) in OBSTACLES {
+        for name in ["data/a", "data"] {
+            let path = sandbox.repo.join(name);
             fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path)).unwrap();
-            make(&sandbox, &path);
+            create(&sandbox, &path);
             if path.symlink_metadata().is_err() {
-                skip("what_stands_in_the_place_of_a_file", "this user cannot make a device");
+                skip(
+                    "an_obstacle_at_a_tracked_path_is_replaced_or_refused_not_followed",
+                    "this user cannot make a device",
+                );
                 sandbox.ok("checkout");
                 continue;
             }
             let error = sandbox.fails("checkout", code);
-            assert!(error.contains(&format!("`{place}")), "{what} at {place}: {error}");
-            assert_eq!(sandbox.mlx("checkout --force").code, forced, "{what} at {place}");
-            if forced != 0 {
+            assert!(error.contains(&format!("`{name}")), "{obstacle} at {name}: {error}");
+            assert_eq!(sandbox.mlx("checkout --force").code, forced_code, "{obstacle} at {name}");
+            if forced_code != 0 {
                 fs::remove_file(&path).unwrap();
                 sandbox.ok("checkout");
             }
-            assert_eq!(outside(&sandbox), before, "{what} at {place}");
-            assert_eq!(sandbox.read("data/a"), "ours", "{what} at {place}");
-            assert!(sandbox.repo.join(place).symlink_metadata().is_ok_and(|it| !it.is_symlink()), "{what}");
+            assert_eq!(outside_files(&sandbox), before, "{obstacle} at {name}");
+            assert_eq!(sandbox.read("data/a"), "ours", "{obstacle} at {name}");
+            assert!(path.symlink_metadata().is_ok_and(|meta| !meta.is_symlink()), "{obstacle}");
         }
     }
 }
 
-/// What mlx itself reads is a fifo: nobody waits for its other end.
+/// Replaces each file that mlx reads by a FIFO: no command waits for its other end.
 #[test]
-fn a_fifo_in_the_place_of_a_file_of_ours_holds_nobody_up() {
+fn a_fifo_in_the_place_of_a_file_that_mlx_reads_does_not_block() {
     let sandbox = Sandbox::new();
     sandbox.write("data/a", "a");
     sandbox.ok("add data");
@@ -328,7 +335,7 @@ fn a_fifo_in_the_place_of_a_file_of_ours_holds_nobody_up() {
         ("data/a", 2),
     ] {
         let path = sandbox.repo.join(file);
-        let kept = fs::read(&path).ok();
+        let original = fs::read(&path).ok();
         let _none = fs::remove_file(&path);
         Command::new("mkfifo").arg(&path).status().unwrap();
         let mut add = sandbox.command("timeout", &sandbox.repo);
@@ -343,16 +350,16 @@ fn a_fifo_in_the_place_of_a_file_of_ours_holds_nobody_up() {
             ran.err
         );
         fs::remove_file(&path).unwrap();
-        if let Some(bytes) = kept {
+        if let Some(bytes) = original {
             fs::write(&path, bytes).unwrap();
         }
     }
     sandbox.ok("add data");
 }
 
-/// What mlx itself reads is a link to somebody's secret: it is not read, and not one word of it is told.
+/// Replaces each file that mlx reads by a link to a secret: it is not read, and no word of it is printed.
 #[test]
-fn a_link_in_the_place_of_a_file_of_ours_tells_nothing() {
+fn a_link_in_the_place_of_a_file_that_mlx_reads_reveals_nothing() {
     let sandbox = Sandbox::new();
     let secret = sandbox.root().join("secret.toml");
     fs::write(&secret, "hush = \"CANARY\"\n").unwrap();
@@ -376,7 +383,7 @@ fn a_link_in_the_place_of_a_file_of_ours_tells_nothing() {
     ] {
         sandbox.write("other", "x");
         let path = sandbox.repo.join(file);
-        let kept = fs::read(&path).ok();
+        let original = fs::read(&path).ok();
         let _none = fs::remove_file(&path);
         symlink(&secret, &path).unwrap();
         let ran = sandbox.mlx(args);
@@ -384,34 +391,34 @@ fn a_link_in_the_place_of_a_file_of_ours_tells_nothing() {
         assert!(ran.code == 6 && ran.err.contains(&format!("`{name}` is a link")), "{file}: {ran:?}");
         assert!(!ran.err.contains("CANARY") && !ran.out.contains("CANARY"), "{file}: {ran:?}");
         fs::remove_file(&path).unwrap();
-        if let Some(bytes) = kept {
+        if let Some(bytes) = original {
             fs::write(&path, bytes).unwrap();
         }
     }
     assert_eq!(fs::read_to_string(secret).unwrap(), "hush = \"CANARY\"\n");
-    // Nor is a folder recorded that could not be put back.
+    // Nor is a folder recorded that could not be checked out.
     sandbox.write("mlx.toml", "[stage.a]\ncmd = 'mkdir o && ln -s /etc/passwd o/l'\nouts = ['o']\n");
     let error = sandbox.fails("repro", 6);
     assert!(error.contains("the link `o/l` leads out of `o`"), "{error}");
 }
 
-/// Gone when the test is, even when it fails.
-struct Mounted(std::path::PathBuf);
+/// Mounted file system, unmounted when dropped, even if the test fails.
+struct MountGuard(std::path::PathBuf);
 
-impl Drop for Mounted {
+impl Drop for MountGuard {
     fn drop(&mut self) {
-        let _gone = Command::new("umount").arg("-l").arg(&self.0).status();
+        let _status = Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
 
-fn mount(args: &[&str], at: &Path) -> Option<Mounted> {
-    let ran = Command::new("mount").args(args).arg(at).output();
-    ran.is_ok_and(|it| it.status.success()).then(|| Mounted(at.to_owned()))
+fn mount(args: &[&str], path: &Path) -> Option<MountGuard> {
+    let ran = Command::new("mount").args(args).arg(path).output();
+    ran.is_ok_and(|output| output.status.success()).then(|| MountGuard(path.to_owned()))
 }
 
 #[test]
-fn links_in_a_folder_are_links_and_never_lead_out() {
-    let sandbox = victim();
+fn links_in_a_folder_are_stored_unless_they_lead_out() {
+    let sandbox = setup();
     sandbox.write("data/a", "a");
     fs::create_dir_all(sandbox.repo.join("data/p/q/r")).unwrap();
     for (target, name) in
@@ -434,7 +441,7 @@ fn links_in_a_folder_are_links_and_never_lead_out() {
         "../x",
         "../../outside/precious",
         "../data/a",
-        // By its letters it stays inside; through the link `up` it does not.
+        // Its text stays inside, but the link `up` leads it out.
         "p/q/up/../../outside/precious",
     ] {
         symlink(target, sandbox.repo.join("data/bad")).unwrap();
@@ -448,26 +455,26 @@ fn links_in_a_folder_are_links_and_never_lead_out() {
 }
 
 #[test]
-fn another_file_system_in_a_folder_is_content_and_the_repository_in_itself_is_not() {
+fn add_takes_another_file_system_but_not_the_repository_itself() {
     let sandbox = Sandbox::new();
     sandbox.write("data/m/hidden", "below the mount");
-    let place = sandbox.repo.join("data/m");
-    let Some(other) = mount(&["-t", "tmpfs", "-o", "size=1m", "none"], &place) else {
-        return skip("another_file_system_in_a_folder", "this user cannot mount");
+    let mount_point = sandbox.repo.join("data/m");
+    let Some(mounted) = mount(&["-t", "tmpfs", "-o", "size=1m", "none"], &mount_point) else {
+        return skip("add_takes_another_file_system_but_not_the_repository_itself", "this user cannot mount");
     };
     sandbox.write("data/m/x", "on the other");
     sandbox.ok("add data");
-    fs::remove_file(place.join("x")).unwrap();
+    fs::remove_file(mount_point.join("x")).unwrap();
     sandbox.ok("checkout");
     assert_eq!(sandbox.read("data/m/x"), "on the other");
-    drop(other);
+    drop(mounted);
     assert_eq!(sandbox.json("status")["clean"], false);
-    let again = mount(&["--bind", sandbox.repo.to_str().unwrap()], &place);
-    assert!(again.is_some() && sandbox.fails("add data", 6).contains("cannot track `data/m/.git`"));
+    let bind = mount(&["--bind", sandbox.repo.to_str().unwrap()], &mount_point);
+    assert!(bind.is_some() && sandbox.fails("add data", 6).contains("cannot track `data/m/.git`"));
 }
 
-/// Names that a terminal would obey, or show as another name.
-const SHOWY: [&[u8]; 12] = [
+/// Names that a terminal would interpret, or show as another name.
+const CONTROL_NAMES: [&[u8]; 12] = [
     b"\x1b[31mred",
     b"\x1b]0;title\x07",
     "rtl\u{202e}gpj.exe".as_bytes(),
@@ -482,33 +489,35 @@ const SHOWY: [&[u8]; 12] = [
     b"del\x7f",
 ];
 
+/// Returns true if a text has no control characters but newline and tab, and no characters that change the
+/// text direction or break lines.
 fn is_plain(text: &str) -> bool {
-    text.chars().all(|it| {
-        let turns = matches!(it, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        matches!(it, '\n' | '\t') || !it.is_control() && !turns
+    text.chars().all(|c| {
+        let bidi = matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        matches!(c, '\n' | '\t') || !c.is_control() && !bidi
     })
 }
 
 #[test]
-fn names_reach_no_terminal_as_they_are_and_json_is_json() {
+fn control_characters_in_names_are_escaped_and_json_is_valid() {
     let sandbox = Sandbox::new();
     fs::create_dir(sandbox.repo.join("data")).unwrap();
-    for name in SHOWY {
+    for name in CONTROL_NAMES {
         fs::write(sandbox.repo.join("data").join(OsStr::from_bytes(name)), name).unwrap();
         fs::write(sandbox.repo.join(OsStr::from_bytes(name)), "single").unwrap();
         let mut add = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
         let added =
             crate::sandbox::ended(add.args(["add", "--"]).arg(OsStr::from_bytes(name)).output().unwrap());
         assert!(added.code == 0 && is_plain(&added.out), "{added:?}");
-        // Forgotten before `--`, it is clap that speaks.
+        // Without `--`, the argument parser reports the name.
         let mut add = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
-        let said = crate::sandbox::ended(add.arg(OsStr::from_bytes(name)).output().unwrap());
-        assert!(said.code == 2 && is_plain(&said.err), "{said:?}");
+        let refused = crate::sandbox::ended(add.arg(OsStr::from_bytes(name)).output().unwrap());
+        assert!(refused.code == 2 && is_plain(&refused.err), "{refused:?}");
     }
     sandbox.ok("add data");
     sandbox.git("add -A");
     sandbox.git("commit -q -m '\u{202e}message \u{9b}31m'");
-    for name in SHOWY {
+    for name in CONTROL_NAMES {
         fs::write(sandbox.repo.join("data").join(OsStr::from_bytes(name)), "edited").unwrap();
     }
     for args in
@@ -516,17 +525,17 @@ fn names_reach_no_terminal_as_they_are_and_json_is_json() {
     {
         let ran = sandbox.mlx(args);
         assert!(is_plain(&ran.out) && is_plain(&ran.err), "{args}: {ran:?}");
-        let told = sandbox.mlx(&format!("{args} --json"));
-        assert!(is_plain(&told.out), "{args}: {told:?}");
-        serde_json::from_str::<serde_json::Value>(&told.out)
-            .unwrap_or_else(|it| panic!("{args}: {it}: {told:?}"));
+        let json = sandbox.mlx(&format!("{args} --json"));
+        assert!(is_plain(&json.out), "{args}: {json:?}");
+        serde_json::from_str::<serde_json::Value>(&json.out)
+            .unwrap_or_else(|error| panic!("{args}: {error}: {json:?}"));
     }
     let status = sandbox.json("status");
-    let data = status["data"].as_array().unwrap().iter().find(|it| it["path"] == "data").unwrap();
-    let paths = data["changes"].as_array().unwrap().iter().map(|it| it["path"].as_str().unwrap());
+    let data = status["data"].as_array().unwrap().iter().find(|data| data["path"] == "data").unwrap();
+    let paths = data["changes"].as_array().unwrap().iter().map(|change| change["path"].as_str().unwrap());
     let mut names: Vec<_> =
-        paths.map(|it| mlx::path::RepoPath::from_text(it).unwrap().name().to_vec()).collect();
-    let mut expected = SHOWY.map(<[u8]>::to_vec);
+        paths.map(|path| mlx::path::RepoPath::from_text(path).unwrap().name().to_vec()).collect();
+    let mut expected = CONTROL_NAMES.map(<[u8]>::to_vec);
     names.sort();
     expected.sort();
     assert_eq!(names, expected, "every name comes back from `--json` byte for byte");

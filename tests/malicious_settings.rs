@@ -1,11 +1,12 @@
-//! Repositories and remotes that somebody else wrote.
+//! Tests that malicious links, lockfiles, settings and remotes of a cloned repository cannot write outside of
+//! the workspace, run programs or obtain credentials.
 
 use std::{fs, os::unix::fs::symlink};
 
 use crate::sandbox::{Sandbox, snapshot};
 
-/// A repository with a pushed file, whose pointer can then be bent.
-fn pushed() -> (Sandbox, String) {
+/// Creates a repository with a pushed file. Returns it and the URL of its remote.
+fn setup_pushed() -> (Sandbox, String) {
     let sandbox = Sandbox::new();
     sandbox.write("data/pre-commit", "#!/bin/sh\necho pwned\n");
     sandbox.ok("add data/pre-commit");
@@ -17,14 +18,14 @@ fn pushed() -> (Sandbox, String) {
 
 fn hooks(sandbox: &Sandbox) -> Vec<String> {
     let names = fs::read_dir(sandbox.repo.join(".git/hooks")).unwrap();
-    let mut names: Vec<_> = names.map(|it| it.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
 
 #[test]
-fn a_link_to_the_hooks_is_never_written_through() {
-    let (sandbox, _) = pushed();
+fn no_command_writes_through_a_link_to_the_hooks() {
+    let (sandbox, _) = setup_pushed();
     sandbox.write(
         "mlx.toml",
         "[stage.evil]\ncmd = 'echo pwned > hookdir/pre-commit'\nouts = ['hookdir/pre-commit']\n",
@@ -35,12 +36,13 @@ fn a_link_to_the_hooks_is_never_written_through() {
     let before = hooks(&sandbox);
     let error = sandbox.fails("repro", 6);
     assert!(error.contains("`hookdir` is a link"), "{error}");
-    // The same as a pointer: Git would hand it out as `hookdir/pre-commit.mlx` only through the link, so the
-    // lockfile names it.
+    // The lockfile names the path: as a pointer, Git would check out `hookdir/pre-commit.mlx` only through
+    // the link.
     let pointer = sandbox.read("pointer");
     let digest = pointer.lines().next().unwrap().trim_start_matches("digest = ").to_owned();
     let lock = format!(
-        "format = 1\n\n[stage.evil]\ncmd = \"x\"\nkey = {digest}\nout.\"hookdir/pre-commit\" = {{ digest = {digest}, files = 1, kind = \"executable\", size = 27 }}\n"
+        "format = 1\n\n[stage.evil]\ncmd = \"x\"\nkey = {digest}\n\
+         out.\"hookdir/pre-commit\" = {{ digest = {digest}, files = 1, kind = \"executable\", size = 27 }}\n"
     );
     sandbox.write("mlx.lock", lock);
     for args in ["checkout", "pull", "checkout --force", "pull --force", "repro"] {
@@ -51,12 +53,13 @@ fn a_link_to_the_hooks_is_never_written_through() {
 }
 
 #[test]
-fn names_in_pointers_and_lockfiles_cannot_leave() {
-    let (sandbox, _) = pushed();
+fn paths_in_lockfiles_cannot_leave_the_workspace() {
+    let (sandbox, _) = setup_pushed();
     let digest = format!("b3:{}", "0".repeat(64));
     for path in ["../x", "/etc/x", ".git/hooks/x", "a/../../x", ".GIT/config", "git~1/config"] {
         let lock = format!(
-            "format = 1\n\n[stage.a]\ncmd = \"x\"\nkey = \"{digest}\"\nout.\"{path}\" = {{ digest = \"{digest}\", files = 1, kind = \"file\", size = 1 }}\n"
+            "format = 1\n\n[stage.a]\ncmd = \"x\"\nkey = \"{digest}\"\n\
+             out.\"{path}\" = {{ digest = \"{digest}\", files = 1, kind = \"file\", size = 1 }}\n"
         );
         sandbox.write("mlx.toml", "[stage.a]\ncmd = 'x'\nouts = ['x']\n");
         sandbox.write("mlx.lock", lock);
@@ -69,24 +72,24 @@ fn names_in_pointers_and_lockfiles_cannot_leave() {
 
 #[test]
 fn a_linked_mlx_folder_is_refused() {
-    let (sandbox, _) = pushed();
+    let (sandbox, _) = setup_pushed();
     fs::rename(sandbox.repo.join(".mlx"), sandbox.root().join("elsewhere")).unwrap();
     symlink("../elsewhere", sandbox.repo.join(".mlx")).unwrap();
     assert_ne!(sandbox.mlx("status").code, 0);
 }
 
 #[test]
-fn a_committed_config_runs_nothing_and_chooses_no_library() {
-    let (sandbox, _) = pushed();
+fn committed_settings_cannot_run_programs_or_choose_a_library() {
+    let (sandbox, _) = setup_pushed();
     let lib = sandbox.repo.join("libonnxruntime.so");
     fs::write(&lib, "not a library").unwrap();
     let text = sandbox.read(".mlx/config.toml");
-    let bent = format!(
+    let malicious = format!(
         "{text}[onnx]\nlibrary = \"{}\"\n[cache]\ndir = \"{}\"\n",
         lib.display(),
         sandbox.root().join("stolen").display()
     );
-    sandbox.write(".mlx/config.toml", bent);
+    sandbox.write(".mlx/config.toml", malicious);
     sandbox.git("config core.fsmonitor 'touch ran'");
     sandbox.git("config core.sshCommand 'touch ran'");
     for args in ["status", "diff", "pull", "checkout", "doctor"] {
@@ -99,7 +102,7 @@ fn a_committed_config_runs_nothing_and_chooses_no_library() {
 }
 
 #[test]
-fn credentials_go_to_no_endpoint_that_nobody_vouched_for() {
+fn credentials_are_not_sent_to_an_untrusted_endpoint() {
     let sandbox = Sandbox::new();
     sandbox.ok("remote add s3 s3://bucket/x --default --set endpoint=http://127.0.0.1:9 --set region=r");
     sandbox.commit("remote");
@@ -116,8 +119,8 @@ fn credentials_go_to_no_endpoint_that_nobody_vouched_for() {
 }
 
 #[test]
-fn a_remote_that_sends_something_else_is_found_out() {
-    let (sandbox, _) = pushed();
+fn damaged_data_from_a_remote_is_detected() {
+    let (sandbox, _) = setup_pushed();
     sandbox.commit("all");
     let packs = sandbox.root().join("remote/v1/packs");
     for pack in fs::read_dir(&packs).unwrap() {
