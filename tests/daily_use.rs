@@ -1,5 +1,6 @@
-//! What a user does without thinking: names a file twice or wrongly, types paths in every form, looks at a part,
-//! keeps junk beside the data, changes a setting, reads while a checkout runs.
+//! Tests of everyday use: mistyped and repeated paths, paths in every form, status and commits of parts,
+//! junk files beside data, changed settings, checkouts of named revisions, reads during a checkout, and the
+//! examples of `--help`.
 
 use std::{
     collections::BTreeMap,
@@ -14,20 +15,22 @@ use serde_json::{Value, json};
 
 use crate::sandbox::{Sandbox, identity, snapshot};
 
-fn small() -> Sandbox {
+/// Creates a repository with the folder `data` of two files, not yet tracked.
+fn two_files() -> Sandbox {
     let sandbox = Sandbox::new();
     sandbox.write("data/cat/a.txt", "a cat");
     sandbox.write("data/dog/b.txt", "a dog");
     sandbox
 }
 
+/// Returns the changes that `status` reports for the first tracked path.
 fn changes(sandbox: &Sandbox) -> Value {
     sandbox.json("status")["data"][0]["changes"].clone()
 }
 
 #[test]
-fn a_part_that_is_nowhere_is_named_and_changes_nothing() {
-    let sandbox = small();
+fn a_path_that_does_not_exist_is_named_and_changes_nothing() {
+    let sandbox = two_files();
     sandbox.ok("add data");
     sandbox.commit("one");
     sandbox.write("data/cat/a.txt", "edited");
@@ -37,12 +40,12 @@ fn a_part_that_is_nowhere_is_named_and_changes_nothing() {
     {
         for part in ["data/cta", "data/cta/a.txt", "data/cat/a.txt/x"] {
             let error = sandbox.fails(&format!("{command} {part}"), 3);
-            let named = format!("`{part}` is not tracked in `data`\nhint: `mlx status data` shows");
-            assert!(error.contains(&named), "{command}: {error}");
+            let message = format!("`{part}` is not tracked in `data`\nhint: `mlx status data` shows");
+            assert!(error.contains(&message), "{command}: {error}");
         }
     }
     assert_eq!(snapshot(&sandbox.repo), before);
-    // What is here alone, or on record alone, is no slip.
+    // A path may exist only in the workspace, or only in the pointer.
     sandbox.write("data/new.txt", "new");
     fs::remove_file(sandbox.repo.join("data/dog/b.txt")).unwrap();
     assert_eq!(sandbox.ok("commit data/cat/../new.txt").lines().count(), 1);
@@ -52,8 +55,8 @@ fn a_part_that_is_nowhere_is_named_and_changes_nothing() {
 }
 
 #[test]
-fn parts_that_came_and_went_are_recorded_together() {
-    let sandbox = small();
+fn one_commit_records_added_and_deleted_parts() {
+    let sandbox = two_files();
     sandbox.write("single", "1");
     sandbox.ok("add data single");
     sandbox.write("data/cat/new.txt", "new");
@@ -68,8 +71,8 @@ fn parts_that_came_and_went_are_recorded_together() {
 }
 
 #[test]
-fn the_status_of_a_part_is_of_that_part() {
-    let sandbox = small();
+fn status_of_a_part_covers_only_that_part() {
+    let sandbox = two_files();
     sandbox.ok("add data");
     sandbox.write("data/cat/a.txt", "edited");
     sandbox.write("data/cat/new.txt", "new");
@@ -84,17 +87,18 @@ fn the_status_of_a_part_is_of_that_part() {
     assert_eq!(status("data/cat/new.txt")["data"][0]["changes"], one);
     assert_eq!(status("data/cat data/dog")["data"][0]["changes"].as_array().unwrap().len(), 2);
     assert_eq!(status(".")["data"][0]["changes"].as_array().unwrap().len(), 2);
-    // What cannot be compared elsewhere does not make a part unknown.
+    // A file that cannot be compared does not make other parts unknown.
     let _socket = std::os::unix::net::UnixListener::bind(sandbox.repo.join("data/cat/socket")).unwrap();
     assert_eq!(status("data/dog")["data"][0]["state"], "same");
     assert_eq!(status("data/cat")["data"][0]["state"], "unknown");
     assert_eq!(status("data/cat/new.txt")["data"][0]["state"], "changed");
 }
 
-/// Same, changed, unknown are about what is here. Absent is when nothing is: not clean, no change, nothing to record.
+/// The states `same`, `changed` and `unknown` describe data in the workspace. `absent` means that there are
+/// no files at all: not clean, but without changes and with nothing to record.
 #[test]
-fn what_is_absent_is_neither_clean_nor_a_change() {
-    let sandbox = small();
+fn absent_data_is_neither_clean_nor_changed() {
+    let sandbox = two_files();
     sandbox.ok("add data");
     let pointer = sandbox.read("data.mlx");
     fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
@@ -105,7 +109,7 @@ fn what_is_absent_is_neither_clean_nor_a_change() {
     assert_eq!(sandbox.ok("status"), "data: absent (run `mlx pull` or `mlx checkout` to get it)\n");
     assert_eq!(sandbox.json("commit")["committed"], json!([]));
     assert_eq!(sandbox.read("data.mlx"), pointer);
-    // A folder that is here and empty is one from which everything was deleted.
+    // An empty folder counts as one from which everything was deleted.
     fs::create_dir(sandbox.repo.join("data")).unwrap();
     assert_eq!(sandbox.json("status")["data"][0]["state"], "changed");
     fs::remove_dir(sandbox.repo.join("data")).unwrap();
@@ -114,8 +118,8 @@ fn what_is_absent_is_neither_clean_nor_a_change() {
 }
 
 #[test]
-fn a_folder_of_ignored_files_alone_is_as_good_as_ignored() {
-    let sandbox = small();
+fn a_folder_that_holds_only_ignored_files_is_ignored() {
+    let sandbox = two_files();
     sandbox.write(".mlxignore", ".DS_Store\n");
     sandbox.ok("add data");
     sandbox.commit("one");
@@ -132,7 +136,7 @@ fn a_folder_of_ignored_files_alone_is_as_good_as_ignored() {
     sandbox.write("data/more/deep/.DS_Store", "junk");
     sandbox.ok("add data");
     assert_eq!(sandbox.read("data.mlx"), pointer);
-    // Really empty, it is recorded; recorded, it stays so.
+    // An empty folder is recorded, and stays recorded when an ignored file is put into it.
     fs::create_dir(sandbox.repo.join("data/empty")).unwrap();
     assert_eq!(changes(&sandbox), json!([{"path": "data/empty", "change": "added"}]));
     sandbox.ok("commit");
@@ -141,38 +145,38 @@ fn a_folder_of_ignored_files_alone_is_as_good_as_ignored() {
 }
 
 #[test]
-fn a_folder_that_was_filled_or_emptied_is_told_by_its_files() {
-    let sandbox = small();
+fn a_filled_or_emptied_folder_is_reported_as_changes_of_its_files() {
+    let sandbox = two_files();
     fs::create_dir(sandbox.repo.join("data/empty")).unwrap();
     sandbox.ok("add data");
     sandbox.commit("one");
     sandbox.write("data/empty/x", "x");
     fs::remove_file(sandbox.repo.join("data/dog/b.txt")).unwrap();
-    let told =
+    let expected =
         json!([{"path": "data/dog/b.txt", "change": "deleted"}, {"path": "data/empty/x", "change": "added"}]);
-    assert_eq!(changes(&sandbox), told);
-    assert_eq!(sandbox.json("diff data"), told);
+    assert_eq!(changes(&sandbox), expected);
+    assert_eq!(sandbox.json("diff data"), expected);
     sandbox.ok("commit");
     sandbox.commit("two");
-    assert_eq!(sandbox.json("diff data HEAD~1 HEAD"), told);
+    assert_eq!(sandbox.json("diff data HEAD~1 HEAD"), expected);
 }
 
 #[test]
-fn made_and_removed_empty_folders_are_said() {
-    let sandbox = small();
+fn checkout_counts_empty_folders_created_and_removed() {
+    let sandbox = two_files();
     fs::create_dir(sandbox.repo.join("data/empty")).unwrap();
     sandbox.ok("add data");
     fs::remove_dir(sandbox.repo.join("data/empty")).unwrap();
     fs::create_dir(sandbox.repo.join("data/other")).unwrap();
-    let said = "data: 0 files written, 0 removed, 2 empty folders created or removed\n";
-    assert_eq!(sandbox.ok("checkout"), said);
+    let expected = "data: 0 files written, 0 removed, 2 empty folders created or removed\n";
+    assert_eq!(sandbox.ok("checkout"), expected);
     assert!(sandbox.has("data/empty") && !sandbox.has("data/other"));
 }
 
-/// A shell writes out `data*` and `*.jpg`.
+/// A shell expands `data*` and `*.jpg` to many paths, pointers included.
 #[test]
-fn many_paths_are_taken_at_once_and_each_once() {
-    let sandbox = small();
+fn many_paths_are_added_at_once_and_each_path_once() {
+    let sandbox = two_files();
     sandbox.ok("add data");
     for at in 0..40 {
         sandbox.write(&format!("data/cat/{at}"), format!("in {at}"));
@@ -186,7 +190,7 @@ fn many_paths_are_taken_at_once_and_each_once() {
     assert!(sandbox.read("data.mlx").contains("files = 42\n"));
     assert_eq!(sandbox.read("loose/.gitignore").lines().count(), 40);
     assert_eq!(sandbox.json("status")["clean"], true);
-    // Parts of one folder are one change of its record.
+    // Parts of one folder update its pointer in one go, and fill few packs.
     for at in 0..40 {
         sandbox.write(&format!("data/cat/{at}"), format!("edited {at}"));
     }
@@ -196,7 +200,7 @@ fn many_paths_are_taken_at_once_and_each_once() {
     sandbox.ok(&format!("add{}", names("data/cat")));
     assert!(packs() - before <= 4, "{} files", packs() - before);
     assert_eq!(changes(&sandbox), json!([{"path": "data/dog/b.txt", "change": "modified"}]));
-    // One that cannot be added: none is.
+    // If one path cannot be added, none is.
     sandbox.write("loose/0", "edited");
     let (pointer, before) = (sandbox.read("loose/0.mlx"), snapshot(&sandbox.repo));
     assert!(sandbox.fails("add loose/0 loose/none", 3).contains("`loose/none` not found"));
@@ -206,8 +210,8 @@ fn many_paths_are_taken_at_once_and_each_once() {
 }
 
 #[test]
-fn paths_are_taken_in_every_form() {
-    let sandbox = small();
+fn paths_are_accepted_in_every_form() {
+    let sandbox = two_files();
     sandbox.write("data/cat/-x", "dash");
     let inside = sandbox.at(&sandbox.repo.join("data/cat"));
     for typed in ["../cat", "./../cat/", ".", "../dog/../cat//"] {
@@ -218,13 +222,13 @@ fn paths_are_taken_in_every_form() {
     assert_eq!(sandbox.ok("add -- data/cat/-x"), sandbox.ok("add data/cat.mlx"));
     assert_eq!(inside.ok("status -- -x"), "clean: everything is as recorded\n");
     assert!(inside.fails("add -- -y", 3).contains("`data/cat/-y` not found"));
-    // Through a link leads no path, be its end in the repository or not.
+    // Paths through a link are refused, even if the link leads to a place in the repository.
     symlink("data", sandbox.repo.join("link")).unwrap();
     assert!(
         sandbox.fails("add link/dog", 6).contains("`link` is a symlink, and mlx does not follow symlinks")
     );
     assert!(sandbox.fails("add link", 2).contains("`link` is a link"));
-    // The top of the repository is not tracked, and no pointer stands beside it.
+    // The top folder of the repository cannot be tracked: its pointer would be outside.
     sandbox.commit("one");
     for (args, code, part) in [
         ("remove .", 3, "mlx does not track `.`"),
@@ -237,9 +241,9 @@ fn paths_are_taken_in_every_form() {
     }
 }
 
-/// The same rules in a `.gitignore` and a `.mlxignore` leave out the same files.
+/// The same rules in a `.gitignore` and in a `.mlxignore` ignore the same files.
 #[test]
-fn mlxignore_leaves_out_what_git_leaves_out() {
+fn mlxignore_ignores_the_same_files_as_gitignore() {
     let names = ["a", "b.tmp", "keep.tmp", "#x", "!y", "sp ", "{a,b}", "x.y", "é", "a\\b"];
     let rules = [
         ("", "*.tmp\n!keep.tmp\n/top/\n**/deep/*\n!**/deep/a\n\\#x\n# x.y\n"),
@@ -249,29 +253,29 @@ fn mlxignore_leaves_out_what_git_leaves_out() {
         ("three/in/", "!b.tmp\n/deep/../a\n"),
         ("four/", "a/\n/in/**/a\na\\\\b\n"),
     ];
-    let (ours, gits) = (Sandbox::new(), Sandbox::bare());
-    gits.git("init -q");
+    let (mlx, git) = (Sandbox::new(), Sandbox::bare());
+    git.git("init -q");
     for folder in
         ["", "one/", "two/", "three/", "three/in/", "four/", "four/in/", "top/", "one/deep/", "four/in/a/"]
     {
-        for name in names.iter().filter(|it| !(**it == "a" && folder == "four/in/")) {
-            ours.write(&format!("data/{folder}{name}"), folder);
-            gits.write(&format!("data/{folder}{name}"), folder);
+        for name in names.iter().filter(|name| !(**name == "a" && folder == "four/in/")) {
+            mlx.write(&format!("data/{folder}{name}"), folder);
+            git.write(&format!("data/{folder}{name}"), folder);
         }
     }
     for (folder, text) in rules {
-        ours.write(&format!("data/{folder}.mlxignore"), text);
-        gits.write(&format!("data/{folder}.gitignore"), text);
+        mlx.write(&format!("data/{folder}.mlxignore"), text);
+        git.write(&format!("data/{folder}.gitignore"), text);
     }
-    ours.ok("add data");
-    fs::remove_dir_all(ours.repo.join("data")).unwrap();
-    ours.ok("checkout");
-    let mut kept: Vec<String> = snapshot(&ours.repo.join("data"))
+    mlx.ok("add data");
+    fs::remove_dir_all(mlx.repo.join("data")).unwrap();
+    mlx.ok("checkout");
+    let mut kept: Vec<String> = snapshot(&mlx.repo.join("data"))
         .into_iter()
-        .filter(|it| it.1 != "folder")
-        .map(|it| format!("data/{}", String::from_utf8(it.0).unwrap()))
+        .filter(|(_, description)| description != "folder")
+        .map(|(path, _)| format!("data/{}", String::from_utf8(path).unwrap()))
         .collect();
-    let listed = gits.git("ls-files -z -o --exclude-standard data").replace(".gitignore", ".mlxignore");
+    let listed = git.git("ls-files -z -o --exclude-standard data").replace(".gitignore", ".mlxignore");
     let mut expected: Vec<_> = listed.split_terminator('\0').map(str::to_owned).collect();
     kept.sort();
     expected.sort();
@@ -280,15 +284,16 @@ fn mlxignore_leaves_out_what_git_leaves_out() {
 }
 
 #[test]
-fn a_pointer_that_git_would_leave_out_is_warned_of() {
-    let sandbox = small();
+fn a_pointer_that_git_ignores_causes_a_warning() {
+    let sandbox = two_files();
     sandbox.write(".gitignore", "# mine\ndata*\n");
-    let said = sandbox.mlx("add data");
-    let warning = "warning: Git ignores `data.mlx`, by `data*` in line 2 of `.gitignore`: other clones will not get it\n";
-    assert_eq!((said.code, said.err.as_str()), (0, warning));
-    let said = sandbox.mlx("move data data2");
-    assert!(said.err.contains("Git ignores `data2.mlx`"), "{}", said.err);
-    // Tracked by Git all the same, or taken back by a later line, it is no concern.
+    let ran = sandbox.mlx("add data");
+    let warning = "warning: Git ignores `data.mlx`, by `data*` in line 2 of `.gitignore`: \
+        other clones will not get it\n";
+    assert_eq!((ran.code, ran.err.as_str()), (0, warning));
+    let ran = sandbox.mlx("move data data2");
+    assert!(ran.err.contains("Git ignores `data2.mlx`"), "{}", ran.err);
+    // A pointer that Git tracks, or that a later line includes again, causes no warning.
     sandbox.git("add -f data2.mlx");
     assert_eq!(sandbox.mlx("add data2").err, "");
     sandbox.write(".gitignore", "*\n!*.mlx\n!.gitignore\n");
@@ -303,26 +308,26 @@ fn a_pointer_that_git_would_leave_out_is_warned_of() {
 }
 
 #[test]
-fn lines_of_the_users_own_stay_as_they_are() {
-    let sandbox = small();
-    for (own, with) in [
+fn add_and_remove_keep_the_users_lines_of_a_gitignore() {
+    let sandbox = two_files();
+    for (own, expected) in [
         ("# crlf\r\n*.log\r\n", "# crlf\r\n*.log\r\n/data\n"),
         ("no end", "no end\n/data\n"),
         ("data/\n!/data\n", "data/\n!/data\n/data\n"),
     ] {
         sandbox.write(".gitignore", own);
         sandbox.ok("add data");
-        assert_eq!(sandbox.read(".gitignore"), with);
+        assert_eq!(sandbox.read(".gitignore"), expected);
         assert!(!sandbox.git("status --porcelain -uall").contains("data/"));
         sandbox.ok("remove data");
         assert_eq!(sandbox.read(".gitignore").trim_end(), own.trim_end());
     }
 }
 
-/// MATLAB keeps its notebooks under that name, zipped.
+/// MATLAB saves its live scripts, which are zip files, with the same extension.
 #[test]
-fn what_another_program_calls_mlx_is_nobodys_pointer_in_any_commit() {
-    let sandbox = small();
+fn an_mlx_file_of_another_program_is_not_taken_for_a_pointer() {
+    let sandbox = two_files();
     sandbox.ok("add data");
     sandbox.write("script.mlx", b"PK\x03\x04\x00\x00");
     sandbox.commit("one");
@@ -340,7 +345,7 @@ fn what_another_program_calls_mlx_is_nobodys_pointer_in_any_commit() {
 }
 
 #[test]
-fn a_linked_file_keeps_its_mode_when_a_revision_wants_another() {
+fn a_linked_file_keeps_its_mode_when_a_revision_has_another() {
     for link in ["hardlink", "symlink"] {
         let sandbox = Sandbox::new();
         sandbox.write("data/tool", vec![7_u8; 1_100_000]);
@@ -359,7 +364,7 @@ fn a_linked_file_keeps_its_mode_when_a_revision_wants_another() {
             (0o444, true),
             "{link}"
         );
-        // Another setting does not unlink what is linked.
+        // Under `copy`, checkout makes a private executable file, and the stored object keeps its mode.
         sandbox.ok("config set --local cache.link copy");
         sandbox.ok("checkout");
         let now = file.symlink_metadata().unwrap();
@@ -371,7 +376,7 @@ fn a_linked_file_keeps_its_mode_when_a_revision_wants_another() {
 }
 
 #[test]
-fn links_into_the_store_are_made_anew_after_the_repository_moved() {
+fn links_into_the_store_are_recreated_after_the_repository_moved() {
     let mut sandbox = Sandbox::new();
     sandbox.write("data/large", vec![7_u8; 1_100_000]);
     sandbox.ok("add data");
@@ -385,13 +390,13 @@ fn links_into_the_store_are_made_anew_after_the_repository_moved() {
     sandbox.ok("checkout");
     assert_eq!(fs::read(sandbox.repo.join("data/large")).unwrap().len(), 1_100_000);
     assert_eq!(sandbox.json("status")["clean"], true);
-    // A link of the user's own is theirs.
+    // A link that the user made is kept.
     fs::remove_file(sandbox.repo.join("data/large")).unwrap();
     symlink("objects/mine", sandbox.repo.join("data/large")).unwrap();
     assert!(sandbox.fails("checkout", 4).contains("not stored anywhere: `data/large`"));
 }
 
-/// Three commits of a folder of fifty files, of which each changes one.
+/// Creates three commits of a folder of 51 files; each commit changes one of them.
 fn history() -> Sandbox {
     let sandbox = Sandbox::new();
     for at in 0..50 {
@@ -407,7 +412,7 @@ fn history() -> Sandbox {
 }
 
 #[test]
-fn revisions_go_by_every_name_and_unchanged_files_are_left_alone() {
+fn checkout_takes_any_name_of_a_revision_and_keeps_unchanged_files() {
     let sandbox = history();
     sandbox.git("tag light HEAD~2");
     sandbox.git("tag -a -m heavy heavy HEAD~1");
@@ -415,9 +420,10 @@ fn revisions_go_by_every_name_and_unchanged_files_are_left_alone() {
     let hash = sandbox.git("rev-parse HEAD~1").trim().to_owned();
     let short = &hash[..8];
     let identities = || -> BTreeMap<_, _> {
-        let files = snapshot(&sandbox.repo.join("data")).into_iter().filter(|it| it.1.starts_with("file"));
-        let paths = files.map(|it| String::from_utf8(it.0).unwrap()).filter(|it| it != "d0/0");
-        paths.map(|it| (it.clone(), identity(&sandbox.repo.join("data").join(it)))).collect()
+        let files =
+            snapshot(&sandbox.repo.join("data")).into_iter().filter(|file| file.1.starts_with("file"));
+        let paths = files.map(|file| String::from_utf8(file.0).unwrap()).filter(|path| path != "d0/0");
+        paths.map(|path| (path.clone(), identity(&sandbox.repo.join("data").join(path)))).collect()
     };
     let before = identities();
     let names =
@@ -439,68 +445,69 @@ fn revisions_go_by_every_name_and_unchanged_files_are_left_alone() {
 }
 
 #[test]
-fn a_reader_never_sees_half_a_file() {
+fn a_reader_never_sees_a_partly_written_file() {
     let sandbox = Sandbox::new();
     let sizes = [("small", 30_000), ("large", 1_500_000)];
     for letter in [b'a', b'b'] {
-        sizes.iter().for_each(|it| sandbox.write(&format!("data/{}", it.0), vec![letter; it.1]));
+        sizes.iter().for_each(|(name, size)| sandbox.write(&format!("data/{name}"), vec![letter; *size]));
         sandbox.ok("add data");
         sandbox.commit("version");
     }
-    let (over, seen) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (stop, reads) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
         for (name, size) in sizes {
-            let (path, over, seen) = (sandbox.repo.join("data").join(name), &over, &seen);
+            let (path, stop, reads) = (sandbox.repo.join("data").join(name), &stop, &reads);
             scope.spawn(move || {
-                while !over.load(Ordering::SeqCst) {
+                while !stop.load(Ordering::SeqCst) {
                     let bytes = fs::read(&path).unwrap();
-                    assert!(bytes.len() == size && bytes.iter().all(|it| *it == bytes[0]), "{name}");
-                    seen.fetch_add(1, Ordering::SeqCst);
+                    assert!(bytes.len() == size && bytes.iter().all(|byte| *byte == bytes[0]), "{name}");
+                    reads.fetch_add(1, Ordering::SeqCst);
                 }
             });
         }
         let switch = |link: &str| {
             let set = sandbox.mlx(&format!("config set --local cache.link {link}"));
-            let done = ["HEAD~1", "HEAD"].map(|it| sandbox.mlx(&format!("checkout --rev {it}")));
-            set.code == 0 && done.iter().all(|it| it.code == 0)
+            let done = ["HEAD~1", "HEAD"].map(|rev| sandbox.mlx(&format!("checkout --rev {rev}")));
+            set.code == 0 && done.iter().all(|ran| ran.code == 0)
         };
-        let well = ["copy", "hardlink", "symlink", "reflink,copy"].map(switch);
-        // Before anything is asserted: the readers wait for it.
-        over.store(true, Ordering::SeqCst);
-        assert_eq!(well, [true; 4]);
+        let succeeded = ["copy", "hardlink", "symlink", "reflink,copy"].map(switch);
+        // Set before anything is asserted, because the readers run until it is set.
+        stop.store(true, Ordering::SeqCst);
+        assert_eq!(succeeded, [true; 4]);
     });
-    assert!(seen.load(Ordering::SeqCst) > 20);
+    assert!(reads.load(Ordering::SeqCst) > 20);
 }
 
 #[test]
-fn no_settings_are_no_rows() {
+fn config_list_is_empty_without_settings() {
     let sandbox = Sandbox::new();
     assert_eq!((sandbox.json("config list"), sandbox.ok("config list")), (json!({}), String::new()));
 }
 
-/// Every example of these commands, as a shell runs it, in a repository that has what they name.
+/// Runs every example of these commands in a shell, in a repository that has the files they name.
 #[test]
-fn the_examples_of_help_work() {
+fn the_examples_in_help_work() {
     for command in
         ["init", "add", "status", "diff", "commit", "checkout", "remove", "move", "unprotect", "du", "log"]
     {
         let help = Sandbox::bare().ok(&format!("{command} --help"));
         let examples =
-            help.split("Examples:\n").nth(1).unwrap().lines().take_while(|it| it.starts_with("  "));
+            help.split("Examples:\n").nth(1).unwrap().lines().take_while(|line| line.starts_with("  "));
         for example in examples.map(str::trim) {
-            let sandbox = if command == "init" { Sandbox::bare() } else { for_examples(command) };
+            let sandbox = if command == "init" { Sandbox::bare() } else { repository_for_examples(command) };
             if command == "init" && !example.starts_with("git init") {
                 sandbox.git("init -q");
             }
-            run(&sandbox, example);
+            run_in_shell(&sandbox, example);
         }
     }
 }
 
-fn for_examples(command: &str) -> Sandbox {
+/// Creates a repository that has the files and versions which the examples of a command name.
+fn repository_for_examples(command: &str) -> Sandbox {
     let sandbox = Sandbox::new();
     let data = ["cat/a.jpg", "cat/blurred.jpg", "cats/c.jpg", "dog/d.jpg"];
-    data.iter().for_each(|it| sandbox.write(&format!("data/{it}"), *it));
+    data.iter().for_each(|name| sandbox.write(&format!("data/{name}"), *name));
     sandbox.ok("add data");
     if command != "add" {
         sandbox.write("models/backbone.onnx", "model");
@@ -523,11 +530,12 @@ fn for_examples(command: &str) -> Sandbox {
     sandbox
 }
 
-fn run(sandbox: &Sandbox, example: &str) {
+/// Runs an example in a shell that finds mlx on its path, and expects success.
+fn run_in_shell(sandbox: &Sandbox, example: &str) {
     let mlx = Path::new(env!("CARGO_BIN_EXE_mlx")).parent().unwrap().display();
     let path = format!("{mlx}:{}", std::env::var("PATH").unwrap());
     let output =
         sandbox.command("sh", &sandbox.repo).env("PATH", path).args(["-ec", example]).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(0), "{example}: {said}");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{example}: {stderr}");
 }

@@ -1,5 +1,6 @@
-//! Formats over time and machines: what a newer mlx wrote is left alone, what an older one wrote is read for ever, what
-//! another left half done is no hindrance, and the same content gives the same bytes everywhere.
+//! Tests of format compatibility: files of a newer mlx are left alone, files of an older mlx stay readable,
+//! leftovers of a killed process of another version do no harm, and the same content gives the same bytes on
+//! every machine.
 
 use std::{
     collections::BTreeMap,
@@ -13,9 +14,10 @@ use serde_json::json;
 
 use crate::sandbox::{Sandbox, ended, snapshot};
 
-const STAGE: &str = "[stage.count]\ncmd = 'cat data/b data/sub/c > all.txt'\ndeps = ['data']\nparams = ['params.toml:rate']\nouts = ['all.txt']\n";
+const STAGE: &str = "[stage.count]\ncmd = 'cat data/b data/sub/c > all.txt'\n\
+    deps = ['data']\nparams = ['params.toml:rate']\nouts = ['all.txt']\n";
 
-/// Data, a stage and its result, the same everywhere.
+/// Writes data, a parameter file and a pipeline of one stage: the same content in every test.
 fn fill(sandbox: &Sandbox) {
     sandbox.write("data/b", "bee\n");
     sandbox.write("data/sub/c", "see\n");
@@ -24,28 +26,30 @@ fn fill(sandbox: &Sandbox) {
     sandbox.write("mlx.toml", STAGE);
 }
 
-/// How `data` stands against its pointer.
+/// Returns the state of `data` that `status` reports.
 fn state(sandbox: &Sandbox) -> String {
     sandbox.json("status")["data"][0]["state"].as_str().unwrap().to_owned()
 }
 
-fn everything(sandbox: &Sandbox) -> Vec<String> {
+/// Returns path and digest of every file of the repository that a refused command must not change.
+fn all_files(sandbox: &Sandbox) -> Vec<String> {
     let files = walkdir::WalkDir::new(&sandbox.repo).sort_by_file_name().into_iter().map(Result::unwrap);
-    let files = files.filter(|it| it.file_type().is_file());
-    // Who has a lock signs it, and the index remembers what was looked at.
-    let locks = ["lock", "gate", "gc.lock", "index"];
-    let files = files.filter(|it| !locks.contains(&it.file_name().to_str().unwrap_or_default()));
+    let files = files.filter(|file| file.file_type().is_file());
+    // Lock holders write their name into lock files, and any command may update the index.
+    let changing = ["lock", "gate", "gc.lock", "index"];
+    let files = files.filter(|file| !changing.contains(&file.file_name().to_str().unwrap_or_default()));
     files
-        .map(|it| format!("{} {}", it.path().display(), blake3::hash(&fs::read(it.path()).unwrap())))
+        .map(|file| format!("{} {}", file.path().display(), blake3::hash(&fs::read(file.path()).unwrap())))
         .collect()
 }
 
-fn only(folder: &Path, ending: &str) -> Vec<PathBuf> {
+/// Returns the files of a folder with this extension.
+fn files_with_extension(folder: &Path, extension: &str) -> Vec<PathBuf> {
     let all = fs::read_dir(folder).unwrap().map(|it| it.unwrap().path());
-    all.filter(|it| it.extension().is_some_and(|it| it == ending)).collect()
+    all.filter(|path| path.extension().is_some_and(|found| found == extension)).collect()
 }
 
-/// The same bytes under a higher version, as sound as a newer mlx would write them.
+/// Returns a pack index with a higher format version and a valid checksum, as a newer mlx would write it.
 fn newer_index(bytes: &[u8]) -> Vec<u8> {
     let mut body = bytes[..bytes.len() - 32].to_vec();
     assert_eq!(body[..8], *b"mlxindx\x01");
@@ -54,12 +58,13 @@ fn newer_index(bytes: &[u8]) -> Vec<u8> {
     [&body[..], &check].concat()
 }
 
-type Newer = (&'static str, fn(&Sandbox), &'static [&'static str]);
+/// Expected message, the change that makes a repository newer, and commands that must refuse it.
+type NewerCase = (&'static str, fn(&Sandbox), &'static [&'static str]);
 
-const NEWER: [Newer; 4] = [
+const NEWER_CASES: [NewerCase; 4] = [
     (
         "`data.mlx` was written by a newer mlx",
-        |it| it.write("data.mlx", "digest = \"b4:xyz\"\nformat = 2\nshards = [1, 2]\n"),
+        |sandbox| sandbox.write("data.mlx", "digest = \"b4:xyz\"\nformat = 2\nshards = [1, 2]\n"),
         &[
             "checkout",
             "add data",
@@ -72,18 +77,21 @@ const NEWER: [Newer; 4] = [
     ),
     (
         "`mlx.lock` was written by a newer mlx",
-        |it| {
-            it.write(
+        |sandbox| {
+            sandbox.write(
                 "mlx.lock",
-                format!("{}\n[stage.x]\nnew = 1\n", it.read("mlx.lock").replace("format = 1", "format = 2")),
+                format!(
+                    "{}\n[stage.x]\nnew = 1\n",
+                    sandbox.read("mlx.lock").replace("format = 1", "format = 2")
+                ),
             );
         },
         &["status", "checkout", "commit", "repro", "gc --grace 0s --yes", "pull"],
     ),
     (
         "was written by a newer mlx",
-        |it| {
-            for index in only(&it.repo.join(".git/mlx/packs"), "idx") {
+        |sandbox| {
+            for index in files_with_extension(&sandbox.repo.join(".git/mlx/packs"), "idx") {
                 fs::set_permissions(&index, fs::Permissions::from_mode(0o644)).unwrap();
                 fs::write(&index, newer_index(&fs::read(&index).unwrap())).unwrap();
             }
@@ -92,8 +100,8 @@ const NEWER: [Newer; 4] = [
     ),
     (
         "was written by a newer mlx",
-        |it| {
-            let marker = it.root().join("remote/mlx-remote.toml");
+        |sandbox| {
+            let marker = sandbox.root().join("remote/mlx-remote.toml");
             let text = fs::read_to_string(&marker).unwrap();
             fs::write(&marker, text.replace("format = 1", "format = 2")).unwrap();
         },
@@ -102,8 +110,8 @@ const NEWER: [Newer; 4] = [
 ];
 
 #[test]
-fn what_a_newer_mlx_wrote_asks_for_an_upgrade_and_stays_as_it_is() {
-    for (at, (message, bend, commands)) in NEWER.into_iter().enumerate() {
+fn files_of_a_newer_mlx_ask_for_an_upgrade_and_stay_unchanged() {
+    for (at, (message, make_newer, commands)) in NEWER_CASES.into_iter().enumerate() {
         let sandbox = Sandbox::new();
         fill(&sandbox);
         sandbox.ok("add data");
@@ -112,19 +120,19 @@ fn what_a_newer_mlx_wrote_asks_for_an_upgrade_and_stays_as_it_is() {
             .ok(&format!("remote add origin file://{} --default", sandbox.root().join("remote").display()));
         sandbox.ok("push");
         sandbox.write("data/b", "edited, and stored nowhere\n");
-        bend(&sandbox);
-        let before = (everything(&sandbox), snapshot(&sandbox.root().join("remote")));
+        make_newer(&sandbox);
+        let before = (all_files(&sandbox), snapshot(&sandbox.root().join("remote")));
         for args in commands {
             let error = sandbox.fails(args, 5);
             assert!(error.contains(message) && error.contains("hint: upgrade mlx"), "{at}: {args}: {error}");
-            let after = (everything(&sandbox), snapshot(&sandbox.root().join("remote")));
+            let after = (all_files(&sandbox), snapshot(&sandbox.root().join("remote")));
             assert_eq!(after, before, "{at}: {args}");
         }
     }
 }
 
 #[test]
-fn a_tree_of_a_newer_mlx_stops_whoever_would_free_what_it_names() {
+fn gc_and_checkout_refuse_a_tree_of_a_newer_mlx() {
     let sandbox = Sandbox::new();
     sandbox.write("data/a", "named by the tree alone");
     sandbox.ok("add data");
@@ -138,17 +146,18 @@ fn a_tree_of_a_newer_mlx_stops_whoever_would_free_what_it_names() {
         format!("digest = \"{digest}\"\nfiles = 1\nformat = 1\nkind = \"tree\"\nsize = 23\n"),
     );
     fs::remove_file(sandbox.repo.join("data/a")).unwrap();
-    let before = everything(&sandbox);
+    let before = all_files(&sandbox);
     for args in ["checkout", "checkout --force", "gc --grace 0s --yes", "fsck --repair"] {
         let error = sandbox.fails(args, 5);
         assert!(error.contains("newer mlx") && error.contains("hint: upgrade mlx"), "{args}: {error}");
-        assert_eq!(everything(&sandbox), before, "{args}");
+        assert_eq!(all_files(&sandbox), before, "{args}");
     }
 }
 
-/// The index is what we remember, and settings are what people write: one is made anew, the other kept.
+/// The index is a cache, and is rebuilt if it cannot be read. Settings are written by people, and unknown
+/// ones are kept.
 #[test]
-fn an_index_of_a_newer_mlx_is_made_anew_and_settings_it_knows_are_kept() {
+fn an_index_of_a_newer_mlx_is_rebuilt_and_its_settings_are_kept() {
     let sandbox = Sandbox::new();
     fill(&sandbox);
     sandbox.ok("add data");
@@ -167,43 +176,40 @@ fn an_index_of_a_newer_mlx_is_made_anew_and_settings_it_knows_are_kept() {
     assert_eq!(state(&sandbox), "same");
 }
 
-fn copy(from: &Path, to: &Path) {
+/// Copies a folder with everything in it.
+fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let target = to.join(entry.file_name());
         if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
+            copy_folder(&entry.path(), &target);
         } else {
             fs::copy(entry.path(), target).map(drop).unwrap();
         }
     }
 }
 
-/// `fixtures/formats/repository-1` is what this test makes, from `fill`, when `MLX_FIXTURES=write` is set: pointer, lockfile,
-/// store, index, and a remote.
+/// With `MLX_FIXTURES=write`, this test creates `fixtures/formats/repository-1` from the files of [`fill`]:
+/// pointer, lockfile, store, index and remote.
 #[test]
-fn a_repository_of_the_first_format_is_read_for_ever() {
+fn a_repository_in_the_first_format_stays_readable() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/formats/repository-1");
-    if std::env::var_os("MLX_FIXTURES").is_some_and(|it| it == "write") && !golden.exists() {
+    if std::env::var_os("MLX_FIXTURES").is_some_and(|value| value == "write") && !golden.exists() {
         write_golden(&golden);
     }
     for from in ["store", "remote"] {
         let sandbox = Sandbox::new();
-        copy(&golden.join("workspace"), &sandbox.repo);
+        copy_folder(&golden.join("workspace"), &sandbox.repo);
         if from == "store" {
-            copy(&golden.join("store"), &sandbox.repo.join(".git/mlx"));
+            copy_folder(&golden.join("store"), &sandbox.repo.join(".git/mlx"));
             fs::copy(golden.join("index"), sandbox.repo.join(".git/mlx/index")).unwrap();
             assert_eq!(sandbox.json("status")["data"][0]["state"], "absent");
             let read = fs::read(sandbox.repo.join(".git/mlx/index")).unwrap();
-            assert_eq!(
-                read,
-                fs::read(golden.join("index")).unwrap(),
-                "an index that is understood is not made anew"
-            );
+            assert_eq!(read, fs::read(golden.join("index")).unwrap(), "a readable index is not rebuilt");
             sandbox.ok("checkout");
         } else {
-            copy(&golden.join("remote"), &sandbox.root().join("remote"));
+            copy_folder(&golden.join("remote"), &sandbox.root().join("remote"));
             sandbox.ok(&format!(
                 "remote add origin file://{} --default",
                 sandbox.root().join("remote").display()
@@ -221,7 +227,7 @@ fn a_repository_of_the_first_format_is_read_for_ever() {
         assert_eq!(
             sandbox.json("repro")["stages"][0]["outcome"],
             "restored",
-            "{from}: the record of the run is read"
+            "{from}: the run record is readable"
         );
         sandbox.ok("add data");
         for file in ["data.mlx", "mlx.lock"] {
@@ -234,6 +240,7 @@ fn a_repository_of_the_first_format_is_read_for_ever() {
     }
 }
 
+/// Writes the fixture of the first format.
 fn write_golden(golden: &Path) {
     let sandbox = Sandbox::new();
     fill(&sandbox);
@@ -248,29 +255,29 @@ fn write_golden(golden: &Path) {
         fs::copy(sandbox.repo.join(file), workspace.join(file)).unwrap();
     }
     for folder in ["packs", "runs"] {
-        copy(&sandbox.repo.join(".git/mlx").join(folder), &golden.join("store").join(folder));
+        copy_folder(&sandbox.repo.join(".git/mlx").join(folder), &golden.join("store").join(folder));
     }
-    // With nothing there, it remembers the pointer alone.
+    // Without data in the workspace, the new index holds the pointer alone.
     fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
     fs::remove_file(sandbox.repo.join("all.txt")).unwrap();
     fs::remove_file(sandbox.repo.join(".git/mlx/index")).unwrap();
     sandbox.ok("status");
     fs::copy(sandbox.repo.join(".git/mlx/index"), golden.join("index")).unwrap();
-    copy(&remote, &golden.join("remote"));
+    copy_folder(&remote, &golden.join("remote"));
 }
 
-/// What another version may leave when it is killed: things that we know half, and things that we do not know.
+/// Leftovers of a killed process of another version, some of a kind that this version knows.
 #[test]
-fn what_another_version_left_half_done_is_no_hindrance() {
+fn leftovers_of_another_version_do_no_harm() {
     let sandbox = Sandbox::new();
     fill(&sandbox);
     sandbox.ok("add data");
     sandbox.ok("repro");
     sandbox.commit("one");
     let store = sandbox.repo.join(".git/mlx");
-    let pack = fs::read(&only(&store.join("packs"), "pack")[0]).unwrap();
+    let pack = fs::read(&files_with_extension(&store.join("packs"), "pack")[0]).unwrap();
     let hex = "1".repeat(64);
-    let left: [(&str, &[u8]); 12] = [
+    let leftovers: [(&str, &[u8]); 12] = [
         ("packs/.mlx-tmp-4194999-0-abc", b"half a pack"),
         ("packs/.mlx-tmp-4194999-zstd-v2-abc", b"half a pack of another kind"),
         (&format!("packs/{hex}.pack"), &pack[..pack.len() / 2]),
@@ -284,7 +291,7 @@ fn what_another_version_left_half_done_is_no_hindrance() {
         ("running/abc-count", b"format 2\n"),
         ("failed/count-1/all.txt", b"half"),
     ];
-    for (path, bytes) in left {
+    for (path, bytes) in leftovers {
         let path = store.join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, bytes).unwrap();
@@ -305,13 +312,14 @@ fn what_another_version_left_half_done_is_no_hindrance() {
         !sandbox.has("data/.mlx-tmp-4194999-0-abc") && !store.join("packs/.mlx-tmp-4194999-0-abc").exists()
     );
     for kept in ["packs/.mlx-tmp-4194999-zstd-v2-abc", "journal/1.log", "failed/count-1/all.txt"] {
-        assert!(store.join(kept).exists(), "{kept} is not ours to judge");
+        assert!(store.join(kept).exists(), "{kept} is of another version and must stay");
     }
     assert!(store.join(format!("packs/{hex}.idx2")).exists());
 }
 
-/// What Git, the store and the run cache hold, with the names that say what is in it.
-fn written(sandbox: &Sandbox) -> BTreeMap<String, String> {
+/// Returns the content of tracked files and the digests of stored ones, by path: all that must not depend on
+/// the machine.
+fn written_files(sandbox: &Sandbox) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     for file in ["data.mlx", "mlx.lock", ".gitignore", ".mlx/config.toml"] {
         found.insert(file.to_owned(), sandbox.read(file));
@@ -327,27 +335,33 @@ fn written(sandbox: &Sandbox) -> BTreeMap<String, String> {
     found
 }
 
-type Elsewhere = (&'static str, fn(&mut Command) -> &mut Command);
+/// Name of an environment, and the change of a command that sets it up.
+type Environment = (&'static str, fn(&mut Command) -> &mut Command);
 
-const ELSEWHERE: [Elsewhere; 5] = [
-    ("as here", |it| it),
-    ("a decimal comma, another zone", |it| {
-        it.env("LANG", "de_DE.UTF-8").env("LC_ALL", "de_DE.UTF-8").env("TZ", "Pacific/Kiritimati")
+const ENVIRONMENTS: [Environment; 5] = [
+    ("unchanged", |command| command),
+    ("a decimal comma, another zone", |command| {
+        command.env("LANG", "de_DE.UTF-8").env("LC_ALL", "de_DE.UTF-8").env("TZ", "Pacific/Kiritimati")
     }),
-    ("no home, one thread", |it| it.env_remove("HOME").env_remove("LANG").env("RAYON_NUM_THREADS", "1")),
-    ("another shell, many threads", |it| {
-        it.env("SHELL", "/bin/false")
+    ("no home, one thread", |command| {
+        command.env_remove("HOME").env_remove("LANG").env("RAYON_NUM_THREADS", "1")
+    }),
+    ("another shell, many threads", |command| {
+        command
+            .env("SHELL", "/bin/false")
             .env("TERM", "xterm-256color")
             .env("LC_ALL", "C")
             .env("RAYON_NUM_THREADS", "13")
     }),
-    ("another user", |it| if rustix::process::geteuid().is_root() { it.uid(65534).gid(65534) } else { it }),
+    ("another user", |command| {
+        if rustix::process::geteuid().is_root() { command.uid(65534).gid(65534) } else { command }
+    }),
 ];
 
 #[test]
-fn the_same_content_gives_the_same_bytes_everywhere() {
+fn the_same_content_gives_the_same_bytes_in_every_environment() {
     let mut expected = None;
-    for (what, elsewhere) in ELSEWHERE {
+    for (what, set_up) in ENVIRONMENTS {
         let sandbox = Sandbox::new();
         fill(&sandbox);
         for at in 0..60 {
@@ -356,7 +370,7 @@ fn the_same_content_gives_the_same_bytes_everywhere() {
         sandbox.write("data/large", vec![7_u8; 1_200_000]);
         let mut program = PathBuf::from(env!("CARGO_BIN_EXE_mlx"));
         if what == "another user" && rustix::process::geteuid().is_root() {
-            // The program may lie where others cannot go.
+            // The program may be in a folder that other users cannot read.
             program = sandbox.root().join("mlx");
             let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_mlx")).arg(&program).status();
             assert!(copied.unwrap().success());
@@ -366,18 +380,18 @@ fn the_same_content_gives_the_same_bytes_everywhere() {
         for args in [&["add", "data"][..], &["repro"]] {
             let mut command = sandbox.command(program.to_str().unwrap(), &sandbox.repo);
             command.args(args);
-            elsewhere(&mut command);
+            set_up(&mut command);
             let ran = ended(command.output().unwrap());
             assert_eq!(ran.code, 0, "{what}: {}", ran.err);
         }
-        let found = written(&sandbox);
+        let found = written_files(&sandbox);
         assert!(found.len() > 8, "{found:?}");
         assert_eq!(expected.get_or_insert_with(|| found.clone()), &found, "{what}");
     }
 }
 
 #[test]
-fn files_have_the_modes_that_the_umask_leaves() {
+fn new_files_and_folders_obey_the_umask() {
     for (umask, file, folder) in [("000", 0o666, 0o777), ("022", 0o644, 0o755), ("077", 0o600, 0o700)] {
         let sandbox = Sandbox::new();
         sandbox.write("data/sub/tool", "x");
@@ -402,9 +416,9 @@ fn files_have_the_modes_that_the_umask_leaves() {
     }
 }
 
-/// What people write is read whole; what is larger than that can be is not even begun.
+/// Documents are read into memory, so that a file beyond the size limit is refused before it is read.
 #[test]
-fn a_gigabyte_in_the_place_of_a_document_is_refused_by_name() {
+fn a_document_of_a_gigabyte_is_refused_and_named() {
     let sandbox = Sandbox::new();
     fill(&sandbox);
     sandbox.ok("add data");
@@ -437,7 +451,7 @@ fn a_gigabyte_in_the_place_of_a_document_is_refused_by_name() {
             fs::write(&path, bytes).unwrap();
         }
     }
-    // A file that large is no pointer any more, and is not taken for none.
+    // A pointer file of that size is not valid, but it does not count as absent either.
     let pointer = sandbox.read("data.mlx");
     fs::OpenOptions::new().write(true).open(sandbox.repo.join("data.mlx")).unwrap().set_len(1 << 30).unwrap();
     assert_eq!(sandbox.json("gc")["done"], false);
@@ -447,14 +461,14 @@ fn a_gigabyte_in_the_place_of_a_document_is_refused_by_name() {
 }
 
 #[test]
-fn a_pointer_that_an_editor_or_git_changed_line_by_line_is_read() {
+fn a_pointer_with_reordered_lines_or_crlf_is_read() {
     let sandbox = Sandbox::new();
     fill(&sandbox);
     sandbox.ok("add data");
     let pointer = sandbox.read("data.mlx");
-    let dos = pointer.replace('\n', "\r\n");
-    let turned: String = pointer.lines().rev().map(|it| format!("{it}\n\n")).collect();
-    for text in [dos.clone(), format!("\u{feff}{dos}"), format!("# ours\n{turned}")] {
+    let crlf = pointer.replace('\n', "\r\n");
+    let reversed: String = pointer.lines().rev().map(|line| format!("{line}\n\n")).collect();
+    for text in [crlf.clone(), format!("\u{feff}{crlf}"), format!("# ours\n{reversed}")] {
         sandbox.write("data.mlx", &text);
         assert_eq!(state(&sandbox), "same", "{text:?}");
     }
@@ -472,7 +486,7 @@ fn a_pointer_that_an_editor_or_git_changed_line_by_line_is_read() {
         let error = sandbox.fails("checkout", 5);
         assert!(error.contains("`data.mlx` is not a pointer: ") && error.contains(part), "{text}: {error}");
     }
-    // No sum of what it claims is too large to be added up.
+    // Sums of the largest sizes that a pointer can claim do not overflow.
     sandbox.write(
         "data.mlx",
         pointer

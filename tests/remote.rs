@@ -1,4 +1,4 @@
-//! Between two clones: a folder, and S3 on loopback.
+//! Tests of push, fetch and pull between clones, over a remote in a folder and over S3 on loopback.
 
 use std::{fs, path::PathBuf};
 
@@ -6,22 +6,25 @@ use serde_json::json;
 
 use crate::sandbox::{Elsewhere, Sandbox, snapshot};
 
-/// A repository with data, a stage and its result, committed.
+/// Creates a repository with tracked data, and a stage that has run. Nothing is committed to Git.
 fn project() -> Sandbox {
     let sandbox = Sandbox::new();
     for at in 0..50 {
         sandbox.write(&format!("data/{at}.txt"), format!("number {at}"));
     }
-    sandbox.write("data/large.bin", noise(6_000_000, 1));
+    sandbox.write("data/large.bin", random_bytes(6_000_000, 1));
     sandbox.write("params.toml", "x = 1\n");
-    let text = "[stage.count]\ncmd = 'cat data/*.txt | wc -c > count.txt; printf \"{\\\"n\\\": 1}\" > m.json'\ndeps = ['data']\nparams = ['params.toml:x']\nouts = ['count.txt']\nmetrics = ['m.json']\n";
+    let text = "[stage.count]\n\
+        cmd = 'cat data/*.txt | wc -c > count.txt; printf \"{\\\"n\\\": 1}\" > m.json'\n\
+        deps = ['data']\nparams = ['params.toml:x']\nouts = ['count.txt']\nmetrics = ['m.json']\n";
     sandbox.write("mlx.toml", text);
     sandbox.ok("add data");
     sandbox.ok("repro");
     sandbox
 }
 
-fn noise(length: usize, seed: u64) -> Vec<u8> {
+/// Returns bytes of a linear congruential generator, which do not compress.
+fn random_bytes(length: usize, seed: u64) -> Vec<u8> {
     let mut state = seed;
     let next = |state: &mut u64| {
         *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -36,36 +39,36 @@ fn clone<'s>(sandbox: &'s Sandbox, name: &str) -> Elsewhere<'s> {
     sandbox.at(&folder)
 }
 
-/// Push here, pull there, nothing runs; an edit there, pushed, comes back here.
+/// Pushes here and pulls in a clone, where no stage runs again; then an edit in the clone comes back here.
 fn round_trip(sandbox: &Sandbox) {
     let sent = sandbox.json("push");
     assert!(sent["objects"].as_u64().unwrap() > 50, "{sent}");
     assert_eq!(sandbox.json("push")["objects"], 0, "a second push sends nothing");
     sandbox.commit("all");
-    let there = clone(sandbox, "clone");
-    there.ok("pull");
-    assert_eq!(snapshot(&there.folder.join("data")), snapshot(&sandbox.repo.join("data")));
-    let again = there.json("repro");
+    let other = clone(sandbox, "clone");
+    other.ok("pull");
+    assert_eq!(snapshot(&other.folder.join("data")), snapshot(&sandbox.repo.join("data")));
+    let again = other.json("repro");
     assert_eq!(again["stages"][0]["outcome"], "unchanged", "{again}");
-    assert_eq!(there.json("status")["clean"], true);
-    assert_eq!(there.json("pull")["objects"], 0);
+    assert_eq!(other.json("status")["clean"], true);
+    assert_eq!(other.json("pull")["objects"], 0);
 
     // An edit in the middle of the large file sends little.
-    let mut bytes = fs::read(there.folder.join("data/large.bin")).unwrap();
+    let mut bytes = fs::read(other.folder.join("data/large.bin")).unwrap();
     bytes.splice(3_000_000..3_000_000, *b"inserted");
-    fs::write(there.folder.join("data/large.bin"), &bytes).unwrap();
-    there.ok("add data");
-    there.ok("repro");
-    let sent = there.json("push");
+    fs::write(other.folder.join("data/large.bin"), &bytes).unwrap();
+    other.ok("add data");
+    other.ok("repro");
+    let sent = other.json("push");
     assert!(sent["bytes"].as_u64().unwrap() < 5_000_000, "an edit of 6 MB sends less than all of it: {sent}");
-    there.git("add -A");
-    there.git("commit -q -m edit");
-    sandbox.git(&format!("pull -q {} main", there.folder.display()));
+    other.git("add -A");
+    other.git("commit -q -m edit");
+    sandbox.git(&format!("pull -q {} main", other.folder.display()));
     sandbox.ok("pull");
     assert_eq!(fs::read(sandbox.repo.join("data/large.bin")).unwrap(), bytes);
     assert_eq!(sandbox.json("repro")["stages"][0]["outcome"], "unchanged");
 
-    // A run made elsewhere is restored here: its record travels too.
+    // A run of another clone is restored: push and fetch transfer run records too.
     sandbox.ok("push --all-commits");
     let third = clone(sandbox, "third");
     third.ok("fetch --all-commits");
@@ -75,7 +78,7 @@ fn round_trip(sandbox: &Sandbox) {
 }
 
 #[test]
-fn two_clones_over_a_folder() {
+fn clones_exchange_data_over_a_folder() {
     let sandbox = project();
     let remote = sandbox.root().join("remote");
     let shown = sandbox.json(&format!("remote add origin file://{} --default", remote.display()));
@@ -83,11 +86,11 @@ fn two_clones_over_a_folder() {
     round_trip(&sandbox);
     let text = fs::read_to_string(remote.join("mlx-remote.toml")).unwrap();
     assert!(text.contains("format = 1"));
-    assert!(fs::read_dir(remote.join("v1/tmp")).unwrap().count() == 0, "nothing unfinished is left");
+    assert!(fs::read_dir(remote.join("v1/tmp")).unwrap().count() == 0, "no temporary file is left");
 }
 
 #[test]
-fn two_clones_over_s3() {
+fn clones_exchange_data_over_s3() {
     let sandbox = project();
     let server = crate::s3::Server::start(&sandbox.root().join("s3"), "bucket");
     fs::create_dir_all(sandbox.root().join("home/.aws")).unwrap();
@@ -102,11 +105,15 @@ fn two_clones_over_s3() {
         server.endpoint()
     ));
     round_trip(&sandbox);
-    assert!(server.requests() < 200, "requests follow the bytes, not the files: {}", server.requests());
+    assert!(
+        server.requests() < 200,
+        "the number of requests grows with bytes, not with files: {}",
+        server.requests()
+    );
 }
 
 #[test]
-fn trees_alone_are_enough_to_compare() {
+fn diff_fetches_trees_and_no_data() {
     let sandbox = project();
     let remote = sandbox.root().join("remote");
     sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
@@ -116,17 +123,17 @@ fn trees_alone_are_enough_to_compare() {
     sandbox.ok("add data");
     sandbox.ok("push");
     sandbox.commit("two");
-    let there = clone(&sandbox, "clone");
-    // `diff` fetches the pages it lacks, and no data.
-    assert_eq!(there.json("diff data HEAD~1 HEAD"), json!([{"path": "data/7.txt", "change": "modified"}]));
-    let store = there.folder.join(".git/mlx");
-    assert!(!store.join("objects").exists() && !there.folder.join("data").exists());
-    there.ok("fetch --trees");
-    assert_eq!(there.json("status")["data"][0]["state"], "absent");
+    let other = clone(&sandbox, "clone");
+    // `diff` fetches the tree pages it lacks, and no data.
+    assert_eq!(other.json("diff data HEAD~1 HEAD"), json!([{"path": "data/7.txt", "change": "modified"}]));
+    let store = other.folder.join(".git/mlx");
+    assert!(!store.join("objects").exists() && !other.folder.join("data").exists());
+    other.ok("fetch --trees");
+    assert_eq!(other.json("status")["data"][0]["state"], "absent");
 }
 
 #[test]
-fn a_remote_that_is_not_there_is_named() {
+fn a_missing_remote_is_named() {
     let sandbox = project();
     assert!(sandbox.fails("push", 3).contains("no default remote is configured"));
     sandbox.ok("remote add gone file:///nowhere/at/all --default");
@@ -148,7 +155,7 @@ fn a_remote_that_is_not_there_is_named() {
 }
 
 #[test]
-fn what_a_remote_lacks_is_named_and_the_rest_is_kept() {
+fn pull_names_the_remote_that_lacks_objects() {
     let sandbox = project();
     let remote = sandbox.root().join("remote");
     sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
@@ -157,33 +164,33 @@ fn what_a_remote_lacks_is_named_and_the_rest_is_kept() {
     let indexes = fs::read_dir(remote.join("v1/indexes")).unwrap().map(|it| it.unwrap().path());
     let largest = indexes.max_by_key(|it| it.metadata().unwrap().len()).unwrap();
     fs::remove_file(largest).unwrap();
-    let there = clone(&sandbox, "clone");
-    let error = there.fails("pull", 3);
+    let other = clone(&sandbox, "clone");
+    let error = other.fails("pull", 3);
     assert!(error.contains("the remote `origin` lacks "), "{error}");
 }
 
 #[test]
-fn an_interrupted_fetch_goes_on_where_it_stopped() {
+fn an_interrupted_fetch_resumes_where_it_stopped() {
     let sandbox = project();
     let remote = sandbox.root().join("remote");
     sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
     sandbox.ok("push");
     sandbox.commit("all");
-    let there = clone(&sandbox, "clone");
+    let other = clone(&sandbox, "clone");
     let whole = fs::read(sandbox.repo.join("data/large.bin")).unwrap();
     let digest = blake3::hash(&whole).to_hex().to_string();
-    // What a killed fetch leaves: the start of a large file.
-    let incoming = there.folder.join(".git/mlx/incoming");
+    // A killed fetch leaves the start of a large file.
+    let incoming = other.folder.join(".git/mlx/incoming");
     fs::create_dir_all(&incoming).unwrap();
     fs::write(incoming.join(digest), &whole[..5_000_000]).unwrap();
-    let got = there.json("fetch");
+    let got = other.json("fetch");
     assert!(got["bytes"].as_u64().unwrap() < 4_500_000, "{got}");
-    there.ok("checkout");
-    assert_eq!(fs::read(there.folder.join("data/large.bin")).unwrap(), whole);
+    other.ok("checkout");
+    assert_eq!(fs::read(other.folder.join("data/large.bin")).unwrap(), whole);
 }
 
 #[test]
-fn packs_lost_on_a_remote_are_named_and_sent_again() {
+fn packs_lost_on_a_remote_are_named_and_pushed_again() {
     let sandbox = project();
     let remote = sandbox.root().join("remote");
     sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
@@ -192,28 +199,28 @@ fn packs_lost_on_a_remote_are_named_and_sent_again() {
     let packs = fs::read_dir(remote.join("v1/packs")).unwrap().map(|it| it.unwrap().path());
     let largest = packs.max_by_key(|it| it.metadata().unwrap().len()).unwrap();
     fs::remove_file(&largest).unwrap();
-    let there = clone(&sandbox, "clone");
-    assert!(there.fails("pull", 3).contains("the remote `origin` lacks "));
-    let said = sandbox.mlx("push");
+    let other = clone(&sandbox, "clone");
+    assert!(other.fails("pull", 3).contains("the remote `origin` lacks "));
+    let ran = sandbox.mlx("push");
     let name = largest.file_name().unwrap().to_str().unwrap();
-    assert!(said.err.contains("has lost a pack") && said.err.contains(name), "{}", said.err);
-    there.ok("pull");
-    assert_eq!(snapshot(&there.folder.join("data")), snapshot(&sandbox.repo.join("data")));
+    assert!(ran.err.contains("has lost a pack") && ran.err.contains(name), "{}", ran.err);
+    other.ok("pull");
+    assert_eq!(snapshot(&other.folder.join("data")), snapshot(&sandbox.repo.join("data")));
     assert!(!sandbox.mlx("push").err.contains("lost"));
 }
 
 #[test]
-fn an_interrupted_push_sends_only_the_rest() {
-    let ready = || {
+fn a_push_after_an_interrupted_one_sends_only_the_rest() {
+    let new_project = || {
         let sandbox = project();
         let remote = sandbox.root().join("remote");
         sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
         sandbox
     };
-    let whole = ready().json("push")["objects"].as_u64().unwrap();
-    let mut partly = 0;
+    let total = new_project().json("push")["objects"].as_u64().unwrap();
+    let mut partial = 0;
     for at in (1..).step_by(3) {
-        let sandbox = ready();
+        let sandbox = new_project();
         let mut push = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
         let ended = push.arg("push").env("MLX_FAULT", format!("kill:{at}")).output().unwrap();
         if ended.status.success() {
@@ -222,10 +229,10 @@ fn an_interrupted_push_sends_only_the_rest() {
         let indexes = fs::read_dir(sandbox.root().join("remote/v1/indexes"));
         let arrived = indexes.map_or(0, Iterator::count);
         let rest = sandbox.json("push")["objects"].as_u64().unwrap();
-        // What an index names is there for good.
-        assert_eq!(rest == whole, arrived == 0, "{rest} of {whole} with {arrived} packs there, kill {at}");
-        partly += u32::from(arrived > 0);
+        // Objects that an arrived index lists are not sent again.
+        assert_eq!(rest == total, arrived == 0, "{rest} of {total} with {arrived} packs there, kill {at}");
+        partial += u32::from(arrived > 0);
         assert_eq!(sandbox.json("push")["objects"], 0);
     }
-    assert!(partly > 0, "no kill came between two packs");
+    assert!(partial > 0, "no kill came between two packs");
 }

@@ -1,4 +1,5 @@
-//! Stages: what runs, what is restored, what is left alone, and that no record is false.
+//! Tests of pipelines: which stages `repro` runs, restores or skips, that `mlx.lock` never records a run
+//! that did not happen, and the commands that compare and trace results (`diff`, `show`, `log`, `lineage`).
 
 use std::{fs, thread, time::Duration};
 
@@ -6,21 +7,24 @@ use serde_json::{Value, json};
 
 use crate::sandbox::{Sandbox, snapshot};
 
-/// Two stages in a row, a parameter each, and metrics.
-const PIPELINE: &str = r#"
+/// Two stages, the second of which needs the output of the first, with a parameter and metrics.
+const PIPELINE: &str = "
 [stage.upper]
-cmd = "echo ran >> runs.log; tr a-z A-Z < in.txt > upper.txt; echo $(grep -o 'x = .*' params.toml) >> upper.txt"
-deps = ["in.txt"]
-params = ["params.toml:upper.x"]
-outs = ["upper.txt"]
+cmd = \"echo ran >> runs.log; tr a-z A-Z < in.txt > upper.txt; \
+    echo $(grep -o 'x = .*' params.toml) >> upper.txt\"
+deps = [\"in.txt\"]
+params = [\"params.toml:upper.x\"]
+outs = [\"upper.txt\"]
 
 [stage.count]
-cmd = "mkdir -p out && wc -c < upper.txt > out/count.txt && printf '{\"size\": %d}' $(cat out/count.txt) > size.json"
-deps = ["upper.txt"]
-outs = ["out"]
-metrics = ["size.json"]
-"#;
+cmd = \"mkdir -p out && wc -c < upper.txt > out/count.txt \
+    && printf '{\\\"size\\\": %d}' $(cat out/count.txt) > size.json\"
+deps = [\"upper.txt\"]
+outs = [\"out\"]
+metrics = [\"size.json\"]
+";
 
+/// Creates a repository with [`PIPELINE`] and its input and parameters.
 fn pipeline() -> Sandbox {
     let sandbox = Sandbox::new();
     sandbox.write("in.txt", "hello\n");
@@ -30,14 +34,16 @@ fn pipeline() -> Sandbox {
     sandbox
 }
 
-/// `upper ran, count unchanged`
+/// Returns each stage with its outcome, as in `upper ran, count unchanged`.
 fn outcomes(value: &Value) -> String {
     let stages = value["stages"].as_array().unwrap_or_else(|| panic!("{value}"));
-    let one = |it: &Value| format!("{} {}", it["name"].as_str().unwrap(), it["outcome"].as_str().unwrap());
-    stages.iter().map(one).collect::<Vec<_>>().join(", ")
+    let outcome =
+        |stage: &Value| format!("{} {}", stage["name"].as_str().unwrap(), stage["outcome"].as_str().unwrap());
+    stages.iter().map(outcome).collect::<Vec<_>>().join(", ")
 }
 
-fn runs(sandbox: &Sandbox) -> usize {
+/// Returns how often the stage `upper` has run.
+fn run_count(sandbox: &Sandbox) -> usize {
     sandbox.read("runs.log").lines().count()
 }
 
@@ -48,7 +54,7 @@ fn a_second_run_runs_nothing() {
     let lock = sandbox.read("mlx.lock");
     assert_eq!(outcomes(&sandbox.json("repro")), "upper unchanged, count unchanged");
     assert_eq!(sandbox.read("mlx.lock"), lock);
-    assert_eq!(runs(&sandbox), 1);
+    assert_eq!(run_count(&sandbox), 1);
     assert_eq!(
         sandbox.read(".gitignore"),
         "/runs.log\n/out\n/upper.txt\n".replace("/out\n/upper.txt", "/upper.txt\n/out")
@@ -57,7 +63,7 @@ fn a_second_run_runs_nothing() {
 }
 
 #[test]
-fn a_changed_param_reruns_what_depends_on_it_alone() {
+fn a_changed_param_reruns_the_stages_that_depend_on_it() {
     let sandbox = pipeline();
     sandbox.ok("repro");
     sandbox.write("params.toml", "[upper]\nx = 1\n[other]\ny = 2\n");
@@ -68,23 +74,23 @@ fn a_changed_param_reruns_what_depends_on_it_alone() {
     assert_eq!(plan["stages"][0]["why"], json!(["params.toml: upper.x 1 → 2"]));
     assert_eq!(plan["stages"][1]["why"], json!(["it needs the stage `upper`, which would run"]));
     assert_eq!(sandbox.mlx("repro --dry-run --check").code, 10);
-    assert_eq!(runs(&sandbox), 1);
+    assert_eq!(run_count(&sandbox), 1);
     assert_eq!(outcomes(&sandbox.json("repro")), "upper ran, count ran");
 }
 
 #[test]
-fn kinds_of_values_are_told_apart() {
+fn param_values_of_different_types_are_different() {
     let sandbox = pipeline();
     for (at, value) in ["1", "1.0", "true", "\"1\"", "[1]"].iter().enumerate() {
         sandbox.write("params.toml", format!("[upper]\nx = {value}\n"));
         assert!(outcomes(&sandbox.json("repro")).starts_with("upper ran"), "{value}");
-        assert_eq!(runs(&sandbox), at + 1);
+        assert_eq!(run_count(&sandbox), at + 1);
         assert!(outcomes(&sandbox.json("repro")).starts_with("upper unchanged"), "{value}");
     }
 }
 
 #[test]
-fn a_run_made_once_is_restored() {
+fn an_earlier_run_is_restored_from_the_cache() {
     let sandbox = pipeline();
     sandbox.ok("repro");
     let (lock, files) = (sandbox.read("mlx.lock"), snapshot(&sandbox.repo));
@@ -93,7 +99,7 @@ fn a_run_made_once_is_restored() {
     sandbox.write("in.txt", "hello\n");
     assert_eq!(outcomes(&sandbox.json("repro --dry-run")), "upper would restore, count would restore");
     assert_eq!(outcomes(&sandbox.json("repro")), "upper restored, count restored");
-    assert_eq!((runs(&sandbox), sandbox.read("mlx.lock")), (2, lock.clone()));
+    assert_eq!((run_count(&sandbox), sandbox.read("mlx.lock")), (2, lock.clone()));
     fs::remove_file(sandbox.repo.join("mlx.lock")).unwrap();
     assert_eq!(outcomes(&sandbox.json("repro")), "upper restored, count restored");
     assert_eq!(sandbox.read("mlx.lock"), lock);
@@ -108,7 +114,11 @@ fn a_run_made_once_is_restored() {
 fn an_input_that_changes_during_the_run_is_never_recorded() {
     let sandbox = Sandbox::new();
     sandbox.write("in.txt", "before\n");
-    sandbox.write("mlx.toml", "[stage.slow]\ncmd = 'cat in.txt > out.txt; echo after > in.txt'\ndeps = ['in.txt']\nouts = ['out.txt']\n");
+    sandbox.write(
+        "mlx.toml",
+        "[stage.slow]\ncmd = 'cat in.txt > out.txt; echo after > in.txt'\n\
+        deps = ['in.txt']\nouts = ['out.txt']\n",
+    );
     let ran = sandbox.mlx("repro --json");
     let value: Value = serde_json::from_str(&ran.out).unwrap();
     assert_eq!(ran.code, 4, "{}", ran.out);
@@ -139,7 +149,7 @@ fn a_failing_command_leaves_everything_as_it_was() {
 }
 
 #[test]
-fn a_success_without_its_output_is_a_failure() {
+fn a_command_that_does_not_create_its_output_fails() {
     let sandbox = Sandbox::new();
     sandbox.write("mlx.toml", "[stage.lazy]\ncmd = 'true'\nouts = ['out.txt']\n");
     let error = sandbox.fails("repro", 8);
@@ -148,9 +158,11 @@ fn a_success_without_its_output_is_a_failure() {
 }
 
 #[test]
-fn after_a_failure_the_rest_is_skipped_or_goes_on() {
+fn after_a_failure_other_stages_run_only_with_keep_going() {
     let sandbox = Sandbox::new();
-    let text = "[stage.a]\ncmd = 'false'\nouts = ['1']\n[stage.b]\ncmd = 'touch 2'\ndeps = ['1']\nouts = ['2']\n[stage.c]\ncmd = 'touch 3'\nouts = ['3']\n";
+    let text = "[stage.a]\ncmd = 'false'\nouts = ['1']\n\
+        [stage.b]\ncmd = 'touch 2'\ndeps = ['1']\nouts = ['2']\n\
+        [stage.c]\ncmd = 'touch 3'\nouts = ['3']\n";
     sandbox.write("mlx.toml", text);
     assert_eq!(outcomes(&sandbox.json("repro")), "a failed, b skipped, c skipped");
     assert_eq!(outcomes(&sandbox.json("repro --keep-going")), "a failed, b skipped, c ran");
@@ -164,7 +176,7 @@ fn an_output_changed_by_hand_is_kept_before_it_is_restored() {
     let ran = sandbox.mlx("repro");
     assert!(ran.err.contains("`upper.txt` was edited by hand; that version is stored as b3:"), "{}", ran.err);
     assert!(sandbox.read("upper.txt").starts_with("HELLO"));
-    assert_eq!(runs(&sandbox), 1);
+    assert_eq!(run_count(&sandbox), 1);
 }
 
 #[test]
@@ -179,7 +191,7 @@ fn an_edited_output_can_be_committed_and_says_so() {
 }
 
 #[test]
-fn a_killed_stage_leaves_nothing_that_counts() {
+fn a_partial_output_of_a_killed_stage_is_moved_away() {
     let sandbox = Sandbox::new();
     sandbox.write(
         "mlx.toml",
@@ -201,7 +213,7 @@ fn a_killed_stage_leaves_nothing_that_counts() {
 }
 
 #[test]
-fn what_is_wrong_is_refused_before_anything_runs() {
+fn an_invalid_pipeline_is_refused_before_any_stage_runs() {
     let sandbox = Sandbox::new();
     sandbox.write("params.toml", "a = 1\n");
     sandbox.write("tracked.txt", "x");
@@ -254,7 +266,7 @@ fn adding_over_an_output_is_refused() {
 }
 
 #[test]
-fn plans_need_no_data() {
+fn a_dry_run_needs_no_data() {
     let sandbox = pipeline();
     sandbox.write("data/a.txt", "a");
     sandbox.ok("add data");
@@ -266,28 +278,28 @@ fn plans_need_no_data() {
     sandbox.commit("all");
     let clone = sandbox.root().join("clone");
     sandbox.git(&format!("clone -q {} {}", sandbox.repo.display(), clone.display()));
-    let there = sandbox.at(&clone);
-    let plan = there.json("repro --dry-run");
+    let other = sandbox.at(&clone);
+    let plan = other.json("repro --dry-run");
     assert_eq!(
         plan["stages"]
             .as_array()
             .unwrap()
             .iter()
-            .filter(|it| it["name"] == "list" && it["outcome"] == "unchanged")
+            .filter(|stage| stage["name"] == "list" && stage["outcome"] == "unchanged")
             .count(),
         1,
         "{plan}"
     );
-    let status = there.json("status");
+    let status = other.json("status");
     assert_eq!(status["data"][0]["state"], "absent", "{status}");
-    assert_eq!(there.json("diff data"), json!([]));
+    assert_eq!(other.json("diff data"), json!([]));
     fs::write(clone.join("params.toml"), "[upper]\nx = 9\n").unwrap();
-    let plan = there.json("repro --dry-run");
+    let plan = other.json("repro --dry-run");
     assert_eq!(plan["stages"][1]["outcome"], "would run", "{plan}");
 }
 
 #[test]
-fn a_pipeline_in_a_folder_is_run_from_there() {
+fn a_pipeline_in_a_folder_runs_in_that_folder() {
     let sandbox = Sandbox::new();
     sandbox.write("sub/in.txt", "x");
     sandbox.write(
@@ -306,7 +318,7 @@ fn a_pipeline_in_a_folder_is_run_from_there() {
     assert_eq!(
         (&status["clean"], &status["stages"][0]["name"]),
         (&json!(true), &json!("copy")),
-        "Git tells of pipelines elsewhere"
+        "pipelines in other folders are found with Git"
     );
 }
 
@@ -340,25 +352,28 @@ fn metrics_and_params_are_compared_between_versions() {
 }
 
 #[test]
-fn numbers_of_pipelines_in_folders_are_found_in_every_version() {
+fn metrics_of_pipelines_in_folders_are_found_in_every_commit() {
     let sandbox = Sandbox::new();
     sandbox.write("first", "x");
     sandbox.commit("none");
     sandbox.write("part/sub/m.json", "{\"n\": 1}");
     sandbox.write("part/sub/mlx.toml", "[stage.s]\ncmd = 'true'\nmetrics = ['m.json']\n");
-    let there = sandbox.repo.join("part/sub");
-    assert_eq!(sandbox.at(&there).json("show metrics"), json!({"part/sub/m.json": {"n": 1}}), "untracked");
+    let folder = sandbox.repo.join("part/sub");
+    assert_eq!(sandbox.at(&folder).json("show metrics"), json!({"part/sub/m.json": {"n": 1}}), "untracked");
     sandbox.commit("one");
     sandbox.git("rm -r -q part");
     sandbox.commit("gone");
     assert_eq!(sandbox.json("show metrics"), json!({}));
     assert_eq!(sandbox.json("show metrics HEAD~1"), json!({"HEAD~1": {"part/sub/m.json": {"n": 1}}}));
     let all = sandbox.json("show metrics --all-commits");
-    assert_eq!(all.as_object().unwrap().values().filter(|it| it["part/sub/m.json"]["n"] == 1).count(), 1);
+    assert_eq!(
+        all.as_object().unwrap().values().filter(|files| files["part/sub/m.json"]["n"] == 1).count(),
+        1
+    );
 }
 
 #[test]
-fn data_is_compared_file_by_file() {
+fn diff_data_lists_each_changed_file() {
     let sandbox = Sandbox::new();
     sandbox.write("data/a", "1");
     sandbox.write("data/b", "2");
@@ -376,24 +391,24 @@ fn data_is_compared_file_by_file() {
     sandbox.ok("add data");
     sandbox.commit("two");
     assert_eq!(sandbox.json("diff data HEAD~1 HEAD"), expected);
-    // The workspace may be the older side, and its edits count.
+    // The workspace may be the older side, with its edits.
     sandbox.write("data/a", "1");
     assert_eq!(
         sandbox.json("diff data workspace HEAD~1"),
         json!([{"path": "data/b", "change": "added"}, {"path": "data/c", "change": "deleted"}])
     );
-    // What was recorded and edited back again is no difference.
+    // Files that are edited back to a recorded version do not differ from it.
     fs::remove_file(sandbox.repo.join("data/c")).unwrap();
     sandbox.write("data/b", "2");
     assert_eq!(sandbox.json("diff data HEAD~1"), json!([]));
     let log = sandbox.json("log data");
     let rows: Vec<_> =
-        log["versions"].as_array().unwrap().iter().map(|it| (&it["summary"], &it["files"])).collect();
+        log["versions"].as_array().unwrap().iter().map(|row| (&row["summary"], &row["files"])).collect();
     assert_eq!(rows, [(&json!("two"), &json!(2)), (&json!("one"), &json!(2))]);
 }
 
 #[test]
-fn lineage_goes_back_through_stages_to_commits() {
+fn lineage_traces_an_output_through_stages_to_commits() {
     let sandbox = pipeline();
     sandbox.ok("repro");
     sandbox.commit("first");

@@ -1,4 +1,5 @@
-//! What people do to tracked files: remove, move, unprotect, ignore, check out parts and other revisions.
+//! Tests of commands on tracked files: remove, move, unprotect, `add --glob`, `.mlxignore`, and checkout of
+//! parts and of other revisions.
 
 use std::{
     collections::BTreeSet,
@@ -11,21 +12,22 @@ use serde_json::json;
 
 use crate::sandbox::{Sandbox, identity, snapshot};
 
-fn small() -> Sandbox {
+/// Creates a repository with the folder `data` of two files, not yet tracked.
+fn two_files() -> Sandbox {
     let sandbox = Sandbox::new();
     sandbox.write("data/cat/a.txt", "a cat");
     sandbox.write("data/dog/b.txt", "a dog");
     sandbox
 }
 
-/// What `status` says of the first tracked path.
+/// Returns the changes that `status` reports for the first tracked path.
 fn changes(sandbox: &Sandbox) -> serde_json::Value {
     sandbox.json("status")["data"][0]["changes"].clone()
 }
 
 #[test]
-fn remove_undoes_what_add_did_and_leaves_the_rest() {
-    let sandbox = small();
+fn remove_undoes_add_and_keeps_the_files() {
+    let sandbox = two_files();
     sandbox.write(".gitignore", "/data2\n# /data\n*.log");
     let (ignored, files) = (sandbox.read(".gitignore"), snapshot(&sandbox.repo.join("data")));
     sandbox.ok("add data");
@@ -39,8 +41,8 @@ fn remove_undoes_what_add_did_and_leaves_the_rest() {
 }
 
 #[test]
-fn a_gitignore_that_add_made_goes_with_its_last_line() {
-    let sandbox = small();
+fn remove_deletes_a_gitignore_that_becomes_empty() {
+    let sandbox = two_files();
     sandbox.write("side/my file ", "x");
     sandbox.ok("add data 'side/my file '");
     assert_eq!(sandbox.read("side/.gitignore"), "/my file\\ \n");
@@ -49,8 +51,8 @@ fn a_gitignore_that_add_made_goes_with_its_last_line() {
 }
 
 #[test]
-fn remove_with_data_refuses_what_is_stored_nowhere() {
-    let sandbox = small();
+fn remove_with_data_refuses_to_delete_unstored_files() {
+    let sandbox = two_files();
     sandbox.ok("add data");
     sandbox.write("data/new.txt", "new");
     let before = snapshot(&sandbox.repo);
@@ -64,14 +66,14 @@ fn remove_with_data_refuses_what_is_stored_nowhere() {
 }
 
 #[test]
-fn removing_a_part_is_a_deletion_on_record() {
-    let sandbox = small();
+fn removing_a_part_updates_the_pointer_of_the_folder() {
+    let sandbox = two_files();
     sandbox.write("data/cat/c.txt", "another cat");
     sandbox.ok("add data");
     let ignored = sandbox.read(".gitignore");
-    let said = sandbox.ok("remove data/cat/c.txt");
+    let printed = sandbox.ok("remove data/cat/c.txt");
     let next = "next: git add .gitignore data.mlx\n";
-    assert_eq!(said, format!("data/cat/c.txt: no longer tracked in `data`\n{next}"));
+    assert_eq!(printed, format!("data/cat/c.txt: no longer tracked in `data`\n{next}"));
     assert_eq!(changes(&sandbox), json!([{"path": "data/cat/c.txt", "change": "added"}]));
     assert!(sandbox.fails("remove data/cat/c.txt", 3).contains("`data/cat/c.txt` is not tracked in `data`"));
     fs::remove_file(sandbox.repo.join("data/cat/c.txt")).unwrap();
@@ -87,8 +89,8 @@ fn removing_a_part_is_a_deletion_on_record() {
 const STAGE: &str = "[stage.count]\ncmd = 'ls data > out.txt'\ndeps = ['data']\nouts = ['out.txt']\n";
 
 #[test]
-fn outputs_are_refused_by_the_name_of_their_stage() {
-    let sandbox = small();
+fn removing_or_moving_an_output_fails_and_names_its_stage() {
+    let sandbox = two_files();
     sandbox.ok("add data");
     sandbox.write("mlx.toml", STAGE);
     sandbox.ok("repro");
@@ -98,14 +100,14 @@ fn outputs_are_refused_by_the_name_of_their_stage() {
         assert!(error.contains("`out.txt` is an output of the stage `count`"), "{args}: {error}");
     }
     assert_eq!(snapshot(&sandbox.repo), before);
-    let said = sandbox.mlx("move data pictures");
-    assert_eq!(said.code, 0, "{}", said.err);
-    assert!(said.err.contains("the stage `count` still depends on `data`"), "{}", said.err);
+    let ran = sandbox.mlx("move data pictures");
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.err.contains("the stage `count` still depends on `data`"), "{}", ran.err);
 }
 
 #[test]
-fn move_renames_pointer_line_and_data() {
-    let sandbox = small();
+fn move_renames_the_pointer_the_gitignore_line_and_the_data() {
+    let sandbox = two_files();
     sandbox.write("data/large", vec![1_u8; 1_500_000]);
     sandbox.ok("add data");
     let (pointer, files) = (sandbox.read("data.mlx"), snapshot(&sandbox.repo.join("data")));
@@ -121,7 +123,7 @@ fn move_renames_pointer_line_and_data() {
     assert_eq!(snapshot(&sandbox.repo.join("deep/photos")), files);
     assert_eq!(identity(&sandbox.repo.join("deep/photos/large")), large);
     assert_eq!(sandbox.json("status")["clean"], true);
-    // An edit travels as an edit; a folder takes what is moved to it.
+    // An edited file is still modified after the move; an existing target folder gets the path inside it.
     sandbox.write("deep/photos/cat/a.txt", "edited");
     fs::create_dir(sandbox.repo.join("new")).unwrap();
     let moved = sandbox.json("move deep/photos new");
@@ -130,8 +132,8 @@ fn move_renames_pointer_line_and_data() {
 }
 
 #[test]
-fn move_works_for_what_is_not_here() {
-    let sandbox = small();
+fn move_works_for_absent_data() {
+    let sandbox = two_files();
     sandbox.ok("add data");
     fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
     sandbox.ok("move data other");
@@ -141,8 +143,8 @@ fn move_works_for_what_is_not_here() {
 }
 
 #[test]
-fn move_goes_into_out_of_and_about_tracked_folders() {
-    let sandbox = small();
+fn move_works_into_out_of_and_within_tracked_folders() {
+    let sandbox = two_files();
     sandbox.write("data/cat/c.txt", "third");
     sandbox.write("single.bin", "single");
     sandbox.ok("add data single.bin");
@@ -166,7 +168,7 @@ fn move_goes_into_out_of_and_about_tracked_folders() {
 
 #[test]
 fn move_overwrites_nothing() {
-    let sandbox = small();
+    let sandbox = two_files();
     sandbox.write("file", "mine");
     sandbox.write("kept/x", "x");
     sandbox.write("code/main.py", "print()");
@@ -193,10 +195,10 @@ fn move_overwrites_nothing() {
     assert_eq!(snapshot(&sandbox.repo), before);
 }
 
-/// Kills a command at every disk operation in turn; the same again finishes it.
-fn survives_every_kill(args: &str, prepare: impl Fn(&Sandbox), outcome: impl Fn(&Sandbox) -> bool) {
+/// Kills a command at every disk operation in turn, and checks that the same command then finishes.
+fn survives_every_kill(args: &str, prepare: impl Fn(&Sandbox), is_complete: impl Fn(&Sandbox) -> bool) {
     for at in 1..400 {
-        let sandbox = small();
+        let sandbox = two_files();
         sandbox.ok("add data");
         prepare(&sandbox);
         let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
@@ -207,52 +209,56 @@ fn survives_every_kill(args: &str, prepare: impl Fn(&Sandbox), outcome: impl Fn(
             return;
         }
         let again = sandbox.mlx(args);
-        // Killed after its last word, it has nothing left to do.
-        let over = ["mlx does not track `data`", "is not tracked in `data`"];
-        assert!(again.code == 0 || over.iter().any(|it| again.err.contains(it)), "at {at}: {}", again.err);
-        assert!(outcome(&sandbox), "at {at}");
+        // A command that was killed after its last step has nothing left to do.
+        let already_done = ["mlx does not track `data`", "is not tracked in `data`"];
+        assert!(
+            again.code == 0 || already_done.iter().any(|part| again.err.contains(part)),
+            "at {at}: {}",
+            again.err
+        );
+        assert!(is_complete(&sandbox), "at {at}");
     }
-    panic!("it never ended by itself");
+    panic!("the command never ended by itself");
 }
 
 #[test]
-fn a_move_that_is_killed_anywhere_is_finished_by_the_same_again() {
+fn a_killed_move_is_finished_by_the_same_command() {
     if !cfg!(debug_assertions) {
         return;
     }
     survives_every_kill(
         "move data photos",
         |_| {},
-        |it| {
-            it.read(".gitignore") == "/photos\n"
-                && !it.has("data")
-                && !it.has("data.mlx")
-                && it.read("photos/cat/a.txt") == "a cat"
-                && it.json("status")["data"][0]
+        |sandbox| {
+            sandbox.read(".gitignore") == "/photos\n"
+                && !sandbox.has("data")
+                && !sandbox.has("data.mlx")
+                && sandbox.read("photos/cat/a.txt") == "a cat"
+                && sandbox.json("status")["data"][0]
                     == json!({"path": "photos", "state": "same", "why": null, "changes": [], "unknown": []})
         },
     );
     survives_every_kill(
         "move data/cat/a.txt data/dog/c.txt",
         |_| {},
-        |it| it.read("data/dog/c.txt") == "a cat" && it.json("status")["clean"] == true,
+        |sandbox| sandbox.read("data/dog/c.txt") == "a cat" && sandbox.json("status")["clean"] == true,
     );
 }
 
 #[test]
-fn a_remove_that_is_killed_anywhere_is_finished_by_the_same_again() {
+fn a_killed_remove_is_finished_by_the_same_command() {
     if !cfg!(debug_assertions) {
         return;
     }
     survives_every_kill(
         "remove --data data",
         |_| {},
-        |it| !it.has("data") && !it.has("data.mlx") && !it.has(".gitignore"),
+        |sandbox| !sandbox.has("data") && !sandbox.has("data.mlx") && !sandbox.has(".gitignore"),
     );
 }
 
-/// A large file that `cache.link` shares with the store.
-fn linked(link: &str) -> (Sandbox, std::path::PathBuf) {
+/// Creates a repository with a large file that `cache.link` shares with the store. Returns the file's path.
+fn with_linked_file(link: &str) -> (Sandbox, std::path::PathBuf) {
     let sandbox = Sandbox::new();
     sandbox.write("data/large.bin", vec![3_u8; 2_000_000]);
     sandbox.write("data/small", "small");
@@ -265,9 +271,9 @@ fn linked(link: &str) -> (Sandbox, std::path::PathBuf) {
 }
 
 #[test]
-fn unprotect_gives_a_private_copy_that_may_be_written() {
+fn unprotect_makes_a_private_writable_copy() {
     for link in ["hardlink", "symlink"] {
-        let (sandbox, file) = linked(link);
+        let (sandbox, file) = with_linked_file(link);
         let shared = fs::canonicalize(&file).unwrap().metadata().unwrap();
         assert_eq!(shared.permissions().mode() & 0o222, 0, "{link}");
         let done = sandbox.json("unprotect data");
@@ -282,13 +288,13 @@ fn unprotect_gives_a_private_copy_that_may_be_written() {
         assert_eq!(sandbox.json("unprotect data/large.bin")["unprotected"][0]["files"], 0);
         fs::write(&file, vec![4_u8; 2_000_000]).unwrap();
         assert_eq!(changes(&sandbox), json!([{"path": "data/large.bin", "change": "modified"}]), "{link}");
-        // The store kept what it had.
+        // The store still holds the old content.
         sandbox.ok("checkout --force");
         assert_eq!(fs::read(&file).unwrap(), vec![3_u8; 2_000_000], "{link}");
     }
 }
 
-/// Writes through a protected file, as root or an editor that insists would.
+/// Writes to a protected file in place, as root or an editor's forced save would.
 fn write_through(file: &Path, bytes: &[u8]) {
     let real = fs::canonicalize(file).unwrap();
     fs::set_permissions(&real, fs::Permissions::from_mode(0o644)).unwrap();
@@ -297,13 +303,13 @@ fn write_through(file: &Path, bytes: &[u8]) {
 }
 
 #[test]
-fn a_linked_file_that_was_changed_is_never_the_same_and_never_the_stores_content() {
+fn an_edited_linked_file_is_modified_and_is_not_served_from_the_store() {
     for link in ["hardlink", "symlink"] {
-        let (sandbox, file) = linked(link);
+        let (sandbox, file) = with_linked_file(link);
         assert_eq!(sandbox.json("status")["clean"], true, "{link}");
         let time = fs::metadata(&file).unwrap().modified().unwrap();
         write_through(&file, b"edited");
-        // Not even with the old time on it.
+        // Restoring the old modification time does not hide the edit.
         fs::File::open(&file).unwrap().set_modified(time).unwrap();
         let changed = json!([{"path": "data/large.bin", "change": "modified"}]);
         assert_eq!(changes(&sandbox), changed, "{link}");
@@ -311,7 +317,7 @@ fn a_linked_file_that_was_changed_is_never_the_same_and_never_the_stores_content
         sandbox.ok("add data");
         assert_ne!(sandbox.read("data.mlx"), pointer, "{link}");
         assert_eq!(sandbox.json("status")["clean"], true, "{link}");
-        // The edit is stored under its own name; the old name gives nobody the new bytes.
+        // The edit is stored under its own digest; the old digest never returns the new bytes.
         let mut edited = vec![3_u8; 2_000_000];
         edited[..6].copy_from_slice(b"edited");
         fs::remove_file(&file).unwrap();
@@ -325,14 +331,14 @@ fn a_linked_file_that_was_changed_is_never_the_same_and_never_the_stores_content
 
 #[test]
 fn ignored_files_are_neither_added_nor_counted_nor_removed() {
-    let sandbox = small();
+    let sandbox = two_files();
     sandbox.write(".mlxignore", "*.tmp\n");
     sandbox.write("data/.mlxignore", "/cache/\n!keep.tmp\n");
     sandbox.write("data/cat/x.tmp", "ignored");
     sandbox.write("data/keep.tmp", "kept");
     sandbox.write("data/cache/big", "ignored");
     sandbox.ok("add data");
-    // Two texts, the rules, and what the rules take back.
+    // The two text files, `data/.mlxignore`, and `keep.tmp`, which that file includes again.
     assert!(sandbox.read("data.mlx").contains("files = 4\n"), "{}", sandbox.read("data.mlx"));
     sandbox.commit("one");
     sandbox.write("data/more.tmp", "ignored");
@@ -356,8 +362,8 @@ fn ignored_files_are_neither_added_nor_counted_nor_removed() {
 }
 
 #[test]
-fn what_is_on_record_stays_there_whatever_is_ignored_later() {
-    let sandbox = small();
+fn tracked_files_stay_tracked_when_a_later_rule_ignores_them() {
+    let sandbox = two_files();
     sandbox.write("data/cat/old.tmp", "recorded");
     sandbox.write("data/logs/one", "recorded");
     sandbox.ok("add data");
@@ -373,15 +379,15 @@ fn what_is_on_record_stays_there_whatever_is_ignored_later() {
     assert!(sandbox.fails("checkout", 4).contains("`data/cat/old.tmp`"));
     sandbox.ok("checkout --force");
     assert_eq!(sandbox.read("data/cat/old.tmp"), "recorded");
-    // Taken off the record, it is ignored like the others.
+    // Once it is not tracked any more, it is ignored like the others.
     sandbox.ok("remove data/cat/old.tmp");
     assert_eq!(sandbox.json("status")["clean"], true);
     assert!(sandbox.has("data/cat/old.tmp"));
 }
 
 #[test]
-fn an_ignored_folder_is_not_overrun_by_a_file() {
-    let sandbox = small();
+fn checkout_does_not_replace_a_folder_that_holds_ignored_files() {
+    let sandbox = two_files();
     sandbox.write("data/x", "a file");
     sandbox.ok("add data");
     fs::remove_file(sandbox.repo.join("data/x")).unwrap();
@@ -393,22 +399,22 @@ fn an_ignored_folder_is_not_overrun_by_a_file() {
 }
 
 #[test]
-fn a_rule_that_makes_no_sense_is_named() {
-    let sandbox = small();
+fn an_invalid_ignore_rule_is_named_with_its_line() {
+    let sandbox = two_files();
     sandbox.write("data/.mlxignore", "ok\n[z-a]\n");
     assert!(sandbox.fails("add data", 2).contains("`data/.mlxignore`, line 2: "));
 }
 
 #[test]
 fn glob_updates_the_tracked_folder_and_tracks_single_files() {
-    let sandbox = small();
+    let sandbox = two_files();
     sandbox.ok("add data");
     for path in ["data/cat/1.jpg", "data/dog/2.jpg", "data/dog/3.png", "data/skip.jpg.tmp", "free/4.jpg"] {
         sandbox.write(path, path);
     }
     sandbox.write("data/cat/a.txt", "edited, and not asked for");
     sandbox.write(".mlxignore", "2.jpg\n");
-    // Git and a stage keep theirs.
+    // Files that Git tracks and outputs of stages are left out.
     sandbox.write("docs/5.jpg", "Git's");
     sandbox.git("add docs");
     sandbox.write("mlx.toml", "[stage.draw]\ncmd = 'true'\nouts = ['drawn']\n");
@@ -431,8 +437,8 @@ fn glob_updates_the_tracked_folder_and_tracks_single_files() {
 }
 
 #[test]
-fn another_revision_comes_without_moving_head_or_pointers() {
-    let sandbox = small();
+fn checkout_of_a_revision_leaves_head_and_pointers_alone() {
+    let sandbox = two_files();
     sandbox.ok("add data");
     sandbox.commit("one");
     sandbox.write("data/cat/a.txt", "second");
@@ -457,7 +463,7 @@ fn another_revision_comes_without_moving_head_or_pointers() {
 
 #[test]
 fn a_part_of_a_folder_is_checked_out_alone() {
-    let sandbox = small();
+    let sandbox = two_files();
     sandbox.ok("add data");
     sandbox.write("data/cat/a.txt", "edited");
     sandbox.write("data/dog/b.txt", "edited");
@@ -465,7 +471,7 @@ fn a_part_of_a_folder_is_checked_out_alone() {
     sandbox.ok("checkout data/cat/");
     assert_eq!(sandbox.read("data/cat/a.txt"), "a cat");
     assert_eq!(sandbox.read("data/dog/b.txt"), "edited");
-    // A file that lies on the way and is stored nowhere is not run over.
+    // A file in place of the folder, which is not stored anywhere, is not overwritten.
     fs::remove_dir_all(sandbox.repo.join("data/cat")).unwrap();
     sandbox.write("data/cat", "mine");
     assert!(sandbox.fails("checkout data/cat/a.txt", 4).contains("not stored anywhere: `data/cat`"));
@@ -475,8 +481,8 @@ fn a_part_of_a_folder_is_checked_out_alone() {
 }
 
 #[test]
-fn removed_files_go_only_if_the_store_has_them() {
-    let sandbox = small();
+fn files_are_deleted_only_if_the_store_has_them() {
+    let sandbox = two_files();
     sandbox.ok("add data");
     sandbox.commit("one");
     let packs = || -> BTreeSet<_> {
@@ -486,7 +492,7 @@ fn removed_files_go_only_if_the_store_has_them() {
     sandbox.write("data/cat/new.txt", "new");
     sandbox.ok("add data");
     sandbox.commit("two");
-    // The store loses what `new.txt` was; the workspace has the last copy.
+    // The store loses the content of `new.txt`, so that the workspace has the last copy.
     packs().difference(&first).for_each(|it| fs::remove_file(it).unwrap());
     sandbox.git("checkout -q HEAD~1");
     assert!(sandbox.fails("checkout", 4).contains("not stored anywhere: `data/cat/new.txt`"));
@@ -495,8 +501,8 @@ fn removed_files_go_only_if_the_store_has_them() {
 }
 
 #[test]
-fn modes_and_empty_folders_come_and_go_with_revisions() {
-    let sandbox = small();
+fn checkout_restores_modes_and_empty_folders_of_each_revision() {
+    let sandbox = two_files();
     fs::create_dir_all(sandbox.repo.join("data/empty/inner")).unwrap();
     sandbox.ok("add data");
     sandbox.commit("one");
@@ -508,11 +514,11 @@ fn modes_and_empty_folders_come_and_go_with_revisions() {
     sandbox.ok("add data");
     sandbox.commit("two");
     let two = snapshot(&sandbox.repo.join("data"));
-    let text = identity(&sandbox.repo.join("data/dog/b.txt"));
+    let unchanged = identity(&sandbox.repo.join("data/dog/b.txt"));
     for (rev, files) in [("HEAD~1", &one), ("main", &two), ("HEAD~1", &one)] {
         sandbox.git(&format!("checkout -q {rev}"));
         sandbox.ok("checkout");
         assert_eq!(&snapshot(&sandbox.repo.join("data")), files, "{rev}");
-        assert_eq!(identity(&sandbox.repo.join("data/dog/b.txt")), text, "{rev}");
+        assert_eq!(identity(&sandbox.repo.join("data/dog/b.txt")), unchanged, "{rev}");
     }
 }

@@ -1,4 +1,5 @@
-//! Odd names, odd files, odd moments: what most programs never meet, and some user does.
+//! Tests of unusual files and moments: names that are not UTF-8, paths of maximal length, unreadable and
+//! special files, huge sparse files, files that change while they are read, and waiting for locks.
 
 use std::{
     ffi::OsStr,
@@ -24,12 +25,13 @@ use serde_json::{Value, json};
 
 use crate::sandbox::{Ran, Sandbox, ended, skip, snapshot};
 
+/// Runs mlx with arguments that need not be UTF-8.
 fn mlx(sandbox: &Sandbox, args: &[&OsStr]) -> Ran {
     ended(sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo).args(args).output().unwrap())
 }
 
 #[test]
-fn names_that_are_no_text_are_tracked_and_kept_out_of_git() {
+fn names_that_are_not_text_are_tracked_and_ignored_by_git() {
     let sandbox = Sandbox::new();
     let names: [&[u8]; 6] = [b"new\nline", b"\xff\xfe", b"a*b?[c]", b"!not", b"#no comment", b"back\\slash "];
     for name in names {
@@ -38,10 +40,12 @@ fn names_that_are_no_text_are_tracked_and_kept_out_of_git() {
         let ran = mlx(&sandbox, &["add".as_ref(), "--".as_ref(), OsStr::from_bytes(name)]);
         assert_eq!(ran.code, 0, "{name:?}: {}", ran.err);
     }
-    let seen = sandbox.git("status --porcelain -uall -z");
+    let listed = sandbox.git("status --porcelain -uall -z");
     assert!(
-        seen.split('\0').all(|it| it.is_empty() || it.contains(".mlx") || it.contains(".gitignore")),
-        "{seen:?}"
+        listed
+            .split('\0')
+            .all(|path| path.is_empty() || path.contains(".mlx") || path.contains(".gitignore")),
+        "{listed:?}"
     );
     let before = snapshot(&sandbox.repo);
     for name in names {
@@ -56,11 +60,11 @@ fn names_that_are_no_text_are_tracked_and_kept_out_of_git() {
         let ran = mlx(&sandbox, &["remove".as_ref(), "--data".as_ref(), &new]);
         assert_eq!(ran.code, 0, "{name:?}: {}", ran.err);
     }
-    assert!(snapshot(&sandbox.repo).keys().all(|it| it.starts_with(b".mlx")));
+    assert!(snapshot(&sandbox.repo).keys().all(|path| path.starts_with(b".mlx")));
 }
 
-/// Makes folders one in the other, however long their path becomes, and a file in the last.
-fn bury(root: &Path, folders: &[String], file: &str) {
+/// Creates nested folders and a file in the innermost one. The path may be longer than the system allows.
+fn create_nested(root: &Path, folders: &[String], file: &str) {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
     let mut here: OwnedFd = rustix::fs::open(root, flags, Mode::empty()).unwrap();
     for name in folders {
@@ -72,15 +76,16 @@ fn bury(root: &Path, folders: &[String], file: &str) {
     fs::File::from(file).write_all(b"deep").unwrap();
 }
 
-fn delete(sandbox: &Sandbox) {
+/// Deletes `data` with `rm`, which handles paths of any length.
+fn delete_data(sandbox: &Sandbox) {
     assert!(Command::new("rm").arg("-rf").arg(sandbox.repo.join("data")).status().unwrap().success());
 }
 
-/// Adds, deletes, checks out, and adds again: the pointer is the same.
+/// Adds, deletes, checks out and adds `data` again, and checks that the pointer stays the same.
 fn round_trip(sandbox: &Sandbox) {
     sandbox.ok("add data");
     let pointer = sandbox.read("data.mlx");
-    delete(sandbox);
+    delete_data(sandbox);
     sandbox.ok("checkout");
     assert_eq!(sandbox.json("status")["clean"], true);
     sandbox.ok("add data");
@@ -89,36 +94,36 @@ fn round_trip(sandbox: &Sandbox) {
 }
 
 #[test]
-fn a_path_of_4096_bytes_survives_and_a_longer_one_is_refused_by_name() {
+fn a_path_of_4096_bytes_is_tracked_and_a_longer_one_is_refused() {
     let sandbox = Sandbox::new();
     let mut folders = vec!["data".to_owned()];
     folders.extend((0..15).map(|at| format!("{at:0255}")));
-    bury(&sandbox.repo, &folders, &"f".repeat(251));
+    create_nested(&sandbox.repo, &folders, &"f".repeat(251));
     round_trip(&sandbox);
-    bury(&sandbox.repo, &folders, &"g".repeat(252));
+    create_nested(&sandbox.repo, &folders, &"g".repeat(252));
     let error = sandbox.fails("add data", 2);
     assert!(error.contains("is too long: more than 4096 bytes or 1000 folders"), "{error}");
     let status = sandbox.json("status");
     assert_eq!((&status["clean"], &status["data"][0]["state"]), (&json!(false), &json!("unknown")));
-    delete(&sandbox);
+    delete_data(&sandbox);
 }
 
 #[test]
-fn a_thousand_folders_deep_survives_and_more_is_refused() {
+fn a_thousand_nested_folders_are_tracked_and_more_are_refused() {
     let sandbox = Sandbox::new();
     let mut folders = vec!["data".to_owned()];
     folders.resize(1000, "d".to_owned());
-    bury(&sandbox.repo, &folders, "x");
+    create_nested(&sandbox.repo, &folders, "x");
     round_trip(&sandbox);
     folders.push("e".to_owned());
-    bury(&sandbox.repo, &folders, "x");
+    create_nested(&sandbox.repo, &folders, "x");
     let error = sandbox.fails("add data", 2);
     assert!(error.contains("is too long: more than 4096 bytes or 1000 folders"), "{error}");
-    delete(&sandbox);
+    delete_data(&sandbox);
 }
 
 #[test]
-fn what_has_no_content_is_named_and_hides_nothing_else() {
+fn a_socket_and_a_nested_repository_hide_no_other_changes() {
     let sandbox = Sandbox::new();
     sandbox.write("data/a", "a");
     sandbox.ok("add data");
@@ -139,25 +144,25 @@ fn what_has_no_content_is_named_and_hides_nothing_else() {
 }
 
 #[test]
-fn names_that_differ_in_case_stay_apart_where_the_file_system_can() {
+fn names_that_differ_only_in_case_stay_separate() {
     let sandbox = Sandbox::new();
     sandbox.write("data/A/x", "upper");
     sandbox.write("data/a/x", "lower");
     if fs::read_dir(sandbox.repo.join("data")).unwrap().count() == 1 {
-        return skip("names_that_differ_in_case", "this file system folds case");
+        return skip("names_that_differ_only_in_case_stay_separate", "this file system is case-insensitive");
     }
     sandbox.ok("add data");
-    delete(&sandbox);
+    delete_data(&sandbox);
     let ran = sandbox.mlx("checkout");
     assert_eq!((ran.code, ran.err.as_str()), (0, ""));
     assert_eq!((sandbox.read("data/A/x"), sandbox.read("data/a/x")), ("upper".into(), "lower".into()));
 }
 
-/// Runs mlx as somebody who may not read everything, even when the tests run as root.
+/// Runs mlx as an unprivileged user, even when the tests run as root.
 fn as_user(sandbox: &Sandbox, args: &str) -> Ran {
     let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
     if rustix::process::geteuid().is_root() {
-        // The program may lie where others cannot go.
+        // The program may be in a folder that other users cannot read.
         let program = sandbox.root().join("mlx");
         if !program.exists() {
             fs::hard_link(env!("CARGO_BIN_EXE_mlx"), &program)
@@ -174,7 +179,7 @@ fn as_user(sandbox: &Sandbox, args: &str) -> Ran {
 }
 
 #[test]
-fn what_may_not_be_read_is_unknown_and_hides_nothing_else() {
+fn an_unreadable_folder_is_unknown_and_hides_no_other_changes() {
     let sandbox = Sandbox::new();
     for path in ["data/open/a", "data/shut/b", "data/shut/deep/c", "data/sealed", "other/x", "closed/y"] {
         sandbox.write(path, path);
@@ -190,7 +195,7 @@ fn what_may_not_be_read_is_unknown_and_hides_nothing_else() {
     let status: Value = serde_json::from_str(&ran.out).unwrap();
     let states = status["data"].as_array().unwrap().iter();
     let states: Vec<_> =
-        states.map(|it| (it["path"].as_str().unwrap(), it["state"].as_str().unwrap())).collect();
+        states.map(|item| (item["path"].as_str().unwrap(), item["state"].as_str().unwrap())).collect();
     assert_eq!(states, [("data", "unknown"), ("other", "same"), ("closed/y", "unknown")]);
     let item = &status["data"][0];
     assert_eq!((ran.code, &status["clean"], &item["state"]), (0, &json!(false), &json!("unknown")));
@@ -212,7 +217,7 @@ fn what_may_not_be_read_is_unknown_and_hides_nothing_else() {
 }
 
 #[test]
-fn a_tree_that_is_not_here_is_unknown() {
+fn an_edited_folder_with_a_missing_tree_is_unknown() {
     let sandbox = Sandbox::new();
     sandbox.write("data/a", "a");
     sandbox.ok("add data");
@@ -226,7 +231,7 @@ fn a_tree_that_is_not_here_is_unknown() {
 }
 
 #[test]
-fn a_same_size_edit_within_a_tick_is_seen() {
+fn an_edit_of_the_same_size_within_a_clock_tick_is_detected() {
     let sandbox = Sandbox::new();
     sandbox.write("data/a", "0000");
     sandbox.write("data/b", "same");
@@ -237,31 +242,31 @@ fn a_same_size_edit_within_a_tick_is_seen() {
         file.write_all(format!("{round:03}x").as_bytes()).unwrap();
         sandbox.ok(if round % 2 == 0 { "add data" } else { "commit data" });
         assert_eq!(sandbox.json("status")["clean"], true, "round {round}");
-        // In place, no time for the clock to go on.
+        // An edit in place, before the clock has advanced.
         file.seek(SeekFrom::Start(0)).unwrap();
         file.write_all(format!("{round:03}y").as_bytes()).unwrap();
         assert_eq!(sandbox.json("status")["clean"], false, "round {round}");
     }
 }
 
-/// Runs `mlx add data` while something happens to `data/file` all the time.
-fn while_it_is_read(bother: impl Fn(&mut fs::File, u64) + Sync) {
+/// Runs `mlx add data` while another thread keeps changing `data/file`, and checks that nothing is stored.
+fn add_during_changes(change: impl Fn(&mut fs::File, u64) + Sync) {
     let sandbox = Sandbox::new();
     fs::create_dir(sandbox.repo.join("data")).unwrap();
     let path = sandbox.repo.join("data/file");
     fs::write(&path, vec![1_u8; 32 << 20]).unwrap();
-    let (before, over) = (snapshot(&sandbox.repo), AtomicBool::new(false));
+    let (before, stop) = (snapshot(&sandbox.repo), AtomicBool::new(false));
     let ran = thread::scope(|scope| {
         scope.spawn(|| {
             let mut file = fs::OpenOptions::new().write(true).open(&path).unwrap();
             let mut round = 0;
-            while !over.load(Ordering::SeqCst) {
-                bother(&mut file, round);
+            while !stop.load(Ordering::SeqCst) {
+                change(&mut file, round);
                 round += 1;
             }
         });
         let ran = sandbox.mlx("add data");
-        over.store(true, Ordering::SeqCst);
+        stop.store(true, Ordering::SeqCst);
         ran
     });
     assert_eq!(ran.code, 4, "{}", ran.err);
@@ -271,30 +276,30 @@ fn while_it_is_read(bother: impl Fn(&mut fs::File, u64) + Sync) {
         let folder = sandbox.repo.join(".git/mlx").join(folder);
         assert_eq!(fs::read_dir(&folder).map_or(0, Iterator::count), 0, "{}", folder.display());
     }
-    // Left in peace, it is added.
+    // Once the changes stop, the file is added.
     sandbox.ok("add data");
     assert_eq!(sandbox.json("status")["clean"], true);
 }
 
 #[test]
-fn a_file_that_grows_while_it_is_read_is_named_and_not_half_stored() {
-    while_it_is_read(|file, _| {
+fn a_file_that_grows_while_it_is_read_is_not_stored() {
+    add_during_changes(|file, _| {
         file.seek(SeekFrom::End(0)).unwrap();
         file.write_all(b"more").unwrap();
     });
 }
 
 #[test]
-fn a_file_that_shrinks_while_it_is_read_is_named_and_not_half_stored() {
-    while_it_is_read(|file, round| file.set_len((32 << 20) - 1 - round % 1000).unwrap());
+fn a_file_that_shrinks_while_it_is_read_is_not_stored() {
+    add_during_changes(|file, round| file.set_len((32 << 20) - 1 - round % 1000).unwrap());
 }
 
-/// The largest memory of a process, in bytes, looked at until it ends.
-fn peak(child: &mut std::process::Child) -> u64 {
+/// Returns the peak memory of a process in bytes, sampled until it ends.
+fn peak_memory(child: &mut std::process::Child) -> u64 {
     let mut peak = 0;
     while child.try_wait().unwrap().is_none() {
         let text = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
-        let line = text.lines().find_map(|it| it.strip_prefix("VmHWM:")).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
         let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse().unwrap_or(0);
         peak = peak.max(kilobytes * 1024);
         thread::sleep(Duration::from_millis(10));
@@ -303,32 +308,32 @@ fn peak(child: &mut std::process::Child) -> u64 {
 }
 
 #[test]
-fn a_huge_sparse_file_takes_little_memory_and_little_disk() {
+fn a_huge_sparse_file_needs_little_memory_and_disk_space() {
     let sandbox = Sandbox::new();
     fs::create_dir(sandbox.repo.join("data")).unwrap();
     let path = sandbox.repo.join("data/huge");
     let mut file = fs::File::create(&path).unwrap();
-    file.set_len(SPARSE).unwrap();
-    file.seek(SeekFrom::Start(SPARSE / 2)).unwrap();
+    file.set_len(SPARSE_SIZE).unwrap();
+    file.seek(SeekFrom::Start(SPARSE_SIZE / 2)).unwrap();
     file.write_all(b"an island").unwrap();
     drop(file);
     let mut add = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
     let mut child = add.args(["add", "data"]).stdout(Stdio::null()).spawn().unwrap();
-    let most = peak(&mut child);
+    let peak = peak_memory(&mut child);
     assert!(child.wait().unwrap().success());
-    assert!(most > 0 && most < 150_000_000, "{most} bytes of memory");
-    assert!(sandbox.read("data.mlx").contains(&format!("size = {SPARSE}\n")));
+    assert!(peak > 0 && peak < 150_000_000, "{peak} bytes of memory");
+    assert!(sandbox.read("data.mlx").contains(&format!("size = {SPARSE_SIZE}\n")));
     let stored = fs::read_dir(sandbox.repo.join(".git/mlx/objects")).unwrap().next().unwrap().unwrap();
     let stored = stored.metadata().unwrap();
-    assert_eq!(stored.len(), SPARSE);
+    assert_eq!(stored.len(), SPARSE_SIZE);
     assert!(stored.blocks() * 512 < 20_000_000, "{} bytes on disk", stored.blocks() * 512);
 }
 
-/// Its zeros are hashed like any bytes: about 25 seconds on one core.
-const SPARSE: u64 = 100_000_000_000;
+/// Size of a sparse file, in bytes. Its zeros are hashed like any bytes: about 25 seconds on one core.
+const SPARSE_SIZE: u64 = 100_000_000_000;
 
-/// Takes the lock on index and pointers, as another mlx would.
-fn hold(sandbox: &Sandbox) -> fs::File {
+/// Takes the lock on index and pointers, as another mlx process would.
+fn take_lock(sandbox: &Sandbox) -> fs::File {
     let path = sandbox.repo.join(".git/mlx/lock");
     let file = fs::OpenOptions::new().create(true).append(true).open(&path).unwrap();
     flock(&file, FlockOperation::LockExclusive).unwrap();
@@ -338,7 +343,7 @@ fn hold(sandbox: &Sandbox) -> fs::File {
 }
 
 #[test]
-fn commands_that_look_never_wait_and_save_only_if_the_lock_is_free() {
+fn reading_commands_never_wait_and_save_the_index_only_if_unlocked() {
     let sandbox = Sandbox::new();
     sandbox.write("data/a", "a");
     sandbox.ok("add data");
@@ -346,7 +351,7 @@ fn commands_that_look_never_wait_and_save_only_if_the_lock_is_free() {
     sandbox.write("data/a", "edited");
     let index = sandbox.repo.join(".git/mlx/index");
     fs::remove_file(&index).unwrap();
-    let held = hold(&sandbox);
+    let held = take_lock(&sandbox);
     let start = Instant::now();
     assert_eq!(sandbox.json("status")["clean"], false);
     assert_eq!(sandbox.json("diff data")[0]["change"], "modified");
@@ -359,10 +364,10 @@ fn commands_that_look_never_wait_and_save_only_if_the_lock_is_free() {
 }
 
 #[test]
-fn the_work_of_an_add_is_done_before_it_waits_for_the_lock_and_it_says_for_whom() {
+fn add_stores_the_data_before_it_waits_for_the_lock() {
     let sandbox = Sandbox::new();
     sandbox.write("data/a", "a");
-    let held = hold(&sandbox);
+    let held = take_lock(&sandbox);
     let mut add = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
     let mut child = add.args(["add", "data"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let packs = sandbox.repo.join(".git/mlx/packs");
@@ -376,19 +381,21 @@ fn the_work_of_an_add_is_done_before_it_waits_for_the_lock_and_it_says_for_whom(
     drop(held);
     let ran = ended(child.wait_with_output().unwrap());
     assert_eq!(ran.code, 0, "{}", ran.err);
-    let told = "waiting for another mlx: process 77 on park, `mlx add cats`, since 2026-03-01T00:00:00Z";
-    assert!(ran.err.contains(told), "{}", ran.err);
+    let message = "waiting for another mlx: process 77 on park, `mlx add cats`, since 2026-03-01T00:00:00Z";
+    assert!(ran.err.contains(message), "{}", ran.err);
     assert!(sandbox.has("data.mlx"));
 }
 
 #[test]
-fn a_lock_left_by_a_dead_process_is_taken_over() {
+fn the_lock_of_a_killed_process_is_free() {
     let sandbox = Sandbox::new();
     sandbox.write("data/a", "a");
-    drop(hold(&sandbox));
+    drop(take_lock(&sandbox));
     let lock = sandbox.repo.join(".git/mlx/lock");
     let holder = Command::new("flock").arg("--no-fork").arg(&lock).args(["sleep", "100"]).spawn();
-    let Ok(mut holder) = holder else { return skip("a_lock_left_by_a_dead_process", "there is no `flock`") };
+    let Ok(mut holder) = holder else {
+        return skip("the_lock_of_a_killed_process_is_free", "`flock` is not installed");
+    };
     let probe = fs::File::open(&lock).unwrap();
     while flock(&probe, FlockOperation::NonBlockingLockExclusive).is_ok() {
         flock(&probe, FlockOperation::Unlock).unwrap();
@@ -399,12 +406,12 @@ fn a_lock_left_by_a_dead_process_is_taken_over() {
     let start = Instant::now();
     sandbox.ok("add data");
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
-    let signed = fs::read_to_string(&lock).unwrap();
-    assert!(signed.contains("`mlx add data`") && !signed.contains("process 77 "), "{signed}");
+    let text = fs::read_to_string(&lock).unwrap();
+    assert!(text.contains("`mlx add data`") && !text.contains("process 77 "), "{text}");
 }
 
 #[test]
-fn two_adds_of_different_folders_run_side_by_side() {
+fn two_adds_of_different_folders_run_at_once() {
     let sandbox = Sandbox::new();
     for round in 0..8 {
         for name in ["cats", "dogs"] {

@@ -1,4 +1,4 @@
-//! Files under mlx's care: add, status, checkout, commit.
+//! Tests of the basic commands on data in the workspace: init, add, status, checkout and commit.
 
 use std::{fs, os::unix::ffi::OsStrExt, os::unix::fs::PermissionsExt, path::Path};
 
@@ -6,7 +6,8 @@ use serde_json::json;
 
 use crate::sandbox::{Sandbox, identity, snapshot};
 
-fn small() -> Sandbox {
+/// Creates a repository with the folder `data` of two files, not yet tracked.
+fn two_files() -> Sandbox {
     let sandbox = Sandbox::new();
     sandbox.write("data/cat/a.txt", "a cat");
     sandbox.write("data/dog/b.txt", "a dog");
@@ -14,7 +15,7 @@ fn small() -> Sandbox {
 }
 
 #[test]
-fn init_asks_for_git_and_keeps_what_is_there() {
+fn init_needs_a_git_repository_and_keeps_existing_files() {
     let sandbox = Sandbox::bare();
     let error = sandbox.fails("init", 3);
     assert!(
@@ -27,14 +28,14 @@ fn init_asks_for_git_and_keeps_what_is_there() {
     assert_eq!(sandbox.read("params.toml"), "mine = 1\n");
     assert!(sandbox.has("mlx.toml") && sandbox.has("README.md") && sandbox.has(".github/workflows/mlx.yml"));
     sandbox.write(".mlx/local.toml", "");
-    let seen = sandbox.git("status --porcelain -uall");
-    assert!(seen.contains(".mlx/config.toml") && !seen.contains("local.toml"), "{seen}");
+    let listed = sandbox.git("status --porcelain -uall");
+    assert!(listed.contains(".mlx/config.toml") && !listed.contains("local.toml"), "{listed}");
     sandbox.ok("init");
 }
 
 #[test]
-fn a_pointer_has_one_spelling_and_git_sees_it_alone() {
-    let sandbox = small();
+fn git_sees_the_pointer_and_not_the_data() {
+    let sandbox = two_files();
     sandbox.ok("add data/");
     let digest = "b3:";
     let text = sandbox.read("data.mlx");
@@ -51,8 +52,8 @@ fn a_pointer_has_one_spelling_and_git_sees_it_alone() {
 }
 
 #[test]
-fn the_same_content_gives_the_same_pointer_elsewhere() {
-    let (one, two) = (small(), Sandbox::new());
+fn the_same_content_gives_the_same_pointer_in_another_repository() {
+    let (one, two) = (two_files(), Sandbox::new());
     two.write("data/dog/b.txt", "a dog");
     two.write("data/cat/a.txt", "a cat");
     one.ok("add data");
@@ -61,7 +62,7 @@ fn the_same_content_gives_the_same_pointer_elsewhere() {
 }
 
 #[test]
-fn any_tree_survives_add_delete_checkout() {
+fn checkout_restores_unusual_names_modes_links_and_empty_folders() {
     let sandbox = Sandbox::new();
     let names: [&[u8]; 8] =
         [b"plain", b"with space", b"new\nline", b"\xff\xfe", b"100%", b"-dash", b"caf\xc3\xa9", b"#x"];
@@ -89,8 +90,8 @@ fn any_tree_survives_add_delete_checkout() {
 }
 
 #[test]
-fn status_names_each_file() {
-    let sandbox = small();
+fn status_lists_each_changed_file() {
+    let sandbox = two_files();
     sandbox.write("data/gone.txt", "x");
     sandbox.ok("add data");
     assert_eq!(sandbox.json("status")["clean"], true);
@@ -111,26 +112,26 @@ fn status_names_each_file() {
 }
 
 #[test]
-fn an_edit_of_the_same_size_in_the_same_tick_is_seen() {
-    let sandbox = small();
+fn an_edit_of_the_same_size_with_an_old_time_is_detected() {
+    let sandbox = two_files();
     for round in 0..20 {
         let (one, two) = (format!("{round:04}a"), format!("{round:04}b"));
         sandbox.write("data/cat/a.txt", &one);
         sandbox.ok("add data");
         sandbox.write("data/cat/a.txt", &two);
-        let time = filetime(&sandbox.repo.join("data/dog/b.txt"));
+        let time = modified_time(&sandbox.repo.join("data/dog/b.txt"));
         fs::File::open(sandbox.repo.join("data/cat/a.txt")).unwrap().set_modified(time).unwrap();
         assert_eq!(sandbox.json("status")["clean"], false, "round {round}");
     }
 }
 
-fn filetime(path: &Path) -> std::time::SystemTime {
+fn modified_time(path: &Path) -> std::time::SystemTime {
     path.metadata().unwrap().modified().unwrap()
 }
 
 #[test]
-fn checkout_refuses_to_lose_what_is_stored_nowhere() {
-    let sandbox = small();
+fn checkout_refuses_to_overwrite_unstored_changes() {
+    let sandbox = two_files();
     sandbox.ok("add data");
     sandbox.write("data/cat/a.txt", "edited");
     sandbox.write("data/extra.txt", "extra");
@@ -144,8 +145,8 @@ fn checkout_refuses_to_lose_what_is_stored_nowhere() {
 }
 
 #[test]
-fn a_switch_of_versions_leaves_unchanged_files_alone() {
-    let sandbox = small();
+fn switching_versions_leaves_unchanged_files_alone() {
+    let sandbox = two_files();
     sandbox.ok("add data");
     sandbox.commit("one");
     sandbox.write("data/cat/a.txt", "second version");
@@ -164,8 +165,8 @@ fn a_switch_of_versions_leaves_unchanged_files_alone() {
 }
 
 #[test]
-fn a_file_becomes_a_folder_and_back() {
-    let sandbox = small();
+fn checkout_replaces_a_file_by_a_folder_and_back() {
+    let sandbox = two_files();
     sandbox.write("data/x", "a file");
     sandbox.ok("add data");
     sandbox.commit("file");
@@ -184,7 +185,7 @@ fn a_file_becomes_a_folder_and_back() {
 
 #[test]
 fn adding_inside_a_tracked_folder_updates_its_pointer() {
-    let sandbox = small();
+    let sandbox = two_files();
     sandbox.ok("add data");
     sandbox.write("data/cat/new.txt", "new");
     sandbox.ok("add data/cat/new.txt");
@@ -197,7 +198,7 @@ fn adding_inside_a_tracked_folder_updates_its_pointer() {
 
 #[test]
 fn commit_records_edits_and_makes_no_git_commit() {
-    let sandbox = small();
+    let sandbox = two_files();
     sandbox.ok("add data");
     sandbox.commit("one");
     sandbox.write("data/cat/a.txt", "edited");
@@ -208,8 +209,8 @@ fn commit_records_edits_and_makes_no_git_commit() {
 }
 
 #[test]
-fn what_cannot_be_tracked_is_named_and_nothing_is_left() {
-    let sandbox = small();
+fn a_path_that_cannot_be_tracked_is_named_and_changes_nothing() {
+    let sandbox = two_files();
     sandbox.write("code/main.py", "print()");
     sandbox.git("add code");
     sandbox.write("other/x", "x");
@@ -234,15 +235,15 @@ fn what_cannot_be_tracked_is_named_and_nothing_is_left() {
 
 #[test]
 fn a_fifo_is_refused_by_name_without_waiting() {
-    let sandbox = small();
+    let sandbox = two_files();
     std::process::Command::new("mkfifo").arg(sandbox.repo.join("data/pipe")).status().unwrap();
     let error = sandbox.fails("add data", 2);
     assert!(error.contains("`data/pipe` is a fifo"), "{error}");
 }
 
 #[test]
-fn conflict_marks_in_a_pointer_are_named() {
-    let sandbox = small();
+fn conflict_marks_in_a_pointer_are_an_error() {
+    let sandbox = two_files();
     sandbox.ok("add data");
     sandbox.write("data.mlx", "<<<<<<< HEAD\nformat = 1\n=======\nformat = 1\n>>>>>>> other\n");
     let error = sandbox.fails("checkout", 5);
@@ -251,7 +252,7 @@ fn conflict_marks_in_a_pointer_are_named() {
 }
 
 #[test]
-fn links_place_large_files_as_ordered_and_stay_clean() {
+fn checkout_places_large_files_as_cache_link_says() {
     for link in ["hardlink", "symlink", "copy", "reflink,copy"] {
         let sandbox = Sandbox::new();
         sandbox.write("data/large.bin", vec![3_u8; 2_000_000]);
@@ -271,20 +272,20 @@ fn links_place_large_files_as_ordered_and_stay_clean() {
 
 #[test]
 fn linked_worktrees_share_the_store() {
-    let sandbox = small();
+    let sandbox = two_files();
     sandbox.ok("add data");
     sandbox.commit("one");
     let other = sandbox.root().join("other");
     sandbox.git(&format!("worktree add -q {} -b side", other.display()));
-    let there = sandbox.at(&other);
-    there.ok("checkout");
+    let worktree = sandbox.at(&other);
+    worktree.ok("checkout");
     assert_eq!(snapshot(&other.join("data")), snapshot(&sandbox.repo.join("data")));
-    assert_eq!(there.json("status")["clean"], true);
+    assert_eq!(worktree.json("status")["clean"], true);
 }
 
 #[test]
-fn pointers_unknown_to_git_are_found_when_the_index_is_lost() {
-    let sandbox = small();
+fn pointers_not_added_to_git_are_found_without_the_index() {
+    let sandbox = two_files();
     sandbox.write("deep/in/side.bin", "x");
     sandbox.ok("add data deep/in/side.bin");
     fs::remove_file(sandbox.repo.join(".git/mlx/index")).unwrap();
@@ -298,11 +299,11 @@ fn pointers_unknown_to_git_are_found_when_the_index_is_lost() {
 
 #[test]
 fn one_unreadable_pointer_does_not_stop_the_others() {
-    let sandbox = small();
+    let sandbox = two_files();
     sandbox.write("other/x", "x");
     sandbox.ok("add data other");
     sandbox.write("other.mlx", "<<<<<<< HEAD\nsize = 1\n=======\nsize = 2\n>>>>>>> b\n");
-    // What another program calls so is nobody's pointer.
+    // A file of another program with the same extension is not a pointer.
     sandbox.write("script.mlx", b"PK\x03\x04\x00\x00");
     sandbox.git("add -A");
     let status = sandbox.json("status");
@@ -318,8 +319,8 @@ fn one_unreadable_pointer_does_not_stop_the_others() {
 }
 
 #[test]
-fn a_deletion_can_be_recorded_alone() {
-    let sandbox = small();
+fn a_deletion_can_be_committed_alone() {
+    let sandbox = two_files();
     sandbox.write("data/cat/b.txt", "edited later");
     sandbox.ok("add data");
     sandbox.write("data/cat/b.txt", "not yet to be recorded");
@@ -330,8 +331,8 @@ fn a_deletion_can_be_recorded_alone() {
 }
 
 #[test]
-fn another_name_of_the_repository_leads_into_it() {
-    let sandbox = small();
+fn a_link_to_the_repository_leads_into_it() {
+    let sandbox = two_files();
     let link = sandbox.root().join("link");
     std::os::unix::fs::symlink(&sandbox.repo, &link).unwrap();
     sandbox.ok(&format!("add {}", link.join("data").display()));
@@ -340,10 +341,10 @@ fn another_name_of_the_repository_leads_into_it() {
 }
 
 #[test]
-fn a_mode_alone_is_checked_out_and_counted() {
+fn checkout_restores_a_changed_mode_and_counts_the_file() {
     use std::os::unix::fs::PermissionsExt;
 
-    let sandbox = small();
+    let sandbox = two_files();
     sandbox.ok("add data");
     let file = sandbox.repo.join("data/cat/a.txt");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
@@ -354,8 +355,8 @@ fn a_mode_alone_is_checked_out_and_counted() {
 }
 
 #[test]
-fn where_git_is_told_that_modes_mean_nothing_those_on_record_count() {
-    let sandbox = small();
+fn with_core_filemode_false_recorded_modes_are_kept() {
+    let sandbox = two_files();
     sandbox.write("data/run.sh", "#!/bin/sh\n");
     fs::set_permissions(sandbox.repo.join("data/run.sh"), fs::Permissions::from_mode(0o755)).unwrap();
     sandbox.ok("add data");
@@ -380,11 +381,11 @@ fn where_git_is_told_that_modes_mean_nothing_those_on_record_count() {
 }
 
 #[test]
-fn add_says_what_belongs_into_git() {
-    let sandbox = small();
+fn add_prints_the_git_add_command_for_its_files() {
+    let sandbox = two_files();
     sandbox.write("my photos/x", "x");
-    let said = sandbox.at(&sandbox.repo.join("data")).ok("add ../data");
-    assert!(said.contains("next: git add :/.gitignore :/data.mlx"), "{said}");
-    let said = sandbox.ok("add 'my photos/x'");
-    assert!(said.contains("next: git add 'my photos/.gitignore' 'my photos/x.mlx'"), "{said}");
+    let printed = sandbox.at(&sandbox.repo.join("data")).ok("add ../data");
+    assert!(printed.contains("next: git add :/.gitignore :/data.mlx"), "{printed}");
+    let printed = sandbox.ok("add 'my photos/x'");
+    assert!(printed.contains("next: git add 'my photos/.gitignore' 'my photos/x.mlx'"), "{printed}");
 }
