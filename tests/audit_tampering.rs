@@ -1,79 +1,80 @@
-//! The record against those who may push: nothing forged counts, nothing taken away goes unnoticed.
+//! Tests of the audit chain against users who may push: forged events and tags have no effect, and deleted
+//! or rewritten ones are detected.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use crate::{
-    release::{QA, another, approve, colleague, registered, report, share},
+    release::{QA, approve, clone_hub, push_to_hub, register_another, registered, write_report},
     sandbox::{Sandbox, skip},
 };
 
 #[test]
-fn a_rejection_whose_tag_is_gone_still_stands() {
+fn a_rejection_with_a_deleted_tag_still_blocks_releases() {
     let sandbox = registered();
-    share(&sandbox);
+    push_to_hub(&sandbox);
     approve(&sandbox, "pets@v0.1.0");
     sandbox.ok(&format!("reject pets@v0.1.0 {QA} --why puppies"));
     let tag = "mlx/reject/pets@v0.1.0/production/2";
     sandbox.git(&format!("push -q origin :refs/tags/{tag}"));
-    let there = colleague(&sandbox, "fresh");
-    let error = there.fails("release pets@v0.1.0 --env production", 5);
+    let other = clone_hub(&sandbox, "fresh");
+    let error = other.fails("release pets@v0.1.0 --env production", 5);
     assert!(error.contains(&format!("the tag `{tag}` of event 2 is missing")), "{error}");
-    assert_eq!(there.mlx("audit --verify").code, 10);
-    // Whoever has it brings it back with the next event, and it says no again.
+    assert_eq!(other.mlx("audit --verify").code, 10);
+    // A clone that has the tag pushes it again with its next event, and the rejection counts.
     sandbox.ok(&format!("reject pets@v0.1.0 {QA} --why again"));
-    assert_eq!(there.mlx("release pets@v0.1.0 --env production").code, 10);
+    assert_eq!(other.mlx("release pets@v0.1.0 --env production").code, 10);
 }
 
 #[test]
-fn a_chain_rewritten_at_the_remote_is_found_by_whoever_saw_it() {
+fn a_rewritten_remote_chain_is_detected_by_clones_that_saw_it() {
     let sandbox = registered();
-    share(&sandbox);
+    push_to_hub(&sandbox);
     approve(&sandbox, "pets@v0.1.0");
-    let there = colleague(&sandbox, "colleague");
-    there.ok("audit");
+    let other = clone_hub(&sandbox, "colleague");
+    other.ok("audit");
     sandbox.ok("release pets@v0.1.0 --env production");
-    let whole = sandbox.git("rev-parse refs/mlx/audit").trim().to_owned();
+    let tip = sandbox.git("rev-parse refs/mlx/audit").trim().to_owned();
     for cut in ["+refs/mlx/audit~1:refs/mlx/audit", ":refs/mlx/audit"] {
         sandbox.git(&format!("push -q -f origin {cut}"));
-        for at in ["audit --verify", "rollback --env production"] {
-            let ran = sandbox.mlx(at);
-            assert!([5, 10].contains(&ran.code), "{cut} {at}: {ran:?}");
+        for args in ["audit --verify", "rollback --env production"] {
+            let ran = sandbox.mlx(args);
+            assert!([5, 10].contains(&ran.code), "{cut} {args}: {ran:?}");
             assert!(format!("{}{}", ran.out, ran.err).contains("no longer holds events"), "{cut}: {ran:?}");
         }
-        sandbox.git(&format!("push -q -f origin {whole}:refs/mlx/audit"));
+        sandbox.git(&format!("push -q -f origin {tip}:refs/mlx/audit"));
         assert_eq!(sandbox.json("audit --verify")["sound"], true, "{cut}");
     }
-    // What is no event is taken over by nobody, and when it is gone all is as before.
-    let strange = sandbox.git("rev-parse HEAD").trim().to_owned();
-    sandbox.git(&format!("push -q -f origin {strange}:refs/mlx/audit"));
-    let error = there.fails("release pets@v0.1.0 --env production", 5);
+    // A commit that is not an event is not accepted; once it is removed, everything is as before.
+    let unrelated = sandbox.git("rev-parse HEAD").trim().to_owned();
+    sandbox.git(&format!("push -q -f origin {unrelated}:refs/mlx/audit"));
+    let error = other.fails("release pets@v0.1.0 --env production", 5);
     assert!(error.contains("no longer holds events"), "{error}");
-    sandbox.git(&format!("push -q -f origin {whole}:refs/mlx/audit"));
-    assert_eq!(there.json("audit --verify")["sound"], true);
+    sandbox.git(&format!("push -q -f origin {tip}:refs/mlx/audit"));
+    assert_eq!(other.json("audit --verify")["sound"], true);
 }
 
 #[test]
-fn what_is_no_event_is_taken_over_by_no_clone() {
+fn an_invalid_event_is_not_accepted_by_any_clone() {
     let sandbox = registered();
-    share(&sandbox);
+    push_to_hub(&sandbox);
     approve(&sandbox, "pets@v0.1.0");
-    let whole = sandbox.git("rev-parse refs/mlx/audit").trim().to_owned();
-    let broken = sandbox.git(&format!("commit-tree HEAD^{{tree}} -p {whole} -m x")).trim().to_owned();
+    let tip = sandbox.git("rev-parse refs/mlx/audit").trim().to_owned();
+    let broken = sandbox.git(&format!("commit-tree HEAD^{{tree}} -p {tip} -m x")).trim().to_owned();
     sandbox.git(&format!("push -q origin {broken}:refs/mlx/audit"));
-    let there = colleague(&sandbox, "fresh");
-    let error = there.fails("release pets@v0.1.0 --env production", 5);
+    let other = clone_hub(&sandbox, "fresh");
+    let error = other.fails("release pets@v0.1.0 --env production", 5);
     assert!(error.contains("the new part of the audit chain at `origin` is invalid"), "{error}");
-    assert_eq!(there.mlx("audit --verify").code, 10);
-    // It was never believed, so that nothing is missed when it is gone.
-    sandbox.git(&format!("push -q -f origin {whole}:refs/mlx/audit"));
-    assert_eq!(there.json("release pets@v0.1.0 --env production")["released"], true);
-    assert_eq!(there.json("audit --verify")["sound"], true);
+    assert_eq!(other.mlx("audit --verify").code, 10);
+    // The event was never accepted, so that its removal is not an error.
+    sandbox.git(&format!("push -q -f origin {tip}:refs/mlx/audit"));
+    assert_eq!(other.json("release pets@v0.1.0 --env production")["released"], true);
+    assert_eq!(other.json("audit --verify")["sound"], true);
 }
 
 #[test]
-fn a_branch_of_a_fork_has_no_say() {
+fn a_policy_on_a_fork_does_not_count() {
     let sandbox = registered();
-    share(&sandbox);
+    push_to_hub(&sandbox);
     let fork = sandbox.root().join("fork.git");
     sandbox.git(&format!("clone -q --bare {} {}", sandbox.root().join("hub.git").display(), fork.display()));
     sandbox.git(&format!("remote add fork {}", fork.display()));
@@ -85,7 +86,7 @@ fn a_branch_of_a_fork_has_no_say() {
     sandbox.git("config remote.pushDefault fork");
     let refused = sandbox.json("release pets@v0.1.0 --env production");
     assert_eq!(refused["released"], false);
-    // Which remote keeps the record is said in Git's own settings, or follows from its name.
+    // The remote of the audit chain is set in Git's settings, or else is `origin`.
     sandbox.git("remote rename origin hub");
     assert!(
         sandbox.fails("release pets@v0.1.0 --env production", 2).contains("`git config mlx.remote NAME`")
@@ -101,64 +102,64 @@ fn a_branch_of_a_fork_has_no_say() {
 }
 
 #[test]
-fn any_words_can_be_said_or_are_refused_before_they_are() {
+fn any_reason_is_stored_safely_or_refused() {
     let sandbox = registered();
-    let report = report(&sandbox, "pets@v0.1.0", 0.95);
-    let say = |why: &str| {
-        let mut words: Vec<&str> = "approve pets@v0.1.0 --report".split(' ').collect();
-        words.push(&report);
-        words.extend(QA.split(' '));
-        words.extend(["--why", why]);
+    let report = write_report(&sandbox, "pets@v0.1.0", 0.95);
+    let approve_with = |why: &str| {
+        let mut args: Vec<&str> = "approve pets@v0.1.0 --report".split(' ').collect();
+        args.push(&report);
+        args.extend(QA.split(' '));
+        args.extend(["--why", why]);
         crate::sandbox::ended(
-            sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo).args(words).output().unwrap(),
+            sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo).args(args).output().unwrap(),
         )
     };
-    let whys = [
+    let reasons = [
         "see -----BEGIN NOTE",
         "a {audit} b",
         "\"\"\"'''\\",
         "x\n-----BEGIN SSH SIGNATURE-----\ny",
         "\u{1b}[31mred",
     ];
-    let said = whys.map(|it| say(it).code);
-    assert!(said.iter().all(|it| [0, 2].contains(it)) && said[..3] == [0, 0, 0], "{said:?}");
+    let codes = reasons.map(|reason| approve_with(reason).code);
+    assert!(codes.iter().all(|code| [0, 2].contains(code)) && codes[..3] == [0, 0, 0], "{codes:?}");
     let released = sandbox.mlx("release pets@v0.1.0 --env production");
     assert_eq!(released.code, 0, "{released:?}");
-    let told = sandbox.ok("audit");
-    assert!(!told.contains('\u{1b}') && told.contains("a {audit} b"), "{told}");
+    let printed = sandbox.ok("audit");
+    assert!(!printed.contains('\u{1b}') && printed.contains("a {audit} b"), "{printed}");
     assert_eq!(sandbox.json("audit --verify")["sound"], true);
 }
 
 #[test]
-fn tags_of_others_are_neither_sent_nor_judged() {
+fn unrelated_tags_are_neither_pushed_nor_checked() {
     let sandbox = registered();
-    share(&sandbox);
+    push_to_hub(&sandbox);
     sandbox.git("tag -a -m nightly nightly#latest HEAD");
     sandbox.git("push -q origin nightly#latest");
     sandbox.git("commit -q --allow-empty -m private");
     for tag in ["nightly#latest", "scratch#1", "notes@vacation", "pets@v9.9.9"] {
         sandbox.git(&format!("tag -f -a -m mine {tag} HEAD"));
     }
-    // Claims that no event backs.
+    // A release tag that no event names.
     sandbox.git("tag -a -m x pets#production#99 HEAD");
     approve(&sandbox, "pets@v0.1.0");
     sandbox.ok("release pets@v0.1.0 --env production");
     let hub = sandbox.root().join("hub.git");
-    let there = sandbox.git(&format!("-C {} tag -l", hub.display()));
-    let there: Vec<&str> = there.split_whitespace().collect();
+    let pushed = sandbox.git(&format!("-C {} tag -l", hub.display()));
+    let pushed: Vec<&str> = pushed.split_whitespace().collect();
     let expected =
         ["mlx/approve/pets@v0.1.0/production/1", "nightly#latest", "pets#production#1", "pets@v0.1.0"];
-    assert_eq!(there, expected);
+    assert_eq!(pushed, expected);
 }
 
-/// The push arrives and its answer does not: the event is in force, once.
+/// The push arrives, but its response is lost: the event is in effect, once.
 #[test]
-fn an_answer_that_is_lost_makes_no_second_event() {
+fn a_lost_push_response_creates_no_second_event() {
     let sandbox = registered();
-    share(&sandbox);
+    push_to_hub(&sandbox);
     for (version, strength) in [("pets@v0.1.0", ""), ("pets@v0.2.0", "0.5"), ("pets@v0.3.0", "0.4")] {
         if !strength.is_empty() {
-            another(&sandbox, strength);
+            register_another(&sandbox, strength);
         }
         approve(&sandbox, version);
         sandbox.ok(&format!("release {version} --env production"));
@@ -170,16 +171,17 @@ fn an_answer_that_is_lost_makes_no_second_event() {
     assert_eq!(back["version"], "pets@v0.2.0", "{back}");
     fs::remove_file(hook).unwrap();
     let rows = sandbox.json("audit");
-    let count = |what: &str| rows["rows"].as_array().unwrap().iter().filter(|it| it["what"] == what).count();
+    let count =
+        |what: &str| rows["rows"].as_array().unwrap().iter().filter(|row| row["what"] == what).count();
     assert_eq!((count("released"), count("rolled back")), (3, 1));
     assert_eq!(sandbox.json("audit --verify")["sound"], true);
 }
 
 #[test]
-fn a_version_made_anew_under_its_old_name_is_found() {
+fn a_replaced_version_tag_is_detected() {
     let sandbox = registered();
     approve(&sandbox, "pets@v0.1.0");
-    another(&sandbox, "0.5");
+    register_another(&sandbox, "0.5");
     let message = sandbox.git("tag -l --format=%(contents) pets@v0.2.0");
     fs::write(sandbox.root().join("message"), message).unwrap();
     let file = sandbox.root().join("message");
@@ -195,42 +197,43 @@ fn a_version_made_anew_under_its_old_name_is_found() {
 }
 
 #[test]
-fn a_gpg_signature_counts_where_the_policy_lists_its_key() {
+fn a_gpg_signature_counts_if_the_policy_lists_its_key() {
     let sandbox = registered();
     let gpg = |args: &[&str]| {
         let ran = sandbox.command("gpg", &sandbox.repo).args(["--batch", "--quiet"]).args(args).output();
-        ran.map(|it| String::from_utf8_lossy(&it.stdout).into_owned()).ok()
+        ran.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).ok()
     };
     if gpg(&["--version"]).is_none() {
-        return skip("a_gpg_signature_counts_where_the_policy_lists_its_key", "there is no `gpg`");
+        return skip("a_gpg_signature_counts_if_the_policy_lists_its_key", "`gpg` is not installed");
     }
-    let made = ["--passphrase", "", "--quick-gen-key"];
+    let generate = ["--passphrase", "", "--quick-gen-key"];
     for who in ["qa@park.example", "eve@park.example"] {
-        gpg(&[&made[..], &[who, "ed25519", "sign", "never"]].concat()).unwrap();
+        gpg(&[&generate[..], &[who, "ed25519", "sign", "never"]].concat()).unwrap();
     }
-    let print = |who: &str| {
+    let fingerprint = |who: &str| {
         let listed = gpg(&["--with-colons", "--list-keys", who]).unwrap();
-        let line = listed.lines().find(|it| it.starts_with("fpr:")).unwrap_or_else(|| panic!("{listed}"));
+        let line = listed.lines().find(|line| line.starts_with("fpr:")).unwrap_or_else(|| panic!("{listed}"));
         line.split(':').nth(9).unwrap().to_owned()
     };
     let policy = sandbox.read(".mlx/policy.toml").replacen(
         "keys = []",
-        &format!("keys = [\"gpg {}\"]", print("qa@park.example")),
+        &format!("keys = [\"gpg {}\"]", fingerprint("qa@park.example")),
         1,
     );
     sandbox.write(".mlx/policy.toml", policy.replace("signed = false", "signed = true"));
     sandbox.commit("signed");
-    let args = format!("approve pets@v0.1.0 --report {} {QA}", report(&sandbox, "pets@v0.1.0", 0.95));
-    sandbox.git(&format!("config user.signingKey {}", print("eve@park.example")));
+    let args = format!("approve pets@v0.1.0 --report {} {QA}", write_report(&sandbox, "pets@v0.1.0", 0.95));
+    sandbox.git(&format!("config user.signingKey {}", fingerprint("eve@park.example")));
     let refused = sandbox.fails(&args, 6);
     assert!(refused.contains("not signed by a key that the policy lists"), "{refused}");
-    sandbox.git(&format!("config user.signingKey {}", print("qa@park.example")));
+    sandbox.git(&format!("config user.signingKey {}", fingerprint("qa@park.example")));
     assert_eq!(sandbox.json(&args)["signed"], true);
     sandbox.git("verify-tag mlx/approve/pets@v0.1.0/production/1");
     assert_eq!(sandbox.json("release pets@v0.1.0 --env production")["released"], true);
-    // The key is taken off the list: what it signed counts no longer.
-    let policy =
-        sandbox.read(".mlx/policy.toml").replace(&print("qa@park.example"), &print("eve@park.example"));
+    // Once the key is removed from the policy, its signatures do not count any more.
+    let policy = sandbox
+        .read(".mlx/policy.toml")
+        .replace(&fingerprint("qa@park.example"), &fingerprint("eve@park.example"));
     sandbox.write(".mlx/policy.toml", policy);
     sandbox.commit("rotated");
     let gates = sandbox.mlx("release pets@v0.1.0 --env production");
@@ -238,7 +241,7 @@ fn a_gpg_signature_counts_where_the_policy_lists_its_key() {
     stop_agent(&sandbox);
 }
 
-/// The agent that `gpg` started ends with the test.
+/// Stops the agent that `gpg` started.
 fn stop_agent(sandbox: &Sandbox) {
     let _none = sandbox.command("gpgconf", Path::new(&sandbox.repo)).args(["--kill", "all"]).status();
 }

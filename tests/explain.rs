@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::{
     sandbox::Sandbox,
-    serve::{Running, registered},
+    serve::{Server, registered},
 };
 
 #[test]
@@ -38,7 +38,7 @@ fn an_image_is_explained() {
 #[test]
 fn a_request_is_explained_and_traced_to_its_data() {
     let sandbox: Sandbox = registered();
-    let mut running = Running::start(&sandbox, "serve pets@v0.1.0 --env production");
+    let mut running = Server::start(&sandbox, "serve pets@v0.1.0 --env production");
     let photo = mlx::sketch::photo(7, mlx::sketch::Pet::Dog, 1).unwrap();
     let answer = running.json("POST", "/classify", "X-Request-Id: asked-1\r\n", &photo);
     running.stop();

@@ -1,4 +1,5 @@
-//! A service that goes along with releases: no request fails, nothing unapproved ever answers.
+//! Tests of `mlx serve --follow`: the server switches to released versions without a failed request, and
+//! never serves a version that was not released under the policy.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
@@ -9,105 +10,107 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    release::{another, approve, registered, share},
+    release::{approve, push_to_hub, register_another, registered},
     sandbox::Sandbox,
-    serve::Running,
+    serve::Server,
 };
 
-/// Waits until the service answers with this version.
-fn wait_for(running: &Running, version: &str) {
+/// Waits until the server serves this version.
+fn wait_for(server: &Server, version: &str) {
     let end = Instant::now() + Duration::from_secs(30);
-    while version_of(running) != version {
-        assert!(Instant::now() < end, "{version} never answered");
+    while version_of(server) != version {
+        assert!(Instant::now() < end, "{version} was never served");
         thread::sleep(Duration::from_millis(50));
     }
 }
 
-fn version_of(running: &Running) -> String {
-    let found: Value = serde_json::from_str(&running.get("/v2/models/pets").1).unwrap();
+/// Returns the version that a server serves.
+fn version_of(server: &Server) -> String {
+    let found: Value = serde_json::from_str(&server.get("/v2/models/pets").1).unwrap();
     found["versions"][0].as_str().unwrap().to_owned()
 }
 
 /// Sets a flag when it is dropped.
-struct Ends<'f>(&'f AtomicBool);
+struct SetOnDrop<'f>(&'f AtomicBool);
 
-impl Drop for Ends<'_> {
+impl Drop for SetOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
 }
 
-fn two_released() -> Sandbox {
+/// Creates a project with a hub, in which `pets@v0.1.0` is released and `pets@v0.2.0` is registered.
+fn two_versions() -> Sandbox {
     let sandbox = registered();
-    share(&sandbox);
+    push_to_hub(&sandbox);
     approve(&sandbox, "pets@v0.1.0");
     sandbox.ok("release pets@v0.1.0 --env production");
-    another(&sandbox, "0.5");
+    register_another(&sandbox, "0.5");
     sandbox.ok("push");
     sandbox
 }
 
 #[test]
-fn a_switch_under_load_fails_no_request() {
-    let sandbox = two_released();
-    let running = Running::start(&sandbox, "serve --env production --follow --every 1");
+fn switching_versions_under_load_fails_no_request() {
+    let sandbox = two_versions();
+    let server = Server::start(&sandbox, "serve --env production --follow --every 1");
     let photo = mlx::sketch::photo(7, mlx::sketch::Pet::Dog, 1).unwrap();
-    let (stop, asked) = (AtomicBool::new(false), AtomicU32::new(0));
-    let seen = thread::scope(|scope| {
+    let (stop, requests) = (AtomicBool::new(false), AtomicU32::new(0));
+    let versions = thread::scope(|scope| {
         let clients: Vec<_> = (0..3)
             .map(|_| {
                 scope.spawn(|| {
-                    let mut seen = Vec::new();
+                    let mut versions = Vec::new();
                     while !stop.load(Ordering::Relaxed) {
-                        let answer = running.json("POST", "/classify", "", &photo);
-                        seen.push(answer["version"].as_str().unwrap().to_owned());
-                        asked.fetch_add(1, Ordering::Relaxed);
+                        let answer = server.json("POST", "/classify", "", &photo);
+                        versions.push(answer["version"].as_str().unwrap().to_owned());
+                        requests.fetch_add(1, Ordering::Relaxed);
                     }
-                    seen
+                    versions
                 })
             })
             .collect();
-        // Clients end whatever becomes of the rest.
-        let _ends = Ends(&stop);
-        // Approved is not released.
+        // Stops the clients even if an assertion below fails.
+        let _stop_clients = SetOnDrop(&stop);
+        // An approved version is not served before its release.
         approve(&sandbox, "pets@v0.2.0");
         thread::sleep(Duration::from_millis(1500));
-        assert_eq!(version_of(&running), "v0.1.0");
+        assert_eq!(version_of(&server), "v0.1.0");
         sandbox.ok("release pets@v0.2.0 --env production");
-        wait_for(&running, "v0.2.0");
+        wait_for(&server, "v0.2.0");
         sandbox.ok("rollback --env production");
-        wait_for(&running, "v0.1.0");
+        wait_for(&server, "v0.1.0");
         stop.store(true, Ordering::Relaxed);
-        clients.into_iter().flat_map(|it| it.join().unwrap()).collect::<Vec<_>>()
+        clients.into_iter().flat_map(|client| client.join().unwrap()).collect::<Vec<_>>()
     });
-    assert!(asked.load(Ordering::Relaxed) > 50);
+    assert!(requests.load(Ordering::Relaxed) > 50);
     for version in ["v0.1.0", "v0.2.0"] {
-        assert!(seen.iter().any(|it| it == version), "{version}");
+        assert!(versions.iter().any(|served| served == version), "{version}");
     }
-    let metrics = running.get("/metrics").1;
+    let metrics = server.get("/metrics").1;
     assert!(metrics.contains("mlx_switches_total 2"), "{metrics}");
     let end = Instant::now() + Duration::from_secs(20);
     let switched = || {
         let rows = sandbox.json("audit");
         let rows = rows["rows"].as_array().unwrap().clone();
-        rows.iter().filter(|it| it["what"] == "switched").count()
+        rows.iter().filter(|row| row["what"] == "switched").count()
     };
     while switched() < 3 {
-        assert!(Instant::now() < end, "the switches are not on the record");
+        assert!(Instant::now() < end, "the switches are not in the audit log");
         thread::sleep(Duration::from_millis(200));
     }
     assert_eq!(sandbox.json("audit --verify")["sound"], true);
 }
 
 #[test]
-fn what_the_policy_does_not_allow_never_answers() {
-    let sandbox = two_released();
-    let running = Running::start(&sandbox, "serve --env production --follow --every 1");
-    // Somebody with the right to push makes a release by hand.
+fn a_release_outside_the_policy_is_never_served() {
+    let sandbox = two_versions();
+    let server = Server::start(&sandbox, "serve --env production --follow --every 1");
+    // A user with the right to push creates a release tag by hand.
     let message = sandbox.git("tag -l --format=%(contents) pets#production#1");
     let package = sandbox.git("tag -l --format=%(contents) pets@v0.2.0");
     let digest = |text: &str, key: &str| {
-        let line = text.lines().find(|it| it.starts_with(key)).unwrap();
+        let line = text.lines().find(|line| line.starts_with(key)).unwrap();
         line.split('"').nth(1).unwrap().to_owned()
     };
     let forged = message
@@ -121,21 +124,21 @@ fn what_the_policy_does_not_allow_never_answers() {
     ));
     sandbox.git("push -q origin pets#production#2");
     thread::sleep(Duration::from_millis(2500));
-    assert_eq!(version_of(&running), "v0.1.0");
-    // It is none, whoever asks: it has no event of its own.
-    let other = Running::start(&sandbox, "serve --env production --follow --every 1");
+    assert_eq!(version_of(&server), "v0.1.0");
+    // A new server ignores the forged release too, because no audit event names it.
+    let other = Server::start(&sandbox, "serve --env production --follow --every 1");
     assert_eq!(version_of(&other), "v0.1.0");
     let found = sandbox.mlx("audit --verify");
     assert!(found.code == 10 && found.out.contains("`pets#production#2` does not match event"), "{found:?}");
-    // The name it took is told to whoever needs it.
+    // The next release needs the same tag name, and its error names the forged tag.
     approve(&sandbox, "pets@v0.2.0");
     let refused = sandbox.fails("release pets@v0.2.0 --env production", 4);
     assert!(refused.contains("`pets#production#2` exists already, but no audit event names it"), "{refused}");
     sandbox.git("tag -d pets#production#2");
     sandbox.git("push -q origin :refs/tags/pets#production#2");
-    // A policy that asks for more holds for what was released before.
+    // A stricter policy also applies to earlier releases.
     sandbox.ok("release pets@v0.2.0 --env production");
-    wait_for(&running, "v0.2.0");
+    wait_for(&server, "v0.2.0");
     let policy = sandbox.read(".mlx/policy.toml");
     sandbox.write(".mlx/policy.toml", policy.replace("accuracy = 0.80", "accuracy = 0.99"));
     sandbox.commit("stricter");
@@ -144,16 +147,16 @@ fn what_the_policy_does_not_allow_never_answers() {
     assert!(refused.contains("the release `pets#production#2` does not meet the policy"), "{refused}");
 }
 
-/// A rollback that nobody decided, which names a real event of the chain and the release before.
+/// The forged rollback tag names a real event of the chain and the previous release.
 #[test]
-fn a_forged_rollback_never_answers() {
-    let sandbox = two_released();
-    another(&sandbox, "0.4");
-    let running = Running::start(&sandbox, "serve --env production --follow --every 1");
+fn a_forged_rollback_is_never_served() {
+    let sandbox = two_versions();
+    register_another(&sandbox, "0.4");
+    let server = Server::start(&sandbox, "serve --env production --follow --every 1");
     let message = sandbox.git("tag -l --format=%(contents) pets#production#1");
     let real = sandbox.git("rev-parse refs/mlx/audit").trim().to_owned();
     for (number, audit) in [(2, "refs/mlx/audit"), (3, &real)] {
-        let own = message.lines().find(|it| it.starts_with("audit = ")).unwrap().to_owned();
+        let own = message.lines().find(|line| line.starts_with("audit = ")).unwrap().to_owned();
         let forged = message
             .replace(&own, &format!("audit = \"{audit}\""))
             .replacen("version = ", "previous = \"pets#production#1\"\nrollback = true\nversion = ", 1)
@@ -163,14 +166,14 @@ fn a_forged_rollback_never_answers() {
         sandbox.git(&format!("tag -a -F {} pets#production#{number} pets@v0.3.0^{{}}", file.display()));
         sandbox.git(&format!("push -q origin pets#production#{number}"));
         thread::sleep(Duration::from_millis(2500));
-        assert_eq!(version_of(&running), "v0.1.0", "{audit}");
+        assert_eq!(version_of(&server), "v0.1.0", "{audit}");
         assert!(sandbox.fails("rollback --env production", 3).contains("no version served"));
     }
     assert_eq!(sandbox.mlx("audit --verify").code, 10);
 }
 
 #[test]
-fn nothing_to_follow_is_said() {
+fn follow_without_a_release_is_an_error() {
     let sandbox = registered();
     assert!(
         sandbox
@@ -180,13 +183,13 @@ fn nothing_to_follow_is_said() {
     assert!(sandbox.fails("serve --port 0", 2).contains("<VERSION>"));
 }
 
-/// Killed at random moments of a switch, a service that is started again answers with what was released.
+/// Kills a server at different moments of a switch, and checks that the next one serves the released version.
 #[test]
-fn kills_of_a_following_service_lose_no_switch() {
-    let sandbox = two_released();
+fn a_killed_server_restarts_with_the_released_version() {
+    let sandbox = two_versions();
     approve(&sandbox, "pets@v0.2.0");
     for round in 0..8_u64 {
-        let mut running = Running::start(&sandbox, "serve --env production --follow --every 1");
+        let mut server = Server::start(&sandbox, "serve --env production --follow --every 1");
         let wanted = if round % 2 == 0 {
             sandbox.ok("release pets@v0.2.0 --env production");
             "v0.2.0"
@@ -195,10 +198,10 @@ fn kills_of_a_following_service_lose_no_switch() {
             "v0.1.0"
         };
         thread::sleep(Duration::from_millis(170 * round));
-        running.kill();
-        let running = Running::start(&sandbox, "serve --env production --follow --every 1");
-        assert_eq!(version_of(&running), wanted, "round {round}");
-        drop(running);
+        server.kill();
+        let server = Server::start(&sandbox, "serve --env production --follow --every 1");
+        assert_eq!(version_of(&server), wanted, "round {round}");
+        drop(server);
         assert_eq!(sandbox.json("audit --verify")["sound"], true, "round {round}");
     }
 }

@@ -1,4 +1,5 @@
-//! Raw bytes from strangers: each gets its status, and another client is answered after it.
+//! Tests of `mlx serve` with malformed and hostile HTTP: each request gets its error status, and the next
+//! valid one is answered.
 
 use std::{
     io::{BufReader, Read as _, Write as _},
@@ -8,22 +9,23 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    model::park,
-    serve::{Running, answer, infer, next_answer, offline, photo, registered},
+    model::small_project,
+    serve::{Server, classify_offline, infer_body, photo, read_response, read_status, registered},
 };
 
-/// Whoever asks properly is answered.
-fn serves(running: &Running) {
-    assert_eq!(running.ask("POST", "/classify", "", &photo(1)).0, 200);
+/// Checks that a valid request is answered.
+fn assert_serves(server: &Server) {
+    assert_eq!(server.request("POST", "/classify", "", &photo(1)).0, 200);
 }
 
-fn send(running: &Running, parts: &[&[u8]]) -> TcpStream {
-    let mut stream = running.connect();
+/// Opens a connection and sends these bytes.
+fn send(server: &Server, parts: &[&[u8]]) -> TcpStream {
+    let mut stream = server.connect();
     stream.write_all(&parts.concat()).unwrap();
     stream
 }
 
-/// A body in chunks of this size.
+/// Encodes a body as chunks of this size, in bytes.
 fn chunked(body: &[u8], size: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     for part in body.chunks(size) {
@@ -36,11 +38,11 @@ fn chunked(body: &[u8], size: usize) -> Vec<u8> {
 }
 
 #[test]
-fn shapes_lists_and_parameters_of_any_size_are_refused_or_read_over() {
+fn oversized_shapes_are_refused_and_parameters_are_ignored() {
     let sandbox = registered();
-    let running = Running::start(&sandbox, "serve pets");
-    let (planes, _) = offline(&sandbox, &photo(1));
-    let good = infer(&planes, 1);
+    let server = Server::start(&sandbox, "serve pets");
+    let (planes, _) = classify_offline(&sandbox, &photo(1));
+    let good = infer_body(&planes, 1);
     let with = |key: &str, value: Value| {
         let mut body = good.clone();
         body["inputs"][0][key] = value;
@@ -49,26 +51,26 @@ fn shapes_lists_and_parameters_of_any_size_are_refused_or_read_over() {
     let mut twice = good.clone();
     let one = twice["inputs"][0].clone();
     twice["inputs"].as_array_mut().unwrap().push(one);
-    let mut named = good.clone();
-    named["outputs"] = json!(vec![json!({"name": "probabilities"}); 9]);
-    for (what, body, code) in [
+    let mut many_outputs = good.clone();
+    many_outputs["outputs"] = json!(vec![json!({"name": "probabilities"}); 9]);
+    for (case, body, code) in [
         ("10^4 dimensions", with("shape", json!(vec![1; 10_000])), 400),
         ("10^6 dimensions", with("shape", json!(vec![u64::MAX; 1_000_000])), 400),
         ("two inputs", twice.to_string(), 400),
-        ("nine outputs", named.to_string(), 400),
+        ("nine outputs", many_outputs.to_string(), 400),
         ("parameters", with("parameters", json!({"x": vec![json!({"y": []}); 100_000]})), 200),
     ] {
-        let (found, text) = running.ask("POST", "/v2/models/pets/infer", "", body.as_bytes());
-        assert_eq!(found, code, "{what}");
-        assert!(text.len() < 500, "{what}: {} bytes of answer", text.len());
-        serves(&running);
+        let (found, text) = server.request("POST", "/v2/models/pets/infer", "", body.as_bytes());
+        assert_eq!(found, code, "{case}");
+        assert!(text.len() < 500, "{case}: {} bytes of answer", text.len());
+        assert_serves(&server);
     }
 }
 
 #[test]
-fn two_lengths_are_one_request_and_the_last_of_its_connection() {
+fn a_request_with_two_lengths_is_the_last_of_its_connection() {
     let sandbox = registered();
-    let running = Running::start(&sandbox, "serve pets");
+    let server = Server::start(&sandbox, "serve pets");
     let photo = photo(2);
     let smuggled = b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n";
     for lengths in [
@@ -76,7 +78,7 @@ fn two_lengths_are_one_request_and_the_last_of_its_connection() {
         "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
     ] {
         let head = format!("POST /classify HTTP/1.1\r\nHost: x\r\n{lengths}\r\n");
-        let mut stream = send(&running, &[head.as_bytes(), &chunked(&photo, 1000), smuggled]);
+        let mut stream = send(&server, &[head.as_bytes(), &chunked(&photo, 1000), smuggled]);
         let mut bytes = Vec::new();
         let _cut = stream.read_to_end(&mut bytes);
         let text = String::from_utf8_lossy(&bytes);
@@ -91,68 +93,68 @@ fn two_lengths_are_one_request_and_the_last_of_its_connection() {
         "Transfer-Encoding: chunked, identity\r\n",
     ] {
         let head = format!("POST /classify HTTP/1.1\r\nHost: x\r\n{lengths}\r\nhello!");
-        assert_eq!(answer(&mut send(&running, &[head.as_bytes()])).0, 400, "{lengths}");
+        assert_eq!(read_response(&mut send(&server, &[head.as_bytes()])).0, 400, "{lengths}");
     }
-    serves(&running);
+    assert_serves(&server);
 }
 
 #[test]
-fn requests_sent_ahead_are_answered_in_order() {
+fn pipelined_requests_are_answered_in_order() {
     let sandbox = registered();
-    let running = Running::start(&sandbox, "serve pets");
+    let server = Server::start(&sandbox, "serve pets");
     let photo = photo(3);
     let post = format!("POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", photo.len());
     let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").into_bytes();
     let bytes = [post.as_bytes(), &photo, &get("/v2"), &get("/nothing"), post.as_bytes(), &photo].concat();
-    let mut stream = BufReader::new(send(&running, &[&bytes.repeat(20)]));
+    let mut stream = BufReader::new(send(&server, &[&bytes.repeat(20)]));
     for _ in 0..20 {
-        assert_eq!([(); 4].map(|()| next_answer(&mut stream)), [200, 200, 404, 200]);
+        assert_eq!([(); 4].map(|()| read_status(&mut stream)), [200, 200, 404, 200]);
     }
-    serves(&running);
+    assert_serves(&server);
 }
 
 #[test]
-fn a_body_byte_by_byte_is_a_body() {
+fn a_body_in_chunks_of_one_byte_is_read() {
     let sandbox = registered();
-    let running = Running::start(&sandbox, "serve pets");
+    let server = Server::start(&sandbox, "serve pets");
     let head =
         b"POST /classify HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
-    let (code, text) = answer(&mut send(&running, &[head, &chunked(&photo(4), 1)]));
+    let (code, text) = read_response(&mut send(&server, &[head, &chunked(&photo(4), 1)]));
     assert_eq!(code, 200, "{text}");
-    let whole = running.json("POST", "/classify", "", &photo(4));
+    let whole = server.json("POST", "/classify", "", &photo(4));
     let found: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(found["scores"], whole["scores"]);
 }
 
 #[test]
-fn only_the_token_is_the_token() {
+fn only_the_exact_token_is_accepted() {
     let sandbox = registered();
     std::fs::write(sandbox.root().join("token"), "secret\n").unwrap();
     let token = sandbox.root().join("token");
-    let running = Running::start(&sandbox, &format!("serve pets --token-file {}", token.display()));
+    let server = Server::start(&sandbox, &format!("serve pets --token-file {}", token.display()));
     let long = "secret".repeat(5000);
-    for said in ["", "s", "secre", "secrets", "secret secret", "Secret", "secret\0", &long] {
+    for sent in ["", "s", "secre", "secrets", "secret secret", "Secret", "secret\0", &long] {
         let (code, text) =
-            running.ask("POST", "/classify", &format!("Authorization: Bearer {said}\r\n"), &photo(1));
-        // What is no header is refused before anybody looks at it.
-        let right = if said.contains('\0') { 400 } else { 401 };
-        assert_eq!(code, right, "{said:.20}: {text}");
+            server.request("POST", "/classify", &format!("Authorization: Bearer {sent}\r\n"), &photo(1));
+        // An invalid header is refused before the token is compared.
+        let expected = if sent.contains('\0') { 400 } else { 401 };
+        assert_eq!(code, expected, "{sent:.20}: {text}");
         assert!(!text.contains("secret"), "{text}");
     }
     for path in ["/?token=secret", "/?access_token=secret", "/classify?Authorization=Bearer%20secret"] {
         let method = if path.starts_with("/classify") { "POST" } else { "GET" };
-        assert_eq!(running.ask(method, path, "", &photo(1)).0, 401, "{path}");
+        assert_eq!(server.request(method, path, "", &photo(1)).0, 401, "{path}");
     }
     let long = format!("Authorization: Bearer {}\r\n", "x".repeat(200_000));
-    let (code, _) = running.ask("POST", "/classify", &long, &photo(1));
+    let (code, _) = server.request("POST", "/classify", &long, &photo(1));
     assert!(matches!(code, 0 | 431), "{code}");
-    assert_eq!(running.ask("POST", "/classify", "Authorization: Bearer secret\r\n", &photo(1)).0, 200);
+    assert_eq!(server.request("POST", "/classify", "Authorization: Bearer secret\r\n", &photo(1)).0, 200);
 }
 
 #[test]
-fn odd_paths_lead_nowhere() {
+fn unusual_paths_are_not_found() {
     let sandbox = registered();
-    let running = Running::start(&sandbox, "serve pets");
+    let server = Server::start(&sandbox, "serve pets");
     for path in [
         "/..%2fv2",
         "/v2/..",
@@ -169,16 +171,18 @@ fn odd_paths_lead_nowhere() {
         "/v2/models/%3Cscript%3E",
         "/V2",
     ] {
-        let (code, text) = running.get(path);
+        let (code, text) = server.get(path);
         assert_eq!(code, 404, "{path}: {text}");
-        let said: Value = serde_json::from_str(&text).unwrap_or_else(|it| panic!("{path}: {it}: {text}"));
-        assert!(said["error"].is_string() && !text.contains("script"), "{path}: {text}");
+        let body: Value =
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}: {text}"));
+        assert!(body["error"].is_string() && !text.contains("script"), "{path}: {text}");
     }
-    let (code, text) = running.ask("POST", "/v2/models/%ff/infer", "", b"{}");
+    let (code, text) = server.request("POST", "/v2/models/%ff/infer", "", b"{}");
     assert_eq!(code, 404, "{text}");
-    let (code, text) = answer(&mut send(
-        &running,
-        &[b"POST /classify HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Name: \xff\xfe\r\nContent-Length: 1\r\n\r\nx"],
+    let (code, text) = read_response(&mut send(
+        &server,
+        &[b"POST /classify HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+            X-Name: \xff\xfe\r\nContent-Length: 1\r\n\r\nx"],
     ));
     assert_eq!((code, text.contains("x-name")), (400, true), "{text}");
     for head in [
@@ -187,15 +191,15 @@ fn odd_paths_lead_nowhere() {
         b"GET /v2 HTTP/9.9\r\nHost: x\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
     ] {
-        let (code, text) = answer(&mut send(&running, &[head]));
+        let (code, text) = read_response(&mut send(&server, &[head]));
         assert!(matches!(code, 400 | 404), "{head:?}: {code} {text}");
     }
-    serves(&running);
+    assert_serves(&server);
 }
 
 #[test]
-fn classes_with_hostile_names_stay_text() {
-    let sandbox = park(20);
+fn class_names_with_markup_are_escaped() {
+    let sandbox = small_project(20);
     let names = ["<script>alert(1)<\u{2215}script>", "a'b\"c\\d\n} 1"];
     for (old, new) in [("cat", names[0]), ("dog", names[1])] {
         std::fs::rename(sandbox.repo.join("data").join(old), sandbox.repo.join("data").join(new)).unwrap();
@@ -204,17 +208,17 @@ fn classes_with_hostile_names_stay_text() {
     sandbox.ok("repro");
     sandbox.commit("first");
     sandbox.ok("model register pets");
-    let running = Running::start(&sandbox, "serve pets");
-    let found = running.json("POST", "/classify", "", &photo(1));
+    let server = Server::start(&sandbox, "serve pets");
+    let found = server.json("POST", "/classify", "", &photo(1));
     let scores = found["scores"].as_object().unwrap();
     assert_eq!(scores.len(), 2, "{found}");
-    let plain = scores.keys().find(|it| it.contains("script")).unwrap();
+    let plain = scores.keys().find(|name| name.contains("script")).unwrap();
     assert_eq!(plain, names[0]);
-    let page = running.get("/").1;
+    let page = server.get("/").1;
     assert!(!page.contains("<script"), "{page}");
     assert!(page.contains("&lt;script&gt;") && page.contains("b&quot;c\\d"), "{page}");
-    let metrics = running.get("/metrics").1;
-    for line in metrics.lines().filter(|it| !it.starts_with('#')) {
+    let metrics = server.get("/metrics").1;
+    for line in metrics.lines().filter(|line| !line.starts_with('#')) {
         assert!(
             line.starts_with("mlx_") && line.rsplit(' ').next().unwrap().parse::<f64>().is_ok(),
             "{line}"

@@ -1,4 +1,5 @@
-//! From photos to a registered model, on drawn photos and, where they are, on real ones.
+//! Tests of building a model: split, features, train, evaluate, package and register, on generated photos
+//! and, if they are available, on real ones.
 
 use std::{fs, path::Path, process::Command};
 
@@ -6,9 +7,9 @@ use serde_json::Value;
 
 use crate::sandbox::{Sandbox, ended, say_skipped, skip, snapshot};
 
-/// A project from the template, with drawn photos, small and quick as a test should be.
-pub fn park(count: u64) -> Sandbox {
-    let sandbox = drawn(count);
+/// Creates a project from the template, with generated photos and settings that keep tests fast.
+pub fn small_project(count: u64) -> Sandbox {
+    let sandbox = template_project(count);
     let params = sandbox
         .read("params.toml")
         .replace("count = 64", "count = 16")
@@ -17,8 +18,8 @@ pub fn park(count: u64) -> Sandbox {
     sandbox
 }
 
-/// A project from the template as it is, with so many drawn photos of each kind.
-pub fn drawn(count: u64) -> Sandbox {
+/// Creates a project from the unchanged template, with `count` generated photos of each class.
+pub fn template_project(count: u64) -> Sandbox {
     let sandbox = Sandbox::bare();
     sandbox.git("init -q -b main");
     sandbox.ok("init --template pets");
@@ -31,17 +32,18 @@ pub fn drawn(count: u64) -> Sandbox {
     sandbox
 }
 
+/// Returns each stage with its outcome, as in `split ran`.
 fn outcomes(value: &Value) -> Vec<String> {
     let stages = value["stages"].as_array().unwrap_or_else(|| panic!("{value}"));
     stages
         .iter()
-        .map(|it| format!("{} {}", it["name"].as_str().unwrap(), it["outcome"].as_str().unwrap()))
+        .map(|stage| format!("{} {}", stage["name"].as_str().unwrap(), stage["outcome"].as_str().unwrap()))
         .collect()
 }
 
 #[test]
-fn the_whole_job_by_hand() {
-    let sandbox = park(60);
+fn a_model_is_built_registered_and_retrained_step_by_step() {
+    let sandbox = small_project(60);
     sandbox.ok("add data/");
     let ran = sandbox.json("repro");
     assert_eq!(outcomes(&ran), ["split ran", "features ran", "train ran", "evaluate ran", "package ran"]);
@@ -63,7 +65,7 @@ fn the_whole_job_by_hand() {
     assert!(sandbox.fails("model register pets", 4).contains("already registered as `pets@v0.1.0`"));
     assert!(sandbox.fails("model register dogs", 3).contains("`mlx.toml` has no model `dogs`"));
 
-    // A training parameter computes no feature again.
+    // A changed training parameter does not recompute features.
     let params = sandbox.read("params.toml").replace("[0.001, 0.01, 0.1, 1.0]", "[0.5]");
     sandbox.write("params.toml", params);
     let again = sandbox.json("repro");
@@ -80,7 +82,7 @@ fn the_whole_job_by_hand() {
     assert_eq!(versions["versions"].as_array().unwrap().len(), 2);
     assert_eq!(sandbox.json("model show pets")["version"], "pets@v0.2.0");
 
-    // The package is found without a workspace, and knows where it came from.
+    // Lineage traces a registered package, which can be fetched even if the workspace has no copy.
     let chain = sandbox.json("lineage pets@v0.1.0");
     assert_eq!(
         (&chain["path"], &chain["stage"]["name"]),
@@ -98,8 +100,8 @@ fn the_whole_job_by_hand() {
 }
 
 #[test]
-fn the_same_photos_give_the_same_model_to_the_last_bit() {
-    let (one, two) = (park(20), park(20));
+fn the_same_photos_give_the_same_model_bit_for_bit() {
+    let (one, two) = (small_project(20), small_project(20));
     for sandbox in [&one, &two] {
         sandbox.ok("add data");
     }
@@ -120,8 +122,8 @@ fn the_same_photos_give_the_same_model_to_the_last_bit() {
 }
 
 #[test]
-fn a_record_of_another_version_of_mlx_is_computed_anew() {
-    let sandbox = park(10);
+fn a_stage_run_by_another_version_of_mlx_runs_again() {
+    let sandbox = small_project(10);
     sandbox.ok("add data");
     sandbox.ok("repro split");
     let lock = sandbox.read("mlx.lock");
@@ -131,8 +133,8 @@ fn a_record_of_another_version_of_mlx_is_computed_anew() {
     assert_eq!(plan["stages"][0]["why"][0], "this version of mlx gives other results for it");
 }
 
-/// A tiny feature extractor: the mean of each channel.
-fn tiny_network() -> Vec<u8> {
+/// Returns a tiny feature extractor as ONNX: the mean of each channel.
+fn tiny_backbone() -> Vec<u8> {
     use mlx::model::{
         graph,
         onnx::{Node, Value},
@@ -142,24 +144,24 @@ fn tiny_network() -> Vec<u8> {
         Node::new("GlobalAveragePool", &["image"], "means", Vec::new()),
         Node::new("Flatten", &["means"], "features", Vec::new()),
     ];
-    let mut network = graph::from_nodes(nodes, Vec::new(), 32);
-    let inner = network.graph.as_mut().unwrap();
+    let mut model = graph::from_nodes(nodes, Vec::new(), 32);
+    let inner = model.graph.as_mut().unwrap();
     inner.input = vec![Value::floats("image", &[Err("batch"), Ok(3), Ok(32), Ok(32)])];
     inner.output = vec![Value::floats("features", &[Err("batch"), Ok(3)])];
-    graph::encode(&network)
+    graph::encode(&model)
 }
 
 #[test]
-fn features_are_computed_once_a_picture_and_backbone() {
-    let sandbox = park(20);
-    sandbox.write("net.onnx", tiny_network());
+fn features_are_computed_once_per_image_and_backbone() {
+    let sandbox = small_project(20);
+    sandbox.write("net.onnx", tiny_backbone());
     let backbone = "file = \"net.onnx\"\nscale = [1.0, 1.0, 1.0]\nresize = 32\ncrop = 32\n";
     let params = sandbox.read("params.toml").replace("file = \"\" ", backbone);
     sandbox.write("params.toml", params);
     sandbox.ok("data split data");
     let computed = || {
-        let told = sandbox.json("data features data");
-        told["computed"].as_u64().unwrap_or_else(|| panic!("{told}"))
+        let report = sandbox.json("data features data");
+        report["computed"].as_u64().unwrap_or_else(|| panic!("{report}"))
     };
     assert_eq!(computed(), 40);
     assert_eq!(computed(), 0);
@@ -173,8 +175,8 @@ fn features_are_computed_once_a_picture_and_backbone() {
 }
 
 #[test]
-fn a_damaged_photo_is_named_set_aside_and_counted() {
-    let sandbox = park(20);
+fn a_damaged_photo_is_skipped_with_a_warning_and_counted() {
+    let sandbox = small_project(20);
     sandbox.write("data/cat/0001.jpg", b"\xff\xd8\xff\xe0 no photo at all");
     sandbox.write("data/cat/notes.txt", "not a picture by its name");
     sandbox.ok("add data");
@@ -190,8 +192,8 @@ fn a_damaged_photo_is_named_set_aside_and_counted() {
 }
 
 #[test]
-fn too_few_photos_are_refused_by_name() {
-    let sandbox = park(20);
+fn too_few_photos_or_classes_are_refused() {
+    let sandbox = small_project(20);
     fs::remove_dir_all(sandbox.repo.join("data/dog")).unwrap();
     assert!(sandbox.fails("data split data", 2).contains("`cat` is the only class"));
     for number in 3..20 {
@@ -205,11 +207,11 @@ fn too_few_photos_are_refused_by_name() {
     assert!(sandbox.fails("data split data", 3).contains("`params.toml` has no table `split`"));
 }
 
-/// ONNX Runtime in Python, if it is there: `MLX_PYTHON` names an interpreter that has it.
-pub fn python(modules: &str) -> Option<String> {
+/// Returns a Python interpreter that can import these modules: `MLX_PYTHON`, or `python3`.
+pub fn python_with(modules: &str) -> Option<String> {
     let name = std::env::var("MLX_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-    let asked = Command::new(&name).args(["-c", &format!("import {modules}")]).output();
-    asked.is_ok_and(|it| it.status.success()).then_some(name)
+    let imported = Command::new(&name).args(["-c", &format!("import {modules}")]).output();
+    imported.is_ok_and(|output| output.status.success()).then_some(name)
 }
 
 const COMPARE: &str = "
@@ -219,25 +221,26 @@ session = ort.InferenceSession(sys.argv[1])
 print(json.dumps(session.run(['probabilities'], {'pixels': pixels})[0].tolist()))
 ";
 
-/// One saved tensor through our engine and through ONNX Runtime in Python: the same to 1e-4.
-fn compare(python: &str, model: &Path, photos: &Path, side: u32) {
+/// Runs one tensor through the built-in engine and through ONNX Runtime in Python, and checks that the
+/// results differ by less than 1e-4.
+fn compare_engines(python: &str, model: &Path, photos: &Path, side: u32) {
     let settings = mlx::model::settings::Backbone { resize: side * 8 / 7, crop: side, ..Default::default() };
     let mut files: Vec<_> = walkdir::WalkDir::new(photos)
         .into_iter()
-        .map(|it| it.unwrap())
-        .filter(|it| it.file_type().is_file())
+        .map(|file| file.unwrap())
+        .filter(|file| file.file_type().is_file())
         .collect();
     files.sort_by(|a, b| a.path().cmp(b.path()));
     let mut tensor = Vec::new();
     let mut count = 0;
     for file in files.iter().step_by(files.len() / 8 + 1) {
-        let picture = mlx::model::picture::decode(&fs::read(file.path()).unwrap()).unwrap();
-        tensor.extend(mlx::model::picture::planes(&picture, &settings));
+        let image = mlx::model::picture::decode(&fs::read(file.path()).unwrap()).unwrap();
+        tensor.extend(mlx::model::picture::planes(&image, &settings));
         count += 1;
     }
     let temp = tempfile::tempdir().unwrap();
     let saved = temp.path().join("tensor");
-    fs::write(&saved, tensor.iter().flat_map(|it| it.to_le_bytes()).collect::<Vec<_>>()).unwrap();
+    fs::write(&saved, tensor.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>()).unwrap();
     let shape = format!("[{count}, 3, {side}, {side}]");
     let output =
         Command::new(python).args(["-c", COMPARE]).arg(model).arg(&saved).arg(&shape).output().unwrap();
@@ -256,17 +259,17 @@ fn compare(python: &str, model: &Path, photos: &Path, side: u32) {
 }
 
 #[test]
-fn plain_onnx_runtime_gives_the_same_probabilities() {
-    let Some(python) = python("onnxruntime, numpy") else {
+fn onnx_runtime_gives_the_same_probabilities() {
+    let Some(python) = python_with("onnxruntime, numpy") else {
         return skip(
-            "plain_onnx_runtime_gives_the_same_probabilities",
+            "onnx_runtime_gives_the_same_probabilities",
             "no Python with onnxruntime and numpy (MLX_PYTHON)",
         );
     };
-    let sandbox = park(20);
+    let sandbox = small_project(20);
     sandbox.ok("add data");
     sandbox.ok("repro");
-    compare(&python, &sandbox.repo.join("models/pets/model.onnx"), &sandbox.repo.join("data"), 32);
+    compare_engines(&python, &sandbox.repo.join("models/pets/model.onnx"), &sandbox.repo.join("data"), 32);
 }
 
 #[test]
@@ -274,15 +277,19 @@ fn real_photos_and_a_real_backbone_reach_97_percent() {
     let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
     let (photos, backbone) = (shared.join("data/pets"), shared.join("models/efficientnet-lite0.onnx"));
     if !photos.is_dir() || !backbone.is_file() {
-        return say_skipped("real_photos_and_a_real_backbone_reach_97_percent", "the photos are not here");
+        return say_skipped(
+            "real_photos_and_a_real_backbone_reach_97_percent",
+            "the photos are not available",
+        );
     }
     let sandbox = Sandbox::bare();
     let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.root());
     command.args(["demo", "park", "--photos"]).arg(&photos).arg("--backbone").arg(&backbone);
-    // The fast engine where Python has it, else the built-in one.
-    match python("onnxruntime, numpy") {
+    // The fast engine if Python has it, else the built-in one.
+    match python_with("onnxruntime, numpy") {
         Some(python) => {
-            let find = "import onnxruntime, glob, os; print(glob.glob(os.path.dirname(onnxruntime.__file__) + '/capi/libonnxruntime.so*')[0])";
+            let find = "import onnxruntime, glob, os; \
+                print(glob.glob(os.path.dirname(onnxruntime.__file__) + '/capi/libonnxruntime.so*')[0])";
             let library = ended(Command::new(&python).args(["-c", find]).output().unwrap()).out;
             command.env("ORT_DYLIB_PATH", library.trim());
         }
@@ -291,18 +298,21 @@ fn real_photos_and_a_real_backbone_reach_97_percent() {
     let ran = ended(command.output().unwrap());
     assert_eq!(ran.code, 0, "{}\n{}", ran.out, ran.err);
     let expects = ran.err.find("Expect about ").expect(&ran.err);
-    assert!(expects < ran.err.find("$ ").expect(&ran.err), "it says what to expect before it does anything");
+    assert!(
+        expects < ran.err.find("$ ").expect(&ran.err),
+        "the expected result is printed before any command runs"
+    );
     let park = sandbox.root().join("park");
     let metrics = sandbox.at(&park).json("show metrics pets@v0.1.0");
     let accuracy = &metrics["pets@v0.1.0"]["metrics/test.json"]["accuracy"];
     assert!(accuracy.as_f64().unwrap() >= 0.97, "{metrics}");
-    if let Some(python) = python("onnxruntime, numpy") {
-        compare(&python, &sandbox.root().join("park/models/pets/model.onnx"), &photos, 224);
+    if let Some(python) = python_with("onnxruntime, numpy") {
+        compare_engines(&python, &sandbox.root().join("park/models/pets/model.onnx"), &photos, 224);
     }
 }
 
 #[test]
-fn the_demo_tells_its_story_and_every_command_in_it_works() {
+fn every_command_of_the_demo_works() {
     let sandbox = Sandbox::bare();
     let ran = ended(
         sandbox

@@ -1,47 +1,50 @@
-//! A day looked at: alerts raised once, delivered, acknowledged, and what they set off.
+//! Tests of `mlx monitor` and `mlx alert`: the daily report, alerts that are raised once, delivered,
+//! acknowledged and may roll back, and the reference days.
 
 use std::{fs, io::Read as _, net::TcpListener, thread};
 
 use serde_json::{Value, json};
 
 use crate::{
-    release::{another, approve, registered, share},
+    release::{approve, push_to_hub, register_another, registered},
     sandbox::Sandbox,
-    serve::{Running, photo},
+    serve::{Server, photo},
 };
 
+/// Day of the recorded traffic.
 pub const DAY: &str = "2023-11-10";
 
-/// Adds alerts to the policy and commits it.
-fn alerts(sandbox: &Sandbox, rules: &str) {
+/// Replaces the alert rules of the policy and commits it.
+fn set_alert_rules(sandbox: &Sandbox, rules: &str) {
     let policy = sandbox.read(".mlx/policy.toml");
     let start = policy.find("[[alert]]").unwrap();
     sandbox.write(".mlx/policy.toml", format!("{}{rules}", &policy[..start]));
     sandbox.commit("alerts");
 }
 
-/// A sealed day with ten pictures, served by the version in production.
-pub fn day(sandbox: &Sandbox, day: &str) {
-    asked(sandbox, &[(day, 10, 10)]);
+/// Has the version in production classify ten photos of a day, and seals the day.
+pub fn seal_day(sandbox: &Sandbox, day: &str) {
+    classify_photos(sandbox, &[(day, 10, 10)]);
     sandbox.ok(&format!("traffic seal --day {day} --machine gate"));
 }
 
-/// The version in production is asked about pictures of days: day, hour, how many.
-fn asked(sandbox: &Sandbox, days: &[(&str, u32, u64)]) {
-    let mut running = Running::start(sandbox, "serve --env production --follow");
+/// Has the version in production classify photos. Each item of `days` is a day, an hour and a count.
+fn classify_photos(sandbox: &Sandbox, days: &[(&str, u32, u64)]) {
+    let mut server = Server::start(sandbox, "serve --env production --follow");
     for (day, hour, count) in days {
         for number in 0..*count {
             let photo = photo(number);
             let headers = format!(
                 "X-Request-Id: {day}-{hour}-{number}\r\nX-Captured-At: {day}T{hour:02}:{number:02}:00Z\r\n"
             );
-            running.json("POST", "/classify", &headers, &photo);
+            server.json("POST", "/classify", &headers, &photo);
         }
     }
-    running.stop();
+    server.stop();
 }
 
-pub fn in_production() -> Sandbox {
+/// Creates a project whose model `pets@v0.1.0` is released to production.
+pub fn released_model() -> Sandbox {
     let sandbox = registered();
     approve(&sandbox, "pets@v0.1.0");
     sandbox.ok("release pets@v0.1.0 --env production");
@@ -49,15 +52,15 @@ pub fn in_production() -> Sandbox {
 }
 
 #[test]
-fn an_alert_is_raised_once_delivered_and_known() {
-    let sandbox = in_production();
-    alerts(
+fn an_alert_is_raised_once_delivered_and_acknowledged() {
+    let sandbox = released_model();
+    set_alert_rules(
         &sandbox,
         "[[alert]]\nname = 'frames'\nvalue = 'integrity.frames'\nabove = 5.0\nseverity = 'critical'\n",
     );
-    // What a repository says of commands and files is not heard; what the user says is.
+    // Alert commands and files are taken from local settings only, never from committed ones.
     assert!(sandbox.fails("config set alert.command true", 6).contains("must not be committed"));
-    let told = sandbox.root().join("told");
+    let alert_file = sandbox.root().join("told");
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let hook = format!("http://{}/alerts", listener.local_addr().unwrap());
     let posted = thread::spawn(move || {
@@ -72,10 +75,10 @@ fn an_alert_is_raised_once_delivered_and_known() {
             .unwrap();
         text
     });
-    sandbox.ok(&format!("config set --local alert.file {}", told.display()));
-    sandbox.ok(&format!("config set --local alert.command 'cat > {}.command'", told.display()));
+    sandbox.ok(&format!("config set --local alert.file {}", alert_file.display()));
+    sandbox.ok(&format!("config set --local alert.command 'cat > {}.command'", alert_file.display()));
     sandbox.ok(&format!("config set --local alert.webhook {hook}"));
-    day(&sandbox, DAY);
+    seal_day(&sandbox, DAY);
     let ran = sandbox.mlx(&format!("monitor run --day {DAY} --json"));
     assert_eq!(ran.code, 10, "{}\n{}", ran.out, ran.err);
     let found: Value = serde_json::from_str(&ran.out).unwrap();
@@ -83,21 +86,24 @@ fn an_alert_is_raised_once_delivered_and_known() {
         (&found["raised"][0]["rule"], &found["values"]["integrity.frames"]),
         (&json!("frames"), &json!(10.0))
     );
-    let line = fs::read_to_string(&told).unwrap();
+    let line = fs::read_to_string(&alert_file).unwrap();
     let alert: Value = serde_json::from_str(line.lines().next().unwrap()).unwrap();
     assert_eq!(
         (&alert["state"], &alert["rule"], &alert["severity"], &alert["day"]),
         (&json!("raised"), &json!("frames"), &json!("critical"), &json!(DAY))
     );
-    assert_eq!(fs::read_to_string(format!("{}.command", told.display())).unwrap(), format!("{alert}\n"));
+    assert_eq!(
+        fs::read_to_string(format!("{}.command", alert_file.display())).unwrap(),
+        format!("{alert}\n")
+    );
     assert!(posted.join().unwrap().contains("POST /alerts"));
-    // The same day again: the same report, and nothing is raised.
+    // A second run for the day writes the same report and raises nothing.
     let report = sandbox.read(&format!("monitor/production/{DAY}.json"));
     let again = sandbox.mlx(&format!("monitor run --day {DAY} --json"));
     let again: Value = serde_json::from_str(&again.out).unwrap();
     assert_eq!((&again["raised"], &again["firing"][0]["rule"]), (&json!([]), &json!("frames")));
     assert_eq!(sandbox.read(&format!("monitor/production/{DAY}.json")), report);
-    assert_eq!(fs::read_to_string(&told).unwrap(), line);
+    assert_eq!(fs::read_to_string(&alert_file).unwrap(), line);
     let page = sandbox.read(&format!("monitor/production/{DAY}.html"));
     assert!(page.contains("<svg") && !page.contains("<script"));
     let number = sandbox.json("alert list")["alerts"][0]["number"].as_u64().unwrap();
@@ -111,21 +117,21 @@ fn an_alert_is_raised_once_delivered_and_known() {
 }
 
 #[test]
-fn an_alert_may_roll_back_and_days_may_become_the_reference() {
-    let sandbox = in_production();
-    another(&sandbox, "0.5");
+fn an_alert_can_roll_back_and_accepted_days_become_the_reference() {
+    let sandbox = released_model();
+    register_another(&sandbox, "0.5");
     approve(&sandbox, "pets@v0.2.0");
     sandbox.ok("release pets@v0.2.0 --env production");
-    alerts(
+    set_alert_rules(
         &sandbox,
         "[[alert]]\nname = 'frames'\nvalue = 'integrity.frames'\nabove = 5.0\naction = 'rollback'\n",
     );
-    asked(&sandbox, &[(DAY, 10, 30)]);
+    classify_photos(&sandbox, &[(DAY, 10, 30)]);
     sandbox.ok(&format!("traffic seal --day {DAY} --machine gate"));
     let held = sandbox.mlx(&format!("monitor run --day {DAY} --no-act --json"));
     let held: Value = serde_json::from_str(&held.out).unwrap_or_else(|_| panic!("{}", held.err));
     assert_eq!((&held["actions"], &held["raised"][0]["rule"]), (&json!([]), &json!("frames")));
-    // What was held back is done by the next look, and once.
+    // The next run does the action that `--no-act` held back, and does it once.
     let found = sandbox.json(&format!("monitor run --day {DAY}"));
     assert_eq!(found["actions"], json!(["rolled back: pets@v0.1.0"]));
     assert_eq!(sandbox.json(&format!("monitor run --day {DAY}"))["actions"], json!([]));
@@ -135,21 +141,22 @@ fn an_alert_may_roll_back_and_days_may_become_the_reference() {
         serde_json::from_str(&sandbox.read(&format!("monitor/production/{DAY}.json"))).unwrap();
     assert_eq!(report["reference"], "training side of pets@v0.2.0");
     sandbox.ok(&format!("monitor accept --from {DAY} --to {DAY} --as qa@park.example --why usual"));
-    day(&sandbox, "2023-11-12");
+    seal_day(&sandbox, "2023-11-12");
     sandbox.mlx("monitor run --day 2023-11-12");
     let report: Value = serde_json::from_str(&sandbox.read("monitor/production/2023-11-12.json")).unwrap();
     assert_eq!(report["reference"], format!("{DAY} to {DAY}, accepted by qa@park.example"));
-    // What fires is not raised again, and sets nothing off again.
+    // An alert that keeps firing is not raised again and triggers no second action.
     let rows = sandbox.json("audit");
-    let count = |what: &str| rows["rows"].as_array().unwrap().iter().filter(|it| it["what"] == what).count();
+    let count =
+        |what: &str| rows["rows"].as_array().unwrap().iter().filter(|row| row["what"] == what).count();
     assert_eq!((count("alerted"), count("rolled back"), count("accepted")), (1, 1, 1));
 }
 
 #[test]
-fn what_is_not_there_is_said_and_nothing_changes() {
-    let sandbox = in_production();
+fn a_missing_day_or_environment_is_an_error_and_changes_nothing() {
+    let sandbox = released_model();
     let before = sandbox.git("for-each-ref");
-    for (args, code, says) in [
+    for (args, code, message) in [
         ("monitor run --day 2023-11-10", 3, "no traffic of 2023-11-10 in `production` is sealed"),
         ("monitor run --day 10.11.2023", 2, "is not a day"),
         ("monitor run --day 2023-11-10 --env moon", 3, "knows no environment `moon`"),
@@ -162,7 +169,7 @@ fn what_is_not_there_is_said_and_nothing_changes() {
         ("retrain --env moon", 3, "no version was released to `moon`"),
     ] {
         let error = sandbox.fails(args, code);
-        assert!(error.contains(says), "{args}: {error}");
+        assert!(error.contains(message), "{args}: {error}");
     }
     assert_eq!(sandbox.git("for-each-ref"), before);
     assert_eq!(sandbox.git("worktree list").lines().count(), 1);
@@ -170,29 +177,29 @@ fn what_is_not_there_is_said_and_nothing_changes() {
 }
 
 #[test]
-fn a_version_that_did_not_answer_on_the_day_is_not_taken_back() {
-    let sandbox = in_production();
-    day(&sandbox, DAY);
-    another(&sandbox, "0.5");
+fn a_version_without_traffic_on_the_day_is_not_rolled_back() {
+    let sandbox = released_model();
+    seal_day(&sandbox, DAY);
+    register_another(&sandbox, "0.5");
     approve(&sandbox, "pets@v0.2.0");
     sandbox.ok("release pets@v0.2.0 --env production");
-    alerts(
+    set_alert_rules(
         &sandbox,
         "[[alert]]\nname = 'frames'\nvalue = 'integrity.frames'\nabove = 5.0\naction = 'rollback'\n",
     );
     let found = sandbox.json(&format!("monitor run --day {DAY}"));
-    let said = format!("rollback skipped: pets@v0.2.0 serves now, but did not answer on {DAY}");
-    assert_eq!(found["actions"], json!([said]));
+    let action = format!("rollback skipped: pets@v0.2.0 serves now, but did not answer on {DAY}");
+    assert_eq!(found["actions"], json!([action]));
     let rows = sandbox.json("audit");
-    assert!(rows["rows"].as_array().unwrap().iter().all(|it| it["what"] != "rolled back"));
+    assert!(rows["rows"].as_array().unwrap().iter().all(|row| row["what"] != "rolled back"));
 }
 
 #[test]
-fn what_cannot_be_the_reference_is_refused() {
-    let sandbox = in_production();
-    day(&sandbox, DAY);
+fn invalid_reference_days_are_refused() {
+    let sandbox = released_model();
+    seal_day(&sandbox, DAY);
     let before = sandbox.git("for-each-ref");
-    for (args, code, says) in [
+    for (args, code, message) in [
         (format!("--from {DAY} --to 2027-12-31 --as qa@park.example"), 2, "2027-12-31 is not over"),
         (format!("--from 2023-11-11 --to {DAY} --as qa@park.example"), 2, "comes after"),
         (
@@ -202,54 +209,54 @@ fn what_cannot_be_the_reference_is_refused() {
         ),
     ] {
         let error = sandbox.fails(&format!("monitor accept {args}"), code);
-        assert!(error.contains(says), "{args}: {error}");
+        assert!(error.contains(message), "{args}: {error}");
     }
-    asked(&sandbox, &[("2023-11-11", 10, 20)]);
+    classify_photos(&sandbox, &[("2023-11-11", 10, 20)]);
     sandbox.ok("traffic seal --day 2023-11-11 --machine gate");
-    for (who, code, says) in
+    for (who, code, message) in
         [("' '", 2, "`--as` is empty"), ("eve@x", 6, "`eve@x` is not a person of the policy")]
     {
         let error = sandbox.fails(&format!("monitor accept --from {DAY} --to 2023-11-11 --as {who}"), code);
-        assert!(error.contains(says), "{who}: {error}");
+        assert!(error.contains(message), "{who}: {error}");
     }
     assert_eq!(sandbox.git("for-each-ref"), before);
     sandbox.ok(&format!("monitor accept --from {DAY} --to 2023-11-11 --as qa@park.example"));
 }
 
-/// Records of a day may lie in any later seal; the report of a clone is the report of who sealed.
+/// Records of a day may be in any later seal. A clone makes the same report as the machine that sealed.
 #[test]
-fn late_records_and_clones_see_the_whole_day() {
-    let sandbox = in_production();
-    let days: Vec<String> = (1..11).map(|it| format!("2023-11-{it:02}")).collect();
-    let all: Vec<(&str, u32, u64)> = days.iter().map(|it| (&it[..], 10, 1)).collect();
-    asked(&sandbox, &all);
+fn late_records_are_reported_and_clones_make_the_same_report() {
+    let sandbox = released_model();
+    let days: Vec<String> = (1..11).map(|number| format!("2023-11-{number:02}")).collect();
+    let all: Vec<(&str, u32, u64)> = days.iter().map(|day| (&day[..], 10, 1)).collect();
+    classify_photos(&sandbox, &all);
     for day in &days {
         sandbox.ok(&format!("traffic seal --day {day} --machine gate"));
     }
-    asked(&sandbox, &[(&days[0], 12, 1), ("2023-11-11", 15, 1)]);
+    classify_photos(&sandbox, &[(&days[0], 12, 1), ("2023-11-11", 15, 1)]);
     sandbox.ok("traffic seal --day 2023-11-11 --machine gate");
     let late = sandbox.json("monitor run --day 2023-11-01");
     assert_eq!(late["values"]["integrity.frames"], json!(2.0));
-    // A report that cannot be read, or is none, stops nobody; a rule that can never be broken is named.
+    // Files that are not readable reports do not stop the run. A rule on an unknown value causes a warning.
     sandbox.write("monitor/production/2023-11-02.json", "{");
     sandbox.write("monitor/production/notes.json", "[]");
-    alerts(&sandbox, "[[alert]]\nname = 'dark'\nvalue = 'integrity.drak_share'\nabove = 0.1\n");
+    set_alert_rules(&sandbox, "[[alert]]\nname = 'dark'\nvalue = 'integrity.drak_share'\nabove = 0.1\n");
     let ran = sandbox.mlx("monitor run --day 2023-11-11");
     assert_eq!(ran.code, 0, "{}", ran.err);
-    for says in [
+    for message in [
         "`monitor/production/2023-11-02.json` is not a report",
         "`integrity.drak_share`, which no report has",
     ] {
-        assert!(ran.err.contains(says), "{}", ran.err);
+        assert!(ran.err.contains(message), "{}", ran.err);
     }
     assert!(!ran.err.contains("notes"), "{}", ran.err);
-    share(&sandbox);
+    push_to_hub(&sandbox);
     let clone = sandbox.root().join("clone");
     sandbox.git(&format!("clone -q {} {}", sandbox.root().join("hub.git").display(), clone.display()));
-    let there = sandbox.at(&clone);
-    there.ok("monitor run --day 2023-11-11");
-    let read = |it: &std::path::Path| -> Value {
-        serde_json::from_slice(&fs::read(it.join("monitor/production/2023-11-11.json")).unwrap()).unwrap()
+    let other = sandbox.at(&clone);
+    other.ok("monitor run --day 2023-11-11");
+    let read = |folder: &std::path::Path| -> Value {
+        serde_json::from_slice(&fs::read(folder.join("monitor/production/2023-11-11.json")).unwrap()).unwrap()
     };
     assert_eq!(read(&clone)["integrity"]["missing_hours"], json!([10]));
     assert_eq!(read(&clone), read(&sandbox.repo));

@@ -17,7 +17,7 @@ use mlx::{
 };
 
 use crate::{
-    model::drawn,
+    model::template_project,
     sandbox::{Sandbox, ended},
 };
 
@@ -132,7 +132,7 @@ fn play(offline: &mut Offline, training: &[Record], policy: &Policy, rev: &Rev, 
 /// The thresholds also work for months that they were not tuned on.
 #[test]
 fn twenty_other_months_raise_the_right_alerts() {
-    let sandbox = drawn(300);
+    let sandbox = template_project(300);
     sandbox.ok("add data");
     sandbox.ok("repro");
     sandbox.commit("first");

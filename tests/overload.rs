@@ -1,4 +1,5 @@
-//! A service with more to do than it can: what is too much is refused, and everybody else is answered.
+//! Tests of `mlx serve` under overload: excess requests are refused, slow and disconnected clients free
+//! their places, and other requests are answered.
 
 use std::{
     io::{BufReader, ErrorKind, Read as _, Write as _},
@@ -7,52 +8,54 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::serve::{Running, next_answer, photo, registered};
+use crate::serve::{Server, photo, read_status, registered};
 
-/// Pictures in one request that keeps the network busy.
-const MANY: usize = 1024;
+/// Images in a request that keeps the model busy.
+const BUSY_ROWS: usize = 1024;
 
-/// A request for this many pictures, as bytes behind its JSON, sent and not waited for.
-fn ask_for(running: &Running, rows: usize) -> TcpStream {
+/// Sends a request for this many images, with binary data after its JSON, and does not wait for the response.
+fn send_request(server: &Server, rows: usize) -> TcpStream {
     let bytes = rows * 3 * 32 * 32 * 4;
     let json = format!(
-        r#"{{"inputs":[{{"name":"pixels","shape":[{rows},3,32,32],"datatype":"FP32","parameters":{{"binary_data_size":{bytes}}}}}]}}"#
+        "{{\"inputs\":[{{\"name\":\"pixels\",\"shape\":[{rows},3,32,32],\"datatype\":\"FP32\",\
+        \"parameters\":{{\"binary_data_size\":{bytes}}}}}]}}"
     );
     let head = format!(
-        "POST /v2/models/pets/infer HTTP/1.1\r\nHost: x\r\nConnection: close\r\nInference-Header-Content-Length: {}\r\nContent-Length: {}\r\n\r\n",
+        "POST /v2/models/pets/infer HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+        Inference-Header-Content-Length: {}\r\nContent-Length: {}\r\n\r\n",
         json.len(),
         json.len() + bytes
     );
-    let mut stream = running.connect();
+    let mut stream = server.connect();
     stream.set_read_timeout(Some(Duration::from_mins(5))).unwrap();
     stream.write_all(&[head.as_bytes(), json.as_bytes(), &vec![0; bytes]].concat()).unwrap();
     stream
 }
 
-/// What a gauge or counter says; 0 while it is not there.
-fn number(running: &Running, name: &str) -> u64 {
-    let metrics = running.get("/metrics").1;
-    let line = metrics.lines().find_map(|it| it.strip_prefix(name)?.strip_prefix(' '));
-    line.map_or(0, |it| it.parse().unwrap())
+/// Returns the value of a gauge or counter; 0 while it does not exist.
+fn metric(server: &Server, name: &str) -> u64 {
+    let metrics = server.get("/metrics").1;
+    let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.map_or(0, |value| value.parse().unwrap())
 }
 
-/// Waits until a gauge or counter says so.
-fn until(running: &Running, name: &str, so: impl Fn(u64) -> bool) {
+/// Waits until the value of a gauge or counter meets a condition.
+fn wait_for_metric(server: &Server, name: &str, condition: impl Fn(u64) -> bool) {
     let end = Instant::now() + Duration::from_mins(5);
-    while !so(number(running, name)) {
-        assert!(Instant::now() < end, "{name} is {}", number(running, name));
+    while !condition(metric(server, name)) {
+        assert!(Instant::now() < end, "{name} is {}", metric(server, name));
         thread::sleep(Duration::from_millis(10));
     }
 }
 
 #[test]
-fn a_full_queue_refuses_with_a_time_to_come_back() {
+fn a_full_queue_refuses_with_a_retry_after_header() {
     let sandbox = registered();
-    let running =
-        Running::start(&sandbox, "serve pets --no-traffic --batch 1024 --queue 1 --wait 0 --deadline 600");
-    let asked: Vec<_> = (0..6).map(|_| ask_for(&running, MANY)).collect();
+    let server =
+        Server::start(&sandbox, "serve pets --no-traffic --batch 1024 --queue 1 --wait 0 --deadline 600");
+    let sent: Vec<_> = (0..6).map(|_| send_request(&server, BUSY_ROWS)).collect();
     let mut codes = Vec::new();
-    for mut stream in asked {
+    for mut stream in sent {
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes).unwrap();
         let text = String::from_utf8_lossy(&bytes);
@@ -63,77 +66,77 @@ fn a_full_queue_refuses_with_a_time_to_come_back() {
         }
         codes.push(code);
     }
-    let count = |code: u16| codes.iter().filter(|it| **it == code).count();
+    let count = |code: u16| codes.iter().filter(|found| **found == code).count();
     assert!(count(200) > 0 && count(503) > 0 && count(200) + count(503) == 6, "{codes:?}");
-    assert_eq!(running.ask("POST", "/classify", "", &photo(1)).0, 200);
-    assert_eq!((number(&running, "mlx_open_requests"), number(&running, "mlx_waiting_requests")), (0, 0));
+    assert_eq!(server.request("POST", "/classify", "", &photo(1)).0, 200);
+    assert_eq!((metric(&server, "mlx_open_requests"), metric(&server, "mlx_waiting_requests")), (0, 0));
 }
 
 #[test]
-fn a_client_that_is_gone_leaves_a_status_and_no_place() {
+fn a_disconnected_client_is_counted_and_frees_its_place() {
     let sandbox = registered();
-    let mut running = Running::start(&sandbox, "serve pets --batch 1024 --queue 8 --wait 0 --deadline 600");
-    let mut busy = ask_for(&running, 4 * MANY);
-    until(&running, "mlx_open_requests", |it| it == 1);
-    let gone: Vec<_> = (0..3).map(|_| ask_for(&running, MANY)).collect();
-    until(&running, "mlx_waiting_requests", |it| it > 0);
+    let mut server = Server::start(&sandbox, "serve pets --batch 1024 --queue 8 --wait 0 --deadline 600");
+    let mut busy = send_request(&server, 4 * BUSY_ROWS);
+    wait_for_metric(&server, "mlx_open_requests", |value| value == 1);
+    let gone: Vec<_> = (0..3).map(|_| send_request(&server, BUSY_ROWS)).collect();
+    wait_for_metric(&server, "mlx_waiting_requests", |value| value > 0);
     drop(gone);
-    let counted = "mlx_requests_total{model=\"pets\",version=\"v0.1.0\",code=\"499\"}";
-    until(&running, counted, |it| it == 3);
-    let mut answered = Vec::new();
-    busy.read_to_end(&mut answered).unwrap();
-    assert!(answered.starts_with(b"HTTP/1.1 200 "));
-    until(&running, "mlx_waiting_requests", |it| it == 0);
-    assert_eq!(number(&running, "mlx_open_requests"), 0);
-    assert_eq!(running.ask("POST", "/classify", "", &photo(1)).0, 200);
-    assert!(running.stop().contains("answered 2 requests"));
+    let disconnects = "mlx_requests_total{model=\"pets\",version=\"v0.1.0\",code=\"499\"}";
+    wait_for_metric(&server, disconnects, |value| value == 3);
+    let mut response = Vec::new();
+    busy.read_to_end(&mut response).unwrap();
+    assert!(response.starts_with(b"HTTP/1.1 200 "));
+    wait_for_metric(&server, "mlx_waiting_requests", |value| value == 0);
+    assert_eq!(metric(&server, "mlx_open_requests"), 0);
+    assert_eq!(server.request("POST", "/classify", "", &photo(1)).0, 200);
+    assert!(server.stop().contains("answered 2 requests"));
 }
 
 #[test]
-fn stalled_uploads_leave_room_for_pictures() {
+fn stalled_uploads_leave_memory_for_small_images() {
     let sandbox = registered();
-    let running = Running::start(&sandbox, "serve pets --deadline 60");
+    let server = Server::start(&sandbox, "serve pets --deadline 60");
     let whole = 64 << 20;
     let head = format!("POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: {whole}\r\n\r\n");
-    let mut stalled: Vec<_> = (0..4).map(|_| running.connect()).collect();
+    let mut stalled: Vec<_> = (0..4).map(|_| server.connect()).collect();
     for stream in &mut stalled {
         stream.write_all(head.as_bytes()).unwrap();
         stream.write_all(&vec![0; whole - 1]).unwrap();
     }
-    let (code, text) = running.ask("POST", "/classify", "", &vec![0; whole]);
+    let (code, text) = server.request("POST", "/classify", "", &vec![0; whole]);
     assert_eq!(code, 503, "{text}");
     for number in 0..5 {
-        assert_eq!(running.ask("POST", "/classify", "", &photo(number)).0, 200);
+        assert_eq!(server.request("POST", "/classify", "", &photo(number)).0, 200);
     }
     drop(stalled);
 }
 
 #[test]
-fn whoever_reads_no_answer_loses_the_connection() {
+fn a_client_that_reads_no_response_is_disconnected() {
     let sandbox = registered();
-    let running = Running::start(&sandbox, "serve pets --deadline 1");
-    let mut stream = running.connect();
+    let server = Server::start(&sandbox, "serve pets --deadline 1");
+    let mut stream = server.connect();
     stream.set_write_timeout(Some(Duration::from_mins(1))).unwrap();
-    let many = "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
-    // Answers fill what lies between; then nothing is taken any more.
+    let requests = "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
+    // Responses fill the buffers between the two; then the server reads no more requests.
     let cut_off = loop {
-        if let Err(error) = stream.write_all(many.as_bytes()) {
+        if let Err(error) = stream.write_all(requests.as_bytes()) {
             break error.kind();
         }
     };
     assert!(!matches!(cut_off, ErrorKind::WouldBlock | ErrorKind::TimedOut), "{cut_off}");
-    assert_eq!(running.ask("POST", "/classify", "", &photo(1)).0, 200);
+    assert_eq!(server.request("POST", "/classify", "", &photo(1)).0, 200);
 }
 
 #[test]
 fn an_idle_connection_is_closed() {
     let sandbox = registered();
-    let running = Running::start(&sandbox, "serve pets --deadline 1");
-    let mut stream = BufReader::new(running.connect());
+    let server = Server::start(&sandbox, "serve pets --deadline 1");
+    let mut stream = BufReader::new(server.connect());
     for _ in 0..2 {
         stream.get_mut().write_all(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-        assert_eq!(next_answer(&mut stream), 200);
+        assert_eq!(read_status(&mut stream), 200);
     }
     assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0, "closed");
-    assert_eq!(running.ask("POST", "/classify", "", &photo(1)).0, 200);
+    assert_eq!(server.request("POST", "/classify", "", &photo(1)).0, 200);
 }

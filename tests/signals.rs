@@ -13,7 +13,7 @@ use std::{
 
 use crate::{
     sandbox::Sandbox,
-    serve::{Running, answer, photo, registered},
+    serve::{Server, photo, read_response, registered},
 };
 
 /// Waits until `is_true`, for at most 30 seconds; then fails with the message.
@@ -42,7 +42,7 @@ fn the_error_names_a_taken_port() {
 #[test]
 fn the_page_shows_its_classify_url() {
     let sandbox = registered();
-    let running = Running::start(&sandbox, "serve pets");
+    let running = Server::start(&sandbox, "serve pets");
     let page = running.get("/").1;
     assert!(page.contains(&format!("http://{}/classify", running.address)), "{page}");
 }
@@ -50,7 +50,7 @@ fn the_page_shows_its_classify_url() {
 #[test]
 fn connections_above_the_limit_wait_and_a_stop_closes_all() {
     let sandbox = registered();
-    let mut running = Running::start(&sandbox, "serve pets --connections 3 --deadline 60");
+    let mut running = Server::start(&sandbox, "serve pets --connections 3 --deadline 60");
     let mut taken: Vec<_> = (0..3).map(|_| running.connect()).collect();
     for stream in &mut taken {
         stream.write_all(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
@@ -68,7 +68,7 @@ fn connections_above_the_limit_wait_and_a_stop_closes_all() {
     assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}");
     waiting.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     drop(taken.pop());
-    assert_eq!(answer(&mut waiting).0, 200, "a connection is free");
+    assert_eq!(read_response(&mut waiting).0, 200, "a connection is free");
     let more: Vec<_> = (0..5).map(|_| running.connect()).collect();
     let output = running.stop();
     assert!(output.contains("answered 1 request"), "{output}");
@@ -114,8 +114,8 @@ fn has_segment(folder: &Path) -> bool {
 #[test]
 fn a_locked_spool_does_not_delay_the_stop() {
     let sandbox = registered();
-    let mut running = Running::start(&sandbox, "serve pets");
-    let classify = |number| assert_eq!(running.ask("POST", "/classify", "", &photo(number)).0, 200);
+    let mut running = Server::start(&sandbox, "serve pets");
+    let classify = |number| assert_eq!(running.request("POST", "/classify", "", &photo(number)).0, 200);
     classify(1);
     let spool = sandbox.repo.join(".git/mlx/traffic/test");
     wait_until("the first record is never written", || has_segment(&spool));
@@ -124,5 +124,5 @@ fn a_locked_spool_does_not_delay_the_stop() {
     (2..5).for_each(classify);
     let output = running.stop();
     assert!(output.contains("answered 4 requests"), "{output}");
-    running.says("dropped 3 traffic records: ");
+    running.wait_for_stderr("dropped 3 traffic records: ");
 }

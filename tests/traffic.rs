@@ -1,4 +1,5 @@
-//! What a served model was asked: recorded, sealed by day, labelled later.
+//! Tests of recorded traffic: what `mlx serve` records, sealing a day into a dataset, and labels from
+//! feedback.
 
 use std::{
     fs,
@@ -15,31 +16,35 @@ use serde_json::{Value, json};
 
 use crate::{
     crash_safety,
-    model::python,
+    model::python_with,
     sandbox::{Sandbox, ended, skip},
-    serve::{Running, infer, offline, photo, registered},
+    serve::{Server, classify_offline, infer_body, photo, registered},
 };
 
+/// Header with a time on the day before the sandbox's clock.
 const YESTERDAY: &str = "X-Captured-At: 2023-11-13T08:00:00Z\r\n";
-/// Of 2023-11-13, in milliseconds.
+/// Time on 2023-11-13, in milliseconds since 1970.
 const MORNING: i64 = 1_699_862_400_000;
 
-fn shared(sandbox: &Sandbox) -> mlx::fs::Root {
+/// Opens mlx's folder of the repository.
+fn mlx_folder(sandbox: &Sandbox) -> mlx::fs::Root {
     mlx::fs::Root::open(&sandbox.repo.join(".git/mlx")).unwrap()
 }
 
-/// Runs mlx a day later than all else.
-fn tomorrow(sandbox: &Sandbox, args: &str) -> Value {
+/// Runs mlx with the clock one day ahead, and returns its JSON output.
+fn json_next_day(sandbox: &Sandbox, args: &str) -> Value {
     let mut command = crash_safety::command(sandbox, args);
     let ran = ended(command.arg("--json").env("MLX_TIMESTAMP", "1700086400").output().unwrap());
     serde_json::from_str(&ran.out).unwrap_or_else(|_| panic!("{args}: {ran:?}"))
 }
 
-fn sealed(sandbox: &Sandbox, folder: &str) -> Vec<Record> {
+/// Returns the records of a sealed day.
+fn sealed_records(sandbox: &Sandbox, folder: &str) -> Vec<Record> {
     read_requests(&fs::read(sandbox.repo.join(folder).join("requests.parquet")).unwrap()).unwrap()
 }
 
-fn record(id: &str, captured: i64) -> Record {
+/// Returns a record of an answered request.
+fn new_record(id: &str, captured: i64) -> Record {
     Record {
         id: id.to_owned(),
         captured,
@@ -58,47 +63,47 @@ fn record(id: &str, captured: i64) -> Record {
     }
 }
 
-/// Puts records into the spool without a service; the picture of each is its id.
-fn spool_up(sandbox: &Sandbox, records: &[(&str, i64)]) {
+/// Writes records into the spool without a server. Each record's image is its id.
+fn write_to_spool(sandbox: &Sandbox, records: &[(&str, i64)]) {
     let options =
         spool::Options { keep: 1.0, largest_broken: 0, broken_a_day: 0, disk: sandbox.repo.clone() };
-    let spool = Spool::start(shared(sandbox), "production", options).unwrap();
+    let spool = Spool::start(mlx_folder(sandbox), "production", options).unwrap();
     for (id, captured) in records {
-        assert!(spool.record(record(id, *captured), Some(id.as_bytes().to_vec().into())));
+        assert!(spool.record(new_record(id, *captured), Some(id.as_bytes().to_vec().into())));
     }
 }
 
 #[test]
-fn requests_become_records_and_a_day_becomes_a_dataset() {
+fn requests_are_recorded_and_a_day_is_sealed_as_a_dataset() {
     let sandbox = registered();
     let remote = sandbox.root().join("remote");
     fs::create_dir(&remote).unwrap();
     sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
-    let mut running = Running::start(&sandbox, "serve pets --env production");
-    let mut said = Vec::new();
+    let mut server = Server::start(&sandbox, "serve pets --env production");
+    let mut responses = Vec::new();
     for number in 0..3 {
         let headers = format!("{YESTERDAY}X-Name: cam/{number}.jpg\r\nX-Request-Id: r{number}\r\n");
-        said.push(running.json("POST", "/classify", &headers, &photo(number)));
+        responses.push(server.json("POST", "/classify", &headers, &photo(number)));
     }
     assert_eq!(
-        running.ask("POST", "/classify", &format!("{YESTERDAY}X-Request-Id: bad\r\n"), b"no picture").0,
+        server.request("POST", "/classify", &format!("{YESTERDAY}X-Request-Id: bad\r\n"), b"no picture").0,
         400
     );
-    let (planes, _) = offline(&sandbox, &photo(0));
-    let twice = infer(&[&planes[..], &planes[..]].concat(), 2).to_string();
-    assert_eq!(running.ask("POST", "/v2/models/pets/infer", YESTERDAY, twice.as_bytes()).0, 200);
-    assert_eq!(running.ask("POST", "/v2/models/dogs/infer", YESTERDAY, twice.as_bytes()).0, 404);
+    let (planes, _) = classify_offline(&sandbox, &photo(0));
+    let twice = infer_body(&[&planes[..], &planes[..]].concat(), 2).to_string();
+    assert_eq!(server.request("POST", "/v2/models/pets/infer", YESTERDAY, twice.as_bytes()).0, 200);
+    assert_eq!(server.request("POST", "/v2/models/dogs/infer", YESTERDAY, twice.as_bytes()).0, 404);
     for header in ["X-Captured-At: 2023-11-14T23:00:00Z\r\n", "X-Captured-At: soon\r\n", "X-Name: \x07\r\n"] {
-        assert_eq!(running.ask("POST", "/classify", header, &photo(0)).0, 400, "{header}");
+        assert_eq!(server.request("POST", "/classify", header, &photo(0)).0, 400, "{header}");
     }
-    let metrics = running.get("/metrics").1;
+    let metrics = server.get("/metrics").1;
     assert!(metrics.contains("mlx_traffic_dropped_total 0"), "{metrics}");
-    running.stop();
+    server.stop();
     let days = sandbox.json("traffic list");
-    let waits = |at: usize| (days["days"][at]["day"].clone(), days["days"][at]["waiting"].clone());
-    assert_eq!(waits(0), (json!("2023-11-13"), json!(6)));
-    // What was refused before its header was understood is of today; a control character never gets in.
-    assert_eq!(waits(1).0, json!("2023-11-14"));
+    let waiting = |at: usize| (days["days"][at]["day"].clone(), days["days"][at]["waiting"].clone());
+    assert_eq!(waiting(0), (json!("2023-11-13"), json!(6)));
+    // A request with an invalid time is recorded today; a header with a control character is not recorded.
+    assert_eq!(waiting(1).0, json!("2023-11-14"));
 
     let seal = sandbox.json("traffic seal --day 2023-11-13 --machine gate");
     assert_eq!(
@@ -107,12 +112,14 @@ fn requests_become_records_and_a_day_becomes_a_dataset() {
         "{seal}"
     );
     let folder = "traffic/production/2023-11-13/gate";
-    let records = sealed(&sandbox, folder);
-    let of = |id: &str| records.iter().find(|it| it.id == id).unwrap_or_else(|| panic!("{id}: {records:?}"));
-    for (number, said) in said.iter().enumerate() {
-        let record = of(&format!("r{number}"));
+    let records = sealed_records(&sandbox, folder);
+    let by_id = |id: &str| {
+        records.iter().find(|record| record.id == id).unwrap_or_else(|| panic!("{id}: {records:?}"))
+    };
+    for (number, response) in responses.iter().enumerate() {
+        let record = by_id(&format!("r{number}"));
         let bytes = photo(number as u64);
-        assert_eq!((&json!(record.class), record.status), (&said["class"], 200));
+        assert_eq!((&json!(record.class), record.status), (&response["class"], 200));
         assert_eq!((&record.name, record.input), (&format!("cam/{number}.jpg"), Digest::of(&bytes)));
         assert_eq!((record.captured, record.received), (MORNING, 1_700_000_000_000));
         assert!(record.kept && record.looks.unwrap().brightness > 0.05 && record.features.len() > 2);
@@ -120,15 +127,15 @@ fn requests_become_records_and_a_day_becomes_a_dataset() {
             fs::read(sandbox.repo.join(format!("{folder}/pictures/{}.jpg", record.input.hex()))).unwrap();
         assert_eq!(kept, bytes);
     }
-    let bad = of("bad");
+    let bad = by_id("bad");
     assert_eq!((bad.status, bad.looks, bad.kept, &bad.class[..]), (400, None, true, ""));
     assert!(sandbox.has(&format!("{folder}/pictures/{}.bin", bad.input.hex())));
-    let (first, second) = (of("mine"), of("mine#1"));
+    let (first, second) = (by_id("mine"), by_id("mine#1"));
     assert_eq!((first.input, &first.scores), (second.input, &second.scores));
-    assert_eq!((first.looks, first.kept), (of("r0").looks, false));
+    assert_eq!((first.looks, first.kept), (by_id("r0").looks, false));
     let samples = fs::read(sandbox.repo.join(folder).join("telemetry.parquet")).unwrap();
     let samples: Vec<Sample> = read_telemetry(&samples).unwrap();
-    assert!(samples.iter().all(|it| it.resident > 0) && !samples.is_empty());
+    assert!(samples.iter().all(|sample| sample.resident > 0) && !samples.is_empty());
 
     let again = sandbox.json("traffic seal --day 2023-11-13 --machine gate");
     assert_eq!((&again["already"], &again["digest"]), (&json!(true), &seal["digest"]));
@@ -137,7 +144,7 @@ fn requests_become_records_and_a_day_becomes_a_dataset() {
         days["days"][0],
         json!({"day": "2023-11-13", "machines": ["gate"], "records": 6, "waiting": 0, "labels": 0})
     );
-    // Whoever clones has the day.
+    // A clone can pull the sealed day.
     sandbox.commit("traffic");
     let clone = sandbox.root().join("clone");
     sandbox.git(&format!("clone -q {} {}", sandbox.repo.display(), clone.display()));
@@ -146,9 +153,9 @@ fn requests_become_records_and_a_day_becomes_a_dataset() {
 }
 
 #[test]
-fn what_cannot_be_sealed_is_named() {
+fn a_day_that_cannot_be_sealed_is_an_error() {
     let sandbox = Sandbox::new();
-    spool_up(&sandbox, &[("a", 1_700_000_000_000)]);
+    write_to_spool(&sandbox, &[("a", 1_700_000_000_000)]);
     assert!(sandbox.fails("traffic seal --day 2023-11-14", 2).contains("2023-11-14 is not over"));
     assert!(
         sandbox
@@ -160,30 +167,30 @@ fn what_cannot_be_sealed_is_named() {
     assert!(sandbox.fails("traffic seal --day 2023-11-13 --env ../x", 2).contains("`../x`"));
     assert!(sandbox.fails("traffic seal --day 2023-11-13 --machine a/b", 2).contains("`a/b`"));
     assert!(!sandbox.has("traffic"));
-    assert_eq!(tomorrow(&sandbox, "traffic seal --day 2023-11-14")["records"], 1);
+    assert_eq!(json_next_day(&sandbox, "traffic seal --day 2023-11-14")["records"], 1);
 }
 
 #[test]
-fn late_records_go_into_the_next_seal_and_none_goes_twice() {
+fn late_records_are_sealed_once_with_the_next_day() {
     let sandbox = Sandbox::new();
-    spool_up(&sandbox, &[("a", MORNING), ("b", MORNING + 1)]);
+    write_to_spool(&sandbox, &[("a", MORNING), ("b", MORNING + 1)]);
     assert_eq!(sandbox.json("traffic seal --day 2023-11-13 --machine m")["records"], 2);
-    // The same id again is another record.
-    spool_up(&sandbox, &[("a", MORNING + 7), ("older", MORNING - 86_400_000)]);
+    // A second record with the same id is another record.
+    write_to_spool(&sandbox, &[("a", MORNING + 7), ("older", MORNING - 86_400_000)]);
     assert_eq!(sandbox.json("traffic seal --day 2023-11-13 --machine m")["already"], true);
     assert_eq!(sandbox.json("traffic list")["days"][0]["waiting"], 1);
-    let next = tomorrow(&sandbox, "traffic seal --day 2023-11-14 --machine m");
+    let next = json_next_day(&sandbox, "traffic seal --day 2023-11-14 --machine m");
     assert_eq!((&next["records"], &next["late"], &next["pictures"]), (&json!(2), &json!(2), &json!(2)));
     let ids: Vec<_> =
-        sealed(&sandbox, "traffic/production/2023-11-14/m").into_iter().map(|it| it.id).collect();
+        sealed_records(&sandbox, "traffic/production/2023-11-14/m").into_iter().map(|it| it.id).collect();
     assert_eq!(ids, ["older", "a"]);
-    assert_eq!(spool::days(&shared(&sandbox), "production").unwrap(), []);
+    assert_eq!(spool::days(&mlx_folder(&sandbox), "production").unwrap(), []);
 }
 
 #[test]
-fn a_push_that_fails_keeps_the_seal() {
+fn a_failed_push_keeps_the_seal() {
     let sandbox = Sandbox::new();
-    spool_up(&sandbox, &[("a", MORNING)]);
+    write_to_spool(&sandbox, &[("a", MORNING)]);
     let remote = sandbox.root().join("remote");
     sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
     fs::write(&remote, "no folder").unwrap();
@@ -198,44 +205,44 @@ fn a_push_that_fails_keeps_the_seal() {
 }
 
 #[test]
-fn a_killed_service_loses_no_more_than_its_last_second() {
+fn a_killed_server_loses_at_most_the_records_of_one_second() {
     let sandbox = registered();
-    let running = Running::start(&sandbox, "serve pets --env production --keep 0");
+    let server = Server::start(&sandbox, "serve pets --env production --keep 0");
     let start = Instant::now();
     let mut sent = Vec::new();
     while start.elapsed() < Duration::from_millis(2500) {
         let headers = format!("X-Request-Id: r{}\r\n", sent.len());
-        assert_eq!(running.ask("POST", "/classify", &headers, &photo(0)).0, 200);
+        assert_eq!(server.request("POST", "/classify", &headers, &photo(0)).0, 200);
         sent.push(Instant::now());
     }
     let killed = Instant::now();
-    drop(running);
-    let found = spool::read(&shared(&sandbox), "production", Day::of(1_700_000_000_000)).unwrap();
-    let safe = sent.iter().filter(|it| killed - **it > Duration::from_secs(1)).count();
-    assert!(safe > 10, "{safe} requests are no test");
+    drop(server);
+    let found = spool::read(&mlx_folder(&sandbox), "production", Day::of(1_700_000_000_000)).unwrap();
+    let safe = sent.iter().filter(|time| killed - **time > Duration::from_secs(1)).count();
+    assert!(safe > 10, "{safe} requests are too few for this test");
     for at in 0..safe {
         let id = format!("r{at}");
-        assert!(found.records.iter().any(|it| it.id == id), "{id} of {safe} is lost");
+        assert!(found.records.iter().any(|record| record.id == id), "{id} of {safe} is lost");
     }
-    assert!(found.records.iter().all(|it| !it.kept) && found.pictures.is_empty());
+    assert!(found.records.iter().all(|record| !record.kept) && found.pictures.is_empty());
 }
 
 #[test]
-fn nothing_is_recorded_where_nobody_wants_it() {
+fn nothing_is_recorded_with_no_traffic() {
     let sandbox = registered();
-    let mut running = Running::start(&sandbox, "serve pets --no-traffic");
-    running.json("POST", "/classify", YESTERDAY, &photo(0));
-    running.stop();
+    let mut server = Server::start(&sandbox, "serve pets --no-traffic");
+    server.json("POST", "/classify", YESTERDAY, &photo(0));
+    server.stop();
     assert!(!sandbox.has(".git/mlx/traffic"));
     assert!(sandbox.fails("serve pets --keep 1.5", 2).contains("from 0 to 1"));
     assert!(sandbox.fails("serve pets --env a/b", 2).contains("`a/b`"));
 }
 
-/// Ends or fails the seal at each of its disk operations.
+/// Kills or fails the seal at each of its disk operations, and checks that repeating it completes it.
 #[test]
 fn seal_survives_every_fault() {
     let sandbox = Sandbox::new();
-    spool_up(&sandbox, &[("a", MORNING), ("b", MORNING + 1), ("older", MORNING - 86_400_000)]);
+    write_to_spool(&sandbox, &[("a", MORNING), ("b", MORNING + 1), ("older", MORNING - 86_400_000)]);
     let remote = sandbox.root().join("remote");
     fs::create_dir(&remote).unwrap();
     sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
@@ -251,7 +258,7 @@ fn seal_survives_every_fault() {
             assert!(ran.code != 101 && !ran.err.contains("panicked"), "{how} {at}: {}", ran.err);
             sandbox.ok(args);
             assert_eq!(crash_safety::outcome(&sandbox), expected, "{how} {at}");
-            assert_eq!(spool::days(&shared(&sandbox), "production").unwrap(), [], "{how} {at}");
+            assert_eq!(spool::days(&mlx_folder(&sandbox), "production").unwrap(), [], "{how} {at}");
             if ran.code == 0 && (how == "kill" || at > 150) {
                 assert!(at > 30, "the seal passes too few fault points");
                 break;
@@ -261,15 +268,15 @@ fn seal_survives_every_fault() {
 }
 
 #[test]
-fn feedback_is_kept_by_day_and_what_does_not_fit_changes_nothing() {
+fn labels_are_stored_by_day_and_invalid_feedback_changes_nothing() {
     let sandbox = registered();
-    let mut running = Running::start(&sandbox, "serve pets --env production");
+    let mut server = Server::start(&sandbox, "serve pets --env production");
     for number in 0..3 {
         let day = 11 + number;
         let headers = format!("X-Request-Id: r{number}\r\nX-Captured-At: 2023-11-{day}T08:00:00Z\r\n");
-        running.json("POST", "/classify", &headers, &photo(number));
+        server.json("POST", "/classify", &headers, &photo(number));
     }
-    running.stop();
+    server.stop();
     sandbox.ok("traffic seal --day 2023-11-12 --machine m");
     sandbox.write("bad.csv", "id,class\nr0,cat\nr7,cat\nr8,dog\n");
     assert!(sandbox.fails("feedback bad.csv", 3).contains("`r7`, `r8`"));
@@ -287,64 +294,65 @@ fn feedback_is_kept_by_day_and_what_does_not_fit_changes_nothing() {
     assert!(!sandbox.has("traffic/production/2023-11-11/labels.tsv"));
 
     sandbox.write("good.csv", format!("digest,class\n{digest},cat\n{},dog\n", Digest::of(&photo(2))));
-    let learnt = sandbox.json("feedback good.csv");
+    let report = sandbox.json("feedback good.csv");
     assert_eq!(
-        (&learnt["new"], &learnt["files"][1]),
+        (&report["new"], &report["files"][1]),
         (&json!(2), &json!("traffic/production/2023-11-13/labels.tsv"))
     );
     assert_eq!(sandbox.read("traffic/production/2023-11-11/labels.tsv"), format!("r0\t{digest}\tcat\n"));
     sandbox.write("more.csv", "id,class\nr0,dog\nr1,cat\nr2,dog\n");
-    let learnt = sandbox.json("feedback more.csv");
-    assert_eq!((&learnt["new"], &learnt["changed"], &learnt["same"]), (&json!(1), &json!(1), &json!(1)));
+    let report = sandbox.json("feedback more.csv");
+    assert_eq!((&report["new"], &report["changed"], &report["same"]), (&json!(1), &json!(1), &json!(1)));
     let files = mlx::fs::Root::open(&sandbox.repo).unwrap();
     let labels = mlx::traffic::labels(&files, "production", "2023-11-11".parse().unwrap()).unwrap();
-    assert_eq!(labels.of(&Record { input: digest, ..record("r0", 0) }), Some(&"dog".to_owned()));
-    assert_eq!((labels.of(&record("r0", 0)), labels.len()), (None, 1));
+    assert_eq!(labels.of(&Record { input: digest, ..new_record("r0", 0) }), Some(&"dog".to_owned()));
+    assert_eq!((labels.of(&new_record("r0", 0)), labels.len()), (None, 1));
     assert!(!sandbox.git("status --porcelain -uall").contains("requests.parquet"));
     assert!(sandbox.git("status --porcelain -uall").contains("2023-11-13/labels.tsv"));
 }
 
 #[test]
-fn an_id_used_for_two_pictures_is_labelled_by_what_was_shown() {
+fn images_that_share_an_id_are_labeled_by_digest() {
     let sandbox = registered();
-    let mut running = Running::start(&sandbox, "serve pets --env production");
+    let mut server = Server::start(&sandbox, "serve pets --env production");
     for number in [0, 1] {
-        running.json("POST", "/classify", &format!("X-Request-Id: twice\r\n{YESTERDAY}"), &photo(number));
+        server.json("POST", "/classify", &format!("X-Request-Id: twice\r\n{YESTERDAY}"), &photo(number));
     }
-    running.stop();
+    server.stop();
     sandbox.ok("traffic seal --day 2023-11-13 --machine m");
     sandbox.write("id.csv", "id,class\ntwice,cat\n");
     assert!(sandbox.fails("feedback id.csv", 4).contains("the id of several images: `twice`"));
-    let [one, other] = [0, 1].map(|it| Digest::of(&photo(it)));
+    let [one, other] = [0, 1].map(|number| Digest::of(&photo(number)));
     sandbox.write("digest.csv", format!("digest,class\n{one},cat\n{other},dog\n"));
     assert_eq!(sandbox.json("feedback digest.csv")["new"], 2);
     let files = mlx::fs::Root::open(&sandbox.repo).unwrap();
     let labels = mlx::traffic::labels(&files, "production", "2023-11-13".parse().unwrap()).unwrap();
-    let told = [one, other].map(|input| labels.of(&Record { input, ..record("twice", 0) }).unwrap().clone());
-    assert_eq!(told, ["cat", "dog"]);
+    let classes =
+        [one, other].map(|input| labels.of(&Record { input, ..new_record("twice", 0) }).unwrap().clone());
+    assert_eq!(classes, ["cat", "dog"]);
 }
 
 #[test]
-fn two_seals_at_once_make_one() {
+fn concurrent_seals_of_a_day_make_one() {
     let sandbox = Sandbox::new();
-    spool_up(&sandbox, &[("a", MORNING), ("b", MORNING + 1)]);
+    write_to_spool(&sandbox, &[("a", MORNING), ("b", MORNING + 1)]);
     let seal = || crash_safety::command(&sandbox, "traffic seal --day 2023-11-13 --machine m --json");
-    let running: Vec<_> =
+    let seals: Vec<_> =
         (0..4).map(|_| seal().stdout(std::process::Stdio::piped()).spawn().unwrap()).collect();
-    let told: Vec<Value> = running
+    let reports: Vec<Value> = seals
         .into_iter()
-        .map(|it| serde_json::from_slice(&it.wait_with_output().unwrap().stdout).unwrap())
+        .map(|child| serde_json::from_slice(&child.wait_with_output().unwrap().stdout).unwrap())
         .collect();
-    assert_eq!(told.iter().filter(|it| it["already"] == false).count(), 1, "{told:?}");
-    assert!(told.iter().all(|it| it["records"] == 2), "{told:?}");
-    assert_eq!(sealed(&sandbox, "traffic/production/2023-11-13/m").len(), 2);
+    assert_eq!(reports.iter().filter(|report| report["already"] == false).count(), 1, "{reports:?}");
+    assert!(reports.iter().all(|report| report["records"] == 2), "{reports:?}");
+    assert_eq!(sealed_records(&sandbox, "traffic/production/2023-11-13/m").len(), 2);
 }
 
-/// A seal that was killed and repeated under another machine's name holds nothing twice.
+/// Kills a seal and repeats it under another machine's name: no record is sealed twice.
 #[test]
-fn another_name_seals_nothing_twice() {
+fn a_killed_seal_repeated_under_another_name_seals_nothing_twice() {
     let sandbox = Sandbox::new();
-    spool_up(&sandbox, &[("a", MORNING), ("b", MORNING + 1)]);
+    write_to_spool(&sandbox, &[("a", MORNING), ("b", MORNING + 1)]);
     fs::create_dir(sandbox.root().join("remote")).unwrap();
     crash_safety::save_state(&sandbox);
     for at in 1.. {
@@ -363,26 +371,26 @@ fn another_name_seals_nothing_twice() {
     }
 }
 
-/// A small disk of its own under the spool, in a namespace that ends with the service.
+/// Mounts a small disk under the spool, in a mount namespace that ends with the server.
 #[test]
-fn a_full_disk_delays_no_answer_and_what_is_lost_is_counted() {
-    let small = "mount -t tmpfs -o size=64k none .git/mlx/traffic && exec \"$@\"";
-    let space = ["-rm", "sh", "-c", small, "sh"];
+fn a_full_disk_delays_no_response_and_dropped_records_are_counted() {
+    let mount = "mount -t tmpfs -o size=64k none .git/mlx/traffic && exec \"$@\"";
+    let namespace = ["-rm", "sh", "-c", mount, "sh"];
     let sandbox = registered();
     fs::create_dir_all(sandbox.repo.join(".git/mlx/traffic")).unwrap();
     let mut probe = sandbox.command("unshare", &sandbox.repo);
-    if !probe.args(space).arg("true").status().is_ok_and(|it| it.success()) {
-        return skip("a_full_disk_delays_no_answer…", "there are no user namespaces");
+    if !probe.args(namespace).arg("true").status().is_ok_and(|status| status.success()) {
+        return skip("a_full_disk_delays_no_response", "user namespaces are not available");
     }
     let mut command = sandbox.command("unshare", &sandbox.repo);
-    command.args(space).arg(env!("CARGO_BIN_EXE_mlx"));
-    let mut running = Running::run(command, "serve pets --env production --keep 1");
+    command.args(namespace).arg(env!("CARGO_BIN_EXE_mlx"));
+    let mut server = Server::run(command, "serve pets --env production --keep 1");
     for number in 0..60 {
-        assert_eq!(running.ask("POST", "/classify", "", &photo(number)).0, 200);
+        assert_eq!(server.request("POST", "/classify", "", &photo(number)).0, 200);
     }
     let dropped = || {
-        let text = running.get("/metrics").1;
-        let line = text.lines().find_map(|it| it.strip_prefix("mlx_traffic_dropped_total ")).unwrap();
+        let text = server.get("/metrics").1;
+        let line = text.lines().find_map(|line| line.strip_prefix("mlx_traffic_dropped_total ")).unwrap();
         line.parse::<u64>().unwrap()
     };
     let start = Instant::now();
@@ -390,7 +398,7 @@ fn a_full_disk_delays_no_answer_and_what_is_lost_is_counted() {
         std::thread::sleep(Duration::from_millis(100));
     }
     assert!(dropped() > 0);
-    running.stop();
+    server.stop();
 }
 
 const ARROW: &str = "
@@ -404,13 +412,14 @@ print(json.dumps({'types': {it.name: str(it.type) for it in table.schema}, 'rows
 ";
 
 #[test]
-fn arrow_reads_what_is_written() {
-    let Some(python) = python("pyarrow.parquet") else {
-        return skip("arrow_reads_what_is_written", "no Python with pyarrow (MLX_PYTHON)");
+fn arrow_reads_the_written_parquet_files() {
+    let Some(python) = python_with("pyarrow.parquet") else {
+        return skip("arrow_reads_the_written_parquet_files", "no Python with pyarrow (MLX_PYTHON)");
     };
-    let bare = Record { looks: None, scores: Vec::new(), features: Vec::new(), ..record("é", MORNING) };
+    let minimal =
+        Record { looks: None, scores: Vec::new(), features: Vec::new(), ..new_record("é", MORNING) };
     let sandbox = Sandbox::bare();
-    sandbox.write("requests.parquet", write_requests(&[record("a", MORNING), bare]).unwrap());
+    sandbox.write("requests.parquet", write_requests(&[new_record("a", MORNING), minimal]).unwrap());
     let mut command = Command::new(python);
     let output = command.args(["-c", ARROW]).arg(sandbox.repo.join("requests.parquet")).output().unwrap();
     let found: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));

@@ -11,17 +11,17 @@ use serde_json::{Value, json};
 
 use crate::{
     sandbox::ended,
-    serve::{Running, registered},
+    serve::{Server, registered},
 };
 
-fn url(running: &Running) -> String {
+fn url(running: &Server) -> String {
     format!("http://{}", running.address)
 }
 
 #[test]
 fn each_frame_of_a_camera_is_sent_once() {
     let sandbox = registered();
-    let running = Running::now(&sandbox, "serve pets");
+    let running = Server::start_with_real_clock(&sandbox, "serve pets");
     for (number, frame) in mlx::sketch::camera::frames(3, 5, 6).unwrap().into_iter().enumerate() {
         let jpeg = if number == 2 { frame.jpeg[..500].to_vec() } else { frame.jpeg.clone() };
         sandbox.write(&format!("frames/2023-03-05T{}Z.jpg", frame.time()), jpeg);
@@ -52,7 +52,7 @@ fn each_frame_of_a_camera_is_sent_once() {
 #[test]
 fn a_watch_runs_until_a_signal_ends_it() {
     let sandbox = registered();
-    let running = Running::now(&sandbox, "serve pets");
+    let running = Server::start_with_real_clock(&sandbox, "serve pets");
     fs::create_dir(sandbox.repo.join("frames")).unwrap();
     let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
     command.args(["watch", "frames", "--env", "test", "--out", "answers.jsonl", "--url", &url(&running)]);
