@@ -95,12 +95,13 @@ pub fn command_tree() -> clap::Command {
     command.help_template(template)
 }
 
-/// The long help of the command that `words` name, as `mlx WORDS --help` prints it.
+/// The help of the command that `words` name, as `mlx WORDS --help` prints it.
 pub fn command_help(words: &[String]) -> Option<String> {
-    let mut command = command_tree();
-    command.build();
-    let found = words.iter().try_fold(&mut command, |command, word| command.find_subcommand_mut(word))?;
-    Some(found.render_long_help().to_string())
+    let tree = command_tree();
+    words.iter().try_fold(&tree, |command, word| command.find_subcommand(word))?;
+    let args = ["mlx"].into_iter().chain(words.iter().map(String::as_str)).chain(["--help"]);
+    let help = tree.try_get_matches_from(args).err()?;
+    Some(help.to_string())
 }
 
 /// Words that name each visible command, groups of commands included; `mlx` itself has none.

@@ -17,7 +17,7 @@ pub enum Command {
     /// Add a folder or a bucket as a remote
     #[command(after_help = "Examples:\n  mlx remote add origin file:///srv/pets --default\n  \
 mlx remote add s3 s3://bucket/pets --set region=eu-south-2 --set endpoint=https://s3.example\n\n\
-Secrets come from the environment the cloud's own profile files, or `--local` settings.\n\
+Secrets come from the environment, the cloud's own profile files, or `--local` settings.\n\
 JSON: {\"remotes\": [{\"name\", \"url\", \"default\", \"trusted\"}]}")]
     Add {
         /// Name of the remote
