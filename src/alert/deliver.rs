@@ -73,7 +73,7 @@ impl Sinks {
     pub fn send(&self, sink: Sink, root: &Path, alert: &Value) -> Result<()> {
         let line = format!("{alert}\n");
         match (sink, &self.file, &self.command, &self.webhook) {
-            (Sink::File, Some(file), ..) => fs::append_outside(&root.join(file), line.as_bytes()),
+            (Sink::File, Some(file), ..) => fs::append_user_file(&root.join(file), line.as_bytes()),
             (Sink::Command, _, Some(command), _) => {
                 run(command, root, &line, self.timeout).context(|| "the alert command failed".into())
             }
@@ -86,14 +86,14 @@ impl Sinks {
 }
 
 fn run(command: &str, root: &Path, line: &str, timeout: Duration) -> Result<()> {
-    let doing = || format!("cannot run `{command}`");
+    let context = || format!("cannot run `{command}`");
     let mut shell = Command::new("sh");
     shell.args(["-c", command]).current_dir(root).stdin(Stdio::piped()).stdout(Stdio::null());
     // A process group of its own, so that its child processes can be killed with it.
-    let mut child = shell.process_group(0).spawn().context(doing)?;
+    let mut child = shell.process_group(0).spawn().context(context)?;
     // The command may exit without reading its input.
     let _written = child.stdin.take().map(|mut stdin| stdin.write_all(line.as_bytes()));
-    match wait(&mut child, timeout).context(doing)? {
+    match wait(&mut child, timeout).context(context)? {
         Some(status) if status.success() => Ok(()),
         Some(status) => Err(Error::new(Kind::Stage, format!("`{command}` failed: {status}"))),
         None => {
@@ -164,10 +164,10 @@ mod tests {
         assert!(start.elapsed() < Duration::from_secs(20));
         assert!(error.chain_text().ends_with("did not finish within 0.3 s"), "{}", error.chain_text());
         assert_eq!(error.kind(), Kind::Unavailable);
-        let pid = String::from_utf8(fs::read_outside(&temp.path().join("pid")).unwrap()).unwrap();
+        let pid = String::from_utf8(fs::read_user_file(&temp.path().join("pid")).unwrap()).unwrap();
         let pid = Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
         // Its new parent process may not have reaped it yet.
-        let state = fs::read_outside(Path::new(&format!("/proc/{}/stat", pid.as_raw_nonzero())));
+        let state = fs::read_user_file(Path::new(&format!("/proc/{}/stat", pid.as_raw_nonzero())));
         let is_running = state.is_ok_and(|stat| !String::from_utf8_lossy(&stat).contains(") Z "));
         assert!(!is_running, "the command's child is still running");
     }
@@ -176,7 +176,7 @@ mod tests {
     fn a_command_gets_the_alert_as_a_line_of_json() {
         let temp = tempfile::tempdir().unwrap();
         sinks("cat > received").send(Sink::Command, temp.path(), &json!({"a": 1})).unwrap();
-        assert_eq!(fs::read_outside(&temp.path().join("received")).unwrap(), b"{\"a\":1}\n");
+        assert_eq!(fs::read_user_file(&temp.path().join("received")).unwrap(), b"{\"a\":1}\n");
     }
 
     #[test]

@@ -110,7 +110,7 @@ impl<'r> Outbox<'r> {
     /// their event; deliveries without a published event are removed.
     fn take_pending(&self, events: &[Entry]) -> Result<Vec<(u64, RepoPath, PendingDelivery)>> {
         let mut pending = Vec::new();
-        if self.root.stamp(&self.folder)?.is_none() {
+        if self.root.stat(&self.folder)?.is_none() {
             return Ok(pending);
         }
         for (name, _) in self.root.dir(&self.folder)?.names()? {
@@ -142,7 +142,7 @@ impl<'r> Outbox<'r> {
     fn write(&self, path: &RepoPath, delivery: &PendingDelivery) -> Result<()> {
         let text =
             serde_json::to_string(delivery).map_err(|it| Error::new(Kind::Internal, it.to_string()))?;
-        self.root.write(path, text.as_bytes(), Sync::Yes)
+        self.root.write(path, text.as_bytes(), Sync::Now)
     }
 }
 
@@ -204,7 +204,7 @@ mod tests {
             outbox.deliver(&events, &sinks(temp.path(), command), temp.path()).unwrap().len()
         };
         let failed = commands.iter().map(round).collect();
-        (failed, String::from_utf8(fs::read_outside(&temp.path().join("delivered")).unwrap()).unwrap())
+        (failed, String::from_utf8(fs::read_user_file(&temp.path().join("delivered")).unwrap()).unwrap())
     }
 
     #[test]

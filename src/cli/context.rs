@@ -62,7 +62,7 @@ impl<'a> Context<'a> {
         // `data.mlx` stands for `data`.
         match path.without_suffix(crate::pointer::SUFFIX) {
             Some(target)
-                if repo.files.stamp(&path)?.is_some()
+                if repo.files.stat(&path)?.is_some()
                     && repo.pointer(&target).is_ok_and(|pointer| pointer.is_some()) =>
             {
                 Ok(target)

@@ -90,7 +90,7 @@ fn run(cli: &Cli, ui: &Ui) -> Result<ExitCode> {
     let cwd = match &cli.global.work_in {
         Some(dir) => {
             let missing = || Error::not_found(format!("the folder `{}` does not exist", dir.display()));
-            fs::canonical(&start.join(dir)).filter(|it| fs::is_dir(it)).ok_or_else(missing)?
+            fs::canonicalize(&start.join(dir)).filter(|it| fs::is_dir(it)).ok_or_else(missing)?
         }
         None => start,
     };

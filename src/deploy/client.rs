@@ -109,10 +109,10 @@ impl Client {
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
         }
-        let doing = || format!("no answer from `{}`", self.base);
+        let context = || format!("no answer from `{}`", self.base);
         let start = Instant::now();
-        let response = request.send().map_err(|it| connection_error(&it)).context(doing)?;
-        let mut response = read_response(response).context(doing)?;
+        let response = request.send().map_err(|it| connection_error(&it)).context(context)?;
+        let mut response = read_response(response).context(context)?;
         response.milliseconds = start.elapsed().as_secs_f64() * 1000.0;
         Ok(response)
     }
@@ -143,7 +143,7 @@ impl ServiceResponse {
 /// Returns the bearer token: the first line of `file`, or of `MLX_TOKEN` if no file is given.
 pub fn token(file: Option<&Path>) -> Result<Option<String>> {
     let given = match file {
-        Some(file) => Some(String::from_utf8_lossy(&fs::read_outside(file)?).into_owned()),
+        Some(file) => Some(String::from_utf8_lossy(&fs::read_user_file(file)?).into_owned()),
         None => std::env::var("MLX_TOKEN").ok(),
     };
     let token = given.and_then(|text| text.lines().next().map(|line| line.trim().to_owned()));

@@ -23,7 +23,7 @@ use crate::{
     },
     digest::Digest,
     error::{Error, Kind, Result, WithContext},
-    fs::{File, Form, Root, Stamp, TEMPORARY},
+    fs::{File, FileKind, FileStat, Root, TEMP_PREFIX},
     model::split::is_picture,
     path::RepoPath,
     progress::Progress,
@@ -74,7 +74,7 @@ struct Watcher<'w> {
     sent: BTreeSet<String>,
     sent_log: File,
     /// Metadata of each new file, and the time since which it has not changed.
-    candidates: HashMap<String, (Stamp, Instant)>,
+    candidates: HashMap<String, (FileStat, Instant)>,
     /// Earliest time of the next request, by the rate limit.
     next_request: Instant,
     summary: Summary,
@@ -92,7 +92,7 @@ pub fn watch(
     let folder = Root::open(folder)?;
     let key = Digest::of(format!("{}\n{}", settings.environment, folder.path().display()).as_bytes());
     let path = RepoPath::from_text(&format!("watch/{}", &key.hex()[..16]))?;
-    let _lock = crate::fs::lock_telling(settings.private, &path.with_suffix(".lock"), progress)?;
+    let _lock = crate::fs::lock_with_progress(settings.private, &path.with_suffix(".lock"), progress)?;
     let (sent, sent_log) = open_sent_log(settings.private, &path)?;
     let mut watcher = Watcher {
         folder,
@@ -113,14 +113,14 @@ pub fn watch(
 /// Opens the log of sent frames to append to it, and returns its names. A last line cut off by a crash is
 /// removed.
 fn open_sent_log(private: &Root, path: &RepoPath) -> Result<(BTreeSet<String>, File)> {
-    let bytes = private.read_if_there(path)?.unwrap_or_default();
+    let bytes = private.read_if_exists(path)?.unwrap_or_default();
     let complete = bytes.iter().rposition(|it| *it == b'\n').map_or(0, |it| it + 1);
     let lines = bytes[..complete].split(|it| *it == b'\n');
     let sent = lines.filter_map(|it| serde_json::from_slice(it).ok()).collect();
     if complete < bytes.len() {
-        private.write(path, &bytes[..complete], crate::fs::Sync::Yes)?;
+        private.write(path, &bytes[..complete], crate::fs::Sync::Now)?;
     }
-    Ok((sent, private.append(path)?))
+    Ok((sent, private.open_append(path)?))
 }
 
 impl Watcher<'_> {
@@ -149,18 +149,18 @@ impl Watcher<'_> {
         let (mut ready, mut waiting, mut candidates) = (Vec::new(), false, HashMap::new());
         for (name, _) in dir.names()? {
             let Some(name) = frame_name(&name).filter(|it| !self.sent.contains(*it)) else { continue };
-            let Some(stamp) = dir.stamp(name.as_bytes())?.filter(|it| it.form == Form::File) else {
+            let Some(stat) = dir.stat(name.as_bytes())?.filter(|it| it.kind == FileKind::File) else {
                 continue;
             };
-            let unchanged = self.candidates.get(name).filter(|it| it.0 == stamp);
+            let unchanged = self.candidates.get(name).filter(|it| it.0 == stat);
             let since = unchanged.map_or_else(Instant::now, |it| it.1);
-            let needed = if stamp.size == 0 { STABLE_TIME_EMPTY } else { STABLE_TIME };
+            let needed = if stat.size == 0 { STABLE_TIME_EMPTY } else { STABLE_TIME };
             if since.elapsed() >= needed {
                 ready.push(name.to_owned());
             } else {
                 waiting = true;
             }
-            candidates.insert(name.to_owned(), (stamp, since));
+            candidates.insert(name.to_owned(), (stat, since));
         }
         self.candidates = candidates;
         Ok((ready, waiting))
@@ -170,8 +170,8 @@ impl Watcher<'_> {
     fn send(&mut self, name: &str) -> Result<()> {
         let path = RepoPath::from_text(name)?;
         // Another process may have deleted the file since the scan.
-        let Some(stamp) = self.folder.stamp(&path)? else { return Ok(()) };
-        let bytes = match self.folder.read_if_there(&path) {
+        let Some(stat) = self.folder.stat(&path)? else { return Ok(()) };
+        let bytes = match self.folder.read_if_exists(&path) {
             Ok(Some(bytes)) => bytes,
             Ok(None) => return Ok(()),
             Err(error) => {
@@ -181,7 +181,7 @@ impl Watcher<'_> {
                 return Ok(());
             }
         };
-        let captured = time_from_name(name).or_else(|| time_from_mtime(stamp.mtime));
+        let captured = time_from_name(name).or_else(|| time_from_mtime(stat.mtime));
         let captured = captured.filter(|it| self.is_plausible(name, it));
         let id = Digest::of(format!("{name}\n{}", Digest::of(&bytes)).as_bytes()).hex()[..32].to_owned();
         let printable = |char: char| if char.is_ascii_graphic() { char } else { '_' };
@@ -287,7 +287,7 @@ impl Watcher<'_> {
 fn frame_name(name: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(name).ok()?;
     let path = RepoPath::from_text(text).ok()?;
-    let hidden = text.starts_with('.') || name.starts_with(TEMPORARY) || text.starts_with('~');
+    let hidden = text.starts_with('.') || name.starts_with(TEMP_PREFIX) || text.starts_with('~');
     // Unfinished files mostly have an extension of their own, such as `.part`.
     (!hidden && is_picture(&path)).then_some(text)
 }
@@ -381,7 +381,7 @@ mod tests {
             2 => reply("400 X", "", r#"{"error": "not an image"}"#),
             _ => cat(),
         });
-        let out = private.append(&RepoPath::from_text("out").unwrap()).unwrap();
+        let out = private.open_append(&RepoPath::from_text("out").unwrap()).unwrap();
         let summary = once(&folder, &private, &client, Some(out));
         assert_eq!(summary, Summary { classes: [("cat".to_owned(), 1)].into(), rejected: 1 });
         write("2026-03-09T09-15-00Z.jpg");
@@ -420,7 +420,7 @@ mod tests {
         let private = Root::create(&temp.path().join("private")).unwrap();
         let folder = temp.path().join("frames");
         let root = Root::create(&folder).unwrap();
-        let mut file = root.append(&RepoPath::from_text("a.jpg").unwrap()).unwrap();
+        let mut file = root.open_append(&RepoPath::from_text("a.jpg").unwrap()).unwrap();
         let slow = thread::spawn(move || {
             for _ in 0..8 {
                 file.write_all(b"part ").unwrap();

@@ -20,7 +20,10 @@ use rustix::{
 
 use crate::{
     error::{Error, Kind, Result, WithContext},
-    fs::{File, Form, Link, Listing, Sieve, Stamp, TEMPORARY, fault, is_alive, link_support::LinkRoute},
+    fs::{
+        File, FileKind, FileStat, LinkKind, Listing, TEMP_PREFIX, WalkFilter, fault, is_alive,
+        link_support::LinkRoute,
+    },
     path::{RepoPath, check_name, escape_bytes},
 };
 
@@ -28,7 +31,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sync {
     /// Before its name becomes visible.
-    Yes,
+    Now,
     /// At a later sync of the whole file system. Used for workspace files, which are synced before the index
     /// names them.
     Later,
@@ -43,9 +46,9 @@ pub struct Dir {
     group_access: bool,
 }
 
-/// New file that is not visible under its name until [`Temp::publish`]. It is removed when dropped before
+/// New file that is not visible under its name until [`TempFile::publish`]. It is removed when dropped before
 /// that.
-pub struct Temp {
+pub struct TempFile {
     dir: Dir,
     name: Vec<u8>,
     file: Option<File>,
@@ -94,7 +97,7 @@ impl Dir {
     }
 
     /// Returns true if a file belongs to another user than this process's; false if it does not exist.
-    pub fn is_foreign(&self, name: &[u8]) -> Result<bool> {
+    pub fn is_owned_by_other(&self, name: &[u8]) -> Result<bool> {
         match fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(stat.st_uid != rustix::process::geteuid().as_raw()),
             Err(rustix::io::Errno::NOENT) => Ok(false),
@@ -105,7 +108,7 @@ impl Dir {
     }
 
     /// Duplicates the handle of this folder.
-    pub fn again(&self) -> Result<Self> {
+    pub fn try_clone(&self) -> Result<Self> {
         let fd = self.fd.try_clone().context(|| format!("cannot open the folder `{}` again", self.path))?;
         Ok(Self { fd, path: self.path.clone(), group_access: self.group_access })
     }
@@ -137,7 +140,7 @@ impl Dir {
 
     /// Fails if `name`, which could not be opened, is a symlink: that message says more than the system's.
     fn refuse_symlink(&self, name: &[u8]) -> Result<()> {
-        if self.stamp(name)?.is_some_and(|it| it.form == Form::Link) {
+        if self.stat(name)?.is_some_and(|it| it.kind == FileKind::LinkKind) {
             let message = format!("{} is a symlink, and mlx does not follow symlinks", self.quoted(name));
             return Err(Error::new(Kind::Denied, message).hint("replace the symlink with its target"));
         }
@@ -145,11 +148,11 @@ impl Dir {
     }
 
     /// Opens a folder in this one; it is created if missing.
-    pub fn make_dir(&self, name: &[u8]) -> Result<Self> {
+    pub fn create_dir(&self, name: &[u8]) -> Result<Self> {
         let created = fault::logged_point("folder", || self.quoted(name))
             .and_then(|()| Ok(fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o777))?));
         match created {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists && self.stamp(name)?.is_none() => {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists && self.stat(name)?.is_none() => {
                 Err(error).context(|| format!("cannot create the folder {}", self.quoted(name)))
             }
             Err(_) => self.open_dir(name),
@@ -163,9 +166,9 @@ impl Dir {
     }
 
     /// Returns the metadata of an entry, without following symlinks; `None` if it does not exist.
-    pub fn stamp(&self, name: &[u8]) -> Result<Option<Stamp>> {
+    pub fn stat(&self, name: &[u8]) -> Result<Option<FileStat>> {
         match retry_on_intr(|| fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)) {
-            Ok(stat) => Ok(Some(Stamp::of(&stat))),
+            Ok(stat) => Ok(Some(FileStat::of(&stat))),
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(None),
             Err(error) => {
                 Err(io::Error::from(error)).context(|| format!("cannot stat {}", self.quoted(name)))
@@ -201,24 +204,24 @@ impl Dir {
     }
 
     /// Lists everything below this folder that `filter` keeps; mlx's own temporary files are left out.
-    pub fn entries(&self, filter: &dyn Sieve) -> Result<Listing> {
+    pub fn entries(&self, filter: &dyn WalkFilter) -> Result<Listing> {
         let mut names = self.names()?;
         names.retain(|it| temp_file_pid(&it.0).is_none());
-        filter.sift(self, &mut names)?;
+        filter.filter(self, &mut names)?;
         let mut listing = Listing::default();
         // Parallel near the top only: further down there are too many folders, and the stacks get too deep.
         if self.path.components().count() < PARALLEL_DEPTH && names.len() > 1 {
             let visited: Vec<_> =
                 names.par_iter().map(|(name, kind)| self.visit(name, *kind, filter)).collect();
             for (entry, (name, _)) in visited.into_iter().zip(&names) {
-                if let Some((stamp, children)) = entry? {
-                    listing.push(name, &stamp, children);
+                if let Some((stat, children)) = entry? {
+                    listing.push(name, &stat, children);
                 }
             }
         } else {
             for (name, kind) in &names {
-                if let Some((stamp, children)) = self.visit(name, *kind, filter)? {
-                    listing.push(name, &stamp, children);
+                if let Some((stat, children)) = self.visit(name, *kind, filter)? {
+                    listing.push(name, &stat, children);
                 }
             }
         }
@@ -227,35 +230,45 @@ impl Dir {
 
     /// Reads an entry with everything below it. The filter decides about names that are not allowed and
     /// unreadable entries.
-    fn visit(&self, name: &[u8], kind: FileType, filter: &dyn Sieve) -> Result<Option<(Stamp, Listing)>> {
+    fn visit(
+        &self,
+        name: &[u8],
+        kind: FileType,
+        filter: &dyn WalkFilter,
+    ) -> Result<Option<(FileStat, Listing)>> {
         let short = self.path.bytes().len() + name.len() < ALWAYS_VALID_LEN;
         let valid = if short { check_name(name) } else { self.path.join(name).map(drop) };
         if let Err(error) = valid {
             let error = error.hint("add it to a `.mlxignore` to leave it out, or move it elsewhere");
             let error = Err(error).context(|| format!("cannot track {}", self.quoted(name)));
             // Reported for the folder, since an entry such as `.git` inside data has no valid path.
-            return error.or_else(|error| filter.trouble(&self.path, error)).map(|()| None);
+            return error.or_else(|error| filter.on_error(&self.path, error)).map(|()| None);
         }
         match self.entry(name, kind, filter) {
             Ok(entry) => Ok(entry),
-            Err(error) => filter.trouble(&self.path.join(name)?, error).map(|()| None),
+            Err(error) => filter.on_error(&self.path.join(name)?, error).map(|()| None),
         }
     }
 
-    fn entry(&self, name: &[u8], kind: FileType, filter: &dyn Sieve) -> Result<Option<(Stamp, Listing)>> {
-        let Some(stamp) = self.stamp(name)? else { return Ok(None) };
-        let folder = kind == FileType::Directory || stamp.form == Form::Folder;
+    fn entry(
+        &self,
+        name: &[u8],
+        kind: FileType,
+        filter: &dyn WalkFilter,
+    ) -> Result<Option<(FileStat, Listing)>> {
+        let Some(stat) = self.stat(name)? else { return Ok(None) };
+        let folder = kind == FileType::Directory || stat.kind == FileKind::Folder;
         let children = if folder {
             let dir = self.open_dir(name)?;
             let children = dir.entries(filter)?;
-            if children.is_empty() && dir.has_entries()? && !filter.shows_emptied(&dir.path)? {
+            if children.is_empty() && dir.has_entries()? && !filter.lists_emptied(&dir.path)? {
                 return Ok(None);
             }
             children
         } else {
             Listing::default()
         };
-        Ok(Some((stamp, children)))
+        Ok(Some((stat, children)))
     }
 
     /// Returns true if this folder contains anything but mlx's own temporary files.
@@ -282,12 +295,12 @@ impl Dir {
     }
 
     /// Removes the temporary files of dead processes.
-    pub fn sweep(&self) -> Result<()> {
-        self.leavings()?.iter().try_for_each(|it| self.remove(it))
+    pub fn remove_stale_temp_files(&self) -> Result<()> {
+        self.stale_temp_files()?.iter().try_for_each(|it| self.remove(it))
     }
 
     /// Lists the temporary files of dead processes.
-    pub fn leavings(&self) -> Result<Vec<Vec<u8>>> {
+    pub fn stale_temp_files(&self) -> Result<Vec<Vec<u8>>> {
         let names = self.names()?.into_iter().map(|it| it.0);
         let is_stale =
             |name: &[u8]| temp_file_pid(name).is_some_and(|pid| !is_alive(pid)) && !self.is_locked(name);
@@ -303,7 +316,7 @@ impl Dir {
     }
 
     /// Creates a temporary file with these permission bits (before umask).
-    pub fn create(&self, mode: u32) -> Result<Temp> {
+    pub fn create(&self, mode: u32) -> Result<TempFile> {
         let name = new_temp_name();
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let opened =
@@ -311,7 +324,14 @@ impl Dir {
         let file = opened.and_then(|fd| self.grant_group_access(&fd).map(|()| fd));
         let file = file.context(|| format!("cannot write to the folder `{}`", self.path))?;
         let limit = crate::fs::max_file_size();
-        Ok(Temp { dir: self.again()?, name, file: Some(File::from(file)), end: None, written: 0, limit })
+        Ok(TempFile {
+            dir: self.try_clone()?,
+            name,
+            file: Some(File::from(file)),
+            end: None,
+            written: 0,
+            limit,
+        })
     }
 
     /// Creates a symlink or hard link atomically: `create` makes it under a temporary name, which is then
@@ -377,7 +397,7 @@ impl Dir {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => {
-                if self.stamp(name)?.is_none_or(|it| it.form != Form::Folder) {
+                if self.stat(name)?.is_none_or(|it| it.kind != FileKind::Folder) {
                     return Err(error).context(|| format!("cannot remove {}", self.quoted(name)));
                 }
                 let inner = self.open_dir(name)?;
@@ -412,14 +432,14 @@ impl Dir {
     }
 }
 
-impl Temp {
+impl TempFile {
     /// Renames the file to its name, replacing any file there.
     pub fn publish(mut self, name: &[u8], sync: Sync) -> Result<()> {
         self.extend_over_hole()?;
         let file = self.file.take().expect("a file is published once");
         let dir = &self.dir;
         let context = || format!("cannot write {}", dir.quoted(name));
-        if sync == Sync::Yes {
+        if sync == Sync::Now {
             fault::logged_point("sync", || dir.quoted(&self.name))
                 .and_then(|()| file.sync_all())
                 .context(context)?;
@@ -430,31 +450,31 @@ impl Temp {
         self.name.clear();
         // Closing the file releases its lock, which must last until the rename.
         drop(file);
-        if sync == Sync::Yes { self.dir.sync() } else { Ok(()) }
+        if sync == Sync::Now { self.dir.sync() } else { Ok(()) }
     }
 
-    /// Like [`Temp::publish`] without a sync, and returns the metadata of the file under its name; `None` if
+    /// Like [`TempFile::publish`] without a sync, and returns the metadata of the file under its name; `None` if
     /// another process changed it meanwhile.
-    pub fn publish_stamped(mut self, name: &[u8]) -> Result<Option<Stamp>> {
+    pub fn publish_with_stat(mut self, name: &[u8]) -> Result<Option<FileStat>> {
         self.extend_over_hole()?;
-        let before = fs::fstat(self.file()).ok().map(|it| Stamp::of(&it));
-        let dir = self.dir.again()?;
+        let before = fs::fstat(self.file()).ok().map(|it| FileStat::of(&it));
+        let dir = self.dir.try_clone()?;
         drop(self.file.take());
         fault::point("rename")
             .and_then(|()| Ok(fs::renameat(&dir.fd, &self.name[..], &dir.fd, name)?))
             .context(|| format!("cannot write {}", dir.quoted(name)))?;
         self.name.clear();
-        let unchanged = |after: &Stamp| {
-            let key = |stamp: &Stamp| (stamp.inode, stamp.mtime, stamp.size);
+        let unchanged = |after: &FileStat| {
+            let key = |stat: &FileStat| (stat.inode, stat.mtime, stat.size);
             before.is_some_and(|before| key(&before) == key(after))
         };
-        Ok(dir.stamp(name)?.filter(unchanged))
+        Ok(dir.stat(name)?.filter(unchanged))
     }
 
     /// Keeps the file locked until it is published, so that no process, wherever it runs, removes it as the
     /// temporary file of a dead process.
     #[must_use]
-    pub fn held(self) -> Self {
+    pub fn locked(self) -> Self {
         // On a file system without locks, the process id in the name has to suffice.
         let _unlocked = fs::flock(self.file(), FlockOperation::NonBlockingLockExclusive);
         self
@@ -462,8 +482,8 @@ impl Temp {
 
     /// Makes this file a reflink of `file`, which shares its blocks. Returns false if that is not possible;
     /// lack of support is remembered.
-    pub fn share(&self, file: &File) -> bool {
-        let route = LinkRoute::new(Link::Reflink, file, &self.dir.fd);
+    pub fn reflink_from(&self, file: &File) -> bool {
+        let route = LinkRoute::new(LinkKind::Reflink, file, &self.dir.fd);
         if route.is_some_and(|it| it.is_unsupported()) {
             return false;
         }
@@ -475,7 +495,7 @@ impl Temp {
     }
 
     /// Opens the bytes written so far for reading, from the start.
-    pub fn reread(&self) -> Result<File> {
+    pub fn reopen(&self) -> Result<File> {
         let reopen = || -> io::Result<File> {
             let mut file = File::from(fs::openat(
                 &self.dir.fd,
@@ -504,7 +524,7 @@ impl Temp {
     }
 }
 
-impl Write for Temp {
+impl Write for TempFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         fault::point("write")?;
         let hole = bytes.len() >= ZEROS.len()
@@ -535,7 +555,7 @@ impl Write for Temp {
     }
 }
 
-impl Drop for Temp {
+impl Drop for TempFile {
     fn drop(&mut self) {
         if !self.name.is_empty() {
             let _removed = fs::unlinkat(&self.dir.fd, &self.name[..], AtFlags::empty());
@@ -545,7 +565,7 @@ impl Drop for Temp {
 
 /// Returns the process id in the name of a temporary file of mlx; `None` for any other name.
 fn temp_file_pid(name: &[u8]) -> Option<u32> {
-    let rest = std::str::from_utf8(name.strip_prefix(TEMPORARY)?).ok()?;
+    let rest = std::str::from_utf8(name.strip_prefix(TEMP_PREFIX)?).ok()?;
     let parts: Vec<&str> = rest.split('-').collect();
     let [pid, count, nonce] = parts[..] else { return None };
     let valid = count.parse::<u64>().is_ok() && u64::from_str_radix(nonce, 16).is_ok();
@@ -556,6 +576,6 @@ fn temp_file_pid(name: &[u8]) -> Option<u32> {
 fn new_temp_name() -> Vec<u8> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let nonce = crate::fs::tick() & 0xff_ffff;
-    [TEMPORARY, format!("{}-{count}-{nonce:x}", std::process::id()).as_bytes()].concat()
+    let nonce = crate::fs::coarse_now() & 0xff_ffff;
+    [TEMP_PREFIX, format!("{}-{count}-{nonce:x}", std::process::id()).as_bytes()].concat()
 }

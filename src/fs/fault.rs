@@ -166,7 +166,7 @@ mod crash {
         }
 
         /// Returns true once the crash has happened.
-        pub fn struck() -> bool {
+        pub fn has_happened() -> bool {
             HAPPENED.get()
         }
 

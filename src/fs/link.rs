@@ -14,7 +14,7 @@ use crate::{
 /// Kind of link from the workspace to the store, as in the setting `cache.link`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Link {
+pub enum LinkKind {
     /// A file that shares the blocks of the stored one until one of the two changes.
     Reflink,
     /// A second name of the stored file, read-only.
@@ -42,7 +42,7 @@ impl Mode {
     }
 }
 
-impl FromStr for Link {
+impl FromStr for LinkKind {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
@@ -61,17 +61,17 @@ impl FromStr for Link {
 
 /// Links the file `stored` of `store` to `name` in `dir` by the first of `kinds` that the file system
 /// supports, and returns that kind. `None` means that the caller has to copy.
-pub fn place(
+pub fn link_into(
     store: &Root,
     stored: &RepoPath,
     dir: &Dir,
     name: &[u8],
     mode: Mode,
-    kinds: &[Link],
-) -> Result<Option<Link>> {
+    kinds: &[LinkKind],
+) -> Result<Option<LinkKind>> {
     for &kind in kinds {
-        let shared = matches!(kind, Link::Hardlink | Link::Symlink);
-        if kind == Link::Copy {
+        let shared = matches!(kind, LinkKind::Hardlink | LinkKind::Symlink);
+        if kind == LinkKind::Copy {
             return Ok(None);
         }
         if shared && mode == Mode::Executable {
@@ -93,9 +93,9 @@ fn try_place(
     dir: &Dir,
     name: &[u8],
     mode: Mode,
-    kind: Link,
+    kind: LinkKind,
 ) -> Result<bool> {
-    if matches!(kind, Link::Reflink | Link::Copy) {
+    if matches!(kind, LinkKind::Reflink | LinkKind::Copy) {
         return reflink(store, stored, dir, name, mode);
     }
     let folder = store.dir(&stored.parent().unwrap_or_default())?;
@@ -105,13 +105,13 @@ fn try_place(
     }
     let target = stored.on_disk(store.path());
     let made = dir.publish_link(name, |new| match kind {
-        Link::Symlink => Ok(fs::symlinkat(target.as_os_str().as_bytes(), dir.fd(), new)?),
+        LinkKind::Symlink => Ok(fs::symlinkat(target.as_os_str().as_bytes(), dir.fd(), new)?),
         _ => Ok(fs::linkat(folder.fd(), stored.name(), dir.fd(), new, AtFlags::empty())?),
     });
     match made {
         Ok(()) => Ok(true),
         Err(error) if is_unsupported_link(&error) => {
-            let own = !folder.is_foreign(stored.name()).unwrap_or(true);
+            let own = !folder.is_owned_by_other(stored.name()).unwrap_or(true);
             route.inspect(|route| route.mark_unsupported(&error, own));
             Ok(false)
         }
@@ -122,11 +122,11 @@ fn try_place(
 fn reflink(store: &Root, stored: &RepoPath, dir: &Dir, name: &[u8], mode: Mode) -> Result<bool> {
     let file = store.open_file(stored)?;
     // Checked first, so that no temporary file is created in vain.
-    if LinkRoute::new(Link::Reflink, &file, dir.fd()).is_some_and(|it| it.is_unsupported()) {
+    if LinkRoute::new(LinkKind::Reflink, &file, dir.fd()).is_some_and(|it| it.is_unsupported()) {
         return Ok(false);
     }
     let temp = dir.create(mode.bits())?;
-    if !temp.share(&file) {
+    if !temp.reflink_from(&file) {
         return Ok(false);
     }
     temp.publish(name, Sync::Later).map(|()| true)

@@ -15,14 +15,14 @@ use rustix::{
     io::Errno,
 };
 
-use crate::fs::Link;
+use crate::fs::LinkKind;
 
 static UNSUPPORTED: Mutex<Vec<LinkRoute>> = Mutex::new(Vec::new());
 
 /// One kind of link from one mount to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LinkRoute {
-    link: Link,
+    link: LinkKind,
     from: Mount,
     to: Mount,
 }
@@ -38,7 +38,7 @@ struct Mount {
 
 impl LinkRoute {
     /// Returns `None` if the kernel does not report mount ids; then links are tried for every file.
-    pub fn new(link: Link, from: impl AsFd, to: impl AsFd) -> Option<Self> {
+    pub fn new(link: LinkKind, from: impl AsFd, to: impl AsFd) -> Option<Self> {
         Some(Self { link, from: mount(from)?, to: mount(to)? })
     }
 
@@ -81,10 +81,10 @@ mod tests {
         for (errno, own) in
             [(Errno::MLINK, true), (Errno::PERM, false), (Errno::INVAL, true), (Errno::NOSPC, true)]
         {
-            route(Link::Hardlink).mark_unsupported(&errno.into(), own);
-            assert!(!route(Link::Hardlink).is_unsupported(), "{errno}");
+            route(LinkKind::Hardlink).mark_unsupported(&errno.into(), own);
+            assert!(!route(LinkKind::Hardlink).is_unsupported(), "{errno}");
         }
-        route(Link::Hardlink).mark_unsupported(&Errno::PERM.into(), true);
-        assert!(route(Link::Hardlink).is_unsupported() && !route(Link::Reflink).is_unsupported());
+        route(LinkKind::Hardlink).mark_unsupported(&Errno::PERM.into(), true);
+        assert!(route(LinkKind::Hardlink).is_unsupported() && !route(LinkKind::Reflink).is_unsupported());
     }
 }

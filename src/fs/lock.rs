@@ -32,21 +32,21 @@ pub struct Lock(#[expect(dead_code, reason = "closing the file releases the lock
 
 /// Waits for the exclusive lock at `path`. Gives up after 30 seconds with an error that names the holder.
 pub fn lock(root: &Root, path: &RepoPath) -> Result<Lock> {
-    lock_telling(root, path, &Silent)
+    lock_with_progress(root, path, &Silent)
 }
 
 /// Like [`lock`], and reports the holder to `progress` when it takes more than a second.
-pub fn lock_telling(root: &Root, path: &RepoPath, progress: &dyn Progress) -> Result<Lock> {
+pub fn lock_with_progress(root: &Root, path: &RepoPath, progress: &dyn Progress) -> Result<Lock> {
     wait(root, path, MAX_POLLS, progress)
 }
 
 /// Returns the lock, or `None` if another process holds it; never waits.
 pub fn try_lock(root: &Root, path: &RepoPath) -> Result<Option<Lock>> {
-    acquire(root.append(path)?, path)?.map_or_else(|_| Ok(None), |lock| Ok(Some(lock)))
+    acquire(root.open_append(path)?, path)?.map_or_else(|_| Ok(None), |lock| Ok(Some(lock)))
 }
 
 fn wait(root: &Root, path: &RepoPath, max_polls: u32, progress: &dyn Progress) -> Result<Lock> {
-    let mut file = root.append(path)?;
+    let mut file = root.open_append(path)?;
     for poll in 0..max_polls {
         match acquire(file, path)? {
             Ok(lock) => return Ok(lock),
@@ -85,7 +85,7 @@ fn holder(root: &Root, path: &RepoPath) -> String {
 /// Waits for a shared lock, which many processes can hold at once. It excludes the exclusive [`lock`] on the
 /// same path.
 pub fn lock_shared(root: &Root, path: &RepoPath) -> Result<Lock> {
-    let file = root.append(path)?;
+    let file = root.open_append(path)?;
     for _ in 0..MAX_POLLS {
         if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
             return Ok(Lock(file));
@@ -97,15 +97,15 @@ pub fn lock_shared(root: &Root, path: &RepoPath) -> Result<Lock> {
 }
 
 /// Creates a file that is locked as long as it is open. If a process finds it unlocked, its writer is dead.
-pub fn hold(root: &Root, path: &RepoPath) -> Result<File> {
-    let file = root.append(path)?;
+pub fn create_locked(root: &Root, path: &RepoPath) -> Result<File> {
+    let file = root.open_append(path)?;
     let locked = flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(std::io::Error::from);
     locked.context(|| format!("cannot lock `{path}`"))?;
     Ok(file)
 }
 
-/// Returns true if a process has the file locked, as [`hold`] does.
-pub fn is_held(root: &Root, path: &RepoPath) -> Result<bool> {
+/// Returns true if a process has the file locked, as [`create_locked`] does.
+pub fn is_locked(root: &Root, path: &RepoPath) -> Result<bool> {
     let file = root.open_file(path)?;
     Ok(flock(&file, FlockOperation::NonBlockingLockShared).is_err())
 }
@@ -168,7 +168,10 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let root = Root::open(temp.path()).unwrap();
         let path = RepoPath::from_text("lock").unwrap();
-        root.append(&path).unwrap().write_all(b"process 4194999 on here, `mlx add`, since ever\n").unwrap();
+        root.open_append(&path)
+            .unwrap()
+            .write_all(b"process 4194999 on here, `mlx add`, since ever\n")
+            .unwrap();
         let _held = wait(&root, &path, 1, &Silent).unwrap();
         assert!(holder(&root, &path).starts_with(&format!("process {} ", std::process::id())));
     }

@@ -19,13 +19,13 @@ mod unshare;
 mod walk_filter;
 
 pub use self::{
-    dir::{Dir, Sync, Temp},
-    entry::{Entry, Form, Listing, Stamp, TICK},
-    link::{Link, Mode, place},
-    lock::{Lock, hold, is_held, lock, lock_shared, lock_telling, try_lock},
-    root::{DOCUMENT, Root},
-    sparse::Sparse,
-    walk_filter::{Everything, Sieve},
+    dir::{Dir, Sync, TempFile},
+    entry::{CLOCK_TICK, Entry, FileKind, FileStat, Listing},
+    link::{LinkKind, Mode, link_into},
+    lock::{Lock, create_locked, is_locked, lock, lock_shared, lock_with_progress, try_lock},
+    root::{MAX_DOCUMENT_SIZE, Root},
+    sparse::SparseReader,
+    walk_filter::{NoFilter, WalkFilter},
 };
 
 #[cfg(test)]
@@ -43,9 +43,9 @@ use crate::error::{Result, WithContext};
 /// Open file, through which other modules read without using `std::fs`.
 pub type File = std::fs::File;
 
-/// Prefix of the names of mlx's temporary files. Walks leave them out, and [`Dir::sweep`] removes those of
+/// Prefix of the names of mlx's temporary files. Walks leave them out, and [`Dir::remove_stale_temp_files`] removes those of
 /// dead processes.
-pub const TEMPORARY: &[u8] = b".mlx-tmp-";
+pub const TEMP_PREFIX: &[u8] = b".mlx-tmp-";
 
 /// Number of I/O threads.
 const IO_THREADS: usize = 8;
@@ -54,14 +54,14 @@ const IO_STACK_SIZE: usize = 64 << 20;
 
 /// Returns the time of the kernel's coarse clock, in nanoseconds: the time that a file gets if it changes
 /// now.
-pub fn tick() -> i64 {
+pub fn coarse_now() -> i64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
     now.tv_sec * 1_000_000_000 + now.tv_nsec
 }
 
 /// Runs `work` on a thread pool for I/O. It can have more threads than there are cores, so that a disk with a
 /// cold cache gets enough requests at once.
-pub fn busy<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+pub fn on_io_threads<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     static POOL: OnceLock<Option<rayon::ThreadPool>> = OnceLock::new();
     let build =
         || rayon::ThreadPoolBuilder::new().num_threads(IO_THREADS).stack_size(IO_STACK_SIZE).build().ok();
@@ -88,7 +88,7 @@ pub fn raise_open_files() {
 
 /// Returns the number of files that may be kept open in caches: a quarter of the limit, so that the rest is
 /// left for running operations.
-pub fn spare_files() -> usize {
+pub fn cached_file_limit() -> usize {
     use rustix::process::{Resource, getrlimit};
 
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
@@ -111,14 +111,14 @@ pub fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> std::io::Result<()
 }
 
 /// Reads a file that the user named, which may be outside every [`Root`].
-pub fn read_outside(path: &Path) -> Result<Vec<u8>> {
+pub fn read_user_file(path: &Path) -> Result<Vec<u8>> {
     fault::point("read")
         .and_then(|()| std::fs::read(path))
         .context(|| format!("cannot read `{}`", path.display()))
 }
 
 /// Appends bytes to a file that the user named, which may be outside every [`Root`].
-pub fn append_outside(path: &Path, bytes: &[u8]) -> Result<()> {
+pub fn append_user_file(path: &Path, bytes: &[u8]) -> Result<()> {
     use std::io::Write as _;
     let open = || std::fs::OpenOptions::new().create(true).append(true).open(path);
     fault::point("write")
@@ -127,7 +127,7 @@ pub fn append_outside(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Resolves symlinks and dots in a path; `None` if it does not exist.
-pub fn canonical(path: &Path) -> Option<PathBuf> {
+pub fn canonicalize(path: &Path) -> Option<PathBuf> {
     std::fs::canonicalize(path).ok()
 }
 
@@ -193,7 +193,7 @@ pub fn user_name() -> String {
 }
 
 /// Returns the used share, 0 to 1, of the file system that contains `path`.
-pub fn used_space(path: &Path) -> Option<f64> {
+pub fn used_share(path: &Path) -> Option<f64> {
     let stat = rustix::fs::statvfs(path).ok()?;
     (stat.f_blocks > 0).then(|| 1.0 - stat.f_bfree as f64 / stat.f_blocks as f64)
 }

@@ -12,13 +12,13 @@ use rustix::{
 
 use crate::{
     error::{Error, Result, WithContext},
-    fs::{Dir, File, Form, Listing, Sieve, Stamp, Sync},
+    fs::{Dir, File, FileKind, FileStat, Listing, Sync, WalkFilter},
     path::RepoPath,
 };
 
 /// Largest size of a document (settings, pipelines, lockfiles, parameters), in bytes. A lockfile of 100,000
 /// stages has 40 MB.
-pub const DOCUMENT: u64 = 64 << 20;
+pub const MAX_DOCUMENT_SIZE: u64 = 64 << 20;
 
 /// Open folder with its absolute path, such as a workspace, a store or a settings folder.
 pub struct Root {
@@ -36,7 +36,7 @@ impl Root {
     }
 
     /// Makes everything created below this root writable by its group, if the root itself is.
-    pub fn shared(mut self) -> Result<Self> {
+    pub fn with_group_access(mut self) -> Result<Self> {
         self.dir.inherit_group_access()?;
         Ok(self)
     }
@@ -49,7 +49,7 @@ impl Root {
 
     /// Opens a folder of mlx's own, such as `.mlx`, whose name is not a valid [`RepoPath`]. A symlink in its
     /// place is an error. `None` means that it does not exist and `create` is false.
-    pub fn own(&self, name: &'static str, create: bool) -> Result<Option<Self>> {
+    pub fn open_own_folder(&self, name: &'static str, create: bool) -> Result<Option<Self>> {
         let path = self.path.join(name);
         if create && !crate::fs::is_dir(&path) {
             crate::fs::create_dir(&path)?;
@@ -73,12 +73,12 @@ impl Root {
 
     /// Opens a folder below the root, name by name.
     pub fn dir(&self, path: &RepoPath) -> Result<Dir> {
-        path.components().try_fold(self.dir.again()?, |dir, name| dir.open_dir(name))
+        path.components().try_fold(self.dir.try_clone()?, |dir, name| dir.open_dir(name))
     }
 
     /// Opens a folder below the root; it and its missing parents are created.
-    pub fn make_dir(&self, path: &RepoPath) -> Result<Dir> {
-        path.components().try_fold(self.dir.again()?, |dir, name| dir.make_dir(name))
+    pub fn create_dir(&self, path: &RepoPath) -> Result<Dir> {
+        path.components().try_fold(self.dir.try_clone()?, |dir, name| dir.create_dir(name))
     }
 
     fn parent(&self, path: &RepoPath) -> Result<Dir> {
@@ -86,23 +86,23 @@ impl Root {
     }
 
     /// Returns the metadata of `path`; `None` if it or a folder above it does not exist.
-    pub fn stamp(&self, path: &RepoPath) -> Result<Option<Stamp>> {
+    pub fn stat(&self, path: &RepoPath) -> Result<Option<FileStat>> {
         if path.is_root() {
             let stat = fs::fstat(self.dir.fd()).map_err(io::Error::from);
-            return Ok(Some(Stamp::of(&stat.context(|| "cannot stat the root folder".into())?)));
+            return Ok(Some(FileStat::of(&stat.context(|| "cannot stat the root folder".into())?)));
         }
         let Some(dir) = self.parent_if_exists(path)? else { return Ok(None) };
-        dir.stamp(path.name())
+        dir.stat(path.name())
     }
 
     /// Opens the folder that contains `path`; `None` if it, or one above it, is missing or not a folder.
     fn parent_if_exists(&self, path: &RepoPath) -> Result<Option<Dir>> {
-        let mut dir = self.dir.again()?;
+        let mut dir = self.dir.try_clone()?;
         let parent = path.parent().unwrap_or_default();
         for name in parent.components() {
-            match dir.stamp(name)?.map(|it| it.form) {
-                None | Some(Form::File | Form::Other) => return Ok(None),
-                Some(Form::Folder | Form::Link) => dir = dir.open_dir(name)?,
+            match dir.stat(name)?.map(|it| it.kind) {
+                None | Some(FileKind::File | FileKind::Other) => return Ok(None),
+                Some(FileKind::Folder | FileKind::LinkKind) => dir = dir.open_dir(name)?,
             }
         }
         Ok(Some(dir))
@@ -133,16 +133,16 @@ impl Root {
     }
 
     /// Reads a file; `None` if it does not exist.
-    pub fn read_if_there(&self, path: &RepoPath) -> Result<Option<Vec<u8>>> {
-        match self.stamp(path)? {
+    pub fn read_if_exists(&self, path: &RepoPath) -> Result<Option<Vec<u8>>> {
+        match self.stat(path)? {
             None => Ok(None),
             Some(_) => self.read(path).map(Some),
         }
     }
 
     /// Like [`Root::read_if_there`], but reads no more than the first `limit` bytes.
-    pub fn read_start(&self, path: &RepoPath, limit: u64) -> Result<Option<Vec<u8>>> {
-        if self.stamp(path)?.is_none() {
+    pub fn read_prefix(&self, path: &RepoPath, limit: u64) -> Result<Option<Vec<u8>>> {
+        if self.stat(path)?.is_none() {
             return Ok(None);
         }
         let mut bytes = Vec::new();
@@ -152,12 +152,12 @@ impl Root {
     }
 
     /// Like [`Root::read_if_there`], for a document that people write and that is read into memory whole. A
-    /// file larger than [`DOCUMENT`] is an error.
+    /// file larger than [`MAX_DOCUMENT_SIZE`] is an error.
     pub fn read_document(&self, path: &RepoPath) -> Result<Option<Vec<u8>>> {
-        let bytes = self.read_start(path, DOCUMENT + 1)?;
+        let bytes = self.read_prefix(path, MAX_DOCUMENT_SIZE + 1)?;
         match bytes {
-            Some(bytes) if bytes.len() as u64 > DOCUMENT => {
-                let message = format!("`{path}` is larger than {} MiB", DOCUMENT >> 20);
+            Some(bytes) if bytes.len() as u64 > MAX_DOCUMENT_SIZE => {
+                let message = format!("`{path}` is larger than {} MiB", MAX_DOCUMENT_SIZE >> 20);
                 Err(Error::corrupt(message)
                     .hint("such files are read into memory whole: keep data in separate files"))
             }
@@ -170,7 +170,7 @@ impl Root {
     }
 
     /// Lists everything below `path` that `filter` keeps, sorted.
-    pub fn entries(&self, path: &RepoPath, filter: &dyn Sieve) -> Result<Listing> {
+    pub fn entries(&self, path: &RepoPath, filter: &dyn WalkFilter) -> Result<Listing> {
         self.dir(path)?.entries(filter)
     }
 
@@ -181,28 +181,28 @@ impl Root {
 
     /// Like [`Root::write`], with these permission bits (before umask).
     pub fn write_mode(&self, path: &RepoPath, bytes: &[u8], sync: Sync, mode: u32) -> Result<()> {
-        let dir = self.make_dir(&path.parent().unwrap_or_default())?;
+        let dir = self.create_dir(&path.parent().unwrap_or_default())?;
         let mut temp = dir.create(mode)?;
         temp.write_all(bytes).context(|| format!("cannot write `{path}`"))?;
         temp.publish(path.name(), sync)
     }
 
     /// Like [`Root::write`], with the content that `print` writes, so that it is never in memory whole.
-    pub fn write_by(
+    pub fn write_with(
         &self,
         path: &RepoPath,
         sync: Sync,
         print: &dyn Fn(&mut dyn io::Write) -> io::Result<()>,
     ) -> Result<()> {
-        let dir = self.make_dir(&path.parent().unwrap_or_default())?;
+        let dir = self.create_dir(&path.parent().unwrap_or_default())?;
         let mut out = io::BufWriter::with_capacity(1 << 20, dir.create(0o666)?);
         let printed = print(&mut out).and_then(|()| out.into_inner().map_err(io::IntoInnerError::into_error));
         printed.context(|| format!("cannot write `{path}`"))?.publish(path.name(), sync)
     }
 
     /// Opens a file for appending, such as a log that only this process writes; it is created if missing.
-    pub fn append(&self, path: &RepoPath) -> Result<File> {
-        let dir = self.make_dir(&path.parent().unwrap_or_default())?;
+    pub fn open_append(&self, path: &RepoPath) -> Result<File> {
+        let dir = self.create_dir(&path.parent().unwrap_or_default())?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let open = || fs::openat(dir.fd(), path.name(), flags, Mode::from_raw_mode(0o666));
         let fd = retry_on_intr(open).map_err(io::Error::from);
@@ -219,8 +219,8 @@ impl Root {
     }
 
     /// Returns true if a file belongs to another user than this process's.
-    pub fn is_foreign(&self, path: &RepoPath) -> Result<bool> {
-        self.parent(path)?.is_foreign(path.name())
+    pub fn is_owned_by_other(&self, path: &RepoPath) -> Result<bool> {
+        self.parent(path)?.is_owned_by_other(path.name())
     }
 
     pub fn set_read_only(&self, path: &RepoPath) -> Result<()> {
@@ -229,13 +229,13 @@ impl Root {
 
     /// Renames a file or folder; missing parents of `to` are created.
     pub fn rename(&self, from: &RepoPath, to: &RepoPath) -> Result<()> {
-        let target = self.make_dir(&to.parent().unwrap_or_default())?;
+        let target = self.create_dir(&to.parent().unwrap_or_default())?;
         self.parent(from)?.rename(from.name(), &target, to.name())
     }
 
     /// Renames a file or folder to a path below another root, which must be on the same file system.
     pub fn rename_to(&self, path: &RepoPath, other: &Self, to: &RepoPath) -> Result<()> {
-        let target = other.make_dir(&to.parent().unwrap_or_default())?;
+        let target = other.create_dir(&to.parent().unwrap_or_default())?;
         self.parent(path)?.rename(path.name(), &target, to.name())
     }
 
@@ -273,7 +273,7 @@ mod tests {
         let root = Root::open(temp.path()).unwrap();
         assert_eq!(root.write(&path("out/x"), b"no", Sync::Later).unwrap_err().kind(), Kind::Denied);
         assert_eq!(root.read(&path("out/x")).unwrap_err().kind(), Kind::Denied);
-        assert_eq!(root.stamp(&path("out/x")).unwrap_err().kind(), Kind::Denied);
+        assert_eq!(root.stat(&path("out/x")).unwrap_err().kind(), Kind::Denied);
         assert!(crate::fs::names(outside.path()).is_empty());
     }
 
@@ -283,7 +283,7 @@ mod tests {
         let outside = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink(outside.path().join("x"), temp.path().join("x")).unwrap();
         let root = Root::open(temp.path()).unwrap();
-        root.write(&path("x"), b"mine", Sync::Yes).unwrap();
+        root.write(&path("x"), b"mine", Sync::Now).unwrap();
         assert_eq!(root.read(&path("x")).unwrap(), b"mine");
         assert!(crate::fs::names(outside.path()).is_empty());
     }
@@ -303,9 +303,9 @@ mod tests {
         let root = Root::open(temp.path()).unwrap();
         let mine = format!(".mlx-tmp-{}-0-0", std::process::id());
         for name in [".mlx-tmp-4194999-0-0", &mine, "data"] {
-            root.append(&path(name)).unwrap();
+            root.open_append(&path(name)).unwrap();
         }
-        root.dir(&RepoPath::root()).unwrap().sweep().unwrap();
+        root.dir(&RepoPath::root()).unwrap().remove_stale_temp_files().unwrap();
         assert_eq!(crate::fs::names(temp.path()), [mine.as_str(), "data"]);
     }
 
@@ -314,12 +314,12 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let root = Root::open(temp.path()).unwrap();
         let name = ".mlx-tmp-4194999-0-0";
-        let held = root.append(&path(name)).unwrap();
+        let held = root.open_append(&path(name)).unwrap();
         held.lock().unwrap();
-        root.dir(&RepoPath::root()).unwrap().sweep().unwrap();
+        root.dir(&RepoPath::root()).unwrap().remove_stale_temp_files().unwrap();
         assert_eq!(crate::fs::names(temp.path()), [name]);
         drop(held);
-        root.dir(&RepoPath::root()).unwrap().sweep().unwrap();
+        root.dir(&RepoPath::root()).unwrap().remove_stale_temp_files().unwrap();
         assert!(crate::fs::names(temp.path()).is_empty());
     }
 
@@ -330,10 +330,13 @@ mod tests {
         root.write(&path("b/x"), b"1", Sync::Later).unwrap();
         root.write_mode(&path("a.sh"), b"2", Sync::Later, 0o777).unwrap();
         root.dir(&RepoPath::root()).unwrap().symlink(b"b/x", b"l").unwrap();
-        let found = root.entries(&RepoPath::root(), &crate::fs::Everything).unwrap();
-        let forms: Vec<_> = found.iter().map(|it| (it.name, it.stamp.form, it.stamp.executable)).collect();
-        let expected: [(&[u8], _, _); 3] =
-            [(b"a.sh", Form::File, true), (b"b", Form::Folder, false), (b"l", Form::Link, false)];
+        let found = root.entries(&RepoPath::root(), &crate::fs::NoFilter).unwrap();
+        let forms: Vec<_> = found.iter().map(|it| (it.name, it.stat.kind, it.stat.executable)).collect();
+        let expected: [(&[u8], _, _); 3] = [
+            (b"a.sh", FileKind::File, true),
+            (b"b", FileKind::Folder, false),
+            (b"l", FileKind::LinkKind, false),
+        ];
         assert_eq!(forms, expected);
         assert_eq!(found.iter().nth(1).unwrap().children.iter().count(), 1);
     }

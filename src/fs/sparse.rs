@@ -16,7 +16,7 @@ use rustix::{
 use crate::fs::{File, fault};
 
 /// Reads a file from start to end; a hole reads as zeros.
-pub struct Sparse<'f> {
+pub struct SparseReader<'f> {
     file: &'f File,
     position: u64,
     /// Start of the next data, if `position` is in a hole.
@@ -25,7 +25,7 @@ pub struct Sparse<'f> {
     data_end: u64,
 }
 
-impl<'f> Sparse<'f> {
+impl<'f> SparseReader<'f> {
     pub fn new(file: &'f File) -> Self {
         Self { file, position: 0, data_start: 0, data_end: 0 }
     }
@@ -44,7 +44,7 @@ impl<'f> Sparse<'f> {
     }
 }
 
-impl Read for Sparse<'_> {
+impl Read for SparseReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count_until =
             |end: u64, position: u64| usize::try_from(end - position).unwrap_or(usize::MAX).min(buffer.len());
@@ -90,7 +90,7 @@ mod tests {
                 }
                 let file = root.open_file(&path).unwrap();
                 let mut found = Vec::new();
-                Sparse::new(&file).read_to_end(&mut found).unwrap();
+                SparseReader::new(&file).read_to_end(&mut found).unwrap();
                 assert!(found == root.read(&path).unwrap(), "{islands:?} of {length}");
             }
         }

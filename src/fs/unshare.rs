@@ -6,7 +6,7 @@ use rustix::fs::{self, AtFlags};
 
 use crate::{
     error::{Error, Kind, Result, WithContext},
-    fs::{Dir, File, Mode, Stamp, Sync},
+    fs::{Dir, File, FileStat, Mode, Sync},
     path::escape_bytes,
 };
 
@@ -22,15 +22,15 @@ impl Dir {
 
     /// Replaces the file `name` with a copy of `from`, sharing blocks where the file system can. If the file
     /// is no longer as in `before`, it is kept and the result is a conflict.
-    pub fn make_private(&self, name: &[u8], before: &Stamp, mut from: File, mode: Mode) -> Result<()> {
+    pub fn unshare(&self, name: &[u8], before: &FileStat, mut from: File, mode: Mode) -> Result<()> {
         let context = || format!("cannot copy `{}`", escape_bytes(name));
         let mut temp = self.create(mode.bits())?;
-        if !temp.share(&from) {
+        if !temp.reflink_from(&from) {
             from.rewind()
                 .and_then(|()| io::copy(&mut BufReader::with_capacity(BUFFER_SIZE, from), &mut temp))
                 .context(context)?;
         }
-        if self.stamp(name)?.as_ref() != Some(before) {
+        if self.stat(name)?.as_ref() != Some(before) {
             let error = Error::new(
                 Kind::Conflict,
                 format!("`{}` changed while it was being copied", escape_bytes(name)),

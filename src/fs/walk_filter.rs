@@ -7,24 +7,24 @@ use crate::{
 };
 
 /// Filter that a walk calls for every folder.
-pub trait Sieve: Sync {
+pub trait WalkFilter: Sync {
     /// Removes the names in a folder that the walk is to leave out.
-    fn sift(&self, _dir: &Dir, _names: &mut Vec<(Vec<u8>, FileType)>) -> Result<()> {
+    fn filter(&self, _dir: &Dir, _names: &mut Vec<(Vec<u8>, FileType)>) -> Result<()> {
         Ok(())
     }
 
     /// Returns true if a folder is listed although the filter left out everything in it.
-    fn shows_emptied(&self, _folder: &RepoPath) -> Result<bool> {
+    fn lists_emptied(&self, _folder: &RepoPath) -> Result<bool> {
         Ok(true)
     }
 
     /// Handles an entry that cannot be read: `Ok` leaves it out, an error ends the walk.
-    fn trouble(&self, _path: &RepoPath, error: Error) -> Result<()> {
+    fn on_error(&self, _path: &RepoPath, error: Error) -> Result<()> {
         Err(error)
     }
 }
 
 /// Filter that leaves out nothing.
-pub struct Everything;
+pub struct NoFilter;
 
-impl Sieve for Everything {}
+impl WalkFilter for NoFilter {}

@@ -30,7 +30,7 @@ impl Git {
         }
         text.extend_from_slice(&line);
         text.push(b'\n');
-        workspace.write(&file, &text, Sync::Yes)?;
+        workspace.write(&file, &text, Sync::Now)?;
         Ok(Some(file))
     }
 }
@@ -52,7 +52,7 @@ impl Git {
         } else if kept.is_empty() {
             workspace.remove(&file)
         } else {
-            workspace.write(&file, &kept, Sync::Yes)
+            workspace.write(&file, &kept, Sync::Now)
         }
     }
 }

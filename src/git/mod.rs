@@ -91,7 +91,7 @@ impl Git {
             Error::usage("this Git repository is bare: it has no files to work with")
                 .hint("use a clone with a worktree")
         })?;
-        let root = fs::canonical(&root).unwrap_or(root);
+        let root = fs::canonicalize(&root).unwrap_or(root);
         Ok(Self { repo, root })
     }
 
@@ -100,7 +100,7 @@ impl Git {
     /// never applied to the files of another.
     pub fn here(start: &Path) -> Result<Self> {
         let found = Self::discover(start)?;
-        if fs::canonical(start).is_some_and(|it| !it.starts_with(&found.root)) {
+        if fs::canonicalize(start).is_some_and(|it| !it.starts_with(&found.root)) {
             let message = format!(
                 "`{}` is not in the worktree of its repository, which is `{}`",
                 start.display(),
@@ -110,7 +110,7 @@ impl Git {
                 .hint("change to that folder, or check `GIT_WORK_TREE` and `git config core.worktree`"));
         }
         let git_dir = std::env::var_os("GIT_DIR").map(PathBuf::from);
-        if git_dir.as_ref().is_some_and(|dir| fs::canonical(dir).as_ref() != Some(&found.worktree_dir())) {
+        if git_dir.as_ref().is_some_and(|dir| fs::canonicalize(dir).as_ref() != Some(&found.worktree_dir())) {
             let git_dir = git_dir.unwrap_or_default();
             let message = format!(
                 "`GIT_DIR` is `{}`, but the repository here is `{}`",
@@ -129,12 +129,12 @@ impl Git {
 
     /// Returns the Git folder that all linked worktrees share.
     pub fn common_dir(&self) -> PathBuf {
-        fs::canonical(self.repo.common_dir()).unwrap_or_else(|| self.repo.common_dir().to_owned())
+        fs::canonicalize(self.repo.common_dir()).unwrap_or_else(|| self.repo.common_dir().to_owned())
     }
 
     /// Returns the Git folder of this worktree alone.
     pub fn worktree_dir(&self) -> PathBuf {
-        fs::canonical(self.repo.git_dir()).unwrap_or_else(|| self.repo.git_dir().to_owned())
+        fs::canonicalize(self.repo.git_dir()).unwrap_or_else(|| self.repo.git_dir().to_owned())
     }
 
     /// Returns true unless `core.fileMode` is false: Git sets that when it creates a repository on a file

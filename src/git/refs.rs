@@ -99,7 +99,7 @@ impl Git {
     /// unfinished rebases, and reflog entries of the last `recent` seconds.
     pub fn names(&self, recent: i64) -> Result<Vec<Name>> {
         let mut found = BTreeSet::new();
-        let since = fs::tick() / 1_000_000_000 - recent;
+        let since = fs::coarse_now() / 1_000_000_000 - recent;
         for repo in self.repositories()? {
             let prefix = if repo.git_dir() == repo.common_dir() {
                 String::new()
@@ -120,7 +120,7 @@ impl Git {
                 }
             }
             for file in SEQUENCER_FILES {
-                let text = fs::read_outside(&repo.git_dir().join(file)).unwrap_or_default();
+                let text = fs::read_user_file(&repo.git_dir().join(file)).unwrap_or_default();
                 let words = text.split(u8::is_ascii_whitespace);
                 // The list of cherry-picks has abbreviated ids.
                 let is_id = |word: &&[u8]| word.len() >= MIN_ABBREV && word.iter().all(u8::is_ascii_hexdigit);
@@ -164,7 +164,7 @@ impl Git {
                 let path = RepoPath::from_bytes(entry.path(&index).as_bytes()).ok()?;
                 Some((path, BlobId::new(entry.id)))
             });
-            let folder = fs::canonical(repo.git_dir()).unwrap_or_else(|| repo.git_dir().to_owned());
+            let folder = fs::canonicalize(repo.git_dir()).unwrap_or_else(|| repo.git_dir().to_owned());
             let (root, away) = if exists { (root, None) } else { (None, root) };
             worktrees.push(Worktree { staged: staged.collect(), root, away, folder });
         }

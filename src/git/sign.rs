@@ -161,7 +161,8 @@ struct ScratchFile<'s> {
 
 impl<'s> ScratchFile<'s> {
     fn new(root: &'s Root, name: &str, bytes: &[u8]) -> Result<Self> {
-        let path = RepoPath::from_text(&format!("tmp/{name}-{}-{}", std::process::id(), crate::fs::tick()))?;
+        let path =
+            RepoPath::from_text(&format!("tmp/{name}-{}-{}", std::process::id(), crate::fs::coarse_now()))?;
         root.write_mode(&path, bytes, Sync::Later, 0o600)?;
         Ok(Self { root, path })
     }

@@ -110,7 +110,7 @@ impl Git {
         let lock_files = edits.iter().map(lock_file).collect::<Result<Vec<_>>>()?;
         for attempt in 0.. {
             let locked =
-                lock_files.iter().filter(|file| matches!(root.stamp(file), Ok(Some(_)))).collect::<Vec<_>>();
+                lock_files.iter().filter(|file| matches!(root.stat(file), Ok(Some(_)))).collect::<Vec<_>>();
             match self.repo.edit_references(edits.to_vec()) {
                 Ok(_) => return Ok(()),
                 Err(_) if attempt < MAX_RETRIES && !locked.is_empty() => std::thread::sleep(RETRY_INTERVAL),

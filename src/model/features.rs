@@ -137,7 +137,7 @@ impl Extractor<'_> {
                 &places.folder.on_disk(self.repo.root()),
                 self.repo.root(),
             )?;
-            let file = self.repo.files.read_if_there(&path)?.ok_or_else(|| {
+            let file = self.repo.files.read_if_exists(&path)?.ok_or_else(|| {
                 Error::not_found(format!("the backbone `{path}` does not exist"))
                     .hint("get it with `mlx pull`, or correct `backbone.file` in `params.toml`")
             })?;
@@ -248,7 +248,7 @@ struct Cache<'c> {
 impl<'c> Cache<'c> {
     fn load(root: &'c Root, key: &Digest) -> Result<Self> {
         let path = RepoPath::from_text(&format!("features/{}", key.hex()))?;
-        let bytes = root.read_if_there(&path)?.unwrap_or_default();
+        let bytes = root.read_if_exists(&path)?.unwrap_or_default();
         let mut rows = BTreeMap::new();
         let mut rest = &bytes[..];
         while let Some((digest, row, after)) = parse(rest) {
@@ -274,7 +274,7 @@ impl<'c> Cache<'c> {
             let checksum = Digest::of(&out[start..]);
             out.extend_from_slice(&checksum.bytes()[..8]);
         }
-        let mut file = self.root.append(&self.path)?;
+        let mut file = self.root.open_append(&self.path)?;
         file.write_all(&out).context(|| "cannot write the feature cache".into())?;
         self.rows.extend(rows);
         Ok(())

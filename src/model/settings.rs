@@ -95,7 +95,7 @@ impl Default for Backbone {
 
 /// Reads one table of the parameter file at `path`.
 pub fn read<T: DeserializeOwned>(files: &Root, path: &RepoPath, table: &str) -> Result<T> {
-    let bytes = files.read_if_there(path)?.ok_or_else(|| {
+    let bytes = files.read_if_exists(path)?.ok_or_else(|| {
         Error::not_found(format!("the parameter file `{path}` does not exist"))
             .hint("create one with `mlx init --template pets`")
     })?;

@@ -25,8 +25,8 @@ pub fn check(pipeline: &Pipeline<'_, '_>, order: &[String]) -> Result<()> {
             }
         }
         for out in &stage.outputs {
-            let doing = || format!("the stage `{name}` cannot write its output `{}`", out.path);
-            files.stamp(&out.path).context(doing)?;
+            let context = || format!("the stage `{name}` cannot write its output `{}`", out.path);
+            files.stat(&out.path).context(context)?;
             check_output_path(pipeline, name, &out.path)?;
             // An output committed to Git may be a tracked file itself. A folder may not: rewriting it would
             // remove other tracked files.

@@ -42,7 +42,7 @@ impl Pipeline<'_, '_> {
                 continue;
             }
             let content = match self.workspace.look(path, &Silent)? {
-                Some(node) if node.kind == EntryKind::Link => return Err(link_error(name, path)),
+                Some(node) if node.kind == EntryKind::LinkKind => return Err(link_error(name, path)),
                 Some(node) => node.content(),
                 None => {
                     inputs.absent.insert(path.clone());

@@ -29,7 +29,7 @@ impl Pipeline<'_, '_> {
 
     /// Returns true if a run of the stage was started and has not finished.
     pub(super) fn has_running_marker(&self, name: &str) -> Result<bool> {
-        Ok(self.repo().private.stamp(&self.running_marker(name)?)?.is_some())
+        Ok(self.repo().private.stat(&self.running_marker(name)?)?.is_some())
     }
 
     /// Quarantines the partial outputs of a killed run and restores the recorded ones.
@@ -66,7 +66,7 @@ impl Pipeline<'_, '_> {
         ))?;
         let mut moved = Vec::new();
         for out in &stage.outputs {
-            if repo.files.stamp(&out.path)?.is_some() {
+            if repo.files.stat(&out.path)?.is_some() {
                 let renamed = repo.files.rename_to(&out.path, &repo.private, &folder.join_path(&out.path)?);
                 if renamed.is_ok() {
                     moved.push(format!("`{}`", out.path));

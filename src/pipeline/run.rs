@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use crate::{
     digest::Digest,
     error::{Error, Kind, Result, WithContext},
-    fs::{Form, Sync, lock},
+    fs::{FileKind, Sync, lock},
     path::RepoPath,
     pipeline::{
         Pipeline, Stage, StageRecord,
@@ -146,7 +146,7 @@ impl Pipeline<'_, '_> {
         }
         self.save_edits(name, stage, progress)?;
         let private = &self.repo().private;
-        private.write(&self.running_marker(name)?, stage.command.as_bytes(), Sync::Yes)?;
+        private.write(&self.running_marker(name)?, stage.command.as_bytes(), Sync::Now)?;
         let outputs = self
             .execute(name, stage, progress)
             .and_then(|()| self.store_outputs(name, stage, &examination.inputs, progress));
@@ -176,7 +176,7 @@ impl Pipeline<'_, '_> {
         let repo = self.repo();
         for out in &stage.outputs {
             repo.files.remove(&out.path)?;
-            repo.files.make_dir(&out.path.parent().unwrap_or_default())?;
+            repo.files.create_dir(&out.path.parent().unwrap_or_default())?;
         }
         let log = RepoPath::from_text(&format!(
             "logs/{name}-{}-{}.log",
@@ -229,7 +229,8 @@ impl Pipeline<'_, '_> {
         }
         let mut outputs = run_cache::Outputs::new();
         for out in &stage.outputs {
-            if self.workspace.repo.files.stamp(&out.path)?.is_some_and(|stat| stat.form == Form::Link) {
+            if self.workspace.repo.files.stat(&out.path)?.is_some_and(|stat| stat.kind == FileKind::LinkKind)
+            {
                 return Err(link_error(name, &out.path));
             }
             let stored = self.workspace.store_output(&out.path, progress)?.ok_or_else(|| {
@@ -270,7 +271,7 @@ impl Pipeline<'_, '_> {
         for out in &stage.outputs {
             let _lock = self.repo().lock()?;
             let (git, files) = (&self.repo().git, &self.repo().files);
-            files.dir(&out.path.parent().unwrap_or_default())?.sweep()?;
+            files.dir(&out.path.parent().unwrap_or_default())?.remove_stale_temp_files()?;
             if out.role.in_git() {
                 git.unignore(files, &out.path)?;
             } else {
@@ -284,16 +285,16 @@ impl Pipeline<'_, '_> {
     /// of other stages does not change.
     pub(super) fn write_record(&self, name: &str, record: StageRecord) -> Result<()> {
         let _lock = self.repo().lock()?;
-        self.repo().files.dir(&self.folder)?.sweep()?;
+        self.repo().files.dir(&self.folder)?.remove_stale_temp_files()?;
         let mut lock = self.read_lockfile()?;
         let before = lock.to_toml();
         lock.set(name, record);
         lock.retain(&|stage| self.manifest.stages.contains_key(stage));
         let path = self.lockfile_path()?;
         let text = lock.to_toml();
-        if text == before && self.repo().files.stamp(&path)?.is_some() {
+        if text == before && self.repo().files.stat(&path)?.is_some() {
             return Ok(());
         }
-        self.repo().files.write(&path, text.as_bytes(), Sync::Yes)
+        self.repo().files.write(&path, text.as_bytes(), Sync::Now)
     }
 }

@@ -69,7 +69,7 @@ fn copy_output(child: &mut Child, job: &Job<'_>, progress: &dyn Progress) -> Res
     let mut streams: Vec<Box<dyn std::io::Read + Send>> = Vec::new();
     streams.extend(child.stdout.take().map(|it| Box::new(it) as _));
     streams.extend(child.stderr.take().map(|it| Box::new(it) as _));
-    let logs = streams.iter().map(|_| job.private.append(job.log)).collect::<Result<Vec<_>>>()?;
+    let logs = streams.iter().map(|_| job.private.open_append(job.log)).collect::<Result<Vec<_>>>()?;
     thread::scope(|scope| {
         for (mut stream, mut log) in streams.into_iter().zip(logs) {
             scope.spawn(move || {

@@ -79,7 +79,7 @@ fn open_folder(path: &str, access: Access) -> Result<Backend> {
     let text = path.to_str().ok_or_else(|| Error::usage("the path of a remote folder must be UTF-8"))?;
     let mut builder = services::Fs::default().root(text);
     if access == Access::Write {
-        root.make_dir(&RepoPath::from_text("v1/tmp")?)?;
+        root.create_dir(&RepoPath::from_text("v1/tmp")?)?;
         builder = builder.atomic_write_dir(&format!("{text}/v1/tmp"));
     }
     Ok(Backend {

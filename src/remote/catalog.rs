@@ -34,7 +34,7 @@ impl Catalog {
         let mut indexes = BTreeMap::new();
         let mut missing = Vec::new();
         for name in names {
-            let known = root.read_if_there(&folder.join(name.hex().as_bytes())?)?;
+            let known = root.read_if_exists(&folder.join(name.hex().as_bytes())?)?;
             match known.and_then(|bytes| Index::parse(bytes).ok()) {
                 Some(index) => drop(indexes.insert(name, index)),
                 None => missing.push(name),

@@ -35,7 +35,7 @@ const ROUND_SIZE: u64 = 64 << 20;
 pub enum Depth {
     /// Only the pages of folders: enough to compare and plan.
     Trees,
-    Everything,
+    NoFilter,
 }
 
 /// Counts of a fetch.
@@ -73,7 +73,7 @@ pub fn fetch(
     progress: &dyn Progress,
 ) -> Result<Fetched> {
     let missing = |want: &&(RepoPath, crate::pointer::Content)| {
-        depth == Depth::Everything || want.1.kind == ContentKind::Tree
+        depth == Depth::NoFilter || want.1.kind == ContentKind::Tree
     };
     if wants.contents.iter().filter(missing).count() == 0 && wants.runs.is_empty() {
         return Ok(Fetched::default());
@@ -82,7 +82,7 @@ pub fn fetch(
     let mut fetcher =
         Fetcher { repo, remote, catalog, progress, stats: Fetched::default(), absent: Vec::new() };
     let contents = fetcher.fetch_trees(wants)?;
-    if depth == Depth::Everything {
+    if depth == Depth::NoFilter {
         fetcher.fetch_contents(contents)?;
         fetcher.fetch_runs(&wants.runs)?;
     }
@@ -203,7 +203,7 @@ impl Fetcher<'_> {
             return Ok(());
         }
         let present = intact_chunks(root, &part, &list)?;
-        let mut file = root.append(&part)?;
+        let mut file = root.open_append(&part)?;
         for batch in list[present..].chunks(PARALLEL) {
             let mut found = Vec::new();
             for chunk in batch {
@@ -283,7 +283,7 @@ fn read_page(
 
 /// Counts the intact chunks at the start of a partial file and truncates it after them.
 fn intact_chunks(root: &crate::fs::Root, part: &RepoPath, list: &[chunks::Chunk]) -> Result<usize> {
-    if root.stamp(part)?.is_none() {
+    if root.stat(part)?.is_none() {
         return Ok(0);
     }
     let file = root.open_file(part)?;
@@ -297,7 +297,7 @@ fn intact_chunks(root: &crate::fs::Root, part: &RepoPath, list: &[chunks::Chunk]
         count += 1;
         length += chunk.length;
     }
-    root.append(part)?.set_len(length).context(|| format!("cannot truncate `{part}`"))?;
+    root.open_append(part)?.set_len(length).context(|| format!("cannot truncate `{part}`"))?;
     Ok(count)
 }
 

@@ -68,12 +68,12 @@ impl<'u> PackUploader<'u> {
 
     /// Queues an object that the remote lacks; sends packs as they fill.
     pub fn put(&mut self, kind: Kind, digest: Digest, bytes: &[u8]) -> Result<()> {
-        let doing = || "cannot write a pack".to_owned();
+        let context = || "cannot write a pack".to_owned();
         let pack = match &mut self.current {
             Some(pack) => pack,
-            None => self.current.insert(PackWriter::new(Vec::new()).context(doing)?),
+            None => self.current.insert(PackWriter::new(Vec::new()).context(context)?),
         };
-        pack.put(kind, digest, bytes).context(doing)?;
+        pack.put(kind, digest, bytes).context(context)?;
         let full = pack.len() >= PACK_SIZE;
         self.queued.insert((digest, kind));
         self.sent.objects += 1;

@@ -7,7 +7,7 @@ use toml_edit::{DocumentMut, Item, Table, value};
 use crate::{
     document,
     error::{Error, Kind, Result},
-    fs::{Link, Root, Sync},
+    fs::{LinkKind, Root, Sync},
     path::RepoPath,
     repo::user_dir,
 };
@@ -85,8 +85,10 @@ impl Config {
     }
 
     /// Returns the ways to place files in the workspace, in order of preference.
-    pub fn links(&self) -> Result<Vec<Link>> {
-        let Some((text, _)) = self.get("cache.link") else { return Ok(vec![Link::Reflink, Link::Copy]) };
+    pub fn links(&self) -> Result<Vec<LinkKind>> {
+        let Some((text, _)) = self.get("cache.link") else {
+            return Ok(vec![LinkKind::Reflink, LinkKind::Copy]);
+        };
         text.split(',').map(|it| it.trim().parse()).collect()
     }
 
@@ -178,7 +180,7 @@ pub fn write(folder: &Root, layer: Layer, settings: &[(String, Option<String>)])
     root.write_mode(
         &path,
         doc.to_string().as_bytes(),
-        Sync::Yes,
+        Sync::Now,
         if layer == Layer::Repo { 0o666 } else { 0o600 },
     )
 }

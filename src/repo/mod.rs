@@ -53,7 +53,7 @@ impl Repo {
 
     fn open(git: Git) -> Result<Self> {
         let files = Root::open(git.root())?;
-        let Some(folder) = files.own(FOLDER, false)? else {
+        let Some(folder) = files.open_own_folder(FOLDER, false)? else {
             let error = Error::not_found(format!("`{}` is not set up for mlx", git.root().display()));
             return Err(error.hint("run `mlx init` there"));
         };
@@ -63,7 +63,7 @@ impl Repo {
         let store = match config.cache_dir()? {
             Some(dir) => {
                 let clone = store::Sharer { id: clone_id(&git), memory: Root::open(shared.path())? };
-                Store::open(Root::create(&dir)?.shared()?)?.shared_by(clone)
+                Store::open(Root::create(&dir)?.with_group_access()?)?.shared_by(clone)
             }
             None => Store::open(Root::open(shared.path())?)?,
         };
@@ -79,11 +79,11 @@ impl Repo {
     pub fn init(start: &Path) -> Result<Self> {
         let git = Git::here(start)?;
         let files = Root::open(git.root())?;
-        let folder = files.own(FOLDER, true)?.expect("the folder was just created");
+        let folder = files.open_own_folder(FOLDER, true)?.expect("the folder was just created");
         for (name, text) in [("config.toml", CONFIG), (".gitignore", IGNORE)] {
             let path = RepoPath::from_text(name)?;
-            if folder.stamp(&path)?.is_none() {
-                folder.write(&path, text.as_bytes(), Sync::Yes)?;
+            if folder.stat(&path)?.is_none() {
+                folder.write(&path, text.as_bytes(), Sync::Now)?;
             }
         }
         Self::open(Git::here(start)?)
@@ -97,7 +97,7 @@ impl Repo {
     /// Opens the folder `.mlx/`.
     pub fn folder(&self) -> Result<Root> {
         self.files
-            .own(FOLDER, false)?
+            .open_own_folder(FOLDER, false)?
             .ok_or_else(|| Error::not_found("`.mlx` does not exist").hint("run `mlx init`"))
     }
 
@@ -108,7 +108,7 @@ impl Repo {
 
     /// As [`Repo::lock`], and reports the process it waits for.
     pub fn lock_telling(&self, progress: &dyn Progress) -> Result<Lock> {
-        fs::lock_telling(&self.shared, &RepoPath::from_text("lock")?, progress)
+        fs::lock_with_progress(&self.shared, &RepoPath::from_text("lock")?, progress)
     }
 
     /// Takes the lock unless another process holds it: for work that may be skipped.
@@ -118,7 +118,7 @@ impl Repo {
 
     /// Reads the pointer of a path that had one: a file that is not a pointer is an error.
     pub fn strict_pointer(&self, path: &RepoPath) -> Result<Option<Pointer>> {
-        let bytes = self.files.read_start(&path.with_suffix(SUFFIX), READ_LIMIT)?;
+        let bytes = self.files.read_prefix(&path.with_suffix(SUFFIX), READ_LIMIT)?;
         bytes.map(|bytes| Pointer::parse(path.clone(), &bytes)).transpose()
     }
 
@@ -128,7 +128,7 @@ impl Repo {
         if path.is_root() {
             return Ok(None);
         }
-        match self.files.read_start(&path.with_suffix(SUFFIX), READ_LIMIT)? {
+        match self.files.read_prefix(&path.with_suffix(SUFFIX), READ_LIMIT)? {
             Some(bytes) if Pointer::looks_like_pointer(&bytes) => {
                 Pointer::parse(path.clone(), &bytes).map(Some)
             }
@@ -138,7 +138,7 @@ impl Repo {
 
     /// Refuses to replace a pointer that a newer mlx wrote; a damaged one may be replaced.
     pub fn check_replaceable(&self, path: &RepoPath) -> Result<()> {
-        match self.files.read_start(&path.with_suffix(SUFFIX), READ_LIMIT)? {
+        match self.files.read_prefix(&path.with_suffix(SUFFIX), READ_LIMIT)? {
             Some(bytes) if Pointer::looks_like_pointer(&bytes) => Pointer::check_format(path, &bytes),
             _ => Ok(()),
         }
@@ -147,12 +147,12 @@ impl Repo {
     /// Writes a pointer file and returns true, unless the bytes on disk are the same; also removes temporary
     /// files that a killed process left beside it.
     pub fn write_pointer(&self, pointer: &Pointer) -> Result<bool> {
-        self.files.dir(&pointer.path.parent().unwrap_or_default())?.sweep()?;
+        self.files.dir(&pointer.path.parent().unwrap_or_default())?.remove_stale_temp_files()?;
         let text = pointer.to_toml().into_bytes();
-        if self.files.read_start(&pointer.file(), READ_LIMIT)?.as_deref() == Some(&text[..]) {
+        if self.files.read_prefix(&pointer.file(), READ_LIMIT)?.as_deref() == Some(&text[..]) {
             return Ok(false);
         }
-        self.files.write(&pointer.file(), &text, Sync::Yes).map(|()| true)
+        self.files.write(&pointer.file(), &text, Sync::Now).map(|()| true)
     }
 
     /// Converts a path that the user typed in `cwd`.
@@ -164,7 +164,7 @@ impl Repo {
         // The path may lead into the repository through a link.
         let real = || {
             let typed = cwd.join(typed);
-            Some(fs::canonical(typed.parent()?)?.join(typed.file_name()?))
+            Some(fs::canonicalize(typed.parent()?)?.join(typed.file_name()?))
         };
         real().map_or(parsed, |path| RepoPath::parse(path.as_os_str(), cwd, self.root()))
     }

@@ -34,7 +34,7 @@ impl RemoteConfig {
         if !text.lines().any(|it| it == self.trust_entry()) {
             text.push_str(&self.trust_entry());
             text.push('\n');
-            user_root()?.write_mode(&RepoPath::from_text(FILE)?, text.as_bytes(), Sync::Yes, 0o600)?;
+            user_root()?.write_mode(&RepoPath::from_text(FILE)?, text.as_bytes(), Sync::Now, 0o600)?;
         }
         Ok(())
     }
@@ -56,6 +56,6 @@ fn user_root() -> Result<Root> {
 
 fn read_trusted() -> Result<String> {
     let Some(dir) = user_dir().filter(|dir| crate::fs::is_dir(dir)) else { return Ok(String::new()) };
-    let bytes = Root::open(&dir)?.read_if_there(&RepoPath::from_text(FILE)?)?.unwrap_or_default();
+    let bytes = Root::open(&dir)?.read_if_exists(&RepoPath::from_text(FILE)?)?.unwrap_or_default();
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use crate::{
     digest::Digest,
     error::Result,
-    fs::{FileType, Stamp},
+    fs::{FileStat, FileType},
     path::RepoPath,
     store::{Kind, Packed, Store, file_path},
 };
@@ -74,7 +74,7 @@ impl Store {
     /// Returns the sizes of the files in quarantine, in bytes.
     pub fn quarantined_sizes(&self) -> Result<Vec<u64>> {
         let Some(dir) = self.dir_if_exists("quarantine")? else { return Ok(Vec::new()) };
-        let size = |name: &[u8]| Ok(dir.stamp(name)?.map_or(0, |it| it.size));
+        let size = |name: &[u8]| Ok(dir.stat(name)?.map_or(0, |it| it.size));
         let sizes = dir.names()?.into_iter().map(|(name, _)| size(&name));
         sizes.collect()
     }
@@ -96,9 +96,9 @@ impl Store {
             let size = index.size + pack.size;
             inventory.packs.push(PackFile { name: *name, size, mtime: pack.mtime, packed });
         }
-        for (name, stamp) in packs.iter().filter(|it| !indexes.contains_key(it.0)) {
+        for (name, stat) in packs.iter().filter(|it| !indexes.contains_key(it.0)) {
             let path = file_path("packs", &name.hex(), ".pack")?;
-            let Stamp { size, mtime, .. } = *stamp;
+            let FileStat { size, mtime, .. } = *stat;
             inventory.orphans.push(OrphanFile { path, pack: Some(*name), size, mtime, owner_ended: false });
             inventory.recovered.extend(self.packs().get(name).map(|it| (*name, Arc::clone(it))));
         }
@@ -127,7 +127,7 @@ impl Store {
     }
 
     /// Returns the index files and the pack files, by pack name.
-    pub(super) fn pack_files(&self) -> Result<(BTreeMap<Digest, Stamp>, BTreeMap<Digest, Stamp>)> {
+    pub(super) fn pack_files(&self) -> Result<(BTreeMap<Digest, FileStat>, BTreeMap<Digest, FileStat>)> {
         let (mut indexes, mut packs) = (BTreeMap::new(), BTreeMap::new());
         let Some(dir) = self.dir_if_exists("packs")? else { return Ok((indexes, packs)) };
         for (file, _) in dir.names()? {
@@ -135,10 +135,10 @@ impl Store {
             else {
                 continue;
             };
-            let (Ok(name), Some(stamp)) = (Digest::from_hex(hex), dir.stamp(&file)?) else { continue };
+            let (Ok(name), Some(stat)) = (Digest::from_hex(hex), dir.stat(&file)?) else { continue };
             match ending {
-                "idx" => drop(indexes.insert(name, stamp)),
-                "pack" => drop(packs.insert(name, stamp)),
+                "idx" => drop(indexes.insert(name, stat)),
+                "pack" => drop(packs.insert(name, stat)),
                 _ => {}
             }
         }
@@ -151,8 +151,8 @@ impl Store {
         let names = dir.names()?;
         let file = |(name, _): &(Vec<u8>, FileType)| -> Result<Option<StoredFile>> {
             let digest = std::str::from_utf8(name).ok().and_then(|it| Digest::from_hex(it).ok());
-            let (Some(digest), Some(stamp)) = (digest, dir.stamp(name)?) else { return Ok(None) };
-            Ok(Some(StoredFile { digest, size: stamp.size, mtime: stamp.mtime }))
+            let (Some(digest), Some(stat)) = (digest, dir.stat(name)?) else { return Ok(None) };
+            Ok(Some(StoredFile { digest, size: stat.size, mtime: stat.mtime }))
         };
         names.par_iter().filter_map(|entry| file(entry).transpose()).collect()
     }
@@ -161,14 +161,14 @@ impl Store {
     fn find_temp_files(&self, folder: &str, found: &mut Vec<OrphanFile>) -> Result<()> {
         let top = RepoPath::from_text(folder)?;
         let Some(dir) = self.dir_if_exists(folder)? else { return Ok(()) };
-        for name in dir.leavings()? {
-            let Some(stamp) = dir.stamp(&name)? else { continue };
+        for name in dir.stale_temp_files()? {
+            let Some(stat) = dir.stat(&name)? else { continue };
             let path = top.join(&name)?;
             found.push(OrphanFile {
                 path,
                 pack: None,
-                size: stamp.size,
-                mtime: stamp.mtime,
+                size: stat.size,
+                mtime: stat.mtime,
                 owner_ended: true,
             });
         }
@@ -178,7 +178,7 @@ impl Store {
     /// Finds large files that were fetched in part, and their locks, unless a process is fetching them now.
     fn find_partial_downloads(&self, found: &mut Vec<OrphanFile>) -> Result<()> {
         let top = RepoPath::from_text("incoming")?;
-        if self.root.stamp(&top)?.is_none() {
+        if self.root.stat(&top)?.is_none() {
             return Ok(());
         }
         let dir = self.root.dir(&top)?;
@@ -189,16 +189,16 @@ impl Store {
                 continue;
             }
             let guard = top.join(hex)?.with_suffix(".lock");
-            if names.contains(guard.name()) && crate::fs::is_held(&self.root, &guard).unwrap_or(true) {
+            if names.contains(guard.name()) && crate::fs::is_locked(&self.root, &guard).unwrap_or(true) {
                 continue;
             }
-            let Some(stamp) = dir.stamp(name)? else { continue };
+            let Some(stat) = dir.stat(name)? else { continue };
             let path = top.join(name)?;
             found.push(OrphanFile {
                 path,
                 pack: None,
-                size: stamp.size,
-                mtime: stamp.mtime,
+                size: stat.size,
+                mtime: stat.mtime,
                 owner_ended: false,
             });
         }

@@ -6,7 +6,7 @@ use std::io::{self, Read as _};
 use crate::{
     digest::{Digest, Hasher},
     error::{Error, Kind, Result, WithContext},
-    fs::{self, Dir, File, Link, Mode, Sparse, Stamp, Sync, place as place_link},
+    fs::{self, Dir, File, FileStat, LinkKind, Mode, SparseReader, Sync, link_into as place_link},
     path::RepoPath,
     store::{Store, file_path},
 };
@@ -25,7 +25,7 @@ impl Store {
     /// Returns the large file of this digest, if it is stored.
     pub fn large(&self, digest: &Digest) -> Option<LargeFile<'_>> {
         let path = file_path("objects", &digest.hex(), "").ok()?;
-        self.root.stamp(&path).ok()??;
+        self.root.stat(&path).ok()??;
         Some(LargeFile { store: self, digest: *digest, path })
     }
 
@@ -46,15 +46,18 @@ impl Store {
     /// If `accept` rejects the file after it was read, nothing is stored.
     pub fn put_large(&self, file: &File, accept: &dyn Fn(&File, u64) -> Result<()>) -> Result<(Digest, u64)> {
         let dir = self.dir("objects")?;
-        dir.sweep()?;
-        let mut temp = dir.create(READ_ONLY)?.held();
-        let copied =
-            if temp.share(file) { copy(&temp.reread()?, &mut io::sink()) } else { copy(file, &mut temp) };
+        dir.remove_stale_temp_files()?;
+        let mut temp = dir.create(READ_ONLY)?.locked();
+        let copied = if temp.reflink_from(file) {
+            copy(&temp.reopen()?, &mut io::sink())
+        } else {
+            copy(file, &mut temp)
+        };
         let (digest, size) = copied.context(|| "cannot store a large file".into())?;
         accept(file, size)?;
         if !self.lean_on(&digest) {
             self.pin_new(digest)?;
-            temp.publish(digest.hex().as_bytes(), Sync::Yes)?;
+            temp.publish(digest.hex().as_bytes(), Sync::Now)?;
             self.clear_damaged(&digest)?;
             self.mark_just_stored(&digest);
         }
@@ -88,9 +91,9 @@ impl LargeFile<'_> {
     }
 
     /// Returns its stat data: if they change, the content may no longer match its digest.
-    pub fn stamp(&self) -> Result<Stamp> {
+    pub fn stat(&self) -> Result<FileStat> {
         let gone = || Error::not_found(format!("the object {} was removed", self.digest));
-        self.store.root.stamp(&self.path)?.ok_or_else(gone)
+        self.store.root.stat(&self.path)?.ok_or_else(gone)
     }
 
     pub fn open(&self) -> Result<File> {
@@ -116,15 +119,15 @@ impl LargeFile<'_> {
         if self.store.is_verified(&self.digest)? {
             return Ok(());
         }
-        let tick = fs::tick();
+        let tick = fs::coarse_now();
         self.verify()?;
         self.store.mark_verified(&self.digest, tick)
     }
 
     /// Links or copies the file to `name` in `dir`, after checking its digest; uses the first of `links` that
     /// works, or a copy.
-    pub fn place(&self, dir: &Dir, name: &[u8], mode: Mode, links: &[Link]) -> Result<Link> {
-        if links.iter().any(|&it| it != Link::Copy) {
+    pub fn place(&self, dir: &Dir, name: &[u8], mode: Mode, links: &[LinkKind]) -> Result<LinkKind> {
+        if links.iter().any(|&it| it != LinkKind::Copy) {
             self.ensure_verified()?;
             if let Some(link) = place_link(&self.store.root, &self.path, dir, name, mode, links)? {
                 return Ok(link);
@@ -137,13 +140,13 @@ impl LargeFile<'_> {
             return Err(self.store.damage(&self.digest));
         }
         temp.publish(name, Sync::Later)?;
-        Ok(Link::Copy)
+        Ok(LinkKind::Copy)
     }
 }
 
 /// Copies and hashes a file in one pass, in constant memory.
 fn copy(from: &File, to: &mut dyn io::Write) -> io::Result<(Digest, u64)> {
-    let mut from = Sparse::new(from);
+    let mut from = SparseReader::new(from);
     let mut buffer = vec![0; BUFFER_SIZE];
     let (mut hasher, mut size) = (Hasher::default(), 0);
     loop {

@@ -64,9 +64,9 @@ impl Lease {
     fn create(store: &Store) -> Result<Self> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{}-{count}-{:x}", std::process::id(), fs::tick());
+        let name = format!("{}-{count}-{:x}", std::process::id(), fs::coarse_now());
         let dir = store.dir(FOLDER)?;
-        let mut file = fs::hold(&store.root, &file_path(FOLDER, &name, "")?)?;
+        let mut file = fs::create_locked(&store.root, &file_path(FOLDER, &name, "")?)?;
         let clone = store.sharing_clone.as_ref().map_or("-", |it| &it.id);
         file.write_all(format!("clone {clone}\n").as_bytes()).context(|| "cannot write a lease".into())?;
         let shared = store.sharing_clone.is_some();
@@ -125,7 +125,7 @@ impl Store {
             if self.is_pinned(&pack) {
                 return Ok(true);
             }
-            let exists = || Ok(self.root.stamp(&file_path("packs", &pack.hex(), ".pack")?)?.is_some());
+            let exists = || Ok(self.root.stat(&file_path("packs", &pack.hex(), ".pack")?)?.is_some());
             if self.write_pin(pack, &exists)? && self.is_trusted_pack(&pack)? {
                 return Ok(true);
             }
@@ -191,8 +191,8 @@ impl Store {
         for name in self.file_names(FOLDER)? {
             let file = folder.join(&name)?;
             // A command removes its lease when it ends.
-            let Some(bytes) = self.root.read_if_there(&file)? else { continue };
-            let Ok(alive) = fs::is_held(&self.root, &file) else { continue };
+            let Some(bytes) = self.root.read_if_exists(&file)? else { continue };
+            let Ok(alive) = fs::is_locked(&self.root, &file) else { continue };
             let text = String::from_utf8_lossy(&bytes);
             let clone = text.lines().next().and_then(|it| it.strip_prefix("clone "));
             let clone = clone.filter(|it| *it != "-").map(str::to_owned);

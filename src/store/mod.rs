@@ -122,7 +122,7 @@ impl Store {
         if let Some(dir) = self.dir_if_exists(name)? {
             return Ok(dir);
         }
-        let dir = self.root.make_dir(&RepoPath::from_text(name)?)?;
+        let dir = self.root.create_dir(&RepoPath::from_text(name)?)?;
         self.root.dir(&RepoPath::root())?.sync()?;
         Ok(dir)
     }
@@ -131,15 +131,15 @@ impl Store {
     /// disk.
     fn dir_if_exists(&self, name: &str) -> Result<Option<fs::Dir>> {
         let path = RepoPath::from_text(name)?;
-        if self.root.stamp(&path)?.is_none() {
+        if self.root.stat(&path)?.is_none() {
             return Ok(None);
         }
         self.root.dir(&path).map(Some)
     }
 
     /// Creates a temporary file in one of the store's folders, locked until it is published under its name.
-    fn create_temp(&self, folder: &str, mode: u32) -> Result<fs::Temp> {
-        Ok(self.dir(folder)?.create(mode)?.held())
+    fn create_temp(&self, folder: &str, mode: u32) -> Result<fs::TempFile> {
+        Ok(self.dir(folder)?.create(mode)?.locked())
     }
 
     /// Returns the file names in one of the store's folders; none if the folder does not exist.
@@ -184,7 +184,7 @@ impl Store {
                         added = true;
                     }
                     // A concurrent gc removes an index before its pack.
-                    Err(_) if dir.stamp(&name)?.is_none() => vanished = true,
+                    Err(_) if dir.stat(&name)?.is_none() => vanished = true,
                     Err(error) => {
                         vanished |= error.kind() == crate::error::Kind::NotFound;
                         unreadable.insert(digest, error);
@@ -211,7 +211,7 @@ impl Store {
             // If the index file is damaged, the copy inside the pack is used.
             let index = Index::parse(bytes).or_else(|_| self.read_embedded_index(&hex))?;
             let file = folder.open(format!("{hex}.pack").as_bytes())?;
-            let keep_open = self.packs().len() < fs::spare_files();
+            let keep_open = self.packs().len() < fs::cached_file_limit();
             Ok(Packed { index, name, folder: Arc::clone(folder), file: keep_open.then_some(file) })
         };
         Ok(open())

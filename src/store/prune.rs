@@ -18,7 +18,7 @@ use serde::Serialize;
 use crate::{
     digest::Digest,
     error::{Error, Kind as ErrorKind, Result, WithContext},
-    fs::{Sync, Temp},
+    fs::{Sync, TempFile},
     store::{Inventory, Kind, PackWriter, Packed, Row, Store, StoredFile, file_path, inventory::OrphanFile},
 };
 
@@ -371,8 +371,8 @@ impl Store {
 /// Copies objects out of old packs into new ones.
 pub(super) struct Repacker<'s> {
     store: &'s Store,
-    contents: Option<PackWriter<BufWriter<Temp>>>,
-    trees: Option<PackWriter<BufWriter<Temp>>>,
+    contents: Option<PackWriter<BufWriter<TempFile>>>,
+    trees: Option<PackWriter<BufWriter<TempFile>>>,
     published: Vec<Digest>,
 }
 
@@ -426,17 +426,17 @@ impl<'s> Repacker<'s> {
         Ok(self.published)
     }
 
-    fn publish(&mut self, pack: Option<PackWriter<BufWriter<Temp>>>) -> Result<()> {
+    fn publish(&mut self, pack: Option<PackWriter<BufWriter<TempFile>>>) -> Result<()> {
         let Some(pack) = pack else { return Ok(()) };
-        let doing = || "cannot write a pack".to_owned();
-        let (out, name, index) = pack.finish().context(doing)?;
-        let temp = out.into_inner().map_err(std::io::IntoInnerError::into_error).context(doing)?;
+        let context = || "cannot write a pack".to_owned();
+        let (out, name, index) = pack.finish().context(context)?;
+        let temp = out.into_inner().map_err(std::io::IntoInnerError::into_error).context(context)?;
         self.store.pin_new(name)?;
         self.published.push(name);
-        temp.publish(format!("{}.pack", name.hex()).as_bytes(), Sync::Yes)?;
+        temp.publish(format!("{}.pack", name.hex()).as_bytes(), Sync::Now)?;
         let mut temp = self.store.create_temp("packs", 0o666)?;
-        temp.write_all(&index).context(doing)?;
-        temp.publish(format!("{}.idx", name.hex()).as_bytes(), Sync::Yes)?;
+        temp.write_all(&index).context(context)?;
+        temp.publish(format!("{}.idx", name.hex()).as_bytes(), Sync::Now)?;
         self.store.refresh().map(drop)
     }
 }

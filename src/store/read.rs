@@ -114,7 +114,7 @@ impl Packed {
 
     /// Reads the index at the end of the pack, if it is intact.
     fn embedded_index(&self) -> Option<Index> {
-        let end = self.folder.stamp(format!("{}.pack", self.name.hex()).as_bytes()).ok()??.size;
+        let end = self.folder.stat(format!("{}.pack", self.name.hex()).as_bytes()).ok()??.size;
         let mut tail = [0; 16];
         self.read_at(&mut tail, end.checked_sub(16)?).ok()?.ok()?;
         let length = u64::from_le_bytes(*tail.first_chunk()?);

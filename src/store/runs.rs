@@ -52,7 +52,7 @@ impl Run {
 impl Store {
     /// Returns the run with this key; a damaged record counts as absent.
     pub fn run(&self, key: &Digest) -> Result<Option<Run>> {
-        let bytes = self.root.read_if_there(&file_path("runs", &key.hex(), "")?)?;
+        let bytes = self.root.read_if_exists(&file_path("runs", &key.hex(), "")?)?;
         Ok(bytes.and_then(|it| Run::parse(key, &it).ok()))
     }
 
@@ -62,7 +62,7 @@ impl Store {
         if self.run(&key)?.is_some_and(|it| it.when > run.when) {
             return Ok(());
         }
-        self.root.write(&file_path("runs", &key.hex(), "")?, &run.to_bytes(), Sync::Yes)
+        self.root.write(&file_path("runs", &key.hex(), "")?, &run.to_bytes(), Sync::Now)
     }
 }
 

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use crate::{
     digest::Digest,
     error::Result,
-    fs::{self, Root, Stamp, Sync},
+    fs::{self, FileStat, Root, Sync},
     path::RepoPath,
     store::{Index, Store, file_path},
 };
@@ -21,7 +21,7 @@ use crate::{
 const FOLDER: &str = "verified";
 
 /// Verified large files, with their stat data at that time.
-pub struct VerifiedFiles(Vec<(Digest, Stamp)>);
+pub struct VerifiedFiles(Vec<(Digest, FileStat)>);
 
 /// A clone that works with a shared store.
 pub struct Sharer {
@@ -65,12 +65,12 @@ impl Store {
     ) -> Result<bool> {
         let mut foreign = false;
         for file in files.iter().filter(|_| self.sharing_clone.is_some()) {
-            foreign |= self.root.is_foreign(file)?;
+            foreign |= self.root.is_owned_by_other(file)?;
         }
         if !foreign || self.has_record(name, files)? {
             return Ok(true);
         }
-        let tick = fs::tick();
+        let tick = fs::coarse_now();
         let valid = verify()?;
         if valid {
             self.record_if_settled(name, files, tick)?;
@@ -86,7 +86,7 @@ impl Store {
             || self.has_record(digest, &[file_path("objects", &digest.hex(), "")?])?)
     }
 
-    /// Records that a large file was read in full at `tick` and matches its digest.
+    /// Records that a large file was read in full at `coarse_now` and matches its digest.
     pub(super) fn mark_verified(&self, digest: &Digest, tick: i64) -> Result<()> {
         self.record_if_settled(digest, &[file_path("objects", &digest.hex(), "")?], tick)
     }
@@ -101,8 +101,8 @@ impl Store {
     pub fn record_just_stored(&self) -> Result<()> {
         let stored = std::mem::take(&mut *self.just_stored());
         for digest in stored {
-            let Some(stamp) = self.root.stamp(&file_path("objects", &digest.hex(), "")?)? else { continue };
-            self.mark_verified(&digest, stamp.wait_until_settled())?;
+            let Some(stat) = self.root.stat(&file_path("objects", &digest.hex(), "")?)? else { continue };
+            self.mark_verified(&digest, stat.wait_for_clock_tick())?;
         }
         Ok(())
     }
@@ -114,7 +114,7 @@ impl Store {
             if let Some(large) = self.large(digest)
                 && self.is_verified(digest)?
             {
-                found.push((*digest, large.stamp()?));
+                found.push((*digest, large.stat()?));
             }
         }
         Ok(VerifiedFiles(found))
@@ -125,7 +125,7 @@ impl Store {
     pub fn vouch_again(&self, before: &VerifiedFiles) -> Result<()> {
         for (digest, old) in &before.0 {
             let file = file_path("objects", &digest.hex(), "")?;
-            let Some(new) = self.root.stamp(&file)? else { continue };
+            let Some(new) = self.root.stat(&file)? else { continue };
             if (old.size, old.mtime, old.inode) == (new.size, new.mtime, new.inode) && old.ctime != new.ctime
             {
                 self.write_record(digest, &[file])?;
@@ -136,7 +136,7 @@ impl Store {
 
     /// Removes the records of objects that are no longer stored.
     pub fn prune_verified(&self) -> Result<()> {
-        let records = self.state_root().make_dir(&RepoPath::from_text(FOLDER)?)?;
+        let records = self.state_root().create_dir(&RepoPath::from_text(FOLDER)?)?;
         for (name, _) in records.names()? {
             let digest = std::str::from_utf8(&name).ok().and_then(|it| Digest::from_hex(it).ok());
             if digest.is_some_and(|it| self.large(&it).is_none() && !self.packs().contains_key(&it)) {
@@ -155,7 +155,7 @@ impl Store {
     }
 
     fn has_record(&self, name: &Digest, files: &[RepoPath]) -> Result<bool> {
-        let known = self.state_root().read_if_there(&file_path(FOLDER, &name.hex(), "")?)?;
+        let known = self.state_root().read_if_exists(&file_path(FOLDER, &name.hex(), "")?)?;
         Ok(known.is_some_and(|text| self.stat_text(files).is_ok_and(|now| text == now.as_bytes())))
     }
 
@@ -163,7 +163,7 @@ impl Store {
     /// change again without a trace.
     fn record_if_settled(&self, name: &Digest, files: &[RepoPath], tick: i64) -> Result<()> {
         for file in files {
-            if self.root.stamp(file)?.is_none_or(|it| !it.is_settled(tick)) {
+            if self.root.stat(file)?.is_none_or(|it| !it.is_older_than_clock_tick(tick)) {
                 return Ok(());
             }
         }
@@ -182,7 +182,7 @@ impl Store {
     fn stat_text(&self, files: &[RepoPath]) -> Result<String> {
         let mut text = String::new();
         for file in files {
-            if let Some(stat) = self.root.stamp(file)? {
+            if let Some(stat) = self.root.stat(file)? {
                 text.push_str(&format!("{} {} {} {}\n", stat.size, stat.mtime, stat.ctime, stat.inode));
             }
         }
@@ -193,7 +193,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fs::Link;
+    use crate::fs::LinkKind;
 
     /// Creates a store with one large file that was just stored, and a folder next to it.
     fn store_with_large_file(temp: &std::path::Path) -> (Store, Digest, Root) {
@@ -231,10 +231,10 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let (store, digest, _) = store_with_large_file(temp.path());
         store.just_stored().clear();
-        let stamp = store.large(&digest).unwrap().stamp().unwrap();
-        store.mark_verified(&digest, stamp.ctime).unwrap();
+        let stat = store.large(&digest).unwrap().stat().unwrap();
+        store.mark_verified(&digest, stat.ctime).unwrap();
         assert!(!store.is_verified(&digest).unwrap());
-        store.mark_verified(&digest, stamp.wait_until_settled()).unwrap();
+        store.mark_verified(&digest, stat.wait_for_clock_tick()).unwrap();
         assert!(store.is_verified(&digest).unwrap());
     }
 
@@ -246,8 +246,8 @@ mod tests {
         let before = store.vouched(&[digest]).unwrap();
         let dir = files.dir(&RepoPath::root()).unwrap();
         let large = store.large(&digest).unwrap();
-        let link = large.place(&dir, b"linked", fs::Mode::Plain, &[Link::Hardlink]).unwrap();
-        assert_eq!(link, Link::Hardlink);
+        let link = large.place(&dir, b"linked", fs::Mode::Plain, &[LinkKind::Hardlink]).unwrap();
+        assert_eq!(link, LinkKind::Hardlink);
         assert!(!store.is_verified(&digest).unwrap(), "a second name changes the change time");
         store.vouch_again(&before).unwrap();
         assert!(store.is_verified(&digest).unwrap());
@@ -267,9 +267,9 @@ mod tests {
         store.record_just_stored().unwrap();
         let record = file_path(FOLDER, &digest.hex(), "").unwrap();
         store.prune_verified().unwrap();
-        assert!(store.root.stamp(&record).unwrap().is_some());
+        assert!(store.root.stat(&record).unwrap().is_some());
         store.root.remove(&file_path("objects", &digest.hex(), "").unwrap()).unwrap();
         store.prune_verified().unwrap();
-        assert!(store.root.stamp(&record).unwrap().is_none());
+        assert!(store.root.stat(&record).unwrap().is_none());
     }
 }

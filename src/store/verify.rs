@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use crate::{
     digest::Digest,
     error::{Kind as ErrorKind, Result, WithContext},
-    fs::{self, Link, Mode, Sync},
+    fs::{self, LinkKind, Mode, Sync},
     path::RepoPath,
     progress::{Event, Progress},
     store::{Index, Kind, Packed, Run, Store, file_path, prune::Repacker},
@@ -122,7 +122,7 @@ impl Store {
     fn verify_pack(&self, name: &Digest, report: &mut VerifyReport) -> Result<()> {
         let (index_file, pack_file) =
             (file_path("packs", &name.hex(), ".idx")?, file_path("packs", &name.hex(), ".pack")?);
-        let index = match self.root.read_if_there(&index_file) {
+        let index = match self.root.read_if_exists(&index_file) {
             Ok(Some(bytes)) => Index::parse(bytes).ok(),
             Ok(None) => return Ok(()),
             Err(_) => None,
@@ -132,7 +132,7 @@ impl Store {
             Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
             read => read.ok(),
         };
-        let was_removed = || -> Result<bool> { Ok(self.root.stamp(&index_file)?.is_none()) };
+        let was_removed = || -> Result<bool> { Ok(self.root.stat(&index_file)?.is_none()) };
         report.packs += 1;
         let Some(pack) = pack else {
             if !was_removed()? {
@@ -172,7 +172,7 @@ impl Store {
     fn verify_runs(&self, report: &mut VerifyReport) -> Result<()> {
         for run in self.list_files("runs")? {
             let file = file_path("runs", &run.digest.hex(), "")?;
-            let Some(bytes) = self.root.read_if_there(&file)? else { continue };
+            let Some(bytes) = self.root.read_if_exists(&file)? else { continue };
             report.runs += 1;
             if Run::parse(&run.digest, &bytes).is_err() {
                 let why = "it is damaged or belongs to another run";
@@ -219,7 +219,7 @@ impl Store {
         let Some(folder) = self.dir_if_exists("packs")?.map(Arc::new) else { return Ok(Vec::new()) };
         let mut recovered = Vec::new();
         for name in packs.into_keys().filter(|name| !indexes.contains_key(name)) {
-            let Some(bytes) = self.root.read_if_there(&file_path("packs", &name.hex(), ".pack")?)? else {
+            let Some(bytes) = self.root.read_if_exists(&file_path("packs", &name.hex(), ".pack")?)? else {
                 continue;
             };
             let Ok(index) = Index::from_pack(&bytes) else { continue };
@@ -240,7 +240,7 @@ impl Store {
 
     /// Moves a file into quarantine.
     pub(super) fn move_to_quarantine(&self, file: &RepoPath) -> Result<()> {
-        if self.root.stamp(file)?.is_none() {
+        if self.root.stat(file)?.is_none() {
             return Ok(());
         }
         self.root.rename(file, &file_path("quarantine", &self.quarantine_name(file)?, "")?)
@@ -248,12 +248,14 @@ impl Store {
 
     /// Links or copies a file into quarantine before an intact file replaces it or it is removed.
     fn copy_to_quarantine(&self, file: &RepoPath) -> Result<()> {
-        if self.root.stamp(file)?.is_none() {
+        if self.root.stat(file)?.is_none() {
             return Ok(());
         }
         let (dir, name) = (self.dir("quarantine")?, self.quarantine_name(file)?);
-        if fs::place(&self.root, file, &dir, name.as_bytes(), Mode::Plain, &[Link::Hardlink])?.is_none() {
-            self.root.write(&file_path("quarantine", &name, "")?, &self.root.read(file)?, Sync::Yes)?;
+        if fs::link_into(&self.root, file, &dir, name.as_bytes(), Mode::Plain, &[LinkKind::Hardlink])?
+            .is_none()
+        {
+            self.root.write(&file_path("quarantine", &name, "")?, &self.root.read(file)?, Sync::Now)?;
         }
         Ok(())
     }
@@ -261,7 +263,7 @@ impl Store {
     /// Returns a free name in quarantine; a file of the same name there has other damage, and both are kept.
     fn quarantine_name(&self, file: &RepoPath) -> Result<String> {
         let mut name = String::from_utf8_lossy(file.name()).into_owned();
-        while self.root.stamp(&file_path("quarantine", &name, "")?)?.is_some() {
+        while self.root.stat(&file_path("quarantine", &name, "")?)?.is_some() {
             name.push('+');
         }
         Ok(name)
@@ -275,7 +277,7 @@ impl Store {
         self.copy_to_quarantine(&file)?;
         let mut temp = self.create_temp("packs", 0o666)?;
         temp.write_all(index.bytes()).context(|| "cannot write a pack index".into())?;
-        temp.publish(file.name(), Sync::Yes)?;
+        temp.publish(file.name(), Sync::Now)?;
         self.forget_pack(name);
         self.refresh().map(drop)
     }

@@ -9,7 +9,7 @@ use std::{
 use crate::{
     digest::Digest,
     error::{Result, WithContext},
-    fs::{Sync, Temp},
+    fs::{Sync, TempFile},
     store::{Kind, PackWriter, Ready, Store},
 };
 
@@ -24,8 +24,8 @@ const BUFFER_SIZE: usize = 1 << 20;
 /// packs of their own, which are published after the contents they name.
 pub struct Writer<'s> {
     store: &'s Store,
-    contents: Option<PackWriter<BufWriter<Temp>>>,
-    trees: Option<PackWriter<BufWriter<Temp>>>,
+    contents: Option<PackWriter<BufWriter<TempFile>>>,
+    trees: Option<PackWriter<BufWriter<TempFile>>>,
     /// Contents that this writer has collected and not yet published.
     pending: HashSet<Digest>,
     pending_trees: HashSet<Digest>,
@@ -65,13 +65,13 @@ impl<'s> Writer<'s> {
         if self.is_pending(&digest) {
             return Ok(());
         }
-        let doing = || "cannot write a pack".to_owned();
+        let context = || "cannot write a pack".to_owned();
         let slot = if kind == Kind::Tree { &mut self.trees } else { &mut self.contents };
         let pack = match slot {
             Some(pack) => pack,
             None => slot.insert(open_pack(self.store)?),
         };
-        pack.put_ready(kind, digest, ready).context(doing)?;
+        pack.put_ready(kind, digest, ready).context(context)?;
         let pending = if kind == Kind::Tree { &mut self.pending_trees } else { &mut self.pending };
         pending.insert(digest);
         // Trees wait until the contents they name are published.
@@ -99,7 +99,7 @@ impl<'s> Writer<'s> {
         self.store.record_just_stored()
     }
 
-    fn publish(&mut self, kind: Kind, pack: Option<PackWriter<BufWriter<Temp>>>) -> Result<()> {
+    fn publish(&mut self, kind: Kind, pack: Option<PackWriter<BufWriter<TempFile>>>) -> Result<()> {
         let Some(pack) = pack else { return Ok(()) };
         let end = || -> io::Result<_> {
             let (out, name, index) = pack.finish()?;
@@ -107,10 +107,10 @@ impl<'s> Writer<'s> {
         };
         let (temp, name, index) = end().context(|| "cannot write a pack".into())?;
         self.store.pin_new(name)?;
-        temp.publish(format!("{}.pack", name.hex()).as_bytes(), Sync::Yes)?;
+        temp.publish(format!("{}.pack", name.hex()).as_bytes(), Sync::Now)?;
         let mut temp = self.store.create_temp("packs", 0o666)?;
         temp.write_all(&index).context(|| "cannot write a pack index".into())?;
-        temp.publish(format!("{}.idx", name.hex()).as_bytes(), Sync::Yes)?;
+        temp.publish(format!("{}.idx", name.hex()).as_bytes(), Sync::Now)?;
         self.store.refresh()?;
         // From now on the store itself contains them.
         let pending =
@@ -120,9 +120,9 @@ impl<'s> Writer<'s> {
     }
 }
 
-fn open_pack(store: &Store) -> Result<PackWriter<BufWriter<Temp>>> {
+fn open_pack(store: &Store) -> Result<PackWriter<BufWriter<TempFile>>> {
     let dir = store.dir("packs")?;
-    dir.sweep()?;
-    let temp = dir.create(0o666)?.held();
+    dir.remove_stale_temp_files()?;
+    let temp = dir.create(0o666)?.locked();
     PackWriter::new(BufWriter::with_capacity(BUFFER_SIZE, temp)).context(|| "cannot write a pack".into())
 }

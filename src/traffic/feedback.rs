@@ -239,7 +239,7 @@ fn write(repo: &Repo, environment: &str, by_day: BTreeMap<Day, Labels>) -> Resul
         texts.push((path, labels.0.iter().map(line).collect::<String>()));
         summary.days.insert(day);
     }
-    texts.iter().try_for_each(|(path, text)| repo.files.write(path, text.as_bytes(), Sync::Yes))?;
+    texts.iter().try_for_each(|(path, text)| repo.files.write(path, text.as_bytes(), Sync::Now))?;
     Ok(summary)
 }
 
@@ -248,7 +248,7 @@ fn line(((id, digest), class): (&(String, Digest), &String)) -> String {
 }
 
 fn read(files: &Root, path: &RepoPath) -> Result<Labels> {
-    let Some(bytes) = files.read_if_there(path)? else { return Ok(Labels::default()) };
+    let Some(bytes) = files.read_if_exists(path)? else { return Ok(Labels::default()) };
     let invalid = |line: usize| Error::corrupt(format!("line {line} of `{path}` is not a label"));
     let text = std::str::from_utf8(&bytes).map_err(|_| invalid(1))?;
     if document::has_conflict_markers(text) {

@@ -78,7 +78,7 @@ pub fn machine_name(given: Option<&str>) -> Result<String> {
 
 /// Returns the days that have a subfolder here, in order; empty if the folder does not exist.
 pub fn days_in(root: &Root, folder: &RepoPath) -> Result<Vec<Day>> {
-    if root.stamp(folder)?.is_none() {
+    if root.stat(folder)?.is_none() {
         return Ok(Vec::new());
     }
     let names = root.dir(folder)?.names()?;
@@ -93,7 +93,7 @@ pub fn sealed_days(files: &Root, environment: &str) -> Result<Vec<Day>> {
 /// Returns the pointers of a day's seals, sorted by machine.
 pub fn seals(repo: &Repo, environment: &str, day: Day) -> Result<Vec<Pointer>> {
     let folder = day_folder(environment, day)?;
-    if repo.files.stamp(&folder)?.is_none() {
+    if repo.files.stat(&folder)?.is_none() {
         return Ok(Vec::new());
     }
     let mut found = Vec::new();

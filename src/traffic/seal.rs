@@ -91,7 +91,7 @@ pub fn seal(
         }
     };
     let lock = paths::folder(environment)?.join(b"seal.lock")?;
-    let _lock = fs::lock_telling(&repo.shared, &lock, progress)?;
+    let _lock = fs::lock_with_progress(&repo.shared, &lock, progress)?;
     let mut unsealed = collect_unsealed(repo, environment, day)?;
     warn_of_damage(&unsealed);
     if let Some(pointer) = repo.pointer(&path)? {
@@ -200,10 +200,10 @@ fn write(repo: &Repo, path: &RepoPath, unsealed: &mut Unsealed) -> Result<()> {
 /// Removes the folder of a sealed day, if it contains nothing but what a seal writes.
 fn clear_target(repo: &Repo, path: &RepoPath) -> Result<()> {
     let files = &repo.files;
-    if files.stamp(path)?.is_some() {
+    if files.stat(path)?.is_some() {
         let is_ours = |name: &[u8]| {
             [REQUESTS, TELEMETRY, IMAGES].iter().any(|known| known.as_bytes() == name)
-                || name.starts_with(fs::TEMPORARY)
+                || name.starts_with(fs::TEMP_PREFIX)
         };
         let unknown = files.dir(path)?.names()?.into_iter().find(|(name, _)| !is_ours(name));
         if let Some((name, _)) = unknown {

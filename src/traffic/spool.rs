@@ -260,7 +260,7 @@ pub fn days(root: &Root, environment: &str) -> Result<Vec<Day>> {
 pub fn read(root: &Root, environment: &str, day: Day) -> Result<SpooledDay> {
     let folder = paths::day_folder(environment, day)?;
     let mut found = SpooledDay::default();
-    if root.stamp(&folder)?.is_none() {
+    if root.stat(&folder)?.is_none() {
         return Ok(found);
     }
     for (name, _) in root.dir(&folder)?.names()? {
@@ -280,7 +280,7 @@ pub fn read(root: &Root, environment: &str, day: Day) -> Result<SpooledDay> {
         found.segments.insert(path, bytes.len());
     }
     let images = folder.join(paths::IMAGES.as_bytes())?;
-    if root.stamp(&images)?.is_some() {
+    if root.stat(&images)?.is_some() {
         for (name, _) in root.dir(&images)?.names()? {
             let hex = std::str::from_utf8(&name).ok();
             if let Some(digest) = hex.and_then(|hex| Digest::from_hex(hex).ok()) {
@@ -295,7 +295,7 @@ impl SpooledDay {
     /// Reads a stored image; None if it is missing or incomplete.
     pub fn image(&self, root: &Root, digest: &Digest) -> Result<Option<Vec<u8>>> {
         let Some(path) = self.pictures.get(digest) else { return Ok(None) };
-        Ok(root.read_if_there(path)?.filter(|bytes| Digest::of(bytes) == *digest))
+        Ok(root.read_if_exists(path)?.filter(|bytes| Digest::of(bytes) == *digest))
     }
 }
 

@@ -35,7 +35,7 @@ impl Probe {
             cpu: (self.system.global_cpu_usage() / 100.0).clamp(0.0, 1.0),
             memory: if total == 0 { 0.0 } else { 1.0 - free as f32 / total as f32 },
             resident: self.system.process(process).map_or(0, sysinfo::Process::memory),
-            disk: fs::used_space(&self.disk).unwrap_or(0.0) as f32,
+            disk: fs::used_share(&self.disk).unwrap_or(0.0) as f32,
             temperature: degrees.filter(|it| it.is_finite()).reduce(f32::max),
             ..Sample::default()
         }

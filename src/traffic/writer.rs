@@ -182,7 +182,7 @@ impl Writer {
     /// Stores an image, unless a file of its size exists already.
     fn store_image(&self, day: Day, record: &Record, bytes: &[u8]) -> Result<()> {
         let path = spool::image(&self.environment, day, &record.input)?;
-        if self.root.stamp(&path)?.is_some_and(|stat| stat.size == bytes.len() as u64) {
+        if self.root.stat(&path)?.is_some_and(|stat| stat.size == bytes.len() as u64) {
             return Ok(());
         }
         self.root.write(&path, bytes, Sync::Later)
@@ -217,15 +217,15 @@ impl Writer {
     fn append(&mut self, day: Day, bytes: &[u8]) -> Result<()> {
         let path = spool::segment(&self.environment, day, &self.name)?;
         // Sealing removes segments: an open file whose path is gone or has another inode must not be written.
-        let now = self.root.stamp(&path)?.map(|it| it.inode);
+        let now = self.root.stat(&path)?.map(|it| it.inode);
         if now.is_none() || self.segments.get(&day).map(|it| it.inode) != now {
             if self.segments.len() >= MAX_OPEN_SEGMENTS {
                 self.sync();
                 self.segments.clear();
             }
-            let file = self.root.append(&path)?;
+            let file = self.root.open_append(&path)?;
             self.root.dir(&path.parent().unwrap_or_default())?.sync()?;
-            let inode = self.root.stamp(&path)?.map_or(0, |it| it.inode);
+            let inode = self.root.stat(&path)?.map_or(0, |it| it.inode);
             self.segments.insert(day, Segment { file, inode });
         }
         let segment = self.segments.get_mut(&day).expect("it was just opened");
@@ -255,5 +255,5 @@ impl Writer {
 /// Returns a segment name that no other service uses.
 fn new_name() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    format!("{:x}-{}-{}", fs::tick(), std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+    format!("{:x}-{}-{}", fs::coarse_now(), std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }

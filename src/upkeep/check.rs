@@ -188,18 +188,18 @@ fn find_modified_links(
     let mut finder = PathFinder { store: &repo.store, objects: &large_files, cache: HashMap::new() };
     for affected in finder.affected_paths(found) {
         let stored = RepoPath::from_text(&format!("objects/{}", affected.object.hex()))?;
-        let stored = repo.store.root().stamp(&stored)?;
+        let stored = repo.store.root().stat(&stored)?;
         let is_here = matches!(&affected.reference.referrer, Referrer::Worktree(root) if root == repo.root());
         if !is_here {
             continue;
         }
-        let Some(stamp) = repo.files.stamp(&affected.reference.path)? else { continue };
-        let linked = match stamp.form {
-            crate::fs::Form::Link => {
+        let Some(stat) = repo.files.stat(&affected.reference.path)? else { continue };
+        let linked = match stat.kind {
+            crate::fs::FileKind::LinkKind => {
                 let target = repo.files.read_link(&affected.reference.path)?;
                 repo.store.linked(&target).is_some_and(|it| it.digest() == affected.object)
             }
-            _ => stored.is_some_and(|it| it.inode == stamp.inode && it.ctime == stamp.ctime),
+            _ => stored.is_some_and(|it| it.inode == stat.inode && it.ctime == stat.ctime),
         };
         if linked {
             changed.push((affected.reference.path, affected.object));

@@ -76,24 +76,24 @@ fn names(git: &Git) -> Result<Vec<Name>> {
 /// nothing was added to it, and no gc waits for what is only read.
 pub fn renew(repo: &Repo, progress: &dyn Progress) -> Result<()> {
     let Some(id) = repo.clone_id()?.filter(|_| repo.store.root().is_writable()) else { return Ok(()) };
-    let doing = || "cannot publish which objects this clone needs".to_owned();
+    let context = || "cannot publish which objects this clone needs".to_owned();
     // First without a lock, since it may take long.
-    update_history_cache(repo, &names(&repo.git).context(doing)?).context(doing)?;
+    update_history_cache(repo, &names(&repo.git).context(context)?).context(context)?;
     // In turn, so that an older snapshot never replaces a newer one.
-    let _lock = fs::lock_telling(&repo.shared, &RepoPath::from_text("list.lock")?, progress)?;
+    let _lock = fs::lock_with_progress(&repo.shared, &RepoPath::from_text("list.lock")?, progress)?;
     // Before the snapshot: then the snapshot includes everything that ended commands wrote.
     let leases = complete_leases(repo)?;
-    let names = names(&repo.git).context(doing)?;
-    let snapshot = Snapshot { other_clones: Vec::new(), ..take_snapshot(repo, 0).context(doing)? };
-    let found = roots_since(repo, &snapshot).context(doing)?;
+    let names = names(&repo.git).context(context)?;
+    let snapshot = Snapshot { other_clones: Vec::new(), ..take_snapshot(repo, 0).context(context)? };
+    let found = roots_since(repo, &snapshot).context(context)?;
     let mut needs = needs(repo, &names, &found);
     let away = snapshot.worktrees.iter().filter_map(|it| it.away.as_ref());
     let describe = |path: &PathBuf| format!("all of the worktree `{}`, which is not here", path.display());
     needs.unreadable.extend(away.map(describe));
     let root = repo.store.root();
     let text = to_toml(&needs);
-    if root.read_if_there(&file(&id)?)?.as_deref() != Some(text.as_bytes()) {
-        root.write_mode(&file(&id)?, text.as_bytes(), Sync::Yes, 0o644).context(doing)?;
+    if root.read_if_exists(&file(&id)?)?.as_deref() != Some(text.as_bytes()) {
+        root.write_mode(&file(&id)?, text.as_bytes(), Sync::Now, 0o644).context(context)?;
     }
     // The published needs include what killed commands of this clone pinned, as far as anything refers to it.
     for lease in leases.iter().filter(|it| !it.alive && it.clone.as_ref() == Some(&id)) {
@@ -154,14 +154,14 @@ pub fn read_other_needs(repo: &Repo) -> Result<Vec<(String, Vec<u8>)>> {
     let Some(own) = repo.clone_id()? else { return Ok(Vec::new()) };
     let root = repo.store.root();
     let folder = RepoPath::from_text(FOLDER)?;
-    if root.stamp(&folder)?.is_none() {
+    if root.stat(&folder)?.is_none() {
         return Ok(Vec::new());
     }
     let mut found = Vec::new();
     for (name, _) in root.dir(&folder)?.names()? {
         let id = std::str::from_utf8(&name).ok().and_then(|it| it.strip_suffix(".toml"));
         let Some(id) = id.filter(|it| *it != own && !it.starts_with('.')) else { continue };
-        if let Some(bytes) = root.read_if_there(&folder.join(&name)?)? {
+        if let Some(bytes) = root.read_if_exists(&folder.join(&name)?)? {
             found.push((id.to_owned(), bytes));
         }
     }

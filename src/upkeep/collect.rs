@@ -109,14 +109,14 @@ fn publish_own_needs(repo: &Repo, mode: GcMode, progress: &dyn Progress) -> Resu
 fn clean_up(repo: &Repo, published: bool, progress: &dyn Progress) -> Result<()> {
     repo.store.prune_verified()?;
     for root in [&repo.shared, &repo.private] {
-        root.dir(&RepoPath::root())?.sweep()?;
+        root.dir(&RepoPath::root())?.remove_stale_temp_files()?;
     }
     if published { Ok(()) } else { clones::renew(repo, progress) }
 }
 
 /// Prevents a second gc or repair: each would take the other's new packs for garbage.
 pub fn lock_gc(repo: &Repo, progress: &dyn Progress) -> Result<Lock> {
-    fs::lock_telling(repo.store.root(), &RepoPath::from_text("gc.lock")?, progress)
+    fs::lock_with_progress(repo.store.root(), &RepoPath::from_text("gc.lock")?, progress)
 }
 
 struct Decision {
@@ -134,8 +134,8 @@ fn decide(repo: &Repo, grace: i64) -> Result<Decision> {
     check_worktrees(&snapshot)?;
     let mut found = roots(repo, &snapshot, Detail::Digests)?;
     if let Some((place, error)) = found.unreadable.pop() {
-        let doing = || format!("nothing was freed: it is unknown what {place} needs");
-        return Err(error).context(doing).map_err(|error| match error.hint_text() {
+        let context = || format!("nothing was freed: it is unknown what {place} needs");
+        return Err(error).context(context).map_err(|error| match error.hint_text() {
             Some(_) => error,
             None => error.hint("fix or remove it; `mlx fsck` lists all files that cannot be read"),
         });
@@ -146,7 +146,7 @@ fn decide(repo: &Repo, grace: i64) -> Result<Decision> {
     let warnings = warnings(&found);
     let inventory = repo.store.inventory()?;
     repo.store.check_readable().context(|| "nothing was freed: it is unknown what is needed".into())?;
-    let now = fs::tick();
+    let now = fs::coarse_now();
     let is_old = |mtime: i64| now.saturating_sub(mtime).max(0) >= grace.saturating_mul(1_000_000_000);
     let young: Vec<Digest> =
         inventory.runs.iter().filter(|it| !is_old(it.mtime)).map(|it| it.digest).collect();

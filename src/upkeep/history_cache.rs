@@ -69,7 +69,7 @@ fn file() -> Result<RepoPath> {
 impl HistoryCache {
     /// Loads the cache; an empty one if it is damaged or of another version.
     pub fn load(repo: &Repo) -> Result<Self> {
-        let bytes = repo.shared.read_if_there(&file()?)?.unwrap_or_default();
+        let bytes = repo.shared.read_if_exists(&file()?)?.unwrap_or_default();
         Ok(Self::parse(&bytes).unwrap_or_default())
     }
 

@@ -91,7 +91,7 @@ impl World {
         let repo = self.repo();
         let mut found = FileContents::new();
         for (name, _) in repo.files.dir(&path("data")).unwrap().names().unwrap() {
-            if !name.starts_with(fs::TEMPORARY) {
+            if !name.starts_with(fs::TEMP_PREFIX) {
                 let path = path("data").join(&name).unwrap();
                 found.insert(path.clone(), repo.files.read(&path).unwrap());
             }
@@ -117,7 +117,7 @@ impl World {
             // A gc may fail only because of a crash.
             Step::Gc => {
                 let done = collect(&repo, 0, GcMode::Apply, &Silent);
-                assert!(done.is_ok() || Crash::struck(), "{done:?}");
+                assert!(done.is_ok() || Crash::has_happened(), "{done:?}");
             }
             Step::Crash(at, step) => {
                 let crash = Crash::at(*at);
@@ -131,7 +131,7 @@ impl World {
         let workspace = Crash::pause(|| Workspace::open(repo).unwrap());
         let added = workspace.add(&path("data"), &[], &Silent);
         let saved = added.and_then(|it| workspace.save(&Silent).map(|()| it));
-        assert!(saved.is_ok() || Crash::struck(), "{saved:?}");
+        assert!(saved.is_ok() || Crash::has_happened(), "{saved:?}");
         // Even after a crash, the pointer is either the old one or the new one.
         Crash::pause(|| {
             if let Some(pointer) = self.repo().pointer(&path("data")).unwrap() {
@@ -142,7 +142,7 @@ impl World {
     }
 
     fn commit(&mut self, repo: &Repo) {
-        let Some(bytes) = Crash::pause(|| repo.files.read_if_there(&path("data.mlx")).unwrap()) else {
+        let Some(bytes) = Crash::pause(|| repo.files.read_if_exists(&path("data.mlx")).unwrap()) else {
             return;
         };
         let single = Single { name: "data.mlx", bytes: &bytes, message: "data" };
@@ -165,14 +165,14 @@ impl World {
             return;
         }
         let bytes = &self.commits[at % self.commits.len()].1;
-        if repo.files.write(&path("data.mlx"), bytes, Sync::Yes).is_err() {
+        if repo.files.write(&path("data.mlx"), bytes, Sync::Now).is_err() {
             return;
         }
         let workspace = Crash::pause(|| Workspace::open(repo).unwrap());
         let Ok(Some(pointer)) = repo.pointer(&path("data")) else { return };
         let done = checkout(&workspace, &pointer, true, &Silent);
-        assert!(done.is_ok() || Crash::struck(), "{done:?}");
-        if done.is_ok() && !Crash::struck() {
+        assert!(done.is_ok() || Crash::has_happened(), "{done:?}");
+        if done.is_ok() && !Crash::has_happened() {
             assert_eq!(Crash::pause(|| self.files()), self.expected[&pointer.content.digest]);
         }
     }

@@ -9,7 +9,7 @@ use std::{
 use crate::{
     digest::Digest,
     error::{Error, Result, WithContext},
-    fs::Form,
+    fs::FileKind,
     path::RepoPath,
     pointer::{Content, ContentKind},
     progress::Progress,
@@ -80,11 +80,11 @@ fn from_workspace(
             continue;
         }
         let is_here = matches!(&reference.referrer, Referrer::Worktree(root) if root == repo.root());
-        let is_restored = match repo.files.stamp(path)?.map(|it| it.form) {
-            Some(Form::File) => restore_file(repo, path, object)?,
-            Some(Form::Link) => restore_link(repo, path, object)?,
+        let is_restored = match repo.files.stat(path)?.map(|it| it.kind) {
+            Some(FileKind::File) => restore_file(repo, path, object)?,
+            Some(FileKind::LinkKind) => restore_link(repo, path, object)?,
             // The folder is stored again, which restores its pages as far as it is unchanged.
-            Some(Form::Folder) if is_here => {
+            Some(FileKind::Folder) if is_here => {
                 workspace.store(path, progress)?;
                 repo.store.contains(object)
             }
@@ -137,7 +137,7 @@ fn from_remote(
     let (trees, files): (BTreeSet<Digest>, BTreeSet<Digest>) = left.iter().partition(|it| pages.contains(it));
     let mut error = None;
     for (digests, kind, depth) in
-        [(trees, ContentKind::Tree, Depth::Trees), (files, ContentKind::File, Depth::Everything)]
+        [(trees, ContentKind::Tree, Depth::Trees), (files, ContentKind::File, Depth::NoFilter)]
     {
         let want = |digest: &Digest| -> Result<_> {
             let path = RepoPath::from_text(&format!("damaged/{}", digest.short()))?;

@@ -225,7 +225,7 @@ impl RootsReader<'_> {
     /// The outer error is Git's; the inner one is about the file's content.
     fn parse_blob(&self, path: &RepoPath, blob: BlobId) -> Result<Result<FileReferences>> {
         let pointer = path.without_suffix(SUFFIX).is_some();
-        let limit = if pointer { READ_LIMIT } else { fs::DOCUMENT };
+        let limit = if pointer { READ_LIMIT } else { fs::MAX_DOCUMENT_SIZE };
         Ok(match self.git.read_small_blob(blob, limit)? {
             Some(bytes) => parse(path, &bytes).or_else(|error| salvage(path, &bytes, error)),
             None if pointer => Ok(FileReferences::default()),
@@ -389,7 +389,7 @@ fn parse(path: &RepoPath, bytes: &[u8]) -> Result<FileReferences> {
         }
         return Ok(found);
     }
-    if bytes.len() as u64 > fs::DOCUMENT {
+    if bytes.len() as u64 > fs::MAX_DOCUMENT_SIZE {
         return Err(too_large(path));
     }
     for (_, record) in Lockfile::parse(path, bytes)?.records() {
@@ -419,7 +419,7 @@ fn salvage(path: &RepoPath, bytes: &[u8], error: Error) -> Result<FileReferences
 }
 
 fn too_large(path: &RepoPath) -> Error {
-    Error::corrupt(format!("`{path}` is larger than {} MiB", fs::DOCUMENT >> 20))
+    Error::corrupt(format!("`{path}` is larger than {} MiB", fs::MAX_DOCUMENT_SIZE >> 20))
 }
 
 /// Returns everything in a text that is written as a digest.
@@ -431,7 +431,7 @@ pub fn digests_in(text: &str) -> Vec<Digest> {
 /// Adds the packages that answered requests in the spool, and the inputs of these requests.
 fn add_spooled_traffic(repo: &Repo, roots: &mut Roots, detail: Detail) -> Result<()> {
     let folder = RepoPath::from_text("traffic")?;
-    if repo.shared.stamp(&folder)?.is_none() {
+    if repo.shared.stat(&folder)?.is_none() {
         return Ok(());
     }
     for (name, kind) in repo.shared.dir(&folder)?.names()? {

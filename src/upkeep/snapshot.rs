@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, path::PathBuf};
 use crate::{
     digest::Digest,
     error::{Result, WithContext},
-    fs::{self, Link, Root},
+    fs::{self, LinkKind, Root},
     git::{Name, Worktree},
     lineage::speaks,
     path::RepoPath,
@@ -34,7 +34,7 @@ pub fn take_snapshot(repo: &Repo, recent: i64) -> Result<Snapshot> {
     // both.
     let worktrees = repo.git.worktrees(&speaks)?;
     let (mut files, mut links) = (Vec::new(), BTreeSet::new());
-    let linked = repo.config.links()?.contains(&Link::Symlink);
+    let linked = repo.config.links()?.contains(&LinkKind::Symlink);
     for root in worktrees.iter().filter_map(|it| it.root.as_ref()) {
         let top = Root::open(root)?;
         let walk = Walk { repo, top: &top, linked };
@@ -69,10 +69,11 @@ impl Walk<'_> {
             let Ok(path) = folder.join(&name) else { continue };
             if kind.is_dir() {
                 below.push(path);
-            } else if kind.is_file() && speaks(&name) && !name.starts_with(fs::TEMPORARY) {
+            } else if kind.is_file() && speaks(&name) && !name.starts_with(fs::TEMP_PREFIX) {
                 // A file that is removed meanwhile counts as absent.
-                let limit = if name.ends_with(SUFFIX.as_bytes()) { READ_LIMIT } else { fs::DOCUMENT + 1 };
-                if let Some(bytes) = self.top.read_start(&path, limit)? {
+                let limit =
+                    if name.ends_with(SUFFIX.as_bytes()) { READ_LIMIT } else { fs::MAX_DOCUMENT_SIZE + 1 };
+                if let Some(bytes) = self.top.read_prefix(&path, limit)? {
                     tracked.extend(path.without_suffix(SUFFIX));
                     found.push((path, bytes));
                 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     error::{Error, Kind, Result},
-    fs::Form,
+    fs::FileKind,
     path::RepoPath,
     pointer::{ContentKind, Pointer, SUFFIX},
     progress::Progress,
@@ -90,7 +90,7 @@ impl Workspace<'_> {
     }
 
     fn check_ignore_rules(&self, path: &RepoPath, parent: Option<&Pointer>) -> Result<()> {
-        let is_dir = self.repo.files.stamp(path)?.is_some_and(|it| it.form == Form::Folder);
+        let is_dir = self.repo.files.stat(path)?.is_some_and(|it| it.kind == FileKind::Folder);
         let own = self.repo.pointer(path).ok().flatten();
         if Rules::open(self.repo, path, own.as_ref().or(parent))?.excludes(path, is_dir)? {
             let error = Error::usage(format!("`{path}` is ignored by a `{}`", ignore::FILE));
@@ -108,12 +108,12 @@ impl Workspace<'_> {
         if path.is_root() {
             return Err(Error::usage("the whole repository cannot be tracked").hint("name a folder in it"));
         }
-        let Some(stamp) = self.repo.files.stamp(path)? else {
+        let Some(stat) = self.repo.files.stat(path)? else {
             return Err(Error::not_found(format!("`{path}` not found")));
         };
         let is_store_link =
             || self.repo.files.read_link(path).is_ok_and(|target| self.repo.store.linked(&target).is_some());
-        if stamp.form == Form::Link && !is_store_link() {
+        if stat.kind == FileKind::LinkKind && !is_store_link() {
             let error = Error::usage(format!("`{path}` is a link"))
                 .hint("add what it points to, or the folder it is in");
             return Err(error);

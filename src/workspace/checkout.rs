@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use crate::{
     digest::Digest,
     error::{Error, Kind, Result, WithContext},
-    fs::{self, Dir, Form, Link, Mode, Root, Stamp},
+    fs::{self, Dir, FileKind, FileStat, LinkKind, Mode, Root},
     path::RepoPath,
     pointer::{ContentKind, Pointer},
     progress::{Event, Progress},
@@ -86,8 +86,12 @@ pub fn plan(
     let wanted = recorded_entry(store, pointer, part).context(|| format!("cannot check out `{part}`"))?;
     let present = scan_part(workspace, pointer, part, progress)?;
     let blocking = blocking_file(workspace, pointer, part, progress)?;
-    let links =
-        workspace.repo.config.links()?.iter().any(|link| matches!(link, Link::Hardlink | Link::Symlink));
+    let links = workspace
+        .repo
+        .config
+        .links()?
+        .iter()
+        .any(|link| matches!(link, LinkKind::Hardlink | LinkKind::Symlink));
     // Linked files stay linked after the setting changes.
     let shared = |path: &RepoPath| links || workspace.is_shared(path);
     let found = differences(store, part, wanted.as_ref(), present.as_ref());
@@ -130,8 +134,8 @@ fn blocking_file(
     let mut ancestor = part.clone();
     while let Some(parent) = ancestor.parent().filter(|it| it.is_within(&pointer.path)) {
         ancestor = parent;
-        let Ok(Some(stamp)) = workspace.repo.files.stamp(&ancestor) else { continue };
-        if stamp.form == Form::Folder {
+        let Ok(Some(stat)) = workspace.repo.files.stat(&ancestor) else { continue };
+        if stat.kind == FileKind::Folder {
             break;
         }
         let node = scan_part(workspace, pointer, &ancestor, progress)?;
@@ -140,7 +144,7 @@ fn blocking_file(
     Ok(None)
 }
 
-/// Plans how to get from the present files to the recorded ones; `shared` is true for files with other names.
+/// Plans how to get from the present files to the recorded ones; `with_group_access` is true for files with other names.
 fn plan_changes(store: &Store, found: &[Difference], shared: &dyn Fn(&RepoPath) -> bool) -> Plan {
     let mut plan = Plan::default();
     for Difference { path, old: wanted, new: present } in found {
@@ -252,7 +256,7 @@ fn apply(
 
 /// Refuses recorded links that lead out of the tracked folder: a commit may come from anyone.
 fn check_links(store: &Store, pointer: &Pointer, plan: &Plan) -> Result<()> {
-    for (path, side) in plan.write.iter().filter(|(_, side)| side.kind == EntryKind::Link) {
+    for (path, side) in plan.write.iter().filter(|(_, side)| side.kind == EntryKind::LinkKind) {
         check_stays_inside(path, &pointer.path, &store.read(&side.digest)?)?;
     }
     Ok(())
@@ -280,7 +284,7 @@ fn execute(
         plan.write.iter().filter_map(|it| it.0.parent()).chain(plan.folders.iter().cloned()).collect();
     for folder in &folders {
         make_room_for_folder(workspace, folder, &pointer.path)?;
-        files.make_dir(folder)?.sweep()?;
+        files.create_dir(folder)?.remove_stale_temp_files()?;
     }
     if plan.write.len() > BATCH_FILES {
         progress.event(Event::Started {
@@ -289,7 +293,7 @@ fn execute(
         });
     }
     let links = workspace.repo.config.links()?;
-    let case_insensitive = files.dir(&RepoPath::root())?.folds_case().unwrap_or(false);
+    let case_insensitive = files.dir(&RepoPath::root())?.is_case_insensitive().unwrap_or(false);
     let context = WriteContext {
         files,
         store: &workspace.repo.store,
@@ -298,18 +302,17 @@ fn execute(
         skipped: AtomicU64::new(0),
     };
     let batches = batches(&plan.write);
-    let stamps =
-        batches.par_iter().map(|batch| context.write(batch, progress)).collect::<Result<Vec<_>>>()?;
+    let stats = batches.par_iter().map(|batch| context.write(batch, progress)).collect::<Result<Vec<_>>>()?;
     progress.event(Event::Finished);
     for (path, kind) in &plan.modes {
         let dir = files.dir(&path.parent().unwrap_or_default())?;
         dir.set_executable(path.name(), *kind == EntryKind::Executable)?;
     }
     workspace.repo.store.vouch_again(&vouched)?;
-    let tick = fs::tick();
+    let tick = fs::coarse_now();
     let mut index = workspace.index.borrow_mut();
-    for (path, stamp, side) in stamps.into_iter().flatten() {
-        index.insert(&path, &stamp, side.digest, tick);
+    for (path, stat, side) in stats.into_iter().flatten() {
+        index.insert(&path, &stat, side.digest, tick);
     }
     index.merge_pending();
     let removed_folders = plan.remove.iter().filter(|it| it.1 == EntryKind::Folder).count();
@@ -336,8 +339,8 @@ fn make_room_for_folder(workspace: &Workspace<'_>, folder: &RepoPath, top: &Repo
         ancestors.push(ancestor);
     }
     for ancestor in ancestors.iter().rev() {
-        match workspace.repo.files.stamp(ancestor)?.map(|it| it.form) {
-            Some(Form::Folder) => {}
+        match workspace.repo.files.stat(ancestor)?.map(|it| it.kind) {
+            Some(FileKind::Folder) => {}
             Some(_) if !ancestor.is_within(top) => {
                 let error = Error::new(
                     Kind::Conflict,
@@ -367,7 +370,7 @@ fn remove_empty_parents(workspace: &Workspace<'_>, path: &RepoPath, top: &RepoPa
 struct WriteContext<'t> {
     files: &'t Root,
     store: &'t Store,
-    links: &'t [Link],
+    links: &'t [LinkKind],
     /// True if names that differ in case may be one file.
     case_insensitive: bool,
     /// Files not written because another spelling of their name is taken.
@@ -379,11 +382,11 @@ impl WriteContext<'_> {
         &self,
         batch: &[(RepoPath, Side)],
         progress: &dyn Progress,
-    ) -> Result<Vec<(RepoPath, Stamp, Side)>> {
+    ) -> Result<Vec<(RepoPath, FileStat, Side)>> {
         let Some((first, _)) = batch.first() else { return Ok(Vec::new()) };
         let dir = self.files.dir(&first.parent().unwrap_or_default())?;
         let mut names = if self.case_insensitive { Some(collision::SpelledNames::read(&dir)?) } else { None };
-        let mut stamps = Vec::with_capacity(batch.len());
+        let mut stats = Vec::with_capacity(batch.len());
         for (path, side) in batch {
             if names.as_mut().is_some_and(|names| names.is_taken(&dir, path.name())) {
                 progress.warn(&format!(
@@ -392,17 +395,17 @@ impl WriteContext<'_> {
                 self.skipped.fetch_add(1, Ordering::Relaxed);
                 continue;
             }
-            let stamp = self.write_one(&dir, path, *side).context(|| format!("cannot write `{path}`"))?;
-            stamps.extend(stamp.map(|stamp| (path.clone(), stamp, *side)));
+            let stat = self.write_one(&dir, path, *side).context(|| format!("cannot write `{path}`"))?;
+            stats.extend(stat.map(|stat| (path.clone(), stat, *side)));
             progress.event(Event::Advanced { by: side.size });
         }
-        Ok(stamps)
+        Ok(stats)
     }
 
-    fn write_one(&self, dir: &Dir, path: &RepoPath, side: Side) -> Result<Option<Stamp>> {
+    fn write_one(&self, dir: &Dir, path: &RepoPath, side: Side) -> Result<Option<FileStat>> {
         let name = path.name();
         // Planned removals are done by now: a folder that still exists was not part of the plan.
-        if dir.stamp(name)?.is_some_and(|it| it.form == Form::Folder) && !dir.remove_empty(name) {
+        if dir.stat(name)?.is_some_and(|it| it.kind == FileKind::Folder) && !dir.remove_empty(name) {
             let error = Error::new(Kind::Conflict, format!("the folder `{path}` is in the way"));
             return Err(error.hint("it contains ignored or newly created files: move them elsewhere"));
         }
@@ -410,16 +413,16 @@ impl WriteContext<'_> {
         if let Some(large) = self.store.large(&side.digest).filter(|_| is_regular(side.kind)) {
             // For a link into the store the index keeps the stat of its target.
             return match large.place(dir, name, mode, self.links)? {
-                Link::Symlink => large.stamp().map(Some),
-                _ => dir.stamp(name),
+                LinkKind::Symlink => large.stat().map(Some),
+                _ => dir.stat(name),
             };
         }
         let bytes = self.store.read(&side.digest)?;
-        if side.kind == EntryKind::Link {
+        if side.kind == EntryKind::LinkKind {
             return dir.symlink(&bytes, name).map(|()| None);
         }
         let mut temp = dir.create(mode.bits())?;
         temp.write_all(&bytes).context(|| "cannot write".into())?;
-        temp.publish_stamped(name)
+        temp.publish_with_stat(name)
     }
 }

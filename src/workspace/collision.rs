@@ -20,7 +20,7 @@ pub fn warn<'p>(
     progress: &dyn Progress,
 ) -> Result<()> {
     let found = collisions(paths);
-    if found.is_empty() || !files.dir(&RepoPath::root())?.folds_case()? {
+    if found.is_empty() || !files.dir(&RepoPath::root())?.is_case_insensitive()? {
         return Ok(());
     }
     for (first, second) in found {
@@ -43,7 +43,7 @@ impl SpelledNames {
     /// Returns true if a file with another spelling of `name` exists, which nothing planned to overwrite;
     /// otherwise reserves `name`.
     pub fn is_taken(&mut self, dir: &Dir, name: &[u8]) -> bool {
-        let taken = !self.0.contains(name) && dir.stamp(name).is_ok_and(|it| it.is_some());
+        let taken = !self.0.contains(name) && dir.stat(name).is_ok_and(|it| it.is_some());
         if !taken {
             self.0.insert(name.to_vec());
         }

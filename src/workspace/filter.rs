@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::{
     error::{Error, Result},
-    fs::{Dir, FileType, Sieve},
+    fs::{Dir, FileType, WalkFilter},
     path::{RepoPath, check_name},
     pointer::Pointer,
     workspace::{Workspace, glob::Glob, ignore::Rules},
@@ -46,8 +46,8 @@ impl<'v> ScanFilter<'v> {
     }
 }
 
-impl Sieve for ScanFilter<'_> {
-    fn sift(&self, dir: &Dir, names: &mut Vec<(Vec<u8>, FileType)>) -> Result<()> {
+impl WalkFilter for ScanFilter<'_> {
+    fn filter(&self, dir: &Dir, names: &mut Vec<(Vec<u8>, FileType)>) -> Result<()> {
         self.rules.filter(dir, names, |it| it.is_dir())?;
         if let Some(glob) = self.glob {
             names.retain(|(name, kind)| {
@@ -58,11 +58,11 @@ impl Sieve for ScanFilter<'_> {
         Ok(())
     }
 
-    fn shows_emptied(&self, folder: &RepoPath) -> Result<bool> {
+    fn lists_emptied(&self, folder: &RepoPath) -> Result<bool> {
         self.rules.is_tracked(folder)
     }
 
-    fn trouble(&self, path: &RepoPath, error: Error) -> Result<()> {
+    fn on_error(&self, path: &RepoPath, error: Error) -> Result<()> {
         let Some(errors) = &self.errors else { return Err(error) };
         errors.lock().unwrap_or_else(PoisonError::into_inner).push((path.clone(), error));
         Ok(())

@@ -11,7 +11,7 @@ use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
 use crate::{
     error::{Error, Kind, Result},
-    fs::{Form, Listing},
+    fs::{FileKind, Listing},
     path::RepoPath,
     pointer::{ContentKind, Pointer, SUFFIX},
     progress::Progress,
@@ -99,7 +99,7 @@ impl Workspace<'_> {
     /// Returns the matching files that are neither ignored nor pointers.
     fn matching(&self, glob: &Glob) -> Result<Vec<RepoPath>> {
         let mut found = Vec::new();
-        if self.repo.files.stamp(&glob.start)?.is_none_or(|stamp| stamp.form != Form::Folder) {
+        if self.repo.files.stat(&glob.start)?.is_none_or(|stat| stat.kind != FileKind::Folder) {
             return Ok(found);
         }
         let record = self.pointer_of(&glob.start)?;
@@ -158,7 +158,7 @@ fn tracked_ancestor(file: &RepoPath, tracked: &BTreeSet<RepoPath>) -> Option<Rep
 fn collect_files(folder: &RepoPath, entries: &Listing, found: &mut Vec<RepoPath>) -> Result<()> {
     for entry in entries.iter() {
         let path = folder.join(entry.name)?;
-        if entry.stamp.form == Form::Folder {
+        if entry.stat.kind == FileKind::Folder {
             collect_files(&path, entry.children, found)?;
         } else {
             found.push(path);

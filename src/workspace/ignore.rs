@@ -25,7 +25,7 @@ use ignore::{
 
 use crate::{
     error::{Error, Kind, Result},
-    fs::{Dir, Form, Root},
+    fs::{Dir, FileKind, Root},
     path::RepoPath,
     pointer::{Content, ContentKind, Pointer},
     repo::Repo,
@@ -211,9 +211,9 @@ impl Level {
 
 fn read_rules(files: &Root, folder: &RepoPath) -> Result<Option<Gitignore>> {
     let file = folder.join(FILE.as_bytes())?;
-    match files.stamp(&file)?.map(|it| it.form) {
-        Some(Form::File) => {
-            files.read_start(&file, MAX_FILE_SIZE + 1)?.map(|bytes| parse(folder, &bytes)).transpose()
+    match files.stat(&file)?.map(|it| it.kind) {
+        Some(FileKind::File) => {
+            files.read_prefix(&file, MAX_FILE_SIZE + 1)?.map(|bytes| parse(folder, &bytes)).transpose()
         }
         _ => Ok(None),
     }

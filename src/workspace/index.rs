@@ -22,7 +22,7 @@ use std::{
 use crate::{
     digest::{Digest, Hasher},
     error::Result,
-    fs::{File, Lock, Stamp, Sync},
+    fs::{File, FileStat, Lock, Sync},
     path::RepoPath,
     progress::Progress,
     repo::Repo,
@@ -77,11 +77,11 @@ pub struct Index {
 
 impl FolderStats<'_> {
     /// Returns the cached digest of a file if its stat is unchanged.
-    pub fn digest_if_unchanged(&self, name: &[u8], stamp: &Stamp) -> Option<Digest> {
+    pub fn digest_if_unchanged(&self, name: &[u8], stat: &FileStat) -> Option<Digest> {
         let at = self.0.binary_search_by(|row| row.0.cmp(name)).ok()?;
         let cached = CachedStat::read(self.0[at].1);
         let same = (cached.size, cached.mtime, cached.ctime, cached.inode)
-            == (stamp.size, stamp.mtime, stamp.ctime, stamp.inode);
+            == (stat.size, stat.mtime, stat.ctime, stat.inode);
         same.then_some(cached.digest)
     }
 }
@@ -132,7 +132,7 @@ impl Index {
     /// Loads the index; a missing or damaged one counts as empty.
     pub fn load(repo: &Repo) -> Result<Self> {
         // An unreadable file counts as missing.
-        let bytes = repo.private.read_if_there(&index_path()?).unwrap_or_default();
+        let bytes = repo.private.read_if_exists(&index_path()?).unwrap_or_default();
         let index = bytes.and_then(|it| parse(it).ok());
         Ok(index.map_or_else(
             || Self { changed: true, ..Self::default() },
@@ -156,15 +156,15 @@ impl Index {
         self.folder(folder).map_or_else(Vec::new, |it| it.0)
     }
 
-    /// Caches a digest computed at `tick` if the file is old enough: a later write must change its times.
-    pub fn insert(&mut self, path: &RepoPath, stamp: &Stamp, digest: Digest, tick: i64) {
-        let Stamp { size, mtime, ctime, inode, .. } = *stamp;
+    /// Caches a digest computed at `coarse_now` if the file is old enough: a later write must change its times.
+    pub fn insert(&mut self, path: &RepoPath, stat: &FileStat, digest: Digest, tick: i64) {
+        let FileStat { size, mtime, ctime, inode, .. } = *stat;
         let folder = path.parent().unwrap_or_default();
         if self.pending_folders.last().is_none_or(|run| run.0 != folder) {
             self.pending_folders.push((folder, self.pending.len()));
         }
         put_bytes(&mut self.pending, path.name());
-        let is_old_enough = stamp.is_settled(tick);
+        let is_old_enough = stat.is_older_than_clock_tick(tick);
         self.pending.push(is_old_enough.into());
         if is_old_enough {
             CachedStat { size, mtime, ctime, inode, digest }.print(&mut self.pending);
@@ -291,14 +291,14 @@ impl Index {
         let mut kept = BTreeSet::new();
         for path in pointers {
             // A pointer that cannot be inspected now may exist all the same.
-            if !matches!(repo.files.stamp(&path.with_suffix(crate::pointer::SUFFIX)), Ok(None)) {
+            if !matches!(repo.files.stat(&path.with_suffix(crate::pointer::SUFFIX)), Ok(None)) {
                 kept.insert(path);
             }
         }
         self.pointers = kept;
         // The cached files must be durable before the index that refers to them.
         repo.files.sync_all()?;
-        repo.private.write_by(&index_path()?, Sync::Later, &|out| self.print(out))?;
+        repo.private.write_with(&index_path()?, Sync::Later, &|out| self.print(out))?;
         self.changed = false;
         Ok(())
     }
@@ -307,7 +307,7 @@ impl Index {
     fn is_latest_on_disk(&self, repo: &Repo) -> Result<bool> {
         use std::os::unix::fs::FileExt as _;
 
-        let Some(size) = repo.private.stamp(&index_path()?)?.map(|stamp| stamp.size) else {
+        let Some(size) = repo.private.stat(&index_path()?)?.map(|stat| stat.size) else {
             return Ok(self.bytes.is_empty());
         };
         let mut end = [0; 32];
@@ -389,31 +389,31 @@ fn index_path() -> Result<RepoPath> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fs::{Form, TICK};
+    use crate::fs::{CLOCK_TICK, FileKind};
 
-    fn stamp(ctime: i64) -> Stamp {
-        Stamp { form: Form::File, executable: false, size: 3, mtime: 5, ctime, inode: 7 }
+    fn stat(ctime: i64) -> FileStat {
+        FileStat { kind: FileKind::File, executable: false, size: 3, mtime: 5, ctime, inode: 7 }
     }
 
     fn path(text: &str) -> RepoPath {
         RepoPath::from_text(text).unwrap()
     }
 
-    fn digest_if_unchanged(index: &Index, text: &str, stamp: &Stamp) -> Option<Digest> {
+    fn digest_if_unchanged(index: &Index, text: &str, stat: &FileStat) -> Option<Digest> {
         index
             .folder(&path(text).parent().unwrap())
-            .and_then(|stats| stats.digest_if_unchanged(path(text).name(), stamp))
+            .and_then(|stats| stats.digest_if_unchanged(path(text).name(), stat))
     }
 
     #[test]
     fn a_printed_index_is_parsed_back() {
         let mut index = Index::default();
-        index.insert(&path("a/b"), &stamp(6), Digest::of(b"x"), TICK + 100);
+        index.insert(&path("a/b"), &stat(6), Digest::of(b"x"), CLOCK_TICK + 100);
         index.add_pointer(path("a"));
         index.merge_pending();
         let bytes = printed(&index);
         let read = parse(bytes.clone()).unwrap();
-        assert_eq!(digest_if_unchanged(&read, "a/b", &stamp(6)), Some(Digest::of(b"x")));
+        assert_eq!(digest_if_unchanged(&read, "a/b", &stat(6)), Some(Digest::of(b"x")));
         assert_eq!(read.pointers, index.pointers);
         for at in 0..bytes.len() {
             let mut bad = bytes.clone();
@@ -428,28 +428,28 @@ mod tests {
         let mut index = Index::default();
         let now = 1_700_000_000_000_000_000;
         // The owner set a future time, or the clock was set back by a year since.
-        index.insert(&path("a"), &Stamp { mtime: now + TICK, ..stamp(5) }, Digest::of(b"x"), now);
-        index.insert(&path("b"), &stamp(now + TICK), Digest::of(b"x"), now);
+        index.insert(&path("a"), &FileStat { mtime: now + CLOCK_TICK, ..stat(5) }, Digest::of(b"x"), now);
+        index.insert(&path("b"), &stat(now + CLOCK_TICK), Digest::of(b"x"), now);
         index.merge_pending();
-        assert_eq!(digest_if_unchanged(&index, "a", &Stamp { mtime: now + TICK, ..stamp(5) }), None);
-        assert_eq!(digest_if_unchanged(&index, "b", &stamp(now + TICK)), None);
+        assert_eq!(digest_if_unchanged(&index, "a", &FileStat { mtime: now + CLOCK_TICK, ..stat(5) }), None);
+        assert_eq!(digest_if_unchanged(&index, "b", &stat(now + CLOCK_TICK)), None);
     }
 
     #[test]
     fn files_changed_within_a_clock_tick_are_not_cached() {
         let mut index = Index::default();
-        index.insert(&path("a"), &stamp(1000), Digest::of(b"x"), 1000 + TICK);
+        index.insert(&path("a"), &stat(1000), Digest::of(b"x"), 1000 + CLOCK_TICK);
         index.merge_pending();
-        assert_eq!(digest_if_unchanged(&index, "a", &stamp(1000)), None);
-        index.insert(&path("a"), &stamp(1000), Digest::of(b"x"), 1001 + TICK);
+        assert_eq!(digest_if_unchanged(&index, "a", &stat(1000)), None);
+        index.insert(&path("a"), &stat(1000), Digest::of(b"x"), 1001 + CLOCK_TICK);
         index.merge_pending();
-        assert!(digest_if_unchanged(&index, "a", &stamp(1000)).is_some());
-        assert_eq!(digest_if_unchanged(&index, "a", &stamp(1001)), None);
+        assert!(digest_if_unchanged(&index, "a", &stat(1000)).is_some());
+        assert_eq!(digest_if_unchanged(&index, "a", &stat(1001)), None);
         // The latest row counts, even if it is empty.
-        index.insert(&path("a"), &stamp(1000), Digest::of(b"y"), 1001 + TICK);
-        index.insert(&path("a"), &stamp(1000), Digest::of(b"y"), 1000);
+        index.insert(&path("a"), &stat(1000), Digest::of(b"y"), 1001 + CLOCK_TICK);
+        index.insert(&path("a"), &stat(1000), Digest::of(b"y"), 1000);
         index.merge_pending();
-        assert_eq!(digest_if_unchanged(&index, "a", &stamp(1000)), None);
+        assert_eq!(digest_if_unchanged(&index, "a", &stat(1000)), None);
     }
 
     #[test]
@@ -459,17 +459,17 @@ mod tests {
 
         let mut index = Index::default();
         for (tick, cached) in [(SECOND + COARSE_TICK, false), (SECOND + COARSE_TICK + 1, true)] {
-            index.insert(&path("a"), &stamp(SECOND), Digest::of(b"x"), tick);
+            index.insert(&path("a"), &stat(SECOND), Digest::of(b"x"), tick);
             index.merge_pending();
-            assert_eq!(digest_if_unchanged(&index, "a", &stamp(SECOND)).is_some(), cached, "{tick}");
+            assert_eq!(digest_if_unchanged(&index, "a", &stat(SECOND)).is_some(), cached, "{tick}");
         }
     }
 
     fn index(paths: &[&str]) -> Index {
         let mut index = Index::default();
-        paths
-            .iter()
-            .for_each(|text| index.insert(&path(text), &stamp(1), Digest::of(text.as_bytes()), TICK * 2));
+        paths.iter().for_each(|text| {
+            index.insert(&path(text), &stat(1), Digest::of(text.as_bytes()), CLOCK_TICK * 2)
+        });
         index.merge_pending();
         index
     }

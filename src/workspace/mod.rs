@@ -106,7 +106,7 @@ impl<'r> Workspace<'r> {
         let mut existing = BTreeSet::new();
         for path in found {
             // A pointer that cannot be inspected counts as existing; reading it reports the error.
-            if !matches!(self.repo.files.stamp(&path.with_suffix(SUFFIX)), Ok(None)) {
+            if !matches!(self.repo.files.stat(&path.with_suffix(SUFFIX)), Ok(None)) {
                 existing.insert(path);
             }
         }
@@ -192,7 +192,7 @@ impl<'r> Workspace<'r> {
     pub fn store_output(&self, path: &RepoPath, progress: &dyn Progress) -> Result<Option<Content>> {
         let mut writer = Writer::new(&self.repo.store);
         let Some(node) = scan::scan(self, path, Some(&mut writer), progress)? else { return Ok(None) };
-        if node.kind == EntryKind::Link {
+        if node.kind == EntryKind::LinkKind {
             let error = Error::new(Kind::Denied, format!("`{path}` is a link"));
             return Err(error.hint("put the file or folder that it points to there"));
         }

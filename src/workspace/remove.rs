@@ -68,7 +68,7 @@ impl Workspace<'_> {
             && done != CheckedOut::default()
             && let Some(folder) = part.parent()
         {
-            self.repo.files.make_dir(&folder)?;
+            self.repo.files.create_dir(&folder)?;
         }
         Ok(done.removed)
     }

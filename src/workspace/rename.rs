@@ -63,7 +63,7 @@ impl Workspace<'_> {
         if matches!(target, RecordLocation::OwnPointer) {
             self.repo.git.ignore(files, to)?;
         }
-        if files.stamp(from)?.is_some() {
+        if files.stat(from)?.is_some() {
             files.rename(from, to)?;
             self.index.borrow_mut().rename(from, to);
         }
@@ -128,10 +128,10 @@ impl Workspace<'_> {
         entry: &TreeEntry,
         progress: &dyn Progress,
     ) -> Result<()> {
-        if self.repo.files.stamp(to)?.is_none() {
+        if self.repo.files.stat(to)?.is_none() {
             return Ok(());
         }
-        if self.repo.files.stamp(from)?.is_some() {
+        if self.repo.files.stat(from)?.is_some() {
             return Err(occupied(to));
         }
         match self.look(to, progress)? {
@@ -155,19 +155,19 @@ impl Workspace<'_> {
         let store = &self.repo.store;
         let top = match target {
             RecordLocation::InFolder(parent) => &parent.path,
-            RecordLocation::OwnPointer if entry.kind == EntryKind::Link => {
+            RecordLocation::OwnPointer if entry.kind == EntryKind::LinkKind => {
                 let error =
                     Error::usage(format!("`{from}` is a link, and only a tracked folder can contain one"));
                 return Err(error.hint("move it into a tracked folder"));
             }
             RecordLocation::OwnPointer => to,
         };
-        if entry.kind == EntryKind::Link {
+        if entry.kind == EntryKind::LinkKind {
             return check_stays_inside(to, top, &store.read(&entry.digest)?);
         }
         if entry.kind == EntryKind::Folder {
             for found in diff(store, to, None, Some(&entry.digest))? {
-                if let Some(side) = found.new.filter(|side| side.kind == EntryKind::Link) {
+                if let Some(side) = found.new.filter(|side| side.kind == EntryKind::LinkKind) {
                     check_stays_inside(&found.path, top, &store.read(&side.digest)?)?;
                 }
             }

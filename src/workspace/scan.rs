@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use crate::{
     digest::Digest,
     error::{Error, Kind as ErrorKind, Result, WithContext},
-    fs::{self, Entry, File, Form, Listing, Root, Sieve as _, Stamp},
+    fs::{self, Entry, File, FileKind, FileStat, Listing, Root, WalkFilter as _},
     path::{RepoPath, escape_bytes},
     progress::{Event, Progress},
     store::{EntryKind, Kind, Ready, Store, WHOLE, Writer, digest_file},
@@ -28,7 +28,7 @@ const MAX_PENDING_FILES: usize = 4 * BATCH_FILES;
 /// A file to be read.
 struct Job {
     path: RepoPath,
-    stamp: Stamp,
+    stat: FileStat,
     /// For a link into the store, the digest of its target; a write through the link may have changed it.
     linked: Option<Digest>,
 }
@@ -53,13 +53,13 @@ pub(super) fn scan_filtered(
     progress: &dyn Progress,
 ) -> Result<Option<Node>> {
     let files = &workspace.repo.files;
-    let Some(stamp) = files.stamp(path)? else { return Ok(None) };
-    let children = if stamp.form == Form::Folder {
-        fs::busy(|| files.entries(path, filter))?
+    let Some(stat) = files.stat(path)? else { return Ok(None) };
+    let children = if stat.kind == FileKind::Folder {
+        fs::on_io_threads(|| files.entries(path, filter))?
     } else {
         Listing::default()
     };
-    let entry = Entry { name: path.name(), stamp, children: &children };
+    let entry = Entry { name: path.name(), stat, children: &children };
     let mut scanner = Scanner {
         workspace,
         filter,
@@ -129,24 +129,24 @@ fn fill(node: &mut Node, digests: &mut impl Iterator<Item = Digest>) {
 impl Scanner<'_, '_, '_, '_> {
     /// Returns the node of an entry; `None` for an unreadable one that the filter lets pass.
     fn node(&mut self, path: RepoPath, entry: Entry<'_>, known: Option<Digest>) -> Result<Option<Node>> {
-        let mut stamp = entry.stamp;
-        let (kind, digest) = match stamp.form {
-            Form::Folder => (EntryKind::Folder, placeholder()),
-            Form::Link => match self.link(&path, known) {
+        let mut stat = entry.stat;
+        let (kind, digest) = match stat.kind {
+            FileKind::Folder => (EntryKind::Folder, placeholder()),
+            FileKind::LinkKind => match self.link(&path, known) {
                 Ok((kind, digest, size)) => {
-                    stamp.size = size;
+                    stat.size = size;
                     (kind, digest)
                 }
-                Err(error) => return self.filter.trouble(&path, error).map(|()| None),
+                Err(error) => return self.filter.on_error(&path, error).map(|()| None),
             },
-            Form::File if self.is_executable(&path, &stamp) => {
-                (EntryKind::Executable, self.file(&path, stamp, known))
+            FileKind::File if self.is_executable(&path, &stat) => {
+                (EntryKind::Executable, self.file(&path, stat, known))
             }
-            Form::File => (EntryKind::File, self.file(&path, stamp, known)),
-            Form::Other => {
+            FileKind::File => (EntryKind::File, self.file(&path, stat, known)),
+            FileKind::Other => {
                 let error = Error::new(ErrorKind::Usage, format!("`{path}` is a fifo, a socket or a device"));
                 let error = error.hint("only files, folders and links have content; move it elsewhere");
-                return self.filter.trouble(&path, error).map(|()| None);
+                return self.filter.on_error(&path, error).map(|()| None);
             }
         };
         let mut children = Vec::new();
@@ -175,19 +175,19 @@ impl Scanner<'_, '_, '_, '_> {
         Ok(Some(if kind == EntryKind::Folder {
             Node::folder(entry.name, digest, children)
         } else {
-            Node::file(entry.name, kind, stamp.size, digest)
+            Node::file(entry.name, kind, stat.size, digest)
         }))
     }
 
-    fn is_executable(&self, path: &RepoPath, stamp: &Stamp) -> bool {
-        self.executables.as_ref().map_or(stamp.executable, |paths| paths.contains(path))
+    fn is_executable(&self, path: &RepoPath, stat: &FileStat) -> bool {
+        self.executables.as_ref().map_or(stat.executable, |paths| paths.contains(path))
     }
 
     /// Notes that a folder is walked and removes its deleted files from the index.
     fn enter(&mut self, folder: &RepoPath, children: &Listing) {
         self.walked.insert(folder.clone());
         if self.filter.is_unrestricted() {
-            let files = children.iter().filter(|child| child.stamp.form != Form::Folder);
+            let files = children.iter().filter(|child| child.stat.kind != FileKind::Folder);
             let names: Vec<&[u8]> = files.map(|it| it.name).collect();
             self.workspace.index.borrow_mut().retain_files(folder, &names);
         }
@@ -204,54 +204,54 @@ impl Scanner<'_, '_, '_, '_> {
         let lookup = |entry: Entry<'_>| {
             let rows = rows.as_ref()?;
             // For a link into the store, the row holds the stat of its target.
-            let linked = if entry.stamp.form == Form::Link {
+            let linked = if entry.stat.kind == FileKind::LinkKind {
                 self.stored_file(&folder.join(entry.name).ok()?)
             } else {
                 None
             };
-            rows.digest_if_unchanged(entry.name, &linked.map_or(entry.stamp, |(_, stamp)| stamp))
+            rows.digest_if_unchanged(entry.name, &linked.map_or(entry.stat, |(_, stat)| stat))
         };
         children.map(lookup).collect()
     }
 
     /// Returns the digest and stat of the stored file that a link points to, if mlx made the link.
-    fn stored_file(&self, link: &RepoPath) -> Option<(Digest, Stamp)> {
+    fn stored_file(&self, link: &RepoPath) -> Option<(Digest, FileStat)> {
         let target = self.workspace.repo.files.read_link(link).ok()?;
         let large = self.workspace.repo.store.linked(&target)?;
-        Some((large.digest(), large.stamp().ok()?))
+        Some((large.digest(), large.stat().ok()?))
     }
 
     /// Records a link as data, except for those that `cache.link` made into the store: they count as files.
     fn link(&mut self, path: &RepoPath, known: Option<Digest>) -> Result<(EntryKind, Digest, u64)> {
-        if let Some((digest, stamp)) = self.stored_file(path) {
-            return Ok((EntryKind::File, self.digest_or_job(path, stamp, known, Some(digest)), stamp.size));
+        if let Some((digest, stat)) = self.stored_file(path) {
+            return Ok((EntryKind::File, self.digest_or_job(path, stat, known, Some(digest)), stat.size));
         }
         let target = self.workspace.repo.files.read_link(path)?;
         let digest = match &mut self.writer {
             Some(writer) => writer.put_bytes(&target)?,
             None => Digest::of(&target),
         };
-        Ok((EntryKind::Link, digest, target.len() as u64))
+        Ok((EntryKind::LinkKind, digest, target.len() as u64))
     }
 
-    fn file(&mut self, path: &RepoPath, stamp: Stamp, known: Option<Digest>) -> Digest {
-        self.digest_or_job(path, stamp, known, None)
+    fn file(&mut self, path: &RepoPath, stat: FileStat, known: Option<Digest>) -> Digest {
+        self.digest_or_job(path, stat, known, None)
     }
 
     /// Returns the cached digest, or queues the file and returns the placeholder.
     fn digest_or_job(
         &mut self,
         path: &RepoPath,
-        stamp: Stamp,
+        stat: FileStat,
         known: Option<Digest>,
         linked: Option<Digest>,
     ) -> Digest {
         match (known, &self.writer) {
             (Some(digest), None) => digest,
-            (Some(digest), Some(writer)) if stamp.size <= WHOLE && writer.contains_packed(&digest) => digest,
-            (Some(digest), Some(writer)) if stamp.size > WHOLE && writer.contains(&digest) => digest,
+            (Some(digest), Some(writer)) if stat.size <= WHOLE && writer.contains_packed(&digest) => digest,
+            (Some(digest), Some(writer)) if stat.size > WHOLE && writer.contains(&digest) => digest,
             _ => {
-                self.jobs.push(Job { path: path.clone(), stamp, linked });
+                self.jobs.push(Job { path: path.clone(), stat, linked });
                 placeholder()
             }
         }
@@ -261,15 +261,15 @@ impl Scanner<'_, '_, '_, '_> {
     fn flush(&mut self) -> Result<()> {
         let jobs = std::mem::take(&mut self.jobs);
         for batch in batches(&jobs) {
-            let tick = fs::tick();
+            let tick = fs::coarse_now();
             let before = std::mem::take(&mut self.unwritten);
             let read = if let [job] = batch
-                && job.stamp.size > WHOLE
+                && job.stat.size > WHOLE
             {
                 self.put(before)?;
                 vec![(
                     self.hash_large(job)
-                        .or_else(|error| self.filter.trouble(&job.path, error).map(|()| placeholder()))?,
+                        .or_else(|error| self.filter.on_error(&job.path, error).map(|()| placeholder()))?,
                     None,
                 )]
             } else {
@@ -279,12 +279,12 @@ impl Scanner<'_, '_, '_, '_> {
             for (job, (digest, _)) in
                 batch.iter().zip(&read).filter(|(_, (digest, _))| *digest != placeholder())
             {
-                index.insert(&job.path, &job.stamp, *digest, tick);
+                index.insert(&job.path, &job.stat, *digest, tick);
             }
             drop(index);
             self.digests.extend(read.iter().map(|(digest, _)| digest));
             self.unwritten = read;
-            self.progress.event(Event::Advanced { by: batch.iter().map(|job| job.stamp.size).sum() });
+            self.progress.event(Event::Advanced { by: batch.iter().map(|job| job.stat.size).sum() });
         }
         Ok(())
     }
@@ -305,13 +305,14 @@ impl Scanner<'_, '_, '_, '_> {
         entries: &dyn Fn() -> I,
     ) -> u64 {
         let known = self.cached_digests(folder, entries());
-        let files =
-            entries().zip(known).filter(|(entry, known)| entry.stamp.form == Form::File && known.is_none());
-        let own: u64 = files.map(|(entry, _)| entry.stamp.size).sum();
+        let files = entries()
+            .zip(known)
+            .filter(|(entry, known)| entry.stat.kind == FileKind::File && known.is_none());
+        let own: u64 = files.map(|(entry, _)| entry.stat.size).sum();
         let below = |entry: Entry<'_>| {
             folder.join(entry.name).map_or(0, |path| self.bytes_to_read(&path, &|| entry.children.iter()))
         };
-        own + entries().filter(|entry| entry.stamp.form == Form::Folder).map(below).sum::<u64>()
+        own + entries().filter(|entry| entry.stat.kind == FileKind::Folder).map(below).sum::<u64>()
     }
 
     fn read_and_put(&mut self, batch: &[Job], before: ReadFiles) -> Result<ReadFiles> {
@@ -323,7 +324,7 @@ impl Scanner<'_, '_, '_, '_> {
         };
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         let put = std::thread::scope(|scope| {
-            scope.spawn(move || sender.send(fs::busy(|| reader.read_all(batch))));
+            scope.spawn(move || sender.send(fs::on_io_threads(|| reader.read_all(batch))));
             self.put(before)
         });
         let read = receiver.recv().expect("the reader sends before it ends");
@@ -344,12 +345,12 @@ impl Scanner<'_, '_, '_, '_> {
         let store = &self.workspace.repo.store;
         let file = open(&self.workspace.repo.files, store, job)?;
         let check_unchanged = |file: &File, size| {
-            if size == job.stamp.size && is_unchanged(file, &job.stamp) { Ok(()) } else { Err(changed(job)) }
+            if size == job.stat.size && is_unchanged(file, &job.stat) { Ok(()) } else { Err(changed(job)) }
         };
-        let doing = || format!("cannot read `{}`", job.path);
+        let context = || format!("cannot read `{}`", job.path);
         // An unchanged link target is in the store already.
         if self.writer.is_none() || job.linked.is_some() {
-            let (digest, size) = digest_file(&file).context(doing)?;
+            let (digest, size) = digest_file(&file).context(context)?;
             check_unchanged(&file, size)?;
             if self.writer.is_none() || job.linked == Some(digest) {
                 return Ok(digest);
@@ -380,7 +381,7 @@ impl FileReader<'_, '_> {
     fn read_one(self, job: &Job) -> Result<(Digest, Option<Ready<'static>>)> {
         let bytes = match open(self.files, self.store, job).and_then(|file| read(&file, job)) {
             Ok(bytes) => bytes,
-            Err(error) => return self.filter.trouble(&job.path, error).map(|()| (placeholder(), None)),
+            Err(error) => return self.filter.on_error(&job.path, error).map(|()| (placeholder(), None)),
         };
         let digest = Digest::of(&bytes);
         let skip = !self.store_bytes || self.store.lean_on_packed(&digest);
@@ -403,12 +404,12 @@ fn batches(jobs: &[Job]) -> Vec<&[Job]> {
     let mut found = Vec::new();
     let (mut start, mut bytes) = (0, 0);
     for (at, job) in jobs.iter().enumerate() {
-        let alone = job.stamp.size > WHOLE;
-        if at > start && (alone || bytes + job.stamp.size > BATCH_SIZE || at - start >= BATCH_FILES) {
+        let alone = job.stat.size > WHOLE;
+        if at > start && (alone || bytes + job.stat.size > BATCH_SIZE || at - start >= BATCH_FILES) {
             found.push(&jobs[start..at]);
             (start, bytes) = (at, 0);
         }
-        bytes += job.stamp.size;
+        bytes += job.stat.size;
         if alone {
             found.push(&jobs[at..=at]);
             (start, bytes) = (at + 1, 0);
@@ -422,21 +423,21 @@ fn batches(jobs: &[Job]) -> Vec<&[Job]> {
 
 /// Reads a small file in full; a file that changes meanwhile is an error.
 fn read(mut file: &File, job: &Job) -> Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(usize::try_from(job.stamp.size).unwrap_or(0) + 1);
-    let limit = job.stamp.size + 1;
+    let mut bytes = Vec::with_capacity(usize::try_from(job.stat.size).unwrap_or(0) + 1);
+    let limit = job.stat.size + 1;
     file.by_ref().take(limit).read_to_end(&mut bytes).context(|| format!("cannot read `{}`", job.path))?;
-    if bytes.len() as u64 == job.stamp.size && is_unchanged(file, &job.stamp) {
+    if bytes.len() as u64 == job.stat.size && is_unchanged(file, &job.stat) {
         Ok(bytes)
     } else {
         Err(changed(job))
     }
 }
 
-fn is_unchanged(file: &File, stamp: &Stamp) -> bool {
+fn is_unchanged(file: &File, stat: &FileStat) -> bool {
     use std::os::unix::fs::MetadataExt as _;
     file.metadata().is_ok_and(|metadata| {
         let mtime = metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
-        (metadata.len(), mtime, metadata.ino()) == (stamp.size, stamp.mtime, stamp.inode)
+        (metadata.len(), mtime, metadata.ino()) == (stat.size, stat.mtime, stat.inode)
     })
 }
 
@@ -453,7 +454,7 @@ pub(super) fn check_links(
     top: &RepoPath,
 ) -> Result<()> {
     node.walk(&path.parent().unwrap_or_default(), &mut |folder, leaf| {
-        if leaf.kind != EntryKind::Link {
+        if leaf.kind != EntryKind::LinkKind {
             return Ok(());
         }
         let link = folder.join(&leaf.name)?;
@@ -511,9 +512,9 @@ mod tests {
         let root = Root::open(temp.path()).unwrap();
         let path = RepoPath::from_text("x").unwrap();
         root.write(&path, b"before", fs::Sync::Later).unwrap();
-        let job = Job { path: path.clone(), stamp: root.stamp(&path).unwrap().unwrap(), linked: None };
+        let job = Job { path: path.clone(), stat: root.stat(&path).unwrap().unwrap(), linked: None };
         assert_eq!(read(&root.open_file(&path).unwrap(), &job).unwrap(), b"before");
-        root.append(&path).unwrap().write_all(b" and after").unwrap();
+        root.open_append(&path).unwrap().write_all(b" and after").unwrap();
         let grown = read(&root.open_file(&path).unwrap(), &job).unwrap_err();
         root.write(&path, b"less", fs::Sync::Later).unwrap();
         let shrunk = read(&root.open_file(&path).unwrap(), &job).unwrap_err();
@@ -529,7 +530,7 @@ mod tests {
         let path = RepoPath::from_text("x").unwrap();
         let job = |size| Job {
             path: path.clone(),
-            stamp: Stamp { form: Form::File, executable: false, size, mtime: 0, ctime: 0, inode: 0 },
+            stat: FileStat { kind: FileKind::File, executable: false, size, mtime: 0, ctime: 0, inode: 0 },
             linked: None,
         };
         let jobs = [job(1), job(2), job(WHOLE + 1), job(3), job(WHOLE), job(WHOLE + 9)];

@@ -23,7 +23,7 @@ impl Workspace<'_> {
     pub fn check_part(&self, pointer: &Pointer, part: &RepoPath) -> Result<()> {
         let is_part = part != &pointer.path && part.is_within(&pointer.path);
         // A part that cannot be inspected is reported by the step that needs it.
-        if !is_part || !matches!(self.repo.files.stamp(part), Ok(None)) {
+        if !is_part || !matches!(self.repo.files.stat(part), Ok(None)) {
             return Ok(());
         }
         match recorded_entry(&self.repo.store, pointer, part) {

@@ -3,7 +3,7 @@
 use crate::{
     digest::Digest,
     error::{Result, WithContext},
-    fs::{Dir, Everything, Form, Listing, Mode, Stamp},
+    fs::{Dir, FileKind, FileStat, Listing, Mode, NoFilter},
     path::RepoPath,
     workspace::Workspace,
 };
@@ -20,15 +20,15 @@ impl Workspace<'_> {
     /// are those of the file, even if they differ from the record.
     pub fn unprotect(&self, path: &RepoPath) -> Result<Unprotected> {
         let mut done = Unprotected::default();
-        let Some(stamp) = self.repo.files.stamp(path)? else { return Ok(done) };
-        if stamp.form == Form::Folder {
+        let Some(stat) = self.repo.files.stat(path)? else { return Ok(done) };
+        if stat.kind == FileKind::Folder {
             let dir = self.repo.files.dir(path)?;
-            self.unprotect_all(&dir, &dir.entries(&Everything)?, &mut done)?;
+            self.unprotect_all(&dir, &dir.entries(&NoFilter)?, &mut done)?;
         } else {
             self.unprotect_one(
                 &self.repo.files.dir(&path.parent().unwrap_or_default())?,
                 path,
-                stamp,
+                stat,
                 &mut done,
             )?;
         }
@@ -39,7 +39,7 @@ impl Workspace<'_> {
     pub(super) fn is_shared(&self, path: &RepoPath) -> bool {
         let is_private = || -> Result<bool> {
             let dir = self.repo.files.dir(&path.parent().unwrap_or_default())?;
-            let is_file = dir.stamp(path.name())?.is_some_and(|it| it.form == Form::File);
+            let is_file = dir.stat(path.name())?.is_some_and(|it| it.kind == FileKind::File);
             Ok(is_file && dir.is_private(path.name())?)
         };
         !is_private().unwrap_or(false)
@@ -58,27 +58,33 @@ impl Workspace<'_> {
     fn unprotect_all(&self, dir: &Dir, entries: &Listing, done: &mut Unprotected) -> Result<()> {
         for entry in entries.iter() {
             let path = dir.path().join(entry.name)?;
-            if entry.stamp.form == Form::Folder {
+            if entry.stat.kind == FileKind::Folder {
                 self.unprotect_all(&dir.open_dir(entry.name)?, entry.children, done)?;
             } else {
-                self.unprotect_one(dir, &path, entry.stamp, done)?;
+                self.unprotect_one(dir, &path, entry.stat, done)?;
             }
         }
         Ok(())
     }
 
-    fn unprotect_one(&self, dir: &Dir, path: &RepoPath, stamp: Stamp, done: &mut Unprotected) -> Result<()> {
+    fn unprotect_one(
+        &self,
+        dir: &Dir,
+        path: &RepoPath,
+        stat: FileStat,
+        done: &mut Unprotected,
+    ) -> Result<()> {
         let name = path.name();
-        let (from, size) = match stamp.form {
-            Form::Link => {
+        let (from, size) = match stat.kind {
+            FileKind::LinkKind => {
                 let Some(large) = self.repo.store.linked(&dir.read_link(name)?) else { return Ok(()) };
-                (large.open()?, large.stamp()?.size)
+                (large.open()?, large.stat()?.size)
             }
-            Form::File if !dir.is_private(name)? => (dir.open(name)?, stamp.size),
+            FileKind::File if !dir.is_private(name)? => (dir.open(name)?, stat.size),
             _ => return Ok(()),
         };
-        let mode = if stamp.executable { Mode::Executable } else { Mode::Plain };
-        dir.make_private(name, &stamp, from, mode).context(|| format!("cannot unprotect `{path}`"))?;
+        let mode = if stat.executable { Mode::Executable } else { Mode::Plain };
+        dir.unshare(name, &stat, from, mode).context(|| format!("cannot unprotect `{path}`"))?;
         done.files += 1;
         done.bytes += size;
         Ok(())

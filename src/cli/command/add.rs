@@ -90,7 +90,7 @@ pub fn files_to_stage(repo: &Repo, pointers: impl Iterator<Item = RepoPath>) -> 
     }
     let mut known = Vec::new();
     for file in files {
-        if repo.files.stamp(&file)?.is_some() || repo.git.tracked_within(&file)?.is_some() {
+        if repo.files.stat(&file)?.is_some() || repo.git.tracked_within(&file)?.is_some() {
             known.push(file);
         }
     }

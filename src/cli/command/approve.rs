@@ -86,7 +86,7 @@ struct NewDecision<'s> {
 
 pub fn approve(ctx: &Context<'_>, args: &ApproveArgs) -> Result<DecisionReport> {
     let repo = ctx.repo()?;
-    let bytes = crate::fs::read_outside(&ctx.cwd.join(&args.report))?;
+    let bytes = crate::fs::read_user_file(&ctx.cwd.join(&args.report))?;
     let (target, why) = (&args.target, args.why.as_deref());
     // Everything that can fail is checked before the report is stored.
     let view = ledger::refresh(&repo)?;

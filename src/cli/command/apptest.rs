@@ -98,8 +98,8 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Tested> {
     let root = Root::open(&dir)?;
     let json = serde_json::to_string_pretty(&result.report)
         .map_err(|it| Error::new(Kind::Internal, it.to_string()))?;
-    root.write(&RepoPath::from_text("report.json")?, format!("{json}\n").as_bytes(), Sync::Yes)?;
-    root.write(&RepoPath::from_text("report.html")?, result.html.as_bytes(), Sync::Yes)?;
+    root.write(&RepoPath::from_text("report.json")?, format!("{json}\n").as_bytes(), Sync::Now)?;
+    root.write(&RepoPath::from_text("report.html")?, result.html.as_bytes(), Sync::Now)?;
     Ok(Tested { report: result.report, out: args.out.clone() })
 }
 
@@ -126,7 +126,7 @@ fn fetch_images(
     }
     let wants = Wants { contents: contents.into_iter().collect(), runs: Vec::new() };
     let remote = Remote::open(&repo.config.remote(remote)?, Access::Read)?;
-    fetch(repo, &remote, &wants, Depth::Everything, ctx.progress).map(drop)
+    fetch(repo, &remote, &wants, Depth::NoFilter, ctx.progress).map(drop)
 }
 
 /// Returns the tracked path that contains an image in the version's commit, and its content.

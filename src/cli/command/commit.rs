@@ -76,7 +76,7 @@ fn record(
     let mut recorded = pointer.clone();
     let mut existing = Vec::new();
     for part in parts {
-        match workspace.repo.files.stamp(part)? {
+        match workspace.repo.files.stat(part)? {
             Some(_) => existing.push((*part).clone()),
             None => recorded = workspace.record_deletion(&recorded, part, ctx.progress)?,
         }

@@ -79,7 +79,7 @@ pub fn run(ctx: &Context<'_>, command: &Command) -> Result<Settings> {
 fn check(key: &str, value: &str) -> Result<()> {
     match key {
         "cache.link" => {
-            value.split(',').try_for_each(|link| link.trim().parse::<crate::fs::Link>().map(drop))
+            value.split(',').try_for_each(|link| link.trim().parse::<crate::fs::LinkKind>().map(drop))
         }
         "cache.dir" if !value.starts_with('/') => {
             Err(Error::usage(format!("`{value}` is not an absolute path")))

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{Context, Report, report::bytes},
     error::Result,
-    fs::{self, Link, Mode, Root, Sync, place},
+    fs::{self, LinkKind, Mode, Root, Sync, link_into},
     git::Git,
     model::engine,
     path::RepoPath,
@@ -71,11 +71,12 @@ fn links(repo: &Repo) -> Result<Vec<&'static str>> {
     store.write(&trial, b"trial", Sync::Later)?;
     // The trial files go into the worktree's own Git folder, which is on the workspace's file system but not
     // visible in it.
-    let dir = Root::open(repo.private.path())?.make_dir(&RepoPath::from_text("tmp")?)?;
+    let dir = Root::open(repo.private.path())?.create_dir(&RepoPath::from_text("tmp")?)?;
     let mut supported = Vec::new();
-    for (link, name) in [(Link::Reflink, "reflink"), (Link::Hardlink, "hardlink"), (Link::Symlink, "symlink")]
+    for (link, name) in
+        [(LinkKind::Reflink, "reflink"), (LinkKind::Hardlink, "hardlink"), (LinkKind::Symlink, "symlink")]
     {
-        if place(store, &trial, &dir, b"tried", Mode::Plain, &[link])?.is_some() {
+        if link_into(store, &trial, &dir, b"tried", Mode::Plain, &[link])?.is_some() {
             supported.push(name);
         }
         dir.remove(b"tried")?;

@@ -104,7 +104,7 @@ pub fn load(ctx: &Context<'_>, repo: &Repo, report: &Content) -> Result<Evidence
     if !repo.store.contains(&report.digest) {
         let wants = Wants { contents: vec![(name(&report.digest)?, *report)], runs: Vec::new() };
         let remote = Remote::open(&repo.config.remote(None)?, Access::Read)?;
-        remote::fetch(repo, &remote, &wants, Depth::Everything, ctx.progress)?;
+        remote::fetch(repo, &remote, &wants, Depth::NoFilter, ctx.progress)?;
     }
     parse(&repo.store.read(&report.digest)?)
 }

@@ -94,7 +94,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Explanation> {
     let version = choose_version(&repo, args.version.as_deref().or(answered))?;
     let bytes = match &found {
         Some(found) => request::image(&repo, found)?,
-        None => fs::read_outside(&path)?,
+        None => fs::read_user_file(&path)?,
     };
     bring(ctx, &repo, &version, args.remote.as_deref())?;
     let mut offline = Offline::load(&repo, &version)?;

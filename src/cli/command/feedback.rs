@@ -46,7 +46,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<FeedbackReport> {
     let repo = ctx.repo()?;
     traffic::check_environment(&args.env)?;
     let name = crate::path::escape_bytes(args.file.as_os_str().as_encoded_bytes());
-    let labels = traffic::parse_truth(&name, &fs::read_outside(&ctx.cwd.join(&args.file))?)?;
+    let labels = traffic::parse_truth(&name, &fs::read_user_file(&ctx.cwd.join(&args.file))?)?;
     bring_tables(ctx, &repo, &args.env, &traffic::sealed_days(&repo.files, &args.env)?)?;
     let cache: RefCell<BTreeMap<Digest, Vec<String>>> = RefCell::default();
     let learnt = traffic::feedback(&repo, &args.env, &labels, &|record| {

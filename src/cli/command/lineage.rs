@@ -65,7 +65,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Output> {
     let request = find_request(ctx, &repo, &args.what)?;
     let subject = request.as_ref().map_or(&args.what, |origin| &origin.found.record.version);
     let (rev, path) = resolve(ctx, &repo, subject, args.rev.as_deref())?;
-    let read = |file: &RepoPath| repo.files.read_if_there(file);
+    let read = |file: &RepoPath| repo.files.read_if_exists(file);
     let mut tracked = repo.git.tracked(&lineage::speaks)?;
     tracked.extend(workspace.pointed()?.iter().map(|path| path.with_suffix(crate::pointer::SUFFIX)));
     let pipelines = ctx.pipelines(&workspace)?;
@@ -87,7 +87,7 @@ fn package_model(path: &RepoPath) -> Option<RepoPath> {
 /// Finds the request with this id, unless a path has that name.
 fn find_request(ctx: &Context<'_>, repo: &Repo, id: &str) -> Result<Option<RequestOrigin>> {
     let may_be_id = !id.contains(['/', '@', '.']) && id.len() > 3;
-    let exists = |path: RepoPath| repo.files.stamp(&path).is_ok_and(|stat| stat.is_some());
+    let exists = |path: RepoPath| repo.files.stat(&path).is_ok_and(|stat| stat.is_some());
     if !may_be_id || ctx.path(repo, Path::new(id)).is_ok_and(exists) {
         return Ok(None);
     }

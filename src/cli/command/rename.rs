@@ -10,7 +10,7 @@ use crate::{
         command::add::{files_to_stage, warn_ignored, write_next_step},
     },
     error::Result,
-    fs::Form,
+    fs::FileKind,
     path::RepoPath,
     pipeline::Pipeline,
     pointer::Pointer,
@@ -49,10 +49,10 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<MoveReport> {
     let claimed: Vec<_> = pipelines.iter().flat_map(Pipeline::claimed).collect();
     let (from, mut to) = (ctx.path(&repo, &args.old)?, ctx.path(&repo, &args.new)?);
     let slash = args.new.as_os_str().as_bytes().ends_with(b"/");
-    let folder = repo.files.stamp(&to)?.is_some_and(|stamp| stamp.form == Form::Folder);
+    let folder = repo.files.stat(&to)?.is_some_and(|stat| stat.kind == FileKind::Folder);
     // If the old files are gone and a folder has the new name, an interrupted move has already put them
     // there.
-    if to.is_root() || folder && (slash || repo.files.stamp(&from)?.is_some()) {
+    if to.is_root() || folder && (slash || repo.files.stat(&from)?.is_some()) {
         to = to.join(from.name())?;
     }
     let moved = workspace.rename(&from, &to, &claimed, ctx.progress);

@@ -37,7 +37,7 @@ fn environments(repo: &Repo) -> Result<BTreeSet<String>> {
     let folder = RepoPath::from_text("traffic")?;
     let mut names = BTreeSet::new();
     for root in [&repo.files, &repo.shared] {
-        if root.stamp(&folder)?.is_some() {
+        if root.stat(&folder)?.is_some() {
             let found = root.dir(&folder)?.names()?;
             let folders = found.into_iter().filter(|it| it.1.is_dir());
             names.extend(folders.filter_map(|it| String::from_utf8(it.0).ok()));

@@ -156,7 +156,7 @@ pub fn bring_tables(ctx: &Context<'_>, repo: &Repo, environment: &str, days: &[D
             }
         }
     }
-    remote::fetch(repo, &remote, &tables, Depth::Everything, ctx.progress).map(drop)
+    remote::fetch(repo, &remote, &tables, Depth::NoFilter, ctx.progress).map(drop)
 }
 
 impl Report for SealReport {

@@ -120,7 +120,7 @@ pub fn bring(ctx: &Context<'_>, repo: &Repo, version: &Version, remote: Option<&
     }
     let wants = Wants { contents: vec![(version.path.clone(), version.package)], runs: Vec::new() };
     let remote = Remote::open(&repo.config.remote(remote)?, Access::Read)?;
-    fetch(repo, &remote, &wants, Depth::Everything, ctx.progress).map(drop)
+    fetch(repo, &remote, &wants, Depth::NoFilter, ctx.progress).map(drop)
 }
 
 pub fn get(
@@ -152,15 +152,15 @@ pub fn get(
 
 /// Writes a stored folder to `path` below `root`, with executable bits and symbolic links.
 fn unpack(repo: &Repo, tree: &Digest, path: &RepoPath, root: &Root) -> Result<()> {
-    let dir = root.make_dir(path)?;
+    let dir = root.create_dir(path)?;
     for entry in store::entries(&repo.store, tree)? {
         let path = path.join(&entry.name)?;
         match entry.kind {
             EntryKind::Folder => unpack(repo, &entry.digest, &path, root)?,
-            EntryKind::Link => dir.symlink(&repo.store.read(&entry.digest)?, &entry.name)?,
-            EntryKind::File => root.write(&path, &repo.store.read(&entry.digest)?, Sync::Yes)?,
+            EntryKind::LinkKind => dir.symlink(&repo.store.read(&entry.digest)?, &entry.name)?,
+            EntryKind::File => root.write(&path, &repo.store.read(&entry.digest)?, Sync::Now)?,
             EntryKind::Executable => {
-                root.write_mode(&path, &repo.store.read(&entry.digest)?, Sync::Yes, 0o777)?;
+                root.write_mode(&path, &repo.store.read(&entry.digest)?, Sync::Now, 0o777)?;
             }
         }
     }

@@ -66,7 +66,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Watched> {
     }
     let missing = || Error::not_found(format!("folder `{}` not found", args.folder.display()));
     let folder =
-        fs::canonical(&ctx.cwd.join(&args.folder)).filter(|it| fs::is_dir(it)).ok_or_else(missing)?;
+        fs::canonicalize(&ctx.cwd.join(&args.folder)).filter(|it| fs::is_dir(it)).ok_or_else(missing)?;
     let token = client::token(args.token_file.as_ref().map(|it| ctx.cwd.join(it)).as_deref())?;
     let client = Client::new(&args.url, token, Duration::from_secs(args.deadline))?;
     let settings = Settings {
@@ -85,7 +85,7 @@ fn open_for_append(ctx: &Context<'_>, file: &std::path::Path) -> Result<fs::File
     let path = ctx.cwd.join(file);
     let invalid = || Error::usage(format!("`{}` is not a file name", file.display()));
     let name = path.file_name().and_then(|it| it.to_str()).ok_or_else(invalid)?;
-    Root::create(path.parent().ok_or_else(invalid)?)?.append(&RepoPath::from_text(name)?)
+    Root::create(path.parent().ok_or_else(invalid)?)?.open_append(&RepoPath::from_text(name)?)
 }
 
 impl Watched {

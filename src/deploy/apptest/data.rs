@@ -8,7 +8,7 @@ use std::{
 use crate::{
     digest::Digest,
     error::{Error, Kind, Result},
-    fs::{self, Entry, Everything, Form, Root},
+    fs::{self, Entry, FileKind, NoFilter, Root},
     git::Git,
     model::{
         registry::Version,
@@ -51,7 +51,7 @@ impl Case {
     pub fn bytes(&self, store: &Store) -> Result<Vec<u8>> {
         match &self.source {
             Source::Store(_) => store.read(&self.digest),
-            Source::File(path) => fs::read_outside(path),
+            Source::File(path) => fs::read_user_file(path),
         }
     }
 }
@@ -77,7 +77,7 @@ pub fn test_set(git: &Git, version: &Version) -> Result<Data> {
 pub fn folder(name: &str, dir: &Path) -> Result<Data> {
     let root = Root::open(dir)?;
     let mut cases = Vec::new();
-    for class in root.entries(&RepoPath::root(), &Everything)?.iter() {
+    for class in root.entries(&RepoPath::root(), &NoFilter)?.iter() {
         let path = RepoPath::root().join(class.name)?;
         let mut found = Vec::new();
         collect_files(class, &path, &mut found)?;
@@ -94,7 +94,7 @@ pub fn folder(name: &str, dir: &Path) -> Result<Data> {
 }
 
 fn collect_files(entry: Entry<'_>, path: &RepoPath, found: &mut Vec<RepoPath>) -> Result<()> {
-    if entry.stamp.form == Form::File {
+    if entry.stat.kind == FileKind::File {
         found.push(path.clone());
     }
     entry.children.iter().try_for_each(|child| collect_files(child, &path.join(child.name)?, found))

@@ -46,7 +46,7 @@ pub fn locate(repo: Option<&Repo>) -> Result<Option<Library>> {
 }
 
 fn is_inside(path: &Path, root: &Path) -> bool {
-    fs::canonical(path).unwrap_or_else(|| path.to_owned()).starts_with(root)
+    fs::canonicalize(path).unwrap_or_else(|| path.to_owned()).starts_with(root)
 }
 
 /// Returns the folders of installed Python packages, those of the active environment first.
@@ -59,7 +59,7 @@ fn package_folders() -> Vec<PathBuf> {
         let python = folder.join("python3");
         if fs::is_file(&python) {
             prefixes.extend(folder.parent().map(Path::to_owned));
-            let target = fs::canonical(&python);
+            let target = fs::canonicalize(&python);
             prefixes.extend(target.and_then(|python| Some(python.parent()?.parent()?.to_owned())));
         }
     }
@@ -99,7 +99,7 @@ fn probe(path: &Path) -> Result<Library> {
     if !fs::is_file(path) {
         return Err(unusable("no such file"));
     }
-    let bytes = fs::read_outside(path)?;
+    let bytes = fs::read_user_file(path)?;
     let machine = if cfg!(target_arch = "aarch64") { 0xb7 } else { 0x3e };
     if bytes.len() < 64
         || !bytes.starts_with(b"\x7fELF\x02")

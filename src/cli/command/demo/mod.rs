@@ -19,7 +19,7 @@ use self::month::DayEvents;
 use crate::{
     cli::{Context, Report, report::shell_word},
     error::{Error, Kind, Result, WithContext},
-    fs::{self, Entry, Everything, Form, Listing, Root, Sync},
+    fs::{self, Entry, FileKind, Listing, NoFilter, Root, Sync},
     path::RepoPath,
     sketch::{Pet, photo},
 };
@@ -82,7 +82,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Outcome> {
     let photos = args.photos.as_ref().map(|path| input(ctx, path, true)).transpose()?;
     let backbone = args.backbone.as_ref().map(|path| input(ctx, path, false)).transpose()?;
     fs::create_dir_all(&project)?;
-    let project = fs::canonical(&project).unwrap_or(project);
+    let project = fs::canonicalize(&project).unwrap_or(project);
     let exe = std::env::current_exe().context(|| "cannot find the mlx executable".into())?;
     let player = Player { ctx, project, exe };
     player.play(args, photos.as_deref(), backbone.as_deref())
@@ -91,7 +91,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Outcome> {
 /// Resolves the path of an input file or folder.
 fn input(ctx: &Context<'_>, path: &Path, folder: bool) -> Result<PathBuf> {
     let matches = |found: &PathBuf| if folder { fs::is_dir(found) } else { fs::is_file(found) };
-    let found = fs::canonical(&ctx.cwd.join(path)).filter(matches);
+    let found = fs::canonicalize(&ctx.cwd.join(path)).filter(matches);
     found.ok_or_else(|| Error::not_found(format!("`{}` not found", path.display())))
 }
 
@@ -99,7 +99,7 @@ fn input(ctx: &Context<'_>, path: &Path, folder: bool) -> Result<PathBuf> {
 fn expected_time(drawn: u64, photos: Option<&Path>, backbone: bool) -> Result<Option<String>> {
     let count = match photos {
         Some(photos) => {
-            Root::open(photos)?.entries(&RepoPath::root(), &Everything)?.iter().map(count_files).sum()
+            Root::open(photos)?.entries(&RepoPath::root(), &NoFilter)?.iter().map(count_files).sum()
         }
         None => drawn,
     };
@@ -114,7 +114,7 @@ fn expected_time(drawn: u64, photos: Option<&Path>, backbone: bool) -> Result<Op
 }
 
 fn count_files(entry: Entry<'_>) -> u64 {
-    let own = u64::from(entry.stamp.form == Form::File);
+    let own = u64::from(entry.stat.kind == FileKind::File);
     own + entry.children.iter().map(count_files).sum::<u64>()
 }
 
@@ -256,7 +256,7 @@ impl Player<'_, '_> {
         };
         self.tell(&format!("$ cp -r {} data", photos.display()));
         let from = Root::open(photos)?;
-        copy(&from, &from.entries(&RepoPath::root(), &Everything)?, &RepoPath::root(), &files)
+        copy(&from, &from.entries(&RepoPath::root(), &NoFilter)?, &RepoPath::root(), &files)
     }
 
     fn add_backbone(&self, backbone: &Path) -> Result<()> {
@@ -264,7 +264,7 @@ impl Player<'_, '_> {
         self.tell(&format!("$ cp {} models/backbone.onnx", backbone.display()));
         files.write(
             &RepoPath::from_text("models/backbone.onnx")?,
-            &fs::read_outside(backbone)?,
+            &fs::read_user_file(backbone)?,
             Sync::Later,
         )?;
         self.mlx(&["add", "models/backbone.onnx"])?;
@@ -297,9 +297,9 @@ impl Player<'_, '_> {
 fn copy(from: &Root, entries: &Listing, folder: &RepoPath, to: &Root) -> Result<()> {
     for entry in entries.iter() {
         let path = folder.join(entry.name)?;
-        match entry.stamp.form {
-            Form::Folder => copy(from, entry.children, &path, to)?,
-            Form::File => {
+        match entry.stat.kind {
+            FileKind::Folder => copy(from, entry.children, &path, to)?,
+            FileKind::File => {
                 let target = RepoPath::from_text("data")?.join_path(&path)?;
                 to.write(&target, &from.read(&path)?, Sync::Later)?;
             }

@@ -25,7 +25,7 @@ impl Reports {
     pub fn read(ctx: &Context<'_>, repo: &Repo, environment: &str) -> Result<Self> {
         let folder = RepoPath::from_text("monitor")?.join(environment.as_bytes())?;
         let mut all = Vec::new();
-        if repo.files.stamp(&folder)?.is_none() {
+        if repo.files.stat(&folder)?.is_none() {
             return Ok(Self { folder, all });
         }
         for (name, _) in repo.files.dir(&folder)?.names()? {
@@ -47,7 +47,7 @@ impl Reports {
         self.all.push(report.clone());
         self.all.sort_by(|one, two| one.day.cmp(&two.day));
         let file = self.folder.join(format!("{}.json", report.day).as_bytes())?;
-        repo.files.write(&file, report.to_json()?.as_bytes(), Sync::Yes)?;
+        repo.files.write(&file, report.to_json()?.as_bytes(), Sync::Now)?;
         Ok(file)
     }
 

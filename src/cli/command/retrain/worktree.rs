@@ -141,7 +141,7 @@ impl Drop for Worktree<'_> {
 
 fn copy_logs(private: &Root, to: &Path) -> Result<()> {
     let (folder, to) = (RepoPath::from_text("logs")?, Root::open(to)?);
-    if private.stamp(&folder)?.is_none() {
+    if private.stat(&folder)?.is_none() {
         return Ok(());
     }
     for (name, _) in private.dir(&folder)?.names()? {
