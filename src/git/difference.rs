@@ -18,11 +18,11 @@ const BOTH: u8 = BEFORE | NOW;
 
 /// Difference between the commits reachable from two sets of tips, `before` and `now`.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Apart {
+pub struct RevDifference {
     /// Commits reachable from the tips of `now` only.
-    pub came: Vec<Rev>,
+    pub added: Vec<Rev>,
     /// True if some commit is reachable from the tips of `before` only.
-    pub some_went: bool,
+    pub any_removed: bool,
 }
 
 #[derive(Default)]
@@ -46,7 +46,7 @@ struct Visit {
 impl Git {
     /// Returns text that changes whenever the ancestry of commits changes without any ref changing: the
     /// boundaries of a shallow clone, and replace refs.
-    pub fn cuts(&self) -> Result<String> {
+    pub fn ancestry_overrides(&self) -> Result<String> {
         let context = || "cannot read the shallow boundary and replace refs".to_owned();
         let boundary = from_gix(self.repo.shallow_commits(), context)?;
         let mut lines: Vec<String> =
@@ -61,9 +61,9 @@ impl Git {
     }
 
     /// Compares the commits reachable from `before` and `now`.
-    pub fn apart(&self, before: &BTreeSet<Rev>, now: &BTreeSet<Rev>) -> Result<Apart> {
+    pub fn rev_difference(&self, before: &BTreeSet<Rev>, now: &BTreeSet<Rev>) -> Result<RevDifference> {
         if before == now {
-            return Ok(Apart::default());
+            return Ok(RevDifference::default());
         }
         let context = || "cannot read the shallow boundary".to_owned();
         let boundary: BTreeSet<gix::ObjectId> = from_gix(self.repo.shallow_commits(), context)?
@@ -74,7 +74,7 @@ impl Git {
             for tip in tips {
                 // Git has pruned it, so no current tip descends from it.
                 if side == BEFORE && !self.repo.has_object(tip.0) {
-                    return Ok(Apart { came: Vec::new(), some_went: true });
+                    return Ok(RevDifference { added: Vec::new(), any_removed: true });
                 }
                 walk.enqueue(self, tip.0, side)?;
             }
@@ -94,7 +94,10 @@ impl Git {
             let visited = walk.visited.iter().filter(move |(_, visit)| visit.sides == sides);
             visited.map(|(id, _)| Rev(*id))
         };
-        Ok(Apart { came: reached_from(NOW).collect(), some_went: reached_from(BEFORE).next().is_some() })
+        Ok(RevDifference {
+            added: reached_from(NOW).collect(),
+            any_removed: reached_from(BEFORE).next().is_some(),
+        })
     }
 }
 

@@ -23,7 +23,7 @@ impl BlobId {
 
 /// Cache of the folders with a file of one name, by tree, so that trees that commits share are read once.
 #[derive(Default)]
-pub struct Places(HashMap<gix::ObjectId, Vec<RepoPath>>);
+pub struct FolderCache(HashMap<gix::ObjectId, Vec<RepoPath>>);
 
 /// Commit with the metadata that a log shows.
 #[derive(Clone, Debug)]
@@ -48,7 +48,7 @@ impl Git {
 
     /// Lists the folders of a commit that contain a file of this name. A `cache` must always be used with the
     /// same name.
-    pub fn folders_with(&self, rev: &Rev, name: &str, cache: &mut Places) -> Result<Vec<RepoPath>> {
+    pub fn folders_with(&self, rev: &Rev, name: &str, cache: &mut FolderCache) -> Result<Vec<RepoPath>> {
         let context = || format!("cannot list the files of {}", rev.short());
         let commit = from_gix(self.repo.find_commit(rev.0), context)?;
         self.folders_below(from_gix(commit.tree_id(), context)?.detach(), name, cache, 0)
@@ -58,7 +58,7 @@ impl Git {
         &self,
         tree: gix::ObjectId,
         name: &str,
-        cache: &mut Places,
+        cache: &mut FolderCache,
         depth: usize,
     ) -> Result<Vec<RepoPath>> {
         if let Some(folders) = cache.0.get(&tree) {

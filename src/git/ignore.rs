@@ -70,7 +70,7 @@ pub struct IgnoredFile {
 
 impl Git {
     /// Returns those of `files` that Git ignores and does not track; empty if `git` cannot be run.
-    pub fn hidden(&self, files: &[RepoPath]) -> Result<Vec<IgnoredFile>> {
+    pub fn ignored_files(&self, files: &[RepoPath]) -> Result<Vec<IgnoredFile>> {
         let mut untracked = Vec::new();
         for file in files {
             if self.tracked_within(file)?.is_none() {

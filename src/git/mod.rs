@@ -14,14 +14,14 @@ mod upstream;
 mod write;
 
 pub use self::{
-    difference::Apart,
-    history::{BlobId, Commit, Places},
+    difference::RevDifference,
+    history::{BlobId, Commit, FolderCache},
     ignore::IgnoredFile,
-    refs::{Census, Name, Target, Worktree},
+    refs::{GitRef, RefTarget, TreeScan, Worktree},
     sign::{Key, Signer},
     tags::Tag,
-    upstream::{Listing, Pushed, Upstream},
-    write::Single,
+    upstream::{PushOutcome, RefListing, Upstream},
+    write::SingleFile,
 };
 
 use std::{
@@ -98,7 +98,7 @@ impl Git {
     /// Like [`Git::discover`], for a command that works on the files in `start`. Refuses a repository whose
     /// worktree is elsewhere, and one that is not the one in `GIT_DIR`, so that the data of one repository is
     /// never applied to the files of another.
-    pub fn here(start: &Path) -> Result<Self> {
+    pub fn discover_checked(start: &Path) -> Result<Self> {
         let found = Self::discover(start)?;
         if fs::canonicalize(start).is_some_and(|it| !it.starts_with(&found.root)) {
             let message = format!(
@@ -139,7 +139,7 @@ impl Git {
 
     /// Returns true unless `core.fileMode` is false: Git sets that when it creates a repository on a file
     /// system that does not keep executable bits.
-    pub fn keeps_modes(&self) -> bool {
+    pub fn tracks_exec_bits(&self) -> bool {
         self.repo.config_snapshot().boolean("core.fileMode").unwrap_or(true)
     }
 
@@ -193,7 +193,7 @@ impl Git {
     }
 
     /// Runs `git add` on these files.
-    pub fn stage(&self, paths: &[RepoPath]) -> Result<()> {
+    pub fn add(&self, paths: &[RepoPath]) -> Result<()> {
         let mut command = Command::new("git");
         command
             .arg("-C")
@@ -209,7 +209,7 @@ impl Git {
     }
 
     /// Returns the version that `git --version` prints.
-    pub fn program_version() -> Option<String> {
+    pub fn git_version() -> Option<String> {
         let output = Command::new("git").arg("--version").output().ok()?;
         let text = String::from_utf8(output.stdout).ok()?;
         Some(text.trim().trim_start_matches("git version ").to_owned())

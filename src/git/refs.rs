@@ -53,7 +53,7 @@ const PER_WORKTREE: [&[u8]; 3] = [b"refs/bisect/", b"refs/worktree/", b"refs/rew
 
 /// Reference to an object: a ref, a reflog entry, or an id in a file of an unfinished rebase.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Name {
+pub struct GitRef {
     /// Name such as `refs/heads/main`, prefixed with the Git folder's name and a colon for a linked worktree.
     pub name: String,
     id: gix::ObjectId,
@@ -61,7 +61,7 @@ pub struct Name {
 
 /// Object that a reference leads to.
 #[derive(Clone, Debug)]
-pub struct Target {
+pub struct RefTarget {
     /// The commit; `None` if the object is a tree or a blob.
     pub commit: Option<Rev>,
     /// Messages of the annotated tags that led to it.
@@ -74,21 +74,21 @@ pub struct Worktree {
     /// Top folder of its files; `None` if it does not exist now.
     pub root: Option<PathBuf>,
     /// Recorded top folder, if it does not exist now: deleted, or on a disk that is not mounted.
-    pub away: Option<PathBuf>,
+    pub missing_root: Option<PathBuf>,
     /// Git folder of this worktree alone.
-    pub folder: PathBuf,
+    pub git_dir: PathBuf,
     /// Wanted files in its index; all sides of a merge conflict.
     pub staged: Vec<(RepoPath, BlobId)>,
 }
 
 /// Lists the files of one kind in commits. Trees that commits share are read once.
-pub struct Census<'g> {
+pub struct TreeScan<'g> {
     git: &'g Git,
     wanted: fn(&[u8]) -> bool,
     cache: HashMap<gix::ObjectId, Rc<[(RepoPath, BlobId)]>>,
 }
 
-impl fmt::Display for Name {
+impl fmt::Display for GitRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.name, self.id)
     }
@@ -97,7 +97,7 @@ impl fmt::Display for Name {
 impl Git {
     /// Lists all references, sorted: refs of the repository and of each worktree, stashes, ids in files of
     /// unfinished rebases, and reflog entries of the last `recent` seconds.
-    pub fn names(&self, recent: i64) -> Result<Vec<Name>> {
+    pub fn references(&self, recent: i64) -> Result<Vec<GitRef>> {
         let mut found = BTreeSet::new();
         let since = fs::coarse_now() / 1_000_000_000 - recent;
         for repo in self.repositories()? {
@@ -126,7 +126,7 @@ impl Git {
                 let is_id = |word: &&[u8]| word.len() >= MIN_ABBREV && word.iter().all(u8::is_ascii_hexdigit);
                 let resolve = |word: &[u8]| Some(repo.rev_parse_single(word.as_bstr()).ok()?.detach());
                 let ids = words.filter(is_id).filter_map(resolve);
-                found.extend(ids.map(|id| Name { name: format!("{prefix}{file}"), id }));
+                found.extend(ids.map(|id| GitRef { name: format!("{prefix}{file}"), id }));
             }
             let context = || "cannot read Git's refs".into();
             for reference in from_gix(from_gix(repo.references(), context)?.all(), context)? {
@@ -166,26 +166,26 @@ impl Git {
             });
             let folder = fs::canonicalize(repo.git_dir()).unwrap_or_else(|| repo.git_dir().to_owned());
             let (root, away) = if exists { (root, None) } else { (None, root) };
-            worktrees.push(Worktree { staged: staged.collect(), root, away, folder });
+            worktrees.push(Worktree { staged: staged.collect(), root, missing_root: away, git_dir: folder });
         }
         Ok(worktrees)
     }
 
     /// Follows a reference to its commit. It is an error if the object is missing.
-    pub fn target(&self, name: &Name) -> Result<Target> {
+    pub fn resolve_reference(&self, name: &GitRef) -> Result<RefTarget> {
         let context = || format!("cannot resolve `{}`", name.name);
         let (mut id, mut messages) = (name.id, Vec::new());
         loop {
             let object = from_gix(self.repo.find_object(id), context)?;
             match object.kind {
-                ObjectKind::Commit => return Ok(Target { commit: Some(Rev(id)), messages }),
+                ObjectKind::Commit => return Ok(RefTarget { commit: Some(Rev(id)), messages }),
                 ObjectKind::Tag => {
                     let tag = from_gix(object.try_into_tag(), context)?;
                     messages.push(from_gix(tag.decode(), context)?.message.to_string());
                     id = from_gix(tag.target_id(), context)?.detach();
                 }
                 // A user's ref to a blob or tree leads to no commit, and to nothing that mlx wrote.
-                ObjectKind::Tree | ObjectKind::Blob => return Ok(Target { commit: None, messages }),
+                ObjectKind::Tree | ObjectKind::Blob => return Ok(RefTarget { commit: None, messages }),
             }
         }
     }
@@ -205,15 +205,15 @@ fn collect(
     prefix: &str,
     reference: &gix::Reference<'_>,
     since: i64,
-    found: &mut BTreeSet<Name>,
+    found: &mut BTreeSet<GitRef>,
 ) -> Result<()> {
     let full = reference.name().as_bstr().to_string();
     if let Some(id) = reference.try_id() {
-        found.insert(Name { name: format!("{prefix}{full}"), id: id.detach() });
+        found.insert(GitRef { name: format!("{prefix}{full}"), id: id.detach() });
     } else if full == "HEAD"
         && let Ok(id) = repo.head_id()
     {
-        found.insert(Name { name: format!("{prefix}{full}"), id: id.detach() });
+        found.insert(GitRef { name: format!("{prefix}{full}"), id: id.detach() });
     }
     let context = || format!("cannot read the reflog of `{full}`");
     let mut log = reference.log_iter();
@@ -223,13 +223,13 @@ fn collect(
         let recent = line.signature.time().is_ok_and(|it| it.seconds > since);
         let id = line.new_oid();
         if (recent || full == "refs/stash") && !id.is_null() && repo.has_object(id) {
-            found.insert(Name { name: format!("{prefix}{full}@{{{at}}}"), id });
+            found.insert(GitRef { name: format!("{prefix}{full}@{{{at}}}"), id });
         }
     }
     Ok(())
 }
 
-impl<'g> Census<'g> {
+impl<'g> TreeScan<'g> {
     /// Creates a scan for files whose last name `wanted` accepts.
     pub fn new(git: &'g Git, wanted: fn(&[u8]) -> bool) -> Self {
         Self { git, wanted, cache: HashMap::new() }

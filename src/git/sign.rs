@@ -64,7 +64,7 @@ impl Git {
         if text("gpg.format").as_deref().unwrap_or("openpgp") == "openpgp" {
             let program = text("gpg.openpgp.program").or_else(|| text("gpg.program"));
             // Like Git, which uses the key of the committer if none is configured.
-            let key = key.map_or_else(|| self.whoami(), Ok)?;
+            let key = key.map_or_else(|| self.identity(), Ok)?;
             return Ok(Signer::Gpg(program.unwrap_or_else(|| "gpg".into()), key));
         }
         let key = key.ok_or_else(|| {

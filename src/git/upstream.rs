@@ -25,15 +25,15 @@ pub struct Upstream(pub String);
 
 /// Refs of a Git remote: full name to object id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Listing(pub BTreeMap<String, String>);
+pub struct RefListing(pub BTreeMap<String, String>);
 
 /// Outcome of a push that reached the remote.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Pushed {
+pub enum PushOutcome {
     Done,
     /// The remote rejected the push, because another one came first or by a rule of its own; with its
     /// message.
-    Refused(String),
+    Rejected(String),
 }
 
 impl Git {
@@ -61,7 +61,7 @@ impl Git {
     }
 
     /// Lists the current refs of the remote that match `names`, as arguments of `git ls-remote`.
-    pub fn listing(&self, upstream: &Upstream, names: &[&str]) -> Result<Listing> {
+    pub fn list_refs(&self, upstream: &Upstream, names: &[&str]) -> Result<RefListing> {
         let args = [&["ls-remote", "--quiet", &upstream.0][..], names].concat();
         let output = self.run_git(&args, b"")?;
         if !output.status.success() {
@@ -70,7 +70,7 @@ impl Git {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let rows = text.lines().filter_map(|line| line.split_once('\t'));
         let rows = rows.filter(|(_, name)| !name.ends_with("^{}"));
-        Ok(Listing(rows.map(|(id, name)| (name.to_owned(), id.to_owned())).collect()))
+        Ok(RefListing(rows.map(|(id, name)| (name.to_owned(), id.to_owned())).collect()))
     }
 
     /// Fetches these refspecs.
@@ -94,13 +94,13 @@ impl Git {
     }
 
     /// Pushes `updates` (object id, ref name) atomically: all of them or none.
-    pub fn push(&self, upstream: &Upstream, updates: &[(String, String)]) -> Result<Pushed> {
+    pub fn push(&self, upstream: &Upstream, updates: &[(String, String)]) -> Result<PushOutcome> {
         let refspecs: Vec<String> = updates.iter().map(|(id, name)| format!("{id}:{name}")).collect();
         let mut args = vec!["push", "--atomic", "--porcelain", &upstream.0];
         args.extend(refspecs.iter().map(String::as_str));
         let output = self.run_git(&args, b"")?;
         if output.status.success() {
-            return Ok(Pushed::Done);
+            return Ok(PushOutcome::Done);
         }
         let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
         let rejected: Vec<&str> = stdout.lines().filter_map(|line| line.strip_prefix("!\t")).collect();
@@ -109,16 +109,16 @@ impl Git {
         }
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         let remote = stderr.lines().filter_map(|line| line.strip_prefix("remote: ")).collect::<Vec<_>>();
-        Ok(Pushed::Refused([rejected, remote].concat().join("; ").replace('\t', " ")))
+        Ok(PushOutcome::Rejected([rejected, remote].concat().join("; ").replace('\t', " ")))
     }
 
     /// Returns true if an object exists in this clone.
-    pub fn has(&self, id: &str) -> bool {
+    pub fn has_object(&self, id: &str) -> bool {
         gix::ObjectId::from_hex(id.as_bytes()).is_ok_and(|id| self.repo.has_object(id))
     }
 
     /// Resolves a full ref name to a commit; `None` if it does not exist or leads to no commit.
-    pub fn tip(&self, name: &str) -> Result<Option<Rev>> {
+    pub fn resolve_ref(&self, name: &str) -> Result<Option<Rev>> {
         let context = || format!("cannot read `{name}`");
         match from_gix(self.repo.try_find_reference(name), context)? {
             Some(mut found) => Ok(found.peel_to_commit().ok().map(|commit| Rev(commit.id))),

@@ -24,7 +24,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_RETRIES: u32 = 10;
 
 /// Content of a commit that has a single file, in a chain of such commits.
-pub struct Single<'s> {
+pub struct SingleFile<'s> {
     pub name: &'s str,
     pub bytes: &'s [u8],
     pub message: &'s str,
@@ -32,7 +32,7 @@ pub struct Single<'s> {
 
 impl Git {
     /// Writes a commit with one file on top of `parent`. No ref is changed.
-    pub fn commit_single(&self, single: &Single<'_>, parent: Option<&Rev>) -> Result<Rev> {
+    pub fn commit_single(&self, single: &SingleFile<'_>, parent: Option<&Rev>) -> Result<Rev> {
         let context = || "cannot write a commit".to_owned();
         let committer = self.committer()?;
         let blob = from_gix(self.repo.write_blob(single.bytes), context)?.detach();
@@ -83,7 +83,7 @@ impl Git {
     /// Updates refs (name, new object, expected old commit) atomically: all of them or none. A lock file of
     /// Git that stays for a second is removed as that of a killed process, since only mlx writes these refs
     /// and it holds its own lock meanwhile.
-    pub fn name_objects(&self, updates: &[(String, String, Option<Rev>)]) -> Result<()> {
+    pub fn update_refs(&self, updates: &[(String, String, Option<Rev>)]) -> Result<()> {
         let edits = updates
             .iter()
             .map(|(name, id, before)| ref_update(name, id, before.as_ref()))
@@ -92,7 +92,7 @@ impl Git {
     }
 
     /// Deletes a ref that only mlx uses; a missing one is fine.
-    pub fn forget(&self, name: &str) -> Result<()> {
+    pub fn delete_ref(&self, name: &str) -> Result<()> {
         let context = || format!("cannot delete the ref `{name}`");
         if from_gix(self.repo.try_find_reference(name), context)?.is_none() {
             return Ok(());
@@ -142,7 +142,7 @@ impl Git {
     }
 
     /// Returns the committer's name and address, as in `Ada <ada@park.example>`.
-    pub fn whoami(&self) -> Result<String> {
+    pub fn identity(&self) -> Result<String> {
         self.committer().map(|it| format!("{} <{}>", it.name, it.email))
     }
 }

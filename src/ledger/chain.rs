@@ -3,7 +3,7 @@
 use crate::{
     document::canonical,
     error::{Error, Kind, Result, WithContext},
-    git::{Git, Rev, Single},
+    git::{Git, Rev, SingleFile},
     ledger::{Event, FORMAT},
     path::RepoPath,
 };
@@ -21,7 +21,7 @@ pub struct Entry {
 
 /// Returns the tip of the local chain.
 pub fn tip(git: &Git) -> Result<Option<Rev>> {
-    git.tip(AUDIT)
+    git.resolve_ref(AUDIT)
 }
 
 /// Reads all events up to `tip`, oldest first. An edit, a gap or a reordering is an error.
@@ -78,7 +78,7 @@ fn text(event: &Event) -> Result<String> {
 pub fn append(git: &Git, tip: Option<&Rev>, event: &Event) -> Result<Rev> {
     let message = format!("{} {}\n", event.kind.name(), event.subject);
     let text = text(event)?;
-    let single = Single { name: FILE, bytes: text.as_bytes(), message: &message };
+    let single = SingleFile { name: FILE, bytes: text.as_bytes(), message: &message };
     git.commit_single(&single, tip).context(|| "cannot write an event".into())
 }
 

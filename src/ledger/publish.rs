@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::{
     error::{Error, Kind as ErrorKind, Result},
-    git::{Git, Key, Listing, Pushed, Rev, Signer, Upstream},
+    git::{Git, Key, PushOutcome, RefListing, Rev, Signer, Upstream},
     ledger::{
         AUDIT, Event, FORMAT, Kind, View, append,
         chain::event as event_of,
@@ -94,10 +94,10 @@ fn publish_local(repo: &Repo, draft: &dyn Fn(&View) -> Result<Draft>) -> Result<
         let _lock = repo.lock()?;
         if tip(git)? == view.tip {
             // If killed in between, the next command completes the event, or nothing has happened yet.
-            git.name_objects(&[(PENDING.to_owned(), prepared.rev.to_string(), git.tip(PENDING)?)])?;
+            git.update_refs(&[(PENDING.to_owned(), prepared.rev.to_string(), git.resolve_ref(PENDING)?)])?;
             create_tag_ref(git, prepared.tag.as_ref())?;
-            git.name_objects(&[(AUDIT.to_owned(), prepared.rev.to_string(), view.tip)])?;
-            git.forget(PENDING)?;
+            git.update_refs(&[(AUDIT.to_owned(), prepared.rev.to_string(), view.tip)])?;
+            git.delete_ref(PENDING)?;
             return Ok(Published { event: prepared.event, rev: prepared.rev, upstream: None });
         }
     }
@@ -110,7 +110,7 @@ fn publish_to_remote(
     draft: &dyn Fn(&View) -> Result<Draft>,
 ) -> Result<Published> {
     let (git, mut refusal) = (&repo.git, String::new());
-    let (mut before, mut unmoved): (Option<Listing>, u32) = (None, 0);
+    let (mut before, mut unmoved): (Option<RefListing>, u32) = (None, 0);
     let mut sent: Option<PreparedEvent> = None;
     for turn in 0..MAX_TRIES {
         // The process that was first may still be at work.
@@ -132,7 +132,7 @@ fn publish_to_remote(
         }
         let prepared = prepare(repo, &view, draft(&view)?)?;
         match send(repo, upstream, &listing, &prepared)? {
-            Pushed::Done => {
+            PushOutcome::Done => {
                 let _lock = repo.lock()?;
                 // The next sync makes up for what fails here.
                 drop(create_tag_ref(git, prepared.tag.as_ref()));
@@ -141,7 +141,9 @@ fn publish_to_remote(
                 let upstream = Some(upstream.0.clone());
                 return Ok(Published { event: prepared.event, rev: prepared.rev, upstream });
             }
-            Pushed::Refused(reason) => (refusal, before, sent) = (reason, Some(listing), Some(prepared)),
+            PushOutcome::Rejected(reason) => {
+                (refusal, before, sent) = (reason, Some(listing), Some(prepared))
+            }
         }
     }
     Err(lost_race(&refusal))
@@ -153,7 +155,12 @@ fn lost_race(why: &str) -> Error {
 }
 
 /// Pushes an event; if the answer is lost, syncs to find out whether it arrived.
-fn send(repo: &Repo, upstream: &Upstream, listing: &Listing, prepared: &PreparedEvent) -> Result<Pushed> {
+fn send(
+    repo: &Repo,
+    upstream: &Upstream,
+    listing: &RefListing,
+    prepared: &PreparedEvent,
+) -> Result<PushOutcome> {
     let git = &repo.git;
     let mut refs = vec![(prepared.rev.to_string(), AUDIT.to_owned())];
     refs.extend(prepared.tag.iter().map(|(name, id)| (id.clone(), format!("refs/tags/{name}"))));
@@ -163,7 +170,7 @@ fn send(repo: &Repo, upstream: &Upstream, listing: &Listing, prepared: &Prepared
         other => return other,
     };
     match sync(git, upstream) {
-        Ok((view, _)) if holds(git, view.tip.as_ref(), &prepared.rev)? => Ok(Pushed::Done),
+        Ok((view, _)) if holds(git, view.tip.as_ref(), &prepared.rev)? => Ok(PushOutcome::Done),
         Ok(_) => Err(error),
         Err(_) => Err(error.hint(
 "it may or may not have arrived: check with `mlx audit` when the remote is available, before you repeat it",
@@ -226,12 +233,12 @@ fn number_of(git: &Git, tip: &Rev) -> Result<u64> {
 
 fn create_tag_ref(git: &Git, tag: Option<&(String, String)>) -> Result<()> {
     let Some((name, id)) = tag else { return Ok(()) };
-    git.name_objects(&[(format!("refs/tags/{name}"), id.clone(), None)])
+    git.update_refs(&[(format!("refs/tags/{name}"), id.clone(), None)])
 }
 
 /// Returns the tags that the chain names and the remote lacks: tags of events, and versions they concern. No
 /// other tag is ever pushed.
-fn missing_tags(git: &Git, listing: &Listing, rev: &Rev) -> Result<Vec<(String, String)>> {
+fn missing_tags(git: &Git, listing: &RefListing, rev: &Rev) -> Result<Vec<(String, String)>> {
     let events = read(git, Some(rev))?.into_iter().map(|entry| entry.event);
     let named: BTreeSet<String> =
         events.flat_map(|event| [event.tag, Some(event.subject)]).flatten().collect();

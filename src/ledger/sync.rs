@@ -4,7 +4,7 @@
 
 use crate::{
     error::{Error, Kind as ErrorKind, Result},
-    git::{Git, Listing, Rev, Upstream},
+    git::{Git, RefListing, Rev, Upstream},
     ledger::{AUDIT, audit_commit, chain::event as event_of, holds, is_mlx_tag, read, tip},
     repo::Repo,
 };
@@ -44,11 +44,11 @@ pub(super) fn last_seen_ref(upstream: &Upstream) -> String {
 /// Moves a ref of the chain forward to `rev`, never back. Other processes may move it at the same time.
 pub(super) fn advance_ref(git: &Git, name: &str, rev: &Rev) -> Result<()> {
     for turn in 0.. {
-        let own = git.tip(name)?;
+        let own = git.resolve_ref(name)?;
         if own.is_some() && holds(git, own.as_ref(), rev)? {
             return Ok(());
         }
-        match git.name_objects(&[(name.to_owned(), rev.to_string(), own)]) {
+        match git.update_refs(&[(name.to_owned(), rev.to_string(), own)]) {
             Err(error) if turn < MAX_ADVANCE_TRIES && error.kind() == ErrorKind::Conflict => {}
             done => return done,
         }
@@ -58,25 +58,25 @@ pub(super) fn advance_ref(git: &Git, name: &str, rev: &Rev) -> Result<()> {
 
 /// Returns the tip of the remote's chain when it was last fetched.
 pub fn last_seen(git: &Git, upstream: &Upstream) -> Result<Option<Rev>> {
-    git.tip(&last_seen_ref(upstream))
+    git.resolve_ref(&last_seen_ref(upstream))
 }
 
 /// Fetches what the repository lacks, and checks that no tag was moved and no event removed remotely.
-pub(super) fn sync(git: &Git, upstream: &Upstream) -> Result<(View, Listing)> {
-    let listing = git.listing(upstream, &["HEAD", AUDIT, "refs/tags/*"])?;
+pub(super) fn sync(git: &Git, upstream: &Upstream) -> Result<(View, RefListing)> {
+    let listing = git.list_refs(upstream, &["HEAD", AUDIT, "refs/tags/*"])?;
     let tracking_ref = |name: &str| format!("refs/mlx/remotes/{}/{name}", upstream.0);
     let mut wanted = Vec::new();
     for (name, id) in &listing.0 {
         match name.as_str() {
-            "HEAD" if !git.has(id) => wanted.push(format!("+HEAD:{}", tracking_ref("head"))),
+            "HEAD" if !git.has_object(id) => wanted.push(format!("+HEAD:{}", tracking_ref("head"))),
             // Kept apart from the local chain until it is checked.
-            AUDIT if !git.has(id) => wanted.push(format!("+{AUDIT}:{}", tracking_ref("incoming"))),
+            AUDIT if !git.has_object(id) => wanted.push(format!("+{AUDIT}:{}", tracking_ref("incoming"))),
             _ => wanted.extend(wanted_tag(git, upstream, name, id)?),
         }
     }
     git.fetch(upstream, &wanted)?;
     let theirs = listing.0.get(AUDIT).map(|id| git.resolve(id)).transpose()?;
-    let known = git.tip(&last_seen_ref(upstream))?;
+    let known = git.resolve_ref(&last_seen_ref(upstream))?;
     if let Some(known) = &known
         && !holds(git, theirs.as_ref(), known)?
     {
@@ -151,11 +151,11 @@ fn rejected_continuation(upstream: &Upstream, error: Error) -> Error {
 /// itself is completed, so that a truncated chain is not taken for an unfinished one.
 pub(super) fn finish_pending(repo: &Repo) -> Result<()> {
     let git = &repo.git;
-    if git.tip(PENDING)?.is_none() {
+    if git.resolve_ref(PENDING)?.is_none() {
         return Ok(());
     }
     let _lock = repo.lock()?;
-    let Some(rev) = git.tip(PENDING)? else { return Ok(()) };
+    let Some(rev) = git.resolve_ref(PENDING)? else { return Ok(()) };
     let (own, event) = (tip(git)?, event_of(git, &rev)?);
     let tag = event.tag.as_deref();
     let tagged =
@@ -163,9 +163,9 @@ pub(super) fn finish_pending(repo: &Repo) -> Result<()> {
     if git.commit(&rev)?.parents.first() == own.as_ref()
         && tag.is_none_or(|name| tagged(name).unwrap_or(false))
     {
-        git.name_objects(&[(AUDIT.to_owned(), rev.to_string(), own)])?;
+        git.update_refs(&[(AUDIT.to_owned(), rev.to_string(), own)])?;
     }
-    git.forget(PENDING)
+    git.delete_ref(PENDING)
 }
 
 fn names_event(message: &str, rev: &Rev) -> bool {

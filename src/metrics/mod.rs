@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::{
     document,
     error::Result,
-    git::{BlobId, Places, Rev},
+    git::{BlobId, FolderCache, Rev},
     path::RepoPath,
     pipeline::{self, MANIFEST, Manifest, Role},
     repo::Repo,
@@ -46,7 +46,7 @@ pub struct Reader<'r> {
     repo: &'r Repo,
     /// Folders of the workspace that may hold an `mlx.toml`.
     folders: BTreeSet<RepoPath>,
-    places: RefCell<Places>,
+    places: RefCell<FolderCache>,
     parsed: RefCell<HashMap<(BlobId, RepoPath), Value>>,
     manifests: RefCell<HashMap<(BlobId, RepoPath, Topic), Vec<RepoPath>>>,
 }

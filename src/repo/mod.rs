@@ -43,7 +43,7 @@ pub struct Repo {
 impl Repo {
     /// Opens the repository that contains the folder `start`, usually the current one.
     pub fn discover(start: &Path) -> Result<Self> {
-        Self::open(Git::here(start)?)
+        Self::open(Git::discover_checked(start)?)
     }
 
     /// Opens a worktree that mlx made, ignoring environment variables that name the user's repository.
@@ -77,7 +77,7 @@ impl Repo {
 
     /// Sets up the Git repository that contains `start`; existing files stay.
     pub fn init(start: &Path) -> Result<Self> {
-        let git = Git::here(start)?;
+        let git = Git::discover_checked(start)?;
         let files = Root::open(git.root())?;
         let folder = files.open_own_folder(FOLDER, true)?.expect("the folder was just created");
         for (name, text) in [("config.toml", CONFIG), (".gitignore", IGNORE)] {
@@ -86,7 +86,7 @@ impl Repo {
                 folder.write(&path, text.as_bytes(), Sync::Now)?;
             }
         }
-        Self::open(Git::here(start)?)
+        Self::open(Git::discover_checked(start)?)
     }
 
     /// Returns the top folder of the work tree.

@@ -17,7 +17,7 @@ use crate::{
     digest::Digest,
     error::{Error, Kind, Result, WithContext},
     fs::{self, Sync},
-    git::{Git, Name},
+    git::{Git, GitRef},
     path::RepoPath,
     pointer::{Content, ContentKind},
     progress::Progress,
@@ -62,14 +62,14 @@ fn file(id: &str) -> Result<RepoPath> {
 }
 
 /// Returns the digest of all names of a clone, except those in Git's reflogs.
-fn refs_digest(names: &[Name]) -> Digest {
+fn refs_digest(names: &[GitRef]) -> Digest {
     let lines: String = names.iter().map(|it| format!("{it}\n")).collect();
     Digest::of(lines.as_bytes())
 }
 
 /// Returns the names that a clone's needs must cover: not those in reflogs, whose lines expire.
-fn names(git: &Git) -> Result<Vec<Name>> {
-    git.names(-(1 << 40))
+fn names(git: &Git) -> Result<Vec<GitRef>> {
+    git.references(-(1 << 40))
 }
 
 /// Publishes what this clone needs. Does nothing if no store is shared, or if the store is read-only: then
@@ -87,7 +87,7 @@ pub fn renew(repo: &Repo, progress: &dyn Progress) -> Result<()> {
     let snapshot = Snapshot { other_clones: Vec::new(), ..take_snapshot(repo, 0).context(context)? };
     let found = roots_since(repo, &snapshot).context(context)?;
     let mut needs = needs(repo, &names, &found);
-    let away = snapshot.worktrees.iter().filter_map(|it| it.away.as_ref());
+    let away = snapshot.worktrees.iter().filter_map(|it| it.missing_root.as_ref());
     let describe = |path: &PathBuf| format!("all of the worktree `{}`, which is not here", path.display());
     needs.unreadable.extend(away.map(describe));
     let root = repo.store.root();
@@ -117,7 +117,7 @@ fn complete_leases(repo: &Repo) -> Result<Vec<LeaseRecord>> {
     repo.store.leases()
 }
 
-fn needs(repo: &Repo, names: &[Name], found: &Roots) -> CloneNeeds {
+fn needs(repo: &Repo, names: &[GitRef], found: &Roots) -> CloneNeeds {
     let common = repo.git.common_dir();
     let main = common.parent().filter(|_| common.ends_with(".git"));
     let mut needs = CloneNeeds {

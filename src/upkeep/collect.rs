@@ -164,7 +164,7 @@ fn decide(repo: &Repo, grace: i64) -> Result<Decision> {
 
 /// Fails if a worktree is missing: it is unknown what its files refer to.
 fn check_worktrees(snapshot: &Snapshot) -> Result<()> {
-    let Some(away) = snapshot.worktrees.iter().find_map(|it| it.away.as_ref()) else { return Ok(()) };
+    let Some(away) = snapshot.worktrees.iter().find_map(|it| it.missing_root.as_ref()) else { return Ok(()) };
     let message = format!("nothing was freed: the worktree `{}` is missing", away.display());
     let hint = "bring it back, tell Git where it is (`git worktree repair PATH`), or remove it for good \
                 (`git worktree unlock` if it is locked, then `git worktree prune`)";

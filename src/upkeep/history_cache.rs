@@ -17,7 +17,7 @@ use crate::{
     digest::Digest,
     error::Result,
     fs::Sync,
-    git::{Apart, Git, Rev},
+    git::{Git, Rev, RevDifference},
     path::RepoPath,
     repo::Repo,
     upkeep::roots::Roots,
@@ -112,14 +112,18 @@ impl HistoryCache {
     /// Returns the commits that `tips` lead to and that were not read yet; empties the cache if it may no
     /// longer be right.
     pub fn unread(&mut self, git: &Git, tips: &Tips) -> Result<Unread> {
-        let cuts = git.cuts()?;
-        let (all, events) =
-            (git.apart(&self.tips.all, &tips.all)?, git.apart(&self.tips.events, &tips.events)?);
-        if cuts == self.cuts && !all.some_went && !events.some_went {
-            return Ok(Unread { commits: all.came, events: events.came });
+        let cuts = git.ancestry_overrides()?;
+        let (all, events) = (
+            git.rev_difference(&self.tips.all, &tips.all)?,
+            git.rev_difference(&self.tips.events, &tips.events)?,
+        );
+        if cuts == self.cuts && !all.any_removed && !events.any_removed {
+            return Ok(Unread { commits: all.added, events: events.added });
         }
         *self = Self { cuts, ..Self::default() };
-        let whole = |tips: &BTreeSet<Rev>| git.apart(&BTreeSet::new(), tips).map(|it: Apart| it.came);
+        let whole = |tips: &BTreeSet<Rev>| {
+            git.rev_difference(&BTreeSet::new(), tips).map(|it: RevDifference| it.added)
+        };
         Ok(Unread { commits: whole(&tips.all)?, events: whole(&tips.events)? })
     }
 
@@ -148,7 +152,7 @@ impl HistoryCache {
 mod tests {
     use super::*;
     use crate::{
-        git::Single,
+        git::SingleFile,
         upkeep::{
             roots::{Detail, roots, roots_since},
             snapshot::take_snapshot,
@@ -174,7 +178,7 @@ mod tests {
             self.count += 1;
             let digest = Digest::of(&self.count.to_le_bytes());
             let text = format!("digest = \"{digest}\"\nfiles = 1\nformat = 1\nkind = \"file\"\nsize = 4\n");
-            let single = Single { name: "a.mlx", bytes: text.as_bytes(), message: "a" };
+            let single = SingleFile { name: "a.mlx", bytes: text.as_bytes(), message: "a" };
             let repo = Repo::discover(self.temp.path()).unwrap();
             let rev = repo.git.commit_single(&single, parent.as_ref()).unwrap();
             self.git(&format!("update-ref refs/heads/{branch} {rev}"));

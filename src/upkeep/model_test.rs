@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use crate::{
     digest::Digest,
     fs::{self, Crash, Sync},
-    git::{Rev, Single},
+    git::{Rev, SingleFile},
     path::RepoPath,
     pointer::ContentKind,
     progress::Silent,
@@ -145,7 +145,7 @@ impl World {
         let Some(bytes) = Crash::pause(|| repo.files.read_if_exists(&path("data.mlx")).unwrap()) else {
             return;
         };
-        let single = Single { name: "data.mlx", bytes: &bytes, message: "data" };
+        let single = SingleFile { name: "data.mlx", bytes: &bytes, message: "data" };
         let parent = self.commits.last().map(|it| it.0.clone());
         let rev = repo.git.commit_single(&single, parent.as_ref()).unwrap();
         self.commits.push((rev, bytes));

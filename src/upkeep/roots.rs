@@ -18,7 +18,7 @@ use crate::{
     digest::Digest,
     error::{Error, Result, WithContext},
     fs,
-    git::{BlobId, Census, Git, Name, Rev},
+    git::{BlobId, Git, GitRef, Rev, TreeScan},
     ledger::AUDIT,
     lineage::speaks,
     path::RepoPath,
@@ -117,7 +117,7 @@ pub fn roots_since(repo: &Repo, snapshot: &Snapshot) -> Result<Roots> {
 }
 
 /// Reads commits that were added to history, so that [`roots_since`] has little left to do.
-pub fn update_history_cache(repo: &Repo, names: &[Name]) -> Result<()> {
+pub fn update_history_cache(repo: &Repo, names: &[GitRef]) -> Result<()> {
     RootsReader::new(repo, Detail::Digests).update_history_cache(repo, names)
 }
 
@@ -289,17 +289,17 @@ impl RootsReader<'_> {
         for worktree in &snapshot.worktrees {
             for (path, blob) in &worktree.staged {
                 let references = self.read(path, *blob)?;
-                self.add_blob(&|| Referrer::Index(worktree.folder.clone()), path, references);
+                self.add_blob(&|| Referrer::Index(worktree.git_dir.clone()), path, references);
             }
         }
         Ok(())
     }
 
     /// Returns the commits that names point to, and adds the digests in the messages of tags on the way.
-    fn tips(&mut self, names: &[Name]) -> Result<Tips> {
+    fn tips(&mut self, names: &[GitRef]) -> Result<Tips> {
         let mut tips = Tips::default();
         for name in names {
-            let target = self.git.target(name)?;
+            let target = self.git.resolve_reference(name)?;
             let referrer = Referrer::Other(name.name.clone());
             for message in &target.messages {
                 self.roots.add_digests(digests_in(message), &referrer, self.detail);
@@ -312,7 +312,7 @@ impl RootsReader<'_> {
         Ok(tips)
     }
 
-    fn update_history_cache(&mut self, repo: &Repo, names: &[Name]) -> Result<()> {
+    fn update_history_cache(&mut self, repo: &Repo, names: &[GitRef]) -> Result<()> {
         // Tags may be removed, and the references in their messages with them: these are not cached.
         let tips = self.tips(names)?;
         let mut history = RootsReader::new(repo, self.detail);
@@ -335,7 +335,7 @@ impl RootsReader<'_> {
     }
 
     fn commit_files(&mut self, commits: Vec<Rev>) -> Result<()> {
-        let mut scan = Census::new(self.git, speaks);
+        let mut scan = TreeScan::new(self.git, speaks);
         let mut read = BTreeSet::new();
         for rev in commits {
             self.roots.commits += 1;
@@ -350,7 +350,7 @@ impl RootsReader<'_> {
     }
 
     fn events(&mut self, commits: Vec<Rev>) -> Result<()> {
-        let mut scan = Census::new(self.git, |it| it == b"event.json");
+        let mut scan = TreeScan::new(self.git, |it| it == b"event.json");
         for rev in commits {
             for (_, blob) in scan.files(&rev)?.iter() {
                 let bytes = self.git.read_blob(*blob)?;

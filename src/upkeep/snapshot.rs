@@ -7,7 +7,7 @@ use crate::{
     digest::Digest,
     error::{Result, WithContext},
     fs::{self, LinkKind, Root},
-    git::{Name, Worktree},
+    git::{GitRef, Worktree},
     lineage::speaks,
     path::RepoPath,
     pointer::{READ_LIMIT, SUFFIX},
@@ -18,7 +18,7 @@ use crate::{
 /// All references that other processes may change at any time.
 #[derive(Debug, PartialEq)]
 pub struct Snapshot {
-    pub names: Vec<Name>,
+    pub names: Vec<GitRef>,
     pub worktrees: Vec<Worktree>,
     /// Pointers and lockfiles, with the worktree they are in.
     pub files: Vec<(PathBuf, RepoPath, Vec<u8>)>,
@@ -43,7 +43,7 @@ pub fn take_snapshot(repo: &Repo, recent: i64) -> Result<Snapshot> {
             .context(|| format!("cannot look for pointers in `{}`", root.display()))?;
         files.extend(found.into_iter().map(|(path, bytes)| (root.clone(), path, bytes)));
     }
-    let names = repo.git.names(recent)?;
+    let names = repo.git.references(recent)?;
     Ok(Snapshot { names, worktrees, files, links, other_clones: clones::read_other_needs(repo)? })
 }
 

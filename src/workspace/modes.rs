@@ -14,7 +14,7 @@ use crate::{
 /// Returns the files recorded as executable at or around `path` if `core.fileMode` says that the file
 /// system's bits mean nothing; `None` if they count.
 pub(super) fn executables(workspace: &Workspace<'_>, path: &RepoPath) -> Option<BTreeSet<RepoPath>> {
-    if workspace.repo.git.keeps_modes() {
+    if workspace.repo.git.tracks_exec_bits() {
         return None;
     }
     // Untracked files, and those whose tree is not in the local store, count as not executable, as most are.

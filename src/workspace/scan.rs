@@ -462,7 +462,7 @@ pub(super) fn check_links(
     })
 }
 
-/// Refuses a link at `link` to `target` that leads out of the folder `top`.
+/// Refuses a link at `link` to `resolve_reference` that leads out of the folder `top`.
 pub(super) fn check_stays_inside(link: &RepoPath, top: &RepoPath, target: &[u8]) -> Result<()> {
     if is_inside(link, top, target) {
         return Ok(());

@@ -75,7 +75,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Added> {
     let files = files_to_stage(&repo, pointers.iter().map(Pointer::file))?;
     warn_ignored(ctx, &repo, &files)?;
     if args.git_add {
-        repo.git.stage(&files)?;
+        repo.git.add(&files)?;
     }
     Ok(Added { pointers, files, at_top: cwd.is_root(), staged: args.git_add })
 }
@@ -99,7 +99,7 @@ pub fn files_to_stage(repo: &Repo, pointers: impl Iterator<Item = RepoPath>) -> 
 
 /// Warns of files that Git ignores: they would not be committed, so no other clone would get them.
 pub fn warn_ignored(ctx: &Context<'_>, repo: &Repo, files: &[RepoPath]) -> Result<()> {
-    for hidden in repo.git.hidden(files)? {
+    for hidden in repo.git.ignored_files(files)? {
         let rule = format!("`{}` in line {} of `{}`", hidden.pattern, hidden.line, hidden.source);
         let message = format!("Git ignores `{}`, by {rule}: other clones will not get it", hidden.file);
         ctx.progress.warn(&message);

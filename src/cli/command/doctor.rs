@@ -49,7 +49,7 @@ pub fn run(ctx: &Context<'_>, _: &Args) -> Result<Findings> {
     let engine = library
         .as_ref()
         .map_or_else(|| "rten (built in)".to_owned(), |library| format!("ONNX Runtime {}", library.version));
-    let git = Git::program_version();
+    let git = Git::git_version();
     if git.is_none() {
         problems.push("`git` is not in PATH".to_owned());
     }

@@ -51,7 +51,7 @@ pub struct Initialized {
 
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Initialized> {
     let template = args.template.as_deref().map(find).transpose()?.unwrap_or_default();
-    let git = Git::here(&ctx.cwd)?;
+    let git = Git::discover_checked(&ctx.cwd)?;
     let folder = RepoPath::parse(".".as_ref(), &ctx.cwd, git.root())?;
     let repo = Repo::init(&ctx.cwd)?;
     let mut written = Vec::new();

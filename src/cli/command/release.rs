@@ -96,7 +96,7 @@ pub fn release(ctx: &Context<'_>, args: &ReleaseArgs) -> Result<ReleaseReport> {
             .hint("`mlx audit` shows when it was released; `mlx rollback` returns to the version before"));
         }
         let mut message =
-            Message::new(&version.name(), version.package.digest, policy.digest, &repo.git.whoami()?);
+            Message::new(&version.name(), version.package.digest, policy.digest, &repo.git.identity()?);
         message.approvals = assessment.approvals.iter().map(|approval| approval.tag.name.clone()).collect();
         draft(&version, &args.env, &before, message, args.why.as_deref())
     })?;
@@ -148,7 +148,7 @@ pub fn rollback(
         }
         state.replace(version.name());
         let mut message =
-            Message::new(&version.name(), version.package.digest, policy.digest, &repo.git.whoami()?);
+            Message::new(&version.name(), version.package.digest, policy.digest, &repo.git.identity()?);
         message.rollback = true;
         message.approvals.clone_from(&target.message.approvals);
         let default_reason = format!("takes back {}", current.message.version);

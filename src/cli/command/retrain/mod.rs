@@ -155,7 +155,7 @@ impl Outcome {
 }
 
 fn record(repo: &Repo, request: &Request<'_>, outcome: &Outcome, package: Digest) -> Result<()> {
-    let who = repo.git.whoami()?;
+    let who = repo.git.identity()?;
     let rows: Vec<Value> = outcome.compared.iter().map(Comparison::json).collect();
     let published = ledger::publish(repo, &|_| {
         Ok(Draft {
