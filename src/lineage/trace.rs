@@ -130,11 +130,11 @@ impl Sources<'_> {
         if below.is_root() {
             return Ok(Some(*content));
         }
-        let entry = crate::store::file_at(self.store, &content.digest, &below)?;
+        let entry = crate::store::entry_at(self.store, &content.digest, &below)?;
         Ok(entry.map(|entry| Content {
             digest: entry.digest,
             files: entry.files,
-            kind: entry.kind.shape(),
+            kind: entry.kind.content_kind(),
             size: entry.size,
         }))
     }

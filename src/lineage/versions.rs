@@ -7,7 +7,7 @@ use crate::{
     path::RepoPath,
     pipeline::{LOCKFILE, Lockfile},
     pointer::{Content, Pointer, SUFFIX},
-    store::{Store, file_at},
+    store::{Store, entry_at},
 };
 
 /// A commit that changed the content of a path; no content where the commit removed it.
@@ -77,11 +77,11 @@ fn content_within(store: &Store, pointer: &Pointer, path: &RepoPath) -> Result<O
     if below.is_root() {
         return Ok(Some(pointer.content));
     }
-    let entry = file_at(store, &pointer.content.digest, &below)?;
+    let entry = entry_at(store, &pointer.content.digest, &below)?;
     Ok(entry.map(|entry| Content {
         digest: entry.digest,
         files: entry.files,
-        kind: entry.kind.shape(),
+        kind: entry.kind.content_kind(),
         size: entry.size,
     }))
 }

@@ -41,7 +41,7 @@ pub struct Seen {
 
 /// Reads one file of a stored package; None if the package does not have it.
 pub fn read(repo: &Repo, version: &Version, name: &str) -> Result<Option<Vec<u8>>> {
-    let entry = store::file_at(&repo.store, &version.package.digest, &RepoPath::from_text(name)?)?;
+    let entry = store::entry_at(&repo.store, &version.package.digest, &RepoPath::from_text(name)?)?;
     entry.map(|it| repo.store.read(&it.digest)).transpose()
 }
 

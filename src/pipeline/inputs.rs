@@ -11,7 +11,7 @@ use crate::{
     pipeline::{Lockfile, Pipeline, Stage},
     pointer::Content,
     progress::Silent,
-    store::{EntryKind, entries, file_at},
+    store::{EntryKind, entries, entry_at},
 };
 
 /// Everything a stage's result may depend on, apart from its own definition.
@@ -73,11 +73,11 @@ impl Pipeline<'_, '_> {
             return Ok(Some(content));
         }
         let store = &self.repo().store;
-        let Some(entry) = file_at(store, &content.digest, &below)? else { return Ok(None) };
+        let Some(entry) = entry_at(store, &content.digest, &below)? else { return Ok(None) };
         Ok(Some(Content {
             digest: entry.digest,
             files: entry.files,
-            kind: entry.kind.shape(),
+            kind: entry.kind.content_kind(),
             size: entry.size,
         }))
     }
@@ -112,7 +112,7 @@ impl Pipeline<'_, '_> {
         }
         let Ok(rows) = entries(store, &content.digest) else { return false };
         rows.iter().all(|entry| {
-            let kind = entry.kind.shape();
+            let kind = entry.kind.content_kind();
             let inner = Content { digest: entry.digest, files: entry.files, kind, size: entry.size };
             self.is_stored(&inner)
         })

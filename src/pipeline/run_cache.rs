@@ -14,7 +14,7 @@ use crate::{
     path::RepoPath,
     pipeline::{Pipeline, Stage, inputs::Inputs},
     pointer::Content,
-    store::{Run, Store},
+    store::{CachedRun, Store},
     time::Timestamp,
 };
 
@@ -52,10 +52,10 @@ impl Pipeline<'_, '_> {
 
 /// Returns the outputs of the newest run with this key. An entry that cannot be parsed counts as missing.
 pub fn find(store: &Store, key: &Digest) -> Result<Option<Outputs>> {
-    Ok(store.run(key)?.and_then(|run| serde_json::from_value(run.answer).ok()))
+    Ok(store.cached_run(key)?.and_then(|run| serde_json::from_value(run.outputs).ok()))
 }
 
 /// Adds a run; its outputs have to be in the store already.
 pub fn put(store: &Store, inputs: Value, outputs: &Outputs) -> Result<()> {
-    store.put_run(&Run { question: inputs, answer: json!(outputs), when: Timestamp::now() })
+    store.put_cached_run(&CachedRun { inputs: inputs, outputs: json!(outputs), when: Timestamp::now() })
 }

@@ -20,7 +20,7 @@ use crate::{
         chunks,
     },
     repo::Repo,
-    store::{EntryKind, Kind, Page, Row, Run, Writer, decode_page},
+    store::{CachedRun, EntryKind, Kind, Page, Row, Writer, decode_page},
 };
 
 /// Largest gap between two objects of a pack that are read in one request, in bytes.
@@ -117,7 +117,7 @@ impl Fetcher<'_> {
 
     fn fetch_contents(&mut self, contents: BTreeMap<Digest, (u64, RepoPath)>) -> Result<()> {
         let missing: BTreeMap<_, _> =
-            contents.into_iter().filter(|content| !self.repo.store.lean_on(&content.0)).collect();
+            contents.into_iter().filter(|content| !self.repo.store.pin(&content.0)).collect();
         let total = missing.values().fold(0_u64, |sum, it| sum.saturating_add(it.0));
         self.progress.event(Event::Started { task: "fetching", total: Some(total) });
         let (mut round, mut bytes) = (BTreeMap::new(), 0);
@@ -143,7 +143,7 @@ impl Fetcher<'_> {
     /// Fetches these objects into the store and collects those that the remote does not have.
     fn fetch_objects(&mut self, wanted: &BTreeMap<Digest, RepoPath>, kind: Kind) -> Result<()> {
         let mut found = Vec::new();
-        for (digest, path) in wanted.iter().filter(|want| !self.repo.store.lean_on(want.0)) {
+        for (digest, path) in wanted.iter().filter(|want| !self.repo.store.pin(want.0)) {
             match self.catalog.find(digest, &[Kind::Content, Kind::Tree]) {
                 Some(at) => found.push(at),
                 None => self.absent.push((*digest, path.clone())),
@@ -233,7 +233,7 @@ impl Fetcher<'_> {
     fn fetch_runs(&mut self, keys: &[Digest]) -> Result<()> {
         for key in keys {
             // A local run is as good as a remote one.
-            if self.repo.store.run(key)?.is_some() {
+            if self.repo.store.cached_run(key)?.is_some() {
                 continue;
             }
             for at in self.catalog.find_all(key, Kind::Run) {
@@ -242,7 +242,7 @@ impl Fetcher<'_> {
                     record = bytes.to_vec();
                     Ok(())
                 })?;
-                self.repo.store.put_run(&Run::parse(key, &record)?)?;
+                self.repo.store.put_cached_run(&CachedRun::parse(key, &record)?)?;
             }
         }
         Ok(())

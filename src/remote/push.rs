@@ -14,7 +14,7 @@ use crate::{
         uploader::{PackUploader, Pushed},
     },
     repo::Repo,
-    store::{Kind, reachable},
+    store::{Kind, collect_reachable},
 };
 
 /// Pages and contents that the wanted trees consist of; contents with their sizes.
@@ -65,7 +65,7 @@ pub fn push(repo: &Repo, remote: &Remote, wants: &Wants, progress: &dyn Progress
     uploader.flush()?;
     for (digest, (list, found)) in lists {
         if found != digest {
-            return Err(repo.store.damage(&digest));
+            return Err(repo.store.report_damage(&digest));
         }
         if !uploader.has(&digest, Kind::Chunks) {
             uploader.put(Kind::Chunks, digest, &list)?;
@@ -78,7 +78,7 @@ pub fn push(repo: &Repo, remote: &Remote, wants: &Wants, progress: &dyn Progress
     }
     uploader.flush()?;
     for key in &wants.runs {
-        if let Some(run) = repo.store.run(key)?.filter(|_| !uploader.has(key, Kind::Run)) {
+        if let Some(run) = repo.store.cached_run(key)?.filter(|_| !uploader.has(key, Kind::Run)) {
             uploader.put(Kind::Run, *key, &run.to_bytes())?;
         }
     }
@@ -97,7 +97,7 @@ fn find_reachable(repo: &Repo, wants: &Wants, catalog: &Catalog) -> Result<Reach
             continue;
         }
         if content.kind == ContentKind::Tree {
-            reachable(&repo.store, &content.digest, &mut needed.pages, &mut needed.contents)
+            collect_reachable(&repo.store, &content.digest, &mut needed.pages, &mut needed.contents)
                 .context(|| format!("cannot push `{path}`"))?;
         } else {
             needed.contents.insert(content.digest, content.size);

@@ -62,7 +62,8 @@ impl Repo {
         let private = Root::create(&git.worktree_dir().join("mlx"))?;
         let store = match config.cache_dir()? {
             Some(dir) => {
-                let clone = store::Sharer { id: clone_id(&git), memory: Root::open(shared.path())? };
+                let clone =
+                    store::SharingClone { id: clone_id(&git), state_root: Root::open(shared.path())? };
                 Store::open(Root::create(&dir)?.with_group_access()?)?.shared_by(clone)
             }
             None => Store::open(Root::open(shared.path())?)?,

@@ -15,7 +15,7 @@ use crate::{
 
 /// One side of a difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Side {
+pub struct DiffSide {
     pub kind: EntryKind,
     pub digest: Digest,
     pub size: u64,
@@ -25,11 +25,11 @@ pub struct Side {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
     pub path: RepoPath,
-    pub old: Option<Side>,
-    pub new: Option<Side>,
+    pub old: Option<DiffSide>,
+    pub new: Option<DiffSide>,
 }
 
-impl From<&TreeEntry> for Side {
+impl From<&TreeEntry> for DiffSide {
     fn from(entry: &TreeEntry) -> Self {
         Self { kind: entry.kind, digest: entry.digest, size: entry.size }
     }
@@ -144,11 +144,11 @@ fn compare_entry(
     let is_folder = |entry: &&TreeEntry| entry.kind == EntryKind::Folder;
     let folder = |entry: Option<&TreeEntry>| entry.filter(is_folder).map(|it| it.digest);
     let is_leaf = |entry: &&TreeEntry| entry.kind != EntryKind::Folder || entry.files == 0;
-    let leaf = |entry: Option<&TreeEntry>| entry.filter(is_leaf).map(Side::from);
+    let leaf = |entry: Option<&TreeEntry>| entry.filter(is_leaf).map(DiffSide::from);
     let (old_folder, new_folder) = (folder(old), folder(new));
     if leaf(old).is_some() || leaf(new).is_some() {
         let difference = Difference { path: path.clone(), old: leaf(old), new: leaf(new) };
-        let emptied = |side: Option<Side>| side.is_some_and(|it| it.kind == EntryKind::Folder);
+        let emptied = |side: Option<DiffSide>| side.is_some_and(|it| it.kind == EntryKind::Folder);
         // A folder that gained or lost its files is reported by its files.
         if !(emptied(difference.old) && new_folder.is_some()
             || emptied(difference.new) && old_folder.is_some())
@@ -235,7 +235,7 @@ mod tests {
             let mut expected: Vec<_> = names.into_iter().filter(|it| old.get(it) != new.get(it)).collect();
             expected.sort_unstable();
             let side = |names: &BTreeMap<usize, u64>, it: usize| {
-                names.get(&it).map(|&seed| Side::from(&entry(it, seed)))
+                names.get(&it).map(|&seed| DiffSide::from(&entry(it, seed)))
             };
             prop_assert_eq!(found.len(), expected.len());
             for (one, name) in found.iter().zip(expected) {

@@ -64,7 +64,7 @@ pub(super) fn read_leaf(store: &Store, digest: &Digest) -> Result<Vec<TreeEntry>
 }
 
 /// Collects every object of a tree, including itself: pages of folders, and contents with their sizes.
-pub fn reachable(
+pub fn collect_reachable(
     store: &Store,
     tree: &Digest,
     pages: &mut BTreeSet<Digest>,
@@ -93,7 +93,7 @@ pub fn reachable(
 }
 
 /// Returns the entry at `path` below a tree; one page per level is read.
-pub fn file_at(store: &Store, tree: &Digest, path: &RepoPath) -> Result<Option<TreeEntry>> {
+pub fn entry_at(store: &Store, tree: &Digest, path: &RepoPath) -> Result<Option<TreeEntry>> {
     let mut page = *tree;
     let mut names = path.components().peekable();
     while let Some(name) = names.next() {
@@ -196,7 +196,7 @@ mod tests {
         let error = entries(&store, &top).unwrap_err();
         assert_eq!((error.kind(), error.to_string().contains("out of place")), (ErrorKind::Corrupt, true));
         let (mut pages, mut contents) = (BTreeSet::new(), BTreeMap::new());
-        reachable(&store, &top, &mut pages, &mut contents).unwrap();
+        collect_reachable(&store, &top, &mut pages, &mut contents).unwrap();
         assert_eq!((pages.len(), contents.len()), (20_001, 0));
         let mut here = Digest::of(b"nothing");
         assert!(diff(&store, &RepoPath::root(), Some(&here), Some(&top)).is_err());

@@ -30,7 +30,7 @@ impl Store {
     }
 
     /// Returns the large file that a workspace's symbolic link points to, if the link points into this store.
-    pub fn linked(&self, target: &[u8]) -> Option<LargeFile<'_>> {
+    pub fn large_from_link(&self, target: &[u8]) -> Option<LargeFile<'_>> {
         let folder = self.root.path().join("objects");
         let hex = target.strip_prefix(folder.as_os_str().as_encoded_bytes())?.strip_prefix(b"/")?;
         self.large(&Digest::from_hex(std::str::from_utf8(hex).ok()?).ok()?)
@@ -38,7 +38,7 @@ impl Store {
 
     /// Returns true if the object is stored and matches its digest; a large file that is known to be verified
     /// is not read.
-    pub fn is_sound(&self, digest: &Digest) -> bool {
+    pub fn is_intact(&self, digest: &Digest) -> bool {
         self.large(digest).map_or_else(|| self.read(digest).is_ok(), |it| it.ensure_verified().is_ok())
     }
 
@@ -55,7 +55,7 @@ impl Store {
         };
         let (digest, size) = copied.context(|| "cannot store a large file".into())?;
         accept(file, size)?;
-        if !self.lean_on(&digest) {
+        if !self.pin(&digest) {
             self.pin_new(digest)?;
             temp.publish(digest.hex().as_bytes(), Sync::Now)?;
             self.clear_damaged(&digest)?;
@@ -104,13 +104,17 @@ impl LargeFile<'_> {
     pub(super) fn read(&self) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         self.open()?.read_to_end(&mut bytes).context(|| format!("cannot read `{}`", self.path))?;
-        if Digest::of(&bytes) == self.digest { Ok(bytes) } else { Err(self.store.damage(&self.digest)) }
+        if Digest::of(&bytes) == self.digest {
+            Ok(bytes)
+        } else {
+            Err(self.store.report_damage(&self.digest))
+        }
     }
 
     fn verify(&self) -> Result<()> {
         let (found, _) =
             copy(&self.open()?, &mut io::sink()).context(|| format!("cannot read `{}`", self.path))?;
-        if found == self.digest { Ok(()) } else { Err(self.store.damage(&self.digest)) }
+        if found == self.digest { Ok(()) } else { Err(self.store.report_damage(&self.digest)) }
     }
 
     /// Verifies the file as [`LargeFile::verify`] does, unless that was done since any user could last write
@@ -126,7 +130,7 @@ impl LargeFile<'_> {
 
     /// Links or copies the file to `name` in `dir`, after checking its digest; uses the first of `links` that
     /// works, or a copy.
-    pub fn place(&self, dir: &Dir, name: &[u8], mode: Mode, links: &[LinkKind]) -> Result<LinkKind> {
+    pub fn link_or_copy(&self, dir: &Dir, name: &[u8], mode: Mode, links: &[LinkKind]) -> Result<LinkKind> {
         if links.iter().any(|&it| it != LinkKind::Copy) {
             self.ensure_verified()?;
             if let Some(link) = place_link(&self.store.root, &self.path, dir, name, mode, links)? {
@@ -137,7 +141,7 @@ impl LargeFile<'_> {
         let (found, _) = copy(&self.open()?, &mut temp)
             .context(|| format!("cannot write `{}`", crate::path::escape_bytes(name)))?;
         if found != self.digest {
-            return Err(self.store.damage(&self.digest));
+            return Err(self.store.report_damage(&self.digest));
         }
         temp.publish(name, Sync::Later)?;
         Ok(LinkKind::Copy)

@@ -96,13 +96,13 @@ impl Drop for Lease {
 impl Store {
     /// Returns true if the object is stored here; then it is pinned, and no gc removes it while this process
     /// lives.
-    pub fn lean_on(&self, digest: &Digest) -> bool {
+    pub fn pin(&self, digest: &Digest) -> bool {
         // An object that cannot be verified is stored again.
         self.try_pin(digest).unwrap_or(false)
     }
 
-    /// Does the same as [`Store::lean_on`], but for an object small enough to be in packs only.
-    pub fn lean_on_packed(&self, digest: &Digest) -> bool {
+    /// Does the same as [`Store::pin`], but for an object small enough to be in packs only.
+    pub fn pin_packed(&self, digest: &Digest) -> bool {
         self.try_pin_packed(digest).unwrap_or(false)
     }
 
@@ -237,7 +237,7 @@ mod tests {
         let digest = put(&store(&temp), b"an object");
         assert!(store(&temp).leases().unwrap().is_empty(), "its writer has ended");
         let reader = store(&temp);
-        assert!(reader.lean_on(&digest) && reader.lean_on(&digest));
+        assert!(reader.pin(&digest) && reader.pin(&digest));
         let leases = store(&temp).leases().unwrap();
         let packs: Vec<_> = reader.packs().keys().copied().collect();
         assert_eq!(leases.len(), 1);
@@ -255,7 +255,7 @@ mod tests {
         for name in fs::names(&temp.path().join("packs")) {
             reader.root.remove(&RepoPath::from_text(&format!("packs/{}", name.display())).unwrap()).unwrap();
         }
-        assert!(!reader.lean_on(&digest));
+        assert!(!reader.pin(&digest));
         assert!(!reader.contains(&digest), "the pack is no longer used");
     }
 

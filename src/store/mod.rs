@@ -21,17 +21,17 @@ mod verify;
 mod writer;
 
 pub use self::{
-    diff::{Difference, Side, diff},
-    folder::{entries, file_at, put_folder, reachable, replace},
+    diff::{DiffSide, Difference, diff},
+    folder::{collect_reachable, entries, entry_at, put_folder, replace},
     inventory::{Inventory, PackFile, StoredFile},
     large::{LargeFile, digest_file},
     lease::LeaseRecord,
-    pack::{Index, Kind, MAX_OBJECT_SIZE, PackWriter, Ready, Row, pack},
+    pack::{EncodedObject, Index, Kind, MAX_OBJECT_SIZE, PackWriter, Row, pack},
     prune::{Amount, Freed, LiveSet, PrunePlan, plan_prune},
-    runs::Run,
+    runs::CachedRun,
     tree::{EntryKind, Page, TreeEntry, decode as decode_page, is_newer_page},
-    update::merge,
-    verified::{Sharer, VerifiedFiles},
+    update::update_folder,
+    verified::{SharingClone, VerifiedFiles},
     verify::{Fault, FaultKind, VerifyReport},
     writer::Writer,
 };
@@ -52,7 +52,7 @@ use crate::{
 };
 
 /// Largest file that goes into a pack, in bytes; larger files are stored whole.
-pub const WHOLE: u64 = 1 << 20;
+pub const MAX_PACKED_SIZE: u64 = 1 << 20;
 /// Number of times the packs are listed while another process removes some.
 const MAX_RESCANS: u32 = 3;
 
@@ -77,7 +77,7 @@ pub struct Store {
     /// Lease with the pins of this process, once it has pinned anything.
     lease: Mutex<Option<lease::Lease>>,
     /// Clone that uses this store, where several clones share it.
-    sharing_clone: Option<Sharer>,
+    sharing_clone: Option<SharingClone>,
 }
 
 /// A local pack: its index in memory, its bytes on disk.

@@ -63,14 +63,14 @@ pub struct Index {
 }
 
 /// An object as it is written into a pack: compressed if that saves space.
-pub struct Ready<'b> {
+pub struct EncodedObject<'b> {
     size: u64,
     compressed: bool,
     stored: Cow<'b, [u8]>,
 }
 
-impl<'b> Ready<'b> {
-    pub fn of(bytes: Cow<'b, [u8]>) -> io::Result<Self> {
+impl<'b> EncodedObject<'b> {
+    pub fn encode(bytes: Cow<'b, [u8]>) -> io::Result<Self> {
         let size = bytes.len() as u64;
         Ok(match compress(&bytes)? {
             Some(packed) => Self { size, compressed: true, stored: packed.into() },
@@ -102,12 +102,12 @@ impl<W: Write> PackWriter<W> {
     }
 
     pub fn put(&mut self, kind: Kind, digest: Digest, bytes: &[u8]) -> io::Result<()> {
-        self.put_ready(kind, digest, &Ready::of(bytes.into())?)
+        self.put_encoded(kind, digest, &EncodedObject::encode(bytes.into())?)
     }
 
     /// Writes an object as [`PackWriter::put`] does, but one that is encoded already.
-    pub fn put_ready(&mut self, kind: Kind, digest: Digest, ready: &Ready<'_>) -> io::Result<()> {
-        let Ready { size, compressed, stored } = ready;
+    pub fn put_encoded(&mut self, kind: Kind, digest: Digest, ready: &EncodedObject<'_>) -> io::Result<()> {
+        let EncodedObject { size, compressed, stored } = ready;
         let (offset, length) = (self.offset, stored.len() as u64);
         self.rows.push(Row { digest, kind, compressed: *compressed, offset, stored: length, size: *size });
         self.write(stored)

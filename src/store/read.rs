@@ -27,12 +27,12 @@ impl Store {
             return Ok(bytes);
         }
         let is_damaged = self.damaged().contains(digest);
-        Err(if is_damaged { self.damage(digest) } else { absent(digest) })
+        Err(if is_damaged { self.report_damage(digest) } else { absent(digest) })
     }
 
     /// Returns the error for an object that does not match its digest, and marks it as damaged: it counts as
     /// absent from now on.
-    pub fn damage(&self, digest: &Digest) -> Error {
+    pub fn report_damage(&self, digest: &Digest) -> Error {
         self.mark_damaged(digest);
         Error::corrupt(format!("the object {digest} in the cache is damaged")).hint(
             "`mlx fetch` brings an intact copy from a remote; `mlx add` stores it again from the workspace",
@@ -65,7 +65,7 @@ impl Store {
         match failed {
             Some(error) => Err(error).context(|| format!("cannot read the object {digest} in the cache")),
             None if wrong && retry && self.reload_differing_indexes()? => self.try_once(digest, false),
-            None if wrong => Err(self.damage(digest)),
+            None if wrong => Err(self.report_damage(digest)),
             None => Ok(None),
         }
     }

@@ -1,6 +1,6 @@
 //! Run cache: records which outputs a pipeline stage produced from which inputs, one small JSON file per run.
 //!
-//! A record holds the inputs (`question`), the outputs (`answer`) and the time of the run; of two records
+//! A record holds the inputs (`inputs`), the outputs (`answer`) and the time of the run; of two records
 //! with the same inputs, the newest is kept. The file name is the digest of the inputs, and a checksum covers
 //! the rest, so that a damaged or foreign record is ignored.
 
@@ -17,21 +17,21 @@ use crate::{
 
 /// A cached run.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Run {
-    pub question: Value,
-    pub answer: Value,
+pub struct CachedRun {
+    pub inputs: Value,
+    pub outputs: Value,
     pub when: Timestamp,
 }
 
-impl Run {
+impl CachedRun {
     /// Returns the digest of the inputs, under which the run is stored.
     pub fn key(&self) -> Digest {
-        Digest::of(canonical(&self.question).as_bytes())
+        Digest::of(canonical(&self.inputs).as_bytes())
     }
 
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut record =
-            json!({"answer": self.answer, "question": self.question, "time": self.when.seconds()});
+            json!({"answer": self.outputs, "question": self.inputs, "time": self.when.seconds()});
         let check = Digest::of(canonical(&record).as_bytes());
         record["check"] = Value::from(check.to_string());
         canonical(&record).into_bytes()
@@ -44,22 +44,22 @@ impl Run {
         let check = record.as_object_mut().and_then(|it| it.remove("check")).ok_or_else(damaged)?;
         let intact = check.as_str() == Some(&Digest::of(canonical(&record).as_bytes()).to_string());
         let when = Timestamp::from_seconds(record["time"].as_i64().ok_or_else(damaged)?);
-        let run = Self { question: record["question"].take(), answer: record["answer"].take(), when };
+        let run = Self { inputs: record["question"].take(), outputs: record["answer"].take(), when };
         if intact && run.key() == *key { Ok(run) } else { Err(damaged()) }
     }
 }
 
 impl Store {
     /// Returns the run with this key; a damaged record counts as absent.
-    pub fn run(&self, key: &Digest) -> Result<Option<Run>> {
+    pub fn cached_run(&self, key: &Digest) -> Result<Option<CachedRun>> {
         let bytes = self.root.read_if_exists(&file_path("runs", &key.hex(), "")?)?;
-        Ok(bytes.and_then(|it| Run::parse(key, &it).ok()))
+        Ok(bytes.and_then(|it| CachedRun::parse(key, &it).ok()))
     }
 
     /// Records a run, whose outputs must be stored already. An older run never replaces a newer one.
-    pub fn put_run(&self, run: &Run) -> Result<()> {
+    pub fn put_cached_run(&self, run: &CachedRun) -> Result<()> {
         let key = run.key();
-        if self.run(&key)?.is_some_and(|it| it.when > run.when) {
+        if self.cached_run(&key)?.is_some_and(|it| it.when > run.when) {
             return Ok(());
         }
         self.root.write(&file_path("runs", &key.hex(), "")?, &run.to_bytes(), Sync::Now)
@@ -72,15 +72,18 @@ mod tests {
 
     #[test]
     fn a_damaged_or_foreign_record_is_rejected() {
-        let run =
-            Run { question: json!({"a": 1}), answer: json!({"o": "x"}), when: Timestamp::from_seconds(5) };
+        let run = CachedRun {
+            inputs: json!({"a": 1}),
+            outputs: json!({"o": "x"}),
+            when: Timestamp::from_seconds(5),
+        };
         let bytes = run.to_bytes();
-        assert_eq!(Run::parse(&run.key(), &bytes).unwrap(), run);
-        assert!(Run::parse(&Digest::of(b"other"), &bytes).is_err());
+        assert_eq!(CachedRun::parse(&run.key(), &bytes).unwrap(), run);
+        assert!(CachedRun::parse(&Digest::of(b"other"), &bytes).is_err());
         for at in 0..bytes.len() {
             let mut bad = bytes.clone();
             bad[at] ^= 1;
-            assert!(Run::parse(&run.key(), &bad).is_err(), "byte {at}");
+            assert!(CachedRun::parse(&run.key(), &bad).is_err(), "byte {at}");
         }
     }
 }

@@ -63,7 +63,7 @@ pub enum Page {
 
 impl EntryKind {
     /// Returns the kind of content that a pointer would record for it; a pointer knows no links.
-    pub fn shape(self) -> ContentKind {
+    pub fn content_kind(self) -> ContentKind {
         match self {
             Self::File | Self::LinkKind => ContentKind::File,
             Self::Executable => ContentKind::Executable,

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Replaces the entries at some paths of a tree, or removes those with no new entry; returns the new tree.
-pub fn merge(
+pub fn update_folder(
     writer: &mut Writer<'_>,
     store: &Store,
     tree: Option<&Digest>,
@@ -38,7 +38,7 @@ pub fn merge(
         if below.is_none() && changes.values().all(Option::is_none) {
             continue;
         }
-        let Content { digest, files, size, .. } = merge(writer, store, below.as_ref(), &changes)?;
+        let Content { digest, files, size, .. } = update_folder(writer, store, below.as_ref(), &changes)?;
         let entry = TreeEntry { name: name.into(), kind: EntryKind::Folder, size, files, digest };
         folder.insert(name.into(), entry);
     }
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
     use crate::{
         fs::Root,
-        store::{file_at, replace},
+        store::{entry_at, replace},
     };
 
     fn path(text: &str) -> RepoPath {
@@ -86,9 +86,9 @@ mod tests {
         let mut writer = Writer::new(&store);
         let mut changes: BTreeMap<_, _> = steps.into_iter().map(|it| (path(it.0), it.1)).collect();
         changes.insert(path("not/there"), None);
-        let updated = merge(&mut writer, &store, Some(&tree), &changes).unwrap();
+        let updated = update_folder(&mut writer, &store, Some(&tree), &changes).unwrap();
         writer.finish().unwrap();
         assert_eq!(updated.digest, one_by_one);
-        assert_eq!(file_at(&store, &updated.digest, &path("a/x")).unwrap(), None);
+        assert_eq!(entry_at(&store, &updated.digest, &path("a/x")).unwrap(), None);
     }
 }

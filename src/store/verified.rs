@@ -24,15 +24,15 @@ const FOLDER: &str = "verified";
 pub struct VerifiedFiles(Vec<(Digest, FileStat)>);
 
 /// A clone that works with a shared store.
-pub struct Sharer {
+pub struct SharingClone {
     pub id: String,
     /// Folder of the clone in which verified files are recorded.
-    pub memory: Root,
+    pub state_root: Root,
 }
 
 impl Store {
     /// Returns this store as one that several clones and users share, used by `clone`.
-    pub fn shared_by(mut self, clone: Sharer) -> Self {
+    pub fn shared_by(mut self, clone: SharingClone) -> Self {
         self.sharing_clone = Some(clone);
         self
     }
@@ -54,7 +54,7 @@ impl Store {
     /// Does the same as [`Store::is_trusted_pack`], but for a large file.
     pub(super) fn is_trusted_large(&self, digest: &Digest) -> Result<bool> {
         let file = file_path("objects", &digest.hex(), "")?;
-        self.is_trusted(digest, std::slice::from_ref(&file), &|| Ok(self.is_sound(digest)))
+        self.is_trusted(digest, std::slice::from_ref(&file), &|| Ok(self.is_intact(digest)))
     }
 
     fn is_trusted(
@@ -108,7 +108,7 @@ impl Store {
     }
 
     /// Returns those of the objects that are verified large files.
-    pub fn vouched(&self, digests: &[Digest]) -> Result<VerifiedFiles> {
+    pub fn verified_files(&self, digests: &[Digest]) -> Result<VerifiedFiles> {
         let mut found = Vec::new();
         for digest in digests {
             if let Some(large) = self.large(digest)
@@ -122,7 +122,7 @@ impl Store {
 
     /// Renews the records of files that were linked or unlinked in the workspace since `before`: that changes
     /// their change time only, whereas a write would change their modification time as well.
-    pub fn vouch_again(&self, before: &VerifiedFiles) -> Result<()> {
+    pub fn refresh_verified(&self, before: &VerifiedFiles) -> Result<()> {
         for (digest, old) in &before.0 {
             let file = file_path("objects", &digest.hex(), "")?;
             let Some(new) = self.root.stat(&file)? else { continue };
@@ -151,7 +151,7 @@ impl Store {
     }
 
     fn state_root(&self) -> &Root {
-        self.sharing_clone.as_ref().map_or(&self.root, |it| &it.memory)
+        self.sharing_clone.as_ref().map_or(&self.root, |it| &it.state_root)
     }
 
     fn has_record(&self, name: &Digest, files: &[RepoPath]) -> Result<bool> {
@@ -221,7 +221,7 @@ mod tests {
         let time = file.metadata().unwrap().modified().unwrap();
         file.set_modified(time).unwrap();
         assert!(!reopened.is_verified(&digest).unwrap(), "its change time is newer");
-        assert!(reopened.is_sound(&digest), "it is read again and is unchanged");
+        assert!(reopened.is_intact(&digest), "it is read again and is unchanged");
         file.set_modified(time - std::time::Duration::from_secs(1)).unwrap();
         assert!(!reopened.is_verified(&digest).unwrap());
     }
@@ -243,20 +243,20 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let (store, digest, files) = store_with_large_file(temp.path());
         store.record_just_stored().unwrap();
-        let before = store.vouched(&[digest]).unwrap();
+        let before = store.verified_files(&[digest]).unwrap();
         let dir = files.dir(&RepoPath::root()).unwrap();
         let large = store.large(&digest).unwrap();
-        let link = large.place(&dir, b"linked", fs::Mode::Plain, &[LinkKind::Hardlink]).unwrap();
+        let link = large.link_or_copy(&dir, b"linked", fs::Mode::Plain, &[LinkKind::Hardlink]).unwrap();
         assert_eq!(link, LinkKind::Hardlink);
         assert!(!store.is_verified(&digest).unwrap(), "a second name changes the change time");
-        store.vouch_again(&before).unwrap();
+        store.refresh_verified(&before).unwrap();
         assert!(store.is_verified(&digest).unwrap());
         // A write is detected all the same.
-        let before = store.vouched(&[digest]).unwrap();
+        let before = store.verified_files(&[digest]).unwrap();
         let file = fs::File::open(object(&store, &digest)).unwrap();
         let time = file.metadata().unwrap().modified().unwrap();
         file.set_modified(time + std::time::Duration::from_secs(1)).unwrap();
-        store.vouch_again(&before).unwrap();
+        store.refresh_verified(&before).unwrap();
         assert!(!store.is_verified(&digest).unwrap());
     }
 

@@ -17,7 +17,7 @@ use crate::{
     fs::{self, LinkKind, Mode, Sync},
     path::RepoPath,
     progress::{Event, Progress},
-    store::{Index, Kind, Packed, Run, Store, file_path, prune::Repacker},
+    store::{CachedRun, Index, Kind, Packed, Store, file_path, prune::Repacker},
 };
 
 /// The damaged thing, with its digest.
@@ -174,7 +174,7 @@ impl Store {
             let file = file_path("runs", &run.digest.hex(), "")?;
             let Some(bytes) = self.root.read_if_exists(&file)? else { continue };
             report.runs += 1;
-            if Run::parse(&run.digest, &bytes).is_err() {
+            if CachedRun::parse(&run.digest, &bytes).is_err() {
                 let why = "it is damaged or belongs to another run";
                 report.faults.push(Fault { kind: FaultKind::Run(run.digest), file, why });
             }

@@ -10,7 +10,7 @@ use crate::{
     digest::Digest,
     error::{Result, WithContext},
     fs::{Sync, TempFile},
-    store::{Kind, PackWriter, Ready, Store},
+    store::{EncodedObject, Kind, PackWriter, Store},
 };
 
 /// Size at which a pack is ended, in bytes.
@@ -42,12 +42,12 @@ impl<'s> Writer<'s> {
 
     /// Returns true if the object is stored, in which case it is pinned, or is collected already.
     pub fn contains(&self, digest: &Digest) -> bool {
-        self.is_pending(digest) || self.store.lean_on(digest)
+        self.is_pending(digest) || self.store.pin(digest)
     }
 
     /// Does the same as [`Writer::contains`], but for an object small enough to be in packs only.
     pub fn contains_packed(&self, digest: &Digest) -> bool {
-        self.is_pending(digest) || self.store.lean_on_packed(digest)
+        self.is_pending(digest) || self.store.pin_packed(digest)
     }
 
     /// Collects a small object, unless it is stored or collected already.
@@ -55,13 +55,13 @@ impl<'s> Writer<'s> {
         if self.contains_packed(&digest) {
             return Ok(());
         }
-        let ready = Ready::of(bytes.into()).context(|| "cannot compress".into())?;
-        self.put_ready(kind, digest, &ready)
+        let ready = EncodedObject::encode(bytes.into()).context(|| "cannot compress".into())?;
+        self.put_encoded(kind, digest, &ready)
     }
 
     /// Collects an object as [`Writer::put`] does, but one that is encoded already and was checked not to be
     /// stored.
-    pub fn put_ready(&mut self, kind: Kind, digest: Digest, ready: &Ready<'_>) -> Result<()> {
+    pub fn put_encoded(&mut self, kind: Kind, digest: Digest, ready: &EncodedObject<'_>) -> Result<()> {
         if self.is_pending(&digest) {
             return Ok(());
         }
@@ -71,7 +71,7 @@ impl<'s> Writer<'s> {
             Some(pack) => pack,
             None => slot.insert(open_pack(self.store)?),
         };
-        pack.put_ready(kind, digest, ready).context(context)?;
+        pack.put_encoded(kind, digest, ready).context(context)?;
         let pending = if kind == Kind::Tree { &mut self.pending_trees } else { &mut self.pending };
         pending.insert(digest);
         // Trees wait until the contents they name are published.

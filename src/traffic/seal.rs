@@ -235,7 +235,7 @@ fn remove_spooled(repo: &Repo, environment: &str, unsealed: &Unsealed, except: &
 
 fn read_one(repo: &Repo, pointer: &Pointer) -> Result<Sealed> {
     let read = |name: &str| -> Result<Vec<u8>> {
-        let entry = store::file_at(&repo.store, &pointer.content.digest, &RepoPath::from_text(name)?)?;
+        let entry = store::entry_at(&repo.store, &pointer.content.digest, &RepoPath::from_text(name)?)?;
         let missing =
             || Error::corrupt(format!("`{}` is not a sealed day: it has no `{name}`", pointer.path));
         repo.store.read(&entry.ok_or_else(missing)?.digest)
@@ -293,7 +293,7 @@ pub fn picture(repo: &Repo, environment: &str, record: &Record) -> Result<Option
     for day in paths::sealed_days(&repo.files, environment)?.into_iter().filter(|it| *it >= captured) {
         for pointer in paths::seals(repo, environment, day)? {
             let tree = &pointer.content.digest;
-            let Some(folder) = store::file_at(&repo.store, tree, &RepoPath::from_text(IMAGES)?)? else {
+            let Some(folder) = store::entry_at(&repo.store, tree, &RepoPath::from_text(IMAGES)?)? else {
                 continue;
             };
             let entries = store::entries(&repo.store, &folder.digest)?;

@@ -197,7 +197,7 @@ fn find_modified_links(
         let linked = match stat.kind {
             crate::fs::FileKind::LinkKind => {
                 let target = repo.files.read_link(&affected.reference.path)?;
-                repo.store.linked(&target).is_some_and(|it| it.digest() == affected.object)
+                repo.store.large_from_link(&target).is_some_and(|it| it.digest() == affected.object)
             }
             _ => stored.is_some_and(|it| it.inode == stat.inode && it.ctime == stat.ctime),
         };

@@ -74,7 +74,7 @@ fn names(git: &Git) -> Result<Vec<GitRef>> {
 
 /// Publishes what this clone needs. Does nothing if no store is shared, or if the store is read-only: then
 /// nothing was added to it, and no gc waits for what is only read.
-pub fn renew(repo: &Repo, progress: &dyn Progress) -> Result<()> {
+pub fn publish_needs(repo: &Repo, progress: &dyn Progress) -> Result<()> {
     let Some(id) = repo.clone_id()?.filter(|_| repo.store.root().is_writable()) else { return Ok(()) };
     let context = || "cannot publish which objects this clone needs".to_owned();
     // First without a lock, since it may take long.
@@ -103,11 +103,11 @@ pub fn renew(repo: &Repo, progress: &dyn Progress) -> Result<()> {
     Ok(())
 }
 
-/// Publishes as [`renew`] does, for commands that only read from the store: if this user may not write to it,
+/// Publishes as [`publish_needs`] does, for commands that only read from the store: if this user may not write to it,
 /// the error is ignored, since nothing new was pinned there either.
-pub fn renew_if_allowed(repo: &Repo, progress: &dyn Progress) -> Result<()> {
+pub fn publish_needs_if_allowed(repo: &Repo, progress: &dyn Progress) -> Result<()> {
     let ignore_denied = |error: Error| if error.kind() == Kind::Denied { Ok(()) } else { Err(error) };
-    renew(repo, progress).or_else(ignore_denied)
+    publish_needs(repo, progress).or_else(ignore_denied)
 }
 
 /// Returns all leases while no pin is being written: a lease that is only half created would look like an

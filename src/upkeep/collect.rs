@@ -100,7 +100,7 @@ pub fn collect(repo: &Repo, grace: i64, mode: GcMode, progress: &dyn Progress) -
 /// gc first makes space for it. The gc itself does not use the needs of its own clone, so in a dry run any
 /// error is ignored.
 fn publish_own_needs(repo: &Repo, mode: GcMode, progress: &dyn Progress) -> Result<bool> {
-    match HistoryCache::clear(repo).and_then(|()| clones::renew(repo, progress)) {
+    match HistoryCache::clear(repo).and_then(|()| clones::publish_needs(repo, progress)) {
         Err(error) if mode == GcMode::Apply && error.kind() != Kind::Unavailable => Err(error),
         published => Ok(published.is_ok()),
     }
@@ -111,7 +111,7 @@ fn clean_up(repo: &Repo, published: bool, progress: &dyn Progress) -> Result<()>
     for root in [&repo.shared, &repo.private] {
         root.dir(&RepoPath::root())?.remove_stale_temp_files()?;
     }
-    if published { Ok(()) } else { clones::renew(repo, progress) }
+    if published { Ok(()) } else { clones::publish_needs(repo, progress) }
 }
 
 /// Prevents a second gc or repair: each would take the other's new packs for garbage.

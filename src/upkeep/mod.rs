@@ -18,7 +18,7 @@ mod usage;
 
 pub use self::{
     check::{AffectedPath, CheckReport, check},
-    clones::{CloneNeeds, forget_clone, renew, renew_if_allowed},
+    clones::{CloneNeeds, forget_clone, publish_needs, publish_needs_if_allowed},
     collect::{GcMode, GcReport, collect},
     repair::{RepairReport, RepairSource},
     roots::{Reference, Referrer, RootEntry, Roots},

@@ -15,7 +15,7 @@ use crate::{
     progress::Progress,
     remote::{self, Access, Depth, Remote, Wants},
     repo::Repo,
-    store::{Kind, WHOLE, Writer, digest_file},
+    store::{Kind, MAX_PACKED_SIZE, Writer, digest_file},
     upkeep::{
         check::{AffectedPath, CheckReport},
         roots::Referrer,
@@ -56,7 +56,7 @@ pub fn restore_damaged(
         let fetched = from_remote(workspace.repo, &repaired.unrepaired, &report.missing_pages, progress);
         // Objects that arrived before an error are stored all the same.
         let (restored, unrepaired): (BTreeSet<Digest>, BTreeSet<Digest>) =
-            repaired.unrepaired.iter().partition(|it| store.contains(it) && store.is_sound(it));
+            repaired.unrepaired.iter().partition(|it| store.contains(it) && store.is_intact(it));
         let name = workspace.repo.config.remote(None).map(|it| it.name).unwrap_or_default();
         let source = |digest| (digest, RepairSource::Remote(name.clone()));
         repaired.restored.extend(restored.into_iter().map(source));
@@ -104,7 +104,7 @@ fn restore_file(repo: &Repo, path: &RepoPath, wanted: &Digest) -> Result<bool> {
         return Ok(false);
     }
     let mut file = repo.files.open_file(path)?;
-    if size > WHOLE {
+    if size > MAX_PACKED_SIZE {
         return Ok(repo.store.put_large(&file, &|_, _| Ok(()))?.0 == *wanted);
     }
     let mut bytes = Vec::new();

@@ -194,7 +194,7 @@ impl Roots {
         self.runs.extend(more);
         let mut made = Vec::new();
         for key in &self.runs {
-            let answer = store.run(key)?.map(|it| it.answer);
+            let answer = store.cached_run(key)?.map(|it| it.outputs);
             let outputs: Option<BTreeMap<RepoPath, Content>> =
                 answer.and_then(|answer| serde_json::from_value(answer).ok());
             made.extend(outputs.into_iter().flatten().map(|it| it.1.digest));

@@ -79,7 +79,7 @@ impl Walk<'_> {
                 }
             } else if kind.is_symlink() && self.linked {
                 let target = self.top.read_link(&path)?;
-                links.extend(self.repo.store.linked(&target).map(|it| it.digest()));
+                links.extend(self.repo.store.large_from_link(&target).map(|it| it.digest()));
             }
         }
         for path in below {

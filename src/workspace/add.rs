@@ -11,7 +11,7 @@ use crate::{
     path::RepoPath,
     pointer::{ContentKind, Pointer, SUFFIX},
     progress::Progress,
-    store::{TreeEntry, Writer, merge},
+    store::{TreeEntry, Writer, update_folder},
     workspace::{
         Node, Workspace,
         ignore::{self, Rules},
@@ -111,8 +111,12 @@ impl Workspace<'_> {
         let Some(stat) = self.repo.files.stat(path)? else {
             return Err(Error::not_found(format!("`{path}` not found")));
         };
-        let is_store_link =
-            || self.repo.files.read_link(path).is_ok_and(|target| self.repo.store.linked(&target).is_some());
+        let is_store_link = || {
+            self.repo
+                .files
+                .read_link(path)
+                .is_ok_and(|target| self.repo.store.large_from_link(&target).is_some())
+        };
         if stat.kind == FileKind::LinkKind && !is_store_link() {
             let error = Error::usage(format!("`{path}` is a link"))
                 .hint("add what it points to, or the folder it is in");
@@ -188,7 +192,7 @@ impl Workspace<'_> {
         let _lock = self.repo.lock_telling(progress)?;
         let parent = self.repo.pointer(&parent.path)?.unwrap_or_else(|| parent.clone());
         let mut writer = Writer::new(&self.repo.store);
-        let content = merge(&mut writer, &self.repo.store, Some(&parent.content.digest), changes)?;
+        let content = update_folder(&mut writer, &self.repo.store, Some(&parent.content.digest), changes)?;
         writer.finish()?;
         let pointer = Pointer { path: parent.path, content };
         self.repo.write_pointer(&pointer)?;

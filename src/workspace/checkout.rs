@@ -18,7 +18,7 @@ use crate::{
     path::RepoPath,
     pointer::{ContentKind, Pointer},
     progress::{Event, Progress},
-    store::{Difference, EntryKind, Side, Store, TreeEntry, WHOLE, file_at},
+    store::{DiffSide, Difference, EntryKind, MAX_PACKED_SIZE, Store, TreeEntry, entry_at},
     workspace::{
         Node, Workspace, collision,
         compare::{as_entry, differences},
@@ -33,7 +33,7 @@ const BATCH_FILES: usize = 256;
 /// Planned changes of a checkout; creating a plan changes nothing.
 #[derive(Debug, Default)]
 pub struct Plan {
-    write: Vec<(RepoPath, Side)>,
+    write: Vec<(RepoPath, DiffSide)>,
     /// Files whose executable bit alone differs.
     modes: Vec<(RepoPath, EntryKind)>,
     folders: BTreeSet<RepoPath>,
@@ -110,7 +110,7 @@ pub(super) fn recorded_entry(store: &Store, pointer: &Pointer, part: &RepoPath) 
     if pointer.content.kind != ContentKind::Tree {
         return Ok(None);
     }
-    file_at(store, &pointer.content.digest, &below)
+    entry_at(store, &pointer.content.digest, &below)
 }
 
 /// Scans `part`, without files that are ignored and not tracked.
@@ -139,7 +139,7 @@ fn blocking_file(
             break;
         }
         let node = scan_part(workspace, pointer, &ancestor, progress)?;
-        return Ok(node.filter(|node| !workspace.repo.store.is_sound(&node.digest)).map(|_| ancestor));
+        return Ok(node.filter(|node| !workspace.repo.store.is_intact(&node.digest)).map(|_| ancestor));
     }
     Ok(None)
 }
@@ -167,8 +167,8 @@ fn plan_changes(store: &Store, found: &[Difference], shared: &dyn Fn(&RepoPath) 
         }
         let Some(side) = present else { continue };
         let unchanged = wanted.is_some_and(|wanted| wanted.digest == side.digest);
-        plan.replaced.extend((side.size > WHOLE).then_some(side.digest));
-        if !unchanged && side.kind != EntryKind::Folder && !store.is_sound(&side.digest) {
+        plan.replaced.extend((side.size > MAX_PACKED_SIZE).then_some(side.digest));
+        if !unchanged && side.kind != EntryKind::Folder && !store.is_intact(&side.digest) {
             plan.unsaved.push(path.clone());
         }
     }
@@ -269,9 +269,12 @@ fn execute(
     progress: &dyn Progress,
 ) -> Result<CheckedOut> {
     let files = &workspace.repo.files;
-    let placed = plan.write.iter().filter(|(_, side)| side.size > WHOLE).map(|(_, side)| side.digest);
-    let vouched =
-        workspace.repo.store.vouched(&placed.chain(plan.replaced.iter().copied()).collect::<Vec<_>>())?;
+    let placed =
+        plan.write.iter().filter(|(_, side)| side.size > MAX_PACKED_SIZE).map(|(_, side)| side.digest);
+    let vouched = workspace
+        .repo
+        .store
+        .verified_files(&placed.chain(plan.replaced.iter().copied()).collect::<Vec<_>>())?;
     for (path, kind) in &plan.remove {
         // A folder that is not empty holds ignored files, or files created since the plan was made.
         match (kind, path.parent()) {
@@ -308,7 +311,7 @@ fn execute(
         let dir = files.dir(&path.parent().unwrap_or_default())?;
         dir.set_executable(path.name(), *kind == EntryKind::Executable)?;
     }
-    workspace.repo.store.vouch_again(&vouched)?;
+    workspace.repo.store.refresh_verified(&vouched)?;
     let tick = fs::coarse_now();
     let mut index = workspace.index.borrow_mut();
     for (path, stat, side) in stats.into_iter().flatten() {
@@ -324,7 +327,7 @@ fn execute(
 }
 
 /// Splits files into batches of one folder and at most [`BATCH_FILES`] each.
-fn batches(write: &[(RepoPath, Side)]) -> Vec<&[(RepoPath, Side)]> {
+fn batches(write: &[(RepoPath, DiffSide)]) -> Vec<&[(RepoPath, DiffSide)]> {
     let folders = write.chunk_by(|a, b| a.0.parent() == b.0.parent());
     folders.flat_map(|folder| folder.chunks(BATCH_FILES)).collect()
 }
@@ -380,9 +383,9 @@ struct WriteContext<'t> {
 impl WriteContext<'_> {
     fn write(
         &self,
-        batch: &[(RepoPath, Side)],
+        batch: &[(RepoPath, DiffSide)],
         progress: &dyn Progress,
-    ) -> Result<Vec<(RepoPath, FileStat, Side)>> {
+    ) -> Result<Vec<(RepoPath, FileStat, DiffSide)>> {
         let Some((first, _)) = batch.first() else { return Ok(Vec::new()) };
         let dir = self.files.dir(&first.parent().unwrap_or_default())?;
         let mut names = if self.case_insensitive { Some(collision::SpelledNames::read(&dir)?) } else { None };
@@ -402,7 +405,7 @@ impl WriteContext<'_> {
         Ok(stats)
     }
 
-    fn write_one(&self, dir: &Dir, path: &RepoPath, side: Side) -> Result<Option<FileStat>> {
+    fn write_one(&self, dir: &Dir, path: &RepoPath, side: DiffSide) -> Result<Option<FileStat>> {
         let name = path.name();
         // Planned removals are done by now: a folder that still exists was not part of the plan.
         if dir.stat(name)?.is_some_and(|it| it.kind == FileKind::Folder) && !dir.remove_empty(name) {
@@ -412,7 +415,7 @@ impl WriteContext<'_> {
         let mode = if side.kind == EntryKind::Executable { Mode::Executable } else { Mode::Plain };
         if let Some(large) = self.store.large(&side.digest).filter(|_| is_regular(side.kind)) {
             // For a link into the store the index keeps the stat of its target.
-            return match large.place(dir, name, mode, self.links)? {
+            return match large.link_or_copy(dir, name, mode, self.links)? {
                 LinkKind::Symlink => large.stat().map(Some),
                 _ => dir.stat(name),
             };

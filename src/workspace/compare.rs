@@ -8,7 +8,7 @@ use crate::{
     error::Result,
     path::RepoPath,
     pointer::{Content, ContentKind},
-    store::{Difference, EntryKind, Side, Store, TreeEntry, entries},
+    store::{DiffSide, Difference, EntryKind, Store, TreeEntry, entries},
     workspace::Node,
 };
 
@@ -53,7 +53,7 @@ fn compare(
         _ => Vec::new(),
     };
     let nodes = new.map_or(&[][..], Node::children);
-    let old = old.filter(|_| rows.is_empty()).map(Side::from);
+    let old = old.filter(|_| rows.is_empty()).map(DiffSide::from);
     let new = new.filter(|it| it.is_leaf()).map(side);
     if old.is_some() || new.is_some() {
         found.push(Difference { path: path.clone(), old, new });
@@ -61,8 +61,8 @@ fn compare(
     compare_children(store, path, &rows, nodes, found)
 }
 
-fn side(node: &Node) -> Side {
-    Side { kind: node.kind, digest: node.digest, size: node.size }
+fn side(node: &Node) -> DiffSide {
+    DiffSide { kind: node.kind, digest: node.digest, size: node.size }
 }
 
 /// Merges two sorted lists of names and compares entry by entry.
@@ -150,7 +150,7 @@ mod tests {
             let found = differences(&store, &path, Some(&before.entry()), Some(&after)).unwrap();
             let reported: Vec<_> =
                 found.into_iter().map(|found| (found.path, found.old, found.new)).collect();
-            let all = |node: &Node| -> BTreeMap<RepoPath, Side> {
+            let all = |node: &Node| -> BTreeMap<RepoPath, DiffSide> {
                 node.leaves(&path).unwrap().into_iter().map(|(path, node)| (path, side(node))).collect()
             };
             let (before, after) = (all(&before), all(&after));

@@ -15,7 +15,7 @@ use crate::{
     path::RepoPath,
     pointer::{ContentKind, Pointer, SUFFIX},
     progress::Progress,
-    store::{EntryKind, TreeEntry, Writer, merge},
+    store::{EntryKind, TreeEntry, Writer, update_folder},
     workspace::{Workspace, filter::ScanFilter, scan},
 };
 
@@ -134,7 +134,7 @@ impl Workspace<'_> {
         let _lock = self.repo.lock_telling(progress)?;
         let parent = self.repo.pointer(top)?.unwrap_or(parent);
         let mut writer = Writer::new(&self.repo.store);
-        let content = merge(&mut writer, &self.repo.store, Some(&parent.content.digest), &changes)?;
+        let content = update_folder(&mut writer, &self.repo.store, Some(&parent.content.digest), &changes)?;
         writer.finish()?;
         let pointer = Pointer { path: top.clone(), content };
         self.repo.write_pointer(&pointer)?;

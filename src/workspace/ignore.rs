@@ -29,7 +29,7 @@ use crate::{
     path::RepoPath,
     pointer::{Content, ContentKind, Pointer},
     repo::Repo,
-    store::{EntryKind, Store, entries, file_at},
+    store::{EntryKind, Store, entries, entry_at},
 };
 
 /// Name of a file with ignore rules.
@@ -175,7 +175,7 @@ impl<'r> Rules<'r> {
         let tree = if below.is_root() {
             Ok(Some(content.digest))
         } else {
-            file_at(self.store, &content.digest, &below)
+            entry_at(self.store, &content.digest, &below)
                 .map(|entry| entry.filter(|it| it.kind == EntryKind::Folder).map(|entry| entry.digest))
         };
         let rows = tree.and_then(|digest| digest.map(|digest| entries(self.store, &digest)).transpose());

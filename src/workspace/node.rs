@@ -64,7 +64,7 @@ impl Node {
 
     /// Returns the content that a pointer to this node records.
     pub fn content(&self) -> Content {
-        Content { digest: self.digest, files: self.files(), kind: self.kind.shape(), size: self.size }
+        Content { digest: self.digest, files: self.files(), kind: self.kind.content_kind(), size: self.size }
     }
 
     /// Returns this node as an entry of a tree.

@@ -5,7 +5,7 @@ use crate::{
     path::RepoPath,
     pointer::{ContentKind, Pointer},
     progress::Progress,
-    store::file_at,
+    store::entry_at,
     workspace::{CheckedOut, Workspace, clear, select::unrecorded},
 };
 
@@ -50,7 +50,7 @@ impl Workspace<'_> {
         let parent = self.pointer_of(path)?.filter(|it| it.content.kind == ContentKind::Tree);
         let parent = parent.ok_or_else(|| untracked(path))?;
         let below = path.strip_prefix(&parent.path).expect("the path is inside the tracked folder");
-        if file_at(&self.repo.store, &parent.content.digest, &below)?.is_none() {
+        if entry_at(&self.repo.store, &parent.content.digest, &below)?.is_none() {
             return Err(unrecorded(path, &parent));
         }
         let files = self.delete(&parent, path, data, progress)?;

@@ -12,7 +12,7 @@ use crate::{
     path::RepoPath,
     pointer::{Content, ContentKind, Pointer},
     progress::Progress,
-    store::{EntryKind, TreeEntry, Writer, diff, file_at, merge},
+    store::{EntryKind, TreeEntry, Writer, diff, entry_at, update_folder},
     workspace::{
         Workspace,
         remove::{check_output, untracked},
@@ -78,7 +78,7 @@ impl Workspace<'_> {
         let parent = self.pointer_of(path)?.filter(|it| it.content.kind == ContentKind::Tree);
         let parent = parent.ok_or_else(|| untracked(path))?;
         let below = path.strip_prefix(&parent.path).expect("the path is inside the tracked folder");
-        let entry = file_at(&self.repo.store, &parent.content.digest, &below)?;
+        let entry = entry_at(&self.repo.store, &parent.content.digest, &below)?;
         let entry = entry.ok_or_else(|| {
             let error = Error::not_found(format!("`{path}` is not tracked in `{}`", parent.path));
             error.hint(format!("add it first: `mlx add {path}`"))
@@ -111,7 +111,7 @@ impl Workspace<'_> {
             RecordLocation::OwnPointer => self.repo.pointer(to)?.map(|pointer| to_entry(&pointer.content)),
             RecordLocation::InFolder(parent) => {
                 let below = to.strip_prefix(&parent.path).expect("the target is inside the tracked folder");
-                file_at(&self.repo.store, &parent.content.digest, &below)?
+                entry_at(&self.repo.store, &parent.content.digest, &below)?
             }
         };
         match taken {
@@ -221,7 +221,7 @@ impl Workspace<'_> {
         let changes: BTreeMap<_, _> =
             changes.iter().map(|(path, entry)| (below(path), entry.clone())).collect();
         let mut writer = Writer::new(store);
-        let content = merge(&mut writer, store, Some(&parent.content.digest), &changes)?;
+        let content = update_folder(&mut writer, store, Some(&parent.content.digest), &changes)?;
         writer.finish()?;
         let pointer = Pointer { path: parent.path.clone(), content };
         self.repo.write_pointer(&pointer)?;
@@ -244,5 +244,5 @@ fn to_entry(content: &Content) -> TreeEntry {
 }
 
 fn to_content(entry: &TreeEntry) -> Content {
-    Content { digest: entry.digest, files: entry.files, kind: entry.kind.shape(), size: entry.size }
+    Content { digest: entry.digest, files: entry.files, kind: entry.kind.content_kind(), size: entry.size }
 }

@@ -13,7 +13,7 @@ use crate::{
     fs::{self, Entry, File, FileKind, FileStat, Listing, Root, WalkFilter as _},
     path::{RepoPath, escape_bytes},
     progress::{Event, Progress},
-    store::{EntryKind, Kind, Ready, Store, WHOLE, Writer, digest_file},
+    store::{EncodedObject, EntryKind, Kind, MAX_PACKED_SIZE, Store, Writer, digest_file},
     workspace::{Node, Workspace, filter::ScanFilter, modes::executables},
 };
 
@@ -217,7 +217,7 @@ impl Scanner<'_, '_, '_, '_> {
     /// Returns the digest and stat of the stored file that a link points to, if mlx made the link.
     fn stored_file(&self, link: &RepoPath) -> Option<(Digest, FileStat)> {
         let target = self.workspace.repo.files.read_link(link).ok()?;
-        let large = self.workspace.repo.store.linked(&target)?;
+        let large = self.workspace.repo.store.large_from_link(&target)?;
         Some((large.digest(), large.stat().ok()?))
     }
 
@@ -248,8 +248,12 @@ impl Scanner<'_, '_, '_, '_> {
     ) -> Digest {
         match (known, &self.writer) {
             (Some(digest), None) => digest,
-            (Some(digest), Some(writer)) if stat.size <= WHOLE && writer.contains_packed(&digest) => digest,
-            (Some(digest), Some(writer)) if stat.size > WHOLE && writer.contains(&digest) => digest,
+            (Some(digest), Some(writer))
+                if stat.size <= MAX_PACKED_SIZE && writer.contains_packed(&digest) =>
+            {
+                digest
+            }
+            (Some(digest), Some(writer)) if stat.size > MAX_PACKED_SIZE && writer.contains(&digest) => digest,
             _ => {
                 self.jobs.push(Job { path: path.clone(), stat, linked });
                 placeholder()
@@ -264,7 +268,7 @@ impl Scanner<'_, '_, '_, '_> {
             let tick = fs::coarse_now();
             let before = std::mem::take(&mut self.unwritten);
             let read = if let [job] = batch
-                && job.stat.size > WHOLE
+                && job.stat.size > MAX_PACKED_SIZE
             {
                 self.put(before)?;
                 vec![(
@@ -335,7 +339,7 @@ impl Scanner<'_, '_, '_, '_> {
         let Some(writer) = &mut self.writer else { return Ok(()) };
         for (digest, ready) in files {
             if let Some(ready) = ready {
-                writer.put_ready(Kind::Content, digest, &ready)?;
+                writer.put_encoded(Kind::Content, digest, &ready)?;
             }
         }
         Ok(())
@@ -361,7 +365,7 @@ impl Scanner<'_, '_, '_, '_> {
 }
 
 /// Digests of files that were read, with the encoded objects that are to be stored.
-type ReadFiles = Vec<(Digest, Option<Ready<'static>>)>;
+type ReadFiles = Vec<(Digest, Option<EncodedObject<'static>>)>;
 
 /// Reads files on any thread.
 #[derive(Clone, Copy)]
@@ -378,15 +382,18 @@ impl FileReader<'_, '_> {
         jobs.par_iter().map(|job| self.read_one(job)).collect()
     }
 
-    fn read_one(self, job: &Job) -> Result<(Digest, Option<Ready<'static>>)> {
+    fn read_one(self, job: &Job) -> Result<(Digest, Option<EncodedObject<'static>>)> {
         let bytes = match open(self.files, self.store, job).and_then(|file| read(&file, job)) {
             Ok(bytes) => bytes,
             Err(error) => return self.filter.on_error(&job.path, error).map(|()| (placeholder(), None)),
         };
         let digest = Digest::of(&bytes);
-        let skip = !self.store_bytes || self.store.lean_on_packed(&digest);
-        let ready =
-            if skip { None } else { Some(Ready::of(bytes.into()).context(|| "cannot compress".into())?) };
+        let skip = !self.store_bytes || self.store.pin_packed(&digest);
+        let ready = if skip {
+            None
+        } else {
+            Some(EncodedObject::encode(bytes.into()).context(|| "cannot compress".into())?)
+        };
         Ok((digest, ready))
     }
 }
@@ -404,7 +411,7 @@ fn batches(jobs: &[Job]) -> Vec<&[Job]> {
     let mut found = Vec::new();
     let (mut start, mut bytes) = (0, 0);
     for (at, job) in jobs.iter().enumerate() {
-        let alone = job.stat.size > WHOLE;
+        let alone = job.stat.size > MAX_PACKED_SIZE;
         if at > start && (alone || bytes + job.stat.size > BATCH_SIZE || at - start >= BATCH_FILES) {
             found.push(&jobs[start..at]);
             (start, bytes) = (at, 0);
@@ -533,7 +540,14 @@ mod tests {
             stat: FileStat { kind: FileKind::File, executable: false, size, mtime: 0, ctime: 0, inode: 0 },
             linked: None,
         };
-        let jobs = [job(1), job(2), job(WHOLE + 1), job(3), job(WHOLE), job(WHOLE + 9)];
+        let jobs = [
+            job(1),
+            job(2),
+            job(MAX_PACKED_SIZE + 1),
+            job(3),
+            job(MAX_PACKED_SIZE),
+            job(MAX_PACKED_SIZE + 9),
+        ];
         let sizes: Vec<usize> = batches(&jobs).iter().map(|it| it.len()).collect();
         assert_eq!(sizes, [2, 1, 2, 1]);
         assert!(batches(&[]).is_empty());

@@ -9,7 +9,7 @@ use crate::{
     path::RepoPath,
     pointer::{Content, ContentKind, Pointer},
     progress::Progress,
-    store::{Difference, EntryKind, Side, Store, diff},
+    store::{DiffSide, Difference, EntryKind, Store, diff},
     workspace::{
         Node, Workspace,
         compare::{as_entry, differences},
@@ -158,7 +158,7 @@ impl Version {
         }
     }
 
-    fn leaves(&self, store: &Store, path: &RepoPath) -> Result<BTreeMap<RepoPath, Side>> {
+    fn leaves(&self, store: &Store, path: &RepoPath) -> Result<BTreeMap<RepoPath, DiffSide>> {
         let found = match self {
             Self::Workspace(node) => differences(store, path, None, Some(node))?,
             Self::Recorded(content) => differences(store, path, Some(&as_entry(content)), None)?,
@@ -233,7 +233,10 @@ fn change(before: bool, after: bool) -> Change {
     }
 }
 
-fn changes(mut old: BTreeMap<RepoPath, Side>, new: BTreeMap<RepoPath, Side>) -> Vec<(RepoPath, Change)> {
+fn changes(
+    mut old: BTreeMap<RepoPath, DiffSide>,
+    new: BTreeMap<RepoPath, DiffSide>,
+) -> Vec<(RepoPath, Change)> {
     let mut found = Vec::new();
     for (path, side) in new {
         match old.remove(&path) {

@@ -52,7 +52,7 @@ impl Workspace<'_> {
         let mut names = target.rsplit(|it| *it == b'/');
         let (Some(name), Some(b"objects")) = (names.next(), names.next()) else { return false };
         let digest = std::str::from_utf8(name).ok().and_then(|name| Digest::from_hex(name).ok());
-        digest.is_some_and(|digest| self.repo.store.is_sound(&digest))
+        digest.is_some_and(|digest| self.repo.store.is_intact(&digest))
     }
 
     fn unprotect_all(&self, dir: &Dir, entries: &Listing, done: &mut Unprotected) -> Result<()> {
@@ -77,7 +77,9 @@ impl Workspace<'_> {
         let name = path.name();
         let (from, size) = match stat.kind {
             FileKind::LinkKind => {
-                let Some(large) = self.repo.store.linked(&dir.read_link(name)?) else { return Ok(()) };
+                let Some(large) = self.repo.store.large_from_link(&dir.read_link(name)?) else {
+                    return Ok(());
+                };
                 (large.open()?, large.stat()?.size)
             }
             FileKind::File if !dir.is_private(name)? => (dir.open(name)?, stat.size),

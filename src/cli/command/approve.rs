@@ -145,7 +145,7 @@ fn publish(ctx: &Context<'_>, repo: &Repo, decision: NewDecision<'_>) -> Result<
         *state.borrow_mut() = Some((required.clone(), version.clone()));
         draft(repo, &policy, &required, &version, &decision)
     })?;
-    upkeep::renew(repo, ctx.progress)?;
+    upkeep::publish_needs(repo, ctx.progress)?;
     let (required, version) = state.into_inner().expect("a published decision was drafted");
     let report = decision.report.as_ref();
     let evidence = report.map(|(_, bytes)| evidence::parse_for(bytes, &version)).transpose()?;

@@ -103,7 +103,7 @@ fn checkout_pointers(
     });
     // The stat cache is saved even if a later path failed.
     workspace.save(ctx.progress)?;
-    upkeep::renew_if_allowed(workspace.repo, ctx.progress)?;
+    upkeep::publish_needs_if_allowed(workspace.repo, ctx.progress)?;
     result.map(|()| CheckoutReport(rows))
 }
 

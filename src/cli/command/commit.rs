@@ -61,7 +61,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
         }
     }
     workspace.save(ctx.progress)?;
-    upkeep::renew(&repo, ctx.progress)?;
+    upkeep::publish_needs(&repo, ctx.progress)?;
     Ok(Committed(committed))
 }
 

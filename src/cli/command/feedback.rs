@@ -65,7 +65,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<FeedbackReport> {
 fn classes(ctx: &Context<'_>, repo: &Repo, record: &Record) -> Result<Vec<String>> {
     let path = RepoPath::from_text("model.toml")?;
     let read = || -> Result<Vec<String>> {
-        let entry = store::file_at(&repo.store, &record.package, &path)?;
+        let entry = store::entry_at(&repo.store, &record.package, &path)?;
         let missing = || Error::corrupt(format!("the package of `{}` has no model.toml", record.version));
         let bytes = repo.store.read(&entry.ok_or_else(missing)?.digest)?;
         Ok(package::parse(&format!("{}/model.toml", record.version), &bytes)?.classes)

@@ -192,5 +192,5 @@ fn record_switch(repo: &Repo, version: &Version, last: &Release, options: &Follo
         })
     });
     published.context(|| "cannot record the switch in the ledger".into())?;
-    upkeep::renew(repo, &Silent)
+    upkeep::publish_needs(repo, &Silent)
 }

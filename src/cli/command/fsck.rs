@@ -42,7 +42,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<FsckOutput> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let checked = upkeep::check(&workspace, args.repair, ctx.progress)?;
-    upkeep::renew_if_allowed(&repo, ctx.progress)?;
+    upkeep::publish_needs_if_allowed(&repo, ctx.progress)?;
     Ok(FsckOutput(checked))
 }
 

@@ -164,7 +164,7 @@ impl Command {
             Self::Guard(args) => guard::run(args)?,
         };
         if self.names_events()
-            && let Err(error) = ctx.repo().and_then(|it| upkeep::renew(&it, ctx.progress))
+            && let Err(error) = ctx.repo().and_then(|it| upkeep::publish_needs(&it, ctx.progress))
         {
             ctx.progress.warn(&error.chain_text());
         }

@@ -191,7 +191,8 @@ fn fetch_day(ctx: &Context<'_>, workspace: &Workspace<'_>, environment: &str, da
     let mut contents = Vec::new();
     for pointer in traffic::seals(repo, environment, day)? {
         let (mut pages, mut contents_below) = Default::default();
-        let read = crate::store::reachable(store, &pointer.content.digest, &mut pages, &mut contents_below);
+        let read =
+            crate::store::collect_reachable(store, &pointer.content.digest, &mut pages, &mut contents_below);
         if read.is_err() || !contents_below.keys().all(|it| store.contains(it)) {
             contents.push((pointer.path, pointer.content));
         }

@@ -68,7 +68,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<RemoveReport> {
         Ok(())
     });
     workspace.save(ctx.progress)?;
-    upkeep::renew(&repo, ctx.progress)?;
+    upkeep::publish_needs(&repo, ctx.progress)?;
     result?;
     let pointers = removed.iter().map(|removed| {
         removed.parent.as_ref().map_or_else(|| removed.path.with_suffix(SUFFIX), Pointer::file)

@@ -57,7 +57,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<MoveReport> {
     }
     let moved = workspace.rename(&from, &to, &claimed, ctx.progress);
     workspace.save(ctx.progress)?;
-    upkeep::renew(&repo, ctx.progress)?;
+    upkeep::publish_needs(&repo, ctx.progress)?;
     let moved = moved?;
     warn_dependent_stages(ctx, &pipelines, &from);
     let files =

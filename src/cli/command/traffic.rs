@@ -93,7 +93,7 @@ pub fn seal(ctx: &Context<'_>, args: &SealArgs) -> Result<SealReport> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let seal = traffic::seal(&workspace, &args.env, day, args.machine.as_deref(), ctx.progress)?;
-    upkeep::renew(&repo, ctx.progress)?;
+    upkeep::publish_needs(&repo, ctx.progress)?;
     let pushed = push(ctx, &repo, &seal)
         .map_err(|cause| {
             Error::new(cause.kind(), format!("{day} is sealed, but not pushed")).with_source(cause)

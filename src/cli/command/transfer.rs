@@ -119,7 +119,7 @@ pub fn fetch(ctx: &Context<'_>, args: &FetchArgs) -> Result<FetchReport> {
     let remote = args.selection.open(&repo, Access::Read)?;
     let depth = if args.trees { Depth::Trees } else { Depth::NoFilter };
     let fetched = remote::fetch(&repo, &remote, &wants, depth, ctx.progress)?;
-    upkeep::renew(&repo, ctx.progress)?;
+    upkeep::publish_needs(&repo, ctx.progress)?;
     Ok(FetchReport(remote.location, fetched))
 }
 

@@ -86,7 +86,7 @@ pub fn register(ctx: &Context<'_>, args: &RegisterArgs) -> Result<ShownVersion> 
     let description = describe(&repo, path, content)?;
     let version =
         registry::register(&repo.git, &args.model, &rev, path, content, description.metrics, choice)?;
-    upkeep::renew(&repo, ctx.progress)?;
+    upkeep::publish_needs(&repo, ctx.progress)?;
     Ok(ShownVersion(version))
 }
 
@@ -97,7 +97,7 @@ fn not_committed(path: &RepoPath) -> Error {
 
 /// Reads the description of a stored package, `model.toml`.
 fn describe(repo: &Repo, path: &RepoPath, content: Content) -> Result<Description> {
-    let entry = store::file_at(&repo.store, &content.digest, &RepoPath::from_text("model.toml")?)?;
+    let entry = store::entry_at(&repo.store, &content.digest, &RepoPath::from_text("model.toml")?)?;
     let entry =
         entry.ok_or_else(|| Error::corrupt(format!("`{path}` is not a package: it has no model.toml")))?;
     package::parse(&format!("{path}/model.toml"), &repo.store.read(&entry.digest)?)
@@ -114,7 +114,7 @@ pub fn show(ctx: &Context<'_>, version: &str) -> Result<ShownVersion> {
 /// Fetches a version's package from a remote (`None`: the default) unless the store has all of it.
 pub fn bring(ctx: &Context<'_>, repo: &Repo, version: &Version, remote: Option<&str>) -> Result<()> {
     let (mut pages, mut contents) = Default::default();
-    let read = store::reachable(&repo.store, &version.package.digest, &mut pages, &mut contents);
+    let read = store::collect_reachable(&repo.store, &version.package.digest, &mut pages, &mut contents);
     if read.is_ok() && contents.keys().all(|it| repo.store.contains(it)) {
         return Ok(());
     }
