@@ -23,19 +23,36 @@ impl Canvas {
         self.rotation = (libm::sinf(angle), libm::cosf(angle), x, y);
     }
 
-    /// Colors every pixel whose position, rotated back, `inside` accepts.
-    fn fill(&mut self, color: Color, inside: impl Fn(f32, f32) -> bool) {
+    /// Colors the pixels whose position, rotated back, `inside` accepts. Only pixels near `bounds` are tried:
+    /// the least and greatest x and y of the shape before its rotation.
+    fn fill(
+        &mut self,
+        color: Color,
+        [left, top, right, bottom]: [f32; 4],
+        inside: impl Fn(f32, f32) -> bool,
+    ) {
         let (sine, cosine, center_x, center_y) = self.rotation;
-        for at in 0..self.side * self.side {
-            let (x, y) = ((at % self.side) as f32 - center_x, (at / self.side) as f32 - center_y);
-            if inside(x * cosine + y * sine + center_x, y * cosine - x * sine + center_y) {
-                self.pixels[at as usize] = color;
+        let corners = [(left, top), (right, top), (left, bottom), (right, bottom)].map(|(x, y)| {
+            let (x, y) = (x - center_x, y - center_y);
+            (x * cosine - y * sine + center_x, x * sine + y * cosine + center_y)
+        });
+        let range = |values: [f32; 4]| {
+            let least = values.into_iter().fold(f32::INFINITY, f32::min) - 1.0;
+            let greatest = values.into_iter().fold(f32::NEG_INFINITY, f32::max) + 2.0;
+            least.max(0.0) as u32..(greatest.max(0.0) as u32).min(self.side)
+        };
+        for row in range(corners.map(|corner| corner.1)) {
+            for column in range(corners.map(|corner| corner.0)) {
+                let (x, y) = (column as f32 - center_x, row as f32 - center_y);
+                if inside(x * cosine + y * sine + center_x, y * cosine - x * sine + center_y) {
+                    self.pixels[(row * self.side + column) as usize] = color;
+                }
             }
         }
     }
 
     pub fn ellipse(&mut self, x: f32, y: f32, width: f32, height: f32, color: Color) {
-        self.fill(color, |px, py| {
+        self.fill(color, [x - width, y - height, x + width, y + height], |px, py| {
             let (dx, dy) = ((px - x) / width, (py - y) / height);
             dx * dx + dy * dy <= 1.0
         });
@@ -44,16 +61,19 @@ impl Canvas {
     pub fn triangle(&mut self, [a, b, c]: [(f32, f32); 3], color: Color) {
         let side =
             |p: (f32, f32), q: (f32, f32), x: f32, y: f32| (q.0 - p.0) * (y - p.1) - (q.1 - p.1) * (x - p.0);
-        self.fill(color, |x, y| {
+        let bounds =
+            [a.0.min(b.0).min(c.0), a.1.min(b.1).min(c.1), a.0.max(b.0).max(c.0), a.1.max(b.1).max(c.1)];
+        self.fill(color, bounds, |x, y| {
             let signs = [side(a, b, x, y), side(b, c, x, y), side(c, a, x, y)];
-            signs.iter().all(|it| *it >= 0.0) || signs.iter().all(|it| *it <= 0.0)
+            signs.iter().all(|sign| *sign >= 0.0) || signs.iter().all(|sign| *sign <= 0.0)
         });
     }
 
     pub fn line(&mut self, from: (f32, f32), to: (f32, f32), color: Color) {
         let (dx, dy) = (to.0 - from.0, to.1 - from.1);
         let length = (dx * dx + dy * dy).sqrt().max(1.0);
-        self.fill(color, |x, y| {
+        let bounds = [from.0.min(to.0), from.1.min(to.1), from.0.max(to.0), from.1.max(to.1)];
+        self.fill(color, bounds, |x, y| {
             let along = ((x - from.0) * dx + (y - from.1) * dy) / length;
             let off = ((x - from.0) * dy - (y - from.1) * dx) / length;
             (0.0..=length).contains(&along) && off.abs() <= 0.6
