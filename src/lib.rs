@@ -1,83 +1,83 @@
-//! `mlx`: Git-native versioning for data and models, and the pipelines between them.
+//! `mlx`: Git-native versioning of data and models, pipelines between them, and their way to production.
 //!
 //! # How to read this crate
 //!
-//! The modules stand in the order of a byte's life, which is the order to read them in. The blank
-//! lines are walls: **a module imports only from groups above its own**, never a neighbor, never
-//! anything below. `tests/tidy.rs` reads this list and fails when the code disagrees, so this file
-//! is the architecture.
+//! The list below is the architecture. Modules are grouped in layers, separated by blank lines, and listed
+//! from the ground up, which is also the order to read them in. **A module imports only from groups above its
+//! own**, never from its own group or from one below. `tests/tidy.rs` reads this list and fails when the code
+//! disagrees.
 
-// What can go wrong.
+// The error type of the crate.
 pub mod error;
 
-// Plain values: names of bytes, places in a repository, progress, moments.
+// Plain values: digests, repository paths, progress events, time.
 pub mod digest;
 pub mod path;
 pub mod progress;
 pub mod time;
 
-// How values are written down: loose documents of people, rows of bytes of machines.
+// Serialization: documents that people write, and binary records.
 pub mod document;
 pub mod wire;
 
-// The disk. The only module that may touch `std::fs`.
+// The file system. The only module that may use `std::fs`.
 pub mod fs;
 
-// What stands in Git for content.
+// Pointer files, which stand in Git for stored content.
 pub mod pointer;
 
-// What we keep: history and content.
+// Git history and the content-addressed store.
 pub mod git;
 pub mod store;
 
-// Where it is kept: discovery and configuration.
+// The repository: discovery and configuration.
 pub mod repo;
 
-// The events that no commit tells, as commits of their own.
+// The audit chain: events that no commit tells, each a commit on a ref of its own.
 pub mod ledger;
 
-// Content to other machines. Owns the one async runtime and shows plain functions.
+// Remotes: upload and download of objects. Owns the async runtime and offers plain functions.
 pub mod remote;
 
-// Content to the working tree.
+// The workspace: add, status, checkout, and the stat cache.
 pub mod workspace;
 
-// Work that turns content into content.
+// Pipelines: stages, their lockfile and the run cache.
 pub mod pipeline;
 
-// Numbers a run leaves behind, and how versions differ.
+// Metrics and parameters, and how versions differ.
 pub mod metrics;
 
-// What a model was asked and answered.
+// Recorded requests and labels of served models.
 pub mod traffic;
 
-// A trained model as a thing: split, features, train, evaluate, package, register.
+// Models: split, features, train, evaluate, package, register.
 pub mod model;
 
-// What a version must meet, and who may say so.
+// The policy: gates of an environment, approvers, alert rules.
 pub mod policy;
 
-// Who may serve where: approvals and releases, as tags.
+// Releases: approvals and releases as tags.
 pub mod release;
 
-// Findings that call somebody.
+// Alerts: rules that a day breaks, and their delivery.
 pub mod alert;
 
-// A model in use: asked over HTTP, answering in batches.
+// Serving over HTTP, and the application test.
 pub mod deploy;
 
-// A model watched.
+// Monitoring: reports on a day of traffic.
 pub mod monitor;
 
-// Where a thing came from; who did what.
+// Reports on history: who did what, and how a result was produced.
 pub mod audit;
 pub mod lineage;
 
-// What must be kept, what may go, what is whole.
+// Maintenance of the store: gc, fsck, disk usage.
 pub mod upkeep;
 
-// The pet park's photos, drawn.
+// Photos for the demo, drawn from a seed.
 pub mod sketch;
 
-// The command line. The only module that prints, and the only one that exits.
+// The command line. The only module that prints and exits.
 pub mod cli;

@@ -241,7 +241,10 @@ pub fn check_name(name: &[u8]) -> Result<()> {
 /// Normalizes a name as the most lenient file system would: lower case, without trailing dots or spaces,
 /// without an NTFS stream suffix, and without the code points that HFS+ ignores.
 fn fold(name: &[u8]) -> String {
-    let kept = |character: &char| !matches!(character, '\u{200c}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{206a}'..='\u{206f}' | '\u{feff}');
+    let kept = |character: &char| {
+        !matches!(character,
+        '\u{200c}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{206a}'..='\u{206f}' | '\u{feff}')
+    };
     let text: String = String::from_utf8_lossy(name).to_lowercase().chars().filter(kept).collect();
     text.split(':').next().unwrap_or_default().trim_end_matches(['.', ' ']).to_owned()
 }

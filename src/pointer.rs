@@ -165,11 +165,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_printed_pointer_parses_to_itself(seed: u64, files: u32, size in 0..i64::MAX as u64, kind in 0..3_usize) {
+        fn a_printed_pointer_parses_to_itself(seed: u64, files: u32, size in 0..i64::MAX as u64,
+            kind in 0..3_usize) {
             let kind = [ContentKind::File, ContentKind::Executable, ContentKind::Tree][kind];
-            let content = Content { digest: Digest::of(&seed.to_le_bytes()), files: files.into(), kind, size };
+            let content = Content { digest: Digest::of(&seed.to_le_bytes()), files: files.into(), kind,
+                size };
             let pointer = Pointer { path: RepoPath::from_text("a/b").unwrap(), content };
-            prop_assert_eq!(Pointer::parse(pointer.path.clone(), pointer.to_toml().as_bytes()).unwrap(), pointer);
+            prop_assert_eq!(Pointer::parse(pointer.path.clone(), pointer.to_toml().as_bytes()).unwrap(),
+                pointer);
         }
     }
 

@@ -49,7 +49,7 @@ fn quiet_prints_errors_only() {
     let ran = sandbox.mlx("-q add nothing");
     assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (3, "", "error: `nothing` not found\n"));
     let ran = sandbox.mlx("-C nowhere status");
-    assert_eq!((ran.code, ran.err.as_str()), (3, "error: there is no folder `nowhere`\n"));
+    assert_eq!((ran.code, ran.err.as_str()), (3, "error: the folder `nowhere` does not exist\n"));
 }
 
 #[test]

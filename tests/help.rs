@@ -18,7 +18,8 @@ fn the_help_of_every_command_and_topic_is_the_recorded_one() {
     let differs = recorded.lines().zip(shown.lines()).find(|(old, new)| old != new);
     assert!(
         recorded == shown,
-        "the help changed: {differs:?}; if it should, run `MLX_UPDATE=1 cargo test help::` and commit {GOLDEN}"
+        "the help changed: {differs:?}; if it should, run `MLX_UPDATE=1 cargo test help::` and commit \
+        {GOLDEN}"
     );
 }
 

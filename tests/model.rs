@@ -234,8 +234,8 @@ fn compare_engines(python: &str, model: &Path, photos: &Path, side: u32) {
     let mut tensor = Vec::new();
     let mut count = 0;
     for file in files.iter().step_by(files.len() / 8 + 1) {
-        let image = mlx::model::picture::decode(&fs::read(file.path()).unwrap()).unwrap();
-        tensor.extend(mlx::model::picture::planes(&image, &settings));
+        let image = mlx::model::preprocess::decode(&fs::read(file.path()).unwrap()).unwrap();
+        tensor.extend(mlx::model::preprocess::planes(&image, &settings));
         count += 1;
     }
     let temp = tempfile::tempdir().unwrap();

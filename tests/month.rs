@@ -8,7 +8,7 @@ use mlx::{
     alert::{Values, decide},
     git::Rev,
     ledger::{Entry, Event, FORMAT},
-    model::{looks::looks, offline::Offline, package, picture, registry},
+    model::{image_stats::measure_image, inference::Offline, package, preprocess, registry},
     monitor::{Day, Reference, Thresholds, measure},
     policy::Policy,
     repo::Repo,
@@ -55,7 +55,7 @@ fn records(offline: &mut Offline, seed: u64, day: u32) -> Vec<Record> {
     let answers = offline.see(&files).unwrap();
     let rows = frames.iter().zip(files).zip(answers).enumerate();
     rows.map(|(number, ((frame, file), answer))| {
-        let planes = picture::decode(&file).map(|image| picture::planes(&image, &settings));
+        let planes = preprocess::decode(&file).map(|image| preprocess::planes(&image, &settings));
         let (status, class, scores, features) = match answer {
             Ok(answer) => {
                 (200, offline.description.classes[answer.class].clone(), answer.scores, answer.features)
@@ -75,7 +75,7 @@ fn records(offline: &mut Offline, seed: u64, day: u32) -> Vec<Record> {
             class,
             scores,
             features,
-            looks: planes.ok().map(|planes| looks(&planes, settings.crop as usize)),
+            looks: planes.ok().map(|planes| measure_image(&planes, settings.crop as usize)),
             kept: true,
         }
     })
@@ -139,7 +139,7 @@ fn twenty_other_months_raise_the_right_alerts() {
     sandbox.ok("model register pets");
     let repo = Repo::discover(&sandbox.repo).unwrap();
     let version = registry::require(&repo.git, "pets").unwrap();
-    let training = mlx::model::offline::read(&repo, &version, package::REFERENCE).unwrap().unwrap();
+    let training = mlx::model::inference::read(&repo, &version, package::REFERENCE).unwrap().unwrap();
     let training = read_requests(&training).unwrap();
     let policy = Policy::at(&repo.git, repo.git.head().as_ref()).unwrap();
     let rev = repo.git.head().unwrap();

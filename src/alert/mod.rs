@@ -221,7 +221,8 @@ pub mod tests {
 
     pub fn rules(text: &str) -> Vec<Rule> {
         let text = format!(
-            "format = 1\n[env.production]\napprovals = 0\n[[alert]]\nname = 'dark'\nvalue = 'integrity.x'\nabove = 0.5\n{text}\n"
+            "format = 1\n[env.production]\napprovals = 0\n[[alert]]\nname = 'dark'\nvalue = 'integrity.x'\n\
+            above = 0.5\n{text}\n"
         );
         Policy::parse(text.as_bytes()).unwrap().rules
     }

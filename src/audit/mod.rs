@@ -1,5 +1,5 @@
-//! The audit trail: one timeline of commits, tags and events of the audit chain (`refs/mlx/audit`), and a check
-//! that it was not tampered with.
+//! The audit trail: one timeline of commits, tags and events of the audit chain (`refs/mlx/audit`), and a
+//! check that it was not tampered with.
 
 mod timeline;
 mod verify;

@@ -1,4 +1,5 @@
-//! Help texts: the command tree, the groups that `mlx --help` lists, and topics that no single command explains.
+//! Help texts: the command tree, the groups that `mlx --help` lists, and topics that no single command
+//! explains.
 
 use std::fmt::Write as _;
 
@@ -90,7 +91,8 @@ pub fn command_tree() -> clap::Command {
         }
     }
     let template = format!(
-        "{{about}}\n\n{{usage-heading}} {{usage}}\n{lists}\n{on}{GLOBAL_OPTIONS}:{off}\n{{options}}{{after-help}}"
+        "{{about}}\n\n{{usage-heading}} {{usage}}\n{lists}\n{on}{GLOBAL_OPTIONS}:{off}\n\
+        {{options}}{{after-help}}"
     );
     command.help_template(template)
 }

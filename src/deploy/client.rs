@@ -213,7 +213,8 @@ mod tests {
     #[test]
     fn bytes_after_the_json_are_read() {
         let (address, served) = server(
-            b"HTTP/1.1 503 x\r\nRetry-After: 7\r\nInference-Header-Content-Length: 7\r\nContent-Length: 10\r\n\r\n{\"a\":1}xyz",
+            b"HTTP/1.1 503 x\r\nRetry-After: 7\r\nInference-Header-Content-Length: 7\r\nContent-Length: \
+            10\r\n\r\n{\"a\":1}xyz",
         );
         let found = client(&format!("{address}/")).unwrap().get("/v2").unwrap();
         assert_eq!((found.status, found.retry_after), (503, Some(7)));

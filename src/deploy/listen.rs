@@ -27,7 +27,7 @@ use crate::{
 
 /// Buffer of a connection in bytes: limits a request head, and one read or write.
 const MAX_BUFFER: usize = 64 << 10;
-/// How long a shutdown waits for work whose clients have disconnected.
+/// Time that a shutdown waits for work whose clients have disconnected.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Serves until the process is asked to end, then answers the requests already accepted. Calls `ready` with

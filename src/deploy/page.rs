@@ -40,7 +40,8 @@ pub fn status(view: &StatusView<'_>) -> String {
         "<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content=5>\
 <meta name=viewport content='width=device-width'><title>{model}: {word}</title><style>{STYLE}</style>\
 <h1><span class=dot style='background:{color}'></span>{model} is {word}</h1><table>{rows}</table>\
-<p>Try it: <code>curl --data-binary @photo.jpg http://{address}/classify</code>, or <code>/v2/models/{model}/infer</code>. \
+<p>Try it: <code>curl --data-binary @photo.jpg http://{address}/classify</code>, or \
+<code>/v2/models/{model}/infer</code>. \
 Prometheus metrics: <a href=/metrics>/metrics</a>.",
         model = escape(&served.model),
         address = view.address,

@@ -350,8 +350,11 @@ mod tests {
 
     #[test]
     fn nested_and_flat_data_are_the_same() {
-        let flat = br#"{"id":"a","inputs":[{"name":"pixels","shape":[1,3,1,2],"datatype":"FP32","data":[1,2,3,4,5,6.5]}]}"#;
-        let nested = br#"{"id":"a","inputs":[{"name":"pixels","shape":[1,3,1,2],"datatype":"FP32","data":[[[[1,2]],[[3,4]],[[5,6.5]]]]}]}"#;
+        let flat = br#"{"id":"a",
+            "inputs":[{"name":"pixels","shape":[1,3,1,2],"datatype":"FP32","data":[1,2,3,4,5,6.5]}]}"#;
+        let nested = br#"{"id":"a",
+            "inputs":[{"name":"pixels","shape":[1,3,1,2],"datatype":"FP32",
+            "data":[[[[1,2]],[[3,4]],[[5,6.5]]]]}]}"#;
         let read = parse_body(flat, None).unwrap();
         assert_eq!(read.values, [1.0, 2.0, 3.0, 4.0, 5.0, 6.5]);
         assert_eq!(read, parse_body(nested, None).unwrap());
@@ -361,7 +364,9 @@ mod tests {
 
     #[test]
     fn binary_data_is_parsed_and_encoded() {
-        let json = br#"{"parameters":{"binary_data_output":true},"inputs":[{"name":"pixels","shape":[1,3,1,2],"datatype":"FP32","parameters":{"binary_data_size":24}}]}"#;
+        let json = br#"{"parameters":{"binary_data_output":true},
+            "inputs":[{"name":"pixels","shape":[1,3,1,2],"datatype":"FP32",
+            "parameters":{"binary_data_size":24}}]}"#;
         let numbers = [1.0_f32, 2.0, 3.0, 4.0, 5.0, 6.0];
         let body = [&json[..], &numbers.map(f32::to_le_bytes).concat()].concat();
         let read = parse_body(&body, Some(json.len())).unwrap();
@@ -451,7 +456,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), header in prop::option::of(0_usize..400)) {
+        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300),
+            header in prop::option::of(0_usize..400)) {
             let _result = parse_body(&bytes, header);
         }
     }

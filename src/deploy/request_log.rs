@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use crate::{
     deploy::{Prediction, ServedModel, Service, service::HttpError},
     digest::Digest,
-    model::looks::looks,
+    model::image_stats::measure_image,
     time,
     traffic::{Looks, Record},
 };
@@ -184,7 +184,7 @@ pub(super) fn input_rows(planes: &[f32], rows: usize, side: usize) -> Vec<InputR
     }
     let row = |row: &[f32]| {
         let bytes: Vec<u8> = row.iter().flat_map(|it| it.to_le_bytes()).collect();
-        InputRow { digest: Digest::of(&bytes), looks: Some(looks(row, side)) }
+        InputRow { digest: Digest::of(&bytes), looks: Some(measure_image(row, side)) }
     };
     planes.chunks(planes.len() / rows).map(row).collect()
 }

@@ -12,7 +12,8 @@ use crate::{
     digest::Digest,
     error::{Error, Kind, Result},
     model::{
-        offline::Offline, package::Description, picture, registry::Version, settings::Backbone, softmax::best,
+        inference::Offline, package::Description, preprocess, registry::Version, settings::Backbone,
+        softmax::best,
     },
     repo::Repo,
 };
@@ -76,7 +77,7 @@ impl ServedModel {
         let input = &self.description.input;
         let settings =
             Backbone { resize: input.resize, crop: input.crop, filter: input.filter, ..Backbone::default() };
-        Ok(picture::planes(&picture::decode(bytes)?, &settings))
+        Ok(preprocess::planes(&preprocess::decode(bytes)?, &settings))
     }
 
     /// Returns the number of input values per image.

@@ -36,7 +36,7 @@ use crate::{
     },
     digest::Digest,
     error::{Error, Kind, Result},
-    model::{looks::looks, picture},
+    model::{image_stats::measure_image, preprocess},
     traffic::Spool,
 };
 
@@ -254,14 +254,14 @@ impl Service {
     ) -> Result<Vec<f32>, HttpError> {
         let (max, served, recorded) = (self.options.max_pixels, Arc::clone(served), self.spool().is_some());
         let work = move || {
-            let pixels = picture::pixels(&bytes)?;
+            let pixels = preprocess::pixels(&bytes)?;
             if pixels > max {
                 let message = format!("the image has {pixels} pixels, and the limit is {max}");
                 return Err(HttpError(StatusCode::PAYLOAD_TOO_LARGE, message));
             }
             let planes = served.planes(&bytes)?;
             let side = served.description.input.crop as usize;
-            let input = || InputRow { digest: Digest::of(&bytes), looks: Some(looks(&planes, side)) };
+            let input = || InputRow { digest: Digest::of(&bytes), looks: Some(measure_image(&planes, side)) };
             let input = recorded.then(input);
             Ok((planes, input))
         };

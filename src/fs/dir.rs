@@ -453,8 +453,8 @@ impl TempFile {
         if sync == Sync::Now { self.dir.sync() } else { Ok(()) }
     }
 
-    /// Like [`TempFile::publish`] without a sync, and returns the metadata of the file under its name; `None` if
-    /// another process changed it meanwhile.
+    /// Like [`TempFile::publish`] without a sync, and returns the metadata of the file under its name; `None`
+    /// if another process changed it meanwhile.
     pub fn publish_with_stat(mut self, name: &[u8]) -> Result<Option<FileStat>> {
         self.extend_over_hole()?;
         let before = fs::fstat(self.file()).ok().map(|it| FileStat::of(&it));

@@ -110,8 +110,8 @@ const COARSE_TICK: i64 = 2_100_000_000;
 const SECOND: i64 = 1_000_000_000;
 
 impl FileStat {
-    /// Returns true if the file last changed more than a clock tick before `coarse_now`, the time at which it was
-    /// read (from [`crate::fs::coarse_now`]). Any later change then shows in its times.
+    /// Returns true if the file last changed more than a clock tick before `coarse_now`, the time at which it
+    /// was read (from [`crate::fs::coarse_now`]). Any later change then shows in its times.
     pub fn is_older_than_clock_tick(&self, tick: i64) -> bool {
         let clock = if self.ctime % SECOND == 0 { COARSE_TICK } else { CLOCK_TICK };
         self.ctime.max(self.mtime).saturating_add(clock) < tick

@@ -1,11 +1,11 @@
 //! Fault injection for tests: makes chosen disk operations fail. Release builds contain none of it.
 //!
-//! Every disk operation passes a numbered fault point. `MLX_FAULT` in the environment says what happens there:
+//! Every disk operation passes a numbered fault point. `MLX_FAULT` in the environment says what happens at it:
 //!
 //! ```text
 //! fail:N       the N-th operation fails
 //! kill:N       the process ends at the N-th operation, by SIGKILL
-//! stop:N       the process stops there (SIGSTOP) until it is continued, so that another one can run in between
+//! stop:N       the process stops there (SIGSTOP) until it is continued, so that another can run meanwhile
 //! stuck:N      every operation fails from the N-th on
 //! full:N       every operation that needs disk space fails from the N-th on, as on a full disk
 //! short        reads and writes transfer one byte at a time, with interruptions between them

@@ -43,8 +43,8 @@ use crate::error::{Result, WithContext};
 /// Open file, through which other modules read without using `std::fs`.
 pub type File = std::fs::File;
 
-/// Prefix of the names of mlx's temporary files. Walks leave them out, and [`Dir::remove_stale_temp_files`] removes those of
-/// dead processes.
+/// Prefix of the names of mlx's temporary files. Walks leave them out, and [`Dir::remove_stale_temp_files`]
+/// removes those of dead processes.
 pub const TEMP_PREFIX: &[u8] = b".mlx-tmp-";
 
 /// Number of I/O threads.

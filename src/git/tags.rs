@@ -39,7 +39,8 @@ impl Git {
         Ok(tags)
     }
 
-    /// Returns the id of the object that a tag, annotated or not, refers to; `None` if there is no such tag.
+    /// Returns the id of the object that a tag, annotated or not, refers to; `None` if the tag does not
+    /// exist.
     pub fn tag_id(&self, name: &str) -> Result<Option<String>> {
         let context = || format!("cannot read the tag `{name}`");
         let found = from_gix(self.repo.try_find_reference(&format!("refs/tags/{name}")), context)?;

@@ -189,7 +189,8 @@ fn prepare(repo: &Repo, view: &View, draft: Draft) -> Result<PreparedEvent> {
             format!("the tag `{}` exists already, but no audit event names it", tag.name),
         );
         return Err(error.hint(format!(
-            "mlx did not create it: remove it here (`git tag -d {0}`) and at the Git remote (`git push REMOTE :refs/tags/{0}`)",
+            "mlx did not create it: remove it here (`git tag -d {0}`) and at the Git remote (`git push \
+            REMOTE :refs/tags/{0}`)",
             tag.name
         )));
     }

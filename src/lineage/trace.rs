@@ -90,8 +90,10 @@ pub fn trace(
         }
     }
     let untracked = || {
-        Error::not_found(format!("`{path}` is not tracked by mlx"))
-            .hint("name an output of a stage, a tracked file or folder, or a registered version such as `pets@v0.1.0`")
+        Error::not_found(format!("`{path}` is not tracked by mlx")).hint(
+            "name an output of a stage, a tracked file or folder, or a registered version such as \
+            `pets@v0.1.0`",
+        )
     };
     let (stage, content) = sources.find(path)?.ok_or_else(untracked)?;
     let root = sources.node(path, content, stage)?;

@@ -15,7 +15,7 @@ use crate::{
     fs::{Root, Sync},
     model::{
         engine, filters, graph,
-        picture::{decode, planes},
+        preprocess::{decode, planes},
         settings::{Backbone, FilterSettings},
         split::{Picture, Segment},
         table::{About, BACKBONE, FORMAT, Table, write},

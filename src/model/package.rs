@@ -19,7 +19,7 @@ use crate::{
     error::{Error, Kind, Result, WithContext},
     fs::{Root, Sync},
     model::{
-        engine, graph, picture,
+        engine, graph, preprocess,
         reference::build_reference,
         softmax::Head,
         split::{Picture, Segment},
@@ -159,7 +159,7 @@ fn verify(repo: &Repo, parts: &Parts<'_>, bytes: &[u8]) -> Result<()> {
         |image: &&Picture| image.segment == Segment::Test && parts.table.rows.contains_key(&image.digest);
     for image in parts.pictures.iter().filter(usable).take(VERIFIED_IMAGES) {
         let file = repo.files.read(&image.path)?;
-        let planes = picture::planes(&picture::decode(&file)?, settings);
+        let planes = preprocess::planes(&preprocess::decode(&file)?, settings);
         let found = engine.run(&planes, settings.crop as usize)?;
         let expected = parts.head.predict(&parts.table.rows[&image.digest]);
         let difference =

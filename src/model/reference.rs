@@ -10,9 +10,9 @@ use crate::{
     error::Result,
     fs::Root,
     model::{
-        looks::looks,
+        image_stats::measure_image,
         package::Parts,
-        picture::{decode, planes},
+        preprocess::{decode, planes},
         split::{Picture, Segment, unit_hash},
     },
     repo::Repo,
@@ -59,7 +59,7 @@ fn row(files: &Root, parts: &Parts<'_>, image: &Picture) -> Result<Record> {
         class: image.class.clone(),
         scores,
         features,
-        looks: Some(looks(&planes, settings.crop as usize)),
+        looks: Some(measure_image(&planes, settings.crop as usize)),
         kept: false,
     })
 }

@@ -272,7 +272,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_printed_split_file_is_parsed_back(names in proptest::collection::btree_set("[^/\\x00]{1,20}", 1..20)) {
+        fn a_printed_split_file_is_parsed_back(names in proptest::collection::btree_set("[^/\\x00]{1,20}",
+            1..20)) {
             let image = |name: &String| Some(Picture {
                 path: RepoPath::from_bytes(format!("d/{name}").as_bytes()).ok()?,
                 digest: Digest::of(name.as_bytes()),

@@ -19,23 +19,30 @@ use crate::{
 const MAX_TREND_DAYS: usize = 30;
 
 const STYLE: &str = "\
-:root{--ink:#1f2a37;--soft:#6b7583;--line:#e6e9ee;--good:#2f7d55;--watch:#b0730f;--bad:#bb3a36;--unknown:#7b8594}\
+:root{--ink:#1f2a37;--soft:#6b7583;--line:#e6e9ee;\
+--good:#2f7d55;--watch:#b0730f;--bad:#bb3a36;--unknown:#7b8594}\
 *{box-sizing:border-box}body{margin:0;background:#f5f6f8;color:var(--ink);font:15px/1.5 system-ui,sans-serif}\
 main{max-width:1180px;margin:0 auto;padding:28px 20px 60px}\
-header{background:#fff;border-left:6px solid var(--level);border-radius:8px;padding:18px 24px;margin-bottom:22px;\
+header{background:#fff;border-left:6px solid var(--level);border-radius:8px;padding:18px \
+24px;margin-bottom:22px;\
 box-shadow:0 1px 2px #0001}h1{font-size:1.55em;margin:0 0 .2em;line-height:1.25}\
 h1::first-letter{text-transform:uppercase}\
 h2{font-size:1.05em;margin:30px 0 10px;font-weight:600}p{margin:.2em 0;color:var(--soft)}\
 .grid{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(340px,1fr))}\
-.card,figure{background:#fff;border-radius:8px;padding:12px 16px;margin:0;box-shadow:0 1px 2px #0001;overflow-x:auto}\
+.card,figure{background:#fff;border-radius:8px;padding:12px 16px;margin:0;box-shadow:0 1px 2px \
+#0001;overflow-x:auto}\
 figcaption,.title{font-weight:600;font-size:.92em;display:flex;flex-wrap:wrap;justify-content:space-between;\
 gap:0 1em;margin-bottom:6px}figcaption small,.title small{color:var(--soft);font-weight:400}\
 svg{display:block;width:100%;height:auto}svg text{font-family:system-ui,sans-serif}\
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}\
-td,th{padding:5px 12px 5px 0;text-align:left;vertical-align:top;border-top:1px solid var(--line);font-weight:400}\
-tr:first-child td,tr:first-child th{border-top:0}.grid td,.grid th{white-space:nowrap}th{color:var(--soft);font-size:.9em}\
-.mark{display:inline-block;min-width:5.6em;padding:0 .6em;border-radius:9px;color:#fff;font-size:.82em;text-align:center}\
-.good{background:#e4f1ea;color:var(--good)}.watch{background:var(--watch)}.bad{background:var(--bad)}.unknown{background:var(--unknown)}\
+td,th{padding:5px 12px 5px 0;text-align:left;vertical-align:top;border-top:1px solid \
+var(--line);font-weight:400}\
+tr:first-child td,tr:first-child th{border-top:0}.grid td,.grid \
+th{white-space:nowrap}th{color:var(--soft);font-size:.9em}\
+.mark{display:inline-block;min-width:5.6em;padding:0 \
+.6em;border-radius:9px;color:#fff;font-size:.82em;text-align:center}\
+.good{background:#e4f1ea;color:var(--good)}.watch{background:var(--watch)}\
+.bad{background:var(--bad)}.unknown{background:var(--unknown)}\
 .key{display:inline-block;width:.7em;height:.7em;border-radius:2px;margin:0 .3em 0 .7em}\
 .bar{height:9px;border-radius:2px;margin:2px 0;min-width:1px}.number{text-align:right}\
 .cell{text-align:center;min-width:4em;border:2px solid #fff}\
@@ -51,7 +58,8 @@ pub fn render_page(report: &Report, earlier: &[Report], firing: &[Alert]) -> Str
     days.push(report);
     format!(
         "<!doctype html>\n<html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>\
-<title>{day}: {word}</title><style>{STYLE}</style>\n<main><header style='--level:var(--{level})'><h1>{headline}</h1>{about}\
+<title>{day}: {word}</title><style>{STYLE}</style>\n<main><header \
+style='--level:var(--{level})'><h1>{headline}</h1>{about}\
 </header>\n{findings}{images}{predictions}{labels}{machine}{trends}</main>\n",
         day = escape(&report.day),
         word = level.word(),
@@ -164,7 +172,8 @@ fn shares(drift: &Drift, classes: &[String]) -> String {
     let rows: String = classes.iter().zip(pairs).map(row).collect();
     let keys = key(GRAY, "reference") + &key(BLUE, "this day");
     format!(
-        "<div class=card><div class=title>Predicted classes <small>{keys}</small></div><table>{rows}</table></div>"
+        "<div class=card><div class=title>Predicted classes \
+        <small>{keys}</small></div><table>{rows}</table></div>"
     )
 }
 

@@ -177,7 +177,7 @@ pub struct Performance {
     pub confusion: Vec<Vec<u64>>,
 }
 
-/// Metrics of one class; without predictions of it there is no precision, without labels of it no recall.
+/// Metrics of one class: no precision without predictions of it, no recall without labels of it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClassMetrics {

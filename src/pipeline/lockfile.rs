@@ -297,8 +297,11 @@ mod tests {
     proptest! {
         #[test]
         fn a_printed_lockfile_parses_back(command: String, number: i64, float: f64, text: String) {
-            let values = [("p.toml:a", json!(number)), ("p.toml:b", document::number(float)), ("p.toml:c", json!(text)),
-                ("p.toml:d", Value::Null), ("p.toml:e", json!({"k": [1, 1.0, "x", null], "z": {}})), ("p.toml:f", json!(1.0)), ("p.toml:g", json!(u64::MAX)), ("p.toml:h", json!({"json": "1"})), ("p.toml:i", json!({"null": true}))];
+            let values = [("p.toml:a", json!(number)), ("p.toml:b", document::number(float)), ("p.toml:c",
+                json!(text)),
+                ("p.toml:d", Value::Null), ("p.toml:e", json!({"k": [1, 1.0, "x", null], "z": {}})),
+                    ("p.toml:f", json!(1.0)), ("p.toml:g", json!(u64::MAX)), ("p.toml:h",
+                        json!({"json": "1"})), ("p.toml:i", json!({"null": true}))];
             let mut lock = Lockfile::default();
             lock.set("train", record(&command, &values));
             let read = parse(&lock.to_toml()).unwrap();

@@ -251,7 +251,11 @@ mod tests {
 
     #[test]
     fn paths_are_relative_to_the_folder_of_the_file() {
-        let manifest = parse("[stage.a]\ncmd = ['x', 'y']\ndeps = ['data/', '../top']\nouts = ['o', {path = 'g', git = true}]\nparams = ['p.toml:a.b']\nmetrics = ['m.json']\n").unwrap();
+        let manifest = parse(
+            "[stage.a]\ncmd = ['x', 'y']\ndeps = ['data/', '../top']\nouts = ['o', {path \
+        = 'g', git = true}]\nparams = ['p.toml:a.b']\nmetrics = ['m.json']\n",
+        )
+        .unwrap();
         let stage = &manifest.stages["a"];
         assert_eq!(stage.command, "x\ny");
         let texts: Vec<_> = stage.dependencies.iter().map(RepoPath::to_text).collect();

@@ -96,7 +96,8 @@ mod tests {
     }
 
     fn closed(change: impl Fn(&mut Evidence)) -> Vec<String> {
-        let policy = "format = 1\n[env.production]\napprovals = 0\naccuracy = 0.97\nprecision = 0.9\nrecall = 0.94\np99 = 20.0\n";
+        let policy = "format = 1\n[env.production]\napprovals = 0\naccuracy = 0.97\nprecision = 0.9\n\
+        recall = 0.94\np99 = 20.0\n";
         let policy = crate::policy::Policy::parse(policy.as_bytes()).unwrap();
         let mut evidence = evidence();
         change(&mut evidence);

@@ -215,7 +215,8 @@ impl Policy {
                 || environment.p99.is_some_and(|p99| p99.is_nan() || p99 <= 0.0)
             {
                 return Err(format!(
-                    "a limit of `{name}` is out of range: accuracy, precision and recall are 0 to 1, p99 is above 0"
+                    "a limit of `{name}` is out of range: accuracy, precision and recall are 0 to 1, p99 \
+                    is above 0"
                 ));
             }
         }
@@ -300,7 +301,9 @@ pub fn is_environment_name(name: &str) -> bool {
 mod tests {
     use super::*;
 
-    const GOOD: &str = "format = 1\n[people.\"qa@park.example\"]\nname = 'Q'\n[env.production]\napprovers = ['qa@park.example']\naccuracy = 0.9\n[[alert]]\nname = 'dark'\nvalue = 'integrity.dark_share'\nabove = 0.2\n";
+    const GOOD: &str = "format = 1\n[people.\"qa@park.example\"]\nname = 'Q'\n[env.production]\napprovers \
+    = ['qa@park.example']\naccuracy = 0.9\n[[alert]]\nname = 'dark'\nvalue = 'integrity.dark_share'\nabove \
+    = 0.2\n";
 
     #[test]
     fn unknown_keys_and_invalid_values_are_errors() {

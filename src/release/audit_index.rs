@@ -68,7 +68,8 @@ impl AuditIndex {
         let Some((number, name)) = missing.first() else { return Ok(()) };
         let error = Error::corrupt(format!("the tag `{name}` of event {number} is missing or was changed"));
         Err(error.hint(format!(
-            "restore it with `git fetch REMOTE tag {name}`, or ask a colleague who has it to push it; `mlx audit --verify` shows details"
+            "restore it with `git fetch REMOTE tag {name}`, or ask a colleague who has it to push it; `mlx \
+            audit --verify` shows details"
         )))
     }
 }

@@ -56,8 +56,8 @@ impl Verdict {
 }
 
 /// Returns all decisions that tags claim, of one version or of all, by version, environment and number. Tags
-/// with such a name but another content are skipped. [`crate::release::AuditIndex`] determines which decisions are
-/// on the audit chain.
+/// with such a name but another content are skipped. [`crate::release::AuditIndex`] determines which
+/// decisions are on the audit chain.
 pub fn decisions(git: &Git, version: Option<&str>) -> Result<Vec<Decision>> {
     let mut decisions = Vec::new();
     for verdict in [Verdict::Approved, Verdict::Rejected] {

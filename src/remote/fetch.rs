@@ -1,6 +1,7 @@
 //! Fetches the objects that the store lacks: trees level by level, then contents.
 //!
-//! Each object is checked against its digest before it is stored. After an interruption the stored ones are kept.
+//! Each object is checked against its digest before it is stored. After an interruption the stored ones are
+//! kept.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};

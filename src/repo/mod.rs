@@ -123,7 +123,7 @@ impl Repo {
         bytes.map(|bytes| Pointer::parse(path.clone(), &bytes)).transpose()
     }
 
-    /// Reads the pointer of `path` in the work tree; `None` if there is no file or it is not a pointer.
+    /// Reads the pointer of `path` in the work tree; `None` if the file does not exist or is not a pointer.
     pub fn pointer(&self, path: &RepoPath) -> Result<Option<Pointer>> {
         // The root has no pointer file: `.mlx` is mlx's own folder.
         if path.is_root() {

@@ -1,7 +1,7 @@
 //! Pack format: many objects in one file, which never changes once it has its name.
 //!
 //! ```text
-//! pack     "mlxpack" 1 │ objects, one after another, raw or zstd │ index │ length of index, u64 LE │ "mlxtail" 1
+//! pack     "mlxpack" 1 │ objects in sequence, raw or zstd │ index │ length of index, u64 LE │ "mlxtail" 1
 //! index    "mlxindx" 1 │ number of rows, u64 LE │ rows, sorted │ BLAKE3 of all before
 //! row      digest, 32 │ kind, 1 │ codec, 1 │ offset, u64 LE │ stored bytes, u64 LE │ bytes, u64 LE
 //! ```

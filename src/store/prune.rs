@@ -139,8 +139,8 @@ impl PrunePlan {
     }
 }
 
-/// Plans the removal of everything that is not in `live` and whose file is old: `is_old` gets its modification
-/// time in nanoseconds since 1970.
+/// Plans the removal of everything that is not in `live` and whose file is old: `is_old` gets its
+/// modification time in nanoseconds since 1970.
 pub fn plan_prune(inventory: &Inventory, live: &LiveSet, is_old: &dyn Fn(i64) -> bool) -> PrunePlan {
     let mut plan = PrunePlan::default();
     plan_packs(inventory, live, is_old, &mut plan);
@@ -205,8 +205,8 @@ fn plan_packs(inventory: &Inventory, live: &LiveSet, is_old: &dyn Fn(i64) -> boo
     merge_small_packs(small, plan);
 }
 
-/// Plans to merge small packs into one if there are many. A pack of more than twice the size of all smaller ones
-/// stays, so that its bytes are not rewritten each time a few small packs were added.
+/// Plans to merge small packs into one if there are many. A pack of more than twice the size of all smaller
+/// ones stays, so that its bytes are not rewritten each time a few small packs were added.
 fn merge_small_packs(mut small: Vec<(u64, Digest, PackUsage, Vec<Classified>)>, plan: &mut PrunePlan) {
     small.sort_by_key(|it| (it.0, it.1));
     let (mut sum, mut count) = (0, 0);

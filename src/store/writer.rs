@@ -15,8 +15,8 @@ use crate::{
 
 /// Size at which a pack is ended, in bytes.
 const MAX_PACK_SIZE: u64 = 64 << 20;
-/// Number of objects at which a pack is ended: until then their digests are in memory twice, for the index and
-/// to recognize duplicates.
+/// Number of objects at which a pack is ended: until then their digests are in memory twice, for the index
+/// and to recognize duplicates.
 const MAX_PENDING_OBJECTS: usize = 1 << 17;
 const BUFFER_SIZE: usize = 1 << 20;
 

@@ -97,7 +97,8 @@ pub fn parse_truth(name: &str, bytes: &[u8]) -> Result<Vec<TrueLabel>> {
     let invalid = |line: u64, why: String| {
         let error = Error::corrupt(format!("line {line} of `{name}` is not a label: {why}"));
         error.hint(
-            "write CSV with the header `id,class` or `digest,class`, or a JSON object per line with these keys",
+            "write CSV with the header `id,class` or `digest,class`, or a JSON object per line with these \
+            keys",
         )
     };
     let text = std::str::from_utf8(bytes).map_err(|_| invalid(1, "it is not UTF-8".into()))?;

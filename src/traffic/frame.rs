@@ -206,7 +206,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_truncated_or_damaged_segment_gives_its_intact_frames(records in records(8), cut: prop::sample::Index, flip: u8) {
+        fn a_truncated_or_damaged_segment_gives_its_intact_frames(records in records(8),
+            cut: prop::sample::Index, flip: u8) {
             let mut bytes = Vec::new();
             let mut ends = Vec::new();
             for record in &records {
@@ -215,7 +216,8 @@ mod tests {
             }
             let sample = taken();
             put_sample(&mut bytes, &sample);
-            let all: Vec<_> = records.into_iter().map(|it| Frame::Record(it.into())).chain([Frame::Sample(sample)]).collect();
+            let records = records.into_iter().map(|it| Frame::Record(it.into()));
+            let all: Vec<_> = records.chain([Frame::Sample(sample)]).collect();
             prop_assert_eq!(read(&bytes), (all.clone(), 0));
             let cut = cut.index(bytes.len());
             let whole = ends.iter().filter(|it| **it <= cut).count();

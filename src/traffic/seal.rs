@@ -85,7 +85,8 @@ pub fn seal(
     let warn_of_damage = |unsealed: &Unsealed| {
         for (day, spooled) in unsealed.days.iter().filter(|(_, spooled)| spooled.damaged > 0) {
             progress.warn(&format!(
-                "{} damaged records of {day} are not sealed; their segments stay in the spool as `*.log.damaged`",
+                "{} damaged records of {day} are not sealed; their segments stay in the spool as \
+                `*.log.damaged`",
                 spooled.damaged
             ));
         }

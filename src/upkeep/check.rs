@@ -154,8 +154,8 @@ fn find_affected_paths(repo: &Repo, found: &Roots, report: &mut CheckReport) -> 
     Ok(())
 }
 
-/// Sorts missing objects: one is damaged if it was stored here once or if there is no remote to fetch it
-/// from, else absent.
+/// Sorts missing objects: one is damaged if it was stored here once or if no remote is
+/// configured to fetch it from, else absent.
 fn classify_missing(repo: &Repo, found: &Roots, marked: &Marked, report: &mut CheckReport) {
     let no_remote = repo.config.remotes().is_empty();
     // A digest without any content information may not name an object at all.

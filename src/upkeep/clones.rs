@@ -103,8 +103,8 @@ pub fn publish_needs(repo: &Repo, progress: &dyn Progress) -> Result<()> {
     Ok(())
 }
 
-/// Publishes as [`publish_needs`] does, for commands that only read from the store: if this user may not write to it,
-/// the error is ignored, since nothing new was pinned there either.
+/// Publishes as [`publish_needs`] does, for commands that only read from the store: if this user may not
+/// write to it, the error is ignored, since nothing new was pinned there either.
 pub fn publish_needs_if_allowed(repo: &Repo, progress: &dyn Progress) -> Result<()> {
     let ignore_denied = |error: Error| if error.kind() == Kind::Denied { Ok(()) } else { Err(error) };
     publish_needs(repo, progress).or_else(ignore_denied)

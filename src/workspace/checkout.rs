@@ -144,7 +144,8 @@ fn blocking_file(
     Ok(None)
 }
 
-/// Plans how to get from the present files to the recorded ones; `with_group_access` is true for files with other names.
+/// Plans how to get from the present files to the recorded ones; `with_group_access` is true for files with
+/// other names.
 fn plan_changes(store: &Store, found: &[Difference], shared: &dyn Fn(&RepoPath) -> bool) -> Plan {
     let mut plan = Plan::default();
     for Difference { path, old: wanted, new: present } in found {

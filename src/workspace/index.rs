@@ -156,7 +156,8 @@ impl Index {
         self.folder(folder).map_or_else(Vec::new, |it| it.0)
     }
 
-    /// Caches a digest computed at `coarse_now` if the file is old enough: a later write must change its times.
+    /// Caches a digest computed at `coarse_now` if the file is old enough: a later write must change its
+    /// times.
     pub fn insert(&mut self, path: &RepoPath, stat: &FileStat, digest: Digest, tick: i64) {
         let FileStat { size, mtime, ctime, inode, .. } = *stat;
         let folder = path.parent().unwrap_or_default();

@@ -25,7 +25,8 @@ use crate::{
 /// which follows gitignore's rules, are skipped.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  mlx add data/\n  mlx add --git-add data/ models/backbone.onnx\n  mlx add data/cat/new.jpg\n  mlx add --glob 'data/**/*.jpg'\n\n\
+    after_help = "Examples:\n  mlx add data/\n  mlx add --git-add data/ models/backbone.onnx\n  mlx add \
+    data/cat/new.jpg\n  mlx add --glob 'data/**/*.jpg'\n\n\
 JSON: {\"added\": [{\"path\", \"pointer\", \"digest\", \"kind\", \"files\", \"size\"}]}"
 )]
 pub struct Args {

@@ -16,13 +16,13 @@ use crate::{
 pub enum Command {
     /// List alerts that are firing, or all
     #[command(after_help = "Examples:\n  mlx alert list\n  mlx alert list --all --env production\n\n\
-JSON: {\"alerts\": [{\"number\", \"rule\", \"environment\", \"day\", \"severity\", \"value\", \"resolved\", \"acknowledged\"}]}")]
+JSON: {\"alerts\": [{\"number\", \"rule\", \"environment\", \"day\", \"severity\", \"value\", \
+\"resolved\", \"acknowledged\"}]}")]
     List(ListArgs),
     /// Acknowledge an alert
-    #[command(
-        after_help = "Examples:\n  mlx alert ack 12 --as ada@park.example --why 'the camera is being cleaned'\n\n\
-JSON: {\"alert\", \"who\", \"event\", \"pushed_to\"}"
-    )]
+    #[command(after_help = "Examples:\n  mlx alert ack 12 --as ada@park.example --why 'the camera is being \
+        cleaned'\n\n\
+JSON: {\"alert\", \"who\", \"event\", \"pushed_to\"}")]
     Ack(AckArgs),
 }
 
@@ -131,7 +131,8 @@ impl fmt::Display for Alerts {
 
 impl Report for Acknowledged {
     fn json(&self) -> Value {
-        json!({"alert": self.0, "who": self.1.event.who, "event": self.1.rev.to_string(), "pushed_to": self.1.upstream})
+        json!({"alert": self.0, "who": self.1.event.who, "event": self.1.rev.to_string(),
+            "pushed_to": self.1.upstream})
     }
 }
 

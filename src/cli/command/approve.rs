@@ -23,8 +23,10 @@ use crate::{
 /// true` in the policy the tag is signed with the key that Git signs with.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  mlx approve pets@v0.1.0 --env production --report apptest/report.json --as qa@park.example\n\n\
-JSON: {\"version\", \"environment\", \"verdict\", \"who\", \"tag\", \"event\", \"pushed_to\", \"signed\", \"report\", \"gates\": [{\"gate\", \"asked\", \"found\", \"open\"}]}"
+    after_help = "Examples:\n  mlx approve pets@v0.1.0 --env production --report apptest/report.json --as \
+    qa@park.example\n\n\
+JSON: {\"version\", \"environment\", \"verdict\", \"who\", \"tag\", \"event\", \"pushed_to\", \"signed\", \
+\"report\", \"gates\": [{\"gate\", \"asked\", \"found\", \"open\"}]}"
 )]
 pub struct ApproveArgs {
     #[command(flatten)]
@@ -41,10 +43,9 @@ pub struct ApproveArgs {
 ///
 /// The rejection is in effect until the same person approves the version.
 #[derive(clap::Args)]
-#[command(
-    after_help = "Examples:\n  mlx reject pets@v0.1.0 --env production --as qa@park.example --why 'confuses puppies'\n\n\
-JSON: as `mlx approve`"
-)]
+#[command(after_help = "Examples:\n  mlx reject pets@v0.1.0 --env production --as qa@park.example --why \
+    'confuses puppies'\n\n\
+JSON: as `mlx approve`")]
 pub struct RejectArgs {
     #[command(flatten)]
     target: Target,
@@ -224,9 +225,12 @@ pub fn gates_table(gates: &[Gate]) -> String {
 
 impl Report for DecisionReport {
     fn json(&self) -> Value {
-        json!({"version": self.version, "environment": self.environment, "verdict": self.verdict.name(), "who": self.who,
-            "tag": self.published.event.tag, "event": self.published.rev.to_string(), "pushed_to": self.published.upstream,
-            "signed": self.signed, "report": self.report.map(|report| report.digest), "gates": gates_json(&self.gates)})
+        json!({"version": self.version, "environment": self.environment, "verdict": self.verdict.name(),
+            "who": self.who,
+            "tag": self.published.event.tag, "event": self.published.rev.to_string(),
+            "pushed_to": self.published.upstream,
+            "signed": self.signed, "report": self.report.map(|report| report.digest),
+            "gates": gates_json(&self.gates)})
     }
 }
 

@@ -37,15 +37,18 @@ use crate::{
 /// fails. `mlx approve --report` takes the `report.json`; `report.html` is for people. A bearer token comes
 /// from `MLX_TOKEN` or `--token-file`.
 #[derive(clap::Args)]
-#[command(
-    after_help = "Examples:\n  mlx apptest http://127.0.0.1:8080 --data test\n  mlx apptest https://pets.example --data test --version pets@v0.1.0 --out apptest\n\n\
-JSON: {\"format\", \"version\", \"package\", \"when\", \"engine\", \"cores\", \"data\": {\"name\", \"digest\", \"pictures\", \"damaged\"},\n\
-  \"checks\": [{\"name\", \"passed\", \"found\"}], \"accuracy\", \"precision\": {CLASS: number}, \"recall\", \"f1\",\n\
-  \"confusion\": {CLASS: {CLASS: count}}, \"groups\": {\"class\": {CLASS: {\"accuracy\", \"pictures\"}}, \"folder\", \"largest_difference\"},\n\
-  \"latency\": {\"mean\", \"p50\", \"p95\", \"p99\"}, \"throughput\", \"loop_throughput\", \"errors\", \"same_answers\": {\"compared\", \"different_classes\",\n\
+#[command(after_help = "Examples:\n  mlx apptest http://127.0.0.1:8080 --data test\n  mlx apptest \
+    https://pets.example --data test --version pets@v0.1.0 --out apptest\n\n\
+JSON: {\"format\", \"version\", \"package\", \"when\", \"engine\", \"cores\", \"data\": {\"name\", \
+\"digest\", \"pictures\", \"damaged\"},\n\
+  \"checks\": [{\"name\", \"passed\", \"found\"}], \"accuracy\", \"precision\": {CLASS: number}, \
+  \"recall\", \"f1\",\n\
+  \"confusion\": {CLASS: {CLASS: count}}, \"groups\": {\"class\": {CLASS: {\"accuracy\", \"pictures\"}}, \
+  \"folder\", \"largest_difference\"},\n\
+  \"latency\": {\"mean\", \"p50\", \"p95\", \"p99\"}, \"throughput\", \"loop_throughput\", \"errors\", \
+  \"same_answers\": {\"compared\", \"different_classes\",\n\
   \"largest_difference\"}, \"wrong_requests\": [{\"name\", \"status\"}], \"burst\": {STATUS: count},\n\
-  \"worst\": [{\"digest\", \"label\", \"class\", \"probability\"}]}"
-)]
+  \"worst\": [{\"digest\", \"label\", \"class\", \"probability\"}]}")]
 pub struct Args {
     /// URL of the service, such as `http://127.0.0.1:8080`
     url: String,
@@ -164,7 +167,8 @@ impl fmt::Display for Tested {
         let latency = &report.latency;
         writeln!(
             f,
-            "accuracy {:.4}; latency p50 {:.1} ms, p99 {:.1} ms; {:.0} images per second, {:.0} in a local loop",
+            "accuracy {:.4}; latency p50 {:.1} ms, p99 {:.1} ms; {:.0} images per second, {:.0} in a local \
+            loop",
             report.accuracy, latency.p50, latency.p99, report.throughput, report.loop_throughput
         )?;
         write!(f, "report: {}", self.out.join("report.html").display())

@@ -22,7 +22,8 @@ use crate::{
 /// instead, and exits with code 10 if it finds any.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx audit\n  mlx audit --of pets@v0.1.0\n  mlx audit --verify\n\n\
-JSON: {\"rows\": [{\"when\", \"what\", \"who\", \"subject\", \"environment\", \"why\", \"digest\", \"rev\"}]};\n\
+JSON: {\"rows\": [{\"when\", \"what\", \"who\", \"subject\", \"environment\", \"why\", \"digest\", \
+\"rev\"}]};\n\
   with --verify {\"sound\": bool, \"events\", \"tags\", \"findings\": [text…]}")]
 pub struct Args {
     /// Check the audit trail instead of showing it
@@ -79,7 +80,8 @@ impl Report for Output {
             }
             Self::Rows(rows) => {
                 let row = |row: &Row| {
-                    json!({"when": row.when, "what": row.activity.name(), "who": row.who, "subject": row.subject,
+                    json!({"when": row.when, "what": row.activity.name(), "who": row.who,
+                        "subject": row.subject,
                         "environment": row.environment, "why": row.why, "digest": row.digest, "rev": row.rev})
                 };
                 json!({"rows": rows.iter().map(row).collect::<Vec<_>>()})

@@ -88,7 +88,8 @@ impl Report for Committed {
     fn json(&self) -> Value {
         let row = |pointer: &Pointer| {
             let content = &pointer.content;
-            json!({"path": pointer.path, "digest": content.digest, "files": content.files, "size": content.size})
+            json!({"path": pointer.path, "digest": content.digest, "files": content.files,
+                "size": content.size})
         };
         json!({"committed": self.0.iter().map(row).collect::<Vec<_>>()})
     }

@@ -22,10 +22,9 @@ pub enum Command {
         key: String,
     },
     /// Write a setting, by default to `.mlx/config.toml`, which is committed
-    #[command(
-        after_help = "Examples:\n  mlx config set cache.link hardlink,copy\n  mlx config set --local cache.dir /srv/cache\n\n\
-JSON: {KEY: {\"value\", \"from\"}}"
-    )]
+    #[command(after_help = "Examples:\n  mlx config set cache.link hardlink,copy\n  mlx config set --local \
+        cache.dir /srv/cache\n\n\
+JSON: {KEY: {\"value\", \"from\"}}")]
     Set {
         /// Name of the setting, such as `cache.link`
         key: String,

@@ -144,7 +144,8 @@ impl fmt::Display for Split {
 impl Report for Features {
     fn json(&self) -> Value {
         let Computed { pictures, computed, width, engine, damaged } = &self.0;
-        json!({"pictures": pictures, "computed": computed, "width": width, "engine": engine, "damaged": damaged})
+        json!({"pictures": pictures, "computed": computed, "width": width, "engine": engine,
+            "damaged": damaged})
     }
 }
 

@@ -32,11 +32,12 @@ use crate::{
 /// Compares HEAD with the workspace, unless one or two revisions are given.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx diff metrics\n  mlx diff data HEAD~1 HEAD\n  mlx diff\n\n\
-JSON: `diff metrics` and `diff params` give [{\"file\", \"metric\", \"old\", \"new\", \"change\"}], null for a side without\n\
+JSON: `diff metrics` and `diff params` give [{\"file\", \"metric\", \"old\", \"new\", \"change\"}], null \
+for a side without\n\
 it, `change` null unless both are finite numbers; `diff data` gives [{\"path\", \"change\"}];\n\
 `diff` alone {\"data\": […], \"metrics\": […], \"params\": […]}")]
 pub struct Args {
-    /// What to compare (default: everything)
+    /// Topic to compare (default: everything)
     #[arg(value_name = "data|metrics|params")]
     what: Option<String>,
     /// Old revision (default: HEAD)

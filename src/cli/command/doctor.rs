@@ -21,7 +21,8 @@ use crate::{
 /// file system supports.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  mlx doctor\n\nJSON: {\"mlx\", \"git\", \"engine\", \"library\", \"links\": [text…], \"free\", \"cache\", \"problems\": [text…]}"
+    after_help = "Examples:\n  mlx doctor\n\nJSON: {\"mlx\", \"git\", \"engine\", \"library\", \"links\": \
+    [text…], \"free\", \"cache\", \"problems\": [text…]}"
 )]
 pub struct Args {}
 
@@ -88,7 +89,8 @@ fn links(repo: &Repo) -> Result<Vec<&'static str>> {
 
 impl Report for Findings {
     fn json(&self) -> Value {
-        json!({"mlx": env!("CARGO_PKG_VERSION"), "git": self.git, "engine": self.engine, "library": self.library,
+        json!({"mlx": env!("CARGO_PKG_VERSION"), "git": self.git, "engine": self.engine,
+            "library": self.library,
             "links": self.links, "free": self.free, "cache": self.cache, "problems": self.problems})
     }
 }

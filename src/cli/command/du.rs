@@ -19,13 +19,16 @@ const MAX_REVISIONS: usize = 20;
 
 /// Show disk usage of the store
 ///
-/// Lists usage by kind of object, by pointer and by revision. The column `only` is the space that would be freed
-/// if that pointer or revision did not exist.
+/// Lists usage by kind of object, by pointer and by revision. The column `only` is the space that would be
+/// freed if that pointer or revision did not exist.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx du\n  mlx du --json\n\n\
-JSON: {\"classes\": {\"contents\", \"trees\", \"whole\", \"runs\", \"quarantine\": {\"objects\", \"bytes\", \"stored\"}}, \
-\"unneeded\": {\"count\", \"bytes\"}, \"versions\", \"distinct\", \"stored\", \"saved\": {\"deduplication\", \"compression\"}, \
-\"pointers\": [{\"path\", \"versions\", \"size\", \"only\"}], \"revisions\": [{\"commit\" or null, \"commits\", \"summary\", \"pointers\", \"size\", \"only\"}]}")]
+JSON: {\"classes\": {\"contents\", \"trees\", \"whole\", \"runs\", \"quarantine\": {\"objects\", \
+\"bytes\", \"stored\"}}, \
+\"unneeded\": {\"count\", \"bytes\"}, \"versions\", \"distinct\", \"stored\", \"saved\": \
+{\"deduplication\", \"compression\"}, \
+\"pointers\": [{\"path\", \"versions\", \"size\", \"only\"}], \"revisions\": [{\"commit\" or null, \
+\"commits\", \"summary\", \"pointers\", \"size\", \"only\"}]}")]
 pub struct Args {}
 
 pub struct DuOutput(Usage);
@@ -62,7 +65,8 @@ impl Report for DuOutput {
             classes[name] = json!(class);
         }
         let pointers = usage.pointers.iter().map(|share| {
-            json!({"path": share.subject, "versions": share.count, "size": share.size, "only": share.exclusive})
+            json!({"path": share.subject, "versions": share.count, "size": share.size,
+                "only": share.exclusive})
         });
         let revisions = usage.revisions.iter().map(|share| {
             let newest = share.subject.newest.as_ref();

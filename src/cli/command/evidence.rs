@@ -123,7 +123,8 @@ mod tests {
     #[test]
     fn impossible_numbers_make_a_report_invalid() {
         let good = json!({"format": 1, "version": "pets@v0.1.0", "package": Digest::of(b"p"), "accuracy": 0.9,
-            "precision": {"cat": 0.9, "dog": 1.0}, "recall": {"cat": 0.9, "dog": 0.0}, "latency": {"p99": 12.5},
+            "precision": {"cat": 0.9, "dog": 1.0}, "recall": {"cat": 0.9, "dog": 0.0},
+            "latency": {"p99": 12.5},
             "checks": [{"name": "same answers", "passed": true}]});
         let read = |value: &Value| parse(value.to_string().as_bytes());
         assert!((read(&good).unwrap().p99 - 12.5).abs() < 1e-9);

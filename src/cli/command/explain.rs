@@ -11,14 +11,14 @@ use serde_json::{Value, json};
 use crate::{
     cli::{
         Context, Report,
-        command::{reference::training, request, version::bring},
+        command::{baseline::training, request, version::bring},
     },
     error::{Error, Kind, Result, WithContext},
     fs::{self, Root, Sync},
     model::{
         explain::{Fill, Heat, Settings, draw, explain, nearest},
-        offline::Offline,
-        picture,
+        inference::Offline,
+        preprocess,
         registry::{self, Version},
     },
     path::RepoPath,
@@ -36,9 +36,12 @@ const NEAREST: usize = 5;
 /// center. Positions are in pixels of the square that the model gets.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  mlx explain photo.jpg\n  mlx explain photo.jpg --version pets@v0.1.0 --out heat.png\n  mlx explain 019a9c1e6b7c7e1d8f0a2b3c4d5e6f70\n\n\
-JSON: {\"picture\", \"version\", \"class\", \"probability\", \"scores\": {CLASS: probability}, \"out\", \"side\", \"patch\", \"stride\", \"fill\", \
-\"map\": [[drop]], \"decisive\": {\"left\", \"top\", \"side\"}, \"deletion\": {\"heat\", \"random\", \"center\"}, \
+    after_help = "Examples:\n  mlx explain photo.jpg\n  mlx explain photo.jpg --version pets@v0.1.0 --out \
+    heat.png\n  mlx explain 019a9c1e6b7c7e1d8f0a2b3c4d5e6f70\n\n\
+JSON: {\"picture\", \"version\", \"class\", \"probability\", \"scores\": {CLASS: probability}, \"out\", \
+\"side\", \"patch\", \"stride\", \"fill\", \
+\"map\": [[drop]], \"decisive\": {\"left\", \"top\", \"side\"}, \"deletion\": {\"heat\", \"random\", \
+\"center\"}, \
 \"nearest\": [{\"picture\", \"class\", \"distance\"}], \"request\": ID | null}"
 )]
 pub struct Args {
@@ -98,8 +101,9 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Explanation> {
     };
     bring(ctx, &repo, &version, args.remote.as_deref())?;
     let mut offline = Offline::load(&repo, &version)?;
-    let decoded = picture::decode(&bytes).context(|| format!("cannot explain `{}`", args.image.display()))?;
-    let planes = picture::planes(&decoded, &offline.settings());
+    let decoded =
+        preprocess::decode(&bytes).context(|| format!("cannot explain `{}`", args.image.display()))?;
+    let planes = preprocess::planes(&decoded, &offline.settings());
     let side = offline.description.input.crop as usize;
     let features = offline.run(&planes)?.pop().map(|it| it.features).unwrap_or_default();
     let rows = training(&repo, &version)?;

@@ -23,11 +23,12 @@ const MAX_OBJECTS: usize = 20;
 /// Verify everything in the store and every pointer in history
 ///
 /// Compares all stored bytes with their digests, and reports damage with the files and commits it affects. A
-/// repair moves damaged files to `quarantine/` in the store and never deletes them. Exits with 10 if anything is
-/// damaged.
+/// repair moves damaged files to `quarantine/` in the store and never deletes them. Exits with 10 if anything
+/// is damaged.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx fsck\n  mlx fsck --repair\n\n\
-JSON: {\"objects\", \"bytes\", \"packs\", \"runs\", \"pointers\", \"commits\", \"absent\", \"faults\": [{\"kind\", \"digest\", \"file\", \"why\"}], \
+JSON: {\"objects\", \"bytes\", \"packs\", \"runs\", \"pointers\", \"commits\", \"absent\", \"faults\": \
+[{\"kind\", \"digest\", \"file\", \"why\"}], \
 \"damaged\": [{\"digest\", \"hits\": [{\"path\", \"commit\" or \"worktree\" or \"in\"}], \"from\" or null}], \
 \"changed\": [{\"path\", \"digest\"}], \"unreadable\": [{\"place\", \"why\"}], \"repaired\"}")]
 pub struct Args {

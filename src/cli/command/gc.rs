@@ -17,15 +17,16 @@ use crate::{
 
 /// Remove stored objects that nothing refers to any more
 ///
-/// Keeps everything that the workspace, Git's index, any branch, tag, stash or event, any worktree, or another
-/// clone sharing the cache refers to, and everything younger than the grace period. Without `--yes`, it only
-/// reports what it would delete.
+/// Keeps everything that the workspace, Git's index, any branch, tag, stash or event, any worktree, or
+/// another clone sharing the cache refers to, and everything younger than the grace period. Without `--yes`,
+/// it only reports what it would delete.
 #[derive(clap::Args)]
-#[command(
-    after_help = "Examples:\n  mlx gc\n  mlx gc --yes\n  mlx gc --grace 2d --yes\n  mlx gc --forget /home/ada/old-clone\n\n\
-JSON: {\"done\", \"kept\", \"clones\", \"grace\", \"freed\": {\"total\", \"contents\", \"trees\", \"whole\", \"runs\", \"orphans\", \"duplicates\": \
-{\"count\", \"bytes\"}}, \"rewritten\", \"merged\": {\"count\", \"bytes\"}, \"retained\": {\"count\", \"bytes\"}, \"forgotten\": {\"path\", \"user\"}}"
-)]
+#[command(after_help = "Examples:\n  mlx gc\n  mlx gc --yes\n  mlx gc --grace 2d --yes\n  mlx gc --forget \
+    /home/ada/old-clone\n\n\
+JSON: {\"done\", \"kept\", \"clones\", \"grace\", \"freed\": {\"total\", \"contents\", \"trees\", \
+\"whole\", \"runs\", \"orphans\", \"duplicates\": \
+{\"count\", \"bytes\"}}, \"rewritten\", \"merged\": {\"count\", \"bytes\"}, \"retained\": {\"count\", \
+\"bytes\"}, \"forgotten\": {\"path\", \"user\"}}")]
 pub struct Args {
     /// Delete; without this flag, only report
     #[arg(short, long)]

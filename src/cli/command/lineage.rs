@@ -31,10 +31,14 @@ use crate::{
 /// of a request leads from the answer to the version, who released it, and its package.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  mlx lineage models/pets\n  mlx lineage pets@v0.1.0 --dot | dot -Tsvg > lineage.svg\n  mlx lineage 019a9c1e6b7c7e1d8f0a2b3c4d5e6f70\n\n\
-JSON: {\"path\", \"digest\", \"size\", \"files\", \"commit\": {\"rev\", \"author\", \"when\", \"summary\"} | null,\n\
+    after_help = "Examples:\n  mlx lineage models/pets\n  mlx lineage pets@v0.1.0 --dot | dot -Tsvg > \
+    lineage.svg\n  mlx lineage 019a9c1e6b7c7e1d8f0a2b3c4d5e6f70\n\n\
+JSON: {\"path\", \"digest\", \"size\", \"files\", \"commit\": {\"rev\", \"author\", \"when\", \"summary\"} \
+| null,\n\
   \"stage\": {\"name\", \"command\", \"params\", \"edited\"} | null, \"inputs\": [the same, nested…]};\n\
-  of a request also \"request\": {\"id\", \"environment\", \"captured\", \"received\", \"input\", \"class\", \"scores\", \"version\", \"package\", \"releases\": [{\"release\", \"who\", \"approvals\": [{\"tag\", \"who\", \"report\"}]}]}"
+  of a request also \"request\": {\"id\", \"environment\", \"captured\", \"received\", \"input\", \
+  \"class\", \"scores\", \"version\", \"package\", \"releases\": [{\"release\", \"who\", \"approvals\": \
+  [{\"tag\", \"who\", \"report\"}]}]}"
 )]
 pub struct Args {
     /// Path, registered version, or id of a request
@@ -136,7 +140,8 @@ fn node(node: &Node) -> Value {
         json!({"rev": commit.rev.to_string(), "author": commit.author, "when": commit.when.to_text(),
             "summary": commit.summary})
     });
-    json!({"path": node.path, "digest": node.content.digest, "size": node.content.size, "files": node.content.files,
+    json!({"path": node.path, "digest": node.content.digest, "size": node.content.size,
+        "files": node.content.files,
         "commit": commit, "stage": stage, "inputs": node.inputs.iter().map(self::node).collect::<Vec<_>>()})
 }
 
@@ -154,8 +159,10 @@ impl Report for Output {
                 json!({"release": release.name(), "who": release.message.who, "approvals": approvals})
             });
             value["request"] = json!({"id": record.id, "environment": environment,
-                "captured": time::format_millis(record.captured), "received": time::format_millis(record.received),
-                "input": record.input, "class": record.class, "scores": record.scores, "version": record.version,
+                "captured": time::format_millis(record.captured),
+                "received": time::format_millis(record.received),
+                "input": record.input, "class": record.class, "scores": record.scores,
+                "version": record.version,
                 "package": record.package, "releases": releases.collect::<Vec<_>>()});
         }
         value

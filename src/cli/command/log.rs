@@ -21,7 +21,8 @@ use crate::{
 /// List the versions of a tracked path
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx log data/\n  mlx log models/pets --rev main\n\n\
-JSON: {\"versions\": [{\"commit\", \"when\", \"author\", \"summary\", \"digest\", \"files\", \"size\"}]}; digest null where it was removed")]
+JSON: {\"versions\": [{\"commit\", \"when\", \"author\", \"summary\", \"digest\", \"files\", \"size\"}]}; \
+digest null where it was removed")]
 pub struct Args {
     /// Tracked path, or a path within one
     path: PathBuf,

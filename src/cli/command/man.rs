@@ -61,7 +61,8 @@ fn collect_pages(command: &clap::Command, pages: &mut Vec<(String, Vec<u8>)>) {
     }
 }
 
-/// The page of one command. The text behind its options keeps its lines: examples are typed as they are shown.
+/// The page of one command. The text behind its options keeps its lines: examples are typed as they are
+/// shown.
 fn command_page(command: &clap::Command) -> Vec<u8> {
     let man = Man::new(command.clone()).source(source()).manual(MANUAL);
     let mut page = Vec::new();

@@ -1,10 +1,11 @@
-//! One file per command: its `Args`, its `run`, and the report it returns.
+//! All commands of mlx, one file for each: its arguments, its `run` function and the report that it shows.
 
 mod add;
 mod alert;
 mod approve;
 mod apptest;
 mod audit;
+mod baseline;
 mod checkout;
 mod commit;
 mod completions;
@@ -28,7 +29,6 @@ mod log;
 mod man;
 mod model;
 mod monitor;
-mod reference;
 mod release;
 mod remote;
 mod remove;
@@ -55,8 +55,8 @@ use crate::{
     upkeep,
 };
 
-/// The whole list of commands. To add one, add a file, a variant and an arm; the compiler asks for
-/// whichever is forgotten.
+/// All commands. To add one, add a file, a variant, an arm of `run` and a place in the groups of `mlx
+/// --help`; the compiler and a test ask for what is missing.
 #[derive(Subcommand)]
 pub enum Command {
     Init(init::Args),
@@ -163,7 +163,7 @@ impl Command {
             Self::Help(args) => ui.show(&help::run(args)?),
             Self::Guard(args) => guard::run(args)?,
         };
-        if self.names_events()
+        if self.creates_references()
             && let Err(error) = ctx.repo().and_then(|it| upkeep::publish_needs(&it, ctx.progress))
         {
             ctx.progress.warn(&error.chain_text());
@@ -171,8 +171,9 @@ impl Command {
         Ok(code)
     }
 
-    /// Whether it moves names of Git without touching pointers; those that touch these renew their list themselves.
-    fn names_events(&self) -> bool {
+    /// True for commands that create tags or events but change no pointer. Other clones learn from the
+    /// published needs what to keep; commands that change pointers publish these themselves.
+    fn creates_references(&self) -> bool {
         matches!(
             self,
             Self::Release(_)

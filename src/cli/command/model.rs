@@ -35,12 +35,14 @@ pub enum Command {
     ///
     /// Reads the table `train` of the parameter file.
     #[command(
-        after_help = "Examples:\n  mlx model train --features features --out models/head.json\n\nJSON: the content of the --metrics file"
+        after_help = "Examples:\n  mlx model train --features features --out models/head.json\n\nJSON: the \
+        content of the --metrics file"
     )]
     Train(TrainArgs),
     /// Evaluate a head on the test set: accuracy, precision, recall, F1, confusion
     #[command(
-        after_help = "Examples:\n  mlx model evaluate --head models/head.json\n\nJSON: the content of the --metrics file"
+        after_help = "Examples:\n  mlx model evaluate --head models/head.json\n\nJSON: the content of the \
+        --metrics file"
     )]
     Evaluate(EvaluateArgs),
     /// Package backbone and head as one ONNX file, with everything that serving needs
@@ -69,9 +71,8 @@ JSON: {\"versions\": [{\"version\", \"package\", \"path\", \"commit\", \"when\",
         version: String,
     },
     /// Write a registered package to a folder, from the store or a remote
-    #[command(
-        after_help = "Examples:\n  mlx model get pets@v0.1.0 --out build/pets\n\nJSON: {\"version\", \"out\", \"files\"}"
-    )]
+    #[command(after_help = "Examples:\n  mlx model get pets@v0.1.0 --out build/pets\n\nJSON: {\"version\", \
+        \"out\", \"files\"}")]
     Get {
         /// Version, as in `pets@v0.1.0`; `pets` is its newest
         version: String,

@@ -27,7 +27,8 @@ use crate::{
 /// tag `MODEL#ENV#N` and the event to the Git remote; if sending fails, the release is not in effect.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx release pets@v0.1.0 --env production --why 'new camera'\n\n\
-JSON: {\"version\", \"environment\", \"released\": bool, \"tag\", \"event\", \"pushed_to\", \"gates\": [{\"gate\", \"asked\", \"found\", \"open\"}], \"notes\": [text…]}")]
+JSON: {\"version\", \"environment\", \"released\": bool, \"tag\", \"event\", \"pushed_to\", \"gates\": \
+[{\"gate\", \"asked\", \"found\", \"open\"}], \"notes\": [text…]}")]
 pub struct ReleaseArgs {
     /// Version, such as `pets@v0.1.0`
     version: String,
@@ -44,7 +45,8 @@ pub struct ReleaseArgs {
 /// Needs no new approval, but fails if an approver rejected that version in the meantime.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  mlx rollback --env production --why 'too many wrong answers'\n\nJSON: as `mlx release`"
+    after_help = "Examples:\n  mlx rollback --env production --why 'too many wrong answers'\n\nJSON: as \
+    `mlx release`"
 )]
 pub struct RollbackArgs {
     /// Model to roll back (default: the only one in the environment)
@@ -185,9 +187,18 @@ pub fn served_model(repo: &Repo, model: Option<&str>, environment: &str) -> Resu
     models.dedup();
     match &models[..] {
         [model] => Ok(model.clone()),
-        [] => Err(Error::not_found(format!("no version was released to `{environment}`"))
-            .hint("release one with `mlx release VERSION --env ENV`, or fetch existing releases with `mlx pull` or `git fetch --tags`")),
-        many => Err(Error::usage(format!("several models serve in `{environment}`: {}", many.join(", "))).hint("name one of them")),
+        [] => Err(Error::not_found(format!("no version was released to `{environment}`")).hint(
+            "release one with `mlx release VERSION --env ENV`, or fetch existing releases with `mlx \
+            pull` or `git fetch --tags`",
+        )),
+        many => Err(Error::usage(format!(
+            "several models serve in `{environment}`: {}",
+            many.join(
+                ", \
+        "
+            )
+        ))
+        .hint("name one of them")),
     }
 }
 
@@ -226,8 +237,10 @@ impl Report for ReleaseReport {
     fn json(&self) -> Value {
         let published = self.published.as_ref();
         json!({"version": self.version, "environment": self.environment, "released": published.is_some(),
-            "tag": published.and_then(|it| it.event.tag.clone()), "event": published.map(|it| it.rev.to_string()),
-            "pushed_to": published.and_then(|it| it.upstream.clone()), "gates": gates_json(&self.assessment.gates),
+            "tag": published.and_then(|it| it.event.tag.clone()),
+            "event": published.map(|it| it.rev.to_string()),
+            "pushed_to": published.and_then(|it| it.upstream.clone()),
+            "gates": gates_json(&self.assessment.gates),
             "notes": self.assessment.notes})
     }
 

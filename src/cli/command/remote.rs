@@ -35,9 +35,8 @@ JSON: {\"remotes\": [{\"name\", \"url\", \"default\", \"trusted\"}]}")]
         local: bool,
     },
     /// List the remotes
-    #[command(
-        after_help = "Examples:\n  mlx remote list\n\nJSON: {\"remotes\": [{\"name\", \"url\", \"default\", \"trusted\"}]}"
-    )]
+    #[command(after_help = "Examples:\n  mlx remote list\n\nJSON: {\"remotes\": [{\"name\", \"url\", \
+        \"default\", \"trusted\"}]}")]
     List,
     /// Remove a remote from the settings; its objects are kept
     #[command(after_help = "Examples:\n  mlx remote remove origin\n\nJSON: {\"remotes\": […]}")]

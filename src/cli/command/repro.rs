@@ -23,8 +23,10 @@ use crate::{
 /// in `mlx.lock`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx repro\n  mlx repro --dry-run\n  mlx repro train\n\n\
-JSON: {\"stages\": [{\"name\", \"outcome\": \"ran\" | \"restored\" | \"unchanged\" | \"failed\" | \"skipped\"\n\
-  (with --dry-run: \"would run\" | \"would restore\" | \"unchanged\"), \"why\": [text…]}]}; on failure also \"error\"")]
+JSON: {\"stages\": [{\"name\", \"outcome\": \"ran\" | \"restored\" | \"unchanged\" | \"failed\" | \
+\"skipped\"\n\
+  (with --dry-run: \"would run\" | \"would restore\" | \"unchanged\"), \"why\": [text…]}]}; on failure \
+  also \"error\"")]
 pub struct Args {
     /// Stages to run, with the stages they need (default: all)
     stages: Vec<String>,

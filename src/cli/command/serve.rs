@@ -36,16 +36,17 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Serve a registered version over HTTP
 ///
-/// The service implements the Open Inference Protocol V2 (REST) with its binary tensor extension,
-/// `POST /classify` for a JPEG or PNG, `/metrics` for Prometheus, and a status page at `/`. Concurrent requests
-/// are batched. SIGTERM and Ctrl-C stop it after all accepted requests are answered; a second signal ends that
+/// The service implements the Open Inference Protocol V2 (REST) with its binary tensor extension, `POST
+/// /classify` for a JPEG or PNG, `/metrics` for Prometheus, and a status page at `/`. Concurrent requests are
+/// batched. SIGTERM and Ctrl-C stop it after all accepted requests are answered; a second signal ends that
 /// wait. The bearer token that clients must send comes from `MLX_TOKEN` or `--token-file`; without one, the
-/// service listens on loopback addresses only. Every request is recorded on this machine until
-/// `mlx traffic seal` seals its day; the headers `X-Captured-At` (RFC 3339) and `X-Name` add the capture time
-/// and a name to the record of an image.
+/// service listens on loopback addresses only. Every request is recorded on this machine until `mlx traffic
+/// seal` seals its day; the headers `X-Captured-At` (RFC 3339) and `X-Name` add the capture time and a name
+/// to the record of an image.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  mlx serve pets@v0.1.0 --env test\n  mlx serve pets --port 9000 --batch 16 --batch-wait 5\n  mlx serve --env production --follow\n\n\
+    after_help = "Examples:\n  mlx serve pets@v0.1.0 --env test\n  mlx serve pets --port 9000 --batch 16 \
+    --batch-wait 5\n  mlx serve --env production --follow\n\n\
 JSON: {\"version\", \"environment\", \"address\", \"answers\": {STATUS: count}, \"recorded\", \"dropped\"}"
 )]
 pub struct Args {
@@ -59,7 +60,8 @@ pub struct Args {
     #[arg(long)]
     follow: bool,
     /// Interval between checks of the Git remote, in seconds
-    #[arg(long, alias = "every", default_value_t = 10, requires = "follow", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    #[arg(long, alias = "every", default_value_t = 10, requires = "follow",
+        value_parser = clap::value_parser!(u64).range(1..=86_400))]
     poll: u64,
     /// Address to listen on
     #[arg(long, default_value = "127.0.0.1")]
@@ -86,7 +88,8 @@ pub struct Args {
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
     deadline: u64,
     /// Largest request body, in MiB
-    #[arg(long, alias = "largest", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    #[arg(long, alias = "largest", default_value_t = 64,
+        value_parser = clap::value_parser!(u16).range(1..=4096))]
     max_body: u16,
     /// Largest number of connections; more wait until one closes
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u16).range(1..))]

@@ -15,8 +15,10 @@ use crate::{
 /// Show metrics or parameters
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  mlx show metrics\n  mlx show params HEAD~1 workspace\n  mlx show metrics --all-commits\n\n\
-JSON: {FILE: {nested keys: value}} for the workspace; with revisions {REV: {FILE: …}}, where `workspace` is a name too"
+    after_help = "Examples:\n  mlx show metrics\n  mlx show params HEAD~1 workspace\n  mlx show metrics \
+    --all-commits\n\n\
+JSON: {FILE: {nested keys: value}} for the workspace; with revisions {REV: {FILE: …}}, where `workspace` \
+is a name too"
 )]
 pub struct Args {
     /// Values to show

@@ -25,8 +25,10 @@ const MAX_LISTED: usize = 20;
 /// workspace is not clean.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx status\n  mlx status --check && echo clean\n\n\
-JSON: {\"clean\": bool, \"data\": [{\"path\", \"state\": \"same\" | \"changed\" | \"absent\" | \"unknown\", \"why\",\n\
-  \"changes\": [{\"path\", \"change\": \"added\" | \"modified\" | \"deleted\"}], \"unknown\": [{\"path\", \"why\"}]}],\n\
+JSON: {\"clean\": bool, \"data\": [{\"path\", \"state\": \"same\" | \"changed\" | \"absent\" | \
+\"unknown\", \"why\",\n\
+  \"changes\": [{\"path\", \"change\": \"added\" | \"modified\" | \"deleted\"}], \"unknown\": [{\"path\", \
+  \"why\"}]}],\n\
   \"stages\": [{\"name\", \"outcome\", \"why\": [text…]}], \"problems\": [text…]}")]
 pub struct Args {
     /// Paths to compare (default: all)
@@ -95,7 +97,8 @@ impl Report for Status {
             .steps
             .iter()
             .map(|step| json!({"name": step.name, "outcome": outcome(step.forecast), "why": step.why}));
-        json!({"clean": self.is_clean(), "data": items.collect::<Vec<_>>(), "stages": steps.collect::<Vec<_>>(),
+        json!({"clean": self.is_clean(), "data": items.collect::<Vec<_>>(),
+            "stages": steps.collect::<Vec<_>>(),
             "problems": self.problems})
     }
 

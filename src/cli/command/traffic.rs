@@ -32,13 +32,16 @@ pub enum Command {
     /// pushes it to the default remote if one is configured. Days are UTC. Late records of earlier days are
     /// included. A day can be sealed only once per machine.
     #[command(
-        after_help = "Examples:\n  mlx traffic seal --day 2026-11-24\n  mlx traffic seal --day 2026-11-24 --env test --machine gate\n\n\
-JSON: {\"day\", \"environment\", \"machine\", \"pointer\", \"digest\", \"records\", \"late\", \"pictures\", \"size\", \"already\", \"pushed\"}"
+        after_help = "Examples:\n  mlx traffic seal --day 2026-11-24\n  mlx traffic seal --day 2026-11-24 \
+        --env test --machine gate\n\n\
+JSON: {\"day\", \"environment\", \"machine\", \"pointer\", \"digest\", \"records\", \"late\", \
+\"pictures\", \"size\", \"already\", \"pushed\"}"
     )]
     Seal(SealArgs),
     /// List the days with traffic in an environment, sealed or not yet sealed
     #[command(after_help = "Examples:\n  mlx traffic list\n  mlx traffic list --env test\n\n\
-JSON: {\"environment\", \"days\": [{\"day\", \"machines\": [NAME…], \"records\", \"waiting\", \"labels\"}]}; records is null if \
+JSON: {\"environment\", \"days\": [{\"day\", \"machines\": [NAME…], \"records\", \"waiting\", \
+\"labels\"}]}; records is null if \
 the sealed tables are not in the store")]
     List(ListArgs),
 }
@@ -164,7 +167,8 @@ impl Report for SealReport {
         let Self { day, environment, seal, pushed } = self;
         let content = seal.pointer.content;
         json!({"day": day.to_string(), "environment": environment, "machine": seal.machine,
-            "pointer": seal.pointer.file(), "digest": content.digest, "records": seal.records, "late": seal.late,
+            "pointer": seal.pointer.file(), "digest": content.digest, "records": seal.records,
+            "late": seal.late,
             "pictures": seal.pictures, "size": content.size, "already": seal.already,
             "pushed": pushed.as_ref().map(|it| &it.0)})
     }

@@ -35,9 +35,8 @@ pub struct PushArgs {
 
 /// Download objects that the store lacks, without changing the workspace
 #[derive(clap::Args)]
-#[command(
-    after_help = "Examples:\n  mlx fetch\n  mlx fetch --trees\n\nJSON: {\"remote\", \"objects\", \"requests\", \"bytes\"}"
-)]
+#[command(after_help = "Examples:\n  mlx fetch\n  mlx fetch --trees\n\nJSON: {\"remote\", \"objects\", \
+    \"requests\", \"bytes\"}")]
 pub struct FetchArgs {
     #[command(flatten)]
     selection: Selection,
@@ -49,7 +48,8 @@ pub struct FetchArgs {
 /// Download objects that the store lacks and check them out
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  git pull && mlx pull\n  mlx pull data/\n\n\
-JSON: {\"remote\", \"objects\", \"requests\", \"bytes\", \"checked_out\": [{\"path\", \"written\", \"removed\", \"folders\"}]}")]
+JSON: {\"remote\", \"objects\", \"requests\", \"bytes\", \"checked_out\": [{\"path\", \"written\", \
+\"removed\", \"folders\"}]}")]
 pub struct PullArgs {
     #[command(flatten)]
     selection: Selection,
@@ -182,7 +182,8 @@ impl fmt::Display for PushReport {
 
 impl Report for FetchReport {
     fn json(&self) -> Value {
-        json!({"remote": self.0, "objects": self.1.objects, "requests": self.1.requests, "bytes": self.1.bytes})
+        json!({"remote": self.0, "objects": self.1.objects, "requests": self.1.requests,
+            "bytes": self.1.bytes})
     }
 }
 

@@ -23,7 +23,8 @@ use crate::{
 /// `2026-03-09T08-15-00Z.jpg`, else from the file's modification time. SIGTERM and Ctrl-C end the watch.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  mlx watch frames --env production\n  mlx watch frames --env production --once --out answers.jsonl\n\n\
+    after_help = "Examples:\n  mlx watch frames --env production\n  mlx watch frames --env production \
+    --once --out answers.jsonl\n\n\
 JSON: {\"folder\", \"environment\", \"answered\", \"refused\", \"classes\": {CLASS: count}}"
 )]
 pub struct Args {

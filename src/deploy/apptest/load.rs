@@ -17,7 +17,7 @@ use crate::{
         protocol::{DATATYPE, JSON_LENGTH_HEADER},
     },
     error::{Error, Kind, Result},
-    model::{package::Description, picture, registry::Version, settings::Backbone, softmax::best},
+    model::{package::Description, preprocess, registry::Version, settings::Backbone, softmax::best},
     progress::{Event, Progress},
     store::Store,
 };
@@ -169,8 +169,8 @@ pub fn tensors(target: &Target<'_>, settings: &Backbone, usable: &[usize]) -> Re
     for cases in usable.chunks(TENSOR_ROWS) {
         let mut planes = Vec::new();
         for &case in cases {
-            let image = picture::decode(&target.cases[case].bytes(target.store)?)?;
-            planes.extend(picture::planes(&image, settings));
+            let image = preprocess::decode(&target.cases[case].bytes(target.store)?)?;
+            planes.extend(preprocess::planes(&image, settings));
         }
         for binary in [false, true] {
             let result = infer(target, &planes, cases.len(), binary);

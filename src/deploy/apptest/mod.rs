@@ -20,7 +20,7 @@ use crate::{
     deploy::Client,
     error::{Error, Kind, Result, WithContext},
     model::{
-        offline::{Offline, Seen},
+        inference::{Offline, Seen},
         registry::{self, Version},
     },
     progress::Progress,

@@ -11,7 +11,7 @@ use crate::{
         escape,
     },
     digest::Digest,
-    model::picture,
+    model::preprocess,
 };
 
 /// Largest side of a thumbnail in pixels.
@@ -24,11 +24,13 @@ td,th{padding:.3em 1.2em .3em 0;text-align:left;vertical-align:top;border-bottom
 th{font-weight:normal;color:#666}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}\
 .m td.n,.m th.n{padding:.4em .9em}code{background:#f2f2f2;padding:.1em .3em;border-radius:3px;\
 word-break:break-all}.name{white-space:nowrap}.yes{color:#186a3b}.no{color:#a93226;font-weight:600}\
-.cards{display:flex;flex-wrap:wrap;gap:1em}.card{border:1px solid #e5e5e5;border-radius:6px;padding:.7em 1.1em;\
+.cards{display:flex;flex-wrap:wrap;gap:1em}.card{border:1px solid #e5e5e5;border-radius:6px;padding:.7em \
+1.1em;\
 min-width:7em}.card b{display:block;font-size:1.4em;font-weight:600}figure{margin:0;width:10em}\
 figure img{width:10em;height:10em;object-fit:cover;border-radius:4px;background:#f2f2f2}\
 figcaption{font-size:.85em;color:#444}\
-@media(max-width:40em){body{margin:1em auto}td,th{padding-right:.7em}.name{white-space:normal}td.quiet{overflow-wrap:anywhere}}";
+@media(max-width:40em){body{margin:1em \
+auto}td,th{padding-right:.7em}.name{white-space:normal}td.quiet{overflow-wrap:anywhere}}";
 
 /// Renders the page. `bytes` returns the file of an image, for its thumbnail.
 pub fn render(report: &Report, bytes: &dyn Fn(&Digest) -> Option<Vec<u8>>) -> String {
@@ -65,7 +67,8 @@ fn head(report: &Report, version: &str, word: &str, class: &str) -> String {
     let damaged =
         if data.damaged == 0 { String::new() } else { format!(", {} of them damaged", data.damaged) };
     format!(
-        "<h1>{version} <span class={class}>{word}</span></h1><p class=quiet>Application test of {}: {found}.</p>\
+        "<h1>{version} <span class={class}>{word}</span></h1><p class=quiet>Application test of {}: \
+        {found}.</p>\
 <p class=quiet>Package <code>{}</code><br>{} images of <code>{}</code>{damaged}, digest <code>{}</code><br>\
 Compared with {} on {} cores.</p>\n",
         escape(&report.when),
@@ -113,7 +116,8 @@ fn classes(report: &Report) -> String {
         format!("<tr><td>{}{}", escape(name), cells(&numbers))
     };
     format!(
-        "<table><tr><th>class<th class=n>precision<th class=n>recall<th class=n>F1<th class=n>images{}</table>",
+        "<table><tr><th>class<th class=n>precision<th class=n>recall<th class=n>F1<th \
+        class=n>images{}</table>",
         report.recall.iter().map(row).collect::<String>()
     )
 }
@@ -191,7 +195,7 @@ fn worst(report: &Report, bytes: &dyn Fn(&Digest) -> Option<Vec<u8>>) -> String 
 /// Returns a small JPEG as base64. It is re-encoded, so that only pixels of the untrusted file get into the
 /// page.
 fn thumbnail(bytes: &[u8]) -> Option<String> {
-    let small = picture::decode(bytes).ok()?.thumbnail(THUMBNAIL, THUMBNAIL).to_rgb8();
+    let small = preprocess::decode(bytes).ok()?.thumbnail(THUMBNAIL, THUMBNAIL).to_rgb8();
     let mut jpeg = Vec::new();
     small.write_to(&mut Cursor::new(&mut jpeg), ImageFormat::Jpeg).ok()?;
     Some(BASE64_STANDARD.encode(jpeg))

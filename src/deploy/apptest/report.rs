@@ -11,7 +11,7 @@ use crate::{
         load::Reply,
     },
     digest::Digest,
-    model::{evaluate::Confusion, offline::Seen},
+    model::{evaluate::Confusion, inference::Seen},
 };
 
 /// Version of the report's format.

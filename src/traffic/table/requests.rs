@@ -163,7 +163,8 @@ mod tests {
         }
 
         #[test]
-        fn damaged_bytes_are_an_error_or_rows(records in records(5), at: prop::sample::Index, byte: u8, cut: prop::sample::Index) {
+        fn damaged_bytes_are_an_error_or_rows(records in records(5), at: prop::sample::Index, byte: u8,
+            cut: prop::sample::Index) {
             let bytes = write(&records).unwrap();
             let mut other = bytes.clone();
             other[at.index(bytes.len())] = byte;

@@ -81,7 +81,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn written_samples_are_read_back(numbers in prop::collection::vec(any::<(i64, u32, u64, Option<u16>)>(), 0..20)) {
+        fn written_samples_are_read_back(numbers in prop::collection::vec(any::<(i64, u32, u64,
+            Option<u16>)>(), 0..20)) {
             let from = |(time, count, resident, warm): (i64, u32, u64, Option<u16>)| Sample {
                 time, cpu: 0.5, memory: count as f32, resident, disk: 0.1, temperature: warm.map(f32::from),
                 waiting: count, answers: 1, errors: count / 2, dropped: 0,

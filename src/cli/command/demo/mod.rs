@@ -31,8 +31,10 @@ use crate::{
 /// photos are drawn.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  mlx demo\n  mlx demo --full\n  mlx demo park --photos ~/pets --backbone efficientnet-lite0.onnx\n\n\
-JSON: {\"project\", \"accuracy\", \"version\", \"month\": [{\"day\", \"raised\": [RULE…], \"resolved\": [RULE…], \"actions\": [text…]}]}"
+    after_help = "Examples:\n  mlx demo\n  mlx demo --full\n  mlx demo park --photos ~/pets --backbone \
+    efficientnet-lite0.onnx\n\n\
+JSON: {\"project\", \"accuracy\", \"version\", \"month\": [{\"day\", \"raised\": [RULE…], \"resolved\": \
+[RULE…], \"actions\": [text…]}]}"
 )]
 pub struct Args {
     /// Folder to create
@@ -316,7 +318,8 @@ impl Report for Outcome {
                 "actions": events.actions})
         };
         let month: Vec<Value> = self.month.iter().map(day).collect();
-        json!({"project": self.project.display().to_string(), "accuracy": self.accuracy, "version": self.version, "month": month})
+        json!({"project": self.project.display().to_string(), "accuracy": self.accuracy,
+            "version": self.version, "month": month})
     }
 }
 
@@ -331,7 +334,8 @@ impl fmt::Display for Outcome {
         )?;
         write!(
             f,
-            "The project is in {path}, its remote in {path}-remote, a clone in {path}-clone. Next: `mlx -C {path} status`"
+            "The project is in {path}, its remote in {path}-remote, a clone in {path}-clone. Next: `mlx -C \
+            {path} status`"
         )
     }
 }

@@ -58,7 +58,10 @@ impl Player<'_, '_> {
     pub(super) fn month(&self, seed: u64, frames: u32) -> Result<Vec<DayEvents>> {
         self.tell("\n9. Test the model as an application, then approve and release it.");
         self.approve_and_release("pets@v0.1.0")?;
-        self.tell("\n10. Run in production: the service follows releases, the camera sends frames, and each day is sealed and reported on.");
+        self.tell(
+            "\n10. Run in production: the service follows releases, the camera sends frames, and \
+        each day is sealed and reported on.",
+        );
         let service =
             self.serve(&["serve", "--env", "production", "--follow", "--every", "1", "--port", "0"])?;
         let mut month = Vec::new();

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{
         Context, Report,
-        command::{approve::in_force, reference},
+        command::{approve::in_force, baseline},
     },
     error::{Error, Kind, Result},
     ledger::{self, Draft, Published},
@@ -82,7 +82,7 @@ fn check_days(ctx: &Context<'_>, workspace: &Workspace<'_>, args: &AcceptArgs) -
         return Err(Error::not_found(format!("no day from {from} to {to} in `{env}` is sealed"))
             .hint("`mlx traffic list` shows the sealed days"));
     }
-    let sealed = reference::span(ctx, workspace, env, (*from, *to))?;
+    let sealed = baseline::span(ctx, workspace, env, (*from, *to))?;
     let records = sealed.values().flat_map(|it| &it.records);
     let answered = records.filter(|record| record.status == 200).count() as u64;
     let minimum = Thresholds::default().reference_rows;
@@ -110,8 +110,10 @@ fn check_person(policy: &Policy, who: &str) -> Result<()> {
 
 impl Report for Accepted {
     fn json(&self) -> Value {
-        json!({"from": self.from.to_string(), "to": self.to.to_string(), "environment": self.published.event.environment,
-            "who": self.published.event.who, "event": self.published.rev.to_string(), "pushed_to": self.published.upstream})
+        json!({"from": self.from.to_string(), "to": self.to.to_string(),
+            "environment": self.published.event.environment,
+            "who": self.published.event.who, "event": self.published.rev.to_string(),
+            "pushed_to": self.published.upstream})
     }
 }
 

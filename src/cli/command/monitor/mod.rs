@@ -18,7 +18,7 @@ use crate::{
     alert::{self, Transition},
     cli::{
         Context, Report,
-        command::{alert::row as alert_row, reference, traffic::bring_tables},
+        command::{alert::row as alert_row, baseline, traffic::bring_tables},
     },
     error::{Error, Result},
     ledger,
@@ -42,11 +42,14 @@ pub enum Command {
     /// report and raises no alert twice; failed deliveries and actions are retried. A rule with `days = N`
     /// reads the reports of earlier days: commit `monitor/`, or they are missing in the next clone.
     #[command(after_help = "Examples:\n  mlx monitor run --day 2026-03-09 --env production\n\n\
-JSON: {\"day\", \"environment\", \"report\": FILE, \"page\": FILE, \"values\": {NAME: number}, \"findings\": [{\"level\", \"subject\", \"text\"}],\n  \"raised\": [{\"rule\", \"why\", \"event\"}], \"resolved\": […], \"firing\": [as `mlx alert list`], \"actions\": [text…]}")]
+JSON: {\"day\", \"environment\", \"report\": FILE, \"page\": FILE, \"values\": {NAME: number}, \
+\"findings\": [{\"level\", \"subject\", \"text\"}],\n  \"raised\": [{\"rule\", \"why\", \"event\"}], \
+\"resolved\": […], \"firing\": [as `mlx alert list`], \"actions\": [text…]}")]
     Run(RunArgs),
     /// Accept days as the new reference that later days are compared with
     #[command(
-        after_help = "Examples:\n  mlx monitor accept --from 2026-03-15 --to 2026-03-17 --env production --as qa@park.example --why 'new camera'\n\n\
+        after_help = "Examples:\n  mlx monitor accept --from 2026-03-15 --to 2026-03-17 --env production \
+        --as qa@park.example --why 'new camera'\n\n\
 JSON: {\"from\", \"to\", \"environment\", \"who\", \"event\", \"pushed_to\"}"
     )]
     Accept(AcceptArgs),
@@ -124,7 +127,7 @@ fn measure(
     day: Day,
 ) -> Result<monitor::Report> {
     let repo = workspace.repo;
-    let sealed = reference::day(ctx, workspace, environment, day)?;
+    let sealed = baseline::day(ctx, workspace, environment, day)?;
     let records = sealed.records;
     let last = records.iter().rfind(|record| record.status == 200).or(records.last());
     let last = last.ok_or_else(|| {
@@ -133,7 +136,7 @@ fn measure(
         ))
     })?;
     let version = registry::require(&repo.git, &last.version)?;
-    let reference = reference::of(ctx, workspace, environment, &version, day)?;
+    let reference = baseline::of(ctx, workspace, environment, &version, day)?;
     let labels = traffic::labels(&repo.files, environment, day)?;
     let hours = expected_hours(ctx, workspace, environment, day, &records)?;
     let day = monitor::Day {
@@ -197,9 +200,11 @@ impl Report for RunOutcome {
                 json!({"level": finding.level.word(), "subject": finding.subject, "text": finding.text})
             })
             .collect();
-        json!({"day": self.day.to_string(), "environment": self.environment, "report": self.file, "page": self.page,
+        json!({"day": self.day.to_string(), "environment": self.environment, "report": self.file,
+            "page": self.page,
             "values": self.report.values(), "findings": findings, "raised": transitions(&self.raised),
-            "resolved": transitions(&self.resolved), "firing": self.firing.iter().map(alert_row).collect::<Vec<_>>(),
+            "resolved": transitions(&self.resolved),
+            "firing": self.firing.iter().map(alert_row).collect::<Vec<_>>(),
             "actions": self.actions})
     }
 

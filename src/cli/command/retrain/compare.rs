@@ -6,12 +6,12 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use crate::{
-    cli::{Context, command::reference},
+    cli::{Context, command::baseline},
     digest::Digest,
     error::{Result, WithContext},
     lineage::content_at,
     model::{
-        offline::Offline,
+        inference::Offline,
         registry::Version,
         split::{self, Picture, Segment},
     },
@@ -66,14 +66,15 @@ fn exclude(mut images: Vec<Picture>, known: &BTreeSet<Digest>) -> TestSet {
 /// from its package. Warns if the split file is missing or unreadable.
 fn training_digests(ctx: &Context<'_>, repo: &Repo, version: &Version) -> Result<BTreeSet<Digest>> {
     let mut known: BTreeSet<Digest> =
-        reference::training(repo, version)?.into_iter().map(|it| it.input).collect();
+        baseline::training(repo, version)?.into_iter().map(|it| it.input).collect();
     match committed_split(repo, version) {
         Ok(Some(images)) => {
             let train = images.into_iter().filter(|image| image.segment == Segment::Train);
             known.extend(train.map(|it| it.digest));
         }
         Ok(None) => ctx.progress.warn(&format!(
-            "{} has no `{SPLIT_FILE}` in its commit: it may have been trained on images that it is compared on",
+            "{} has no `{SPLIT_FILE}` in its commit: it may have been trained on images that it is \
+            compared on",
             version.name()
         )),
         Err(error) => ctx.progress.warn(&error.chain_text()),

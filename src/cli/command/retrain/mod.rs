@@ -44,7 +44,8 @@ use crate::{
 /// Nothing is released.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx retrain --env production\n\n\
-JSON: {\"candidate\", \"new\": bool, \"production\", \"added\", \"left_out\", \"commit\", \"compared\": [{\"pictures\": \"test\" | \"traffic\", \"count\", \"candidate\", \"production\", \"p\"}]}")]
+JSON: {\"candidate\", \"new\": bool, \"production\", \"added\", \"left_out\", \"commit\", \"compared\": \
+[{\"pictures\": \"test\" | \"traffic\", \"count\", \"candidate\", \"production\", \"p\"}]}")]
 pub struct Args {
     /// Environment whose labeled traffic to train on
     #[arg(long)]
@@ -179,7 +180,8 @@ fn record(repo: &Repo, request: &Request<'_>, outcome: &Outcome, package: Digest
 
 impl Report for Outcome {
     fn json(&self) -> Value {
-        json!({"candidate": self.candidate, "new": self.new, "production": self.production, "added": self.added,
+        json!({"candidate": self.candidate, "new": self.new, "production": self.production,
+            "added": self.added,
             "left_out": self.left_out, "commit": self.commit,
             "compared": self.compared.iter().map(Comparison::json).collect::<Vec<_>>()})
     }
@@ -202,7 +204,8 @@ impl fmt::Display for Outcome {
         }
         write!(
             f,
-            "next: `mlx serve {candidate} --env test`, `mlx apptest`, `mlx approve {candidate}`; nothing is released yet"
+            "next: `mlx serve {candidate} --env test`, `mlx apptest`, `mlx approve {candidate}`; nothing \
+            is released yet"
         )
     }
 }

@@ -71,7 +71,8 @@ pub fn planes(image: &DynamicImage, settings: &Backbone) -> Vec<f32> {
         Filter::CatmullRom => FilterType::CatmullRom,
         Filter::Lanczos3 => FilterType::Lanczos3,
     };
-    let resized = image::imageops::resize(&image.to_rgb8(), new_width, new_height, filter);
+    let image = DynamicImage::ImageRgb8(image.to_rgb8());
+    let resized = image.resize_exact(new_width, new_height, filter).into_rgb8();
     let (left, top) = ((new_width - settings.crop) / 2, (new_height - settings.crop) / 2);
     let side = settings.crop as usize;
     let mut planes = vec![0.0; 3 * side * side];

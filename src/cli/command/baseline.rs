@@ -12,7 +12,7 @@ use crate::{
     error::{Error, Result},
     ledger,
     model::{
-        offline::{self, Offline},
+        inference::{self, Offline},
         package,
         registry::Version,
     },
@@ -42,7 +42,7 @@ pub fn of(
     let repo = workspace.repo;
     bring(ctx, repo, version, None)?;
     let missing = || Error::corrupt(format!("the package of `{}` has no model.toml", version.name()));
-    let text = offline::read(repo, version, "model.toml")?.ok_or_else(missing)?;
+    let text = inference::read(repo, version, "model.toml")?.ok_or_else(missing)?;
     let classes = package::parse("model.toml", &text)?.classes;
     let rows = match accepted(workspace, environment, day)? {
         Some((from, to, who)) => {
@@ -62,7 +62,7 @@ pub fn of(
 
 /// Returns the records of the training images that are stored in a package.
 pub fn training(repo: &Repo, version: &Version) -> Result<Vec<Record>> {
-    let bytes = offline::read(repo, version, package::REFERENCE)?;
+    let bytes = inference::read(repo, version, package::REFERENCE)?;
     bytes.map_or_else(|| Ok(Vec::new()), |it| traffic::read_requests(&it))
 }
 

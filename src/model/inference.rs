@@ -8,7 +8,7 @@ use crate::{
         engine::{self, Engine},
         graph, onnx,
         package::{self, Description},
-        picture,
+        preprocess,
         registry::Version,
         settings::Backbone,
         softmax::best,
@@ -80,7 +80,7 @@ impl Offline {
         for batch in images.chunks(BATCH) {
             let planes: Vec<_> = batch
                 .par_iter()
-                .map(|bytes| Ok(picture::planes(&picture::decode(bytes)?, &settings)))
+                .map(|bytes| Ok(preprocess::planes(&preprocess::decode(bytes)?, &settings)))
                 .collect();
             let decoded: Vec<f32> = planes.iter().flatten().flatten().copied().collect();
             let mut rows = self.run(&decoded)?.into_iter();
