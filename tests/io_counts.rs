@@ -103,7 +103,7 @@ fn measure<T>(root: &Path, operation: impl FnOnce(&Workspace<'_>, &dyn Progress)
 }
 
 fn pointer(workspace: &Workspace<'_>) -> Pointer {
-    workspace.pointers().unwrap().whole().unwrap().remove(0)
+    workspace.pointers().unwrap().into_pointers().unwrap().remove(0)
 }
 
 /// Measures each operation on a folder of `files` files, `changes` of which change.

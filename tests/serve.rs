@@ -162,8 +162,7 @@ pub fn read_response(stream: &mut TcpStream) -> (u16, String) {
 pub fn classify_offline(sandbox: &Sandbox, photo: &[u8]) -> (Vec<f32>, Vec<f32>) {
     let settings =
         mlx::model::settings::Backbone { resize: 32, crop: 32, ..mlx::model::settings::Backbone::default() };
-    let planes =
-        mlx::model::preprocess::planes(&mlx::model::preprocess::decode(photo).unwrap(), &settings);
+    let planes = mlx::model::preprocess::planes(&mlx::model::preprocess::decode(photo).unwrap(), &settings);
     let model = fs::read(sandbox.repo.join("models/pets/model.onnx")).unwrap();
     let mut engine = mlx::model::engine::builtin(&model, "pixels", "probabilities").unwrap();
     let scores = engine.run(&planes, 32).unwrap();

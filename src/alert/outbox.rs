@@ -49,7 +49,7 @@ impl<'r> Outbox<'r> {
     }
 
     /// Queues the delivery of a change whose event is about to be published.
-    pub fn put(&self, transition: &Transition, environment: &str, sinks: &Sinks) -> Result<Queued> {
+    pub fn enqueue(&self, transition: &Transition, environment: &str, sinks: &Sinks) -> Result<Queued> {
         let configured: BTreeSet<Sink> = sinks.configured().into_iter().collect();
         if configured.is_empty() {
             return Ok(Queued(None));
@@ -70,7 +70,7 @@ impl<'r> Outbox<'r> {
     }
 
     /// Removes a queued delivery: another process published the event and delivers it.
-    pub fn take_back(&self, queued: &Queued) -> Result<()> {
+    pub fn cancel(&self, queued: &Queued) -> Result<()> {
         queued.0.as_ref().map_or(Ok(()), |path| self.root.remove(path))
     }
 
@@ -194,7 +194,7 @@ mod tests {
         for (at, day) in ["2026-03-01", "2026-03-02", "2026-03-03"].into_iter().enumerate() {
             let kind = ledger::Kind::Alerted;
             let transition = Transition { kind, rule: rules("").remove(0), day: day.into(), value: 0.9 };
-            outbox.put(&transition, "production", &sinks(temp.path(), "true")).unwrap();
+            outbox.enqueue(&transition, "production", &sinks(temp.path(), "true")).unwrap();
             // The third one was never published.
             if at < 2 {
                 events.push(entry(events.len() as u64 + 1, kind, "dark", transition.facts()));

@@ -137,9 +137,9 @@ fn numbering_gaps(repo: &Repo) -> Result<Vec<String>> {
 /// Reports events that the Git remote's chain had when it was last fetched and the local chain lacks.
 fn truncation(repo: &Repo) -> Result<Option<String>> {
     let Some(upstream) = repo.git.upstream()? else { return Ok(None) };
-    let Some(seen) = ledger::last_seen(&repo.git, &upstream)? else { return Ok(None) };
+    let Some(seen) = ledger::last_seen_tip(&repo.git, &upstream)? else { return Ok(None) };
     let tip = ledger::tip(&repo.git)?;
-    if ledger::holds(&repo.git, tip.as_ref(), &seen)? {
+    if ledger::contains(&repo.git, tip.as_ref(), &seen)? {
         return Ok(None);
     }
     Ok(Some(format!(

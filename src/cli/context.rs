@@ -73,7 +73,7 @@ impl<'a> Context<'a> {
 
     /// Returns all pipelines that apply in this workspace and working directory.
     pub fn pipelines<'w, 'r>(&self, workspace: &'w Workspace<'r>) -> Result<Vec<Pipeline<'w, 'r>>> {
-        pipeline::all(workspace, &self.cwd, &BUILTINS)
+        pipeline::open_all(workspace, &self.cwd, &BUILTINS)
     }
 
     /// Returns everything tracked here whose content only the store has: pointers, then outputs of stages.
@@ -90,11 +90,12 @@ impl<'a> Context<'a> {
     pub fn wants(&self, workspace: &Workspace<'_>, paths: &[RepoPath]) -> Result<Wants> {
         let mut wants = Wants::default();
         if !paths.is_empty() {
-            let chosen = self.tracked(workspace)?.select(paths)?.whole()?;
+            let chosen = self.tracked(workspace)?.select(paths)?.into_pointers()?;
             wants.contents = chosen.into_iter().map(|it| (it.path, it.content)).collect();
             return Ok(wants);
         }
-        wants.contents = workspace.pointers()?.whole()?.into_iter().map(|it| (it.path, it.content)).collect();
+        wants.contents =
+            workspace.pointers()?.into_pointers()?.into_iter().map(|it| (it.path, it.content)).collect();
         for pipeline in self.pipelines(workspace)? {
             let (pointers, keys) = pipeline.recorded_runs()?;
             wants.contents.extend(pointers.into_iter().map(|it| (it.path, it.content)));

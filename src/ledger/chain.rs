@@ -83,7 +83,7 @@ pub fn append(git: &Git, tip: Option<&Rev>, event: &Event) -> Result<Rev> {
 }
 
 /// Returns true if the chain that ends at `tip` contains the commit `wanted`.
-pub fn holds(git: &Git, tip: Option<&Rev>, wanted: &Rev) -> Result<bool> {
+pub fn contains(git: &Git, tip: Option<&Rev>, wanted: &Rev) -> Result<bool> {
     let mut here = tip.cloned();
     while let Some(rev) = here {
         if rev == *wanted {

@@ -9,9 +9,9 @@ mod sync;
 mod tag_names;
 
 pub use self::{
-    chain::{AUDIT, Entry, append, holds, read, tip},
-    publish::{Draft, Published, Signed, TagDraft, publish},
-    sync::{View, last_seen, refresh},
+    chain::{AUDIT, Entry, append, contains, read, tip},
+    publish::{Draft, Published, RequiredSignature, TagDraft, publish},
+    sync::{LedgerState, last_seen_tip, refresh},
     tag_names::{audit_commit, is_commit_id, is_mlx_tag},
 };
 

@@ -17,9 +17,9 @@ use crate::{
     error::{Error, Kind as ErrorKind, Result},
     git::{Git, Key, PushOutcome, RefListing, Rev, Signer, Upstream},
     ledger::{
-        AUDIT, Event, FORMAT, Kind, View, append,
+        AUDIT, Event, FORMAT, Kind, LedgerState, append,
         chain::event as event_of,
-        holds, is_mlx_tag, read,
+        contains, is_mlx_tag, read,
         sync::{PENDING, advance_ref, finish_pending, last_seen_ref, sync},
         tip,
     },
@@ -49,11 +49,11 @@ pub struct TagDraft {
     pub name: String,
     pub rev: Rev,
     pub message: String,
-    pub signed: Option<Signed>,
+    pub signed: Option<RequiredSignature>,
 }
 
 /// The signature that a tag needs: one that the policy would not accept is not sent.
-pub struct Signed {
+pub struct RequiredSignature {
     pub signer: Signer,
     pub person: String,
     pub keys: Vec<Key>,
@@ -78,18 +78,18 @@ pub struct Published {
 
 /// Creates and publishes an event. `draft` is called again after another process was first, with the new
 /// state, and has to check all conditions each time.
-pub fn publish(repo: &Repo, draft: &dyn Fn(&View) -> Result<Draft>) -> Result<Published> {
+pub fn publish(repo: &Repo, draft: &dyn Fn(&LedgerState) -> Result<Draft>) -> Result<Published> {
     match repo.git.upstream()? {
         Some(upstream) => publish_to_remote(repo, &upstream, draft),
         None => publish_local(repo, draft),
     }
 }
 
-fn publish_local(repo: &Repo, draft: &dyn Fn(&View) -> Result<Draft>) -> Result<Published> {
+fn publish_local(repo: &Repo, draft: &dyn Fn(&LedgerState) -> Result<Draft>) -> Result<Published> {
     let git = &repo.git;
     for _ in 0..MAX_TRIES {
         finish_pending(repo)?;
-        let view = View { policy: git.head(), tip: tip(git)? };
+        let view = LedgerState { policy: git.head(), tip: tip(git)? };
         let prepared = prepare(repo, &view, draft(&view)?)?;
         let _lock = repo.lock()?;
         if tip(git)? == view.tip {
@@ -107,7 +107,7 @@ fn publish_local(repo: &Repo, draft: &dyn Fn(&View) -> Result<Draft>) -> Result<
 fn publish_to_remote(
     repo: &Repo,
     upstream: &Upstream,
-    draft: &dyn Fn(&View) -> Result<Draft>,
+    draft: &dyn Fn(&LedgerState) -> Result<Draft>,
 ) -> Result<Published> {
     let (git, mut refusal) = (&repo.git, String::new());
     let (mut before, mut unmoved): (Option<RefListing>, u32) = (None, 0);
@@ -116,7 +116,8 @@ fn publish_to_remote(
         // The process that was first may still be at work.
         std::thread::sleep(RETRY_DELAY * turn);
         let (view, listing) = sync(git, upstream)?;
-        let arrived = |event: &mut PreparedEvent| holds(git, view.tip.as_ref(), &event.rev).unwrap_or(false);
+        let arrived =
+            |event: &mut PreparedEvent| contains(git, view.tip.as_ref(), &event.rev).unwrap_or(false);
         if let Some(prepared) = sent.take_if(arrived) {
             // It had arrived, and only the answer was lost.
             let upstream = Some(upstream.0.clone());
@@ -170,7 +171,7 @@ fn send(
         other => return other,
     };
     match sync(git, upstream) {
-        Ok((view, _)) if holds(git, view.tip.as_ref(), &prepared.rev)? => Ok(PushOutcome::Done),
+        Ok((view, _)) if contains(git, view.tip.as_ref(), &prepared.rev)? => Ok(PushOutcome::Done),
         Ok(_) => Err(error),
         Err(_) => Err(error.hint(
 "it may or may not have arrived: check with `mlx audit` when the remote is available, before you repeat it",
@@ -179,7 +180,7 @@ fn send(
 }
 
 /// Writes the event's commit and its tag, if any, as objects without a ref.
-fn prepare(repo: &Repo, view: &View, draft: Draft) -> Result<PreparedEvent> {
+fn prepare(repo: &Repo, view: &LedgerState, draft: Draft) -> Result<PreparedEvent> {
     let git = &repo.git;
     if let Some(tag) = &draft.tag
         && git.tag_id(&tag.name)?.is_some()
@@ -217,7 +218,7 @@ fn write_tag(repo: &Repo, draft: &TagDraft, event: &Rev) -> Result<(String, Stri
     let message = draft.message.replacen("audit = \"{audit}\"", &format!("audit = \"{event}\""), 1);
     let signer = draft.signed.as_ref().map(|signed| &signed.signer);
     let id = git.write_tag(&draft.name, &draft.rev, &message, signer)?;
-    if let Some(Signed { person, keys, .. }) = &draft.signed
+    if let Some(RequiredSignature { person, keys, .. }) = &draft.signed
         && !git.is_signed_by(&repo.private, &git.tag_bytes(&id)?, person, keys)?
     {
         let message = format!("the tag is not signed by a key that the policy lists for `{person}`");

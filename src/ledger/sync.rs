@@ -5,7 +5,7 @@
 use crate::{
     error::{Error, Kind as ErrorKind, Result},
     git::{Git, RefListing, Rev, Upstream},
-    ledger::{AUDIT, audit_commit, chain::event as event_of, holds, is_mlx_tag, read, tip},
+    ledger::{AUDIT, audit_commit, chain::event as event_of, contains, is_mlx_tag, read, tip},
     repo::Repo,
 };
 
@@ -16,7 +16,7 @@ pub(super) const PENDING: &str = "refs/mlx/pending";
 const MAX_ADVANCE_TRIES: u32 = 5;
 
 /// The state that a new event builds on.
-pub struct View {
+pub struct LedgerState {
     /// The commit whose policy applies: the tip of the Git remote's default branch, or HEAD without a remote.
     pub policy: Option<Rev>,
     /// The tip of the chain.
@@ -25,13 +25,13 @@ pub struct View {
 
 /// Fetches tags, the audit chain and the default branch from the Git remote, and returns the state. Without a
 /// Git remote, completes what a killed command left.
-pub fn refresh(repo: &Repo) -> Result<View> {
+pub fn refresh(repo: &Repo) -> Result<LedgerState> {
     let git = &repo.git;
     match git.upstream()? {
         Some(upstream) => sync(git, &upstream).map(|synced| synced.0),
         None => {
             finish_pending(repo)?;
-            Ok(View { policy: git.head(), tip: tip(git)? })
+            Ok(LedgerState { policy: git.head(), tip: tip(git)? })
         }
     }
 }
@@ -45,7 +45,7 @@ pub(super) fn last_seen_ref(upstream: &Upstream) -> String {
 pub(super) fn advance_ref(git: &Git, name: &str, rev: &Rev) -> Result<()> {
     for turn in 0.. {
         let own = git.resolve_ref(name)?;
-        if own.is_some() && holds(git, own.as_ref(), rev)? {
+        if own.is_some() && contains(git, own.as_ref(), rev)? {
             return Ok(());
         }
         match git.update_refs(&[(name.to_owned(), rev.to_string(), own)]) {
@@ -57,12 +57,12 @@ pub(super) fn advance_ref(git: &Git, name: &str, rev: &Rev) -> Result<()> {
 }
 
 /// Returns the tip of the remote's chain when it was last fetched.
-pub fn last_seen(git: &Git, upstream: &Upstream) -> Result<Option<Rev>> {
+pub fn last_seen_tip(git: &Git, upstream: &Upstream) -> Result<Option<Rev>> {
     git.resolve_ref(&last_seen_ref(upstream))
 }
 
 /// Fetches what the repository lacks, and checks that no tag was moved and no event removed remotely.
-pub(super) fn sync(git: &Git, upstream: &Upstream) -> Result<(View, RefListing)> {
+pub(super) fn sync(git: &Git, upstream: &Upstream) -> Result<(LedgerState, RefListing)> {
     let listing = git.list_refs(upstream, &["HEAD", AUDIT, "refs/tags/*"])?;
     let tracking_ref = |name: &str| format!("refs/mlx/remotes/{}/{name}", upstream.0);
     let mut wanted = Vec::new();
@@ -78,7 +78,7 @@ pub(super) fn sync(git: &Git, upstream: &Upstream) -> Result<(View, RefListing)>
     let theirs = listing.0.get(AUDIT).map(|id| git.resolve(id)).transpose()?;
     let known = git.resolve_ref(&last_seen_ref(upstream))?;
     if let Some(known) = &known
-        && !holds(git, theirs.as_ref(), known)?
+        && !contains(git, theirs.as_ref(), known)?
     {
         return Err(truncated(upstream));
     }
@@ -87,7 +87,7 @@ pub(super) fn sync(git: &Git, upstream: &Upstream) -> Result<(View, RefListing)>
         advance_ref(git, &last_seen_ref(upstream), theirs)?;
     }
     let policy = listing.0.get("HEAD").map(|id| git.resolve(id)).transpose()?;
-    Ok((View { policy, tip: tip(git)? }, listing))
+    Ok((LedgerState { policy, tip: tip(git)? }, listing))
 }
 
 fn truncated(upstream: &Upstream) -> Error {
@@ -122,13 +122,13 @@ fn fast_forward(git: &Git, upstream: &Upstream, theirs: Option<&Rev>) -> Result<
     let Some(theirs) = theirs.filter(|it| Some(*it) != own.as_ref()) else { return Ok(()) };
     let ahead = match &own {
         None => true,
-        Some(own) => holds(git, Some(theirs), own)?,
+        Some(own) => contains(git, Some(theirs), own)?,
     };
     if ahead {
         read(git, Some(theirs)).map_err(|error| rejected_continuation(upstream, error))?;
         return advance_ref(git, AUDIT, theirs);
     }
-    if holds(git, own.as_ref(), theirs)? {
+    if contains(git, own.as_ref(), theirs)? {
         return Ok(());
     }
     let error = Error::new(

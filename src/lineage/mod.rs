@@ -5,6 +5,6 @@ mod trace;
 mod versions;
 
 pub use self::{
-    trace::{Lineage, Node, Origin, speaks, trace},
+    trace::{Lineage, Node, Origin, is_tracking_file, trace},
     versions::{Version, content_at, versions},
 };

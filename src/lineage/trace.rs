@@ -71,7 +71,7 @@ pub fn trace(
         None => workspace(file),
     };
     let files = match rev {
-        Some(rev) => git.files(rev, &speaks)?,
+        Some(rev) => git.files(rev, &is_tracking_file)?,
         None => tracked.to_vec(),
     };
     let mut sources = Sources {
@@ -101,7 +101,7 @@ pub fn trace(
 }
 
 /// Returns true for the name of a file that tracks content: a pointer or a lockfile.
-pub fn speaks(file: &[u8]) -> bool {
+pub fn is_tracking_file(file: &[u8]) -> bool {
     file.ends_with(SUFFIX.as_bytes())
         || file == LOCKFILE.as_bytes()
         || file.ends_with(format!("/{LOCKFILE}").as_bytes())

@@ -61,12 +61,12 @@ fn check_output_path(pipeline: &Pipeline<'_, '_>, name: &str, out: &RepoPath) ->
     if let Some(pointer) = pipeline.workspace.pointer_of(out)? {
         return conflict(format!("is in `{}`, which has a pointer", pointer.path));
     }
-    if let Some(inner) = pipeline.workspace.pointed()?.iter().find(|path| path.is_within(out)) {
+    if let Some(inner) = pipeline.workspace.pointer_paths()?.iter().find(|path| path.is_within(out)) {
         return conflict(format!("contains `{inner}`, which has a pointer"));
     }
-    let others = crate::pipeline::all(pipeline.workspace, pipeline.repo().root(), pipeline.builtins)?;
+    let others = crate::pipeline::open_all(pipeline.workspace, pipeline.repo().root(), pipeline.builtins)?;
     for other in others.iter().filter(|other| other.folder != pipeline.folder) {
-        if let Some((theirs, stage)) = other.claimed().iter().find(|(path, _)| path.overlaps(out)) {
+        if let Some((theirs, stage)) = other.declared_outputs().iter().find(|(path, _)| path.overlaps(out)) {
             return conflict(format!(
                 "overlaps the output `{theirs}` of the stage `{stage}` in `{}`",
                 other.folder

@@ -41,7 +41,7 @@ impl Pipeline<'_, '_> {
                 inputs.dependencies.insert(path.clone(), inner);
                 continue;
             }
-            let content = match self.workspace.look(path, &Silent)? {
+            let content = match self.workspace.scan(path, &Silent)? {
                 Some(node) if node.kind == EntryKind::LinkKind => return Err(link_error(name, path)),
                 Some(node) => node.content(),
                 None => {

@@ -21,8 +21,8 @@ pub use self::{
     graph::Graph,
     lockfile::{FILE as LOCKFILE, Lockfile, StageRecord},
     manifest::{FILE as MANIFEST, Manifest, Output, Role, Stage},
-    outputs::{all, contents_at, manifest_folders, runs_at},
-    plan::{Forecast, Step, plan},
+    outputs::{contents_at, manifest_folders, open_all, run_keys_at},
+    plan::{PlannedAction, Step, plan},
     run::{Options, Outcome, StageRun, repro},
 };
 

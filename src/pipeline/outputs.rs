@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Opens all pipelines that Git tracks, and those between `cwd` and the top of the repository.
-pub fn all<'w, 'r>(
+pub fn open_all<'w, 'r>(
     workspace: &'w Workspace<'r>,
     cwd: &Path,
     builtins: &'w [Builtin],
@@ -62,7 +62,7 @@ pub fn contents_at(git: &Git, rev: &Rev) -> Result<BTreeMap<RepoPath, Content>> 
 }
 
 /// Returns the run-cache keys that the lockfiles of a commit record.
-pub fn runs_at(git: &Git, rev: &Rev) -> Result<Vec<Digest>> {
+pub fn run_keys_at(git: &Git, rev: &Rev) -> Result<Vec<Digest>> {
     let is_lockfile =
         |path: &[u8]| path == LOCKFILE.as_bytes() || path.ends_with(format!("/{LOCKFILE}").as_bytes());
     let mut keys = Vec::new();
@@ -105,7 +105,7 @@ impl Pipeline<'_, '_> {
     }
 
     /// Returns the paths of all declared outputs, each with the name of its stage.
-    pub fn claimed(&self) -> Vec<(RepoPath, String)> {
+    pub fn declared_outputs(&self) -> Vec<(RepoPath, String)> {
         self.manifest.outputs().map(|(stage, out)| (out.path.clone(), stage.to_owned())).collect()
     }
 }

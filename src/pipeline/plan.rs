@@ -18,7 +18,7 @@ use crate::{
 
 /// Planned action for a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Forecast {
+pub enum PlannedAction {
     Run,
     Restore,
     Unchanged,
@@ -28,13 +28,13 @@ pub enum Forecast {
 #[derive(Clone, Debug)]
 pub struct Step {
     pub name: String,
-    pub forecast: Forecast,
+    pub action: PlannedAction,
     pub why: Vec<String>,
 }
 
 /// Examination of a stage before it runs.
 pub(super) struct Examination {
-    pub action: Forecast,
+    pub action: PlannedAction,
     pub reasons: Vec<String>,
     pub inputs: Inputs,
     pub cache_inputs: Value,
@@ -56,17 +56,17 @@ pub fn plan(pipeline: &Pipeline<'_, '_>, names: &[String], force: bool) -> Resul
             pipeline.graph.needs[&name].iter().filter(|need| stale.contains(*need)).collect();
         let step = if upstream.is_empty() {
             let examination = pipeline.examine(&name, stage, &lock, &restored, force)?;
-            if examination.action == Forecast::Restore {
+            if examination.action == PlannedAction::Restore {
                 restored.extend(examination.outputs);
             }
-            Step { name: name.clone(), forecast: examination.action, why: examination.reasons }
+            Step { name: name.clone(), action: examination.action, why: examination.reasons }
         } else {
             // Its inputs are known only after those stages ran.
             let reason = |need: &&String| format!("it needs the stage `{need}`, which would run");
             let reasons = upstream.iter().map(reason).collect();
-            Step { name: name.clone(), forecast: Forecast::Run, why: reasons }
+            Step { name: name.clone(), action: PlannedAction::Run, why: reasons }
         };
-        if step.forecast == Forecast::Run {
+        if step.action == PlannedAction::Run {
             stale.insert(name);
         }
         steps.push(step);
@@ -102,7 +102,7 @@ impl Pipeline<'_, '_> {
             reasons.insert(0, "the run is forced".to_owned());
             let outputs = BTreeMap::new();
             return Ok(Examination {
-                action: Forecast::Run,
+                action: PlannedAction::Run,
                 reasons,
                 inputs,
                 cache_inputs,
@@ -120,13 +120,13 @@ impl Pipeline<'_, '_> {
     }
 
     /// Looks for a cached run with the same inputs whose outputs are all in the store.
-    fn find_cached(&self, cache_inputs: &Value) -> Result<(Forecast, run_cache::Outputs)> {
+    fn find_cached(&self, cache_inputs: &Value) -> Result<(PlannedAction, run_cache::Outputs)> {
         let key = crate::digest::Digest::of(crate::document::canonical(cache_inputs).as_bytes());
         match run_cache::find(&self.repo().store, &key)? {
             Some(outputs) if outputs.values().all(|content| self.is_stored(content)) => {
-                Ok((Forecast::Restore, outputs))
+                Ok((PlannedAction::Restore, outputs))
             }
-            _ => Ok((Forecast::Run, BTreeMap::new())),
+            _ => Ok((PlannedAction::Run, BTreeMap::new())),
         }
     }
 
@@ -137,7 +137,7 @@ impl Pipeline<'_, '_> {
         record: &StageRecord,
         inputs: &Inputs,
         reasons: &mut Vec<String>,
-    ) -> Result<(Forecast, run_cache::Outputs)> {
+    ) -> Result<(PlannedAction, run_cache::Outputs)> {
         let outputs: run_cache::Outputs = record
             .outputs
             .iter()
@@ -156,19 +156,19 @@ impl Pipeline<'_, '_> {
             }
         }
         if reasons.is_empty() {
-            return Ok((Forecast::Unchanged, outputs));
+            return Ok((PlannedAction::Unchanged, outputs));
         }
         if outputs.values().all(|it| self.is_stored(it)) {
-            return Ok((Forecast::Restore, outputs));
+            return Ok((PlannedAction::Restore, outputs));
         }
         if inputs.absent.is_empty() {
-            return Ok((Forecast::Run, BTreeMap::new()));
+            return Ok((PlannedAction::Run, BTreeMap::new()));
         }
         // In a clone without its data nothing changed; the content was only not fetched yet.
         *reasons = vec![
             "nothing changed, but its outputs are not in this clone: fetch them with `mlx pull`".to_owned(),
         ];
-        Ok((Forecast::Unchanged, outputs))
+        Ok((PlannedAction::Unchanged, outputs))
     }
 
     /// Describes the differences between a record and the current state, one text each.

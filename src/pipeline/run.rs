@@ -15,7 +15,7 @@ use crate::{
         Pipeline, Stage, StageRecord,
         check::check,
         inputs::{Inputs, link_error},
-        plan::{Examination, Forecast},
+        plan::{Examination, PlannedAction},
         run_cache, runner,
     },
     pointer::Pointer,
@@ -102,11 +102,13 @@ impl Pipeline<'_, '_> {
         let examination = self.examine(name, stage, &lock, &Default::default(), force)?;
         let reasons = examination.reasons.clone();
         match examination.action {
-            Forecast::Unchanged => Ok((Outcome::Unchanged, reasons)),
-            Forecast::Restore => {
+            PlannedAction::Unchanged => Ok((Outcome::Unchanged, reasons)),
+            PlannedAction::Restore => {
                 self.restore(name, stage, examination, progress).map(|()| (Outcome::Restored, reasons))
             }
-            Forecast::Run => self.run(name, stage, examination, progress).map(|()| (Outcome::Ran, reasons)),
+            PlannedAction::Run => {
+                self.run(name, stage, examination, progress).map(|()| (Outcome::Ran, reasons))
+            }
         }
     }
 

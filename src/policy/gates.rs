@@ -24,7 +24,7 @@ pub struct Evidence {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gate {
     pub name: String,
-    pub asked: String,
+    pub required: String,
     pub found: String,
     pub is_open: bool,
 }
@@ -33,7 +33,7 @@ pub struct Gate {
 pub fn check_limits(environment: &Environment, evidence: &Evidence) -> Vec<Gate> {
     let mut gates = vec![Gate {
         name: "checks".into(),
-        asked: "all passed".into(),
+        required: "all passed".into(),
         found: if evidence.failed.is_empty() {
             "all passed".into()
         } else {
@@ -60,7 +60,7 @@ pub fn check_limits(environment: &Environment, evidence: &Evidence) -> Vec<Gate>
     if let Some(maximum) = environment.p99 {
         gates.push(Gate {
             name: "p99".into(),
-            asked: format!("at most {maximum} ms"),
+            required: format!("at most {maximum} ms"),
             found: format!("{:.1} ms", evidence.p99),
             is_open: evidence.p99 <= maximum,
         });
@@ -72,7 +72,7 @@ pub fn check_limits(environment: &Environment, evidence: &Evidence) -> Vec<Gate>
 fn at_least(name: String, minimum: f64, value: Option<f64>) -> Gate {
     Gate {
         name,
-        asked: format!("at least {minimum}"),
+        required: format!("at least {minimum}"),
         found: value.map_or_else(|| "none".into(), |value| format!("{value:.4}")),
         is_open: value.is_some_and(|value| value >= minimum),
     }

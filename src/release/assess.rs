@@ -6,7 +6,7 @@ use crate::{
     model::registry::Version,
     pointer::Content,
     policy::{Evidence, Gate, Policy, check_limits},
-    release::{Decision, Verdict, approvers},
+    release::{Decision, Verdict, effective_decisions},
     repo::Repo,
 };
 
@@ -29,7 +29,7 @@ impl Assessment {
 
 /// Assesses a version: no rejection, enough approvals, and limits that every report named by an approval
 /// meets. `read` loads such a report.
-pub fn examine(
+pub fn assess(
     repo: &Repo,
     policy: &Policy,
     version: &Version,
@@ -37,7 +37,7 @@ pub fn examine(
     read: &dyn Fn(&Content) -> Result<Evidence>,
 ) -> Result<Assessment> {
     let required = policy.environment(environment)?;
-    let (decisions, notes) = approvers(repo, policy, version, environment)?;
+    let (decisions, notes) = effective_decisions(repo, policy, version, environment)?;
     let (approvals, rejections): (Vec<_>, Vec<_>) =
         decisions.into_iter().partition(|decision| decision.verdict == Verdict::Approved);
     let names = |list: &[Decision]| {
@@ -45,7 +45,7 @@ pub fn examine(
     };
     let mut all_gates = vec![Gate {
         name: "approvals".into(),
-        asked: if required.approvals == 0 {
+        required: if required.approvals == 0 {
             "none".into()
         } else {
             format!("{} of {}", required.approvals, required.approvers.join(", "))
@@ -56,7 +56,7 @@ pub fn examine(
     if !rejections.is_empty() {
         all_gates.push(Gate {
             name: "rejections".into(),
-            asked: "none".into(),
+            required: "none".into(),
             found: names(&rejections),
             is_open: false,
         });
@@ -67,7 +67,7 @@ pub fn examine(
     if reports.is_empty() && limits.iter().any(Option::is_some) {
         all_gates.push(Gate {
             name: "report".into(),
-            asked: "one named by an approval".into(),
+            required: "one named by an approval".into(),
             found: "none".into(),
             is_open: false,
         });
@@ -80,7 +80,7 @@ pub fn examine(
             let other = format!("of {} ({})", evidence.version, evidence.package.short());
             all_gates.push(Gate {
                 name: "report".into(),
-                asked: "of this package".into(),
+                required: "of this package".into(),
                 found: other,
                 is_open: false,
             });

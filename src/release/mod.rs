@@ -17,11 +17,11 @@ mod standing;
 mod timeline;
 
 pub use self::{
-    assess::{Assessment, examine},
+    assess::{Assessment, assess},
     audit_index::AuditIndex,
     decision::{Decision, Verdict, decisions},
-    standing::{Standing, approvers, standing},
-    timeline::{Release, claimed_releases, recorded_releases, releases, serving},
+    standing::{Standing, effective_decisions, standing},
+    timeline::{Release, active_releases, claimed_releases, recorded_releases, releases},
 };
 
 use serde::{Deserialize, Serialize};

@@ -9,7 +9,7 @@ use crate::{
     ledger::{Event, Kind},
     model::registry::Version,
     policy::Policy,
-    release::{AuditIndex, Decision, Verdict, decisions, releases, serving},
+    release::{AuditIndex, Decision, Verdict, active_releases, decisions, releases},
     repo::Repo,
 };
 
@@ -38,7 +38,7 @@ impl Standing {
 
 /// Returns the last decision of each approver that counts: it is about this package, on the audit chain, and
 /// signed where the policy requires it. The second list gives the reasons why others do not count.
-pub fn approvers(
+pub fn effective_decisions(
     repo: &Repo,
     policy: &Policy,
     version: &Version,
@@ -97,10 +97,10 @@ fn is_registrant(version: &Version, who: &str) -> bool {
 pub fn standing(repo: &Repo, policy: &Policy, version: &Version, environment: &str) -> Result<Standing> {
     let released = releases(&repo.git, Some(&version.model), environment)?;
     let name = version.name();
-    if serving(&released).last().is_some_and(|it| it.message.version == name) {
+    if active_releases(&released).last().is_some_and(|it| it.message.version == name) {
         return Ok(Standing::Serving);
     }
-    let (decisions, _) = approvers(repo, policy, version, environment)?;
+    let (decisions, _) = effective_decisions(repo, policy, version, environment)?;
     if decisions.iter().any(|decision| decision.verdict == Verdict::Rejected) {
         return Ok(Standing::Rejected);
     }

@@ -91,7 +91,7 @@ fn check_order(releases: &[Release]) -> Result<()> {
             return Err(error
                 .hint("fetch all tags with `git fetch --tags`; `mlx audit --verify` shows what is missing"));
         }
-        let target = serving(before).into_iter().nth_back(1).map(|release| &release.message);
+        let target = active_releases(before).into_iter().nth_back(1).map(|release| &release.message);
         let goes_back = target.is_some_and(|message| {
             (&message.version, message.package) == (&release.message.version, release.message.package)
         });
@@ -121,7 +121,7 @@ fn parse(tag: Tag) -> Option<Release> {
 
 /// Returns the releases that were not rolled back, oldest first; the last of them serves. Each rollback
 /// removes the last one.
-pub fn serving(releases: &[Release]) -> Vec<&Release> {
+pub fn active_releases(releases: &[Release]) -> Vec<&Release> {
     let mut stack: Vec<&Release> = Vec::new();
     for release in releases {
         if release.message.rollback {

@@ -47,7 +47,7 @@ impl Repo {
     }
 
     /// Opens a worktree that mlx made, ignoring environment variables that name the user's repository.
-    pub fn own(folder: &Path) -> Result<Self> {
+    pub fn open_worktree(folder: &Path) -> Result<Self> {
         Self::open(Git::discover(folder)?)
     }
 
@@ -108,7 +108,7 @@ impl Repo {
     }
 
     /// As [`Repo::lock`], and reports the process it waits for.
-    pub fn lock_telling(&self, progress: &dyn Progress) -> Result<Lock> {
+    pub fn lock_with_progress(&self, progress: &dyn Progress) -> Result<Lock> {
         fs::lock_with_progress(&self.shared, &RepoPath::from_text("lock")?, progress)
     }
 

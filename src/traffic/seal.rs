@@ -96,7 +96,7 @@ pub fn seal(
     let mut unsealed = collect_unsealed(repo, environment, day)?;
     warn_of_damage(&unsealed);
     if let Some(pointer) = repo.pointer(&path)? {
-        workspace.remember(&path);
+        workspace.index_pointer(&path);
         workspace.save(progress)?;
         remove_spooled(repo, environment, &unsealed, &unsealed.unsealed_days)?;
         let found = read_one(repo, &pointer)?;

@@ -20,7 +20,7 @@ use crate::{
     fs,
     git::{BlobId, Git, GitRef, Rev, TreeScan},
     ledger::AUDIT,
-    lineage::speaks,
+    lineage::is_tracking_file,
     path::RepoPath,
     pipeline::Lockfile,
     pointer::{Content, ContentKind, Pointer, READ_LIMIT, SUFFIX},
@@ -335,7 +335,7 @@ impl RootsReader<'_> {
     }
 
     fn commit_files(&mut self, commits: Vec<Rev>) -> Result<()> {
-        let mut scan = TreeScan::new(self.git, speaks);
+        let mut scan = TreeScan::new(self.git, is_tracking_file);
         let mut read = BTreeSet::new();
         for rev in commits {
             self.roots.commits += 1;

@@ -8,7 +8,7 @@ use crate::{
     error::{Result, WithContext},
     fs::{self, LinkKind, Root},
     git::{GitRef, Worktree},
-    lineage::speaks,
+    lineage::is_tracking_file,
     path::RepoPath,
     pointer::{READ_LIMIT, SUFFIX},
     repo::Repo,
@@ -32,7 +32,7 @@ pub struct Snapshot {
 pub fn take_snapshot(repo: &Repo, recent: i64) -> Result<Snapshot> {
     // Worktrees before names: a reference that moves from a worktree into a commit meanwhile is found in
     // both.
-    let worktrees = repo.git.worktrees(&speaks)?;
+    let worktrees = repo.git.worktrees(&is_tracking_file)?;
     let (mut files, mut links) = (Vec::new(), BTreeSet::new());
     let linked = repo.config.links()?.contains(&LinkKind::Symlink);
     for root in worktrees.iter().filter_map(|it| it.root.as_ref()) {
@@ -69,7 +69,7 @@ impl Walk<'_> {
             let Ok(path) = folder.join(&name) else { continue };
             if kind.is_dir() {
                 below.push(path);
-            } else if kind.is_file() && speaks(&name) && !name.starts_with(fs::TEMP_PREFIX) {
+            } else if kind.is_file() && is_tracking_file(&name) && !name.starts_with(fs::TEMP_PREFIX) {
                 // A file that is removed meanwhile counts as absent.
                 let limit =
                     if name.ends_with(SUFFIX.as_bytes()) { READ_LIMIT } else { fs::MAX_DOCUMENT_SIZE + 1 };

@@ -27,7 +27,7 @@ enum Addition {
 
 impl Workspace<'_> {
     /// Stores the file or folder at `path` and writes its pointer; inside a tracked folder, that folder's.
-    /// `claimed` are paths that belong to stages, each with the stage's name.
+    /// `declared_outputs` are paths that belong to stages, each with the stage's name.
     pub fn add(
         &self,
         path: &RepoPath,
@@ -45,7 +45,7 @@ impl Workspace<'_> {
         claimed: &[(RepoPath, String)],
         progress: &dyn Progress,
     ) -> Result<Vec<Pointer>> {
-        let pointed = self.pointed()?;
+        let pointed = self.pointer_paths()?;
         let mut writer = Writer::new(&self.repo.store);
         let mut found = Vec::new();
         for path in outermost(paths) {
@@ -65,13 +65,13 @@ impl Workspace<'_> {
         let pointer = match addition {
             Addition::InFolder(parent, changes) => self.record_in_folder(&parent, &changes, progress)?,
             Addition::Own(pointer) => {
-                let _lock = self.repo.lock_telling(progress)?;
+                let _lock = self.repo.lock_with_progress(progress)?;
                 self.repo.git.ignore(&self.repo.files, &pointer.path)?;
                 self.repo.write_pointer(&pointer)?;
                 pointer
             }
         };
-        self.remember(&pointer.path);
+        self.index_pointer(&pointer.path);
         Ok(pointer)
     }
 
@@ -100,7 +100,7 @@ impl Workspace<'_> {
     }
 
     /// Adds `path` to the index of pointers. Its writer may have been killed before it did so.
-    pub fn remember(&self, path: &RepoPath) {
+    pub fn index_pointer(&self, path: &RepoPath) {
         self.index.borrow_mut().add_pointer(path.clone());
     }
 
@@ -189,7 +189,7 @@ impl Workspace<'_> {
         progress: &dyn Progress,
     ) -> Result<Pointer> {
         // Another process may have added to the folder meanwhile: its pointer is the one to change.
-        let _lock = self.repo.lock_telling(progress)?;
+        let _lock = self.repo.lock_with_progress(progress)?;
         let parent = self.repo.pointer(&parent.path)?.unwrap_or_else(|| parent.clone());
         let mut writer = Writer::new(&self.repo.store);
         let content = update_folder(&mut writer, &self.repo.store, Some(&parent.content.digest), changes)?;

@@ -46,7 +46,7 @@ pub struct Plan {
 
 /// Counts of what a checkout did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CheckedOut {
+pub struct CheckoutStats {
     pub written: u64,
     pub removed: u64,
     /// Empty folders created or removed.
@@ -193,7 +193,7 @@ pub fn checkout(
     pointer: &Pointer,
     force: bool,
     progress: &dyn Progress,
-) -> Result<CheckedOut> {
+) -> Result<CheckoutStats> {
     checkout_part(workspace, pointer, &pointer.path, force, progress)
 }
 
@@ -204,20 +204,20 @@ pub fn checkout_part(
     part: &RepoPath,
     force: bool,
     progress: &dyn Progress,
-) -> Result<CheckedOut> {
+) -> Result<CheckoutStats> {
     let part = if part.is_within(&pointer.path) { part } else { &pointer.path };
     let plan = plan(workspace, pointer, part, progress)?;
     apply(workspace, pointer, &plan, force, progress)
 }
 
 /// Removes the files at and below `part` except ignored ones; refuses to lose bytes unless `force`.
-pub fn clear(
+pub fn remove_files(
     workspace: &Workspace<'_>,
     pointer: &Pointer,
     part: &RepoPath,
     force: bool,
     progress: &dyn Progress,
-) -> Result<CheckedOut> {
+) -> Result<CheckoutStats> {
     let present = scan_part(workspace, pointer, part, progress)?;
     let store = &workspace.repo.store;
     let plan = plan_changes(store, &differences(store, part, None, present.as_ref())?, &|_| false);
@@ -236,12 +236,12 @@ fn apply(
     plan: &Plan,
     force: bool,
     progress: &dyn Progress,
-) -> Result<CheckedOut> {
+) -> Result<CheckoutStats> {
     if !plan.unsaved.is_empty() && !force {
         return Err(plan.unsaved_error());
     }
     if plan.is_empty() {
-        return Ok(CheckedOut::default());
+        return Ok(CheckoutStats::default());
     }
     let store = &workspace.repo.store;
     if let Some((path, side)) = plan.write.iter().find(|(_, side)| !store.contains(&side.digest)) {
@@ -268,7 +268,7 @@ fn execute(
     pointer: &Pointer,
     plan: &Plan,
     progress: &dyn Progress,
-) -> Result<CheckedOut> {
+) -> Result<CheckoutStats> {
     let files = &workspace.repo.files;
     let placed =
         plan.write.iter().filter(|(_, side)| side.size > MAX_PACKED_SIZE).map(|(_, side)| side.digest);
@@ -320,7 +320,7 @@ fn execute(
     }
     index.merge_pending();
     let removed_folders = plan.remove.iter().filter(|it| it.1 == EntryKind::Folder).count();
-    Ok(CheckedOut {
+    Ok(CheckoutStats {
         written: (plan.write.len() + plan.modes.len()) as u64 - context.skipped.load(Ordering::Relaxed),
         removed: (plan.remove.len() - removed_folders) as u64,
         folders: (plan.folders.len() + removed_folders) as u64,

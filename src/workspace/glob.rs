@@ -73,7 +73,7 @@ impl Workspace<'_> {
         claimed: &[(RepoPath, String)],
         progress: &dyn Progress,
     ) -> Result<Vec<Pointer>> {
-        let tracked = self.pointed()?;
+        let tracked = self.pointer_paths()?;
         let (mut folders, mut single) = (BTreeSet::new(), Vec::new());
         for file in self.matching(glob)? {
             if claimed.iter().any(|output| file.overlaps(&output.0)) {
@@ -131,14 +131,14 @@ impl Workspace<'_> {
             changes.insert(below, Some(leaf.entry()));
         }
         writer.finish()?;
-        let _lock = self.repo.lock_telling(progress)?;
+        let _lock = self.repo.lock_with_progress(progress)?;
         let parent = self.repo.pointer(top)?.unwrap_or(parent);
         let mut writer = Writer::new(&self.repo.store);
         let content = update_folder(&mut writer, &self.repo.store, Some(&parent.content.digest), &changes)?;
         writer.finish()?;
         let pointer = Pointer { path: top.clone(), content };
         self.repo.write_pointer(&pointer)?;
-        self.remember(top);
+        self.index_pointer(top);
         Ok(Some(pointer))
     }
 }

@@ -234,7 +234,7 @@ impl Index {
         if !self.changed {
             return Ok(());
         }
-        let lock = repo.lock_telling(progress)?;
+        let lock = repo.lock_with_progress(progress)?;
         self.save_locked(repo, &lock)
     }
 

@@ -21,13 +21,13 @@ mod status;
 mod unprotect;
 
 pub use self::{
-    checkout::{CheckedOut, checkout, checkout_part, clear},
+    checkout::{CheckoutStats, checkout, checkout_part, remove_files},
     glob::Glob,
     node::Node,
-    remove::{Data, Removed},
-    rename::Moved,
-    status::{Change, Item, State, Version, between},
-    unprotect::Unprotected,
+    remove::{FilePolicy, RemoveResult},
+    rename::MoveResult,
+    status::{Change, PathStatus, State, Version, diff_versions},
+    unprotect::UnprotectStats,
 };
 
 use std::{cell::RefCell, collections::BTreeSet};
@@ -72,7 +72,7 @@ impl Tracked {
     }
 
     /// Returns all pointers; an unreadable one is an error, for callers that must not omit any.
-    pub fn whole(self) -> Result<Vec<Pointer>> {
+    pub fn into_pointers(self) -> Result<Vec<Pointer>> {
         match self.unreadable.into_iter().next() {
             Some((_, error)) => Err(error),
             None => Ok(self.pointers),
@@ -93,7 +93,7 @@ impl<'r> Workspace<'r> {
     }
 
     /// Returns the paths that have a pointer: those that Git tracks and those added here since.
-    pub fn pointed(&self) -> Result<BTreeSet<RepoPath>> {
+    pub fn pointer_paths(&self) -> Result<BTreeSet<RepoPath>> {
         let tracked = self.repo.git.tracked(&|name| name.ends_with(SUFFIX.as_bytes()))?;
         let mut found: BTreeSet<_> = tracked.iter().filter_map(|it| it.without_suffix(SUFFIX)).collect();
         found.extend(self.index.borrow().pointers.iter().cloned());
@@ -144,7 +144,7 @@ impl<'r> Workspace<'r> {
     /// Reads all pointers of the work tree, sorted by path.
     pub fn pointers(&self) -> Result<Tracked> {
         let mut found = Tracked::default();
-        for path in self.pointed()? {
+        for path in self.pointer_paths()? {
             let known = self.index.borrow().pointers.contains(&path);
             let read = if known { self.repo.strict_pointer(&path) } else { self.repo.pointer(&path) };
             match read {
@@ -170,13 +170,13 @@ impl<'r> Workspace<'r> {
     }
 
     /// Scans `path` without storing anything; `None` if nothing exists there.
-    pub fn look(&self, path: &RepoPath, progress: &dyn Progress) -> Result<Option<Node>> {
+    pub fn scan(&self, path: &RepoPath, progress: &dyn Progress) -> Result<Option<Node>> {
         scan::scan(self, path, None, progress)
     }
 
     /// Returns the content of `path` without storing it; `None` if nothing exists there.
     pub fn content(&self, path: &RepoPath, progress: &dyn Progress) -> Result<Option<Content>> {
-        Ok(self.look(path, progress)?.map(|it| it.content()))
+        Ok(self.scan(path, progress)?.map(|it| it.content()))
     }
 
     /// Stores the file or folder at `path`; `None` if nothing exists there.

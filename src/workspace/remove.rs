@@ -6,12 +6,12 @@ use crate::{
     pointer::{ContentKind, Pointer},
     progress::Progress,
     store::entry_at,
-    workspace::{CheckedOut, Workspace, clear, select::unrecorded},
+    workspace::{CheckoutStats, Workspace, remove_files, select::unrecorded},
 };
 
 /// Result of a removal.
 #[derive(Debug)]
-pub struct Removed {
+pub struct RemoveResult {
     pub path: RepoPath,
     /// The pointer of the tracked folder that contained it, as updated.
     pub parent: Option<Pointer>,
@@ -21,7 +21,7 @@ pub struct Removed {
 
 /// Treatment of the files in the workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Data {
+pub enum FilePolicy {
     Keep,
     /// Delete files that are stored; refuse if any is not.
     Delete,
@@ -35,16 +35,16 @@ impl Workspace<'_> {
     pub fn remove(
         &self,
         path: &RepoPath,
-        data: Data,
+        data: FilePolicy,
         claimed: &[(RepoPath, String)],
         progress: &dyn Progress,
-    ) -> Result<Removed> {
+    ) -> Result<RemoveResult> {
         if let Some(pointer) = self.repo.pointer(path)? {
             let files = self.delete(&pointer, path, data, progress)?;
-            let _lock = self.repo.lock_telling(progress)?;
+            let _lock = self.repo.lock_with_progress(progress)?;
             self.repo.git.unignore(&self.repo.files, path)?;
             self.repo.files.remove(&pointer.file())?;
-            return Ok(Removed { path: path.clone(), parent: None, files });
+            return Ok(RemoveResult { path: path.clone(), parent: None, files });
         }
         check_output(path, claimed)?;
         let parent = self.pointer_of(path)?.filter(|it| it.content.kind == ContentKind::Tree);
@@ -55,17 +55,23 @@ impl Workspace<'_> {
         }
         let files = self.delete(&parent, path, data, progress)?;
         let parent = self.record_deletion(&parent, path, progress)?;
-        Ok(Removed { path: path.clone(), parent: Some(parent), files })
+        Ok(RemoveResult { path: path.clone(), parent: Some(parent), files })
     }
 
-    fn delete(&self, pointer: &Pointer, part: &RepoPath, data: Data, progress: &dyn Progress) -> Result<u64> {
-        if data == Data::Keep {
+    fn delete(
+        &self,
+        pointer: &Pointer,
+        part: &RepoPath,
+        data: FilePolicy,
+        progress: &dyn Progress,
+    ) -> Result<u64> {
+        if data == FilePolicy::Keep {
             return Ok(0);
         }
-        let done = clear(self, pointer, part, data == Data::Force, progress)?;
+        let done = remove_files(self, pointer, part, data == FilePolicy::Force, progress)?;
         // The folder that contained the part stays tracked, even if it is empty now.
         if part != &pointer.path
-            && done != CheckedOut::default()
+            && done != CheckoutStats::default()
             && let Some(folder) = part.parent()
         {
             self.repo.files.create_dir(&folder)?;

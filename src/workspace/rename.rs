@@ -22,13 +22,13 @@ use crate::{
 
 /// Result of a move.
 #[derive(Debug)]
-pub struct Moved {
+pub struct MoveResult {
     pub from: RepoPath,
     pub to: RepoPath,
     /// Pointers created or changed.
     pub written: Vec<Pointer>,
     /// Pointer files that were removed.
-    pub gone: Vec<RepoPath>,
+    pub removed: Vec<RepoPath>,
 }
 
 /// The place where a tracked path is recorded.
@@ -47,13 +47,13 @@ impl Workspace<'_> {
         to: &RepoPath,
         claimed: &[(RepoPath, String)],
         progress: &dyn Progress,
-    ) -> Result<Moved> {
+    ) -> Result<MoveResult> {
         check_output(from, claimed)?;
         check_output(to, claimed)?;
         if to.is_within(from) {
             return Err(Error::usage(format!("`{from}` cannot be moved into itself")));
         }
-        let lock = self.repo.lock_telling(progress)?;
+        let lock = self.repo.lock_with_progress(progress)?;
         let (source, entry) = self.find_source(from)?;
         let target = self.find_target(to)?;
         self.check_record(to, &target, &entry)?;
@@ -99,7 +99,9 @@ impl Workspace<'_> {
         if let Some(file) = self.repo.git.tracked_within(path)? {
             return taken(format!("Git already tracks `{file}`"));
         }
-        if let Some(inner) = self.pointed()?.iter().find(|inner| inner.is_within(path) && *inner != path) {
+        if let Some(inner) =
+            self.pointer_paths()?.iter().find(|inner| inner.is_within(path) && *inner != path)
+        {
             return taken(format!("`{inner}` is tracked in that folder"));
         }
         Ok(RecordLocation::OwnPointer)
@@ -134,7 +136,7 @@ impl Workspace<'_> {
         if self.repo.files.stat(from)?.is_some() {
             return Err(occupied(to));
         }
-        match self.look(to, progress)? {
+        match self.scan(to, progress)? {
             Some(node) if (node.kind, node.digest) == (entry.kind, entry.digest) => Ok(()),
             _ => Err(occupied(to)),
         }
@@ -181,8 +183,9 @@ impl Workspace<'_> {
         (to, target): (&RepoPath, RecordLocation),
         entry: TreeEntry,
         lock: &Lock,
-    ) -> Result<Moved> {
-        let mut done = Moved { from: from.clone(), to: to.clone(), written: Vec::new(), gone: Vec::new() };
+    ) -> Result<MoveResult> {
+        let mut done =
+            MoveResult { from: from.clone(), to: to.clone(), written: Vec::new(), removed: Vec::new() };
         let new = (to, Some(entry.clone()));
         match (&source, &target) {
             (RecordLocation::InFolder(old), RecordLocation::InFolder(parent)) if old.path == parent.path => {
@@ -195,7 +198,7 @@ impl Workspace<'_> {
                 let pointer = Pointer { path: to.clone(), content };
                 self.repo.write_pointer(&pointer)?;
                 // Git does not track it yet: the index must list it before the old record is removed.
-                self.remember(to);
+                self.index_pointer(to);
                 self.index.borrow_mut().save_locked(self.repo, lock)?;
                 done.written.push(pointer);
             }
@@ -208,7 +211,7 @@ impl Workspace<'_> {
                 self.repo.git.unignore(&self.repo.files, from)?;
                 let file = from.with_suffix(crate::pointer::SUFFIX);
                 self.repo.files.remove(&file)?;
-                done.gone.push(file);
+                done.removed.push(file);
             }
         }
         Ok(done)

@@ -42,26 +42,26 @@ pub enum State {
 
 /// Status of one tracked path.
 #[derive(Debug)]
-pub struct Item {
+pub struct PathStatus {
     pub path: RepoPath,
     pub state: State,
     pub changes: Vec<(RepoPath, Change)>,
     /// The reason why the state is unknown.
-    pub why: Option<String>,
+    pub reason: Option<String>,
     /// Unreadable paths in it, with the reasons; all others were compared.
     pub unknown: Vec<(RepoPath, String)>,
 }
 
-impl Item {
+impl PathStatus {
     /// Creates the status of a path that could not be compared.
     pub fn unknown(path: RepoPath, why: String) -> Self {
-        Self { path, state: State::Unknown, changes: Vec::new(), why: Some(why), unknown: Vec::new() }
+        Self { path, state: State::Unknown, changes: Vec::new(), reason: Some(why), unknown: Vec::new() }
     }
 }
 
-impl Item {
+impl PathStatus {
     /// Keeps only the changes that overlap one of `paths`; all if `paths` is empty.
-    pub fn near(mut self, paths: &[RepoPath]) -> Self {
+    pub fn restrict_to(mut self, paths: &[RepoPath]) -> Self {
         if paths.is_empty() || paths.iter().any(|it| self.path.is_within(it)) {
             return self;
         }
@@ -70,7 +70,7 @@ impl Item {
         let partly = !self.unknown.is_empty();
         self.unknown.retain(|it| overlaps(&it.0));
         if self.state == State::Changed || partly {
-            (self.state, self.why) = match (self.unknown.len(), self.changes.len()) {
+            (self.state, self.reason) = match (self.unknown.len(), self.changes.len()) {
                 (0, 0) => (State::Same, None),
                 (0, _) => (State::Changed, None),
                 (hidden, _) => (State::Unknown, Some(unreadable_summary(hidden))),
@@ -86,10 +86,15 @@ fn unreadable_summary(count: usize) -> String {
 
 impl Workspace<'_> {
     /// Compares the files at the pointer's path with their record, without storing anything.
-    pub fn compare(&self, pointer: &Pointer, progress: &dyn Progress) -> Result<Item> {
+    pub fn compare(&self, pointer: &Pointer, progress: &dyn Progress) -> Result<PathStatus> {
         let path = &pointer.path;
-        let item =
-            |state, changes, why| Item { path: path.clone(), state, changes, why, unknown: Vec::new() };
+        let item = |state, changes, why| PathStatus {
+            path: path.clone(),
+            state,
+            changes,
+            reason: why,
+            unknown: Vec::new(),
+        };
         let scanned =
             ScanFilter::new(self, path, Some(pointer)).map(ScanFilter::collect_errors).and_then(|filter| {
                 let node = scan_filtered(self, path, &filter, None, progress)?;
@@ -114,13 +119,14 @@ impl Workspace<'_> {
             .filter(|hidden| !contains_folder(&node, path, hidden))
             .collect();
         let recorded = Version::Recorded(pointer.content);
-        match between(&self.repo.store, &pointer.path, Some(&recorded), Some(&Version::Workspace(node))) {
+        match diff_versions(&self.repo.store, &pointer.path, Some(&recorded), Some(&Version::Workspace(node)))
+        {
             Ok(changes) if errors.is_empty() => Ok(item(State::Changed, changes, None)),
             Ok(mut changes) => {
                 changes.retain(|change| !hidden.iter().any(|hidden| hidden.overlaps(&change.0)));
                 let why = Some(unreadable_summary(errors.len()));
                 let unknown = errors.into_iter().map(|(path, error)| (path, error.chain_text())).collect();
-                Ok(Item { unknown, ..item(State::Unknown, changes, why) })
+                Ok(PathStatus { unknown, ..item(State::Unknown, changes, why) })
             }
             Err(error) if error.kind() == Kind::NotFound => {
                 let why = "it changed, but its recorded tree is not here: run `mlx fetch --trees` to see how"
@@ -176,7 +182,7 @@ impl Workspace<'_> {
         progress: &dyn Progress,
     ) -> Result<Option<Version>> {
         let Some(content) = recorded else { return Ok(None) };
-        match self.look(path, progress)? {
+        match self.scan(path, progress)? {
             Some(node) if node.content() != content => Ok(Some(Version::Workspace(node))),
             _ => Ok(Some(Version::Recorded(content))),
         }
@@ -184,7 +190,7 @@ impl Workspace<'_> {
 }
 
 /// Returns the differences between two versions of a path; equal subtrees are not read.
-pub fn between(
+pub fn diff_versions(
     store: &Store,
     path: &RepoPath,
     old: Option<&Version>,

@@ -10,7 +10,7 @@ use crate::{
 
 /// Files that became private.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Unprotected {
+pub struct UnprotectStats {
     pub files: u64,
     pub bytes: u64,
 }
@@ -18,8 +18,8 @@ pub struct Unprotected {
 impl Workspace<'_> {
     /// Replaces every linked or read-only file at or below `path` with a writable copy of its own. The bytes
     /// are those of the file, even if they differ from the record.
-    pub fn unprotect(&self, path: &RepoPath) -> Result<Unprotected> {
-        let mut done = Unprotected::default();
+    pub fn unprotect(&self, path: &RepoPath) -> Result<UnprotectStats> {
+        let mut done = UnprotectStats::default();
         let Some(stat) = self.repo.files.stat(path)? else { return Ok(done) };
         if stat.kind == FileKind::Folder {
             let dir = self.repo.files.dir(path)?;
@@ -55,7 +55,7 @@ impl Workspace<'_> {
         digest.is_some_and(|digest| self.repo.store.is_intact(&digest))
     }
 
-    fn unprotect_all(&self, dir: &Dir, entries: &Listing, done: &mut Unprotected) -> Result<()> {
+    fn unprotect_all(&self, dir: &Dir, entries: &Listing, done: &mut UnprotectStats) -> Result<()> {
         for entry in entries.iter() {
             let path = dir.path().join(entry.name)?;
             if entry.stat.kind == FileKind::Folder {
@@ -72,7 +72,7 @@ impl Workspace<'_> {
         dir: &Dir,
         path: &RepoPath,
         stat: FileStat,
-        done: &mut Unprotected,
+        done: &mut UnprotectStats,
     ) -> Result<()> {
         let name = path.name();
         let (from, size) = match stat.kind {

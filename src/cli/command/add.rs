@@ -56,7 +56,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Added> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let claimed: Vec<_> =
-        ctx.pipelines(&workspace)?.iter().flat_map(crate::pipeline::Pipeline::claimed).collect();
+        ctx.pipelines(&workspace)?.iter().flat_map(crate::pipeline::Pipeline::declared_outputs).collect();
     let added = workspace.add_all(&ctx.paths(&repo, &args.paths)?, &claimed, ctx.progress);
     // The stat cache is saved even if a later path failed.
     workspace.save(ctx.progress)?;

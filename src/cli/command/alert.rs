@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     alert::{self, Alert},
-    cli::{Context, Report, command::approve::in_force, report::table},
+    cli::{Context, Report, command::approve::write_publication, report::table},
     error::{Error, Kind, Result},
     ledger::{self, Draft, Published},
 };
@@ -93,7 +93,7 @@ pub fn ack(ctx: &Context<'_>, args: &AckArgs) -> Result<Acknowledged> {
 }
 
 /// Returns an alert as JSON.
-pub fn row(alert: &Alert) -> Value {
+pub fn alert_json(alert: &Alert) -> Value {
     json!({"number": alert.number, "rule": alert.rule, "environment": alert.environment, "day": alert.day,
         "severity": alert.severity, "value": alert.value, "resolved": alert.resolved,
         "acknowledged": alert.acknowledged})
@@ -101,7 +101,7 @@ pub fn row(alert: &Alert) -> Value {
 
 impl Report for Alerts {
     fn json(&self) -> Value {
-        json!({"alerts": self.0.iter().map(row).collect::<Vec<_>>()})
+        json!({"alerts": self.0.iter().map(alert_json).collect::<Vec<_>>()})
     }
 }
 
@@ -139,6 +139,6 @@ impl Report for Acknowledged {
 impl fmt::Display for Acknowledged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "alert {} acknowledged by {}", self.0, self.1.event.who)?;
-        in_force(f, &self.1)
+        write_publication(f, &self.1)
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{Context, Report, command::evidence, report::table},
     error::{Error, Kind, Result},
-    ledger::{self, Draft, Published, Signed, TagDraft, View},
+    ledger::{self, Draft, LedgerState, Published, RequiredSignature, TagDraft},
     model::registry::{self, Version},
     pointer::Content,
     policy::{Environment, Gate, Policy, check_limits},
@@ -115,7 +115,7 @@ pub fn reject(ctx: &Context<'_>, args: &RejectArgs) -> Result<DecisionReport> {
 
 /// Checks that the policy lists the person as an approver. Returns the policy, the environment's requirements
 /// and the version.
-fn authorize(repo: &Repo, view: &View, target: &Target) -> Result<(Policy, Environment, Version)> {
+fn authorize(repo: &Repo, view: &LedgerState, target: &Target) -> Result<(Policy, Environment, Version)> {
     let policy = Policy::at(&repo.git, view.policy.as_ref())?;
     let required = policy.environment(&target.env)?.clone();
     let version = require_version(repo, &target.version)?;
@@ -185,7 +185,7 @@ fn draft(
     facts.extend(message.report.map(|report| ("report".to_owned(), json!(report.digest))));
     let signed = || {
         let (signer, keys) = (repo.git.signer()?, policy.keys(&target.who)?);
-        Ok::<_, Error>(Signed { signer, person: target.who.clone(), keys })
+        Ok::<_, Error>(RequiredSignature { signer, person: target.who.clone(), keys })
     };
     let signed = required.signed.then(signed).transpose()?;
     Ok(Draft {
@@ -209,7 +209,7 @@ pub fn gates_json(gates: &[Gate]) -> Value {
     gates
         .iter()
         .map(
-            |gate| json!({"gate": gate.name, "asked": gate.asked, "found": gate.found, "open": gate.is_open}),
+            |gate| json!({"gate": gate.name, "asked": gate.required, "found": gate.found, "open": gate.is_open}),
         )
         .collect()
 }
@@ -218,7 +218,7 @@ pub fn gates_json(gates: &[Gate]) -> Value {
 pub fn gates_table(gates: &[Gate]) -> String {
     let rows = gates.iter().map(|gate| {
         let state = if gate.is_open { "open" } else { "CLOSED" };
-        vec![gate.name.clone(), gate.asked.clone(), gate.found.clone(), state.to_owned()]
+        vec![gate.name.clone(), gate.required.clone(), gate.found.clone(), state.to_owned()]
     });
     table(&["gate", "required", "found", "state"], rows.collect()).to_string()
 }
@@ -252,7 +252,7 @@ impl fmt::Display for DecisionReport {
                 "  not signed, since the policy does not require it: the approver's name is not verified"
             )?;
         }
-        in_force(f, &self.published)?;
+        write_publication(f, &self.published)?;
         if self.gates.iter().any(|it| !it.is_open) {
             write!(f, "some gates for a release are still closed:\n{}", gates_table(&self.gates))?;
         }
@@ -261,7 +261,7 @@ impl fmt::Display for DecisionReport {
 }
 
 /// Writes where an event is in effect.
-pub fn in_force(f: &mut fmt::Formatter<'_>, published: &Published) -> fmt::Result {
+pub fn write_publication(f: &mut fmt::Formatter<'_>, published: &Published) -> fmt::Result {
     match &published.upstream {
         Some(upstream) => writeln!(f, "  pushed to {upstream}"),
         None => writeln!(f, "  in effect in this repository only: no Git remote is configured"),

@@ -14,7 +14,7 @@ use crate::{
     pointer::Pointer,
     remote::Wants,
     upkeep,
-    workspace::{CheckedOut, Tracked, Workspace, checkout_part},
+    workspace::{CheckoutStats, Tracked, Workspace, checkout_part},
 };
 
 /// Make the workspace match the pointers and `mlx.lock`
@@ -36,7 +36,7 @@ pub struct Args {
 }
 
 /// Report of `mlx checkout`: each path with what was done there.
-pub struct CheckoutReport(Vec<(RepoPath, CheckedOut)>);
+pub struct CheckoutReport(Vec<(RepoPath, CheckoutStats)>);
 
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<CheckoutReport> {
     let repo = ctx.repo()?;
@@ -63,7 +63,7 @@ fn checkout_rev(
             recorded.pointers.push(Pointer { path, content });
         }
     }
-    let pointers = workspace.select(recorded, paths)?.whole()?;
+    let pointers = workspace.select(recorded, paths)?.into_pointers()?;
     let more = || {
         let contents = pointers.iter().map(|it| (it.path.clone(), it.content)).collect();
         Ok(Wants { contents, ..Wants::default() })
@@ -83,7 +83,7 @@ pub fn checkout_tracked(
     paths: &[RepoPath],
     force: bool,
 ) -> Result<CheckoutReport> {
-    checkout_pointers(ctx, workspace, &ctx.tracked(workspace)?.select(paths)?.whole()?, paths, force)
+    checkout_pointers(ctx, workspace, &ctx.tracked(workspace)?.select(paths)?.into_pointers()?, paths, force)
 }
 
 fn checkout_pointers(
@@ -126,7 +126,7 @@ impl Report for CheckoutReport {
 
 impl fmt::Display for CheckoutReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let changed: Vec<_> = self.0.iter().filter(|it| it.1 != CheckedOut::default()).collect();
+        let changed: Vec<_> = self.0.iter().filter(|it| it.1 != CheckoutStats::default()).collect();
         for (path, done) in &changed {
             write!(f, "{path}: {} written, {} removed", count(done.written, "file"), done.removed)?;
             if done.folders > 0 {

@@ -47,7 +47,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
             continue;
         }
         // An absent path keeps its record; one that cannot be compared is stored as it is.
-        let state = workspace.compare(&pointer, ctx.progress)?.near(&paths).state;
+        let state = workspace.compare(&pointer, ctx.progress)?.restrict_to(&paths).state;
         if matches!(state, State::Changed | State::Unknown) {
             committed.push(record(ctx, &workspace, &pointer, &parts)?);
         }

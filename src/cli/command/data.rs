@@ -81,7 +81,7 @@ pub fn split(ctx: &Context<'_>, args: &SplitArgs) -> Result<Split> {
     let settings: SplitSettings = settings::read(&repo.files, &ctx.path(&repo, &args.params)?, "split")?;
     settings.check()?;
     let data = ctx.path(&repo, &args.data)?;
-    let node = workspace.look(&data, ctx.progress)?.ok_or_else(|| {
+    let node = workspace.scan(&data, ctx.progress)?.ok_or_else(|| {
         Error::not_found(format!("the folder `{data}` does not exist"))
             .hint("create it with one subfolder of images per class")
     })?;

@@ -12,7 +12,7 @@ use crate::{
     cli::{
         Context, Report,
         command::{
-            show::{parse_revision, text},
+            show::{format_value, parse_revision},
             status::word,
             transfer::with_trees_of,
         },
@@ -24,7 +24,7 @@ use crate::{
     pipeline::contents_at,
     pointer::Content,
     remote::Wants,
-    workspace::{Change, Version, Workspace, between},
+    workspace::{Change, Version, Workspace, diff_versions},
 };
 
 /// Show differences between two versions
@@ -121,7 +121,7 @@ fn data(
     old: Option<&Revision>,
     new: &Revision,
 ) -> Result<Vec<(RepoPath, Change)>> {
-    let tracked = ctx.tracked(workspace)?.whole()?;
+    let tracked = ctx.tracked(workspace)?.into_pointers()?;
     let side = |at: &Revision| -> Result<BTreeMap<RepoPath, Content>> {
         match at {
             Revision::Commit(rev) => contents_at(&workspace.repo.git, rev),
@@ -149,7 +149,7 @@ fn data(
             }
         };
         let (old, new) = (version(old, &before)?, version(Some(new), &after)?);
-        changes.extend(between(&workspace.repo.store, path, old.as_ref(), new.as_ref())?);
+        changes.extend(diff_versions(&workspace.repo.store, path, old.as_ref(), new.as_ref())?);
     }
     Ok(changes)
 }
@@ -181,8 +181,8 @@ impl fmt::Display for Differences {
                     vec![
                         delta.file.to_text(),
                         delta.metric.clone(),
-                        text(&delta.old),
-                        text(&delta.new),
+                        format_value(&delta.old),
+                        format_value(&delta.new),
                         signed(&delta.change),
                     ]
                 });
@@ -196,5 +196,5 @@ impl fmt::Display for Differences {
 /// Formats a change with its sign.
 fn signed(change: &Value) -> String {
     let sign = if change.as_f64().is_some_and(|it| it > 0.0) { "+" } else { "" };
-    format!("{sign}{}", text(change))
+    format!("{sign}{}", format_value(change))
 }

@@ -54,19 +54,19 @@ pub fn released_version(
     let policy = Policy::at(&repo.git, remote_state.policy.as_ref())?;
     if last.message.rollback {
         // A version that has served before needs no new approval, but must not have been rejected since.
-        let (decisions, _) = release::approvers(repo, &policy, &version, environment)?;
+        let (decisions, _) = release::effective_decisions(repo, &policy, &version, environment)?;
         if decisions.iter().any(|it| it.verdict == Verdict::Rejected) {
             return Err(untrusted(&last, "rolls back to a rejected version"));
         }
     } else {
         let result =
-            release::examine(repo, &policy, &version, environment, &|it| evidence::load(ctx, repo, it))?;
+            release::assess(repo, &policy, &version, environment, &|it| evidence::load(ctx, repo, it))?;
         if let Some(gate) = result.gates.iter().find(|it| !it.is_open) {
             return Err(untrusted(
                 &last,
                 &format!(
                     "does not meet the policy: {} is {}, required {}",
-                    gate.name, gate.found, gate.asked
+                    gate.name, gate.found, gate.required
                 ),
             ));
         }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{
         Context, Report,
-        command::{show::text, version},
+        command::{show::format_value, version},
         report::table as show_table,
     },
     digest::Digest,
@@ -242,8 +242,10 @@ impl Report for Metrics {
 
 impl fmt::Display for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rows =
-            document::leaves(&self.0).into_iter().map(|(key, value)| vec![key, text(&value)]).collect();
+        let rows = document::leaves(&self.0)
+            .into_iter()
+            .map(|(key, value)| vec![key, format_value(&value)])
+            .collect();
         write!(f, "{}", show_table(&["metric", "value"], rows))
     }
 }

@@ -8,12 +8,12 @@ use crate::{
     cli::{
         Context, Report,
         command::{
-            approve::{gates_json, gates_table, in_force, require_version},
+            approve::{gates_json, gates_table, require_version, write_publication},
             evidence, version,
         },
     },
     error::{Error, Kind, Result},
-    ledger::{self, Draft, Published, TagDraft, View},
+    ledger::{self, Draft, LedgerState, Published, TagDraft},
     model::registry::{self, Version},
     pointer::Content,
     policy::Policy,
@@ -90,7 +90,8 @@ pub fn release(ctx: &Context<'_>, args: &ReleaseArgs) -> Result<ReleaseReport> {
                 .hint("run it again to see which"));
         }
         let before = release::releases(&repo.git, Some(&version.model), &args.env)?;
-        if release::serving(&before).last().is_some_and(|last| last.message.version == version.name()) {
+        if release::active_releases(&before).last().is_some_and(|last| last.message.version == version.name())
+        {
             return Err(Error::new(
                 Kind::Conflict,
                 format!("`{}` already serves in `{}`", version.name(), args.env),
@@ -109,7 +110,7 @@ pub fn release(ctx: &Context<'_>, args: &ReleaseArgs) -> Result<ReleaseReport> {
 fn assess(
     ctx: &Context<'_>,
     repo: &Repo,
-    view: &View,
+    view: &LedgerState,
     name: &str,
     environment: &str,
 ) -> Result<(Policy, Version, Assessment)> {
@@ -117,7 +118,7 @@ fn assess(
     policy.environment(environment)?;
     let version = require_version(repo, name)?;
     let load = |report: &Content| evidence::load(ctx, repo, report);
-    let assessment = release::examine(repo, &policy, &version, environment, &load)?;
+    let assessment = release::assess(repo, &policy, &version, environment, &load)?;
     Ok((policy, version, assessment))
 }
 
@@ -134,13 +135,13 @@ pub fn rollback(
         policy.environment(environment)?;
         let model = served_model(repo, model, environment)?;
         let before = release::releases(&repo.git, Some(&model), environment)?;
-        let stack = release::serving(&before);
+        let stack = release::active_releases(&before);
         let [.., target, current] = &stack[..] else {
             return Err(Error::not_found(format!("no earlier version served in `{environment}`"))
                 .hint("`mlx audit` shows what was released there"));
         };
         let version = registry::require(&repo.git, &target.message.version)?;
-        let (decisions, _) = release::approvers(repo, &policy, &version, environment)?;
+        let (decisions, _) = release::effective_decisions(repo, &policy, &version, environment)?;
         if let Some(rejection) = decisions.iter().find(|decision| decision.verdict == Verdict::Rejected) {
             let error = Error::new(
                 Kind::Denied,
@@ -269,6 +270,6 @@ impl fmt::Display for ReleaseReport {
             published.event.tag.as_deref().unwrap_or_default(),
             published.rev.short()
         )?;
-        in_force(f, published)
+        write_publication(f, published)
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     pipeline::Pipeline,
     pointer::{Pointer, SUFFIX},
     upkeep,
-    workspace::{Data, Removed, Workspace},
+    workspace::{FilePolicy, RemoveResult, Workspace},
 };
 
 /// Stop tracking files or folders
@@ -42,7 +42,7 @@ pub struct Args {
 
 /// Report of `mlx remove`.
 pub struct RemoveReport {
-    removed: Vec<Removed>,
+    removed: Vec<RemoveResult>,
     /// Files to `git add`.
     files: Vec<RepoPath>,
     /// True if the working directory is the top of the repository.
@@ -53,11 +53,11 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<RemoveReport> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let pipelines = ctx.pipelines(&workspace)?;
-    let claimed: Vec<_> = pipelines.iter().flat_map(Pipeline::claimed).collect();
+    let claimed: Vec<_> = pipelines.iter().flat_map(Pipeline::declared_outputs).collect();
     let data = match (args.data, args.force) {
-        (false, _) => Data::Keep,
-        (true, false) => Data::Delete,
-        (true, true) => Data::Force,
+        (false, _) => FilePolicy::Keep,
+        (true, false) => FilePolicy::Delete,
+        (true, true) => FilePolicy::Force,
     };
     let mut removed = Vec::new();
     let result = ctx.paths(&repo, &args.paths)?.iter().try_for_each(|path| {
@@ -80,7 +80,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<RemoveReport> {
 
 impl Report for RemoveReport {
     fn json(&self) -> Value {
-        let row = |removed: &Removed| {
+        let row = |removed: &RemoveResult| {
             let pointer = removed.parent.as_ref().map(Pointer::file);
             json!({"path": removed.path, "pointer": pointer, "files": removed.files})
         };

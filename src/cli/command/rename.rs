@@ -15,7 +15,7 @@ use crate::{
     pipeline::Pipeline,
     pointer::Pointer,
     upkeep,
-    workspace::{Moved, Workspace},
+    workspace::{MoveResult, Workspace},
 };
 
 /// Rename or move a tracked path
@@ -35,7 +35,7 @@ pub struct Args {
 
 /// Report of `mlx move`.
 pub struct MoveReport {
-    moved: Moved,
+    moved: MoveResult,
     /// Files to `git add`.
     files: Vec<RepoPath>,
     /// True if the working directory is the top of the repository.
@@ -46,7 +46,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<MoveReport> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let pipelines = ctx.pipelines(&workspace)?;
-    let claimed: Vec<_> = pipelines.iter().flat_map(Pipeline::claimed).collect();
+    let claimed: Vec<_> = pipelines.iter().flat_map(Pipeline::declared_outputs).collect();
     let (from, mut to) = (ctx.path(&repo, &args.old)?, ctx.path(&repo, &args.new)?);
     let slash = args.new.as_os_str().as_bytes().ends_with(b"/");
     let folder = repo.files.stat(&to)?.is_some_and(|stat| stat.kind == FileKind::Folder);
@@ -61,7 +61,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<MoveReport> {
     let moved = moved?;
     warn_dependent_stages(ctx, &pipelines, &from);
     let files =
-        files_to_stage(&repo, moved.written.iter().map(Pointer::file).chain(moved.gone.iter().cloned()))?;
+        files_to_stage(&repo, moved.written.iter().map(Pointer::file).chain(moved.removed.iter().cloned()))?;
     warn_ignored(ctx, &repo, &files)?;
     let at_top = RepoPath::parse(".".as_ref(), &ctx.cwd, repo.root())?.is_root();
     Ok(MoveReport { moved, files, at_top })
@@ -83,7 +83,7 @@ pub fn warn_dependent_stages(ctx: &Context<'_>, pipelines: &[Pipeline<'_, '_>], 
 impl Report for MoveReport {
     fn json(&self) -> Value {
         let written: Vec<_> = self.moved.written.iter().map(Pointer::file).collect();
-        json!({"from": self.moved.from, "to": self.moved.to, "written": written, "gone": self.moved.gone})
+        json!({"from": self.moved.from, "to": self.moved.to, "written": written, "gone": self.moved.removed})
     }
 }
 

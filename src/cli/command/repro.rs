@@ -11,7 +11,7 @@ use crate::{
         context::BUILTINS,
     },
     error::{Error, Result},
-    pipeline::{self, Forecast, Options, Outcome, Pipeline, StageRun, Step},
+    pipeline::{self, Options, Outcome, Pipeline, PlannedAction, StageRun, Step},
     upkeep,
     workspace::Workspace,
 };
@@ -64,7 +64,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Summary> {
         let planned = with_trees(ctx, &workspace, || pipeline::plan(&pipeline, &args.stages, args.force));
         workspace.save_if_free();
         let steps = planned?;
-        let check = args.check && steps.iter().any(|step| step.forecast != Forecast::Unchanged);
+        let check = args.check && steps.iter().any(|step| step.action != PlannedAction::Unchanged);
         return Ok(Summary { rows: steps.into_iter().map(Row::from).collect(), failure: None, check });
     }
     let options = Options { force: args.force, keep_going: args.keep_going };
@@ -77,7 +77,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Summary> {
 
 impl From<Step> for Row {
     fn from(step: Step) -> Self {
-        Self { name: step.name, outcome: outcome(step.forecast), why: step.why }
+        Self { name: step.name, outcome: outcome(step.action), why: step.why }
     }
 }
 

@@ -92,7 +92,7 @@ impl fmt::Display for Output {
         for (at, (_, documents)) in self.versions.iter().enumerate() {
             for (file, value) in documents {
                 for (key, leaf) in leaves(value) {
-                    rows.entry((file.to_text(), key)).or_default().insert(at, text(&leaf));
+                    rows.entry((file.to_text(), key)).or_default().insert(at, format_value(&leaf));
                 }
             }
         }
@@ -127,7 +127,7 @@ fn short(name: &str) -> String {
 }
 
 /// Formats a value for a table: strings without quotes, fractions with at most six digits.
-pub fn text(value: &Value) -> String {
+pub fn format_value(value: &Value) -> String {
     match value {
         Value::String(it) => it.clone(),
         Value::Null => String::new(),

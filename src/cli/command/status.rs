@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use crate::{
     cli::{Context, Report, report::count},
     error::Result,
-    pipeline::{self, Forecast, Step},
-    workspace::{Change, Item, State, Workspace},
+    pipeline::{self, PlannedAction, Step},
+    workspace::{Change, PathStatus, State, Workspace},
 };
 
 /// Maximum number of changes, and of unknown paths, that the text report lists for each tracked path.
@@ -40,7 +40,7 @@ pub struct Args {
 
 /// Report of `mlx status`.
 pub struct Status {
-    items: Vec<Item>,
+    items: Vec<PathStatus>,
     steps: Vec<Step>,
     problems: Vec<String>,
     check: bool,
@@ -51,10 +51,14 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Status> {
     let workspace = Workspace::open(&repo)?;
     let paths = ctx.paths(&repo, &args.paths)?;
     let tracked = workspace.select(ctx.tracked(&workspace)?, &paths)?;
-    let compared =
-        tracked.pointers.iter().map(|pointer| Ok(workspace.compare(pointer, ctx.progress)?.near(&paths)));
+    let compared = tracked
+        .pointers
+        .iter()
+        .map(|pointer| Ok(workspace.compare(pointer, ctx.progress)?.restrict_to(&paths)));
     let mut items = compared.collect::<Result<Vec<_>>>()?;
-    items.extend(tracked.unreadable.into_iter().map(|(path, error)| Item::unknown(path, error.chain_text())));
+    items.extend(
+        tracked.unreadable.into_iter().map(|(path, error)| PathStatus::unknown(path, error.chain_text())),
+    );
     let (mut steps, mut problems) = (Vec::new(), Vec::new());
     if paths.is_empty() {
         for pipeline in ctx.pipelines(&workspace)? {
@@ -72,16 +76,16 @@ impl Status {
     fn is_clean(&self) -> bool {
         self.items.iter().all(|it| it.state == State::Same)
             && self.problems.is_empty()
-            && self.steps.iter().all(|it| it.forecast == Forecast::Unchanged)
+            && self.steps.iter().all(|it| it.action == PlannedAction::Unchanged)
     }
 }
 
 /// Returns the `--json` value for the planned action of a stage.
-pub fn outcome(forecast: Forecast) -> &'static str {
+pub fn outcome(forecast: PlannedAction) -> &'static str {
     match forecast {
-        Forecast::Run => "would run",
-        Forecast::Restore => "would restore",
-        Forecast::Unchanged => "unchanged",
+        PlannedAction::Run => "would run",
+        PlannedAction::Restore => "would restore",
+        PlannedAction::Unchanged => "unchanged",
     }
 }
 
@@ -90,13 +94,13 @@ impl Report for Status {
         let items = self.items.iter().map(|item| {
             let changes = item.changes.iter().map(|(path, change)| json!({"path": path, "change": change}));
             let unknown = item.unknown.iter().map(|(path, why)| json!({"path": path, "why": why}));
-            json!({"path": item.path, "state": item.state, "why": item.why,
+            json!({"path": item.path, "state": item.state, "why": item.reason,
                 "changes": changes.collect::<Vec<_>>(), "unknown": unknown.collect::<Vec<_>>()})
         });
         let steps = self
             .steps
             .iter()
-            .map(|step| json!({"name": step.name, "outcome": outcome(step.forecast), "why": step.why}));
+            .map(|step| json!({"name": step.name, "outcome": outcome(step.action), "why": step.why}));
         json!({"clean": self.is_clean(), "data": items.collect::<Vec<_>>(),
             "stages": steps.collect::<Vec<_>>(),
             "problems": self.problems})
@@ -118,7 +122,7 @@ impl fmt::Display for Status {
                     writeln!(f, "{}: absent (run `mlx pull` or `mlx checkout` to get it)", item.path)?;
                 }
                 State::Unknown => {
-                    writeln!(f, "{}: unknown ({})", item.path, item.why.as_deref().unwrap_or_default())?;
+                    writeln!(f, "{}: unknown ({})", item.path, item.reason.as_deref().unwrap_or_default())?;
                     write_unknown(f, item)?;
                     if !item.changes.is_empty() {
                         write_changes(f, item)?;
@@ -127,15 +131,15 @@ impl fmt::Display for Status {
                 _ => write_changes(f, item)?,
             }
         }
-        for step in self.steps.iter().filter(|it| it.forecast != Forecast::Unchanged) {
-            writeln!(f, "stage {}: {}", step.name, outcome(step.forecast))?;
+        for step in self.steps.iter().filter(|it| it.action != PlannedAction::Unchanged) {
+            writeln!(f, "stage {}: {}", step.name, outcome(step.action))?;
             step.why.iter().try_for_each(|reason| writeln!(f, "  {reason}"))?;
         }
         self.problems.iter().try_for_each(|problem| writeln!(f, "pipeline: {problem}"))
     }
 }
 
-fn write_unknown(f: &mut fmt::Formatter<'_>, item: &Item) -> fmt::Result {
+fn write_unknown(f: &mut fmt::Formatter<'_>, item: &PathStatus) -> fmt::Result {
     item.unknown
         .iter()
         .take(MAX_LISTED)
@@ -146,7 +150,7 @@ fn write_unknown(f: &mut fmt::Formatter<'_>, item: &Item) -> fmt::Result {
     Ok(())
 }
 
-fn write_changes(f: &mut fmt::Formatter<'_>, item: &Item) -> fmt::Result {
+fn write_changes(f: &mut fmt::Formatter<'_>, item: &PathStatus) -> fmt::Result {
     writeln!(f, "{}: {}", item.path, count(item.changes.len() as u64, "change"))?;
     for (path, change) in item.changes.iter().take(MAX_LISTED) {
         writeln!(f, "  {:9} {path}", word(*change))?;

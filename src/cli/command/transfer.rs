@@ -13,7 +13,7 @@ use crate::{
     },
     error::{Kind, Result},
     path::RepoPath,
-    pipeline::{contents_at, runs_at},
+    pipeline::{contents_at, run_keys_at},
     remote::{self, Access, Depth, Fetched, Pushed, Remote, Wants},
     repo::Repo,
     upkeep,
@@ -88,7 +88,7 @@ impl Selection {
             let git = &workspace.repo.git;
             for commit in git.log(&git.tips()?)? {
                 wants.contents.extend(contents_at(git, &commit.rev)?);
-                wants.runs.extend(runs_at(git, &commit.rev)?);
+                wants.runs.extend(run_keys_at(git, &commit.rev)?);
             }
         }
         wants.contents.sort_by(|a, b| (&a.0, a.1.digest).cmp(&(&b.0, b.1.digest)));

@@ -11,7 +11,7 @@ use crate::{
     },
     error::Result,
     path::RepoPath,
-    workspace::{Unprotected, Workspace},
+    workspace::{UnprotectStats, Workspace},
 };
 
 /// Replace linked files with private copies, to edit them
@@ -27,14 +27,14 @@ pub struct Args {
 }
 
 /// Report of `mlx unprotect`: each path with what was copied there.
-pub struct UnprotectReport(Vec<(RepoPath, Unprotected)>);
+pub struct UnprotectReport(Vec<(RepoPath, UnprotectStats)>);
 
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<UnprotectReport> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let paths = ctx.paths(&repo, &args.paths)?;
     let mut done = Vec::new();
-    for pointer in workspace.select(ctx.tracked(&workspace)?, &paths)?.whole()? {
+    for pointer in workspace.select(ctx.tracked(&workspace)?, &paths)?.into_pointers()? {
         let whole = paths.iter().any(|it| pointer.path.is_within(it));
         let parts = paths.iter().filter(|it| !whole && it.is_within(&pointer.path));
         for part in parts.chain(whole.then_some(&pointer.path)) {

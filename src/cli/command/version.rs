@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{
         Context, Report,
-        command::show::text,
+        command::show::format_value,
         context::BUILTINS,
         report::{bytes, table},
     },
@@ -215,7 +215,7 @@ impl fmt::Display for ShownVersion {
         let shown = metrics.iter().filter(|(key, _)| !key.starts_with("confusion"));
         shown
             .into_iter()
-            .try_for_each(|(key, value)| writeln!(f, "  {key} = {}", text(&document::number(*value))))
+            .try_for_each(|(key, value)| writeln!(f, "  {key} = {}", format_value(&document::number(*value))))
     }
 }
 

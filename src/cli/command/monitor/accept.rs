@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{
         Context, Report,
-        command::{approve::in_force, baseline},
+        command::{approve::write_publication, baseline},
     },
     error::{Error, Kind, Result},
     ledger::{self, Draft, Published},
@@ -120,6 +120,6 @@ impl Report for Accepted {
 impl fmt::Display for Accepted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} to {} are the reference from now on", self.from, self.to)?;
-        in_force(f, &self.published)
+        write_publication(f, &self.published)
     }
 }

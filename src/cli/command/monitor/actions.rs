@@ -60,7 +60,7 @@ fn roll_back(repo: &Repo, environment: &str, alert: &Alert, reports: &Reports, w
     let model = if let [one] = models[..] { Some(one) } else { None };
     let model = release::served_model(repo, model, environment)?;
     let all = releases::releases(&repo.git, Some(&model), environment)?;
-    if let Some(serving) = releases::serving(&all).last().map(|it| &it.message.version)
+    if let Some(serving) = releases::active_releases(&all).last().map(|it| &it.message.version)
         && !report.versions.contains_key(serving)
     {
         return Ok(format!("rollback skipped: {serving} serves now, but did not answer on {day}"));

@@ -18,7 +18,7 @@ use crate::{
     alert::{self, Transition},
     cli::{
         Context, Report,
-        command::{alert::row as alert_row, baseline, traffic::bring_tables},
+        command::{alert::alert_json, baseline, traffic::bring_tables},
     },
     error::{Error, Result},
     ledger,
@@ -204,7 +204,7 @@ impl Report for RunOutcome {
             "page": self.page,
             "values": self.report.values(), "findings": findings, "raised": transitions(&self.raised),
             "resolved": transitions(&self.resolved),
-            "firing": self.firing.iter().map(alert_row).collect::<Vec<_>>(),
+            "firing": self.firing.iter().map(alert_json).collect::<Vec<_>>(),
             "actions": self.actions})
     }
 

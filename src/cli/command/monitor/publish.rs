@@ -27,10 +27,10 @@ pub fn publish_transitions(
     let mut published = Vec::new();
     let publish_all = || -> Result<()> {
         for transition in changes {
-            let queued = outbox.put(&transition, environment, &sinks)?;
+            let queued = outbox.enqueue(&transition, environment, &sinks)?;
             match publish_transition(repo, environment, &transition, days)? {
                 Some(event) => published.push((transition, event)),
-                None => outbox.take_back(&queued)?,
+                None => outbox.cancel(&queued)?,
             }
         }
         Ok(())

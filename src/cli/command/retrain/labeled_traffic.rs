@@ -39,7 +39,7 @@ impl Worktree<'_> {
         self.checkout(data)?;
         let workspace = Workspace::open(&self.repo)?;
         let labeled = self.labeled(&workspace, environment)?;
-        let present = match workspace.look(data, self.ctx.progress)? {
+        let present = match workspace.scan(data, self.ctx.progress)? {
             Some(node) => split::gather(&node, data)?.pictures,
             None => Vec::new(),
         };

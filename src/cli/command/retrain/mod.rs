@@ -102,7 +102,7 @@ pub fn retrain(ctx: &Context<'_>, repo: &Repo, request: &Request<'_>) -> Result<
     let environment = request.environment;
     let model = served_model(repo, request.model, environment)?;
     let all = release::releases(&repo.git, Some(&model), environment)?;
-    let serving = release::serving(&all).last().map(|it| it.message.version.clone());
+    let serving = release::active_releases(&all).last().map(|it| it.message.version.clone());
     let serving = serving.ok_or_else(|| Error::not_found(format!("no version serves in `{environment}`")))?;
     let production = registry::require(&repo.git, &serving)?;
     bring(ctx, repo, &production, None)?;

@@ -55,7 +55,7 @@ impl<'c> Worktree<'c> {
         git(&origin, &["worktree", "add", "--quiet", "--detach", &text, "HEAD"])?;
         drop(lock);
         let private = repo.private.path().to_owned();
-        let repo = Repo::own(&path)?;
+        let repo = Repo::open_worktree(&path)?;
         Ok(Self { ctx, repo, origin, private, path })
     }
 
