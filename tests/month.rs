@@ -8,7 +8,7 @@ use mlx::{
     alert::{Values, decide},
     git::Rev,
     ledger::{Entry, Event, FORMAT},
-    model::{image_stats::measure_image, inference::Offline, package, preprocess, registry},
+    model::{image_stats::measure_image, inference::LoadedPackage, package, preprocess, registry},
     monitor::{Day, Reference, Thresholds, measure},
     policy::Policy,
     repo::Repo,
@@ -48,11 +48,11 @@ fn find_errors(raised: &Raised) -> Vec<String> {
 }
 
 /// Classifies the images of a day and returns the records that the service would have written.
-fn records(offline: &mut Offline, seed: u64, day: u32) -> Vec<Record> {
+fn records(offline: &mut LoadedPackage, seed: u64, day: u32) -> Vec<Record> {
     let frames = camera::frames(seed, day, FRAMES).unwrap();
     let files: Vec<Vec<u8>> = frames.iter().map(|frame| frame.jpeg.clone()).collect();
     let settings = offline.settings();
-    let answers = offline.see(&files).unwrap();
+    let answers = offline.predict(&files).unwrap();
     let rows = frames.iter().zip(files).zip(answers).enumerate();
     rows.map(|(number, ((frame, file), answer))| {
         let planes = preprocess::decode(&file).map(|image| preprocess::planes(&image, &settings));
@@ -75,7 +75,7 @@ fn records(offline: &mut Offline, seed: u64, day: u32) -> Vec<Record> {
             class,
             scores,
             features,
-            looks: planes.ok().map(|planes| measure_image(&planes, settings.crop as usize)),
+            image_stats: planes.ok().map(|planes| measure_image(&planes, settings.crop as usize)),
             kept: true,
         }
     })
@@ -84,7 +84,7 @@ fn records(offline: &mut Offline, seed: u64, day: u32) -> Vec<Record> {
 
 /// Plays a month without a service, with the measures, rules and reference of `mlx monitor run`, and returns
 /// its alerts.
-fn play(offline: &mut Offline, training: &[Record], policy: &Policy, rev: &Rev, seed: u64) -> Raised {
+fn play(offline: &mut LoadedPackage, training: &[Record], policy: &Policy, rev: &Rev, seed: u64) -> Raised {
     let (mut days, mut events, mut raised) = (BTreeMap::<String, Values>::new(), Vec::new(), Vec::new());
     let mut accepted: Vec<Record> = Vec::new();
     let (labels, groups) = (Labels::default(), BTreeMap::new());
@@ -139,13 +139,13 @@ fn twenty_other_months_raise_the_right_alerts() {
     sandbox.ok("model register pets");
     let repo = Repo::discover(&sandbox.repo).unwrap();
     let version = registry::require(&repo.git, "pets").unwrap();
-    let training = mlx::model::inference::read(&repo, &version, package::REFERENCE).unwrap().unwrap();
+    let training = mlx::model::inference::read_file(&repo, &version, package::REFERENCE).unwrap().unwrap();
     let training = read_requests(&training).unwrap();
     let policy = Policy::at(&repo.git, repo.git.head().as_ref()).unwrap();
     let rev = repo.git.head().unwrap();
     let months = std::thread::scope(|scope| {
         let part = |seeds: std::ops::RangeInclusive<u64>| {
-            let mut offline = Offline::load(&repo, &version).unwrap();
+            let mut offline = LoadedPackage::load(&repo, &version).unwrap();
             let (training, policy, rev) = (&training, &policy, &rev);
             scope.spawn(move || {
                 let month = |seed| (seed, play(&mut offline, training, policy, rev, seed));

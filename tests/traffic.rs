@@ -10,7 +10,9 @@ use std::{
 use mlx::{
     digest::Digest,
     time::Day,
-    traffic::{Looks, Record, Sample, Spool, read_requests, read_telemetry, spool, write_requests},
+    traffic::{
+        ImageStats, Record, Spool, TelemetrySample, read_requests, read_telemetry, spool, write_requests,
+    },
 };
 use serde_json::{Value, json};
 
@@ -58,15 +60,19 @@ fn new_record(id: &str, captured: i64) -> Record {
         class: "cat".to_owned(),
         scores: vec![0.75, 0.25],
         features: vec![1.0, -2.0, 3.5],
-        looks: Some(Looks { brightness: 0.5, fingerprint: u64::MAX, ..Looks::default() }),
+        image_stats: Some(ImageStats { brightness: 0.5, fingerprint: u64::MAX, ..ImageStats::default() }),
         kept: false,
     }
 }
 
 /// Writes records into the spool without a server. Each record's image is its id.
 fn write_to_spool(sandbox: &Sandbox, records: &[(&str, i64)]) {
-    let options =
-        spool::Options { keep: 1.0, largest_broken: 0, broken_a_day: 0, disk: sandbox.repo.clone() };
+    let options = spool::Options {
+        keep_share: 1.0,
+        max_undecodable_size: 0,
+        max_undecodable_per_day: 0,
+        disk: sandbox.repo.clone(),
+    };
     let spool = Spool::start(mlx_folder(sandbox), "production", options).unwrap();
     for (id, captured) in records {
         assert!(spool.record(new_record(id, *captured), Some(id.as_bytes().to_vec().into())));
@@ -122,19 +128,19 @@ fn requests_are_recorded_and_a_day_is_sealed_as_a_dataset() {
         assert_eq!((&json!(record.class), record.status), (&response["class"], 200));
         assert_eq!((&record.name, record.input), (&format!("cam/{number}.jpg"), Digest::of(&bytes)));
         assert_eq!((record.captured, record.received), (MORNING, 1_700_000_000_000));
-        assert!(record.kept && record.looks.unwrap().brightness > 0.05 && record.features.len() > 2);
+        assert!(record.kept && record.image_stats.unwrap().brightness > 0.05 && record.features.len() > 2);
         let kept =
             fs::read(sandbox.repo.join(format!("{folder}/pictures/{}.jpg", record.input.hex()))).unwrap();
         assert_eq!(kept, bytes);
     }
     let bad = by_id("bad");
-    assert_eq!((bad.status, bad.looks, bad.kept, &bad.class[..]), (400, None, true, ""));
+    assert_eq!((bad.status, bad.image_stats, bad.kept, &bad.class[..]), (400, None, true, ""));
     assert!(sandbox.has(&format!("{folder}/pictures/{}.bin", bad.input.hex())));
     let (first, second) = (by_id("mine"), by_id("mine#1"));
     assert_eq!((first.input, &first.scores), (second.input, &second.scores));
-    assert_eq!((first.looks, first.kept), (by_id("r0").looks, false));
+    assert_eq!((first.image_stats, first.kept), (by_id("r0").image_stats, false));
     let samples = fs::read(sandbox.repo.join(folder).join("telemetry.parquet")).unwrap();
-    let samples: Vec<Sample> = read_telemetry(&samples).unwrap();
+    let samples: Vec<TelemetrySample> = read_telemetry(&samples).unwrap();
     assert!(samples.iter().all(|sample| sample.resident > 0) && !samples.is_empty());
 
     let again = sandbox.json("traffic seal --day 2023-11-13 --machine gate");
@@ -224,7 +230,7 @@ fn a_killed_server_loses_at_most_the_records_of_one_second() {
         let id = format!("r{at}");
         assert!(found.records.iter().any(|record| record.id == id), "{id} of {safe} is lost");
     }
-    assert!(found.records.iter().all(|record| !record.kept) && found.pictures.is_empty());
+    assert!(found.records.iter().all(|record| !record.kept) && found.images.is_empty());
 }
 
 #[test]
@@ -304,7 +310,7 @@ fn labels_are_stored_by_day_and_invalid_feedback_changes_nothing() {
     let report = sandbox.json("feedback more.csv");
     assert_eq!((&report["new"], &report["changed"], &report["same"]), (&json!(1), &json!(1), &json!(1)));
     let files = mlx::fs::Root::open(&sandbox.repo).unwrap();
-    let labels = mlx::traffic::labels(&files, "production", "2023-11-11".parse().unwrap()).unwrap();
+    let labels = mlx::traffic::read_labels(&files, "production", "2023-11-11".parse().unwrap()).unwrap();
     assert_eq!(labels.of(&Record { input: digest, ..new_record("r0", 0) }), Some(&"dog".to_owned()));
     assert_eq!((labels.of(&new_record("r0", 0)), labels.len()), (None, 1));
     assert!(!sandbox.git("status --porcelain -uall").contains("requests.parquet"));
@@ -326,7 +332,7 @@ fn images_that_share_an_id_are_labeled_by_digest() {
     sandbox.write("digest.csv", format!("digest,class\n{one},cat\n{other},dog\n"));
     assert_eq!(sandbox.json("feedback digest.csv")["new"], 2);
     let files = mlx::fs::Root::open(&sandbox.repo).unwrap();
-    let labels = mlx::traffic::labels(&files, "production", "2023-11-13".parse().unwrap()).unwrap();
+    let labels = mlx::traffic::read_labels(&files, "production", "2023-11-13".parse().unwrap()).unwrap();
     let classes =
         [one, other].map(|input| labels.of(&Record { input, ..new_record("twice", 0) }).unwrap().clone());
     assert_eq!(classes, ["cat", "dog"]);
@@ -417,7 +423,7 @@ fn arrow_reads_the_written_parquet_files() {
         return skip("arrow_reads_the_written_parquet_files", "no Python with pyarrow (MLX_PYTHON)");
     };
     let minimal =
-        Record { looks: None, scores: Vec::new(), features: Vec::new(), ..new_record("é", MORNING) };
+        Record { image_stats: None, scores: Vec::new(), features: Vec::new(), ..new_record("é", MORNING) };
     let sandbox = Sandbox::bare();
     sandbox.write("requests.parquet", write_requests(&[new_record("a", MORNING), minimal]).unwrap());
     let mut command = Command::new(python);

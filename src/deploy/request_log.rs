@@ -16,7 +16,7 @@ use crate::{
     digest::Digest,
     model::image_stats::measure_image,
     time,
-    traffic::{Looks, Record},
+    traffic::{ImageStats, Record},
 };
 
 /// Header with the time of capture, as RFC 3339.
@@ -63,7 +63,7 @@ pub(super) struct RequestFacts {
 #[derive(Clone, Copy)]
 pub(super) struct InputRow {
     pub digest: Digest,
-    pub looks: Option<Looks>,
+    pub looks: Option<ImageStats>,
 }
 
 impl RequestLog {
@@ -88,7 +88,7 @@ impl RequestLog {
     fn record(&mut self, status: u16) {
         self.recorded = true;
         let Some(spool) = self.service.spool() else { return };
-        spool.waiting(self.served.batcher.waiting());
+        spool.report_queue_length(self.served.batcher.waiting());
         let (facts, latency) = (std::mem::take(&mut self.facts), self.start.elapsed().as_secs_f64() * 1000.0);
         let (service, served) = (Arc::clone(&self.service), Arc::clone(&self.served));
         let large = facts.body.as_ref().is_some_and(|it| it.len() > MAX_INLINE_HASH);
@@ -168,7 +168,7 @@ impl RequestFacts {
                 class,
                 scores,
                 features,
-                looks: input.looks,
+                image_stats: input.looks,
                 kept: false,
             };
             (record, image.clone())
@@ -243,7 +243,12 @@ mod tests {
     #[test]
     fn disconnected_clients_are_counted_recorded_and_dropped_from_the_queue() {
         let temp = tempfile::tempdir().unwrap();
-        let options = spool::Options { keep: 1.0, largest_broken: 9, broken_a_day: 9, disk: "/".into() };
+        let options = spool::Options {
+            keep_share: 1.0,
+            max_undecodable_size: 9,
+            max_undecodable_per_day: 9,
+            disk: "/".into(),
+        };
         let gate = Gate::closed();
         let service = service(&gate, Duration::from_mins(1));
         service.record_into(Spool::start(Root::open(temp.path()).unwrap(), "test", options).unwrap());
@@ -266,7 +271,7 @@ mod tests {
         let records: Vec<_> =
             days.iter().flat_map(|it: &Day| spool::read(&root, "test", *it).unwrap().records).collect();
         let found: Vec<_> =
-            records.iter().map(|it| (it.status, it.looks.is_some(), it.kept, it.class.len())).collect();
+            records.iter().map(|it| (it.status, it.image_stats.is_some(), it.kept, it.class.len())).collect();
         let count = |of| found.iter().filter(|it| **it == of).count();
         assert_eq!(count((GONE, true, true, 0)), 3, "{found:?}");
         assert_eq!(count((GONE, false, false, 0)), 1, "{found:?}");

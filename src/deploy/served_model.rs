@@ -12,8 +12,8 @@ use crate::{
     digest::Digest,
     error::{Error, Kind, Result},
     model::{
-        inference::Offline, package::Description, preprocess, registry::Version, settings::Backbone,
-        softmax::best,
+        inference::LoadedPackage, package::Description, preprocess, registry::Version, settings::Backbone,
+        softmax::argmax,
     },
     repo::Repo,
 };
@@ -46,7 +46,7 @@ pub struct Prediction {
 impl ServedModel {
     /// Loads a package from the store and runs its model once.
     pub fn load(repo: &Repo, version: &Version, limits: BatchLimits) -> Result<Arc<Self>> {
-        let Offline { description, engine, .. } = Offline::load(repo, version)?;
+        let LoadedPackage { description, engine, .. } = LoadedPackage::load(repo, version)?;
         let (id, side) = (engine.id(), description.input.crop as usize);
         let batcher = Batcher::start(engine, side, limits)?;
         Ok(Arc::new(Self {
@@ -94,7 +94,7 @@ impl ServedModel {
         let classes = &self.description.classes;
         let prediction = |row: &[f32]| {
             let (scores, features) = row.split_at(classes.len());
-            let best = best(scores);
+            let best = argmax(scores);
             if scores.iter().any(|it| !it.is_finite()) {
                 return Err(Error::new(
                     Kind::Usage,

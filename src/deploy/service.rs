@@ -254,7 +254,7 @@ impl Service {
     ) -> Result<Vec<f32>, HttpError> {
         let (max, served, recorded) = (self.options.max_pixels, Arc::clone(served), self.spool().is_some());
         let work = move || {
-            let pixels = preprocess::pixels(&bytes)?;
+            let pixels = preprocess::claimed_pixels(&bytes)?;
             if pixels > max {
                 let message = format!("the image has {pixels} pixels, and the limit is {max}");
                 return Err(HttpError(StatusCode::PAYLOAD_TOO_LARGE, message));

@@ -22,8 +22,8 @@ use crate::{
     error::Result,
     model::{
         engine::Engine,
-        package::{Description, Input, MadeFrom},
-        settings::Filter,
+        package::{Description, Input, Provenance},
+        settings::ResizeFilter,
     },
 };
 
@@ -62,8 +62,9 @@ impl Engine for Gate {
 /// Returns a version with two classes behind a gate, with batches of one image.
 pub fn served(gate: &Gate, model: &str, classes: [&str; 2]) -> Arc<ServedModel> {
     let digest = Digest::of(b"some");
-    let made_from = MadeFrom { backbone: digest, data: digest, head: digest, params: digest, split: digest };
-    let input = Input { crop: SIDE, filter: Filter::Triangle, name: "pixels".into(), resize: SIDE };
+    let made_from =
+        Provenance { backbone: digest, data: digest, head: digest, params: digest, split: digest };
+    let input = Input { crop: SIDE, filter: ResizeFilter::Triangle, name: "pixels".into(), resize: SIDE };
     let limits = BatchLimits { max_batch: 1, max_wait: Duration::ZERO, queue: 16 };
     Arc::new(ServedModel {
         model: model.into(),

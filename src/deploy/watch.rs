@@ -24,7 +24,7 @@ use crate::{
     digest::Digest,
     error::{Error, Kind, Result, WithContext},
     fs::{File, FileKind, FileStat, Root, TEMP_PREFIX},
-    model::split::is_picture,
+    model::split::is_image,
     path::RepoPath,
     progress::Progress,
     time,
@@ -289,7 +289,7 @@ fn frame_name(name: &[u8]) -> Option<&str> {
     let path = RepoPath::from_text(text).ok()?;
     let hidden = text.starts_with('.') || name.starts_with(TEMP_PREFIX) || text.starts_with('~');
     // Unfinished files mostly have an extension of their own, such as `.part`.
-    (!hidden && is_picture(&path)).then_some(text)
+    (!hidden && is_image(&path)).then_some(text)
 }
 
 /// Parses the time in a name such as `2026-03-09T08-15-00Z.jpg`, as RFC 3339.

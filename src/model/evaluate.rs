@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use crate::{
     error::{Error, Result},
     model::{
-        softmax::{Head, best},
-        split::{Picture, Segment},
+        softmax::{Head, argmax},
+        split::{LabeledImage, Subset},
         table::Table,
         train::{class_names, samples},
     },
@@ -18,7 +18,7 @@ use crate::{
 
 /// Confusion matrix: number of images by true and predicted class.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Confusion {
+pub struct ConfusionMatrix {
     pub classes: Vec<String>,
     /// Number of images, as `[label][prediction]`.
     pub counts: Vec<Vec<u64>>,
@@ -28,7 +28,7 @@ pub struct Confusion {
 
 /// Evaluates a head on the test images of a feature table. The head must have the table's number of features
 /// and the images' classes.
-pub fn evaluate(head: &Head, table: &Table, images: &[Picture]) -> Result<Confusion> {
+pub fn evaluate(head: &Head, table: &Table, images: &[LabeledImage]) -> Result<ConfusionMatrix> {
     if head.mean.len() != table.width {
         let message =
             format!("the head expects {} features, but the table has {}", head.mean.len(), table.width);
@@ -43,17 +43,17 @@ pub fn evaluate(head: &Head, table: &Table, images: &[Picture]) -> Result<Confus
         );
         return Err(Error::usage(message).hint("train it again: `mlx repro` or `mlx model train`"));
     }
-    let (samples, _) = samples(table, images, Segment::Test, &head.classes);
+    let (samples, _) = samples(table, images, Subset::Test, &head.classes);
     if samples.is_empty() {
         return Err(Error::usage("the test set has no usable images"));
     }
     let size = head.classes.len();
     let mut confusion =
-        Confusion { classes: head.classes.clone(), counts: vec![vec![0; size]; size], loss: 0.0 };
+        ConfusionMatrix { classes: head.classes.clone(), counts: vec![vec![0; size]; size], loss: 0.0 };
     for (row, &label) in samples.values.chunks(samples.width).zip(&samples.labels) {
         let scores = head.predict(row);
         confusion.loss -= libm::log(scores[label].max(1e-300)) / samples.len() as f64;
-        confusion.counts[label][best(&scores)] += 1;
+        confusion.counts[label][argmax(&scores)] += 1;
     }
     Ok(confusion)
 }
@@ -63,7 +63,7 @@ fn ratio(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
-impl Confusion {
+impl ConfusionMatrix {
     fn total(&self) -> u64 {
         self.counts.iter().flatten().sum()
     }
@@ -73,7 +73,7 @@ impl Confusion {
     }
 
     /// Returns the precision, recall, F1 and number of images of the class with this index.
-    pub fn class(&self, class: usize) -> (f64, f64, f64, u64) {
+    pub fn class_metrics(&self, class: usize) -> (f64, f64, f64, u64) {
         let correct = self.counts[class][class];
         let predicted = self.counts.iter().map(|row| row[class]).sum();
         let actual = self.counts[class].iter().sum();
@@ -85,7 +85,7 @@ impl Confusion {
     /// Returns accuracy, loss, and precision, recall and F1 by class and averaged, as JSON. `damaged` is the
     /// number of images that could not be decoded.
     pub fn metrics(&self, damaged: u64) -> Value {
-        let rows: Vec<_> = (0..self.classes.len()).map(|class| self.class(class)).collect();
+        let rows: Vec<_> = (0..self.classes.len()).map(|class| self.class_metrics(class)).collect();
         let total = self.total().max(1) as f64;
         let average = |weight: &dyn Fn(u64) -> f64| {
             let sum = |value: &dyn Fn(&(f64, f64, f64, u64)) -> f64| {
@@ -119,7 +119,7 @@ impl Confusion {
     }
 
     /// Returns the matrix as CSV: one line per pair of true and predicted class, with its count.
-    pub fn csv(&self) -> String {
+    pub fn to_csv(&self) -> String {
         let field = |name: &String| {
             if name.contains([',', '"', '\n']) {
                 format!("\"{}\"", name.replace('"', "\"\""))
@@ -146,7 +146,7 @@ mod tests {
         // 3 cats correct, 1 predicted as dog; 4 dogs correct, 2 predicted as cat; bird is never predicted.
         let classes = ["bird", "cat", "dog"].map(str::to_owned).to_vec();
         let counts = vec![vec![0, 1, 0], vec![0, 3, 1], vec![0, 2, 4]];
-        let metrics = Confusion { classes, counts, loss: 0.0 }.metrics(1);
+        let metrics = ConfusionMatrix { classes, counts, loss: 0.0 }.metrics(1);
         let close = |value: &Value, expected: f64| {
             assert!((value.as_f64().unwrap() - expected).abs() < 1e-12, "{value}");
         };

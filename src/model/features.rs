@@ -17,8 +17,8 @@ use crate::{
         engine, filters, graph,
         preprocess::{decode, planes},
         settings::{Backbone, FilterSettings},
-        split::{Picture, Segment},
-        table::{About, BACKBONE, FORMAT, Table, write},
+        split::{LabeledImage, Subset},
+        table::{BACKBONE, FORMAT, Metadata, Table, write},
     },
     path::RepoPath,
     progress::{Event, Progress},
@@ -32,9 +32,9 @@ const MAX_FILTER_IMAGES: usize = 2000;
 
 /// Summary of a feature computation.
 #[derive(Clone, Debug)]
-pub struct Computed {
+pub struct FeatureSummary {
     /// Number of images in the table.
-    pub pictures: u64,
+    pub images: u64,
     /// Number of images that were not in the cache.
     pub computed: u64,
     /// Number of features per image.
@@ -46,7 +46,7 @@ pub struct Computed {
 }
 
 /// Input and output paths of a feature computation.
-pub struct Places<'p> {
+pub struct FeaturePaths<'p> {
     /// Folder of the images.
     pub data: &'p RepoPath,
     /// The split file.
@@ -61,12 +61,12 @@ pub struct Places<'p> {
 /// that the settings name.
 pub fn compute(
     repo: &Repo,
-    places: &Places<'_>,
+    places: &FeaturePaths<'_>,
     backbone: &Backbone,
     filters: Option<&FilterSettings>,
     data_digest: Digest,
     progress: &dyn Progress,
-) -> Result<Computed> {
+) -> Result<FeatureSummary> {
     backbone.check()?;
     let list = repo.files.read(places.split)?;
     let images = crate::model::split::parse(places.split, &list)?;
@@ -93,7 +93,7 @@ pub fn compute(
         .filter(|image| !rows.contains_key(&image.digest))
         .map(|image| image.path.clone())
         .collect();
-    let metadata = About {
+    let metadata = Metadata {
         format: FORMAT,
         engine: id.clone(),
         backbone_digest: Digest::of(&file),
@@ -111,7 +111,7 @@ pub fn compute(
     if filters.is_some() {
         repo.files.write(&places.out.join(BACKBONE.as_bytes())?, &file, Sync::Later)?;
     }
-    Ok(Computed { pictures: table.rows.len() as u64, computed, width: width as u64, engine: id, damaged })
+    Ok(FeatureSummary { images: table.rows.len() as u64, computed, width: width as u64, engine: id, damaged })
 }
 
 /// Runs images through the backbone and collects those that cannot be decoded.
@@ -126,10 +126,10 @@ impl Extractor<'_> {
     /// features.
     fn prepare_model(
         &mut self,
-        places: &Places<'_>,
+        places: &FeaturePaths<'_>,
         backbone: &Backbone,
         filters: Option<&FilterSettings>,
-        images: &[Picture],
+        images: &[LabeledImage],
     ) -> Result<(Backbone, Vec<u8>, Vec<u8>)> {
         let Some(filter_settings) = filters else {
             let path = RepoPath::parse(
@@ -158,7 +158,7 @@ impl Extractor<'_> {
         };
         let training: BTreeMap<Digest, &RepoPath> = images
             .iter()
-            .filter(|image| image.segment == Segment::Train)
+            .filter(|image| image.subset == Subset::Train)
             .map(|image| (image.digest, &image.path))
             .collect();
         let training: Vec<_> = training.into_iter().take(MAX_FILTER_IMAGES).collect();

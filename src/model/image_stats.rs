@@ -3,7 +3,7 @@
 //! A few numbers that are enough to detect fog, blur, night or another camera. They are computed from the
 //! planes that the model takes, after resize and crop.
 
-use crate::traffic::Looks;
+use crate::traffic::ImageStats;
 
 /// Luma weights of red, green and blue.
 const GRAY: [f32; 3] = [0.299, 0.587, 0.114];
@@ -13,10 +13,10 @@ const FLAT: f64 = 1.0 / 255.0;
 const GRID: (usize, usize) = (9, 8);
 
 /// Measures red, green and blue planes (3×side×side, 0–255). Returns zeros if there are too few values.
-pub fn measure_image(planes: &[f32], side: usize) -> Looks {
+pub fn measure_image(planes: &[f32], side: usize) -> ImageStats {
     let area = side * side;
     if area == 0 || planes.len() < 3 * area {
-        return Looks::default();
+        return ImageStats::default();
     }
     let to_gray = |pixel: usize| {
         (0..3).map(|channel| GRAY[channel] * planes[channel * area + pixel]).sum::<f32>() / 255.0
@@ -25,7 +25,7 @@ pub fn measure_image(planes: &[f32], side: usize) -> Looks {
     let mean = average(gray.iter().map(|&it| f64::from(it)));
     let variance = average(gray.iter().map(|&value| (f64::from(value) - mean).powi(2)));
     let contrast = variance.sqrt();
-    Looks {
+    ImageStats {
         brightness: mean as f32,
         contrast: contrast as f32,
         // Fog reduces edges and contrast together, blur reduces the edges alone.
@@ -163,8 +163,8 @@ mod tests {
 
     #[test]
     fn too_few_values_give_default_statistics() {
-        assert_eq!(measure_image(&[1.0, 2.0], 2), Looks::default());
-        assert_eq!(measure_image(&[], 0), Looks::default());
+        assert_eq!(measure_image(&[1.0, 2.0], 2), ImageStats::default());
+        assert_eq!(measure_image(&[], 0), ImageStats::default());
     }
 
     proptest! {

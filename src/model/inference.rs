@@ -11,7 +11,7 @@ use crate::{
         preprocess,
         registry::Version,
         settings::Backbone,
-        softmax::best,
+        softmax::argmax,
     },
     path::RepoPath,
     repo::Repo,
@@ -22,7 +22,7 @@ use crate::{
 const BATCH: usize = 16;
 
 /// A package whose model is loaded into an engine.
-pub struct Offline {
+pub struct LoadedPackage {
     pub name: String,
     pub description: Description,
     pub engine: Box<dyn Engine>,
@@ -30,7 +30,7 @@ pub struct Offline {
 
 /// A package's prediction for one image.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Seen {
+pub struct Prediction {
     /// Index of the most probable class in the description's classes.
     pub class: usize,
     /// Probability of each class.
@@ -40,19 +40,19 @@ pub struct Seen {
 }
 
 /// Reads one file of a stored package; None if the package does not have it.
-pub fn read(repo: &Repo, version: &Version, name: &str) -> Result<Option<Vec<u8>>> {
+pub fn read_file(repo: &Repo, version: &Version, name: &str) -> Result<Option<Vec<u8>>> {
     let entry = store::entry_at(&repo.store, &version.package.digest, &RepoPath::from_text(name)?)?;
     entry.map(|it| repo.store.read(&it.digest)).transpose()
 }
 
-impl Offline {
+impl LoadedPackage {
     /// Loads a package from the store and checks that its model returns finite numbers for a black image.
     pub fn load(repo: &Repo, version: &Version) -> Result<Self> {
         let name = version.name();
         let context = || format!("cannot load `{name}`");
         let require = |file: &str| {
             let missing = || Error::corrupt(format!("the package of `{name}` has no `{file}`"));
-            read(repo, version, file).and_then(|bytes| bytes.ok_or_else(missing)).context(context)
+            read_file(repo, version, file).and_then(|bytes| bytes.ok_or_else(missing)).context(context)
         };
         let description = package::parse(&format!("{name}/model.toml"), &require("model.toml")?)?;
         let model = graph::encode(&graph::with_features(onnx::parse(&require("model.onnx")?)?));
@@ -74,7 +74,7 @@ impl Offline {
 
     /// Predicts encoded images (JPEG, PNG and others); an image that cannot be decoded has an error in its
     /// place.
-    pub fn see(&mut self, images: &[Vec<u8>]) -> Result<Vec<Result<Seen>>> {
+    pub fn predict(&mut self, images: &[Vec<u8>]) -> Result<Vec<Result<Prediction>>> {
         let settings = self.settings();
         let mut found = Vec::with_capacity(images.len());
         for batch in images.chunks(BATCH) {
@@ -83,7 +83,7 @@ impl Offline {
                 .map(|bytes| Ok(preprocess::planes(&preprocess::decode(bytes)?, &settings)))
                 .collect();
             let decoded: Vec<f32> = planes.iter().flatten().flatten().copied().collect();
-            let mut rows = self.run(&decoded)?.into_iter();
+            let mut rows = self.predict_planes(&decoded)?.into_iter();
             for planes in planes {
                 found.push(planes.and_then(|_: Vec<f32>| {
                     rows.next().ok_or_else(|| Error::new(Kind::Internal, "the model returned too few rows"))
@@ -94,7 +94,7 @@ impl Offline {
     }
 
     /// Predicts preprocessed images (3×side×side values each).
-    pub fn run(&mut self, planes: &[f32]) -> Result<Vec<Seen>> {
+    pub fn predict_planes(&mut self, planes: &[f32]) -> Result<Vec<Prediction>> {
         let side = self.description.input.crop as usize;
         let rows = planes.len() / (3 * side * side);
         if rows == 0 {
@@ -104,7 +104,7 @@ impl Offline {
         let classes = self.description.classes.len();
         let row = |values: &[f32]| {
             let (scores, features) = values.split_at(classes);
-            Seen { class: best(scores), scores: scores.to_vec(), features: features.to_vec() }
+            Prediction { class: argmax(scores), scores: scores.to_vec(), features: features.to_vec() }
         };
         Ok(values.chunks(values.len() / rows).map(row).collect())
     }

@@ -22,8 +22,8 @@ use crate::{
         engine, graph, preprocess,
         reference::build_reference,
         softmax::Head,
-        split::{Picture, Segment},
-        table::{About, BACKBONE, Table},
+        split::{LabeledImage, Subset},
+        table::{BACKBONE, Metadata, Table},
     },
     path::RepoPath,
     repo::Repo,
@@ -45,7 +45,7 @@ pub struct Description {
     pub classes: Vec<String>,
     pub format: u64,
     pub input: Input,
-    pub made_from: MadeFrom,
+    pub made_from: Provenance,
     /// Numbers of the metrics file, by their keys joined with dots.
     pub metrics: BTreeMap<String, f64>,
     /// Name of the model's output.
@@ -57,7 +57,7 @@ pub struct Description {
 #[serde(deny_unknown_fields)]
 pub struct Input {
     pub crop: u32,
-    pub filter: crate::model::settings::Filter,
+    pub filter: crate::model::settings::ResizeFilter,
     pub name: String,
     pub resize: u32,
 }
@@ -65,7 +65,7 @@ pub struct Input {
 /// Digests of a package's inputs. A commit is not among them: the package is committed only afterwards.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct MadeFrom {
+pub struct Provenance {
     pub backbone: Digest,
     pub data: Digest,
     pub head: Digest,
@@ -75,32 +75,32 @@ pub struct MadeFrom {
 }
 
 /// Inputs of a package.
-pub struct Parts<'p> {
+pub struct PackageInputs<'p> {
     /// Folder of the feature table.
     pub features: &'p RepoPath,
     pub table: &'p Table,
-    pub about: &'p About,
+    pub metadata: &'p Metadata,
     pub head: &'p Head,
     pub head_digest: Digest,
     pub metrics: &'p Value,
-    pub pictures: &'p [Picture],
+    pub images: &'p [LabeledImage],
     /// Folder to which relative paths in the parameters refer.
     pub folder: &'p RepoPath,
 }
 
 /// Combines backbone and head, verifies the result on test images, and writes the package to the folder
 /// `out`.
-pub fn package(repo: &Repo, parts: &Parts<'_>, out: &RepoPath) -> Result<Description> {
+pub fn build(repo: &Repo, parts: &PackageInputs<'_>, out: &RepoPath) -> Result<Description> {
     let backbone = read_backbone(repo, parts)?;
-    let model = if parts.about.backbone.file.is_empty() {
+    let model = if parts.metadata.backbone.file.is_empty() {
         crate::model::onnx::parse(&backbone)?
     } else {
-        graph::with_normalization(&backbone, &parts.about.backbone)?
+        graph::with_normalization(&backbone, &parts.metadata.backbone)?
     };
     let bytes = graph::encode(&graph::with_head(model, parts.head)?);
     verify(repo, parts, &bytes)
         .context(|| "the packaged model does not predict like its backbone and head".into())?;
-    let settings = &parts.about.backbone;
+    let settings = &parts.metadata.backbone;
     let params = serde_json::json!({"backbone": settings, "strength": parts.head.strength});
     let description = Description {
         classes: parts.head.classes.clone(),
@@ -111,12 +111,12 @@ pub fn package(repo: &Repo, parts: &Parts<'_>, out: &RepoPath) -> Result<Descrip
             name: graph::INPUT.to_owned(),
             resize: settings.resize,
         },
-        made_from: MadeFrom {
-            backbone: parts.about.backbone_digest,
-            data: parts.about.data_digest,
+        made_from: Provenance {
+            backbone: parts.metadata.backbone_digest,
+            data: parts.metadata.data_digest,
             head: parts.head_digest,
             params: Digest::of(document::canonical(&params).as_bytes()),
-            split: parts.about.split_digest,
+            split: parts.metadata.split_digest,
         },
         metrics: document::leaves(parts.metrics)
             .into_iter()
@@ -132,15 +132,15 @@ pub fn package(repo: &Repo, parts: &Parts<'_>, out: &RepoPath) -> Result<Descrip
 }
 
 /// Reads the backbone, and checks that the feature table was computed with it.
-fn read_backbone(repo: &Repo, parts: &Parts<'_>) -> Result<Vec<u8>> {
-    let file = &parts.about.backbone.file;
+fn read_backbone(repo: &Repo, parts: &PackageInputs<'_>) -> Result<Vec<u8>> {
+    let file = &parts.metadata.backbone.file;
     let path = if file.is_empty() {
         parts.features.join(BACKBONE.as_bytes())?
     } else {
         RepoPath::parse(file.as_ref(), &parts.folder.on_disk(repo.root()), repo.root())?
     };
     let bytes = repo.files.read(&path)?;
-    if Digest::of(&bytes) == parts.about.backbone_digest {
+    if Digest::of(&bytes) == parts.metadata.backbone_digest {
         return Ok(bytes);
     }
     let error = Error::new(
@@ -152,12 +152,12 @@ fn read_backbone(repo: &Repo, parts: &Parts<'_>) -> Result<Vec<u8>> {
 
 /// Verifies the ONNX file on test images: its probabilities must equal those of the head for the features in
 /// the table.
-fn verify(repo: &Repo, parts: &Parts<'_>, bytes: &[u8]) -> Result<()> {
+fn verify(repo: &Repo, parts: &PackageInputs<'_>, bytes: &[u8]) -> Result<()> {
     let mut engine = engine::load(repo, bytes, graph::INPUT, graph::OUTPUT)?;
-    let settings = &parts.about.backbone;
+    let settings = &parts.metadata.backbone;
     let usable =
-        |image: &&Picture| image.segment == Segment::Test && parts.table.rows.contains_key(&image.digest);
-    for image in parts.pictures.iter().filter(usable).take(VERIFIED_IMAGES) {
+        |image: &&LabeledImage| image.subset == Subset::Test && parts.table.rows.contains_key(&image.digest);
+    for image in parts.images.iter().filter(usable).take(VERIFIED_IMAGES) {
         let file = repo.files.read(&image.path)?;
         let planes = preprocess::planes(&preprocess::decode(&file)?, settings);
         let found = engine.run(&planes, settings.crop as usize)?;
@@ -173,7 +173,7 @@ fn verify(repo: &Repo, parts: &Parts<'_>, bytes: &[u8]) -> Result<()> {
 }
 
 /// Reads `model.toml` in a package's folder.
-pub fn describe(files: &Root, folder: &RepoPath) -> Result<Description> {
+pub fn read_description(files: &Root, folder: &RepoPath) -> Result<Description> {
     let path = folder.join(b"model.toml")?;
     parse(&path.to_text(), &files.read(&path).context(|| format!("`{folder}` is not a package"))?)
 }

@@ -8,7 +8,7 @@ use image::{DynamicImage, ImageDecoder as _, ImageReader, Limits, imageops::Filt
 
 use crate::{
     error::{Error, Kind, Result},
-    model::settings::{Backbone, Filter},
+    model::settings::{Backbone, ResizeFilter},
 };
 
 /// Largest width and height, in pixels: a file of a kilobyte can claim to decode to a terabyte.
@@ -19,7 +19,7 @@ const MAX_ASPECT_RATIO: u32 = 32;
 const MAX_MEMORY: u64 = 512 << 20;
 
 /// Returns the number of pixels an image claims to have, without decoding it.
-pub fn pixels(bytes: &[u8]) -> Result<u64> {
+pub fn claimed_pixels(bytes: &[u8]) -> Result<u64> {
     let failed = |it: image::ImageError| Error::new(Kind::Corrupt, format!("it cannot be decoded: {it}"));
     let reader = ImageReader::new(Cursor::new(bytes))
         .with_guessed_format()
@@ -66,10 +66,10 @@ pub fn planes(image: &DynamicImage, settings: &Backbone) -> Vec<f32> {
         |side: u32| (f64::from(side) * f64::from(settings.resize) / f64::from(shorter)).round() as u32;
     let (new_width, new_height) = (scaled(width).max(settings.crop), scaled(height).max(settings.crop));
     let filter = match settings.filter {
-        Filter::Nearest => FilterType::Nearest,
-        Filter::Triangle => FilterType::Triangle,
-        Filter::CatmullRom => FilterType::CatmullRom,
-        Filter::Lanczos3 => FilterType::Lanczos3,
+        ResizeFilter::Nearest => FilterType::Nearest,
+        ResizeFilter::Triangle => FilterType::Triangle,
+        ResizeFilter::CatmullRom => FilterType::CatmullRom,
+        ResizeFilter::Lanczos3 => FilterType::Lanczos3,
     };
     let image = DynamicImage::ImageRgb8(image.to_rgb8());
     let resized = image.resize_exact(new_width, new_height, filter).into_rgb8();
@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn the_center_is_cropped_after_resizing_the_shorter_side() {
         let image = image::RgbImage::from_fn(8, 4, |x, _| image::Rgb([x as u8 * 10, 7, 255]));
-        let settings = Backbone { resize: 4, crop: 4, filter: Filter::Nearest, ..Backbone::default() };
+        let settings = Backbone { resize: 4, crop: 4, filter: ResizeFilter::Nearest, ..Backbone::default() };
         let planes = planes(&DynamicImage::ImageRgb8(image), &settings);
         assert_eq!(planes[..4], [20.0, 30.0, 40.0, 50.0]);
         assert_eq!(planes[16..20], [7.0; 4]);

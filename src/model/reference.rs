@@ -11,9 +11,9 @@ use crate::{
     fs::Root,
     model::{
         image_stats::measure_image,
-        package::Parts,
+        package::PackageInputs,
         preprocess::{decode, planes},
-        split::{Picture, Segment, unit_hash},
+        split::{LabeledImage, Subset, unit_hash},
     },
     repo::Repo,
     traffic::{Record, write_requests},
@@ -23,11 +23,11 @@ use crate::{
 const MAX_ROWS: usize = 1000;
 
 /// Builds the reference table as a Parquet file.
-pub fn build_reference(repo: &Repo, parts: &Parts<'_>) -> Result<Vec<u8>> {
-    let mut chosen: Vec<&Picture> = parts
-        .pictures
+pub fn build_reference(repo: &Repo, parts: &PackageInputs<'_>) -> Result<Vec<u8>> {
+    let mut chosen: Vec<&LabeledImage> = parts
+        .images
         .iter()
-        .filter(|image| image.segment == Segment::Train && parts.table.rows.contains_key(&image.digest))
+        .filter(|image| image.subset == Subset::Train && parts.table.rows.contains_key(&image.digest))
         .collect();
     chosen.sort_by(|a, b| {
         unit_hash(0, &a.digest).total_cmp(&unit_hash(0, &b.digest)).then(a.digest.cmp(&b.digest))
@@ -40,8 +40,8 @@ pub fn build_reference(repo: &Repo, parts: &Parts<'_>) -> Result<Vec<u8>> {
     write_requests(&rows)
 }
 
-fn row(files: &Root, parts: &Parts<'_>, image: &Picture) -> Result<Record> {
-    let settings = &parts.about.backbone;
+fn row(files: &Root, parts: &PackageInputs<'_>, image: &LabeledImage) -> Result<Record> {
+    let settings = &parts.metadata.backbone;
     let planes = planes(&decode(&files.read(&image.path)?)?, settings);
     let features = parts.table.rows[&image.digest].clone();
     let scores: Vec<f32> = parts.head.predict(&features).into_iter().map(|it| it as f32).collect();
@@ -59,7 +59,7 @@ fn row(files: &Root, parts: &Parts<'_>, image: &Picture) -> Result<Record> {
         class: image.class.clone(),
         scores,
         features,
-        looks: Some(measure_image(&planes, settings.crop as usize)),
+        image_stats: Some(measure_image(&planes, settings.crop as usize)),
         kept: false,
     })
 }

@@ -16,7 +16,7 @@ use crate::{
 
 /// Version number: major, minor, patch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Number(pub u64, pub u64, pub u64);
+pub struct VersionNumber(pub u64, pub u64, pub u64);
 
 /// Part of the version number that the next version increments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub enum Bump {
 #[derive(Clone, Debug)]
 pub struct Version {
     pub model: String,
-    pub number: Number,
+    pub number: VersionNumber,
     pub package: Content,
     /// Path of the package in the tagged commit.
     pub path: RepoPath,
@@ -51,13 +51,13 @@ struct TagMessage {
     metrics: BTreeMap<String, f64>,
 }
 
-impl fmt::Display for Number {
+impl fmt::Display for VersionNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "v{}.{}.{}", self.0, self.1, self.2)
     }
 }
 
-impl FromStr for Number {
+impl FromStr for VersionNumber {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
@@ -77,7 +77,7 @@ impl FromStr for Number {
     }
 }
 
-impl Number {
+impl VersionNumber {
     /// Returns the next version number. Lower parts become 0.
     pub fn next(self, bump: Bump) -> Result<Self> {
         let overflow = || Error::usage(format!("the version number {self} cannot be incremented"));
@@ -127,7 +127,7 @@ pub fn find(git: &Git, name: &str) -> Result<Option<Version>> {
     match number {
         None => Ok(all.pop()),
         Some(number) => {
-            let number: Number = number.parse()?;
+            let number: VersionNumber = number.parse()?;
             Ok(all.into_iter().find(|version| version.number == number))
         }
     }
@@ -150,7 +150,7 @@ pub fn register(
     path: &RepoPath,
     package: Content,
     metrics: BTreeMap<String, f64>,
-    choice: Result<Number, Bump>,
+    choice: Result<VersionNumber, Bump>,
 ) -> Result<Version> {
     let known = versions(git, Some(model))?;
     if let Some(same) = known.iter().find(|version| version.package.digest == package.digest) {
@@ -161,7 +161,7 @@ pub fn register(
     let newest = known.last().map(|it| it.number);
     let number = match choice {
         Ok(number) => number,
-        Err(bump) => newest.unwrap_or(Number(0, 0, 0)).next(bump)?,
+        Err(bump) => newest.unwrap_or(VersionNumber(0, 0, 0)).next(bump)?,
     };
     let name = format!("{model}@{number}");
     let previous = known.last().map(Version::name);
@@ -177,13 +177,13 @@ mod tests {
 
     #[test]
     fn version_numbers_have_one_spelling_and_an_order() {
-        let number = |text: &str| text.parse::<Number>();
-        assert_eq!(number("v0.10.2").unwrap(), Number(0, 10, 2));
+        let number = |text: &str| text.parse::<VersionNumber>();
+        assert_eq!(number("v0.10.2").unwrap(), VersionNumber(0, 10, 2));
         assert_eq!(number("1.2.3").unwrap().to_string(), "v1.2.3");
         assert!(number("v0.10.0").unwrap() > number("v0.9.9").unwrap());
         for bad in ["", "v1", "v1.2", "v1.2.3.4", "v01.2.3", "v1.2.x", "v1.2.-3"] {
             assert!(number(bad).is_err(), "{bad}");
         }
-        assert_eq!(Number(1, 2, 3).next(Bump::Minor).unwrap(), Number(1, 3, 0));
+        assert_eq!(VersionNumber(1, 2, 3).next(Bump::Minor).unwrap(), VersionNumber(1, 3, 0));
     }
 }

@@ -30,7 +30,7 @@ pub struct Backbone {
     pub resize: u32,
     /// Side of the center square that is cropped after resizing, in pixels.
     pub crop: u32,
-    pub filter: Filter,
+    pub filter: ResizeFilter,
     /// Value subtracted from each channel (red, green, blue; 0–255).
     pub mean: [f32; 3],
     /// Divisor of each channel after the subtraction.
@@ -44,7 +44,7 @@ pub struct Backbone {
 /// Interpolation filter for resizing images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Filter {
+pub enum ResizeFilter {
     Nearest,
     /// Bilinear, with antialiasing when shrinking.
     Triangle,
@@ -84,7 +84,7 @@ impl Default for Backbone {
             file: String::new(),
             resize: 256,
             crop: 224,
-            filter: Filter::Triangle,
+            filter: ResizeFilter::Triangle,
             mean: [127.0; 3],
             scale: [128.0; 3],
             input: "image".to_owned(),

@@ -233,7 +233,7 @@ impl Head {
 }
 
 /// Returns the index of the largest score; of equal ones the first.
-pub fn best<T: PartialOrd>(scores: &[T]) -> usize {
+pub fn argmax<T: PartialOrd>(scores: &[T]) -> usize {
     (0..scores.len()).fold(0, |best, index| if scores[index] > scores[best] { index } else { best })
 }
 
@@ -287,7 +287,7 @@ mod tests {
         let gradient = problem.evaluate(&point, true).1;
         let steepest = gradient.iter().fold(0.0_f64, |most, slope| most.max(slope.abs()));
         assert!(steepest < 1e-5, "{steepest}");
-        let is_correct = |row: &usize| best(&head.predict(samples.row(*row))) == samples.labels[*row];
+        let is_correct = |row: &usize| argmax(&head.predict(samples.row(*row))) == samples.labels[*row];
         let correct = (0..600).filter(is_correct).count();
         assert!(correct > 400, "{correct} of 600");
     }

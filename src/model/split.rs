@@ -26,45 +26,45 @@ const EXTENSIONS: [&str; 6] = ["bmp", "gif", "jpeg", "jpg", "png", "webp"];
 
 /// Subset of the images: the training set or the test set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Segment {
+pub enum Subset {
     Train,
     Test,
 }
 
 /// Labeled image with its subset.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Picture {
+pub struct LabeledImage {
     pub path: RepoPath,
     pub digest: Digest,
     pub class: String,
-    pub segment: Segment,
+    pub subset: Subset,
 }
 
 /// Images of a folder that has one subfolder per class.
 #[derive(Debug, Default)]
 pub struct ImageFolder {
     /// Path, digest and class of each image.
-    pub pictures: Vec<(RepoPath, Digest, String)>,
+    pub images: Vec<(RepoPath, Digest, String)>,
     /// Number of other files, judged by their extensions.
-    pub others: u64,
+    pub other_files: u64,
 }
 
 /// Lists the images of a folder `at` a path. Each subfolder is a class, with all images anywhere below it.
-pub fn gather(folder: &Node, at: &RepoPath) -> Result<ImageFolder> {
+pub fn list_images(folder: &Node, at: &RepoPath) -> Result<ImageFolder> {
     let mut found = ImageFolder::default();
     for class in folder.children() {
         if class.kind != EntryKind::Folder {
-            found.others += 1;
+            found.other_files += 1;
             continue;
         }
         let name = crate::path::escape_bytes(&class.name);
         for (path, leaf) in class.leaves(&at.join(&class.name)?)? {
             match leaf.kind {
-                EntryKind::File | EntryKind::Executable if is_picture(&path) => {
-                    found.pictures.push((path, leaf.digest, name.clone()));
+                EntryKind::File | EntryKind::Executable if is_image(&path) => {
+                    found.images.push((path, leaf.digest, name.clone()));
                 }
                 EntryKind::Folder => {}
-                _ => found.others += 1,
+                _ => found.other_files += 1,
             }
         }
     }
@@ -72,17 +72,17 @@ pub fn gather(folder: &Node, at: &RepoPath) -> Result<ImageFolder> {
 }
 
 /// Returns true if a file is an image, judged by its extension.
-pub fn is_picture(path: &RepoPath) -> bool {
+pub fn is_image(path: &RepoPath) -> bool {
     let name = String::from_utf8_lossy(path.name()).to_lowercase();
     name.rsplit_once('.').is_some_and(|(_, extension)| EXTENSIONS.contains(&extension))
 }
 
 /// Splits images into training and test set. Returns them sorted by path. An image in two classes is an
 /// error, and so are fewer than two classes or a class with too few images.
-pub fn split(found: ImageFolder, settings: &SplitSettings) -> Result<Vec<Picture>> {
+pub fn split(found: ImageFolder, settings: &SplitSettings) -> Result<Vec<LabeledImage>> {
     let mut classes: BTreeMap<&str, BTreeSet<Digest>> = BTreeMap::new();
     let mut first_by_digest: BTreeMap<Digest, &(RepoPath, Digest, String)> = BTreeMap::new();
-    for image in &found.pictures {
+    for image in &found.images {
         let first = first_by_digest.entry(image.1).or_insert(image);
         if first.2 != image.2 {
             let message = format!("`{}` and `{}` are the same image in two classes", first.0, image.0);
@@ -96,14 +96,14 @@ pub fn split(found: ImageFolder, settings: &SplitSettings) -> Result<Vec<Picture
     for digests in classes.values() {
         test.extend(choose_test_set(digests, settings));
     }
-    let subset = |digest: &Digest| if test.contains(digest) { Segment::Test } else { Segment::Train };
-    let row = |(path, digest, class): &(RepoPath, Digest, String)| Picture {
+    let subset = |digest: &Digest| if test.contains(digest) { Subset::Test } else { Subset::Train };
+    let row = |(path, digest, class): &(RepoPath, Digest, String)| LabeledImage {
         path: path.clone(),
         digest: *digest,
         class: class.clone(),
-        segment: subset(digest),
+        subset: subset(digest),
     };
-    let mut images: Vec<_> = found.pictures.iter().map(row).collect();
+    let mut images: Vec<_> = found.images.iter().map(row).collect();
     images.sort();
     Ok(images)
 }
@@ -148,7 +148,7 @@ pub fn unit_hash(seed: u64, digest: &Digest) -> f64 {
     (bits >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-impl Segment {
+impl Subset {
     pub fn name(self) -> &'static str {
         match self {
             Self::Train => "train",
@@ -158,15 +158,15 @@ impl Segment {
 }
 
 /// Prints a split file.
-pub fn print(images: &[Picture]) -> String {
-    let line = |image: &Picture| {
-        format!("{}\t{}\t{}\t{}\n", image.path.to_text(), image.digest, image.class, image.segment.name())
+pub fn print(images: &[LabeledImage]) -> String {
+    let line = |image: &LabeledImage| {
+        format!("{}\t{}\t{}\t{}\n", image.path.to_text(), image.digest, image.class, image.subset.name())
     };
     images.iter().map(line).collect()
 }
 
 /// Parses a split file; `name` is how errors call it.
-pub fn parse(name: &RepoPath, bytes: &[u8]) -> Result<Vec<Picture>> {
+pub fn parse(name: &RepoPath, bytes: &[u8]) -> Result<Vec<LabeledImage>> {
     let invalid = |line: usize| {
         Error::corrupt(format!(
             "line {line} of `{name}` is not a path, digest, class and `train` or `test`, separated by tabs"
@@ -181,24 +181,29 @@ pub fn parse(name: &RepoPath, bytes: &[u8]) -> Result<Vec<Picture>> {
         let fields: Vec<&str> = line.split('\t').collect();
         let [path, digest, class, segment] = fields[..] else { return Err(invalid(index + 1)) };
         let segment = match segment {
-            "train" => Segment::Train,
-            "test" => Segment::Test,
+            "train" => Subset::Train,
+            "test" => Subset::Test,
             _ => return Err(invalid(index + 1)),
         };
         let digest = digest.parse().map_err(|_| invalid(index + 1))?;
-        Ok(Picture { path: RepoPath::from_text(path)?, digest, class: class.to_owned(), segment })
+        Ok(LabeledImage {
+            path: RepoPath::from_text(path)?,
+            digest,
+            class: class.to_owned(),
+            subset: segment,
+        })
     };
     text.lines().enumerate().map(read).collect()
 }
 
 /// Counts the images of each class: class → (train, test).
-pub fn counts(images: &[Picture]) -> BTreeMap<String, (u64, u64)> {
+pub fn count_by_class(images: &[LabeledImage]) -> BTreeMap<String, (u64, u64)> {
     let mut counts: BTreeMap<String, (u64, u64)> = BTreeMap::new();
     for image in images {
         let row = counts.entry(image.class.clone()).or_default();
-        match image.segment {
-            Segment::Train => row.0 += 1,
-            Segment::Test => row.1 += 1,
+        match image.subset {
+            Subset::Train => row.0 += 1,
+            Subset::Test => row.1 += 1,
         }
     }
     counts
@@ -221,7 +226,7 @@ mod tests {
             .iter()
             .flat_map(|(class, range)| range.clone().map(move |number| image(class, number)))
             .collect();
-        ImageFolder { pictures, others: 0 }
+        ImageFolder { images: pictures, other_files: 0 }
     }
 
     #[test]
@@ -236,7 +241,7 @@ mod tests {
     #[test]
     fn the_test_share_is_approximate_in_large_classes_and_exact_in_small_ones() {
         let images = split(found(&[("cat", 0..2000), ("dog", 0..10)]), &SETTINGS).unwrap();
-        let counts = counts(&images);
+        let counts = count_by_class(&images);
         assert!((340..460).contains(&counts["cat"].1), "{counts:?}");
         assert_eq!(counts["dog"], (8, 2));
     }
@@ -245,15 +250,15 @@ mod tests {
     fn identical_images_are_in_the_same_subset() {
         let mut all = found(&[("cat", 0..50), ("dog", 0..50)]);
         let copies: Vec<_> = all
-            .pictures
+            .images
             .iter()
             .map(|(path, digest, class)| (path.with_suffix(".jpg"), *digest, class.clone()))
             .collect();
-        all.pictures.extend(copies);
+        all.images.extend(copies);
         let images = split(all, &SETTINGS).unwrap();
-        let subsets: BTreeMap<Digest, Segment> =
-            images.iter().map(|image| (image.digest, image.segment)).collect();
-        assert!(images.iter().all(|image| subsets[&image.digest] == image.segment));
+        let subsets: BTreeMap<Digest, Subset> =
+            images.iter().map(|image| (image.digest, image.subset)).collect();
+        assert!(images.iter().all(|image| subsets[&image.digest] == image.subset));
     }
 
     #[test]
@@ -266,7 +271,7 @@ mod tests {
         );
         assert_eq!(message(ImageFolder::default()), "no images found");
         let mut twice = found(&[("cat", 0..9), ("dog", 0..9)]);
-        twice.pictures[0].1 = twice.pictures[9].1;
+        twice.images[0].1 = twice.images[9].1;
         assert_eq!(message(twice), "`data/cat/0.jpg` and `data/dog/0.jpg` are the same image in two classes");
     }
 
@@ -274,11 +279,11 @@ mod tests {
         #[test]
         fn a_printed_split_file_is_parsed_back(names in proptest::collection::btree_set("[^/\\x00]{1,20}",
             1..20)) {
-            let image = |name: &String| Some(Picture {
+            let image = |name: &String| Some(LabeledImage {
                 path: RepoPath::from_bytes(format!("d/{name}").as_bytes()).ok()?,
                 digest: Digest::of(name.as_bytes()),
                 class: crate::path::escape_bytes(name.as_bytes()),
-                segment: Segment::Test,
+                subset: Subset::Test,
             });
             let images: Vec<_> = names.iter().filter_map(image).collect();
             let name = RepoPath::from_text("split.tsv").unwrap();

@@ -30,7 +30,7 @@ pub struct Table {
 /// Provenance of a table: the contents of `features.toml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct About {
+pub struct Metadata {
     pub format: u64,
     /// Name and version of the engine that computed it; other engines may differ by up to 1e-4.
     pub engine: String,
@@ -51,7 +51,7 @@ pub const FORMAT: u64 = 1;
 pub const BACKBONE: &str = "backbone.onnx";
 
 /// Writes a table to a folder.
-pub fn write(files: &Root, folder: &RepoPath, table: &Table, metadata: &About) -> Result<()> {
+pub fn write(files: &Root, folder: &RepoPath, table: &Table, metadata: &Metadata) -> Result<()> {
     let rows: String = table.rows.keys().map(|digest| format!("{digest}\n")).collect();
     let text =
         toml::to_string(metadata).map_err(|it| Error::new(crate::error::Kind::Internal, it.to_string()))?;
@@ -76,7 +76,7 @@ fn to_npy(table: &Table) -> Vec<u8> {
 }
 
 /// Reads a table from a folder.
-pub fn read(files: &Root, folder: &RepoPath) -> Result<(Table, About)> {
+pub fn read(files: &Root, folder: &RepoPath) -> Result<(Table, Metadata)> {
     let invalid = |why: &str| {
         Error::corrupt(format!("`{folder}` is not a feature table: {why}"))
             .hint("compute it again: `mlx repro` or `mlx data features`")
@@ -84,7 +84,7 @@ pub fn read(files: &Root, folder: &RepoPath) -> Result<(Table, About)> {
     let text = files
         .read(&folder.join(b"features.toml")?)
         .context(|| format!("`{folder}` is not a feature table"))?;
-    let metadata: About =
+    let metadata: Metadata =
         toml::from_str(&String::from_utf8_lossy(&text)).map_err(|it| invalid(it.message()))?;
     if metadata.format != FORMAT {
         return Err(invalid("its format is unknown"));
@@ -119,7 +119,7 @@ mod tests {
             (0..7_u8).map(|value| (Digest::of(&[value]), vec![f32::from(value), 0.5, -1e-9])).collect();
         let table = Table { width: 3, rows };
         let digest = Digest::of(b"x");
-        let metadata = About {
+        let metadata = Metadata {
             format: FORMAT,
             engine: "rten".into(),
             backbone_digest: digest,

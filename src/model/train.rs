@@ -13,8 +13,8 @@ use crate::{
     error::{Error, Result},
     model::{
         settings::TrainSettings,
-        softmax::{Head, Samples, best, fit},
-        split::{Picture, Segment, unit_hash},
+        softmax::{Head, Samples, argmax, fit},
+        split::{LabeledImage, Subset, unit_hash},
         table::Table,
     },
     progress::{Event, Progress},
@@ -34,15 +34,15 @@ pub struct Trained {
 /// out.
 pub fn samples(
     table: &Table,
-    images: &[Picture],
-    subset: Segment,
+    images: &[LabeledImage],
+    subset: Subset,
     classes: &[String],
 ) -> (Samples, Vec<Digest>) {
     let indices: BTreeMap<&str, usize> =
         classes.iter().enumerate().map(|(index, class)| (class.as_str(), index)).collect();
     let wanted: BTreeMap<Digest, &str> = images
         .iter()
-        .filter(|image| image.segment == subset)
+        .filter(|image| image.subset == subset)
         .map(|image| (image.digest, image.class.as_str()))
         .collect();
     let mut samples = Samples { width: table.width, classes: classes.len(), ..Samples::default() };
@@ -58,7 +58,7 @@ pub fn samples(
 }
 
 /// Returns the names of all classes, sorted.
-pub fn class_names(images: &[Picture]) -> Vec<String> {
+pub fn class_names(images: &[LabeledImage]) -> Vec<String> {
     let mut names: Vec<String> = images.iter().map(|image| image.class.clone()).collect();
     names.sort();
     names.dedup();
@@ -68,13 +68,13 @@ pub fn class_names(images: &[Picture]) -> Vec<String> {
 /// Fits a head to the training set. Each class needs two usable images.
 pub fn train(
     table: &Table,
-    images: &[Picture],
+    images: &[LabeledImage],
     settings: &TrainSettings,
     progress: &dyn Progress,
 ) -> Result<Trained> {
     settings.check()?;
     let classes = class_names(images);
-    let (samples, digests) = samples(table, images, Segment::Train, &classes);
+    let (samples, digests) = samples(table, images, Subset::Train, &classes);
     for (index, class) in classes.iter().enumerate() {
         let count = samples.labels.iter().filter(|label| **label == index).count();
         if count < 2 {
@@ -128,7 +128,7 @@ fn cross_validate(
         for (row, &label) in held_out.values.chunks(samples.width).zip(&held_out.labels) {
             let scores = head.predict(row);
             loss -= libm::log(scores[label].max(1e-300));
-            correct += f64::from(u8::from(best(&scores) == label));
+            correct += f64::from(u8::from(argmax(&scores) == label));
             total += 1.0;
         }
         progress.event(Event::Advanced { by: 1 });

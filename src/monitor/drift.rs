@@ -17,7 +17,7 @@ use crate::{
             js_distance_natural, ks, largest_change, psi, psi_expected,
         },
     },
-    traffic::{Looks, Record},
+    traffic::{ImageStats, Record},
 };
 
 /// Number of bins of the population stability index, with equally many rows of the reference in each.
@@ -34,7 +34,7 @@ pub fn measure_drift(day: &Day<'_>, reference: &Reference, limits: &Thresholds) 
     let known: Vec<&Record> = reference.rows.iter().collect();
     for (name, value) in IMAGE_STATISTICS {
         let column = |rows: &[&Record]| {
-            let stats = rows.iter().filter_map(|it| it.looks.as_ref());
+            let stats = rows.iter().filter_map(|it| it.image_stats.as_ref());
             Column::of(stats.map(|it| value(it).into()))
         };
         measures.insert(name.to_owned(), columns(&column(&known), &column(&days), limits));
@@ -46,7 +46,7 @@ pub fn measure_drift(day: &Day<'_>, reference: &Reference, limits: &Thresholds) 
 }
 
 /// Statistics of the image itself that are compared.
-const IMAGE_STATISTICS: [(&str, fn(&Looks) -> f32); 6] = [
+const IMAGE_STATISTICS: [(&str, fn(&ImageStats) -> f32); 6] = [
     ("brightness", |image| image.brightness),
     ("contrast", |image| image.contrast),
     ("sharpness", |image| image.sharpness),
@@ -287,7 +287,7 @@ mod tests {
     #[test]
     fn values_that_are_not_finite_are_excluded() {
         let mut records = frames(TYPICAL, 1, 60).0;
-        records[3].looks.as_mut().unwrap().brightness = f32::NAN;
+        records[3].image_stats.as_mut().unwrap().brightness = f32::NAN;
         records[4].features[0] = f32::INFINITY;
         let report = report(&records, &reference(100));
         let rows = |name: &str| (report.drift[name].day_rows, report.drift[name].excluded);

@@ -9,7 +9,7 @@ use crate::{
         measure::{hour_of, is_client_closed, is_server_error},
         statistics::Column,
     },
-    traffic::{Looks, Record},
+    traffic::{ImageStats, Record},
 };
 
 /// Quantile of the reference's sharpness that blur is measured from.
@@ -17,8 +17,8 @@ const SHARPNESS_QUANTILE: f64 = 0.01;
 
 /// Counts the data-quality problems of a day's frames.
 pub fn integrity(day: &Day<'_>, reference: &Reference, thresholds: &Thresholds) -> Integrity {
-    let stats: Vec<&Looks> = day.records.iter().filter_map(|it| it.looks.as_ref()).collect();
-    let count = |matches: &dyn Fn(&Looks) -> bool| stats.iter().filter(|it| matches(it)).count() as u64;
+    let stats: Vec<&ImageStats> = day.records.iter().filter_map(|it| it.image_stats.as_ref()).collect();
+    let count = |matches: &dyn Fn(&ImageStats) -> bool| stats.iter().filter(|it| matches(it)).count() as u64;
     let blurred_below = low_sharpness(reference).map(|sharpness| sharpness * thresholds.blurred);
     let runs = runs(day.records, thresholds.frozen_run);
     let hours_with_frames: BTreeSet<u8> = day.records.iter().map(|it| hour_of(it.captured)).collect();
@@ -43,11 +43,12 @@ pub fn integrity(day: &Day<'_>, reference: &Reference, thresholds: &Thresholds) 
 /// Returns true if the image was rejected or could not be decoded. A server error or a disconnected client
 /// does not count: its image may never have been decoded.
 fn is_damaged(record: &Record) -> bool {
-    record.status == 400 || record.looks.is_none() && !is_server_error(record) && !is_client_closed(record)
+    record.status == 400
+        || record.image_stats.is_none() && !is_server_error(record) && !is_client_closed(record)
 }
 
 fn low_sharpness(reference: &Reference) -> Option<f64> {
-    let stats = reference.rows.iter().filter_map(|it| it.looks.as_ref());
+    let stats = reference.rows.iter().filter_map(|it| it.image_stats.as_ref());
     Column::of(stats.map(|it| f64::from(it.sharpness))).quantile(SHARPNESS_QUANTILE)
 }
 
@@ -55,7 +56,7 @@ fn low_sharpness(reference: &Reference) -> Option<f64> {
 /// one.
 fn runs(records: &[Record], min_length: u64) -> Vec<u64> {
     let alike = |one: &Record, two: &Record| {
-        let fingerprint = |record: &Record| record.looks.as_ref().map(|it| it.fingerprint);
+        let fingerprint = |record: &Record| record.image_stats.as_ref().map(|it| it.fingerprint);
         one.input == two.input || fingerprint(one).is_some() && fingerprint(one) == fingerprint(two)
     };
     let lengths = records.chunk_by(alike).map(|it| it.len() as u64);
@@ -68,7 +69,7 @@ fn duplicates(records: &[Record]) -> u64 {
 }
 
 fn near_duplicates(records: &[Record], bits: u32) -> u64 {
-    let near = |one: &Record, two: &Record| match (&one.looks, &two.looks) {
+    let near = |one: &Record, two: &Record| match (&one.image_stats, &two.image_stats) {
         (Some(a), Some(b)) => one.input != two.input && (a.fingerprint ^ b.fingerprint).count_ones() <= bits,
         _ => false,
     };
@@ -99,15 +100,15 @@ mod tests {
     #[test]
     fn damaged_and_poor_images_are_counted() {
         let mut records = frames(TYPICAL, 1, 60).0;
-        records[0].looks = None;
+        records[0].image_stats = None;
         records[1].status = 400;
         records[2].status = 503;
-        records[2].looks = None;
+        records[2].image_stats = None;
         records[6].status = 499;
-        records[6].looks = None;
-        records[3].looks.as_mut().unwrap().brightness = 0.05;
-        records[4].looks.as_mut().unwrap().brightness = 0.95;
-        records[5].looks.as_mut().unwrap().sharpness = 0.1;
+        records[6].image_stats = None;
+        records[3].image_stats.as_mut().unwrap().brightness = 0.05;
+        records[4].image_stats.as_mut().unwrap().brightness = 0.95;
+        records[5].image_stats.as_mut().unwrap().sharpness = 0.1;
         let found = report(&records, &reference(400)).integrity;
         assert_eq!((found.frames, found.decoded, found.damaged, found.errors), (60, 57, 2, 1));
         assert_eq!((found.dark, found.overexposed, found.blurred), (1, 1, Some(1)));
@@ -119,11 +120,12 @@ mod tests {
         for index in 11..15 {
             records[index].input = records[10].input;
         }
-        let fingerprint = records[30].looks.unwrap().fingerprint;
+        let fingerprint = records[30].image_stats.unwrap().fingerprint;
         for index in [31, 32] {
-            records[index].looks.as_mut().unwrap().fingerprint = fingerprint;
+            records[index].image_stats.as_mut().unwrap().fingerprint = fingerprint;
         }
-        records[41].looks.as_mut().unwrap().fingerprint = records[40].looks.unwrap().fingerprint ^ 5;
+        records[41].image_stats.as_mut().unwrap().fingerprint =
+            records[40].image_stats.unwrap().fingerprint ^ 5;
         let found = report(&records, &reference(400)).integrity;
         assert_eq!((found.frozen, found.longest_run, found.duplicates), (8, 5, 4));
         assert_eq!(found.near_duplicates, 3);

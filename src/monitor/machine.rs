@@ -2,7 +2,7 @@
 
 use crate::{
     monitor::{Latency, Machine, MeanMax, measure::is_answered, statistics::Column},
-    traffic::{Record, Sample},
+    traffic::{Record, TelemetrySample},
 };
 
 /// Returns quantiles of the latency of answered requests, in milliseconds; `None` without any.
@@ -17,12 +17,13 @@ pub fn latency(records: &[Record]) -> Option<Latency> {
 }
 
 /// Returns means, maxima and totals of a day's machine samples; `None` without any.
-pub fn machine(samples: &[Sample]) -> Option<Machine> {
-    let mean = |value: &dyn Fn(&Sample) -> f64| {
+pub fn machine(samples: &[TelemetrySample]) -> Option<Machine> {
+    let mean = |value: &dyn Fn(&TelemetrySample) -> f64| {
         let column = Column::of(samples.iter().map(value));
         Some(MeanMax { mean: column.mean()?, max: column.quantile(1.0)? })
     };
-    let sum = |value: &dyn Fn(&Sample) -> u32| samples.iter().map(|it| u64::from(value(it))).sum::<u64>();
+    let sum =
+        |value: &dyn Fn(&TelemetrySample) -> u32| samples.iter().map(|it| u64::from(value(it))).sum::<u64>();
     (!samples.is_empty()).then(|| Machine {
         samples: samples.len() as u64,
         cpu: mean(&|sample| sample.cpu.into()),

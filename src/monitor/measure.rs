@@ -11,7 +11,7 @@ use crate::{
         performance::{self, bias, performance},
         statistics::Column,
     },
-    traffic::{Labels, Record, Sample},
+    traffic::{Labels, Record, TelemetrySample},
 };
 
 /// Everything known about one day of traffic.
@@ -22,7 +22,7 @@ pub struct Day<'d> {
     /// Requests of the day, ordered by time.
     pub records: &'d [Record],
     /// Machine samples of the day, ordered by time.
-    pub samples: &'d [Sample],
+    pub samples: &'d [TelemetrySample],
     /// True classes, as far as known.
     pub labels: &'d Labels,
     /// Group of each request id; if empty, requests are grouped by part of the day.
@@ -104,7 +104,9 @@ fn by_version(records: &[Record]) -> BTreeMap<String, u64> {
 fn hour(day: &Day<'_>, hour: u8) -> Hour {
     let records: Vec<_> = day.records.iter().filter(|record| hour_of(record.captured) == hour).collect();
     let samples: Vec<_> = day.samples.iter().filter(|sample| hour_of(sample.time) == hour).collect();
-    let mean = |value: &dyn Fn(&Sample) -> f32| Column::of(samples.iter().map(|it| value(it).into())).mean();
+    let mean = |value: &dyn Fn(&TelemetrySample) -> f32| {
+        Column::of(samples.iter().map(|it| value(it).into())).mean()
+    };
     let latency = records.iter().filter(|it| is_answered(it)).map(|it| f64::from(it.latency));
     Hour {
         frames: records.len() as u64,

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    model::evaluate::Confusion,
+    model::evaluate::ConfusionMatrix,
     monitor::{
         Bias, ClassMetrics, ConfidenceInterval, Day, ErrorRate, Performance, RateGap, Thresholds,
         measure::{is_answered, labeled_answers, part_of_day},
@@ -25,7 +25,7 @@ pub fn performance(day: &Day<'_>) -> Option<Performance> {
     rows.iter().for_each(|&(_, label, predicted)| counts[label][predicted] += 1);
     let correct = rows.iter().filter(|(_, label, predicted)| label == predicted).count() as u64;
     let accuracy_interval = wilson_interval(correct, rows.len() as u64)?.into();
-    let confusion = Confusion { classes: day.classes.to_vec(), counts, loss: 0.0 };
+    let confusion = ConfusionMatrix { classes: day.classes.to_vec(), counts, loss: 0.0 };
     let has_unknown_label =
         |record: &&Record| day.labels.of(record).is_some_and(|label| !day.classes.contains(label));
     Some(Performance {
@@ -40,8 +40,8 @@ pub fn performance(day: &Day<'_>) -> Option<Performance> {
     })
 }
 
-fn class(confusion: &Confusion, index: usize) -> ClassMetrics {
-    let (precision, recall, f1, labeled) = confusion.class(index);
+fn class(confusion: &ConfusionMatrix, index: usize) -> ClassMetrics {
+    let (precision, recall, f1, labeled) = confusion.class_metrics(index);
     let predicted = confusion.counts.iter().map(|row| row[index]).sum::<u64>();
     ClassMetrics {
         labeled,
@@ -53,10 +53,10 @@ fn class(confusion: &Confusion, index: usize) -> ClassMetrics {
 
 /// Returns the unweighted mean over the classes that were labeled or predicted: a day without birds has no
 /// information about birds.
-fn average(confusion: &Confusion) -> ClassMetrics {
+fn average(confusion: &ConfusionMatrix) -> ClassMetrics {
     let present: Vec<_> = (0..confusion.classes.len())
         .filter(|&index| class(confusion, index).f1.is_some())
-        .map(|index| confusion.class(index))
+        .map(|index| confusion.class_metrics(index))
         .collect();
     let mean = |value: &dyn Fn(&(f64, f64, f64, u64)) -> f64| {
         (!present.is_empty()).then(|| present.iter().map(value).sum::<f64>() / present.len() as f64)
@@ -144,7 +144,7 @@ mod tests {
         for case in all["metrics"].as_array().unwrap() {
             let counts: Vec<Vec<u64>> = serde_json::from_value(case["confusion"].clone()).unwrap();
             let classes = serde_json::from_value(case["classes"].clone()).unwrap();
-            let found = average(&Confusion { classes, counts, loss: 0.0 });
+            let found = average(&ConfusionMatrix { classes, counts, loss: 0.0 });
             for (value, expected) in [found.precision, found.recall, found.f1].iter().zip(0..) {
                 let expected = case["macro"][expected].as_f64().unwrap();
                 assert!((value.unwrap() - expected).abs() < 1e-12, "{value:?} {expected}");
@@ -156,7 +156,7 @@ mod tests {
     fn labels_give_the_accuracy() {
         let (records, mut labels) = frames(Scenario { error_rate: 0.2, ..TYPICAL }, 3, 60);
         labels.insert(&records[0], "bird".into());
-        labels.forget(&records[1]);
+        labels.remove(&records[1]);
         let report = labeled(&records, &labels, &reference(60));
         let found = report.performance.as_ref().unwrap();
         assert_eq!((found.labeled, found.unknown_labels), (58, 1));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     digest::Digest,
     monitor::{Day, Reference, Report, Thresholds, measure},
-    traffic::{Labels, Looks, Record, Sample},
+    traffic::{ImageStats, Labels, Record, TelemetrySample},
 };
 
 pub const DAY: i64 = 86_400_000;
@@ -104,7 +104,7 @@ fn record(scenario: Scenario, random: &mut Random, id: String, cat: bool, time: 
         class: classes()[usize::from(!cat)].clone(),
         scores: if cat { vec![score, 1.0 - score] } else { vec![1.0 - score, score] },
         features: features.collect(),
-        looks: Some(Looks {
+        image_stats: Some(ImageStats {
             brightness,
             contrast: 0.2 + 0.03 * random.normal(),
             sharpness: scenario.sharpness * (1.0 + 0.1 * random.normal()),
@@ -117,9 +117,9 @@ fn record(scenario: Scenario, random: &mut Random, id: String, cat: bool, time: 
 }
 
 /// Returns the machine samples of a day, one every ten minutes.
-pub fn samples(seed: u64) -> Vec<Sample> {
+pub fn samples(seed: u64) -> Vec<TelemetrySample> {
     let mut random = Random::new(seed);
-    let sample = |number: i64| Sample {
+    let sample = |number: i64| TelemetrySample {
         time: number * 600_000,
         cpu: 0.2 + 0.1 * random.uniform(),
         memory: 0.4,

@@ -27,7 +27,7 @@ pub struct Chunk {
     pub digest: Digest,
 }
 
-/// Splits a file into chunks and passes each to `each` with its bytes. Memory use is constant.
+/// Splits a file into chunks and passes each to `for_each_record` with its bytes. Memory use is constant.
 pub fn cut(file: File, mut each: impl FnMut(Chunk, &[u8]) -> Result<()>) -> Result<()> {
     for chunk in StreamCDC::new(file, MIN_SIZE, AVERAGE_SIZE, MAX_SIZE) {
         let data = chunk

@@ -43,7 +43,7 @@ pub struct TrueLabel {
 
 /// Summary of recorded feedback.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Learnt {
+pub struct FeedbackSummary {
     /// Number of requests that had no label before.
     pub new: usize,
     /// Number of labels that were different before.
@@ -70,7 +70,7 @@ impl Labels {
         self.0.insert((record.id.clone(), record.input), class)
     }
 
-    pub fn forget(&mut self, record: &Record) {
+    pub fn remove(&mut self, record: &Record) {
         self.0.remove(&(record.id.clone(), record.input));
     }
 
@@ -93,7 +93,7 @@ struct Row {
 
 /// Parses a feedback file: CSV with the header `id,class` or `digest,class`, or JSON lines with the same
 /// keys. `name` is how errors call the file.
-pub fn parse_truth(name: &str, bytes: &[u8]) -> Result<Vec<TrueLabel>> {
+pub fn parse_labels(name: &str, bytes: &[u8]) -> Result<Vec<TrueLabel>> {
     let invalid = |line: u64, why: String| {
         let error = Error::corrupt(format!("line {line} of `{name}` is not a label: {why}"));
         error.hint(
@@ -142,19 +142,19 @@ fn true_label(row: Row) -> Result<TrueLabel, String> {
 
 /// Records true labels. `classes` returns the classes of the package that answered a record. Either all
 /// labels are written or none: unknown ids, unknown classes and two different labels for one id are errors.
-pub fn feedback(
+pub fn record_labels(
     repo: &Repo,
     environment: &str,
     true_labels: &[TrueLabel],
     classes: &dyn Fn(&Record) -> Result<Vec<String>>,
-) -> Result<Learnt> {
+) -> Result<FeedbackSummary> {
     let wanted = by_subject(true_labels)?;
     let mut by_day: BTreeMap<Day, Labels> = BTreeMap::new();
     let mut matched: BTreeSet<&Subject> = BTreeSet::new();
     let (mut unknown, mut conflicting) = (BTreeSet::new(), BTreeSet::new());
     let mut image_of: BTreeMap<String, Digest> = BTreeMap::new();
     let wanted_ids: BTreeSet<&str> = wanted.keys().filter_map(|it| it.id()).collect();
-    seal::each(repo, environment, &mut |record| {
+    seal::for_each_record(repo, environment, &mut |record| {
         let subjects = [Subject::Request(record.id.clone()), Subject::Image(record.input)];
         let labels: Vec<_> = subjects.iter().filter_map(|it| wanted.get_key_value(it)).collect();
         // A label by request id is ambiguous if the id has several images; one by digest never is.
@@ -224,8 +224,8 @@ fn reject(kind: Kind, what: &str, culprits: impl Iterator<Item = String>) -> Res
     Err(Error::new(kind, format!("{what}: {named}{more}")).hint("nothing was changed"))
 }
 
-fn write(repo: &Repo, environment: &str, by_day: BTreeMap<Day, Labels>) -> Result<Learnt> {
-    let mut summary = Learnt::default();
+fn write(repo: &Repo, environment: &str, by_day: BTreeMap<Day, Labels>) -> Result<FeedbackSummary> {
+    let mut summary = FeedbackSummary::default();
     let mut texts = Vec::new();
     for (day, added) in by_day {
         let path = paths::labels_file(environment, day)?;
@@ -266,7 +266,7 @@ fn read(files: &Root, path: &RepoPath) -> Result<Labels> {
 }
 
 /// Reads the labels of a day; empty if there are none.
-pub fn labels(files: &Root, environment: &str, day: Day) -> Result<Labels> {
+pub fn read_labels(files: &Root, environment: &str, day: Day) -> Result<Labels> {
     read(files, &paths::labels_file(environment, day)?)
 }
 
@@ -288,11 +288,11 @@ mod tests {
             "id,class,who\na,cat,ada\n\"b,c\",dog,\n",
             "{\"id\":\"a\",\"class\":\"cat\"}\n{\"class\":\"dog\",\"id\":\"b,c\",\"who\":\"ada\"}\n",
         ] {
-            assert_eq!(parse_truth("x", text.as_bytes()).unwrap(), expected, "{text}");
+            assert_eq!(parse_labels("x", text.as_bytes()).unwrap(), expected, "{text}");
         }
         let digest = Digest::of(b"x");
         for spelling in [digest.to_string(), digest.hex()] {
-            let read = parse_truth("x", format!("digest,class\n{spelling},cat\n").as_bytes()).unwrap();
+            let read = parse_labels("x", format!("digest,class\n{spelling},cat\n").as_bytes()).unwrap();
             assert_eq!(read[0].subject, Subject::Image(digest));
         }
     }
@@ -308,7 +308,7 @@ mod tests {
             ("{\"id\":\"a\",\"class\":\"cat\"}\n{\"id\":1}\n", "line 2"),
             ("{\"id\":\"a\",\"klass\":\"cat\"}", "line 1"),
         ] {
-            let error = parse_truth("truth.csv", text.as_bytes()).unwrap_err();
+            let error = parse_labels("truth.csv", text.as_bytes()).unwrap_err();
             assert_eq!(error.kind(), Kind::Corrupt);
             assert!(error.to_string().starts_with(&format!("{line} of `truth.csv`")), "{text:?}: {error}");
         }

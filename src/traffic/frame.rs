@@ -12,7 +12,7 @@
 use crate::{
     digest::Digest,
     error::Result,
-    traffic::{Looks, Record, Sample},
+    traffic::{ImageStats, Record, TelemetrySample},
     wire::{Reader, put_bytes, put_varint},
 };
 
@@ -29,7 +29,7 @@ const LABEL: &str = "a frame of the spool";
 #[derive(Clone, Debug, PartialEq)]
 pub enum Frame {
     Record(Box<Record>),
-    Sample(Sample),
+    TelemetrySample(TelemetrySample),
 }
 
 /// Appends a record to a segment.
@@ -50,8 +50,8 @@ pub fn put_record(out: &mut Vec<u8>, record: &Record) {
     put_varint(&mut body, record.features.len() as u64);
     put_floats(&mut body, &record.features);
     body.push(u8::from(record.kept));
-    body.push(u8::from(record.looks.is_some()));
-    if let Some(looks) = &record.looks {
+    body.push(u8::from(record.image_stats.is_some()));
+    if let Some(looks) = &record.image_stats {
         put_floats(&mut body, &[looks.brightness, looks.contrast, looks.sharpness]);
         put_floats(&mut body, &looks.colors);
         put_fixed(&mut body, looks.fingerprint.cast_signed());
@@ -60,7 +60,7 @@ pub fn put_record(out: &mut Vec<u8>, record: &Record) {
 }
 
 /// Appends a telemetry sample to a segment.
-pub fn put_sample(out: &mut Vec<u8>, sample: &Sample) {
+pub fn put_sample(out: &mut Vec<u8>, sample: &TelemetrySample) {
     let mut body = vec![SAMPLE];
     put_fixed(&mut body, sample.time);
     put_floats(&mut body, &[sample.cpu, sample.memory, sample.disk]);
@@ -129,7 +129,7 @@ fn parse(body: &[u8]) -> Result<Frame> {
     let mut reader = Reader::new(body, LABEL);
     let frame = match reader.byte()? {
         RECORD => Frame::Record(Box::new(record(&mut reader)?)),
-        SAMPLE => Frame::Sample(sample(&mut reader)?),
+        SAMPLE => Frame::TelemetrySample(sample(&mut reader)?),
         _ => return Err(reader.corrupt("has an unknown kind")),
     };
     reader.expect_end()?;
@@ -151,12 +151,12 @@ fn record(reader: &mut Reader<'_>) -> Result<Record> {
         scores: floats(reader)?,
         features: floats(reader)?,
         kept: reader.byte()? != 0,
-        looks: if reader.byte()? == 0 { None } else { Some(looks(reader)?) },
+        image_stats: if reader.byte()? == 0 { None } else { Some(looks(reader)?) },
     })
 }
 
-fn looks(reader: &mut Reader<'_>) -> Result<Looks> {
-    Ok(Looks {
+fn looks(reader: &mut Reader<'_>) -> Result<ImageStats> {
+    Ok(ImageStats {
         brightness: float(reader)?,
         contrast: float(reader)?,
         sharpness: float(reader)?,
@@ -165,8 +165,8 @@ fn looks(reader: &mut Reader<'_>) -> Result<Looks> {
     })
 }
 
-fn sample(reader: &mut Reader<'_>) -> Result<Sample> {
-    let mut sample = Sample { time: fixed(reader)?, ..Sample::default() };
+fn sample(reader: &mut Reader<'_>) -> Result<TelemetrySample> {
+    let mut sample = TelemetrySample { time: fixed(reader)?, ..TelemetrySample::default() };
     (sample.cpu, sample.memory, sample.disk) = (float(reader)?, float(reader)?, float(reader)?);
     sample.resident = reader.varint()?;
     for count in [&mut sample.waiting, &mut sample.answers, &mut sample.errors, &mut sample.dropped] {
@@ -217,7 +217,7 @@ mod tests {
             let sample = taken();
             put_sample(&mut bytes, &sample);
             let records = records.into_iter().map(|it| Frame::Record(it.into()));
-            let all: Vec<_> = records.chain([Frame::Sample(sample)]).collect();
+            let all: Vec<_> = records.chain([Frame::TelemetrySample(sample)]).collect();
             prop_assert_eq!(read(&bytes), (all.clone(), 0));
             let cut = cut.index(bytes.len());
             let whole = ends.iter().filter(|it| **it <= cut).count();
@@ -240,11 +240,11 @@ mod tests {
     #[test]
     fn format_1_stays_readable() {
         let golden = include_bytes!("../../fixtures/formats/spool-1.log");
-        let bare = Record { looks: None, ..one("b", 2, b"y") };
+        let bare = Record { image_stats: None, ..one("b", 2, b"y") };
         let expected = [
             Frame::Record(one("a", 1, b"x").into()),
             Frame::Record(bare.clone().into()),
-            Frame::Sample(taken()),
+            Frame::TelemetrySample(taken()),
         ];
         assert_eq!(read(golden), (expected.to_vec(), 0));
         let mut again = Vec::new();

@@ -17,9 +17,9 @@ mod writer;
 pub mod samples;
 
 pub use self::{
-    feedback::{Labels, Learnt, Subject, TrueLabel, feedback, labels, parse_truth},
-    paths::{check_environment, labels_file, sealed_days, seals},
-    seal::{Seal, Sealed, each, picture, seal, sealed},
+    feedback::{FeedbackSummary, Labels, Subject, TrueLabel, parse_labels, read_labels, record_labels},
+    paths::{check_environment, labels_file, seal_pointers, sealed_days},
+    seal::{DayTraffic, SealSummary, for_each_record, read_image, read_sealed, seal},
     spool::Spool,
     table::{read_requests, read_telemetry, write_requests, write_telemetry},
 };
@@ -30,7 +30,7 @@ use crate::digest::Digest;
 
 /// Statistics of an image, after resize and crop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Looks {
+pub struct ImageStats {
     /// Mean gray, 0–1.
     pub brightness: f32,
     /// Standard deviation of gray, 0–1.
@@ -70,14 +70,14 @@ pub struct Record {
     /// Features that the head received; may be empty.
     pub features: Vec<f32>,
     /// Statistics of the image. None if it could not be decoded, or was part of a rejected tensor request.
-    pub looks: Option<Looks>,
+    pub image_stats: Option<ImageStats>,
     /// True if the image itself is stored.
     pub kept: bool,
 }
 
 /// Telemetry of the serving machine at one time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Sample {
+pub struct TelemetrySample {
     /// Milliseconds since 1970, by the capture time of the latest record.
     pub time: i64,
     /// Share of all cores in use, 0–1.

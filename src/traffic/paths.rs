@@ -91,7 +91,7 @@ pub fn sealed_days(files: &Root, environment: &str) -> Result<Vec<Day>> {
 }
 
 /// Returns the pointers of a day's seals, sorted by machine.
-pub fn seals(repo: &Repo, environment: &str, day: Day) -> Result<Vec<Pointer>> {
+pub fn seal_pointers(repo: &Repo, environment: &str, day: Day) -> Result<Vec<Pointer>> {
     let folder = day_folder(environment, day)?;
     if repo.files.stat(&folder)?.is_none() {
         return Ok(Vec::new());

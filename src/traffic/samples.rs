@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use crate::{
     digest::Digest,
-    traffic::{Looks, Record, Sample},
+    traffic::{ImageStats, Record, TelemetrySample},
 };
 
 /// Creates a record of an image that was captured at a time.
@@ -22,14 +22,14 @@ pub fn record(id: &str, captured: i64, image: &[u8]) -> Record {
         class: "cat".to_owned(),
         scores: vec![0.75, 0.25],
         features: vec![1.0, -2.0],
-        looks: Some(Looks { brightness: 0.5, fingerprint: 1 << 63, ..Looks::default() }),
+        image_stats: Some(ImageStats { brightness: 0.5, fingerprint: 1 << 63, ..ImageStats::default() }),
         kept: false,
     }
 }
 
 /// Creates a telemetry sample with all fields set.
-pub fn sample() -> Sample {
-    Sample {
+pub fn sample() -> TelemetrySample {
+    TelemetrySample {
         time: -1,
         cpu: 0.5,
         memory: 0.25,
@@ -59,11 +59,11 @@ pub fn records(limit: usize) -> impl Strategy<Value = Vec<Record>> {
             latency: scores.iter().sum(),
             class,
             features,
-            looks: (bits % 3 > 0).then(|| Looks {
+            image_stats: (bits % 3 > 0).then(|| ImageStats {
                 brightness: bits as f32,
                 colors: [0.5, 0.25, scores.len() as f32],
                 fingerprint: bits,
-                ..Looks::default()
+                ..ImageStats::default()
             }),
             scores,
             ..record(&id, 0, b"")

@@ -18,7 +18,7 @@ use crate::{
     store,
     time::Day,
     traffic::{
-        Record, Sample,
+        Record, TelemetrySample,
         paths::{self, IMAGES, REQUESTS, TELEMETRY},
         spool::{self, SpooledDay},
         table,
@@ -28,7 +28,7 @@ use crate::{
 
 /// Summary of a sealed day of one machine.
 #[derive(Clone, Debug)]
-pub struct Seal {
+pub struct SealSummary {
     pub machine: String,
     pub pointer: Pointer,
     /// Number of records.
@@ -36,23 +36,23 @@ pub struct Seal {
     /// Number of records of earlier days.
     pub late: usize,
     /// Number of stored images.
-    pub pictures: usize,
+    pub images: usize,
     /// True if the day had been sealed before and nothing was done.
-    pub already: bool,
+    pub already_sealed: bool,
 }
 
 /// Sealed records and telemetry samples.
 #[derive(Clone, Debug, Default)]
-pub struct Sealed {
+pub struct DayTraffic {
     pub records: Vec<Record>,
-    pub samples: Vec<Sample>,
+    pub samples: Vec<TelemetrySample>,
 }
 
 /// Spooled traffic that is in no seal yet.
 #[derive(Default)]
 struct Unsealed {
     records: Vec<Record>,
-    samples: Vec<Sample>,
+    samples: Vec<TelemetrySample>,
     /// Days that were read from the spool; their records and samples have been moved to the lists above.
     days: BTreeMap<Day, SpooledDay>,
     /// Days with records or samples that are in no seal yet.
@@ -74,7 +74,7 @@ pub fn seal(
     day: Day,
     machine: Option<&str>,
     progress: &dyn Progress,
-) -> Result<Seal> {
+) -> Result<SealSummary> {
     let repo = workspace.repo;
     let machine = paths::machine_name(machine)?;
     let path = paths::day_folder(environment, day)?.join(machine.as_bytes())?;
@@ -116,11 +116,18 @@ pub fn seal(
     Ok(seal)
 }
 
-fn summarize(machine: String, pointer: Pointer, records: &[Record], day: Day, already: bool) -> Seal {
+fn summarize(machine: String, pointer: Pointer, records: &[Record], day: Day, already: bool) -> SealSummary {
     let late = records.iter().filter(|record| Day::of(record.captured) < day).count();
     let images: BTreeSet<_> =
         records.iter().filter(|record| record.kept).map(|record| record.input).collect();
-    Seal { machine, pointer, records: records.len(), late, pictures: images.len(), already }
+    SealSummary {
+        machine,
+        pointer,
+        records: records.len(),
+        late,
+        images: images.len(),
+        already_sealed: already,
+    }
 }
 
 /// Reads the spooled traffic of days up to `day`, without what is already sealed.
@@ -159,7 +166,7 @@ fn sealed_keys(
     let (mut keys, mut times) = Default::default();
     let Some(from) = from else { return Ok((keys, times)) };
     for day in paths::sealed_days(&repo.files, environment)?.into_iter().filter(|it| it >= from) {
-        for pointer in paths::seals(repo, environment, day)? {
+        for pointer in paths::seal_pointers(repo, environment, day)? {
             let found = match read_one(repo, &pointer) {
                 Ok(found) => found,
                 Err(error) if error.kind() == Kind::NotFound => continue,
@@ -234,7 +241,7 @@ fn remove_spooled(repo: &Repo, environment: &str, unsealed: &Unsealed, except: &
     Ok(())
 }
 
-fn read_one(repo: &Repo, pointer: &Pointer) -> Result<Sealed> {
+fn read_one(repo: &Repo, pointer: &Pointer) -> Result<DayTraffic> {
     let read = |name: &str| -> Result<Vec<u8>> {
         let entry = store::entry_at(&repo.store, &pointer.content.digest, &RepoPath::from_text(name)?)?;
         let missing =
@@ -244,14 +251,14 @@ fn read_one(repo: &Repo, pointer: &Pointer) -> Result<Sealed> {
     let context = || format!("cannot read the sealed day `{}`", pointer.path);
     let records = read(REQUESTS).and_then(|bytes| table::read_requests(&bytes)).context(context)?;
     let samples = read(TELEMETRY).and_then(|bytes| table::read_telemetry(&bytes)).context(context)?;
-    Ok(Sealed { records, samples })
+    Ok(DayTraffic { records, samples })
 }
 
 /// Reads the sealed traffic of a day, of all machines, in order of time; empty if nothing was sealed. The
 /// tables must be in the store.
-pub fn sealed(repo: &Repo, environment: &str, day: Day) -> Result<Sealed> {
-    let mut all = Sealed::default();
-    for pointer in paths::seals(repo, environment, day)? {
+pub fn read_sealed(repo: &Repo, environment: &str, day: Day) -> Result<DayTraffic> {
+    let mut all = DayTraffic::default();
+    for pointer in paths::seal_pointers(repo, environment, day)? {
         let seal = read_one(repo, &pointer)?;
         all.records.extend(seal.records);
         all.samples.extend(seal.samples);
@@ -263,11 +270,15 @@ pub fn sealed(repo: &Repo, environment: &str, day: Day) -> Result<Sealed> {
 
 /// Calls `visit` for every record of an environment: those of sealed days, then the spooled ones of this
 /// machine.
-pub fn each(repo: &Repo, environment: &str, visit: &mut dyn FnMut(Record) -> Result<()>) -> Result<()> {
+pub fn for_each_record(
+    repo: &Repo,
+    environment: &str,
+    visit: &mut dyn FnMut(Record) -> Result<()>,
+) -> Result<()> {
     let spooled_days = spool::days(&repo.shared, environment)?;
     let mut visited = BTreeSet::new();
     for day in paths::sealed_days(&repo.files, environment)? {
-        for record in sealed(repo, environment, day)?.records {
+        for record in read_sealed(repo, environment, day)?.records {
             // A killed seal leaves sealed records in the spool.
             if spooled_days.contains(&Day::of(record.captured)) {
                 visited.insert(key(&record));
@@ -284,7 +295,7 @@ pub fn each(repo: &Repo, environment: &str, visit: &mut dyn FnMut(Record) -> Res
 }
 
 /// Reads the image of a record from the spool or from a sealed day; None if it was not stored or is not here.
-pub fn picture(repo: &Repo, environment: &str, record: &Record) -> Result<Option<Vec<u8>>> {
+pub fn read_image(repo: &Repo, environment: &str, record: &Record) -> Result<Option<Vec<u8>>> {
     let captured = Day::of(record.captured);
     let spooled = spool::read(&repo.shared, environment, captured)?;
     if let Some(bytes) = spooled.image(&repo.shared, &record.input)? {
@@ -292,7 +303,7 @@ pub fn picture(repo: &Repo, environment: &str, record: &Record) -> Result<Option
     }
     let hex = record.input.hex();
     for day in paths::sealed_days(&repo.files, environment)?.into_iter().filter(|it| *it >= captured) {
-        for pointer in paths::seals(repo, environment, day)? {
+        for pointer in paths::seal_pointers(repo, environment, day)? {
             let tree = &pointer.content.digest;
             let Some(folder) = store::entry_at(&repo.store, tree, &RepoPath::from_text(IMAGES)?)? else {
                 continue;

@@ -32,7 +32,7 @@ use crate::{
     path::RepoPath,
     time::Day,
     traffic::{
-        Record, Sample,
+        Record, TelemetrySample,
         frame::{self, Frame},
         paths,
         writer::{Message, Writer},
@@ -55,11 +55,11 @@ const POLL: Duration = Duration::from_millis(10);
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Share of images to store, 0–1. The digest decides, so that the same image is stored always or never.
-    pub keep: f64,
-    /// Largest image that is stored although it could not be decoded, in bytes. If `keep` is 0, none is.
-    pub largest_broken: usize,
+    pub keep_share: f64,
+    /// Largest image that is stored although it could not be decoded, in bytes. If `keep_share` is 0, none is.
+    pub max_undecodable_size: usize,
     /// Largest total size of such images per day, in bytes.
-    pub broken_a_day: u64,
+    pub max_undecodable_per_day: u64,
     /// Path of the disk that telemetry samples measure.
     pub disk: PathBuf,
 }
@@ -92,9 +92,9 @@ pub(super) struct State {
 #[derive(Default)]
 pub struct SpooledDay {
     pub records: Vec<Record>,
-    pub samples: Vec<Sample>,
+    pub samples: Vec<TelemetrySample>,
     /// Paths of stored images by digest, relative to the root.
-    pub pictures: BTreeMap<Digest, RepoPath>,
+    pub images: BTreeMap<Digest, RepoPath>,
     /// Number of damaged places in segments.
     pub damaged: u64,
     /// Segments with the lengths that were read.
@@ -135,13 +135,13 @@ impl Spool {
     }
 
     fn should_store(&self, record: &Record, length: usize) -> bool {
-        if record.looks.is_some() {
-            return unit_hash(&record.input) < self.options.keep;
+        if record.image_stats.is_some() {
+            return unit_hash(&record.input) < self.options.keep_share;
         }
         // Only undecodable images hint at a broken camera; rejection by size or overload does not.
-        let relevant = record.status == UNDECODABLE && self.options.keep > 0.0;
+        let relevant = record.status == UNDECODABLE && self.options.keep_share > 0.0;
         relevant
-            && length <= self.options.largest_broken
+            && length <= self.options.max_undecodable_size
             && self.reserve_undecodable_bytes(record, length as u64)
     }
 
@@ -153,7 +153,7 @@ impl Spool {
         if used.0 != today {
             *used = (today, 0);
         }
-        let fits = used.1 + length <= self.options.broken_a_day;
+        let fits = used.1 + length <= self.options.max_undecodable_per_day;
         used.1 += if fits { length } else { 0 };
         fits
     }
@@ -165,7 +165,7 @@ impl Spool {
     }
 
     /// Reports the current number of queued requests; the next telemetry sample stores the largest one.
-    pub fn waiting(&self, requests: usize) {
+    pub fn report_queue_length(&self, requests: usize) {
         self.state.waiting.fetch_max(requests, Ordering::Relaxed);
     }
 
@@ -180,7 +180,7 @@ impl Spool {
     }
 
     /// Returns the last disk error, if there was one.
-    pub fn trouble(&self) -> Option<String> {
+    pub fn last_error(&self) -> Option<String> {
         self.state.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -274,7 +274,7 @@ pub fn read(root: &Root, environment: &str, day: Day) -> Result<SpooledDay> {
         for frame in frames {
             match frame {
                 Frame::Record(record) => found.records.push(*record),
-                Frame::Sample(sample) => found.samples.push(sample),
+                Frame::TelemetrySample(sample) => found.samples.push(sample),
             }
         }
         found.segments.insert(path, bytes.len());
@@ -284,7 +284,7 @@ pub fn read(root: &Root, environment: &str, day: Day) -> Result<SpooledDay> {
         for (name, _) in root.dir(&images)?.names()? {
             let hex = std::str::from_utf8(&name).ok();
             if let Some(digest) = hex.and_then(|hex| Digest::from_hex(hex).ok()) {
-                found.pictures.insert(digest, images.join(&name)?);
+                found.images.insert(digest, images.join(&name)?);
             }
         }
     }
@@ -294,7 +294,7 @@ pub fn read(root: &Root, environment: &str, day: Day) -> Result<SpooledDay> {
 impl SpooledDay {
     /// Reads a stored image; None if it is missing or incomplete.
     pub fn image(&self, root: &Root, digest: &Digest) -> Result<Option<Vec<u8>>> {
-        let Some(path) = self.pictures.get(digest) else { return Ok(None) };
+        let Some(path) = self.images.get(digest) else { return Ok(None) };
         Ok(root.read_if_exists(path)?.filter(|bytes| Digest::of(bytes) == *digest))
     }
 }
@@ -325,7 +325,7 @@ mod tests {
     const DAY: i64 = 86_400_000;
 
     fn options(keep: f64) -> Options {
-        Options { keep, largest_broken: 10, broken_a_day: 12, disk: "/".into() }
+        Options { keep_share: keep, max_undecodable_size: 10, max_undecodable_per_day: 12, disk: "/".into() }
     }
 
     fn root(temp: &tempfile::TempDir) -> Root {
@@ -358,9 +358,9 @@ mod tests {
             let bytes = Bytes::from(format!("image {number}"));
             assert!(spool.record(record(&format!("r{number}"), DAY * (number % 2), &bytes), Some(bytes)));
         }
-        spool.waiting(7);
+        spool.report_queue_length(7);
         spool.stop();
-        assert_eq!((spool.recorded(), spool.dropped(), spool.trouble()), (5, 0, None));
+        assert_eq!((spool.recorded(), spool.dropped(), spool.last_error()), (5, 0, None));
         assert!(!spool.record(record("late", 0, b""), None), "the spool has stopped");
         let found: Vec<_> = days(&root(&temp), "test").unwrap();
         assert_eq!(found, [Day::of(0), Day::of(DAY)]);
@@ -370,7 +370,7 @@ mod tests {
         let digest = Digest::of(b"image 4");
         assert_eq!(first.image(&root(&temp), &digest).unwrap().unwrap(), b"image 4");
         let second = read(&root(&temp), "test", Day::of(DAY)).unwrap();
-        assert_eq!((second.records.len(), second.pictures.len()), (2, 2));
+        assert_eq!((second.records.len(), second.images.len()), (2, 2));
         let samples: Vec<_> = first.samples.iter().chain(&second.samples).collect();
         assert_eq!(samples.iter().map(|it| it.answers).sum::<u32>(), 5);
         assert!(samples.iter().any(|it| it.waiting == 7), "{samples:?}");
@@ -399,7 +399,7 @@ mod tests {
             while !spool.record(record("r", 0, &bytes), Some(bytes.clone())) {}
         }
         let record_failed = |bytes: &'static str, status| {
-            let failed = Record { looks: None, status, ..record("b", 0, bytes.as_bytes()) };
+            let failed = Record { image_stats: None, status, ..record("b", 0, bytes.as_bytes()) };
             spool.record(failed, Some(bytes.into()));
         };
         for bytes in ["broken", "broken and far too large", "one more"] {
@@ -409,12 +409,12 @@ mod tests {
         spool.stop();
         let found = read(&root(&temp), "test", Day::of(0)).unwrap();
         let (failed, good): (Vec<_>, Vec<_>) =
-            found.records.iter().partition(|record| record.looks.is_none());
+            found.records.iter().partition(|record| record.image_stats.is_none());
         assert_eq!(failed.iter().map(|it| it.kept).collect::<Vec<_>>(), [true, false, false, false]);
         let kept = good.iter().filter(|it| it.kept).count();
         assert!((90..150).contains(&kept), "{kept} of 400");
         assert!(good.iter().all(|record| record.kept == (unit_hash(&record.input) < 0.3)));
-        assert_eq!(found.pictures.len(), kept + 1);
+        assert_eq!(found.images.len(), kept + 1);
     }
 
     #[test]
@@ -452,7 +452,7 @@ mod tests {
         spool.record(record("b", DAY, b""), None);
         spool.stop();
         assert_eq!((spool.recorded(), spool.dropped()), (2, 1));
-        assert!(spool.trouble().unwrap().contains("1970-01-01"), "{:?}", spool.trouble());
+        assert!(spool.last_error().unwrap().contains("1970-01-01"), "{:?}", spool.last_error());
         assert_eq!(read(&root(&temp), "test", Day::of(DAY)).unwrap().records.len(), 1);
     }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use sysinfo::{Components, Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 
-use crate::{fs, traffic::Sample};
+use crate::{fs, traffic::TelemetrySample};
 
 /// Telemetry source of this machine. Processor load is the average since the previous sample.
 pub struct Probe {
@@ -22,7 +22,7 @@ impl Probe {
     }
 
     /// Takes a sample. Time and counts are left at 0, for the caller to fill in.
-    pub fn sample(&mut self) -> Sample {
+    pub fn sample(&mut self) -> TelemetrySample {
         let process = Pid::from_u32(std::process::id());
         self.system.refresh_cpu_usage();
         self.system.refresh_memory();
@@ -31,13 +31,13 @@ impl Probe {
         self.sensors.refresh(false);
         let (total, free) = (self.system.total_memory(), self.system.available_memory());
         let degrees = self.sensors.iter().filter_map(sysinfo::Component::temperature);
-        Sample {
+        TelemetrySample {
             cpu: (self.system.global_cpu_usage() / 100.0).clamp(0.0, 1.0),
             memory: if total == 0 { 0.0 } else { 1.0 - free as f32 / total as f32 },
             resident: self.system.process(process).map_or(0, sysinfo::Process::memory),
             disk: fs::used_share(&self.disk).unwrap_or(0.0) as f32,
             temperature: degrees.filter(|it| it.is_finite()).reduce(f32::max),
-            ..Sample::default()
+            ..TelemetrySample::default()
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     fs::{self, File, Root, Sync},
     time::Day,
     traffic::{
-        Record, Sample, frame,
+        Record, TelemetrySample, frame,
         paths::check_environment,
         spool::{self, Options, State},
         telemetry::Probe,
@@ -189,7 +189,7 @@ impl Writer {
     }
 
     /// Takes a telemetry sample, if one is due.
-    fn sample(&mut self, last: bool) -> Option<Sample> {
+    fn sample(&mut self, last: bool) -> Option<TelemetrySample> {
         let day = Day::of(self.counters.newest);
         let due = self
             .last_sample
@@ -200,7 +200,7 @@ impl Writer {
         }
         let dropped = self.state.dropped.load(Ordering::Relaxed);
         let new_dropped = dropped.saturating_sub(self.counters.dropped_before);
-        let sample = Sample {
+        let sample = TelemetrySample {
             time: self.counters.newest,
             waiting: u32::try_from(self.state.waiting.swap(0, Ordering::Relaxed)).unwrap_or(u32::MAX),
             answers: self.counters.answers,

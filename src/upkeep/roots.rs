@@ -493,7 +493,12 @@ mod tests {
         let mut init = std::process::Command::new("git");
         assert!(init.args(["init", "-q"]).arg(temp.path()).status().unwrap().success());
         let repo = Repo::init(temp.path()).unwrap();
-        let options = spool::Options { keep: 0.0, largest_broken: 0, broken_a_day: 0, disk: "/".into() };
+        let options = spool::Options {
+            keep_share: 0.0,
+            max_undecodable_size: 0,
+            max_undecodable_per_day: 0,
+            disk: "/".into(),
+        };
         let root = fs::Root::open(repo.shared.path()).unwrap();
         let spool = spool::Spool::start(root, "test", options).unwrap();
         assert!(spool.record(crate::traffic::samples::record("r", 0, b"x"), None));

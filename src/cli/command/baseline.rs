@@ -12,7 +12,7 @@ use crate::{
     error::{Error, Result},
     ledger,
     model::{
-        inference::{self, Offline},
+        inference::{self, LoadedPackage},
         package,
         registry::Version,
     },
@@ -20,7 +20,7 @@ use crate::{
     remote::{self, Access, Depth, Remote, Wants},
     repo::Repo,
     time::Day,
-    traffic::{self, Record, Sealed},
+    traffic::{self, DayTraffic, Record},
     workspace::Workspace,
 };
 
@@ -42,7 +42,7 @@ pub fn of(
     let repo = workspace.repo;
     bring(ctx, repo, version, None)?;
     let missing = || Error::corrupt(format!("the package of `{}` has no model.toml", version.name()));
-    let text = inference::read(repo, version, "model.toml")?.ok_or_else(missing)?;
+    let text = inference::read_file(repo, version, "model.toml")?.ok_or_else(missing)?;
     let classes = package::parse("model.toml", &text)?.classes;
     let rows = match accepted(workspace, environment, day)? {
         Some((from, to, who)) => {
@@ -62,7 +62,7 @@ pub fn of(
 
 /// Returns the records of the training images that are stored in a package.
 pub fn training(repo: &Repo, version: &Version) -> Result<Vec<Record>> {
-    let bytes = inference::read(repo, version, package::REFERENCE)?;
+    let bytes = inference::read_file(repo, version, package::REFERENCE)?;
     bytes.map_or_else(|| Ok(Vec::new()), |it| traffic::read_requests(&it))
 }
 
@@ -83,7 +83,7 @@ fn accepted(workspace: &Workspace<'_>, environment: &str, day: Day) -> Result<Op
 }
 
 /// Returns the sealed records of a day, including those sealed later.
-pub fn day(ctx: &Context<'_>, workspace: &Workspace<'_>, environment: &str, day: Day) -> Result<Sealed> {
+pub fn day(ctx: &Context<'_>, workspace: &Workspace<'_>, environment: &str, day: Day) -> Result<DayTraffic> {
     Ok(span(ctx, workspace, environment, (day, day))?.remove(&day).unwrap_or_default())
 }
 
@@ -93,15 +93,15 @@ pub fn span(
     workspace: &Workspace<'_>,
     environment: &str,
     (from, to): (Day, Day),
-) -> Result<BTreeMap<Day, Sealed>> {
+) -> Result<BTreeMap<Day, DayTraffic>> {
     let repo = workspace.repo;
     let mut seals = traffic::sealed_days(&repo.files, environment)?;
     seals.retain(|it| *it >= from);
     bring_tables(ctx, repo, environment, &seals)?;
-    let mut days: BTreeMap<Day, Sealed> = BTreeMap::new();
+    let mut days: BTreeMap<Day, DayTraffic> = BTreeMap::new();
     let within = |millis: i64| Some(Day::of(millis)).filter(|it| (from..=to).contains(it));
     for seal in seals {
-        let found = traffic::sealed(repo, environment, seal)?;
+        let found = traffic::read_sealed(repo, environment, seal)?;
         let mut kept = false;
         for record in found.records {
             if let Some(day) = within(record.captured) {
@@ -137,7 +137,7 @@ fn accepted_records(
     let files = &workspace.repo.files;
     let mut rows = Vec::new();
     for (date, sealed) in span(ctx, workspace, environment, (from, to))? {
-        let labels = traffic::labels(files, environment, date)?;
+        let labels = traffic::read_labels(files, environment, date)?;
         let mut records = sealed.records;
         records.retain(|it| it.status == 200);
         recompute(workspace, environment, version, &mut records)?;
@@ -163,10 +163,10 @@ fn recompute(
     if others.is_empty() {
         return Ok(());
     }
-    let mut offline = Offline::load(workspace.repo, version)?;
+    let mut offline = LoadedPackage::load(workspace.repo, version)?;
     let (mut kept, mut images) = (Vec::new(), Vec::new());
     for at in others {
-        match traffic::picture(workspace.repo, environment, &records[at])? {
+        match traffic::read_image(workspace.repo, environment, &records[at])? {
             Some(bytes) => {
                 kept.push(at);
                 images.push(bytes);
@@ -175,7 +175,7 @@ fn recompute(
             None => records[at].features.clear(),
         }
     }
-    for (at, prediction) in kept.into_iter().zip(offline.see(&images)?) {
+    for (at, prediction) in kept.into_iter().zip(offline.predict(&images)?) {
         let Ok(prediction) = prediction else { continue };
         let record = &mut records[at];
         record.class.clone_from(&offline.description.classes[prediction.class]);
@@ -189,7 +189,7 @@ fn recompute(
 fn fetch_day(ctx: &Context<'_>, workspace: &Workspace<'_>, environment: &str, day: Day) -> Result<()> {
     let (repo, store) = (workspace.repo, &workspace.repo.store);
     let mut contents = Vec::new();
-    for pointer in traffic::seals(repo, environment, day)? {
+    for pointer in traffic::seal_pointers(repo, environment, day)? {
         let (mut pages, mut contents_below) = Default::default();
         let read =
             crate::store::collect_reachable(store, &pointer.content.digest, &mut pages, &mut contents_below);

@@ -13,9 +13,9 @@ use crate::{
     error::{Error, Result},
     fs::Sync,
     model::{
-        features::{Computed, Places, compute},
+        features::{FeaturePaths, FeatureSummary, compute},
         settings::{self, Backbone, FilterSettings, SplitSettings},
-        split::{self, Picture},
+        split::{self, LabeledImage},
     },
     path::RepoPath,
     workspace::Workspace,
@@ -70,10 +70,10 @@ pub struct FeatureArgs {
 pub struct Split {
     out: RepoPath,
     others: u64,
-    pictures: Vec<Picture>,
+    pictures: Vec<LabeledImage>,
 }
 
-pub struct Features(Computed);
+pub struct Features(FeatureSummary);
 
 pub fn split(ctx: &Context<'_>, args: &SplitArgs) -> Result<Split> {
     let repo = ctx.repo()?;
@@ -86,8 +86,8 @@ pub fn split(ctx: &Context<'_>, args: &SplitArgs) -> Result<Split> {
             .hint("create it with one subfolder of images per class")
     })?;
     workspace.save(ctx.progress)?;
-    let images = split::gather(&node, &data)?;
-    let others = images.others;
+    let images = split::list_images(&node, &data)?;
+    let others = images.other_files;
     let pictures = split::split(images, &settings)?;
     let out = ctx.path(&repo, &args.out)?;
     repo.files.write(&out, split::print(&pictures).as_bytes(), Sync::Later)?;
@@ -106,7 +106,7 @@ pub fn features(ctx: &Context<'_>, args: &FeatureArgs) -> Result<Features> {
     let content = content.ok_or_else(|| Error::not_found(format!("the folder `{data}` does not exist")))?;
     workspace.save(ctx.progress)?;
     let folder = params.parent().unwrap_or_default();
-    let places = Places {
+    let places = FeaturePaths {
         data: &data,
         split: &ctx.path(&repo, &args.split)?,
         out: &ctx.path(&repo, &args.out)?,
@@ -117,7 +117,7 @@ pub fn features(ctx: &Context<'_>, args: &FeatureArgs) -> Result<Features> {
 
 impl Report for Split {
     fn json(&self) -> Value {
-        let counts = split::counts(&self.pictures);
+        let counts = split::count_by_class(&self.pictures);
         let classes: serde_json::Map<_, _> = counts
             .into_iter()
             .map(|(class, (train, test))| (class, json!({"train": train, "test": test})))
@@ -132,7 +132,7 @@ impl fmt::Display for Split {
             let share = format!("{:.1} %", 100.0 * test as f64 / (train + test) as f64);
             vec![class, train.to_string(), test.to_string(), share]
         };
-        let rows = split::counts(&self.pictures).into_iter().map(row).collect();
+        let rows = split::count_by_class(&self.pictures).into_iter().map(row).collect();
         writeln!(f, "{}", table(&["class", "train", "test", "test share"], rows))?;
         if self.others > 0 {
             writeln!(f, "skipped {} without an image extension", count(self.others, "file"))?;
@@ -143,7 +143,7 @@ impl fmt::Display for Split {
 
 impl Report for Features {
     fn json(&self) -> Value {
-        let Computed { pictures, computed, width, engine, damaged } = &self.0;
+        let FeatureSummary { images: pictures, computed, width, engine, damaged } = &self.0;
         json!({"pictures": pictures, "computed": computed, "width": width, "engine": engine,
             "damaged": damaged})
     }
@@ -151,7 +151,7 @@ impl Report for Features {
 
 impl fmt::Display for Features {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Computed { pictures, computed, width, engine, damaged } = &self.0;
+        let FeatureSummary { images: pictures, computed, width, engine, damaged } = &self.0;
         let cached = pictures.saturating_sub(*computed);
         writeln!(
             f,

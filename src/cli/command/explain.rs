@@ -16,8 +16,8 @@ use crate::{
     error::{Error, Kind, Result, WithContext},
     fs::{self, Root, Sync},
     model::{
-        explain::{Fill, Heat, Settings, draw, explain, nearest},
-        inference::Offline,
+        explain::{Fill, HeatMap, Settings, draw, explain, nearest},
+        inference::LoadedPackage,
         preprocess,
         registry::{self, Version},
     },
@@ -75,7 +75,7 @@ pub struct Explanation {
     classes: Vec<String>,
     side: usize,
     out: PathBuf,
-    heat: Heat,
+    heat: HeatMap,
     request: Option<String>,
     nearest: Vec<NearImage>,
 }
@@ -100,12 +100,12 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Explanation> {
         None => fs::read_user_file(&path)?,
     };
     bring(ctx, &repo, &version, args.remote.as_deref())?;
-    let mut offline = Offline::load(&repo, &version)?;
+    let mut offline = LoadedPackage::load(&repo, &version)?;
     let decoded =
         preprocess::decode(&bytes).context(|| format!("cannot explain `{}`", args.image.display()))?;
     let planes = preprocess::planes(&decoded, &offline.settings());
     let side = offline.description.input.crop as usize;
-    let features = offline.run(&planes)?.pop().map(|it| it.features).unwrap_or_default();
+    let features = offline.predict_planes(&planes)?.pop().map(|it| it.features).unwrap_or_default();
     let rows = training(&repo, &version)?;
     let near = nearest(&features, &rows, NEAREST).into_iter();
     let near = near.map(|(at, distance)| NearImage {
@@ -114,7 +114,8 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Explanation> {
         distance,
     });
     let near = near.collect();
-    let mut run = |planes: &[f32]| Ok(offline.run(planes)?.into_iter().map(|it| it.scores).collect());
+    let mut run =
+        |planes: &[f32]| Ok(offline.predict_planes(planes)?.into_iter().map(|it| it.scores).collect());
     let settings = Settings { patch: args.patch, fill: args.fill, seed: args.seed };
     let heat = explain(&mut run, &planes, side, &settings)?;
     write(&ctx.cwd.join(&args.out), &draw(&planes, side, &heat))?;

@@ -17,7 +17,7 @@ use crate::{
     path::RepoPath,
     repo::Repo,
     store,
-    traffic::{self, Learnt, Record},
+    traffic::{self, FeedbackSummary, Record},
 };
 
 /// Record true labels of requests or images
@@ -38,7 +38,7 @@ pub struct Args {
 
 /// Counts of the recorded labels, and the files that hold them.
 pub struct FeedbackReport {
-    learnt: Learnt,
+    learnt: FeedbackSummary,
     files: Vec<RepoPath>,
 }
 
@@ -46,10 +46,10 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<FeedbackReport> {
     let repo = ctx.repo()?;
     traffic::check_environment(&args.env)?;
     let name = crate::path::escape_bytes(args.file.as_os_str().as_encoded_bytes());
-    let labels = traffic::parse_truth(&name, &fs::read_user_file(&ctx.cwd.join(&args.file))?)?;
+    let labels = traffic::parse_labels(&name, &fs::read_user_file(&ctx.cwd.join(&args.file))?)?;
     bring_tables(ctx, &repo, &args.env, &traffic::sealed_days(&repo.files, &args.env)?)?;
     let cache: RefCell<BTreeMap<Digest, Vec<String>>> = RefCell::default();
-    let learnt = traffic::feedback(&repo, &args.env, &labels, &|record| {
+    let learnt = traffic::record_labels(&repo, &args.env, &labels, &|record| {
         if let Some(classes) = cache.borrow().get(&record.package) {
             return Ok(classes.clone());
         }
@@ -78,14 +78,14 @@ fn classes(ctx: &Context<'_>, repo: &Repo, record: &Record) -> Result<Vec<String
 
 impl Report for FeedbackReport {
     fn json(&self) -> Value {
-        let Learnt { new, changed, same, .. } = self.learnt;
+        let FeedbackSummary { new, changed, same, .. } = self.learnt;
         json!({"new": new, "changed": changed, "same": same, "files": self.files})
     }
 }
 
 impl fmt::Display for FeedbackReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Learnt { new, changed, same, .. } = self.learnt;
+        let FeedbackSummary { new, changed, same, .. } = self.learnt;
         let all = (new + changed + same) as u64;
         write!(f, "{}: {new} new, {changed} changed, {same} unchanged", count(all, "label"))?;
         let files: Vec<_> = self.files.iter().map(ToString::to_string).collect();

@@ -15,7 +15,7 @@ use crate::{
     error::Result,
     git::Rev,
     lineage::{self, Lineage, Node, Origin},
-    model::registry::{self, Number},
+    model::registry::{self, VersionNumber},
     path::{RepoPath, escape_bytes},
     pipeline::LOCKFILE,
     release::{self, Decision, Release},
@@ -118,7 +118,7 @@ fn resolve(
     rev: Option<&str>,
 ) -> Result<(Option<Rev>, RepoPath)> {
     if let Some((model, number)) = subject.split_once('@')
-        && number.parse::<Number>().is_ok()
+        && number.parse::<VersionNumber>().is_ok()
         && let Some(version) = registry::find(&repo.git, subject)?
     {
         debug_assert_eq!(model, version.model);

@@ -154,7 +154,7 @@ impl Command {
             Self::Alert(alert::Command::List(args)) => ui.show(&alert::list(ctx, args)?),
             Self::Alert(alert::Command::Ack(args)) => ui.show(&alert::ack(ctx, args)?),
             Self::Watch(args) => ui.show(&watch::run(ctx, args)?),
-            Self::Traffic(traffic::Command::Seal(args)) => ui.show(&traffic::seal(ctx, args)?),
+            Self::Traffic(traffic::Command::SealSummary(args)) => ui.show(&traffic::seal(ctx, args)?),
             Self::Traffic(traffic::Command::List(args)) => ui.show(&traffic::list(ctx, args)?),
             Self::Feedback(args) => ui.show(&feedback::run(ctx, args)?),
             Self::Explain(args) => ui.show(&explain::run(ctx, args)?),

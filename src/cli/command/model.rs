@@ -19,7 +19,7 @@ use crate::{
     fs::Sync,
     model::{
         evaluate::evaluate as evaluate_head,
-        package::{self, Description, Parts},
+        package::{self, Description, PackageInputs},
         settings,
         softmax::Head,
         split, table, train,
@@ -163,7 +163,7 @@ fn read_inputs(
     ctx: &Context<'_>,
     repo: &Repo,
     args: &Inputs,
-) -> Result<(table::Table, table::About, Vec<split::Picture>)> {
+) -> Result<(table::Table, table::Metadata, Vec<split::LabeledImage>)> {
     let (table, about) = table::read(&repo.files, &ctx.path(repo, &args.features)?)?;
     let path = ctx.path(repo, &args.split)?;
     let bytes = repo.files.read(&path).context(|| format!("cannot read the split file `{path}`"))?;
@@ -206,7 +206,7 @@ pub fn evaluate(ctx: &Context<'_>, args: &EvaluateArgs) -> Result<Metrics> {
     let metrics = confusion.metrics(about.damaged.len() as u64);
     write_json(ctx, &repo, args.metrics.as_ref(), &metrics)?;
     if let Some(path) = &args.plot {
-        repo.files.write(&ctx.path(&repo, path)?, confusion.csv().as_bytes(), Sync::Later)?;
+        repo.files.write(&ctx.path(&repo, path)?, confusion.to_csv().as_bytes(), Sync::Later)?;
     }
     Ok(Metrics(metrics))
 }
@@ -219,18 +219,18 @@ pub fn package(ctx: &Context<'_>, args: &PackageArgs) -> Result<Packaged> {
     let metrics = document::parse(&metrics, &repo.files.read(&metrics)?)?;
     let features = ctx.path(&repo, &args.inputs.features)?;
     let folder = features.parent().unwrap_or_default();
-    let parts = Parts {
+    let parts = PackageInputs {
         features: &features,
         table: &table,
-        about: &about,
+        metadata: &about,
         head: &head,
         head_digest,
         metrics: &metrics,
-        pictures: &pictures,
+        images: &pictures,
         folder: &folder,
     };
     let out = ctx.path(&repo, &args.out)?;
-    let description = package::package(&repo, &parts, &out)?;
+    let description = package::build(&repo, &parts, &out)?;
     Ok(Packaged(out, description))
 }
 

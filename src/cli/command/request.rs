@@ -19,7 +19,7 @@ pub struct Found {
 pub fn find(repo: &Repo, id: &str) -> Result<Option<Found>> {
     for environment in environments(repo)? {
         let mut found = None;
-        traffic::each(repo, &environment, &mut |record| {
+        traffic::for_each_record(repo, &environment, &mut |record| {
             if record.id == id {
                 found = Some(record);
             }
@@ -49,7 +49,7 @@ fn environments(repo: &Repo) -> Result<BTreeSet<String>> {
 
 /// Returns the image of a request; an error if it was not kept or is not in the store.
 pub fn image(repo: &Repo, found: &Found) -> Result<Vec<u8>> {
-    traffic::picture(repo, &found.environment, &found.record)?.ok_or_else(|| {
+    traffic::read_image(repo, &found.environment, &found.record)?.ok_or_else(|| {
         Error::not_found(format!(
             "the image of the request `{}` was not kept or is not in the store",
             found.record.id

@@ -186,7 +186,7 @@ fn finish_recording(ctx: &Context<'_>, spool: &Spool) -> (u64, u64) {
             FLUSH_TIMEOUT.as_secs()
         ));
     }
-    if let Some(trouble) = spool.trouble() {
+    if let Some(trouble) = spool.last_error() {
         ctx.progress.warn(&format!("some traffic was not recorded: {trouble}"));
     }
     (spool.recorded(), spool.dropped())
@@ -196,9 +196,9 @@ fn finish_recording(ctx: &Context<'_>, spool: &Spool) -> (u64, u64) {
 fn spool(repo: &Repo, args: &Args) -> Result<Spool> {
     let disk = repo.store.root().path().to_owned();
     let options = spool::Options {
-        keep: args.keep,
-        largest_broken: MAX_DAMAGED_SIZE,
-        broken_a_day: MAX_DAMAGED_PER_DAY,
+        keep_share: args.keep,
+        max_undecodable_size: MAX_DAMAGED_SIZE,
+        max_undecodable_per_day: MAX_DAMAGED_PER_DAY,
         disk,
     };
     Spool::start(fs::Root::open(repo.shared.path())?, &args.env, options)

@@ -18,7 +18,7 @@ use crate::{
     repo::Repo,
     store,
     time::Day,
-    traffic::{self, Seal, spool},
+    traffic::{self, SealSummary, spool},
     upkeep,
     workspace::Workspace,
 };
@@ -37,7 +37,7 @@ pub enum Command {
 JSON: {\"day\", \"environment\", \"machine\", \"pointer\", \"digest\", \"records\", \"late\", \
 \"pictures\", \"size\", \"already\", \"pushed\"}"
     )]
-    Seal(SealArgs),
+    SealSummary(SealArgs),
     /// List the days with traffic in an environment, sealed or not yet sealed
     #[command(after_help = "Examples:\n  mlx traffic list\n  mlx traffic list --env test\n\n\
 JSON: {\"environment\", \"days\": [{\"day\", \"machines\": [NAME…], \"records\", \"waiting\", \
@@ -70,7 +70,7 @@ pub struct ListArgs {
 pub struct SealReport {
     day: Day,
     environment: String,
-    seal: Seal,
+    seal: SealSummary,
     /// Location of the remote and what was sent to it; `None` if no remote is configured.
     pushed: Option<(String, Pushed)>,
 }
@@ -106,7 +106,7 @@ pub fn seal(ctx: &Context<'_>, args: &SealArgs) -> Result<SealReport> {
 }
 
 /// Pushes a seal to the default remote, if one is configured.
-fn push(ctx: &Context<'_>, repo: &Repo, seal: &Seal) -> Result<Option<(String, Pushed)>> {
+fn push(ctx: &Context<'_>, repo: &Repo, seal: &SealSummary) -> Result<Option<(String, Pushed)>> {
     if repo.config.get("core.remote").is_none() {
         return Ok(None);
     }
@@ -122,14 +122,14 @@ pub fn list(ctx: &Context<'_>, args: &ListArgs) -> Result<DayList> {
     let mut days: BTreeSet<Day> = spool::days(&repo.shared, &args.env)?.into_iter().collect();
     days.extend(traffic::sealed_days(&repo.files, &args.env)?);
     let row = |day: Day| -> Result<Row> {
-        let seals = traffic::seals(&repo, &args.env, day)?;
+        let seals = traffic::seal_pointers(&repo, &args.env, day)?;
         let name = |path: &RepoPath| crate::path::escape_bytes(path.name());
         Ok(Row {
             day,
             machines: seals.iter().map(|it| name(&it.path)).collect(),
-            records: traffic::sealed(&repo, &args.env, day).ok().map(|it| it.records.len()),
+            records: traffic::read_sealed(&repo, &args.env, day).ok().map(|it| it.records.len()),
             waiting: spool::read(&repo.shared, &args.env, day)?.records.len(),
-            labels: traffic::labels(&repo.files, &args.env, day)?.len(),
+            labels: traffic::read_labels(&repo.files, &args.env, day)?.len(),
         })
     };
     Ok(DayList { environment: args.env.clone(), rows: days.into_iter().map(row).collect::<Result<_>>()? })
@@ -139,8 +139,8 @@ pub fn list(ctx: &Context<'_>, args: &ListArgs) -> Result<DayList> {
 pub fn bring_tables(ctx: &Context<'_>, repo: &Repo, environment: &str, days: &[Day]) -> Result<()> {
     let mut missing = Wants::default();
     for day in days {
-        if traffic::sealed(repo, environment, *day).is_err() {
-            let seals = traffic::seals(repo, environment, *day)?;
+        if traffic::read_sealed(repo, environment, *day).is_err() {
+            let seals = traffic::seal_pointers(repo, environment, *day)?;
             missing.contents.extend(seals.into_iter().map(|it| (it.path, it.content)));
         }
     }
@@ -169,7 +169,7 @@ impl Report for SealReport {
         json!({"day": day.to_string(), "environment": environment, "machine": seal.machine,
             "pointer": seal.pointer.file(), "digest": content.digest, "records": seal.records,
             "late": seal.late,
-            "pictures": seal.pictures, "size": content.size, "already": seal.already,
+            "pictures": seal.images, "size": content.size, "already": seal.already_sealed,
             "pushed": pushed.as_ref().map(|it| &it.0)})
     }
 }
@@ -177,12 +177,12 @@ impl Report for SealReport {
 impl fmt::Display for SealReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { day, seal, pushed, .. } = self;
-        if seal.already {
+        if seal.already_sealed {
             write!(f, "{day} is already sealed: {}", seal.pointer.file())?;
         } else {
             let late = if seal.late > 0 { format!(" ({} late)", seal.late) } else { String::new() };
             let (records, images) =
-                (count(seal.records as u64, "record"), count(seal.pictures as u64, "image"));
+                (count(seal.records as u64, "record"), count(seal.images as u64, "image"));
             let size = bytes(seal.pointer.content.size);
             write!(f, "{day}: {records}{late}, {images}, {size}, {}", seal.pointer.content.digest.short())?;
         }
@@ -190,7 +190,7 @@ impl fmt::Display for SealReport {
             write!(f, "\npushed {} to {location}", bytes(pushed.bytes))?;
         }
         let folder = seal.pointer.path.parent().unwrap_or_default();
-        if seal.already { Ok(()) } else { write!(f, "\nnext: git add {folder}") }
+        if seal.already_sealed { Ok(()) } else { write!(f, "\nnext: git add {folder}") }
     }
 }
 

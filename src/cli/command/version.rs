@@ -19,7 +19,7 @@ use crate::{
     lineage::content_at,
     model::{
         package::{self, Description},
-        registry::{self, Bump, Number, Version},
+        registry::{self, Bump, Version, VersionNumber},
     },
     path::RepoPath,
     pipeline::Pipeline,
@@ -63,7 +63,7 @@ pub fn register(ctx: &Context<'_>, args: &RegisterArgs) -> Result<ShownVersion> 
             .hint(format!("add `[model.{}]` with `path = \"FOLDER\"` to it", args.model))
     })?;
     let choice = match (&args.version, args.bump.as_deref()) {
-        (Some(version), _) => Ok(version.parse::<Number>()?),
+        (Some(version), _) => Ok(version.parse::<VersionNumber>()?),
         (None, None | Some("minor")) => Err(Bump::Minor),
         (None, Some("major")) => Err(Bump::Major),
         (None, Some("patch")) => Err(Bump::Patch),

@@ -12,7 +12,7 @@ use crate::{
     git::Git,
     model::{
         registry::Version,
-        split::{self, Segment, is_picture},
+        split::{self, Subset, is_image},
     },
     path::{RepoPath, escape_bytes},
     store::Store,
@@ -64,7 +64,7 @@ pub fn test_set(git: &Git, version: &Version) -> Result<Data> {
             .hint("commit the split file next to mlx.toml, or pass a folder: `--data FOLDER`")
     })?;
     let images = split::parse(&path, &bytes)?;
-    let cases = images.into_iter().filter(|it| it.segment == Segment::Test).map(|image| Case {
+    let cases = images.into_iter().filter(|it| it.subset == Subset::Test).map(|image| Case {
         digest: image.digest,
         folder: subfolder(&image.path, &image.class),
         label: image.class,
@@ -81,7 +81,7 @@ pub fn folder(name: &str, dir: &Path) -> Result<Data> {
         let path = RepoPath::root().join(class.name)?;
         let mut found = Vec::new();
         collect_files(class, &path, &mut found)?;
-        for file in found.into_iter().filter(|it| *it != path && is_picture(it)) {
+        for file in found.into_iter().filter(|it| *it != path && is_image(it)) {
             cases.push(Case {
                 digest: Digest::of(&root.read(&file)?),
                 label: escape_bytes(class.name),

@@ -17,7 +17,7 @@ use crate::{
         protocol::{DATATYPE, JSON_LENGTH_HEADER},
     },
     error::{Error, Kind, Result},
-    model::{package::Description, preprocess, registry::Version, settings::Backbone, softmax::best},
+    model::{package::Description, preprocess, registry::Version, settings::Backbone, softmax::argmax},
     progress::{Event, Progress},
     store::Store,
 };
@@ -218,7 +218,7 @@ fn split_rows(target: &Target<'_>, cases: &[usize], result: Result<ServiceRespon
     let part = |at: usize| -> Range<usize> { at * classes..(at + 1) * classes };
     let reply = |(at, &case): (usize, &usize)| {
         let scores = numbers[part(at)].to_vec();
-        let prediction = ServedPrediction { class: best(&scores), scores, version: version(response) };
+        let prediction = ServedPrediction { class: argmax(&scores), scores, version: version(response) };
         let (status, milliseconds) = (response.status, response.milliseconds);
         Reply { case, status, prediction: Some(prediction), error: String::new(), milliseconds }
     };

@@ -20,7 +20,7 @@ use crate::{
     deploy::Client,
     error::{Error, Kind, Result, WithContext},
     model::{
-        inference::{Offline, Seen},
+        inference::{LoadedPackage, Prediction},
         registry::{self, Version},
     },
     progress::Progress,
@@ -102,7 +102,7 @@ pub fn run(
     data: &Data,
     progress: &dyn Progress,
 ) -> Result<TestResult> {
-    let mut offline = Offline::load(repo, version)?;
+    let mut offline = LoadedPackage::load(repo, version)?;
     data.check(&offline.description.classes)?;
     let start = Instant::now();
     let expected = run_locally(&mut offline, &repo.store, &data.cases)?;
@@ -169,11 +169,15 @@ pub fn run(
 }
 
 /// Returns the package's own prediction for each image; `None` if the image cannot be decoded.
-fn run_locally(offline: &mut Offline, store: &Store, cases: &[Case]) -> Result<Vec<Option<Seen>>> {
+fn run_locally(
+    offline: &mut LoadedPackage,
+    store: &Store,
+    cases: &[Case],
+) -> Result<Vec<Option<Prediction>>> {
     let mut expected = Vec::with_capacity(cases.len());
     for chunk in cases.chunks(CHUNK) {
         let bytes = chunk.iter().map(|it| it.bytes(store)).collect::<Result<Vec<_>>>();
-        let predictions = offline.see(&bytes.context(|| "cannot read the images".into())?)?;
+        let predictions = offline.predict(&bytes.context(|| "cannot read the images".into())?)?;
         expected.extend(predictions.into_iter().map(Result::ok));
     }
     Ok(expected)
@@ -208,7 +212,7 @@ fn check_predictions(tally: &Tally) -> Check {
     check("same answers as the package", passed, found)
 }
 
-fn check_stream(stream: &[Reply], rate: f64, expected: &[Option<Seen>]) -> Check {
+fn check_stream(stream: &[Reply], rate: f64, expected: &[Option<Prediction>]) -> Check {
     let lost = stream.iter().filter(|it| it.prediction.is_none() && expected[it.case].is_some()).count();
     let slowest = stream.iter().map(|it| it.milliseconds).fold(0.0, f64::max);
     let found =

@@ -11,7 +11,7 @@ use crate::{
         load::Reply,
     },
     digest::Digest,
-    model::{evaluate::Confusion, inference::Seen},
+    model::{evaluate::ConfusionMatrix, inference::Prediction},
 };
 
 /// Version of the report's format.
@@ -159,7 +159,7 @@ impl Report {
 impl Tally {
     /// Adds a reply. An image without an expected prediction cannot be decoded, and must be rejected with a
     /// 4xx status.
-    pub fn add(&mut self, reply: &Reply, expected: Option<&Seen>) {
+    pub fn add(&mut self, reply: &Reply, expected: Option<&Prediction>) {
         self.requests += 1;
         let error = match (expected, &reply.prediction) {
             (Some(expected), Some(served)) => {
@@ -181,8 +181,8 @@ impl Tally {
 }
 
 /// Returns the confusion matrix and the mean log loss of the answered requests.
-pub fn confusion(classes: &[String], cases: &[Case], replies: &[Reply]) -> Confusion {
-    let mut found = Confusion {
+pub fn confusion(classes: &[String], cases: &[Case], replies: &[Reply]) -> ConfusionMatrix {
+    let mut found = ConfusionMatrix {
         classes: classes.to_vec(),
         counts: vec![vec![0; classes.len()]; classes.len()],
         loss: 0.0,
@@ -200,14 +200,14 @@ pub fn confusion(classes: &[String], cases: &[Case], replies: &[Reply]) -> Confu
 
 /// Returns one number per class; `select` picks it from precision, recall, F1 and the number of images.
 pub fn by_class(
-    confusion: &Confusion,
+    confusion: &ConfusionMatrix,
     select: impl Fn((f64, f64, f64, u64)) -> f64,
 ) -> BTreeMap<String, f64> {
-    confusion.classes.iter().cloned().zip((0..).map(|it| select(confusion.class(it)))).collect()
+    confusion.classes.iter().cloned().zip((0..).map(|it| select(confusion.class_metrics(it)))).collect()
 }
 
 /// Returns the confusion matrix by class name.
-pub fn matrix(confusion: &Confusion) -> BTreeMap<String, BTreeMap<String, u64>> {
+pub fn matrix(confusion: &ConfusionMatrix) -> BTreeMap<String, BTreeMap<String, u64>> {
     let row = |counts: &Vec<u64>| confusion.classes.iter().cloned().zip(counts.iter().copied()).collect();
     confusion.classes.iter().cloned().zip(confusion.counts.iter().map(row)).collect()
 }
@@ -306,8 +306,8 @@ mod tests {
         Reply { case, status: 200, prediction, error: String::new(), milliseconds: case as f64 }
     }
 
-    fn expected(cat: f32) -> Seen {
-        Seen { class: usize::from(cat < 0.5), scores: vec![cat, 1.0 - cat], features: Vec::new() }
+    fn expected(cat: f32) -> Prediction {
+        Prediction { class: usize::from(cat < 0.5), scores: vec![cat, 1.0 - cat], features: Vec::new() }
     }
 
     #[test]

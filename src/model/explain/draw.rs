@@ -2,7 +2,7 @@
 
 use image::{ImageBuffer, Luma, Rgb, RgbImage, imageops};
 
-use crate::model::explain::{Heat, Square, square_offsets, upsample};
+use crate::model::explain::{HeatMap, Square, square_offsets, upsample};
 
 /// Smallest height, in pixels: model inputs are too small for people.
 const MIN_HEIGHT: usize = 448;
@@ -12,7 +12,7 @@ const GAP: u32 = 16;
 const LINE: u32 = 3;
 
 /// Draws both images side by side, from the planes (3×side×side, 0–255) that were explained.
-pub fn draw(planes: &[f32], side: usize, heat: &Heat) -> RgbImage {
+pub fn draw(planes: &[f32], side: usize, heat: &HeatMap) -> RgbImage {
     let factor = MIN_HEIGHT.div_ceil(side) as u32;
     let (width, size) = (side as u32, side * side);
     let image = RgbImage::from_fn(width, width, |x, y| {
@@ -32,7 +32,7 @@ pub fn draw(planes: &[f32], side: usize, heat: &Heat) -> RgbImage {
 }
 
 /// Overlays the heat on a gray version of the image, so that color always means heat.
-fn overlay(image: &RgbImage, side: usize, heat: &Heat, factor: u32) -> RgbImage {
+fn overlay(image: &RgbImage, side: usize, heat: &HeatMap, factor: u32) -> RgbImage {
     let offsets = square_offsets(side, heat.patch, heat.stride);
     let values = upsample(&heat.map, side, &offsets, heat.patch);
     let hottest = values.iter().copied().fold(0.0, f32::max).max(1e-6);

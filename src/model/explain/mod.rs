@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::{
     error::{Error, Result},
-    model::softmax::best,
+    model::softmax::argmax,
     traffic::Record,
 };
 
@@ -80,7 +80,7 @@ pub struct Deletion {
 
 /// Heat map of an image, with the prediction it explains.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Heat {
+pub struct HeatMap {
     /// Index of the predicted class.
     pub class: usize,
     /// Probability of each class.
@@ -101,7 +101,7 @@ pub struct Heat {
 pub type Run<'r> = dyn FnMut(&[f32]) -> Result<Vec<Vec<f32>>> + 'r;
 
 /// Computes the heat map of an image's planes (3×side×side, 0–255).
-pub fn explain(run: &mut Run<'_>, planes: &[f32], side: usize, settings: &Settings) -> Result<Heat> {
+pub fn explain(run: &mut Run<'_>, planes: &[f32], side: usize, settings: &Settings) -> Result<HeatMap> {
     if !(0.02..=0.9).contains(&settings.patch) {
         return Err(Error::usage("the patch must be a share of the image's side from 0.02 to 0.9"));
     }
@@ -110,7 +110,7 @@ pub fn explain(run: &mut Run<'_>, planes: &[f32], side: usize, settings: &Settin
     let offsets = square_offsets(side, patch, stride);
     let replacement = replacement(planes, side, patch, settings.fill);
     let scores = run(planes)?.pop().unwrap_or_default();
-    let class = best(&scores);
+    let class = argmax(&scores);
     if scores.is_empty() {
         return Err(Error::corrupt("the model returns no scores"));
     }
@@ -128,7 +128,7 @@ pub fn explain(run: &mut Run<'_>, planes: &[f32], side: usize, settings: &Settin
         DeletionTest { run, planes, replacement: &replacement, side, offsets: &offsets, patch, class };
     let deletion = test.compare(&map, settings.seed)?;
     let decisive = decisive(&map, &offsets, patch);
-    Ok(Heat { class, scores, patch, stride, fill: settings.fill, map, decisive, deletion })
+    Ok(HeatMap { class, scores, patch, stride, fill: settings.fill, map, decisive, deletion })
 }
 
 /// Returns the left (or top) edges of the squares; the last square ends at the image's edge.
@@ -139,7 +139,7 @@ fn square_offsets(side: usize, patch: usize, stride: usize) -> Vec<usize> {
 
 fn decisive(map: &[Vec<f32>], offsets: &[usize], patch: usize) -> Option<Square> {
     let flat: Vec<f32> = map.iter().flatten().copied().collect();
-    let hottest = best(&flat);
+    let hottest = argmax(&flat);
     let (row, column) = (hottest / offsets.len(), hottest % offsets.len());
     (flat[hottest] > 0.0).then(|| Square { left: offsets[column], top: offsets[row], side: patch })
 }
@@ -383,7 +383,7 @@ mod tests {
         (0..3 * SIDE * SIDE).map(value).collect()
     }
 
-    fn found(fill: Fill) -> Heat {
+    fn found(fill: Fill) -> HeatMap {
         let mut engine = load_model();
         let mut run = |planes: &[f32]| Ok(engine.run(planes, SIDE)?.chunks(2).map(<[f32]>::to_vec).collect());
         explain(&mut run, &planes(), SIDE, &Settings { patch: 0.25, fill, seed: 1 }).unwrap()
@@ -444,7 +444,7 @@ mod tests {
             class: String::new(),
             scores: Vec::new(),
             features: features.to_vec(),
-            looks: None,
+            image_stats: None,
             kept: false,
         };
         // The first feature varies a thousand times as much as the second; the third never does.

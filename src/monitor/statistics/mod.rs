@@ -25,7 +25,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::model::evaluate::Confusion;
+    use crate::model::evaluate::ConfusionMatrix;
 
     fn cases(section: &str) -> Vec<Value> {
         let all: Value = serde_json::from_str(include_str!("../../../fixtures/statistics.json")).unwrap();
@@ -142,7 +142,7 @@ mod tests {
                 .zip(&names("predicted"))
                 .for_each(|(label, predicted)| counts[index(label)][index(predicted)] += 1);
             assert_eq!(serde_json::json!(counts), case["confusion"]);
-            let found = Confusion { classes: classes.clone(), counts, loss: 0.0 };
+            let found = ConfusionMatrix { classes: classes.clone(), counts, loss: 0.0 };
             assert_close(found.accuracy(), &case["accuracy"], &case["name"]);
             let metrics = found.metrics(0);
             for (position, measure) in ["precision", "recall", "f1"].iter().enumerate() {

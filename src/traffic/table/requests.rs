@@ -8,7 +8,7 @@ use crate::{
     digest::Digest,
     error::Result,
     traffic::{
-        Looks, Record,
+        ImageStats, Record,
         table::columns::{self, GroupReader, Parquet, invalid},
     },
 };
@@ -40,7 +40,8 @@ const SCHEMA: &str = "message requests {
 pub fn write(records: &[Record]) -> Result<Vec<u8>> {
     columns::write(SCHEMA, records.len(), |range, group| {
         let rows = || records[range.clone()].iter();
-        let statistic = |field: fn(&Looks) -> f32| rows().map(move |record| record.looks.as_ref().map(field));
+        let statistic =
+            |field: fn(&ImageStats) -> f32| rows().map(move |record| record.image_stats.as_ref().map(field));
         group.texts(rows().map(|it| it.id.clone()))?;
         group.numbers::<Int64Type>(rows().map(|it| it.captured))?;
         group.numbers::<Int64Type>(rows().map(|it| it.received))?;
@@ -59,8 +60,8 @@ pub fn write(records: &[Record]) -> Result<Vec<u8>> {
         group.optional::<FloatType>(statistic(|it| it.colors[0]))?;
         group.optional::<FloatType>(statistic(|it| it.colors[1]))?;
         group.optional::<FloatType>(statistic(|it| it.colors[2]))?;
-        let fingerprint = |stats: Looks| stats.fingerprint.cast_signed();
-        group.optional::<Int64Type>(rows().map(|it| it.looks.map(fingerprint)))?;
+        let fingerprint = |stats: ImageStats| stats.fingerprint.cast_signed();
+        group.optional::<Int64Type>(rows().map(|it| it.image_stats.map(fingerprint)))?;
         group.numbers::<BoolType>(rows().map(|it| it.kept))
     })
 }
@@ -95,13 +96,13 @@ fn rows(group: &mut GroupReader<'_>) -> Parquet<Vec<Record>> {
         (record.package, record.input, record.latency) = (package[row], input[row], latency[row]);
         (record.version, record.name) = (std::mem::take(&mut version[row]), std::mem::take(&mut name[row]));
         (record.class, record.scores) = (std::mem::take(&mut class[row]), std::mem::take(&mut scores[row]));
-        (record.features, record.looks) = (std::mem::take(&mut features[row]), stats[row]);
+        (record.features, record.image_stats) = (std::mem::take(&mut features[row]), stats[row]);
         record.kept = kept[row];
     });
     Ok(records)
 }
 
-fn image_stats(group: &mut GroupReader<'_>) -> Parquet<Vec<Option<Looks>>> {
+fn image_stats(group: &mut GroupReader<'_>) -> Parquet<Vec<Option<ImageStats>>> {
     let mut floats = Vec::new();
     for _ in 0..6 {
         floats.push(group.optional::<FloatType>()?);
@@ -111,7 +112,7 @@ fn image_stats(group: &mut GroupReader<'_>) -> Parquet<Vec<Option<Looks>>> {
         let values: Vec<f32> = floats.iter().filter_map(|column| column[row]).collect();
         match (&values[..], bits) {
             ([], None) => Ok(None),
-            (&[brightness, contrast, sharpness, red, green, blue], Some(bits)) => Ok(Some(Looks {
+            (&[brightness, contrast, sharpness, red, green, blue], Some(bits)) => Ok(Some(ImageStats {
                 brightness,
                 contrast,
                 sharpness,
@@ -139,7 +140,7 @@ fn empty(id: String) -> Record {
         class: String::new(),
         scores: Vec::new(),
         features: Vec::new(),
-        looks: None,
+        image_stats: None,
         kept: false,
     }
 }
@@ -205,7 +206,7 @@ mod tests {
     #[test]
     fn format_1_stays_readable() {
         let golden = include_bytes!("../../../fixtures/formats/requests-1.parquet");
-        let bare = Record { looks: None, scores: Vec::new(), status: 400, ..record("b", 2, b"y") };
+        let bare = Record { image_stats: None, scores: Vec::new(), status: 400, ..record("b", 2, b"y") };
         assert_eq!(read(golden).unwrap(), [record("a", 1, b"x"), bare]);
     }
 

@@ -5,7 +5,7 @@ use parquet::data_type::{FloatType, Int64Type};
 use crate::{
     error::Result,
     traffic::{
-        Sample,
+        TelemetrySample,
         table::columns::{self, GroupReader, Parquet, invalid},
     },
 };
@@ -24,7 +24,7 @@ const SCHEMA: &str = "message telemetry {
 }";
 
 /// Writes telemetry samples as a Parquet file.
-pub fn write(samples: &[Sample]) -> Result<Vec<u8>> {
+pub fn write(samples: &[TelemetrySample]) -> Result<Vec<u8>> {
     columns::write(SCHEMA, samples.len(), |range, group| {
         let rows = || samples[range.clone()].iter();
         group.numbers::<Int64Type>(rows().map(|it| it.time))?;
@@ -41,11 +41,11 @@ pub fn write(samples: &[Sample]) -> Result<Vec<u8>> {
 }
 
 /// Reads the telemetry samples of a Parquet file.
-pub fn read(bytes: &[u8]) -> Result<Vec<Sample>> {
+pub fn read(bytes: &[u8]) -> Result<Vec<TelemetrySample>> {
     columns::read("the table of telemetry", SCHEMA, bytes, rows)
 }
 
-fn rows(group: &mut GroupReader<'_>) -> Parquet<Vec<Sample>> {
+fn rows(group: &mut GroupReader<'_>) -> Parquet<Vec<TelemetrySample>> {
     let time = group.numbers::<Int64Type>()?;
     let (cpu, memory) = (group.numbers::<FloatType>()?, group.numbers::<FloatType>()?);
     let resident = group.numbers::<Int64Type>()?;
@@ -56,7 +56,7 @@ fn rows(group: &mut GroupReader<'_>) -> Parquet<Vec<Sample>> {
         let column = column.collect::<Result<Vec<_>, _>>();
         counts.push(column.map_err(|_| invalid("it contains an invalid count"))?);
     }
-    let sample = |row: usize| Sample {
+    let sample = |row: usize| TelemetrySample {
         time: time[row],
         cpu: cpu[row],
         memory: memory[row],
@@ -83,7 +83,7 @@ mod tests {
         #[test]
         fn written_samples_are_read_back(numbers in prop::collection::vec(any::<(i64, u32, u64,
             Option<u16>)>(), 0..20)) {
-            let from = |(time, count, resident, warm): (i64, u32, u64, Option<u16>)| Sample {
+            let from = |(time, count, resident, warm): (i64, u32, u64, Option<u16>)| TelemetrySample {
                 time, cpu: 0.5, memory: count as f32, resident, disk: 0.1, temperature: warm.map(f32::from),
                 waiting: count, answers: 1, errors: count / 2, dropped: 0,
             };

@@ -137,7 +137,7 @@ fn measure(
     })?;
     let version = registry::require(&repo.git, &last.version)?;
     let reference = baseline::of(ctx, workspace, environment, &version, day)?;
-    let labels = traffic::labels(&repo.files, environment, day)?;
+    let labels = traffic::read_labels(&repo.files, environment, day)?;
     let hours = expected_hours(ctx, workspace, environment, day, &records)?;
     let day = monitor::Day {
         name: &day.to_string(),
@@ -164,7 +164,7 @@ fn expected_hours(
     let mut before = Vec::new();
     let sealed_days = traffic::sealed_days(&repo.files, environment)?;
     for earlier in sealed_days.into_iter().rev().filter(|sealed| *sealed < day) {
-        if before.len() < 7 && !traffic::seals(repo, environment, earlier)?.is_empty() {
+        if before.len() < 7 && !traffic::seal_pointers(repo, environment, earlier)?.is_empty() {
             before.push(earlier);
         }
     }
@@ -172,7 +172,7 @@ fn expected_hours(
         ctx.progress.warn(&format!("missing hours are determined from fewer days: {}", error.chain_text()));
     }
     let hours_of = |records: &[Record]| records.iter().map(|it| Day::hour(it.captured)).collect();
-    let readable = before.iter().filter_map(|day| traffic::sealed(repo, environment, *day).ok());
+    let readable = before.iter().filter_map(|day| traffic::read_sealed(repo, environment, *day).ok());
     let days: Vec<BTreeSet<u8>> = readable.map(|sealed| hours_of(&sealed.records)).collect();
     Ok(majority(&days).unwrap_or_else(|| hours_of(own)))
 }

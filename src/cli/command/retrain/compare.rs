@@ -11,9 +11,9 @@ use crate::{
     error::{Result, WithContext},
     lineage::content_at,
     model::{
-        inference::Offline,
+        inference::LoadedPackage,
         registry::Version,
-        split::{self, Picture, Segment},
+        split::{self, LabeledImage, Subset},
     },
     monitor::statistics::mcnemar_exact,
     path::RepoPath,
@@ -38,7 +38,7 @@ pub struct Comparison {
 
 /// Test images that neither version was trained on.
 pub struct TestSet {
-    images: Vec<Picture>,
+    images: Vec<LabeledImage>,
     /// Number of the candidate's test images that were left out because production was trained on them.
     pub left_out: u64,
 }
@@ -51,12 +51,12 @@ pub fn test_set(ctx: &Context<'_>, worktree: &Repo, production: &Version) -> Res
         format!("the pipeline does not write `{SPLIT_FILE}`, so the versions cannot be compared")
     })?;
     let mut images = split::parse(&path, &bytes)?;
-    images.retain(|image| image.segment == Segment::Test);
+    images.retain(|image| image.subset == Subset::Test);
     let known = training_digests(ctx, worktree, production)?;
     Ok(exclude(images, &known))
 }
 
-fn exclude(mut images: Vec<Picture>, known: &BTreeSet<Digest>) -> TestSet {
+fn exclude(mut images: Vec<LabeledImage>, known: &BTreeSet<Digest>) -> TestSet {
     let before = images.len();
     images.retain(|image| !known.contains(&image.digest));
     TestSet { left_out: (before - images.len()) as u64, images }
@@ -69,7 +69,7 @@ fn training_digests(ctx: &Context<'_>, repo: &Repo, version: &Version) -> Result
         baseline::training(repo, version)?.into_iter().map(|it| it.input).collect();
     match committed_split(repo, version) {
         Ok(Some(images)) => {
-            let train = images.into_iter().filter(|image| image.segment == Segment::Train);
+            let train = images.into_iter().filter(|image| image.subset == Subset::Train);
             known.extend(train.map(|it| it.digest));
         }
         Ok(None) => ctx.progress.warn(&format!(
@@ -84,7 +84,7 @@ fn training_digests(ctx: &Context<'_>, repo: &Repo, version: &Version) -> Result
 
 /// Reads the split file from a version's commit, directly or through its pointer; `None` if the commit has
 /// none.
-fn committed_split(repo: &Repo, version: &Version) -> Result<Option<Vec<Picture>>> {
+fn committed_split(repo: &Repo, version: &Version) -> Result<Option<Vec<LabeledImage>>> {
     let (path, rev) = (RepoPath::from_text(SPLIT_FILE)?, &version.tag.rev);
     let bytes = match repo.git.read(rev, &path)? {
         Some(bytes) => Some(bytes),
@@ -109,9 +109,9 @@ pub fn compare(
     let images = &test_set.images;
     let files = images.iter().map(|it| worktree.files.read(&it.path)).collect::<Result<Vec<_>>>()?;
     let correct = |version: &Version| -> Result<Vec<bool>> {
-        let mut offline = Offline::load(worktree, version)?;
+        let mut offline = LoadedPackage::load(worktree, version)?;
         let classes = offline.description.classes.clone();
-        let predictions = offline.see(&files)?;
+        let predictions = offline.predict(&files)?;
         let correct = predictions.iter().zip(images).map(|(prediction, image)| {
             prediction.as_ref().is_ok_and(|prediction| classes[prediction.class] == image.class)
         });
@@ -160,11 +160,11 @@ mod tests {
 
     #[test]
     fn images_that_production_was_trained_on_are_left_out() {
-        let image = |name: &str| Picture {
+        let image = |name: &str| LabeledImage {
             path: RepoPath::from_text(name).unwrap(),
             digest: Digest::of(name.as_bytes()),
             class: "cat".into(),
-            segment: Segment::Test,
+            subset: Subset::Test,
         };
         let found = exclude(vec![image("a"), image("b")], &[Digest::of(b"a"), Digest::of(b"c")].into());
         assert_eq!((found.left_out, found.images), (1, vec![image("b")]));

@@ -40,7 +40,7 @@ impl Worktree<'_> {
         let workspace = Workspace::open(&self.repo)?;
         let labeled = self.labeled(&workspace, environment)?;
         let present = match workspace.scan(data, self.ctx.progress)? {
-            Some(node) => split::gather(&node, data)?.pictures,
+            Some(node) => split::list_images(&node, data)?.images,
             None => Vec::new(),
         };
         let labels = labeled.iter().map(|(digest, (_, labels))| (*digest, labels.clone())).collect();
@@ -49,7 +49,7 @@ impl Worktree<'_> {
         plan.remove.iter().try_for_each(|path| self.repo.files.remove(path))?;
         let mut files = plan.present;
         for (digest, class) in plan.write {
-            let Some(bytes) = traffic::picture(&self.repo, environment, &labeled[&digest].0)? else {
+            let Some(bytes) = traffic::read_image(&self.repo, environment, &labeled[&digest].0)? else {
                 continue;
             };
             let extension = if bytes.starts_with(b"\x89PNG") { "png" } else { "jpg" };
@@ -70,7 +70,7 @@ impl Worktree<'_> {
         let files = &self.repo.files;
         let mut days = BTreeMap::new();
         for day in traffic::sealed_days(files, environment)? {
-            let labels = traffic::labels(files, environment, day)?;
+            let labels = traffic::read_labels(files, environment, day)?;
             if !labels.is_empty() {
                 days.insert(day, labels);
             }
