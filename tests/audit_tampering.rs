@@ -110,7 +110,7 @@ fn any_reason_is_stored_safely_or_refused() {
         args.push(&report);
         args.extend(QA.split(' '));
         args.extend(["--why", why]);
-        crate::sandbox::ended(
+        crate::sandbox::command_result(
             sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo).args(args).output().unwrap(),
         )
     };

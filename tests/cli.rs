@@ -18,7 +18,7 @@ fn commands(sandbox: &Sandbox, prefix: &str) -> Vec<String> {
 
 #[test]
 fn the_help_of_every_command_has_an_example_and_describes_its_json() {
-    let sandbox = Sandbox::bare();
+    let sandbox = Sandbox::empty();
     let all = commands(&sandbox, "");
     assert!(all.len() > 25, "{all:?}");
     for command in all {
@@ -29,7 +29,7 @@ fn the_help_of_every_command_has_an_example_and_describes_its_json() {
 
 #[test]
 fn an_error_in_json_is_an_object_with_kind_message_and_hint() {
-    let sandbox = Sandbox::bare();
+    let sandbox = Sandbox::empty();
     for (args, code, kind) in
         [("status --json", 3, "not-found"), ("stauts --json", 2, "usage"), ("add --json", 2, "usage")]
     {
@@ -106,7 +106,7 @@ fn no_secret_is_printed_or_committed() {
 
 #[test]
 fn the_readme_names_every_command() {
-    let sandbox = Sandbox::bare();
+    let sandbox = Sandbox::empty();
     let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
     for command in commands(&sandbox, "") {
         let name = format!("mlx {}", command.trim());

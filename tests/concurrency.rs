@@ -18,7 +18,7 @@ use serde_json::json;
 
 use crate::{
     malicious_repo::{outside_files, setup},
-    sandbox::{Ran, Sandbox, ended, snapshot},
+    sandbox::{CommandResult, Sandbox, command_result, snapshot},
 };
 
 const GC_NOW: &str = "gc --grace 0s --yes";
@@ -30,12 +30,14 @@ fn spawn(sandbox: &Sandbox, folder: &Path, args: &str) -> Child {
 }
 
 /// Starts all commands at once and waits for all of them. Returns their arguments and results.
-fn run_at_once(sandbox: &Sandbox, folder: &Path, commands: &[&str]) -> Vec<(String, Ran)> {
+fn run_at_once(sandbox: &Sandbox, folder: &Path, commands: &[&str]) -> Vec<(String, CommandResult)> {
     let start = Instant::now();
     let children: Vec<_> =
         commands.iter().map(|args| ((*args).to_owned(), spawn(sandbox, folder, args))).collect();
-    let ran =
-        children.into_iter().map(|(args, child)| (args, ended(child.wait_with_output().unwrap()))).collect();
+    let ran = children
+        .into_iter()
+        .map(|(args, child)| (args, command_result(child.wait_with_output().unwrap())))
+        .collect();
     assert!(start.elapsed() < Duration::from_mins(1), "a command hangs");
     ran
 }
@@ -109,7 +111,7 @@ fn concurrent_adds_of_a_changing_file_store_a_version_it_had() {
         sandbox.write("data/x", format!("{round}"));
         let second = spawn(&sandbox, &sandbox.repo, "add data");
         for child in [first, second] {
-            let ran = ended(child.wait_with_output().unwrap());
+            let ran = command_result(child.wait_with_output().unwrap());
             let refused = ran.code == 4 && ran.err.contains("`data/x` changed while it was read");
             assert!(ran.code == 0 || refused, "round {round}: {}", ran.err);
         }
@@ -240,7 +242,7 @@ fn objects_named_after_a_gc_made_its_plan_are_kept() {
             sandbox.write("old.mlx", &pointer);
         }
         drop(gate);
-        let ran = ended(gc.wait_with_output().unwrap());
+        let ran = command_result(gc.wait_with_output().unwrap());
         assert_eq!(ran.code, 0, "{}", ran.err);
         sandbox.ok("checkout");
         assert_eq!(sandbox.read("old/f19"), "19 ".repeat(20));

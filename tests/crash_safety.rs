@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path, process::Command, thread};
 
-use crate::sandbox::{Sandbox, ended, snapshot};
+use crate::sandbox::{Sandbox, command_result, snapshot};
 
 /// Creates enough files that a command takes a while, small enough to run it fifty times.
 fn setup() -> Sandbox {
@@ -130,8 +130,9 @@ fn assert_survives_every_fault(prepare: &dyn Fn(&Sandbox), args: &str) {
     for fault in ["kill", "fail"] {
         for at in 1.. {
             restore_state(&sandbox);
-            let ran =
-                ended(command(&sandbox, args).env("MLX_FAULT", format!("{fault}:{at}")).output().unwrap());
+            let ran = command_result(
+                command(&sandbox, args).env("MLX_FAULT", format!("{fault}:{at}")).output().unwrap(),
+            );
             assert!(ran.code != 101 && !ran.err.contains("panicked"), "{fault} {at}: {}", ran.err);
             if fault == "kill" {
                 assert_intact(&sandbox, &format!("{fault} {at}"));
@@ -206,7 +207,7 @@ fn checkout_survives_every_fault() {
     for fault in ["kill", "fail"] {
         for at in 1.. {
             fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
-            let ran = ended(
+            let ran = command_result(
                 command(&sandbox, "checkout").env("MLX_FAULT", format!("{fault}:{at}")).output().unwrap(),
             );
             if fault == "kill" {

@@ -253,7 +253,7 @@ fn mlxignore_ignores_the_same_files_as_gitignore() {
         ("three/in/", "!b.tmp\n/deep/../a\n"),
         ("four/", "a/\n/in/**/a\na\\\\b\n"),
     ];
-    let (mlx, git) = (Sandbox::new(), Sandbox::bare());
+    let (mlx, git) = (Sandbox::new(), Sandbox::empty());
     git.git("init -q");
     for folder in
         ["", "one/", "two/", "three/", "three/in/", "four/", "four/in/", "top/", "one/deep/", "four/in/a/"]
@@ -490,11 +490,11 @@ fn the_examples_in_help_work() {
     for command in
         ["init", "add", "status", "diff", "commit", "checkout", "remove", "move", "unprotect", "du", "log"]
     {
-        let help = Sandbox::bare().ok(&format!("{command} --help"));
+        let help = Sandbox::empty().ok(&format!("{command} --help"));
         let examples =
             help.split("Examples:\n").nth(1).unwrap().lines().take_while(|line| line.starts_with("  "));
         for example in examples.map(str::trim) {
-            let sandbox = if command == "init" { Sandbox::bare() } else { repository_for_examples(command) };
+            let sandbox = if command == "init" { Sandbox::empty() } else { repository_for_examples(command) };
             if command == "init" && !example.starts_with("git init") {
                 sandbox.git("init -q");
             }

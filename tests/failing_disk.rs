@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     crash_safety::{command, restore_state, save_state},
-    sandbox::{Ran, Sandbox, ended, skip, snapshot},
+    sandbox::{CommandResult, Sandbox, command_result, skip, snapshot},
 };
 
 /// Creates a repository with two small files, a large one and a remote.
@@ -23,24 +23,24 @@ fn setup() -> Sandbox {
     sandbox
 }
 
-fn run_with_fault(sandbox: &Sandbox, args: &str, fault: &str) -> Ran {
-    ended(command(sandbox, args).env("MLX_FAULT", fault).output().unwrap())
+fn run_with_fault(sandbox: &Sandbox, args: &str, fault: &str) -> CommandResult {
+    command_result(command(sandbox, args).env("MLX_FAULT", fault).output().unwrap())
 }
 
 /// Runs mlx from a shell, after a shell command such as `ulimit`.
-fn run_after(sandbox: &Sandbox, first: &str, args: &str) -> Ran {
+fn run_after(sandbox: &Sandbox, first: &str, args: &str) -> CommandResult {
     let script = format!("{first}; exec \"$@\"");
     let mut shell = sandbox.command("sh", &sandbox.repo);
     shell.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_mlx")]).args(args.split_whitespace());
-    ended(shell.output().unwrap())
+    command_result(shell.output().unwrap())
 }
 
 /// Runs mlx in its own mount namespace, after a mount command. Returns none if the user cannot mount.
-fn run_with_mount(sandbox: &Sandbox, mount: &str, args: &str) -> Option<Ran> {
+fn run_with_mount(sandbox: &Sandbox, mount: &str, args: &str) -> Option<CommandResult> {
     let script = format!("{mount} || exit 99; exec \"$@\"");
     let mut shell = sandbox.command("unshare", &sandbox.repo);
     shell.args(["-rm", "sh", "-c", &script, "sh", env!("CARGO_BIN_EXE_mlx")]).args(args.split_whitespace());
-    let ran = ended(shell.output().ok()?);
+    let ran = command_result(shell.output().ok()?);
     (ran.code != 99 && !ran.err.contains("unshare")).then_some(ran)
 }
 
@@ -183,7 +183,7 @@ fn status_fsck_and_gc_work_on_a_full_tmpfs() {
     fs::create_dir(sandbox.root().join("small")).unwrap();
     let mut shell = sandbox.command("unshare", &sandbox.repo);
     shell.args(["-rm", "sh", "-c", script, "sh", env!("CARGO_BIN_EXE_mlx")]);
-    let ran = ended(shell.arg(sandbox.root().join("output")).output().unwrap());
+    let ran = command_result(shell.arg(sandbox.root().join("output")).output().unwrap());
     if ran.code == 99 || ran.err.contains("unshare") {
         return skip("status_fsck_and_gc_work_on_a_full_tmpfs", "this user cannot mount a small disk");
     }

@@ -12,7 +12,7 @@ use std::{
 
 use serde_json::json;
 
-use crate::sandbox::{Sandbox, ended, snapshot};
+use crate::sandbox::{Sandbox, command_result, snapshot};
 
 const STAGE: &str = "[stage.count]\ncmd = 'cat data/b data/sub/c > all.txt'\n\
     deps = ['data']\nparams = ['params.toml:rate']\nouts = ['all.txt']\n";
@@ -381,7 +381,7 @@ fn the_same_content_gives_the_same_bytes_in_every_environment() {
             let mut command = sandbox.command(program.to_str().unwrap(), &sandbox.repo);
             command.args(args);
             set_up(&mut command);
-            let ran = ended(command.output().unwrap());
+            let ran = command_result(command.output().unwrap());
             assert_eq!(ran.code, 0, "{what}: {}", ran.err);
         }
         let found = written_files(&sandbox);
@@ -407,7 +407,7 @@ fn new_files_and_folders_obey_the_umask() {
             "umask {umask}; {mlx} checkout && rm data.mlx && {mlx} add data",
             mlx = env!("CARGO_BIN_EXE_mlx")
         );
-        let ran = ended(shell.args(["-c", &script]).output().unwrap());
+        let ran = command_result(shell.args(["-c", &script]).output().unwrap());
         assert_eq!(ran.code, 0, "{umask}: {}", ran.err);
         let mode = |path: &str| sandbox.repo.join(path).metadata().unwrap().permissions().mode() & 0o777;
         assert_eq!((mode("data/a"), mode("data/sub"), mode("data.mlx")), (file, folder, file), "{umask}");

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     crash_safety::command,
-    sandbox::{Sandbox, ended, snapshot},
+    sandbox::{Sandbox, command_result, snapshot},
 };
 
 const GC_NOW: &str = "gc --grace 0s --yes";
@@ -205,7 +205,7 @@ fn add_during_gc_loses_nothing() {
         };
         let children = [spawn("add data"), spawn(GC_NOW), spawn("add other"), spawn(GC_NOW)];
         for child in children {
-            let ran = ended(child.wait_with_output().unwrap());
+            let ran = command_result(child.wait_with_output().unwrap());
             assert_eq!(ran.code, 0, "round {round}: {}", ran.err);
         }
         assert_eq!(sandbox.read("data.mlx"), pointer);
@@ -245,8 +245,9 @@ fn gc_survives_every_fault() {
         for at in 1.. {
             fs::remove_dir_all(repo).unwrap();
             copy(&before, repo);
-            let ran =
-                ended(command(&sandbox, GC_NOW).env("MLX_FAULT", format!("{fault}:{at}")).output().unwrap());
+            let ran = command_result(
+                command(&sandbox, GC_NOW).env("MLX_FAULT", format!("{fault}:{at}")).output().unwrap(),
+            );
             assert!(ran.code != 101 && !ran.err.contains("panicked"), "{fault} {at}: {}", ran.err);
             let checked = sandbox.json("fsck");
             for key in ["damaged", "faults", "unreadable"] {
@@ -398,7 +399,9 @@ fn objects_that_a_killed_add_of_another_clone_relies_on_are_kept() {
         fs::remove_file(other.join("data.mlx")).unwrap();
         other_clone.ok("gc");
         let mut add = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &other);
-        let ran = ended(add.args(["add", "data"]).env("MLX_FAULT", format!("kill:{at}")).output().unwrap());
+        let ran = command_result(
+            add.args(["add", "data"]).env("MLX_FAULT", format!("kill:{at}")).output().unwrap(),
+        );
         sandbox.ok(GC_NOW);
         if other.join("data.mlx").exists() {
             written += 1;

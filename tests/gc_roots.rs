@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     crash_safety::command,
-    sandbox::{Ran, Sandbox, ended},
+    sandbox::{CommandResult, Sandbox, command_result},
 };
 
 const GC_NOW: &str = "gc --grace 0s --yes";
@@ -314,7 +314,7 @@ fn a_truncated_pointer_or_one_of_a_newer_mlx_stops_gc() {
 /// Read as loose or packed refs, a reftable would seem to hold none, and all objects would seem unneeded.
 #[test]
 fn a_repository_with_a_reftable_is_refused() {
-    let sandbox = Sandbox::bare();
+    let sandbox = Sandbox::empty();
     let mut init = sandbox.command("git", &sandbox.repo);
     if !init.args(["init", "-q", "--ref-format=reftable"]).output().unwrap().status.success() {
         return crate::sandbox::skip("a_repository_with_a_reftable_is_refused", "this Git cannot create one");
@@ -343,10 +343,10 @@ fn start_halting(sandbox: &Sandbox, args: &str, at: u64) -> (Child, bool) {
     }
 }
 
-fn resume(sandbox: &Sandbox, child: Child) -> Ran {
+fn resume(sandbox: &Sandbox, child: Child) -> CommandResult {
     let mut kill = sandbox.command("kill", &sandbox.repo);
     assert!(kill.args(["-CONT", &child.id().to_string()]).status().unwrap().success());
-    ended(child.wait_with_output().unwrap())
+    command_result(child.wait_with_output().unwrap())
 }
 
 /// SIGINT, SIGTERM and SIGHUP end a command at any point with a status that names the signal, and lose
@@ -406,7 +406,7 @@ fn assert_gc_at_any_point_loses_nothing(
             std::thread::sleep(Duration::from_millis(2));
         }
         let ran = resume(&sandbox, child);
-        let swept = ended(gc.wait_with_output().unwrap());
+        let swept = command_result(gc.wait_with_output().unwrap());
         assert_eq!((ran.code, swept.code), (0, 0), "{args} at {at}: {}{}", ran.err, swept.err);
         check(&sandbox, &format!("{args} at {at}"));
         at += step;
@@ -512,7 +512,7 @@ fn gc_during_repro_loses_nothing() {
             command(&sandbox, args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
         };
         for child in [spawn("repro"), spawn(GC_NOW), spawn("fsck --json"), spawn(GC_NOW)] {
-            let ran = ended(child.wait_with_output().unwrap());
+            let ran = command_result(child.wait_with_output().unwrap());
             assert_eq!(ran.code, 0, "{round}: {}{}", ran.out, ran.err);
         }
         assert_intact(&sandbox, "repro");
@@ -542,7 +542,7 @@ fn add_at_any_point_of_a_gc_loses_nothing() {
             std::thread::sleep(Duration::from_millis(2));
         }
         let swept = resume(&sandbox, child);
-        let ran = ended(add.wait_with_output().unwrap());
+        let ran = command_result(add.wait_with_output().unwrap());
         assert_eq!((ran.code, swept.code), (0, 0), "{at}: {}{}", ran.err, swept.err);
         assert_intact(&sandbox, &format!("gc at {at}"));
         at += step(17);

@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use serde_json::json;
 
-use crate::sandbox::{Ran, Sandbox, ended, skip, snapshot};
+use crate::sandbox::{CommandResult, Sandbox, command_result, skip, snapshot};
 
 /// Creates a repository with two commits, whose data a remote has.
 fn setup() -> Sandbox {
@@ -40,9 +40,9 @@ fn traps(sandbox: &Sandbox) -> std::path::PathBuf {
 }
 
 /// Runs mlx with only the trap programs in its `PATH`.
-fn run_with_traps(sandbox: &Sandbox, folder: &Path, args: &str) -> Ran {
+fn run_with_traps(sandbox: &Sandbox, folder: &Path, args: &str) -> CommandResult {
     let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), folder);
-    ended(command.args(args.split(' ')).env("PATH", traps(sandbox)).output().unwrap())
+    command_result(command.args(args.split(' ')).env("PATH", traps(sandbox)).output().unwrap())
 }
 
 fn assert_nothing_ran(sandbox: &Sandbox, case: &str) {
@@ -150,7 +150,7 @@ fn git_dir_of_another_repository_is_refused_and_of_the_same_accepted() {
     let run_with = |folder: &Path, settings: &[(&str, &Path)], args: &str| {
         let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), folder);
         command.envs(settings.iter().copied());
-        ended(command.args(args.split(' ')).output().unwrap())
+        command_result(command.args(args.split(' ')).output().unwrap())
     };
     let other_git = other.repo.join(".git");
     for args in ["status", "checkout --force", "gc --grace 0s --yes", "add data --git-add", "init"] {

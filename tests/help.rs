@@ -10,7 +10,7 @@ const GOLDEN: &str = "fixtures/help.txt";
 #[test]
 fn the_help_of_every_command_and_topic_is_the_recorded_one() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join(GOLDEN);
-    let shown = Sandbox::bare().ok("help --all");
+    let shown = Sandbox::empty().ok("help --all");
     if std::env::var_os("MLX_UPDATE").is_some() {
         fs::write(&golden, &shown).unwrap();
     }
@@ -25,7 +25,7 @@ fn the_help_of_every_command_and_topic_is_the_recorded_one() {
 
 #[test]
 fn global_options_follow_the_options_of_a_command() {
-    let sandbox = Sandbox::bare();
+    let sandbox = Sandbox::empty();
     for command in ["add", "push", "model train", "remote list"] {
         let text = sandbox.ok(&format!("{command} --help"));
         let global = text.find("\nGlobal options:\n").unwrap();
@@ -38,7 +38,7 @@ fn global_options_follow_the_options_of_a_command() {
 
 #[test]
 fn help_takes_commands_and_topics_and_names_both_for_anything_else() {
-    let sandbox = Sandbox::bare();
+    let sandbox = Sandbox::empty();
     assert_eq!(sandbox.ok("help remote add"), sandbox.ok("remote add --help"));
     assert_eq!(sandbox.ok("remote help add"), sandbox.ok("remote add --help"));
     assert_eq!(sandbox.ok("help"), sandbox.ok("--help"));
@@ -50,7 +50,7 @@ fn help_takes_commands_and_topics_and_names_both_for_anything_else() {
 
 #[test]
 fn manual_pages_cover_every_command_and_topic() {
-    let sandbox = Sandbox::bare();
+    let sandbox = Sandbox::empty();
     let pages = sandbox.json("man pages")["pages"].as_array().unwrap().len();
     let read = |name: &str| sandbox.read(&format!("pages/{name}"));
     assert_eq!(fs::read_dir(sandbox.repo.join("pages")).unwrap().count(), pages);

@@ -126,7 +126,7 @@ fn decompress_image(name: &str, image: &Path) {
 /// Mounts a disk of this kind and creates a sandbox whose repository is on it. Returns none if this user
 /// cannot mount.
 pub fn sandbox_on(kind: &str) -> Option<(Disk, Sandbox)> {
-    let mut sandbox = Sandbox::bare();
+    let mut sandbox = Sandbox::empty();
     let disk = Disk::mount(&sandbox.root().join("disk"), kind)?;
     sandbox.repo = disk.path.join("repo");
     fs::create_dir(&sandbox.repo).unwrap();

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::{
     crash_safety::command,
-    sandbox::{Sandbox, ended},
+    sandbox::{Sandbox, command_result},
 };
 
 const GC_NOW: &str = "gc --grace 0s --yes";
@@ -224,7 +224,7 @@ fn a_command_that_waits_for_a_lock_names_its_holder() {
         thread::sleep(Duration::from_millis(1600));
         drop(holder.stdin.take());
         holder.wait().unwrap();
-        let ran = ended(child.wait_with_output().unwrap());
+        let ran = command_result(child.wait_with_output().unwrap());
         assert_eq!(ran.code, 0, "{args}: {}", ran.err);
         assert!(ran.err.contains("waiting for another mlx: held by Ada"), "{args}: {}", ran.err);
     }
@@ -252,7 +252,7 @@ fn a_cache_without_write_permission_is_still_read() {
             "this user is not root",
         );
     }
-    let ran = ended(run.args(["gc", "--grace", "0s", "--yes"]).output().unwrap());
+    let ran = command_result(run.args(["gc", "--grace", "0s", "--yes"]).output().unwrap());
     assert_eq!(ran.code, 6, "{}{}", ran.out, ran.err);
     fs::set_permissions(&packs, fs::Permissions::from_mode(0o700)).unwrap();
     let mut chown = sandbox.command("chown", &sandbox.repo);
@@ -272,7 +272,7 @@ fn gc_on_a_full_tmpfs_frees_objects_and_merges_packs() {
         }
     }
 
-    let sandbox = Sandbox::bare();
+    let sandbox = Sandbox::empty();
     let disk = sandbox.root().join("disk");
     fs::create_dir(&disk).unwrap();
     let mut mount = sandbox.command("mount", &sandbox.root());

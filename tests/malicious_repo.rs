@@ -339,7 +339,7 @@ fn a_fifo_in_the_place_of_a_file_that_mlx_reads_does_not_block() {
         let _none = fs::remove_file(&path);
         Command::new("mkfifo").arg(&path).status().unwrap();
         let mut add = sandbox.command("timeout", &sandbox.repo);
-        let ran = crate::sandbox::ended(
+        let ran = crate::sandbox::command_result(
             add.args(["20", env!("CARGO_BIN_EXE_mlx"), "add", "data"]).output().unwrap(),
         );
         let name = file.rsplit(".mlx/").next().unwrap();
@@ -506,12 +506,13 @@ fn control_characters_in_names_are_escaped_and_json_is_valid() {
         fs::write(sandbox.repo.join("data").join(OsStr::from_bytes(name)), name).unwrap();
         fs::write(sandbox.repo.join(OsStr::from_bytes(name)), "single").unwrap();
         let mut add = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
-        let added =
-            crate::sandbox::ended(add.args(["add", "--"]).arg(OsStr::from_bytes(name)).output().unwrap());
+        let added = crate::sandbox::command_result(
+            add.args(["add", "--"]).arg(OsStr::from_bytes(name)).output().unwrap(),
+        );
         assert!(added.code == 0 && is_plain(&added.out), "{added:?}");
         // Without `--`, the argument parser reports the name.
         let mut add = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
-        let refused = crate::sandbox::ended(add.arg(OsStr::from_bytes(name)).output().unwrap());
+        let refused = crate::sandbox::command_result(add.arg(OsStr::from_bytes(name)).output().unwrap());
         assert!(refused.code == 2 && is_plain(&refused.err), "{refused:?}");
     }
     sandbox.ok("add data");

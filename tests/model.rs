@@ -5,7 +5,7 @@ use std::{fs, path::Path, process::Command};
 
 use serde_json::Value;
 
-use crate::sandbox::{Sandbox, ended, say_skipped, skip, snapshot};
+use crate::sandbox::{Sandbox, command_result, print_skipped, skip, snapshot};
 
 /// Creates a project from the template, with generated photos and settings that keep tests fast.
 pub fn small_project(count: u64) -> Sandbox {
@@ -20,7 +20,7 @@ pub fn small_project(count: u64) -> Sandbox {
 
 /// Creates a project from the unchanged template, with `count` generated photos of each class.
 pub fn template_project(count: u64) -> Sandbox {
-    let sandbox = Sandbox::bare();
+    let sandbox = Sandbox::empty();
     sandbox.git("init -q -b main");
     sandbox.ok("init --template pets");
     for number in 0..count {
@@ -107,7 +107,7 @@ fn the_same_photos_give_the_same_model_bit_for_bit() {
     }
     one.ok("repro");
     let mut command = two.command(env!("CARGO_BIN_EXE_mlx"), &two.repo);
-    let ran = ended(
+    let ran = command_result(
         command
             .env("RAYON_NUM_THREADS", "1")
             .env("LANG", "de_DE.UTF-8")
@@ -277,12 +277,12 @@ fn real_photos_and_a_real_backbone_reach_97_percent() {
     let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
     let (photos, backbone) = (shared.join("data/pets"), shared.join("models/efficientnet-lite0.onnx"));
     if !photos.is_dir() || !backbone.is_file() {
-        return say_skipped(
+        return print_skipped(
             "real_photos_and_a_real_backbone_reach_97_percent",
             "the photos are not available",
         );
     }
-    let sandbox = Sandbox::bare();
+    let sandbox = Sandbox::empty();
     let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.root());
     command.args(["demo", "park", "--photos"]).arg(&photos).arg("--backbone").arg(&backbone);
     // The fast engine if Python has it, else the built-in one.
@@ -290,12 +290,12 @@ fn real_photos_and_a_real_backbone_reach_97_percent() {
         Some(python) => {
             let find = "import onnxruntime, glob, os; \
                 print(glob.glob(os.path.dirname(onnxruntime.__file__) + '/capi/libonnxruntime.so*')[0])";
-            let library = ended(Command::new(&python).args(["-c", find]).output().unwrap()).out;
+            let library = command_result(Command::new(&python).args(["-c", find]).output().unwrap()).out;
             command.env("ORT_DYLIB_PATH", library.trim());
         }
         None => drop(command.env("ORT_DYLIB_PATH", "none")),
     }
-    let ran = ended(command.output().unwrap());
+    let ran = command_result(command.output().unwrap());
     assert_eq!(ran.code, 0, "{}\n{}", ran.out, ran.err);
     let expects = ran.err.find("Expect about ").expect(&ran.err);
     assert!(
@@ -313,8 +313,8 @@ fn real_photos_and_a_real_backbone_reach_97_percent() {
 
 #[test]
 fn every_command_of_the_demo_works() {
-    let sandbox = Sandbox::bare();
-    let ran = ended(
+    let sandbox = Sandbox::empty();
+    let ran = command_result(
         sandbox
             .command(env!("CARGO_BIN_EXE_mlx"), &sandbox.root())
             .args(["demo", "park", "--count", "80"])

@@ -18,7 +18,7 @@ use mlx::{
 
 use crate::{
     model::template_project,
-    sandbox::{Sandbox, ended},
+    sandbox::{Sandbox, command_result},
 };
 
 /// Days on which no alert may be raised.
@@ -101,7 +101,7 @@ fn play(offline: &mut LoadedPackage, training: &[Record], policy: &Policy, rev: 
             labels: &labels,
             groups: &groups,
             classes: &offline.description.classes.clone(),
-            hours: &hours,
+            expected_hours: &hours,
         };
         days.insert(name.clone(), measure(&measured, &reference, &Thresholds::default()).values());
         for change in decide(&policy.rules, "production", &name, &days, &events) {
@@ -168,9 +168,9 @@ fn twenty_other_months_raise_the_right_alerts() {
 /// complete.
 #[test]
 fn the_full_demo_detects_retrains_and_recovers() {
-    let sandbox = Sandbox::bare();
+    let sandbox = Sandbox::empty();
     let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.root());
-    let ran = ended(
+    let ran = command_result(
         command.env_remove("MLX_TIMESTAMP").args(["demo", "park", "--whole", "--json"]).output().unwrap(),
     );
     assert_eq!(ran.code, 0, "{}\n{}", ran.out, ran.err);

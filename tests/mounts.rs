@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::{
     crash_safety::command,
     loop_mount::{Disk, random_bytes, sandbox_on},
-    sandbox::{Ran, Sandbox, ended, skip, snapshot},
+    sandbox::{CommandResult, Sandbox, command_result, skip, snapshot},
 };
 
 /// Size of the file that is reflinked, in bytes.
@@ -42,8 +42,9 @@ fn delete(sandbox: &Sandbox, folder: &str) {
 fn count_operations(sandbox: &Sandbox, args: &str, operation: &str) -> usize {
     let log = sandbox.root().join("operations");
     let _missing = fs::remove_file(&log);
-    let ran =
-        ended(command(sandbox, args).env("MLX_FAULT", format!("tell:{}", log.display())).output().unwrap());
+    let ran = command_result(
+        command(sandbox, args).env("MLX_FAULT", format!("tell:{}", log.display())).output().unwrap(),
+    );
     assert_eq!(ran.code, 0, "{args}: {}", ran.err);
     fs::read_to_string(&log).unwrap().lines().filter(|line| *line == operation).count()
 }
@@ -257,7 +258,7 @@ fn a_same_size_edit_is_detected_where_times_are_whole_seconds() {
 
 #[test]
 fn a_checkout_on_a_full_disk_fails_without_loss_and_can_be_repeated() {
-    let mut sandbox = Sandbox::bare();
+    let mut sandbox = Sandbox::empty();
     let Some(disk) = Disk::mount(&sandbox.root().join("disk"), "tmpfs:8M") else {
         return skip("a_checkout_on_a_full_disk", NO_MOUNT);
     };
@@ -446,10 +447,10 @@ fn an_overlay_workspace_works_and_its_lower_layer_is_unchanged() {
 
 /// Runs mlx like [`Sandbox::mlx`], in a user namespace where this user is root and other users are not
 /// mapped.
-fn mlx_in_namespace(sandbox: &Sandbox, folder: &Path, args: &str) -> Ran {
+fn mlx_in_namespace(sandbox: &Sandbox, folder: &Path, args: &str) -> CommandResult {
     let mut unshare = sandbox.command("unshare", folder);
     unshare.arg("-Ur").arg(env!("CARGO_BIN_EXE_mlx")).args(args.split(' '));
-    ended(unshare.output().unwrap())
+    command_result(unshare.output().unwrap())
 }
 
 #[test]

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::{
     loop_mount::random_bytes,
-    sandbox::{Ran, Sandbox, ended, skip, snapshot},
+    sandbox::{CommandResult, Sandbox, command_result, skip, snapshot},
 };
 
 /// Group of the cache; it is not the primary group of any user.
@@ -76,14 +76,14 @@ fn chown(path: &Path, owner: &str) -> bool {
 
 impl User<'_> {
     /// Runs a shell command as this user.
-    fn shell(&self, line: &str) -> Ran {
+    fn shell(&self, line: &str) -> CommandResult {
         let id = self.id.to_string();
         let mut command = self.sandbox.command("setpriv", &self.clone);
         command.args(["--reuid", &id, "--regid", &id, "--groups", self.group, "sh", "-c"]);
-        ended(command.arg(format!("umask {}; {line}", self.umask)).output().unwrap())
+        command_result(command.arg(format!("umask {}; {line}", self.umask)).output().unwrap())
     }
 
-    fn mlx(&self, args: &str) -> Ran {
+    fn mlx(&self, args: &str) -> CommandResult {
         self.shell(&format!("{} {args}", self.sandbox.root().join("mlx").display()))
     }
 

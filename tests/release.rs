@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     model::small_project,
-    sandbox::{Elsewhere, Sandbox, ended},
+    sandbox::{Sandbox, SandboxFolder, command_result},
 };
 
 /// Flags that name the environment and an approver of the policy.
@@ -66,7 +66,7 @@ pub fn push_to_hub(sandbox: &Sandbox) {
 }
 
 /// Clones `hub.git` into a folder of this name.
-pub fn clone_hub<'s>(sandbox: &'s Sandbox, name: &str) -> Elsewhere<'s> {
+pub fn clone_hub<'s>(sandbox: &'s Sandbox, name: &str) -> SandboxFolder<'s> {
     let folder = sandbox.root().join(name);
     sandbox.git(&format!("clone -q {} {}", sandbox.root().join("hub.git").display(), folder.display()));
     sandbox.at(&folder)
@@ -338,7 +338,7 @@ fn edits_gaps_reordering_and_truncation_of_the_chain_are_detected() {
         fs::write(sandbox.root().join("event"), text).unwrap();
         let blob = sandbox.git(&format!("hash-object -w {}", sandbox.root().join("event").display()));
         fs::write(sandbox.root().join("tree"), format!("100644 blob {}\tevent.json\n", blob.trim())).unwrap();
-        let tree = ended(
+        let tree = command_result(
             sandbox
                 .command("git", &sandbox.repo)
                 .arg("mktree")

@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use serde_json::json;
 
-use crate::sandbox::{Elsewhere, Sandbox, snapshot};
+use crate::sandbox::{Sandbox, SandboxFolder, snapshot};
 
 /// Creates a repository with tracked data, and a stage that has run. Nothing is committed to Git.
 fn project() -> Sandbox {
@@ -33,7 +33,7 @@ fn random_bytes(length: usize, seed: u64) -> Vec<u8> {
     (0..length).map(|_| next(&mut state)).collect()
 }
 
-fn clone<'s>(sandbox: &'s Sandbox, name: &str) -> Elsewhere<'s> {
+fn clone<'s>(sandbox: &'s Sandbox, name: &str) -> SandboxFolder<'s> {
     let folder: PathBuf = sandbox.root().join(name);
     sandbox.git(&format!("clone -q {} {}", sandbox.repo.display(), folder.display()));
     sandbox.at(&folder)

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     monitor::{DAY, released_model, seal_day},
-    sandbox::{Sandbox, ended},
+    sandbox::{Sandbox, command_result},
     serve::photo,
 };
 
@@ -49,7 +49,7 @@ fn retrain_leaves_branches_and_files_of_the_user_alone() {
     let before = (sandbox.git("rev-parse main"), sandbox.git("status --porcelain"));
     let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
     command.env("GIT_DIR", sandbox.repo.join(".git")).env("GIT_INDEX_FILE", sandbox.repo.join(".git/index"));
-    let ran = ended(command.args(["retrain", "--env", "production", "--json"]).output().unwrap());
+    let ran = command_result(command.args(["retrain", "--env", "production", "--json"]).output().unwrap());
     assert_eq!(ran.code, 0, "{}\n{}", ran.out, ran.err);
     let first: Value = serde_json::from_str(&ran.out).unwrap();
     assert_eq!((&first["candidate"], &first["new"]), (&json!("pets@v0.2.0"), &json!(true)));

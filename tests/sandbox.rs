@@ -26,7 +26,7 @@ pub struct Sandbox {
 
 /// Exit code and output of a finished command; -1 if a signal ended it.
 #[derive(Debug)]
-pub struct Ran {
+pub struct CommandResult {
     pub code: i32,
     pub out: String,
     pub err: String,
@@ -35,14 +35,14 @@ pub struct Ran {
 impl Sandbox {
     /// Creates a Git repository with mlx initialized.
     pub fn new() -> Self {
-        let sandbox = Self::bare();
+        let sandbox = Self::empty();
         sandbox.git("init -q -b main");
         sandbox.ok("init");
         sandbox
     }
 
     /// Creates an empty folder, without Git.
-    pub fn bare() -> Self {
+    pub fn empty() -> Self {
         let temp = tempfile::tempdir().unwrap();
         let root = fs::canonicalize(temp.path()).unwrap();
         let repo = root.join("repo");
@@ -61,8 +61,8 @@ impl Sandbox {
     }
 
     /// Returns this sandbox with commands running in another folder.
-    pub fn at(&self, folder: &Path) -> Elsewhere<'_> {
-        Elsewhere { sandbox: self, folder: folder.to_owned() }
+    pub fn at(&self, folder: &Path) -> SandboxFolder<'_> {
+        SandboxFolder { sandbox: self, folder: folder.to_owned() }
     }
 
     /// Prepares a command with the sandbox's environment and without input.
@@ -76,7 +76,7 @@ impl Sandbox {
         command
     }
 
-    pub fn mlx(&self, args: &str) -> Ran {
+    pub fn mlx(&self, args: &str) -> CommandResult {
         self.at(&self.repo).mlx(args)
     }
 
@@ -121,15 +121,15 @@ impl Sandbox {
 }
 
 /// Sandbox whose commands run in another folder.
-pub struct Elsewhere<'s> {
+pub struct SandboxFolder<'s> {
     sandbox: &'s Sandbox,
     pub folder: PathBuf,
 }
 
-impl Elsewhere<'_> {
-    pub fn mlx(&self, args: &str) -> Ran {
+impl SandboxFolder<'_> {
+    pub fn mlx(&self, args: &str) -> CommandResult {
         let mut command = self.sandbox.command(env!("CARGO_BIN_EXE_mlx"), &self.folder);
-        ended(command.args(split_args(args)).output().unwrap())
+        command_result(command.args(split_args(args)).output().unwrap())
     }
 
     pub fn ok(&self, args: &str) -> String {
@@ -152,7 +152,7 @@ impl Elsewhere<'_> {
 
     pub fn git(&self, args: &str) -> String {
         let output = self.sandbox.command("git", &self.folder).args(split_args(args)).output().unwrap();
-        let ran = ended(output);
+        let ran = command_result(output);
         assert_eq!(ran.code, 0, "git {args}\n{}\n{}", ran.out, ran.err);
         ran.out
     }
@@ -171,8 +171,8 @@ fn split_args(args: &str) -> Vec<String> {
     words
 }
 
-pub fn ended(output: Output) -> Ran {
-    Ran {
+pub fn command_result(output: Output) -> CommandResult {
+    CommandResult {
         code: output.status.code().unwrap_or(-1),
         out: String::from_utf8_lossy(&output.stdout).into_owned(),
         err: String::from_utf8_lossy(&output.stderr).into_owned(),
@@ -212,12 +212,12 @@ pub fn identity(path: &Path) -> (u64, i64, i64) {
 /// Reports a test that cannot run on this machine; under CI that is a failure.
 pub fn skip(test: &str, why: &str) {
     assert!(std::env::var_os("CI").is_none(), "{test} was skipped under CI: {why}");
-    say_skipped(test, why);
+    print_skipped(test, why);
 }
 
 /// Prints one line that a test did not run, with a count. Writes to standard error directly, because the
 /// harness hides what passing tests print.
-pub fn say_skipped(test: &str, why: &str) {
+pub fn print_skipped(test: &str, why: &str) {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::SeqCst) + 1;
     std::io::stderr().write_all(format!("skipped ({count} so far): {test}: {why}\n").as_bytes()).unwrap();

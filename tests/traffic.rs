@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use crate::{
     crash_safety,
     model::python_with,
-    sandbox::{Sandbox, ended, skip},
+    sandbox::{Sandbox, command_result, skip},
     serve::{Server, classify_offline, infer_body, photo, registered},
 };
 
@@ -36,7 +36,7 @@ fn mlx_folder(sandbox: &Sandbox) -> mlx::fs::Root {
 /// Runs mlx with the clock one day ahead, and returns its JSON output.
 fn json_next_day(sandbox: &Sandbox, args: &str) -> Value {
     let mut command = crash_safety::command(sandbox, args);
-    let ran = ended(command.arg("--json").env("MLX_TIMESTAMP", "1700086400").output().unwrap());
+    let ran = command_result(command.arg("--json").env("MLX_TIMESTAMP", "1700086400").output().unwrap());
     serde_json::from_str(&ran.out).unwrap_or_else(|_| panic!("{args}: {ran:?}"))
 }
 
@@ -260,7 +260,7 @@ fn seal_survives_every_fault() {
         for at in 1.. {
             crash_safety::restore_state(&sandbox);
             let mut command = crash_safety::command(&sandbox, args);
-            let ran = ended(command.env("MLX_FAULT", format!("{how}:{at}")).output().unwrap());
+            let ran = command_result(command.env("MLX_FAULT", format!("{how}:{at}")).output().unwrap());
             assert!(ran.code != 101 && !ran.err.contains("panicked"), "{how} {at}: {}", ran.err);
             sandbox.ok(args);
             assert_eq!(crash_safety::outcome(&sandbox), expected, "{how} {at}");
@@ -364,7 +364,7 @@ fn a_killed_seal_repeated_under_another_name_seals_nothing_twice() {
     for at in 1.. {
         crash_safety::restore_state(&sandbox);
         let mut command = crash_safety::command(&sandbox, "traffic seal --day 2023-11-13 --machine m");
-        let ran = ended(command.env("MLX_FAULT", format!("kill:{at}")).output().unwrap());
+        let ran = command_result(command.env("MLX_FAULT", format!("kill:{at}")).output().unwrap());
         if ran.code == 0 {
             assert!(at > 30, "the seal passes too few fault points");
             break;
@@ -424,7 +424,7 @@ fn arrow_reads_the_written_parquet_files() {
     };
     let minimal =
         Record { image_stats: None, scores: Vec::new(), features: Vec::new(), ..new_record("é", MORNING) };
-    let sandbox = Sandbox::bare();
+    let sandbox = Sandbox::empty();
     sandbox.write("requests.parquet", write_requests(&[new_record("a", MORNING), minimal]).unwrap());
     let mut command = Command::new(python);
     let output = command.args(["-c", ARROW]).arg(sandbox.repo.join("requests.parquet")).output().unwrap();

@@ -23,11 +23,11 @@ use std::{
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, mkdirat, openat};
 use serde_json::{Value, json};
 
-use crate::sandbox::{Ran, Sandbox, ended, skip, snapshot};
+use crate::sandbox::{CommandResult, Sandbox, command_result, skip, snapshot};
 
 /// Runs mlx with arguments that need not be UTF-8.
-fn mlx(sandbox: &Sandbox, args: &[&OsStr]) -> Ran {
-    ended(sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo).args(args).output().unwrap())
+fn mlx(sandbox: &Sandbox, args: &[&OsStr]) -> CommandResult {
+    command_result(sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo).args(args).output().unwrap())
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn names_that_differ_only_in_case_stay_separate() {
 }
 
 /// Runs mlx as an unprivileged user, even when the tests run as root.
-fn as_user(sandbox: &Sandbox, args: &str) -> Ran {
+fn as_user(sandbox: &Sandbox, args: &str) -> CommandResult {
     let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
     if rustix::process::geteuid().is_root() {
         // The program may be in a folder that other users cannot read.
@@ -175,7 +175,7 @@ fn as_user(sandbox: &Sandbox, args: &str) -> Ran {
         command = sandbox.command(program.to_str().unwrap(), &sandbox.repo);
         command.uid(65534).gid(65534);
     }
-    ended(command.args(args.split(' ')).output().unwrap())
+    command_result(command.args(args.split(' ')).output().unwrap())
 }
 
 #[test]
@@ -379,7 +379,7 @@ fn add_stores_the_data_before_it_waits_for_the_lock() {
     thread::sleep(Duration::from_millis(1500));
     assert!(child.try_wait().unwrap().is_none() && !sandbox.has("data.mlx"));
     drop(held);
-    let ran = ended(child.wait_with_output().unwrap());
+    let ran = command_result(child.wait_with_output().unwrap());
     assert_eq!(ran.code, 0, "{}", ran.err);
     let message = "waiting for another mlx: process 77 on park, `mlx add cats`, since 2026-03-01T00:00:00Z";
     assert!(ran.err.contains(message), "{}", ran.err);
@@ -424,7 +424,7 @@ fn two_adds_of_different_folders_run_at_once() {
             add.args(["add", name]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
         });
         for child in children {
-            let ran = ended(child.wait_with_output().unwrap());
+            let ran = command_result(child.wait_with_output().unwrap());
             assert_eq!((ran.code, ran.err.as_str()), (0, ""), "round {round}");
         }
         assert_eq!(sandbox.json("status")["clean"], true, "round {round}");

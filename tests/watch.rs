@@ -10,7 +10,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    sandbox::ended,
+    sandbox::command_result,
     serve::{Server, registered},
 };
 
@@ -70,7 +70,7 @@ fn a_watch_runs_until_a_signal_ends_it() {
         }
     }
     Command::new("kill").arg(child.id().to_string()).status().unwrap();
-    let ran = ended(child.wait_with_output().unwrap());
+    let ran = command_result(child.wait_with_output().unwrap());
     assert_eq!(ran.code, 0, "{}", ran.err);
     assert!(ran.out.starts_with("2 images classified: "), "{}", ran.out);
 }

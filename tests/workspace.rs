@@ -16,7 +16,7 @@ fn two_files() -> Sandbox {
 
 #[test]
 fn init_needs_a_git_repository_and_keeps_existing_files() {
-    let sandbox = Sandbox::bare();
+    let sandbox = Sandbox::empty();
     let error = sandbox.fails("init", 3);
     assert!(
         error.contains("is not in a Git repository") && error.contains("hint: create one with `git init`"),

@@ -59,12 +59,12 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.collect();
     let cli = match parse(&args) {
         Ok(cli) => cli,
-        Err(error) => return Ui::refuse(&error, args.iter().any(|arg| arg == "--json")),
+        Err(error) => return Ui::show_clap_error(&error, args.iter().any(|arg| arg == "--json")),
     };
     let ui = Ui::new(&cli.global);
     match run(&cli, &ui) {
         Ok(code) => code,
-        Err(error) => ui.fail(&error),
+        Err(error) => ui.show_error(&error),
     }
 }
 

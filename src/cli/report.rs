@@ -13,7 +13,7 @@ pub trait Report: Display {
     fn json(&self) -> Value;
 
     /// Returns true if a check ran and found something. Exit 10.
-    fn found(&self) -> bool {
+    fn has_findings(&self) -> bool {
         false
     }
 
@@ -41,7 +41,7 @@ pub fn bytes(number: u64) -> String {
 }
 
 /// Quotes a text for a POSIX shell, if it needs quotes.
-pub fn shell_word(text: &str) -> String {
+pub fn shell_quote(text: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
     if !text.is_empty() && text.chars().all(is_plain) {
         return text.to_owned();
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn words_are_quoted_only_where_a_shell_needs_it() {
-        let words = ["data/a-1.mlx", ":/x", "my photos", "it's", "$HOME", ""].map(shell_word);
+        let words = ["data/a-1.mlx", ":/x", "my photos", "it's", "$HOME", ""].map(shell_quote);
         assert_eq!(words, ["data/a-1.mlx", ":/x", "'my photos'", r"'it'\''s'", "'$HOME'", "''"]);
     }
 

@@ -45,7 +45,7 @@ impl Ui {
     }
 
     /// Prints a report, as text or JSON, and returns its exit code.
-    pub fn show(&self, report: &impl Report) -> ExitCode {
+    pub fn show_report(&self, report: &impl Report) -> ExitCode {
         if self.json {
             let mut value = report.json();
             if let (Some(error), Some(map)) = (report.failure(), value.as_object_mut()) {
@@ -64,12 +64,12 @@ impl Ui {
                 }
                 ExitCode::from(error.kind() as u8)
             }
-            None => ExitCode::from(if report.found() { EXIT_FINDINGS } else { 0 }),
+            None => ExitCode::from(if report.has_findings() { EXIT_FINDINGS } else { 0 }),
         }
     }
 
     /// Prints the error that ended a command and returns its exit code.
-    pub fn fail(&self, error: &Error) -> ExitCode {
+    pub fn show_error(&self, error: &Error) -> ExitCode {
         if self.json {
             write_stdout(&json_text(&json!({ "error": error_json(error) })));
         } else {
@@ -80,7 +80,7 @@ impl Ui {
 
     /// Prints the text that clap returns as an error: help, the version, or a usage error. Returns the exit
     /// code.
-    pub fn refuse(error: &clap::Error, json: bool) -> ExitCode {
+    pub fn show_clap_error(error: &clap::Error, json: bool) -> ExitCode {
         if !error.use_stderr() {
             write_stdout(&error.to_string());
             return ExitCode::SUCCESS;

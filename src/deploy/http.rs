@@ -16,7 +16,7 @@ use crate::deploy::{
     Service,
     counters::Labels,
     handlers::{classify, infer, live, metrics, model_metadata, model_ready, ready, server_metadata, status},
-    request_log::GONE,
+    request_log::CLIENT_CLOSED,
     service::HttpError,
 };
 
@@ -66,7 +66,7 @@ struct OpenRequest {
 impl OpenRequest {
     fn new(service: &Arc<Service>) -> Self {
         service.counters.open.inc();
-        Self { service: Arc::clone(service), status: GONE }
+        Self { service: Arc::clone(service), status: CLIENT_CLOSED }
     }
 }
 

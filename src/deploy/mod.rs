@@ -29,8 +29,8 @@ pub use self::{
     batch::BatchLimits,
     client::{Client, ServiceResponse},
     listen::serve,
-    page::escape,
-    request_log::GONE,
+    page::escape_html,
+    request_log::CLIENT_CLOSED,
     served_model::{Prediction, ServedModel},
     service::{Options, Service},
 };

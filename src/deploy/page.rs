@@ -25,11 +25,11 @@ pub fn status(view: &StatusView<'_>) -> String {
     let served = view.served;
     let (color, word) = (if view.state == "ready" { "#2a2" } else { "#c60" }, view.state);
     let rows = [
-        ("environment", escape(view.environment)),
-        ("model", format!("{} {}", escape(&served.model), escape(&served.number))),
+        ("environment", escape_html(view.environment)),
+        ("model", format!("{} {}", escape_html(&served.model), escape_html(&served.number))),
         ("package", format!("<code>{}</code>", served.package)),
-        ("classes", escape(&served.description.classes.join(", "))),
-        ("engine", escape(&served.engine)),
+        ("classes", escape_html(&served.description.classes.join(", "))),
+        ("engine", escape_html(&served.engine)),
         ("up for", format!("{} s", view.uptime)),
         ("waiting", served.batcher.waiting().to_string()),
         ("responses", view.responses.join(", ")),
@@ -43,13 +43,13 @@ pub fn status(view: &StatusView<'_>) -> String {
 <p>Try it: <code>curl --data-binary @photo.jpg http://{address}/classify</code>, or \
 <code>/v2/models/{model}/infer</code>. \
 Prometheus metrics: <a href=/metrics>/metrics</a>.",
-        model = escape(&served.model),
+        model = escape_html(&served.model),
         address = view.address,
     )
 }
 
 /// Escapes text for HTML content and for quoted attributes.
-pub fn escape(text: &str) -> String {
+pub fn escape_html(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")

@@ -31,7 +31,7 @@ pub(super) const MAX_CLOCK_SKEW: i64 = 5 * 60 * 1000;
 const MAX_INLINE_HASH: usize = 1 << 20;
 
 /// Recorded status of a request whose client disconnected before the response.
-pub const GONE: u16 = 499;
+pub const CLIENT_CLOSED: u16 = 499;
 
 /// Log of one request. Dropping it without [`RequestLog::finish`] records that the client disconnected.
 pub(super) struct RequestLog {
@@ -108,7 +108,7 @@ impl RequestLog {
 impl Drop for RequestLog {
     fn drop(&mut self) {
         if !self.recorded {
-            self.record(GONE);
+            self.record(CLIENT_CLOSED);
         }
     }
 }
@@ -260,7 +260,7 @@ mod tests {
         wait_until(|| service.counters.open.get() == 4 && service.current().batcher.waiting() == 2);
         sent.iter().for_each(tokio::task::JoinHandle::abort);
         reading.abort();
-        wait_until(|| service.counters.responses() == [(GONE.into(), 4)].into());
+        wait_until(|| service.counters.responses() == [(CLIENT_CLOSED.into(), 4)].into());
         assert_eq!(service.counters.open.get(), 0);
         gate.open();
         wait_until(|| service.current().batcher.waiting() == 0);
@@ -273,8 +273,8 @@ mod tests {
         let found: Vec<_> =
             records.iter().map(|it| (it.status, it.image_stats.is_some(), it.kept, it.class.len())).collect();
         let count = |of| found.iter().filter(|it| **it == of).count();
-        assert_eq!(count((GONE, true, true, 0)), 3, "{found:?}");
-        assert_eq!(count((GONE, false, false, 0)), 1, "{found:?}");
+        assert_eq!(count((CLIENT_CLOSED, true, true, 0)), 3, "{found:?}");
+        assert_eq!(count((CLIENT_CLOSED, false, false, 0)), 1, "{found:?}");
         assert_eq!(count((200, true, true, 3)), 1, "{found:?}");
     }
 }

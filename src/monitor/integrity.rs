@@ -34,7 +34,7 @@ pub fn integrity(day: &Day<'_>, reference: &Reference, thresholds: &Thresholds) 
         longest_run: runs.iter().max().copied().unwrap_or(0),
         duplicates: duplicates(day.records),
         near_duplicates: near_duplicates(day.records, thresholds.near_bits),
-        missing_hours: day.hours.difference(&hours_with_frames).copied().collect(),
+        missing_hours: day.expected_hours.difference(&hours_with_frames).copied().collect(),
         errors: day.records.iter().filter(|it| is_server_error(it)).count() as u64,
         dropped: (!day.samples.is_empty()).then(|| day.samples.iter().map(|it| u64::from(it.dropped)).sum()),
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    deploy::GONE,
+    deploy::CLIENT_CLOSED,
     monitor::{
         FORMAT, Hour, Report, Thresholds, drift,
         integrity::integrity,
@@ -30,7 +30,7 @@ pub struct Day<'d> {
     /// The model's classes, in the package's order.
     pub classes: &'d [String],
     /// Hours of the day, UTC, in which images are expected.
-    pub hours: &'d BTreeSet<u8>,
+    pub expected_hours: &'d BTreeSet<u8>,
 }
 
 /// Rows that a day is compared with: the training images, or days that were accepted.
@@ -80,7 +80,7 @@ pub fn is_answered(record: &Record) -> bool {
 
 /// Returns true if the client disconnected before the answer.
 pub fn is_client_closed(record: &Record) -> bool {
-    record.status == GONE
+    record.status == CLIENT_CLOSED
 }
 
 /// Returns true if the request failed through the server's fault, not the client's.

@@ -7,7 +7,7 @@ use plotters::style::RGBColor;
 
 use crate::{
     alert::Alert,
-    deploy::escape,
+    deploy::escape_html,
     monitor::{
         Drift, ErrorRate, Finding, Hour, Level, Performance, Report,
         chart::{self, BLUE, GRAY, GREEN, Line, ORANGE},
@@ -61,10 +61,10 @@ pub fn render_page(report: &Report, earlier: &[Report], firing: &[Alert]) -> Str
 <title>{day}: {word}</title><style>{STYLE}</style>\n<main><header \
 style='--level:var(--{level})'><h1>{headline}</h1>{about}\
 </header>\n{findings}{images}{predictions}{labels}{machine}{trends}</main>\n",
-        day = escape(&report.day),
+        day = escape_html(&report.day),
         word = level.word(),
         level = class_of(level),
-        headline = escape(&headline),
+        headline = escape_html(&headline),
         about = about(report),
         findings = table_of_findings(report, firing),
         images = image_statistics(report),
@@ -92,9 +92,9 @@ fn about(report: &Report) -> String {
     let rows = count(report.reference_rows, "row");
     format!(
         "<p>{}, UTC. {}<p>Compared with: {}, {rows}.",
-        escape(&report.day),
-        if versions.is_empty() { String::new() } else { format!("Answered by {}.", escape(&versions)) },
-        escape(&report.reference),
+        escape_html(&report.day),
+        if versions.is_empty() { String::new() } else { format!("Answered by {}.", escape_html(&versions)) },
+        escape_html(&report.reference),
     )
 }
 
@@ -103,21 +103,21 @@ fn section(title: &str, cards: &[String]) -> String {
     if cards.is_empty() {
         return String::new();
     }
-    format!("<h2>{}</h2><div class=grid>{cards}</div>\n", escape(title))
+    format!("<h2>{}</h2><div class=grid>{cards}</div>\n", escape_html(title))
 }
 
 fn figure(title: &str, note: &str, svg: &str) -> String {
-    format!("<figure><figcaption>{} <small>{note}</small></figcaption>{svg}</figure>", escape(title))
+    format!("<figure><figcaption>{} <small>{note}</small></figcaption>{svg}</figure>", escape_html(title))
 }
 
 fn key(color: RGBColor, name: &str) -> String {
-    format!("<span class=key style='background:{}'></span>{}", chart::css(color), escape(name))
+    format!("<span class=key style='background:{}'></span>{}", chart::css(color), escape_html(name))
 }
 
 fn table_of_findings(report: &Report, firing: &[Alert]) -> String {
     let row = |finding: Finding| {
         let (class, word) = (class_of(finding.level), finding.level.word());
-        let (subject, text) = (escape(&finding.subject), escape(&finding.text));
+        let (subject, text) = (escape_html(&finding.subject), escape_html(&finding.text));
         format!("<tr><td><span class='mark {class}'>{word}</span><td>{subject}<td>{text}")
     };
     let rows: String = findings(report, firing).into_iter().map(row).collect();
@@ -161,7 +161,7 @@ fn shares(drift: &Drift, classes: &[String]) -> String {
     };
     let row = |(class, (known, predicted)): (&String, (&u64, &u64))| {
         let (before, now) = (*known as f64 / totals.0, *predicted as f64 / totals.1);
-        let (bars, class) = (bar(GRAY, before) + &bar(BLUE, now), escape(class));
+        let (bars, class) = (bar(GRAY, before) + &bar(BLUE, now), escape_html(class));
         format!(
             "<tr><td>{class}<td style='width:55%'>{bars}<td class=number>{} → {}",
             percent(before),
@@ -193,11 +193,11 @@ fn labeled(report: &Report) -> String {
 }
 
 fn confusion(performance: &Performance, classes: &[String]) -> String {
-    let head: String = classes.iter().map(|class| format!("<th class=cell>{}", escape(class))).collect();
+    let head: String = classes.iter().map(|class| format!("<th class=cell>{}", escape_html(class))).collect();
     let mut rows = String::new();
     for (label, (class, counts)) in classes.iter().zip(&performance.confusion).enumerate() {
         let total = counts.iter().sum::<u64>().max(1) as f64;
-        rows.push_str(&format!("<tr><th>{}", escape(class)));
+        rows.push_str(&format!("<tr><th>{}", escape_html(class)));
         for (predicted, count) in counts.iter().enumerate() {
             let color = if predicted == label { "49,103,160" } else { "187,58,54" };
             let shade = *count as f64 / total * 0.75;
@@ -210,7 +210,10 @@ fn confusion(performance: &Performance, classes: &[String]) -> String {
 
 fn card(title: &str, head: &[&str], rows: &str) -> String {
     let head: String = head.iter().map(|it| format!("<th>{it}")).collect();
-    format!("<div class=card><div class=title>{}</div><table><tr>{head}{rows}</table></div>", escape(title))
+    format!(
+        "<div class=card><div class=title>{}</div><table><tr>{head}{rows}</table></div>",
+        escape_html(title)
+    )
 }
 
 fn by_class(performance: &Performance) -> String {
@@ -218,7 +221,7 @@ fn by_class(performance: &Performance) -> String {
     let mean = "mean".to_owned();
     let rows = performance.classes.iter().chain([(&mean, &performance.average)]).map(|(name, class)| {
         let numbers = [share(class.precision), share(class.recall), share(class.f1)].join("<td>");
-        format!("<tr><td>{}<td>{}<td>{numbers}", escape(name), class.labeled)
+        format!("<tr><td>{}<td>{}<td>{numbers}", escape_html(name), class.labeled)
     });
     card("By class", &["", "labels", "precision", "recall", "F1"], &rows.collect::<String>())
 }
@@ -232,7 +235,7 @@ fn rates(title: &str, rates: &BTreeMap<String, ErrorRate>) -> String {
         };
         format!(
             "<tr><td>{}<td>{} of {}<td>{}<td>{interval}",
-            escape(name),
+            escape_html(name),
             rate.wrong,
             rate.labeled,
             percent(rate.rate)
@@ -246,7 +249,7 @@ fn by_version(versions: &BTreeMap<String, Performance>) -> String {
         let interval = version.accuracy_interval;
         let interval = format!("{} to {}", percent(interval.low), percent(interval.high));
         let accuracy = percent(version.accuracy);
-        format!("<tr><td>{}<td>{}<td>{accuracy}<td>{interval}", escape(name), version.labeled)
+        format!("<tr><td>{}<td>{}<td>{accuracy}<td>{interval}", escape_html(name), version.labeled)
     });
     card("By version", &["", "labels", "accuracy", "95 % interval"], &rows.collect::<String>())
 }

@@ -154,7 +154,7 @@ pub fn labeled(records: &[Record], labels: &Labels, reference: &Reference) -> Re
         labels,
         groups: &no_groups,
         classes: &classes(),
-        hours: &hours,
+        expected_hours: &hours,
     };
     measure(&day, reference, &Thresholds::default())
 }

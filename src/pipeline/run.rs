@@ -36,7 +36,7 @@ pub struct Options {
 /// Outcome of a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    Ran,
+    CommandResult,
     Restored,
     Unchanged,
     Failed,
@@ -107,7 +107,7 @@ impl Pipeline<'_, '_> {
                 self.restore(name, stage, examination, progress).map(|()| (Outcome::Restored, reasons))
             }
             PlannedAction::Run => {
-                self.run(name, stage, examination, progress).map(|()| (Outcome::Ran, reasons))
+                self.run(name, stage, examination, progress).map(|()| (Outcome::CommandResult, reasons))
             }
         }
     }

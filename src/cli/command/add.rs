@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{
         Context, Report,
-        report::{bytes, count, shell_word},
+        report::{bytes, count, shell_quote},
     },
     error::Result,
     path::RepoPath,
@@ -114,7 +114,7 @@ pub fn write_next_step(f: &mut fmt::Formatter<'_>, files: &[RepoPath], at_top: b
         return Ok(());
     }
     let top = if at_top { "" } else { ":/" };
-    let files: Vec<_> = files.iter().map(|file| shell_word(&format!("{top}{file}"))).collect();
+    let files: Vec<_> = files.iter().map(|file| shell_quote(&format!("{top}{file}"))).collect();
     writeln!(f, "next: git add {}", files.join(" "))
 }
 

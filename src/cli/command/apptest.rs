@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::{
     cli::{
         Context, Report as CommandReport,
-        command::version::bring,
+        command::version::fetch_package,
         report::{count, table},
     },
     deploy::{
@@ -83,7 +83,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Tested> {
     let token = client::token(args.token_file.as_ref().map(|it| ctx.cwd.join(it)).as_deref())?;
     let client = Client::new(&args.url, token, Duration::from_secs(args.timeout))?;
     let version = apptest::served_version(&repo, &client, args.version.as_deref())?;
-    bring(ctx, &repo, &version, args.remote.as_deref())?;
+    fetch_package(ctx, &repo, &version, args.remote.as_deref())?;
     let data = if args.data == "test" {
         let data = data::test_set(&repo.git, &version)?;
         fetch_images(ctx, &repo, &version, &data, args.remote.as_deref())?;
@@ -150,7 +150,7 @@ impl CommandReport for Tested {
         serde_json::to_value(&self.report).unwrap_or_default()
     }
 
-    fn found(&self) -> bool {
+    fn has_findings(&self) -> bool {
         !self.report.passed()
     }
 }

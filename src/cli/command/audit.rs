@@ -89,7 +89,7 @@ impl Report for Output {
         }
     }
 
-    fn found(&self) -> bool {
+    fn has_findings(&self) -> bool {
         matches!(self, Self::Verification(it) if !it.findings.is_empty())
     }
 }

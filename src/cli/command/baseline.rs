@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use crate::{
     cli::{
         Context,
-        command::{traffic::bring_tables, version::bring},
+        command::{traffic::fetch_tables, version::fetch_package},
     },
     error::{Error, Result},
     ledger,
@@ -32,7 +32,7 @@ pub struct Baseline {
 
 /// Returns the baseline of a version in an environment on a day: the days accepted last before it, else the
 /// training data.
-pub fn of(
+pub fn load(
     ctx: &Context<'_>,
     workspace: &Workspace<'_>,
     environment: &str,
@@ -40,7 +40,7 @@ pub fn of(
     day: Day,
 ) -> Result<Baseline> {
     let repo = workspace.repo;
-    bring(ctx, repo, version, None)?;
+    fetch_package(ctx, repo, version, None)?;
     let missing = || Error::corrupt(format!("the package of `{}` has no model.toml", version.name()));
     let text = inference::read_file(repo, version, "model.toml")?.ok_or_else(missing)?;
     let classes = package::parse("model.toml", &text)?.classes;
@@ -54,14 +54,14 @@ pub fn of(
         }
         None => monitor::Reference {
             name: format!("training side of {}", version.name()),
-            rows: training(repo, version)?,
+            rows: training_records(repo, version)?,
         },
     };
     Ok(Baseline { rows, classes })
 }
 
 /// Returns the records of the training images that are stored in a package.
-pub fn training(repo: &Repo, version: &Version) -> Result<Vec<Record>> {
+pub fn training_records(repo: &Repo, version: &Version) -> Result<Vec<Record>> {
     let bytes = inference::read_file(repo, version, package::REFERENCE)?;
     bytes.map_or_else(|| Ok(Vec::new()), |it| traffic::read_requests(&it))
 }
@@ -83,12 +83,17 @@ fn accepted(workspace: &Workspace<'_>, environment: &str, day: Day) -> Result<Op
 }
 
 /// Returns the sealed records of a day, including those sealed later.
-pub fn day(ctx: &Context<'_>, workspace: &Workspace<'_>, environment: &str, day: Day) -> Result<DayTraffic> {
-    Ok(span(ctx, workspace, environment, (day, day))?.remove(&day).unwrap_or_default())
+pub fn sealed_day(
+    ctx: &Context<'_>,
+    workspace: &Workspace<'_>,
+    environment: &str,
+    day: Day,
+) -> Result<DayTraffic> {
+    Ok(sealed_span(ctx, workspace, environment, (day, day))?.remove(&day).unwrap_or_default())
 }
 
 /// Returns the sealed records of some days by day of capture. Late records are in the seal of a later day.
-pub fn span(
+pub fn sealed_span(
     ctx: &Context<'_>,
     workspace: &Workspace<'_>,
     environment: &str,
@@ -97,7 +102,7 @@ pub fn span(
     let repo = workspace.repo;
     let mut seals = traffic::sealed_days(&repo.files, environment)?;
     seals.retain(|it| *it >= from);
-    bring_tables(ctx, repo, environment, &seals)?;
+    fetch_tables(ctx, repo, environment, &seals)?;
     let mut days: BTreeMap<Day, DayTraffic> = BTreeMap::new();
     let within = |millis: i64| Some(Day::of(millis)).filter(|it| (from..=to).contains(it));
     for seal in seals {
@@ -136,7 +141,7 @@ fn accepted_records(
 ) -> Result<Vec<Record>> {
     let files = &workspace.repo.files;
     let mut rows = Vec::new();
-    for (date, sealed) in span(ctx, workspace, environment, (from, to))? {
+    for (date, sealed) in sealed_span(ctx, workspace, environment, (from, to))? {
         let labels = traffic::read_labels(files, environment, date)?;
         let mut records = sealed.records;
         records.retain(|it| it.status == 200);

@@ -13,7 +13,7 @@ use crate::{
         Context, Report,
         command::{
             show::{format_value, parse_revision},
-            status::word,
+            status::change_name,
             transfer::with_trees_of,
         },
         report::table,
@@ -173,7 +173,7 @@ impl fmt::Display for Differences {
             return f.write_str("no differences");
         }
         for (path, change) in &self.data {
-            writeln!(f, "{:9} {path}", word(*change))?;
+            writeln!(f, "{:9} {path}", change_name(*change))?;
         }
         for (name, rows) in [("metric", &self.metrics), ("param", &self.params)] {
             if !rows.is_empty() {

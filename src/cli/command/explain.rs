@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{
         Context, Report,
-        command::{baseline::training, request, version::bring},
+        command::{baseline::training_records, request, version::fetch_package},
     },
     error::{Error, Kind, Result, WithContext},
     fs::{self, Root, Sync},
@@ -99,14 +99,14 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Explanation> {
         Some(found) => request::image(&repo, found)?,
         None => fs::read_user_file(&path)?,
     };
-    bring(ctx, &repo, &version, args.remote.as_deref())?;
+    fetch_package(ctx, &repo, &version, args.remote.as_deref())?;
     let mut offline = LoadedPackage::load(&repo, &version)?;
     let decoded =
         preprocess::decode(&bytes).context(|| format!("cannot explain `{}`", args.image.display()))?;
     let planes = preprocess::planes(&decoded, &offline.settings());
     let side = offline.description.input.crop as usize;
     let features = offline.predict_planes(&planes)?.pop().map(|it| it.features).unwrap_or_default();
-    let rows = training(&repo, &version)?;
+    let rows = training_records(&repo, &version)?;
     let near = nearest(&features, &rows, NEAREST).into_iter();
     let near = near.map(|(at, distance)| NearImage {
         name: rows[at].name.clone(),

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{
         Context, Report,
-        command::{traffic::bring_tables, version::bring},
+        command::{traffic::fetch_tables, version::fetch_package},
         report::count,
     },
     digest::Digest,
@@ -47,7 +47,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<FeedbackReport> {
     traffic::check_environment(&args.env)?;
     let name = crate::path::escape_bytes(args.file.as_os_str().as_encoded_bytes());
     let labels = traffic::parse_labels(&name, &fs::read_user_file(&ctx.cwd.join(&args.file))?)?;
-    bring_tables(ctx, &repo, &args.env, &traffic::sealed_days(&repo.files, &args.env)?)?;
+    fetch_tables(ctx, &repo, &args.env, &traffic::sealed_days(&repo.files, &args.env)?)?;
     let cache: RefCell<BTreeMap<Digest, Vec<String>>> = RefCell::default();
     let learnt = traffic::record_labels(&repo, &args.env, &labels, &|record| {
         if let Some(classes) = cache.borrow().get(&record.package) {
@@ -71,7 +71,7 @@ fn classes(ctx: &Context<'_>, repo: &Repo, record: &Record) -> Result<Vec<String
         Ok(package::parse(&format!("{}/model.toml", record.version), &bytes)?.classes)
     };
     read().or_else(|_| {
-        bring(ctx, repo, &registry::require(&repo.git, &record.version)?, None)?;
+        fetch_package(ctx, repo, &registry::require(&repo.git, &record.version)?, None)?;
         read().context(|| format!("cannot read the classes of `{}`", record.version))
     })
 }

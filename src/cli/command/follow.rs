@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::{
     cli::{
         Context,
-        command::{evidence, release::served_model, version::bring},
+        command::{evidence, release::served_model, version::fetch_package},
     },
     deploy::{BatchLimits, ServedModel, Service},
     error::{Error, Kind, Result, WithContext},
@@ -86,7 +86,7 @@ pub fn load(
     version: &Version,
     limits: BatchLimits,
 ) -> Result<Arc<ServedModel>> {
-    bring(ctx, repo, version, None)?;
+    fetch_package(ctx, repo, version, None)?;
     ServedModel::load(repo, version, limits)
 }
 

@@ -110,7 +110,7 @@ impl Report for FsckOutput {
             "repaired": report.repair.is_some()})
     }
 
-    fn found(&self) -> bool {
+    fn has_findings(&self) -> bool {
         self.0.has_problems()
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     cli::{
         Context, Report,
         command::{
-            request::{self, Found},
+            request::{self, FoundRequest},
             transfer::with_trees,
         },
     },
@@ -59,7 +59,7 @@ pub struct Output {
 
 /// A request, with the releases and approvals of the version that answered it.
 struct RequestOrigin {
-    found: Found,
+    found: FoundRequest,
     releases: Vec<(Release, Vec<Decision>)>,
 }
 
@@ -148,7 +148,7 @@ fn node(node: &Node) -> Value {
 impl Report for Output {
     fn json(&self) -> Value {
         let mut value = node(&self.lineage.root);
-        if let Some(RequestOrigin { found: Found { environment, record }, releases }) = &self.request {
+        if let Some(RequestOrigin { found: FoundRequest { environment, record }, releases }) = &self.request {
             let approval = |decision: &Decision| {
                 let message = &decision.message;
                 let report = message.report.map(|report| report.digest);
@@ -174,7 +174,7 @@ impl fmt::Display for Output {
         if self.dot {
             return dot(f, &self.lineage.root);
         }
-        if let Some(RequestOrigin { found: Found { environment, record }, releases }) = &self.request {
+        if let Some(RequestOrigin { found: FoundRequest { environment, record }, releases }) = &self.request {
             let failed = record.class.is_empty();
             let answer = if failed { format!("status {}", record.status) } else { record.class.clone() };
             let captured = time::format_millis(record.captured);

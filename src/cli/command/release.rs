@@ -81,7 +81,7 @@ pub fn release(ctx: &Context<'_>, args: &ReleaseArgs) -> Result<ReleaseReport> {
         return Ok(outcome(assessment, None));
     }
     drop(policy);
-    version::bring(ctx, &repo, &version, None)?;
+    version::fetch_package(ctx, &repo, &version, None)?;
     evidence::send(ctx, &repo, vec![(version.path.clone(), version.package)])?;
     let published = ledger::publish(&repo, &|view| {
         let (policy, version, assessment) = assess(ctx, &repo, view, &args.version, &args.env)?;
@@ -245,7 +245,7 @@ impl Report for ReleaseReport {
             "notes": self.assessment.notes})
     }
 
-    fn found(&self) -> bool {
+    fn has_findings(&self) -> bool {
         self.published.is_none()
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{
         Context, Report,
-        command::{status::outcome, transfer::with_trees},
+        command::{status::outcome_name, transfer::with_trees},
         context::BUILTINS,
     },
     error::{Error, Result},
@@ -77,14 +77,14 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Summary> {
 
 impl From<Step> for Row {
     fn from(step: Step) -> Self {
-        Self { name: step.name, outcome: outcome(step.action), why: step.why }
+        Self { name: step.name, outcome: outcome_name(step.action), why: step.why }
     }
 }
 
 impl From<StageRun> for Row {
     fn from(run: StageRun) -> Self {
         let outcome = match run.outcome {
-            Outcome::Ran => "ran",
+            Outcome::CommandResult => "ran",
             Outcome::Restored => "restored",
             Outcome::Unchanged => "unchanged",
             Outcome::Failed => "failed",
@@ -100,7 +100,7 @@ impl Report for Summary {
         json!({"stages": self.rows.iter().map(row).collect::<Vec<_>>()})
     }
 
-    fn found(&self) -> bool {
+    fn has_findings(&self) -> bool {
         self.check
     }
 

@@ -10,13 +10,13 @@ use crate::{
 };
 
 /// Record of a request, and the environment that served it.
-pub struct Found {
+pub struct FoundRequest {
     pub environment: String,
     pub record: Record,
 }
 
 /// Returns the record with this id, if any.
-pub fn find(repo: &Repo, id: &str) -> Result<Option<Found>> {
+pub fn find(repo: &Repo, id: &str) -> Result<Option<FoundRequest>> {
     for environment in environments(repo)? {
         let mut found = None;
         traffic::for_each_record(repo, &environment, &mut |record| {
@@ -26,7 +26,7 @@ pub fn find(repo: &Repo, id: &str) -> Result<Option<Found>> {
             Ok(())
         })?;
         if let Some(record) = found {
-            return Ok(Some(Found { environment, record }));
+            return Ok(Some(FoundRequest { environment, record }));
         }
     }
     Ok(None)
@@ -48,7 +48,7 @@ fn environments(repo: &Repo) -> Result<BTreeSet<String>> {
 }
 
 /// Returns the image of a request; an error if it was not kept or is not in the store.
-pub fn image(repo: &Repo, found: &Found) -> Result<Vec<u8>> {
+pub fn image(repo: &Repo, found: &FoundRequest) -> Result<Vec<u8>> {
     traffic::read_image(repo, &found.environment, &found.record)?.ok_or_else(|| {
         Error::not_found(format!(
             "the image of the request `{}` was not kept or is not in the store",

@@ -15,11 +15,11 @@ use crate::{
         Context, Report,
         command::{
             follow::{self, FollowOptions},
-            version::bring,
+            version::fetch_package,
         },
         report::count,
     },
-    deploy::{BatchLimits, GONE, Options, ServedModel, Service, client, serve},
+    deploy::{BatchLimits, CLIENT_CLOSED, Options, ServedModel, Service, client, serve},
     error::{Error, Result},
     fs,
     model::registry,
@@ -145,7 +145,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<ServeReport> {
         Some(options) => follow::released_version(ctx, &repo, options)?.0,
         None => registry::require(&repo.git, args.version.as_deref().unwrap_or_default())?,
     };
-    bring(ctx, &repo, &version, args.remote.as_deref())?;
+    fetch_package(ctx, &repo, &version, args.remote.as_deref())?;
     let served = ServedModel::load(&repo, &version, limits)?;
     let max_body = usize::from(args.max_body) << 20;
     let options = Options {
@@ -229,7 +229,7 @@ impl Report for ServeReport {
 impl fmt::Display for ServeReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Requests whose client disconnected were not answered.
-        let answered = self.answers.iter().filter(|(code, _)| **code != u32::from(GONE));
+        let answered = self.answers.iter().filter(|(code, _)| **code != u32::from(CLIENT_CLOSED));
         write!(f, "{} answered {}", self.version, count(answered.map(|it| it.1).sum(), "request"))
     }
 }

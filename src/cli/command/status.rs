@@ -81,7 +81,7 @@ impl Status {
 }
 
 /// Returns the `--json` value for the planned action of a stage.
-pub fn outcome(forecast: PlannedAction) -> &'static str {
+pub fn outcome_name(forecast: PlannedAction) -> &'static str {
     match forecast {
         PlannedAction::Run => "would run",
         PlannedAction::Restore => "would restore",
@@ -100,13 +100,13 @@ impl Report for Status {
         let steps = self
             .steps
             .iter()
-            .map(|step| json!({"name": step.name, "outcome": outcome(step.action), "why": step.why}));
+            .map(|step| json!({"name": step.name, "outcome": outcome_name(step.action), "why": step.why}));
         json!({"clean": self.is_clean(), "data": items.collect::<Vec<_>>(),
             "stages": steps.collect::<Vec<_>>(),
             "problems": self.problems})
     }
 
-    fn found(&self) -> bool {
+    fn has_findings(&self) -> bool {
         self.check && !self.is_clean()
     }
 }
@@ -132,7 +132,7 @@ impl fmt::Display for Status {
             }
         }
         for step in self.steps.iter().filter(|it| it.action != PlannedAction::Unchanged) {
-            writeln!(f, "stage {}: {}", step.name, outcome(step.action))?;
+            writeln!(f, "stage {}: {}", step.name, outcome_name(step.action))?;
             step.why.iter().try_for_each(|reason| writeln!(f, "  {reason}"))?;
         }
         self.problems.iter().try_for_each(|problem| writeln!(f, "pipeline: {problem}"))
@@ -153,7 +153,7 @@ fn write_unknown(f: &mut fmt::Formatter<'_>, item: &PathStatus) -> fmt::Result {
 fn write_changes(f: &mut fmt::Formatter<'_>, item: &PathStatus) -> fmt::Result {
     writeln!(f, "{}: {}", item.path, count(item.changes.len() as u64, "change"))?;
     for (path, change) in item.changes.iter().take(MAX_LISTED) {
-        writeln!(f, "  {:9} {path}", word(*change))?;
+        writeln!(f, "  {:9} {path}", change_name(*change))?;
     }
     if item.changes.len() > MAX_LISTED {
         writeln!(f, "  … and {} more (`--json` lists all)", item.changes.len() - MAX_LISTED)?;
@@ -162,7 +162,7 @@ fn write_changes(f: &mut fmt::Formatter<'_>, item: &PathStatus) -> fmt::Result {
 }
 
 /// Returns the name of a kind of change, as in `--json`.
-pub fn word(change: Change) -> &'static str {
+pub fn change_name(change: Change) -> &'static str {
     match change {
         Change::Added => "added",
         Change::Modified => "modified",

@@ -136,7 +136,7 @@ pub fn list(ctx: &Context<'_>, args: &ListArgs) -> Result<DayList> {
 }
 
 /// Fetches the tables of sealed days that are not in the store. Images are not fetched.
-pub fn bring_tables(ctx: &Context<'_>, repo: &Repo, environment: &str, days: &[Day]) -> Result<()> {
+pub fn fetch_tables(ctx: &Context<'_>, repo: &Repo, environment: &str, days: &[Day]) -> Result<()> {
     let mut missing = Wants::default();
     for day in days {
         if traffic::read_sealed(repo, environment, *day).is_err() {

@@ -112,7 +112,7 @@ pub fn show(ctx: &Context<'_>, version: &str) -> Result<ShownVersion> {
 }
 
 /// Fetches a version's package from a remote (`None`: the default) unless the store has all of it.
-pub fn bring(ctx: &Context<'_>, repo: &Repo, version: &Version, remote: Option<&str>) -> Result<()> {
+pub fn fetch_package(ctx: &Context<'_>, repo: &Repo, version: &Version, remote: Option<&str>) -> Result<()> {
     let (mut pages, mut contents) = Default::default();
     let read = store::collect_reachable(&repo.store, &version.package.digest, &mut pages, &mut contents);
     if read.is_ok() && contents.keys().all(|it| repo.store.contains(it)) {
@@ -131,7 +131,7 @@ pub fn get(
 ) -> Result<Unpacked> {
     let repo = ctx.repo()?;
     let version = registry::require(&repo.git, version)?;
-    bring(ctx, &repo, &version, remote)?;
+    fetch_package(ctx, &repo, &version, remote)?;
     let out = out.cloned().unwrap_or_else(|| PathBuf::from(version.name()));
     let target = ctx.cwd.join(&out);
     if fs::is_file(&target) || !fs::names(&target).is_empty() {

@@ -8,7 +8,7 @@ use image::ImageFormat;
 use crate::{
     deploy::{
         apptest::report::{Check, Group, InvalidRequest, Misclassified, Report},
-        escape,
+        escape_html,
     },
     digest::Digest,
     model::preprocess,
@@ -35,7 +35,7 @@ auto}td,th{padding-right:.7em}.name{white-space:normal}td.quiet{overflow-wrap:an
 /// Renders the page. `bytes` returns the file of an image, for its thumbnail.
 pub fn render(report: &Report, bytes: &dyn Fn(&Digest) -> Option<Vec<u8>>) -> String {
     let (word, class) = if report.passed() { ("passed", "yes") } else { ("failed", "no") };
-    let version = escape(&report.version);
+    let version = escape_html(&report.version);
     let parts = [
         head(report, &version, word, class),
         section("Checks", &checks(report)),
@@ -71,12 +71,12 @@ fn head(report: &Report, version: &str, word: &str, class: &str) -> String {
         {found}.</p>\
 <p class=quiet>Package <code>{}</code><br>{} images of <code>{}</code>{damaged}, digest <code>{}</code><br>\
 Compared with {} on {} cores.</p>\n",
-        escape(&report.when),
+        escape_html(&report.when),
         report.package,
         data.images,
-        escape(&data.name),
+        escape_html(&data.name),
         data.digest.short(),
-        escape(&report.engine),
+        escape_html(&report.engine),
         report.cores,
     )
 }
@@ -84,7 +84,7 @@ Compared with {} on {} cores.</p>\n",
 fn checks(report: &Report) -> String {
     let row = |check: &Check| {
         let (word, class) = if check.passed { ("passed", "yes") } else { ("failed", "no") };
-        let (name, found) = (escape(&check.name), escape(&check.found));
+        let (name, found) = (escape_html(&check.name), escape_html(&check.found));
         format!("<tr><td class={class}>{word}<td class=name>{name}<td class=quiet>{found}")
     };
     format!("<table>{}</table>", report.checks.iter().map(row).collect::<String>())
@@ -113,7 +113,7 @@ fn classes(report: &Report) -> String {
         let of = |values: &BTreeMap<String, f64>| percent(values.get(name).copied().unwrap_or(0.0));
         let images = report.groups.class.get(name).map_or(0, |it| it.images);
         let numbers = [of(&report.precision), percent(*recall), of(&report.f1), images.to_string()];
-        format!("<tr><td>{}{}", escape(name), cells(&numbers))
+        format!("<tr><td>{}{}", escape_html(name), cells(&numbers))
     };
     format!(
         "<table><tr><th>class<th class=n>precision<th class=n>recall<th class=n>F1<th \
@@ -127,7 +127,8 @@ fn cells(values: &[String]) -> String {
 }
 
 fn matrix(report: &Report) -> String {
-    let names = report.confusion.keys().map(|it| format!("<th class=n>{}", escape(it))).collect::<String>();
+    let names =
+        report.confusion.keys().map(|it| format!("<th class=n>{}", escape_html(it))).collect::<String>();
     let row = |(label, row): (&String, &BTreeMap<String, u64>)| {
         let all = row.values().sum::<u64>().max(1) as f64;
         let cell = |(predicted, count): (&String, &u64)| {
@@ -136,7 +137,7 @@ fn matrix(report: &Report) -> String {
             let depth = *count as f64 / all * 0.45;
             format!("<td class=n style='background:rgba({color},{depth:.2})'>{count}")
         };
-        format!("<tr><td>{}{}", escape(label), row.iter().map(cell).collect::<String>())
+        format!("<tr><td>{}{}", escape_html(label), row.iter().map(cell).collect::<String>())
     };
     let rows = report.confusion.iter().map(row).collect::<String>();
     format!("<table class=m><tr><th>true ↓ &nbsp; predicted →{names}{rows}</table>")
@@ -147,7 +148,7 @@ fn groups(report: &Report) -> String {
     let rows = |groups: &BTreeMap<String, Group>| -> String {
         let row = |(name, group): (&String, &Group)| {
             let values = [percent(group.accuracy), group.images.to_string()];
-            format!("<tr><td>{}{}", escape(name), cells(&values))
+            format!("<tr><td>{}{}", escape_html(name), cells(&values))
         };
         groups.iter().map(row).collect()
     };
@@ -165,11 +166,11 @@ fn groups(report: &Report) -> String {
 fn robustness(report: &Report) -> String {
     let status = |code: u16| if code == 0 { "no answer".to_owned() } else { code.to_string() };
     let row = |request: &InvalidRequest| {
-        format!("<tr><td>{}<td class=n>{}", escape(&request.name), status(request.status))
+        format!("<tr><td>{}<td class=n>{}", escape_html(&request.name), status(request.status))
     };
     let rows = report.wrong_requests.iter().map(row).collect::<String>();
     let burst: Vec<String> =
-        report.burst.iter().map(|(status, count)| format!("{count} with {}", escape(status))).collect();
+        report.burst.iter().map(|(status, count)| format!("{count} with {}", escape_html(status))).collect();
     format!("<table><tr><th>request<th class=n>status{rows}</table><p>Burst: {}.</p>", burst.join(", "))
 }
 
@@ -183,8 +184,8 @@ fn worst(report: &Report, bytes: &dyn Fn(&Digest) -> Option<Vec<u8>>) -> String 
         format!(
             "<figure>{}<figcaption>{}, predicted {}<br>{}<br><code>{}</code></figcaption></figure>",
             tag.unwrap_or_default(),
-            escape(&image.label),
-            escape(&image.class),
+            escape_html(&image.label),
+            escape_html(&image.class),
             percent(image.probability),
             image.digest.short(),
         )

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use self::month::DayEvents;
 use crate::{
-    cli::{Context, Report, report::shell_word},
+    cli::{Context, Report, report::shell_quote},
     error::{Error, Kind, Result, WithContext},
     fs::{self, Entry, FileKind, Listing, NoFilter, Root, Sync},
     path::RepoPath,
@@ -208,7 +208,7 @@ impl Player<'_, '_> {
     }
 
     fn shell(&self, program: &str, args: &[&str], folder: &Path) -> Result<()> {
-        let quoted: Vec<_> = args.iter().map(|it| shell_word(it)).collect();
+        let quoted: Vec<_> = args.iter().map(|it| shell_quote(it)).collect();
         self.tell(&format!("$ {program} {}", quoted.join(" ")));
         self.program(program.into(), args, folder)
     }

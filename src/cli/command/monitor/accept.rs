@@ -82,7 +82,7 @@ fn check_days(ctx: &Context<'_>, workspace: &Workspace<'_>, args: &AcceptArgs) -
         return Err(Error::not_found(format!("no day from {from} to {to} in `{env}` is sealed"))
             .hint("`mlx traffic list` shows the sealed days"));
     }
-    let sealed = baseline::span(ctx, workspace, env, (*from, *to))?;
+    let sealed = baseline::sealed_span(ctx, workspace, env, (*from, *to))?;
     let records = sealed.values().flat_map(|it| &it.records);
     let answered = records.filter(|record| record.status == 200).count() as u64;
     let minimum = Thresholds::default().reference_rows;

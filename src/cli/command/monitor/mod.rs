@@ -18,7 +18,7 @@ use crate::{
     alert::{self, Transition},
     cli::{
         Context, Report,
-        command::{alert::alert_json, baseline, traffic::bring_tables},
+        command::{alert::alert_json, baseline, traffic::fetch_tables},
     },
     error::{Error, Result},
     ledger,
@@ -127,7 +127,7 @@ fn measure(
     day: Day,
 ) -> Result<monitor::Report> {
     let repo = workspace.repo;
-    let sealed = baseline::day(ctx, workspace, environment, day)?;
+    let sealed = baseline::sealed_day(ctx, workspace, environment, day)?;
     let records = sealed.records;
     let last = records.iter().rfind(|record| record.status == 200).or(records.last());
     let last = last.ok_or_else(|| {
@@ -136,7 +136,7 @@ fn measure(
         ))
     })?;
     let version = registry::require(&repo.git, &last.version)?;
-    let reference = baseline::of(ctx, workspace, environment, &version, day)?;
+    let reference = baseline::load(ctx, workspace, environment, &version, day)?;
     let labels = traffic::read_labels(&repo.files, environment, day)?;
     let hours = expected_hours(ctx, workspace, environment, day, &records)?;
     let day = monitor::Day {
@@ -146,7 +146,7 @@ fn measure(
         labels: &labels,
         groups: &BTreeMap::new(),
         classes: &reference.classes,
-        hours: &hours,
+        expected_hours: &hours,
     };
     Ok(monitor::measure(&day, &reference.rows, &Thresholds::default()))
 }
@@ -168,7 +168,7 @@ fn expected_hours(
             before.push(earlier);
         }
     }
-    if let Err(error) = bring_tables(ctx, repo, environment, &before) {
+    if let Err(error) = fetch_tables(ctx, repo, environment, &before) {
         ctx.progress.warn(&format!("missing hours are determined from fewer days: {}", error.chain_text()));
     }
     let hours_of = |records: &[Record]| records.iter().map(|it| Day::hour(it.captured)).collect();
@@ -208,7 +208,7 @@ impl Report for RunOutcome {
             "actions": self.actions})
     }
 
-    fn found(&self) -> bool {
+    fn has_findings(&self) -> bool {
         !self.firing.is_empty() || !self.raised.is_empty()
     }
 }

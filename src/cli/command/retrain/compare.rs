@@ -66,7 +66,7 @@ fn exclude(mut images: Vec<LabeledImage>, known: &BTreeSet<Digest>) -> TestSet {
 /// from its package. Warns if the split file is missing or unreadable.
 fn training_digests(ctx: &Context<'_>, repo: &Repo, version: &Version) -> Result<BTreeSet<Digest>> {
     let mut known: BTreeSet<Digest> =
-        baseline::training(repo, version)?.into_iter().map(|it| it.input).collect();
+        baseline::training_records(repo, version)?.into_iter().map(|it| it.input).collect();
     match committed_split(repo, version) {
         Ok(Some(images)) => {
             let train = images.into_iter().filter(|image| image.subset == Subset::Train);

@@ -77,7 +77,7 @@ impl Worktree<'_> {
         }
         let mut found: BTreeMap<Digest, (Record, BTreeSet<String>)> = BTreeMap::new();
         let (Some(first), Some(last)) = (days.keys().next(), days.keys().last()) else { return Ok(found) };
-        for (day, sealed) in baseline::span(self.ctx, workspace, environment, (*first, *last))? {
+        for (day, sealed) in baseline::sealed_span(self.ctx, workspace, environment, (*first, *last))? {
             let Some(labels) = days.get(&day) else { continue };
             for record in sealed.records.into_iter().filter(|record| record.kept) {
                 let Some(class) = labels.of(&record).cloned() else { continue };

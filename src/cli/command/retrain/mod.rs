@@ -18,7 +18,7 @@ use crate::{
         command::{
             release::served_model,
             retrain::{compare::Comparison, worktree::Worktree},
-            version::bring,
+            version::fetch_package,
         },
         context::BUILTINS,
         report::{count, table},
@@ -105,7 +105,7 @@ pub fn retrain(ctx: &Context<'_>, repo: &Repo, request: &Request<'_>) -> Result<
     let serving = release::active_releases(&all).last().map(|it| it.message.version.clone());
     let serving = serving.ok_or_else(|| Error::not_found(format!("no version serves in `{environment}`")))?;
     let production = registry::require(&repo.git, &serving)?;
-    bring(ctx, repo, &production, None)?;
+    fetch_package(ctx, repo, &production, None)?;
     let worktree = Worktree::create(ctx, repo)?;
     let traffic = worktree.add_labeled_traffic(environment, &request.data)?;
     if traffic.is_empty() {
