@@ -48,7 +48,7 @@ pub struct Sinks {
 
 impl Sinks {
     /// Reads the targets from the user's settings.
-    pub fn of(config: &Config) -> Self {
+    pub fn from_config(config: &Config) -> Self {
         let text = |key: &str| config.get(key).map(|(value, _)| value.to_owned());
         Self {
             file: text("alert.file").map(PathBuf::from),

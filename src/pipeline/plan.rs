@@ -29,7 +29,7 @@ pub enum PlannedAction {
 pub struct Step {
     pub name: String,
     pub action: PlannedAction,
-    pub why: Vec<String>,
+    pub reasons: Vec<String>,
 }
 
 /// Examination of a stage before it runs.
@@ -59,12 +59,12 @@ pub fn plan(pipeline: &Pipeline<'_, '_>, names: &[String], force: bool) -> Resul
             if examination.action == PlannedAction::Restore {
                 restored.extend(examination.outputs);
             }
-            Step { name: name.clone(), action: examination.action, why: examination.reasons }
+            Step { name: name.clone(), action: examination.action, reasons: examination.reasons }
         } else {
             // Its inputs are known only after those stages ran.
             let reason = |need: &&String| format!("it needs the stage `{need}`, which would run");
             let reasons = upstream.iter().map(reason).collect();
-            Step { name: name.clone(), action: PlannedAction::Run, why: reasons }
+            Step { name: name.clone(), action: PlannedAction::Run, reasons: reasons }
         };
         if step.action == PlannedAction::Run {
             stale.insert(name);

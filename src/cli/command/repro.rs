@@ -77,7 +77,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Summary> {
 
 impl From<Step> for Row {
     fn from(step: Step) -> Self {
-        Self { name: step.name, outcome: outcome_name(step.action), why: step.why }
+        Self { name: step.name, outcome: outcome_name(step.action), why: step.reasons }
     }
 }
 

@@ -97,10 +97,9 @@ impl Report for Status {
             json!({"path": item.path, "state": item.state, "why": item.reason,
                 "changes": changes.collect::<Vec<_>>(), "unknown": unknown.collect::<Vec<_>>()})
         });
-        let steps = self
-            .steps
-            .iter()
-            .map(|step| json!({"name": step.name, "outcome": outcome_name(step.action), "why": step.why}));
+        let steps = self.steps.iter().map(
+            |step| json!({"name": step.name, "outcome": outcome_name(step.action), "why": step.reasons}),
+        );
         json!({"clean": self.is_clean(), "data": items.collect::<Vec<_>>(),
             "stages": steps.collect::<Vec<_>>(),
             "problems": self.problems})
@@ -133,7 +132,7 @@ impl fmt::Display for Status {
         }
         for step in self.steps.iter().filter(|it| it.action != PlannedAction::Unchanged) {
             writeln!(f, "stage {}: {}", step.name, outcome_name(step.action))?;
-            step.why.iter().try_for_each(|reason| writeln!(f, "  {reason}"))?;
+            step.reasons.iter().try_for_each(|reason| writeln!(f, "  {reason}"))?;
         }
         self.problems.iter().try_for_each(|problem| writeln!(f, "pipeline: {problem}"))
     }

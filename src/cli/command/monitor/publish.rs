@@ -23,7 +23,7 @@ pub fn publish_transitions(
     changes: Vec<Transition>,
     days: &BTreeMap<String, Values>,
 ) -> Result<Vec<(Transition, String)>> {
-    let (sinks, outbox) = (Sinks::of(&repo.config), Outbox::open(&repo.shared)?);
+    let (sinks, outbox) = (Sinks::from_config(&repo.config), Outbox::open(&repo.shared)?);
     let mut published = Vec::new();
     let publish_all = || -> Result<()> {
         for transition in changes {
