@@ -311,8 +311,8 @@ fn labels_are_stored_by_day_and_invalid_feedback_changes_nothing() {
     assert_eq!((&report["new"], &report["changed"], &report["same"]), (&json!(1), &json!(1), &json!(1)));
     let files = mlx::fs::Root::open(&sandbox.repo).unwrap();
     let labels = mlx::traffic::read_labels(&files, "production", "2023-11-11".parse().unwrap()).unwrap();
-    assert_eq!(labels.of(&Record { input: digest, ..new_record("r0", 0) }), Some(&"dog".to_owned()));
-    assert_eq!((labels.of(&new_record("r0", 0)), labels.len()), (None, 1));
+    assert_eq!(labels.get(&Record { input: digest, ..new_record("r0", 0) }), Some(&"dog".to_owned()));
+    assert_eq!((labels.get(&new_record("r0", 0)), labels.len()), (None, 1));
     assert!(!sandbox.git("status --porcelain -uall").contains("requests.parquet"));
     assert!(sandbox.git("status --porcelain -uall").contains("2023-11-13/labels.tsv"));
 }
@@ -334,7 +334,7 @@ fn images_that_share_an_id_are_labeled_by_digest() {
     let files = mlx::fs::Root::open(&sandbox.repo).unwrap();
     let labels = mlx::traffic::read_labels(&files, "production", "2023-11-13".parse().unwrap()).unwrap();
     let classes =
-        [one, other].map(|input| labels.of(&Record { input, ..new_record("twice", 0) }).unwrap().clone());
+        [one, other].map(|input| labels.get(&Record { input, ..new_record("twice", 0) }).unwrap().clone());
     assert_eq!(classes, ["cat", "dog"]);
 }
 

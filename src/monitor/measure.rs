@@ -127,7 +127,7 @@ pub fn part_of_day(milliseconds: i64) -> &'static str {
 /// Returns each labeled answer as (record, index of the true class, index of the predicted class).
 pub fn labeled_answers<'d>(day: &Day<'d>) -> Vec<(&'d Record, usize, usize)> {
     let index = |class: &String| day.classes.iter().position(|known| known == class);
-    let label = |record: &Record| index(day.labels.of(record)?);
+    let label = |record: &Record| index(day.labels.get(record)?);
     let rows = day.records.iter().filter(|it| is_answered(it));
     rows.filter_map(|record| {
         Some((record, label(record)?, performance::predicted_class(record, day.classes)?))

@@ -27,7 +27,7 @@ pub fn performance(day: &Day<'_>) -> Option<Performance> {
     let accuracy_interval = wilson_interval(correct, rows.len() as u64)?.into();
     let confusion = ConfusionMatrix { classes: day.classes.to_vec(), counts, loss: 0.0 };
     let has_unknown_label =
-        |record: &&Record| day.labels.of(record).is_some_and(|label| !day.classes.contains(label));
+        |record: &&Record| day.labels.get(record).is_some_and(|label| !day.classes.contains(label));
     Some(Performance {
         labeled: rows.len() as u64,
         unknown_labels: day.records.iter().filter(|it| is_answered(it)).filter(has_unknown_label).count()

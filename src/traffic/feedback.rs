@@ -61,7 +61,7 @@ pub struct Labels(BTreeMap<(String, Digest), String>);
 
 impl Labels {
     /// Returns the true class of a record, if it has been labeled.
-    pub fn of(&self, record: &Record) -> Option<&String> {
+    pub fn get(&self, record: &Record) -> Option<&String> {
         self.0.get(&(record.id.clone(), record.input))
     }
 

@@ -147,7 +147,7 @@ fn accepted_records(
         records.retain(|it| it.status == 200);
         recompute(workspace, environment, version, &mut records)?;
         for record in &mut records {
-            if let Some(label) = labels.of(record) {
+            if let Some(label) = labels.get(record) {
                 record.class.clone_from(label);
             }
         }

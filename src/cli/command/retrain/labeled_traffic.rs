@@ -80,7 +80,7 @@ impl Worktree<'_> {
         for (day, sealed) in baseline::sealed_span(self.ctx, workspace, environment, (*first, *last))? {
             let Some(labels) = days.get(&day) else { continue };
             for record in sealed.records.into_iter().filter(|record| record.kept) {
-                let Some(class) = labels.of(&record).cloned() else { continue };
+                let Some(class) = labels.get(&record).cloned() else { continue };
                 found.entry(record.input).or_insert_with(|| (record, BTreeSet::new())).1.insert(class);
             }
         }
