@@ -27,7 +27,7 @@ pub fn parse(name: &RepoPath, bytes: &[u8]) -> Result<Value> {
     let text = std::str::from_utf8(bytes).map_err(|_| wrong("it is not UTF-8".into()))?;
     if has_conflict_markers(text) {
         return Err(
-            wrong("it has merge-conflict marks".into()).hint("resolve the merge conflict, then try again")
+            wrong("it has merge conflict markers".into()).hint("resolve the merge conflict, then try again")
         );
     }
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -320,7 +320,7 @@ mod tests {
     fn merge_conflict_markers_are_reported() {
         let text = "a = 1\n<<<<<<< HEAD\nb = 1\n=======\nb = 2\n>>>>>>> other\n";
         let error = parse(&RepoPath::from_text("p.toml").unwrap(), text.as_bytes()).unwrap_err();
-        assert_eq!(error.to_string(), "cannot read `p.toml`: it has merge-conflict marks");
+        assert_eq!(error.to_string(), "cannot read `p.toml`: it has merge conflict markers");
     }
 
     proptest! {

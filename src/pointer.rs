@@ -108,7 +108,7 @@ impl Pointer {
         let file = path.with_suffix(SUFFIX);
         let text = String::from_utf8_lossy(bytes);
         if document::has_conflict_markers(&text) {
-            let error = Error::corrupt(format!("`{file}` has merge-conflict marks"));
+            let error = Error::corrupt(format!("`{file}` has merge conflict markers"));
             return Err(
                 error.hint(format!("choose one side (`git checkout --ours {file}`), then `mlx checkout`"))
             );
@@ -181,7 +181,7 @@ mod tests {
         let parse =
             |text: &str| Pointer::parse(RepoPath::from_text("data").unwrap(), text.as_bytes()).unwrap_err();
         let conflict = parse("<<<<<<< HEAD\nformat = 1\n=======\n>>>>>>> x\n");
-        assert_eq!(conflict.to_string(), "`data.mlx` has merge-conflict marks");
+        assert_eq!(conflict.to_string(), "`data.mlx` has merge conflict markers");
         assert_eq!(parse("format = 2\n").to_string(), "`data.mlx` was written by a newer mlx");
         assert!(parse("format = 1\n").to_string().starts_with("`data.mlx` is not a pointer: "));
     }

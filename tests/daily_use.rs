@@ -227,7 +227,7 @@ fn paths_are_accepted_in_every_form() {
     assert!(
         sandbox.fails("add link/dog", 6).contains("`link` is a symlink, and mlx does not follow symlinks")
     );
-    assert!(sandbox.fails("add link", 2).contains("`link` is a link"));
+    assert!(sandbox.fails("add link", 2).contains("`link` is a symlink"));
     // The top folder of the repository cannot be tracked: its pointer would be outside.
     sandbox.commit("one");
     for (args, code, part) in [

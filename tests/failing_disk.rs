@@ -80,7 +80,7 @@ fn assert_survives(prepare: &dyn Fn(&Sandbox), args: &str, faults: &[&str]) {
             let codes: &[i32] = if *fault == "full" { &[0, 7] } else { &[0, 1, 3] };
             assert!(codes.contains(&ran.code), "{name} {}", ran.code);
             // A large file whose status cannot be read counts as absent and is named.
-            assert!(ran.code != 3 || ran.err.contains("is not here"), "{name}");
+            assert!(ran.code != 3 || ran.err.contains("is not in the local store"), "{name}");
             if ran.code == 7 {
                 assert!(ran.err.contains("hint: the disk is full"), "{name}");
                 full_errors += 1;
@@ -359,7 +359,7 @@ fn many_packs_and_many_files_need_few_open_files() {
     assert_intact(&sandbox, "after a gc with few open files");
     let ran = run_after(&sandbox, "ulimit -n 9", "status");
     assert_eq!(ran.code, 7, "{}", ran.err);
-    assert!(ran.err.contains("hint: raise the number of files"), "{}", ran.err);
+    assert!(ran.err.contains("hint: raise the limit on open files"), "{}", ran.err);
 }
 
 #[test]

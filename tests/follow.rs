@@ -53,7 +53,7 @@ fn two_versions() -> Sandbox {
 #[test]
 fn switching_versions_under_load_fails_no_request() {
     let sandbox = two_versions();
-    let server = Server::start(&sandbox, "serve --env production --follow --every 1");
+    let server = Server::start(&sandbox, "serve --env production --follow --poll 1");
     let photo = mlx::sketch::photo(7, mlx::sketch::Pet::Dog, 1).unwrap();
     let (stop, requests) = (AtomicBool::new(false), AtomicU32::new(0));
     let versions = thread::scope(|scope| {
@@ -105,7 +105,7 @@ fn switching_versions_under_load_fails_no_request() {
 #[test]
 fn a_release_outside_the_policy_is_never_served() {
     let sandbox = two_versions();
-    let server = Server::start(&sandbox, "serve --env production --follow --every 1");
+    let server = Server::start(&sandbox, "serve --env production --follow --poll 1");
     // A user with the right to push creates a release tag by hand.
     let message = sandbox.git("tag -l --format=%(contents) pets#production#1");
     let package = sandbox.git("tag -l --format=%(contents) pets@v0.2.0");
@@ -126,14 +126,14 @@ fn a_release_outside_the_policy_is_never_served() {
     thread::sleep(Duration::from_millis(2500));
     assert_eq!(version_of(&server), "v0.1.0");
     // A new server ignores the forged release too, because no audit event names it.
-    let other = Server::start(&sandbox, "serve --env production --follow --every 1");
+    let other = Server::start(&sandbox, "serve --env production --follow --poll 1");
     assert_eq!(version_of(&other), "v0.1.0");
     let found = sandbox.mlx("audit --verify");
     assert!(found.code == 10 && found.out.contains("`pets#production#2` does not match event"), "{found:?}");
     // The next release needs the same tag name, and its error names the forged tag.
     approve(&sandbox, "pets@v0.2.0");
     let refused = sandbox.fails("release pets@v0.2.0 --env production", 4);
-    assert!(refused.contains("`pets#production#2` exists already, but no audit event names it"), "{refused}");
+    assert!(refused.contains("`pets#production#2` already exists, but no audit event names it"), "{refused}");
     sandbox.git("tag -d pets#production#2");
     sandbox.git("push -q origin :refs/tags/pets#production#2");
     // A stricter policy also applies to earlier releases.
@@ -152,7 +152,7 @@ fn a_release_outside_the_policy_is_never_served() {
 fn a_forged_rollback_is_never_served() {
     let sandbox = two_versions();
     register_another(&sandbox, "0.4");
-    let server = Server::start(&sandbox, "serve --env production --follow --every 1");
+    let server = Server::start(&sandbox, "serve --env production --follow --poll 1");
     let message = sandbox.git("tag -l --format=%(contents) pets#production#1");
     let real = sandbox.git("rev-parse refs/mlx/audit").trim().to_owned();
     for (number, audit) in [(2, "refs/mlx/audit"), (3, &real)] {
@@ -189,7 +189,7 @@ fn a_killed_server_restarts_with_the_released_version() {
     let sandbox = two_versions();
     approve(&sandbox, "pets@v0.2.0");
     for round in 0..8_u64 {
-        let mut server = Server::start(&sandbox, "serve --env production --follow --every 1");
+        let mut server = Server::start(&sandbox, "serve --env production --follow --poll 1");
         let wanted = if round % 2 == 0 {
             sandbox.ok("release pets@v0.2.0 --env production");
             "v0.2.0"
@@ -199,7 +199,7 @@ fn a_killed_server_restarts_with_the_released_version() {
         };
         thread::sleep(Duration::from_millis(170 * round));
         server.kill();
-        let server = Server::start(&sandbox, "serve --env production --follow --every 1");
+        let server = Server::start(&sandbox, "serve --env production --follow --poll 1");
         assert_eq!(version_of(&server), wanted, "round {round}");
         drop(server);
         assert_eq!(sandbox.json("audit --verify")["sound"], true, "round {round}");

@@ -63,3 +63,22 @@ fn manual_pages_cover_every_command_and_topic() {
     assert_eq!(pages, commands, "one page for each command and topic");
     assert!(read("mlx-policy.7").contains("Keys of an environment"));
 }
+
+#[test]
+fn renamed_flags_keep_their_old_names_hidden() {
+    let sandbox = Sandbox::empty();
+    let renamed = [
+        ("serve", "--every", "--poll"),
+        ("serve", "--wait", "--batch-wait"),
+        ("serve", "--largest", "--max-body"),
+        ("serve", "--pixels", "--max-megapixels"),
+        ("demo", "--whole", "--full"),
+    ];
+    for (command, old, new) in renamed {
+        let help = sandbox.ok(&format!("{command} --help"));
+        assert!(help.contains(new) && !help.contains(&format!("{old} ")), "{command} {old}: {help}");
+    }
+    // Accepted: the error is about the missing repository, not about the arguments.
+    let error = sandbox.fails("serve --follow --every 2 --wait 1 --largest 2 --pixels 3", 3);
+    assert!(error.contains("Git repository"), "{error}");
+}

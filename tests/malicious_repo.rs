@@ -388,7 +388,7 @@ fn a_link_in_the_place_of_a_file_that_mlx_reads_reveals_nothing() {
         symlink(&secret, &path).unwrap();
         let ran = sandbox.mlx(args);
         let name = file.rsplit(".mlx/").next().unwrap();
-        assert!(ran.code == 6 && ran.err.contains(&format!("`{name}` is a link")), "{file}: {ran:?}");
+        assert!(ran.code == 6 && ran.err.contains(&format!("`{name}` is a symlink")), "{file}: {ran:?}");
         assert!(!ran.err.contains("CANARY") && !ran.out.contains("CANARY"), "{file}: {ran:?}");
         fs::remove_file(&path).unwrap();
         if let Some(bytes) = original {

@@ -35,7 +35,7 @@ fn no_command_writes_through_a_link_to_the_hooks() {
     sandbox.git("add -A");
     let before = hooks(&sandbox);
     let error = sandbox.fails("repro", 6);
-    assert!(error.contains("`hookdir` is a link"), "{error}");
+    assert!(error.contains("`hookdir` is a symlink"), "{error}");
     // The lockfile names the path: as a pointer, Git would check out `hookdir/pre-commit.mlx` only through
     // the link.
     let pointer = sandbox.read("pointer");
@@ -47,7 +47,7 @@ fn no_command_writes_through_a_link_to_the_hooks() {
     sandbox.write("mlx.lock", lock);
     for args in ["checkout", "pull", "checkout --force", "pull --force", "repro"] {
         let error = sandbox.fails(args, 6);
-        assert!(error.contains("`hookdir` is a link"), "{args}: {error}");
+        assert!(error.contains("`hookdir` is a symlink"), "{args}: {error}");
     }
     assert_eq!(hooks(&sandbox), before);
 }

@@ -51,8 +51,10 @@ fn wait_for_metric(server: &Server, name: &str, condition: impl Fn(u64) -> bool)
 #[test]
 fn a_full_queue_refuses_with_a_retry_after_header() {
     let sandbox = registered();
-    let server =
-        Server::start(&sandbox, "serve pets --no-traffic --batch 1024 --queue 1 --wait 0 --deadline 600");
+    let server = Server::start(
+        &sandbox,
+        "serve pets --no-traffic --batch 1024 --queue 1 --batch-wait 0 --deadline 600",
+    );
     let sent: Vec<_> = (0..6).map(|_| send_request(&server, BUSY_ROWS)).collect();
     let mut codes = Vec::new();
     for mut stream in sent {
@@ -75,7 +77,8 @@ fn a_full_queue_refuses_with_a_retry_after_header() {
 #[test]
 fn a_disconnected_client_is_counted_and_frees_its_place() {
     let sandbox = registered();
-    let mut server = Server::start(&sandbox, "serve pets --batch 1024 --queue 8 --wait 0 --deadline 600");
+    let mut server =
+        Server::start(&sandbox, "serve pets --batch 1024 --queue 8 --batch-wait 0 --deadline 600");
     let mut busy = send_request(&server, 4 * BUSY_ROWS);
     wait_for_metric(&server, "mlx_open_requests", |value| value == 1);
     let gone: Vec<_> = (0..3).map(|_| send_request(&server, BUSY_ROWS)).collect();

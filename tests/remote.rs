@@ -145,7 +145,7 @@ fn a_missing_remote_is_named() {
     assert!(sandbox.fails("fetch --remote empty", 3).contains("no mlx remote found at"));
     assert!(sandbox.fails("push --remote nope", 3).contains("configured remotes: empty, gone"));
     assert!(sandbox.fails("remote add empty file:///x", 4).contains("remote `empty` already exists"));
-    assert!(sandbox.fails("remote add odd ftp://x", 2).contains("is not a remote URL"));
+    assert!(sandbox.fails("remote add odd ftp://x", 2).contains("is not a valid remote URL"));
     sandbox.ok(
         "remote add dead s3://b/x --set endpoint=http://127.0.0.1:9 --set region=r --set skip_signature=true",
     );

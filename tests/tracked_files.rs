@@ -178,8 +178,8 @@ fn move_overwrites_nothing() {
     sandbox.ok("add data");
     let before = snapshot(&sandbox.repo);
     for (args, code, part) in [
-        ("move data file", 4, "`file` exists already"),
-        ("move data/cat/a.txt data/dog/b.txt", 4, "`data/dog/b.txt` exists already"),
+        ("move data file", 4, "`file` already exists"),
+        ("move data/cat/a.txt data/dog/b.txt", 4, "`data/dog/b.txt` already exists"),
         ("move data data/inner", 2, "cannot be moved into itself"),
         ("move data kept/x/y", 4, "`kept/x` is tracked as a file"),
         ("move data ../x", 2, "is outside the repository"),

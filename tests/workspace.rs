@@ -247,7 +247,7 @@ fn conflict_marks_in_a_pointer_are_an_error() {
     sandbox.ok("add data");
     sandbox.write("data.mlx", "<<<<<<< HEAD\nformat = 1\n=======\nformat = 1\n>>>>>>> other\n");
     let error = sandbox.fails("checkout", 5);
-    assert!(error.contains("`data.mlx` has merge-conflict marks"), "{error}");
+    assert!(error.contains("`data.mlx` has merge conflict markers"), "{error}");
     assert_eq!(sandbox.read("data/cat/a.txt"), "a cat");
 }
 
@@ -312,7 +312,7 @@ fn one_unreadable_pointer_does_not_stop_the_others() {
     assert_eq!(status["data"][1]["state"], "unknown");
     assert_eq!(status["data"].as_array().unwrap().len(), 2, "{status}");
     fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
-    assert!(sandbox.fails("checkout", 5).contains("`other.mlx` has merge-conflict marks"));
+    assert!(sandbox.fails("checkout", 5).contains("`other.mlx` has merge conflict markers"));
     assert!(!sandbox.has("data"));
     sandbox.ok("checkout data");
     assert_eq!(sandbox.read("data/cat/a.txt"), "a cat");

@@ -40,7 +40,7 @@ pub struct Topic {
 pub const TOPICS: [Topic; 7] = [
     Topic {
         name: "pointers",
-        about: "Files that stand in Git for data",
+        about: "Files that Git stores in place of data",
         text: include_str!("topics/pointers.txt"),
     },
     Topic {

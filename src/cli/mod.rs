@@ -80,9 +80,17 @@ fn help_in_group(args: &[OsString], error: &clap::Error) -> Option<Cli> {
     if error.kind() != ErrorKind::InvalidSubcommand || !is_help {
         return None;
     }
-    let words = args.iter().skip(1).filter_map(|arg| arg.to_str().map(str::to_owned));
-    let words = words.filter(|word| word != "help" && !word.starts_with('-')).collect();
-    Some(Cli { global: Global::default(), command: Command::Help(command::help::Args::of(words)) })
+    let (mut words, mut rest) = (Vec::new(), args.iter().skip(1).filter_map(|arg| arg.to_str()));
+    while let Some(arg) = rest.next() {
+        match arg {
+            "-C" => drop(rest.next()),
+            "help" => {}
+            option if option.starts_with('-') => {}
+            word => words.push(word.to_owned()),
+        }
+    }
+    let global = Global { json: args.iter().any(|arg| arg == "--json"), ..Global::default() };
+    Some(Cli { global, command: Command::Help(command::help::Args::of(words)) })
 }
 
 fn run(cli: &Cli, ui: &Ui) -> Result<ExitCode> {

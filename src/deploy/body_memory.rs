@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 const CHUNK: usize = 64 << 10;
 /// Bytes of each body that count against the first budget.
 const FIRST_MIB: usize = 1 << 20;
-/// Size of the first budget in bytes, unless there are more connections than chunks in it.
+/// Largest size of the first budget in bytes, unless there are more connections than chunks in it.
 const FIRST_MIB_BUDGET: usize = 64 << 20;
 
 /// Memory budget of one service.

@@ -42,7 +42,7 @@ pub struct Counters {
     pub switches: Counter,
     /// Requests written to the traffic spool.
     pub recorded: Counter,
-    /// Requests that were not recorded.
+    /// Requests whose records were dropped because they could not be written in time.
     pub dropped: Counter,
 }
 
@@ -69,7 +69,11 @@ impl Counters {
         registry.register("open_requests", "Requests accepted and not yet answered", counters.open.clone());
         registry.register("switches", "Changes of the served version", counters.switches.clone());
         registry.register("traffic_recorded", "Requests recorded", counters.recorded.clone());
-        registry.register("traffic_dropped", "Requests that were not recorded", counters.dropped.clone());
+        registry.register(
+            "traffic_dropped",
+            "Requests not recorded because writing was too slow",
+            counters.dropped.clone(),
+        );
         Self { registry, ..counters }
     }
 

@@ -82,7 +82,7 @@ impl Drop for OpenRequest {
     }
 }
 
-/// Counts and times inference requests, including those whose client disconnected.
+/// Counts inference requests, including those whose client disconnected, and times those that get a response.
 async fn count_request(State(service): SharedService, request: Request, next: Next) -> Response {
     if !matches!(request.uri().path(), path if path == "/classify" || path.ends_with("/infer")) {
         return next.run(request).await;

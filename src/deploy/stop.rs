@@ -55,7 +55,7 @@ impl StopFlag {
             runtime.block_on(signals.next());
             flag.request();
             runtime.block_on(signals.next());
-            // SIGKILL is the only signal left that has no handler, and no stored data is harmed by it.
+            // SIGTERM and SIGINT are caught now, and SIGKILL cannot be; it harms no stored data.
             let _dead = kill_process(getpid(), rustix::process::Signal::KILL);
         };
         thread::Builder::new()

@@ -203,7 +203,7 @@ impl Watcher<'_> {
             *self.summary.classes.entry(class).or_default() += 1;
         } else {
             let reason = response.reason();
-            self.progress.warn(&format!("`{name}` was rejected: {} {reason}", response.status));
+            self.progress.warn(&format!("`{name}` was not classified: {} {reason}", response.status));
             line["error"] = Value::from(reason);
             self.summary.rejected += 1;
         }
@@ -213,7 +213,7 @@ impl Watcher<'_> {
         self.mark_sent(name)
     }
 
-    /// Returns true if the capture time is between 1970 and now; warns otherwise. A frame from a camera with
+    /// Returns true if the capture time is between 1970 and five minutes from now; warns otherwise. A frame from a camera with
     /// a wrong clock is sent without its time, and counts for the day on which it arrives.
     fn is_plausible(&self, name: &str, captured: &str) -> bool {
         let captured_millis = time::parse_millis(captured);

@@ -140,7 +140,7 @@ impl Dir {
 
     /// Fails if `name`, which could not be opened, is a symlink: that message says more than the system's.
     fn refuse_symlink(&self, name: &[u8]) -> Result<()> {
-        if self.stat(name)?.is_some_and(|it| it.kind == FileKind::LinkKind) {
+        if self.stat(name)?.is_some_and(|it| it.kind == FileKind::Symlink) {
             let message = format!("{} is a symlink, and mlx does not follow symlinks", self.quoted(name));
             return Err(Error::new(Kind::Denied, message).hint("replace the symlink with its target"));
         }

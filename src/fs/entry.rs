@@ -13,7 +13,7 @@ use crate::{
 pub enum FileKind {
     File,
     Folder,
-    LinkKind,
+    Symlink,
     /// FIFO, socket or device: has no content and is never opened.
     Other,
 }
@@ -54,7 +54,7 @@ pub struct Listing {
 
 static EMPTY: Listing = Listing { rows: Vec::new(), children: Vec::new() };
 
-const FORMS: [FileKind; 4] = [FileKind::File, FileKind::Folder, FileKind::LinkKind, FileKind::Other];
+const FORMS: [FileKind; 4] = [FileKind::File, FileKind::Folder, FileKind::Symlink, FileKind::Other];
 const EXECUTABLE: u8 = 4;
 
 impl Listing {
@@ -101,7 +101,7 @@ impl Listing {
     }
 }
 
-/// Longest tick of a file system's clock, in nanoseconds. A file that changed less than this before it was
+/// Longest tick of the clock of a file system with fine-grained times, in nanoseconds. A file that changed less than this before it was
 /// read may change again within the same tick and keep its times, so its metadata does not prove that it is
 /// unchanged.
 pub const CLOCK_TICK: i64 = 12_000_000;
@@ -110,8 +110,8 @@ const COARSE_TICK: i64 = 2_100_000_000;
 const SECOND: i64 = 1_000_000_000;
 
 impl FileStat {
-    /// Returns true if the file last changed more than a clock tick before `coarse_now`, the time at which it
-    /// was read (from [`crate::fs::coarse_now`]). Any later change then shows in its times.
+    /// Returns true if the file last changed more than a clock tick before `tick`, the time at which it was
+    /// read (from [`crate::fs::coarse_now`]). Any later change then shows in its times.
     pub fn is_older_than_clock_tick(&self, tick: i64) -> bool {
         let clock = if self.ctime % SECOND == 0 { COARSE_TICK } else { CLOCK_TICK };
         self.ctime.max(self.mtime).saturating_add(clock) < tick
@@ -134,7 +134,7 @@ impl FileStat {
         let form = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => FileKind::File,
             FileType::Directory => FileKind::Folder,
-            FileType::Symlink => FileKind::LinkKind,
+            FileType::Symlink => FileKind::Symlink,
             _ => FileKind::Other,
         };
         #[expect(clippy::cast_possible_wrap, reason = "nanoseconds are below 1,000,000,000")]

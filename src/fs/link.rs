@@ -78,7 +78,7 @@ pub fn link_into(
             continue; // the executable bit would apply to every link to the file
         }
         if try_place(store, stored, dir, name, mode, kind)
-            .context(|| format!("cannot link `{}` into the workspace", escape_bytes(name)))?
+            .context(|| format!("cannot link `{}`", escape_bytes(name)))?
         {
             return Ok(Some(kind));
         }

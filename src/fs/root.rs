@@ -102,7 +102,7 @@ impl Root {
         for name in parent.components() {
             match dir.stat(name)?.map(|it| it.kind) {
                 None | Some(FileKind::File | FileKind::Other) => return Ok(None),
-                Some(FileKind::Folder | FileKind::LinkKind) => dir = dir.open_dir(name)?,
+                Some(FileKind::Folder | FileKind::Symlink) => dir = dir.open_dir(name)?,
             }
         }
         Ok(Some(dir))
@@ -140,7 +140,7 @@ impl Root {
         }
     }
 
-    /// Like [`Root::read_if_there`], but reads no more than the first `limit` bytes.
+    /// Like [`Root::read_if_exists`], but reads no more than the first `limit` bytes.
     pub fn read_prefix(&self, path: &RepoPath, limit: u64) -> Result<Option<Vec<u8>>> {
         if self.stat(path)?.is_none() {
             return Ok(None);
@@ -151,7 +151,7 @@ impl Root {
         Ok(Some(bytes))
     }
 
-    /// Like [`Root::read_if_there`], for a document that people write and that is read into memory whole. A
+    /// Like [`Root::read_if_exists`], for a document that people write and that is read into memory whole. A
     /// file larger than [`MAX_DOCUMENT_SIZE`] is an error.
     pub fn read_document(&self, path: &RepoPath) -> Result<Option<Vec<u8>>> {
         let bytes = self.read_prefix(path, MAX_DOCUMENT_SIZE + 1)?;
@@ -335,7 +335,7 @@ mod tests {
         let expected: [(&[u8], _, _); 3] = [
             (b"a.sh", FileKind::File, true),
             (b"b", FileKind::Folder, false),
-            (b"l", FileKind::LinkKind, false),
+            (b"l", FileKind::Symlink, false),
         ];
         assert_eq!(forms, expected);
         assert_eq!(found.iter().nth(1).unwrap().children.iter().count(), 1);

@@ -127,7 +127,7 @@ impl Git {
 
     /// Lists the tips of all branches and tags, local and remote-tracking.
     pub fn tips(&self) -> Result<Vec<Rev>> {
-        let context = || "cannot read Git's references".into();
+        let context = || "cannot read Git's refs".into();
         let references = from_gix(self.repo.references(), context)?;
         let mut tips: Vec<Rev> = self.head().into_iter().collect();
         for reference in from_gix(references.all(), context)? {

@@ -187,7 +187,7 @@ fn prepare(repo: &Repo, view: &LedgerState, draft: Draft) -> Result<PreparedEven
     {
         let error = Error::new(
             ErrorKind::Conflict,
-            format!("the tag `{}` exists already, but no audit event names it", tag.name),
+            format!("the tag `{}` already exists, but no audit event names it", tag.name),
         );
         return Err(error.hint(format!(
             "mlx did not create it: remove it here (`git tag -d {0}`) and at the Git remote (`git push \

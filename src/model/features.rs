@@ -185,7 +185,7 @@ impl Extractor<'_> {
                     Kind::Conflict,
                     format!("`{path}` has changed since the split file was written"),
                 );
-                return Err(error.hint("write it again: `mlx repro` or `mlx data split`"));
+                return Err(error.hint("write the split file again: `mlx repro` or `mlx data split`"));
             }
             Ok((*digest, *path, decode(&bytes).map(|image| planes(&image, settings))))
         });

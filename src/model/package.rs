@@ -6,7 +6,7 @@
 //! reference.parquet   statistics, features and scores of training images, as the baseline of monitoring
 //! ```
 //!
-//! A package refers to its inputs by digest only, never by commit or path.
+//! `model.toml` refers to the inputs by digest only; a commit cannot be named, because it comes later.
 
 use std::collections::BTreeMap;
 

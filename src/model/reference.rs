@@ -50,7 +50,7 @@ fn row(files: &Root, parts: &PackageInputs<'_>, image: &LabeledImage) -> Result<
         captured: 0,
         received: 0,
         version: String::new(),
-        // The package's digest is not known yet.
+        // The package's digest is not known yet, so that of the head is stored.
         package: parts.head_digest,
         input: image.digest,
         name: image.path.to_text(),

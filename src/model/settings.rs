@@ -23,8 +23,8 @@ pub struct SplitSettings {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Backbone {
-    /// ONNX file, relative to the parameter file; empty if filters are learned from the training images
-    /// instead.
+    /// ONNX file, relative to the folder of the parameter file, which also has the features folder; empty if
+    /// filters are learned from the training images instead.
     pub file: String,
     /// Length of the shorter side after resizing, in pixels.
     pub resize: u32,

@@ -14,7 +14,7 @@ pub enum Level {
     Good,
     /// Too few rows to decide.
     Unknown,
-    /// Close to a limit.
+    /// Needs attention, but is not bad.
     Watch,
     Bad,
 }

@@ -78,7 +78,7 @@ pub struct Integrity {
     pub missing_hours: Vec<u8>,
     /// Number of answers with a 5xx status.
     pub errors: u64,
-    /// Number of records dropped under load; `None` without machine samples.
+    /// Number of records lost to a full queue or a disk error; `None` without machine samples.
     pub dropped: Option<u64>,
 }
 

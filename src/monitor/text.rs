@@ -8,7 +8,7 @@ use crate::{
     },
 };
 
-/// Renders a report and its firing alerts as text; control characters in names are removed.
+/// Renders a report and its firing alerts as text. Control characters are removed from the cells of its tables.
 pub fn render_text(report: &Report, firing: &[Alert]) -> String {
     let (_, headline) = headline(report, firing);
     let rows = count(report.reference_rows, "row");

@@ -42,7 +42,7 @@ impl Pipeline<'_, '_> {
                 continue;
             }
             let content = match self.workspace.scan(path, &Silent)? {
-                Some(node) if node.kind == EntryKind::LinkKind => return Err(link_error(name, path)),
+                Some(node) if node.kind == EntryKind::Link => return Err(link_error(name, path)),
                 Some(node) => node.content(),
                 None => {
                     inputs.absent.insert(path.clone());
@@ -128,5 +128,5 @@ pub(super) fn link_error(stage: &str, path: &RepoPath) -> Error {
 
 fn missing_dependency(stage: &str, path: &RepoPath) -> Error {
     Error::not_found(format!("the stage `{stage}` needs `{path}`, which was not found"))
-        .hint("create it and track it with `mlx add`, or declare the stage that makes it")
+        .hint("create it, track it with `mlx add`, or declare the stage that makes it")
 }

@@ -98,7 +98,7 @@ impl Lockfile {
         }
         let text = String::from_utf8_lossy(bytes);
         if document::has_conflict_markers(&text) {
-            let error = Error::corrupt(format!("`{path}` has merge-conflict marks"));
+            let error = Error::corrupt(format!("`{path}` has merge conflict markers"));
             return Err(
                 error.hint(format!("keep one side with `git checkout --ours {path}`, then run `mlx repro`"))
             );
@@ -338,7 +338,7 @@ mod tests {
         let newer = parse("format = 2\n").unwrap_err();
         assert_eq!(newer.to_string(), "`mlx.lock` was written by a newer mlx");
         let marks = parse("format = 1\n<<<<<<< HEAD\n=======\n>>>>>>> x\n").unwrap_err();
-        assert_eq!(marks.to_string(), "`mlx.lock` has merge-conflict marks");
+        assert_eq!(marks.to_string(), "`mlx.lock` has merge conflict markers");
     }
 
     #[test]

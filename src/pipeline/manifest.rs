@@ -134,7 +134,7 @@ impl Manifest {
     pub fn parse(path: &RepoPath, bytes: &[u8], root: &Path) -> Result<Self> {
         let text = String::from_utf8_lossy(bytes);
         if document::has_conflict_markers(&text) {
-            return Err(Error::corrupt(format!("`{path}` has merge-conflict marks"))
+            return Err(Error::corrupt(format!("`{path}` has merge conflict markers"))
                 .hint("resolve the conflict in it"));
         }
         let raw: RawManifest = toml::from_str(&text).map_err(|error| {

@@ -36,7 +36,7 @@ pub struct Options {
 /// Outcome of a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    CommandResult,
+    Ran,
     Restored,
     Unchanged,
     Failed,
@@ -107,7 +107,7 @@ impl Pipeline<'_, '_> {
                 self.restore(name, stage, examination, progress).map(|()| (Outcome::Restored, reasons))
             }
             PlannedAction::Run => {
-                self.run(name, stage, examination, progress).map(|()| (Outcome::CommandResult, reasons))
+                self.run(name, stage, examination, progress).map(|()| (Outcome::Ran, reasons))
             }
         }
     }
@@ -231,8 +231,7 @@ impl Pipeline<'_, '_> {
         }
         let mut outputs = run_cache::Outputs::new();
         for out in &stage.outputs {
-            if self.workspace.repo.files.stat(&out.path)?.is_some_and(|stat| stat.kind == FileKind::LinkKind)
-            {
+            if self.workspace.repo.files.stat(&out.path)?.is_some_and(|stat| stat.kind == FileKind::Symlink) {
                 return Err(link_error(name, &out.path));
             }
             let stored = self.workspace.store_output(&out.path, progress)?.ok_or_else(|| {

@@ -57,5 +57,5 @@ pub fn find(store: &Store, key: &Digest) -> Result<Option<Outputs>> {
 
 /// Adds a run; its outputs have to be in the store already.
 pub fn put(store: &Store, inputs: Value, outputs: &Outputs) -> Result<()> {
-    store.put_cached_run(&CachedRun { inputs: inputs, outputs: json!(outputs), when: Timestamp::now() })
+    store.put_cached_run(&CachedRun { inputs, outputs: json!(outputs), when: Timestamp::now() })
 }

@@ -163,9 +163,7 @@ impl Policy {
                 Kind::Denied,
                 format!("`{FILE}` not found in {location}, so nothing may be approved or released"),
             )
-            .hint(
-                "commit one and push it to the default branch; `mlx init --template pets` writes an example",
-            )
+            .hint(format!("commit `{FILE}` and push it to the default branch; `mlx init --template pets` writes an example"))
         })?;
         Self::parse(&bytes).context(|| format!("cannot use `{FILE}` of {location}"))
     }
@@ -174,7 +172,7 @@ impl Policy {
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let text = String::from_utf8_lossy(bytes);
         if document::has_conflict_markers(&text) {
-            return Err(Error::corrupt(format!("`{FILE}` has merge-conflict marks"))
+            return Err(Error::corrupt(format!("`{FILE}` has merge conflict markers"))
                 .hint("resolve the conflict in it"));
         }
         let invalid = |why: String| Error::usage(format!("the policy is not valid: {why}"));
@@ -192,7 +190,7 @@ impl Policy {
     fn check(&self) -> std::result::Result<(), String> {
         for (name, environment) in &self.environments {
             if !is_environment_name(name) {
-                return Err(format!("`{name}` is not a valid name of an environment: use a-z, 0-9 and `-`"));
+                return Err(format!("`{name}` is not a valid environment name: use a-z, 0-9 and `-`"));
             }
             let approvers = &environment.approvers;
             if let Some(unknown) = approvers.iter().find(|person| !self.people.contains_key(*person)) {
@@ -330,7 +328,7 @@ mod tests {
                 "the alert `dark` uses the unknown number `integrty.dark_share`; numbers start",
             ),
             ("name = 'Q'", "keys = ['x']", "`x` is not a key"),
-            ("env.production", "env.Production", "is not a valid name of an environment"),
+            ("env.production", "env.Production", "is not a valid environment name"),
             (
                 "above = 0.2",
                 "above = 0.2\n[[alert]]\nname = 'dark'\nvalue='x'\nbelow = 1.0",

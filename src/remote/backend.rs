@@ -47,7 +47,7 @@ pub struct Backend {
 /// Opens the backend of a configured remote; for writing, creates a missing folder.
 pub fn open(config: &RemoteConfig, access: Access) -> Result<Backend> {
     if let Some(unknown) = config.options.keys().find(|key| !OPTIONS.contains(&key.as_str())) {
-        let error = Error::usage(format!("remote option `{unknown}` not found"));
+        let error = Error::usage(format!("`{unknown}` is not a remote option"));
         return Err(error.hint(format!("known options: {}", OPTIONS.join(", "))));
     }
     match config.url.split_once("://") {

@@ -36,7 +36,8 @@ const ROUND_SIZE: u64 = 64 << 20;
 pub enum Depth {
     /// Only the pages of folders: enough to compare and plan.
     Trees,
-    NoFilter,
+    /// Pages of folders and the contents of files.
+    Everything,
 }
 
 /// Counts of a fetch.
@@ -74,7 +75,7 @@ pub fn fetch(
     progress: &dyn Progress,
 ) -> Result<Fetched> {
     let missing = |want: &&(RepoPath, crate::pointer::Content)| {
-        depth == Depth::NoFilter || want.1.kind == ContentKind::Tree
+        depth == Depth::Everything || want.1.kind == ContentKind::Tree
     };
     if wants.contents.iter().filter(missing).count() == 0 && wants.runs.is_empty() {
         return Ok(Fetched::default());
@@ -83,7 +84,7 @@ pub fn fetch(
     let mut fetcher =
         Fetcher { repo, remote, catalog, progress, stats: Fetched::default(), absent: Vec::new() };
     let contents = fetcher.fetch_trees(wants)?;
-    if depth == Depth::NoFilter {
+    if depth == Depth::Everything {
         fetcher.fetch_contents(contents)?;
         fetcher.fetch_runs(&wants.runs)?;
     }
@@ -177,7 +178,7 @@ impl Fetcher<'_> {
             for row in &span.rows {
                 let start = usize::try_from(row.offset - span.start).unwrap_or(usize::MAX);
                 let end = start.saturating_add(usize::try_from(row.stored).unwrap_or(usize::MAX));
-                let stored = bytes.get(start..end).ok_or_else(|| Error::corrupt("a pack ends too early"));
+                let stored = bytes.get(start..end).ok_or_else(|| Error::corrupt("a pack is truncated"));
                 let object = stored.and_then(|bytes| row.decode(bytes));
                 let object = object.context(|| format!("{} sent damaged data", remote.location))?;
                 take(row, &object)?;

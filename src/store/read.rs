@@ -141,7 +141,8 @@ impl Packed {
 }
 
 fn absent(digest: &Digest) -> Error {
-    Error::not_found(format!("the object {digest} is not in the cache")).hint("run `mlx pull` or `mlx fetch`")
+    Error::not_found(format!("the object {digest} is not in the local store"))
+        .hint("run `mlx pull` or `mlx fetch`")
 }
 
 #[cfg(test)]

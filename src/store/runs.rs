@@ -1,6 +1,6 @@
 //! Run cache: records which outputs a pipeline stage produced from which inputs, one small JSON file per run.
 //!
-//! A record holds the inputs (`inputs`), the outputs (`answer`) and the time of the run; of two records
+//! A record holds the inputs (`question`), the outputs (`answer`) and the time of the run; of two records
 //! with the same inputs, the newest is kept. The file name is the digest of the inputs, and a checksum covers
 //! the rest, so that a damaged or foreign record is ignored.
 

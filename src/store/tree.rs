@@ -29,7 +29,7 @@ pub enum EntryKind {
     File = 0,
     Executable = 1,
     /// A symbolic link; its digest is that of the text it points to.
-    LinkKind = 2,
+    Link = 2,
     Folder = 3,
 }
 
@@ -65,7 +65,7 @@ impl EntryKind {
     /// Returns the kind of content that a pointer would record for it; a pointer knows no links.
     pub fn content_kind(self) -> ContentKind {
         match self {
-            Self::File | Self::LinkKind => ContentKind::File,
+            Self::File | Self::Link => ContentKind::File,
             Self::Executable => ContentKind::Executable,
             Self::Folder => ContentKind::Tree,
         }
@@ -167,7 +167,7 @@ fn decode_leaf(mut reader: Reader<'_>) -> Result<Vec<TreeEntry>> {
         let kind = match reader.byte()? {
             0 => EntryKind::File,
             1 => EntryKind::Executable,
-            2 => EntryKind::LinkKind,
+            2 => EntryKind::Link,
             3 => EntryKind::Folder,
             _ => return Err(reader.corrupt("has an unknown kind of entry: upgrade mlx")),
         };

@@ -86,12 +86,13 @@ impl Store {
             || self.has_record(digest, &[file_path("objects", &digest.hex(), "")?])?)
     }
 
-    /// Records that a large file was read in full at `coarse_now` and matches its digest.
+    /// Records that a large file was read in full at `tick` and matches its digest.
     pub(super) fn mark_verified(&self, digest: &Digest, tick: i64) -> Result<()> {
         self.record_if_settled(digest, &[file_path("objects", &digest.hex(), "")?], tick)
     }
 
-    /// Does the same as [`Store::mark_verified`], but for a large file that this process has just stored.
+    /// Remembers, in this process only, a large file that it has just stored; [`Store::record_just_stored`] writes
+    /// the record.
     pub(super) fn mark_just_stored(&self, digest: &Digest) {
         self.just_stored().insert(*digest);
     }

@@ -233,7 +233,7 @@ impl Store {
     }
 
     /// Marks lost objects as damaged, so that they count as absent and are stored again when they are next
-    /// added.
+    /// added. A damaged large file is moved into quarantine.
     pub fn mark_lost(&self, report: &VerifyReport) {
         report.lost.iter().for_each(|it| self.mark_damaged(it));
     }
@@ -282,7 +282,7 @@ impl Store {
         self.refresh().map(drop)
     }
 
-    /// Copies the intact objects of a damaged pack into a new one, and the damaged pack into quarantine.
+    /// Copies the intact objects of a damaged pack into a new one, and moves the damaged pack into quarantine.
     fn salvage(&self, name: &Digest) -> Result<()> {
         let (index, pack) =
             (file_path("packs", &name.hex(), ".idx")?, file_path("packs", &name.hex(), ".pack")?);

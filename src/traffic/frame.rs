@@ -29,7 +29,7 @@ const LABEL: &str = "a frame of the spool";
 #[derive(Clone, Debug, PartialEq)]
 pub enum Frame {
     Record(Box<Record>),
-    TelemetrySample(TelemetrySample),
+    Sample(TelemetrySample),
 }
 
 /// Appends a record to a segment.
@@ -129,7 +129,7 @@ fn parse(body: &[u8]) -> Result<Frame> {
     let mut reader = Reader::new(body, LABEL);
     let frame = match reader.byte()? {
         RECORD => Frame::Record(Box::new(record(&mut reader)?)),
-        SAMPLE => Frame::TelemetrySample(sample(&mut reader)?),
+        SAMPLE => Frame::Sample(sample(&mut reader)?),
         _ => return Err(reader.corrupt("has an unknown kind")),
     };
     reader.expect_end()?;
@@ -217,7 +217,7 @@ mod tests {
             let sample = taken();
             put_sample(&mut bytes, &sample);
             let records = records.into_iter().map(|it| Frame::Record(it.into()));
-            let all: Vec<_> = records.chain([Frame::TelemetrySample(sample)]).collect();
+            let all: Vec<_> = records.chain([Frame::Sample(sample)]).collect();
             prop_assert_eq!(read(&bytes), (all.clone(), 0));
             let cut = cut.index(bytes.len());
             let whole = ends.iter().filter(|it| **it <= cut).count();
@@ -244,7 +244,7 @@ mod tests {
         let expected = [
             Frame::Record(one("a", 1, b"x").into()),
             Frame::Record(bare.clone().into()),
-            Frame::TelemetrySample(taken()),
+            Frame::Sample(taken()),
         ];
         assert_eq!(read(golden), (expected.to_vec(), 0));
         let mut again = Vec::new();

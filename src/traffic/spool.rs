@@ -3,7 +3,7 @@
 //! ```text
 //! traffic/ENV/lock                    locked while a process writes or removes files
 //! traffic/ENV/DAY/NAME.log            segment: frames of one service, the only writer
-//! traffic/ENV/DAY/NAME.log.damaged    damaged segment, kept after its day was sealed
+//! traffic/ENV/DAY/NAME.log.damaged    segment of a day with damage, kept after the day was sealed
 //! traffic/ENV/DAY/pictures/HEX        stored images
 //! ```
 //!
@@ -43,7 +43,7 @@ use crate::{
 const MAX_QUEUED: usize = 1024;
 /// Largest size of the queued images together, in bytes.
 const MAX_QUEUED_BYTES: usize = 64 << 20;
-/// Suffix of damaged segments that are kept after their day was sealed.
+/// Suffix of the segments of a day with damage, which are kept after the day was sealed.
 const DAMAGED_SUFFIX: &str = ".damaged";
 const SEGMENT_SUFFIX: &str = ".log";
 /// HTTP status of a request whose image cannot be decoded.
@@ -274,7 +274,7 @@ pub fn read(root: &Root, environment: &str, day: Day) -> Result<SpooledDay> {
         for frame in frames {
             match frame {
                 Frame::Record(record) => found.records.push(*record),
-                Frame::TelemetrySample(sample) => found.samples.push(sample),
+                Frame::Sample(sample) => found.samples.push(sample),
             }
         }
         found.segments.insert(path, bytes.len());
@@ -310,7 +310,7 @@ pub(super) fn remove(root: &Root, environment: &str, day: Day, read: &SpooledDay
     if read.damaged == 0 {
         return root.remove(&paths::day_folder(environment, day)?).map(|()| true);
     }
-    // Damaged segments are kept, with the day's images, because a later version may be able to read them.
+    // If any segment is damaged, all segments of the day are kept, with its images: nothing unreadable is deleted.
     for path in read.segments.keys() {
         root.rename(path, &path.with_suffix(DAMAGED_SUFFIX))?;
     }

@@ -195,7 +195,7 @@ fn find_modified_links(
         }
         let Some(stat) = repo.files.stat(&affected.reference.path)? else { continue };
         let linked = match stat.kind {
-            crate::fs::FileKind::LinkKind => {
+            crate::fs::FileKind::Symlink => {
                 let target = repo.files.read_link(&affected.reference.path)?;
                 repo.store.large_from_link(&target).is_some_and(|it| it.digest() == affected.object)
             }

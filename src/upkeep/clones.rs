@@ -72,8 +72,8 @@ fn names(git: &Git) -> Result<Vec<GitRef>> {
     git.references(-(1 << 40))
 }
 
-/// Publishes what this clone needs. Does nothing if no store is shared, or if the store is read-only: then
-/// nothing was added to it, and no gc waits for what is only read.
+/// Publishes what this clone needs. Does nothing if no store is shared, or if this user may only read the
+/// store: then this clone added nothing to it.
 pub fn publish_needs(repo: &Repo, progress: &dyn Progress) -> Result<()> {
     let Some(id) = repo.clone_id()?.filter(|_| repo.store.root().is_writable()) else { return Ok(()) };
     let context = || "cannot publish which objects this clone needs".to_owned();

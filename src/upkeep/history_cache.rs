@@ -7,7 +7,7 @@
 //!
 //! Commits never change, so their references do not either. If a tip was left behind (an amended commit, a
 //! removed branch), if history was cut off or completed, or if anything does not match, all of it is read
-//! again. A gc always reads everything and ignores the cache.
+//! again. A gc removes the cache and reads everything.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -82,7 +82,7 @@ fn from_workspace(
         let is_here = matches!(&reference.referrer, Referrer::Worktree(root) if root == repo.root());
         let is_restored = match repo.files.stat(path)?.map(|it| it.kind) {
             Some(FileKind::File) => restore_file(repo, path, object)?,
-            Some(FileKind::LinkKind) => restore_link(repo, path, object)?,
+            Some(FileKind::Symlink) => restore_link(repo, path, object)?,
             // The folder is stored again, which restores its pages as far as it is unchanged.
             Some(FileKind::Folder) if is_here => {
                 workspace.store(path, progress)?;
@@ -137,7 +137,7 @@ fn from_remote(
     let (trees, files): (BTreeSet<Digest>, BTreeSet<Digest>) = left.iter().partition(|it| pages.contains(it));
     let mut error = None;
     for (digests, kind, depth) in
-        [(trees, ContentKind::Tree, Depth::Trees), (files, ContentKind::File, Depth::NoFilter)]
+        [(trees, ContentKind::Tree, Depth::Trees), (files, ContentKind::File, Depth::Everything)]
     {
         let want = |digest: &Digest| -> Result<_> {
             let path = RepoPath::from_text(&format!("damaged/{}", digest.short()))?;

@@ -117,8 +117,8 @@ impl Workspace<'_> {
                 .read_link(path)
                 .is_ok_and(|target| self.repo.store.large_from_link(&target).is_some())
         };
-        if stat.kind == FileKind::LinkKind && !is_store_link() {
-            let error = Error::usage(format!("`{path}` is a link"))
+        if stat.kind == FileKind::Symlink && !is_store_link() {
+            let error = Error::usage(format!("`{path}` is a symlink"))
                 .hint("add what it points to, or the folder it is in");
             return Err(error);
         }

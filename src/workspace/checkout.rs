@@ -144,7 +144,7 @@ fn blocking_file(
     Ok(None)
 }
 
-/// Plans how to get from the present files to the recorded ones; `with_group_access` is true for files with
+/// Plans how to get from the present files to the recorded ones; `shared` is true for files with
 /// other names.
 fn plan_changes(store: &Store, found: &[Difference], shared: &dyn Fn(&RepoPath) -> bool) -> Plan {
     let mut plan = Plan::default();
@@ -245,8 +245,8 @@ fn apply(
     }
     let store = &workspace.repo.store;
     if let Some((path, side)) = plan.write.iter().find(|(_, side)| !store.contains(&side.digest)) {
-        let message = format!("the content of `{path}` ({}) is not here", side.digest.short());
-        return Err(Error::not_found(message).hint("fetch it with `mlx pull`"));
+        let message = format!("the content of `{path}` ({}) is not in the local store", side.digest.short());
+        return Err(Error::not_found(message).hint("get it with `mlx pull`"));
     }
     check_links(store, pointer, plan)?;
     // Fails early if the index cannot be written.
@@ -257,7 +257,7 @@ fn apply(
 
 /// Refuses recorded links that lead out of the tracked folder: a commit may come from anyone.
 fn check_links(store: &Store, pointer: &Pointer, plan: &Plan) -> Result<()> {
-    for (path, side) in plan.write.iter().filter(|(_, side)| side.kind == EntryKind::LinkKind) {
+    for (path, side) in plan.write.iter().filter(|(_, side)| side.kind == EntryKind::Link) {
         check_stays_inside(path, &pointer.path, &store.read(&side.digest)?)?;
     }
     Ok(())
@@ -422,7 +422,7 @@ impl WriteContext<'_> {
             };
         }
         let bytes = self.store.read(&side.digest)?;
-        if side.kind == EntryKind::LinkKind {
+        if side.kind == EntryKind::Link {
             return dir.symlink(&bytes, name).map(|()| None);
         }
         let mut temp = dir.create(mode.bits())?;

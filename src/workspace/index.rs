@@ -52,7 +52,7 @@ enum Slot {
 /// The cached stats of a folder's files, sorted by name.
 pub struct FolderStats<'i>(Vec<Row<'i>>);
 
-/// Bytes of new rows that are collected before they are merged: until then they are in memory twice.
+/// Bytes of new rows that are collected before they are merged: during the merge they are in memory twice.
 const MAX_PENDING: usize = 4 << 20;
 /// Bytes of a row after its name.
 const STAT_SIZE: usize = 64;
@@ -156,7 +156,7 @@ impl Index {
         self.folder(folder).map_or_else(Vec::new, |it| it.0)
     }
 
-    /// Caches a digest computed at `coarse_now` if the file is old enough: a later write must change its
+    /// Caches a digest computed at `tick` if the file is old enough: a later write must change its
     /// times.
     pub fn insert(&mut self, path: &RepoPath, stat: &FileStat, digest: Digest, tick: i64) {
         let FileStat { size, mtime, ctime, inode, .. } = *stat;

@@ -192,8 +192,8 @@ impl<'r> Workspace<'r> {
     pub fn store_output(&self, path: &RepoPath, progress: &dyn Progress) -> Result<Option<Content>> {
         let mut writer = Writer::new(&self.repo.store);
         let Some(node) = scan::scan(self, path, Some(&mut writer), progress)? else { return Ok(None) };
-        if node.kind == EntryKind::LinkKind {
-            let error = Error::new(Kind::Denied, format!("`{path}` is a link"));
+        if node.kind == EntryKind::Link {
+            let error = Error::new(Kind::Denied, format!("`{path}` is a symlink"));
             return Err(error.hint("put the file or folder that it points to there"));
         }
         scan::check_links(self, &node, path, path)?;

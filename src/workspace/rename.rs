@@ -157,19 +157,19 @@ impl Workspace<'_> {
         let store = &self.repo.store;
         let top = match target {
             RecordLocation::InFolder(parent) => &parent.path,
-            RecordLocation::OwnPointer if entry.kind == EntryKind::LinkKind => {
+            RecordLocation::OwnPointer if entry.kind == EntryKind::Link => {
                 let error =
-                    Error::usage(format!("`{from}` is a link, and only a tracked folder can contain one"));
+                    Error::usage(format!("`{from}` is a symlink, and only a tracked folder can contain one"));
                 return Err(error.hint("move it into a tracked folder"));
             }
             RecordLocation::OwnPointer => to,
         };
-        if entry.kind == EntryKind::LinkKind {
+        if entry.kind == EntryKind::Link {
             return check_stays_inside(to, top, &store.read(&entry.digest)?);
         }
         if entry.kind == EntryKind::Folder {
             for found in diff(store, to, None, Some(&entry.digest))? {
-                if let Some(side) = found.new.filter(|side| side.kind == EntryKind::LinkKind) {
+                if let Some(side) = found.new.filter(|side| side.kind == EntryKind::Link) {
                     check_stays_inside(&found.path, top, &store.read(&side.digest)?)?;
                 }
             }
@@ -233,7 +233,7 @@ impl Workspace<'_> {
 }
 
 fn occupied(path: &RepoPath) -> Error {
-    Error::new(Kind::Conflict, format!("`{path}` exists already")).hint("choose another name")
+    Error::new(Kind::Conflict, format!("`{path}` already exists")).hint("choose another name")
 }
 
 fn to_entry(content: &Content) -> TreeEntry {

@@ -132,7 +132,7 @@ impl Scanner<'_, '_, '_, '_> {
         let mut stat = entry.stat;
         let (kind, digest) = match stat.kind {
             FileKind::Folder => (EntryKind::Folder, placeholder()),
-            FileKind::LinkKind => match self.link(&path, known) {
+            FileKind::Symlink => match self.link(&path, known) {
                 Ok((kind, digest, size)) => {
                     stat.size = size;
                     (kind, digest)
@@ -204,7 +204,7 @@ impl Scanner<'_, '_, '_, '_> {
         let lookup = |entry: Entry<'_>| {
             let rows = rows.as_ref()?;
             // For a link into the store, the row holds the stat of its target.
-            let linked = if entry.stat.kind == FileKind::LinkKind {
+            let linked = if entry.stat.kind == FileKind::Symlink {
                 self.stored_file(&folder.join(entry.name).ok()?)
             } else {
                 None
@@ -231,7 +231,7 @@ impl Scanner<'_, '_, '_, '_> {
             Some(writer) => writer.put_bytes(&target)?,
             None => Digest::of(&target),
         };
-        Ok((EntryKind::LinkKind, digest, target.len() as u64))
+        Ok((EntryKind::Link, digest, target.len() as u64))
     }
 
     fn file(&mut self, path: &RepoPath, stat: FileStat, known: Option<Digest>) -> Digest {
@@ -461,7 +461,7 @@ pub(super) fn check_links(
     top: &RepoPath,
 ) -> Result<()> {
     node.walk(&path.parent().unwrap_or_default(), &mut |folder, leaf| {
-        if leaf.kind != EntryKind::LinkKind {
+        if leaf.kind != EntryKind::Link {
             return Ok(());
         }
         let link = folder.join(&leaf.name)?;
@@ -469,7 +469,7 @@ pub(super) fn check_links(
     })
 }
 
-/// Refuses a link at `link` to `resolve_reference` that leads out of the folder `top`.
+/// Refuses a link at `link` to `target` that leads out of the folder `top`.
 pub(super) fn check_stays_inside(link: &RepoPath, top: &RepoPath, target: &[u8]) -> Result<()> {
     if is_inside(link, top, target) {
         return Ok(());

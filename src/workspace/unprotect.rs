@@ -76,7 +76,7 @@ impl Workspace<'_> {
     ) -> Result<()> {
         let name = path.name();
         let (from, size) = match stat.kind {
-            FileKind::LinkKind => {
+            FileKind::Symlink => {
                 let Some(large) = self.repo.store.large_from_link(&dir.read_link(name)?) else {
                     return Ok(());
                 };

@@ -129,7 +129,7 @@ fn fetch_images(
     }
     let wants = Wants { contents: contents.into_iter().collect(), runs: Vec::new() };
     let remote = Remote::open(&repo.config.remote(remote)?, Access::Read)?;
-    fetch(repo, &remote, &wants, Depth::NoFilter, ctx.progress).map(drop)
+    fetch(repo, &remote, &wants, Depth::Everything, ctx.progress).map(drop)
 }
 
 /// Returns the tracked path that contains an image in the version's commit, and its content.

@@ -207,5 +207,5 @@ fn fetch_day(ctx: &Context<'_>, workspace: &Workspace<'_>, environment: &str, da
     }
     let remote = Remote::open(&repo.config.remote(None)?, Access::Read)?;
     let wants = Wants { contents, runs: Vec::new() };
-    remote::fetch(repo, &remote, &wants, Depth::NoFilter, ctx.progress).map(drop)
+    remote::fetch(repo, &remote, &wants, Depth::Everything, ctx.progress).map(drop)
 }

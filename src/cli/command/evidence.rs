@@ -38,7 +38,7 @@ pub fn parse_for(bytes: &[u8], version: &Version) -> Result<Evidence> {
 /// Parses a report. Missing numbers become NaN and close their gates; impossible ones are errors.
 fn parse(bytes: &[u8]) -> Result<Evidence> {
     let invalid = |problem: &str| {
-        Error::corrupt(format!("not a report of an application test: {problem}"))
+        Error::corrupt(format!("the report is not one of an application test: {problem}"))
             .hint("`mlx apptest` writes such a report to `apptest/report.json`")
     };
     let value: Value = serde_json::from_slice(bytes).map_err(|error| invalid(&error.to_string()))?;
@@ -94,7 +94,7 @@ pub fn send(ctx: &Context<'_>, repo: &Repo, contents: Vec<(RepoPath, Content)>) 
     if configured.is_err() && repo.git.upstream()?.is_none() {
         return Ok(());
     }
-    let configured = configured.context(|| "other clones could not fetch the contents".into())?;
+    let configured = configured.context(|| "other clones could not fetch the report or package".into())?;
     let remote = Remote::open(&configured, Access::Write)?;
     remote::push(repo, &remote, &Wants { contents, runs: Vec::new() }, ctx.progress).map(drop)
 }
@@ -104,7 +104,7 @@ pub fn load(ctx: &Context<'_>, repo: &Repo, report: &Content) -> Result<Evidence
     if !repo.store.contains(&report.digest) {
         let wants = Wants { contents: vec![(name(&report.digest)?, *report)], runs: Vec::new() };
         let remote = Remote::open(&repo.config.remote(None)?, Access::Read)?;
-        remote::fetch(repo, &remote, &wants, Depth::NoFilter, ctx.progress)?;
+        remote::fetch(repo, &remote, &wants, Depth::Everything, ctx.progress)?;
     }
     parse(&repo.store.read(&report.digest)?)
 }

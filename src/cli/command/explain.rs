@@ -204,7 +204,7 @@ impl fmt::Display for Explanation {
         for near in &self.nearest {
             writeln!(
                 f,
-                "near training image: {} ({}), distance {:.1}",
+                "similar training image: {} ({}), distance {:.1}",
                 near.name, near.class, near.distance
             )?;
         }

@@ -1,5 +1,5 @@
-//! Release following for `mlx serve --follow`: polls the ledger, and switches the service to each newly
-//! released version.
+//! Release following for `mlx serve --follow`: fetches the audit chain and the release tags, and
+//! switches the service to each newly released version.
 //!
 //! The package is fetched and the new model loaded next to the old one before the switch. A release that does
 //! not meet the policy or cannot be loaded changes nothing.
@@ -76,7 +76,7 @@ pub fn released_version(
 
 fn untrusted(release: &Release, reason: &str) -> Error {
     Error::new(Kind::Denied, format!("the release `{}` {reason}", release.name()))
-        .hint("`mlx audit --verify` checks the whole audit chain; release another version, or roll back")
+        .hint("`mlx audit --verify` checks the audit trail; release another version, or roll back")
 }
 
 /// Fetches a version's package if necessary, and loads it.
@@ -111,7 +111,7 @@ pub fn follow(service: Arc<Service>, options: FollowOptions) -> Result<()> {
 struct Follower {
     /// Last warning shown, so that it is not repeated at every poll.
     last_warning: String,
-    /// Release whose switch is recorded in the ledger.
+    /// Release whose switch is recorded on the audit chain.
     recorded: String,
 }
 
@@ -164,7 +164,7 @@ impl Follower {
     }
 }
 
-/// Records the switch in the ledger, once per release and machine.
+/// Records the switch on the audit chain, once per release and machine.
 fn record_switch(repo: &Repo, version: &Version, last: &Release, options: &FollowOptions) -> Result<()> {
     let machine = crate::fs::host_name();
     let events = ledger::read(&repo.git, ledger::tip(&repo.git)?.as_ref())?;
@@ -191,6 +191,6 @@ fn record_switch(repo: &Repo, version: &Version, last: &Release, options: &Follo
             tag: None,
         })
     });
-    published.context(|| "cannot record the switch in the ledger".into())?;
+    published.context(|| "cannot record the switch on the audit chain".into())?;
     upkeep::publish_needs(repo, &Silent)
 }

@@ -22,8 +22,8 @@ const MAX_OBJECTS: usize = 20;
 
 /// Verify everything in the store and every pointer in history
 ///
-/// Compares all stored bytes with their digests, and reports damage with the files and commits it affects. A
-/// repair moves damaged files to `quarantine/` in the store and never deletes them. Exits with 10 if anything
+/// Compares all stored bytes with their digests, and reports damage with the files and commits it affects.
+/// Damaged files are moved to `quarantine/` in the store and never deleted. Exits with 10 if anything
 /// is damaged.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx fsck\n  mlx fsck --repair\n\n\

@@ -154,7 +154,7 @@ impl Command {
             Self::Alert(alert::Command::List(args)) => ui.show_report(&alert::list(ctx, args)?),
             Self::Alert(alert::Command::Ack(args)) => ui.show_report(&alert::ack(ctx, args)?),
             Self::Watch(args) => ui.show_report(&watch::run(ctx, args)?),
-            Self::Traffic(traffic::Command::SealSummary(args)) => ui.show_report(&traffic::seal(ctx, args)?),
+            Self::Traffic(traffic::Command::Seal(args)) => ui.show_report(&traffic::seal(ctx, args)?),
             Self::Traffic(traffic::Command::List(args)) => ui.show_report(&traffic::list(ctx, args)?),
             Self::Feedback(args) => ui.show_report(&feedback::run(ctx, args)?),
             Self::Explain(args) => ui.show_report(&explain::run(ctx, args)?),

@@ -67,14 +67,14 @@ JSON: {\"versions\": [{\"version\", \"package\", \"path\", \"commit\", \"when\",
         after_help = "Examples:\n  mlx model show pets@v0.1.0\n\nJSON: one element of `mlx model list --json`"
     )]
     Show {
-        /// Version, as in `pets@v0.1.0`; `pets` is its newest
+        /// Version, such as `pets@v0.1.0`, or a model for its newest version
         version: String,
     },
     /// Write a registered package to a folder, from the store or a remote
     #[command(after_help = "Examples:\n  mlx model get pets@v0.1.0 --out build/pets\n\nJSON: {\"version\", \
         \"out\", \"files\"}")]
     Get {
-        /// Version, as in `pets@v0.1.0`; `pets` is its newest
+        /// Version, such as `pets@v0.1.0`, or a model for its newest version
         version: String,
         /// Folder to create (default: the version's name)
         #[arg(long)]

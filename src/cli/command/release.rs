@@ -192,14 +192,11 @@ pub fn served_model(repo: &Repo, model: Option<&str>, environment: &str) -> Resu
             "release one with `mlx release VERSION --env ENV`, or fetch existing releases with `mlx \
             pull` or `git fetch --tags`",
         )),
-        many => Err(Error::usage(format!(
-            "several models serve in `{environment}`: {}",
-            many.join(
-                ", \
-        "
-            )
-        ))
-        .hint("name one of them")),
+        many => {
+            let many = many.join(", ");
+            let error = Error::usage(format!("several models serve in `{environment}`: {many}"));
+            Err(error.hint("name one of them"))
+        }
     }
 }
 

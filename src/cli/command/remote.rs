@@ -96,7 +96,7 @@ fn add(repo: &Repo, name: &str, url: &str, options: &[String], default: bool, la
     let is_file = url.strip_prefix("file://").is_some_and(|it| it.starts_with('/')) || url.starts_with('/');
     let lacks_bucket = |rest: &str| rest.split('/').next().is_none_or(str::is_empty);
     if !is_file && url.strip_prefix("s3://").is_none_or(lacks_bucket) {
-        let error = Error::usage(format!("`{url}` is not a remote URL"));
+        let error = Error::usage(format!("`{url}` is not a valid remote URL"));
         return Err(error.hint("use file:///folder or s3://bucket/prefix"));
     }
     let mut settings = vec![(format!("remote.{name}.url"), Some(url.to_owned()))];

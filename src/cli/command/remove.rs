@@ -32,7 +32,7 @@ pub struct Args {
     /// Paths to stop tracking
     #[arg(required = true)]
     paths: Vec<PathBuf>,
-    /// Also delete the files, except those that are not stored anywhere
+    /// Also delete the files; refused if any of them is not stored anywhere
     #[arg(long)]
     data: bool,
     /// With `--data`: delete even files that are not stored anywhere

@@ -18,8 +18,8 @@ use crate::{
 
 /// Run the stages whose inputs changed
 ///
-/// Stages are declared in `mlx.toml`. A stage runs only if its command, a dependency or a parameter changed
-/// or an output is missing; a run with the same inputs is restored from the run cache. Results are recorded
+/// Stages are declared in `mlx.toml`. A stage runs only if its command, environment, a dependency or a
+/// parameter changed, or an output is missing or was changed; a run with the same inputs is restored from the run cache. Results are recorded
 /// in `mlx.lock`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx repro\n  mlx repro --dry-run\n  mlx repro train\n\n\
@@ -84,7 +84,7 @@ impl From<Step> for Row {
 impl From<StageRun> for Row {
     fn from(run: StageRun) -> Self {
         let outcome = match run.outcome {
-            Outcome::CommandResult => "ran",
+            Outcome::Ran => "ran",
             Outcome::Restored => "restored",
             Outcome::Unchanged => "unchanged",
             Outcome::Failed => "failed",

@@ -37,7 +37,7 @@ pub enum Command {
 JSON: {\"day\", \"environment\", \"machine\", \"pointer\", \"digest\", \"records\", \"late\", \
 \"pictures\", \"size\", \"already\", \"pushed\"}"
     )]
-    SealSummary(SealArgs),
+    Seal(SealArgs),
     /// List the days with traffic in an environment, sealed or not yet sealed
     #[command(after_help = "Examples:\n  mlx traffic list\n  mlx traffic list --env test\n\n\
 JSON: {\"environment\", \"days\": [{\"day\", \"machines\": [NAME…], \"records\", \"waiting\", \
@@ -159,7 +159,7 @@ pub fn fetch_tables(ctx: &Context<'_>, repo: &Repo, environment: &str, days: &[D
             }
         }
     }
-    remote::fetch(repo, &remote, &tables, Depth::NoFilter, ctx.progress).map(drop)
+    remote::fetch(repo, &remote, &tables, Depth::Everything, ctx.progress).map(drop)
 }
 
 impl Report for SealReport {

@@ -117,7 +117,7 @@ pub fn fetch(ctx: &Context<'_>, args: &FetchArgs) -> Result<FetchReport> {
     let workspace = Workspace::open(&repo)?;
     let (wants, _) = args.selection.wants(ctx, &workspace)?;
     let remote = args.selection.open(&repo, Access::Read)?;
-    let depth = if args.trees { Depth::Trees } else { Depth::NoFilter };
+    let depth = if args.trees { Depth::Trees } else { Depth::Everything };
     let fetched = remote::fetch(&repo, &remote, &wants, depth, ctx.progress)?;
     upkeep::publish_needs(&repo, ctx.progress)?;
     Ok(FetchReport(remote.location, fetched))
@@ -128,7 +128,7 @@ pub fn pull(ctx: &Context<'_>, args: &PullArgs) -> Result<PullReport> {
     let workspace = Workspace::open(&repo)?;
     let (wants, paths) = args.selection.wants(ctx, &workspace)?;
     let remote = args.selection.open(&repo, Access::Read)?;
-    let fetched = remote::fetch(&repo, &remote, &wants, Depth::NoFilter, ctx.progress)?;
+    let fetched = remote::fetch(&repo, &remote, &wants, Depth::Everything, ctx.progress)?;
     let checked_out = checkout_tracked(ctx, &workspace, &paths, args.force)?;
     Ok(PullReport(FetchReport(remote.location, fetched), checked_out))
 }

@@ -120,7 +120,7 @@ pub fn fetch_package(ctx: &Context<'_>, repo: &Repo, version: &Version, remote: 
     }
     let wants = Wants { contents: vec![(version.path.clone(), version.package)], runs: Vec::new() };
     let remote = Remote::open(&repo.config.remote(remote)?, Access::Read)?;
-    fetch(repo, &remote, &wants, Depth::NoFilter, ctx.progress).map(drop)
+    fetch(repo, &remote, &wants, Depth::Everything, ctx.progress).map(drop)
 }
 
 pub fn get(
@@ -157,7 +157,7 @@ fn unpack(repo: &Repo, tree: &Digest, path: &RepoPath, root: &Root) -> Result<()
         let path = path.join(&entry.name)?;
         match entry.kind {
             EntryKind::Folder => unpack(repo, &entry.digest, &path, root)?,
-            EntryKind::LinkKind => dir.symlink(&repo.store.read(&entry.digest)?, &entry.name)?,
+            EntryKind::Link => dir.symlink(&repo.store.read(&entry.digest)?, &entry.name)?,
             EntryKind::File => root.write(&path, &repo.store.read(&entry.digest)?, Sync::Now)?,
             EntryKind::Executable => {
                 root.write_mode(&path, &repo.store.read(&entry.digest)?, Sync::Now, 0o777)?;

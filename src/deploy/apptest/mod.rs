@@ -41,7 +41,7 @@ const TOLERANCE: f64 = 1e-4;
 const CHUNK: usize = 64;
 /// Highest rate of the steady stream, in requests per second.
 const MAX_STREAM_RATE: f64 = 20.0;
-/// Failure of a check after which the service no longer answers a valid request.
+/// Text added to a check if the service did not answer a valid request after it.
 const NO_ANSWER_AFTER: &str = "then valid requests were no longer answered";
 
 /// Report of a test, as data and as HTML.
@@ -51,8 +51,8 @@ pub struct TestResult {
     pub html: String,
 }
 
-/// Returns the version that a service serves; an error unless it is `expected`, or else any registered
-/// version.
+/// Returns the version that a service serves. With `expected`, any other version is an error; without it, the
+/// first registered model that the service has is used.
 pub fn served_version(repo: &Repo, client: &Client, expected: Option<&str>) -> Result<Version> {
     if let Some(expected) = expected {
         let version = registry::require(&repo.git, expected)?;

@@ -1,8 +1,8 @@
 //! `mlx demo`: runs the complete workflow on a generated pet-classification project with real commands, from
 //! the first photos to a registered model and, with `--full`, a month in production.
 //!
-//! Every command is printed, so that it can be repeated by hand. Nothing is downloaded: the photos are drawn
-//! from a seed.
+//! The commands are printed, so that they can be repeated by hand; those of each day of the month are not.
+//! Nothing is downloaded: the photos are drawn from a seed.
 
 mod month;
 

@@ -63,7 +63,7 @@ impl Player<'_, '_> {
         each day is sealed and reported on.",
         );
         let service =
-            self.serve(&["serve", "--env", "production", "--follow", "--every", "1", "--port", "0"])?;
+            self.serve(&["serve", "--env", "production", "--follow", "--poll", "1", "--port", "0"])?;
         let mut month = Vec::new();
         for day in 1..=DAYS {
             let events = self.day(&service, seed, day, frames)?;

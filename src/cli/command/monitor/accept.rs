@@ -104,7 +104,7 @@ fn check_person(policy: &Policy, who: &str) -> Result<()> {
         return Ok(());
     }
     let known: Vec<&str> = policy.people.keys().map(String::as_str).collect();
-    Err(Error::new(Kind::Denied, format!("`{who}` is not a person of the policy"))
+    Err(Error::new(Kind::Denied, format!("`{who}` is not listed in [people] of the policy"))
         .hint(format!("`{FILE}` names: {}", known.join(", "))))
 }
 

@@ -15,8 +15,8 @@ use crate::{
     repo::Repo,
 };
 
-/// Runs each kind of action at most once if it is due on a day, and returns one line per action with its
-/// outcome.
+/// Runs each kind of action that is due for an alert up to `day`, each at most once, and returns one line per
+/// action with its outcome.
 pub fn run_due_actions(
     ctx: &Context<'_>,
     repo: &Repo,
@@ -78,6 +78,6 @@ fn retrain_candidate(ctx: &Context<'_>, repo: &Repo, environment: &str, why: &st
     Ok(if outcome.is_new() {
         format!("retrained: {candidate} is a new candidate")
     } else {
-        format!("retrained: {candidate} has the same package, no new candidate")
+        format!("retrained: {candidate} has exactly this package already, no new candidate")
     })
 }

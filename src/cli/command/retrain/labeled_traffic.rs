@@ -34,7 +34,8 @@ struct Plan {
 
 impl Worktree<'_> {
     /// Writes labeled images of an environment into the data folder and removes those whose label has
-    /// changed. Returns all files from traffic in the folder; empty if no image is labeled.
+    /// changed. Returns the files from traffic that are now under their right label; may be
+    /// empty.
     pub fn add_labeled_traffic(&self, environment: &str, data: &RepoPath) -> Result<BTreeSet<RepoPath>> {
         self.checkout(data)?;
         let workspace = Workspace::open(&self.repo)?;

@@ -191,7 +191,11 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { candidate, production, .. } = self;
         let images = count(self.added, "labeled image");
-        let word = if self.new { "is a new candidate" } else { "has the same package, no new candidate" };
+        let word = if self.new {
+            "is a new candidate"
+        } else {
+            "has exactly this package already, no new candidate"
+        };
         writeln!(f, "{candidate} {word}: {images} added, commit {}", &self.commit[..10])?;
         let head = ["images", "count", candidate, production, "significance"];
         writeln!(f, "{}", table(&head, self.compared.iter().map(Comparison::cells).collect()))?;
