@@ -97,7 +97,7 @@ fn start_stub() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
-        listener.incoming().flatten().for_each(|stream| drop(thread::spawn(|| respond(stream))))
+        listener.incoming().flatten().for_each(|stream| drop(thread::spawn(|| respond(stream))));
     });
     format!("http://{address}")
 }

@@ -167,7 +167,7 @@ fn a_forged_rollback_is_never_served() {
         sandbox.git(&format!("push -q origin pets#production#{number}"));
         thread::sleep(Duration::from_millis(2500));
         assert_eq!(version_of(&server), "v0.1.0", "{audit}");
-        assert!(sandbox.fails("rollback --env production", 3).contains("no version served"));
+        assert!(sandbox.fails("rollback --env production", 3).contains("no earlier version served"));
     }
     assert_eq!(sandbox.mlx("audit --verify").code, 10);
 }

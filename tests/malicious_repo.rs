@@ -69,7 +69,7 @@ fn invalid_paths_in_lockfile_and_pipeline_are_refused() {
         sandbox.write("mlx.lock", format!("{head}{field}.\"{path}\" = {content}\n"));
         let error = sandbox.fails("checkout", 5);
         assert!(
-            error.contains("`mlx.lock` cannot be understood") && error.contains("line 6"),
+            error.contains("`mlx.lock` is not a valid lockfile") && error.contains("line 6"),
             "{path}: {error}"
         );
     }

@@ -88,7 +88,7 @@ impl Counters {
         self.responses.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Returns the metrics as OpenMetrics text.
+    /// Returns the metrics as `OpenMetrics` text.
     pub fn text(&self) -> String {
         let mut text = String::new();
         // Writing to a string does not fail.

@@ -70,11 +70,14 @@ struct Output {
 #[serde(default)]
 struct Parameters {
     /// Size in bytes of a tensor that is sent after the JSON.
-    binary_data_size: Option<usize>,
+    #[serde(rename = "binary_data_size")]
+    size: Option<usize>,
     /// True if outputs without a setting of their own are to be sent as bytes.
-    binary_data_output: Option<bool>,
+    #[serde(rename = "binary_data_output")]
+    all_binary: Option<bool>,
     /// True if this output is to be sent as bytes.
-    binary_data: Option<bool>,
+    #[serde(rename = "binary_data")]
+    binary: Option<bool>,
 }
 
 /// List that is rejected as soon as it has more than `MAX` items.
@@ -127,8 +130,8 @@ pub fn parse(
         return Err(Error::usage(format!("the request has no input; the model takes one, `{}`", input.name)));
     };
     let (rows, values) = read_input(tensor, bytes, input)?;
-    let default = request.parameters.binary_data_output.unwrap_or(false);
-    let binary = request.outputs.0.first().and_then(|it| it.parameters.binary_data).unwrap_or(default);
+    let default = request.parameters.all_binary.unwrap_or(false);
+    let binary = request.outputs.0.first().and_then(|it| it.parameters.binary).unwrap_or(default);
     Ok(InferRequest { id: request.id, rows, values, binary })
 }
 
@@ -146,7 +149,7 @@ fn read_input(tensor: Input, mut bytes: &[u8], input: &Tensor) -> Result<(usize,
         return invalid(format!("`{}` is {DATATYPE}, not `{}`", input.name, excerpt(&tensor.datatype)));
     }
     let (rows, count) = check_shape(&tensor.shape.0, input)?;
-    let values = match (tensor.parameters.binary_data_size, tensor.data) {
+    let values = match (tensor.parameters.size, tensor.data) {
         (Some(size), None) => take_values(&mut bytes, size, count)?,
         (None, Some(FlatNumbers(values))) => values,
         _ => return invalid(format!("`{}` needs either `data` or `binary_data_size`", input.name)),

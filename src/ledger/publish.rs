@@ -143,7 +143,7 @@ fn publish_to_remote(
                 return Ok(Published { event: prepared.event, rev: prepared.rev, upstream });
             }
             PushOutcome::Rejected(reason) => {
-                (refusal, before, sent) = (reason, Some(listing), Some(prepared))
+                (refusal, before, sent) = (reason, Some(listing), Some(prepared));
             }
         }
     }

@@ -64,7 +64,7 @@ pub fn plan(pipeline: &Pipeline<'_, '_>, names: &[String], force: bool) -> Resul
             // Its inputs are known only after those stages ran.
             let reason = |need: &&String| format!("it needs the stage `{need}`, which would run");
             let reasons = upstream.iter().map(reason).collect();
-            Step { name: name.clone(), action: PlannedAction::Run, reasons: reasons }
+            Step { name: name.clone(), action: PlannedAction::Run, reasons }
         };
         if step.action == PlannedAction::Run {
             stale.insert(name);
@@ -151,7 +151,7 @@ impl Pipeline<'_, '_> {
                 State::Same => {}
                 State::Absent => reasons.push(format!("its output `{}` is missing", out.path)),
                 State::Changed | State::Unknown => {
-                    reasons.push(format!("its output `{}` was changed", out.path))
+                    reasons.push(format!("its output `{}` was changed", out.path));
                 }
             }
         }

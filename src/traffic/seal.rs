@@ -56,7 +56,7 @@ struct Unsealed {
     /// Days that were read from the spool; their records and samples have been moved to the lists above.
     days: BTreeMap<Day, SpooledDay>,
     /// Days with records or samples that are in no seal yet.
-    unsealed_days: BTreeSet<Day>,
+    open_days: BTreeSet<Day>,
 }
 
 /// Identity of a record; the id alone is not unique, because clients may reuse ids.
@@ -98,12 +98,12 @@ pub fn seal(
     if let Some(pointer) = repo.pointer(&path)? {
         workspace.index_pointer(&path);
         workspace.save(progress)?;
-        remove_spooled(repo, environment, &unsealed, &unsealed.unsealed_days)?;
+        remove_spooled(repo, environment, &unsealed, &unsealed.open_days)?;
         let found = read_one(repo, &pointer)?;
         return Ok(summarize(machine, pointer, &found.records, day, true));
     }
     if unsealed.records.is_empty() {
-        remove_spooled(repo, environment, &unsealed, &unsealed.unsealed_days)?;
+        remove_spooled(repo, environment, &unsealed, &unsealed.open_days)?;
         let error =
             Error::not_found(format!("this machine has no traffic of {day} in `{environment}` to seal"));
         return Err(error.hint("list the days that are not sealed with `mlx traffic list`"));
@@ -143,7 +143,7 @@ fn collect_unsealed(repo: &Repo, environment: &str, day: Day) -> Result<Unsealed
         records.retain(|record| !keys.contains(&key(record)));
         samples.retain(|sample| !times.contains(&(sample.time, sample.resident)));
         if !records.is_empty() || !samples.is_empty() {
-            found.unsealed_days.insert(*spooled_day);
+            found.open_days.insert(*spooled_day);
         }
         found.records.append(&mut records);
         found.samples.append(&mut samples);

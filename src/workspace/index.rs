@@ -469,7 +469,7 @@ mod tests {
     fn index(paths: &[&str]) -> Index {
         let mut index = Index::default();
         paths.iter().for_each(|text| {
-            index.insert(&path(text), &stat(1), Digest::of(text.as_bytes()), CLOCK_TICK * 2)
+            index.insert(&path(text), &stat(1), Digest::of(text.as_bytes()), CLOCK_TICK * 2);
         });
         index.merge_pending();
         index

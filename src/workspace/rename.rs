@@ -205,7 +205,7 @@ impl Workspace<'_> {
         }
         match source {
             RecordLocation::InFolder(parent) => {
-                done.written.push(self.update_record(&parent, &[(from, None)])?)
+                done.written.push(self.update_record(&parent, &[(from, None)])?);
             }
             RecordLocation::OwnPointer => {
                 self.repo.git.unignore(&self.repo.files, from)?;
