@@ -93,11 +93,11 @@ fn a_policy_on_a_fork_does_not_count() {
     );
     sandbox.git("config mlx.remote hub");
     assert_eq!(sandbox.json("release pets@v0.1.0 --env production")["released"], false);
-    sandbox.git("config mlx.remote nobody");
+    sandbox.git("config mlx.remote missing");
     assert!(
         sandbox
             .fails("release pets@v0.1.0 --env production", 2)
-            .contains("Git remote `nobody`, set as `mlx.remote`, not found")
+            .contains("Git remote `missing`, set as `mlx.remote`, not found")
     );
 }
 

@@ -159,7 +159,7 @@ fn a_missing_day_or_environment_is_an_error_and_changes_nothing() {
     for (args, code, message) in [
         ("monitor run --day 2023-11-10", 3, "no traffic of 2023-11-10 in `production` is sealed"),
         ("monitor run --day 10.11.2023", 2, "is not a day"),
-        ("monitor run --day 2023-11-10 --env moon", 3, "knows no environment `moon`"),
+        ("monitor run --day 2023-11-10 --env moon", 3, "environment `moon` not found in the policy"),
         (
             "monitor accept --from 2023-11-10 --to 2023-11-11 --as a@b",
             3,
@@ -214,7 +214,7 @@ fn invalid_reference_days_are_refused() {
     classify_photos(&sandbox, &[("2023-11-11", 10, 20)]);
     sandbox.ok("traffic seal --day 2023-11-11 --machine gate");
     for (who, code, message) in
-        [("' '", 2, "`--as` is empty"), ("eve@x", 6, "`eve@x` is not a person of the policy")]
+        [("' '", 2, "`--as` is empty"), ("eve@x", 6, "`eve@x` is not listed in [people]")]
     {
         let error = sandbox.fails(&format!("monitor accept --from {DAY} --to 2023-11-11 --as {who}"), code);
         assert!(error.contains(message), "{who}: {error}");

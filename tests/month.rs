@@ -48,17 +48,17 @@ fn find_errors(raised: &Raised) -> Vec<String> {
 }
 
 /// Classifies the images of a day and returns the records that the service would have written.
-fn records(offline: &mut LoadedPackage, seed: u64, day: u32) -> Vec<Record> {
+fn records(loaded: &mut LoadedPackage, seed: u64, day: u32) -> Vec<Record> {
     let frames = camera::frames(seed, day, FRAMES).unwrap();
     let files: Vec<Vec<u8>> = frames.iter().map(|frame| frame.jpeg.clone()).collect();
-    let settings = offline.settings();
-    let answers = offline.predict(&files).unwrap();
+    let settings = loaded.settings();
+    let answers = loaded.predict(&files).unwrap();
     let rows = frames.iter().zip(files).zip(answers).enumerate();
     rows.map(|(number, ((frame, file), answer))| {
         let planes = preprocess::decode(&file).map(|image| preprocess::planes(&image, &settings));
         let (status, class, scores, features) = match answer {
             Ok(answer) => {
-                (200, offline.description.classes[answer.class].clone(), answer.scores, answer.features)
+                (200, loaded.description.classes[answer.class].clone(), answer.scores, answer.features)
             }
             Err(_) => (400, String::new(), Vec::new(), Vec::new()),
         };
@@ -84,13 +84,13 @@ fn records(offline: &mut LoadedPackage, seed: u64, day: u32) -> Vec<Record> {
 
 /// Plays a month without a service, with the measures, rules and reference of `mlx monitor run`, and returns
 /// its alerts.
-fn play(offline: &mut LoadedPackage, training: &[Record], policy: &Policy, rev: &Rev, seed: u64) -> Raised {
+fn play(loaded: &mut LoadedPackage, training: &[Record], policy: &Policy, rev: &Rev, seed: u64) -> Raised {
     let (mut days, mut events, mut raised) = (BTreeMap::<String, Values>::new(), Vec::new(), Vec::new());
     let mut accepted: Vec<Record> = Vec::new();
     let (labels, groups) = (Labels::default(), BTreeMap::new());
     let hours: BTreeSet<u8> = (7..20).collect();
     for day in 1..=DAYS {
-        let records = records(offline, seed, day);
+        let records = records(loaded, seed, day);
         let name = format!("2026-03-{day:02}");
         let rows = if day > 17 { accepted.clone() } else { training.to_vec() };
         let reference = Reference { name: String::new(), rows };
@@ -100,7 +100,7 @@ fn play(offline: &mut LoadedPackage, training: &[Record], policy: &Policy, rev: 
             samples: &[],
             labels: &labels,
             groups: &groups,
-            classes: &offline.description.classes.clone(),
+            classes: &loaded.description.classes.clone(),
             expected_hours: &hours,
         };
         days.insert(name.clone(), measure(&measured, &reference, &Thresholds::default()).values());
@@ -145,10 +145,10 @@ fn twenty_other_months_raise_the_right_alerts() {
     let rev = repo.git.head().unwrap();
     let months = std::thread::scope(|scope| {
         let part = |seeds: std::ops::RangeInclusive<u64>| {
-            let mut offline = LoadedPackage::load(&repo, &version).unwrap();
+            let mut loaded = LoadedPackage::load(&repo, &version).unwrap();
             let (training, policy, rev) = (&training, &policy, &rev);
             scope.spawn(move || {
-                let month = |seed| (seed, play(&mut offline, training, policy, rev, seed));
+                let month = |seed| (seed, play(&mut loaded, training, policy, rev, seed));
                 seeds.map(month).collect::<Vec<_>>()
             })
         };

@@ -176,11 +176,11 @@ fn invalid_arguments_are_errors_and_change_nothing() {
             "does not list `eve@x` as an approver",
         ),
         (format!("approve pets@v0.1.0 --report {other} {QA}"), 4, "the report is on pets@v0.2.0"),
-        (format!("approve pets@v0.1.0 --report {junk} {QA}"), 5, "not a report of an application test"),
+        (format!("approve pets@v0.1.0 --report {junk} {QA}"), 5, "not one of an application test"),
         (format!("approve pets@v0.1.0 --report /nowhere {QA}"), 3, "cannot read `/nowhere`"),
         (format!("reject pets@v0.1.0 {QA} --why ' '"), 2, "a rejection needs a reason"),
         ("release pets@v9.0.0 --env production".into(), 3, "version `pets@v9.0.0` is not registered"),
-        ("release pets@v0.1.0 --env moon".into(), 3, "knows no environment `moon`"),
+        ("release pets@v0.1.0 --env moon".into(), 3, "environment `moon` not found in the policy"),
         ("rollback --env production".into(), 3, "no version was released to `production`"),
     ] {
         let error = sandbox.fails(&args, code);
@@ -198,7 +198,7 @@ fn invalid_arguments_are_errors_and_change_nothing() {
     let policy = sandbox.read(".mlx/policy.toml");
     sandbox.write(".mlx/policy.toml", policy.replace("accuracy", "acuracy"));
     assert_eq!(sandbox.mlx("release pets@v0.1.0 --env production").code, 10);
-    sandbox.commit("misspelt");
+    sandbox.commit("misspelled");
     let error = sandbox.fails("release pets@v0.1.0 --env production", 2);
     assert!(error.contains("unknown field `acuracy`"), "{error}");
     sandbox.git("rm -q .mlx/policy.toml");

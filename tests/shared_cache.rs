@@ -105,8 +105,7 @@ fn an_invalid_or_another_machines_clone_list_stops_gc_until_forgotten() {
     let (sandbox, other) = two_clones();
     let clones = sandbox.root().join("cache/clones");
     let valid = clone_list(&sandbox, &other);
-    let invalid =
-        [("garbage", "cannot be understood"), ("", "cannot be understood"), ("format = 7\n", "cannot be")];
+    let invalid = [("garbage", "cannot be read"), ("", "cannot be read"), ("format = 7\n", "cannot be")];
     for (text, why) in invalid {
         fs::write(clones.join("0123456789abcdef.toml"), text).unwrap();
         assert!(sandbox.fails(GC_NOW, 5).contains(why), "{text:?}");

@@ -174,8 +174,8 @@ fn commit_row(commit: &Commit, fact: &Fact, packages: &BTreeSet<&RepoPath>) -> O
     })
 }
 
-/// Merges lists that each keep their own order, by the time of their first rows; at equal times rows of earlier
-/// lists come first.
+/// Merges lists that each keep their own order, by the time of their first rows; at equal times rows of
+/// earlier lists come first.
 fn merge(lists: Vec<Vec<Row>>) -> Vec<Row> {
     let mut lists: Vec<VecDeque<Row>> = lists.into_iter().map(Into::into).collect();
     let mut merged = Vec::new();

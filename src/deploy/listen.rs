@@ -2,8 +2,8 @@
 //! gracefully.
 //!
 //! Each connection has a deadline for the next request head, which also limits how long it may be idle, and
-//! for each write; a peer that sends no request, or does not read its response, is disconnected. A stop signal stops accepting and
-//! lets the requests already accepted finish; a second signal ends the wait.
+//! for each write; a peer that sends no request, or does not read its response, is disconnected. A stop
+//! signal stops accepting and lets the requests already accepted finish; a second signal ends the wait.
 
 use std::{io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 

@@ -213,8 +213,8 @@ impl Watcher<'_> {
         self.mark_sent(name)
     }
 
-    /// Returns true if the capture time is between 1970 and five minutes from now; warns otherwise. A frame from a camera with
-    /// a wrong clock is sent without its time, and counts for the day on which it arrives.
+    /// Returns true if the capture time is between 1970 and five minutes from now; warns otherwise. A frame
+    /// from a camera with a wrong clock is sent without its time, and counts for the day on which it arrives.
     fn is_plausible(&self, name: &str, captured: &str) -> bool {
         let captured_millis = time::parse_millis(captured);
         let range = 0..=time::now_millis() + MAX_CLOCK_SKEW;

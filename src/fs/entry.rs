@@ -101,9 +101,9 @@ impl Listing {
     }
 }
 
-/// Longest tick of the clock of a file system with fine-grained times, in nanoseconds. A file that changed less than this before it was
-/// read may change again within the same tick and keep its times, so its metadata does not prove that it is
-/// unchanged.
+/// Longest tick of the clock of a file system with fine-grained times, in nanoseconds. A file that changed
+/// less than this before it was read may change again within the same tick and keep its times, so its
+/// metadata does not prove that it is unchanged.
 pub const CLOCK_TICK: i64 = 12_000_000;
 /// Longest tick of file systems that store times in steps of one or two seconds, in nanoseconds.
 const COARSE_TICK: i64 = 2_100_000_000;

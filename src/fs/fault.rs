@@ -1,6 +1,6 @@
 //! Fault injection for tests: makes chosen disk operations fail. Release builds contain none of it.
 //!
-//! Every disk operation passes a numbered fault point. `MLX_FAULT` in the environment says what happens at it:
+//! Every disk operation passes a numbered fault point. The variable `MLX_FAULT` says what happens there:
 //!
 //! ```text
 //! fail:N       the N-th operation fails

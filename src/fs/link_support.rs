@@ -46,8 +46,8 @@ impl LinkRoute {
         UNSUPPORTED.lock().unwrap_or_else(PoisonError::into_inner).contains(self)
     }
 
-    /// Remembers a refusal if it applies to every file. `open_worktree` is true if the file belongs to this user: links
-    /// to files of other users may be forbidden where links to the user's own are not.
+    /// Remembers a refusal if it applies to every file. `open_worktree` is true if the file belongs to this
+    /// user: links to files of other users may be forbidden where links to the user's own are not.
     pub fn mark_unsupported(&self, error: &io::Error, own: bool) {
         if applies_to_all_files(error, own) && !self.is_unsupported() {
             UNSUPPORTED.lock().unwrap_or_else(PoisonError::into_inner).push(*self);

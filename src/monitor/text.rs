@@ -8,7 +8,8 @@ use crate::{
     },
 };
 
-/// Renders a report and its firing alerts as text. Control characters are removed from the cells of its tables.
+/// Renders a report and its firing alerts as text. Control characters are removed from the cells of its
+/// tables.
 pub fn render_text(report: &Report, firing: &[Alert]) -> String {
     let (_, headline) = headline(report, firing);
     let rows = count(report.reference_rows, "row");

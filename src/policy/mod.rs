@@ -163,7 +163,10 @@ impl Policy {
                 Kind::Denied,
                 format!("`{FILE}` not found in {location}, so nothing may be approved or released"),
             )
-            .hint(format!("commit `{FILE}` and push it to the default branch; `mlx init --template pets` writes an example"))
+            .hint(format!(
+                "commit `{FILE}` and push it to the default branch; `mlx init --template pets` \
+            writes an example"
+            ))
         })?;
         Self::parse(&bytes).context(|| format!("cannot use `{FILE}` of {location}"))
     }

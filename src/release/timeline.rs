@@ -85,7 +85,8 @@ fn check_order(releases: &[Release]) -> Result<()> {
         if release.number != at as u64 + 1 || release.message.previous != expected {
             let previous = release.message.previous.as_deref().unwrap_or("nothing");
             let error = Error::corrupt(format!(
-                "the release `{}` names {previous} as its predecessor, which does not match the releases found",
+                "the release `{}` names {previous} as its predecessor, which does not match the releases \
+                found",
                 release.name()
             ));
             return Err(error

@@ -3,10 +3,9 @@
 //! If less than half of a pack is referenced, the referenced objects are copied into a new pack, which is
 //! synced before the old one is removed. Many small packs (every `add` makes some) are merged in the same
 //! way, but only those that hold nothing which is kept for its age alone: in a new pack it would count as
-//! young again. An index is removed before its pack, so that no index ever names missing objects; stopped at any
-//! point, pruning leaves garbage at worst.
-//! Copied bytes are verified, and so is the remaining copy of a duplicate: a damaged copy never becomes the
-//! only one.
+//! young again. An index is removed before its pack, so that no index ever names missing objects; stopped at
+//! any point, pruning leaves garbage at worst. Copied bytes are verified, and so is the remaining copy of a
+//! duplicate: a damaged copy never becomes the only one.
 
 use std::{
     collections::{BTreeSet, HashSet},

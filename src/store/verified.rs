@@ -91,8 +91,8 @@ impl Store {
         self.record_if_settled(digest, &[file_path("objects", &digest.hex(), "")?], tick)
     }
 
-    /// Remembers, in this process only, a large file that it has just stored; [`Store::record_just_stored`] writes
-    /// the record.
+    /// Remembers, in this process only, a large file that it has just stored; [`Store::record_just_stored`]
+    /// writes the record.
     pub(super) fn mark_just_stored(&self, digest: &Digest) {
         self.just_stored().insert(*digest);
     }

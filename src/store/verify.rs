@@ -282,7 +282,8 @@ impl Store {
         self.refresh().map(drop)
     }
 
-    /// Copies the intact objects of a damaged pack into a new one, and moves the damaged pack into quarantine.
+    /// Copies the intact objects of a damaged pack into a new one, and moves the damaged pack into
+    /// quarantine.
     fn salvage(&self, name: &Digest) -> Result<()> {
         let (index, pack) =
             (file_path("packs", &name.hex(), ".idx")?, file_path("packs", &name.hex(), ".pack")?);

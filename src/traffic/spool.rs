@@ -56,7 +56,8 @@ const POLL: Duration = Duration::from_millis(10);
 pub struct Options {
     /// Share of images to store, 0–1. The digest decides, so that the same image is stored always or never.
     pub keep_share: f64,
-    /// Largest image that is stored although it could not be decoded, in bytes. If `keep_share` is 0, none is.
+    /// Largest image that is stored although it could not be decoded, in bytes. If `keep_share` is 0, none
+    /// is.
     pub max_undecodable_size: usize,
     /// Largest total size of such images per day, in bytes.
     pub max_undecodable_per_day: u64,
@@ -310,7 +311,8 @@ pub(super) fn remove(root: &Root, environment: &str, day: Day, read: &SpooledDay
     if read.damaged == 0 {
         return root.remove(&paths::day_folder(environment, day)?).map(|()| true);
     }
-    // If any segment is damaged, all segments of the day are kept, with its images: nothing unreadable is deleted.
+    // If any segment is damaged, all segments of the day are kept, with its images: nothing unreadable is
+    // deleted.
     for path in read.segments.keys() {
         root.rename(path, &path.with_suffix(DAMAGED_SUFFIX))?;
     }

@@ -272,7 +272,7 @@ fn execute(
     let files = &workspace.repo.files;
     let placed =
         plan.write.iter().filter(|(_, side)| side.size > MAX_PACKED_SIZE).map(|(_, side)| side.digest);
-    let vouched = workspace
+    let verified = workspace
         .repo
         .store
         .verified_files(&placed.chain(plan.replaced.iter().copied()).collect::<Vec<_>>())?;
@@ -312,7 +312,7 @@ fn execute(
         let dir = files.dir(&path.parent().unwrap_or_default())?;
         dir.set_executable(path.name(), *kind == EntryKind::Executable)?;
     }
-    workspace.repo.store.refresh_verified(&vouched)?;
+    workspace.repo.store.refresh_verified(&verified)?;
     let tick = fs::coarse_now();
     let mut index = workspace.index.borrow_mut();
     for (path, stat, side) in stats.into_iter().flatten() {

@@ -208,9 +208,10 @@ fn draft(
 pub fn gates_json(gates: &[Gate]) -> Value {
     gates
         .iter()
-        .map(
-            |gate| json!({"gate": gate.name, "asked": gate.required, "found": gate.found, "open": gate.is_open}),
-        )
+        .map(|gate| {
+            json!({"gate": gate.name, "asked": gate.required, "found": gate.found,
+            "open": gate.is_open})
+        })
         .collect()
 }
 

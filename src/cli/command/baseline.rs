@@ -168,7 +168,7 @@ fn recompute(
     if others.is_empty() {
         return Ok(());
     }
-    let mut offline = LoadedPackage::load(workspace.repo, version)?;
+    let mut loaded = LoadedPackage::load(workspace.repo, version)?;
     let (mut kept, mut images) = (Vec::new(), Vec::new());
     for at in others {
         match traffic::read_image(workspace.repo, environment, &records[at])? {
@@ -180,10 +180,10 @@ fn recompute(
             None => records[at].features.clear(),
         }
     }
-    for (at, prediction) in kept.into_iter().zip(offline.predict(&images)?) {
+    for (at, prediction) in kept.into_iter().zip(loaded.predict(&images)?) {
         let Ok(prediction) = prediction else { continue };
         let record = &mut records[at];
-        record.class.clone_from(&offline.description.classes[prediction.class]);
+        record.class.clone_from(&loaded.description.classes[prediction.class]);
         (record.scores, record.features, record.package) =
             (prediction.scores, prediction.features, version.package.digest);
     }

@@ -100,12 +100,12 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Explanation> {
         None => fs::read_user_file(&path)?,
     };
     fetch_package(ctx, &repo, &version, args.remote.as_deref())?;
-    let mut offline = LoadedPackage::load(&repo, &version)?;
+    let mut loaded = LoadedPackage::load(&repo, &version)?;
     let decoded =
         preprocess::decode(&bytes).context(|| format!("cannot explain `{}`", args.image.display()))?;
-    let planes = preprocess::planes(&decoded, &offline.settings());
-    let side = offline.description.input.crop as usize;
-    let features = offline.predict_planes(&planes)?.pop().map(|it| it.features).unwrap_or_default();
+    let planes = preprocess::planes(&decoded, &loaded.settings());
+    let side = loaded.description.input.crop as usize;
+    let features = loaded.predict_planes(&planes)?.pop().map(|it| it.features).unwrap_or_default();
     let rows = training_records(&repo, &version)?;
     let near = nearest(&features, &rows, NEAREST).into_iter();
     let near = near.map(|(at, distance)| NearImage {
@@ -115,14 +115,14 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Explanation> {
     });
     let near = near.collect();
     let mut run =
-        |planes: &[f32]| Ok(offline.predict_planes(planes)?.into_iter().map(|it| it.scores).collect());
+        |planes: &[f32]| Ok(loaded.predict_planes(planes)?.into_iter().map(|it| it.scores).collect());
     let settings = Settings { patch: args.patch, fill: args.fill, seed: args.seed };
     let heat = explain(&mut run, &planes, side, &settings)?;
     write(&ctx.cwd.join(&args.out), &draw(&planes, side, &heat))?;
     Ok(Explanation {
         image: args.image.clone(),
         version: version.name(),
-        classes: offline.description.classes.clone(),
+        classes: loaded.description.classes.clone(),
         side,
         out: args.out.clone(),
         heat,

@@ -38,7 +38,7 @@ pub struct Args {
 
 /// Counts of the recorded labels, and the files that hold them.
 pub struct FeedbackReport {
-    learnt: FeedbackSummary,
+    summary: FeedbackSummary,
     files: Vec<RepoPath>,
 }
 
@@ -49,7 +49,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<FeedbackReport> {
     let labels = traffic::parse_labels(&name, &fs::read_user_file(&ctx.cwd.join(&args.file))?)?;
     fetch_tables(ctx, &repo, &args.env, &traffic::sealed_days(&repo.files, &args.env)?)?;
     let cache: RefCell<BTreeMap<Digest, Vec<String>>> = RefCell::default();
-    let learnt = traffic::record_labels(&repo, &args.env, &labels, &|record| {
+    let summary = traffic::record_labels(&repo, &args.env, &labels, &|record| {
         if let Some(classes) = cache.borrow().get(&record.package) {
             return Ok(classes.clone());
         }
@@ -57,8 +57,8 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<FeedbackReport> {
         cache.borrow_mut().insert(record.package, classes.clone());
         Ok(classes)
     })?;
-    let files = learnt.days.iter().map(|it| traffic::labels_file(&args.env, *it)).collect::<Result<_>>()?;
-    Ok(FeedbackReport { learnt, files })
+    let files = summary.days.iter().map(|it| traffic::labels_file(&args.env, *it)).collect::<Result<_>>()?;
+    Ok(FeedbackReport { summary, files })
 }
 
 /// Returns the classes of the package that answered a request; fetches the package if necessary.
@@ -78,14 +78,14 @@ fn classes(ctx: &Context<'_>, repo: &Repo, record: &Record) -> Result<Vec<String
 
 impl Report for FeedbackReport {
     fn json(&self) -> Value {
-        let FeedbackSummary { new, changed, same, .. } = self.learnt;
+        let FeedbackSummary { new, changed, same, .. } = self.summary;
         json!({"new": new, "changed": changed, "same": same, "files": self.files})
     }
 }
 
 impl fmt::Display for FeedbackReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let FeedbackSummary { new, changed, same, .. } = self.learnt;
+        let FeedbackSummary { new, changed, same, .. } = self.summary;
         let all = (new + changed + same) as u64;
         write!(f, "{}: {new} new, {changed} changed, {same} unchanged", count(all, "label"))?;
         let files: Vec<_> = self.files.iter().map(ToString::to_string).collect();

@@ -19,8 +19,8 @@ use crate::{
 /// Run the stages whose inputs changed
 ///
 /// Stages are declared in `mlx.toml`. A stage runs only if its command, environment, a dependency or a
-/// parameter changed, or an output is missing or was changed; a run with the same inputs is restored from the run cache. Results are recorded
-/// in `mlx.lock`.
+/// parameter changed, or an output is missing or was changed; a run with the same inputs is restored from the
+/// run cache. Results are recorded in `mlx.lock`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx repro\n  mlx repro --dry-run\n  mlx repro train\n\n\
 JSON: {\"stages\": [{\"name\", \"outcome\": \"ran\" | \"restored\" | \"unchanged\" | \"failed\" | \

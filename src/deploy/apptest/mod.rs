@@ -102,23 +102,23 @@ pub fn run(
     data: &Data,
     progress: &dyn Progress,
 ) -> Result<TestResult> {
-    let mut offline = LoadedPackage::load(repo, version)?;
-    data.check(&offline.description.classes)?;
+    let mut loaded = LoadedPackage::load(repo, version)?;
+    data.check(&loaded.description.classes)?;
     let start = Instant::now();
-    let expected = run_locally(&mut offline, &repo.store, &data.cases)?;
+    let expected = run_locally(&mut loaded, &repo.store, &data.cases)?;
     let loop_throughput = expected.len() as f64 / start.elapsed().as_secs_f64();
     let usable: Vec<usize> = (0..expected.len()).filter(|it| expected[*it].is_some()).collect();
     let Some(&first) = usable.first() else {
         return Err(Error::corrupt(format!("none of the images in `{}` can be decoded", data.name)));
     };
-    let description = &offline.description;
+    let description = &loaded.description;
     let target = Target { client, store: &repo.store, version, description, cases: &data.cases };
     let sequential = load::sequential(&target, progress)?;
     let (concurrent, seconds) = load::concurrent(&target);
     let throughput = concurrent.iter().filter(|it| it.prediction.is_some()).count() as f64 / seconds;
     let rate = (throughput / 2.0).clamp(1.0, MAX_STREAM_RATE);
     let stream = load::stream(&target, rate);
-    let tensors = load::tensors(&target, &offline.settings(), &usable)?;
+    let tensors = load::tensors(&target, &loaded.settings(), &usable)?;
     let invalid = robustness::invalid_requests(&target, first)?;
     let after_invalid = target.classify(first);
     let burst = robustness::burst(&target, first)?;
@@ -142,7 +142,7 @@ pub fn run(
         version: version.name(),
         package: version.package.digest,
         when: Timestamp::now().to_text(),
-        engine: offline.engine.id(),
+        engine: loaded.engine.id(),
         cores: std::thread::available_parallelism().map_or(1, |it| it.get() as u64),
         data: report::data_set(data, (expected.len() - usable.len()) as u64),
         checks,
@@ -169,15 +169,11 @@ pub fn run(
 }
 
 /// Returns the package's own prediction for each image; `None` if the image cannot be decoded.
-fn run_locally(
-    offline: &mut LoadedPackage,
-    store: &Store,
-    cases: &[Case],
-) -> Result<Vec<Option<Prediction>>> {
+fn run_locally(loaded: &mut LoadedPackage, store: &Store, cases: &[Case]) -> Result<Vec<Option<Prediction>>> {
     let mut expected = Vec::with_capacity(cases.len());
     for chunk in cases.chunks(CHUNK) {
         let bytes = chunk.iter().map(|it| it.bytes(store)).collect::<Result<Vec<_>>>();
-        let predictions = offline.predict(&bytes.context(|| "cannot read the images".into())?)?;
+        let predictions = loaded.predict(&bytes.context(|| "cannot read the images".into())?)?;
         expected.extend(predictions.into_iter().map(Result::ok));
     }
     Ok(expected)

@@ -109,9 +109,9 @@ pub fn compare(
     let images = &test_set.images;
     let files = images.iter().map(|it| worktree.files.read(&it.path)).collect::<Result<Vec<_>>>()?;
     let correct = |version: &Version| -> Result<Vec<bool>> {
-        let mut offline = LoadedPackage::load(worktree, version)?;
-        let classes = offline.description.classes.clone();
-        let predictions = offline.predict(&files)?;
+        let mut loaded = LoadedPackage::load(worktree, version)?;
+        let classes = loaded.description.classes.clone();
+        let predictions = loaded.predict(&files)?;
         let correct = predictions.iter().zip(images).map(|(prediction, image)| {
             prediction.as_ref().is_ok_and(|prediction| classes[prediction.class] == image.class)
         });
