@@ -74,10 +74,10 @@ pub mod audit;
 pub mod lineage;
 
 // Maintenance of the store: gc, fsck, disk usage.
-pub mod upkeep;
+pub mod maintenance;
 
 // Photos for the demo, drawn from a seed.
-pub mod sketch;
+pub mod demo_data;
 
 // The command line. The only module that prints and exits.
 pub mod cli;

@@ -76,7 +76,7 @@ fn absent_images_are_fetched_and_subfolders_become_groups() {
     assert!(folder.join("there/report.json").is_file());
 
     // The server must refuse a damaged image. A subfolder is a group.
-    let photo = |number| mlx::sketch::photo(9, mlx::sketch::Pet::Dog, number).unwrap();
+    let photo = |number| mlx::demo_data::photo(9, mlx::demo_data::Pet::Dog, number).unwrap();
     sandbox.write("more/dog/night/1.jpg", photo(1));
     sandbox.write("more/dog/2.jpg", photo(2));
     sandbox.write("more/cat/broken.jpg", &photo(3)[..200]);

@@ -11,7 +11,7 @@ use crate::{
 #[test]
 fn an_image_is_explained() {
     let sandbox: Sandbox = registered();
-    let photo = mlx::sketch::photo(7, mlx::sketch::Pet::Dog, 1).unwrap();
+    let photo = mlx::demo_data::photo(7, mlx::demo_data::Pet::Dog, 1).unwrap();
     sandbox.write("photo.jpg", photo);
     let report = sandbox.json("explain photo.jpg --out seen/heat.png");
     assert_eq!(
@@ -39,7 +39,7 @@ fn an_image_is_explained() {
 fn a_request_is_explained_and_traced_to_its_data() {
     let sandbox: Sandbox = registered();
     let mut running = Server::start(&sandbox, "serve pets@v0.1.0 --env production");
-    let photo = mlx::sketch::photo(7, mlx::sketch::Pet::Dog, 1).unwrap();
+    let photo = mlx::demo_data::photo(7, mlx::demo_data::Pet::Dog, 1).unwrap();
     let answer = running.json("POST", "/classify", "X-Request-Id: asked-1\r\n", &photo);
     running.stop();
     let report = sandbox.json("explain asked-1");

@@ -54,7 +54,7 @@ fn two_versions() -> Sandbox {
 fn switching_versions_under_load_fails_no_request() {
     let sandbox = two_versions();
     let server = Server::start(&sandbox, "serve --env production --follow --poll 1");
-    let photo = mlx::sketch::photo(7, mlx::sketch::Pet::Dog, 1).unwrap();
+    let photo = mlx::demo_data::photo(7, mlx::demo_data::Pet::Dog, 1).unwrap();
     let (stop, requests) = (AtomicBool::new(false), AtomicU32::new(0));
     let versions = thread::scope(|scope| {
         let clients: Vec<_> = (0..3)

@@ -24,8 +24,8 @@ pub fn template_project(count: u64) -> Sandbox {
     sandbox.git("init -q -b main");
     sandbox.ok("init --template pets");
     for number in 0..count {
-        for pet in [mlx::sketch::Pet::Cat, mlx::sketch::Pet::Dog] {
-            let photo = mlx::sketch::photo(1, pet, number).unwrap();
+        for pet in [mlx::demo_data::Pet::Cat, mlx::demo_data::Pet::Dog] {
+            let photo = mlx::demo_data::photo(1, pet, number).unwrap();
             sandbox.write(&format!("data/{}/{number:04}.jpg", pet.name()), photo);
         }
     }
@@ -165,7 +165,7 @@ fn features_are_computed_once_per_image_and_backbone() {
     };
     assert_eq!(computed(), 40);
     assert_eq!(computed(), 0);
-    let photo = mlx::sketch::photo(1, mlx::sketch::Pet::Cat, 99).unwrap();
+    let photo = mlx::demo_data::photo(1, mlx::demo_data::Pet::Cat, 99).unwrap();
     sandbox.write("data/cat/new.jpg", photo);
     sandbox.ok("data split data");
     assert_eq!(computed(), 1, "of 41");

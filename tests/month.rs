@@ -6,13 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mlx::{
     alert::{Values, decide},
+    demo_data::camera::{self, DAYS},
     git::Rev,
     ledger::{Entry, Event, FORMAT},
     model::{image_stats::measure_image, inference::LoadedPackage, package, preprocess, registry},
     monitor::{Day, Reference, Thresholds, measure},
     policy::Policy,
     repo::Repo,
-    sketch::camera::{self, DAYS},
     traffic::{Labels, Record, read_requests},
 };
 

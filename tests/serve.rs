@@ -175,7 +175,7 @@ fn assert_close(found: &Value, expected: f32) {
 
 /// Returns a generated photo of a dog, as JPEG.
 pub fn photo(number: u64) -> Vec<u8> {
-    mlx::sketch::photo(7, mlx::sketch::Pet::Dog, number).unwrap()
+    mlx::demo_data::photo(7, mlx::demo_data::Pet::Dog, number).unwrap()
 }
 
 /// Returns the body of an inference request for this many images.

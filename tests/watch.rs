@@ -22,7 +22,7 @@ fn url(running: &Server) -> String {
 fn each_frame_of_a_camera_is_sent_once() {
     let sandbox = registered();
     let running = Server::start_with_real_clock(&sandbox, "serve pets");
-    for (number, frame) in mlx::sketch::camera::frames(3, 5, 6).unwrap().into_iter().enumerate() {
+    for (number, frame) in mlx::demo_data::camera::frames(3, 5, 6).unwrap().into_iter().enumerate() {
         let jpeg = if number == 2 { frame.jpeg[..500].to_vec() } else { frame.jpeg.clone() };
         sandbox.write(&format!("frames/2023-03-05T{}Z.jpg", frame.time()), jpeg);
     }
@@ -61,7 +61,7 @@ fn a_watch_runs_until_a_signal_ends_it() {
     for number in 1..=2 {
         sandbox.write(
             &format!("frames/{number}.jpg"),
-            mlx::sketch::photo(7, mlx::sketch::Pet::Cat, number).unwrap(),
+            mlx::demo_data::photo(7, mlx::demo_data::Pet::Cat, number).unwrap(),
         );
         while !sandbox.has("answers.jsonl") || sandbox.read("answers.jsonl").lines().count() < number as usize
         {

@@ -11,10 +11,10 @@ use crate::{
         report::{bytes, count, shell_quote},
     },
     error::Result,
+    maintenance,
     path::RepoPath,
     pointer::Pointer,
     repo::Repo,
-    upkeep,
     workspace::{Glob, Workspace},
 };
 
@@ -60,7 +60,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Added> {
     let added = workspace.add_all(&ctx.paths(&repo, &args.paths)?, &claimed, ctx.progress);
     // The stat cache is saved even if a later path failed.
     workspace.save(ctx.progress)?;
-    upkeep::publish_needs(&repo, ctx.progress)?;
+    maintenance::publish_needs(&repo, ctx.progress)?;
     let mut pointers = added?;
     let cwd = RepoPath::parse(".".as_ref(), &ctx.cwd, repo.root())?;
     for pattern in &args.glob {

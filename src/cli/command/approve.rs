@@ -8,12 +8,12 @@ use crate::{
     cli::{Context, Report, command::evidence, report::table},
     error::{Error, Kind, Result},
     ledger::{self, Draft, LedgerState, Published, RequiredSignature, TagDraft},
+    maintenance,
     model::registry::{self, Version},
     pointer::Content,
     policy::{Environment, Gate, Policy, check_limits},
     release::{self, Message, Verdict},
     repo::Repo,
-    upkeep,
 };
 
 /// Approve a version for an environment
@@ -146,7 +146,7 @@ fn publish(ctx: &Context<'_>, repo: &Repo, decision: NewDecision<'_>) -> Result<
         *state.borrow_mut() = Some((required.clone(), version.clone()));
         draft(repo, &policy, &required, &version, &decision)
     })?;
-    upkeep::publish_needs(repo, ctx.progress)?;
+    maintenance::publish_needs(repo, ctx.progress)?;
     let (required, version) = state.into_inner().expect("a published decision was drafted");
     let report = decision.report.as_ref();
     let evidence = report.map(|(_, bytes)| evidence::parse_for(bytes, &version)).transpose()?;

@@ -9,11 +9,11 @@ use crate::{
     cli::{Context, Report, command::transfer::with_trees_of, report::count},
     error::{Kind, Result},
     git::Rev,
+    maintenance,
     path::RepoPath,
     pipeline::contents_at,
     pointer::Pointer,
     remote::Wants,
-    upkeep,
     workspace::{CheckoutStats, Tracked, Workspace, checkout_part},
 };
 
@@ -103,7 +103,7 @@ fn checkout_pointers(
     });
     // The stat cache is saved even if a later path failed.
     workspace.save(ctx.progress)?;
-    upkeep::publish_needs_if_allowed(workspace.repo, ctx.progress)?;
+    maintenance::publish_needs_if_allowed(workspace.repo, ctx.progress)?;
     result.map(|()| CheckoutReport(rows))
 }
 

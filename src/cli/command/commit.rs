@@ -10,9 +10,9 @@ use crate::{
         report::{bytes, count},
     },
     error::Result,
+    maintenance,
     path::RepoPath,
     pointer::Pointer,
-    upkeep,
     workspace::{State, Workspace},
 };
 
@@ -61,7 +61,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
         }
     }
     workspace.save(ctx.progress)?;
-    upkeep::publish_needs(&repo, ctx.progress)?;
+    maintenance::publish_needs(&repo, ctx.progress)?;
     Ok(Committed(committed))
 }
 

@@ -10,8 +10,8 @@ use crate::{
         report::{bytes, count, table},
     },
     error::Result,
+    maintenance::{self, ClassUsage, Revision, Share, Usage},
     path::RepoPath,
-    upkeep::{self, ClassUsage, Revision, Share, Usage},
 };
 
 /// Number of revisions shown.
@@ -34,7 +34,7 @@ pub struct Args {}
 pub struct DuOutput(Usage);
 
 pub fn run(ctx: &Context<'_>, _: &Args) -> Result<DuOutput> {
-    upkeep::usage(&ctx.repo()?).map(DuOutput)
+    maintenance::usage(&ctx.repo()?).map(DuOutput)
 }
 
 impl DuOutput {

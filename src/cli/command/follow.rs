@@ -1,5 +1,5 @@
-//! Release following for `mlx serve --follow`: fetches the audit chain and the release tags, and
-//! switches the service to each newly released version.
+//! `mlx serve --follow`: fetches the release tags and the audit chain that proves them, and switches the
+//! service to the version released last.
 //!
 //! The package is fetched and the new model loaded next to the old one before the switch. A release that does
 //! not meet the policy or cannot be loaded changes nothing.
@@ -16,12 +16,12 @@ use crate::{
     deploy::{BatchLimits, ServedModel, Service},
     error::{Error, Kind, Result, WithContext},
     ledger::{self, Draft},
+    maintenance,
     model::registry::{self, Version},
     policy::Policy,
     progress::{Progress, Silent},
     release::{self, Release, Verdict},
     repo::Repo,
-    upkeep,
 };
 
 /// Environment to follow, and how.
@@ -192,5 +192,5 @@ fn record_switch(repo: &Repo, version: &Version, last: &Release, options: &Follo
         })
     });
     published.context(|| "cannot record the switch on the audit chain".into())?;
-    upkeep::publish_needs(repo, &Silent)
+    maintenance::publish_needs(repo, &Silent)
 }

@@ -11,7 +11,7 @@ use crate::{
     },
     digest::Digest,
     error::Result,
-    upkeep::{self, AffectedPath, CheckReport, Referrer, RepairSource},
+    maintenance::{self, AffectedPath, CheckReport, Referrer, RepairSource},
     workspace::Workspace,
 };
 
@@ -42,8 +42,8 @@ pub struct FsckOutput(CheckReport);
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<FsckOutput> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
-    let checked = upkeep::check(&workspace, args.repair, ctx.progress)?;
-    upkeep::publish_needs_if_allowed(&repo, ctx.progress)?;
+    let checked = maintenance::check(&workspace, args.repair, ctx.progress)?;
+    maintenance::publish_needs_if_allowed(&repo, ctx.progress)?;
     Ok(FsckOutput(checked))
 }
 

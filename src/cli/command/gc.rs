@@ -10,9 +10,9 @@ use crate::{
         report::{bytes, count, table},
     },
     error::Result,
+    maintenance::{self, CloneNeeds, GcMode, GcReport},
     store::Amount,
     time::parse_duration,
-    upkeep::{self, CloneNeeds, GcMode, GcReport},
 };
 
 /// Remove stored objects that nothing refers to any more
@@ -48,9 +48,9 @@ pub struct GcOutput {
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<GcOutput> {
     let grace = parse_duration(&args.grace)?;
     let repo = ctx.repo()?;
-    let forgotten = args.forget.as_ref().map(|clone| upkeep::forget_clone(&repo, clone)).transpose()?;
+    let forgotten = args.forget.as_ref().map(|clone| maintenance::forget_clone(&repo, clone)).transpose()?;
     let mode = if args.yes { GcMode::Apply } else { GcMode::DryRun };
-    let gc = upkeep::collect(&repo, grace, mode, ctx.progress)?;
+    let gc = maintenance::collect(&repo, grace, mode, ctx.progress)?;
     Ok(GcOutput { gc, grace: args.grace.clone(), forgotten })
 }
 

@@ -52,7 +52,7 @@ use clap::Subcommand;
 use crate::{
     cli::{Context, ui::Ui},
     error::Result,
-    upkeep,
+    maintenance,
 };
 
 /// All commands. To add one, add a file, a variant, an arm of `run` and a place in the groups of `mlx
@@ -164,7 +164,7 @@ impl Command {
             Self::Guard(args) => guard::run(args)?,
         };
         if self.creates_references()
-            && let Err(error) = ctx.repo().and_then(|it| upkeep::publish_needs(&it, ctx.progress))
+            && let Err(error) = ctx.repo().and_then(|it| maintenance::publish_needs(&it, ctx.progress))
         {
             ctx.progress.warn(&error.chain_text());
         }

@@ -14,10 +14,10 @@ use crate::{
         report::count,
     },
     error::Result,
+    maintenance,
     path::RepoPath,
     pipeline::Pipeline,
     pointer::{Pointer, SUFFIX},
-    upkeep,
     workspace::{FilePolicy, RemoveResult, Workspace},
 };
 
@@ -68,7 +68,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<RemoveReport> {
         Ok(())
     });
     workspace.save(ctx.progress)?;
-    upkeep::publish_needs(&repo, ctx.progress)?;
+    maintenance::publish_needs(&repo, ctx.progress)?;
     result?;
     let pointers = removed.iter().map(|removed| {
         removed.parent.as_ref().map_or_else(|| removed.path.with_suffix(SUFFIX), Pointer::file)

@@ -1,4 +1,4 @@
-//! `mlx move`: renames tracked paths: their pointer, their line in `.gitignore` and their files.
+//! `mlx move`: renames tracked paths, with their pointers, their lines in `.gitignore` and their files.
 
 use std::{fmt, os::unix::ffi::OsStrExt as _, path::PathBuf};
 
@@ -11,10 +11,10 @@ use crate::{
     },
     error::Result,
     fs::FileKind,
+    maintenance,
     path::RepoPath,
     pipeline::Pipeline,
     pointer::Pointer,
-    upkeep,
     workspace::{MoveResult, Workspace},
 };
 
@@ -57,7 +57,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<MoveReport> {
     }
     let moved = workspace.rename(&from, &to, &claimed, ctx.progress);
     workspace.save(ctx.progress)?;
-    upkeep::publish_needs(&repo, ctx.progress)?;
+    maintenance::publish_needs(&repo, ctx.progress)?;
     let moved = moved?;
     warn_dependent_stages(ctx, &pipelines, &from);
     let files =

@@ -11,8 +11,8 @@ use crate::{
         context::BUILTINS,
     },
     error::{Error, Result},
+    maintenance,
     pipeline::{self, Options, Outcome, Pipeline, PlannedAction, StageRun, Step},
-    upkeep,
     workspace::Workspace,
 };
 
@@ -70,7 +70,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Summary> {
     let options = Options { force: args.force, keep_going: args.keep_going };
     let result = pipeline::repro(&pipeline, &args.stages, options, ctx.progress);
     workspace.save(ctx.progress)?;
-    upkeep::publish_needs(&repo, ctx.progress)?;
+    maintenance::publish_needs(&repo, ctx.progress)?;
     let (runs, failure) = result?;
     Ok(Summary { rows: runs.into_iter().map(Row::from).collect(), failure, check: false })
 }

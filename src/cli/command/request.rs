@@ -1,4 +1,5 @@
-//! Looks up a recorded request by its id, in sealed days and in the unsealed records of this machine.
+//! Looks up a recorded request of a served model by its id, in the sealed days of traffic and in the records
+//! of this machine that are not sealed yet.
 
 use std::collections::BTreeSet;
 

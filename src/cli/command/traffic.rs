@@ -12,6 +12,7 @@ use crate::{
         report::{bytes, count, table},
     },
     error::{Error, Result},
+    maintenance,
     path::RepoPath,
     pointer::{Content, ContentKind},
     remote::{self, Access, Depth, Pushed, Remote, Wants},
@@ -19,7 +20,6 @@ use crate::{
     store,
     time::Day,
     traffic::{self, SealSummary, spool},
-    upkeep,
     workspace::Workspace,
 };
 
@@ -96,7 +96,7 @@ pub fn seal(ctx: &Context<'_>, args: &SealArgs) -> Result<SealReport> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let seal = traffic::seal(&workspace, &args.env, day, args.machine.as_deref(), ctx.progress)?;
-    upkeep::publish_needs(&repo, ctx.progress)?;
+    maintenance::publish_needs(&repo, ctx.progress)?;
     let pushed = push(ctx, &repo, &seal)
         .map_err(|cause| {
             Error::new(cause.kind(), format!("{day} is sealed, but not pushed")).with_source(cause)

@@ -12,11 +12,11 @@ use crate::{
         report::{bytes, count},
     },
     error::{Kind, Result},
+    maintenance,
     path::RepoPath,
     pipeline::{contents_at, run_keys_at},
     remote::{self, Access, Depth, Fetched, Pushed, Remote, Wants},
     repo::Repo,
-    upkeep,
     workspace::Workspace,
 };
 
@@ -119,7 +119,7 @@ pub fn fetch(ctx: &Context<'_>, args: &FetchArgs) -> Result<FetchReport> {
     let remote = args.selection.open(&repo, Access::Read)?;
     let depth = if args.trees { Depth::Trees } else { Depth::Everything };
     let fetched = remote::fetch(&repo, &remote, &wants, depth, ctx.progress)?;
-    upkeep::publish_needs(&repo, ctx.progress)?;
+    maintenance::publish_needs(&repo, ctx.progress)?;
     Ok(FetchReport(remote.location, fetched))
 }
 

@@ -17,6 +17,7 @@ use crate::{
     error::{Error, Kind, Result},
     fs::{self, Root, Sync},
     lineage::content_at,
+    maintenance,
     model::{
         package::{self, Description},
         registry::{self, Bump, Version, VersionNumber},
@@ -27,7 +28,6 @@ use crate::{
     remote::{Access, Depth, Remote, Wants, fetch},
     repo::Repo,
     store::{self, EntryKind},
-    upkeep,
     workspace::Workspace,
 };
 
@@ -86,7 +86,7 @@ pub fn register(ctx: &Context<'_>, args: &RegisterArgs) -> Result<ShownVersion> 
     let description = describe(&repo, path, content)?;
     let version =
         registry::register(&repo.git, &args.model, &rev, path, content, description.metrics, choice)?;
-    upkeep::publish_needs(&repo, ctx.progress)?;
+    maintenance::publish_needs(&repo, ctx.progress)?;
     Ok(ShownVersion(version))
 }
 

@@ -18,10 +18,10 @@ use serde_json::{Value, json};
 use self::month::DayEvents;
 use crate::{
     cli::{Context, Report, report::shell_quote},
+    demo_data::{Pet, photo},
     error::{Error, Kind, Result, WithContext},
     fs::{self, Entry, FileKind, Listing, NoFilter, Root, Sync},
     path::RepoPath,
-    sketch::{Pet, photo},
 };
 
 /// Run the complete workflow on an example project, from photos to a registered model

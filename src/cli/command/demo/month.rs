@@ -11,10 +11,10 @@ use serde_json::Value;
 
 use crate::{
     cli::command::demo::Player,
+    demo_data::camera::{self, DAYS, Frame},
     error::{Error, Kind, Result, WithContext},
     fs::{Root, Sync},
     path::RepoPath,
-    sketch::camera::{self, DAYS, Frame},
     time::Day,
 };
 

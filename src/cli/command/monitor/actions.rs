@@ -1,5 +1,6 @@
 //! Runs the actions of alerts: rollback and retraining. An action is due while its alert fires and no action
-//! of its kind has happened since, so a failed or suppressed action is retried by a later `mlx monitor run`.
+//! of its kind has succeeded since the alert was raised, so that a failed one is retried by a later `mlx
+//! monitor run`.
 
 use crate::{
     alert::{self, Alert},

@@ -1,5 +1,6 @@
 //! Temporary linked Git worktree in which a retraining runs, isolated from the caller's files, hooks and Git
-//! environment variables. Removed when dropped; those of killed retrainings are removed by the next one.
+//! environment variables. Removed when dropped; worktrees of killed retrainings are removed by the next
+//! retraining.
 
 use std::{
     ffi::OsStr,

@@ -7,9 +7,9 @@ use rayon::prelude::*;
 use crate::{
     digest::Digest,
     error::{Kind, Result},
+    maintenance::roots::Roots,
     pointer::ContentKind,
     store::{EntryKind, LiveSet, Page, Store, decode_page, is_newer_page},
-    upkeep::roots::Roots,
 };
 
 /// Number of pages in memory at once.

@@ -7,8 +7,8 @@
 use image::{Rgb, RgbImage};
 
 use crate::{
+    demo_data::{Pet, Random, SIDE, draw, encode},
     error::Result,
-    sketch::{Pet, Random, SIDE, draw, encode},
 };
 
 /// Number of days in the month.

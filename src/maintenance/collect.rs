@@ -12,17 +12,17 @@ use crate::{
     digest::Digest,
     error::{Error, Kind, Result, WithContext},
     fs::{self, Lock},
-    path::RepoPath,
-    progress::Progress,
-    repo::Repo,
-    store::{Amount, Freed, Inventory, PrunePlan, plan_prune},
-    upkeep::{
+    maintenance::{
         clones,
         history_cache::HistoryCache,
         mark::{Marked, mark},
         roots::{Detail, Roots, roots},
         snapshot::{Snapshot, take_snapshot},
     },
+    path::RepoPath,
+    progress::Progress,
+    repo::Repo,
+    store::{Amount, Freed, Inventory, PrunePlan, plan_prune},
 };
 
 /// Number of times a gc starts over because references changed meanwhile.

@@ -9,12 +9,12 @@ use crate::{
     digest::Digest,
     fs::{self, Crash, Sync},
     git::{Rev, SingleFile},
+    maintenance::{GcMode, check, collect},
     path::RepoPath,
     pointer::ContentKind,
     progress::Silent,
     repo::Repo,
     store::{EntryKind, Store, diff},
-    upkeep::{GcMode, check, collect},
     workspace::{Workspace, checkout},
 };
 

@@ -9,18 +9,18 @@ use std::{
 use crate::{
     digest::Digest,
     error::{Error, Result},
-    path::{MAX_DEPTH, RepoPath},
-    pointer::{Content, ContentKind},
-    progress::Progress,
-    repo::Repo,
-    store::{EntryKind, FaultKind, Page, Store, VerifyReport, decode_page},
-    upkeep::{
+    maintenance::{
         collect::lock_gc,
         mark::{Marked, mark},
         repair::{RepairReport, restore_damaged},
         roots::{Detail, Reference, Referrer, Roots, roots},
         snapshot::{Snapshot, take_snapshot},
     },
+    path::{MAX_DEPTH, RepoPath},
+    pointer::{Content, ContentKind},
+    progress::Progress,
+    repo::Repo,
+    store::{EntryKind, FaultKind, Page, Store, VerifyReport, decode_page},
     workspace::Workspace,
 };
 

@@ -10,16 +10,16 @@ use crate::{
     digest::Digest,
     error::{Error, Result, WithContext},
     fs::FileKind,
+    maintenance::{
+        check::{AffectedPath, CheckReport},
+        roots::Referrer,
+    },
     path::RepoPath,
     pointer::{Content, ContentKind},
     progress::Progress,
     remote::{self, Access, Depth, Remote, Wants},
     repo::Repo,
     store::{Kind, MAX_PACKED_SIZE, Writer, digest_file},
-    upkeep::{
-        check::{AffectedPath, CheckReport},
-        roots::Referrer,
-    },
     workspace::Workspace,
 };
 

@@ -9,10 +9,10 @@ use crate::{
     fs::{self, LinkKind, Root},
     git::{GitRef, Worktree},
     lineage::is_tracking_file,
+    maintenance::clones,
     path::RepoPath,
     pointer::{READ_LIMIT, SUFFIX},
     repo::Repo,
-    upkeep::clones,
 };
 
 /// All references that other processes may change at any time.

@@ -18,15 +18,15 @@ use crate::{
     error::{Error, Kind, Result, WithContext},
     fs::{self, Sync},
     git::{Git, GitRef},
+    maintenance::{
+        roots::{Detail, Reference, Referrer, Roots, roots_since, update_history_cache},
+        snapshot::{Snapshot, take_snapshot},
+    },
     path::RepoPath,
     pointer::{Content, ContentKind},
     progress::Progress,
     repo::{Repo, clone_id},
     store::LeaseRecord,
-    upkeep::{
-        roots::{Detail, Reference, Referrer, Roots, roots_since, update_history_cache},
-        snapshot::{Snapshot, take_snapshot},
-    },
 };
 
 const FOLDER: &str = "clones";

@@ -9,15 +9,15 @@ use crate::{
     digest::Digest,
     error::Result,
     git::{Commit, Rev},
-    path::RepoPath,
-    pointer::{Content, ContentKind},
-    repo::Repo,
-    store::{Amount, EntryKind, Page, Store, decode_page},
-    upkeep::{
+    maintenance::{
         mark::mark,
         roots::{Detail, Referrer, Roots, roots},
         snapshot::take_snapshot,
     },
+    path::RepoPath,
+    pointer::{Content, ContentKind},
+    repo::Repo,
+    store::{Amount, EntryKind, Page, Store, decode_page},
 };
 
 /// Owner of an object that more than one group needs.

@@ -18,9 +18,9 @@ use crate::{
     error::Result,
     fs::Sync,
     git::{Git, Rev, RevDifference},
+    maintenance::roots::Roots,
     path::RepoPath,
     repo::Repo,
-    upkeep::roots::Roots,
 };
 
 const FILE: &str = "history";
@@ -153,7 +153,7 @@ mod tests {
     use super::*;
     use crate::{
         git::SingleFile,
-        upkeep::{
+        maintenance::{
             roots::{Detail, roots, roots_since},
             snapshot::take_snapshot,
         },

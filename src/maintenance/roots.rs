@@ -21,17 +21,17 @@ use crate::{
     git::{BlobId, Git, GitRef, Rev, TreeScan},
     ledger::AUDIT,
     lineage::is_tracking_file,
+    maintenance::{
+        clones,
+        history_cache::{HistoryCache, Tips},
+        snapshot::Snapshot,
+    },
     path::RepoPath,
     pipeline::Lockfile,
     pointer::{Content, ContentKind, Pointer, READ_LIMIT, SUFFIX},
     repo::Repo,
     store::Store,
     traffic::spool,
-    upkeep::{
-        clones,
-        history_cache::{HistoryCache, Tips},
-        snapshot::Snapshot,
-    },
 };
 
 /// Place that refers to an object.
@@ -503,7 +503,7 @@ mod tests {
         let spool = spool::Spool::start(root, "test", options).unwrap();
         assert!(spool.record(crate::traffic::samples::record("r", 0, b"x"), None));
         spool.stop();
-        let snapshot = crate::upkeep::snapshot::take_snapshot(&repo, 0).unwrap();
+        let snapshot = crate::maintenance::snapshot::take_snapshot(&repo, 0).unwrap();
         let found = roots(&repo, &snapshot, Detail::Digests).unwrap();
         assert!(found.contents.contains_key(&Digest::of(b"package")));
     }
