@@ -116,7 +116,10 @@ impl fmt::Display for DuOutput {
         writeln!(f, "\nsaved {once} by deduplication and {packed} by compression")?;
         if usage.unneeded.count > 0 {
             let (objects, size) = (count(usage.unneeded.count, "object"), bytes(usage.unneeded.bytes));
-            writeln!(f, "{objects}, {size}, not needed any more (`mlx gc` removes them)")?;
+            writeln!(
+                f,
+                "{objects}, {size}, not needed any more (`mlx gc --yes` removes those that are old enough)"
+            )?;
         }
         Ok(())
     }
