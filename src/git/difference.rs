@@ -1,9 +1,10 @@
 //! Finds the commits reachable from one of two sets of tips but not both.
 //!
-//! The cost grows with the number of these commits, not with all of history.
-//! The walk starts at both sets at once and visits commits newest first. Each commit passes on to its parents
-//! from which side it was reached; once every queued commit was reached from both sides, all further ones are
-//! shared. Wrong commit times can make a shared commit count as not shared, never the other way round.
+//! The cost grows with the number of these commits, not with all of history. The walk starts at both sets at
+//! once and visits commits newest first. Each commit passes on to its parents from which side it was reached;
+//! once every queued commit was reached from both sides and is older than all that were reached from one, all
+//! further ones are shared. Wrong commit times can make a shared commit count as not shared, never the other
+//! way round.
 
 use std::collections::{BTreeSet, BinaryHeap, HashMap};
 
@@ -32,6 +33,9 @@ struct Walk {
     queue: BinaryHeap<(i64, gix::ObjectId)>,
     /// Number of queued commits that were reached from one side only.
     one_sided: usize,
+    /// Time of the oldest commit that was visited when it was reached from one side only. A queued commit
+    /// that is not older may be its descendant: many commits of one second have no order.
+    oldest_one_sided: Option<i64>,
 }
 
 #[derive(Default)]
@@ -79,7 +83,7 @@ impl Git {
                 walk.enqueue(self, tip.0, side)?;
             }
         }
-        while walk.one_sided > 0 {
+        while walk.has_more() {
             let Some((id, sides)) = walk.next() else { break };
             if boundary.contains(&id) {
                 continue;
@@ -123,12 +127,60 @@ impl Walk {
         Ok(())
     }
 
+    /// Returns true while a commit in the queue can change what is known of the sides of commits.
+    fn has_more(&self) -> bool {
+        let newest = self.queue.peek().map(|commit| commit.0);
+        self.one_sided > 0
+            || self.oldest_one_sided.is_some_and(|oldest| newest.is_some_and(|it| it >= oldest))
+    }
+
     /// Takes the newest commit from the queue, with the sides from which it was reached.
     fn next(&mut self) -> Option<(gix::ObjectId, u8)> {
-        let (_, id) = self.queue.pop()?;
+        let (time, id) = self.queue.pop()?;
         let visit = self.visited.get_mut(&id)?;
         visit.queued -= 1;
-        self.one_sided -= usize::from(visit.sides != BOTH);
+        if visit.sides != BOTH {
+            self.one_sided -= 1;
+            self.oldest_one_sided = Some(self.oldest_one_sided.map_or(time, |oldest| oldest.min(time)));
+        }
         Some((id, visit.sides))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn git(folder: &std::path::Path, args: &[&str]) -> String {
+        let mut command = std::process::Command::new("git");
+        command
+            .arg("-C")
+            .arg(folder)
+            .args(["-c", "user.name=Ada", "-c", "user.email=ada@park.example"])
+            .args(args);
+        command.env("GIT_AUTHOR_DATE", "1700000000 +0000").env("GIT_COMMITTER_DATE", "1700000000 +0000");
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{args:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Commits of one second are visited in any order.
+    #[test]
+    fn commits_of_one_second_are_compared_exactly() {
+        let temp = tempfile::tempdir().unwrap();
+        git(temp.path(), &["init", "-q"]);
+        let commit = |number: usize| {
+            git(temp.path(), &["commit", "-q", "--allow-empty", "-m", &number.to_string()]);
+            Rev::from_hex(&git(temp.path(), &["rev-parse", "HEAD"])).unwrap()
+        };
+        let commits: Vec<Rev> = (0..40).map(commit).collect();
+        let repo = Git::discover(temp.path()).unwrap();
+        for pair in commits.windows(2) {
+            let tips = |at: usize| BTreeSet::from([pair[at].clone()]);
+            let added = RevDifference { added: vec![pair[1].clone()], any_removed: false };
+            assert_eq!(repo.rev_difference(&tips(0), &tips(1)).unwrap(), added);
+            let removed = RevDifference { added: Vec::new(), any_removed: true };
+            assert_eq!(repo.rev_difference(&tips(1), &tips(0)).unwrap(), removed);
+        }
     }
 }
