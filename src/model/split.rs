@@ -222,11 +222,11 @@ mod tests {
             let path = RepoPath::from_text(&format!("data/{class}/{number}.jpg")).unwrap();
             (path, Digest::of(format!("{class}{number}").as_bytes()), class.to_owned())
         };
-        let pictures = classes
+        let images = classes
             .iter()
             .flat_map(|(class, range)| range.clone().map(move |number| image(class, number)))
             .collect();
-        ImageFolder { images: pictures, other_files: 0 }
+        ImageFolder { images, other_files: 0 }
     }
 
     #[test]

@@ -135,7 +135,7 @@ impl<W: Write> PackWriter<W> {
 }
 
 /// Compresses bytes if that saves at least a tenth. A sample of the first bytes is tried first, which spares
-/// the effort for photos.
+/// the effort for images.
 fn compress(bytes: &[u8]) -> io::Result<Option<Vec<u8>>> {
     const SAMPLE: usize = 4096;
     let saves_a_tenth = |packed: &[u8], raw: usize| packed.len() < raw - raw / 10;

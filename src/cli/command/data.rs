@@ -70,7 +70,7 @@ pub struct FeatureArgs {
 pub struct Split {
     out: RepoPath,
     others: u64,
-    pictures: Vec<LabeledImage>,
+    images: Vec<LabeledImage>,
 }
 
 pub struct Features(FeatureSummary);
@@ -88,10 +88,10 @@ pub fn split(ctx: &Context<'_>, args: &SplitArgs) -> Result<Split> {
     workspace.save(ctx.progress)?;
     let images = split::list_images(&node, &data)?;
     let others = images.other_files;
-    let pictures = split::split(images, &settings)?;
+    let images = split::split(images, &settings)?;
     let out = ctx.path(&repo, &args.out)?;
-    repo.files.write(&out, split::print(&pictures).as_bytes(), Sync::Later)?;
-    Ok(Split { out, others, pictures })
+    repo.files.write(&out, split::print(&images).as_bytes(), Sync::Later)?;
+    Ok(Split { out, others, images })
 }
 
 pub fn features(ctx: &Context<'_>, args: &FeatureArgs) -> Result<Features> {
@@ -117,7 +117,7 @@ pub fn features(ctx: &Context<'_>, args: &FeatureArgs) -> Result<Features> {
 
 impl Report for Split {
     fn json(&self) -> Value {
-        let counts = split::count_by_class(&self.pictures);
+        let counts = split::count_by_class(&self.images);
         let classes: serde_json::Map<_, _> = counts
             .into_iter()
             .map(|(class, (train, test))| (class, json!({"train": train, "test": test})))
@@ -132,7 +132,7 @@ impl fmt::Display for Split {
             let share = format!("{:.1} %", 100.0 * test as f64 / (train + test) as f64);
             vec![class, train.to_string(), test.to_string(), share]
         };
-        let rows = split::count_by_class(&self.pictures).into_iter().map(row).collect();
+        let rows = split::count_by_class(&self.images).into_iter().map(row).collect();
         writeln!(f, "{}", table(&["class", "train", "test", "test share"], rows))?;
         if self.others > 0 {
             writeln!(f, "skipped {} without an image extension", count(self.others, "file"))?;
@@ -143,20 +143,20 @@ impl fmt::Display for Split {
 
 impl Report for Features {
     fn json(&self) -> Value {
-        let FeatureSummary { images: pictures, computed, width, engine, damaged } = &self.0;
-        json!({"pictures": pictures, "computed": computed, "width": width, "engine": engine,
+        let FeatureSummary { images, computed, width, engine, damaged } = &self.0;
+        json!({"pictures": images, "computed": computed, "width": width, "engine": engine,
             "damaged": damaged})
     }
 }
 
 impl fmt::Display for Features {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let FeatureSummary { images: pictures, computed, width, engine, damaged } = &self.0;
-        let cached = pictures.saturating_sub(*computed);
+        let FeatureSummary { images, computed, width, engine, damaged } = &self.0;
+        let cached = images.saturating_sub(*computed);
         writeln!(
             f,
             "{}, {width} features each, by {engine}; {cached} from the cache",
-            count(*pictures, "image")
+            count(*images, "image")
         )?;
         if !damaged.is_empty() {
             writeln!(f, "skipped {} that cannot be decoded:", count(damaged.len() as u64, "image"))?;

@@ -174,8 +174,8 @@ fn read_inputs(
         );
         return Err(error.hint("recompute them with `mlx repro` or `mlx data features`"));
     }
-    let pictures = split::parse(&path, &bytes)?;
-    Ok((table, about, pictures))
+    let images = split::parse(&path, &bytes)?;
+    Ok((table, about, images))
 }
 
 fn write_json(ctx: &Context<'_>, repo: &Repo, path: Option<&PathBuf>, value: &Value) -> Result<()> {
@@ -188,8 +188,8 @@ pub fn train(ctx: &Context<'_>, args: &TrainArgs) -> Result<Metrics> {
     let repo = ctx.repo()?;
     let settings: settings::TrainSettings =
         settings::read(&repo.files, &ctx.path(&repo, &args.params)?, "train")?;
-    let (table, _, pictures) = read_inputs(ctx, &repo, &args.inputs)?;
-    let trained = train::train(&table, &pictures, &settings, ctx.progress)?;
+    let (table, _, images) = read_inputs(ctx, &repo, &args.inputs)?;
+    let trained = train::train(&table, &images, &settings, ctx.progress)?;
     let text = serde_json::to_string(&trained.head)
         .map_err(|error| Error::new(Kind::Internal, error.to_string()))?;
     repo.files.write(&ctx.path(&repo, &args.out)?, format!("{text}\n").as_bytes(), Sync::Later)?;
@@ -200,9 +200,9 @@ pub fn train(ctx: &Context<'_>, args: &TrainArgs) -> Result<Metrics> {
 
 pub fn evaluate(ctx: &Context<'_>, args: &EvaluateArgs) -> Result<Metrics> {
     let repo = ctx.repo()?;
-    let (table, about, pictures) = read_inputs(ctx, &repo, &args.inputs)?;
+    let (table, about, images) = read_inputs(ctx, &repo, &args.inputs)?;
     let (head, _) = read_head(&repo, &ctx.path(&repo, &args.head)?)?;
-    let confusion = evaluate_head(&head, &table, &pictures)?;
+    let confusion = evaluate_head(&head, &table, &images)?;
     let metrics = confusion.metrics(about.damaged.len() as u64);
     write_json(ctx, &repo, args.metrics.as_ref(), &metrics)?;
     if let Some(path) = &args.plot {
@@ -213,7 +213,7 @@ pub fn evaluate(ctx: &Context<'_>, args: &EvaluateArgs) -> Result<Metrics> {
 
 pub fn package(ctx: &Context<'_>, args: &PackageArgs) -> Result<Packaged> {
     let repo = ctx.repo()?;
-    let (table, about, pictures) = read_inputs(ctx, &repo, &args.inputs)?;
+    let (table, about, images) = read_inputs(ctx, &repo, &args.inputs)?;
     let (head, head_digest) = read_head(&repo, &ctx.path(&repo, &args.head)?)?;
     let metrics = ctx.path(&repo, &args.metrics)?;
     let metrics = document::parse(&metrics, &repo.files.read(&metrics)?)?;
@@ -226,7 +226,7 @@ pub fn package(ctx: &Context<'_>, args: &PackageArgs) -> Result<Packaged> {
         head: &head,
         head_digest,
         metrics: &metrics,
-        images: &pictures,
+        images: &images,
         folder: &folder,
     };
     let out = ctx.path(&repo, &args.out)?;
