@@ -297,7 +297,7 @@ fn real_photos_and_a_real_backbone_reach_97_percent() {
     }
     let ran = command_result(command.output().unwrap());
     assert_eq!(ran.code, 0, "{}\n{}", ran.out, ran.err);
-    let expects = ran.err.find("Expect about ").expect(&ran.err);
+    let expects = ran.err.find("This takes about ").expect(&ran.err);
     assert!(
         expects < ran.err.find("$ ").expect(&ran.err),
         "the expected result is printed before any command runs"
