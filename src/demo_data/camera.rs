@@ -97,8 +97,9 @@ fn distort(mut scene: RgbImage, conditions: Day, random: &mut Random) -> RgbImag
             let half = |at: usize| u8::midpoint(pixel.0[at], soft.0[at]);
             pixel.0 = [half(0), half(1), half(2)];
         }
+        let tones: [f32; 256] = std::array::from_fn(|tone| 255.0 * libm::powf(tone as f32 / 255.0, 0.85));
         recolor(&mut scene, |[red, green, blue]| {
-            let curve = |channel: f32| 255.0 * libm::powf(channel / 255.0, 0.85);
+            let curve = |channel: f32| tones[channel as usize];
             [curve(red) * 1.12, curve(green) * 1.0, curve(blue) * 0.8]
         });
     }
