@@ -42,6 +42,7 @@ mod retrain;
 mod s3;
 mod shared_cache;
 mod signals;
+mod stage_commands;
 mod tidy;
 mod tracked_files;
 mod traffic;

@@ -1,4 +1,4 @@
-//! File locks between mlx processes, held for a short time and released when their holder dies.
+//! File locks between mlx processes, released when their holder dies. Most are held for milliseconds.
 //!
 //! They are `flock` locks of the kernel, so that a lock never outlives its process. The text in the lock file
 //! only tells users which process holds it.
@@ -18,7 +18,8 @@ use crate::{
     time::Timestamp,
 };
 
-const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// Shorter in unit tests, which wait for locks that are never released.
+const POLL_INTERVAL: Duration = Duration::from_micros(if cfg!(test) { 100 } else { 20_000 });
 /// Number of polls before giving up, after 30 seconds. Locks are usually held for milliseconds.
 const MAX_POLLS: u32 = 1500;
 /// Number of polls, for one second, before a note names the holder.
@@ -38,6 +39,13 @@ pub fn lock(root: &Root, path: &RepoPath) -> Result<Lock> {
 /// Like [`lock`], and reports the holder to `progress` when it takes more than a second.
 pub fn lock_with_progress(root: &Root, path: &RepoPath, progress: &dyn Progress) -> Result<Lock> {
     wait(root, path, MAX_POLLS, progress)
+}
+
+/// Waits for the exclusive lock at `path` for as long as another process holds it, and names that process to
+/// `progress`. For a lock that is held during work of any length: the kernel releases
+/// it when its holder ends.
+pub fn lock_patiently(root: &Root, path: &RepoPath, progress: &dyn Progress) -> Result<Lock> {
+    wait(root, path, u32::MAX, progress)
 }
 
 /// Returns the lock, or `None` if another process holds it; never waits.
@@ -161,6 +169,25 @@ mod tests {
         assert!(try_lock(&root, &path).unwrap().is_none());
         drop(held);
         assert!(try_lock(&root, &path).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_patient_wait_lasts_as_long_as_the_holder() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = Root::open(temp.path()).unwrap();
+        let path = RepoPath::from_text("lock").unwrap();
+        let held = lock(&root, &path).unwrap();
+        let notes = RecordedNotes(Mutex::default());
+        thread::scope(|scope| {
+            let patient = scope.spawn(|| lock_patiently(&root, &path, &notes));
+            while notes.0.lock().unwrap().is_empty() {
+                thread::yield_now();
+            }
+            // A wait that gives up at all has given up after twice as many polls.
+            assert!(lock(&root, &path).is_err() && lock(&root, &path).is_err());
+            drop(held);
+            assert!(patient.join().unwrap().is_ok());
+        });
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub use self::{
     dir::{Dir, Sync, TempFile},
     entry::{CLOCK_TICK, Entry, FileKind, FileStat, Listing},
     link::{LinkKind, Mode, link_into},
-    lock::{Lock, create_locked, is_locked, lock, lock_shared, lock_with_progress, try_lock},
+    lock::{Lock, create_locked, is_locked, lock, lock_patiently, lock_shared, lock_with_progress, try_lock},
     root::{MAX_DOCUMENT_SIZE, Root},
     sparse::SparseReader,
     walk_filter::{NoFilter, WalkFilter},

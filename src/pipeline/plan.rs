@@ -93,7 +93,7 @@ impl Pipeline<'_, '_> {
                 let mut reasons = self.differences(stage, record, &inputs);
                 let key = crate::digest::Digest::of(crate::document::canonical(&cache_inputs).as_bytes());
                 if reasons.is_empty() && record.key != key {
-                    reasons.push("the folder or shell it runs in changed".to_owned());
+                    reasons.push("the folder it runs in changed, or how its commands are run".to_owned());
                 }
                 reasons
             }

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use crate::{
     digest::Digest,
     error::{Error, Kind, Result, WithContext},
-    fs::{FileKind, Sync, lock},
+    fs::{FileKind, Sync, lock_patiently},
     path::RepoPath,
     pipeline::{
         Pipeline, Stage, StageRecord,
@@ -96,7 +96,7 @@ impl Pipeline<'_, '_> {
         let stage = &self.manifest.stages[name];
         // Held from the examination to the record, so that two runs of one stage wait for each other.
         let turn = self.running_file(name, ".turn")?;
-        let _lock = lock(&self.repo().private, &turn).context(|| format!("the stage `{name}` is running"))?;
+        let _lock = lock_patiently(&self.repo().private, &turn, progress)?;
         self.recover_killed_run(name, stage, progress)?;
         let lock = self.read_lockfile()?;
         let examination = self.examine(name, stage, &lock, &Default::default(), force)?;
@@ -189,7 +189,7 @@ impl Pipeline<'_, '_> {
         let job = runner::Job {
             private: &repo.private,
             lock: &self.running_file(name, ".lock")?,
-            command: &stage.command,
+            script: &stage.script,
             folder: &self.folder.on_disk(repo.root()),
             environment: &stage.environment,
             log: &log,

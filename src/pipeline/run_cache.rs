@@ -45,9 +45,16 @@ impl Pipeline<'_, '_> {
             "folder": self.folder.to_text(),
             "outputs": outputs,
             "params": inputs.params,
-            "shell": SHELL.join(" "),
+            "shell": shell(stage),
         })
     }
+}
+
+/// Describes how a stage's command is run. Runs of a list whose commands are checked one by one differ from
+/// those of the same lines in one script, which may have gone on after a failure.
+fn shell(stage: &Stage) -> String {
+    let shell = SHELL.join(" ");
+    if stage.script == stage.command { shell } else { format!("{shell}, one by one") }
 }
 
 /// Returns the outputs of the newest run with this key. An entry that cannot be parsed counts as missing.
