@@ -125,6 +125,16 @@ impl error::Error for Error {
     }
 }
 
+/// Returns the known word that is most like a mistyped one, for a hint; `None` if none is.
+pub fn closest<'w>(typed: &str, known: impl IntoIterator<Item = &'w str>) -> Option<&'w str> {
+    /// Lowest similarity, from 0 to 1, at which a word is suggested.
+    const MIN_SIMILARITY: f64 = 0.8;
+
+    let rated = known.into_iter().map(|word| (strsim::jaro_winkler(typed, word), word));
+    let best = rated.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|it| it.0 >= MIN_SIMILARITY);
+    best.map(|it| it.1)
+}
+
 /// Adds a message that names the failed operation to an error from a lower layer.
 pub trait WithContext<T> {
     /// Wraps an error under the message that `message` returns, such as "cannot open `a`". The kind is kept;
@@ -214,6 +224,17 @@ mod tests {
         }
         assert_eq!(kind_and_hint(Errno::IO), (Kind::Internal, None));
         assert_eq!(kind_and_hint(Errno::ROFS), (Kind::Denied, None));
+    }
+
+    #[test]
+    fn only_a_similar_word_is_suggested() {
+        let known = ["status", "show", "remote", "cache.link"];
+        let near = |typed| closest(typed, known);
+        assert_eq!(
+            [near("sttus"), near("remot"), near("cache.lnk")],
+            [Some("status"), Some("remote"), Some("cache.link")]
+        );
+        assert_eq!([near("xyz"), near("")], [None, None]);
     }
 
     #[test]

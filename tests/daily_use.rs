@@ -478,12 +478,6 @@ fn a_reader_never_sees_a_partly_written_file() {
     assert!(reads.load(Ordering::SeqCst) > 20);
 }
 
-#[test]
-fn config_list_is_empty_without_settings() {
-    let sandbox = Sandbox::new();
-    assert_eq!((sandbox.json("config list"), sandbox.ok("config list")), (json!({}), String::new()));
-}
-
 /// Runs every example of these commands in a shell, in a repository that has the files they name.
 #[test]
 fn the_examples_in_help_work() {

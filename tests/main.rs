@@ -40,6 +40,7 @@ mod remote;
 mod repro;
 mod retrain;
 mod s3;
+mod settings;
 mod shared_cache;
 mod signals;
 mod stage_commands;

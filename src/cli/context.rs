@@ -37,9 +37,12 @@ impl<'a> Context<'a> {
         Self { cwd, progress }
     }
 
-    /// Discovers the repository on demand, so that `mlx init` and `mlx --help` work anywhere.
+    /// Discovers the repository on demand, so that `mlx init` and `mlx --help` work anywhere. Settings that
+    /// have no effect are named.
     pub fn repo(&self) -> Result<Repo> {
-        Repo::discover(&self.cwd)
+        let repo = Repo::discover(&self.cwd)?;
+        repo.config.notes.iter().for_each(|note| self.progress.warn(note));
+        Ok(repo)
     }
 
     /// Converts typed paths to repository paths, without duplicates: `data*` names both `data` and

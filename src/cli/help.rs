@@ -125,7 +125,7 @@ pub fn all_commands() -> Vec<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{error::Kind, path::RepoPath, pipeline::Manifest, policy::Policy, remote::OPTIONS};
+    use crate::{error::Kind, path::RepoPath, pipeline::Manifest, policy::Policy, repo::OPTIONS};
 
     #[test]
     fn each_visible_command_is_in_one_group() {

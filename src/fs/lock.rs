@@ -24,8 +24,8 @@ const POLL_INTERVAL: Duration = Duration::from_micros(if cfg!(test) { 100 } else
 const MAX_POLLS: u32 = 1500;
 /// Number of polls, for one second, before a note names the holder.
 const QUIET_POLLS: u32 = 50;
-/// Largest number of characters of a command line in a lock file.
-const MAX_COMMAND_LEN: usize = 120;
+/// Largest number of words after `mlx` of a command in a lock file.
+const MAX_COMMAND_WORDS: usize = 2;
 
 /// Lock that is held until dropped.
 #[derive(Debug)]
@@ -127,14 +127,16 @@ fn write_holder(mut file: &File) -> std::io::Result<()> {
     file.write_all(text.as_bytes())
 }
 
-/// Returns the command line of this process, cut to fit on one line.
+/// Returns the command that this process runs, without most arguments: they may hold secrets.
 fn command() -> String {
-    let words = std::env::args_os().skip(1).map(|it| escape_bytes(it.as_encoded_bytes()));
-    let text = ["mlx".to_owned()].into_iter().chain(words).collect::<Vec<_>>().join(" ");
-    match text.char_indices().nth(MAX_COMMAND_LEN) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
-    }
+    let words: Vec<_> = std::env::args_os().skip(1).map(|it| escape_bytes(it.as_encoded_bytes())).collect();
+    command_of(&words)
+}
+
+fn command_of(args: &[String]) -> String {
+    let is_plain = |word: &&str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase());
+    let words = args.iter().map(String::as_str).filter(is_plain).take(MAX_COMMAND_WORDS);
+    ["mlx"].into_iter().chain(words).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -188,6 +190,14 @@ mod tests {
             drop(held);
             assert!(patient.join().unwrap().is_ok());
         });
+    }
+
+    #[test]
+    fn a_lock_names_the_command_without_secrets() {
+        let shown = |line: &str| command_of(&line.split(' ').map(str::to_owned).collect::<Vec<_>>());
+        assert_eq!(shown("remote add s3 s3://b --set secret_access_key=K"), "mlx remote add");
+        assert_eq!(shown("config set remote.s3.session_token tokenvalue"), "mlx config set");
+        assert_eq!(shown("-C ../side fetch --all-commits"), "mlx fetch");
     }
 
     #[test]

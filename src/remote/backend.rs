@@ -15,26 +15,9 @@ use crate::{
     fs::{self, Root},
     path::RepoPath,
     remote::{Access, PARALLEL},
-    repo::RemoteConfig,
+    repo::{OPTIONS, RemoteConfig},
 };
 
-/// Options of a bucket that `--set` accepts; keys and secrets only with `--local`.
-pub const OPTIONS: [&str; 14] = [
-    "endpoint",
-    "region",
-    "profile",
-    "access_key_id",
-    "secret_access_key",
-    "session_token",
-    "role_arn",
-    "external_id",
-    "allow_anonymous",
-    "skip_signature",
-    "enable_virtual_host_style",
-    "server_side_encryption",
-    "default_storage_class",
-    "checksum_algorithm",
-];
 const TIMEOUT: Duration = Duration::from_mins(1);
 
 /// An opened backend: the operator, the address without secrets, and the folder if it is one.

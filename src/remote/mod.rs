@@ -19,7 +19,6 @@ mod push;
 mod uploader;
 
 pub use self::{
-    backend::OPTIONS,
     fetch::{Depth, Fetched, fetch},
     push::push,
     uploader::Pushed,

@@ -2,43 +2,15 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use toml_edit::{DocumentMut, Item, Table, value};
-
 use crate::{
-    document,
-    error::{Error, Kind, Result},
-    fs::{LinkKind, Root, Sync},
-    path::RepoPath,
-    repo::user_dir,
+    error::{Error, Result, WithContext},
+    fs::{LinkKind, Root},
+    repo::{
+        files::Layer,
+        keys::{check_key, default_value, is_never_committed},
+        settings_text,
+    },
 };
-
-/// The file that a setting is stored in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Layer {
-    /// `~/.config/mlx/config.toml`
-    User,
-    /// `.mlx/config.toml`, committed.
-    Repo,
-    /// `.mlx/local.toml`, never committed.
-    Local,
-}
-
-/// All keys with their descriptions; `remote.NAME.KEY` stands for any option of a remote.
-pub const KEYS: [(&str, &str); 8] = [
-    ("alert.command", "a shell command that gets each alert as JSON (user or local settings only)"),
-    ("alert.file", "a file that each alert is appended to as a line of JSON (user or local settings only)"),
-    ("alert.webhook", "an address that each alert is posted to as JSON (user or local settings only)"),
-    ("cache.dir", "folder of the store, for several clones to share (user or local settings only)"),
-    ("cache.link", "how files are placed in the workspace: reflink, hardlink, symlink, copy, in order"),
-    ("core.remote", "the default remote of push, pull and fetch"),
-    ("onnx.library", "the ONNX Runtime library to load (user or local settings only)"),
-    ("remote.NAME.KEY", "url and options of a remote, as `mlx remote add` writes them"),
-];
-/// Keys that a commit must not set, since the repository may be untrusted.
-const NEVER_COMMITTED: [&str; 5] =
-    ["alert.command", "alert.file", "alert.webhook", "cache.dir", "onnx.library"];
-/// Parts of option names that mark secrets.
-const SECRETS: [&str; 7] = ["access_key", "secret", "token", "password", "sas", "credential", "customer_key"];
 
 /// The configuration of a remote.
 #[derive(Clone, Debug)]
@@ -54,23 +26,29 @@ pub struct RemoteConfig {
 #[derive(Default)]
 pub struct Config {
     layers: BTreeMap<Layer, BTreeMap<String, String>>,
+    /// One sentence for each setting that has no effect or should not be where it is.
+    pub notes: Vec<String>,
 }
 
 impl Config {
-    /// Reads all layers; keys that must not be committed are dropped from the committed one.
+    /// Reads all layers of the folder `.mlx`. Keys that must not be committed are dropped from the committed
+    /// one; unknown keys are kept, since a newer mlx may know them, and named in the notes.
     pub fn load(folder: &Root) -> Result<Self> {
-        let mut layers = BTreeMap::new();
-        for layer in [Layer::User, Layer::Repo, Layer::Local] {
-            let Some((root, path)) = layer_file(layer, folder, false)? else { continue };
-            if let Some(bytes) = root.read_document(&path)? {
-                let mut settings = flatten(&path, &bytes)?;
-                if layer == Layer::Repo {
-                    settings.retain(|key, _| !NEVER_COMMITTED.contains(&key.as_str()));
-                }
-                layers.insert(layer, settings);
+        let mut config = Self::default();
+        for layer in Layer::ALL {
+            let Some(text) = layer.read(folder)? else { continue };
+            let file = layer.file();
+            let mut settings = settings_text::values(&text).context(|| format!("cannot read `{file}`"))?;
+            for error in settings.keys().filter_map(|key| check_key(key, layer).err()) {
+                let hint = error.hint_text().unwrap_or_default();
+                config.notes.push(format!("in `{file}`: {error}; {hint}"));
             }
+            if layer == Layer::Repo {
+                settings.retain(|key, _| !is_never_committed(key));
+            }
+            config.layers.insert(layer, settings);
         }
-        Ok(Self { layers })
+        Ok(config)
     }
 
     /// Returns the value in effect and the layer it comes from.
@@ -84,12 +62,15 @@ impl Config {
         rows.map(|((key, value), layer)| (key.clone(), (value.clone(), layer))).collect()
     }
 
+    /// Returns the keys that one layer sets, sorted, whether or not a later layer sets them, too.
+    pub fn keys_of(&self, layer: Layer) -> impl Iterator<Item = (&str, &str)> {
+        self.layers.get(&layer).into_iter().flatten().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
     /// Returns the ways to place files in the workspace, in order of preference.
     pub fn links(&self) -> Result<Vec<LinkKind>> {
-        let Some((text, _)) = self.get("cache.link") else {
-            return Ok(vec![LinkKind::Reflink, LinkKind::Copy]);
-        };
-        text.split(',').map(|it| it.trim().parse()).collect()
+        let set = self.get("cache.link").map(|it| it.0).or_else(|| default_value("cache.link"));
+        set.unwrap_or_default().split(',').map(|it| it.trim().parse()).collect()
     }
 
     /// Returns the folder of a shared store, if one is configured.
@@ -138,101 +119,5 @@ impl Config {
             Error::not_found(format!("remote `{name}` not found")).hint(hint)
         })?;
         Ok(RemoteConfig { name: name.to_owned(), url, options, private })
-    }
-}
-
-/// Writes settings to one layer and leaves everything else in its file unchanged.
-pub fn write(folder: &Root, layer: Layer, settings: &[(String, Option<String>)]) -> Result<()> {
-    for (key, value) in settings {
-        check_key(key, layer)?;
-        if key.starts_with("remote.")
-            && key.rsplit('.').next() == Some("url")
-            && value.as_ref().is_some_and(|it| it.contains('@'))
-        {
-            return Err(Error::new(Kind::Denied, "a remote URL must not contain a user name or a password")
-                .hint("put secrets into the environment, the cloud's profile files, or `--local` settings"));
-        }
-    }
-    let (root, path) = layer_file(layer, folder, true)?
-        .ok_or_else(|| Error::not_found("your home folder is unknown").hint("set HOME"))?;
-    let bytes = root.read_document(&path)?.unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes);
-    let broken = |why: String| Error::corrupt(format!("cannot read `{path}`: {why}"));
-    let mut doc: DocumentMut =
-        text.parse().map_err(|error: toml_edit::TomlError| broken(error.message().to_owned()))?;
-    for (key, text) in settings {
-        let names: Vec<&str> = key.split('.').collect();
-        let (last, folders) = names.split_last().expect("a key has a name");
-        let mut table: &mut Table = doc.as_table_mut();
-        for name in folders {
-            let item = table.entry(name).or_insert_with(|| {
-                let mut table = Table::new();
-                table.set_implicit(true);
-                Item::Table(table)
-            });
-            table = item.as_table_mut().ok_or_else(|| broken(format!("`{name}` is not a table")))?;
-        }
-        match text {
-            Some(text) => drop(table.insert(last, value(text.as_str()))),
-            None => drop(table.remove(last)),
-        }
-    }
-    root.write_mode(
-        &path,
-        doc.to_string().as_bytes(),
-        Sync::Now,
-        if layer == Layer::Repo { 0o666 } else { 0o600 },
-    )
-}
-
-/// Refuses unknown keys, and keys that must not be committed.
-fn check_key(key: &str, layer: Layer) -> Result<()> {
-    let remote = key
-        .strip_prefix("remote.")
-        .is_some_and(|rest| rest.split('.').filter(|it| !it.is_empty()).count() == 2);
-    if !remote && !KEYS.iter().any(|(known, _)| *known == key && !key.contains("NAME")) {
-        let known = KEYS.map(|it| it.0).join(", ");
-        return Err(
-            Error::usage(format!("setting `{key}` not found")).hint(format!("known settings: {known}"))
-        );
-    }
-    let secret =
-        remote && SECRETS.iter().any(|word| key.rsplit('.').next().is_some_and(|name| name.contains(word)));
-    if layer == Layer::Repo && (secret || NEVER_COMMITTED.contains(&key)) {
-        let reason = if secret { "is a secret" } else { "is specific to one machine" };
-        let error = Error::new(Kind::Denied, format!("`{key}` {reason} and must not be committed"));
-        return Err(error.hint("add `--local`, or use the environment or the cloud's own profile files"));
-    }
-    Ok(())
-}
-
-fn layer_file(layer: Layer, folder: &Root, create: bool) -> Result<Option<(Root, RepoPath)>> {
-    let path = RepoPath::from_text(if layer == Layer::Local { "local.toml" } else { "config.toml" })?;
-    if layer != Layer::User {
-        return Ok(Some((Root::open(folder.path())?, path)));
-    }
-    match user_dir() {
-        Some(dir) if create => Ok(Some((Root::create(&dir)?, path))),
-        Some(dir) if crate::fs::is_dir(&dir) => Ok(Some((Root::open(&dir)?, path))),
-        _ => Ok(None),
-    }
-}
-
-fn flatten(path: &RepoPath, bytes: &[u8]) -> Result<BTreeMap<String, String>> {
-    let value = document::parse(path, bytes)?;
-    let to_text = |value: serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    // An empty document is one leaf without a name.
-    let named = document::leaves(&value).into_iter().filter(|it| !it.0.is_empty());
-    Ok(named.map(|(key, it)| (key, to_text(it))).collect())
-}
-
-impl Layer {
-    /// Returns the name that users see.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::User => "user",
-            Self::Repo => "repository",
-            Self::Local => "local",
-        }
     }
 }

@@ -4,10 +4,19 @@
 //! `mlx/` inside Git's common folder, so that linked worktrees share them; the index, logs and markers of
 //! running stages are in `mlx/` inside the worktree's own Git folder.
 
+mod change;
 mod config;
+mod files;
+mod keys;
+mod settings_text;
 mod trust;
 
-pub use self::config::{Config, KEYS, Layer, RemoteConfig, write as write_config};
+pub use self::{
+    change::Change,
+    config::{Config, RemoteConfig},
+    files::Layer,
+    keys::{KEYS, OPTIONS, check_value, default_value, is_secret},
+};
 
 use std::path::{Path, PathBuf};
 
@@ -100,6 +109,15 @@ impl Repo {
         self.files
             .open_own_folder(FOLDER, false)?
             .ok_or_else(|| Error::not_found("`.mlx` does not exist").hint("run `mlx init`"))
+    }
+
+    /// Changes the settings of one layer under the lock. Its file stays as it was if `change` fails.
+    pub fn change_settings<T>(
+        &self,
+        layer: Layer,
+        change: impl FnOnce(&mut Change<'_>) -> Result<T>,
+    ) -> Result<T> {
+        change::change(&self.folder()?, layer, || self.lock(), change)
     }
 
     /// Takes the lock, which is held for the milliseconds in which an index, pointer or lockfile is replaced.

@@ -1,21 +1,26 @@
 //! Decides which endpoints may receive cloud credentials: those that the user trusted on this machine.
 //!
 //! An untrusted repository can name any endpoint. Until the user runs `mlx remote trust`, only the cloud's
-//! own endpoints get credentials.
+//! own endpoints get credentials. The user's file holds addresses and options, never secrets.
 
 use crate::{
     error::{Error, Kind, Result},
-    fs::{Root, Sync},
+    fs::Root,
     path::RepoPath,
-    repo::{RemoteConfig, user_dir},
+    repo::{config::RemoteConfig, files::change_user_file, keys::is_secret, user_dir},
 };
 
 const FILE: &str = "trusted.txt";
 
 impl RemoteConfig {
-    /// Returns the trusted text: the URL and all options, since they decide where requests go.
+    /// Returns the trusted text: the URL and the options that decide where requests go.
     fn trust_entry(&self) -> String {
-        let options = self.options.iter().map(|(key, value)| format!(" {key}={value}"));
+        self.entry_of(&|key| !is_secret(key))
+    }
+
+    fn entry_of(&self, is_shown: &dyn Fn(&str) -> bool) -> String {
+        let options = self.options.iter().filter(|(key, _)| is_shown(key));
+        let options = options.map(|(key, value)| format!(" {key}={value}"));
         format!("{}{}", self.url, options.collect::<String>()).replace('\n', " ")
     }
 
@@ -30,13 +35,33 @@ impl RemoteConfig {
 
     /// Records in the user's own settings that credentials may be sent to this remote.
     pub fn trust(&self) -> Result<()> {
-        let mut text = read_trusted()?;
-        if !text.lines().any(|it| it == self.trust_entry()) {
-            text.push_str(&self.trust_entry());
-            text.push('\n');
-            user_root()?.write_mode(&RepoPath::from_text(FILE)?, text.as_bytes(), Sync::Now, 0o600)?;
+        let entry = self.trust_entry();
+        change_user_file(&RepoPath::from_text(FILE)?, |text| {
+            *text = self.without_secrets(text);
+            if !text.lines().any(|line| line == entry) {
+                text.push_str(&entry);
+                text.push('\n');
+            }
+            Ok(())
+        })
+    }
+
+    /// Removes a line with secrets of this remote, as earlier versions wrote it.
+    pub fn forget_secrets(&self) -> Result<()> {
+        let text = read_trusted()?;
+        if self.without_secrets(&text) == text {
+            return Ok(());
         }
-        Ok(())
+        change_user_file(&RepoPath::from_text(FILE)?, |text| {
+            *text = self.without_secrets(text);
+            Ok(())
+        })
+    }
+
+    fn without_secrets(&self, text: &str) -> String {
+        let (full, entry) = (self.entry_of(&|_| true), self.trust_entry());
+        let kept = text.lines().filter(|line| *line == entry || *line != full);
+        kept.map(|line| format!("{line}\n")).collect()
     }
 
     /// The error for a remote that the user has not trusted.
@@ -47,11 +72,6 @@ impl RemoteConfig {
         Error::new(Kind::Denied, message)
             .hint(format!("if you trust that endpoint, run `mlx remote trust {}` once", self.name))
     }
-}
-
-fn user_root() -> Result<Root> {
-    let dir = user_dir().ok_or_else(|| Error::not_found("your home folder is unknown").hint("set HOME"))?;
-    Root::create(&dir)
 }
 
 fn read_trusted() -> Result<String> {

@@ -7,8 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{Context, Report},
     error::{Error, Kind, Result},
-    remote::OPTIONS,
-    repo::{Config, Layer, RemoteConfig, Repo, write_config},
+    repo::{Change, Config, Layer, OPTIONS, RemoteConfig, Repo},
 };
 
 /// Manage remotes, the folders or buckets that store objects for sharing
@@ -89,17 +88,13 @@ fn add(repo: &Repo, name: &str, url: &str, options: &[String], default: bool, la
         let error = Error::usage(format!("`{name}` is not a valid remote name"));
         return Err(error.hint("use letters, digits, `-` and `_`"));
     }
-    if repo.config.remotes().iter().any(|it| it == name) {
-        let error = Error::new(Kind::Conflict, format!("remote `{name}` already exists"));
-        return Err(error.hint(format!("choose another name, or run `mlx remote remove {name}` first")));
-    }
     let is_file = url.strip_prefix("file://").is_some_and(|it| it.starts_with('/')) || url.starts_with('/');
     let lacks_bucket = |rest: &str| rest.split('/').next().is_none_or(str::is_empty);
     if !is_file && url.strip_prefix("s3://").is_none_or(lacks_bucket) {
         let error = Error::usage(format!("`{url}` is not a valid remote URL"));
         return Err(error.hint("use file:///folder or s3://bucket/prefix"));
     }
-    let mut settings = vec![(format!("remote.{name}.url"), Some(url.to_owned()))];
+    let mut settings = vec![(format!("remote.{name}.url"), url)];
     for option in options {
         let (key, value) = option.split_once('=').ok_or_else(|| {
             Error::usage(format!("`{option}` is not KEY=VALUE")).hint("for example `--set region=eu-south-2`")
@@ -108,31 +103,52 @@ fn add(repo: &Repo, name: &str, url: &str, options: &[String], default: bool, la
             let error = Error::usage(format!("`{key}` is not a remote option"));
             return Err(error.hint(format!("known options: {}", OPTIONS.join(", "))));
         }
-        settings.push((format!("remote.{name}.{key}"), Some(value.to_owned())));
+        settings.push((format!("remote.{name}.{key}"), value));
     }
     if default {
-        settings.push(("core.remote".to_owned(), Some(name.to_owned())));
+        settings.push(("core.remote".to_owned(), name));
     }
-    let folder = repo.folder()?;
-    write_config(&folder, layer, &settings)?;
-    let added = Config::load(&folder)?.remote(Some(name))?;
-    // A user who types the options here, such as an endpoint, trusts them.
-    if added.options.is_empty() { Ok(()) } else { added.trust() }
+    repo.change_settings(layer, |file| {
+        check_unused(&file.config, name)?;
+        settings.iter().try_for_each(|(key, value)| file.set(key, value))
+    })?;
+    let added = Config::load(&repo.folder()?)?.remote(Some(name))?;
+    // A user who types the options here, such as an endpoint, trusts them. Those of a private remote are
+    // trusted without an entry.
+    if added.options.is_empty() || added.private { Ok(()) } else { added.trust() }
 }
 
-fn remove(repo: &Repo, name: &str) -> Result<()> {
-    repo.config.remote(Some(name))?;
+/// Refuses a name that a remote has, in whichever file. A setting of the name alone, without an address,
+/// counts, too: it would become part of the new remote.
+fn check_unused(config: &Config, name: &str) -> Result<()> {
     let prefix = format!("remote.{name}.");
-    for layer in [Layer::User, Layer::Repo, Layer::Local] {
-        let all = repo.config.all();
-        let in_layer = all.iter().filter(|(_, value)| value.1 == layer);
-        let mut removed: Vec<_> =
-            in_layer.filter(|it| it.0.starts_with(&prefix)).map(|it| (it.0.clone(), None)).collect();
-        if repo.config.get("core.remote").is_some_and(|it| it == (name, layer)) {
-            removed.push(("core.remote".to_owned(), None));
-        }
-        if !removed.is_empty() {
-            write_config(&repo.folder()?, layer, &removed)?;
+    if config.all().keys().all(|key| !key.starts_with(&prefix)) {
+        return Ok(());
+    }
+    let error = Error::new(Kind::Conflict, format!("remote `{name}` already exists"));
+    Err(error.hint(format!("choose another name, or run `mlx remote remove {name}` first")))
+}
+
+/// Removes the settings of a remote from every file, the user's own last: others of their repositories may
+/// use those.
+fn remove(repo: &Repo, name: &str) -> Result<()> {
+    let prefix = format!("remote.{name}.");
+    if repo.config.all().keys().all(|key| !key.starts_with(&prefix)) {
+        repo.config.remote(Some(name))?;
+    }
+    if let Ok(remote) = repo.config.remote(Some(name)) {
+        remote.forget_secrets()?;
+    }
+    for layer in [Layer::Local, Layer::Repo, Layer::User] {
+        let is_part = |(key, value): (&str, &str)| {
+            let part = key.starts_with(&prefix) || (key, value) == ("core.remote", name);
+            part.then(|| key.to_owned())
+        };
+        if repo.config.keys_of(layer).any(|row| is_part(row).is_some()) {
+            repo.change_settings(layer, |file: &mut Change<'_>| {
+                let parts: Vec<String> = file.config.keys_of(layer).filter_map(is_part).collect();
+                parts.iter().try_for_each(|key| file.unset(key))
+            })?;
         }
     }
     Ok(())
