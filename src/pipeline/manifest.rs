@@ -226,6 +226,20 @@ fn script(commands: &[String]) -> String {
     script
 }
 
+/// Refuses variables that no process can have.
+fn check_environment(variables: &BTreeMap<String, String>) -> Result<()> {
+    for (name, value) in variables {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            let message = format!("`{}` cannot be the name of a variable in `env`", name.escape_debug());
+            return Err(Error::usage(message).hint("write `NAME = \"value\"`, with a name without `=`"));
+        }
+        if value.contains('\0') {
+            return Err(Error::usage(format!("the value of `{name}` in `env` holds a zero byte")));
+        }
+    }
+    Ok(())
+}
+
 impl RawStage {
     fn resolve(self, resolve: &dyn Fn(&str) -> Result<RepoPath>) -> Result<Stage> {
         let (command, script) = match self.cmd {
@@ -235,6 +249,7 @@ impl RawStage {
         if command.trim().is_empty() {
             return Err(Error::usage("its command is empty"));
         }
+        check_environment(&self.env)?;
         let mut outputs = Vec::new();
         for out in &self.outs {
             let (path, role) = match out {
@@ -298,6 +313,21 @@ mod tests {
         assert_eq!(stage.command, "a 'b' && c\nd");
         let check = "case $? in 0) ;; *) exit $? ;; esac\n";
         assert_eq!(stage.script, format!("eval ' a '\\''b'\\'' && c'\n{check}eval ' d'\n{check}"));
+    }
+
+    #[test]
+    fn an_environment_variable_has_a_name_and_a_value_that_processes_can_have() {
+        for (bad, part) in [
+            ("'A=B' = 'x'", "`A=B` cannot be the name"),
+            ("'' = 'x'", "`` cannot be the name"),
+            ("\"a\\u0000\" = 'x'", "`a\\0` cannot be the name"),
+            ("A = \"x\\u0000\"", "the value of `A` in `env` holds a zero byte"),
+        ] {
+            let error = parse(&format!("[stage.a]\ncmd = 'x'\n[stage.a.env]\n{bad}")).unwrap_err();
+            assert!(error.chain_text().contains(part), "{bad}: {}", error.chain_text());
+        }
+        let stage = parse("[stage.a]\ncmd = 'x'\n[stage.a.env]\n'a.b-c d' = 'x=y'").unwrap();
+        assert_eq!(stage.stages["a"].environment["a.b-c d"], "x=y");
     }
 
     #[test]
