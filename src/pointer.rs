@@ -103,16 +103,21 @@ impl Pointer {
         Ok(())
     }
 
+    /// Refuses the pointer file of `path` if it has the marks of a merge conflict.
+    pub fn check_unmerged(path: &RepoPath, bytes: &[u8]) -> Result<()> {
+        if !document::has_conflict_markers(&String::from_utf8_lossy(bytes)) {
+            return Ok(());
+        }
+        let file = path.with_suffix(SUFFIX);
+        let error = Error::corrupt(format!("`{file}` has merge conflict markers"));
+        Err(error.hint(format!("choose one side (`git checkout --ours {file}`), then `mlx checkout`")))
+    }
+
     /// Parses the pointer file of `path`.
     pub fn parse(path: RepoPath, bytes: &[u8]) -> Result<Self> {
         let file = path.with_suffix(SUFFIX);
         let text = String::from_utf8_lossy(bytes);
-        if document::has_conflict_markers(&text) {
-            let error = Error::corrupt(format!("`{file}` has merge conflict markers"));
-            return Err(
-                error.hint(format!("choose one side (`git checkout --ours {file}`), then `mlx checkout`"))
-            );
-        }
+        Self::check_unmerged(&path, bytes)?;
         let broken = |why: &str| Error::corrupt(format!("`{file}` is not a pointer: {why}"));
         Self::check_format(&path, bytes)?;
         let parsed: PointerToml = toml::from_str(&text).map_err(|it| broken(it.message()))?;

@@ -10,6 +10,7 @@ mod serve;
 
 mod apptest;
 mod audit_tampering;
+mod base;
 mod cli;
 mod concurrency;
 mod corruption;

@@ -131,6 +131,10 @@ impl RootsReader<'_> {
             &Referrer::Other("a link into the store".into()),
             detail,
         );
+        // Not part of any record: a check does not miss them.
+        if detail == Detail::Digests {
+            snapshot.bases.iter().for_each(|content| roots.add_content(*content, None));
+        }
         add_spooled_traffic(repo, &mut roots, detail)?;
         clones::add_other_needs(snapshot, &mut roots, detail)?;
         Ok(roots)

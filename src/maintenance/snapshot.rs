@@ -11,8 +11,9 @@ use crate::{
     lineage::is_tracking_file,
     maintenance::clones,
     path::RepoPath,
-    pointer::{READ_LIMIT, SUFFIX},
+    pointer::{Content, READ_LIMIT, SUFFIX},
     repo::Repo,
+    workspace::Bases,
 };
 
 /// All references that other processes may change at any time.
@@ -22,6 +23,8 @@ pub struct Snapshot {
     pub worktrees: Vec<Worktree>,
     /// Pointers and lockfiles, with the worktree they are in.
     pub files: Vec<(PathBuf, RepoPath, Vec<u8>)>,
+    /// Contents that the worktrees last had.
+    pub bases: Vec<Content>,
     /// Large files of the store that symbolic links in a worktree point to.
     pub links: BTreeSet<Digest>,
     /// Published needs of other clones by clone id, unparsed.
@@ -43,8 +46,18 @@ pub fn take_snapshot(repo: &Repo, recent: i64) -> Result<Snapshot> {
             .context(|| format!("cannot look for pointers in `{}`", root.display()))?;
         files.extend(found.into_iter().map(|(path, bytes)| (root.clone(), path, bytes)));
     }
+    let bases = worktrees.iter().map(read_bases).collect::<Result<Vec<_>>>()?.concat();
     let names = repo.git.references(recent)?;
-    Ok(Snapshot { names, worktrees, files, links, other_clones: clones::read_other_needs(repo)? })
+    Ok(Snapshot { names, worktrees, files, bases, links, other_clones: clones::read_other_needs(repo)? })
+}
+
+fn read_bases(worktree: &Worktree) -> Result<Vec<Content>> {
+    let folder = worktree.git_dir.join("mlx");
+    if !fs::is_dir(&folder) {
+        return Ok(Vec::new());
+    }
+    let bytes = Root::open(&folder)?.read_if_exists(&RepoPath::from_text(Bases::FILE)?)?;
+    Ok(bytes.map_or_else(Vec::new, |bytes| Bases::contents(&bytes)))
 }
 
 struct Walk<'w> {

@@ -3,7 +3,7 @@
 use crate::{
     error::{Error, Kind, Result},
     path::RepoPath,
-    pipeline::Pipeline,
+    pipeline::{Output, Pipeline},
     pointer::{Content, Pointer},
     progress::{Progress, Silent},
     workspace::State,
@@ -27,7 +27,7 @@ impl Pipeline<'_, '_> {
             for out in stage.outputs.iter().filter(|out| path.is_none_or(|path| path.overlaps(&out.path))) {
                 let recorded = record.outputs.get_mut(&out.path).or_else(|| record.in_git.get_mut(&out.path));
                 let Some(recorded) = recorded else { continue };
-                if let Some(content) = self.store_if_changed(&out.path, *recorded, progress)? {
+                if let Some(content) = self.store_if_changed(out, *recorded, progress)? {
                     *recorded = content;
                     committed.push(Pointer { path: out.path.clone(), content });
                 }
@@ -40,17 +40,23 @@ impl Pipeline<'_, '_> {
         Ok(committed)
     }
 
-    /// Stores the content at `path` if it differs from what is recorded, and returns it.
+    /// Stores an output if it differs from what is recorded; returns the content to record. An output that
+    /// Git does not bring here is merged into its record like any tracked path.
     fn store_if_changed(
         &self,
-        path: &RepoPath,
+        out: &Output,
         recorded: Content,
         progress: &dyn Progress,
     ) -> Result<Option<Content>> {
-        let pointer = Pointer { path: path.clone(), content: recorded };
-        match self.workspace.compare(&pointer, &Silent)?.state {
-            State::Same | State::Absent => Ok(None),
-            State::Changed | State::Unknown => self.workspace.store_output(path, progress),
+        let pointer = Pointer { path: out.path.clone(), content: recorded };
+        if matches!(self.workspace.compare(&pointer, &Silent)?.state, State::Same | State::Absent) {
+            return Ok(None);
         }
+        let Some(stored) = self.workspace.store_output(&out.path, progress)? else { return Ok(None) };
+        if out.role.in_git() {
+            return Ok(Some(stored));
+        }
+        let merged = self.workspace.merge_stored(&pointer, stored, progress)?;
+        Ok(Some(merged).filter(|content| *content != recorded))
     }
 }

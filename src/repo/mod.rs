@@ -155,10 +155,14 @@ impl Repo {
         }
     }
 
-    /// Refuses to replace a pointer that a newer mlx wrote; a damaged one may be replaced.
+    /// Refuses to replace a pointer that a newer mlx wrote, or that has the marks of a merge conflict, of
+    /// which both sides count; a damaged one may be replaced.
     pub fn check_replaceable(&self, path: &RepoPath) -> Result<()> {
         match self.files.read_prefix(&path.with_suffix(SUFFIX), READ_LIMIT)? {
-            Some(bytes) if Pointer::looks_like_pointer(&bytes) => Pointer::check_format(path, &bytes),
+            Some(bytes) if Pointer::looks_like_pointer(&bytes) => {
+                Pointer::check_unmerged(path, &bytes)?;
+                Pointer::check_format(path, &bytes)
+            }
             _ => Ok(()),
         }
     }

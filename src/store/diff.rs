@@ -55,8 +55,19 @@ fn compare(
     new: Option<&Digest>,
     found: &mut Vec<Difference>,
 ) -> Result<()> {
+    for (name, (old, new)) in changed_entries(store, old, new)? {
+        compare_entry(store, &at.join(&name)?, old.as_ref(), new.as_ref(), found)?;
+    }
+    Ok(())
+}
+
+/// Names of a folder with their old and new entries, which differ.
+pub type ChangedEntries = BTreeMap<Box<[u8]>, (Option<TreeEntry>, Option<TreeEntry>)>;
+
+/// Compares two folders by name, without descending; equal pages are not read.
+pub fn changed_entries(store: &Store, old: Option<&Digest>, new: Option<&Digest>) -> Result<ChangedEntries> {
     let (before, after) = differing_leaves(store, old, new)?;
-    let mut names: BTreeMap<Box<[u8]>, (Option<TreeEntry>, Option<TreeEntry>)> = BTreeMap::new();
+    let mut names = ChangedEntries::new();
     for entry in rows(store, &before)? {
         let slot = &mut names.entry(entry.name.clone()).or_default().0;
         *slot = Some(entry);
@@ -65,12 +76,8 @@ fn compare(
         let slot = &mut names.entry(entry.name.clone()).or_default().1;
         *slot = Some(entry);
     }
-    for (name, (old, new)) in names {
-        if old != new {
-            compare_entry(store, &at.join(&name)?, old.as_ref(), new.as_ref(), found)?;
-        }
-    }
-    Ok(())
+    names.retain(|_, (old, new)| old != new);
+    Ok(names)
 }
 
 /// Returns the rows of some leaves, in order.

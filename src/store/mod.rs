@@ -21,7 +21,7 @@ mod verify;
 mod writer;
 
 pub use self::{
-    diff::{DiffSide, Difference, diff},
+    diff::{ChangedEntries, DiffSide, Difference, changed_entries, diff},
     folder::{collect_reachable, entries, entry_at, put_folder, replace},
     inventory::{Inventory, PackFile, StoredFile},
     large::{LargeFile, digest_file},
@@ -74,6 +74,8 @@ pub struct Store {
     last_pack: Mutex<Option<Digest>>,
     /// Number of objects read.
     reads: AtomicU64,
+    /// Number of reads that failed because the object is not here.
+    absent_reads: AtomicU64,
     /// Lease with the pins of this process, once it has pinned anything.
     lease: Mutex<Option<lease::Lease>>,
     /// Clone that uses this store, where several clones share it.
@@ -102,6 +104,7 @@ impl Store {
             just_stored: Mutex::default(),
             last_pack: Mutex::default(),
             reads: AtomicU64::new(0),
+            absent_reads: AtomicU64::new(0),
             lease: Mutex::default(),
             sharing_clone: None,
         };
@@ -288,6 +291,12 @@ impl Store {
     /// Returns the number of objects read so far: pages of folders, small files, and large files read whole.
     pub fn reads(&self) -> u64 {
         self.reads.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of reads so far that failed because the object is not here: after some, fetching
+    /// may help.
+    pub fn absent_reads(&self) -> u64 {
+        self.absent_reads.load(Ordering::Relaxed)
     }
 
     /// Returns the store's folder, for callers that keep their own files next to the objects.

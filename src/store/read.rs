@@ -27,7 +27,12 @@ impl Store {
             return Ok(bytes);
         }
         let is_damaged = self.damaged().contains(digest);
-        Err(if is_damaged { self.report_damage(digest) } else { absent(digest) })
+        if is_damaged {
+            return Err(self.report_damage(digest));
+        }
+        self.absent_reads.fetch_add(1, Ordering::Relaxed);
+        let error = Error::not_found(format!("the object {digest} is not in the local store"));
+        Err(error.hint("run `mlx pull` or `mlx fetch`"))
     }
 
     /// Returns the error for an object that does not match its digest, and marks it as damaged: it counts as
@@ -138,11 +143,6 @@ impl Packed {
             Err(error) => Err(error).context(|| format!("cannot read the pack {}", self.name.short())),
         }
     }
-}
-
-fn absent(digest: &Digest) -> Error {
-    Error::not_found(format!("the object {digest} is not in the local store"))
-        .hint("run `mlx pull` or `mlx fetch`")
 }
 
 #[cfg(test)]

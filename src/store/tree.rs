@@ -15,7 +15,7 @@ use crate::{
     digest::Digest,
     error::{Error, Result},
     path::check_name,
-    pointer::ContentKind,
+    pointer::{Content, ContentKind},
     store::pack::is_newer,
     wire::{Reader, put_bytes, put_varint},
 };
@@ -59,6 +59,13 @@ pub enum Page {
     Leaf(Vec<TreeEntry>),
     /// The page's level (1 if the pages below are leaves) and its rows.
     Branch(u8, Vec<PageEntry>),
+}
+
+impl TreeEntry {
+    /// Returns the content that a pointer to this entry would record.
+    pub fn content(&self) -> Content {
+        Content { digest: self.digest, files: self.files, kind: self.kind.content_kind(), size: self.size }
+    }
 }
 
 impl EntryKind {

@@ -11,8 +11,9 @@ use crate::{
 };
 
 /// Replaces the entries at some paths of a tree, or removes those with no new entry; returns the new tree.
+/// Without a `writer`, its pages are not stored.
 pub fn update_folder(
-    writer: &mut Writer<'_>,
+    mut writer: Option<&mut Writer<'_>>,
     store: &Store,
     tree: Option<&Digest>,
     changes: &BTreeMap<RepoPath, Option<TreeEntry>>,
@@ -38,11 +39,12 @@ pub fn update_folder(
         if below.is_none() && changes.values().all(Option::is_none) {
             continue;
         }
-        let Content { digest, files, size, .. } = update_folder(writer, store, below.as_ref(), &changes)?;
+        let Content { digest, files, size, .. } =
+            update_folder(writer.as_deref_mut(), store, below.as_ref(), &changes)?;
         let entry = TreeEntry { name: name.into(), kind: EntryKind::Folder, size, files, digest };
         folder.insert(name.into(), entry);
     }
-    put_folder(&folder.into_values().collect::<Vec<_>>(), Some(writer))
+    put_folder(&folder.into_values().collect::<Vec<_>>(), writer)
 }
 
 #[cfg(test)]
@@ -86,9 +88,10 @@ mod tests {
         let mut writer = Writer::new(&store);
         let mut changes: BTreeMap<_, _> = steps.into_iter().map(|it| (path(it.0), it.1)).collect();
         changes.insert(path("not/there"), None);
-        let updated = update_folder(&mut writer, &store, Some(&tree), &changes).unwrap();
+        let updated = update_folder(Some(&mut writer), &store, Some(&tree), &changes).unwrap();
         writer.finish().unwrap();
         assert_eq!(updated.digest, one_by_one);
+        assert_eq!(update_folder(None, &store, Some(&tree), &changes).unwrap(), updated);
         assert_eq!(entry_at(&store, &updated.digest, &path("a/x")).unwrap(), None);
     }
 }

@@ -1,7 +1,8 @@
 //! `mlx add`: stores files and folders and writes their pointers.
 //!
-//! All paths are checked and scanned before any pointer is written. A path inside a tracked folder updates
-//! that folder's pointer; other paths get pointers of their own and lines in `.gitignore`.
+//! All paths are checked, scanned and merged before any pointer is written. A path inside a tracked folder
+//! updates that folder's pointer; other paths get pointers of their own and lines in `.gitignore`. Changes of
+//! a tracked path are made against the base of this worktree and merged into the pointer as it is now.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,20 +10,32 @@ use crate::{
     error::{Error, Kind, Result},
     fs::FileKind,
     path::RepoPath,
-    pointer::{ContentKind, Pointer, SUFFIX},
+    pointer::{Content, ContentKind, Pointer, SUFFIX},
     progress::Progress,
     store::{TreeEntry, Writer, update_folder},
     workspace::{
         Node, Workspace,
+        compare::as_entry,
         ignore::{self, Rules},
+        merge::{Merge, Mine, NamedPaths},
         scan,
     },
 };
 
-/// A scanned path that is ready to be recorded: in a pointer of its own, or as entries of a tracked folder.
-enum Addition {
-    Own(Pointer),
-    InFolder(Pointer, BTreeMap<RepoPath, Option<TreeEntry>>),
+/// Entries of one tracked path that are ready to be recorded. Those in a tracked folder have their paths in
+/// it; that of the path itself has the root, and `tracked` may be a pointer that does not exist yet.
+struct Addition {
+    tracked: Pointer,
+    entries: BTreeMap<RepoPath, Option<TreeEntry>>,
+}
+
+/// Result of merging an addition: the pointer to write.
+struct Merged {
+    pointer: Pointer,
+    /// Entries that the workspace has.
+    entries: BTreeMap<RepoPath, Option<TreeEntry>>,
+    absent: NamedPaths,
+    outdated: NamedPaths,
 }
 
 impl Workspace<'_> {
@@ -58,21 +71,92 @@ impl Workspace<'_> {
             collect_addition(&mut found, path, parent, &node);
         }
         writer.finish()?;
-        found.into_iter().map(|addition| self.record(addition, progress)).collect()
+        self.record(found, progress)
     }
 
-    fn record(&self, addition: Addition, progress: &dyn Progress) -> Result<Pointer> {
-        let pointer = match addition {
-            Addition::InFolder(parent, changes) => self.record_in_folder(&parent, &changes, progress)?,
-            Addition::Own(pointer) => {
-                let _lock = self.repo.lock_with_progress(progress)?;
+    /// Merges all additions into the pointers as they are now, then writes these. With a conflict, nothing is
+    /// written.
+    fn record(&self, additions: Vec<Addition>, progress: &dyn Progress) -> Result<Vec<Pointer>> {
+        // Another process may have changed a pointer meanwhile: its present state is the one to change.
+        let lock = self.repo.lock_with_progress(progress)?;
+        let merged = additions.into_iter().map(|it| self.merge_addition(it)).collect::<Result<Vec<_>>>()?;
+        let mut pointers = Vec::new();
+        for Merged { pointer, entries, absent, outdated } in merged {
+            if entries.contains_key(&RepoPath::root()) {
                 self.repo.git.ignore(&self.repo.files, &pointer.path)?;
-                self.repo.write_pointer(&pointer)?;
-                pointer
             }
+            self.repo.write_pointer(&pointer)?;
+            self.note_base_parts(&pointer.path, entries)?;
+            self.index_pointer(&pointer.path);
+            report_kept(&pointer.path, &absent, &outdated, progress);
+            pointers.push(pointer);
+        }
+        drop(lock);
+        Ok(pointers)
+    }
+
+    fn merge_addition(&self, Addition { tracked, entries }: Addition) -> Result<Merged> {
+        let (path, store) = (tracked.path.clone(), &self.repo.store);
+        self.repo.check_replaceable(&path)?;
+        let pointer = match self.repo.pointer(&path) {
+            Ok(Some(pointer)) => pointer,
+            // A damaged pointer, which names no tree to merge into, is replaced.
+            _ if entries.contains_key(&RepoPath::root()) => {
+                let (absent, outdated) = Default::default();
+                return Ok(Merged { pointer: tracked, entries, absent, outdated });
+            }
+            found => found?.unwrap_or(tracked),
         };
-        self.index_pointer(&pointer.path);
-        Ok(pointer)
+        let mut all = Merge::default();
+        for (below, entry) in &entries {
+            let mine = entry.clone().map_or(Mine::Absent, Mine::Stored);
+            all.extend(self.merge_part(&pointer, &path.join_path(below)?, &mine)?);
+        }
+        all.check(&path)?;
+        let mut writer = Writer::new(store);
+        let content = all.apply(Some(&mut writer), store, &pointer.content)?;
+        writer.finish()?;
+        Ok(Merged { pointer: Pointer { path, content }, entries, absent: all.absent, outdated: all.outdated })
+    }
+
+    /// Records the files of a tracked folder that changed: those of `entries`, by their paths in it.
+    pub(super) fn record_entries(
+        &self,
+        tracked: Pointer,
+        entries: BTreeMap<RepoPath, Option<TreeEntry>>,
+        progress: &dyn Progress,
+    ) -> Result<Pointer> {
+        let mut written = self.record(vec![Addition { tracked, entries }], progress)?;
+        Ok(written.pop().expect("an addition has a pointer"))
+    }
+
+    /// Records that `part` of a tracked folder was deleted, as far as it was here.
+    pub fn record_absence(
+        &self,
+        parent: &Pointer,
+        part: &RepoPath,
+        progress: &dyn Progress,
+    ) -> Result<Pointer> {
+        let entries = BTreeMap::from([(relative_to(part, parent), None)]);
+        self.record_entries(parent.clone(), entries, progress)
+    }
+
+    /// Merges the stored present content of a tracked path into its record; returns the content to record.
+    pub fn merge_stored(
+        &self,
+        recorded: &Pointer,
+        stored: Content,
+        progress: &dyn Progress,
+    ) -> Result<Content> {
+        let (path, store) = (&recorded.path, &self.repo.store);
+        let merged = self.merge_part(recorded, path, &Mine::Stored(as_entry(&stored)))?;
+        merged.check(path)?;
+        let mut writer = Writer::new(store);
+        let content = merged.apply(Some(&mut writer), store, &recorded.content)?;
+        writer.finish()?;
+        self.note_base(path, stored)?;
+        report_kept(path, &merged.absent, &merged.outdated, progress);
+        Ok(content)
     }
 
     /// Returns the pointer of the tracked folder that contains `path`; a tracked file there is an error.
@@ -172,31 +256,49 @@ impl Workspace<'_> {
         Ok(node)
     }
 
-    /// Removes a deleted path from the tree of the tracked folder that contained it.
-    pub fn record_deletion(
+    /// Removes a path from the tree of the tracked folder that contains it, whether or not it is here.
+    pub fn record_removal(
         &self,
         parent: &Pointer,
         path: &RepoPath,
         progress: &dyn Progress,
     ) -> Result<Pointer> {
-        self.record_in_folder(parent, &BTreeMap::from([(relative_to(path, parent), None)]), progress)
-    }
-
-    fn record_in_folder(
-        &self,
-        parent: &Pointer,
-        changes: &BTreeMap<RepoPath, Option<TreeEntry>>,
-        progress: &dyn Progress,
-    ) -> Result<Pointer> {
-        // Another process may have added to the folder meanwhile: its pointer is the one to change.
         let _lock = self.repo.lock_with_progress(progress)?;
         let parent = self.repo.pointer(&parent.path)?.unwrap_or_else(|| parent.clone());
-        let mut writer = Writer::new(&self.repo.store);
-        let content = update_folder(&mut writer, &self.repo.store, Some(&parent.content.digest), changes)?;
+        let changes = BTreeMap::from([(relative_to(path, &parent), None)]);
+        let (store, tree) = (&self.repo.store, &parent.content.digest);
+        let mut writer = Writer::new(store);
+        let content = update_folder(Some(&mut writer), store, Some(tree), &changes)?;
         writer.finish()?;
         let pointer = Pointer { path: parent.path, content };
         self.repo.write_pointer(&pointer)?;
+        self.note_base_parts(&pointer.path, changes)?;
         Ok(pointer)
+    }
+}
+
+/// Tells which recorded paths stay recorded although they are not here, or not in their recorded version.
+fn report_kept(top: &RepoPath, absent: &NamedPaths, outdated: &NamedPaths, progress: &dyn Progress) {
+    let named = |paths: &NamedPaths| {
+        let first: Vec<_> = paths.first.iter().map(|path| format!("`{top}/{path}`")).collect();
+        let more = if paths.count > first.len() as u64 { ", …" } else { "" };
+        format!("{}{more}", first.join(", "))
+    };
+    if !absent.is_empty() {
+        progress.note(&format!(
+            "`{top}` stays recorded with {} that {} not here: {} (get them with `mlx pull {top}`, or stop \
+             tracking one with `mlx remove PATH`)",
+            if absent.count == 1 { "a file".to_owned() } else { format!("{} files", absent.count) },
+            if absent.count == 1 { "is" } else { "are" },
+            named(absent)
+        ));
+    }
+    if !outdated.is_empty() {
+        progress.note(&format!(
+            "`{top}` is recorded with newer changes than the files here have: {} (get them with `mlx pull \
+             {top}`)",
+            named(outdated)
+        ));
     }
 }
 
@@ -211,21 +313,14 @@ fn relative_to(path: &RepoPath, parent: &Pointer) -> RepoPath {
     path.strip_prefix(&parent.path).expect("the path is inside the tracked folder")
 }
 
-/// Adds the scan of `path` to `found`, merged with other entries of the same tracked folder.
+/// Adds the scan of `path` to `found`, together with other entries of the same tracked folder.
 fn collect_addition(found: &mut Vec<Addition>, path: &RepoPath, parent: Option<Pointer>, node: &Node) {
-    let Some(parent) = parent else {
-        return found.push(Addition::Own(Pointer { path: path.clone(), content: node.content() }));
-    };
-    let row = (relative_to(path, &parent), Some(node.entry()));
-    for addition in found.iter_mut() {
-        match addition {
-            Addition::InFolder(other, rows) if other.path == parent.path => {
-                return drop(rows.insert(row.0, row.1));
-            }
-            _ => {}
-        }
+    let tracked = parent.unwrap_or_else(|| Pointer { path: path.clone(), content: node.content() });
+    let (below, entry) = (relative_to(path, &tracked), Some(node.entry()));
+    match found.iter_mut().find(|other| other.tracked.path == tracked.path) {
+        Some(other) => drop(other.entries.insert(below, entry)),
+        None => found.push(Addition { tracked, entries: BTreeMap::from([(below, entry)]) }),
     }
-    found.push(Addition::InFolder(parent, BTreeMap::from([row])));
 }
 
 /// Refuses paths that overlap an output of a stage.

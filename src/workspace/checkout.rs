@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeSet,
     io::Write as _,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{Mutex, PoisonError},
 };
 
 use rayon::prelude::*;
@@ -207,7 +207,13 @@ pub fn checkout_part(
 ) -> Result<CheckoutStats> {
     let part = if part.is_within(&pointer.path) { part } else { &pointer.path };
     let plan = plan(workspace, pointer, part, progress)?;
-    apply(workspace, pointer, &plan, force, progress)
+    if !plan.is_empty() && (force || plan.unsaved.is_empty()) {
+        workspace.begin_checkout([pointer], progress)?;
+    }
+    let (done, skipped) = apply(workspace, pointer, &plan, force, progress)?;
+    let recorded = recorded_entry(&workspace.repo.store, pointer, part)?;
+    workspace.end_checkout(pointer, part, recorded, &skipped)?;
+    Ok(done)
 }
 
 /// Removes the files at and below `part` except ignored ones; refuses to lose bytes unless `force`.
@@ -221,7 +227,7 @@ pub fn remove_files(
     let present = scan_part(workspace, pointer, part, progress)?;
     let store = &workspace.repo.store;
     let plan = plan_changes(store, &differences(store, part, None, present.as_ref())?, &|_| false);
-    let done = apply(workspace, pointer, &plan, force, progress)?;
+    let (done, _) = apply(workspace, pointer, &plan, force, progress)?;
     if let Some(folder) = part.parent()
         && let Ok(folder) = workspace.repo.files.dir(&folder)
     {
@@ -230,18 +236,19 @@ pub fn remove_files(
     Ok(done)
 }
 
+/// Carries out a plan; also returns the paths that were not written.
 fn apply(
     workspace: &Workspace<'_>,
     pointer: &Pointer,
     plan: &Plan,
     force: bool,
     progress: &dyn Progress,
-) -> Result<CheckoutStats> {
+) -> Result<(CheckoutStats, Vec<RepoPath>)> {
     if !plan.unsaved.is_empty() && !force {
         return Err(plan.unsaved_error());
     }
     if plan.is_empty() {
-        return Ok(CheckoutStats::default());
+        return Ok(Default::default());
     }
     let store = &workspace.repo.store;
     if let Some((path, side)) = plan.write.iter().find(|(_, side)| !store.contains(&side.digest)) {
@@ -268,7 +275,7 @@ fn execute(
     pointer: &Pointer,
     plan: &Plan,
     progress: &dyn Progress,
-) -> Result<CheckoutStats> {
+) -> Result<(CheckoutStats, Vec<RepoPath>)> {
     let files = &workspace.repo.files;
     let placed =
         plan.write.iter().filter(|(_, side)| side.size > MAX_PACKED_SIZE).map(|(_, side)| side.digest);
@@ -303,7 +310,7 @@ fn execute(
         store: &workspace.repo.store,
         links: &links,
         case_insensitive,
-        skipped: AtomicU64::new(0),
+        skipped: Mutex::default(),
     };
     let batches = batches(&plan.write);
     let stats = batches.par_iter().map(|batch| context.write(batch, progress)).collect::<Result<Vec<_>>>()?;
@@ -320,11 +327,13 @@ fn execute(
     }
     index.merge_pending();
     let removed_folders = plan.remove.iter().filter(|it| it.1 == EntryKind::Folder).count();
-    Ok(CheckoutStats {
-        written: (plan.write.len() + plan.modes.len()) as u64 - context.skipped.load(Ordering::Relaxed),
+    let skipped = context.skipped.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let stats = CheckoutStats {
+        written: (plan.write.len() + plan.modes.len() - skipped.len()) as u64,
         removed: (plan.remove.len() - removed_folders) as u64,
         folders: (plan.folders.len() + removed_folders) as u64,
-    })
+    };
+    Ok((stats, skipped))
 }
 
 /// Splits files into batches of one folder and at most [`BATCH_FILES`] each.
@@ -378,7 +387,7 @@ struct WriteContext<'t> {
     /// True if names that differ in case may be one file.
     case_insensitive: bool,
     /// Files not written because another spelling of their name is taken.
-    skipped: AtomicU64,
+    skipped: Mutex<Vec<RepoPath>>,
 }
 
 impl WriteContext<'_> {
@@ -396,7 +405,7 @@ impl WriteContext<'_> {
                 progress.warn(&format!(
                     "`{path}` is not written: a file with another spelling of its name exists"
                 ));
-                self.skipped.fetch_add(1, Ordering::Relaxed);
+                self.skipped.lock().unwrap_or_else(PoisonError::into_inner).push(path.clone());
                 continue;
             }
             let stat = self.write_one(&dir, path, *side).context(|| format!("cannot write `{path}`"))?;

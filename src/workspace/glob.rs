@@ -15,7 +15,7 @@ use crate::{
     path::RepoPath,
     pointer::{ContentKind, Pointer, SUFFIX},
     progress::Progress,
-    store::{EntryKind, TreeEntry, Writer, update_folder},
+    store::{EntryKind, TreeEntry, Writer},
     workspace::{Workspace, filter::ScanFilter, scan},
 };
 
@@ -124,22 +124,14 @@ impl Workspace<'_> {
             return Ok(None);
         };
         scan::check_links(self, &node, start, top)?;
-        let mut changes: BTreeMap<RepoPath, Option<TreeEntry>> = BTreeMap::new();
+        let mut entries: BTreeMap<RepoPath, Option<TreeEntry>> = BTreeMap::new();
         for (path, leaf) in node.leaves(start)?.into_iter().filter(|(_, leaf)| leaf.kind != EntryKind::Folder)
         {
             let below = path.strip_prefix(top).expect("the scan starts in the folder");
-            changes.insert(below, Some(leaf.entry()));
+            entries.insert(below, Some(leaf.entry()));
         }
         writer.finish()?;
-        let _lock = self.repo.lock_with_progress(progress)?;
-        let parent = self.repo.pointer(top)?.unwrap_or(parent);
-        let mut writer = Writer::new(&self.repo.store);
-        let content = update_folder(&mut writer, &self.repo.store, Some(&parent.content.digest), &changes)?;
-        writer.finish()?;
-        let pointer = Pointer { path: top.clone(), content };
-        self.repo.write_pointer(&pointer)?;
-        self.index_pointer(top);
-        Ok(Some(pointer))
+        self.record_entries(parent, entries, progress).map(Some)
     }
 }
 

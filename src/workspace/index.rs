@@ -229,6 +229,11 @@ impl Index {
         self.changed |= self.pointers.insert(path);
     }
 
+    /// Returns true if [`Index::save`] has something to write.
+    pub fn is_changed(&self) -> bool {
+        self.changed
+    }
+
     /// Saves the index under a short lock.
     pub fn save(&mut self, repo: &Repo, progress: &dyn Progress) -> Result<()> {
         if !self.changed {

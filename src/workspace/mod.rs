@@ -1,9 +1,11 @@
 //! The workspace: finds tracked paths, scans the files for changes, stores them and checks them out.
 //!
 //! A tracked path has a pointer file beside it (`data.mlx` for `data/`). Each operation is one child module;
-//! [`Workspace`] carries them all, with the stat cache (`index`) that spares hashing unchanged files.
+//! [`Workspace`] carries them all, with the stat cache (`index`) that spares hashing unchanged files, and the
+//! bases (`base`) against which changes are made and merged (`merge`).
 
 mod add;
+mod base;
 mod checkout;
 mod collision;
 mod compare;
@@ -11,6 +13,7 @@ mod filter;
 mod glob;
 mod ignore;
 mod index;
+mod merge;
 mod modes;
 mod node;
 mod remove;
@@ -21,8 +24,10 @@ mod status;
 mod unprotect;
 
 pub use self::{
+    base::Bases,
     checkout::{CheckoutStats, checkout, checkout_part, remove_files},
     glob::Glob,
+    merge::{Base, Merge, Mine, NamedPaths, merge},
     node::Node,
     remove::{FilePolicy, RemoveResult},
     rename::MoveResult,
@@ -80,16 +85,18 @@ impl Tracked {
     }
 }
 
-/// The files of a repository, with its stat cache.
+/// The files of a repository, with its stat cache and the bases that changes are made against.
 pub struct Workspace<'r> {
     pub repo: &'r Repo,
     index: RefCell<Index>,
+    bases: RefCell<Bases>,
 }
 
 impl<'r> Workspace<'r> {
     /// Opens the workspace without a lock: one is held only while the index is replaced.
     pub fn open(repo: &'r Repo) -> Result<Self> {
-        Ok(Self { repo, index: RefCell::new(Index::load(repo)?) })
+        let (index, bases) = (Index::load(repo)?, Bases::load(repo)?);
+        Ok(Self { repo, index: RefCell::new(index), bases: RefCell::new(bases) })
     }
 
     /// Returns the paths that have a pointer: those that Git tracks and those added here since.
@@ -201,9 +208,15 @@ impl<'r> Workspace<'r> {
         Ok(Some(node.content()))
     }
 
-    /// Writes the changed stat cache to disk, under a short lock.
+    /// Writes the changed stat cache and bases to disk, under a short lock.
     pub fn save(&self, progress: &dyn Progress) -> Result<()> {
-        self.index.borrow_mut().save(self.repo, progress)
+        let synced = self.index.borrow().is_changed();
+        self.index.borrow_mut().save(self.repo, progress)?;
+        // A path must be durable before a base lists it.
+        if !synced && self.has_unsaved_bases() {
+            self.repo.files.sync_all()?;
+        }
+        self.save_bases(progress)
     }
 
     /// Writes the changed stat cache unless another process holds the lock: for commands that never wait.

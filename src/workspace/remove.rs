@@ -44,6 +44,7 @@ impl Workspace<'_> {
             let _lock = self.repo.lock_with_progress(progress)?;
             self.repo.git.unignore(&self.repo.files, path)?;
             self.repo.files.remove(&pointer.file())?;
+            self.forget_base(path)?;
             return Ok(RemoveResult { path: path.clone(), parent: None, files });
         }
         check_output(path, claimed)?;
@@ -54,7 +55,7 @@ impl Workspace<'_> {
             return Err(unrecorded(path, &parent));
         }
         let files = self.delete(&parent, path, data, progress)?;
-        let parent = self.record_deletion(&parent, path, progress)?;
+        let parent = self.record_removal(&parent, path, progress)?;
         Ok(RemoveResult { path: path.clone(), parent: Some(parent), files })
     }
 

@@ -224,7 +224,7 @@ impl Workspace<'_> {
         let changes: BTreeMap<_, _> =
             changes.iter().map(|(path, entry)| (below(path), entry.clone())).collect();
         let mut writer = Writer::new(store);
-        let content = update_folder(&mut writer, store, Some(&parent.content.digest), &changes)?;
+        let content = update_folder(Some(&mut writer), store, Some(&parent.content.digest), &changes)?;
         writer.finish()?;
         let pointer = Pointer { path: parent.path.clone(), content };
         self.repo.write_pointer(&pointer)?;

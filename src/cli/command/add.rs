@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{
         Context, Report,
+        command::transfer::with_trees,
         report::{bytes, count, shell_quote},
     },
     error::Result,
@@ -57,14 +58,16 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Added> {
     let workspace = Workspace::open(&repo)?;
     let claimed: Vec<_> =
         ctx.pipelines(&workspace)?.iter().flat_map(crate::pipeline::Pipeline::declared_outputs).collect();
-    let added = workspace.add_all(&ctx.paths(&repo, &args.paths)?, &claimed, ctx.progress);
+    let paths = ctx.paths(&repo, &args.paths)?;
+    let added = with_trees(ctx, &workspace, || workspace.add_all(&paths, &claimed, ctx.progress));
     // The stat cache is saved even if a later path failed.
     workspace.save(ctx.progress)?;
     maintenance::publish_needs(&repo, ctx.progress)?;
     let mut pointers = added?;
     let cwd = RepoPath::parse(".".as_ref(), &ctx.cwd, repo.root())?;
     for pattern in &args.glob {
-        let added = workspace.add_matching(&Glob::new(pattern, &cwd)?, &claimed, ctx.progress);
+        let glob = Glob::new(pattern, &cwd)?;
+        let added = with_trees(ctx, &workspace, || workspace.add_matching(&glob, &claimed, ctx.progress));
         workspace.save(ctx.progress)?;
         pointers.extend(added?);
     }

@@ -94,6 +94,7 @@ fn checkout_pointers(
     force: bool,
 ) -> Result<CheckoutReport> {
     let mut rows = Vec::new();
+    workspace.begin_checkout(pointers, ctx.progress)?;
     let result = pointers.iter().try_for_each(|pointer| {
         for part in parts(pointer, paths) {
             workspace.check_part(pointer, part)?;

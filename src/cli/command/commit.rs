@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{
         Context, Report,
+        command::transfer::with_trees,
         report::{bytes, count},
     },
     error::Result,
@@ -49,7 +50,8 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
         // An absent path keeps its record; one that cannot be compared is stored as it is.
         let state = workspace.compare(&pointer, ctx.progress)?.restrict_to(&paths).state;
         if matches!(state, State::Changed | State::Unknown) {
-            committed.push(record(ctx, &workspace, &pointer, &parts)?);
+            let act = || record(ctx, &workspace, &pointer, &parts);
+            committed.push(with_trees(ctx, &workspace, act)?);
         }
     }
     for pipeline in ctx.pipelines(&workspace)? {
@@ -65,8 +67,8 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
     Ok(Committed(committed))
 }
 
-/// Records the present state of parts of a tracked path: stores those that exist, removes the others from its
-/// record.
+/// Records the present state of parts of a tracked path: stores those that exist, removes from its record
+/// those that were deleted here.
 fn record(
     ctx: &Context<'_>,
     workspace: &Workspace<'_>,
@@ -78,7 +80,7 @@ fn record(
     for part in parts {
         match workspace.repo.files.stat(part)? {
             Some(_) => existing.push((*part).clone()),
-            None => recorded = workspace.record_deletion(&recorded, part, ctx.progress)?,
+            None => recorded = workspace.record_absence(&recorded, part, ctx.progress)?,
         }
     }
     Ok(workspace.add_all(&existing, &[], ctx.progress)?.pop().unwrap_or(recorded))

@@ -146,8 +146,9 @@ pub fn with_trees_of<T>(
     more: &dyn Fn() -> Result<Wants>,
     act: impl Fn() -> Result<T>,
 ) -> Result<T> {
+    let before = workspace.repo.store.absent_reads();
     match act() {
-        Err(error) if error.kind() == Kind::NotFound => {
+        Err(error) if error.kind() == Kind::NotFound && workspace.repo.store.absent_reads() > before => {
             let repo = workspace.repo;
             let remote = repo.config.remote(None).and_then(|config| Remote::open(&config, Access::Read));
             let fetched = remote.and_then(|remote| {

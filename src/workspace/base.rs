@@ -1,0 +1,338 @@
+//! Bases: which tree this worktree last had for each tracked path, and which parts of it were here.
+//!
+//! `add`, `commit` and `repro` merge against them: a file that is missing here counts as deleted only if the
+//! base lists it. Unlike the index this is not a cache. A path enters a base only after its file is in place;
+//! before a checkout, the tree it is going to is noted as a second one, so that a killed checkout looks like
+//! a mixture of both and not like edits. A file that is lost, damaged, of another version or of another
+//! folder (of a copied clone) leaves all bases unknown, in which case nothing counts as deleted.
+//!
+//! ```text
+//! "mlxbase" 1 │ inode of the work tree, 8 bytes, little-endian │ number of rows │ rows │ BLAKE3
+//! row         path │ 1 if complete, 1 byte │ number of contents │ contents
+//! content     1 byte: 0 nothing, 1 file, 2 executable, 3 tree │ unless nothing: size │ files │ digest
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    digest::Digest,
+    error::{Kind, Result},
+    fs::{Lock, Sync},
+    path::RepoPath,
+    pointer::{Content, ContentKind, Pointer},
+    progress::Progress,
+    repo::Repo,
+    store::{Store, TreeEntry, Writer, update_folder},
+    wire::{Reader, put_bytes, put_varint},
+    workspace::{
+        Workspace,
+        compare::as_entry,
+        merge::{Base, Merge, Mine, merge},
+    },
+};
+
+const MAGIC: &[u8; 8] = b"mlxbase\x01";
+
+/// Base of one tracked path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Row {
+    complete: bool,
+    /// The content it last had; while a checkout is under way, also the one it is going to.
+    contents: Vec<Option<Content>>,
+}
+
+/// A change of a row.
+#[derive(Clone, Debug)]
+enum Step {
+    /// The workspace has this content, whole.
+    Whole(Content),
+    /// The workspace has these entries, or lacks them.
+    Parts {
+        entries: BTreeMap<RepoPath, Option<TreeEntry>>,
+        /// The recorded content, if a checkout of these parts of it ends.
+        ended: Option<Content>,
+    },
+    /// A checkout of this content begins; `true` if nothing exists at the path yet.
+    Begin(Content, bool),
+    Forget,
+}
+
+/// The bases of a worktree, with the changes that are not saved yet.
+#[derive(Default)]
+pub struct Bases {
+    rows: BTreeMap<RepoPath, Row>,
+    /// Bytes of the file that was loaded.
+    loaded: Option<Vec<u8>>,
+    unsaved: Vec<(RepoPath, Step)>,
+    /// Paths of which this process began a checkout.
+    begun: BTreeSet<RepoPath>,
+}
+
+impl Bases {
+    /// Name of the file in a worktree's private folder.
+    pub const FILE: &str = "base";
+
+    /// Loads the bases; without a valid file of this worktree there are none.
+    pub fn load(repo: &Repo) -> Result<Self> {
+        // An unreadable file counts as missing.
+        let loaded = repo.private.read_if_exists(&RepoPath::from_text(Self::FILE)?).unwrap_or_default();
+        let inode = inode(repo)?;
+        let rows = loaded.as_deref().and_then(|bytes| parse(bytes, inode).ok()).unwrap_or_default();
+        Ok(Self { rows, loaded, ..Self::default() })
+    }
+
+    /// Returns the contents that the file with these bytes names, whichever worktree it is of.
+    pub fn contents(bytes: &[u8]) -> Vec<Content> {
+        let inode = bytes.get(8..16).map_or(0, |it| u64::from_le_bytes(it.try_into().expect("8 bytes")));
+        let rows = parse(bytes, inode).unwrap_or_default();
+        rows.into_values().flat_map(|row| row.contents).flatten().collect()
+    }
+
+    fn base(&self, path: &RepoPath) -> Base {
+        let Some(row) = self.rows.get(path) else { return Base::unknown() };
+        let contents = row.contents.iter().map(|content| content.as_ref().map(as_entry)).collect();
+        Base { contents, complete: row.complete }
+    }
+
+    fn apply(&mut self, store: &Store, path: &RepoPath, step: &Step) -> Result<()> {
+        match step {
+            Step::Whole(content) => {
+                let row = Row { complete: true, contents: vec![Some(*content)] };
+                self.rows.insert(path.clone(), row);
+            }
+            Step::Forget => drop(self.rows.remove(path)),
+            Step::Begin(content, new) => {
+                let unknown = Row { complete: *new, contents: vec![None] };
+                let row = self.rows.entry(path.clone()).or_insert(unknown);
+                if !row.contents.contains(&Some(*content)) {
+                    row.contents.push(Some(*content));
+                }
+            }
+            Step::Parts { entries, ended } => {
+                let old = self.rows.get(path).cloned();
+                let mut row = old.unwrap_or(Row { complete: false, contents: vec![None] });
+                // Only the parts of it are here now.
+                row.contents.retain(|content| content.is_none() || content != ended);
+                row.contents = with_parts(store, &row.contents, entries)?;
+                self.rows.insert(path.clone(), row);
+            }
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, store: &Store, path: &RepoPath, step: Step) -> Result<()> {
+        self.apply(store, path, &step)?;
+        self.unsaved.push((path.clone(), step));
+        Ok(())
+    }
+
+    /// Replaces the file on disk; changes that another process saved meanwhile are kept.
+    fn save_locked(&mut self, repo: &Repo, _lock: &Lock) -> Result<()> {
+        let path = RepoPath::from_text(Self::FILE)?;
+        let steps = std::mem::take(&mut self.unsaved);
+        if repo.private.read_if_exists(&path)? != self.loaded {
+            *self = Self::load(repo)?;
+            steps.iter().try_for_each(|(path, step)| self.apply(&repo.store, path, step))?;
+        }
+        let bytes = print(&self.rows, inode(repo)?);
+        if self.loaded.as_ref() != Some(&bytes) {
+            repo.private.write(&path, &bytes, Sync::Now)?;
+            self.loaded = Some(bytes);
+        }
+        Ok(())
+    }
+}
+
+impl Workspace<'_> {
+    /// Returns the base of a tracked path.
+    pub(super) fn base(&self, path: &RepoPath) -> Base {
+        self.bases.borrow().base(path)
+    }
+
+    /// Merges the workspace's change of `part`, a path in `pointer`'s, into the recorded content. A base
+    /// whose trees the store lost counts as unknown.
+    pub(super) fn merge_part(&self, pointer: &Pointer, part: &RepoPath, mine: &Mine<'_>) -> Result<Merge> {
+        let store = &self.repo.store;
+        let below = part.strip_prefix(&pointer.path).expect("the part is in the tracked path");
+        let recorded = Base { contents: vec![Some(as_entry(&pointer.content))], complete: true };
+        let theirs = recorded.at(store, &below)?.contents.swap_remove(0);
+        let merge = |base: Result<Base>| merge(store, &below, &base?, mine, theirs.as_ref());
+        match merge(self.base(&pointer.path).at(store, &below)) {
+            Err(error) if error.kind() == Kind::NotFound => merge(Ok(Base::unknown())),
+            done => done,
+        }
+    }
+
+    /// Notes that the workspace has this content at a tracked path.
+    pub fn note_base(&self, path: &RepoPath, content: Content) -> Result<()> {
+        self.bases.borrow_mut().change(&self.repo.store, path, Step::Whole(content))
+    }
+
+    /// Notes which entries of a tracked path the workspace has (`None` for those that it lacks now).
+    pub(super) fn note_base_parts(
+        &self,
+        path: &RepoPath,
+        entries: BTreeMap<RepoPath, Option<TreeEntry>>,
+    ) -> Result<()> {
+        self.note_parts(path, entries, None)
+    }
+
+    fn note_parts(
+        &self,
+        path: &RepoPath,
+        entries: BTreeMap<RepoPath, Option<TreeEntry>>,
+        ended: Option<Content>,
+    ) -> Result<()> {
+        let step = match entries.get(&RepoPath::root()) {
+            Some(Some(entry)) => Step::Whole(entry.content()),
+            Some(None) => Step::Forget,
+            None => Step::Parts { entries, ended },
+        };
+        self.bases.borrow_mut().change(&self.repo.store, path, step)
+    }
+
+    /// Forgets the base of a path that is not tracked anymore.
+    pub(super) fn forget_base(&self, path: &RepoPath) -> Result<()> {
+        self.bases.borrow_mut().change(&self.repo.store, path, Step::Forget)
+    }
+
+    /// Notes durably that a checkout of these pointers begins. Many at once cost as much as one.
+    pub fn begin_checkout<'p>(
+        &self,
+        pointers: impl IntoIterator<Item = &'p Pointer>,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let mut durable = false;
+        for pointer in pointers {
+            let path = &pointer.path;
+            let row = self.bases.borrow().rows.get(path).cloned();
+            if row.as_ref().is_some_and(|row| row.contents.contains(&Some(pointer.content))) {
+                continue;
+            }
+            let new = row.is_none() && self.repo.files.stat(path)?.is_none();
+            durable |= row.is_some();
+            let step = Step::Begin(pointer.content, new);
+            let mut bases = self.bases.borrow_mut();
+            bases.begun.insert(path.clone());
+            bases.change(&self.repo.store, path, step)?;
+        }
+        if durable { self.save_bases(progress) } else { Ok(()) }
+    }
+
+    /// Notes the end of a checkout of `part`: it is as recorded, but for the paths in `skipped`.
+    pub(super) fn end_checkout(
+        &self,
+        pointer: &Pointer,
+        part: &RepoPath,
+        recorded: Option<TreeEntry>,
+        skipped: &[RepoPath],
+    ) -> Result<()> {
+        let below = |path: &RepoPath| path.strip_prefix(&pointer.path).unwrap_or_default();
+        let begun = self.bases.borrow().begun.contains(&pointer.path);
+        let ended = begun.then_some(pointer.content);
+        self.note_parts(&pointer.path, BTreeMap::from([(below(part), recorded)]), ended)?;
+        if skipped.is_empty() {
+            return Ok(());
+        }
+        self.note_base_parts(&pointer.path, skipped.iter().map(|path| (below(path), None)).collect())
+    }
+
+    pub(super) fn has_unsaved_bases(&self) -> bool {
+        !self.bases.borrow().unsaved.is_empty()
+    }
+
+    /// Writes the changed bases to disk, under a short lock.
+    pub(super) fn save_bases(&self, progress: &dyn Progress) -> Result<()> {
+        if !self.has_unsaved_bases() {
+            return Ok(());
+        }
+        let lock = self.repo.lock_with_progress(progress)?;
+        self.bases.borrow_mut().save_locked(self.repo, &lock)
+    }
+}
+
+/// Puts entries into each of the contents that a path may have.
+fn with_parts(
+    store: &Store,
+    old: &[Option<Content>],
+    entries: &BTreeMap<RepoPath, Option<TreeEntry>>,
+) -> Result<Vec<Option<Content>>> {
+    let mut writer = Writer::new(store);
+    let mut contents = Vec::new();
+    for content in old {
+        let tree = content.filter(|content| content.kind == ContentKind::Tree).map(|content| content.digest);
+        let content = Some(update_folder(Some(&mut writer), store, tree.as_ref(), entries)?);
+        if !contents.contains(&content) {
+            contents.push(content);
+        }
+    }
+    writer.finish()?;
+    Ok(contents)
+}
+
+/// Returns the inode of the work tree's top folder: that of a copy is another one, that of a moved clone is
+/// not.
+fn inode(repo: &Repo) -> Result<u64> {
+    Ok(repo.files.stat(&RepoPath::root())?.map_or(0, |stat| stat.inode))
+}
+
+fn print(rows: &BTreeMap<RepoPath, Row>, inode: u64) -> Vec<u8> {
+    let mut out = MAGIC.to_vec();
+    out.extend_from_slice(&inode.to_le_bytes());
+    put_varint(&mut out, rows.len() as u64);
+    for (path, row) in rows {
+        put_bytes(&mut out, path.bytes());
+        out.push(row.complete.into());
+        put_varint(&mut out, row.contents.len() as u64);
+        for content in &row.contents {
+            let Some(content) = content else {
+                out.push(0);
+                continue;
+            };
+            out.push(match content.kind {
+                ContentKind::File => 1,
+                ContentKind::Executable => 2,
+                ContentKind::Tree => 3,
+            });
+            put_varint(&mut out, content.size);
+            put_varint(&mut out, content.files);
+            out.extend_from_slice(content.digest.bytes());
+        }
+    }
+    let check = Digest::of(&out);
+    out.extend_from_slice(check.bytes());
+    out
+}
+
+fn parse(bytes: &[u8], inode: u64) -> Result<BTreeMap<RepoPath, Row>> {
+    let (body, check) = bytes.split_at(bytes.len().saturating_sub(32));
+    let mut reader = Reader::new(body, "the file of bases");
+    reader.expect_magic(MAGIC)?;
+    if Digest::of(body).bytes()[..] != *check || reader.take(8)? != inode.to_le_bytes() {
+        return Err(reader.corrupt("is damaged, or of another folder"));
+    }
+    let mut rows = BTreeMap::new();
+    for _ in 0..reader.varint()? {
+        let path = RepoPath::from_bytes(reader.bytes()?)?;
+        let complete = reader.byte()? != 0;
+        let mut contents = Vec::new();
+        for _ in 0..reader.varint()? {
+            contents.push(parse_content(&mut reader)?);
+        }
+        rows.insert(path, Row { complete, contents });
+    }
+    reader.expect_end()?;
+    Ok(rows)
+}
+
+fn parse_content(reader: &mut Reader<'_>) -> Result<Option<Content>> {
+    let kind = match reader.byte()? {
+        0 => return Ok(None),
+        1 => ContentKind::File,
+        2 => ContentKind::Executable,
+        3 => ContentKind::Tree,
+        _ => return Err(reader.corrupt("has an unknown kind of content")),
+    };
+    let (size, files) = (reader.varint()?, reader.varint()?);
+    Ok(Some(Content { digest: reader.digest()?, files, kind, size }))
+}

@@ -1,0 +1,189 @@
+//! Tests of bases: changes of tracked folders are made against what this worktree last had, and merged into
+//! the record. A file that is not here is never dropped; one that both sides changed is a conflict.
+
+use std::{fs, path::Path};
+
+use crate::sandbox::Sandbox;
+
+/// Creates a repository with a remote and the tracked folder `d` of five files, and returns the path of a
+/// clone without data.
+fn shared_folder() -> (Sandbox, std::path::PathBuf) {
+    let sandbox = Sandbox::new();
+    let remote = sandbox.root().join("remote");
+    sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
+    for name in ["1", "2", "3", "4", "5"] {
+        sandbox.write(&format!("d/{name}"), name);
+    }
+    sandbox.ok("add d");
+    sandbox.commit("data");
+    sandbox.ok("push");
+    let clone = sandbox.root().join("clone");
+    sandbox.git(&format!("clone -q . {}", clone.display()));
+    (sandbox, clone)
+}
+
+/// Returns the names in a folder, sorted.
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(folder).unwrap().map(|it| it.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Returns the names that the pointer `d.mlx` of the sandbox's repository records.
+fn recorded(sandbox: &Sandbox, repo: &Path) -> Vec<String> {
+    let folder = sandbox.root().join("fresh");
+    drop(fs::remove_dir_all(&folder));
+    sandbox.git(&format!("clone -q {} {}", repo.display(), folder.display()));
+    fs::copy(repo.join("d.mlx"), folder.join("d.mlx")).unwrap();
+    sandbox.at(repo).ok("push");
+    sandbox.at(&folder).ok("pull");
+    names(&folder.join("d"))
+}
+
+#[test]
+fn a_file_that_was_never_here_stays_recorded() {
+    for command in ["commit", "add d"] {
+        let (sandbox, clone) = shared_folder();
+        let here = sandbox.at(&clone);
+        here.ok("pull d/2");
+        fs::write(clone.join("d/2"), "two").unwrap();
+        let result = here.mlx(command);
+        assert_eq!(result.code, 0, "{}", result.err);
+        assert!(
+            result.err.contains("`d` stays recorded with 4 files that are not here: `d/1`"),
+            "{}",
+            result.err
+        );
+        assert_eq!(recorded(&sandbox, &clone), ["1", "2", "3", "4", "5"], "{command}");
+        assert_eq!(fs::read_to_string(sandbox.root().join("fresh/d/2")).unwrap(), "two");
+    }
+}
+
+#[test]
+fn a_deletion_of_what_was_here_is_recorded() {
+    let (sandbox, clone) = shared_folder();
+    sandbox.at(&clone).ok("pull d/2 d/3");
+    fs::remove_file(clone.join("d/2")).unwrap();
+    sandbox.at(&clone).ok("commit");
+    assert_eq!(recorded(&sandbox, &clone), ["1", "3", "4", "5"]);
+    // Named explicitly, too; and a file that was never here is not one that was deleted.
+    fs::remove_file(clone.join("d/3")).unwrap();
+    sandbox.at(&clone).ok("commit d/3 d/4");
+    assert_eq!(recorded(&sandbox, &clone), ["1", "4", "5"]);
+}
+
+#[test]
+fn files_that_two_clones_add_to_a_folder_are_both_recorded() {
+    let (sandbox, clone) = shared_folder();
+    sandbox.at(&clone).ok("pull");
+    fs::write(clone.join("d/theirs"), "theirs").unwrap();
+    fs::remove_file(clone.join("d/5")).unwrap();
+    sandbox.at(&clone).ok("add d");
+    sandbox.at(&clone).git("commit -qam theirs");
+    sandbox.at(&clone).ok("push");
+    sandbox.write("d/mine", "mine");
+    sandbox.git(&format!("pull -q {} main", clone.display()));
+    sandbox.ok("add d");
+    assert_eq!(recorded(&sandbox, &sandbox.repo), ["1", "2", "3", "4", "mine", "theirs"]);
+    assert!(!sandbox.has("d/theirs") && sandbox.has("d/5"), "`add` changes no file");
+    sandbox.ok("pull");
+    assert_eq!(names(&sandbox.repo.join("d")), ["1", "2", "3", "4", "mine", "theirs"]);
+    // What was pulled is in the base now.
+    fs::remove_file(sandbox.repo.join("d/theirs")).unwrap();
+    sandbox.ok("commit");
+    assert_eq!(recorded(&sandbox, &sandbox.repo), ["1", "2", "3", "4", "mine"]);
+}
+
+#[test]
+fn a_file_that_both_sides_changed_is_a_conflict() {
+    let (sandbox, clone) = shared_folder();
+    sandbox.at(&clone).ok("pull");
+    fs::write(clone.join("d/2"), "theirs").unwrap();
+    sandbox.at(&clone).ok("add d");
+    sandbox.at(&clone).git("commit -qam theirs");
+    sandbox.at(&clone).ok("push");
+    sandbox.write("d/2", "mine");
+    sandbox.write("d/new", "new");
+    sandbox.git(&format!("pull -q {} main", clone.display()));
+    let pointer = sandbox.read("d.mlx");
+    for command in ["add d", "commit", "add d/2", "commit d/2", "add --glob d/*"] {
+        let error = sandbox.fails(command, 4);
+        assert!(error.contains("since your last checkout of `d`: `d/2`\n"), "{command}: {error}");
+        assert_eq!(sandbox.read("d.mlx"), pointer, "{command}");
+    }
+    // The way out that the hint names.
+    fs::rename(sandbox.repo.join("d/2"), sandbox.repo.join("mine")).unwrap();
+    sandbox.ok("pull d/2");
+    assert_eq!(sandbox.read("d/2"), "theirs");
+    fs::rename(sandbox.repo.join("mine"), sandbox.repo.join("d/2")).unwrap();
+    sandbox.ok("add d");
+    assert_eq!(recorded(&sandbox, &sandbox.repo), ["1", "2", "3", "4", "5", "new"]);
+}
+
+#[test]
+fn without_a_base_nothing_counts_as_deleted() {
+    let (sandbox, _) = shared_folder();
+    for bytes in [None, Some(&b"damaged"[..])] {
+        let base = sandbox.repo.join(".git/mlx/base");
+        fs::remove_file(&base).unwrap();
+        if let Some(bytes) = bytes {
+            fs::write(&base, bytes).unwrap();
+        }
+        fs::remove_file(sandbox.repo.join("d/4")).unwrap();
+        sandbox.write("d/2", "edited");
+        let result = sandbox.mlx("commit");
+        assert!(
+            result
+                .err
+                .contains("`d/4` (get them with `mlx pull d`, or stop tracking one with `mlx remove PATH`"),
+            "{}",
+            result.err
+        );
+        assert_eq!(recorded(&sandbox, &sandbox.repo), ["1", "2", "3", "4", "5"]);
+        assert_eq!(fs::read_to_string(sandbox.root().join("fresh/d/2")).unwrap(), "edited");
+        sandbox.ok("checkout");
+    }
+    fs::remove_file(sandbox.repo.join("d/4")).unwrap();
+    sandbox.ok("remove d/4");
+    assert_eq!(recorded(&sandbox, &sandbox.repo), ["1", "2", "3", "5"]);
+}
+
+#[test]
+fn the_base_of_a_copied_clone_is_not_used() {
+    let (sandbox, _) = shared_folder();
+    let copy = sandbox.root().join("copy");
+    let copied = sandbox.command("cp", &sandbox.repo).args(["-r", "."]).arg(&copy).status().unwrap();
+    assert!(copied.success());
+    fs::remove_file(copy.join("d/4")).unwrap();
+    sandbox.at(&copy).ok("add d");
+    assert_eq!(recorded(&sandbox, &copy), ["1", "2", "3", "4", "5"]);
+    // A moved clone is still the same.
+    let moved = sandbox.root().join("moved");
+    fs::rename(&sandbox.repo, &moved).unwrap();
+    fs::remove_file(moved.join("d/4")).unwrap();
+    sandbox.at(&moved).ok("add d");
+    assert!(fs::read_to_string(moved.join("d.mlx")).unwrap().contains("files = 4\n"));
+}
+
+#[test]
+fn add_refuses_conflict_marks_in_a_pointer() {
+    let sandbox = Sandbox::new();
+    sandbox.write("d/1", "1");
+    sandbox.write("f", "1");
+    sandbox.ok("add d f");
+    let marked = |path: &str| {
+        let ours = sandbox.read(path);
+        format!("<<<<<<< HEAD\n{ours}=======\n{}>>>>>>> other\n", ours.replace("size = 1", "size = 2"))
+    };
+    let (folder, file) = (marked("d.mlx"), marked("f.mlx"));
+    sandbox.write("d.mlx", &folder);
+    sandbox.write("f.mlx", &file);
+    for (command, pointer) in
+        [("add d", "d.mlx"), ("add f", "f.mlx"), ("add d/1", "d.mlx"), ("add --glob d/*", "d.mlx")]
+    {
+        let error = sandbox.fails(command, 5);
+        assert!(error.contains(&format!("`{pointer}` has merge conflict markers")), "{command}: {error}");
+    }
+    assert_eq!((sandbox.read("d.mlx"), sandbox.read("f.mlx")), (folder, file));
+}
