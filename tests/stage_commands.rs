@@ -36,7 +36,7 @@ fn each_command_of_a_list_must_succeed() {
         assert!(error.contains(&format!("the stage `s` failed (exit status: {code})")), "{command}\n{error}");
         assert!(!sandbox.has("mlx.lock") && !sandbox.has("o"), "{command}");
     }
-    // The commands share a shell, and what fails before `||` or in a condition is no failure.
+    // The commands share a shell, and what fails before `||` or in a condition does not count as failed.
     sandbox.write("sub/x", "");
     let command =
         "['cd sub && test -e x', 'false || V=1', \"if false && true; then x; fi; echo $V '$V' > ../o\"]";
