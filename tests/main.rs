@@ -49,5 +49,6 @@ mod tidy;
 mod tracked_files;
 mod traffic;
 mod unusual_files;
+mod values;
 mod watch;
 mod workspace;

@@ -329,7 +329,8 @@ fn metrics_and_params_are_compared_between_versions() {
     sandbox.commit("one");
     sandbox.write("params.toml", "[upper]\nx = 25\n[other]\ny = nan\n");
     sandbox.ok("repro");
-    let expected = json!([{"file": "size.json", "metric": "size", "old": 12, "new": 13, "change": 1}]);
+    let expected = json!([{"file": "size.json", "metric": "size", "old": 12, "new": 13, "change": 1,
+        "kind": "changed"}]);
     assert_eq!(sandbox.json("diff metrics"), expected);
     sandbox.commit("two");
     assert_eq!(sandbox.json("diff metrics HEAD~1 HEAD"), expected);
@@ -337,7 +338,8 @@ fn metrics_and_params_are_compared_between_versions() {
     let params = sandbox.json("diff params HEAD~1");
     assert_eq!(
         params[0],
-        json!({"file": "params.toml", "metric": "other.y", "old": 1, "new": "nan", "change": null})
+        json!({"file": "params.toml", "metric": "other.y", "old": 1, "new": "nan", "change": null,
+            "kind": "retyped"})
     );
     assert_eq!(sandbox.json("show metrics"), json!({"size.json": {"size": 13}}));
     let shown = sandbox.json("show metrics HEAD~1 workspace");

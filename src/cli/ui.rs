@@ -48,8 +48,10 @@ impl Ui {
     pub fn show_report(&self, report: &impl Report) -> ExitCode {
         if self.json {
             let mut value = report.json();
-            if let (Some(error), Some(map)) = (report.failure(), value.as_object_mut()) {
-                map.insert("error".to_owned(), error_json(error));
+            match (report.failure(), value.as_object_mut()) {
+                (Some(error), Some(map)) => drop(map.insert("error".to_owned(), error_json(error))),
+                (Some(error), None) => self.print_error(error),
+                (None, _) => {}
             }
             write_stdout(&json_text(&value));
         } else if !self.quiet {

@@ -5,10 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
-
 use crate::{
     digest::Digest,
+    document::Value,
     error::{Error, Result},
     git::{Commit, Git, Rev},
     lineage::versions::{content_at, introducing_commit},

@@ -1,79 +1,133 @@
-//! Differences between the metrics or parameters of two versions, one per leaf value.
+//! Differences between the metrics or parameters of two versions, one per value.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde::Serialize;
-use serde_json::Value;
 
-use crate::{document, metrics::Documents, path::RepoPath};
+use crate::{
+    document::{self, Difference, Number, Value},
+    metrics::Reading,
+    path::RepoPath,
+};
 
-/// A leaf value that differs; null for a side without it.
+/// A value that differs. A side is null where it lacks the value, as where it is null: `kind` tells.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Delta {
     pub file: RepoPath,
     pub metric: String,
-    pub old: Value,
-    pub new: Value,
+    pub old: Option<Value>,
+    pub new: Option<Value>,
     /// `new - old` if both are finite numbers, else null.
-    pub change: Value,
+    pub change: Option<Value>,
+    pub kind: DeltaKind,
 }
 
-/// Returns all leaves that differ, sorted by file and key.
-pub fn diff(old: &Documents, new: &Documents) -> Vec<Delta> {
-    let files: BTreeSet<_> = old.keys().chain(new.keys()).collect();
-    let mut deltas = Vec::new();
-    for file in files {
-        let leaves = |documents: &Documents| -> BTreeMap<String, Value> {
-            documents.get(file).map(document::leaves).unwrap_or_default().into_iter().collect()
-        };
-        let (before, after) = (leaves(old), leaves(new));
-        let keys: BTreeSet<_> = before.keys().chain(after.keys()).collect();
-        for key in keys {
-            let side = |leaves: &BTreeMap<String, Value>| leaves.get(key).cloned().unwrap_or_default();
-            let (old, new) = (side(&before), side(&after));
-            if old != new {
-                let change = change(&old, &new);
-                deltas.push(Delta { file: file.clone(), metric: key.clone(), old, new, change });
-            }
-        }
-    }
-    deltas
+/// Change of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeltaKind {
+    Added,
+    Removed,
+    Changed,
+    /// Both sides have a value, of different types: `1` and `1.0`, or `1` and `"1"`.
+    Retyped,
 }
 
-/// Returns `new - old`, an integer for two integers; null unless both are finite numbers.
-fn change(old: &Value, new: &Value) -> Value {
-    if let (Some(old), Some(new)) = (old.as_i64(), new.as_i64())
+/// Returns all values that differ, sorted by file and key. Files that one side could not read are left out.
+pub fn diff(old: &Reading, new: &Reading) -> Vec<Delta> {
+    let files: BTreeSet<_> = old.documents.keys().chain(new.documents.keys()).collect();
+    let known = files.into_iter().filter(|file| old.is_known(file, new) && new.is_known(file, old));
+    known
+        .flat_map(|file| {
+            let differences = document::differences(old.documents.get(file), new.documents.get(file));
+            differences.into_iter().map(|difference| delta(file.clone(), difference))
+        })
+        .collect()
+}
+
+fn delta(file: RepoPath, difference: Difference) -> Delta {
+    let Difference { key: metric, old, new } = difference;
+    let kind = match (&old, &new) {
+        (None, _) => DeltaKind::Added,
+        (_, None) => DeltaKind::Removed,
+        (Some(old), Some(new)) if old.type_name() != new.type_name() => DeltaKind::Retyped,
+        _ => DeltaKind::Changed,
+    };
+    let change = old.as_ref().zip(new.as_ref()).and_then(|(old, new)| change(old, new));
+    Delta { file, metric, old, new, change, kind }
+}
+
+/// Returns `new - old`, an integer for two integers of up to 64 bits; none unless both are finite numbers.
+fn change(old: &Value, new: &Value) -> Option<Value> {
+    let integer = |value: &Value| match value {
+        Value::Number(number) => number.as_str().parse::<i64>().ok(),
+        _ => None,
+    };
+    if let (Some(old), Some(new)) = (integer(old), integer(new))
         && let Some(change) = new.checked_sub(old)
     {
-        return Value::from(change);
+        return Number::parse(&change.to_string()).map(Value::Number);
     }
-    match (old.as_f64(), new.as_f64()) {
-        (Some(old), Some(new)) if (new - old).is_finite() => document::number(new - old),
-        _ => Value::Null,
-    }
+    Number::from_f64(new.as_f64()? - old.as_f64()?).map(Value::Number)
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value as Json, json};
 
     use super::*;
 
+    fn reading(document: &Json) -> Reading {
+        let mut reading = Reading::default();
+        reading.documents.insert(RepoPath::from_text("m.json").unwrap(), Value::from(document));
+        reading
+    }
+
+    fn rows(old: &Json, new: &Json) -> Vec<Json> {
+        let deltas = diff(&reading(old), &reading(new));
+        let row = |delta: &Delta| json!([delta.metric, delta.old, delta.new, delta.change, delta.kind]);
+        deltas.iter().map(row).collect()
+    }
+
     #[test]
     fn a_delta_has_both_values_and_their_difference() {
-        let path = RepoPath::from_text("m.json").unwrap();
-        let old =
-            Documents::from([(path.clone(), json!({"acc": 0.5, "n": 3, "same": 1, "gone": 1, "x": "nan"}))]);
-        let new = Documents::from([(path, json!({"acc": 0.75, "n": 5, "same": 1, "new": true, "x": 1.0}))]);
-        let rows: Vec<_> =
-            diff(&old, &new).into_iter().map(|row| (row.metric, row.old, row.new, row.change)).collect();
+        let old = json!({"acc": 0.5, "n": 3, "same": 1, "gone": 1, "x": "nan"});
+        let new = json!({"acc": 0.75, "n": 5, "same": 1, "new": true, "x": 1.0});
         let expected = [
-            ("acc".to_owned(), json!(0.5), json!(0.75), json!(0.25)),
-            ("gone".to_owned(), json!(1), json!(null), json!(null)),
-            ("n".to_owned(), json!(3), json!(5), json!(2)),
-            ("new".to_owned(), json!(null), json!(true), json!(null)),
-            ("x".to_owned(), json!("nan"), json!(1.0), json!(null)),
+            json!(["acc", 0.5, 0.75, 0.25, "changed"]),
+            json!(["gone", 1, null, null, "removed"]),
+            json!(["n", 3, 5, 2, "changed"]),
+            json!(["new", null, true, null, "added"]),
+            json!(["x", "nan", 1.0, null, "retyped"]),
         ];
-        assert_eq!(rows, expected);
+        assert_eq!(rows(&old, &new), expected);
+    }
+
+    #[test]
+    fn null_types_and_signs_are_differences() {
+        let expected = [json!(["loss", null, null, null, "removed"])];
+        assert_eq!(rows(&json!({"loss": null, "b": 1}), &json!({"b": 1})), expected);
+        assert_eq!(rows(&json!({"a": "1"}), &json!({"a": 1})), [json!(["a", "1", 1, null, "retyped"])]);
+        assert_eq!(rows(&json!({"a": 1}), &json!({"a": 1.0})), [json!(["a", 1, 1.0, 0.0, "retyped"])]);
+        assert_eq!(rows(&json!({"a": 0.0}), &json!({"a": -0.0})), [json!(["a", 0.0, -0.0, -0.0, "changed"])]);
+        assert_eq!(
+            rows(&json!({"a": [1]}), &json!({"a": {"0": 1}})),
+            [json!(["a", [1], {"0": 1}, null, "retyped"])]
+        );
+    }
+
+    #[test]
+    fn files_that_one_side_could_not_read_are_no_difference() {
+        let (file, manifest) =
+            (RepoPath::from_text("m.json").unwrap(), RepoPath::from_text("mlx.toml").unwrap());
+        let mut readable = reading(&json!({"a": 1}));
+        readable.manifests.insert(file.clone(), manifest.clone());
+        let error = || crate::error::Error::corrupt("broken");
+        for broken in [file, manifest] {
+            let unreadable = Reading { faults: [(broken, error())].into(), ..Reading::default() };
+            assert_eq!(diff(&readable, &unreadable), []);
+            assert_eq!(diff(&unreadable, &readable), []);
+        }
+        assert_eq!(diff(&readable, &Reading::default()).len(), 1);
     }
 }

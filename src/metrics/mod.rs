@@ -5,7 +5,7 @@
 
 mod delta;
 
-pub use self::delta::{Delta, diff};
+pub use self::delta::{Delta, DeltaKind, diff};
 
 use std::{
     cell::RefCell,
@@ -13,11 +13,9 @@ use std::{
     path::Path,
 };
 
-use serde_json::Value;
-
 use crate::{
-    document,
-    error::Result,
+    document::{self, Value},
+    error::{Error, Result},
     git::{BlobId, FolderCache, Rev},
     path::RepoPath,
     pipeline::{self, MANIFEST, Manifest, Role},
@@ -40,6 +38,16 @@ pub enum Revision {
 
 /// Parsed documents of one version, by file.
 pub type Documents = BTreeMap<RepoPath, Value>;
+
+/// Result of reading one version: its documents, and the files that could not be read.
+#[derive(Default)]
+pub struct Reading {
+    pub documents: Documents,
+    /// Documents and `mlx.toml` files that could not be read.
+    pub faults: BTreeMap<RepoPath, Error>,
+    /// The `mlx.toml` that names a document.
+    manifests: BTreeMap<RepoPath, RepoPath>,
+}
 
 /// Reads the documents of many versions. Each Git blob is parsed once.
 pub struct Reader<'r> {
@@ -65,23 +73,28 @@ impl<'r> Reader<'r> {
         })
     }
 
-    /// Returns all documents of a topic in one version. Missing files are left out.
-    pub fn read(&self, topic: Topic, revision: &Revision) -> Result<Documents> {
+    /// Reads all documents of a topic in one version. Missing files are left out; one that cannot be read
+    /// does not hide the others.
+    pub fn read(&self, topic: Topic, revision: &Revision) -> Result<Reading> {
         let folders = match revision {
             Revision::Workspace => self.folders.iter().cloned().collect(),
             Revision::Commit(rev) => {
                 self.repo.git.folders_with(rev, MANIFEST, &mut self.places.borrow_mut())?
             }
         };
-        let mut documents = Documents::new();
+        let mut reading = Reading::default();
         for folder in folders {
-            for file in self.files(topic, revision, &folder.join(MANIFEST.as_bytes())?)? {
-                if let Some(value) = self.document(revision, &file)? {
-                    documents.insert(file, value);
+            let manifest = folder.join(MANIFEST.as_bytes())?;
+            let files = self.files(topic, revision, &manifest);
+            for file in files.unwrap_or_else(|error| reading.add_fault(&manifest, error)) {
+                match self.document(revision, &file) {
+                    Ok(value) => reading.documents.extend(value.map(|value| (file.clone(), value))),
+                    Err(error) => drop(reading.add_fault(&file, error)),
                 }
+                reading.manifests.insert(file, manifest.clone());
             }
         }
-        Ok(documents)
+        Ok(reading)
     }
 
     /// Returns the files that a manifest lists for a topic.
@@ -103,9 +116,7 @@ impl<'r> Reader<'r> {
                 if let Some(files) = known {
                     return Ok(files);
                 }
-                // An unreadable manifest of a past version gives no files, so that other versions can still
-                // be read.
-                let files = list(&self.repo.git.read_blob(id)?).unwrap_or_default();
+                let files = list(&self.repo.git.read_blob(id)?)?;
                 self.manifests.borrow_mut().insert((id, manifest.clone(), topic), files.clone());
                 Ok(files)
             }
@@ -122,9 +133,23 @@ impl<'r> Reader<'r> {
         if let Some(value) = self.parsed.borrow().get(&(id, file.clone())) {
             return Ok(Some(value.clone()));
         }
-        // An unreadable file of a past version is left out: it can no longer be corrected.
-        let Ok(value) = document::parse(file, &self.repo.git.read_blob(id)?) else { return Ok(None) };
+        let value = document::parse(file, &self.repo.git.read_blob(id)?)?;
         self.parsed.borrow_mut().insert((id, file.clone()), value.clone());
         Ok(Some(value))
+    }
+}
+
+impl Reading {
+    /// Notes a file that cannot be read; returns the files that it names, none.
+    fn add_fault(&mut self, file: &RepoPath, error: Error) -> Vec<RepoPath> {
+        self.faults.insert(file.clone(), error);
+        Vec::new()
+    }
+
+    /// Returns false if this version may have the file of the other one, but cannot tell: the file itself or
+    /// the `mlx.toml` that names it could not be read.
+    fn is_known(&self, file: &RepoPath, other: &Self) -> bool {
+        let is_broken = |path: &RepoPath| self.faults.contains_key(path);
+        !is_broken(file) && !other.manifests.get(file).is_some_and(is_broken)
     }
 }

@@ -10,9 +10,6 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
-
 use crate::{
     digest::Digest,
     document,
@@ -28,6 +25,7 @@ use crate::{
     path::RepoPath,
     repo::Repo,
 };
+use serde::{Deserialize, Serialize};
 
 pub const FORMAT: u64 = 1;
 /// File name of the reference table: training images in the format of sealed traffic.
@@ -82,7 +80,7 @@ pub struct PackageInputs<'p> {
     pub metadata: &'p Metadata,
     pub head: &'p Head,
     pub head_digest: Digest,
-    pub metrics: &'p Value,
+    pub metrics: &'p document::Value,
     pub images: &'p [LabeledImage],
     /// Folder to which relative paths in the parameters refer.
     pub folder: &'p RepoPath,

@@ -100,11 +100,11 @@ pub fn read<T: DeserializeOwned>(files: &Root, path: &RepoPath, table: &str) -> 
             .hint("create one with `mlx init --template pets`")
     })?;
     let value = crate::document::parse(path, &bytes)?;
-    let found = value.get(table).cloned().ok_or_else(|| {
+    let found = value.get(table).ok_or_else(|| {
         Error::not_found(format!("`{path}` has no table `{table}`"))
             .hint(format!("add `[{table}]` to it, as in the template"))
     })?;
-    serde_json::from_value(found).map_err(|error| {
+    serde_json::from_value(found.to_typed_json()).map_err(|error| {
         Error::usage(format!("`{path}`: the table `{table}` is invalid: {error}"))
             .hint("compare it with the template's")
     })

@@ -3,9 +3,10 @@
 //! Every problem that can be detected without running a stage is reported before the first one starts.
 
 use crate::{
+    document,
     error::{Error, Kind, Result, WithContext},
     path::RepoPath,
-    pipeline::{LOCKFILE, MANIFEST, Pipeline, Stage},
+    pipeline::{LOCKFILE, MANIFEST, Pipeline, Role, Stage},
 };
 
 /// Checks the stages in `order`. Inputs that another stage makes are skipped: they may not exist yet.
@@ -17,6 +18,7 @@ pub fn check(pipeline: &Pipeline<'_, '_>, order: &[String]) -> Result<()> {
         let is_produced = |file: &RepoPath| pipeline.manifest.producer(file).is_some();
         let params = stage.params.iter().filter(|(file, _)| !is_produced(file)).cloned().collect();
         pipeline.params(&Stage { params, ..stage.clone() })?;
+        check_metrics(name, stage)?;
         for path in &stage.dependencies {
             let is_output = pipeline.manifest.outputs().any(|(_, out)| path.overlaps(&out.path));
             if !is_output {
@@ -41,6 +43,20 @@ pub fn check(pipeline: &Pipeline<'_, '_>, order: &[String]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Rejects a file under `metrics` that no command could show.
+pub(super) fn check_metrics(name: &str, stage: &Stage) -> Result<()> {
+    let mut metrics = stage.outputs.iter().filter(|out| out.role == Role::Metrics);
+    match metrics.find(|out| !document::is_document(&out.path)) {
+        None => Ok(()),
+        Some(out) => {
+            let message = format!("`{}` of the stage `{name}` cannot be read as metrics", out.path);
+            Err(Error::usage(message).hint(
+                "metrics are .json, .toml, .yaml or .yml files; name tables such as a .csv under `plots`",
+            ))
+        }
+    }
 }
 
 /// Rejects an output path that would overwrite pointers, the pipeline's own files or outputs of another

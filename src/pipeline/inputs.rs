@@ -2,10 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::Value;
-
 use crate::{
-    document,
+    document::{self, Value},
     error::{Error, Result},
     path::RepoPath,
     pipeline::{Lockfile, Pipeline, Stage},
@@ -94,10 +92,7 @@ impl Pipeline<'_, '_> {
                 })?;
                 documents.insert(file, document::parse(file, &bytes)?);
             }
-            let value = document::find(&documents[file], keys).ok_or_else(|| {
-                Error::not_found(format!("`{file}` has no parameter `{keys}`"))
-                    .hint(format!("add it to `{file}`"))
-            })?;
+            let value = parameter(file, &documents[file], keys)?;
             let name = if keys.is_empty() { file.to_text() } else { format!("{}:{keys}", file.to_text()) };
             params.insert(name, value.clone());
         }
@@ -124,6 +119,19 @@ impl Pipeline<'_, '_> {
 pub(super) fn link_error(stage: &str, path: &RepoPath) -> Error {
     Error::usage(format!("`{path}` of the stage `{stage}` is a symbolic link"))
         .hint("name the file or folder it points to")
+}
+
+/// Returns the only value that the dotted keys of a parameter name.
+fn parameter<'d>(file: &RepoPath, document: &'d Value, keys: &str) -> Result<&'d Value> {
+    match document.find(keys)[..] {
+        [value] => Ok(value),
+        [] => Err(Error::not_found(format!("`{file}` has no parameter `{keys}`"))
+            .hint(format!("add it to `{file}`"))),
+        _ => {
+            Err(Error::usage(format!("`{keys}` names two values of `{file}`: a key there holds dots itself"))
+                .hint("rename one of them, or name the table that holds both"))
+        }
+    }
 }
 
 fn missing_dependency(stage: &str, path: &RepoPath) -> Error {

@@ -21,11 +21,10 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use serde_json::Value;
 
 use crate::{
     digest::Digest,
-    document,
+    document::{self, Value, from_toml, to_toml, toml_quote as quote},
     error::{Error, Result},
     path::RepoPath,
     pointer::Content,
@@ -202,54 +201,6 @@ fn content_line(field: &str, path: &RepoPath, content: &Content) -> String {
     )
 }
 
-fn quote(text: &str) -> String {
-    // JSON's escapes are valid in TOML. JSON leaves one character as it is that TOML has to escape.
-    Value::from(text).to_string().replace('\u{7f}', "\\u007f")
-}
-
-/// Prints a JSON value as TOML. Values that TOML cannot express (null, integers beyond `i64`) become a table
-/// with the single key `json` that holds the value's JSON text; so do tables of that very shape, to be read
-/// back unchanged.
-fn to_toml(value: &Value) -> String {
-    match value {
-        Value::Null => as_json_table(value),
-        Value::Bool(it) => it.to_string(),
-        Value::Number(it) if it.is_u64() && !it.is_i64() => as_json_table(value),
-        Value::Number(it) => it.to_string(),
-        Value::String(it) => quote(it),
-        Value::Array(it) => format!("[{}]", it.iter().map(to_toml).collect::<Vec<_>>().join(", ")),
-        Value::Object(it) if it.len() == 1 && it.contains_key("json") => as_json_table(value),
-        Value::Object(it) if it.is_empty() => "{}".to_owned(),
-        Value::Object(it) => {
-            let mut pairs: Vec<_> =
-                it.iter().map(|(key, value)| format!("{} = {}", quote(key), to_toml(value))).collect();
-            pairs.sort();
-            format!("{{ {} }}", pairs.join(", "))
-        }
-    }
-}
-
-fn as_json_table(value: &Value) -> String {
-    format!("{{ json = {} }}", quote(&value.to_string()))
-}
-
-fn from_toml(value: toml::Value) -> Value {
-    match value {
-        toml::Value::String(it) => Value::String(it),
-        toml::Value::Integer(it) => Value::from(it),
-        toml::Value::Float(it) => document::number(it),
-        toml::Value::Boolean(it) => Value::Bool(it),
-        toml::Value::Datetime(it) => Value::String(it.to_string()),
-        toml::Value::Array(it) => it.into_iter().map(from_toml).collect(),
-        toml::Value::Table(it) if it.len() == 1 && it.get("json").is_some_and(toml::Value::is_str) => {
-            serde_json::from_str(it["json"].as_str().unwrap_or_default()).unwrap_or_default()
-        }
-        toml::Value::Table(it) => {
-            Value::Object(it.into_iter().map(|(key, value)| (key, from_toml(value))).collect())
-        }
-    }
-}
-
 impl RawRecord {
     fn into_record(self) -> StageRecord {
         StageRecord {
@@ -269,12 +220,12 @@ impl RawRecord {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::json;
+    use serde_json::{Value as Json, json};
 
     use super::*;
     use crate::pointer::ContentKind;
 
-    fn record(command: &str, params: &[(&str, Value)]) -> StageRecord {
+    fn record(command: &str, params: &[(&str, Json)]) -> StageRecord {
         let content = Content { digest: Digest::of(b"x"), files: 2, kind: ContentKind::Tree, size: 9 };
         let path = |text: &str| RepoPath::from_text(text).unwrap();
         StageRecord {
@@ -284,7 +235,7 @@ mod tests {
             key: Digest::of(b"key"),
             environment: BTreeMap::from([("A".to_owned(), "b".to_owned())]),
             dependencies: BTreeMap::from([(path("data"), content), (path("a \"b\""), content)]),
-            params: params.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect(),
+            params: params.iter().map(|(key, value)| ((*key).to_owned(), Value::from(value))).collect(),
             outputs: BTreeMap::from([(path("out"), content)]),
             in_git: BTreeMap::from([(path("m.json"), content)]),
         }
@@ -297,17 +248,24 @@ mod tests {
     proptest! {
         #[test]
         fn a_printed_lockfile_parses_back(command: String, number: i64, float: f64, text: String) {
-            let values = [("p.toml:a", json!(number)), ("p.toml:b", document::number(float)), ("p.toml:c",
-                json!(text)),
-                ("p.toml:d", Value::Null), ("p.toml:e", json!({"k": [1, 1.0, "x", null], "z": {}})),
-                    ("p.toml:f", json!(1.0)), ("p.toml:g", json!(u64::MAX)), ("p.toml:h",
-                        json!({"json": "1"})), ("p.toml:i", json!({"null": true}))];
+            let values = [("p.toml:a", json!(number)), ("p.toml:b", json!(float)), ("p.toml:c", json!(text)),
+                ("p.toml:d", Json::Null), ("p.toml:e", json!({"k": [1, 1.0, "x", null], "z": {}})),
+                ("p.toml:f", json!(1.0)), ("p.toml:g", json!(u64::MAX)), ("p.toml:h", json!({"json": "1"}))];
             let mut lock = Lockfile::default();
             lock.set("train", record(&command, &values));
             let read = parse(&lock.to_toml()).unwrap();
             prop_assert_eq!(read.get("train"), lock.get("train"));
             prop_assert_eq!(read.to_toml(), lock.to_toml());
         }
+    }
+
+    #[test]
+    fn the_deepest_parameter_parses_back() {
+        let text = format!("{}1{}", "{\"a\": [".repeat(32), "]}".repeat(32));
+        let value = document::parse(&RepoPath::from_text("p.json").unwrap(), text.as_bytes()).unwrap();
+        let mut lock = Lockfile::default();
+        lock.set("train", StageRecord { params: [("p.json".to_owned(), value)].into(), ..record("x", &[]) });
+        assert_eq!(parse(&lock.to_toml()).unwrap().get("train"), lock.get("train"));
     }
 
     #[test]
@@ -347,7 +305,7 @@ mod tests {
         let lock = parse(golden).unwrap();
         assert_eq!(
             lock.get("train"),
-            Some(&record("first\nsecond", &[("p.toml:x", json!(0.1)), ("p.toml:y", Value::Null)]))
+            Some(&record("first\nsecond", &[("p.toml:x", json!(0.1)), ("p.toml:y", Json::Null)]))
         );
         let mut reprinted = Lockfile::default();
         reprinted.set("train", lock.get("train").unwrap().clone());

@@ -8,9 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use crate::{
+    document,
     error::Result,
     path::RepoPath,
-    pipeline::{Lockfile, Pipeline, Stage, StageRecord, inputs::Inputs, run_cache},
+    pipeline::{Lockfile, Pipeline, Stage, StageRecord, check::check_metrics, inputs::Inputs, run_cache},
     pointer::{Content, Pointer},
     progress::Silent,
     workspace::State,
@@ -52,6 +53,7 @@ pub fn plan(pipeline: &Pipeline<'_, '_>, names: &[String], force: bool) -> Resul
     let mut steps = Vec::new();
     for name in pipeline.graph.upstream_of(names)? {
         let stage = &pipeline.manifest.stages[&name];
+        check_metrics(&name, stage)?;
         let upstream: Vec<_> =
             pipeline.graph.needs[&name].iter().filter(|need| stale.contains(*need)).collect();
         let step = if upstream.is_empty() {
@@ -91,7 +93,7 @@ impl Pipeline<'_, '_> {
             None => vec!["it has not run yet".to_owned()],
             Some(record) => {
                 let mut reasons = self.differences(stage, record, &inputs);
-                let key = crate::digest::Digest::of(crate::document::canonical(&cache_inputs).as_bytes());
+                let key = crate::digest::Digest::of(document::canonical(&cache_inputs).as_bytes());
                 if reasons.is_empty() && record.key != key {
                     reasons.push("the folder it runs in changed, or how its commands are run".to_owned());
                 }
@@ -121,7 +123,7 @@ impl Pipeline<'_, '_> {
 
     /// Looks for a cached run with the same inputs whose outputs are all in the store.
     fn find_cached(&self, cache_inputs: &Value) -> Result<(PlannedAction, run_cache::Outputs)> {
-        let key = crate::digest::Digest::of(crate::document::canonical(cache_inputs).as_bytes());
+        let key = crate::digest::Digest::of(document::canonical(cache_inputs).as_bytes());
         match run_cache::find(&self.repo().store, &key)? {
             Some(outputs) if outputs.values().all(|content| self.is_stored(content)) => {
                 Ok((PlannedAction::Restore, outputs))
@@ -216,30 +218,22 @@ impl Pipeline<'_, '_> {
     }
 }
 
-/// Describes a changed parameter, one text per leaf that differs: `params.toml: train.rate 0.1 → 0.2`.
-fn param_changes(key: &str, old: Option<&Value>, new: Option<&Value>) -> Vec<String> {
+/// Describes a changed parameter, one text per difference: `params.toml: train.rate 0.1 → 0.2`.
+fn param_changes(key: &str, old: Option<&document::Value>, new: Option<&document::Value>) -> Vec<String> {
     let (file, top) = key.split_once(':').unwrap_or((key, ""));
-    let leaves = |value: Option<&Value>| -> BTreeMap<String, String> {
-        let found = value.map(crate::document::leaves).unwrap_or_default();
-        let name = |below: String| match (top, below.as_str()) {
-            (top, "") => top.to_owned(),
-            ("", below) => below.to_owned(),
-            (top, below) => format!("{top}.{below}"),
-        };
-        found.into_iter().map(|(below, leaf)| (name(below), leaf.to_string())).collect()
+    let name = |below: &str| match (top, below) {
+        ("", "") => "the document".to_owned(),
+        (top, "") => top.to_owned(),
+        ("", below) => below.to_owned(),
+        (top, below) => format!("{top}.{below}"),
     };
-    let (old, new) = (leaves(old), leaves(new));
-    let show = |leaf: Option<&String>| leaf.map_or("none", String::as_str).to_owned();
-    let changed = keys(&old, &new).into_iter().filter(|key| old.get(*key) != new.get(*key));
-    let changes: Vec<_> =
-        changed.map(|key| format!("{file}: {key} {} → {}", show(old.get(key)), show(new.get(key)))).collect();
-    // Equal leaves in another structure, such as a list that became a table.
-    if changes.is_empty() {
-        let subject = if top.is_empty() { "the document" } else { top };
-        vec![format!("{file}: {subject} has another structure")]
-    } else {
-        changes
-    }
+    let show = |side: Option<&document::Value>| side.map_or("none".to_owned(), document::Value::canonical);
+    let changes = document::differences(old, new).into_iter();
+    let text = |change: document::Difference| {
+        let (old, new) = (show(change.old.as_ref()), show(change.new.as_ref()));
+        format!("{file}: {} {old} → {new}", name(&change.key))
+    };
+    changes.map(text).collect()
 }
 
 /// Returns the keys of both maps, sorted, each once.
@@ -254,19 +248,28 @@ fn one_line(command: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value as Json, json};
 
     use super::*;
 
     #[test]
-    fn a_changed_param_is_described_by_its_leaves() {
-        let (old, new) = (json!({"rate": 0.1, "k": [1]}), json!({"rate": 0.2, "k": [1], "new": "x"}));
-        let changes = param_changes("params.toml:train", Some(&old), Some(&new));
-        assert_eq!(changes, ["params.toml: train.new none → \"x\"", "params.toml: train.rate 0.1 → 0.2"]);
-        assert_eq!(param_changes("p.toml:a", Some(&json!(1)), Some(&json!(1.0))), ["p.toml: a 1 → 1.0"]);
+    fn a_changed_param_is_described_by_its_differences() {
+        let changes = |key: &str, old: Json, new: Json| {
+            param_changes(key, Some(&document::Value::from(&old)), Some(&document::Value::from(&new)))
+        };
         assert_eq!(
-            param_changes("p.toml", Some(&json!({"a": 1})), Some(&json!({"a": true}))),
-            ["p.toml: a 1 → true"]
+            changes(
+                "p.toml:train",
+                json!({"rate": 0.1, "k": [1]}),
+                json!({"rate": 0.2, "k": [1], "new": "x"})
+            ),
+            ["p.toml: train.new none → \"x\"", "p.toml: train.rate 0.1 → 0.2"]
         );
+        assert_eq!(changes("p.toml:a", json!(1), json!(1.0)), ["p.toml: a 1 → 1.0"]);
+        assert_eq!(changes("p.toml:a", json!(1), json!("1")), ["p.toml: a 1 → \"1\""]);
+        assert_eq!(changes("p.toml", json!({"a": 1}), json!({"a": true})), ["p.toml: a 1 → true"]);
+        assert_eq!(changes("p.json", json!({"a": 0.0}), json!({"a": -0.0})), ["p.json: a 0.0 → -0.0"]);
+        assert_eq!(changes("p.json", json!([]), json!({})), ["p.json: the document [] → {}"]);
+        assert_eq!(param_changes("p.json:a", None, Some(&document::Value::Null)), ["p.json: a none → null"]);
     }
 }

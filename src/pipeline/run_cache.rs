@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::{
     digest::Digest,
+    document,
     error::Result,
     path::RepoPath,
     pipeline::{Pipeline, Stage, inputs::Inputs},
@@ -37,6 +38,8 @@ impl Pipeline<'_, '_> {
             .iter()
             .map(|out| json!({"path": out.path.to_text(), "git": out.role.in_git()}))
             .collect();
+        let params: BTreeMap<_, _> =
+            inputs.params.iter().map(|(key, value)| (key, document::to_json(value))).collect();
         json!({
             "builtin": self.builtin(stage),
             "command": stage.command,
@@ -44,7 +47,7 @@ impl Pipeline<'_, '_> {
             "environment": stage.environment,
             "folder": self.folder.to_text(),
             "outputs": outputs,
-            "params": inputs.params,
+            "params": params,
             "shell": shell(stage),
         })
     }

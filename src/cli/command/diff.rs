@@ -6,20 +6,21 @@ use std::{
 };
 
 use clap::ValueEnum;
-use serde_json::{Value, json};
+use serde_json::{Value as Json, json};
 
 use crate::{
     cli::{
         Context, Report,
         command::{
-            show::{format_value, parse_revision},
+            show::{combine, format_value, in_revision, parse_revision},
             status::change_name,
             transfer::with_trees_of,
         },
-        report::table,
+        report::{count, table},
     },
-    error::Result,
-    metrics::{self, Delta, Reader, Revision, Topic},
+    document::Value,
+    error::{Error, Result},
+    metrics::{self, Delta, DeltaKind, Reader, Reading, Revision, Topic},
     path::RepoPath,
     pipeline::contents_at,
     pointer::Content,
@@ -32,10 +33,13 @@ use crate::{
 /// Compares HEAD with the workspace, unless one or two revisions are given.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx diff metrics\n  mlx diff data HEAD~1 HEAD\n  mlx diff\n\n\
-JSON: `diff metrics` and `diff params` give [{\"file\", \"metric\", \"old\", \"new\", \"change\"}], null \
-for a side without\n\
-it, `change` null unless both are finite numbers; `diff data` gives [{\"path\", \"change\"}];\n\
-`diff` alone {\"data\": […], \"metrics\": […], \"params\": […]}")]
+JSON: `diff metrics` and `diff params` give [{\"file\", \"metric\", \"old\", \"new\", \"change\", \
+\"kind\"}]:\n\
+`kind` is added, removed, changed or retyped (`1` and `1.0`, or `1` and `\"1\"`), a side is null where the\n\
+value is missing, and `change` is null unless both are finite numbers; `diff data` gives\n\
+[{\"path\", \"change\"}]; `diff` alone {\"data\": […], \"metrics\": […], \"params\": […]}, \
+with\n\
+`error` if a file cannot be read")]
 pub struct Args {
     /// Topic to compare (default: everything)
     #[arg(value_name = "data|metrics|params")]
@@ -59,6 +63,7 @@ pub struct Differences {
     data: Vec<(RepoPath, Change)>,
     metrics: Vec<Delta>,
     params: Vec<Delta>,
+    failure: Option<Error>,
 }
 
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Differences> {
@@ -70,7 +75,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Differences> {
         revisions.remove(0);
     }
     if revisions.len() > 2 {
-        return Err(crate::error::Error::usage(format!(
+        return Err(Error::usage(format!(
             "unexpected argument `{}`: at most two revisions can be compared",
             revisions[2]
         )));
@@ -81,9 +86,19 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Differences> {
     };
     let new = revisions.get(1).map_or(Ok(Revision::Workspace), |it| parse_revision(&repo.git, it))?;
     let reader = Reader::new(&repo, &ctx.cwd)?;
-    let delta = |topic| -> Result<Vec<Delta>> {
-        let before = old.as_ref().map_or_else(|| Ok(Default::default()), |old| reader.read(topic, old))?;
-        Ok(metrics::diff(&before, &reader.read(topic, &new)?))
+    let mut faults = Vec::new();
+    let mut delta = |topic| -> Result<Vec<Delta>> {
+        let read = |side| reader.read(topic, side);
+        let (before, after) = (old.as_ref().map_or_else(|| Ok(Reading::default()), read)?, read(&new)?);
+        let deltas = metrics::diff(&before, &after);
+        for (name, side, reading) in
+            [(revisions.first(), old.as_ref(), before), (revisions.get(1), Some(&new), after)]
+        {
+            let (name, side) =
+                (name.map_or("HEAD", |name| name.as_str()), side.unwrap_or(&Revision::Workspace));
+            faults.extend(reading.faults.into_values().map(|error| in_revision(error, name, side)));
+        }
+        Ok(deltas)
     };
     let wanted = |candidate| section.is_none() || section == Some(candidate);
     let mut differences = Differences { section, ..Default::default() };
@@ -93,6 +108,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Differences> {
     if wanted(Section::Params) {
         differences.params = delta(Topic::Params)?;
     }
+    differences.failure = combine(faults);
     if wanted(Section::Data) {
         let workspace = Workspace::open(&repo)?;
         let more = || wants(&workspace, [old.as_ref(), Some(&new)]);
@@ -155,7 +171,7 @@ fn data(
 }
 
 impl Report for Differences {
-    fn json(&self) -> Value {
+    fn json(&self) -> Json {
         let row = |(path, change): &(RepoPath, Change)| json!({"path": path, "change": change});
         let data = || self.data.iter().map(row).collect::<Vec<_>>();
         match self.section {
@@ -165,12 +181,17 @@ impl Report for Differences {
             None => json!({"data": data(), "metrics": self.metrics, "params": self.params}),
         }
     }
+
+    fn failure(&self) -> Option<&Error> {
+        self.failure.as_ref()
+    }
 }
 
 impl fmt::Display for Differences {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.data.is_empty() && self.metrics.is_empty() && self.params.is_empty() {
-            return f.write_str("no differences");
+            // Of files that cannot be read, nothing is known.
+            return if self.failure.is_none() { f.write_str("no differences") } else { Ok(()) };
         }
         for (path, change) in &self.data {
             writeln!(f, "{:9} {path}", change_name(*change))?;
@@ -178,18 +199,42 @@ impl fmt::Display for Differences {
         for (name, rows) in [("metric", &self.metrics), ("param", &self.params)] {
             if !rows.is_empty() {
                 let cells = rows.iter().map(|delta| {
-                    vec![
-                        delta.file.to_text(),
-                        delta.metric.clone(),
-                        format_value(&delta.old),
-                        format_value(&delta.new),
-                        signed(&delta.change),
-                    ]
+                    let (old, new) = sides(delta);
+                    let change = delta.change.as_ref().map(signed).unwrap_or_default();
+                    vec![delta.file.to_text(), delta.metric.clone(), old, new, change]
                 });
                 writeln!(f, "{}", table(&["file", name, "old", "new", "change"], cells.collect()))?;
             }
         }
         Ok(())
+    }
+}
+
+/// Formats both sides so that they never look alike: in full where the short form is the same, and text in
+/// quotes where the type changed. A missing side is empty.
+fn sides(delta: &Delta) -> (String, String) {
+    let with = |format: &dyn Fn(&Value) -> String| {
+        (
+            delta.old.as_ref().map(format).unwrap_or_default(),
+            delta.new.as_ref().map(format).unwrap_or_default(),
+        )
+    };
+    let (old, new) = with(&format_value);
+    let exact = delta.kind == DeltaKind::Retyped || old == new && delta.kind == DeltaKind::Changed;
+    if exact { with(&shortened) } else { (old, new) }
+}
+
+/// Formats a value exactly; of a long table or list, only the number of items.
+fn shortened(value: &Value) -> String {
+    const LONGEST: usize = 60;
+    match (value, value.canonical()) {
+        (Value::Table(table), text) if text.len() > LONGEST => {
+            format!("a table of {}", count(table.len() as u64, "key"))
+        }
+        (Value::List(list), text) if text.len() > LONGEST => {
+            format!("a list of {}", count(list.len() as u64, "item"))
+        }
+        (_, text) => text,
     }
 }
 

@@ -219,7 +219,7 @@ fn tree(
         let edited = if *edited { ", then edited by hand" } else { "" };
         writeln!(f, "{rest}  made by stage {name}{edited}: {}", command.replace('\n', "; "))?;
         for (key, value) in params {
-            writeln!(f, "{rest}  with {key} = {}", crate::document::canonical(value))?;
+            writeln!(f, "{rest}  with {key} = {}", value.canonical())?;
         }
     }
     for (at, input) in node.inputs.iter().enumerate() {

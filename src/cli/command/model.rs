@@ -242,10 +242,9 @@ impl Report for Metrics {
 
 impl fmt::Display for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rows = document::leaves(&self.0)
-            .into_iter()
-            .map(|(key, value)| vec![key, format_value(&value)])
-            .collect();
+        let metrics = document::Value::from(&self.0);
+        let rows = document::leaves(&metrics).into_iter().map(|(key, value)| vec![key, format_value(value)]);
+        let rows = rows.collect();
         write!(f, "{}", show_table(&["metric", "value"], rows))
     }
 }

@@ -213,9 +213,9 @@ impl fmt::Display for ShownVersion {
         writeln!(f, "  package {path} ({}), commit {}", bytes(package.size), tag.rev.short())?;
         writeln!(f, "  registered {} by {}", tag.when.to_text(), tag.tagger)?;
         let shown = metrics.iter().filter(|(key, _)| !key.starts_with("confusion"));
-        shown
-            .into_iter()
-            .try_for_each(|(key, value)| writeln!(f, "  {key} = {}", format_value(&document::number(*value))))
+        shown.into_iter().try_for_each(|(key, value)| {
+            writeln!(f, "  {key} = {}", format_value(&document::Value::from(*value)))
+        })
     }
 }
 

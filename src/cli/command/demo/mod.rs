@@ -19,6 +19,7 @@ use self::month::DayEvents;
 use crate::{
     cli::{Context, Report, report::shell_quote},
     demo_data::{Pet, photo},
+    document,
     error::{Error, Kind, Result, WithContext},
     fs::{self, Entry, FileKind, Listing, NoFilter, Root, Sync},
     path::RepoPath,
@@ -183,8 +184,8 @@ impl Player<'_, '_> {
     fn outcome(&self, month: Vec<DayEvents>) -> Result<Outcome> {
         let files = Root::open(&self.project)?;
         let metrics = RepoPath::from_text("metrics/test.json")?;
-        let value = crate::document::parse(&metrics, &files.read(&metrics)?)?;
-        let accuracy = value["accuracy"].as_f64().unwrap_or(f64::NAN);
+        let value = document::parse(&metrics, &files.read(&metrics)?)?;
+        let accuracy = value.get("accuracy").and_then(document::Value::as_f64).unwrap_or(f64::NAN);
         Ok(Outcome { project: self.project.clone(), accuracy, version: "pets@v0.1.0".to_owned(), month })
     }
 
