@@ -201,7 +201,7 @@ impl Fetcher<'_> {
         let part = partial_path(digest)?;
         // Another process may fetch the same file into the same store.
         let _lock = crate::fs::lock(root, &part.with_suffix(".lock"))?;
-        if self.repo.store.contains(digest) {
+        if self.repo.store.pin(digest) {
             return Ok(());
         }
         let present = intact_chunks(root, &part, &list)?;

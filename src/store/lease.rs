@@ -106,7 +106,7 @@ impl Store {
         self.try_pin_packed(digest).unwrap_or(false)
     }
 
-    fn try_pin(&self, digest: &Digest) -> Result<bool> {
+    pub(super) fn try_pin(&self, digest: &Digest) -> Result<bool> {
         if self.try_pin_packed(digest)? {
             return Ok(true);
         }
@@ -167,7 +167,7 @@ impl Store {
         if lease.as_ref().is_some_and(|it| it.pinned.contains(&name)) {
             return Ok(true);
         }
-        let _gate = fs::lock_shared(&self.root, &RepoPath::from_text(GATE)?)?;
+        let _gate = self.enter_gate()?;
         if !exists()? {
             return Ok(false);
         }
@@ -177,6 +177,11 @@ impl Store {
         };
         lease.add(name)?;
         Ok(true)
+    }
+
+    /// Prevents a gc from removing anything until the lock is dropped.
+    pub fn enter_gate(&self) -> Result<Lock> {
+        fs::lock_shared(&self.root, &RepoPath::from_text(GATE)?)
     }
 
     /// Prevents all processes from adding pins until the lock is dropped.

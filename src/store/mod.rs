@@ -5,6 +5,7 @@
 //! runs. Order of a write: the bytes are synced first, then the index that names them is published. A crash
 //! therefore leaves garbage at worst, never an entry whose bytes are missing.
 
+mod complete;
 mod diff;
 mod folder;
 mod inventory;
@@ -21,6 +22,7 @@ mod verify;
 mod writer;
 
 pub use self::{
+    complete::content_of,
     diff::{ChangedEntries, DiffSide, Difference, changed_entries, diff},
     folder::{collect_reachable, entries, entry_at, put_folder, replace},
     inventory::{Inventory, PackFile, StoredFile},

@@ -338,8 +338,9 @@ impl Store {
         }
         let mut freed = Freed::default();
         for run in &plan.runs {
-            self.root.remove(&file_path("runs", &run.digest.hex(), "")?)?;
-            freed.runs.add_one(run.size);
+            if self.remove_run(run)? {
+                freed.runs.add_one(run.size);
+            }
         }
         let removable = |it: &&PackRemoval| repacked.names.contains(&it.name) && !leased.contains(&it.name);
         let packs: Vec<&PackRemoval> = plan.packs.iter().filter(removable).collect();

@@ -11,7 +11,7 @@ use crate::{
     document::canonical,
     error::{Error, Result},
     fs::Sync,
-    store::{Store, file_path},
+    store::{Store, StoredFile, file_path},
     time::Timestamp,
 };
 
@@ -56,19 +56,54 @@ impl Store {
         Ok(bytes.and_then(|it| CachedRun::parse(key, &it).ok()))
     }
 
+    /// Returns the keys of all recorded runs.
+    pub fn run_keys(&self) -> Result<Vec<Digest>> {
+        let names = self.file_names("runs")?;
+        let keys = names.iter().filter_map(|name| std::str::from_utf8(name).ok());
+        Ok(keys.filter_map(|hex| Digest::from_hex(hex).ok()).collect())
+    }
+
     /// Records a run, whose outputs must be stored already. An older run never replaces a newer one.
     pub fn put_cached_run(&self, run: &CachedRun) -> Result<()> {
         let key = run.key();
         if self.cached_run(&key)?.is_some_and(|it| it.when > run.when) {
             return Ok(());
         }
+        // A gc may be about to remove an older record of the same run.
+        let _gate = self.enter_gate()?;
         self.root.write(&file_path("runs", &key.hex(), "")?, &run.to_bytes(), Sync::Now)
+    }
+
+    /// Removes a run's record, unless the run was recorded again since the inventory was taken: then it is
+    /// young. The gate must be locked. Returns true if it was removed.
+    pub(super) fn remove_run(&self, listed: &StoredFile) -> Result<bool> {
+        let path = file_path("runs", &listed.digest.hex(), "")?;
+        let unchanged = self.root.stat(&path)?.is_some_and(|stat| stat.mtime == listed.mtime);
+        if unchanged {
+            self.root.remove(&path)?;
+        }
+        Ok(unchanged)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_run_that_was_recorded_again_is_not_removed() {
+        let temp = tempfile::tempdir().unwrap();
+        let store = Store::open(crate::fs::Root::open(temp.path()).unwrap()).unwrap();
+        let run = CachedRun { inputs: json!(1), outputs: json!(2), when: Timestamp::from_seconds(5) };
+        store.put_cached_run(&run).unwrap();
+        let listed = store.inventory().unwrap().runs[0];
+        let older = StoredFile { mtime: listed.mtime - 1, ..listed };
+        assert!(!store.remove_run(&older).unwrap());
+        assert_eq!(store.cached_run(&run.key()).unwrap(), Some(run.clone()));
+        assert_eq!(store.run_keys().unwrap(), [run.key()]);
+        assert!(store.remove_run(&listed).unwrap());
+        assert_eq!(store.cached_run(&run.key()).unwrap(), None);
+    }
 
     #[test]
     fn a_damaged_or_foreign_record_is_rejected() {

@@ -195,10 +195,7 @@ fn fetch_day(ctx: &Context<'_>, workspace: &Workspace<'_>, environment: &str, da
     let (repo, store) = (workspace.repo, &workspace.repo.store);
     let mut contents = Vec::new();
     for pointer in traffic::seal_pointers(repo, environment, day)? {
-        let (mut pages, mut contents_below) = Default::default();
-        let read =
-            crate::store::collect_reachable(store, &pointer.content.digest, &mut pages, &mut contents_below);
-        if read.is_err() || !contents_below.keys().all(|it| store.contains(it)) {
+        if !store.is_complete(&pointer.content) {
             contents.push((pointer.path, pointer.content));
         }
     }

@@ -84,6 +84,11 @@ pub fn register(ctx: &Context<'_>, args: &RegisterArgs) -> Result<ShownVersion> 
         return Err(not_committed(path));
     }
     let description = describe(&repo, path, content)?;
+    // The tag may be the first name of a package that only an abandoned commit names.
+    if !repo.store.pin_complete(&content)? {
+        let error = Error::not_found(format!("the local store does not hold all of the package `{path}`"));
+        return Err(error.hint(format!("get the rest with `mlx pull {path}`")));
+    }
     let version =
         registry::register(&repo.git, &args.model, &rev, path, content, description.metrics, choice)?;
     maintenance::publish_needs(&repo, ctx.progress)?;
@@ -113,9 +118,7 @@ pub fn show(ctx: &Context<'_>, version: &str) -> Result<ShownVersion> {
 
 /// Fetches a version's package from a remote (`None`: the default) unless the store has all of it.
 pub fn fetch_package(ctx: &Context<'_>, repo: &Repo, version: &Version, remote: Option<&str>) -> Result<()> {
-    let (mut pages, mut contents) = Default::default();
-    let read = store::collect_reachable(&repo.store, &version.package.digest, &mut pages, &mut contents);
-    if read.is_ok() && contents.keys().all(|it| repo.store.contains(it)) {
+    if repo.store.is_complete(&version.package) {
         return Ok(());
     }
     let wants = Wants { contents: vec![(version.path.clone(), version.package)], runs: Vec::new() };
