@@ -294,3 +294,25 @@ fn a_user_without_write_access_to_the_cache_can_check_out_but_not_add() {
     assert_eq!(fs::read(guest.clone.join("data.mlx")).unwrap(), pointer);
     assert_eq!(snapshot(&shared.cache), before);
 }
+
+/// Stages may make their folders read-only, as package managers do.
+#[test]
+fn read_only_folders_of_an_output_do_not_block_the_next_run() {
+    let Some(shared) = SharedCache::new() else { return skip("read_only_folders_of_an_output", NOT_ROOT) };
+    let ada = shared.user(25001, "022");
+    for ending in ["", "; exit 1"] {
+        let command = format!("mkdir -p d/x; cp i d/x/f; chmod 555 d/x d{ending}");
+        ada.write(
+            "mlx.toml",
+            format!("[stage.s]\ncmd = '{command}'\ndeps = ['i']\nouts = ['d']\n").as_bytes(),
+        );
+        for input in ["1", "2", "1"] {
+            ada.write("i", input.as_bytes());
+            let ran = ada.mlx("repro");
+            assert_eq!(ran.code, if ending.is_empty() { 0 } else { 8 }, "{ending} {input}: {}", ran.err);
+        }
+        let content = fs::read_to_string(ada.clone.join("d/x/f")).unwrap();
+        assert_eq!(content, "1", "{ending}: recorded, or restored after the failure");
+    }
+    ada.assert_sound();
+}

@@ -387,7 +387,8 @@ impl Dir {
         changed.context(|| format!("cannot change the mode of {}", self.quoted(name)))
     }
 
-    /// Removes a file, a symlink, or a folder with everything in it; a missing entry is fine.
+    /// Removes a file, a symlink, or a folder with everything in it, read-only folders included; a missing
+    /// entry is fine.
     pub fn remove(&self, name: &[u8]) -> Result<()> {
         let unlink = |flags| {
             fault::logged_point("remove", || self.quoted(name))
@@ -401,6 +402,7 @@ impl Dir {
                     return Err(error).context(|| format!("cannot remove {}", self.quoted(name)));
                 }
                 let inner = self.open_dir(name)?;
+                inner.make_writable();
                 for (child, _) in inner.names()? {
                     inner.remove(&child)?;
                 }

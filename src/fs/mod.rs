@@ -17,6 +17,7 @@ mod root;
 mod sparse;
 mod unshare;
 mod walk_filter;
+mod writable;
 
 pub use self::{
     dir::{Dir, Sync, TempFile},
