@@ -45,6 +45,12 @@ impl Timestamp {
     pub fn compact(self) -> String {
         self.to_text().replace(['-', ':'], "")
     }
+
+    /// Parses what [`Timestamp::compact`] returned.
+    pub fn parse_compact(text: &str) -> Option<Self> {
+        let time = text.parse::<jiff::Timestamp>().ok().map(|time| Self(time.as_second()))?;
+        (time.compact() == text).then_some(time)
+    }
 }
 
 /// Returns the current time in milliseconds since 1970, UTC; whole seconds if `MLX_TIMESTAMP` is set.

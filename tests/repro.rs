@@ -138,7 +138,7 @@ fn a_failing_command_leaves_everything_as_it_was() {
     sandbox.write("mlx.toml", &broken);
     let error = sandbox.fails("repro", 8);
     assert!(
-        error.contains("the stage `upper` failed (exit status: 3)") && error.contains("its output is in "),
+        error.contains("the stage `upper` failed (exit code 3)") && error.contains("its output is in "),
         "{error}"
     );
     assert_eq!(sandbox.read("mlx.lock"), lock);
@@ -146,6 +146,22 @@ fn a_failing_command_leaves_everything_as_it_was() {
     sandbox.write("runs.log", "ran\n");
     assert_eq!(snapshot(&sandbox.repo), files, "the former output is back");
     assert_eq!(outcomes(&sandbox.json("repro")), "upper unchanged, count unchanged");
+}
+
+#[test]
+fn a_stage_killed_by_a_signal_is_reported_with_its_name() {
+    let sandbox = Sandbox::new();
+    for (command, said) in [
+        ("kill -9 $$", "(killed by SIGKILL)"),
+        ("sh -c \"kill -TERM \\$\\$\"", "(killed by SIGTERM)"),
+        ("exit 130", "(killed by SIGINT)"),
+        ("exit 7", "(exit code 7)"),
+    ] {
+        sandbox.write("mlx.toml", format!("[stage.s]\ncmd = '{command}'\nouts = ['o']\n"));
+        let error = sandbox.fails("repro", 8);
+        assert!(error.contains(&format!("the stage `s` failed {said}")), "{command}: {error}");
+        assert_eq!(error.contains("memory runs out"), said.contains("SIGKILL"), "{error}");
+    }
 }
 
 #[test]
@@ -174,7 +190,8 @@ fn an_output_changed_by_hand_is_kept_before_it_is_restored() {
     sandbox.ok("repro");
     sandbox.write("upper.txt", "by hand");
     let ran = sandbox.mlx("repro");
-    assert!(ran.err.contains("`upper.txt` was edited by hand; that version is stored as b3:"), "{}", ran.err);
+    let said = "`upper.txt` held content that no run recorded; it is kept for 30 days: `mlx restore b3:";
+    assert!(ran.err.contains(said), "{}", ran.err);
     assert!(sandbox.read("upper.txt").starts_with("HELLO"));
     assert_eq!(run_count(&sandbox), 1);
 }

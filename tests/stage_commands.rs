@@ -33,7 +33,7 @@ fn each_command_of_a_list_must_succeed() {
     ] {
         sandbox.write("mlx.toml", format!("[stage.s]\ncmd = {command}\nouts = ['o']\n"));
         let error = sandbox.fails("repro", 8);
-        assert!(error.contains(&format!("the stage `s` failed (exit status: {code})")), "{command}\n{error}");
+        assert!(error.contains(&format!("the stage `s` failed (exit code {code})")), "{command}\n{error}");
         assert!(!sandbox.has("mlx.lock") && !sandbox.has("o"), "{command}");
     }
     // The commands share a shell, and what fails before `||` or in a condition does not count as failed.

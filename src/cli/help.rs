@@ -12,7 +12,7 @@ pub const GLOBAL_OPTIONS: &str = "Global options";
 
 /// Groups of `mlx --help`, each with its commands in the order in which a newcomer meets them.
 pub const GROUPS: [(&str, &[&str]); 8] = [
-    ("Track", &["init", "add", "status", "checkout", "commit", "remove", "move", "unprotect"]),
+    ("Track", &["init", "add", "status", "checkout", "commit", "remove", "move", "unprotect", "restore"]),
     ("Run", &["repro"]),
     ("Compare", &["diff", "show"]),
     ("Share", &["remote", "push", "fetch", "pull"]),

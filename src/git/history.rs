@@ -125,6 +125,15 @@ impl Git {
         })
     }
 
+    /// Returns the commit that is checked out, the one that was before the last merge, reset or rebase, and
+    /// the parents of both.
+    pub fn recent_heads(&self) -> Vec<Rev> {
+        let mut heads: Vec<Rev> = self.head().into_iter().chain(self.resolve("ORIG_HEAD")).collect();
+        let parents = heads.iter().filter_map(|rev| self.commit(rev).ok()).flat_map(|commit| commit.parents);
+        heads.extend(parents.collect::<Vec<_>>());
+        heads
+    }
+
     /// Lists the tips of all branches and tags, local and remote-tracking.
     pub fn tips(&self) -> Result<Vec<Rev>> {
         let context = || "cannot read Git's refs".into();

@@ -181,6 +181,13 @@ impl Git {
         Ok(paths_of(&index, wanted))
     }
 
+    /// Reads a file as it is in Git's index; `None` if Git does not track it or does not have its bytes here.
+    pub fn staged(&self, path: &RepoPath) -> Result<Option<Vec<u8>>> {
+        let index = from_gix(self.repo.index_or_empty(), || "cannot read Git's index".into())?;
+        let id = index.entry_by_path(path.bytes().as_bstr()).map(|entry| entry.id);
+        Ok(id.and_then(|id| self.repo.find_object(id).ok()).map(|object| object.data.clone()))
+    }
+
     /// Returns one file that Git tracks at `path` or below it, if any.
     pub fn tracked_within(&self, path: &RepoPath) -> Result<Option<RepoPath>> {
         let index = from_gix(self.repo.index_or_empty(), || "cannot read Git's index".into())?;

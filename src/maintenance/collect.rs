@@ -15,6 +15,7 @@ use crate::{
     maintenance::{
         clones,
         history_cache::HistoryCache,
+        leftovers::{FreedLeftovers, free_leftovers},
         mark::{Marked, mark},
         roots::{Detail, Roots, roots},
         snapshot::{Snapshot, take_snapshot},
@@ -23,6 +24,8 @@ use crate::{
     progress::Progress,
     repo::Repo,
     store::{Amount, Freed, Inventory, PrunePlan, plan_prune},
+    time::Timestamp,
+    workspace::forget_expired,
 };
 
 /// Number of times a gc starts over because references changed meanwhile.
@@ -34,6 +37,8 @@ const MAX_WARNINGS: usize = 5;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GcReport {
     pub freed: Freed,
+    /// Outputs of failed runs, and logs.
+    pub leftovers: FreedLeftovers,
     pub rewritten: Amount,
     /// Small packs that are merged.
     pub merged: Amount,
@@ -62,7 +67,8 @@ pub fn collect(repo: &Repo, grace: i64, mode: GcMode, progress: &dyn Progress) -
         let decision = decide(repo, grace)?;
         if mode == GcMode::DryRun {
             decision.warn(progress);
-            return Ok(decision.report(false));
+            let leftovers = free_leftovers(&decision.snapshot, false, progress)?;
+            return Ok(GcReport { leftovers, ..decision.report(false) });
         }
         let repacked = repo.store.repack(&decision.plan)?;
         let gate = repo.store.lock_gate()?;
@@ -72,6 +78,8 @@ pub fn collect(repo: &Repo, grace: i64, mode: GcMode, progress: &dyn Progress) -
             drop(gate);
             continue;
         }
+        // Records before the objects they name, those of all versions that had expired for the plan.
+        forget_expired(repo, Timestamp::now())?;
         let removed = repo.store.prune(&decision.plan, &repacked, &leased)?;
         drop(gate);
         freed.add(&removed);
@@ -80,7 +88,8 @@ pub fn collect(repo: &Repo, grace: i64, mode: GcMode, progress: &dyn Progress) -
             continue;
         }
         decision.warn(progress);
-        let mut report = GcReport { freed, ..decision.report(true) };
+        let leftovers = free_leftovers(&decision.snapshot, true, progress)?;
+        let mut report = GcReport { freed, leftovers, ..decision.report(true) };
         if repacked.disk_full {
             progress
                 .warn("the disk is full: half-empty and small packs stay as they are; run `mlx gc` again");
@@ -195,6 +204,7 @@ impl Decision {
             rewritten: self.plan.rewritten,
             merged: self.plan.merged,
             retained: self.plan.retained,
+            leftovers: FreedLeftovers::default(),
             kept: self.marked.live.objects.len() as u64,
             clones: self.snapshot.other_clones.len() as u64,
             done,

@@ -8,6 +8,7 @@ mod check;
 mod clones;
 mod collect;
 mod history_cache;
+mod leftovers;
 mod mark;
 #[cfg(test)]
 mod model_test;
@@ -20,6 +21,7 @@ pub use self::{
     check::{AffectedPath, CheckReport, check},
     clones::{CloneNeeds, forget_clone, publish_needs, publish_needs_if_allowed},
     collect::{GcMode, GcReport, collect},
+    leftovers::FreedLeftovers,
     repair::{RepairReport, RepairSource},
     roots::{Reference, Referrer, RootEntry, Roots},
     usage::{ClassUsage, Revision, Share, Usage, usage},

@@ -1,5 +1,5 @@
-//! Roots of garbage collection: everything that the [`Snapshot`], all history behind it, run records and the
-//! traffic spool refer to.
+//! Roots of garbage collection: everything that the [`Snapshot`], all history behind it, run records, kept
+//! versions and the traffic spool refer to.
 //!
 //! Each blob is read once, however many commits hold it. If a pointer or lockfile in a worktree cannot be
 //! parsed, its needs are unknown until the user fixes it. In a commit it cannot be fixed: all digests written
@@ -31,7 +31,9 @@ use crate::{
     pointer::{Content, ContentKind, Pointer, READ_LIMIT, SUFFIX},
     repo::Repo,
     store::Store,
+    time::Timestamp,
     traffic::spool,
+    workspace::KeptVersion,
 };
 
 /// Place that refers to an object.
@@ -135,6 +137,7 @@ impl RootsReader<'_> {
         if detail == Detail::Digests {
             snapshot.bases.iter().for_each(|content| roots.add_content(*content, None));
         }
+        add_kept(snapshot, &mut roots, detail);
         add_spooled_traffic(repo, &mut roots, detail)?;
         clones::add_other_needs(snapshot, &mut roots, detail)?;
         Ok(roots)
@@ -430,6 +433,25 @@ fn too_large(path: &RepoPath) -> Error {
 pub fn digests_in(text: &str) -> Vec<Digest> {
     let starts = text.match_indices("b3:").map(|it| it.0);
     starts.filter_map(|at| text.get(at..at + 67)?.parse().ok()).collect()
+}
+
+/// Adds the versions that are kept, until they expire. If a record cannot be parsed, its digests are kept.
+fn add_kept(snapshot: &Snapshot, roots: &mut Roots, detail: Detail) {
+    let now = Timestamp::now();
+    for (_, bytes) in &snapshot.kept {
+        match KeptVersion::parse(bytes) {
+            Some(version) if version.until() <= now => {}
+            Some(version) => {
+                let referrer = Referrer::Other(format!("a kept version of `{}`", version.path));
+                let reference = || Reference { referrer, path: RepoPath::root() };
+                roots.add_content(version.content, (detail == Detail::References).then(reference));
+            }
+            None => {
+                let digests = digests_in(&String::from_utf8_lossy(bytes));
+                roots.add_digests(digests, &Referrer::Other("a kept version".to_owned()), detail);
+            }
+        }
+    }
 }
 
 /// Adds the packages that answered requests in the spool, and the inputs of these requests.

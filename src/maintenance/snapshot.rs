@@ -1,5 +1,6 @@
 //! Snapshot of everything that refers to objects at one moment: Git's names and indexes, the pointers and
-//! lockfiles of all worktrees, and the needs of other clones. Equal snapshots lead to the same roots.
+//! lockfiles of all worktrees, kept versions, and the needs of other clones. Equal snapshots lead to the same
+//! roots.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
@@ -13,7 +14,7 @@ use crate::{
     path::RepoPath,
     pointer::{Content, READ_LIMIT, SUFFIX},
     repo::Repo,
-    workspace::Bases,
+    workspace::{Bases, read_kept},
 };
 
 /// All references that other processes may change at any time.
@@ -27,6 +28,8 @@ pub struct Snapshot {
     pub bases: Vec<Content>,
     /// Large files of the store that symbolic links in a worktree point to.
     pub links: BTreeSet<Digest>,
+    /// Records of kept versions, with their files, unparsed.
+    pub kept: Vec<(RepoPath, Vec<u8>)>,
     /// Published needs of other clones by clone id, unparsed.
     pub other_clones: Vec<(String, Vec<u8>)>,
 }
@@ -48,7 +51,8 @@ pub fn take_snapshot(repo: &Repo, recent: i64) -> Result<Snapshot> {
     }
     let bases = worktrees.iter().map(read_bases).collect::<Result<Vec<_>>>()?.concat();
     let names = repo.git.references(recent)?;
-    Ok(Snapshot { names, worktrees, files, bases, links, other_clones: clones::read_other_needs(repo)? })
+    let (kept, other_clones) = (read_kept(repo)?, clones::read_other_needs(repo)?);
+    Ok(Snapshot { names, worktrees, files, bases, links, kept, other_clones })
 }
 
 fn read_bases(worktree: &Worktree) -> Result<Vec<Content>> {

@@ -10,14 +10,17 @@ use crate::{
     error::Result,
     git::{Commit, Rev},
     maintenance::{
+        leftovers::all_leftovers,
         mark::mark,
         roots::{Detail, Referrer, Roots, roots},
         snapshot::take_snapshot,
     },
     path::RepoPath,
+    pipeline::{LeftoverKind, extent},
     pointer::{Content, ContentKind},
     repo::Repo,
     store::{Amount, EntryKind, Page, Store, decode_page},
+    workspace::{KeptVersion, kept_versions},
 };
 
 /// Owner of an object that more than one group needs.
@@ -61,6 +64,9 @@ pub struct Usage {
     pub large_files: ClassUsage,
     pub runs: ClassUsage,
     pub quarantine: ClassUsage,
+    /// Outputs of failed runs, and logs of runs, in all worktrees.
+    pub failed: ClassUsage,
+    pub logs: ClassUsage,
     /// Objects that nothing refers to.
     pub unneeded: Amount,
     /// Size of all versions of all pointers without deduplication and compression, in bytes.
@@ -69,6 +75,8 @@ pub struct Usage {
     pub distinct: u64,
     /// Size of these on disk, in bytes.
     pub stored: u64,
+    /// Versions that commands replaced, newest first.
+    pub kept: Vec<KeptVersion>,
     pub pointers: Vec<Share<RepoPath>>,
     pub revisions: Vec<Share<Revision>>,
 }
@@ -93,6 +101,19 @@ pub fn usage(repo: &Repo) -> Result<Usage> {
         distinct: BTreeSet::new(),
     };
     counter.versions(&found, &mut usage)?;
+    for (private, leftovers) in all_leftovers(&snapshot)? {
+        for leftover in leftovers {
+            let extent = extent(&private, &leftover.path);
+            let class = match leftover.kind {
+                LeftoverKind::Failed => &mut usage.failed,
+                LeftoverKind::Log => &mut usage.logs,
+            };
+            class.objects += extent.files;
+            class.bytes += extent.bytes;
+            class.stored += extent.bytes;
+        }
+    }
+    usage.kept = kept_versions(repo)?;
     usage.pointers = pointers(&repo.store, &found, &sizes)?;
     usage.revisions = revisions(repo, &found, &sizes)?;
     Ok(usage)

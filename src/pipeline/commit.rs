@@ -15,8 +15,16 @@ impl Pipeline<'_, '_> {
     /// content.
     pub fn commit(&self, path: Option<&RepoPath>, progress: &dyn Progress) -> Result<Vec<Pointer>> {
         let mut committed = Vec::new();
-        let lock = self.read_lockfile()?;
         for (name, stage) in &self.manifest.stages {
+            let chosen = |out: &&Output| path.is_none_or(|path| path.overlaps(&out.path));
+            let outputs: Vec<&Output> = stage.outputs.iter().filter(chosen).collect();
+            if outputs.is_empty() {
+                continue;
+            }
+            // A run that ended meanwhile would have its inputs recorded with these outputs, or the other way
+            // round.
+            let _turn = self.take_turn(name, progress)?;
+            let lock = self.read_lockfile()?;
             let Some(old) = lock.get(name) else { continue };
             if self.has_running_marker(name)? {
                 let error =
@@ -24,7 +32,7 @@ impl Pipeline<'_, '_> {
                 return Err(error.hint("its outputs may be half written; run `mlx repro` first"));
             }
             let mut record = old.clone();
-            for out in stage.outputs.iter().filter(|out| path.is_none_or(|path| path.overlaps(&out.path))) {
+            for out in outputs {
                 let recorded = record.outputs.get_mut(&out.path).or_else(|| record.in_git.get_mut(&out.path));
                 let Some(recorded) = recorded else { continue };
                 if let Some(content) = self.store_if_changed(out, *recorded, progress)? {

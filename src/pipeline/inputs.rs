@@ -9,7 +9,7 @@ use crate::{
     pipeline::{Lockfile, Pipeline, Stage},
     pointer::Content,
     progress::Silent,
-    store::{EntryKind, entries, entry_at},
+    store::{EntryKind, entry_at},
 };
 
 /// Everything a stage's result may depend on, apart from its own definition.
@@ -97,20 +97,6 @@ impl Pipeline<'_, '_> {
             params.insert(name, value.clone());
         }
         Ok(params)
-    }
-
-    /// Returns true if all of this content can be restored from the local store.
-    pub(super) fn is_stored(&self, content: &Content) -> bool {
-        let store = &self.repo().store;
-        if content.kind != crate::pointer::ContentKind::Tree {
-            return store.contains(&content.digest);
-        }
-        let Ok(rows) = entries(store, &content.digest) else { return false };
-        rows.iter().all(|entry| {
-            let kind = entry.kind.content_kind();
-            let inner = Content { digest: entry.digest, files: entry.files, kind, size: entry.size };
-            self.is_stored(&inner)
-        })
     }
 }
 

@@ -4,10 +4,14 @@
 //! [`repro`] → [`Lockfile`]. Only `repro` changes anything. A stage is a shell command. The caller passes the
 //! list of commands that are built into mlx, each with the version number of its results.
 
+mod aside;
 mod check;
 mod commit;
+mod ended;
+mod git_copy;
 mod graph;
 mod inputs;
+mod leftovers;
 mod lockfile;
 mod manifest;
 mod outputs;
@@ -19,6 +23,7 @@ pub mod runner;
 
 pub use self::{
     graph::Graph,
+    leftovers::{Extent, Leftover, LeftoverKind, expired, extent, leftovers},
     lockfile::{FILE as LOCKFILE, Lockfile, StageRecord},
     manifest::{FILE as MANIFEST, Manifest, Output, Role, Stage},
     outputs::{contents_at, manifest_folders, open_all, run_keys_at},

@@ -125,7 +125,7 @@ impl Pipeline<'_, '_> {
     fn find_cached(&self, cache_inputs: &Value) -> Result<(PlannedAction, run_cache::Outputs)> {
         let key = crate::digest::Digest::of(document::canonical(cache_inputs).as_bytes());
         match run_cache::find(&self.repo().store, &key)? {
-            Some(outputs) if outputs.values().all(|content| self.is_stored(content)) => {
+            Some(outputs) if outputs.values().all(|content| self.repo().store.is_complete(content)) => {
                 Ok((PlannedAction::Restore, outputs))
             }
             _ => Ok((PlannedAction::Run, BTreeMap::new())),
@@ -151,6 +151,7 @@ impl Pipeline<'_, '_> {
             let pointer = Pointer { path: out.path.clone(), content: *content };
             match self.workspace.compare(&pointer, &Silent)?.state {
                 State::Same => {}
+                State::Changed if out.role.in_git() && self.is_converted(&out.path, content)? => {}
                 State::Absent => reasons.push(format!("its output `{}` is missing", out.path)),
                 State::Changed | State::Unknown => {
                     reasons.push(format!("its output `{}` was changed", out.path));
@@ -160,7 +161,7 @@ impl Pipeline<'_, '_> {
         if reasons.is_empty() {
             return Ok((PlannedAction::Unchanged, outputs));
         }
-        if outputs.values().all(|it| self.is_stored(it)) {
+        if outputs.values().all(|content| self.repo().store.is_complete(content)) {
             return Ok((PlannedAction::Restore, outputs));
         }
         if inputs.absent.is_empty() {

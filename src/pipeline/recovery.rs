@@ -1,18 +1,32 @@
-//! Recovery of stage outputs: after killed and failed runs, and before a run replaces edits made by hand.
+//! Recovery of stage outputs: after killed and failed runs, and before a run replaces content that no run
+//! recorded.
 //!
-//! Content that is not in the store is never deleted. It is moved to mlx's private folder or stored first.
+//! Content that is not in the store is never deleted. It is moved to mlx's private folder, or it is stored
+//! first and becomes a kept version.
+
+use std::collections::BTreeMap;
 
 use crate::{
     digest::Digest,
-    error::{Result, WithContext},
+    error::{Error, Kind, Result, WithContext},
     fs::lock,
     path::RepoPath,
-    pipeline::{Pipeline, Stage},
-    pointer::Pointer,
+    pipeline::{
+        Lockfile, Output, Pipeline, Stage,
+        aside::Stamp,
+        leftovers::{self, FAILED},
+        run_cache,
+    },
+    pointer::{Content, Pointer},
     progress::Progress,
-    time::Timestamp,
-    workspace::checkout,
+    workspace::{KEPT_DAYS, checkout},
 };
+
+/// Metadata of outputs; those that do not exist have none.
+pub(super) type Stamps = BTreeMap<RepoPath, Option<Stamp>>;
+
+/// Number of times the outputs are looked at until they stay the same.
+const MAX_ROUNDS: u32 = 10;
 
 impl Pipeline<'_, '_> {
     /// Returns the path of a marker or lock of a running stage. It contains a digest of the pipeline's
@@ -59,11 +73,7 @@ impl Pipeline<'_, '_> {
         progress: &dyn Progress,
     ) -> Result<()> {
         let repo = self.repo();
-        let folder = RepoPath::from_text(&format!(
-            "failed/{name}-{}-{}",
-            Timestamp::now().compact(),
-            std::process::id()
-        ))?;
+        let folder = RepoPath::from_text(&format!("{FAILED}/{}", leftovers::name(name)))?;
         let mut moved = Vec::new();
         for out in &stage.outputs {
             if repo.files.stat(&out.path)?.is_some() {
@@ -72,9 +82,14 @@ impl Pipeline<'_, '_> {
                     moved.push(format!("`{}`", out.path));
                 } else if let Some(stored) = self.workspace.store(&out.path, progress)? {
                     // The private folder is on another file system: the store keeps the content instead.
-                    let (path, digest) = (&out.path, stored.digest);
+                    let partial = Pointer { path: out.path.clone(), content: stored };
+                    let kept =
+                        self.workspace.keep(partial, &format!("a run of the stage `{name}` failed"))?;
                     progress.note(&format!(
-                        "the partial output `{path}` of the stage `{name}` is stored as {digest}"
+                        "the partial output `{}` of the stage `{name}` is kept for {KEPT_DAYS} days: \
+                        `{} --to PATH` brings it back",
+                        out.path,
+                        kept.command()
                     ));
                     repo.files.remove(&out.path)?;
                 }
@@ -100,31 +115,105 @@ impl Pipeline<'_, '_> {
             let content = record.outputs.get(&out.path).or_else(|| record.in_git.get(&out.path));
             let Some(content) = content else { continue };
             let pointer = Pointer { path: out.path.clone(), content: *content };
-            if let Err(error) = checkout(self.workspace, &pointer, false, progress) {
+            if let Err(error) = self.restore_output(&pointer, progress) {
                 progress.warn(&format!("cannot restore the recorded `{}`: {}", out.path, error.chain_text()));
             }
         }
     }
 
-    /// Stores outputs that were edited by hand, so that they can be replaced.
-    pub(super) fn save_edits(&self, name: &str, stage: &Stage, progress: &dyn Progress) -> Result<()> {
-        let lock = self.read_lockfile()?;
+    /// Checks out one output. A folder that the stage made read-only becomes writable.
+    pub(super) fn restore_output(&self, output: &Pointer, progress: &dyn Progress) -> Result<()> {
+        match checkout(self.workspace, output, false, progress) {
+            Err(error) if error.kind() == Kind::Denied => {
+                self.repo().files.make_folders_writable(&output.path)?;
+                checkout(self.workspace, output, false, progress).map(drop)
+            }
+            done => done.map(drop),
+        }
+    }
+
+    /// Keeps what is at a stage's outputs before it is replaced, unless it stays or a run recorded it.
+    /// `replacement` holds what a restore puts there; a run replaces everything. Returns what the outputs
+    /// looked like when all of their content was safe.
+    pub(super) fn keep_unrecorded(
+        &self,
+        name: &str,
+        stage: &Stage,
+        replacement: &run_cache::Outputs,
+        progress: &dyn Progress,
+    ) -> Result<Stamps> {
+        let mut safe = replacement.clone();
+        // Storing may take long. Whatever was saved meanwhile is found by the next round, which reads only
+        // what changed.
+        for _ in 0..MAX_ROUNDS {
+            let stamp = |out: &Output| Ok((out.path.clone(), Stamp::of(&self.repo().files, &out.path)?));
+            let stamps = stage.outputs.iter().map(stamp).collect::<Result<Stamps>>()?;
+            if !self.keep_round(name, stage, &mut safe, progress)? {
+                return Ok(stamps);
+            }
+        }
+        let error = Error::new(Kind::Conflict, format!("the outputs of the stage `{name}` keep changing"));
+        Err(error.hint("another program writes to them; end it, then run `mlx repro` again"))
+    }
+
+    /// Looks at each output once and makes its content safe; returns false if all of it was `safe` already.
+    fn keep_round(
+        &self,
+        name: &str,
+        stage: &Stage,
+        safe: &mut run_cache::Outputs,
+        progress: &dyn Progress,
+    ) -> Result<bool> {
+        let mut changed = false;
         for out in &stage.outputs {
-            let record = lock.get(name);
-            let recorded = record
-                .and_then(|record| record.outputs.get(&out.path).or_else(|| record.in_git.get(&out.path)));
             let Some(current) = self.workspace.content(&out.path, progress)? else { continue };
-            if Some(&current) == recorded && self.is_stored(&current) {
+            if safe.get(&out.path) == Some(&current) {
                 continue;
             }
-            let stored = self.workspace.store(&out.path, progress)?.expect("it was digested just before");
-            if Some(&current) != recorded {
+            changed = true;
+            let recorded = out.role.in_git() && self.is_as_in_git(&out.path)?
+                || self.is_recorded_output(&out.path, &current)?;
+            if recorded && self.repo().store.pin_complete(&current)? {
+                safe.insert(out.path.clone(), current);
+                continue;
+            }
+            let Some(stored) = self.workspace.store(&out.path, progress)? else { continue };
+            safe.insert(out.path.clone(), stored);
+            if !recorded || stored != current {
+                let kept = Pointer { path: out.path.clone(), content: stored };
+                let kept = self.workspace.keep(kept, &format!("the stage `{name}` replaced it"))?;
                 progress.note(&format!(
-                    "`{}` was edited by hand; that version is stored as {}",
-                    out.path, stored.digest
+                    "`{}` held content that no run recorded; it is kept for {KEPT_DAYS} days: `{}` brings it \
+                    back",
+                    out.path,
+                    kept.command()
                 ));
             }
         }
-        Ok(())
+        Ok(changed)
+    }
+
+    /// Returns true if a run put this content there: by the lockfile, the run cache, or the lockfile of the
+    /// commit that is checked out, one of its parents or the one before it.
+    fn is_recorded_output(&self, path: &RepoPath, content: &Content) -> Result<bool> {
+        let names = |lock: &Lockfile| {
+            let mut outputs =
+                lock.records().flat_map(|(_, record)| record.outputs.iter().chain(&record.in_git));
+            outputs.any(|(output, known)| output == path && known == content)
+        };
+        let store = &self.repo().store;
+        if names(&self.read_lockfile()?) || run_cache::has_output(store, path, content)? {
+            return Ok(true);
+        }
+        let git = &self.repo().git;
+        let lockfile = self.lockfile_path()?;
+        for rev in git.recent_heads() {
+            // A lockfile that cannot be read, such as one with conflict marks, names nothing.
+            let Ok(Some(bytes)) = git.read(&rev, &lockfile) else { continue };
+            if Lockfile::parse(&lockfile, &bytes).is_ok_and(|lock| names(&lock)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }

@@ -1,27 +1,28 @@
 //! Runs stages in order: a stage with changed inputs runs, one with a cached run is restored, others are
 //! unchanged.
 //!
-//! Edits made by hand are stored before an output is replaced. A failed run leaves no record: its partial
-//! outputs are quarantined and the recorded ones are restored.
+//! Content that no run recorded is kept before an output is replaced. A failed run leaves no record: its
+//! partial outputs are quarantined and the recorded ones are restored.
 
 use std::collections::BTreeSet;
 
 use crate::{
     digest::Digest,
     error::{Error, Kind, Result, WithContext},
-    fs::{FileKind, Sync, lock_patiently},
+    fs::{FileKind, Lock, Sync, lock_patiently},
     path::RepoPath,
     pipeline::{
         Pipeline, Stage, StageRecord,
         check::check,
+        ended::Ended,
         inputs::{Inputs, link_error},
+        leftovers::{self, LOGS},
         plan::{Examination, PlannedAction},
+        recovery::Stamps,
         run_cache, runner,
     },
     pointer::Pointer,
     progress::Progress,
-    time::Timestamp,
-    workspace::checkout,
 };
 
 /// Options of a run.
@@ -95,11 +96,14 @@ impl Pipeline<'_, '_> {
     ) -> Result<(Outcome, Vec<String>)> {
         let stage = &self.manifest.stages[name];
         // Held from the examination to the record, so that two runs of one stage wait for each other.
-        let turn = self.running_file(name, ".turn")?;
-        let _lock = lock_patiently(&self.repo().private, &turn, progress)?;
+        let _turn = self.take_turn(name, progress)?;
         self.recover_killed_run(name, stage, progress)?;
         let lock = self.read_lockfile()?;
-        let examination = self.examine(name, stage, &lock, &Default::default(), force)?;
+        let mut examination = self.examine(name, stage, &lock, &Default::default(), force)?;
+        if examination.action == PlannedAction::Restore && !self.pin_outputs(&examination)? {
+            // A gc has freed some of them since they were looked up.
+            examination.action = PlannedAction::Run;
+        }
         let reasons = examination.reasons.clone();
         match examination.action {
             PlannedAction::Unchanged => Ok((Outcome::Unchanged, reasons)),
@@ -112,6 +116,19 @@ impl Pipeline<'_, '_> {
         }
     }
 
+    /// Waits until no other command runs, restores or records the stage in this worktree.
+    pub(super) fn take_turn(&self, name: &str, progress: &dyn Progress) -> Result<Lock> {
+        let turn = self.running_file(name, ".turn")?;
+        lock_patiently(&self.repo().private, &turn, progress)
+    }
+
+    /// Pins the outputs that a restore would bring, before the lockfile names them; returns false if some of
+    /// them are not stored any more.
+    fn pin_outputs(&self, examination: &Examination) -> Result<bool> {
+        let store = &self.repo().store;
+        examination.outputs.values().try_fold(true, |all, content| Ok(all && store.pin_complete(content)?))
+    }
+
     /// Checks out the outputs of a cached or recorded run.
     fn restore(
         &self,
@@ -120,13 +137,13 @@ impl Pipeline<'_, '_> {
         examination: Examination,
         progress: &dyn Progress,
     ) -> Result<()> {
-        self.save_edits(name, stage, progress)?;
+        self.keep_unrecorded(name, stage, &examination.outputs, progress)?;
         for out in &stage.outputs {
             let content = examination.outputs.get(&out.path).ok_or_else(|| {
                 Error::corrupt(format!("the recorded run of the stage `{name}` has no output `{}`", out.path))
             })?;
             let pointer = Pointer { path: out.path.clone(), content: *content };
-            checkout(self.workspace, &pointer, false, progress)?;
+            self.restore_output(&pointer, progress)?;
         }
         if examination.matches_record {
             return Ok(());
@@ -146,11 +163,11 @@ impl Pipeline<'_, '_> {
             return Err(examination.inputs.dependencies[path].missing_error(path))
                 .context(|| format!("cannot run the stage `{name}`"));
         }
-        self.save_edits(name, stage, progress)?;
+        let stamps = self.keep_unrecorded(name, stage, &run_cache::Outputs::new(), progress)?;
         let private = &self.repo().private;
         private.write(&self.running_marker(name)?, stage.command.as_bytes(), Sync::Now)?;
         let outputs = self
-            .execute(name, stage, progress)
+            .execute(name, stage, &stamps, progress)
             .and_then(|()| self.store_outputs(name, stage, &examination.inputs, progress));
         match outputs {
             Ok(outputs) => {
@@ -174,17 +191,14 @@ impl Pipeline<'_, '_> {
     }
 
     /// Removes the outputs, creates their parent folders and runs the command.
-    fn execute(&self, name: &str, stage: &Stage, progress: &dyn Progress) -> Result<()> {
+    fn execute(&self, name: &str, stage: &Stage, stamps: &Stamps, progress: &dyn Progress) -> Result<()> {
         let repo = self.repo();
         for out in &stage.outputs {
-            repo.files.remove(&out.path)?;
+            let safe = stamps.get(&out.path).and_then(Option::as_ref);
+            self.clear_output(name, &out.path, safe, progress)?;
             repo.files.create_dir(&out.path.parent().unwrap_or_default())?;
         }
-        let log = RepoPath::from_text(&format!(
-            "logs/{name}-{}-{}.log",
-            Timestamp::now().compact(),
-            std::process::id()
-        ))?;
+        let log = RepoPath::from_text(&format!("{LOGS}/{}.log", leftovers::name(name)))?;
         progress.note(&format!("running stage `{name}`: {}", stage.command.replace('\n', "; ")));
         let job = runner::Job {
             private: &repo.private,
@@ -194,14 +208,17 @@ impl Pipeline<'_, '_> {
             environment: &stage.environment,
             log: &log,
         };
-        let status = runner::run(&job, progress)?;
-        if status.success() {
+        let ended = runner::run(&job, progress)?;
+        if ended == Ended::Code(0) {
             return Ok(());
         }
         let log = log.on_disk(repo.private.path());
-        let message =
-            format!("the stage `{name}` failed ({status}): `{}`", stage.command.replace('\n', "; "));
-        Err(Error::new(Kind::Stage, message).hint(format!("its output is in {}", log.display())))
+        let message = format!("the stage `{name}` failed ({ended}): `{}`", stage.command.replace('\n', "; "));
+        let mut hint = format!("its output is in {}", log.display());
+        if ended == Ended::Killed("SIGKILL") {
+            hint.push_str("; the system kills a command in this way when memory runs out");
+        }
+        Err(Error::new(Kind::Stage, message).hint(hint))
     }
 
     /// Stores the outputs. Inputs that changed during the run are an error, so that no false record is

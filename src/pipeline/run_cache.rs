@@ -65,6 +65,16 @@ pub fn find(store: &Store, key: &Digest) -> Result<Option<Outputs>> {
     Ok(store.cached_run(key)?.and_then(|run| serde_json::from_value(run.outputs).ok()))
 }
 
+/// Returns true if a run with any inputs made this content at this path.
+pub fn has_output(store: &Store, path: &RepoPath, content: &Content) -> Result<bool> {
+    for key in store.run_keys()? {
+        if find(store, &key)?.is_some_and(|outputs| outputs.get(path) == Some(content)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Adds a run; its outputs have to be in the store already.
 pub fn put(store: &Store, inputs: Value, outputs: &Outputs) -> Result<()> {
     store.put_cached_run(&CachedRun { inputs, outputs: json!(outputs), when: Timestamp::now() })

@@ -30,7 +30,10 @@ use crate::{
     error::{Result, WithContext},
     fs::{File, Root, lock},
     path::RepoPath,
-    pipeline::run_cache::SHELL,
+    pipeline::{
+        ended::{Ended, exit_code},
+        run_cache::SHELL,
+    },
     progress::{Event, Progress},
 };
 
@@ -50,8 +53,8 @@ pub struct Job<'j> {
 /// Time that killed processes get to close the stage's output.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Runs a command to its end and returns its exit status. Output is copied to the log and to `progress`.
-pub fn run(job: &Job<'_>, progress: &dyn Progress) -> Result<ExitStatus> {
+/// Runs a command to its end and returns how it ended. Output is copied to the log and to `progress`.
+pub fn run(job: &Job<'_>, progress: &dyn Progress) -> Result<Ended> {
     let exe = std::env::current_exe().context(|| "cannot find the mlx executable".into())?;
     let mut child = Command::new(&exe)
         .arg(SUBCOMMAND)
@@ -67,7 +70,7 @@ pub fn run(job: &Job<'_>, progress: &dyn Progress) -> Result<ExitStatus> {
         .process_group(0)
         .spawn()
         .context(|| "cannot start the stage".into())?;
-    copy_output(&mut child, job, progress)
+    copy_output(&mut child, job, progress).map(Ended::of)
 }
 
 /// Returns a private folder that holds nothing but `mlx`, a link to the running executable. It is named
@@ -173,5 +176,5 @@ pub fn guard(private: &Path, lock_path: &str, script: &str) -> Result<i32> {
     });
     let status = Command::new(SHELL[0]).args(&SHELL[1..]).arg(script).stdin(Stdio::null()).status();
     let status = status.context(|| "cannot start `sh`".into())?;
-    Ok(status.code().unwrap_or(128))
+    Ok(exit_code(status))
 }

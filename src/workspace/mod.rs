@@ -13,6 +13,7 @@ mod filter;
 mod glob;
 mod ignore;
 mod index;
+mod kept;
 mod merge;
 mod modes;
 mod node;
@@ -27,6 +28,7 @@ pub use self::{
     base::Bases,
     checkout::{CheckoutStats, checkout, checkout_part, remove_files},
     glob::Glob,
+    kept::{KEPT_DAYS, KeptVersion, find_kept, forget_expired, kept_versions, read_kept, unknown_version},
     merge::{Base, Merge, Mine, NamedPaths, merge},
     node::Node,
     remove::{FilePolicy, RemoveResult},

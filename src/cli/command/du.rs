@@ -12,19 +12,24 @@ use crate::{
     error::Result,
     maintenance::{self, ClassUsage, Revision, Share, Usage},
     path::RepoPath,
+    workspace::KeptVersion,
 };
 
 /// Number of revisions shown.
 const MAX_REVISIONS: usize = 20;
+/// Number of kept versions shown.
+const MAX_KEPT: usize = 20;
 
 /// Show disk usage of the store
 ///
-/// Lists usage by kind of object, by pointer and by revision. The column `only` is the space that would be
-/// freed if that pointer or revision did not exist.
+/// Lists usage by kind of object, by pointer and by revision, and the versions that commands replaced, which
+/// `mlx restore` brings back. The column `only` is the space that would be freed if that pointer or revision
+/// did not exist.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx du\n  mlx du --json\n\n\
-JSON: {\"classes\": {\"contents\", \"trees\", \"whole\", \"runs\", \"quarantine\": {\"objects\", \
-\"bytes\", \"stored\"}}, \
+JSON: {\"classes\": {\"contents\", \"trees\", \"whole\", \"runs\", \"quarantine\", \"failed\", \
+\"logs\": {\"objects\", \"bytes\", \"stored\"}}, \
+\"kept\": [{\"digest\", \"path\", \"size\", \"when\", \"until\", \"why\", \"command\"}], \
 \"unneeded\": {\"count\", \"bytes\"}, \"versions\", \"distinct\", \"stored\", \"saved\": \
 {\"deduplication\", \"compression\"}, \
 \"pointers\": [{\"path\", \"versions\", \"size\", \"only\"}], \"revisions\": [{\"commit\" or null, \
@@ -44,7 +49,7 @@ impl DuOutput {
         (usage.versions.saturating_sub(usage.distinct), usage.distinct.saturating_sub(usage.stored))
     }
 
-    fn classes(&self) -> [(&'static str, &'static str, ClassUsage); 5] {
+    fn classes(&self) -> [(&'static str, &'static str, ClassUsage); 7] {
         let usage = &self.0;
         [
             ("contents", "small files", usage.contents),
@@ -52,6 +57,8 @@ impl DuOutput {
             ("whole", "large files", usage.large_files),
             ("runs", "cached runs", usage.runs),
             ("quarantine", "quarantine", usage.quarantine),
+            ("failed", "outputs of failed runs", usage.failed),
+            ("logs", "logs of runs", usage.logs),
         ]
     }
 }
@@ -74,8 +81,13 @@ impl Report for DuOutput {
                 "summary": newest.map(|it| &it.summary), "pointers": share.count, "size": share.size,
                 "only": share.exclusive})
         });
-        json!({"classes": classes, "unneeded": usage.unneeded, "versions": usage.versions,
-            "distinct": usage.distinct, "stored": usage.stored,
+        let kept = usage.kept.iter().map(|version| {
+            json!({"digest": version.content.digest, "path": version.path, "size": version.content.size,
+                "when": version.when.to_text(), "until": version.until().to_text(), "why": version.why,
+                "command": version.command()})
+        });
+        json!({"classes": classes, "kept": kept.collect::<Vec<_>>(), "unneeded": usage.unneeded,
+            "versions": usage.versions, "distinct": usage.distinct, "stored": usage.stored,
             "saved": {"deduplication": deduplication, "compression": compression},
             "pointers": pointers.collect::<Vec<_>>(), "revisions": revisions.collect::<Vec<_>>()})
     }
@@ -90,6 +102,20 @@ fn name(share: &Share<Revision>) -> String {
     }
 }
 
+fn write_kept(f: &mut fmt::Formatter<'_>, kept: &[KeptVersion]) -> fmt::Result {
+    let row = |version: &KeptVersion| {
+        let (size, until) = (bytes(version.content.size), version.until().day());
+        vec![until, size, version.path.to_string(), version.why.clone(), version.command()]
+    };
+    let head = ["kept until", "size", "path", "why", "brought back by"];
+    let rows = kept.iter().take(MAX_KEPT).map(row).collect();
+    writeln!(f, "{}", table(&head, rows).to_string().trim_end())?;
+    if kept.len() > MAX_KEPT {
+        writeln!(f, "… and {} more (`--json` lists all)", kept.len() - MAX_KEPT)?;
+    }
+    writeln!(f)
+}
+
 impl fmt::Display for DuOutput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let usage = &self.0;
@@ -99,6 +125,9 @@ impl fmt::Display for DuOutput {
         };
         let head = ["kind", "objects", "size", "on disk"];
         writeln!(f, "{}\n", table(&head, rows.map(row).collect()).to_string().trim_end())?;
+        if !usage.kept.is_empty() {
+            write_kept(f, &usage.kept)?;
+        }
         let row = |share: &Share<RepoPath>| {
             let (size, only) = (bytes(share.size), bytes(share.exclusive.bytes));
             vec![share.count.to_string(), size, only, share.subject.to_string()]

@@ -18,13 +18,14 @@ use crate::{
 /// Remove stored objects that nothing refers to any more
 ///
 /// Keeps everything that the workspace, Git's index, any branch, tag, stash or event, any worktree, or
-/// another clone sharing the cache refers to, and everything younger than the grace period. Without `--yes`,
-/// it only reports what it would delete.
+/// another clone sharing the cache refers to, and everything younger than the grace period. Versions that a
+/// command replaced, outputs of failed runs and logs are kept for 30 days, whatever the grace period, and the
+/// newest log of each stage for ever. Without `--yes`, it only reports what it would delete.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx gc\n  mlx gc --yes\n  mlx gc --grace 2d --yes\n  mlx gc --forget \
     /home/ada/old-clone\n\n\
 JSON: {\"done\", \"kept\", \"clones\", \"grace\", \"freed\": {\"total\", \"contents\", \"trees\", \
-\"whole\", \"runs\", \"orphans\", \"duplicates\": \
+\"whole\", \"runs\", \"orphans\", \"duplicates\", \"failed\", \"logs\": \
 {\"count\", \"bytes\"}}, \"rewritten\", \"merged\": {\"count\", \"bytes\"}, \"retained\": {\"count\", \
 \"bytes\"}, \"forgotten\": {\"path\", \"user\"}}")]
 pub struct Args {
@@ -55,8 +56,17 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<GcOutput> {
 }
 
 impl GcOutput {
-    fn classes(&self) -> [(&'static str, &'static str, Amount); 6] {
-        let freed = &self.gc.freed;
+    fn total(&self) -> Amount {
+        let mut total = self.gc.freed.total();
+        for amount in [self.gc.leftovers.failed, self.gc.leftovers.logs] {
+            total.count += amount.count;
+            total.bytes += amount.bytes;
+        }
+        total
+    }
+
+    fn classes(&self) -> [(&'static str, &'static str, Amount); 8] {
+        let (freed, leftovers) = (&self.gc.freed, &self.gc.leftovers);
         [
             ("contents", "small files", freed.contents),
             ("trees", "stored folders", freed.trees),
@@ -64,6 +74,8 @@ impl GcOutput {
             ("runs", "cached runs", freed.runs),
             ("orphans", "temporary and orphaned files", freed.orphans),
             ("duplicates", "duplicates", freed.duplicates),
+            ("failed", "outputs of failed runs", leftovers.failed),
+            ("logs", "logs of runs", leftovers.logs),
         ]
     }
 }
@@ -71,7 +83,7 @@ impl GcOutput {
 impl Report for GcOutput {
     fn json(&self) -> Value {
         let gc = &self.gc;
-        let mut freed = json!({"total": gc.freed.total()});
+        let mut freed = json!({"total": self.total()});
         for (name, _, amount) in self.classes() {
             freed[name] = json!(amount);
         }
@@ -90,7 +102,7 @@ impl fmt::Display for GcOutput {
         if let Some(clone) = &self.forgotten {
             writeln!(f, "forgot the clone {}", clone.path)?;
         }
-        let total = gc.freed.total();
+        let total = self.total();
         if total.count == 0 {
             let kept = count(gc.kept, "object");
             writeln!(f, "nothing to free: {kept} needed or younger than {}", self.grace)?;

@@ -35,6 +35,7 @@ mod remove;
 mod rename;
 mod repro;
 mod request;
+mod restore;
 mod retrain;
 mod serve;
 mod show;
@@ -67,6 +68,7 @@ pub enum Command {
     Remove(remove::Args),
     Move(rename::Args),
     Unprotect(unprotect::Args),
+    Restore(restore::Args),
     Repro(repro::Args),
     Diff(diff::Args),
     Show(show::Args),
@@ -123,6 +125,7 @@ impl Command {
             Self::Remove(args) => ui.show_report(&remove::run(ctx, args)?),
             Self::Move(args) => ui.show_report(&rename::run(ctx, args)?),
             Self::Unprotect(args) => ui.show_report(&unprotect::run(ctx, args)?),
+            Self::Restore(args) => ui.show_report(&restore::run(ctx, args)?),
             Self::Repro(args) => ui.show_report(&repro::run(ctx, args)?),
             Self::Diff(args) => ui.show_report(&diff::run(ctx, args)?),
             Self::Show(args) => ui.show_report(&show::run(ctx, args)?),

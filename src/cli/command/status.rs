@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use crate::{
     cli::{Context, Report, report::count},
     error::Result,
-    pipeline::{self, PlannedAction, Step},
-    workspace::{Change, PathStatus, State, Workspace},
+    pipeline::{self, Leftover, LeftoverKind, PlannedAction, Step},
+    workspace::{Change, KEPT_DAYS, PathStatus, State, Workspace, kept_versions},
 };
 
 /// Maximum number of changes, and of unknown paths, that the text report lists for each tracked path.
@@ -29,7 +29,8 @@ JSON: {\"clean\": bool, \"data\": [{\"path\", \"state\": \"same\" | \"changed\" 
 \"unknown\", \"why\",\n\
   \"changes\": [{\"path\", \"change\": \"added\" | \"modified\" | \"deleted\"}], \"unknown\": [{\"path\", \
   \"why\"}]}],\n\
-  \"stages\": [{\"name\", \"outcome\", \"why\": [text…]}], \"problems\": [text…]}")]
+  \"stages\": [{\"name\", \"outcome\", \"why\": [text…]}], \"problems\": [text…],\n\
+  \"failed\": failed runs whose outputs are here, \"kept\": replaced versions that are kept}")]
 pub struct Args {
     /// Paths to compare (default: all)
     paths: Vec<PathBuf>,
@@ -43,6 +44,9 @@ pub struct Status {
     items: Vec<PathStatus>,
     steps: Vec<Step>,
     problems: Vec<String>,
+    /// Number of failed runs whose outputs are still here, and of versions that are kept.
+    failed: usize,
+    kept: usize,
     check: bool,
 }
 
@@ -69,7 +73,10 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Status> {
         }
     }
     workspace.save_if_free();
-    Ok(Status { items, steps, problems, check: args.check })
+    let is_failed = |leftover: &Leftover| leftover.kind == LeftoverKind::Failed;
+    let failed = pipeline::leftovers(&repo.private)?.iter().filter(|leftover| is_failed(leftover)).count();
+    let kept = kept_versions(&repo)?.len();
+    Ok(Status { items, steps, problems, failed, kept, check: args.check })
 }
 
 impl Status {
@@ -102,7 +109,7 @@ impl Report for Status {
         );
         json!({"clean": self.is_clean(), "data": items.collect::<Vec<_>>(),
             "stages": steps.collect::<Vec<_>>(),
-            "problems": self.problems})
+            "problems": self.problems, "failed": self.failed, "kept": self.kept})
     }
 
     fn has_findings(&self) -> bool {
@@ -113,7 +120,7 @@ impl Report for Status {
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_clean() {
-            return f.write_str("clean: everything is as recorded");
+            f.write_str("clean: everything is as recorded\n")?;
         }
         for item in self.items.iter().filter(|it| it.state != State::Same) {
             match item.state {
@@ -134,8 +141,19 @@ impl fmt::Display for Status {
             writeln!(f, "stage {}: {}", step.name, outcome_name(step.action))?;
             step.reasons.iter().try_for_each(|reason| writeln!(f, "  {reason}"))?;
         }
-        self.problems.iter().try_for_each(|problem| writeln!(f, "pipeline: {problem}"))
+        self.problems.iter().try_for_each(|problem| writeln!(f, "pipeline: {problem}"))?;
+        write_kept(f, self.failed as u64, self.kept as u64)
     }
+}
+
+fn write_kept(f: &mut fmt::Formatter<'_>, failed: u64, kept: u64) -> fmt::Result {
+    let failed = (failed > 0).then(|| format!("outputs of {}", count(failed, "failed run")));
+    let kept = (kept > 0).then(|| count(kept, "replaced version"));
+    let all: Vec<_> = failed.into_iter().chain(kept).collect();
+    if all.is_empty() {
+        return Ok(());
+    }
+    writeln!(f, "kept for {KEPT_DAYS} days: {} (`mlx du` shows them)", all.join(" and "))
 }
 
 fn write_unknown(f: &mut fmt::Formatter<'_>, item: &PathStatus) -> fmt::Result {

@@ -1,0 +1,131 @@
+//! Tests in which a command that restores, registers or replaces something is halted between two disk
+//! operations, while a `gc` runs or the user saves a file.
+
+use std::{
+    fs,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    crash_safety::command,
+    gc_roots::{
+        GC_NOW, TRANSFORM, assert_gc_at_any_point_loses_nothing, assert_output_intact, remove_any, resume,
+        start_halting, step, write_data,
+    },
+    sandbox::Sandbox,
+};
+
+/// A restore takes bytes that nothing refers to until the lockfile names them.
+#[test]
+fn gc_at_any_point_of_a_restore_loses_nothing() {
+    let prepare = |sandbox: &Sandbox| {
+        write_data(sandbox);
+        sandbox.ok("add data");
+        sandbox.write("mlx.toml", TRANSFORM);
+        ["o", "mlx.lock"].iter().for_each(|name| remove_any(&sandbox.repo.join(name)));
+        for input in ["one", "two"] {
+            sandbox.write("i", input);
+            sandbox.ok("repro");
+        }
+        sandbox.write("i", "one");
+        assert_eq!(sandbox.json("repro --dry-run")["stages"][0]["outcome"], "would restore");
+    };
+    let check = |sandbox: &Sandbox, case: &str| {
+        assert_eq!(sandbox.json("repro")["stages"][0]["outcome"], "unchanged", "{case}");
+        assert_output_intact(sandbox, "one", case);
+    };
+    assert_gc_at_any_point_loses_nothing("repro", step(11), &prepare, &check);
+}
+
+/// Registers a package that only an abandoned commit names, while a `gc` frees it: either the registration
+/// fails, or the version has all its bytes.
+#[test]
+fn gc_at_any_point_of_a_registration_leaves_no_version_without_its_bytes() {
+    let digest = format!("b3:{}", "0".repeat(64));
+    let description = format!(
+        "classes = ['a', 'b']\nformat = 1\noutput = 'p'\n[input]\ncrop = 1\nfilter = 'triangle'\nname = 'x'\n\
+        resize = 1\n[made_from]\nbackbone = '{digest}'\ndata = '{digest}'\nhead = '{digest}'\n\
+        params = '{digest}'\nsplit = '{digest}'\n[metrics]\n"
+    );
+    let sandbox = Sandbox::new();
+    sandbox.write("mlx.toml", "[model.pets]\npath = 'pets'\n");
+    sandbox.commit("start");
+    let (mut registered, mut refused, mut at) = (0, 0, 1);
+    loop {
+        sandbox.write("pets/model.toml", format!("{description}round = {at}\n"));
+        sandbox.write("pets/model.onnx", vec![at as u8; 1_100_000 + at as usize]);
+        sandbox.ok("add pets");
+        sandbox.commit("package");
+        let rev = sandbox.git("rev-parse HEAD");
+        sandbox.git("reset -q --hard HEAD~1");
+        sandbox.git("update-ref -d ORIG_HEAD");
+        remove_any(&sandbox.repo.join("pets"));
+        let args = format!("model register pets --version 0.0.{at} --rev {}", rev.trim());
+        let (child, halted) = start_halting(&sandbox, &args, at);
+        if !halted {
+            assert_eq!(child.wait_with_output().unwrap().status.code(), Some(0), "{args}");
+            break;
+        }
+        let mut gc = command(&sandbox, GC_NOW).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_millis(1500);
+        while gc.try_wait().unwrap().is_none() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let ran = resume(&sandbox, child);
+        assert_eq!(gc.wait().unwrap().code(), Some(0));
+        if ran.code == 0 {
+            registered += 1;
+            sandbox.ok(&format!("model get pets@v0.0.{at} --out got"));
+            remove_any(&sandbox.repo.join("got"));
+        } else {
+            refused += 1;
+            assert_eq!(ran.code, 3, "{at}: {}", ran.err);
+            assert_eq!(sandbox.git(&format!("tag --list pets@v0.0.{at}")), "");
+        }
+        at += step(13);
+    }
+    assert!(registered > 0 && refused > 0, "{registered} {refused}");
+}
+
+/// The user saves an output at any point before `repro` replaces it: the file is kept, moved away and named,
+/// or still there.
+#[test]
+fn a_save_at_any_point_of_a_repro_is_not_lost() {
+    let sandbox = Sandbox::new();
+    sandbox.write("mlx.toml", "[stage.s]\ncmd = 'cp i o'\ndeps = ['i']\nouts = ['o']\n");
+    sandbox.write("i", "0");
+    sandbox.ok("repro");
+    let (mut saved, mut at) = (0, 1);
+    loop {
+        // The run cache is searched for the content of the output.
+        remove_any(&sandbox.repo.join(".git/mlx/runs"));
+        sandbox.write("i", format!("{at}"));
+        sandbox.write("o", format!("precious {at}"));
+        let (child, halted) = start_halting(&sandbox, "repro", at);
+        if !halted {
+            assert_eq!(child.wait_with_output().unwrap().status.code(), Some(0));
+            break;
+        }
+        let newer = format!("newer than {at}");
+        let before = fs::read_to_string(sandbox.repo.join("o")).unwrap_or_default();
+        if before == format!("precious {at}") {
+            sandbox.write("o.new", &newer);
+            fs::rename(sandbox.repo.join("o.new"), sandbox.repo.join("o")).unwrap();
+            saved += 1;
+        }
+        let ran = resume(&sandbox, child);
+        assert_eq!(ran.code, 0, "{at}: {}", ran.err);
+        if before == format!("precious {at}") {
+            let digest = format!("b3:{}", blake3::hash(newer.as_bytes()));
+            let kept = sandbox.json("du")["kept"].as_array().unwrap().iter().any(|it| it["digest"] == digest);
+            let moved = walkdir::WalkDir::new(sandbox.repo.join(".git/mlx/failed")).into_iter().flatten();
+            let moved = moved.filter(|entry| entry.file_type().is_file());
+            let moved = moved.into_iter().any(|entry| fs::read_to_string(entry.path()).unwrap() == newer);
+            assert!(kept || moved, "{at}: {}", ran.err);
+            assert!(!moved || ran.err.contains("was saved just before"), "{at}: {}", ran.err);
+        }
+        at += step(7);
+    }
+    assert!(saved > 5, "{saved}");
+}
