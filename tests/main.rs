@@ -37,6 +37,7 @@ mod month;
 mod mounts;
 mod multi_user;
 mod overload;
+mod pipelines;
 mod release;
 mod remote;
 mod repro;

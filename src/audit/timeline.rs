@@ -15,7 +15,7 @@ use crate::{
     ledger::{self, Entry},
     model::registry::{self, Version},
     path::RepoPath,
-    pipeline::{LOCKFILE, Lockfile, StageRecord},
+    pipeline::{LOCKFILE, Lockfile, StageId, StageRecord},
     pointer::{Pointer, SUFFIX},
     repo::Repo,
 };
@@ -126,7 +126,7 @@ fn commit_rows(git: &Git, versions: &[Version]) -> Result<Vec<Row>> {
 #[derive(Clone, PartialEq)]
 enum Fact {
     Pointer(Pointer),
-    Stage(String, StageRecord),
+    Stage(StageId, StageRecord),
 }
 
 /// Reads the pointers and stage records of a commit.
@@ -140,7 +140,9 @@ fn read_facts(git: &Git, commit: &Commit) -> Result<Vec<Fact>> {
         if let Some(path) = file.without_suffix(SUFFIX) {
             facts.extend(Pointer::parse(path, &bytes).ok().map(Fact::Pointer));
         } else if let Ok(lock) = Lockfile::parse(&file, &bytes) {
-            facts.extend(lock.records().map(|(name, record)| Fact::Stage(name.to_owned(), record.clone())));
+            let folder = file.parent().unwrap_or_default();
+            let id = |name: &str| StageId::new(&folder, name);
+            facts.extend(lock.records().map(|(name, record)| Fact::Stage(id(name), record.clone())));
         }
     }
     Ok(facts)
@@ -150,13 +152,13 @@ fn read_facts(git: &Git, commit: &Commit) -> Result<Vec<Fact>> {
 fn commit_row(commit: &Commit, fact: &Fact, packages: &BTreeSet<&RepoPath>) -> Option<Row> {
     let (activity, subject, digest) = match fact {
         Fact::Pointer(pointer) => (Activity::Ingested, pointer.path.to_text(), pointer.content.digest),
-        Fact::Stage(name, record) => {
+        Fact::Stage(id, record) => {
             let package = record.outputs.iter().find(|(path, _)| packages.contains(path));
             let metrics = record.in_git.iter().next().filter(|_| record.outputs.is_empty());
             match (package, metrics) {
                 (Some((path, content)), _) => (Activity::Trained, path.to_text(), content.digest),
                 (None, Some((path, content))) if path.bytes().ends_with(b".json") => {
-                    (Activity::Tested, format!("{path} by {name}"), content.digest)
+                    (Activity::Tested, format!("{path} by {id}"), content.digest)
                 }
                 _ => return None,
             }

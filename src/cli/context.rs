@@ -2,6 +2,7 @@
 //! commands share (the repository, typed paths, pipelines, tracked paths, objects to transfer).
 
 use std::{
+    cell::RefCell,
     collections::BTreeSet,
     ffi::OsStr,
     path::{Path, PathBuf},
@@ -10,7 +11,7 @@ use std::{
 use crate::{
     error::Result,
     path::RepoPath,
-    pipeline::{self, Builtin, Pipeline},
+    pipeline::{Builtin, Pipelines},
     progress::Progress,
     remote::Wants,
     repo::Repo,
@@ -30,11 +31,13 @@ pub const BUILTINS: [Builtin; 5] = [
 pub struct Context<'a> {
     pub cwd: PathBuf,
     pub progress: &'a dyn Progress,
+    /// Warnings that were given already.
+    warned: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Context<'a> {
     pub fn new(cwd: PathBuf, progress: &'a dyn Progress) -> Self {
-        Self { cwd, progress }
+        Self { cwd, progress, warned: RefCell::default() }
     }
 
     /// Discovers the repository on demand, so that `mlx init` and `mlx --help` work anywhere. Settings that
@@ -74,17 +77,33 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Returns all pipelines that apply in this workspace and working directory.
-    pub fn pipelines<'w, 'r>(&self, workspace: &'w Workspace<'r>) -> Result<Vec<Pipeline<'w, 'r>>> {
-        pipeline::open_all(workspace, &self.cwd, &BUILTINS)
+    /// Opens all pipelines of the repository.
+    pub fn all_pipelines<'w, 'r>(&self, workspace: &'w Workspace<'r>) -> Result<Pipelines<'w, 'r>> {
+        Pipelines::open(workspace, &self.cwd, &BUILTINS)
+    }
+
+    /// Opens all pipelines for a command that does not need every one: a broken `mlx.toml` is only a
+    /// warning, given once.
+    pub fn pipelines<'w, 'r>(&self, workspace: &'w Workspace<'r>) -> Result<Pipelines<'w, 'r>> {
+        let pipelines = self.all_pipelines(workspace)?;
+        for broken in &pipelines.broken {
+            let warning = broken.error.chain_text();
+            if self.warned.borrow_mut().insert(warning.clone()) {
+                self.progress.warn(&warning);
+            }
+        }
+        Ok(pipelines)
     }
 
     /// Returns everything tracked here whose content only the store has: pointers, then outputs of stages.
     pub fn tracked(&self, workspace: &Workspace<'_>) -> Result<Tracked> {
+        self.tracked_with(workspace, &self.pipelines(workspace)?)
+    }
+
+    /// Returns what [`Context::tracked`] does, for a command that has opened the pipelines.
+    pub fn tracked_with(&self, workspace: &Workspace<'_>, pipelines: &Pipelines<'_, '_>) -> Result<Tracked> {
         let mut tracked = workspace.pointers()?;
-        for pipeline in self.pipelines(workspace)? {
-            tracked.pointers.extend(pipeline.recorded_outputs()?.into_iter().map(|it| it.0));
-        }
+        tracked.pointers.extend(pipelines.recorded_outputs()?);
         Ok(tracked)
     }
 
@@ -99,11 +118,9 @@ impl<'a> Context<'a> {
         }
         wants.contents =
             workspace.pointers()?.into_pointers()?.into_iter().map(|it| (it.path, it.content)).collect();
-        for pipeline in self.pipelines(workspace)? {
-            let (pointers, keys) = pipeline.recorded_runs()?;
-            wants.contents.extend(pointers.into_iter().map(|it| (it.path, it.content)));
-            wants.runs.extend(keys);
-        }
+        let (pointers, keys) = self.pipelines(workspace)?.recorded_runs()?;
+        wants.contents.extend(pointers.into_iter().map(|it| (it.path, it.content)));
+        wants.runs.extend(keys);
         Ok(wants)
     }
 }

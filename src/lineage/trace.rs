@@ -12,7 +12,7 @@ use crate::{
     git::{Commit, Git, Rev},
     lineage::versions::{content_at, introducing_commit},
     path::RepoPath,
-    pipeline::{LOCKFILE, Lockfile, StageRecord},
+    pipeline::{LOCKFILE, Lockfile, StageId, StageRecord},
     pointer::{Content, Pointer, SUFFIX},
     store::Store,
 };
@@ -21,7 +21,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub enum Origin {
     /// Output of a stage.
-    Stage { name: String, command: String, params: BTreeMap<String, Value>, edited: bool },
+    Stage { id: StageId, command: String, params: BTreeMap<String, Value>, edited: bool },
     /// Added by a user with `mlx add`.
     Added,
     /// A file tracked by Git, or an untracked one.
@@ -51,7 +51,8 @@ struct Sources<'s> {
     store: &'s Store,
     /// Commit from which history is searched.
     start: Option<Rev>,
-    locks: Vec<Lockfile>,
+    /// Lockfiles, each with its folder.
+    locks: Vec<(RepoPath, Lockfile)>,
     pointers: BTreeMap<RepoPath, Content>,
 }
 
@@ -85,7 +86,8 @@ pub fn trace(
         if let Some(tracked) = file.without_suffix(SUFFIX) {
             sources.pointers.insert(tracked.clone(), Pointer::parse(tracked, &bytes)?.content);
         } else {
-            sources.locks.push(Lockfile::parse(&file, &bytes)?);
+            let lock = Lockfile::parse(&file, &bytes)?;
+            sources.locks.push((file.parent().unwrap_or_default(), lock));
         }
     }
     let untracked = || {
@@ -106,15 +108,17 @@ pub fn is_tracking_file(file: &[u8]) -> bool {
         || file.ends_with(format!("/{LOCKFILE}").as_bytes())
 }
 
-type Producer<'l> = Option<(&'l str, &'l StageRecord)>;
+type Producer<'l> = Option<(StageId, &'l StageRecord)>;
 
 impl Sources<'_> {
     /// Returns the content of a path with the stage that produced it, if one did.
     fn find(&self, path: &RepoPath) -> Result<Option<(Producer<'_>, Content)>> {
-        for (name, record) in self.locks.iter().flat_map(Lockfile::records) {
-            let mut outputs = record.outputs.iter().chain(&record.in_git);
-            if let Some((top, content)) = outputs.find(|(top, _)| path.is_within(top)) {
-                return Ok(self.content_within(path, top, content)?.map(|it| (Some((name, record)), it)));
+        let records = self.locks.iter().flat_map(|(folder, lock)| {
+            lock.records().map(move |(name, record)| (StageId::new(folder, name), record))
+        });
+        for (id, record) in records {
+            if let Some((top, content)) = record.contents().find(|(top, _)| path.is_within(top)) {
+                return Ok(self.content_within(path, top, content)?.map(|it| (Some((id, record)), it)));
             }
         }
         for (top, content) in &self.pointers {
@@ -143,10 +147,10 @@ impl Sources<'_> {
     /// Builds the node of a path and, recursively, of its inputs.
     fn node(&self, path: &RepoPath, content: Content, producer: Producer<'_>) -> Result<Node> {
         let (origin, inputs) = match producer {
-            Some((name, record)) => {
+            Some((id, record)) => {
                 let inputs = record.dependencies.iter().map(|(path, content)| self.input(path, *content));
                 let origin = Origin::Stage {
-                    name: name.to_owned(),
+                    id,
                     command: record.command.clone(),
                     params: record.params.clone(),
                     edited: record.edited,

@@ -6,7 +6,7 @@ use crate::{
     document::{self, Value},
     error::{Error, Result},
     path::RepoPath,
-    pipeline::{Lockfile, Pipeline, Stage},
+    pipeline::{Pipeline, Records, Stage},
     pointer::Content,
     progress::Silent,
     store::{EntryKind, entry_at},
@@ -28,7 +28,7 @@ impl Pipeline<'_, '_> {
         &self,
         name: &str,
         stage: &Stage,
-        lock: &Lockfile,
+        records: &Records<'_>,
         restored: &BTreeMap<RepoPath, Content>,
     ) -> Result<Inputs> {
         let mut inputs = Inputs { params: self.params(stage)?, ..Inputs::default() };
@@ -44,7 +44,7 @@ impl Pipeline<'_, '_> {
                 Some(node) => node.content(),
                 None => {
                     inputs.absent.insert(path.clone());
-                    self.recorded(path, lock)?.ok_or_else(|| missing_dependency(name, path))?
+                    self.recorded(path, records)?.ok_or_else(|| missing_dependency(name, path))?
                 }
             };
             inputs.dependencies.insert(path.clone(), content);
@@ -53,11 +53,9 @@ impl Pipeline<'_, '_> {
     }
 
     /// Returns the content of a path missing from the workspace, by the record of its stage or its pointer.
-    fn recorded(&self, path: &RepoPath, lock: &Lockfile) -> Result<Option<Content>> {
-        let mut outputs = lock.records().flat_map(|(_, record)| record.outputs.iter().chain(&record.in_git));
-        let output = outputs.find(|(top, _)| path.is_within(top));
-        let found = match output {
-            Some((top, content)) => Some((top.clone(), *content)),
+    fn recorded(&self, path: &RepoPath, records: &Records<'_>) -> Result<Option<Content>> {
+        let found = match records.output(path)? {
+            Some(output) => Some(output),
             None => self.workspace.pointer_of(path)?.map(|pointer| (pointer.path, pointer.content)),
         };
         let Some((top, content)) = found else { return Ok(None) };

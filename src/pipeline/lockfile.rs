@@ -55,6 +55,18 @@ pub struct StageRecord {
     pub in_git: BTreeMap<RepoPath, Content>,
 }
 
+impl StageRecord {
+    /// Returns the contents of all outputs, those in Git last.
+    pub fn contents(&self) -> impl Iterator<Item = (&RepoPath, &Content)> {
+        self.outputs.iter().chain(&self.in_git)
+    }
+
+    /// Returns the recorded content of an output.
+    pub fn content(&self, output: &RepoPath) -> Option<&Content> {
+        self.outputs.get(output).or_else(|| self.in_git.get(output))
+    }
+}
+
 /// All records, each with the text it was read from.
 #[derive(Clone, Debug, Default)]
 pub struct Lockfile {
@@ -129,6 +141,11 @@ impl Lockfile {
     /// Returns the record of a stage.
     pub fn get(&self, stage: &str) -> Option<&StageRecord> {
         self.stages.get(stage).map(|(record, _)| record)
+    }
+
+    /// Returns the recorded output that is or contains `path`.
+    pub fn output(&self, path: &RepoPath) -> Option<(&RepoPath, &Content)> {
+        self.records().flat_map(|(_, record)| record.contents()).find(|(top, _)| path.is_within(top))
     }
 
     /// Returns the names and records of all stages, sorted by name.

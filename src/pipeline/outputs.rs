@@ -10,21 +10,10 @@ use crate::{
     error::Result,
     git::{Git, Rev},
     path::RepoPath,
-    pipeline::{Builtin, LOCKFILE, Lockfile, MANIFEST, Pipeline},
+    pipeline::{LOCKFILE, Lockfile, MANIFEST, Pipeline},
     pointer::{Content, Pointer, SUFFIX},
     repo::Repo,
-    workspace::Workspace,
 };
-
-/// Opens all pipelines that Git tracks, and those between `cwd` and the top of the repository.
-pub fn open_all<'w, 'r>(
-    workspace: &'w Workspace<'r>,
-    cwd: &Path,
-    builtins: &'w [Builtin],
-) -> Result<Vec<Pipeline<'w, 'r>>> {
-    let folders = manifest_folders(workspace.repo, cwd)?;
-    folders.iter().filter_map(|folder| Pipeline::open(workspace, folder, builtins).transpose()).collect()
-}
 
 /// Returns the folders that may hold an `mlx.toml`: those where Git tracks one, and those from `cwd` to the
 /// top.
@@ -50,7 +39,7 @@ pub fn contents_at(git: &Git, rev: &Rev) -> Result<BTreeMap<RepoPath, Content>> 
         let bytes = git.read(rev, &file)?.unwrap_or_default();
         if is_lockfile(file.bytes()) {
             let lock = Lockfile::parse(&file, &bytes)?;
-            let outputs = lock.records().flat_map(|(_, record)| record.outputs.iter().chain(&record.in_git));
+            let outputs = lock.records().flat_map(|(_, record)| record.contents());
             contents.extend(outputs.map(|(path, content)| (path.clone(), *content)));
         } else if let Some(path) = file.without_suffix(SUFFIX).filter(|_| Pointer::looks_like_pointer(&bytes))
         {
@@ -91,21 +80,8 @@ impl Pipeline<'_, '_> {
         Ok(outputs)
     }
 
-    /// Returns the outputs of all recorded runs, those in Git included, and the run-cache keys of these runs.
-    pub fn recorded_runs(&self) -> Result<(Vec<Pointer>, Vec<Digest>)> {
-        let lock = self.read_lockfile()?;
-        let records = lock.records().filter(|(name, _)| self.manifest.stages.contains_key(*name));
-        let (mut pointers, mut keys) = (Vec::new(), Vec::new());
-        for (_, record) in records {
-            let outputs = record.outputs.iter().chain(&record.in_git);
-            pointers.extend(outputs.map(|(path, content)| Pointer { path: path.clone(), content: *content }));
-            keys.push(record.key);
-        }
-        Ok((pointers, keys))
-    }
-
     /// Returns the paths of all declared outputs, each with the name of its stage.
     pub fn declared_outputs(&self) -> Vec<(RepoPath, String)> {
-        self.manifest.outputs().map(|(stage, out)| (out.path.clone(), stage.to_owned())).collect()
+        self.manifest.outputs().map(|(stage, out)| (out.path.clone(), self.id(stage).to_string())).collect()
     }
 }

@@ -1,7 +1,7 @@
 //! Plans a run: which stages would run or be restored, and why. Planning changes nothing.
 //!
 //! A stage runs when its inputs or its definition changed, unless the run cache has a run with the same
-//! inputs.
+//! inputs. A plan and a run check the same things: a stage that a run would refuse is blocked in the plan.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,9 +9,11 @@ use serde_json::Value;
 
 use crate::{
     document,
-    error::Result,
+    error::{Error, Result},
     path::RepoPath,
-    pipeline::{Lockfile, Pipeline, Stage, StageRecord, check::check_metrics, inputs::Inputs, run_cache},
+    pipeline::{
+        Pipeline, Pipelines, Records, Stage, StageId, StageRecord, check::Checker, inputs::Inputs, run_cache,
+    },
     pointer::{Content, Pointer},
     progress::Silent,
     workspace::State,
@@ -28,9 +30,17 @@ pub enum PlannedAction {
 /// A stage of a plan, with the reasons for its action.
 #[derive(Clone, Debug)]
 pub struct Step {
-    pub name: String,
-    pub action: PlannedAction,
+    pub id: StageId,
+    /// None if the stage cannot run: a run would refuse it, or a stage that it needs.
+    pub action: Option<PlannedAction>,
     pub reasons: Vec<String>,
+}
+
+/// Steps in the order of a run, and the first reason why a run would refuse a stage.
+#[derive(Debug)]
+pub struct Plan {
+    pub steps: Vec<Step>,
+    pub failure: Option<Error>,
 }
 
 /// Examination of a stage before it runs.
@@ -45,35 +55,65 @@ pub(super) struct Examination {
     pub matches_record: bool,
 }
 
-/// Plans the named stages and all they need; all stages when `names` is empty.
-pub fn plan(pipeline: &Pipeline<'_, '_>, names: &[String], force: bool) -> Result<Vec<Step>> {
-    let lock = pipeline.read_lockfile()?;
+/// Plans these stages and all they need.
+pub fn plan(pipelines: &Pipelines<'_, '_>, wanted: &[StageId], force: bool) -> Result<Plan> {
+    let graph = &pipelines.graph;
+    let records = Records::new(&pipelines.workspace.repo.files, pipelines.folders());
+    let checker = Checker::new(pipelines, &records)?;
+    let mut blocked = graph.downstream_of(graph.faults.keys());
+    let mut failure = None;
     let mut restored = BTreeMap::new();
-    let mut stale: BTreeSet<String> = BTreeSet::new();
+    let mut stale: BTreeSet<StageId> = BTreeSet::new();
     let mut steps = Vec::new();
-    for name in pipeline.graph.upstream_of(names)? {
-        let stage = &pipeline.manifest.stages[&name];
-        check_metrics(&name, stage)?;
-        let upstream: Vec<_> =
-            pipeline.graph.needs[&name].iter().filter(|need| stale.contains(*need)).collect();
-        let step = if upstream.is_empty() {
-            let examination = pipeline.examine(&name, stage, &lock, &restored, force)?;
-            if examination.action == PlannedAction::Restore {
-                restored.extend(examination.outputs);
-            }
-            Step { name: name.clone(), action: examination.action, reasons: examination.reasons }
+    for id in graph.upstream_of(wanted) {
+        let (action, reasons) = if blocked.contains(&id) {
+            let is_blocked = |need: &&StageId| blocked.contains(*need) || graph.faults.contains_key(*need);
+            let needs = graph.needs[&id].iter().filter(is_blocked);
+            let reason = |need: &StageId| format!("it needs the stage `{need}`, which cannot run");
+            (None, needs.map(reason).collect())
         } else {
-            // Its inputs are known only after those stages ran.
-            let reason = |need: &&String| format!("it needs the stage `{need}`, which would run");
-            let reasons = upstream.iter().map(reason).collect();
-            Step { name: name.clone(), action: PlannedAction::Run, reasons }
+            let upstream: Vec<_> = graph.needs[&id].iter().filter(|need| stale.contains(*need)).collect();
+            let forecast = checker.check_outputs(&id).and_then(|()| {
+                if upstream.is_empty() {
+                    return forecast(pipelines.of(&id), &id.name, &records, &mut restored, force);
+                }
+                // Its inputs are known only after those stages ran.
+                checker.check_inputs(&id)?;
+                let reason = |need: &&StageId| format!("it needs the stage `{need}`, which would run");
+                Ok((Some(PlannedAction::Run), upstream.iter().map(reason).collect()))
+            });
+            match forecast {
+                Ok(found) => found,
+                Err(error) => {
+                    let reasons = vec![error.chain_text()];
+                    failure.get_or_insert(error);
+                    blocked.insert(id.clone());
+                    blocked.extend(graph.downstream_of([&id]));
+                    (None, reasons)
+                }
+            }
         };
-        if step.action == PlannedAction::Run {
-            stale.insert(name);
+        if action == Some(PlannedAction::Run) {
+            stale.insert(id.clone());
         }
-        steps.push(step);
+        steps.push(Step { id, action, reasons });
     }
-    Ok(steps)
+    Ok(Plan { steps, failure })
+}
+
+/// Returns the action for a stage whose inputs are known.
+fn forecast(
+    pipeline: &Pipeline<'_, '_>,
+    name: &str,
+    records: &Records<'_>,
+    restored: &mut BTreeMap<RepoPath, Content>,
+    force: bool,
+) -> Result<(Option<PlannedAction>, Vec<String>)> {
+    let examination = pipeline.examine(name, &pipeline.manifest.stages[name], records, restored, force)?;
+    if examination.action == PlannedAction::Restore {
+        restored.extend(examination.outputs);
+    }
+    Ok((Some(examination.action), examination.reasons))
 }
 
 impl Pipeline<'_, '_> {
@@ -83,11 +123,12 @@ impl Pipeline<'_, '_> {
         &self,
         name: &str,
         stage: &Stage,
-        lock: &Lockfile,
+        records: &Records<'_>,
         restored: &BTreeMap<RepoPath, Content>,
         force: bool,
     ) -> Result<Examination> {
-        let inputs = self.inputs(name, stage, lock, restored)?;
+        let inputs = self.inputs(name, stage, records, restored)?;
+        let lock = records.of(&self.folder)?;
         let cache_inputs = self.cache_inputs(stage, &inputs);
         let mut reasons = match lock.get(name) {
             None => vec!["it has not run yet".to_owned()],
@@ -140,12 +181,8 @@ impl Pipeline<'_, '_> {
         inputs: &Inputs,
         reasons: &mut Vec<String>,
     ) -> Result<(PlannedAction, run_cache::Outputs)> {
-        let outputs: run_cache::Outputs = record
-            .outputs
-            .iter()
-            .chain(&record.in_git)
-            .map(|(path, content)| (path.clone(), *content))
-            .collect();
+        let outputs: run_cache::Outputs =
+            record.contents().map(|(path, content)| (path.clone(), *content)).collect();
         for out in &stage.outputs {
             let Some(content) = outputs.get(&out.path) else { continue };
             let pointer = Pointer { path: out.path.clone(), content: *content };

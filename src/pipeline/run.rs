@@ -4,7 +4,7 @@
 //! Content that no run recorded is kept before an output is replaced. A failed run leaves no record: its
 //! partial outputs are quarantined and the recorded ones are restored.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     digest::Digest,
@@ -12,8 +12,8 @@ use crate::{
     fs::{FileKind, Lock, Sync, lock_patiently},
     path::RepoPath,
     pipeline::{
-        Pipeline, Stage, StageRecord,
-        check::check,
+        Pipeline, Pipelines, Records, Stage, StageId, StageRecord,
+        check::Checker,
         ended::Ended,
         inputs::{Inputs, link_error},
         leftovers::{self, LOGS},
@@ -47,43 +47,75 @@ pub enum Outcome {
 /// A stage of a run, with its outcome and the reasons for it.
 #[derive(Debug)]
 pub struct StageRun {
-    pub name: String,
+    pub id: StageId,
     pub outcome: Outcome,
     pub reasons: Vec<String>,
 }
 
-/// Runs the named stages and all they need; all stages when `names` is empty. Returns every stage's outcome
-/// and the first failure, if any.
+/// Runs these stages and all they need. Returns every stage's outcome and the first failure, if any.
+///
+/// A fault of the graph stops only the stages it is about and those that need them. Any other problem that a
+/// check finds is an error before the first stage runs, unless the run is to continue after failures.
 pub fn repro(
-    pipeline: &Pipeline<'_, '_>,
-    names: &[String],
+    pipelines: &Pipelines<'_, '_>,
+    wanted: &[StageId],
     options: Options,
     progress: &dyn Progress,
 ) -> Result<(Vec<StageRun>, Option<Error>)> {
-    let order = pipeline.graph.upstream_of(names)?;
-    check(pipeline, &order)?;
-    let mut runs = Vec::new();
-    let mut failure = None;
-    let mut failed: BTreeSet<String> = BTreeSet::new();
-    for name in order {
-        let blocked = pipeline.graph.needs[&name].iter().any(|need| failed.contains(need));
-        if blocked || failure.is_some() && !options.keep_going {
-            let reasons = vec!["an earlier stage failed".to_owned()];
-            failed.insert(name.clone());
-            runs.push(StageRun { name, outcome: Outcome::Skipped, reasons });
+    let graph = &pipelines.graph;
+    let order = graph.upstream_of(wanted);
+    let refused = refused(pipelines, &order, options)?;
+    let blocked = graph.downstream_of(refused.iter().map(|it| &it.0));
+    let mut faulty: BTreeSet<StageId> = refused.iter().map(|it| it.0.clone()).collect();
+    faulty.extend(blocked);
+    let mut refused: BTreeMap<StageId, Error> = refused.into_iter().collect();
+    let (mut runs, mut failure, mut has_stopped) = (Vec::new(), None, false);
+    for id in order {
+        if let Some(error) = refused.remove(&id) {
+            runs.push(StageRun { id, outcome: Outcome::Failed, reasons: vec![error.chain_text()] });
+            failure.get_or_insert(error);
             continue;
         }
-        match pipeline.repro_stage(&name, options.force, progress) {
-            Ok((outcome, reasons)) => runs.push(StageRun { name, outcome, reasons }),
+        let is_blocked = faulty.contains(&id) || graph.needs[&id].iter().any(|need| faulty.contains(need));
+        if is_blocked || has_stopped {
+            let reasons = vec!["an earlier stage failed".to_owned()];
+            faulty.insert(id.clone());
+            runs.push(StageRun { id, outcome: Outcome::Skipped, reasons });
+            continue;
+        }
+        match pipelines.of(&id).repro_stage(&id.name, options.force, progress) {
+            Ok((outcome, reasons)) => runs.push(StageRun { id, outcome, reasons }),
             Err(error) => {
-                failed.insert(name.clone());
-                runs.push(StageRun { name, outcome: Outcome::Failed, reasons: vec![error.chain_text()] });
+                faulty.insert(id.clone());
+                has_stopped = !options.keep_going;
+                runs.push(StageRun { id, outcome: Outcome::Failed, reasons: vec![error.chain_text()] });
                 failure.get_or_insert(error);
             }
         }
-        pipeline.workspace.save(progress)?;
+        pipelines.workspace.save(progress)?;
     }
     Ok((runs, failure))
+}
+
+/// Returns the stages that cannot run, with the reason of each: those with a fault in the graph, and with
+/// `keep_going` those that a check refuses.
+fn refused(
+    pipelines: &Pipelines<'_, '_>,
+    order: &[StageId],
+    options: Options,
+) -> Result<Vec<(StageId, Error)>> {
+    let faults = &pipelines.graph.faults;
+    let blocked = pipelines.graph.downstream_of(faults.keys());
+    let records = Records::new(&pipelines.workspace.repo.files, pipelines.folders());
+    let checker = Checker::new(pipelines, &records)?;
+    let mut refused = Vec::new();
+    for id in order.iter().filter(|id| !blocked.contains(id)) {
+        match checker.check(id) {
+            Err(error) if faults.contains_key(id) || options.keep_going => refused.push((id.clone(), error)),
+            checked => checked?,
+        }
+    }
+    Ok(refused)
 }
 
 impl Pipeline<'_, '_> {
@@ -98,8 +130,7 @@ impl Pipeline<'_, '_> {
         // Held from the examination to the record, so that two runs of one stage wait for each other.
         let _turn = self.take_turn(name, progress)?;
         self.recover_killed_run(name, stage, progress)?;
-        let lock = self.read_lockfile()?;
-        let mut examination = self.examine(name, stage, &lock, &Default::default(), force)?;
+        let mut examination = self.examine(name, stage, &self.records(), &Default::default(), force)?;
         if examination.action == PlannedAction::Restore && !self.pin_outputs(&examination)? {
             // A gc has freed some of them since they were looked up.
             examination.action = PlannedAction::Run;
@@ -230,7 +261,7 @@ impl Pipeline<'_, '_> {
         before: &Inputs,
         progress: &dyn Progress,
     ) -> Result<run_cache::Outputs> {
-        let after = self.inputs(name, stage, &self.read_lockfile()?, &Default::default())?;
+        let after = self.inputs(name, stage, &self.records(), &Default::default())?;
         let mut dependencies = before.dependencies.iter();
         let dependency = dependencies.find(|(path, content)| after.dependencies.get(*path) != Some(content));
         let changed = dependency

@@ -56,8 +56,7 @@ pub struct Added {
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Added> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
-    let claimed: Vec<_> =
-        ctx.pipelines(&workspace)?.iter().flat_map(crate::pipeline::Pipeline::declared_outputs).collect();
+    let claimed = ctx.pipelines(&workspace)?.claims();
     let paths = ctx.paths(&repo, &args.paths)?;
     let added = with_trees(ctx, &workspace, || workspace.add_all(&paths, &claimed, ctx.progress));
     // The stat cache is saved even if a later path failed.

@@ -54,7 +54,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
             committed.push(with_trees(ctx, &workspace, act)?);
         }
     }
-    for pipeline in ctx.pipelines(&workspace)? {
+    for pipeline in ctx.pipelines(&workspace)?.iter() {
         if paths.is_empty() {
             committed.extend(pipeline.commit(None, ctx.progress)?);
         }

@@ -73,7 +73,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Output> {
     let mut tracked = repo.git.tracked(&lineage::is_tracking_file)?;
     tracked.extend(workspace.pointer_paths()?.iter().map(|path| path.with_suffix(crate::pointer::SUFFIX)));
     let pipelines = ctx.pipelines(&workspace)?;
-    tracked.extend(pipelines.iter().filter_map(|pipeline| pipeline.folder.join(LOCKFILE.as_bytes()).ok()));
+    tracked.extend(pipelines.folders().filter_map(|folder| folder.join(LOCKFILE.as_bytes()).ok()));
     tracked.sort();
     tracked.dedup();
     let trace = |path: &RepoPath| lineage::trace(&repo.git, &repo.store, rev.as_ref(), path, &read, &tracked);
@@ -131,8 +131,8 @@ fn resolve(
 /// Returns a node and its inputs as JSON.
 fn node(node: &Node) -> Value {
     let stage = match &node.origin {
-        Origin::Stage { name, command, params, edited } => {
-            json!({"name": name, "command": command, "params": params, "edited": edited})
+        Origin::Stage { id, command, params, edited } => {
+            json!({"name": id.to_string(), "command": command, "params": params, "edited": edited})
         }
         Origin::Added | Origin::Plain => Value::Null,
     };
@@ -212,12 +212,12 @@ fn tree(
 ) -> fmt::Result {
     writeln!(f, "{first}{}  {}  {}", node.path, node.content.digest.short(), commit(node))?;
     let is_repeated = !printed.insert((node.path.clone(), node.content.digest.hex()));
-    if let Origin::Stage { name, command, params, edited } = &node.origin {
+    if let Origin::Stage { id, command, params, edited } = &node.origin {
         if is_repeated {
             return writeln!(f, "{rest}  (as above)");
         }
         let edited = if *edited { ", then edited by hand" } else { "" };
-        writeln!(f, "{rest}  made by stage {name}{edited}: {}", command.replace('\n', "; "))?;
+        writeln!(f, "{rest}  made by stage {id}{edited}: {}", command.replace('\n', "; "))?;
         for (key, value) in params {
             writeln!(f, "{rest}  with {key} = {}", value.canonical())?;
         }
@@ -263,9 +263,9 @@ fn edges(node: &Node, lines: &mut Vec<String>) {
     let id = |node: &Node| quote(&format!("{} {}", node.path, node.content.digest.short()));
     let label = quote(&format!("{}\n{digest}\n{}", node.path, commit(node)));
     lines.push(format!("{} [label = {label}];", id(node)));
-    if let Origin::Stage { name, .. } = &node.origin {
-        let stage = quote(&format!("stage {name} {digest}"));
-        lines.push(format!("{stage} [label = {}, shape = ellipse];", quote(name)));
+    if let Origin::Stage { id: made_by, .. } = &node.origin {
+        let stage = quote(&format!("stage {made_by} {digest}"));
+        lines.push(format!("{stage} [label = {}, shape = ellipse];", quote(&made_by.to_string())));
         lines.push(format!("{stage} -> {};", id(node)));
         node.inputs.iter().for_each(|input| lines.push(format!("{} -> {stage};", id(input))));
     }

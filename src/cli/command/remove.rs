@@ -16,7 +16,6 @@ use crate::{
     error::Result,
     maintenance,
     path::RepoPath,
-    pipeline::Pipeline,
     pointer::{Pointer, SUFFIX},
     workspace::{FilePolicy, RemoveResult, Workspace},
 };
@@ -53,7 +52,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<RemoveReport> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let pipelines = ctx.pipelines(&workspace)?;
-    let claimed: Vec<_> = pipelines.iter().flat_map(Pipeline::declared_outputs).collect();
+    let claimed = pipelines.claims();
     let data = match (args.data, args.force) {
         (false, _) => FilePolicy::Keep,
         (true, false) => FilePolicy::Delete,

@@ -13,7 +13,7 @@ use crate::{
     fs::FileKind,
     maintenance,
     path::RepoPath,
-    pipeline::Pipeline,
+    pipeline::Pipelines,
     pointer::Pointer,
     workspace::{MoveResult, Workspace},
 };
@@ -46,7 +46,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<MoveReport> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let pipelines = ctx.pipelines(&workspace)?;
-    let claimed: Vec<_> = pipelines.iter().flat_map(Pipeline::declared_outputs).collect();
+    let claimed = pipelines.claims();
     let (from, mut to) = (ctx.path(&repo, &args.old)?, ctx.path(&repo, &args.new)?);
     let slash = args.new.as_os_str().as_bytes().ends_with(b"/");
     let folder = repo.files.stat(&to)?.is_some_and(|stat| stat.kind == FileKind::Folder);
@@ -68,8 +68,8 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<MoveReport> {
 }
 
 /// Warns of stages that still depend on a path that was moved or deleted.
-pub fn warn_dependent_stages(ctx: &Context<'_>, pipelines: &[Pipeline<'_, '_>], path: &RepoPath) {
-    for pipeline in pipelines {
+pub fn warn_dependent_stages(ctx: &Context<'_>, pipelines: &Pipelines<'_, '_>, path: &RepoPath) {
+    for pipeline in pipelines.iter() {
         let is_affected = |dependency: &RepoPath| dependency.overlaps(path);
         for (name, _) in
             pipeline.manifest.stages.iter().filter(|it| it.1.dependencies.iter().any(is_affected))

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use crate::{
     cli::{Context, Report, report::count},
-    error::Result,
-    pipeline::{self, Leftover, LeftoverKind, PlannedAction, Step},
+    error::{Error, Result},
+    pipeline::{self, Leftover, LeftoverKind, Pipelines, PlannedAction, Step},
     workspace::{Change, KEPT_DAYS, PathStatus, State, Workspace, kept_versions},
 };
 
@@ -29,7 +29,9 @@ JSON: {\"clean\": bool, \"data\": [{\"path\", \"state\": \"same\" | \"changed\" 
 \"unknown\", \"why\",\n\
   \"changes\": [{\"path\", \"change\": \"added\" | \"modified\" | \"deleted\"}], \"unknown\": [{\"path\", \
   \"why\"}]}],\n\
-  \"stages\": [{\"name\", \"outcome\", \"why\": [text…]}], \"problems\": [text…],\n\
+  \"stages\": [{\"name\": \"folder:stage\", \"stage\" at the top, \"outcome\": \"would run\" | \"would \
+  restore\" |\n\
+  \"unchanged\" | \"blocked\", \"why\": [text…]}], \"problems\": [text…],\n\
   \"failed\": failed runs whose outputs are here, \"kept\": replaced versions that are kept}")]
 pub struct Args {
     /// Paths to compare (default: all)
@@ -42,8 +44,10 @@ pub struct Args {
 /// Report of `mlx status`.
 pub struct Status {
     items: Vec<PathStatus>,
-    steps: Vec<Step>,
-    problems: Vec<String>,
+    /// Each stage with its shortest name.
+    steps: Vec<(String, Step)>,
+    /// The `mlx.toml` files that cannot be read.
+    broken: Vec<Error>,
     /// Number of failed runs whose outputs are still here, and of versions that are kept.
     failed: usize,
     kept: usize,
@@ -54,7 +58,8 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Status> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let paths = ctx.paths(&repo, &args.paths)?;
-    let tracked = workspace.select(ctx.tracked(&workspace)?, &paths)?;
+    let pipelines = ctx.all_pipelines(&workspace)?;
+    let tracked = workspace.select(ctx.tracked_with(&workspace, &pipelines)?, &paths)?;
     let compared = tracked
         .pointers
         .iter()
@@ -63,36 +68,39 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Status> {
     items.extend(
         tracked.unreadable.into_iter().map(|(path, error)| PathStatus::unknown(path, error.chain_text())),
     );
-    let (mut steps, mut problems) = (Vec::new(), Vec::new());
+    let (mut steps, mut broken) = (Vec::new(), Vec::new());
     if paths.is_empty() {
-        for pipeline in ctx.pipelines(&workspace)? {
-            match pipeline::plan(&pipeline, &[], false) {
-                Ok(planned) => steps.extend(planned),
-                Err(error) => problems.push(error.chain_text()),
-            }
-        }
+        steps = plan_all(&pipelines)?;
+        broken = pipelines.broken.into_iter().map(|it| it.error).collect();
     }
     workspace.save_if_free();
     let is_failed = |leftover: &Leftover| leftover.kind == LeftoverKind::Failed;
     let failed = pipeline::leftovers(&repo.private)?.iter().filter(|leftover| is_failed(leftover)).count();
     let kept = kept_versions(&repo)?.len();
-    Ok(Status { items, steps, problems, failed, kept, check: args.check })
+    Ok(Status { items, steps, broken, failed, kept, check: args.check })
+}
+
+/// Plans all stages of the repository.
+fn plan_all(pipelines: &Pipelines<'_, '_>) -> Result<Vec<(String, Step)>> {
+    let plan = pipeline::plan(pipelines, &pipelines.graph.order, false)?;
+    Ok(plan.steps.into_iter().map(|step| (pipelines.label(&step.id), step)).collect())
 }
 
 impl Status {
     fn is_clean(&self) -> bool {
         self.items.iter().all(|it| it.state == State::Same)
-            && self.problems.is_empty()
-            && self.steps.iter().all(|it| it.action == PlannedAction::Unchanged)
+            && self.broken.is_empty()
+            && self.steps.iter().all(|(_, step)| step.action == Some(PlannedAction::Unchanged))
     }
 }
 
 /// Returns the `--json` value for the planned action of a stage.
-pub fn outcome_name(forecast: PlannedAction) -> &'static str {
-    match forecast {
-        PlannedAction::Run => "would run",
-        PlannedAction::Restore => "would restore",
-        PlannedAction::Unchanged => "unchanged",
+pub fn outcome_name(action: Option<PlannedAction>) -> &'static str {
+    match action {
+        Some(PlannedAction::Run) => "would run",
+        Some(PlannedAction::Restore) => "would restore",
+        Some(PlannedAction::Unchanged) => "unchanged",
+        None => "blocked",
     }
 }
 
@@ -104,16 +112,22 @@ impl Report for Status {
             json!({"path": item.path, "state": item.state, "why": item.reason,
                 "changes": changes.collect::<Vec<_>>(), "unknown": unknown.collect::<Vec<_>>()})
         });
-        let steps = self.steps.iter().map(
-            |step| json!({"name": step.name, "outcome": outcome_name(step.action), "why": step.reasons}),
-        );
+        let steps = self.steps.iter().map(|(_, step)| {
+            let (name, outcome) = (step.id.to_string(), outcome_name(step.action));
+            json!({"name": name, "outcome": outcome, "why": step.reasons})
+        });
         json!({"clean": self.is_clean(), "data": items.collect::<Vec<_>>(),
             "stages": steps.collect::<Vec<_>>(),
-            "problems": self.problems, "failed": self.failed, "kept": self.kept})
+            "problems": self.broken.iter().map(Error::chain_text).collect::<Vec<_>>(),
+            "failed": self.failed, "kept": self.kept})
     }
 
     fn has_findings(&self) -> bool {
         self.check && !self.is_clean()
+    }
+
+    fn failure(&self) -> Option<&Error> {
+        self.broken.first()
     }
 }
 
@@ -137,11 +151,11 @@ impl fmt::Display for Status {
                 _ => write_changes(f, item)?,
             }
         }
-        for step in self.steps.iter().filter(|it| it.action != PlannedAction::Unchanged) {
-            writeln!(f, "stage {}: {}", step.name, outcome_name(step.action))?;
+        for (label, step) in self.steps.iter().filter(|it| it.1.action != Some(PlannedAction::Unchanged)) {
+            writeln!(f, "stage {label}: {}", outcome_name(step.action))?;
             step.reasons.iter().try_for_each(|reason| writeln!(f, "  {reason}"))?;
         }
-        self.problems.iter().try_for_each(|problem| writeln!(f, "pipeline: {problem}"))?;
+        self.broken.iter().try_for_each(|error| writeln!(f, "pipeline: {}", error.chain_text()))?;
         write_kept(f, self.failed as u64, self.kept as u64)
     }
 }

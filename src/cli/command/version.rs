@@ -9,7 +9,6 @@ use crate::{
     cli::{
         Context, Report,
         command::show::format_value,
-        context::BUILTINS,
         report::{bytes, table},
     },
     digest::Digest,
@@ -23,7 +22,6 @@ use crate::{
         registry::{self, Bump, Version, VersionNumber},
     },
     path::RepoPath,
-    pipeline::Pipeline,
     pointer::{Content, ContentKind},
     remote::{Access, Depth, Remote, Wants, fetch},
     repo::Repo,
@@ -57,8 +55,8 @@ pub struct Unpacked {
 pub fn register(ctx: &Context<'_>, args: &RegisterArgs) -> Result<ShownVersion> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
-    let pipeline = Pipeline::require(&workspace, &ctx.cwd, &BUILTINS)?;
-    let path = pipeline.manifest.models.get(&args.model).ok_or_else(|| {
+    let pipelines = ctx.pipelines(&workspace)?;
+    let path = pipelines.nearest()?.manifest.models.get(&args.model).ok_or_else(|| {
         Error::not_found(format!("`mlx.toml` has no model `{}`", args.model))
             .hint(format!("add `[model.{}]` with `path = \"FOLDER\"` to it", args.model))
     })?;

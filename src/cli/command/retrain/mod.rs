@@ -28,7 +28,7 @@ use crate::{
     ledger::{self, Draft},
     model::registry,
     path::RepoPath,
-    pipeline::Pipeline,
+    pipeline::Pipelines,
     release,
     repo::Repo,
     workspace::Workspace,
@@ -135,12 +135,12 @@ pub fn retrain(ctx: &Context<'_>, repo: &Repo, request: &Request<'_>) -> Result<
 /// Returns the folder of a model's package.
 fn package_of(repo: &Repo, model: &str) -> Result<RepoPath> {
     let workspace = Workspace::open(repo)?;
-    let pipeline = Pipeline::require(&workspace, repo.root(), &BUILTINS)?;
+    let pipelines = Pipelines::open(&workspace, repo.root(), &BUILTINS)?;
     let missing = || {
         Error::not_found(format!("`mlx.toml` has no model `{model}`"))
             .hint(format!("add `[model.{model}]` with `path = \"FOLDER\"` to it"))
     };
-    pipeline.manifest.models.get(model).cloned().ok_or_else(missing)
+    pipelines.nearest()?.manifest.models.get(model).cloned().ok_or_else(missing)
 }
 
 impl Outcome {

@@ -1,0 +1,244 @@
+//! All pipelines of a repository: every `mlx.toml` that Git tracks, and those between the current folder and
+//! the top, with the one graph of their stages.
+//!
+//! Pipelines of submodules and nested repositories belong to those. A pipeline whose `mlx.toml` cannot be
+//! read is kept apart: the others work without it, and the outputs that its `mlx.lock` records stay claimed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    rc::Rc,
+};
+
+use crate::{
+    digest::Digest,
+    error::{Error, Result},
+    path::RepoPath,
+    pipeline::{
+        Builtin, Graph, Lockfile, MANIFEST, Manifest, Pipeline,
+        graph::{Fault, StageId},
+        manifest_folders,
+        records::read_lockfile,
+    },
+    pointer::Pointer,
+    workspace::Workspace,
+};
+
+/// All pipelines of the repository, and their graph.
+pub struct Pipelines<'w, 'r> {
+    pub workspace: &'w Workspace<'r>,
+    /// The current folder, from which stages are looked up.
+    here: RepoPath,
+    by_folder: BTreeMap<RepoPath, Pipeline<'w, 'r>>,
+    pub broken: Vec<BrokenPipeline>,
+    pub graph: Graph,
+}
+
+/// A pipeline whose `mlx.toml` cannot be read.
+#[derive(Debug)]
+pub struct BrokenPipeline {
+    pub folder: RepoPath,
+    pub error: Error,
+}
+
+impl<'w, 'r> Pipelines<'w, 'r> {
+    /// Opens all pipelines, as seen from `cwd`.
+    pub fn open(workspace: &'w Workspace<'r>, cwd: &Path, builtins: &'w [Builtin]) -> Result<Self> {
+        let repo = workspace.repo;
+        let here = RepoPath::parse(".".as_ref(), cwd, repo.root())?;
+        let (mut manifests, mut broken) = (BTreeMap::new(), Vec::new());
+        for folder in manifest_folders(repo, cwd)? {
+            match read_manifest(workspace, &folder) {
+                Ok(Some(manifest)) => drop(manifests.insert(folder, manifest)),
+                Ok(None) => {}
+                Err(error) => broken.push(BrokenPipeline { folder, error }),
+            }
+        }
+        let known = manifests.keys().chain(broken.iter().map(|it| &it.folder)).cloned();
+        let folders: Rc<BTreeSet<RepoPath>> = Rc::new(known.collect());
+        let open = |(folder, manifest): (RepoPath, Manifest)| {
+            let pipeline =
+                Pipeline { workspace, folder: folder.clone(), manifest, builtins, folders: folders.clone() };
+            (folder, pipeline)
+        };
+        let by_folder: BTreeMap<_, _> = manifests.into_iter().map(open).collect();
+        let stages = by_folder.iter().flat_map(|(folder, pipeline)| {
+            pipeline.manifest.stages.iter().map(move |(name, stage)| (StageId::new(folder, name), stage))
+        });
+        let graph = Graph::new(&stages.collect(), &unavailable_outputs(workspace, &broken));
+        Ok(Self { workspace, here, by_folder, broken, graph })
+    }
+
+    /// Returns the pipelines that can be read, sorted by folder.
+    pub fn iter(&self) -> impl Iterator<Item = &Pipeline<'w, 'r>> {
+        self.by_folder.values()
+    }
+
+    /// Returns the pipeline of a stage.
+    pub fn of(&self, id: &StageId) -> &Pipeline<'w, 'r> {
+        &self.by_folder[&id.folder]
+    }
+
+    /// Returns the folders of all pipelines, broken ones included.
+    pub fn folders(&self) -> impl Iterator<Item = &RepoPath> {
+        self.by_folder.keys().chain(self.broken.iter().map(|it| &it.folder))
+    }
+
+    /// Returns the pipeline of the nearest `mlx.toml`, from the current folder up to the top.
+    pub fn nearest(&self) -> Result<&Pipeline<'w, 'r>> {
+        Ok(&self.by_folder[self.nearest_folder()?])
+    }
+
+    fn nearest_folder(&self) -> Result<&RepoPath> {
+        for folder in self.here.ancestors() {
+            if let Some(broken) = self.broken.iter().find(|it| it.folder == folder) {
+                return Err(Fault::of(&broken.error).error());
+            }
+            if let Some((folder, _)) = self.by_folder.get_key_value(&folder) {
+                return Ok(folder);
+            }
+        }
+        let error = Error::not_found(format!("`{MANIFEST}` not found"));
+        Err(error.hint(if self.by_folder.is_empty() {
+            "write one, or start from a template with `mlx init --template pets`"
+        } else {
+            "`mlx repro --all` runs the pipelines of all folders"
+        }))
+    }
+
+    /// Returns the stages of all pipelines. A repository without any is an error.
+    pub fn all_stages(&self) -> Result<Vec<StageId>> {
+        if self.by_folder.is_empty() {
+            self.nearest_folder()?;
+        }
+        Ok(self.graph.order.clone())
+    }
+
+    /// Returns the stages of the nearest `mlx.toml`.
+    pub fn nearest_stages(&self) -> Result<Vec<StageId>> {
+        let folder = self.nearest_folder()?;
+        Ok(self.graph.order.iter().filter(|id| id.folder == *folder).cloned().collect())
+    }
+
+    /// Finds the stage that `text` names: `folder:stage`, `:stage` at the top, a stage of the nearest
+    /// `mlx.toml`, or else the only one of that name.
+    pub fn stage(&self, text: &str) -> Result<StageId> {
+        let known = |id: &StageId| self.graph.needs.contains_key(id);
+        let missing = |hint: String| Err(Error::not_found(format!("stage `{text}` not found")).hint(hint));
+        if let Some((folder, name)) = text.rsplit_once(':') {
+            let folder = if folder.is_empty() { RepoPath::root() } else { RepoPath::from_text(folder)? };
+            let id = StageId { folder, name: name.to_owned() };
+            return if known(&id) { Ok(id) } else { missing(self.known_stages()) };
+        }
+        let nearest = self.nearest_folder();
+        if let Ok(folder) = nearest {
+            let id = StageId::new(folder, text);
+            if known(&id) {
+                return Ok(id);
+            }
+        }
+        let named: Vec<_> = self.graph.needs.keys().filter(|id| id.name == text).collect();
+        match (&named[..], nearest) {
+            ([id], _) => Ok((*id).clone()),
+            ([], Err(error)) => Err(error),
+            ([], Ok(_)) => missing(self.known_stages()),
+            (several, _) => {
+                let names: Vec<_> = several.iter().map(|id| format!("`{}`", as_typed(id))).collect();
+                let message = format!("several pipelines have a stage `{text}`: {}", names.join(", "));
+                Err(Error::usage(message).hint("name one of them as listed"))
+            }
+        }
+    }
+
+    fn known_stages(&self) -> String {
+        let names: Vec<_> = self.graph.needs.keys().map(StageId::to_string).collect();
+        if names.is_empty() {
+            "`mlx.toml` has no stages".into()
+        } else {
+            format!("known stages: {}", names.join(", "))
+        }
+    }
+
+    /// Returns the shortest text that names a stage: its plain name where that is unique.
+    pub fn label(&self, id: &StageId) -> String {
+        let is_unique = self.graph.needs.keys().filter(|other| other.name == id.name).count() < 2;
+        if is_unique { id.name.clone() } else { id.to_string() }
+    }
+
+    /// Returns all paths that belong to stages, each with the stage: declared outputs, and the recorded ones
+    /// of broken pipelines. An unreadable lockfile of a broken pipeline claims nothing.
+    pub fn claims(&self) -> Vec<(RepoPath, String)> {
+        let mut claims: Vec<_> = self.iter().flat_map(Pipeline::declared_outputs).collect();
+        for (folder, lock) in self.broken_lockfiles() {
+            let Ok(lock) = lock else { continue };
+            for (name, record) in lock.records() {
+                let stage = StageId::new(folder, name).to_string();
+                claims.extend(record.contents().map(|(path, _)| (path.clone(), stage.clone())));
+            }
+        }
+        claims
+    }
+
+    /// Returns the recorded outputs that are kept in the store and not in Git, each with its stage. Outputs
+    /// that a readable `mlx.toml` does not declare are left out.
+    pub fn recorded_outputs(&self) -> Result<Vec<Pointer>> {
+        let mut found = Vec::new();
+        for pipeline in self.iter() {
+            found.extend(pipeline.recorded_outputs()?.into_iter().map(|it| it.0));
+        }
+        for (_, lock) in self.broken_lockfiles() {
+            let lock = lock?;
+            let outputs = lock.records().flat_map(|(_, record)| &record.outputs);
+            found.extend(outputs.map(|(path, content)| Pointer { path: path.clone(), content: *content }));
+        }
+        Ok(found)
+    }
+
+    /// Returns the outputs of all recorded runs, those in Git included, and the run-cache keys of these runs.
+    pub fn recorded_runs(&self) -> Result<(Vec<Pointer>, Vec<Digest>)> {
+        let (mut pointers, mut keys) = (Vec::new(), Vec::new());
+        let mut add = |record: &crate::pipeline::StageRecord| {
+            let outputs = record.contents();
+            pointers.extend(outputs.map(|(path, content)| Pointer { path: path.clone(), content: *content }));
+            keys.push(record.key);
+        };
+        for pipeline in self.iter() {
+            let lock = pipeline.read_lockfile()?;
+            let declared = lock.records().filter(|(name, _)| pipeline.manifest.stages.contains_key(*name));
+            declared.for_each(|(_, record)| add(record));
+        }
+        for (_, lock) in self.broken_lockfiles() {
+            lock?.records().for_each(|(_, record)| add(record));
+        }
+        Ok((pointers, keys))
+    }
+
+    fn broken_lockfiles(&self) -> impl Iterator<Item = (&RepoPath, Result<Lockfile>)> {
+        let files = &self.workspace.repo.files;
+        self.broken.iter().map(move |broken| (&broken.folder, read_lockfile(files, &broken.folder)))
+    }
+}
+
+/// Returns the text that names a stage from any folder.
+fn as_typed(id: &StageId) -> String {
+    if id.folder.is_root() { format!(":{}", id.name) } else { id.to_string() }
+}
+
+fn read_manifest(workspace: &Workspace<'_>, folder: &RepoPath) -> Result<Option<Manifest>> {
+    let file = folder.join(MANIFEST.as_bytes())?;
+    let Some(bytes) = workspace.repo.files.read_document(&file)? else { return Ok(None) };
+    Manifest::parse(&file, &bytes, workspace.repo.root()).map(Some)
+}
+
+/// Returns the outputs that the lockfiles of broken pipelines record, each with the fault of a stage that
+/// reads it.
+fn unavailable_outputs(workspace: &Workspace<'_>, broken: &[BrokenPipeline]) -> Vec<(RepoPath, Fault)> {
+    let mut found = Vec::new();
+    for pipeline in broken {
+        let Ok(lock) = read_lockfile(&workspace.repo.files, &pipeline.folder) else { continue };
+        let fault = Fault::of(&pipeline.error);
+        let outputs = lock.records().flat_map(|(_, record)| record.contents());
+        found.extend(outputs.map(|(path, _)| (path.clone(), fault.clone())));
+    }
+    found
+}

@@ -1,0 +1,58 @@
+//! The lockfiles of all pipelines of the repository, each read when it is first needed.
+
+use std::{cell::OnceCell, collections::BTreeMap};
+
+use crate::{
+    error::Result,
+    fs::Root,
+    path::RepoPath,
+    pipeline::{LOCKFILE, Lockfile},
+    pointer::Content,
+};
+
+/// Stage records of all pipelines, as of the time each lockfile is first asked for.
+pub struct Records<'f> {
+    files: &'f Root,
+    folders: BTreeMap<RepoPath, OnceCell<Lockfile>>,
+}
+
+/// Reads the lockfile in `folder`; a missing one is read as empty.
+pub fn read_lockfile(files: &Root, folder: &RepoPath) -> Result<Lockfile> {
+    let path = folder.join(LOCKFILE.as_bytes())?;
+    Lockfile::parse(&path, &files.read_document(&path)?.unwrap_or_default())
+}
+
+impl<'f> Records<'f> {
+    /// Creates the records of the pipelines in these folders, without reading any.
+    pub fn new<'p>(files: &'f Root, folders: impl IntoIterator<Item = &'p RepoPath>) -> Self {
+        let folders = folders.into_iter().map(|folder| (folder.clone(), OnceCell::new())).collect();
+        Self { files, folders }
+    }
+
+    /// Returns the lockfile of the pipeline in `folder`.
+    pub fn of(&self, folder: &RepoPath) -> Result<&Lockfile> {
+        let cell = &self.folders[folder];
+        if let Some(known) = cell.get() {
+            return Ok(known);
+        }
+        let read = read_lockfile(self.files, folder)?;
+        Ok(cell.get_or_init(|| read))
+    }
+
+    /// Returns the recorded output that is or contains `path`, of any pipeline. A lockfile that cannot be
+    /// read is an error only if no other one records the path.
+    pub fn output(&self, path: &RepoPath) -> Result<Option<(RepoPath, Content)>> {
+        let mut unreadable = None;
+        for folder in self.folders.keys() {
+            match self.of(folder) {
+                Ok(lock) => {
+                    if let Some((top, content)) = lock.output(path) {
+                        return Ok(Some((top.clone(), *content)));
+                    }
+                }
+                Err(error) => unreadable = unreadable.or(Some(error)),
+            }
+        }
+        unreadable.map_or(Ok(None), Err)
+    }
+}
