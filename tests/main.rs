@@ -40,6 +40,7 @@ mod overload;
 mod pipelines;
 mod release;
 mod remote;
+mod remote_failures;
 mod repro;
 mod restore;
 mod retrain;

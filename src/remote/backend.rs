@@ -1,6 +1,6 @@
 //! Backends of remotes, chosen by the scheme of the URL: a folder (`file://`) or a bucket (`s3://`).
 //!
-//! A new backend is one more arm in [`open`].
+//! A new backend is one more arm in [`open`] and one more kind of [`Address`].
 
 use std::{path::Path, time::Duration};
 
@@ -11,11 +11,15 @@ use opendal::{
 };
 
 use crate::{
-    error::{Error, Kind, Result},
+    error::{Error, Kind, Result, WithContext},
     fs::{self, Root},
     path::RepoPath,
-    remote::{Access, PARALLEL},
-    repo::{OPTIONS, RemoteConfig},
+    remote::{
+        Access, PARALLEL,
+        address::{Address, check_setting},
+        failure,
+    },
+    repo::RemoteConfig,
 };
 
 const TIMEOUT: Duration = Duration::from_mins(1);
@@ -29,27 +33,14 @@ pub struct Backend {
 
 /// Opens the backend of a configured remote; for writing, creates a missing folder.
 pub fn open(config: &RemoteConfig, access: Access) -> Result<Backend> {
-    if let Some(unknown) = config.options.keys().find(|key| !OPTIONS.contains(&key.as_str())) {
-        let error = Error::usage(format!("`{unknown}` is not a remote option"));
-        return Err(error.hint(format!("known options: {}", OPTIONS.join(", "))));
-    }
-    match config.url.split_once("://") {
-        Some(("file", path)) => open_folder(path, access),
-        None if config.url.starts_with('/') => open_folder(&config.url, access),
-        Some(("s3", rest)) => open_bucket(config, rest),
-        _ => {
-            let error = Error::usage(format!("`{}` is not a valid remote URL", config.url));
-            Err(error.hint("use file:///folder or s3://bucket/prefix"))
-        }
+    config.options.iter().try_for_each(|(name, value)| check_setting(name, value))?;
+    match Address::parse(&config.url)? {
+        Address::Folder(path) => open_folder(config, &path, access),
+        Address::Bucket(bucket, prefix) => open_bucket(config, &bucket, &prefix),
     }
 }
 
-fn open_folder(path: &str, access: Access) -> Result<Backend> {
-    let path = Path::new(path);
-    if !path.is_absolute() {
-        let error = Error::usage(format!("`{}` is not an absolute path", path.display()));
-        return Err(error.hint("write three slashes: file:///folder"));
-    }
+fn open_folder(config: &RemoteConfig, path: &Path, access: Access) -> Result<Backend> {
     let parent_exists = path.parent().is_some_and(fs::is_dir);
     if !fs::is_dir(path) {
         if access == Access::Read || !parent_exists {
@@ -62,32 +53,22 @@ fn open_folder(path: &str, access: Access) -> Result<Backend> {
     let text = path.to_str().ok_or_else(|| Error::usage("the path of a remote folder must be UTF-8"))?;
     let mut builder = services::Fs::default().root(text);
     if access == Access::Write {
-        root.create_dir(&RepoPath::from_text("v1/tmp")?)?;
+        let made = root.create_dir(&RepoPath::from_text("v1/tmp")?);
+        let made = made.context(|| format!("cannot write to the folder `{text}`"));
+        made.map_err(|error| match error.kind() {
+            Kind::Denied => error.hint(failure::FOLDER_PERMISSION),
+            _ => error,
+        })?;
         builder = builder.atomic_write_dir(&format!("{text}/v1/tmp"));
     }
     Ok(Backend {
-        operator: with_layers(Operator::new(builder))?,
+        operator: with_layers(config, Operator::new(builder))?,
         location: format!("file://{text}"),
         folder: Some(root),
     })
 }
 
-fn open_bucket(config: &RemoteConfig, rest: &str) -> Result<Backend> {
-    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-    if bucket.is_empty() {
-        return Err(Error::usage(format!("`{}` names no bucket", config.url)).hint("use s3://bucket/prefix"));
-    }
-    let plain =
-        |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.');
-    let region = config.options.get("region").map_or("", String::as_str);
-    // Both become parts of the host name that credentials are sent to.
-    if !plain(bucket) || !plain(region) {
-        let error = Error::new(
-            Kind::Denied,
-            "the name of a bucket or a region may only contain letters, digits, `-` and `.`",
-        );
-        return Err(error.hint(format!("correct the remote `{}`", config.name)));
-    }
+fn open_bucket(config: &RemoteConfig, bucket: &str, prefix: &str) -> Result<Backend> {
     let unsigned = config.options.get("skip_signature").is_some_and(|it| it == "true");
     if !unsigned && !config.is_trusted()? {
         return Err(config.untrusted_error());
@@ -105,12 +86,13 @@ fn open_bucket(config: &RemoteConfig, rest: &str) -> Result<Backend> {
         ));
     }
     let endpoint = config.options.get("endpoint").map(|it| format!(" ({it})")).unwrap_or_default();
-    let operator = with_layers(Operator::from_iter::<services::S3>(options))?;
+    let operator = with_layers(config, Operator::from_iter::<services::S3>(options))?;
     Ok(Backend { operator, location: format!("{}{endpoint}", config.url), folder: None })
 }
 
-fn with_layers(built: opendal::Result<Operator>) -> Result<Operator> {
-    let operator = built.map_err(|error| Error::new(Kind::Usage, error.to_string()))?;
+fn with_layers(config: &RemoteConfig, built: opendal::Result<Operator>) -> Result<Operator> {
+    let subject = || format!("cannot use the remote `{}`", config.name);
+    let operator = built.map_err(|error| failure::explain(&subject(), &config.name, &error))?;
     let retry = RetryLayer::new().with_jitter().with_min_delay(Duration::from_millis(200)).with_max_times(4);
     let timeout = TimeoutLayer::new().with_timeout(TIMEOUT).with_io_timeout(TIMEOUT);
     Ok(operator.layer(timeout).layer(retry).layer(ConcurrentLimitLayer::new(PARALLEL)))

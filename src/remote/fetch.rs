@@ -199,8 +199,8 @@ impl Fetcher<'_> {
         let list = chunks::decode(&list)?;
         let root = self.repo.store.root();
         let part = partial_path(digest)?;
-        // Another process may fetch the same file into the same store.
-        let _lock = crate::fs::lock(root, &part.with_suffix(".lock"))?;
+        // Another process may fetch the same file into the same store: its work is waited for, not repeated.
+        let _lock = crate::fs::lock_patiently(root, &part.with_suffix(".lock"), self.progress)?;
         if self.repo.store.pin(digest) {
             return Ok(());
         }

@@ -11,14 +11,17 @@
 //! v1/roots/HEX         the digests that one push asked to keep, one per line
 //! ```
 
+mod address;
 mod backend;
 mod catalog;
 mod chunks;
+mod failure;
 mod fetch;
 mod push;
 mod uploader;
 
 pub use self::{
+    address::check_setting,
     fetch::{Depth, Fetched, fetch},
     push::push,
     uploader::Pushed,
@@ -30,7 +33,7 @@ use opendal::{ErrorKind, Operator};
 
 use crate::{
     digest::Digest,
-    error::{Error, Kind, Result, WithContext},
+    error::{Error, Result, WithContext},
     fs::Root,
     path::RepoPath,
     pointer::Content,
@@ -119,23 +122,8 @@ impl Remote {
     }
 
     fn to_error(&self, what: &str, error: &opendal::Error) -> Error {
-        let kind = match error.kind() {
-            ErrorKind::NotFound => Kind::NotFound,
-            ErrorKind::PermissionDenied => Kind::Denied,
-            ErrorKind::ConfigInvalid => Kind::Usage,
-            _ => Kind::Unavailable,
-        };
-        let text = error.to_string();
-        let reason = text.lines().next().unwrap_or_default();
-        let message = format!("cannot {what} the remote `{}` at {}: {reason}", self.name, self.location);
-        let error = Error::new(kind, message);
-        match kind {
-            Kind::Denied => {
-                error.hint("check the credentials in the environment or the cloud's profile files")
-            }
-            Kind::Unavailable => error.hint("run the same command again: it continues with what has arrived"),
-            _ => error,
-        }
+        let subject = format!("cannot {what} the remote `{}` at {}", self.name, self.location);
+        failure::explain(&subject, &self.name, error)
     }
 
     fn read_if_there(&self, path: &str) -> Result<Option<Vec<u8>>> {

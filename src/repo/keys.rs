@@ -119,13 +119,19 @@ pub fn check_value(key: &str, value: &str) -> Result<()> {
         "cache.dir" if !value.starts_with('/') => {
             Err(Error::usage(format!("`{value}` is not an absolute path")))
         }
-        _ if key.starts_with("remote.") && key.rsplit('.').next() == Some("url") && value.contains('@') => {
+        _ if key.starts_with("remote.") && key.rsplit('.').next() == Some("url") && has_login(value) => {
             let error = Error::new(Kind::Denied, "a remote URL must not contain a user name or a password");
             Err(error
                 .hint("put secrets into the environment, the cloud's profile files, or `--local` settings"))
         }
         _ => Ok(()),
     }
+}
+
+/// Returns true if a URL has a user name or a password before its host or bucket.
+fn has_login(url: &str) -> bool {
+    let rest = url.split_once("://").map_or(url, |it| it.1);
+    rest.split('/').next().is_some_and(|host| host.contains('@'))
 }
 
 #[cfg(test)]
@@ -161,6 +167,15 @@ mod tests {
             let key = format!("remote.s3.{name}");
             assert_eq!(check_key(&key, Layer::Repo).unwrap_err().kind(), Kind::Denied, "{key}");
             check_key(&key, Layer::User).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_login_in_a_url_is_refused_without_being_shown() {
+        let error = check_value("remote.o.url", "s3://user:CANARY@b/x").unwrap_err();
+        assert!(error.kind() == Kind::Denied && !format!("{error:?}").contains("CANARY"), "{error:?}");
+        for url in ["file:///srv/a@b", "/srv/a@b", "s3://b/a@b"] {
+            check_value("remote.o.url", url).unwrap();
         }
     }
 

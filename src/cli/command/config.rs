@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{Context, Report},
     error::{Error, Result},
+    remote::check_setting,
     repo::{Change, Config, KEYS, Layer, Repo, default_value, is_secret},
 };
 
@@ -87,6 +88,9 @@ pub fn run(ctx: &Context<'_>, command: &Command) -> Result<Settings> {
             Ok(Settings { rows, done: None })
         }
         Command::Set { key, value, file } => {
+            if let Some((_, option)) = key.strip_prefix("remote.").and_then(|rest| rest.split_once('.')) {
+                check_setting(option, value)?;
+            }
             repo.change_settings(file.layer(), |settings| settings.set(key, value))?;
             let row = (key.clone(), (value.clone(), file.layer().name()));
             Ok(Settings { rows: BTreeMap::from([row]), done: None })

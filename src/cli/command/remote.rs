@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use crate::{
     cli::{Context, Report},
     error::{Error, Kind, Result},
-    repo::{Change, Config, Layer, OPTIONS, RemoteConfig, Repo},
+    remote::check_setting,
+    repo::{Change, Config, Layer, RemoteConfig, Repo},
 };
 
 /// Manage remotes, the folders or buckets that store objects for sharing
@@ -88,21 +89,13 @@ fn add(repo: &Repo, name: &str, url: &str, options: &[String], default: bool, la
         let error = Error::usage(format!("`{name}` is not a valid remote name"));
         return Err(error.hint("use letters, digits, `-` and `_`"));
     }
-    let is_file = url.strip_prefix("file://").is_some_and(|it| it.starts_with('/')) || url.starts_with('/');
-    let lacks_bucket = |rest: &str| rest.split('/').next().is_none_or(str::is_empty);
-    if !is_file && url.strip_prefix("s3://").is_none_or(lacks_bucket) {
-        let error = Error::usage(format!("`{url}` is not a valid remote URL"));
-        return Err(error.hint("use file:///folder or s3://bucket/prefix"));
-    }
+    check_setting("url", url)?;
     let mut settings = vec![(format!("remote.{name}.url"), url)];
     for option in options {
         let (key, value) = option.split_once('=').ok_or_else(|| {
             Error::usage(format!("`{option}` is not KEY=VALUE")).hint("for example `--set region=eu-south-2`")
         })?;
-        if !OPTIONS.contains(&key) {
-            let error = Error::usage(format!("`{key}` is not a remote option"));
-            return Err(error.hint(format!("known options: {}", OPTIONS.join(", "))));
-        }
+        check_setting(key, value)?;
         settings.push((format!("remote.{name}.{key}"), value));
     }
     if default {
