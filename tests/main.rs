@@ -36,6 +36,7 @@ mod monitor;
 mod month;
 mod mounts;
 mod multi_user;
+mod output;
 mod overload;
 mod pipelines;
 mod release;

@@ -3,6 +3,7 @@
 mod command;
 mod context;
 mod help;
+mod interrupt;
 mod report;
 mod ui;
 
@@ -62,6 +63,9 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         Err(error) => return Ui::show_clap_error(&error, args.iter().any(|arg| arg == "--json")),
     };
     let ui = Ui::new(&cli.global);
+    if !cli.command.handles_signals() {
+        interrupt::announce(ui::show_interrupted);
+    }
     match run(&cli, &ui) {
         Ok(code) => code,
         Err(error) => ui.show_error(&error),

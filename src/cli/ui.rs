@@ -14,8 +14,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::{
-    cli::{Global, Report},
-    error::{Error, Kind},
+    cli::{Global, Report, interrupt},
+    error::{Error, Kind, WithContext as _},
     progress::{Event, Progress},
 };
 
@@ -46,56 +46,74 @@ impl Ui {
 
     /// Prints a report, as text or JSON, and returns its exit code.
     pub fn show_report(&self, report: &impl Report) -> ExitCode {
-        if self.json {
+        let written = if self.json {
             let mut value = report.json();
             match (report.failure(), value.as_object_mut()) {
                 (Some(error), Some(map)) => drop(map.insert("error".to_owned(), error_json(error))),
                 (Some(error), None) => self.print_error(error),
                 (None, _) => {}
             }
-            write_stdout(&json_text(&value));
-        } else if !self.quiet {
+            write_stdout(&json_text(&value))
+        } else if self.quiet {
+            Ok(())
+        } else {
             let text = report.to_string();
             let text = sanitize(text.trim_end());
-            write_stdout(&if text.is_empty() { String::new() } else { format!("{text}\n") });
-        }
-        match report.failure() {
+            write_stdout(&if text.is_empty() { String::new() } else { format!("{text}\n") })
+        };
+        let code = match report.failure() {
             Some(error) => {
                 if !self.json {
                     self.print_error(error);
                 }
-                ExitCode::from(error.kind() as u8)
+                error.kind() as u8
             }
-            None => ExitCode::from(if report.has_findings() { EXIT_FINDINGS } else { 0 }),
-        }
+            None if report.has_findings() => EXIT_FINDINGS,
+            None => 0,
+        };
+        self.end(written, code)
     }
 
     /// Prints the error that ended a command and returns its exit code.
     pub fn show_error(&self, error: &Error) -> ExitCode {
+        let code = error.kind() as u8;
         if self.json {
-            write_stdout(&json_text(&json!({ "error": error_json(error) })));
-        } else {
-            self.print_error(error);
+            return self.end(write_stdout(&json_text(&json!({ "error": error_json(error) }))), code);
         }
-        ExitCode::from(error.kind() as u8)
+        self.print_error(error);
+        ExitCode::from(code)
     }
 
     /// Prints the text that clap returns as an error: help, the version, or a usage error. Returns the exit
     /// code.
     pub fn show_clap_error(error: &clap::Error, json: bool) -> ExitCode {
+        let ui = Self::new(&Global { json, ..Global::default() });
         if !error.use_stderr() {
-            write_stdout(&error.to_string());
-            return ExitCode::SUCCESS;
+            return ui.end(write_stdout(&error.to_string()), 0);
         }
         if json {
             let text = error.to_string();
             let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-            let ours = Error::new(Kind::Usage, message).hint("see `mlx --help`");
-            write_stdout(&json_text(&json!({ "error": error_json(&ours) })));
-        } else {
-            write_stderr(&sanitize(&error.to_string()));
+            return ui.show_error(&Error::new(Kind::Usage, message).hint("see `mlx --help`"));
         }
+        write_stderr(&sanitize(&error.to_string()));
         ExitCode::from(Kind::Usage as u8)
+    }
+
+    /// Returns the exit code of a command whose output was written or not: output that is lost is an error.
+    /// A reader that has seen enough ends mlx as it ends other tools, unless there is a failure to report.
+    fn end(&self, written: std::io::Result<()>, code: u8) -> ExitCode {
+        let Err(error) = written else { return ExitCode::from(code) };
+        if error.kind() == std::io::ErrorKind::BrokenPipe {
+            if code == 0 {
+                interrupt::end_by_closed_pipe();
+            }
+            return ExitCode::from(code);
+        }
+        let lost = Err::<(), _>(error).context(|| "cannot write to standard output".to_owned());
+        let Err(error) = lost else { return ExitCode::from(code) };
+        self.print_error(&error);
+        ExitCode::from(if code == 0 { error.kind() as u8 } else { code })
     }
 
     fn print_error(&self, error: &Error) {
@@ -170,10 +188,14 @@ fn escape_unsafe<'t>(text: &'t str, escape: &dyn Fn(char) -> String) -> Cow<'t, 
     out.into()
 }
 
-/// Writes to standard output. A closed pipe is ignored: it is not a reason to panic.
-fn write_stdout(text: &str) {
+fn write_stdout(text: &str) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
-    let _closed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    out.write_all(text.as_bytes()).and_then(|()| out.flush())
+}
+
+/// Prints that Ctrl-C ended the command, below a progress bar that may stand on the line.
+pub fn show_interrupted() {
+    write_stderr(if std::io::stderr().is_terminal() { "\ninterrupted\n" } else { "interrupted\n" });
 }
 
 /// Prints a line to standard error from a background thread, without the progress bar.

@@ -199,6 +199,15 @@ pub fn used_share(path: &Path) -> Option<f64> {
     (stat.f_blocks > 0).then(|| 1.0 - stat.f_bfree as f64 / stat.f_blocks as f64)
 }
 
+/// Returns true if this process was started with the signal ignored, as `nohup` and shells in the background
+/// do.
+pub fn is_signal_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
+    mask >> (signal - 1) & 1 == 1
+}
+
 /// Returns true if a process with this id is running on this machine.
 pub fn is_alive(pid: u32) -> bool {
     let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);

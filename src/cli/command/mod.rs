@@ -115,6 +115,12 @@ pub enum Command {
 }
 
 impl Command {
+    /// Returns true for services, which end gracefully when they are asked to, and for the guard, which ends
+    /// with the mlx that started it.
+    pub fn handles_signals(&self) -> bool {
+        matches!(self, Self::Serve(_) | Self::Watch(_) | Self::Guard(_))
+    }
+
     pub fn run(&self, ctx: &Context<'_>, ui: &Ui) -> Result<ExitCode> {
         let code = match self {
             Self::Init(args) => ui.show_report(&init::run(ctx, args)?),
