@@ -148,7 +148,7 @@ fn a_second_fetch_of_a_large_file_waits_for_the_first_and_says_so() {
     let held = fs::File::create(incoming.join(format!("{}.lock", blake3::hash(&bytes).to_hex()))).unwrap();
     flock(&held, FlockOperation::NonBlockingLockExclusive).unwrap();
     let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &other);
-    let mut child = command.arg("fetch").stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command.arg("fetch").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let first = lines.next().unwrap().unwrap();
     assert!(first.starts_with("waiting for another mlx: "), "{first}");

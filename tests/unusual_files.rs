@@ -108,6 +108,28 @@ fn a_path_of_4096_bytes_is_tracked_and_a_longer_one_is_refused() {
     delete_data(&sandbox);
 }
 
+/// A pointer of the output would have a name that is longer than the file system takes.
+#[test]
+fn an_output_with_a_name_of_255_bytes_is_recorded_and_checked_out() {
+    for length in [251, 252, 255] {
+        let sandbox = Sandbox::new();
+        let name = "z".repeat(length);
+        let text = format!(
+            "[stage.a]\ncmd = 'echo 1 > {name}'\nouts = ['{name}']\n\n[stage.b]\n\
+                            cmd = 'cat {name} > b'\ndeps = ['{name}']\nouts = ['b']\n"
+        );
+        sandbox.write("mlx.toml", text);
+        sandbox.ok("repro");
+        fs::remove_file(sandbox.repo.join(&name)).unwrap();
+        sandbox.ok("checkout");
+        assert_eq!(sandbox.read(&name), "1\n");
+        assert_eq!(sandbox.json("status")["clean"], true, "{length}");
+        assert_eq!(sandbox.json("repro")["stages"][1]["outcome"], "unchanged");
+        let tracked = sandbox.mlx(&format!("add {}x", &name[1..]));
+        assert_eq!(tracked.code, 3, "a missing file is not found: {}", tracked.err);
+    }
+}
+
 #[test]
 fn a_thousand_nested_folders_are_tracked_and_more_are_refused() {
     let sandbox = Sandbox::new();

@@ -15,7 +15,7 @@ use std::{
 use rayon::prelude::*;
 use rustix::{
     fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags},
-    io::retry_on_intr,
+    io::{Errno, retry_on_intr},
 };
 
 use crate::{
@@ -100,7 +100,7 @@ impl Dir {
     pub fn is_owned_by_other(&self, name: &[u8]) -> Result<bool> {
         match fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(stat.st_uid != rustix::process::geteuid().as_raw()),
-            Err(rustix::io::Errno::NOENT) => Ok(false),
+            Err(Errno::NOENT) => Ok(false),
             Err(error) => {
                 Err(io::Error::from(error)).context(|| format!("cannot stat {}", self.quoted(name)))
             }
@@ -165,11 +165,12 @@ impl Dir {
         }
     }
 
-    /// Returns the metadata of an entry, without following symlinks; `None` if it does not exist.
+    /// Returns the metadata of an entry, without following symlinks; `None` if it does not exist. A name that
+    /// is too long for the file system does not, such as that of a pointer beside an output of 255 bytes.
     pub fn stat(&self, name: &[u8]) -> Result<Option<FileStat>> {
         match retry_on_intr(|| fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)) {
             Ok(stat) => Ok(Some(FileStat::of(&stat))),
-            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(None),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => Ok(None),
             Err(error) => {
                 Err(io::Error::from(error)).context(|| format!("cannot stat {}", self.quoted(name)))
             }
@@ -312,7 +313,7 @@ impl Dir {
     fn is_locked(&self, name: &[u8]) -> bool {
         let shared = FlockOperation::NonBlockingLockShared;
         let file = self.open(name);
-        file.is_ok_and(|file| fs::flock(&file, shared) == Err(rustix::io::Errno::WOULDBLOCK))
+        file.is_ok_and(|file| fs::flock(&file, shared) == Err(Errno::WOULDBLOCK))
     }
 
     /// Creates a temporary file with these permission bits (before umask).
@@ -535,7 +536,7 @@ impl Write for TempFile {
             let skipped = i64::try_from(bytes.len()).map_err(io::Error::other)?;
             let end = self.file().seek(SeekFrom::Current(skipped))?;
             if end > self.limit {
-                return Err(rustix::io::Errno::FBIG.into());
+                return Err(Errno::FBIG.into());
             }
             (self.written, self.end) = (end, Some(end));
             return Ok(bytes.len());
@@ -543,7 +544,7 @@ impl Write for TempFile {
         self.end = None;
         if self.written >= self.limit {
             // Checked here, since the kernel would kill the process with a signal.
-            return Err(rustix::io::Errno::FBIG.into());
+            return Err(Errno::FBIG.into());
         }
         let allowed = usize::try_from(self.limit - self.written).unwrap_or(usize::MAX);
         let wanted = fault::transfer_size(bytes.len().min(allowed))?;
