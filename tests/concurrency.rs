@@ -174,6 +174,35 @@ fn concurrent_repros_run_a_stage_once() {
     assert_intact(&sandbox, "after six runs");
 }
 
+/// A `commit` between the inputs and the outputs of a run would record a mixture of two runs.
+#[test]
+fn a_commit_waits_for_a_running_stage() {
+    let sandbox = Sandbox::new();
+    let text = "[stage.a]\ncmd = 'cp in out; until [ -e ../go ]; do sleep 0.01; done'\ndeps = ['in']\n\
+        outs = ['out']\n";
+    sandbox.write("mlx.toml", text);
+    sandbox.write("in", "one");
+    fs::write(sandbox.root().join("go"), "").unwrap();
+    sandbox.ok("repro");
+    fs::remove_file(sandbox.root().join("go")).unwrap();
+    sandbox.write("in", "two");
+    let run = spawn(&sandbox, &sandbox.repo, "repro");
+    wait_until("the stage does not start", || sandbox.has("out") && sandbox.read("out") == "two");
+    // Paths that no stage makes do not wait.
+    sandbox.write("other", "text");
+    sandbox.ok("add other");
+    sandbox.write("other", "changed");
+    sandbox.ok("commit other");
+    let commits = ["commit out", "commit"].map(|args| spawn(&sandbox, &sandbox.repo, args));
+    fs::write(sandbox.root().join("go"), "").unwrap();
+    for child in std::iter::once(run).chain(commits) {
+        let ran = command_result(child.wait_with_output().unwrap());
+        assert_eq!(ran.code, 0, "{}", ran.err);
+    }
+    assert!(!sandbox.read("mlx.lock").contains("edited"));
+    assert_eq!(sandbox.json("status")["clean"], true);
+}
+
 /// Most objects of each pack are unneeded, so each `gc` rewrites and removes packs while `fsck` checks them.
 #[test]
 fn fsck_during_adds_and_repacking_gcs_finds_nothing_wrong() {
@@ -313,6 +342,7 @@ fn experiments_and_all_other_refs_keep_their_objects() {
         sandbox.git("commit -q -a -m try");
         sandbox.git(&format!("update-ref {name} HEAD"));
         sandbox.git("reset -q --hard HEAD~1");
+        sandbox.ok("checkout");
     }
     sandbox.git("update-ref -d ORIG_HEAD");
     sandbox.ok("checkout");

@@ -29,6 +29,8 @@ fn gc_at_any_point_of_a_restore_loses_nothing() {
             sandbox.ok("repro");
         }
         sandbox.write("i", "one");
+        // A base would keep the outputs that it names.
+        remove_any(&sandbox.repo.join(".git/mlx/base"));
         assert_eq!(sandbox.json("repro --dry-run")["stages"][0]["outcome"], "would restore");
     };
     let check = |sandbox: &Sandbox, case: &str| {
@@ -60,7 +62,9 @@ fn gc_at_any_point_of_a_registration_leaves_no_version_without_its_bytes() {
         let rev = sandbox.git("rev-parse HEAD");
         sandbox.git("reset -q --hard HEAD~1");
         sandbox.git("update-ref -d ORIG_HEAD");
-        remove_any(&sandbox.repo.join("pets"));
+        for name in ["pets", ".git/mlx/base"] {
+            remove_any(&sandbox.repo.join(name));
+        }
         let args = format!("model register pets --version 0.0.{at} --rev {}", rev.trim());
         let (child, halted) = start_halting(&sandbox, &args, at);
         if !halted {

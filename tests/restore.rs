@@ -154,6 +154,16 @@ fn a_merge_or_a_switched_branch_replaces_outputs_without_a_word() {
     sandbox.at(&clone).git("merge -q --no-edit origin/side");
     assert_nothing_kept(&sandbox, &clone, "merged");
     assert_eq!(fs::read_to_string(clone.join("model")).unwrap(), "two");
+    // A run that is recorded in older commits only.
+    for input in ["three", "four", "five"] {
+        fs::write(clone.join("i"), input).unwrap();
+        sandbox.at(&clone).ok("repro");
+        sandbox.at(&clone).git("commit -q -a -m next");
+    }
+    sandbox.at(&clone).ok("checkout --rev HEAD~2 model parts");
+    assert_eq!(fs::read_to_string(clone.join("model")).unwrap(), "three");
+    fs::remove_dir_all(clone.join(".git/mlx/runs")).unwrap();
+    assert_nothing_kept(&sandbox, &clone, "checked out");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use rustix::{
 };
 
 use crate::{
-    error::{Error, Result, WithContext},
+    error::{Error, Kind, Result, WithContext},
     fs::{Dir, File, FileKind, FileStat, Listing, Sync, WalkFilter},
     path::RepoPath,
 };
@@ -134,19 +134,27 @@ impl Root {
 
     /// Reads a file; `None` if it does not exist.
     pub fn read_if_exists(&self, path: &RepoPath) -> Result<Option<Vec<u8>>> {
-        match self.stat(path)? {
-            None => Ok(None),
-            Some(_) => self.read(path).map(Some),
+        let Some(mut file) = self.open_if_exists(path)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).context(|| format!("cannot read `{path}`"))?;
+        Ok(Some(bytes))
+    }
+
+    /// Opens a file; `None` if it does not exist, or if another process removes it at this moment.
+    fn open_if_exists(&self, path: &RepoPath) -> Result<Option<File>> {
+        if self.stat(path)?.is_none() {
+            return Ok(None);
+        }
+        match self.open_file(path) {
+            Err(error) if error.kind() == Kind::NotFound && self.stat(path)?.is_none() => Ok(None),
+            opened => opened.map(Some),
         }
     }
 
     /// Like [`Root::read_if_exists`], but reads no more than the first `limit` bytes.
     pub fn read_prefix(&self, path: &RepoPath, limit: u64) -> Result<Option<Vec<u8>>> {
-        if self.stat(path)?.is_none() {
-            return Ok(None);
-        }
+        let Some(file) = self.open_if_exists(path)? else { return Ok(None) };
         let mut bytes = Vec::new();
-        let file = self.open_file(path)?;
         file.take(limit).read_to_end(&mut bytes).context(|| format!("cannot read `{path}`"))?;
         Ok(Some(bytes))
     }

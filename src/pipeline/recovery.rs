@@ -193,8 +193,8 @@ impl Pipeline<'_, '_> {
         Ok(changed)
     }
 
-    /// Returns true if a run put this content there: by the lockfile, the run cache, or the lockfile of the
-    /// commit that is checked out, one of its parents or the one before it.
+    /// Returns true if a run or a checkout put this content there: by the base, the lockfile, the run cache,
+    /// or the lockfile of the commit that is checked out, one of its parents or the one before it.
     fn is_recorded_output(&self, path: &RepoPath, content: &Content) -> Result<bool> {
         let names = |lock: &Lockfile| {
             let mut outputs =
@@ -202,7 +202,10 @@ impl Pipeline<'_, '_> {
             outputs.any(|(output, known)| output == path && known == content)
         };
         let store = &self.repo().store;
-        if names(&self.read_lockfile()?) || run_cache::has_output(store, path, content)? {
+        if self.workspace.is_base(path, content)
+            || names(&self.read_lockfile()?)
+            || run_cache::has_output(store, path, content)?
+        {
             return Ok(true);
         }
         let git = &self.repo().git;

@@ -149,6 +149,12 @@ impl Workspace<'_> {
         self.bases.borrow().base(path)
     }
 
+    /// Returns true if a command of mlx put exactly this content at a tracked path.
+    pub fn is_base(&self, path: &RepoPath, content: &Content) -> bool {
+        let bases = self.bases.borrow();
+        bases.rows.get(path).is_some_and(|row| row.complete && row.contents == [Some(*content)])
+    }
+
     /// Merges the workspace's change of `part`, a path in `pointer`'s, into the recorded content. A base
     /// whose trees the store lost counts as unknown.
     pub(super) fn merge_part(&self, pointer: &Pointer, part: &RepoPath, mine: &Mine<'_>) -> Result<Merge> {

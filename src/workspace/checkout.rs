@@ -216,6 +216,13 @@ pub fn checkout_part(
     Ok(done)
 }
 
+/// Puts content at a path as if the user had written it there: it does not become the base, so that `add` and
+/// `commit` record it. Refuses to lose bytes.
+pub fn place(workspace: &Workspace<'_>, content: &Pointer, progress: &dyn Progress) -> Result<CheckoutStats> {
+    let plan = plan(workspace, content, &content.path, progress)?;
+    Ok(apply(workspace, content, &plan, false, progress)?.0)
+}
+
 /// Removes the files at and below `part` except ignored ones; refuses to lose bytes unless `force`.
 pub fn remove_files(
     workspace: &Workspace<'_>,

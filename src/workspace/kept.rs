@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_record_is_read_as_it_was_written() {
-        let version = version("a/100%", "text", 5);
+        let version = version("a/100%25", "text", 5);
         assert_eq!(KeptVersion::parse(&version.to_bytes()), Some(version.clone()));
         let newer = String::from_utf8(version.to_bytes()).unwrap().replace("\"format\":1", "\"format\":2");
         assert_eq!(KeptVersion::parse(newer.as_bytes()), None);

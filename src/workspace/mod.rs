@@ -26,7 +26,7 @@ mod unprotect;
 
 pub use self::{
     base::Bases,
-    checkout::{CheckoutStats, checkout, checkout_part, remove_files},
+    checkout::{CheckoutStats, checkout, checkout_part, place, remove_files},
     glob::Glob,
     kept::{KEPT_DAYS, KeptVersion, find_kept, forget_expired, kept_versions, read_kept, unknown_version},
     merge::{Base, Merge, Mine, NamedPaths, merge},

@@ -13,7 +13,7 @@ use crate::{
     maintenance,
     pointer::{Content, Pointer},
     store,
-    workspace::{Workspace, checkout, find_kept, unknown_version},
+    workspace::{Workspace, find_kept, place, unknown_version},
 };
 
 /// Bring back a version that a command replaced
@@ -63,7 +63,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Restored> {
         return Err(unknown_version(&args.version));
     }
     let pointer = Pointer { path, content };
-    let done = checkout(&workspace, &pointer, false, ctx.progress).map_err(|error| match error.kind() {
+    let done = place(&workspace, &pointer, ctx.progress).map_err(|error| match error.kind() {
         Kind::Conflict => error.hint("choose another place with `--to PATH`"),
         _ => error,
     })?;
