@@ -5,7 +5,7 @@ use std::{fs, path::Path, process::Command};
 
 use serde_json::Value;
 
-use crate::sandbox::{Sandbox, command_result, print_skipped, skip, snapshot};
+use crate::sandbox::{Sandbox, command_result, skip, snapshot};
 
 /// Creates a project from the template, with generated photos and settings that keep tests fast.
 pub fn small_project(count: u64) -> Sandbox {
@@ -277,10 +277,8 @@ fn real_photos_and_a_real_backbone_reach_97_percent() {
     let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
     let (photos, backbone) = (shared.join("data/pets"), shared.join("models/efficientnet-lite0.onnx"));
     if !photos.is_dir() || !backbone.is_file() {
-        return print_skipped(
-            "real_photos_and_a_real_backbone_reach_97_percent",
-            "the photos are not available",
-        );
+        let why = "no photos and backbone in `../shared`, beside the checkout";
+        return skip("real_photos_and_a_real_backbone_reach_97_percent", why);
     }
     let sandbox = Sandbox::empty();
     let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.root());

@@ -217,7 +217,7 @@ pub fn skip(test: &str, why: &str) {
 
 /// Prints one line that a test did not run, with a count. Writes to standard error directly, because the
 /// harness hides what passing tests print.
-pub fn print_skipped(test: &str, why: &str) {
+fn print_skipped(test: &str, why: &str) {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::SeqCst) + 1;
     std::io::stderr().write_all(format!("skipped ({count} so far): {test}: {why}\n").as_bytes()).unwrap();
