@@ -133,3 +133,74 @@ pub fn active_releases(releases: &[Release]) -> Vec<&Release> {
     }
     stack
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{digest::Digest, git::Rev, time::Timestamp};
+
+    /// A release with this number and predecessor; `back` makes it a rollback to the version.
+    fn release(number: u64, previous: Option<u64>, version: &str, back: bool) -> Release {
+        let (package, policy) = (Digest::of(version.as_bytes()), Digest::of(b"policy"));
+        let mut message = Message::new(version, package, policy, "qa@park.example");
+        message.previous = previous.map(|number| Release::tag_name("pets", "production", number));
+        message.rollback = back;
+        let name = Release::tag_name("pets", "production", number);
+        let rev = Rev::from_hex("0123456789abcdef0123456789abcdef01234567").unwrap();
+        let (tagger, when) = (String::new(), Timestamp::from_seconds(0));
+        let tag = Tag { name, id: String::new(), rev, message: String::new(), tagger, when };
+        Release { model: "pets".into(), environment: "production".into(), number, message, tag }
+    }
+
+    fn check(releases: &[Release]) -> Result<(), String> {
+        check_order(releases).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn releases_in_order_and_rollbacks_to_what_served_before_are_accepted() {
+        let order = [
+            release(1, None, "pets@v0.1.0", false),
+            release(2, Some(1), "pets@v0.2.0", false),
+            release(3, Some(2), "pets@v0.1.0", true),
+        ];
+        assert_eq!(check(&order), Ok(()));
+        assert_eq!(active_releases(&order).last().unwrap().message.version, "pets@v0.1.0");
+    }
+
+    #[test]
+    fn a_gap_a_fork_and_a_lost_start_are_errors() {
+        let first = || release(1, None, "pets@v0.1.0", false);
+        let gap = [first(), release(3, Some(2), "pets@v0.3.0", false)];
+        let gap_that_names_the_first = [first(), release(3, Some(1), "pets@v0.3.0", false)];
+        let fork = [first(), release(2, Some(1), "a@1", false), release(3, Some(1), "b@1", false)];
+        let no_predecessor = [first(), release(2, None, "pets@v0.2.0", false)];
+        let lost_start = [release(2, Some(1), "pets@v0.2.0", false)];
+        let lost_start_that_hides_it = [release(2, None, "pets@v0.2.0", false)];
+        let too_many = [release(1, Some(1), "pets@v0.1.0", false)];
+        for releases in [
+            &gap[..],
+            &gap_that_names_the_first,
+            &fork,
+            &no_predecessor,
+            &lost_start,
+            &lost_start_that_hides_it,
+            &too_many,
+        ] {
+            let error = check(releases).unwrap_err();
+            assert!(error.contains(&releases.last().unwrap().name()), "{error}");
+            assert!(error.contains("does not match the releases found"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_rollback_to_a_version_that_did_not_serve_before_is_an_error() {
+        let served = [release(1, None, "pets@v0.1.0", false), release(2, Some(1), "pets@v0.2.0", false)];
+        let mut other_package = release(3, Some(2), "pets@v0.1.0", true);
+        other_package.message.package = Digest::of(b"other");
+        for wrong in [release(3, Some(2), "pets@v0.2.0", true), other_package] {
+            let error = check(&[&served[..], &[wrong]].concat()).unwrap_err();
+            assert!(error.contains("which did not serve before"), "{error}");
+        }
+        assert!(check(&[release(1, None, "pets@v0.1.0", true)]).is_err());
+    }
+}
