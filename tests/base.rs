@@ -187,3 +187,99 @@ fn add_refuses_conflict_marks_in_a_pointer() {
     }
     assert_eq!((sandbox.read("d.mlx"), sandbox.read("f.mlx")), (folder, file));
 }
+
+#[test]
+fn repro_records_edits_of_its_tracked_inputs() {
+    let (sandbox, _) = shared_folder();
+    sandbox.write("src/w/weights", "1");
+    sandbox.write("src/train.py", "");
+    sandbox.ok("add src/w");
+    sandbox.write(
+        "mlx.toml",
+        "[stage.a]\ncmd = 'ls d | wc -l > o'\ndeps = ['d/2', 'd/3']\nouts = ['o']\n\
+         [stage.b]\ncmd = 'cat src/w/weights > p'\ndeps = ['src']\nouts = ['p']\n",
+    );
+    sandbox.commit("pipeline");
+    sandbox.write("d/2", "two");
+    sandbox.write("d/4", "not an input");
+    sandbox.write("src/w/weights", "2");
+    let result = sandbox.mlx("repro");
+    assert_eq!(result.code, 0, "{}", result.err);
+    let edited =
+        ["`d/2`, an input of the stage `a`, was edited: `d.mlx` now records it (", "`src/w.mlx` now"];
+    for line in edited {
+        assert_eq!(result.err.matches(line).count(), 1, "{}", result.err);
+    }
+    let status = sandbox.json("status");
+    assert_eq!(status["data"][0]["changes"], serde_json::json!([{"path": "d/4", "change": "modified"}]));
+    assert_eq!(status["data"][1]["state"], "same");
+    assert!(!sandbox.mlx("repro").err.contains("edited"), "recorded once");
+}
+
+#[test]
+fn a_stage_never_runs_on_a_part_of_its_input() {
+    let (sandbox, clone) = shared_folder();
+    sandbox.write("mlx.toml", "[stage.s]\ncmd = 'ls d | wc -l > o'\ndeps = ['d']\nouts = ['o']\n");
+    sandbox.ok("repro");
+    sandbox.commit("stage");
+    let here = sandbox.at(&clone);
+    here.git("pull -q");
+    here.ok("pull d/2");
+    // Nothing changed: the parts that are not here are as they were when it ran.
+    assert_eq!(here.json("status")["stages"][0]["outcome"], "unchanged");
+    fs::write(clone.join("d/2"), "two").unwrap();
+    let error = here.fails("repro", 3);
+    assert!(error.contains("`d` is not here as it is recorded") && error.contains("`mlx pull d`"), "{error}");
+    assert!(!clone.join("o").exists());
+    // The edit is recorded, and with all of the folder the stage runs.
+    here.ok("pull d");
+    here.ok("repro");
+    assert_eq!(fs::read_to_string(clone.join("o")).unwrap().trim(), "5");
+    assert_eq!(recorded(&sandbox, &clone), ["1", "2", "3", "4", "5"]);
+}
+
+#[test]
+fn a_stage_never_runs_on_the_version_before_the_last_git_pull() {
+    let (sandbox, clone) = shared_folder();
+    sandbox.write("mlx.toml", "[stage.s]\ncmd = 'cat d/* > o'\ndeps = ['d']\nouts = ['o']\n");
+    sandbox.commit("stage");
+    let theirs = sandbox.at(&clone);
+    theirs.git("pull -q");
+    theirs.ok("pull");
+    fs::write(clone.join("d/2"), "two").unwrap();
+    theirs.ok("add d");
+    theirs.git("commit -qam two");
+    theirs.ok("push");
+    sandbox.git(&format!("pull -q {} main", clone.display()));
+    sandbox.ok("fetch --trees");
+    let error = sandbox.fails("repro", 3);
+    assert!(error.contains("`d` is not here as it is recorded"), "{error}");
+    sandbox.ok("pull");
+    sandbox.ok("repro");
+    assert_eq!(sandbox.read("o"), "1two345");
+}
+
+#[test]
+fn inputs_that_nothing_tracks_are_named_by_repro_and_push() {
+    let (sandbox, _) = shared_folder();
+    sandbox.write("src/train.py", "");
+    sandbox.write("p.toml", "a = 1\n");
+    sandbox.write(
+        "mlx.toml",
+        "[stage.s]\ncmd = 'true > o'\ndeps = ['d', 'src', 'raw', 'one']\nparams = ['p.toml:a']\n\
+         outs = ['o']\n",
+    );
+    sandbox.write(".gitignore", "/d\n*.pyc\n/raw\n");
+    sandbox.commit("stage");
+    for file in ["src/new.py", "src/a.pyc", "raw/1", "one"] {
+        sandbox.write(file, "");
+    }
+    let named = "neither Git nor mlx tracks: `one`, `raw`, `src/new.py`; other clones will lack it";
+    for command in ["repro", "push"] {
+        let result = sandbox.mlx(command);
+        assert!(result.code == 0 && result.err.contains(named), "{command}: {}", result.err);
+    }
+    assert!(!sandbox.mlx("repro").err.contains("neither"), "nothing ran");
+    sandbox.git("add -f src one raw");
+    assert!(!sandbox.mlx("push").err.contains("neither"));
+}

@@ -17,7 +17,7 @@ use crate::{
 pub struct Inputs {
     pub dependencies: BTreeMap<RepoPath, Content>,
     pub params: BTreeMap<String, Value>,
-    /// Dependencies with a known content that are missing from the workspace.
+    /// Dependencies, and tracked paths in them, that are missing from the workspace or not whole.
     pub absent: BTreeSet<RepoPath>,
 }
 
@@ -41,7 +41,7 @@ impl Pipeline<'_, '_> {
             }
             let content = match self.workspace.scan(path, &Silent)? {
                 Some(node) if node.kind == EntryKind::Link => return Err(link_error(name, path)),
-                Some(node) => node.content(),
+                Some(node) => self.present_content(path, &node, &mut inputs.absent)?,
                 None => {
                     inputs.absent.insert(path.clone());
                     self.recorded(path, records)?.ok_or_else(|| missing_dependency(name, path))?

@@ -23,6 +23,7 @@ mod recovery;
 mod run;
 mod run_cache;
 pub mod runner;
+mod tracked_inputs;
 
 pub use self::{
     graph::{Fault, Graph, StageId},
@@ -33,6 +34,7 @@ pub use self::{
     pipelines::{BrokenPipeline, Pipelines},
     plan::{Plan, PlannedAction, Step, plan},
     run::{Options, Outcome, StageRun, repro},
+    tracked_inputs::untracked_inputs,
 };
 
 use std::{collections::BTreeSet, rc::Rc};

@@ -130,6 +130,7 @@ impl Pipeline<'_, '_> {
         // Held from the examination to the record, so that two runs of one stage wait for each other.
         let _turn = self.take_turn(name, progress)?;
         self.recover_killed_run(name, stage, progress)?;
+        self.record_inputs(name, stage, progress)?;
         let mut examination = self.examine(name, stage, &self.records(), &Default::default(), force)?;
         if examination.action == PlannedAction::Restore && !self.pin_outputs(&examination)? {
             // A gc has freed some of them since they were looked up.
@@ -191,7 +192,7 @@ impl Pipeline<'_, '_> {
         progress: &dyn Progress,
     ) -> Result<()> {
         if let Some(path) = examination.inputs.absent.first() {
-            return Err(examination.inputs.dependencies[path].missing_error(path))
+            return Err(self.absent_input(path, examination.inputs.dependencies.get(path)))
                 .context(|| format!("cannot run the stage `{name}`"));
         }
         let stamps = self.keep_unrecorded(name, stage, &run_cache::Outputs::new(), progress)?;
@@ -326,6 +327,9 @@ impl Pipeline<'_, '_> {
             } else {
                 git.ignore(files, &out.path)?;
             }
+        }
+        for (path, content) in &record.outputs {
+            self.workspace.note_base(path, *content)?;
         }
         self.write_record(name, record)
     }

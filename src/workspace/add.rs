@@ -141,6 +141,25 @@ impl Workspace<'_> {
         self.record_entries(parent.clone(), entries, progress)
     }
 
+    /// Records the edits of `part` of a tracked path that were made here; returns its pointer if it changed.
+    pub fn record_edits(
+        &self,
+        pointer: &Pointer,
+        part: &RepoPath,
+        progress: &dyn Progress,
+    ) -> Result<Option<Pointer>> {
+        let Some(node) = self.scan(part, progress)? else { return Ok(None) };
+        if part == &pointer.path && node.content() == pointer.content {
+            return Ok(None);
+        }
+        let merged = self.merge_part(pointer, part, &Mine::Scanned(&node))?;
+        if merged.changes.is_empty() && merged.conflicts.is_empty() {
+            return Ok(None);
+        }
+        let recorded = self.add(part, &[], progress)?;
+        Ok(Some(recorded).filter(|recorded| recorded != pointer))
+    }
+
     /// Merges the stored present content of a tracked path into its record; returns the content to record.
     pub fn merge_stored(
         &self,

@@ -25,7 +25,8 @@ use crate::{
     store::{Store, TreeEntry, Writer, update_folder},
     wire::{Reader, put_bytes, put_varint},
     workspace::{
-        Workspace,
+        Node, Workspace,
+        checkout::recorded_entry,
         compare::as_entry,
         merge::{Base, Merge, Mine, merge},
     },
@@ -160,13 +161,32 @@ impl Workspace<'_> {
     pub(super) fn merge_part(&self, pointer: &Pointer, part: &RepoPath, mine: &Mine<'_>) -> Result<Merge> {
         let store = &self.repo.store;
         let below = part.strip_prefix(&pointer.path).expect("the part is in the tracked path");
-        let recorded = Base { contents: vec![Some(as_entry(&pointer.content))], complete: true };
-        let theirs = recorded.at(store, &below)?.contents.swap_remove(0);
+        let theirs = recorded_entry(store, pointer, part)?;
         let merge = |base: Result<Base>| merge(store, &below, &base?, mine, theirs.as_ref());
         match merge(self.base(&pointer.path).at(store, &below)) {
             Err(error) if error.kind() == Kind::NotFound => merge(Ok(Base::unknown())),
             done => done,
         }
+    }
+
+    /// Returns the content that `part`, scanned as `node`, would have if it were recorded and then pulled;
+    /// `None` if that is what is here.
+    pub fn content_with_absent(
+        &self,
+        pointer: &Pointer,
+        part: &RepoPath,
+        node: &Node,
+    ) -> Result<Option<Content>> {
+        if part == &pointer.path && node.content() == pointer.content {
+            return Ok(None);
+        }
+        let store = &self.repo.store;
+        let below = part.strip_prefix(&pointer.path).expect("the part is in the tracked path");
+        let Some(theirs) = recorded_entry(store, pointer, part)? else { return Ok(None) };
+        let base = self.base(&pointer.path).at(store, &below)?;
+        let merged = merge(store, &RepoPath::root(), &base, &Mine::Scanned(node), Some(&theirs))?;
+        merged.check(part)?;
+        if merged.is_here() { Ok(None) } else { merged.apply(None, store, &theirs.content()).map(Some) }
     }
 
     /// Notes that the workspace has this content at a tracked path.

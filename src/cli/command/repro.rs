@@ -7,7 +7,10 @@ use serde_json::{Value, json};
 use crate::{
     cli::{
         Context, Report,
-        command::{status::outcome_name, transfer::with_trees},
+        command::{
+            status::outcome_name,
+            transfer::{warn_untracked, with_trees},
+        },
     },
     error::{Error, Kind, Result},
     maintenance,
@@ -92,6 +95,9 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Summary> {
     workspace.save(ctx.progress)?;
     maintenance::publish_needs(&repo, ctx.progress)?;
     let (runs, failure) = result?;
+    let recorded = runs.iter().filter(|run| matches!(run.outcome, Outcome::Ran | Outcome::Restored));
+    let stages = recorded.filter_map(|run| pipelines.of(&run.id).manifest.stages.get(&run.id.name));
+    warn_untracked(ctx, &workspace, &pipelines, stages)?;
     let rows = runs.into_iter().map(|run| Row::of(run, &pipelines)).collect();
     Ok(Summary { rows, failure: failure.or_else(|| broken(pipelines, args)), check: false })
 }

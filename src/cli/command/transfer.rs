@@ -14,11 +14,14 @@ use crate::{
     error::{Kind, Result},
     maintenance,
     path::RepoPath,
-    pipeline::{contents_at, run_keys_at},
+    pipeline::{Pipelines, Stage, contents_at, run_keys_at, untracked_inputs},
     remote::{self, Access, Depth, Fetched, Pushed, Remote, Wants},
     repo::Repo,
     workspace::Workspace,
 };
+
+/// Number of untracked inputs that a warning names.
+const MAX_NAMED: usize = 10;
 
 /// Upload objects that a remote lacks
 ///
@@ -109,7 +112,33 @@ pub fn push(ctx: &Context<'_>, args: &PushArgs) -> Result<PushReport> {
     let (wants, _) = args.selection.wants(ctx, &workspace)?;
     let remote = args.selection.open(&repo, Access::Write)?;
     let sent = remote::push(&repo, &remote, &wants, ctx.progress)?;
+    let pipelines = ctx.all_pipelines(&workspace)?;
+    warn_untracked(ctx, &workspace, &pipelines, pipelines.iter().flat_map(|it| it.manifest.stages.values()))?;
+    workspace.save_if_free();
     Ok(PushReport(remote.location, sent))
+}
+
+/// Names the inputs of stages that neither Git nor mlx tracks. `pipelines` are all that there are.
+pub fn warn_untracked<'s>(
+    ctx: &Context<'_>,
+    workspace: &Workspace<'_>,
+    pipelines: &Pipelines<'_, '_>,
+    stages: impl IntoIterator<Item = &'s Stage>,
+) -> Result<()> {
+    let outputs = pipelines.claims().into_iter().map(|it| it.0);
+    let found = untracked_inputs(workspace, stages, &outputs.collect::<Vec<_>>())?;
+    if found.is_empty() {
+        return Ok(());
+    }
+    let named: Vec<_> = found.iter().take(MAX_NAMED).map(|path| format!("`{path}`")).collect();
+    let more = found.len() - named.len();
+    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+    ctx.progress.warn(&format!(
+        "stages read what neither Git nor mlx tracks: {}{more}; other clones will lack it (`git add` or \
+         `mlx add` it)",
+        named.join(", ")
+    ));
+    Ok(())
 }
 
 pub fn fetch(ctx: &Context<'_>, args: &FetchArgs) -> Result<FetchReport> {

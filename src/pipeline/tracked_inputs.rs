@@ -1,0 +1,124 @@
+//! Inputs of stages as other clones will get them: edits of tracked ones are recorded before a run, and those
+//! that neither Git nor mlx tracks are listed.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    error::{Error, Result},
+    fs::FileKind,
+    path::RepoPath,
+    pipeline::{Pipeline, Stage},
+    pointer::{Content, Pointer},
+    progress::{Progress, Silent},
+    workspace::{Node, Workspace},
+};
+
+impl Pipeline<'_, '_> {
+    /// Records edits of a stage's tracked inputs in their pointers, as `mlx commit` does: a run on bytes that
+    /// are recorded nowhere could not be repeated.
+    pub(super) fn record_inputs(&self, name: &str, stage: &Stage, progress: &dyn Progress) -> Result<()> {
+        for dependency in &stage.dependencies {
+            for pointer in pointers_at(self.workspace, dependency)? {
+                let part = if dependency.is_within(&pointer.path) { dependency } else { &pointer.path };
+                if let Some(recorded) = self.workspace.record_edits(&pointer, part, progress)? {
+                    let (file, digest) = (recorded.file(), recorded.content.digest.short());
+                    progress.note(&format!(
+                        "`{part}`, an input of the stage `{name}`, was edited: `{file}` now records it \
+                         ({digest})"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the content of a dependency that exists: the present one, or, if parts of it were not pulled,
+    /// the one with them. In the second case, and if tracked paths in it are missing, adds to `absent`.
+    pub(super) fn present_content(
+        &self,
+        path: &RepoPath,
+        node: &Node,
+        absent: &mut BTreeSet<RepoPath>,
+    ) -> Result<Content> {
+        for pointer in pointers_at(self.workspace, path)? {
+            if path.is_within(&pointer.path) {
+                if let Some(whole) = self.workspace.content_with_absent(&pointer, path, node)? {
+                    absent.insert(path.clone());
+                    return Ok(whole);
+                }
+                continue;
+            }
+            let here = self.workspace.scan(&pointer.path, &Silent)?;
+            let is_whole = |node: &Node| {
+                let whole = self.workspace.content_with_absent(&pointer, &pointer.path, node)?;
+                Ok::<_, Error>(whole.is_none())
+            };
+            if !here.as_ref().map_or(Ok(false), is_whole)? {
+                absent.insert(pointer.path.clone());
+            }
+        }
+        Ok(node.content())
+    }
+
+    /// Returns the error for an input that is not here, or not all of it.
+    pub(super) fn absent_input(&self, path: &RepoPath, content: Option<&Content>) -> Error {
+        match (self.repo().files.stat(path), content) {
+            (Ok(None), Some(content)) => content.missing_error(path),
+            _ => Error::not_found(format!(
+                "`{path}` is not here as it is recorded: parts are missing or outdated"
+            ))
+            .hint(format!("get them with `mlx pull {path}`, or record a deletion with `mlx remove PATH`")),
+        }
+    }
+}
+
+/// Returns the pointer that tracks `path`, or those of tracked paths in it.
+fn pointers_at(workspace: &Workspace<'_>, path: &RepoPath) -> Result<Vec<Pointer>> {
+    if let Some(pointer) = workspace.pointer_of(path)? {
+        return Ok(vec![pointer]);
+    }
+    if workspace.repo.files.stat(path)?.is_none_or(|stat| stat.kind != FileKind::Folder) {
+        return Ok(Vec::new());
+    }
+    let inside = workspace.pointer_paths()?.into_iter().filter(|inner| inner.is_within(path));
+    let pointers = inside.map(|inner| workspace.repo.pointer(&inner)).collect::<Result<Vec<_>>>()?;
+    Ok(pointers.into_iter().flatten().collect())
+}
+
+/// Returns the files that these stages read and that neither Git nor mlx tracks: other clones will lack them.
+/// A folder of which Git tracks nothing stands for its files; in others, files that Git ignores are left out.
+/// `outputs` are those of all stages.
+pub fn untracked_inputs<'s>(
+    workspace: &Workspace<'_>,
+    stages: impl IntoIterator<Item = &'s Stage>,
+    outputs: &[RepoPath],
+) -> Result<Vec<RepoPath>> {
+    let git = &workspace.repo.git;
+    let tracked: BTreeSet<_> = git.tracked(&|_| true)?.into_iter().collect();
+    let is_covered = |path: &RepoPath| outputs.iter().any(|output| path.is_within(output));
+    // A submodule is tracked as one path.
+    let is_tracked = |path: &RepoPath| path.ancestors().any(|above| tracked.contains(&above));
+    let mut found = BTreeSet::new();
+    let stages: Vec<_> = stages.into_iter().collect();
+    let dependencies = stages.iter().flat_map(|stage| &stage.dependencies);
+    let params = stages.iter().flat_map(|stage| stage.params.iter().map(|param| &param.0));
+    for path in dependencies.chain(params).collect::<BTreeSet<_>>() {
+        if is_covered(path) || is_tracked(path) || workspace.pointer_of(path).is_ok_and(|it| it.is_some()) {
+            continue;
+        }
+        // A path that cannot be read is reported by those who need its content.
+        let Ok(Some(node)) = workspace.scan(path, &Silent) else { continue };
+        if git.tracked_within(path)?.is_none() && pointers_at(workspace, path).is_ok_and(|it| it.is_empty()) {
+            found.insert(path.clone());
+            continue;
+        }
+        let pointers = workspace.pointer_paths()?;
+        let is_ours = |file: &RepoPath| file.ancestors().any(|above| pointers.contains(&above));
+        let mut files: Vec<_> = node.leaves(path)?.into_iter().map(|leaf| leaf.0).collect();
+        files.retain(|file| !is_tracked(file) && !is_covered(file) && !is_ours(file));
+        let ignored: BTreeSet<_> =
+            git.ignored_files(&files)?.into_iter().map(|ignored| ignored.file).collect();
+        found.extend(files.into_iter().filter(|file| !ignored.contains(file)));
+    }
+    Ok(found.into_iter().collect())
+}
