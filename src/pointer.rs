@@ -113,6 +113,32 @@ impl Pointer {
         Err(error.hint(format!("choose one side (`git checkout --ours {file}`), then `mlx checkout`")))
     }
 
+    /// Refuses to write the pointer of `path` over these bytes of its file: another program's, a pointer
+    /// that a newer mlx wrote, or one with the marks of a merge conflict. A pointer that is damaged or was cut off may be replaced.
+    pub fn check_replaceable(path: &RepoPath, bytes: &[u8]) -> Result<()> {
+        if !Self::is_own(bytes) {
+            let file = path.with_suffix(SUFFIX);
+            let error = Error::new(
+                Kind::Conflict,
+                format!("`{file}` is not a pointer, but the pointer of `{path}` would have that name"),
+            );
+            return Err(error.hint("rename one of the two files, then try again"));
+        }
+        Self::check_unmerged(path, bytes)?;
+        Self::check_format(path, bytes)
+    }
+
+    /// Returns true if mlx wrote these bytes, even if they are damaged now: they are, or begin, a pointer of
+    /// this format or of a later one.
+    fn is_own(bytes: &[u8]) -> bool {
+        if !Self::looks_like_pointer(bytes) {
+            return false;
+        }
+        let text: Vec<u8> = bytes.iter().copied().filter(|byte| *byte != 0).collect();
+        let names_digest = text.windows(DIGEST_PREFIX.len()).any(|window| window == DIGEST_PREFIX);
+        names_digest || PREFIX.starts_with(&text) || Self::is_newer(bytes)
+    }
+
     /// Parses the pointer file of `path`.
     pub fn parse(path: RepoPath, bytes: &[u8]) -> Result<Self> {
         let file = path.with_suffix(SUFFIX);
@@ -212,6 +238,20 @@ mod tests {
         );
         assert!(!Pointer::looks_like_pointer(b"PK\x03\x04\x00 a live script"));
         assert!(!Pointer::looks_like_pointer(&[b"format = 1\n", &[b' '; 5000][..]].concat()));
+    }
+
+    #[test]
+    fn only_a_pointer_may_be_replaced() {
+        let path = RepoPath::from_text("data").unwrap();
+        let refused = |bytes: &[u8]| Pointer::check_replaceable(&path, bytes).err().map(|error| error.kind());
+        let golden = include_bytes!("../fixtures/formats/pointer-1.mlx");
+        for own in [&golden[..], &golden[..30], b"", &[0; 200], b"\xff\xfe\"\0b\x003\0:\0"] {
+            assert_eq!(refused(own), None, "{own:?}");
+        }
+        for foreign in [&b"PK\x03\x04 live script"[..], b"digest = \"sha256:0\"\n", b"x = 1\n"] {
+            assert_eq!(refused(foreign), Some(Kind::Conflict), "{foreign:?}");
+        }
+        assert_eq!(refused(b"digest = 1\nformat = 2\n"), Some(Kind::Corrupt), "a newer mlx wrote it");
     }
 
     #[test]

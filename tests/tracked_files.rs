@@ -522,3 +522,53 @@ fn checkout_restores_modes_and_empty_folders_of_each_revision() {
         assert_eq!(identity(&sandbox.repo.join("data/dog/b.txt")), unchanged, "{rev}");
     }
 }
+
+#[test]
+fn a_file_of_another_program_with_the_suffix_of_a_pointer_is_kept() {
+    let sandbox = two_files();
+    let script = b"PK\x03\x04 live script";
+    sandbox.ok("add data");
+    for name in ["data2.mlx", "copy.mlx"] {
+        sandbox.write(name, script);
+    }
+    sandbox.write("data2", "1");
+    for command in ["add data2", "add --glob data2", "move data data2", "move data copy"] {
+        let before = snapshot(&sandbox.repo);
+        let error = sandbox.fails(command, 4);
+        assert!(error.contains(".mlx` is not a pointer") || error.contains("already exists"), "{error}");
+        assert_eq!(snapshot(&sandbox.repo), before, "{command}");
+    }
+    assert_eq!(sandbox.json("status")["data"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_tracked_folder_may_hold_files_with_the_suffix_of_a_pointer() {
+    let sandbox = two_files();
+    sandbox.write("data/cat.mlx", "% live script");
+    sandbox.ok("add data");
+    sandbox.ok("add data");
+    sandbox.ok("add data/cat.mlx");
+    fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
+    sandbox.ok("checkout");
+    assert_eq!(sandbox.read("data/cat.mlx"), "% live script");
+}
+
+#[test]
+fn files_that_steer_git_or_mlx_are_not_data() {
+    let sandbox = two_files();
+    let names = [".gitattributes", ".gitignore", ".mlxignore", "mlx.toml", "mlx.lock", "sub/mlx.toml"];
+    for name in names {
+        sandbox.write(name, "");
+        let error = sandbox.fails(&format!("add data {name}"), 2);
+        assert!(error.contains(&format!("`{name}` steers Git or mlx")), "{error}");
+    }
+    sandbox.ok("add --glob '**/*'");
+    let pointers: Vec<_> = ["data/cat/a.txt.mlx", "mlx.toml.mlx"].map(|file| sandbox.has(file)).into();
+    assert_eq!(pointers, [true, false]);
+    assert_eq!(sandbox.read(".gitignore"), "");
+    assert!(sandbox.fails("move data/cat/a.txt .mailmap", 2).contains("`.mailmap` steers Git or mlx"));
+    sandbox.ok("remove data/cat/a.txt data/dog/b.txt");
+    sandbox.write("data/.gitignore", "in a tracked folder, it is content\n");
+    sandbox.ok("add data");
+    sandbox.ok("add data/.gitignore");
+}

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// Name of the file.
-pub const FILE: &str = "mlx.lock";
+pub const FILE: &str = crate::workspace::LOCKFILE;
 const FORMAT: u64 = 1;
 const HEAD: &str =
     "# What went into each stage's last run and what came out. Written by mlx; commit it.\nformat = 1\n";

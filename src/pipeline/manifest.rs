@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Name of the file.
-pub const FILE: &str = "mlx.toml";
+pub const FILE: &str = crate::workspace::PIPELINE_FILE;
 
 /// Declared stages and models, by name.
 #[derive(Debug, Default)]

@@ -155,25 +155,22 @@ impl Repo {
         }
     }
 
-    /// Refuses to replace a pointer that a newer mlx wrote, or that has the marks of a merge conflict, of
-    /// which both sides count; a damaged one may be replaced.
+    /// Refuses to write the pointer of `path` if its file is not a pointer, one that a newer mlx wrote, or one
+    /// with the marks of a merge conflict, of which both sides count; a damaged pointer may be replaced.
     pub fn check_replaceable(&self, path: &RepoPath) -> Result<()> {
-        match self.files.read_prefix(&path.with_suffix(SUFFIX), READ_LIMIT)? {
-            Some(bytes) if Pointer::looks_like_pointer(&bytes) => {
-                Pointer::check_unmerged(path, &bytes)?;
-                Pointer::check_format(path, &bytes)
-            }
-            _ => Ok(()),
-        }
+        let bytes = self.files.read_prefix(&path.with_suffix(SUFFIX), READ_LIMIT)?;
+        bytes.map_or(Ok(()), |bytes| Pointer::check_replaceable(path, &bytes))
     }
 
-    /// Writes a pointer file and returns true, unless the bytes on disk are the same; also removes temporary
-    /// files that a killed process left beside it.
+    /// Writes a pointer file and returns true, unless the bytes on disk are the same. A file of that name that
+    /// is not a pointer is an error. Also removes temporary files that a killed process left beside it.
     pub fn write_pointer(&self, pointer: &Pointer) -> Result<bool> {
         self.files.dir(&pointer.path.parent().unwrap_or_default())?.remove_stale_temp_files()?;
         let text = pointer.to_toml().into_bytes();
-        if self.files.read_prefix(&pointer.file(), READ_LIMIT)?.as_deref() == Some(&text[..]) {
-            return Ok(false);
+        match self.files.read_prefix(&pointer.file(), READ_LIMIT)? {
+            Some(bytes) if bytes == text => return Ok(false),
+            Some(bytes) => Pointer::check_replaceable(&pointer.path, &bytes)?,
+            None => {}
         }
         self.files.write(&pointer.file(), &text, Sync::Now).map(|()| true)
     }

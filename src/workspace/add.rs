@@ -19,6 +19,7 @@ use crate::{
         ignore::{self, Rules},
         merge::{Merge, Mine, NamedPaths},
         scan,
+        steering::check_is_data,
     },
 };
 
@@ -65,6 +66,9 @@ impl Workspace<'_> {
             check_claims(path, claimed)?;
             self.check_addable(path)?;
             let parent = self.tracked_parent(path)?;
+            if parent.is_none() {
+                check_is_data(path)?;
+            }
             self.check_ignore_rules(path, parent.as_ref())?;
             let top = parent.as_ref().map_or(path, |it| &it.path);
             let node = self.scan_and_store(path, top, &pointed, &mut writer, progress)?;

@@ -16,7 +16,7 @@ use crate::{
     pointer::{ContentKind, Pointer, SUFFIX},
     progress::Progress,
     store::{EntryKind, TreeEntry, Writer},
-    workspace::{Workspace, filter::ScanFilter, scan},
+    workspace::{Workspace, filter::ScanFilter, scan, steering::belongs_in_git},
 };
 
 /// A pattern of files below a folder: `*` matches within a name, `**` across folders.
@@ -81,7 +81,7 @@ impl Workspace<'_> {
             }
             match tracked_ancestor(&file, &tracked) {
                 Some(top) if top != file => drop(folders.insert(top)),
-                None if self.repo.git.tracked_within(&file)?.is_some() => {}
+                None if belongs_in_git(&file) || self.repo.git.tracked_within(&file)?.is_some() => {}
                 _ => single.push(file),
             }
         }

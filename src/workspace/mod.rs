@@ -22,6 +22,7 @@ mod rename;
 mod scan;
 mod select;
 mod status;
+mod steering;
 mod unprotect;
 
 pub use self::{
@@ -34,6 +35,7 @@ pub use self::{
     remove::{FilePolicy, RemoveResult},
     rename::MoveResult,
     status::{Change, PathStatus, State, Version, diff_versions},
+    steering::{LOCKFILE, PIPELINE_FILE},
     unprotect::UnprotectStats,
 };
 
@@ -112,14 +114,17 @@ impl<'r> Workspace<'r> {
             let ours = found.iter().filter(|path| !matches!(self.repo.pointer(path), Ok(None)));
             ours.for_each(|path| self.index.borrow_mut().add_pointer(path.clone()));
         }
-        let mut existing = BTreeSet::new();
-        for path in found {
-            // A pointer that cannot be inspected counts as existing; reading it reports the error.
-            if !matches!(self.repo.files.stat(&path.with_suffix(SUFFIX)), Ok(None)) {
-                existing.insert(path);
-            }
+        found.retain(|path| self.has_pointer(path));
+        Ok(found)
+    }
+
+    /// Returns true if the pointer file of a path exists. One that cannot be inspected counts: reading it
+    /// reports the error. A path that is new here must have a pointer, since other programs use that suffix.
+    fn has_pointer(&self, path: &RepoPath) -> bool {
+        if self.index.borrow().pointers.contains(path) {
+            return !matches!(self.repo.files.stat(&path.with_suffix(SUFFIX)), Ok(None));
         }
-        Ok(existing)
+        !matches!(self.repo.pointer(path), Ok(None))
     }
 
     /// Searches the work tree for pointers that Git does not track yet, for use without an index; does not

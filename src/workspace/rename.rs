@@ -17,6 +17,7 @@ use crate::{
         Workspace,
         remove::{check_output, untracked},
         scan::check_stays_inside,
+        steering::check_is_data,
     },
 };
 
@@ -96,6 +97,8 @@ impl Workspace<'_> {
             Some(parent) => return taken(format!("`{}` is tracked as a file", parent.path)),
             None => {}
         }
+        check_is_data(path)?;
+        self.repo.check_replaceable(path)?;
         if let Some(file) = self.repo.git.tracked_within(path)? {
             return taken(format!("Git already tracks `{file}`"));
         }

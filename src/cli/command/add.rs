@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(required_unless_present = "glob")]
     paths: Vec<PathBuf>,
     /// Track the files below this folder that match: `*` stays within a name, `**` crosses folders; stage
-    /// outputs and files that Git tracks are skipped
+    /// outputs, files that Git tracks and those that steer Git or mlx are skipped
     #[arg(long, value_name = "PATTERN")]
     glob: Vec<String>,
     /// Also `git add` the pointers and `.gitignore` files
