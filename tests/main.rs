@@ -11,6 +11,7 @@ mod serve;
 mod apptest;
 mod audit_tampering;
 mod base;
+mod checkout;
 mod cli;
 mod concurrency;
 mod corruption;

@@ -119,7 +119,7 @@ impl Dir {
     }
 
     /// Formats the path of an entry for messages, in backticks.
-    fn quoted(&self, name: &[u8]) -> String {
+    pub(super) fn quoted(&self, name: &[u8]) -> String {
         let folder = if self.path.is_root() { String::new() } else { format!("{}/", self.path.to_text()) };
         format!("`{folder}{}`", escape_bytes(name))
     }
@@ -207,7 +207,11 @@ impl Dir {
     /// Lists everything below this folder that `filter` keeps; mlx's own temporary files are left out.
     pub fn entries(&self, filter: &dyn WalkFilter) -> Result<Listing> {
         let mut names = self.names()?;
+        let all = names.len();
         names.retain(|it| temp_file_pid(&it.0).is_none());
+        if names.len() < all {
+            filter.on_temp_files(self);
+        }
         filter.filter(self, &mut names)?;
         let mut listing = Listing::default();
         // Parallel near the top only: further down there are too many folders, and the stacks get too deep.
@@ -456,22 +460,13 @@ impl TempFile {
         if sync == Sync::Now { self.dir.sync() } else { Ok(()) }
     }
 
-    /// Like [`TempFile::publish`] without a sync, and returns the metadata of the file under its name; `None`
-    /// if another process changed it meanwhile.
-    pub fn publish_with_stat(mut self, name: &[u8]) -> Result<Option<FileStat>> {
+    /// Finishes the file and leaves it under its temporary name, which is returned with its metadata.
+    pub fn leave(mut self) -> Result<(Vec<u8>, FileStat)> {
         self.extend_over_hole()?;
-        let before = fs::fstat(self.file()).ok().map(|it| FileStat::of(&it));
-        let dir = self.dir.try_clone()?;
+        let stat = fs::fstat(self.file()).map_err(io::Error::from);
+        let stat = stat.context(|| format!("cannot stat {}", self.dir.quoted(&self.name)))?;
         drop(self.file.take());
-        fault::point("rename")
-            .and_then(|()| Ok(fs::renameat(&dir.fd, &self.name[..], &dir.fd, name)?))
-            .context(|| format!("cannot write {}", dir.quoted(name)))?;
-        self.name.clear();
-        let unchanged = |after: &FileStat| {
-            let key = |stat: &FileStat| (stat.inode, stat.mtime, stat.size);
-            before.is_some_and(|before| key(&before) == key(after))
-        };
-        Ok(dir.stat(name)?.filter(unchanged))
+        Ok((std::mem::take(&mut self.name), FileStat::of(&stat)))
     }
 
     /// Keeps the file locked until it is published, so that no process, wherever it runs, removes it as the
@@ -576,7 +571,7 @@ fn temp_file_pid(name: &[u8]) -> Option<u32> {
 }
 
 /// Returns a name `.mlx-tmp-PID-COUNT-NONCE` that is unique among running processes.
-fn new_temp_name() -> Vec<u8> {
+pub(super) fn new_temp_name() -> Vec<u8> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let nonce = crate::fs::coarse_now() & 0xff_ffff;

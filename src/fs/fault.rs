@@ -12,14 +12,16 @@
 //! record:FILE  folder creations, removals, renames and syncs are logged to FILE, in order
 //! tell:FILE    the name of every operation is logged to FILE
 //! ```
+//!
+//! With `+plain` behind it, renames also know no flags, as on some file systems; `+plain` alone is valid, too.
 
 #[cfg(test)]
 pub use self::crash::Crash;
 #[cfg(debug_assertions)]
-pub use self::injection::{logged_point, point, transfer_size};
+pub use self::injection::{knows_rename_flags, logged_point, point, transfer_size};
 
 #[cfg(not(debug_assertions))]
-pub use self::release::{logged_point, point, transfer_size};
+pub use self::release::{knows_rename_flags, logged_point, point, transfer_size};
 
 #[cfg(not(debug_assertions))]
 mod release {
@@ -35,6 +37,11 @@ mod release {
     #[inline]
     pub fn logged_point(_: &'static str, _: impl FnOnce() -> String) -> io::Result<()> {
         Ok(())
+    }
+
+    #[inline]
+    pub fn knows_rename_flags() -> bool {
+        true
     }
 
     #[expect(clippy::unnecessary_wraps, reason = "in debug builds it fails")]
@@ -69,9 +76,16 @@ mod injection {
         LogAll(fs::File),
     }
 
+    /// End of a setting with which renames know no flags.
+    const PLAIN: &str = "+plain";
+
+    static KNOWS_RENAME_FLAGS: LazyLock<bool> =
+        LazyLock::new(|| !std::env::var("MLX_FAULT").is_ok_and(|setting| setting.ends_with(PLAIN)));
+
     static FAULT: LazyLock<Option<Fault>> = LazyLock::new(|| {
         let setting = std::env::var("MLX_FAULT").ok()?;
-        let (name, value) = setting.split_once(':').unwrap_or((&setting, ""));
+        let setting = setting.trim_end_matches(PLAIN);
+        let (name, value) = setting.split_once(':').unwrap_or((setting, ""));
         match name {
             "kill" => value.parse().ok().map(|at| Fault::Signal(Signal::KILL, at)),
             "stop" => value.parse().ok().map(|at| Fault::Signal(Signal::STOP, at)),
@@ -130,6 +144,11 @@ mod injection {
             file.write_all(format!("{operation} {}\n", subject()).as_bytes())?;
         }
         point(operation)
+    }
+
+    /// Returns false if renames are to fail that say more than the two names.
+    pub fn knows_rename_flags() -> bool {
+        *KNOWS_RENAME_FLAGS
     }
 
     /// Returns how many of `wanted` bytes to read or write in one call.

@@ -13,6 +13,7 @@ mod fault;
 mod link;
 mod link_support;
 mod lock;
+mod rename;
 mod root;
 mod sparse;
 mod unshare;
@@ -24,6 +25,7 @@ pub use self::{
     entry::{CLOCK_TICK, Entry, FileKind, FileStat, Listing},
     link::{LinkKind, Mode, link_into},
     lock::{Lock, create_locked, is_locked, lock, lock_patiently, lock_shared, lock_with_progress, try_lock},
+    rename::Exchange,
     root::{MAX_DOCUMENT_SIZE, Root},
     sparse::SparseReader,
     walk_filter::{NoFilter, WalkFilter},

@@ -13,6 +13,9 @@ pub trait WalkFilter: Sync {
         Ok(())
     }
 
+    /// Called for a folder that holds temporary files of mlx, which no walk lists.
+    fn on_temp_files(&self, _dir: &Dir) {}
+
     /// Returns true if a folder is listed although the filter left out everything in it.
     fn lists_emptied(&self, _folder: &RepoPath) -> Result<bool> {
         Ok(true)

@@ -69,6 +69,11 @@ impl TreeEntry {
 }
 
 impl EntryKind {
+    /// Returns true for files, with or without the executable bit.
+    pub fn is_regular(self) -> bool {
+        matches!(self, Self::File | Self::Executable)
+    }
+
     /// Returns the kind of content that a pointer would record for it; a pointer knows no links.
     pub fn content_kind(self) -> ContentKind {
         match self {

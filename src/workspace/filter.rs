@@ -15,17 +15,24 @@ pub struct ScanFilter<'v> {
     rules: Rules<'v>,
     glob: Option<&'v Glob>,
     errors: Option<Mutex<Vec<(RepoPath, Error)>>>,
+    removes_temp_files: bool,
 }
 
 impl<'v> ScanFilter<'v> {
     /// Creates a filter for a scan of `path`; `record` is the pointer that tracks it.
     pub fn new(workspace: &Workspace<'v>, path: &RepoPath, record: Option<&Pointer>) -> Result<Self> {
-        Ok(Self { rules: Rules::open(workspace.repo, path, record)?, glob: None, errors: None })
+        let rules = Rules::open(workspace.repo, path, record)?;
+        Ok(Self { rules, glob: None, errors: None, removes_temp_files: false })
     }
 
     /// Continues after unreadable files and collects their errors instead of failing at the first.
     pub fn collect_errors(self) -> Self {
         Self { errors: Some(Mutex::default()), ..self }
+    }
+
+    /// Removes temporary files that killed commands left in the scanned folders.
+    pub fn removing_temp_files(self) -> Self {
+        Self { removes_temp_files: true, ..self }
     }
 
     /// Includes only files that match `glob`.
@@ -56,6 +63,13 @@ impl WalkFilter for ScanFilter<'_> {
             });
         }
         Ok(())
+    }
+
+    fn on_temp_files(&self, dir: &Dir) {
+        if self.removes_temp_files {
+            // They are only in the way: those that cannot be removed stay.
+            let _kept = dir.remove_stale_temp_files();
+        }
     }
 
     fn lists_emptied(&self, folder: &RepoPath) -> Result<bool> {

@@ -9,8 +9,10 @@ mod base;
 mod checkout;
 mod collision;
 mod compare;
+mod execute;
 mod filter;
 mod glob;
+mod guard;
 mod ignore;
 mod index;
 mod kept;
@@ -27,7 +29,7 @@ mod unprotect;
 
 pub use self::{
     base::Bases,
-    checkout::{CheckoutStats, checkout, checkout_part, place, remove_files},
+    checkout::{CheckoutStats, checkout, checkout_part, checkout_parts, place, remove_files},
     glob::Glob,
     kept::{KEPT_DAYS, KeptVersion, find_kept, forget_expired, kept_versions, read_kept, unknown_version},
     merge::{Base, Merge, Mine, NamedPaths, merge},

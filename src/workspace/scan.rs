@@ -41,7 +41,9 @@ pub(super) fn scan(
     progress: &dyn Progress,
 ) -> Result<Option<Node>> {
     let record = workspace.pointer_of(path).ok().flatten();
-    scan_filtered(workspace, path, &ScanFilter::new(workspace, path, record.as_ref())?, writer, progress)
+    let filter = ScanFilter::new(workspace, path, record.as_ref())?;
+    let filter = if writer.is_some() { filter.removing_temp_files() } else { filter };
+    scan_filtered(workspace, path, &filter, writer, progress)
 }
 
 /// As [`scan`], limited to the files that `filter` includes.

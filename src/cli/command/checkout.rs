@@ -14,7 +14,7 @@ use crate::{
     pipeline::contents_at,
     pointer::Pointer,
     remote::Wants,
-    workspace::{CheckoutStats, Tracked, Workspace, checkout_part},
+    workspace::{CheckoutStats, Tracked, Workspace, checkout_parts},
 };
 
 /// Make the workspace match the pointers and `mlx.lock`
@@ -93,19 +93,16 @@ fn checkout_pointers(
     paths: &[RepoPath],
     force: bool,
 ) -> Result<CheckoutReport> {
-    let mut rows = Vec::new();
-    workspace.begin_checkout(pointers, ctx.progress)?;
-    let result = pointers.iter().try_for_each(|pointer| {
-        for part in parts(pointer, paths) {
-            workspace.check_part(pointer, part)?;
-            rows.push((part.clone(), checkout_part(workspace, pointer, part, force, ctx.progress)?));
-        }
-        Ok(())
-    });
-    // The stat cache is saved even if a later path failed.
+    let parts: Vec<_> = pointers
+        .iter()
+        .flat_map(|pointer| parts(pointer, paths).into_iter().map(move |part| (pointer, part)))
+        .collect();
+    parts.iter().try_for_each(|(pointer, part)| workspace.check_part(pointer, part))?;
+    let result = checkout_parts(workspace, &parts, force, ctx.progress);
+    // The stat cache is saved even if a path failed.
     workspace.save(ctx.progress)?;
     maintenance::publish_needs_if_allowed(workspace.repo, ctx.progress)?;
-    result.map(|()| CheckoutReport(rows))
+    result.map(CheckoutReport)
 }
 
 /// Returns the requested parts of a pointer's path: all of it, or paths inside it.

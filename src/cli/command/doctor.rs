@@ -55,6 +55,13 @@ pub fn run(ctx: &Context<'_>, _: &Args) -> Result<Findings> {
         problems.push("`git` is not in PATH".to_owned());
     }
     let links = repo.as_ref().map(links).transpose()?.unwrap_or_default();
+    if repo.as_ref().map(can_exchange).transpose()? == Some(false) {
+        problems.push(
+            "this file system cannot exchange two files in one step: a file that is saved at the moment in which \
+             `mlx checkout` replaces it may be lost"
+                .to_owned(),
+        );
+    }
     let cache = repo.as_ref().map(|it| it.store.root().path().to_owned());
     let free = fs::free_space(cache.as_deref().unwrap_or(&ctx.cwd));
     if free.is_some_and(|free| free < 1_000_000_000) {
@@ -63,6 +70,12 @@ pub fn run(ctx: &Context<'_>, _: &Args) -> Result<Findings> {
     let library = library.map(|it| it.path.display().to_string());
     let cache = cache.map(|it| it.display().to_string());
     Ok(Findings { git, engine, library, links, free, cache, problems })
+}
+
+/// Returns true if the file system of the workspace can exchange two files in one step, by trying it.
+fn can_exchange(repo: &Repo) -> Result<bool> {
+    // In the worktree's own Git folder, which is on the same file system but not visible in the workspace.
+    Root::open(repo.private.path())?.create_dir(&RepoPath::from_text("tmp")?)?.can_exchange()
 }
 
 /// Returns the kinds of links that can place a file from the store in the workspace, by trying each.

@@ -1,0 +1,117 @@
+//! Renames that overwrite nothing unseen: two names change places in one step, and a file takes a name only
+//! if that is free. Some file systems know neither.
+
+use std::io;
+
+use rustix::{
+    fs::{self, RenameFlags},
+    io::{Errno, retry_on_intr},
+};
+
+use crate::{
+    error::{Result, WithContext},
+    fs::{Dir, dir::new_temp_name, fault},
+};
+
+/// Outcome of an exchange of two names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exchange {
+    Done,
+    /// One of the names does not exist.
+    Missing,
+    /// The file system cannot do it.
+    Unsupported,
+}
+
+impl Dir {
+    /// Lets two names in this folder change places, in one step.
+    pub fn exchange(&self, one: &[u8], other: &[u8]) -> Result<Exchange> {
+        match self.rename_with(one, other, RenameFlags::EXCHANGE) {
+            Ok(()) => Ok(Exchange::Done),
+            Err(error) if is_unsupported(&error) => Ok(Exchange::Unsupported),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Exchange::Missing),
+            Err(error) => Err(error).context(|| format!("cannot write {}", self.quoted(other))),
+        }
+    }
+
+    /// Renames a file unless the new name is taken, in which case it returns false. A file system that cannot
+    /// do both in one step is asked for the name right before.
+    pub fn rename_new(&self, name: &[u8], new: &[u8]) -> Result<bool> {
+        match self.rename_with(name, new, RenameFlags::NOREPLACE) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(error) if is_unsupported(&error) => {
+                if self.stat(new)?.is_some() {
+                    return Ok(false);
+                }
+                self.rename(name, self, new).map(|()| true)
+            }
+            Err(error) => Err(error).context(|| format!("cannot write {}", self.quoted(new))),
+        }
+    }
+
+    /// Moves an entry to a temporary name in this folder and returns that name; `None` if it does not exist.
+    pub fn set_aside(&self, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        let aside = new_temp_name();
+        match self.rename_with(name, &aside, RenameFlags::empty()) {
+            Ok(()) => Ok(Some(aside)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).context(|| format!("cannot remove {}", self.quoted(name))),
+        }
+    }
+
+    /// Returns a name for a temporary file of this process.
+    pub fn temp_name() -> Vec<u8> {
+        new_temp_name()
+    }
+
+    /// Returns true if files in this folder can change places in one step, by trying it.
+    pub fn can_exchange(&self) -> Result<bool> {
+        let (one, other) = (self.create(0o666)?, self.create(0o666)?);
+        Ok(self.exchange(one.name(), other.name())? == Exchange::Done)
+    }
+
+    fn rename_with(&self, name: &[u8], new: &[u8], flags: RenameFlags) -> io::Result<()> {
+        fault::point("rename")?;
+        if !flags.is_empty() && !fault::knows_rename_flags() {
+            return Err(Errno::INVAL.into());
+        }
+        Ok(retry_on_intr(|| fs::renameat_with(self.fd(), name, self.fd(), new, flags))?)
+    }
+}
+
+/// Returns true if the file system or the kernel does not know the flags of a rename.
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        fs::{Root, Sync},
+        path::RepoPath,
+    };
+
+    #[test]
+    fn a_name_that_is_taken_is_not_overwritten() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = Root::open(temp.path()).unwrap();
+        let path = |text: &str| RepoPath::from_text(text).unwrap();
+        root.write(&path("a"), b"1", Sync::Later).unwrap();
+        root.write(&path("b"), b"2", Sync::Later).unwrap();
+        let dir = root.dir(&RepoPath::root()).unwrap();
+        assert!(!dir.rename_new(b"a", b"b").unwrap() && dir.rename_new(b"a", b"c").unwrap());
+        assert_eq!([root.read(&path("b")).unwrap(), root.read(&path("c")).unwrap()], [b"2", b"1"]);
+        let exchanged = dir.exchange(b"b", b"c").unwrap();
+        if exchanged == Exchange::Done {
+            assert_eq!([root.read(&path("b")).unwrap(), root.read(&path("c")).unwrap()], [b"1", b"2"]);
+        }
+        assert_eq!(dir.can_exchange().unwrap(), exchanged == Exchange::Done);
+        assert_eq!(dir.exchange(b"b", b"nothing").unwrap() == Exchange::Missing, dir.can_exchange().unwrap());
+        let aside = dir.set_aside(b"b").unwrap().unwrap();
+        assert_eq!((dir.stat(b"b").unwrap(), dir.set_aside(b"b").unwrap()), (None, None));
+        dir.remove(&aside).unwrap();
+        assert_eq!(crate::fs::names(temp.path()), ["c"]);
+    }
+}

@@ -1,0 +1,322 @@
+//! Carries out the plan of a checkout: removes files, makes folders and writes files, in parallel. Files that
+//! changed since they were scanned are left as they are.
+
+use std::{
+    collections::BTreeSet,
+    io::Write as _,
+    sync::{Mutex, PoisonError},
+};
+
+use rayon::prelude::*;
+
+use crate::{
+    digest::Digest,
+    error::{Error, Kind, Result, WithContext},
+    fs::{self, Dir, FileKind, FileStat, LinkKind, Mode, Root},
+    path::RepoPath,
+    pointer::Pointer,
+    progress::{Event, Progress},
+    store::{DiffSide, EntryKind, MAX_PACKED_SIZE, Store},
+    workspace::{
+        CheckoutStats, Workspace, collision,
+        guard::{Guard, Guarded},
+    },
+};
+
+/// Files that one thread writes before it takes the next batch, at most.
+const BATCH_FILES: usize = 256;
+
+/// A file or link to write.
+#[derive(Debug)]
+pub struct Write {
+    pub path: RepoPath,
+    pub side: DiffSide,
+    /// The file or link that the scan saw there.
+    pub scanned: Option<DiffSide>,
+}
+
+/// Planned changes of a checkout.
+#[derive(Debug, Default)]
+pub struct Plan {
+    pub write: Vec<Write>,
+    /// Files whose executable bit alone differs.
+    pub modes: Vec<(RepoPath, EntryKind)>,
+    pub folders: BTreeSet<RepoPath>,
+    pub remove: Vec<(RepoPath, DiffSide)>,
+    /// Digests of large files that the plan removes or overwrites.
+    pub replaced: Vec<Digest>,
+    /// Paths that would be overwritten or deleted and are not stored anywhere.
+    pub unsaved: Vec<RepoPath>,
+}
+
+/// Result of a carried out plan.
+#[derive(Debug, Default)]
+pub struct Executed {
+    pub stats: CheckoutStats,
+    /// Files that changed since they were scanned, and stay.
+    pub kept: Vec<RepoPath>,
+}
+
+impl Plan {
+    /// Returns true if nothing is to be changed.
+    pub fn is_empty(&self) -> bool {
+        !self.writes_anything() && self.modes.is_empty() && self.remove.is_empty()
+    }
+
+    /// Returns true if a file or folder is to be made.
+    pub fn writes_anything(&self) -> bool {
+        !self.write.is_empty() || !self.folders.is_empty()
+    }
+}
+
+/// Carries out the plan for a tracked path, whose contents are all stored.
+pub fn execute(
+    workspace: &Workspace<'_>,
+    pointer: &Pointer,
+    plan: &Plan,
+    progress: &dyn Progress,
+) -> Result<Executed> {
+    let store = &workspace.repo.store;
+    let large = plan.write.iter().filter(|write| write.side.size > MAX_PACKED_SIZE);
+    let placed = large.map(|write| write.side.digest);
+    let verified = store.verified_files(&placed.chain(plan.replaced.iter().copied()).collect::<Vec<_>>())?;
+    let index = workspace.index.borrow();
+    let changed = plan.remove.iter().map(|it| &it.0).chain(plan.write.iter().map(|it| &it.path));
+    let guard = Guard::new(&index, store, changed);
+    let mut kept = remove(workspace, pointer, plan, &guard)?;
+    kept.extend(make_folders(workspace, pointer, plan)?);
+    let links = workspace.repo.config.links()?;
+    let files = &workspace.repo.files;
+    let context = WriteContext {
+        files,
+        store,
+        links: &links,
+        case_insensitive: files.dir(&RepoPath::root())?.is_case_insensitive().unwrap_or(false),
+        guard,
+        unmade: kept.clone(),
+        kept: Mutex::default(),
+        skipped: Mutex::default(),
+    };
+    let stats = context.write_all(&plan.write, progress)?;
+    kept.extend(context.kept.into_inner().unwrap_or_else(PoisonError::into_inner));
+    let skipped = context.skipped.into_inner().unwrap_or_else(PoisonError::into_inner);
+    drop(index);
+    for (path, kind) in &plan.modes {
+        let dir = files.dir(&path.parent().unwrap_or_default())?;
+        dir.set_executable(path.name(), *kind == EntryKind::Executable)?;
+    }
+    store.refresh_verified(&verified)?;
+    let tick = fs::coarse_now();
+    let mut index = workspace.index.borrow_mut();
+    for (path, stat, side) in stats {
+        index.insert(&path, &stat, side.digest, tick);
+    }
+    index.merge_pending();
+    Ok(Executed { stats: count(plan, &kept, &skipped), kept })
+}
+
+fn count(plan: &Plan, kept: &[RepoPath], skipped: &[RepoPath]) -> CheckoutStats {
+    let removed_folders = plan.remove.iter().filter(|it| it.1.kind == EntryKind::Folder).count();
+    let kept_files = plan.remove.iter().filter(|it| kept.contains(&it.0)).count();
+    CheckoutStats {
+        written: (plan.write.len() + plan.modes.len() - skipped.len()) as u64,
+        removed: (plan.remove.len() - removed_folders - kept_files) as u64,
+        folders: (plan.folders.len() + removed_folders) as u64,
+    }
+}
+
+/// Removes what the plan removes, and folders that become empty; returns the files that stay.
+fn remove(
+    workspace: &Workspace<'_>,
+    pointer: &Pointer,
+    plan: &Plan,
+    guard: &Guard<'_>,
+) -> Result<Vec<RepoPath>> {
+    let files = &workspace.repo.files;
+    let mut kept = Vec::new();
+    for (path, side) in &plan.remove {
+        if files.stat(path)?.is_none() {
+            continue;
+        }
+        let dir = files.dir(&path.parent().unwrap_or_default())?;
+        if side.kind == EntryKind::Folder {
+            // A folder that is not empty holds ignored files, or files created since the plan was made.
+            dir.remove_empty(path.name());
+        } else if guard.remove(&dir, path, *side)? == Guarded::Kept {
+            kept.push(path.clone());
+        }
+        remove_empty_parents(workspace, path, &pointer.path);
+    }
+    Ok(kept)
+}
+
+fn remove_empty_parents(workspace: &Workspace<'_>, path: &RepoPath, top: &RepoPath) {
+    let mut here = path.parent();
+    while let Some(folder) = here.filter(|it| it.is_within(top) && it != top) {
+        let parent = folder.parent().and_then(|path| workspace.repo.files.dir(&path).ok());
+        if !parent.is_some_and(|dir| dir.remove_empty(folder.name())) {
+            return;
+        }
+        here = folder.parent();
+    }
+}
+
+/// Makes the folders of all files to write, and the empty ones. Returns the files that were saved in their
+/// place since the plan was made.
+fn make_folders(workspace: &Workspace<'_>, pointer: &Pointer, plan: &Plan) -> Result<Vec<RepoPath>> {
+    let files = &workspace.repo.files;
+    let of_files = plan.write.iter().filter_map(|write| write.path.parent());
+    let folders: BTreeSet<RepoPath> = of_files.chain(plan.folders.iter().cloned()).collect();
+    let mut kept: Vec<RepoPath> = Vec::new();
+    for folder in &folders {
+        if kept.iter().any(|file| folder.is_within(file)) {
+            continue;
+        }
+        match file_in_the_way(files, folder)? {
+            Some(file) if file.is_within(&pointer.path) => kept.push(file),
+            Some(file) => {
+                let message = format!("`{file}` is a file, but `{}` needs a folder there", pointer.path);
+                return Err(Error::new(Kind::Conflict, message).hint("move the file elsewhere"));
+            }
+            None => files.create_dir(folder)?.remove_stale_temp_files()?,
+        }
+    }
+    Ok(kept)
+}
+
+/// Returns a file or link where `folder` or one of its parents belongs.
+fn file_in_the_way(files: &Root, folder: &RepoPath) -> Result<Option<RepoPath>> {
+    let mut ancestors: Vec<_> = folder.ancestors().take_while(|it| !it.is_root()).collect();
+    ancestors.reverse();
+    for ancestor in ancestors {
+        match files.stat(&ancestor)?.map(|it| it.kind) {
+            Some(FileKind::Folder) => {}
+            Some(_) => return Ok(Some(ancestor)),
+            None => return Ok(None),
+        }
+    }
+    Ok(None)
+}
+
+/// Splits files into batches of one folder and at most [`BATCH_FILES`] each.
+fn batches(write: &[Write]) -> Vec<&[Write]> {
+    let folders = write.chunk_by(|a, b| a.path.parent() == b.path.parent());
+    folders.flat_map(|folder| folder.chunks(BATCH_FILES)).collect()
+}
+
+/// Metadata of a written file, if no other process changed it since.
+type Written = (RepoPath, FileStat, DiffSide);
+
+/// Parameters of a checkout that all threads share.
+struct WriteContext<'t> {
+    files: &'t Root,
+    store: &'t Store,
+    links: &'t [LinkKind],
+    /// True if names that differ in case may be one file.
+    case_insensitive: bool,
+    guard: Guard<'t>,
+    /// Files where folders should be.
+    unmade: Vec<RepoPath>,
+    /// Files that changed since they were scanned.
+    kept: Mutex<Vec<RepoPath>>,
+    /// Files not written, for this and for other reasons.
+    skipped: Mutex<Vec<RepoPath>>,
+}
+
+impl WriteContext<'_> {
+    fn write_all(&self, write: &[Write], progress: &dyn Progress) -> Result<Vec<Written>> {
+        if write.len() > BATCH_FILES {
+            progress.event(Event::Started {
+                task: "writing",
+                total: Some(write.iter().fold(0, |sum, file| u64::saturating_add(sum, file.side.size))),
+            });
+        }
+        let batches = batches(write);
+        let written =
+            batches.par_iter().map(|batch| self.write(batch, progress)).collect::<Result<Vec<_>>>()?;
+        progress.event(Event::Finished);
+        Ok(written.into_iter().flatten().collect())
+    }
+
+    fn write(&self, batch: &[Write], progress: &dyn Progress) -> Result<Vec<Written>> {
+        let Some(first) = batch.first() else { return Ok(Vec::new()) };
+        let folder = first.path.parent().unwrap_or_default();
+        if self.unmade.iter().any(|file| folder.is_within(file)) {
+            batch.iter().for_each(|write| self.skip(&write.path));
+            return Ok(Vec::new());
+        }
+        let dir = self.files.dir(&folder)?;
+        let mut names = if self.case_insensitive { Some(collision::SpelledNames::read(&dir)?) } else { None };
+        let mut stats = Vec::with_capacity(batch.len());
+        for write in batch {
+            let path = &write.path;
+            if names.as_mut().is_some_and(|names| names.is_taken(&dir, path.name())) {
+                progress.warn(&format!(
+                    "`{path}` is not written: a file with another spelling of its name exists"
+                ));
+                self.skip(path);
+                continue;
+            }
+            let stat = self.write_one(&dir, write).context(|| format!("cannot write `{path}`"))?;
+            stats.extend(stat.map(|stat| (path.clone(), stat, write.side)));
+            progress.event(Event::Advanced { by: write.side.size });
+        }
+        Ok(stats)
+    }
+
+    fn skip(&self, path: &RepoPath) {
+        self.skipped.lock().unwrap_or_else(PoisonError::into_inner).push(path.clone());
+    }
+
+    /// Writes a file, unless another one was saved there since the scan. Returns its metadata for the index.
+    fn write_one(&self, dir: &Dir, write: &Write) -> Result<Option<FileStat>> {
+        let name = write.path.name();
+        // Planned removals are done by now: a folder that still exists was not part of the plan.
+        if dir.stat(name)?.is_some_and(|it| it.kind == FileKind::Folder) && !dir.remove_empty(name) {
+            let error = Error::new(Kind::Conflict, format!("the folder `{}` is in the way", write.path));
+            return Err(error.hint("it contains ignored or newly created files: move them elsewhere"));
+        }
+        let (temp, link, before) = self.prepare(dir, write.side)?;
+        if self.guard.put(dir, &temp, &write.path, write.scanned)? == Guarded::Kept {
+            self.kept.lock().unwrap_or_else(PoisonError::into_inner).push(write.path.clone());
+            self.skip(&write.path);
+            return Ok(None);
+        }
+        match link {
+            // For a link into the store the index keeps the stat of its target.
+            Some(LinkKind::Symlink) => self.store.large(&write.side.digest).map(|it| it.stat()).transpose(),
+            _ if write.side.kind == EntryKind::Link => Ok(None),
+            _ => {
+                let key = |stat: &FileStat| (stat.inode, stat.mtime, stat.size);
+                Ok(dir.stat(name)?.filter(|after| key(after) == key(&before)))
+            }
+        }
+    }
+
+    /// Makes the file under a temporary name. Returns it with its metadata, and how it is linked to the store.
+    fn prepare(&self, dir: &Dir, side: DiffSide) -> Result<(Vec<u8>, Option<LinkKind>, FileStat)> {
+        let mode = if side.kind == EntryKind::Executable { Mode::Executable } else { Mode::Plain };
+        let link = match self.store.large(&side.digest).filter(|_| side.kind.is_regular()) {
+            Some(large) => {
+                let temp = Dir::temp_name();
+                let link = large.link_or_copy(dir, &temp, mode, self.links)?;
+                Some((temp, Some(link)))
+            }
+            None if side.kind == EntryKind::Link => {
+                let temp = Dir::temp_name();
+                dir.symlink(&self.store.read(&side.digest)?, &temp)?;
+                Some((temp, None))
+            }
+            None => None,
+        };
+        if let Some((temp, link)) = link {
+            let stat = dir.stat(&temp)?.ok_or_else(|| Error::not_found("a temporary file vanished"))?;
+            return Ok((temp, link, stat));
+        }
+        let bytes = self.store.read(&side.digest)?;
+        let mut temp = dir.create(mode.bits())?;
+        temp.write_all(&bytes).context(|| "cannot write".into())?;
+        let (name, stat) = temp.leave()?;
+        Ok((name, None, stat))
+    }
+}
