@@ -211,6 +211,15 @@ fn push_escaped(text: &mut String, byte: u8) {
     text.push_str(&format!("%{byte:02X}"));
 }
 
+/// Formats paths for a message, each in backticks; of many, the first twenty.
+pub fn quoted_list(paths: &[RepoPath]) -> String {
+    const MAX_NAMED: usize = 20;
+    let names: Vec<_> = paths.iter().take(MAX_NAMED).map(|path| format!("`{path}`")).collect();
+    let more = paths.len().saturating_sub(MAX_NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{more}", names.join(", "))
+}
+
 /// Refuses names that are invalid (empty, `.`, `..`, over 255 bytes, with a slash or NUL byte), and names
 /// that any file system could read as Git's or mlx's own folder.
 pub fn check_name(name: &[u8]) -> Result<()> {

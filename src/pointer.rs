@@ -113,8 +113,9 @@ impl Pointer {
         Err(error.hint(format!("choose one side (`git checkout --ours {file}`), then `mlx checkout`")))
     }
 
-    /// Refuses to write the pointer of `path` over these bytes of its file: another program's, a pointer
-    /// that a newer mlx wrote, or one with the marks of a merge conflict. A pointer that is damaged or was cut off may be replaced.
+    /// Refuses to write the pointer of `path` over these bytes of its file: another program's, a pointer that
+    /// a newer mlx wrote, or one with the marks of a merge conflict. A pointer that is damaged or was cut off
+    /// may be replaced.
     pub fn check_replaceable(path: &RepoPath, bytes: &[u8]) -> Result<()> {
         if !Self::is_own(bytes) {
             let file = path.with_suffix(SUFFIX);

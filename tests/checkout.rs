@@ -9,8 +9,8 @@ use std::{
 
 use crate::sandbox::{CommandResult, Sandbox, command_result, snapshot};
 
-/// Creates a repository whose second commit changes `data/a`, removes `data/gone` and adds `data/new`; the first
-/// one is checked out by Git and mlx, then the second one by Git alone.
+/// Creates a repository whose second commit changes `data/a`, removes `data/gone` and adds `data/new`; the
+/// first one is checked out by Git and mlx, then the second one by Git alone.
 fn two_versions() -> Sandbox {
     let sandbox = Sandbox::new();
     for (name, text) in [("a", "1"), ("gone", "1"), ("same", "1")] {
@@ -53,8 +53,8 @@ fn resume(sandbox: &Sandbox, child: Child) -> CommandResult {
     command_result(child.wait_with_output().unwrap())
 }
 
-/// Saves three files while a checkout halts at each of its disk operations in turn; `save` writes one. All must
-/// be there afterwards, whatever the checkout had done or planned.
+/// Saves three files while a checkout halts at each of its disk operations in turn; `save` writes one. All
+/// must be there afterwards, whatever the checkout had done or planned.
 fn save_at_any_moment(save: &dyn Fn(&Sandbox, &str)) {
     let sandbox = two_versions();
     let names = ["data/a", "data/gone", "data/new"];

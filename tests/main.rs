@@ -37,6 +37,7 @@ mod monitor;
 mod month;
 mod mounts;
 mod multi_user;
+mod out_of_git;
 mod output;
 mod overload;
 mod pipelines;

@@ -12,6 +12,7 @@ use crate::{
     error::Result,
     path::RepoPath,
     pipeline::{Builtin, Pipelines},
+    pointer::Pointer,
     progress::Progress,
     remote::Wants,
     repo::Repo,
@@ -105,6 +106,20 @@ impl<'a> Context<'a> {
         let mut tracked = workspace.pointers()?;
         tracked.pointers.extend(pipelines.recorded_outputs()?);
         Ok(tracked)
+    }
+
+    /// Returns the data that this worktree last had and that neither a pointer nor a stage records now.
+    pub fn unrecorded_data(
+        &self,
+        workspace: &Workspace<'_>,
+        pipelines: &Pipelines<'_, '_>,
+        tracked: &Tracked,
+    ) -> Result<Vec<Pointer>> {
+        let pointers = tracked.pointers.iter().map(|pointer| &pointer.path);
+        let unreadable = tracked.unreadable.iter().map(|it| &it.0);
+        let mut claimed: Vec<_> = pointers.chain(unreadable).cloned().collect();
+        claimed.extend(pipelines.claims().into_iter().map(|it| it.0));
+        workspace.unrecorded_data(&claimed)
     }
 
     /// Returns the contents and runs to transfer: those that pointers and lockfiles name at `paths`, or

@@ -13,7 +13,8 @@
 //! tell:FILE    the name of every operation is logged to FILE
 //! ```
 //!
-//! With `+plain` behind it, renames also know no flags, as on some file systems; `+plain` alone is valid, too.
+//! With `+plain` behind it, renames also know no flags, as on some file systems; `+plain` alone is valid,
+//! too.
 
 #[cfg(test)]
 pub use self::crash::Crash;

@@ -16,7 +16,7 @@ mod write;
 pub use self::{
     difference::RevDifference,
     history::{BlobId, Commit, FolderCache},
-    ignore::IgnoredFile,
+    ignore::{IgnoredFile, Target as IgnoreTarget},
     refs::{GitRef, RefTarget, TreeScan, Worktree},
     sign::{Key, Signer},
     tags::Tag,

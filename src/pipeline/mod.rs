@@ -11,6 +11,7 @@ mod commit;
 mod ended;
 mod git_copy;
 mod graph;
+mod in_git;
 mod inputs;
 mod leftovers;
 mod lockfile;

@@ -10,6 +10,7 @@ use crate::{
     digest::Digest,
     error::{Error, Kind, Result, WithContext},
     fs::{FileKind, Lock, Sync, lock_patiently},
+    git::IgnoreTarget,
     path::RepoPath,
     pipeline::{
         Pipeline, Pipelines, Records, Stage, StageId, StageRecord,
@@ -69,6 +70,7 @@ pub fn repro(
     let mut faulty: BTreeSet<StageId> = refused.iter().map(|it| it.0.clone()).collect();
     faulty.extend(blocked);
     let mut refused: BTreeMap<StageId, Error> = refused.into_iter().collect();
+    let undeclared = pipelines.undeclared_outputs();
     let (mut runs, mut failure, mut has_stopped) = (Vec::new(), None, false);
     for id in order {
         if let Some(error) = refused.remove(&id) {
@@ -94,6 +96,7 @@ pub fn repro(
         }
         pipelines.workspace.save(progress)?;
     }
+    pipelines.retire(undeclared, progress)?;
     Ok((runs, failure))
 }
 
@@ -325,7 +328,10 @@ impl Pipeline<'_, '_> {
             if out.role.in_git() {
                 git.unignore(files, &out.path)?;
             } else {
-                git.ignore(files, &out.path)?;
+                git.ignore(files, &[IgnoreTarget::at(files, &out.path)])?;
+                if let Some(content) = outputs.get(&out.path) {
+                    self.workspace.note_base(&out.path, *content)?;
+                }
             }
         }
         for (path, content) in &record.outputs {

@@ -155,15 +155,15 @@ impl Repo {
         }
     }
 
-    /// Refuses to write the pointer of `path` if its file is not a pointer, one that a newer mlx wrote, or one
-    /// with the marks of a merge conflict, of which both sides count; a damaged pointer may be replaced.
+    /// Refuses to write the pointer of `path` if its file is not a pointer, one that a newer mlx wrote, or
+    /// one with the marks of a merge conflict, of which both sides count; a damaged pointer may be replaced.
     pub fn check_replaceable(&self, path: &RepoPath) -> Result<()> {
         let bytes = self.files.read_prefix(&path.with_suffix(SUFFIX), READ_LIMIT)?;
         bytes.map_or(Ok(()), |bytes| Pointer::check_replaceable(path, &bytes))
     }
 
-    /// Writes a pointer file and returns true, unless the bytes on disk are the same. A file of that name that
-    /// is not a pointer is an error. Also removes temporary files that a killed process left beside it.
+    /// Writes a pointer file and returns true, unless the bytes on disk are the same. A file of that name
+    /// that is not a pointer is an error. Also removes temporary files that a killed process left beside it.
     pub fn write_pointer(&self, pointer: &Pointer) -> Result<bool> {
         self.files.dir(&pointer.path.parent().unwrap_or_default())?.remove_stale_temp_files()?;
         let text = pointer.to_toml().into_bytes();

@@ -84,11 +84,10 @@ impl Workspace<'_> {
         // Another process may have changed a pointer meanwhile: its present state is the one to change.
         let lock = self.repo.lock_with_progress(progress)?;
         let merged = additions.into_iter().map(|it| self.merge_addition(it)).collect::<Result<Vec<_>>>()?;
+        let own = merged.iter().filter(|it| it.entries.contains_key(&RepoPath::root()));
+        self.ignore_data(&own.map(|it| &it.pointer).collect::<Vec<_>>(), &lock, progress)?;
         let mut pointers = Vec::new();
         for Merged { pointer, entries, absent, outdated } in merged {
-            if entries.contains_key(&RepoPath::root()) {
-                self.repo.git.ignore(&self.repo.files, &pointer.path)?;
-            }
             self.repo.write_pointer(&pointer)?;
             self.note_base_parts(&pointer.path, entries)?;
             self.index_pointer(&pointer.path);

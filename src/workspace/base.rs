@@ -89,6 +89,14 @@ impl Bases {
         rows.into_values().flat_map(|row| row.contents).flatten().collect()
     }
 
+    /// Returns the content that each path last had; while a checkout is under way, the one it is going to.
+    fn last_contents(&self) -> impl Iterator<Item = Pointer> {
+        let last = |row: &Row| row.contents.iter().flatten().last().copied();
+        self.rows
+            .iter()
+            .filter_map(move |(path, row)| Some(Pointer { path: path.clone(), content: last(row)? }))
+    }
+
     fn base(&self, path: &RepoPath) -> Base {
         let Some(row) = self.rows.get(path) else { return Base::unknown() };
         let contents = row.contents.iter().map(|content| content.as_ref().map(as_entry)).collect();
@@ -145,6 +153,11 @@ impl Bases {
 }
 
 impl Workspace<'_> {
+    /// Returns the content that this worktree last had at each path.
+    pub(super) fn last_contents(&self) -> Vec<Pointer> {
+        self.bases.borrow().last_contents().collect()
+    }
+
     /// Returns the base of a tracked path.
     pub(super) fn base(&self, path: &RepoPath) -> Base {
         self.bases.borrow().base(path)

@@ -1,15 +1,16 @@
 //! Checkout: makes the workspace match its pointers.
 //!
 //! A pure step compares the recorded trees with the files and plans what to write and remove; a second step
-//! (`execute`) carries the plans out. Files whose bytes are not stored anywhere are never lost without `force`:
-//! those that the plans found are all named before anything changes, and those that are saved meanwhile stay.
+//! (`execute`) carries the plans out. Files whose bytes are not stored anywhere are never lost without
+//! `force`: those that the plans found are all named before anything changes, and those that are saved
+//! meanwhile stay.
 
 use std::collections::BTreeSet;
 
 use crate::{
     error::{Error, Kind, Result, WithContext},
     fs::{FileKind, LinkKind},
-    path::RepoPath,
+    path::{RepoPath, quoted_list},
     pointer::{ContentKind, Pointer},
     progress::Progress,
     store::{DiffSide, Difference, EntryKind, MAX_PACKED_SIZE, Store, TreeEntry, entry_at},
@@ -22,9 +23,6 @@ use crate::{
     },
 };
 
-/// Paths that an error lists by name, at most.
-const MAX_NAMED: usize = 20;
-
 /// Counts of what a checkout did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CheckoutStats {
@@ -36,7 +34,7 @@ pub struct CheckoutStats {
 
 /// Error for files that a checkout would overwrite or delete, and that the store lacks.
 fn unsaved_error(unsaved: &[RepoPath]) -> Error {
-    let names = named(unsaved);
+    let names = quoted_list(unsaved);
     let message = format!("this would overwrite or delete files that are not stored anywhere: {names}");
     Error::new(Kind::Conflict, message)
         .hint("keep them with `mlx add` or `mlx commit`, or discard them with `--force`")
@@ -44,16 +42,10 @@ fn unsaved_error(unsaved: &[RepoPath]) -> Error {
 
 /// Error for files that another program saved during a checkout.
 fn kept_error(kept: &[RepoPath]) -> Error {
-    let message = format!("files changed during the checkout and were left as they are: {}", named(kept));
+    let message =
+        format!("files changed during the checkout and were left as they are: {}", quoted_list(kept));
     Error::new(Kind::Conflict, message)
         .hint("keep the changes with `mlx add` or `mlx commit`, or discard them with `mlx checkout --force`")
-}
-
-fn named(paths: &[RepoPath]) -> String {
-    let names: Vec<_> = paths.iter().take(MAX_NAMED).map(|path| format!("`{path}`")).collect();
-    let more = paths.len().saturating_sub(MAX_NAMED);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    format!("{}{more}", names.join(", "))
 }
 
 /// Plans how to make the workspace match a pointer, at and below `part`; changes nothing.
@@ -193,36 +185,72 @@ pub fn checkout_part(
     force: bool,
     progress: &dyn Progress,
 ) -> Result<CheckoutStats> {
-    let done = checkout_parts(workspace, &[(pointer, part)], force, progress)?;
-    Ok(done.first().map_or_else(CheckoutStats::default, |row| row.1))
+    let planned = plan_parts(workspace, &[(pointer, part)], force, progress)?;
+    Ok(carry_out(workspace, planned, progress)?.first().map_or_else(CheckoutStats::default, |row| row.1))
 }
 
-/// As [`checkout_part`] for many parts, each with its pointer. Unless `force`, unsaved files in any of them are
-/// an error before anything changes. Where content is missing, the other parts are checked out.
+/// As [`checkout_part`] for many parts of data, each with its pointer; also repairs their lines in
+/// `.gitignore`, and first retires the data in `retired`. Unless `force`, unsaved files in any of the parts
+/// are an error before anything changes. Where content is missing, the other parts are checked out.
 pub fn checkout_parts(
     workspace: &Workspace<'_>,
     parts: &[(&Pointer, &RepoPath)],
+    retired: &[Pointer],
     force: bool,
     progress: &dyn Progress,
 ) -> Result<Vec<(RepoPath, CheckoutStats)>> {
+    let planned = plan_parts(workspace, parts, force, progress)?;
+    workspace.repair_ignore_lines(&parts.iter().map(|it| it.0).collect::<Vec<_>>(), progress)?;
+    let mut done = Vec::new();
+    for data in retired {
+        done.push((data.path.clone(), workspace.retire(data, progress)?));
+    }
+    done.extend(carry_out(workspace, planned, progress)?);
+    Ok(done)
+}
+
+/// Plans of several parts.
+struct Planned<'p> {
+    plans: Vec<(&'p Pointer, &'p RepoPath, Plan)>,
+    /// The first error of a part that was left out because its tree is not stored.
+    missing: Option<Error>,
+}
+
+fn plan_parts<'p>(
+    workspace: &Workspace<'_>,
+    parts: &[(&'p Pointer, &'p RepoPath)],
+    force: bool,
+    progress: &dyn Progress,
+) -> Result<Planned<'p>> {
     remove_temp_files_beside(workspace, parts.iter().map(|it| it.1));
-    let (mut plans, mut missing) = (Vec::new(), None);
+    let mut planned = Planned { plans: Vec::new(), missing: None };
     for &(pointer, part) in parts {
         let part = if part.is_within(&pointer.path) { part } else { &pointer.path };
         match plan(workspace, pointer, part, progress) {
-            Ok(plan) => plans.push((pointer, part, plan)),
-            Err(error) if error.kind() == Kind::NotFound => missing = missing.or(Some(error)),
+            Ok(plan) => planned.plans.push((pointer, part, plan)),
+            Err(error) if error.kind() == Kind::NotFound => {
+                planned.missing = planned.missing.or(Some(error));
+            }
             Err(error) => return Err(error),
         }
     }
-    let unsaved: Vec<_> = plans.iter().flat_map(|it| it.2.unsaved.iter().cloned()).collect();
-    if !unsaved.is_empty() && !force {
-        return Err(unsaved_error(&unsaved));
-    }
+    let unsaved: Vec<_> = planned.plans.iter().flat_map(|it| it.2.unsaved.iter().cloned()).collect();
+    if unsaved.is_empty() || force { Ok(planned) } else { Err(unsaved_error(&unsaved)) }
+}
+
+fn carry_out(
+    workspace: &Workspace<'_>,
+    Planned { plans, mut missing }: Planned<'_>,
+    progress: &dyn Progress,
+) -> Result<Vec<(RepoPath, CheckoutStats)>> {
+    let changed = plans.iter().filter(|it| !it.2.is_empty()).map(|it| it.0);
+    workspace.begin_checkout(changed, progress)?;
     let (mut done, mut kept) = (Vec::new(), Vec::new());
     for (pointer, part, plan) in plans {
         match apply(workspace, pointer, &plan, progress) {
             Ok(executed) => {
+                let recorded = recorded_entry(&workspace.repo.store, pointer, part)?;
+                workspace.end_checkout(pointer, part, recorded, &executed.skipped)?;
                 kept.extend(executed.kept);
                 done.push((part.clone(), executed.stats));
             }
@@ -251,7 +279,7 @@ fn remove_temp_files_beside<'p>(workspace: &Workspace<'_>, paths: impl Iterator<
 /// `commit` record it. Refuses to lose bytes.
 pub fn place(workspace: &Workspace<'_>, content: &Pointer, progress: &dyn Progress) -> Result<CheckoutStats> {
     let plan = plan(workspace, content, &content.path, progress)?;
-    Ok(apply(workspace, content, &plan, false, progress)?.0)
+    apply_unless_lossy(workspace, content, &plan, false, progress)
 }
 
 /// Removes the files at and below `part` except ignored ones; refuses to lose bytes unless `force`.
@@ -262,18 +290,47 @@ pub fn remove_files(
     force: bool,
     progress: &dyn Progress,
 ) -> Result<CheckoutStats> {
+    let plan = plan_removal(workspace, pointer, part, progress)?;
+    let done = apply_unless_lossy(workspace, pointer, &plan, force, progress)?;
+    remove_empty(workspace, part);
+    Ok(done)
+}
+
+/// Plans the removal of all files at and below `part` except ignored ones; changes nothing.
+pub(super) fn plan_removal(
+    workspace: &Workspace<'_>,
+    pointer: &Pointer,
+    part: &RepoPath,
+    progress: &dyn Progress,
+) -> Result<Plan> {
     let present = scan_part(workspace, pointer, part, progress)?;
     let store = &workspace.repo.store;
-    let plan = plan_changes(store, &differences(store, part, None, present.as_ref())?, &|_| false);
+    let mut plan = plan_changes(store, &differences(store, part, None, present.as_ref())?, &|_| false);
+    plan.unsaved.retain(|path| !workspace.is_dangling_store_link(path));
+    Ok(plan)
+}
+
+/// Removes the folder at `path` if it is empty.
+pub(super) fn remove_empty(workspace: &Workspace<'_>, path: &RepoPath) {
+    if let Some(folder) = path.parent()
+        && let Ok(folder) = workspace.repo.files.dir(&folder)
+    {
+        folder.remove_empty(path.name());
+    }
+}
+
+/// Carries out a single plan; files that it would lose are an error, unless `force`.
+fn apply_unless_lossy(
+    workspace: &Workspace<'_>,
+    pointer: &Pointer,
+    plan: &Plan,
+    force: bool,
+    progress: &dyn Progress,
+) -> Result<CheckoutStats> {
     if !plan.unsaved.is_empty() && !force {
         return Err(unsaved_error(&plan.unsaved));
     }
-    let executed = apply(workspace, pointer, &plan, progress)?;
-    if let Some(folder) = part.parent()
-        && let Ok(folder) = workspace.repo.files.dir(&folder)
-    {
-        folder.remove_empty(part.name());
-    }
+    let executed = apply(workspace, pointer, plan, progress)?;
     if executed.kept.is_empty() { Ok(executed.stats) } else { Err(kept_error(&executed.kept)) }
 }
 

@@ -55,6 +55,8 @@ pub struct Executed {
     pub stats: CheckoutStats,
     /// Files that changed since they were scanned, and stay.
     pub kept: Vec<RepoPath>,
+    /// All files that were not written, for this and for other reasons.
+    pub skipped: Vec<RepoPath>,
 }
 
 impl Plan {
@@ -112,7 +114,7 @@ pub fn execute(
         index.insert(&path, &stat, side.digest, tick);
     }
     index.merge_pending();
-    Ok(Executed { stats: count(plan, &kept, &skipped), kept })
+    Ok(Executed { stats: count(plan, &kept, &skipped), kept, skipped })
 }
 
 fn count(plan: &Plan, kept: &[RepoPath], skipped: &[RepoPath]) -> CheckoutStats {
@@ -293,7 +295,8 @@ impl WriteContext<'_> {
         }
     }
 
-    /// Makes the file under a temporary name. Returns it with its metadata, and how it is linked to the store.
+    /// Makes the file under a temporary name. Returns it with its metadata, and how it is linked to the
+    /// store.
     fn prepare(&self, dir: &Dir, side: DiffSide) -> Result<(Vec<u8>, Option<LinkKind>, FileStat)> {
         let mode = if side.kind == EntryKind::Executable { Mode::Executable } else { Mode::Plain };
         let link = match self.store.large(&side.digest).filter(|_| side.kind.is_regular()) {

@@ -1,9 +1,9 @@
-//! Replaces and removes files of the workspace, but not those that changed since they were scanned: a user may
-//! save a file while a checkout works.
+//! Replaces and removes files of the workspace, but not those that changed since they were scanned: a user
+//! may save a file while a checkout works.
 //!
 //! The new file and the present one change places in one step, or the present one is set aside. Then the file
-//! that came out is compared with the scanned one, and goes back if it is another. Where the file system cannot
-//! exchange two files, the present one is compared right before it is replaced.
+//! that came out is compared with the scanned one, and goes back if it is another. Where the file system
+//! cannot exchange two files, the present one is compared right before it is replaced.
 
 use std::collections::BTreeMap;
 
@@ -139,7 +139,7 @@ mod tests {
         store::EntryKind,
     };
 
-    /// What a user may do to a file between scan and change.
+    /// Edits that a user may make between scan and change.
     const EDITS: [fn(&Root); 3] = [
         // As some editors save: in place.
         |root| root.open_append(&path("d/a")).unwrap().write_all(b"more").unwrap(),

@@ -62,7 +62,8 @@ impl Workspace<'_> {
         self.check_kind(from, to, &source, &target, &entry)?;
         let files = &self.repo.files;
         if matches!(target, RecordLocation::OwnPointer) {
-            self.repo.git.ignore(files, to)?;
+            let pointer = Pointer { path: to.clone(), content: to_content(&entry) };
+            self.ignore_data(&[&pointer], &lock, progress)?;
         }
         if files.stat(from)?.is_some() {
             files.rename(from, to)?;

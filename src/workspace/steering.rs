@@ -1,5 +1,5 @@
-//! Files that steer Git or mlx by their name, and so belong in Git: as data, which Git ignores, no clone would
-//! have them.
+//! Files that steer Git or mlx by their name, and so belong in Git: as data, which Git ignores, no clone
+//! would have them.
 
 use crate::{
     error::{Error, Result},

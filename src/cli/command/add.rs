@@ -12,6 +12,7 @@ use crate::{
         report::{bytes, count, shell_quote},
     },
     error::Result,
+    git::IgnoredFile,
     maintenance,
     path::RepoPath,
     pointer::Pointer,
@@ -103,11 +104,15 @@ pub fn files_to_stage(repo: &Repo, pointers: impl Iterator<Item = RepoPath>) -> 
 /// Warns of files that Git ignores: they would not be committed, so no other clone would get them.
 pub fn warn_ignored(ctx: &Context<'_>, repo: &Repo, files: &[RepoPath]) -> Result<()> {
     for hidden in repo.git.ignored_files(files)? {
-        let rule = format!("`{}` in line {} of `{}`", hidden.pattern, hidden.line, hidden.source);
-        let message = format!("Git ignores `{}`, by {rule}: other clones will not get it", hidden.file);
-        ctx.progress.warn(&message);
+        ctx.progress.warn(&format!("Git ignores `{}`, {}", hidden.file, ignored_why(&hidden)));
     }
     Ok(())
+}
+
+/// Returns which rule hides a file from Git, and what follows.
+pub fn ignored_why(hidden: &IgnoredFile) -> String {
+    let IgnoredFile { pattern, line, source, .. } = hidden;
+    format!("by `{pattern}` in line {line} of `{source}`: other clones will not get it")
 }
 
 /// Writes the `next: git add …` line; nothing if there are no files to stage.

@@ -19,7 +19,9 @@ use crate::{
 
 /// Make the workspace match the pointers and `mlx.lock`
 ///
-/// Files that are not stored anywhere are neither overwritten nor deleted, unless `--force` is given.
+/// Files that are not stored anywhere are neither overwritten nor deleted, unless `--force` is given. Data of
+/// the last checkout that nothing records now, such as that of another branch, is removed as far as it is
+/// stored.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  git checkout v1 && mlx checkout\n  mlx checkout data/cats/\n  \
 mlx checkout --rev v1 data/\n\n\
@@ -68,22 +70,29 @@ fn checkout_rev(
         let contents = pointers.iter().map(|it| (it.path.clone(), it.content)).collect();
         Ok(Wants { contents, ..Wants::default() })
     };
-    let done =
-        with_trees_of(ctx, workspace, &more, || checkout_pointers(ctx, workspace, &pointers, paths, force));
+    let done = with_trees_of(ctx, workspace, &more, || {
+        checkout_pointers(ctx, workspace, &pointers, paths, &[], force)
+    });
     done.map_err(|error| match error.kind() {
         Kind::NotFound => error.hint("get it with `mlx fetch --all-commits`"),
         _ => error,
     })
 }
 
-/// Checks out what is tracked at these paths, or everything if `paths` is empty.
+/// Checks out what is tracked at these paths, or everything if `paths` is empty, in which case data that is
+/// not recorded any more is removed, as far as the store has it.
 pub fn checkout_tracked(
     ctx: &Context<'_>,
     workspace: &Workspace<'_>,
     paths: &[RepoPath],
     force: bool,
 ) -> Result<CheckoutReport> {
-    checkout_pointers(ctx, workspace, &ctx.tracked(workspace)?.select(paths)?.into_pointers()?, paths, force)
+    let pipelines = ctx.pipelines(workspace)?;
+    let tracked = ctx.tracked_with(workspace, &pipelines)?;
+    let retired =
+        if paths.is_empty() { ctx.unrecorded_data(workspace, &pipelines, &tracked)? } else { Vec::new() };
+    let pointers = tracked.select(paths)?.into_pointers()?;
+    checkout_pointers(ctx, workspace, &pointers, paths, &retired, force)
 }
 
 fn checkout_pointers(
@@ -91,6 +100,7 @@ fn checkout_pointers(
     workspace: &Workspace<'_>,
     pointers: &[Pointer],
     paths: &[RepoPath],
+    retired: &[Pointer],
     force: bool,
 ) -> Result<CheckoutReport> {
     let parts: Vec<_> = pointers
@@ -98,7 +108,7 @@ fn checkout_pointers(
         .flat_map(|pointer| parts(pointer, paths).into_iter().map(move |part| (pointer, part)))
         .collect();
     parts.iter().try_for_each(|(pointer, part)| workspace.check_part(pointer, part))?;
-    let result = checkout_parts(workspace, &parts, force, ctx.progress);
+    let result = checkout_parts(workspace, &parts, retired, force, ctx.progress);
     // The stat cache is saved even if a path failed.
     workspace.save(ctx.progress)?;
     maintenance::publish_needs_if_allowed(workspace.repo, ctx.progress)?;

@@ -57,8 +57,8 @@ pub fn run(ctx: &Context<'_>, _: &Args) -> Result<Findings> {
     let links = repo.as_ref().map(links).transpose()?.unwrap_or_default();
     if repo.as_ref().map(can_exchange).transpose()? == Some(false) {
         problems.push(
-            "this file system cannot exchange two files in one step: a file that is saved at the moment in which \
-             `mlx checkout` replaces it may be lost"
+            "this file system cannot exchange two files in one step: a file that is saved at the moment in \
+             which `mlx checkout` replaces it may be lost"
                 .to_owned(),
         );
     }

@@ -1,12 +1,13 @@
 //! `mlx remote`: adds, lists, removes and trusts remotes, which store objects in a folder or a bucket.
 
-use std::fmt;
+use std::{ffi::OsStr, fmt};
 
 use serde_json::{Value, json};
 
 use crate::{
     cli::{Context, Report},
     error::{Error, Kind, Result},
+    git::IgnoreTarget,
     remote::check_setting,
     repo::{Change, Config, Layer, RemoteConfig, Repo},
 };
@@ -68,6 +69,7 @@ pub fn run(ctx: &Context<'_>, command: &Command) -> Result<Remotes> {
         Command::Add { name, url, default, options, local } => {
             let layer = if *local { Layer::Local } else { Layer::Repo };
             add(&repo, name, url, options, *default, layer)?;
+            warn_in_work_tree(ctx, &repo, url)?;
         }
         Command::Remove { name } => remove(&repo, name)?,
         Command::Trust { name } => repo.config.remote(Some(name))?.trust()?,
@@ -109,6 +111,22 @@ fn add(repo: &Repo, name: &str, url: &str, options: &[String], default: bool, la
     // A user who types the options here, such as an endpoint, trusts them. Those of a private remote are
     // trusted without an entry.
     if added.options.is_empty() || added.private { Ok(()) } else { added.trust() }
+}
+
+/// Warns of a remote in the work tree, where Git would add its objects.
+pub fn warn_in_work_tree(ctx: &Context<'_>, repo: &Repo, url: &str) -> Result<()> {
+    let folder = url.strip_prefix("file://").unwrap_or(url);
+    let Ok(path) = repo.path(OsStr::new(folder), &ctx.cwd) else { return Ok(()) };
+    if folder.starts_with('/')
+        && (path.is_root() || !repo.git.exposed(&[IgnoreTarget::Folder(&path)])?.is_empty())
+    {
+        let message = format!(
+            "the remote `{folder}` is in the work tree, and Git would add its objects: ignore `{path}` in \
+             `.gitignore`, or choose a folder elsewhere"
+        );
+        ctx.progress.warn(&message);
+    }
+    Ok(())
 }
 
 /// Refuses a name that a remote has, in whichever file. A setting of the name alone, without an address,

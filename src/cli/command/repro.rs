@@ -1,6 +1,6 @@
 //! `mlx repro`: runs the stages of a pipeline whose inputs changed.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use serde_json::{Value, json};
 
@@ -8,6 +8,7 @@ use crate::{
     cli::{
         Context, Report,
         command::{
+            add::warn_ignored,
             status::outcome_name,
             transfer::{warn_untracked, with_trees},
         },
@@ -94,6 +95,10 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Summary> {
     let result = pipeline::repro(&pipelines, &wanted, options, ctx.progress);
     workspace.save(ctx.progress)?;
     maintenance::publish_needs(&repo, ctx.progress)?;
+    for folder in wanted.iter().map(|id| &id.folder).collect::<BTreeSet<_>>() {
+        let pipeline = pipelines.iter().find(|pipeline| pipeline.folder == *folder);
+        pipeline.map_or(Ok(()), |pipeline| warn_ignored(ctx, &repo, &pipeline.files_in_git()?))?;
+    }
     let (runs, failure) = result?;
     let recorded = runs.iter().filter(|run| matches!(run.outcome, Outcome::Ran | Outcome::Restored));
     let stages = recorded.filter_map(|run| pipelines.of(&run.id).manifest.stages.get(&run.id.name));

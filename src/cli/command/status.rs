@@ -6,11 +6,22 @@ use std::{fmt, path::PathBuf};
 use serde_json::{Value, json};
 
 use crate::{
-    cli::{Context, Report, report::count},
+    cli::{Context, Report, command::add::ignored_why, report::count},
     error::{Error, Result},
+    git::IgnoredFile,
+    path::RepoPath,
     pipeline::{self, Leftover, LeftoverKind, Pipelines, PlannedAction, Step},
+    pointer::Pointer,
+    repo::Repo,
     workspace::{Change, KEPT_DAYS, PathStatus, State, Workspace, kept_versions},
 };
+
+/// Reason for tracked data in [`Status::git`].
+const EXPOSED: &str = "Git does not ignore this data: `mlx checkout` repairs `.gitignore`";
+
+/// Reason for data in [`Status::git`] that nothing records now.
+const UNRECORDED: &str =
+    "nothing records this data now, and Git does not ignore it: `mlx checkout` removes it";
 
 /// Maximum number of changes, and of unknown paths, that the text report lists for each tracked path.
 const MAX_LISTED: usize = 20;
@@ -32,6 +43,7 @@ JSON: {\"clean\": bool, \"data\": [{\"path\", \"state\": \"same\" | \"changed\" 
   \"stages\": [{\"name\": \"folder:stage\", \"stage\" at the top, \"outcome\": \"would run\" | \"would \
   restore\" |\n\
   \"unchanged\" | \"blocked\", \"why\": [text…]}], \"problems\": [text…],\n\
+  \"git\": [{\"path\", \"why\"}]: data that Git would add, and files that it would not,\n\
   \"failed\": failed runs whose outputs are here, \"kept\": replaced versions that are kept}")]
 pub struct Args {
     /// Paths to compare (default: all)
@@ -48,6 +60,8 @@ pub struct Status {
     steps: Vec<(String, Step)>,
     /// The `mlx.toml` files that cannot be read.
     broken: Vec<Error>,
+    /// Paths that Git treats otherwise than it should, each with the reason.
+    git: Vec<(RepoPath, String)>,
     /// Number of failed runs whose outputs are still here, and of versions that are kept.
     failed: usize,
     kept: usize,
@@ -59,7 +73,13 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Status> {
     let workspace = Workspace::open(&repo)?;
     let paths = ctx.paths(&repo, &args.paths)?;
     let pipelines = ctx.all_pipelines(&workspace)?;
-    let tracked = workspace.select(ctx.tracked_with(&workspace, &pipelines)?, &paths)?;
+    let tracked = ctx.tracked_with(&workspace, &pipelines)?;
+    let unrecorded =
+        if paths.is_empty() { ctx.unrecorded_data(&workspace, &pipelines, &tracked)? } else { Vec::new() };
+    let tracked = workspace.select(tracked, &paths)?;
+    let mut git = exposed_data(&workspace, &tracked.pointers, EXPOSED)?;
+    git.extend(exposed_data(&workspace, &unrecorded, UNRECORDED)?);
+    let mut own_files: Vec<_> = tracked.pointers.iter().map(Pointer::file).collect();
     let compared = tracked
         .pointers
         .iter()
@@ -71,13 +91,17 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Status> {
     let (mut steps, mut broken) = (Vec::new(), Vec::new());
     if paths.is_empty() {
         steps = plan_all(&pipelines)?;
+        for pipeline in pipelines.iter() {
+            own_files.extend(pipeline.files_in_git()?);
+        }
         broken = pipelines.broken.into_iter().map(|it| it.error).collect();
     }
+    git.extend(hidden_files(&repo, own_files)?);
     workspace.save_if_free();
     let is_failed = |leftover: &Leftover| leftover.kind == LeftoverKind::Failed;
     let failed = pipeline::leftovers(&repo.private)?.iter().filter(|leftover| is_failed(leftover)).count();
     let kept = kept_versions(&repo)?.len();
-    Ok(Status { items, steps, broken, failed, kept, check: args.check })
+    Ok(Status { items, steps, broken, git, failed, kept, check: args.check })
 }
 
 /// Plans all stages of the repository.
@@ -86,10 +110,30 @@ fn plan_all(pipelines: &Pipelines<'_, '_>) -> Result<Vec<(String, Step)>> {
     Ok(plan.steps.into_iter().map(|step| (pipelines.label(&step.id), step)).collect())
 }
 
+/// Returns the data that Git would add, each path with this reason.
+fn exposed_data(workspace: &Workspace<'_>, data: &[Pointer], why: &str) -> Result<Vec<(RepoPath, String)>> {
+    let exposed = workspace.exposed_data(&data.iter().collect::<Vec<_>>())?;
+    Ok(exposed.into_iter().map(|path| (path, why.to_owned())).collect())
+}
+
+/// Returns those of mlx's own files that exist and that Git ignores, each with the rule.
+fn hidden_files(repo: &Repo, files: Vec<RepoPath>) -> Result<Vec<(RepoPath, String)>> {
+    let mut here = vec![RepoPath::in_mlx_folder("config.toml")];
+    for file in files {
+        if repo.files.stat(&file)?.is_some() {
+            here.push(file);
+        }
+    }
+    let hidden = repo.git.ignored_files(&here)?.into_iter();
+    let why = |hidden: &IgnoredFile| format!("Git ignores it, {}", ignored_why(hidden));
+    Ok(hidden.map(|hidden| (hidden.file.clone(), why(&hidden))).collect())
+}
+
 impl Status {
     fn is_clean(&self) -> bool {
         self.items.iter().all(|it| it.state == State::Same)
             && self.broken.is_empty()
+            && self.git.is_empty()
             && self.steps.iter().all(|(_, step)| step.action == Some(PlannedAction::Unchanged))
     }
 }
@@ -119,6 +163,7 @@ impl Report for Status {
         json!({"clean": self.is_clean(), "data": items.collect::<Vec<_>>(),
             "stages": steps.collect::<Vec<_>>(),
             "problems": self.broken.iter().map(Error::chain_text).collect::<Vec<_>>(),
+            "git": self.git.iter().map(|(path, why)| json!({"path": path, "why": why})).collect::<Vec<_>>(),
             "failed": self.failed, "kept": self.kept})
     }
 
@@ -155,6 +200,7 @@ impl fmt::Display for Status {
             writeln!(f, "stage {label}: {}", outcome_name(step.action))?;
             step.reasons.iter().try_for_each(|reason| writeln!(f, "  {reason}"))?;
         }
+        self.git.iter().try_for_each(|(path, why)| writeln!(f, "{path}: {why}"))?;
         self.broken.iter().try_for_each(|error| writeln!(f, "pipeline: {}", error.chain_text()))?;
         write_kept(f, self.failed as u64, self.kept as u64)
     }

@@ -8,7 +8,10 @@ use serde_json::{Value, json};
 use crate::{
     cli::{
         Context, Report,
-        command::checkout::{CheckoutReport, checkout_tracked},
+        command::{
+            checkout::{CheckoutReport, checkout_tracked},
+            remote::warn_in_work_tree,
+        },
         report::{bytes, count},
     },
     error::{Kind, Result},
@@ -110,7 +113,9 @@ pub fn push(ctx: &Context<'_>, args: &PushArgs) -> Result<PushReport> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let (wants, _) = args.selection.wants(ctx, &workspace)?;
-    let remote = args.selection.open(&repo, Access::Write)?;
+    let config = repo.config.remote(args.selection.remote.as_deref())?;
+    warn_in_work_tree(ctx, &repo, &config.url)?;
+    let remote = Remote::open(&config, Access::Write)?;
     let sent = remote::push(&repo, &remote, &wants, ctx.progress)?;
     let pipelines = ctx.all_pipelines(&workspace)?;
     warn_untracked(ctx, &workspace, &pipelines, pipelines.iter().flat_map(|it| it.manifest.stages.values()))?;

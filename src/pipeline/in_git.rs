@@ -1,0 +1,52 @@
+//! Files of pipelines that Git keeps, and outputs that no stage declares any more.
+
+use crate::{
+    error::Result,
+    path::RepoPath,
+    pipeline::{LOCKFILE, MANIFEST, Pipeline, Pipelines},
+    pointer::Pointer,
+    progress::Progress,
+};
+
+impl Pipeline<'_, '_> {
+    /// Returns the files of this pipeline that belong in Git: itself, its lockfile, and the outputs of its
+    /// stages that Git keeps, such as metrics.
+    pub fn files_in_git(&self) -> Result<Vec<RepoPath>> {
+        let outputs = self.manifest.stages.values().flat_map(|stage| &stage.outputs);
+        let kept = outputs.filter(|out| out.role.in_git()).map(|out| out.path.clone());
+        let own = [self.folder.join(MANIFEST.as_bytes())?, self.folder.join(LOCKFILE.as_bytes())?];
+        Ok(own.into_iter().chain(kept).collect())
+    }
+}
+
+impl Pipelines<'_, '_> {
+    /// Returns the outputs outside Git that lockfiles record and that no stage declares: of stages that were
+    /// removed, or under an earlier name. A lockfile that cannot be read has none.
+    pub(super) fn undeclared_outputs(&self) -> Vec<Pointer> {
+        let claims = self.claims();
+        let is_declared = |path: &RepoPath| claims.iter().any(|(claim, _)| claim.overlaps(path));
+        let locks = self.iter().filter_map(|pipeline| pipeline.read_lockfile().ok());
+        let mut found = Vec::new();
+        for lock in locks {
+            let outputs = lock.records().flat_map(|(_, record)| &record.outputs);
+            let undeclared = outputs.filter(|(path, _)| !is_declared(path));
+            found.extend(undeclared.map(|(path, content)| Pointer { path: path.clone(), content: *content }));
+        }
+        found
+    }
+
+    /// Retires those of these outputs that no lockfile records now: removes them as far as the store has
+    /// them, and their lines in `.gitignore`.
+    pub(super) fn retire(&self, outputs: Vec<Pointer>, progress: &dyn Progress) -> Result<()> {
+        if outputs.is_empty() {
+            return Ok(());
+        }
+        let left = self.undeclared_outputs();
+        for output in outputs.iter().filter(|output| !left.contains(output)) {
+            if self.workspace.pointer_of(&output.path)?.is_none() {
+                self.workspace.retire(output, progress)?;
+            }
+        }
+        Ok(())
+    }
+}

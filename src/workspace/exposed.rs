@@ -1,0 +1,63 @@
+//! Data and Git: tracked data is ignored by Git, and the files that record it are not.
+
+use crate::{
+    error::Result,
+    fs::Lock,
+    git::IgnoreTarget,
+    path::{RepoPath, quoted_list},
+    pointer::{ContentKind, Pointer},
+    progress::Progress,
+    workspace::Workspace,
+};
+
+impl Workspace<'_> {
+    /// Adds these paths to the `.gitignore` in their folders, as lines that work.
+    pub(super) fn ignore_data(&self, data: &[&Pointer], _lock: &Lock, progress: &dyn Progress) -> Result<()> {
+        let targets: Vec<_> = data.iter().map(|pointer| target(pointer)).collect();
+        warn_exposed(&self.repo.git.ignore(&self.repo.files, &targets)?, progress);
+        Ok(())
+    }
+
+    /// Adds those of these paths to `.gitignore` that Git would add otherwise: their line was lost, or never
+    /// written, or a later one includes them again.
+    pub fn repair_ignore_lines(&self, data: &[&Pointer], progress: &dyn Progress) -> Result<()> {
+        let targets: Vec<_> = data.iter().map(|pointer| target(pointer)).collect();
+        let exposed = self.repo.git.exposed(&targets)?;
+        if exposed.is_empty() {
+            return Ok(());
+        }
+        let _lock = self.repo.lock_with_progress(progress)?;
+        let left = self.repo.git.repair_ignore_lines(&self.repo.files, &exposed)?;
+        let is_repaired = |path: &&RepoPath| !left.contains(path);
+        let repaired: Vec<_> = exposed.iter().map(IgnoreTarget::path).filter(is_repaired).cloned().collect();
+        if !repaired.is_empty() {
+            progress.note(&format!("`.gitignore` now keeps out of Git: {}", quoted_list(&repaired)));
+        }
+        warn_exposed(&left, progress);
+        Ok(())
+    }
+
+    /// Returns the paths whose data is here and which `git add` would take.
+    pub fn exposed_data(&self, data: &[&Pointer]) -> Result<Vec<RepoPath>> {
+        let mut here = Vec::new();
+        for pointer in data {
+            if matches!(self.repo.files.stat(&pointer.path), Ok(Some(_))) {
+                here.push(target(pointer));
+            }
+        }
+        Ok(self.repo.git.exposed(&here)?.iter().map(|target| target.path().clone()).collect())
+    }
+}
+
+fn target(pointer: &Pointer) -> IgnoreTarget<'_> {
+    match pointer.content.kind {
+        ContentKind::Tree => IgnoreTarget::Folder(&pointer.path),
+        ContentKind::File | ContentKind::Executable => IgnoreTarget::File(&pointer.path),
+    }
+}
+
+fn warn_exposed(paths: &[&RepoPath], progress: &dyn Progress) {
+    for path in paths {
+        progress.warn(&format!("Git does not ignore `{path}`: check the `.gitignore` in its folder"));
+    }
+}

@@ -1,0 +1,77 @@
+//! Retires data that nothing records here any more: the branch has no pointer for it, or no stage makes it.
+//! Removes the files that the store holds, and the line in `.gitignore`; other files stay, and are named.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    error::Result,
+    path::{RepoPath, quoted_list},
+    pointer::Pointer,
+    progress::Progress,
+    workspace::{
+        CheckoutStats, LOCKFILE, PIPELINE_FILE, Workspace,
+        checkout::{plan_removal, remove_empty},
+        execute::execute,
+    },
+};
+
+impl Workspace<'_> {
+    /// Returns the data that this worktree last had at paths that nothing records now, as far as it is here.
+    /// `claimed` are the paths that pointers and stages record or declare.
+    pub fn unrecorded_data(&self, claimed: &[RepoPath]) -> Result<Vec<Pointer>> {
+        if self.lacks_tracked_pipeline()? {
+            return Ok(Vec::new());
+        }
+        let mut found = self.last_contents();
+        found.retain(|data| !claimed.iter().any(|path| path.overlaps(&data.path)));
+        let mut here = Vec::new();
+        for data in found {
+            // A pointer that Git tracks and that is not here was not checked out, or deleted by hand.
+            let is_recorded = self.repo.git.tracked_within(&data.file())?.is_some();
+            if !is_recorded && matches!(self.repo.files.stat(&data.path), Ok(Some(_))) {
+                here.push(data);
+            }
+        }
+        Ok(here)
+    }
+
+    /// Returns true if Git tracks a pipeline or its lockfile and it is not here, as in a sparse checkout:
+    /// data that it records is not known then.
+    fn lacks_tracked_pipeline(&self) -> Result<bool> {
+        let names = [PIPELINE_FILE, LOCKFILE].map(str::as_bytes);
+        let is_pipeline =
+            |path: &[u8]| path.rsplit(|&byte| byte == b'/').next().is_some_and(|name| names.contains(&name));
+        for file in self.repo.git.tracked(&is_pipeline)? {
+            if self.repo.files.stat(&file)?.is_none() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Retires the path that `pointer` recorded once. Data that Git tracks by now is left alone.
+    pub fn retire(&self, pointer: &Pointer, progress: &dyn Progress) -> Result<CheckoutStats> {
+        let path = &pointer.path;
+        if self.repo.git.tracked_within(path)?.is_some() {
+            return Ok(CheckoutStats::default());
+        }
+        let mut plan = plan_removal(self, pointer, path, progress)?;
+        let mut left: BTreeSet<RepoPath> = plan.unsaved.drain(..).collect();
+        plan.remove.retain(|(path, _)| !left.contains(path));
+        let executed = execute(self, pointer, &plan, progress)?;
+        remove_empty(self, path);
+        left.extend(executed.kept);
+        if left.is_empty() {
+            let _lock = self.repo.lock_with_progress(progress)?;
+            self.repo.git.unignore(&self.repo.files, path)?;
+            self.forget_base(path)?;
+        } else {
+            let files = quoted_list(&left.into_iter().collect::<Vec<_>>());
+            progress.warn(&format!(
+                "`{path}` is not tracked here any more, but these files in it are stored nowhere and stay: \
+                 {files}"
+            ));
+        }
+        Ok(executed.stats)
+    }
+}
