@@ -179,6 +179,24 @@ fn repro_survives_every_fault() {
     assert_survives_every_fault(&|sandbox| drop(sandbox.ok("add data")), "repro");
 }
 
+/// The run is restored from the run cache, after another run has replaced its output and its record.
+#[test]
+fn a_restoring_repro_survives_every_fault() {
+    let run_twice_and_return = |sandbox: &Sandbox| {
+        for text in ["one", "three", "one"] {
+            sandbox.write("data/a/x", text);
+            sandbox.ok("add data");
+            if text == "one" && sandbox.has("mlx.lock") {
+                let plan = sandbox.json("repro --dry-run");
+                assert_eq!(plan["stages"][0]["outcome"], "would restore", "{plan}");
+            } else {
+                sandbox.ok("repro");
+            }
+        }
+    };
+    assert_survives_every_fault(&run_twice_and_return, "repro");
+}
+
 #[test]
 fn push_survives_every_fault() {
     assert_survives_every_fault(&|sandbox| drop(sandbox.ok("add data")), "push");

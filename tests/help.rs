@@ -45,7 +45,10 @@ fn help_takes_commands_and_topics_and_names_both_for_anything_else() {
     assert_eq!(sandbox.ok("help pipeline"), include_str!("../src/cli/topics/pipeline.txt"));
     assert_eq!(sandbox.json("help params")["text"], include_str!("../src/cli/topics/params.txt"));
     let error = sandbox.fails("help pipelin", 2);
-    assert!(error.contains("`pipelin`") && error.contains("pointers, pipeline, params"), "{error}");
+    assert!(error.contains("`pipelin`") && error.contains("did you mean `mlx help pipeline`?"), "{error}");
+    assert!(sandbox.fails("help sttus", 2).contains("did you mean `mlx help status`?"));
+    assert!(sandbox.fails("help remote ad", 2).contains("did you mean `mlx help remote add`?"));
+    assert!(sandbox.fails("help xyz", 2).contains("the topics are pointers, pipeline, params"));
 }
 
 #[test]
@@ -57,7 +60,8 @@ fn manual_pages_cover_every_command_and_topic() {
     // The lines of examples are kept.
     let add = read("mlx-add.1");
     assert!(add.contains(".nf\n") && add.lines().any(|line| line.trim() == "mlx add data/"), "{add}");
-    assert!(read("mlx.1").contains("mlx\\-remote(1)"));
+    let all = read("mlx.1");
+    assert!(all.contains("mlx\\-remote(1)") && all.contains(".SH \"COMMANDS: Share\""), "{all}");
     assert!(read("mlx-remote-add.1").contains(".TH mlx-remote-add 1"));
     let commands = sandbox.ok("help --all").lines().filter(|line| line.starts_with("$ mlx")).count();
     assert_eq!(pages, commands, "one page for each command and topic");

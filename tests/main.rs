@@ -29,6 +29,7 @@ mod halted;
 mod help;
 mod http_malformed;
 mod io_counts;
+mod laws;
 mod maintenance;
 mod malicious_repo;
 mod malicious_settings;

@@ -164,15 +164,42 @@ mod injection {
     }
 }
 
-/// Simulated crash inside the test process: on one thread every operation fails from the n-th on.
+/// Simulated crash inside the test process: every operation fails from the n-th on. In a test that runs alone
+/// in its process, that holds for every thread; otherwise for the thread of the test, since others test, too.
 #[cfg(test)]
 mod crash {
-    use std::{cell::Cell, io};
+    use std::{
+        cell::Cell,
+        io,
+        process::Command,
+        sync::{LazyLock, Mutex, PoisonError},
+    };
+
+    /// Variable that is set in a process that runs one test alone.
+    const ALONE: &str = "MLX_TEST_ALONE";
+
+    #[derive(Clone, Copy, Default)]
+    struct State {
+        /// Number of operations until the crash, if one is set.
+        remaining: Option<u64>,
+        happened: bool,
+    }
+
+    static IS_ALONE: LazyLock<bool> = LazyLock::new(|| std::env::var_os(ALONE).is_some());
+    static OF_PROCESS: Mutex<State> = Mutex::new(State { remaining: None, happened: false });
 
     thread_local! {
-        /// Number of operations until the crash, if one is set.
-        static REMAINING: Cell<Option<u64>> = const { Cell::new(None) };
-        static HAPPENED: Cell<bool> = const { Cell::new(false) };
+        static OF_THREAD: Cell<State> = Cell::default();
+    }
+
+    fn with_state<T>(act: impl FnOnce(&mut State) -> T) -> T {
+        if *IS_ALONE {
+            return act(&mut OF_PROCESS.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+        let mut state = OF_THREAD.get();
+        let result = act(&mut state);
+        OF_THREAD.set(state);
+        result
     }
 
     /// Guard during whose life every operation from the chosen one on fails, as if the process were dead.
@@ -180,44 +207,53 @@ mod crash {
 
     impl Crash {
         pub fn at(operation: u64) -> Self {
-            REMAINING.set(Some(operation));
-            HAPPENED.set(false);
+            with_state(|state| *state = State { remaining: Some(operation), happened: false });
             Self(())
         }
 
         /// Returns true once the crash has happened.
         pub fn has_happened() -> bool {
-            HAPPENED.get()
+            with_state(|state| state.happened)
         }
 
         /// Runs `inspect` without the crash, to examine the state of the disk.
         pub fn pause<T>(inspect: impl FnOnce() -> T) -> T {
-            let remaining = REMAINING.take();
+            let remaining = with_state(|state| state.remaining.take());
             let result = inspect();
-            REMAINING.set(remaining);
+            with_state(|state| state.remaining = remaining);
             result
+        }
+
+        /// Runs the body of the test of this full name alone in a process, so that its crashes are of all
+        /// threads.
+        pub fn alone(test: &str, body: impl FnOnce()) {
+            if *IS_ALONE {
+                return body();
+            }
+            let exe = std::env::current_exe().unwrap();
+            let output = Command::new(exe).args([test, "--exact"]).env(ALONE, "1").output().unwrap();
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && text.contains("1 passed"), "{text}");
         }
     }
 
     impl Drop for Crash {
         fn drop(&mut self) {
-            REMAINING.set(None);
-            HAPPENED.set(false);
+            with_state(|state| *state = State::default());
         }
     }
 
     pub fn point(operation: &str) -> io::Result<()> {
-        match REMAINING.get() {
+        with_state(|state| match state.remaining {
             None => Ok(()),
             Some(0 | 1) => {
-                REMAINING.set(Some(0));
-                HAPPENED.set(true);
+                *state = State { remaining: Some(0), happened: true };
                 Err(io::Error::other(format!("crashed before: {operation}")))
             }
             Some(remaining) => {
-                REMAINING.set(Some(remaining - 1));
+                state.remaining = Some(remaining - 1);
                 Ok(())
             }
-        }
+        })
     }
 }

@@ -31,7 +31,7 @@ enum Step {
     /// Moves the branch back; the commits after that point are no longer needed.
     Reset(usize),
     Gc,
-    /// Crashes a step at its n-th disk operation.
+    /// Crashes a step at its n-th disk operation, on whichever thread that is.
     Crash(u64, Box<Step>),
 }
 
@@ -220,11 +220,16 @@ fn read(store: &Store, tree: &Digest) -> FileContents {
     found
 }
 
+#[test]
+fn every_object_that_a_commit_refers_to_is_kept() {
+    let name = "maintenance::model_test::every_object_that_a_commit_refers_to_is_kept";
+    Crash::alone(name, check_random_steps);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
-    #[test]
-    fn every_object_that_a_commit_refers_to_is_kept(steps in prop::collection::vec(step(), 1..16)) {
+    fn check_random_steps(steps in prop::collection::vec(step(), 1..16)) {
         let mut world = World::new();
         for step in &steps {
             world.run(step);

@@ -34,7 +34,7 @@ pub const KEYS: [Key; 8] = [
     key(
         "cache.link",
         Some("reflink,copy"),
-        "how files are placed in the workspace: reflink, hardlink, symlink, copy, in order",
+        "how checkout places files over 1 MiB: reflink, hardlink, symlink, copy, in order; others are copied",
     ),
     key("core.remote", None, "the default remote of push, pull and fetch"),
     key("onnx.library", None, "the ONNX Runtime library to load (user or local settings only)"),

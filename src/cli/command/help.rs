@@ -9,7 +9,7 @@ use crate::{
         Report,
         help::{TOPICS, all_commands, command_help},
     },
-    error::{Error, Result},
+    error::{Error, Result, closest},
 };
 
 /// Show the help of a command or a topic
@@ -42,9 +42,18 @@ pub fn run(args: &Args) -> Result<Help> {
     let topic = TOPICS.iter().find(|topic| args.words == [topic.name]);
     let text = topic.map(|topic| topic.text.to_owned()).or_else(|| command_help(&args.words));
     text.map(Help).ok_or_else(|| {
-        let topics: Vec<&str> = TOPICS.iter().map(|topic| topic.name).collect();
-        Error::usage(format!("`{}` is neither a command nor a help topic", args.words.join(" ")))
-            .hint(format!("the topics are {}; `mlx help` lists the commands", topics.join(", ")))
+        let typed = args.words.join(" ");
+        let commands: Vec<String> = all_commands().iter().map(|words| words.join(" ")).collect();
+        let topics = TOPICS.iter().map(|topic| topic.name);
+        let near = closest(&typed, commands.iter().map(String::as_str).chain(topics.clone()));
+        let error = Error::usage(format!("`{typed}` is neither a command nor a help topic"));
+        error.hint(match near {
+            Some(near) => format!("did you mean `mlx help {near}`?"),
+            None => {
+                let topics = topics.collect::<Vec<_>>().join(", ");
+                format!("the topics are {topics}; `mlx help` lists the commands")
+            }
+        })
     })
 }
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{
         Context, Report,
-        help::{TOPICS, Topic, command_tree},
+        help::{GROUPS, TOPICS, Topic, command_tree},
         report::count,
     },
     error::Result,
@@ -72,7 +72,9 @@ fn command_page(command: &clap::Command) -> Vec<u8> {
         man.render_synopsis_section(page)?;
         man.render_description_section(page)?;
         man.render_options_section(page)?;
-        if command.has_subcommands() {
+        if command.get_name() == "mlx" {
+            group_sections(command).iter().try_for_each(|section| section.to_writer(page))?;
+        } else if command.has_subcommands() {
             man.render_subcommands_section(page)?;
         }
         let Some(after) = command.get_after_help() else { return Ok(()) };
@@ -80,6 +82,16 @@ fn command_page(command: &clap::Command) -> Vec<u8> {
     };
     write(&mut page).expect("a vector takes every byte");
     page
+}
+
+/// The commands in the groups of `mlx --help`, each group in a section.
+fn group_sections(mlx: &clap::Command) -> Vec<Roff> {
+    let row = |name: &&str| {
+        let about = mlx.find_subcommand(name).and_then(clap::Command::get_about);
+        format!("{:<20}  {}", format!("mlx-{name}(1)"), about.map(ToString::to_string).unwrap_or_default())
+    };
+    let text = |names: &[&str]| names.iter().map(row).collect::<Vec<_>>().join("\n");
+    GROUPS.iter().map(|(title, names)| section(&format!("COMMANDS: {title}"), &text(names))).collect()
 }
 
 fn topic_page(topic: &Topic) -> Vec<u8> {
