@@ -1,5 +1,5 @@
-//! The ten laws that mlx keeps, each with the tests that hold it. A listed test that is gone is an error here,
-//! so that none is renamed or removed without a look at its law.
+//! The ten laws that mlx keeps, each with the tests that hold it. A listed test that is gone is an error
+//! here, so that none is renamed or removed without a look at its law.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -57,7 +57,7 @@ const LAWS: [(&str, &[&str]); 10] = [
         ],
     ),
     (
-        "A stage record outlives an upgrade: stages run the mlx that runs them, and changed built-ins run again",
+        "A stage record outlives an upgrade: stages start the running mlx, changed built-ins run again",
         &[
             "a_stage_run_by_another_version_of_mlx_runs_again",
             "a_stage_finds_the_running_mlx_and_every_other_program_by_the_users_path",
