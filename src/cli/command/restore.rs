@@ -1,13 +1,16 @@
 //! `mlx restore`: brings back a version that a command replaced.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use serde_json::{Value, json};
 
 use crate::{
     cli::{
         Context, Report,
-        report::{bytes, count},
+        report::{bytes, count, shell_quote},
     },
     error::{Error, Kind, Result},
     maintenance,
@@ -37,8 +40,8 @@ pub struct Args {
 pub struct Restored {
     pointer: Pointer,
     written: u64,
-    /// Command that records it at its path; `None` if Git tracks the path.
-    next: Option<&'static str>,
+    /// Command that records it at its path, as typed in the current folder; `None` if Git tracks the path.
+    next: Option<String>,
 }
 
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Restored> {
@@ -69,7 +72,13 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Restored> {
     })?;
     workspace.save(ctx.progress)?;
     maintenance::publish_needs_if_allowed(&repo, ctx.progress)?;
-    let next = next_command(ctx, &workspace, &pointer)?;
+    let at_top = ctx.cwd == repo.root();
+    let typed = match &args.to {
+        Some(path) => path.clone(),
+        None if at_top => pointer.path.on_disk(Path::new("")),
+        None => pointer.path.on_disk(repo.root()),
+    };
+    let next = next_command(ctx, &workspace, &pointer)?.map(|command| command_line(command, &typed));
     Ok(Restored { pointer, written: done.written, next })
 }
 
@@ -84,6 +93,13 @@ fn next_command(
     let tracked = ctx.tracked(workspace)?.pointers;
     let is_tracked = tracked.iter().any(|other| pointer.path.is_within(&other.path));
     Ok(Some(if is_tracked { "commit" } else { "add" }))
+}
+
+/// Formats a command with a path, such that a shell reads both as meant.
+fn command_line(command: &str, path: &Path) -> String {
+    let text = path.display().to_string();
+    let text = if text.starts_with('-') { format!("./{text}") } else { text };
+    format!("mlx {command} {}", shell_quote(&text))
 }
 
 /// Finds content of the local store by its full digest.
@@ -105,9 +121,18 @@ impl fmt::Display for Restored {
         let Pointer { path, content } = &self.pointer;
         let (files, size) = (count(content.files, "file"), bytes(content.size));
         writeln!(f, "{path}: {files}, {size}, {}", content.digest.short())?;
-        match self.next {
-            Some(command) => writeln!(f, "next: mlx {command} {path}"),
-            None => Ok(()),
-        }
+        self.next.iter().try_for_each(|command| writeln!(f, "next: {command}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_command_can_be_typed() {
+        assert_eq!(command_line("add", Path::new("a/b")), "mlx add a/b");
+        assert_eq!(command_line("add", Path::new("-x")), "mlx add ./-x");
+        assert_eq!(command_line("commit", Path::new("a b")), "mlx commit 'a b'");
     }
 }
