@@ -9,6 +9,7 @@ use std::{
 
 use crate::{
     crash_safety::command,
+    gc_roots::forget_bases,
     sandbox::{Sandbox, command_result, snapshot},
 };
 
@@ -34,8 +35,10 @@ fn assert_restores(sandbox: &Sandbox, rev: &str, path: &str, text: &str) {
 }
 
 fn add(sandbox: &Sandbox, path: &str, text: &str) {
+    forget_bases(sandbox);
     sandbox.write(path, text);
     sandbox.ok(&format!("add {path}"));
+    forget_bases(sandbox);
 }
 
 #[test]

@@ -18,9 +18,17 @@ pub const GC_NOW: &str = "gc --grace 0s --yes";
 
 /// Stores a text as `a`. Returns the text of its pointer.
 fn add(sandbox: &Sandbox, text: &str) -> String {
+    forget_bases(sandbox);
     sandbox.write("a", text);
     sandbox.ok("add a");
+    forget_bases(sandbox);
     sandbox.read("a.mlx")
+}
+
+/// Removes the worktree's bases: what it last had counts as needed, and a pointer that Git moved as changed
+/// by others.
+pub fn forget_bases(sandbox: &Sandbox) {
+    remove_any(&sandbox.repo.join(".git/mlx/base"));
 }
 
 /// Runs Git with any exit code: a conflict is not a failure here.
@@ -36,6 +44,7 @@ fn is_stored(sandbox: &Sandbox, pointer: &str, text: &str) -> bool {
     let ran = sandbox.mlx("checkout --force a");
     let stored = ran.code == 0 && sandbox.read("a") == text;
     sandbox.write("a.mlx", before);
+    forget_bases(sandbox);
     stored
 }
 
@@ -284,6 +293,7 @@ fn a_pointer_with_conflict_markers_in_a_commit_keeps_both_sides() {
     sandbox.commit("broken");
     let error = sandbox.fails(GC_NOW, 5);
     assert!(error.contains("nothing was freed") && error.contains("a.mlx`"), "{error}");
+    sandbox.git("checkout -q HEAD~1 -- a.mlx");
     let garbage = add(&sandbox, "unneeded");
     add(&sandbox, "2");
     sandbox.commit("repaired");

@@ -10,8 +10,8 @@ use std::{
 use crate::{
     crash_safety::command,
     gc_roots::{
-        GC_NOW, TRANSFORM, assert_gc_at_any_point_loses_nothing, assert_output_intact, remove_any, resume,
-        start_halting, step, write_data,
+        GC_NOW, TRANSFORM, assert_gc_at_any_point_loses_nothing, assert_output_intact, forget_bases,
+        remove_any, resume, start_halting, step, write_data,
     },
     sandbox::Sandbox,
 };
@@ -30,7 +30,7 @@ fn gc_at_any_point_of_a_restore_loses_nothing() {
         }
         sandbox.write("i", "one");
         // A base would keep the outputs that it names.
-        remove_any(&sandbox.repo.join(".git/mlx/base"));
+        forget_bases(sandbox);
         assert_eq!(sandbox.json("repro --dry-run")["stages"][0]["outcome"], "would restore");
     };
     let check = |sandbox: &Sandbox, case: &str| {
@@ -62,9 +62,8 @@ fn gc_at_any_point_of_a_registration_leaves_no_version_without_its_bytes() {
         let rev = sandbox.git("rev-parse HEAD");
         sandbox.git("reset -q --hard HEAD~1");
         sandbox.git("update-ref -d ORIG_HEAD");
-        for name in ["pets", ".git/mlx/base"] {
-            remove_any(&sandbox.repo.join(name));
-        }
+        remove_any(&sandbox.repo.join("pets"));
+        forget_bases(&sandbox);
         let args = format!("model register pets --version 0.0.{at} --rev {}", rev.trim());
         let (child, halted) = start_halting(&sandbox, &args, at);
         if !halted {
