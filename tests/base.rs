@@ -283,3 +283,91 @@ fn inputs_that_nothing_tracks_are_named_by_repro_and_push() {
     sandbox.git("add -f src one raw");
     assert!(!sandbox.mlx("push").err.contains("neither"));
 }
+
+#[test]
+fn status_tells_edits_from_what_is_not_checked_out() {
+    let sandbox = Sandbox::new();
+    for name in ["same", "edited", "switched", "both"] {
+        sandbox.write(&format!("d/{name}"), "1");
+    }
+    sandbox.ok("add d");
+    sandbox.commit("one");
+    sandbox.git("checkout -q -b feature");
+    for name in ["switched", "both", "of-branch"] {
+        sandbox.write(&format!("d/{name}"), "two");
+    }
+    sandbox.ok("add d");
+    sandbox.commit("two");
+    sandbox.git("checkout -q main");
+    assert_eq!(sandbox.json("status")["data"][0]["state"], "behind");
+    sandbox.write("d/of-mine", "mine");
+    sandbox.write("d/edited", "mine");
+    sandbox.write("d/both", "mine");
+    let item = sandbox.json("status")["data"][0].clone();
+    assert_eq!(item["state"], "changed");
+    assert_eq!(
+        item["changes"],
+        serde_json::json!([
+            {"path": "d/both", "change": "conflict"},
+            {"path": "d/edited", "change": "modified"},
+            {"path": "d/of-mine", "change": "added"},
+        ])
+    );
+    assert_eq!(
+        item["behind"],
+        serde_json::json!([
+            {"path": "d/of-branch", "change": "removed"},
+            {"path": "d/switched", "change": "older"},
+        ])
+    );
+    let text = sandbox.ok("status d/switched d/of-branch");
+    assert_eq!(
+        text,
+        "d: 2 files not as recorded now (run `mlx checkout` or `mlx pull`)\n  removed   d/of-branch\n  \
+         older     d/switched\n"
+    );
+}
+
+#[test]
+fn pull_brings_what_is_asked_for() {
+    let (sandbox, clone) = shared_folder();
+    sandbox.write("e/a.jpg", "a");
+    sandbox.write("e/sub/b.jpg", "b");
+    sandbox.write("e/sub/c.txt", "c");
+    // The same folder again: its trees are stored once, and each place counts.
+    sandbox.write("e/again/b.jpg", "b");
+    sandbox.write("e/again/c.txt", "c");
+    sandbox.write("large", vec![1; 2_000_000]);
+    sandbox.ok("add e large");
+    sandbox.write("mlx.toml", "[stage.s]\ncmd = 'echo made > o'\nouts = ['o']\n");
+    sandbox.ok("repro");
+    sandbox.commit("more");
+    sandbox.ok("push");
+    let here = sandbox.at(&clone);
+    here.git("pull -q");
+    let list = |folder: &str| names(&clone.join(folder));
+    assert_eq!(here.json("pull d/2")["objects"], 2, "a tree and a file");
+    assert_eq!(list("d"), ["2"]);
+    here.ok("pull e/**/*.jpg");
+    assert_eq!(
+        (list("e"), list("e/sub"), list("e/again")),
+        (vec!["a.jpg".into(), "again".into(), "sub".into()], vec!["b.jpg".into()], vec!["b.jpg".into()])
+    );
+    here.ok("pull e/sub");
+    assert_eq!((list("e/sub").len(), list("e/again").len()), (2, 1));
+    here.ok("pull o d/[34]");
+    assert_eq!(list("d"), ["2", "3", "4"]);
+    assert_eq!(fs::read_to_string(clone.join("o")).unwrap(), "made\n");
+    assert!(!clone.join("large").exists());
+    let status = here.json("status d e");
+    assert_eq!(status["data"][0]["behind"].as_array().unwrap().len(), 2, "{status}");
+    assert_eq!(status["data"][0]["state"], "behind");
+    // What was pulled in parts can be deleted in parts.
+    fs::remove_file(clone.join("d/3")).unwrap();
+    fs::remove_file(clone.join("e/sub/b.jpg")).unwrap();
+    here.ok("commit");
+    assert_eq!(recorded(&sandbox, &clone), ["1", "2", "4", "5"]);
+    assert!(fs::read_to_string(clone.join("e.mlx")).unwrap().contains("files = 4\n"));
+    assert!(here.fails("pull d/*.jpg", 3).contains("no recorded file matches `d/*.jpg`"));
+    assert!(here.fails("pull d/none", 3).contains("`d/none` is not tracked in `d`"));
+}

@@ -190,6 +190,9 @@ impl Pipeline<'_, '_> {
                 State::Same => {}
                 State::Changed if out.role.in_git() && self.is_converted(&out.path, content)? => {}
                 State::Absent => reasons.push(format!("its output `{}` is missing", out.path)),
+                State::Behind => {
+                    reasons.push(format!("its output `{}` is not as it is recorded now", out.path));
+                }
                 State::Changed | State::Unknown => {
                     reasons.push(format!("its output `{}` was changed", out.path));
                 }

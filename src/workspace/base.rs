@@ -65,6 +65,8 @@ pub struct Bases {
     /// Bytes of the file that was loaded.
     loaded: Option<Vec<u8>>,
     unsaved: Vec<(RepoPath, Step)>,
+    /// Parts of one path that are not applied yet: many together cost as much as one.
+    queued: Option<(RepoPath, Step)>,
     /// Paths of which this process began a checkout.
     begun: BTreeSet<RepoPath>,
 }
@@ -130,13 +132,30 @@ impl Bases {
     }
 
     fn change(&mut self, store: &Store, path: &RepoPath, step: Step) -> Result<()> {
-        self.apply(store, path, &step)?;
-        self.unsaved.push((path.clone(), step));
+        match (&mut self.queued, &step) {
+            (Some((other, Step::Parts { entries, ended })), Step::Parts { entries: more, ended: end })
+                if other == path && ended == end =>
+            {
+                entries.extend(more.iter().map(|(path, entry)| (path.clone(), entry.clone())));
+                return Ok(());
+            }
+            _ => self.flush(store)?,
+        }
+        self.queued = Some((path.clone(), step));
+        Ok(())
+    }
+
+    /// Applies what is queued.
+    fn flush(&mut self, store: &Store) -> Result<()> {
+        let Some((path, step)) = self.queued.take() else { return Ok(()) };
+        self.apply(store, &path, &step)?;
+        self.unsaved.push((path, step));
         Ok(())
     }
 
     /// Replaces the file on disk; changes that another process saved meanwhile are kept.
     fn save_locked(&mut self, repo: &Repo, _lock: &Lock) -> Result<()> {
+        self.flush(&repo.store)?;
         let path = RepoPath::from_text(Self::FILE)?;
         let steps = std::mem::take(&mut self.unsaved);
         if repo.private.read_if_exists(&path)? != self.loaded {
@@ -159,8 +178,10 @@ impl Workspace<'_> {
     }
 
     /// Returns the base of a tracked path.
-    pub(super) fn base(&self, path: &RepoPath) -> Base {
-        self.bases.borrow().base(path)
+    pub(super) fn base(&self, path: &RepoPath) -> Result<Base> {
+        let mut bases = self.bases.borrow_mut();
+        bases.flush(&self.repo.store)?;
+        Ok(bases.base(path))
     }
 
     /// Returns true if a command of mlx put exactly this content at a tracked path.
@@ -176,7 +197,7 @@ impl Workspace<'_> {
         let below = part.strip_prefix(&pointer.path).expect("the part is in the tracked path");
         let theirs = recorded_entry(store, pointer, part)?;
         let merge = |base: Result<Base>| merge(store, &below, &base?, mine, theirs.as_ref());
-        match merge(self.base(&pointer.path).at(store, &below)) {
+        match merge(self.base(&pointer.path)?.at(store, &below)) {
             Err(error) if error.kind() == Kind::NotFound => merge(Ok(Base::unknown())),
             done => done,
         }
@@ -196,7 +217,7 @@ impl Workspace<'_> {
         let store = &self.repo.store;
         let below = part.strip_prefix(&pointer.path).expect("the part is in the tracked path");
         let Some(theirs) = recorded_entry(store, pointer, part)? else { return Ok(None) };
-        let base = self.base(&pointer.path).at(store, &below)?;
+        let base = self.base(&pointer.path)?.at(store, &below)?;
         let merged = merge(store, &RepoPath::root(), &base, &Mine::Scanned(node), Some(&theirs))?;
         merged.check(part)?;
         if merged.is_here() { Ok(None) } else { merged.apply(None, store, &theirs.content()).map(Some) }
@@ -242,6 +263,7 @@ impl Workspace<'_> {
         progress: &dyn Progress,
     ) -> Result<()> {
         let mut durable = false;
+        self.bases.borrow_mut().flush(&self.repo.store)?;
         for pointer in pointers {
             let path = &pointer.path;
             let row = self.bases.borrow().rows.get(path).cloned();
@@ -277,7 +299,8 @@ impl Workspace<'_> {
     }
 
     pub(super) fn has_unsaved_bases(&self) -> bool {
-        !self.bases.borrow().unsaved.is_empty()
+        let bases = self.bases.borrow();
+        !bases.unsaved.is_empty() || bases.queued.is_some()
     }
 
     /// Writes the changed bases to disk, under a short lock.

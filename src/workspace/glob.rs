@@ -55,6 +55,11 @@ impl Glob {
         Ok(Self { base: base.clone(), pattern: matcher, start })
     }
 
+    /// Returns the folder that contains everything the pattern can match.
+    pub fn start(&self) -> &RepoPath {
+        &self.start
+    }
+
     /// Returns true if the pattern matches a file.
     pub fn matches(&self, file: &RepoPath) -> bool {
         let below = file.strip_prefix(&self.base).filter(|it| !it.is_root());

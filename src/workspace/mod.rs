@@ -38,7 +38,7 @@ pub use self::{
     node::Node,
     remove::{FilePolicy, RemoveResult},
     rename::MoveResult,
-    status::{Change, PathStatus, State, Version, diff_versions},
+    status::{Behind, Change, PathStatus, State, Version, diff_versions},
     steering::{LOCKFILE, PIPELINE_FILE},
     unprotect::UnprotectStats,
 };

@@ -3,8 +3,13 @@
 use crate::{
     error::{Error, Result},
     path::RepoPath,
-    pointer::Pointer,
-    workspace::{Tracked, Workspace, checkout::recorded_entry},
+    pointer::{Content, Pointer},
+    store::{DiffSide, EntryKind},
+    workspace::{
+        Tracked, Workspace,
+        checkout::recorded_entry,
+        compare::{as_entry, differences},
+    },
 };
 
 impl Workspace<'_> {
@@ -16,6 +21,25 @@ impl Workspace<'_> {
             paths.iter().try_for_each(|path| self.check_part(pointer, path))?;
         }
         Ok(chosen)
+    }
+
+    /// Returns the recorded content of a part of a tracked path; `None` if it has no such part.
+    pub fn part_content(&self, pointer: &Pointer, part: &RepoPath) -> Result<Option<Content>> {
+        Ok(recorded_entry(&self.repo.store, pointer, part)?.map(|entry| entry.content()))
+    }
+
+    /// Returns the recorded files of a tracked path that `wanted` accepts.
+    pub fn recorded_files(
+        &self,
+        pointer: &Pointer,
+        wanted: &dyn Fn(&RepoPath) -> bool,
+    ) -> Result<Vec<(RepoPath, Content)>> {
+        let found = differences(&self.repo.store, &pointer.path, Some(&as_entry(&pointer.content)), None)?;
+        let files = found.into_iter().filter(|found| wanted(&found.path)).filter_map(|found| {
+            let DiffSide { kind, digest, size } = found.old.filter(|side| side.kind != EntryKind::Folder)?;
+            Some((found.path, Content { digest, files: 1, kind: kind.content_kind(), size }))
+        });
+        Ok(files.collect())
     }
 
     /// Refuses a part of a tracked path that is neither recorded nor in the workspace: it was misspelled, and

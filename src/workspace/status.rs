@@ -1,6 +1,6 @@
 //! `mlx status` and `mlx diff`: compares recorded content with the workspace, file by file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -14,6 +14,7 @@ use crate::{
         Node, Workspace,
         compare::{as_entry, differences},
         filter::ScanFilter,
+        merge::{Base, Mine},
         scan::scan_filtered,
     },
 };
@@ -25,6 +26,21 @@ pub enum Change {
     Added,
     Modified,
     Deleted,
+    /// Changed here since the last checkout, and in the record, too.
+    Conflict,
+}
+
+/// A difference between a file here and its record that is not an edit: the file is as this worktree last had
+/// it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Behind {
+    /// Recorded, and not here.
+    Absent,
+    /// Recorded in another version.
+    Older,
+    /// Not recorded anymore.
+    Removed,
 }
 
 /// Relation of a tracked path to its record. A missing path is not a change, since there is nothing to
@@ -33,7 +49,10 @@ pub enum Change {
 #[serde(rename_all = "lowercase")]
 pub enum State {
     Same,
+    /// Edited here; maybe behind, too.
     Changed,
+    /// Not edited, but not checked out as it is recorded now.
+    Behind,
     /// Recorded, but missing in the workspace: it can be pulled.
     Absent,
     /// Unreadable, or its recorded tree is not in the local store to compare with.
@@ -45,7 +64,10 @@ pub enum State {
 pub struct PathStatus {
     pub path: RepoPath,
     pub state: State,
+    /// Edits since the last checkout.
     pub changes: Vec<(RepoPath, Change)>,
+    /// Files that are as last checked out, and recorded otherwise.
+    pub behind: Vec<(RepoPath, Behind)>,
     /// The reason why the state is unknown.
     pub reason: Option<String>,
     /// Unreadable paths in it, with the reasons; all others were compared.
@@ -55,7 +77,8 @@ pub struct PathStatus {
 impl PathStatus {
     /// Creates the status of a path that could not be compared.
     pub fn unknown(path: RepoPath, why: String) -> Self {
-        Self { path, state: State::Unknown, changes: Vec::new(), reason: Some(why), unknown: Vec::new() }
+        let (changes, behind, unknown) = Default::default();
+        Self { path, state: State::Unknown, changes, behind, reason: Some(why), unknown }
     }
 }
 
@@ -67,16 +90,25 @@ impl PathStatus {
         }
         let overlaps = |path: &RepoPath| paths.iter().any(|other| path.overlaps(other));
         self.changes.retain(|it| overlaps(&it.0));
+        self.behind.retain(|it| overlaps(&it.0));
         let partly = !self.unknown.is_empty();
         self.unknown.retain(|it| overlaps(&it.0));
-        if self.state == State::Changed || partly {
-            (self.state, self.reason) = match (self.unknown.len(), self.changes.len()) {
-                (0, 0) => (State::Same, None),
-                (0, _) => (State::Changed, None),
-                (hidden, _) => (State::Unknown, Some(unreadable_summary(hidden))),
+        if matches!(self.state, State::Changed | State::Behind) || partly {
+            (self.state, self.reason) = match self.unknown.len() {
+                0 => (self.compared_state(), None),
+                hidden => (State::Unknown, Some(unreadable_summary(hidden))),
             };
         }
         self
+    }
+
+    /// Returns the state of a path that was compared whole.
+    fn compared_state(&self) -> State {
+        match (self.changes.is_empty(), self.behind.is_empty()) {
+            (true, true) => State::Same,
+            (true, false) => State::Behind,
+            (false, _) => State::Changed,
+        }
     }
 }
 
@@ -92,6 +124,7 @@ impl Workspace<'_> {
             path: path.clone(),
             state,
             changes,
+            behind: Vec::new(),
             reason: why,
             unknown: Vec::new(),
         };
@@ -119,14 +152,20 @@ impl Workspace<'_> {
             .filter(|hidden| !contains_folder(&node, path, hidden))
             .collect();
         let recorded = Version::Recorded(pointer.content);
+        let edits = self.edits(pointer, &node)?;
         match diff_versions(&self.repo.store, &pointer.path, Some(&recorded), Some(&Version::Workspace(node)))
         {
-            Ok(changes) if errors.is_empty() => Ok(item(State::Changed, changes, None)),
+            Ok(changes) if errors.is_empty() => {
+                let (changes, behind) = edits.split(changes);
+                let status = PathStatus { behind, ..item(State::Changed, changes, None) };
+                Ok(PathStatus { state: status.compared_state(), ..status })
+            }
             Ok(mut changes) => {
                 changes.retain(|change| !hidden.iter().any(|hidden| hidden.overlaps(&change.0)));
                 let why = Some(unreadable_summary(errors.len()));
                 let unknown = errors.into_iter().map(|(path, error)| (path, error.chain_text())).collect();
-                Ok(PathStatus { unknown, ..item(State::Unknown, changes, why) })
+                let (changes, behind) = edits.split(changes);
+                Ok(PathStatus { unknown, behind, ..item(State::Unknown, changes, why) })
             }
             Err(error) if error.kind() == Kind::NotFound => {
                 let why = "it changed, but its recorded tree is not here: run `mlx fetch --trees` to see how"
@@ -135,6 +174,56 @@ impl Workspace<'_> {
             }
             Err(error) => Err(error),
         }
+    }
+}
+
+/// Paths that were edited here since the last checkout.
+struct Edits {
+    /// For each content that the workspace may have had: the paths that differ from it.
+    since: Vec<BTreeSet<RepoPath>>,
+    /// Those that the record changed, too.
+    conflicts: BTreeSet<RepoPath>,
+}
+
+impl Edits {
+    /// Tells the edits among the differences of the record and the workspace from what is behind.
+    fn split(&self, changes: Vec<(RepoPath, Change)>) -> (Vec<(RepoPath, Change)>, Vec<(RepoPath, Behind)>) {
+        let (mut edits, mut behind) = (Vec::new(), Vec::new());
+        for (path, change) in changes {
+            if !self.since.iter().all(|since| since.contains(&path)) {
+                let change = match change {
+                    Change::Deleted => Behind::Absent,
+                    Change::Added => Behind::Removed,
+                    Change::Modified | Change::Conflict => Behind::Older,
+                };
+                behind.push((path, change));
+            } else if path.ancestors().any(|above| self.conflicts.contains(&above)) {
+                edits.push((path, Change::Conflict));
+            } else {
+                edits.push((path, change));
+            }
+        }
+        (edits, behind)
+    }
+}
+
+impl Workspace<'_> {
+    /// Compares the scanned workspace with what it last had.
+    fn edits(&self, pointer: &Pointer, node: &Node) -> Result<Edits> {
+        let (path, store) = (&pointer.path, &self.repo.store);
+        let since = |base: Base| -> Result<Vec<BTreeSet<RepoPath>>> {
+            let since = base.contents.iter().map(|content| {
+                let found = differences(store, path, content.as_ref(), Some(node))?;
+                Ok(found.into_iter().map(|found| found.path).collect())
+            });
+            since.collect()
+        };
+        // A base that the store lost counts as unknown.
+        let since = since(self.base(path)?).or_else(|_| since(Base::unknown()))?;
+        // Without the recorded tree, there is nothing to be in conflict with.
+        let conflicts = self.merge_part(pointer, path, &Mine::Scanned(node)).map(|done| done.conflicts);
+        let conflicts = conflicts.unwrap_or_default().into_iter().map(|below| path.join_path(&below));
+        Ok(Edits { since, conflicts: conflicts.collect::<Result<_>>()? })
     }
 }
 

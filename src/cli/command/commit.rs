@@ -49,9 +49,10 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
         }
         // An absent path keeps its record; one that cannot be compared is stored as it is.
         let state = workspace.compare(&pointer, ctx.progress)?.restrict_to(&paths).state;
-        if matches!(state, State::Changed | State::Unknown) {
+        // For one that is only behind, this names what is not here.
+        if matches!(state, State::Changed | State::Behind | State::Unknown) {
             let act = || record(ctx, &workspace, &pointer, &parts);
-            committed.push(with_trees(ctx, &workspace, act)?);
+            committed.extend(Some(with_trees(ctx, &workspace, act)?).filter(|recorded| *recorded != pointer));
         }
     }
     for pipeline in ctx.pipelines(&workspace)?.iter() {

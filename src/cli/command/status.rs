@@ -13,7 +13,7 @@ use crate::{
     pipeline::{self, Leftover, LeftoverKind, Pipelines, PlannedAction, Step},
     pointer::Pointer,
     repo::Repo,
-    workspace::{Change, KEPT_DAYS, PathStatus, State, Workspace, kept_versions},
+    workspace::{Behind, Change, KEPT_DAYS, PathStatus, State, Workspace, kept_versions},
 };
 
 /// Reason for tracked data in [`Status::git`].
@@ -31,14 +31,16 @@ const MAX_LISTED: usize = 20;
 /// Compares tracked files and stage outputs with their pointers and `mlx.lock`, file by file, and reports
 /// which stages are out of date and why. Runs no stage and never uses the network.
 ///
-/// A path that exists is same, changed or unknown (it cannot be read, or the store lacks its record). A path
-/// that is recorded but does not exist is absent: `mlx commit` skips it, because it is not a change, but the
-/// workspace is not clean.
+/// A path that exists is same, changed, behind or unknown (it cannot be read, or the store lacks its record).
+/// Changes are your edits since the last checkout; a path is behind where it is as last checked out and
+/// recorded otherwise, such as after `git pull`. A path that is recorded but does not exist is absent. `mlx
+/// commit` records only changes, but the workspace is not clean.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx status\n  mlx status --check && echo clean\n\n\
 JSON: {\"clean\": bool, \"data\": [{\"path\", \"state\": \"same\" | \"changed\" | \"absent\" | \
 \"unknown\", \"why\",\n\
-  \"changes\": [{\"path\", \"change\": \"added\" | \"modified\" | \"deleted\"}], \"unknown\": [{\"path\", \
+  \"changes\": [{\"path\", \"change\": \"added\" | \"modified\" | \"deleted\" | \"conflict\"}],\n\
+  \"behind\": [{\"path\", \"change\": \"absent\" | \"older\" | \"removed\"}], \"unknown\": [{\"path\", \
   \"why\"}]}],\n\
   \"stages\": [{\"name\": \"folder:stage\", \"stage\" at the top, \"outcome\": \"would run\" | \"would \
   restore\" |\n\
@@ -153,8 +155,10 @@ impl Report for Status {
         let items = self.items.iter().map(|item| {
             let changes = item.changes.iter().map(|(path, change)| json!({"path": path, "change": change}));
             let unknown = item.unknown.iter().map(|(path, why)| json!({"path": path, "why": why}));
+            let behind = item.behind.iter().map(|(path, change)| json!({"path": path, "change": change}));
             json!({"path": item.path, "state": item.state, "why": item.reason,
-                "changes": changes.collect::<Vec<_>>(), "unknown": unknown.collect::<Vec<_>>()})
+                "changes": changes.collect::<Vec<_>>(), "behind": behind.collect::<Vec<_>>(),
+                "unknown": unknown.collect::<Vec<_>>()})
         });
         let steps = self.steps.iter().map(|(_, step)| {
             let (name, outcome) = (step.id.to_string(), outcome_name(step.action));
@@ -193,8 +197,10 @@ impl fmt::Display for Status {
                         write_changes(f, item)?;
                     }
                 }
+                State::Behind => {}
                 _ => write_changes(f, item)?,
             }
+            write_behind(f, item)?;
         }
         for (label, step) in self.steps.iter().filter(|it| it.1.action != Some(PlannedAction::Unchanged)) {
             writeln!(f, "stage {label}: {}", outcome_name(step.action))?;
@@ -227,6 +233,26 @@ fn write_unknown(f: &mut fmt::Formatter<'_>, item: &PathStatus) -> fmt::Result {
     Ok(())
 }
 
+fn write_behind(f: &mut fmt::Formatter<'_>, item: &PathStatus) -> fmt::Result {
+    if item.behind.is_empty() {
+        return Ok(());
+    }
+    let files = count(item.behind.len() as u64, "file");
+    writeln!(f, "{}: {files} not as recorded now (run `mlx checkout` or `mlx pull`)", item.path)?;
+    for (path, behind) in item.behind.iter().take(MAX_LISTED) {
+        let name = match behind {
+            Behind::Absent => "absent",
+            Behind::Older => "older",
+            Behind::Removed => "removed",
+        };
+        writeln!(f, "  {name:9} {path}")?;
+    }
+    if item.behind.len() > MAX_LISTED {
+        writeln!(f, "  … and {} more (`--json` lists all)", item.behind.len() - MAX_LISTED)?;
+    }
+    Ok(())
+}
+
 fn write_changes(f: &mut fmt::Formatter<'_>, item: &PathStatus) -> fmt::Result {
     writeln!(f, "{}: {}", item.path, count(item.changes.len() as u64, "change"))?;
     for (path, change) in item.changes.iter().take(MAX_LISTED) {
@@ -244,5 +270,6 @@ pub fn change_name(change: Change) -> &'static str {
         Change::Added => "added",
         Change::Modified => "modified",
         Change::Deleted => "deleted",
+        Change::Conflict => "conflict",
     }
 }

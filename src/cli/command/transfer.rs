@@ -14,13 +14,14 @@ use crate::{
         },
         report::{bytes, count},
     },
-    error::{Kind, Result},
+    error::{Error, Kind, Result},
     maintenance,
     path::RepoPath,
     pipeline::{Pipelines, Stage, contents_at, run_keys_at, untracked_inputs},
+    pointer::{Content, Pointer},
     remote::{self, Access, Depth, Fetched, Pushed, Remote, Wants},
     repo::Repo,
-    workspace::Workspace,
+    workspace::{Glob, Workspace},
 };
 
 /// Number of untracked inputs that a warning names.
@@ -53,7 +54,8 @@ pub struct FetchArgs {
 
 /// Download objects that the store lacks and check them out
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  git pull && mlx pull\n  mlx pull data/\n\n\
+#[command(after_help = "Examples:\n  git pull && mlx pull\n  mlx pull data/cats/1.jpg\n  mlx pull \
+    'data/**/*.jpg'\n\n\
 JSON: {\"remote\", \"objects\", \"requests\", \"bytes\", \"checked_out\": [{\"path\", \"written\", \
 \"removed\", \"folders\"}]}")]
 pub struct PullArgs {
@@ -66,7 +68,7 @@ pub struct PullArgs {
 
 #[derive(clap::Args)]
 struct Selection {
-    /// Paths to transfer (default: all)
+    /// Paths to transfer (default: all); `fetch` and `pull` take parts of tracked folders, and patterns
     paths: Vec<PathBuf>,
     /// Remote to use instead of the default
     #[arg(short, long, value_name = "NAME")]
@@ -104,9 +106,93 @@ impl Selection {
         Ok((wants, paths))
     }
 
+    /// Fetches what is selected, and returns the selected paths, with the files that patterns match. Of
+    /// tracked folders in which only parts are selected, fetches all trees, which comparing and recording
+    /// need, and the contents of these parts.
+    fn fetch(
+        &self,
+        ctx: &Context<'_>,
+        workspace: &Workspace<'_>,
+        remote: &Remote,
+        depth: Depth,
+    ) -> Result<(Fetched, Vec<RepoPath>)> {
+        let repo = workspace.repo;
+        let (mut paths, patterns) = self.patterns(ctx, repo)?;
+        if paths.is_empty() && patterns.is_empty() || self.all_commits {
+            let (wants, paths) = self.wants(ctx, workspace)?;
+            return Ok((remote::fetch(repo, remote, &wants, depth, ctx.progress)?, paths));
+        }
+        let starts = patterns.iter().map(|(_, _, glob)| glob.start().clone());
+        let wants = ctx.wants(workspace, &paths.iter().cloned().chain(starts).collect::<Vec<_>>())?;
+        let trees = remote::fetch(repo, remote, &wants, Depth::Trees, ctx.progress)?;
+        let pointers = wants.contents.into_iter().map(|(path, content)| Pointer { path, content });
+        let parts = select_parts(workspace, &pointers.collect::<Vec<_>>(), &mut paths, &patterns)?;
+        let parts = Wants { contents: parts, runs: Vec::new() };
+        let files = remote::fetch(repo, remote, &parts, depth, ctx.progress)?;
+        let fetched = Fetched {
+            objects: trees.objects + files.objects,
+            requests: trees.requests + files.requests,
+            bytes: trees.bytes + files.bytes,
+        };
+        Ok((fetched, paths))
+    }
+
+    /// Separates paths from patterns: names with a wildcard that do not exist here.
+    fn patterns(&self, ctx: &Context<'_>, repo: &Repo) -> Result<(Vec<RepoPath>, Vec<Pattern>)> {
+        let here = RepoPath::parse(".".as_ref(), &ctx.cwd, repo.root())?;
+        let (mut plain, mut patterns) = (Vec::new(), Vec::new());
+        for typed in &self.paths {
+            let (path, text) = (ctx.path(repo, typed)?, typed.to_string_lossy());
+            if text.contains(['*', '?', '[']) && repo.files.stat(&path)?.is_none() {
+                patterns.push((text.clone().into_owned(), path, Glob::new(&text, &here)?));
+            } else {
+                plain.push(typed.clone());
+            }
+        }
+        Ok((ctx.paths(repo, &plain)?, patterns))
+    }
+
     fn open(&self, repo: &Repo, access: Access) -> Result<Remote> {
         Remote::open(&repo.config.remote(self.remote.as_deref())?, access)
     }
+}
+
+/// A pattern as typed, the path of that very name, and what the pattern matches.
+type Pattern = (String, RepoPath, Glob);
+
+/// Returns the contents of the selected parts of tracked paths, and adds the files that patterns match to
+/// `paths`. A pattern that matches nothing is an error.
+fn select_parts(
+    workspace: &Workspace<'_>,
+    pointers: &[Pointer],
+    paths: &mut Vec<RepoPath>,
+    patterns: &[Pattern],
+) -> Result<Vec<(RepoPath, Content)>> {
+    let mut parts = Vec::new();
+    for pointer in pointers {
+        if paths.iter().any(|path| pointer.path.is_within(path)) {
+            parts.push((pointer.path.clone(), pointer.content));
+            continue;
+        }
+        for path in paths.iter().filter(|path| path.is_within(&pointer.path)) {
+            workspace.check_part(pointer, path)?;
+            parts.extend(workspace.part_content(pointer, path)?.map(|content| (path.clone(), content)));
+        }
+    }
+    for (text, path, glob) in patterns {
+        let wanted = |file: &RepoPath| glob.matches(file) || file == path;
+        let mut matched = Vec::new();
+        for pointer in pointers.iter().filter(|pointer| pointer.path.overlaps(glob.start())) {
+            matched.extend(workspace.recorded_files(pointer, &wanted)?);
+        }
+        if matched.is_empty() {
+            let error = Error::not_found(format!("no recorded file matches `{text}`"));
+            return Err(error.hint("`mlx status` lists what is tracked; `**` crosses folders"));
+        }
+        paths.extend(matched.iter().map(|file| file.0.clone()));
+        parts.extend(matched);
+    }
+    Ok(parts)
 }
 
 pub fn push(ctx: &Context<'_>, args: &PushArgs) -> Result<PushReport> {
@@ -149,10 +235,9 @@ pub fn warn_untracked<'s>(
 pub fn fetch(ctx: &Context<'_>, args: &FetchArgs) -> Result<FetchReport> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
-    let (wants, _) = args.selection.wants(ctx, &workspace)?;
     let remote = args.selection.open(&repo, Access::Read)?;
     let depth = if args.trees { Depth::Trees } else { Depth::Everything };
-    let fetched = remote::fetch(&repo, &remote, &wants, depth, ctx.progress)?;
+    let (fetched, _) = args.selection.fetch(ctx, &workspace, &remote, depth)?;
     maintenance::publish_needs(&repo, ctx.progress)?;
     Ok(FetchReport(remote.location, fetched))
 }
@@ -160,9 +245,8 @@ pub fn fetch(ctx: &Context<'_>, args: &FetchArgs) -> Result<FetchReport> {
 pub fn pull(ctx: &Context<'_>, args: &PullArgs) -> Result<PullReport> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
-    let (wants, paths) = args.selection.wants(ctx, &workspace)?;
     let remote = args.selection.open(&repo, Access::Read)?;
-    let fetched = remote::fetch(&repo, &remote, &wants, Depth::Everything, ctx.progress)?;
+    let (fetched, paths) = args.selection.fetch(ctx, &workspace, &remote, Depth::Everything)?;
     let checked_out = checkout_tracked(ctx, &workspace, &paths, args.force)?;
     Ok(PullReport(FetchReport(remote.location, fetched), checked_out))
 }
