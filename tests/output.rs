@@ -42,7 +42,7 @@ fn output_that_cannot_be_written_is_an_error() {
     // An error keeps its own code, and is told on standard error where its document is lost.
     let (status, error) = run_onto(&sandbox, "log nothing-here --json", full());
     assert_eq!(status.code(), Some(sandbox.mlx("log nothing-here --json").code));
-    assert!(error.contains("cannot write to standard output"), "{error}");
+    assert!(error.contains("nothing-here") && error.contains("cannot write to standard output"), "{error}");
     // Nothing is lost of a command that prints nothing.
     assert_eq!(run_onto(&sandbox, "status --quiet", full()).0.code(), Some(0));
 }

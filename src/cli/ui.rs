@@ -77,11 +77,16 @@ impl Ui {
     /// Prints the error that ended a command and returns its exit code.
     pub fn show_error(&self, error: &Error) -> ExitCode {
         let code = error.kind() as u8;
-        if self.json {
-            return self.end(write_stdout(&json_text(&json!({ "error": error_json(error) }))), code);
+        if !self.json {
+            self.print_error(error);
+            return ExitCode::from(code);
         }
-        self.print_error(error);
-        ExitCode::from(code)
+        let written = write_stdout(&json_text(&json!({ "error": error_json(error) })));
+        // The reason must not be lost with the document.
+        if written.is_err() {
+            self.print_error(error);
+        }
+        self.end(written, code)
     }
 
     /// Prints the text that clap returns as an error: help, the version, or a usage error. Returns the exit

@@ -66,7 +66,7 @@ const CODES: [(&[&str], Kind, &str, &str); 8] = [
 ];
 
 /// Describes a failed request: the error's message is one sentence that starts with `subject`, such as
-/// "cannot read the remote `origin` at s3://bucket".
+/// "cannot read the remote `origin`".
 pub fn explain(subject: &str, remote: &str, error: &opendal::Error) -> Error {
     let Cause(kind, sentence, hint) = cause_of(error);
     Error::new(kind, format!("{subject}: {sentence}")).hint(hint.replace("NAME", remote))
