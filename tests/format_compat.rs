@@ -82,7 +82,7 @@ const NEWER_CASES: [NewerCase; 4] = [
                 "mlx.lock",
                 format!(
                     "{}\n[stage.x]\nnew = 1\n",
-                    sandbox.read("mlx.lock").replace("format = 1", "format = 2")
+                    sandbox.read("mlx.lock").replace("format = 1", "format = 3")
                 ),
             );
         },

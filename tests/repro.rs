@@ -244,6 +244,7 @@ fn an_invalid_pipeline_is_refused_before_any_stage_runs() {
         ("[stage.a]\ncmd='x'\nparams=['gone.toml:b']\n", 3, "the parameter file `gone.toml` was not found"),
         ("[stage.a]\ncmd='x'\nouts=['../x']\n", 2, "is outside the repository"),
         ("[stage.a]\ncmd='x'\nouts=['tracked.txt']\n", 4, "Git tracks `tracked.txt`"),
+        ("[stage.a]\ncmd='x'\nouts=['tracked.txt/o']\n", 4, "`tracked.txt` is a file"),
         (
             "[stage.a]\ncmd='x'\nouts=['data/y']\n",
             4,

@@ -126,7 +126,7 @@ fn commit_rows(git: &Git, versions: &[Version]) -> Result<Vec<Row>> {
 #[derive(Clone, PartialEq)]
 enum Fact {
     Pointer(Pointer),
-    Stage(StageId, StageRecord),
+    Stage(StageId, Box<StageRecord>),
 }
 
 /// Reads the pointers and stage records of a commit.
@@ -142,7 +142,8 @@ fn read_facts(git: &Git, commit: &Commit) -> Result<Vec<Fact>> {
         } else if let Ok(lock) = Lockfile::parse(&file, &bytes) {
             let folder = file.parent().unwrap_or_default();
             let id = |name: &str| StageId::new(&folder, name);
-            facts.extend(lock.records().map(|(name, record)| Fact::Stage(id(name), record.clone())));
+            facts
+                .extend(lock.records().map(|(name, record)| Fact::Stage(id(name), Box::new(record.clone()))));
         }
     }
     Ok(facts)

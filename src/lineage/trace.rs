@@ -21,7 +21,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub enum Origin {
     /// Output of a stage.
-    Stage { id: StageId, command: String, params: BTreeMap<String, Value>, edited: bool },
+    Stage { id: StageId, command: String, params: BTreeMap<String, Value>, edited: bool, not_run: bool },
     /// Added by a user with `mlx add`.
     Added,
     /// A file tracked by Git, or an untracked one.
@@ -154,6 +154,7 @@ impl Sources<'_> {
                     command: record.command.clone(),
                     params: record.params.clone(),
                     edited: record.edited,
+                    not_run: record.not_run,
                 };
                 (origin, inputs.collect::<Result<Vec<_>>>()?)
             }

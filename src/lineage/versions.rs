@@ -5,7 +5,7 @@ use crate::{
     error::{Error, Result},
     git::{Commit, Git, Rev},
     path::RepoPath,
-    pipeline::{LOCKFILE, Lockfile},
+    pipeline::{LOCKFILE, Lockfile, StageRecord},
     pointer::{Content, Pointer, SUFFIX},
     store::{Store, entry_at},
 };
@@ -15,6 +15,8 @@ use crate::{
 pub struct Version {
     pub commit: Commit,
     pub content: Option<Content>,
+    /// True if the content was recorded as a stage's result without a run.
+    pub not_run: bool,
 }
 
 /// Returns the versions of `path` among the ancestors of `start` and itself, newest first.
@@ -31,7 +33,8 @@ pub fn versions(git: &Git, store: &Store, start: &Rev, path: &RepoPath) -> Resul
         let same = |parent: &Option<Content>| parent.map(|content| content.digest) == digest;
         let changed = if before.is_empty() { current.is_some() } else { !before.iter().any(same) };
         if changed {
-            found.push(Version { commit, content: current });
+            let not_run = current.is_some() && is_not_run(git, &commit.rev, path)?;
+            found.push(Version { commit, content: current, not_run });
         }
     }
     if is_known {
@@ -57,14 +60,33 @@ pub fn content_at(git: &Git, store: &Store, rev: &Rev, path: &RepoPath) -> Resul
     recorded_at(git, store, rev, path)
 }
 
-/// Returns the content of a path as the lockfiles of a commit record it; unreadable ones are skipped.
-fn recorded_at(git: &Git, store: &Store, rev: &Rev, path: &RepoPath) -> Result<Option<Content>> {
+/// Returns true if the lockfiles of a commit record a path as a result that was not run.
+fn is_not_run(git: &Git, rev: &Rev, path: &RepoPath) -> Result<bool> {
+    for lock in lockfiles_at(git, rev)? {
+        let mut records = lock.records().map(|(_, record)| record);
+        let makes = |record: &StageRecord| record.contents().any(|(top, _)| path.is_within(top));
+        if let Some(record) = records.find(|record| makes(record)) {
+            return Ok(record.not_run);
+        }
+    }
+    Ok(false)
+}
+
+/// Reads the lockfiles of a commit; unreadable ones are skipped.
+fn lockfiles_at(git: &Git, rev: &Rev) -> Result<Vec<Lockfile>> {
     let is_lockfile =
         |path: &[u8]| path == LOCKFILE.as_bytes() || path.ends_with(format!("/{LOCKFILE}").as_bytes());
+    let mut locks = Vec::new();
     for file in git.files(rev, &is_lockfile)? {
-        let Ok(lock) = Lockfile::parse(&file, &git.read(rev, &file)?.unwrap_or_default()) else { continue };
-        let mut outputs = lock.records().flat_map(|(_, record)| record.outputs.iter().chain(&record.in_git));
-        if let Some((top, content)) = outputs.find(|(top, _)| path.is_within(top)) {
+        locks.extend(Lockfile::parse(&file, &git.read(rev, &file)?.unwrap_or_default()).ok());
+    }
+    Ok(locks)
+}
+
+/// Returns the content of a path as the lockfiles of a commit record it; unreadable ones are skipped.
+fn recorded_at(git: &Git, store: &Store, rev: &Rev, path: &RepoPath) -> Result<Option<Content>> {
+    for lock in lockfiles_at(git, rev)? {
+        if let Some((top, content)) = lock.output(path) {
             return content_within(store, &Pointer { path: top.clone(), content: *content }, path);
         }
     }

@@ -400,10 +400,9 @@ fn parse(path: &RepoPath, bytes: &[u8]) -> Result<FileReferences> {
         return Err(too_large(path));
     }
     for (_, record) in Lockfile::parse(path, bytes)?.records() {
-        let outputs = record.outputs.iter().chain(&record.in_git);
-        found.contents.extend(outputs.map(|(path, content)| (Some(path.clone()), *content)));
-        found.inputs.extend(record.dependencies.values().map(|it| it.digest));
-        found.runs.push(record.key);
+        found.contents.extend(record.contents().map(|(path, content)| (Some(path.clone()), *content)));
+        found.inputs.extend(record.inputs().map(|it| it.digest));
+        found.runs.extend(record.keys());
     }
     Ok(found)
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use crate::{
     document,
     error::{Error, Kind, Result, WithContext},
+    fs::FileKind,
     path::RepoPath,
     pipeline::{LOCKFILE, MANIFEST, Output, Pipelines, Records, Role, Stage, StageId},
 };
@@ -57,6 +58,7 @@ impl<'p, 'w, 'r> Checker<'p, 'w, 'r> {
         let repo = self.pipelines.workspace.repo;
         let context = || format!("the stage `{id}` cannot write its output `{}`", out.path);
         repo.files.stat(&out.path).context(context)?;
+        self.check_folders_above(&out.path).context(context)?;
         check_metrics(id, out)?;
         self.check_output_path(id, &out.path)?;
         // An output committed to Git may be a tracked file itself. A folder may not: rewriting it would
@@ -68,6 +70,18 @@ impl<'p, 'w, 'r> Checker<'p, 'w, 'r> {
         let message = format!("Git tracks `{file}` in the output `{}` of the stage `{id}`", out.path);
         Err(Error::new(Kind::Conflict, message)
             .hint(format!("stop tracking it with `git rm -r --cached {}`", out.path)))
+    }
+
+    /// Rejects a path below a file.
+    fn check_folders_above(&self, path: &RepoPath) -> Result<()> {
+        for above in path.ancestors().skip(1).filter(|above| !above.is_root()) {
+            let stat = self.pipelines.workspace.repo.files.stat(&above)?;
+            if stat.is_some_and(|stat| stat.kind != FileKind::Folder) {
+                let error = Error::new(Kind::Conflict, format!("`{above}` is a file"));
+                return Err(error.hint("move the file away, or choose another path"));
+            }
+        }
+        Ok(())
     }
 
     /// Rejects an output path that would overwrite pointers, or the own files of a pipeline.

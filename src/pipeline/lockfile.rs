@@ -3,19 +3,33 @@
 //! A TOML document with one table per stage, sorted by name, and one line per fact. The bytes of a stage's
 //! table change only when its record does.
 //!
+//! The head says `format = 2` exactly if a record has something that format 1 does not: a key marked with 2
+//! below, or a parameter that an mlx of format 1 would read as another value. So teams that use nothing new
+//! can mix versions of mlx, and an older one refuses what it would misread.
+//!
 //! ```text
-//! format = 1
+//! format = 1 or 2
 //!
 //! [stage.NAME]
+//! always = true            2  the stage runs every time
 //! builtin = N                 version number of a command built into mlx
+//! cell."VALUES" = { … }    2  one combination of a matrix: dep, git, key, not_run and out, as below
 //! cmd = "…"
 //! dep."PATH" = { … }          digest, files, kind and size of a dependency
+//! each."PATH" = { … }      2  a stage that takes files one by one: `from`, the tree of the files it took,
+//!                             and `to`, the tree of what it made of them at PATH
 //! edited = true               outputs were edited by hand and recorded
 //! env."NAME" = "…"
+//! found."PATH" = { … }     2  an input that the run's depfile named
 //! git."PATH" = { … }          an output committed to Git
+//! glob."PATTERN" = { … }   2  the files that match a pattern, as a tree
 //! key = "…"                   digest of the inputs: key in the run cache
+//! not_run = true           2  the outputs were recorded without a run
 //! out."PATH" = { … }          an output kept in the store
 //! param."FILE:KEYS" = …
+//! query = "…"              2  the query of an ingestion
+//! source = "…"             2  the origin that an ingestion reads
+//! watermark = "…"          2  the last row, time or id that an ingestion took
 //! ```
 
 use std::collections::BTreeMap;
@@ -27,14 +41,15 @@ use crate::{
     document::{self, Value, from_toml, to_toml, toml_quote as quote},
     error::{Error, Result},
     path::RepoPath,
+    pipeline::extension::{Cell, Each, Extension, content_line},
     pointer::Content,
 };
 
 /// Name of the file.
 pub const FILE: &str = crate::workspace::LOCKFILE;
-const FORMAT: u64 = 1;
-const HEAD: &str =
-    "# What went into each stage's last run and what came out. Written by mlx; commit it.\nformat = 1\n";
+/// Newest format that this version reads.
+const FORMAT: u64 = 2;
+const HEAD: &str = "# What went into each stage's last run and what came out. Written by mlx; commit it.\n";
 
 /// Record of a stage's last successful run.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +59,8 @@ pub struct StageRecord {
     pub builtin: Option<u64>,
     /// True if outputs were edited by hand and then recorded with `mlx commit`.
     pub edited: bool,
+    /// True if the outputs were recorded without a run.
+    pub not_run: bool,
     /// Digest of the inputs: the key of the run in the run cache.
     pub key: Digest,
     pub environment: BTreeMap<String, String>,
@@ -53,12 +70,24 @@ pub struct StageRecord {
     pub outputs: BTreeMap<RepoPath, Content>,
     /// Outputs committed to Git.
     pub in_git: BTreeMap<RepoPath, Content>,
+    /// Keys of other kinds of stages.
+    pub extension: Extension,
 }
 
 impl StageRecord {
     /// Returns the contents of all outputs, those in Git last.
     pub fn contents(&self) -> impl Iterator<Item = (&RepoPath, &Content)> {
-        self.outputs.iter().chain(&self.in_git)
+        self.outputs.iter().chain(&self.in_git).chain(self.extension.outputs())
+    }
+
+    /// Returns the contents of all inputs.
+    pub fn inputs(&self) -> impl Iterator<Item = &Content> {
+        self.dependencies.values().chain(self.extension.inputs())
+    }
+
+    /// Returns the keys of all its runs in the run cache.
+    pub fn keys(&self) -> impl Iterator<Item = Digest> {
+        std::iter::once(self.key).chain(self.extension.keys())
     }
 
     /// Returns the recorded content of an output.
@@ -88,6 +117,8 @@ struct RawRecord {
     builtin: Option<u64>,
     #[serde(default)]
     edited: bool,
+    #[serde(default)]
+    not_run: bool,
     key: Digest,
     #[serde(default)]
     env: BTreeMap<String, String>,
@@ -99,6 +130,19 @@ struct RawRecord {
     out: BTreeMap<RepoPath, Content>,
     #[serde(default)]
     git: BTreeMap<RepoPath, Content>,
+    #[serde(default)]
+    always: bool,
+    #[serde(default)]
+    cell: BTreeMap<String, Cell>,
+    #[serde(default)]
+    each: BTreeMap<RepoPath, Each>,
+    #[serde(default)]
+    found: BTreeMap<RepoPath, Content>,
+    #[serde(default)]
+    glob: BTreeMap<String, Content>,
+    query: Option<String>,
+    source: Option<String>,
+    watermark: Option<String>,
 }
 
 impl Lockfile {
@@ -120,7 +164,7 @@ impl Lockfile {
         }
         let raw_file: RawLockfile =
             toml::from_str(&text).map_err(|error| invalid(error.to_string().trim()))?;
-        if raw_file.format != FORMAT {
+        if !(1..=FORMAT).contains(&raw_file.format) {
             return Err(invalid("unknown format"));
         }
         let mut tables = split_tables(&text);
@@ -168,9 +212,27 @@ impl Lockfile {
 
     /// Returns the whole document.
     pub fn to_toml(&self) -> String {
-        let mut text = HEAD.to_owned();
+        let needs_format_2 = self.stages.values().any(|(record, _)| needs_format_2(record));
+        let mut text = format!("{HEAD}format = {}\n", if needs_format_2 { 2 } else { 1 });
         self.stages.values().for_each(|(_, table)| text.push_str(&format!("\n{}\n", table.trim_end())));
         text
+    }
+}
+
+/// Returns true if an mlx that knows only format 1 would misread the record.
+fn needs_format_2(record: &StageRecord) -> bool {
+    record.not_run || !record.extension.is_empty() || record.params.values().any(is_beyond_format_1)
+}
+
+/// Returns true if an mlx of format 1 would read the line of a parameter as another value: it rounds long
+/// numbers, and takes a literal for a table.
+fn is_beyond_format_1(value: &Value) -> bool {
+    match value {
+        Value::Literal(_) => true,
+        Value::Number(number) => number.to_json().is_none(),
+        Value::List(list) => list.iter().any(is_beyond_format_1),
+        Value::Table(table) => table.values().any(is_beyond_format_1),
+        Value::Null | Value::Bool(_) | Value::Text(_) => false,
     }
 }
 
@@ -202,20 +264,16 @@ fn print(name: &str, record: &StageRecord) -> String {
     );
     lines.extend(record.in_git.iter().map(|(path, content)| content_line("git", path, content)));
     lines.push(format!("key = \"{}\"", record.key));
+    lines.extend(record.not_run.then(|| "not_run = true".to_owned()));
     lines.extend(record.outputs.iter().map(|(path, content)| content_line("out", path, content)));
     lines.extend(
         record.params.iter().map(|(key, value)| format!("param.{} = {}", quote(key), to_toml(value))),
     );
+    lines.extend(record.extension.lines());
+    // By key alone: within one, the lines are sorted already, by the bytes of paths and names.
+    let key = |line: &String| line.split(['.', ' ']).next().unwrap_or_default().to_owned();
+    lines.sort_by_key(key);
     format!("[stage.{name}]\n{}\n", lines.join("\n"))
-}
-
-fn content_line(field: &str, path: &RepoPath, content: &Content) -> String {
-    let Content { digest, files, kind, size } = content;
-    let path = quote(&path.to_text());
-    format!(
-        "{field}.{path} = {{ digest = \"{digest}\", files = {files}, kind = \"{}\", size = {size} }}",
-        kind.name()
-    )
 }
 
 impl RawRecord {
@@ -224,12 +282,23 @@ impl RawRecord {
             command: self.cmd,
             builtin: self.builtin,
             edited: self.edited,
+            not_run: self.not_run,
             key: self.key,
             environment: self.env,
             dependencies: self.dep,
             params: self.param.into_iter().map(|(key, value)| (key, from_toml(value))).collect(),
             outputs: self.out,
             in_git: self.git,
+            extension: Extension {
+                always: self.always,
+                cell: self.cell,
+                each: self.each,
+                found: self.found,
+                glob: self.glob,
+                query: self.query,
+                source: self.source,
+                watermark: self.watermark,
+            },
         }
     }
 }
@@ -240,7 +309,7 @@ mod tests {
     use serde_json::{Value as Json, json};
 
     use super::*;
-    use crate::pointer::ContentKind;
+    use crate::{pipeline::extension_samples::any_extension, pointer::ContentKind};
 
     fn record(command: &str, params: &[(&str, Json)]) -> StageRecord {
         let content = Content { digest: Digest::of(b"x"), files: 2, kind: ContentKind::Tree, size: 9 };
@@ -249,12 +318,14 @@ mod tests {
             command: command.to_owned(),
             builtin: Some(3),
             edited: false,
+            not_run: false,
             key: Digest::of(b"key"),
             environment: BTreeMap::from([("A".to_owned(), "b".to_owned())]),
             dependencies: BTreeMap::from([(path("data"), content), (path("a \"b\""), content)]),
             params: params.iter().map(|(key, value)| ((*key).to_owned(), Value::from(value))).collect(),
             outputs: BTreeMap::from([(path("out"), content)]),
             in_git: BTreeMap::from([(path("m.json"), content)]),
+            extension: Extension::default(),
         }
     }
 
@@ -273,6 +344,23 @@ mod tests {
             let read = parse(&lock.to_toml()).unwrap();
             prop_assert_eq!(read.get("train"), lock.get("train"));
             prop_assert_eq!(read.to_toml(), lock.to_toml());
+        }
+
+        #[test]
+        fn a_printed_record_of_any_kind_of_stage_parses_back(extension in any_extension(), not_run: bool) {
+            let mut lock = Lockfile::default();
+            let before = record("x", &[]);
+            lock.set("plain", before.clone());
+            lock.set("train", StageRecord { not_run, extension, ..before });
+            let text = lock.to_toml();
+            let mut read = parse(&text).unwrap();
+            prop_assert_eq!(read.get("train"), lock.get("train"));
+            prop_assert_eq!(read.to_toml(), text.clone());
+            prop_assert_eq!(text.lines().filter(|line| line.starts_with("cell.")).count(),
+                lock.get("train").unwrap().extension.cell.len());
+            // Without the new keys, the head is that of format 1 again.
+            read.set("train", record("x", &[]));
+            prop_assert!(read.to_toml().contains("\nformat = 1\n"));
         }
     }
 
@@ -310,7 +398,7 @@ mod tests {
 
     #[test]
     fn a_newer_format_and_conflict_marks_are_errors() {
-        let newer = parse("format = 2\n").unwrap_err();
+        let newer = parse("format = 3\n").unwrap_err();
         assert_eq!(newer.to_string(), "`mlx.lock` was written by a newer mlx");
         let marks = parse("format = 1\n<<<<<<< HEAD\n=======\n>>>>>>> x\n").unwrap_err();
         assert_eq!(marks.to_string(), "`mlx.lock` has merge conflict markers");
@@ -327,5 +415,38 @@ mod tests {
         let mut reprinted = Lockfile::default();
         reprinted.set("train", lock.get("train").unwrap().clone());
         assert_eq!(reprinted.to_toml(), golden);
+    }
+
+    #[test]
+    fn format_2_can_still_be_read() {
+        let golden = include_str!("../../fixtures/formats/lockfile-2.lock");
+        let lock = parse(golden).unwrap();
+        let train = lock.get("train").unwrap();
+        assert!(train.not_run && !train.extension.is_empty());
+        let outputs: Vec<_> = train.contents().map(|(path, _)| path.to_text()).collect();
+        assert_eq!(outputs, ["models/0.1", "metrics/0.1.json", "thumbs"]);
+        assert_eq!((train.inputs().count(), train.keys().count()), (4, 2));
+        let mut reprinted = Lockfile::default();
+        lock.records().for_each(|(name, record)| reprinted.set(name, record.clone()));
+        assert_eq!(reprinted.to_toml(), golden);
+    }
+
+    #[test]
+    fn an_older_mlx_refuses_a_result_that_was_not_run() {
+        let mut lock = Lockfile::default();
+        lock.set("a", record("x", &[]));
+        assert!(lock.to_toml().contains("\nformat = 1\n"), "nothing new, so older versions can read it");
+        lock.set("b", StageRecord { not_run: true, ..record("x", &[]) });
+        let text = lock.to_toml();
+        assert!(text.contains("\nformat = 2\n") && text.contains("\nnot_run = true\n"), "{text}");
+        for (number, format) in [("18446744073709551615", 1), ("18446744073709551616", 2)] {
+            let file = RepoPath::from_text("p.json").unwrap();
+            let value = document::parse(&file, format!("[{number}]").as_bytes()).unwrap();
+            let mut lock = Lockfile::default();
+            lock.set("a", StageRecord { params: [("p.json".into(), value)].into(), ..record("x", &[]) });
+            let text = lock.to_toml();
+            assert!(text.contains(&format!("\nformat = {format}\n")), "{text}");
+            assert_eq!(parse(&text).unwrap().get("a"), lock.get("a"));
+        }
     }
 }

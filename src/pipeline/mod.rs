@@ -5,11 +5,16 @@
 //! repository form one graph; each records its runs in its own lockfile. A stage is a shell command. The
 //! caller passes the list of commands that are built into mlx, each with the version number of its results.
 
+mod accept;
 mod aside;
 mod check;
 mod commit;
 mod ended;
+mod extension;
+#[cfg(test)]
+mod extension_samples;
 mod git_copy;
+mod gone;
 mod graph;
 mod in_git;
 mod inputs;
@@ -32,9 +37,9 @@ pub use self::{
     lockfile::{FILE as LOCKFILE, Lockfile, StageRecord},
     manifest::{FILE as MANIFEST, Manifest, Output, Role, Stage},
     outputs::{contents_at, manifest_folders, run_keys_at},
-    pipelines::{BrokenPipeline, Pipelines},
-    plan::{Plan, PlannedAction, Step, plan},
-    run::{Options, Outcome, StageRun, repro},
+    pipelines::{BrokenPipeline, Pipelines, Selection},
+    plan::{NOT_RUN, Plan, PlannedAction, Step, plan},
+    run::{Mode, Options, Outcome, StageRun, accept, repro},
     tracked_inputs::untracked_inputs,
 };
 
@@ -42,7 +47,10 @@ use std::{collections::BTreeSet, rc::Rc};
 
 use crate::{error::Result, path::RepoPath, repo::Repo, workspace::Workspace};
 
-use self::records::{Records, read_lockfile};
+use self::{
+    plan::Examination,
+    records::{Records, read_lockfile},
+};
 
 /// A command built into mlx: its first words, and the version number of its results. The number is raised
 /// whenever the same input would give another output.

@@ -57,7 +57,7 @@ pub fn run_keys_at(git: &Git, rev: &Rev) -> Result<Vec<Digest>> {
     let mut keys = Vec::new();
     for file in git.files(rev, &is_lockfile)? {
         let lock = Lockfile::parse(&file, &git.read(rev, &file)?.unwrap_or_default())?;
-        keys.extend(lock.records().map(|(_, record)| record.key));
+        keys.extend(lock.records().flat_map(|(_, record)| record.keys()));
     }
     Ok(keys)
 }

@@ -34,6 +34,14 @@ pub struct Pipelines<'w, 'r> {
     pub graph: Graph,
 }
 
+/// Stages to plan or run, with all they need.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    pub stages: Vec<StageId>,
+    /// Folders of pipelines that are selected as a whole.
+    pub folders: Vec<RepoPath>,
+}
+
 /// A pipeline whose `mlx.toml` cannot be read.
 #[derive(Debug)]
 pub struct BrokenPipeline {
@@ -106,48 +114,54 @@ impl<'w, 'r> Pipelines<'w, 'r> {
         }))
     }
 
-    /// Returns the stages of all pipelines. A repository without any is an error.
-    pub fn all_stages(&self) -> Result<Vec<StageId>> {
-        if self.by_folder.is_empty() {
-            self.nearest_folder()?;
-        }
-        Ok(self.graph.order.clone())
+    /// Selects all pipelines.
+    pub fn select_all(&self) -> Selection {
+        Selection { stages: self.graph.order.clone(), folders: self.by_folder.keys().cloned().collect() }
     }
 
-    /// Returns the stages of the nearest `mlx.toml`.
-    pub fn nearest_stages(&self) -> Result<Vec<StageId>> {
+    /// Selects the pipeline of the nearest `mlx.toml`.
+    pub fn select_nearest(&self) -> Result<Selection> {
         let folder = self.nearest_folder()?;
-        Ok(self.graph.order.iter().filter(|id| id.folder == *folder).cloned().collect())
+        let stages = self.graph.order.iter().filter(|id| id.folder == *folder).cloned().collect();
+        Ok(Selection { stages, folders: vec![folder.clone()] })
+    }
+
+    /// Selects the stages that these texts name.
+    pub fn select(&self, names: &[String]) -> Result<Selection> {
+        let stages = names.iter().map(|name| self.stage(name)).collect::<Result<_>>()?;
+        Ok(Selection { stages, folders: Vec::new() })
+    }
+
+    /// Returns the stage that `text` names; a missing one is an error.
+    pub fn stage(&self, text: &str) -> Result<StageId> {
+        if let Some(id) = self.find_stage(text)? {
+            return Ok(id);
+        }
+        if !text.contains(':') {
+            self.nearest_folder()?;
+        }
+        Err(Error::not_found(format!("stage `{text}` not found")).hint(self.known_stages()))
     }
 
     /// Finds the stage that `text` names: `folder:stage`, `:stage` at the top, a stage of the nearest
-    /// `mlx.toml`, or else the only one of that name.
-    pub fn stage(&self, text: &str) -> Result<StageId> {
+    /// `mlx.toml`, or else the only one of that name. Several are an error.
+    pub fn find_stage(&self, text: &str) -> Result<Option<StageId>> {
         let known = |id: &StageId| self.graph.needs.contains_key(id);
-        let missing = |hint: String| Err(Error::not_found(format!("stage `{text}` not found")).hint(hint));
         if let Some((folder, name)) = text.rsplit_once(':') {
-            let folder = if folder.is_empty() { RepoPath::root() } else { RepoPath::from_text(folder)? };
-            let id = StageId { folder, name: name.to_owned() };
-            return if known(&id) { Ok(id) } else { missing(self.known_stages()) };
+            let folder = if folder.is_empty() { Ok(RepoPath::root()) } else { RepoPath::from_text(folder) };
+            return Ok(folder.ok().map(|folder| StageId { folder, name: name.to_owned() }).filter(known));
         }
-        let nearest = self.nearest_folder();
-        if let Ok(folder) = nearest {
-            let id = StageId::new(folder, text);
-            if known(&id) {
-                return Ok(id);
-            }
+        let nearest = self.nearest_folder().map(|folder| StageId::new(folder, text));
+        if let Some(id) = nearest.ok().filter(known) {
+            return Ok(Some(id));
         }
         let named: Vec<_> = self.graph.needs.keys().filter(|id| id.name == text).collect();
-        match (&named[..], nearest) {
-            ([id], _) => Ok((*id).clone()),
-            ([], Err(error)) => Err(error),
-            ([], Ok(_)) => missing(self.known_stages()),
-            (several, _) => {
-                let names: Vec<_> = several.iter().map(|id| format!("`{}`", as_typed(id))).collect();
-                let message = format!("several pipelines have a stage `{text}`: {}", names.join(", "));
-                Err(Error::usage(message).hint("name one of them as listed"))
-            }
+        if named.len() < 2 {
+            return Ok(named.first().copied().cloned());
         }
+        let names: Vec<_> = named.iter().map(|id| format!("`{}`", as_typed(id))).collect();
+        let message = format!("several pipelines have a stage `{text}`: {}", names.join(", "));
+        Err(Error::usage(message).hint("name one of them as listed"))
     }
 
     fn known_stages(&self) -> String {
@@ -200,7 +214,7 @@ impl<'w, 'r> Pipelines<'w, 'r> {
         let mut add = |record: &crate::pipeline::StageRecord| {
             let outputs = record.contents();
             pointers.extend(outputs.map(|(path, content)| Pointer { path: path.clone(), content: *content }));
-            keys.push(record.key);
+            keys.extend(record.keys());
         };
         for pipeline in self.iter() {
             let lock = pipeline.read_lockfile()?;
@@ -224,7 +238,7 @@ fn as_typed(id: &StageId) -> String {
     if id.folder.is_root() { format!(":{}", id.name) } else { id.to_string() }
 }
 
-fn read_manifest(workspace: &Workspace<'_>, folder: &RepoPath) -> Result<Option<Manifest>> {
+pub(super) fn read_manifest(workspace: &Workspace<'_>, folder: &RepoPath) -> Result<Option<Manifest>> {
     let file = folder.join(MANIFEST.as_bytes())?;
     let Some(bytes) = workspace.repo.files.read_document(&file)? else { return Ok(None) };
     Manifest::parse(&file, &bytes, workspace.repo.root()).map(Some)

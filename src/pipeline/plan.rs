@@ -12,12 +12,16 @@ use crate::{
     error::{Error, Result},
     path::RepoPath,
     pipeline::{
-        Pipeline, Pipelines, Records, Stage, StageId, StageRecord, check::Checker, inputs::Inputs, run_cache,
+        Pipeline, Pipelines, Records, Selection, Stage, StageId, StageRecord, check::Checker, gone,
+        inputs::Inputs, run_cache,
     },
     pointer::{Content, Pointer},
     progress::Silent,
     workspace::State,
 };
+
+/// Text for a result that was recorded without a run.
+pub const NOT_RUN: &str = "recorded, not run";
 
 /// Planned action for a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,12 +38,16 @@ pub struct Step {
     /// None if the stage cannot run: a run would refuse it, or a stage that it needs.
     pub action: Option<PlannedAction>,
     pub reasons: Vec<String>,
+    /// True if its present result was recorded without a run.
+    pub not_run: bool,
 }
 
 /// Steps in the order of a run, and the first reason why a run would refuse a stage.
 #[derive(Debug)]
 pub struct Plan {
     pub steps: Vec<Step>,
+    /// Stages that are gone from their `mlx.toml`: their records would be removed, for these reasons.
+    pub gone: Vec<(StageId, Vec<String>)>,
     pub failure: Option<Error>,
 }
 
@@ -55,8 +63,8 @@ pub(super) struct Examination {
     pub matches_record: bool,
 }
 
-/// Plans these stages and all they need.
-pub fn plan(pipelines: &Pipelines<'_, '_>, wanted: &[StageId], force: bool) -> Result<Plan> {
+/// Plans these stages and all they need, and the removal of the records of stages that are gone.
+pub fn plan(pipelines: &Pipelines<'_, '_>, wanted: &Selection, force: bool) -> Result<Plan> {
     let graph = &pipelines.graph;
     let records = Records::new(&pipelines.workspace.repo.files, pipelines.folders());
     let checker = Checker::new(pipelines, &records)?;
@@ -65,8 +73,8 @@ pub fn plan(pipelines: &Pipelines<'_, '_>, wanted: &[StageId], force: bool) -> R
     let mut restored = BTreeMap::new();
     let mut stale: BTreeSet<StageId> = BTreeSet::new();
     let mut steps = Vec::new();
-    for id in graph.upstream_of(wanted) {
-        let (action, reasons) = if blocked.contains(&id) {
+    for id in graph.upstream_of(&wanted.stages) {
+        let (action, reasons) = if blocked.contains(&id) && !graph.faults.contains_key(&id) {
             let is_blocked = |need: &&StageId| blocked.contains(*need) || graph.faults.contains_key(*need);
             let needs = graph.needs[&id].iter().filter(is_blocked);
             let reason = |need: &StageId| format!("it needs the stage `{need}`, which cannot run");
@@ -96,9 +104,15 @@ pub fn plan(pipelines: &Pipelines<'_, '_>, wanted: &[StageId], force: bool) -> R
         if action == Some(PlannedAction::Run) {
             stale.insert(id.clone());
         }
-        steps.push(Step { id, action, reasons });
+        let record = records.of(&id.folder).ok().and_then(|lock| lock.get(&id.name));
+        let not_run = action == Some(PlannedAction::Unchanged) && record.is_some_and(|record| record.not_run);
+        steps.push(Step { id, action, reasons, not_run });
     }
-    Ok(Plan { steps, failure })
+    let mut gone = Vec::new();
+    for folder in &wanted.folders {
+        gone.extend(gone::plan(pipelines, folder, &records)?);
+    }
+    Ok(Plan { steps, gone, failure })
 }
 
 /// Returns the action for a stage whose inputs are known.

@@ -13,9 +13,11 @@ use crate::{
     git::IgnoreTarget,
     path::RepoPath,
     pipeline::{
-        Pipeline, Pipelines, Records, Stage, StageId, StageRecord,
+        Pipeline, Pipelines, Records, Selection, Stage, StageId, StageRecord,
         check::Checker,
         ended::Ended,
+        extension::Extension,
+        gone,
         inputs::{Inputs, link_error},
         leftovers::{self, LOGS},
         plan::{Examination, PlannedAction},
@@ -33,6 +35,16 @@ pub struct Options {
     pub force: bool,
     /// After a failure, continue with stages that do not need the failed one.
     pub keep_going: bool,
+    pub mode: Mode,
+}
+
+/// Way in which a stale stage gets its result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    #[default]
+    Run,
+    /// Its command does not run: its present outputs are recorded as its result.
+    Accept,
 }
 
 /// Outcome of a stage.
@@ -43,6 +55,25 @@ pub enum Outcome {
     Unchanged,
     Failed,
     Skipped,
+    /// The result that was there was recorded; nothing ran.
+    Recorded,
+    /// The stage is gone from its `mlx.toml`, and its record was removed.
+    Removed,
+}
+
+impl Outcome {
+    /// Returns the name of this outcome in `--json` output.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ran => "ran",
+            Self::Restored => "restored",
+            Self::Unchanged => "unchanged",
+            Self::Failed => "failed",
+            Self::Skipped => "skipped",
+            Self::Recorded => "recorded",
+            Self::Removed => "removed",
+        }
+    }
 }
 
 /// A stage of a run, with its outcome and the reasons for it.
@@ -59,12 +90,12 @@ pub struct StageRun {
 /// check finds is an error before the first stage runs, unless the run is to continue after failures.
 pub fn repro(
     pipelines: &Pipelines<'_, '_>,
-    wanted: &[StageId],
+    wanted: &Selection,
     options: Options,
     progress: &dyn Progress,
 ) -> Result<(Vec<StageRun>, Option<Error>)> {
     let graph = &pipelines.graph;
-    let order = graph.upstream_of(wanted);
+    let order = graph.upstream_of(&wanted.stages);
     let refused = refused(pipelines, &order, options)?;
     let blocked = graph.downstream_of(refused.iter().map(|it| &it.0));
     let mut faulty: BTreeSet<StageId> = refused.iter().map(|it| it.0.clone()).collect();
@@ -85,7 +116,7 @@ pub fn repro(
             runs.push(StageRun { id, outcome: Outcome::Skipped, reasons });
             continue;
         }
-        match pipelines.of(&id).repro_stage(&id.name, options.force, progress) {
+        match pipelines.of(&id).repro_stage(&id.name, options, progress) {
             Ok((outcome, reasons)) => runs.push(StageRun { id, outcome, reasons }),
             Err(error) => {
                 faulty.insert(id.clone());
@@ -96,8 +127,31 @@ pub fn repro(
         }
         pipelines.workspace.save(progress)?;
     }
+    for folder in &wanted.folders {
+        runs.extend(gone::remove(pipelines, folder)?);
+    }
     pipelines.retire(undeclared, progress)?;
     Ok((runs, failure))
+}
+
+/// Accepts the present outputs of these stages as their results, without the stages they need.
+pub fn accept(
+    pipelines: &Pipelines<'_, '_>,
+    ids: &[StageId],
+    progress: &dyn Progress,
+) -> Result<Vec<StageRun>> {
+    let order: Vec<_> = pipelines.graph.order.iter().filter(|id| ids.contains(id)).cloned().collect();
+    let options = Options { mode: Mode::Accept, ..Options::default() };
+    let refused = refused(pipelines, &order, options)?;
+    if let Some((_, error)) = refused.into_iter().next() {
+        return Err(error);
+    }
+    let mut runs = Vec::new();
+    for id in order {
+        let (outcome, reasons) = pipelines.of(&id).repro_stage(&id.name, options, progress)?;
+        runs.push(StageRun { id, outcome, reasons });
+    }
+    Ok(runs)
 }
 
 /// Returns the stages that cannot run, with the reason of each: those with a fault in the graph, and with
@@ -126,15 +180,19 @@ impl Pipeline<'_, '_> {
     fn repro_stage(
         &self,
         name: &str,
-        force: bool,
+        options: Options,
         progress: &dyn Progress,
     ) -> Result<(Outcome, Vec<String>)> {
         let stage = &self.manifest.stages[name];
         // Held from the examination to the record, so that two runs of one stage wait for each other.
         let _turn = self.take_turn(name, progress)?;
+        if options.mode == Mode::Accept {
+            return self.accept(name, stage, progress);
+        }
         self.recover_killed_run(name, stage, progress)?;
         self.record_inputs(name, stage, progress)?;
-        let mut examination = self.examine(name, stage, &self.records(), &Default::default(), force)?;
+        let mut examination =
+            self.examine(name, stage, &self.records(), &Default::default(), options.force)?;
         if examination.action == PlannedAction::Restore && !self.pin_outputs(&examination)? {
             // A gc has freed some of them since they were looked up.
             examination.action = PlannedAction::Run;
@@ -183,7 +241,14 @@ impl Pipeline<'_, '_> {
         if examination.matches_record {
             return Ok(());
         }
-        self.record_run(name, stage, examination.inputs, &examination.cache_inputs, &examination.outputs)
+        self.record_run(
+            name,
+            stage,
+            Mode::Run,
+            examination.inputs,
+            &examination.cache_inputs,
+            &examination.outputs,
+        )
     }
 
     /// Runs a stage's command and records the run; on a failure recovers the outputs.
@@ -196,7 +261,7 @@ impl Pipeline<'_, '_> {
     ) -> Result<()> {
         if let Some(path) = examination.inputs.absent.first() {
             return Err(self.absent_input(path, examination.inputs.dependencies.get(path)))
-                .context(|| format!("cannot run the stage `{name}`"));
+                .context(|| format!("cannot run the stage `{}`", self.id(name)));
         }
         let stamps = self.keep_unrecorded(name, stage, &run_cache::Outputs::new(), progress)?;
         let private = &self.repo().private;
@@ -207,7 +272,14 @@ impl Pipeline<'_, '_> {
         match outputs {
             Ok(outputs) => {
                 run_cache::put(&self.repo().store, examination.cache_inputs.clone(), &outputs)?;
-                self.record_run(name, stage, examination.inputs, &examination.cache_inputs, &outputs)?;
+                self.record_run(
+                    name,
+                    stage,
+                    Mode::Run,
+                    examination.inputs,
+                    &examination.cache_inputs,
+                    &outputs,
+                )?;
                 private.remove(&self.running_marker(name)?)
             }
             Err(error) => {
@@ -302,6 +374,7 @@ impl Pipeline<'_, '_> {
         &self,
         name: &str,
         stage: &Stage,
+        mode: Mode,
         inputs: Inputs,
         cache_inputs: &serde_json::Value,
         outputs: &run_cache::Outputs,
@@ -314,6 +387,8 @@ impl Pipeline<'_, '_> {
             command: stage.command.clone(),
             builtin: self.builtin(stage),
             edited: false,
+            not_run: mode == Mode::Accept,
+            extension: Extension::default(),
             key: Digest::of(crate::document::canonical(cache_inputs).as_bytes()),
             environment: stage.environment.clone(),
             dependencies: inputs.dependencies,
@@ -348,7 +423,6 @@ impl Pipeline<'_, '_> {
         let mut lock = self.read_lockfile()?;
         let before = lock.to_toml();
         lock.set(name, record);
-        lock.retain(&|stage| self.manifest.stages.contains_key(stage));
         let path = self.lockfile_path()?;
         let text = lock.to_toml();
         if text == before && self.repo().files.stat(&path)?.is_some() {

@@ -63,7 +63,9 @@ impl Pipeline<'_, '_> {
     /// Returns the error for an input that is not here, or not all of it.
     pub(super) fn absent_input(&self, path: &RepoPath, content: Option<&Content>) -> Error {
         match (self.repo().files.stat(path), content) {
-            (Ok(None), Some(content)) => content.missing_error(path),
+            (Ok(None), Some(content)) => {
+                content.missing_error(path).hint(format!("get it with `mlx pull {path}`"))
+            }
             _ => Error::not_found(format!(
                 "`{path}` is not here as it is recorded: parts are missing or outdated"
             ))

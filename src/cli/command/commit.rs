@@ -13,6 +13,7 @@ use crate::{
     error::Result,
     maintenance,
     path::RepoPath,
+    pipeline::{self, NOT_RUN, Outcome, Pipelines, StageId, StageRun},
     pointer::Pointer,
     workspace::{State, Workspace},
 };
@@ -20,21 +21,39 @@ use crate::{
 /// Record edits of tracked files and of stage outputs
 ///
 /// Stores changed content and rewrites pointers and `mlx.lock`. It never makes a Git commit.
+///
+/// An argument that is the name of a stage means the stage (`./NAME` means the path): the content of its
+/// outputs is recorded as the result of its present inputs, without a run. Such a result is marked, and the
+/// run cache does not take it.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  mlx commit\n  mlx commit data/cat/ models/backbone.onnx\n\n\
-JSON: {\"committed\": [{\"path\", \"digest\", \"files\", \"size\"}]}")]
+#[command(after_help = "Examples:\n  mlx commit\n  \
+mlx commit data/cat/ models/backbone.onnx\n  mlx commit train\n\n\
+JSON: {\"committed\": [{\"path\", \"digest\", \"files\", \"size\"}],\n\
+  \"stages\": [{\"name\", \"outcome\": \"recorded\" | \"restored\" | \"unchanged\"}]}")]
 pub struct Args {
-    /// Paths to record (default: all)
+    /// Paths or stages to record (default: all edited paths)
+    #[arg(value_name = "PATH|STAGE")]
     paths: Vec<PathBuf>,
 }
 
-/// Report of `mlx commit`: the pointers as recorded now.
-pub struct Committed(Vec<Pointer>);
+/// Report of `mlx commit`: the pointers as recorded now, and the stages whose results were accepted.
+pub struct Committed {
+    pointers: Vec<Pointer>,
+    stages: Vec<StageRun>,
+}
 
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
-    let paths = ctx.paths(&repo, &args.paths)?;
+    let pipelines = ctx.pipelines(&workspace)?;
+    let (ids, typed) = split_stages(&pipelines, &args.paths)?;
+    let paths = ctx.paths(&repo, &typed)?;
+    let stages = pipeline::accept(&pipelines, &ids, ctx.progress);
+    if !ids.is_empty() && paths.is_empty() || stages.is_err() {
+        workspace.save(ctx.progress)?;
+        maintenance::publish_needs(&repo, ctx.progress)?;
+        return Ok(Committed { pointers: Vec::new(), stages: stages? });
+    }
     let chosen = workspace.select(ctx.tracked(&workspace)?, &paths)?;
     if let Some((_, error)) = chosen.unreadable.into_iter().next() {
         return Err(error);
@@ -55,7 +74,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
             committed.extend(Some(with_trees(ctx, &workspace, act)?).filter(|recorded| *recorded != pointer));
         }
     }
-    for pipeline in ctx.pipelines(&workspace)?.iter() {
+    for pipeline in pipelines.iter() {
         if paths.is_empty() {
             committed.extend(pipeline.commit(None, ctx.progress)?);
         }
@@ -65,7 +84,20 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
     }
     workspace.save(ctx.progress)?;
     maintenance::publish_needs(&repo, ctx.progress)?;
-    Ok(Committed(committed))
+    Ok(Committed { pointers: committed, stages: stages? })
+}
+
+/// Separates stages from paths. An argument that is the name of a stage means the stage; `./name` means the
+/// path.
+fn split_stages(pipelines: &Pipelines<'_, '_>, typed: &[PathBuf]) -> Result<(Vec<StageId>, Vec<PathBuf>)> {
+    let (mut stages, mut paths) = (Vec::new(), Vec::new());
+    for argument in typed {
+        match argument.to_str().map_or(Ok(None), |text| pipelines.find_stage(text))? {
+            Some(id) => stages.push(id),
+            None => paths.push(argument.clone()),
+        }
+    }
+    Ok((stages, paths))
 }
 
 /// Records the present state of parts of a tracked path: stores those that exist, removes from its record
@@ -94,16 +126,27 @@ impl Report for Committed {
             json!({"path": pointer.path, "digest": content.digest, "files": content.files,
                 "size": content.size})
         };
-        json!({"committed": self.0.iter().map(row).collect::<Vec<_>>()})
+        let stage = |run: &StageRun| json!({"name": run.id.to_string(), "outcome": run.outcome.name()});
+        json!({"committed": self.pointers.iter().map(row).collect::<Vec<_>>(),
+            "stages": self.stages.iter().map(stage).collect::<Vec<_>>()})
     }
 }
 
 impl fmt::Display for Committed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for pointer in &self.0 {
+        for run in &self.stages {
+            let outcome = match run.outcome {
+                Outcome::Recorded => NOT_RUN,
+                Outcome::Restored => "recorded as the run that made the same",
+                _ => "recorded already",
+            };
+            writeln!(f, "stage {}: {outcome}", run.id)?;
+        }
+        for pointer in &self.pointers {
             let (files, size) = (count(pointer.content.files, "file"), bytes(pointer.content.size));
             writeln!(f, "{}: {files}, {size}, {}", pointer.path, pointer.content.digest.short())?;
         }
-        f.write_str(if self.0.is_empty() { "nothing to record" } else { "" })
+        let is_empty = self.pointers.is_empty() && self.stages.is_empty();
+        f.write_str(if is_empty { "nothing to record" } else { "" })
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     lineage::{self, Lineage, Node, Origin},
     model::registry::{self, VersionNumber},
     path::{RepoPath, escape_bytes},
-    pipeline::LOCKFILE,
+    pipeline::{LOCKFILE, NOT_RUN},
     release::{self, Decision, Release},
     repo::Repo,
     time,
@@ -35,7 +35,8 @@ use crate::{
     lineage.svg\n  mlx lineage 019a9c1e6b7c7e1d8f0a2b3c4d5e6f70\n\n\
 JSON: {\"path\", \"digest\", \"size\", \"files\", \"commit\": {\"rev\", \"author\", \"when\", \"summary\"} \
 | null,\n\
-  \"stage\": {\"name\", \"command\", \"params\", \"edited\"} | null, \"inputs\": [the same, nested…]};\n\
+  \"stage\": {\"name\", \"command\", \"params\", \"edited\", \"not_run\"} | null, \"inputs\": [the \
+same, nested…]};\n\
   of a request also \"request\": {\"id\", \"environment\", \"captured\", \"received\", \"input\", \
   \"class\", \"scores\", \"version\", \"package\", \"releases\": [{\"release\", \"who\", \"approvals\": \
   [{\"tag\", \"who\", \"report\"}]}]}"
@@ -131,8 +132,9 @@ fn resolve(
 /// Returns a node and its inputs as JSON.
 fn node(node: &Node) -> Value {
     let stage = match &node.origin {
-        Origin::Stage { id, command, params, edited } => {
-            json!({"name": id.to_string(), "command": command, "params": params, "edited": edited})
+        Origin::Stage { id, command, params, edited, not_run } => {
+            json!({"name": id.to_string(), "command": command, "params": params, "edited": edited,
+                "not_run": not_run})
         }
         Origin::Added | Origin::Plain => Value::Null,
     };
@@ -212,12 +214,14 @@ fn tree(
 ) -> fmt::Result {
     writeln!(f, "{first}{}  {}  {}", node.path, node.content.digest.short(), commit(node))?;
     let is_repeated = !printed.insert((node.path.clone(), node.content.digest.hex()));
-    if let Origin::Stage { id, command, params, edited } = &node.origin {
+    if let Origin::Stage { id, command, params, edited, not_run } = &node.origin {
         if is_repeated {
             return writeln!(f, "{rest}  (as above)");
         }
         let edited = if *edited { ", then edited by hand" } else { "" };
-        writeln!(f, "{rest}  made by stage {id}{edited}: {}", command.replace('\n', "; "))?;
+        let origin =
+            if *not_run { format!("{NOT_RUN}: result of stage") } else { "made by stage".to_owned() };
+        writeln!(f, "{rest}  {origin} {id}{edited}: {}", command.replace('\n', "; "))?;
         for (key, value) in params {
             writeln!(f, "{rest}  with {key} = {}", value.canonical())?;
         }

@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Result},
     lineage::{Version, versions},
     path::escape_bytes,
-    pipeline::contents_at,
+    pipeline::{NOT_RUN, contents_at},
     remote::Wants,
     workspace::Workspace,
 };
@@ -21,8 +21,8 @@ use crate::{
 /// List the versions of a tracked path
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx log data/\n  mlx log models/pets --rev main\n\n\
-JSON: {\"versions\": [{\"commit\", \"when\", \"author\", \"summary\", \"digest\", \"files\", \"size\"}]}; \
-digest null where it was removed")]
+JSON: {\"versions\": [{\"commit\", \"when\", \"author\", \"summary\", \"digest\", \"files\", \"size\",\n\
+  \"not_run\": bool}]}; digest null where it was removed")]
 pub struct Args {
     /// Tracked path, or a path within one
     path: PathBuf,
@@ -57,10 +57,10 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Versions> {
 impl Report for Versions {
     fn json(&self) -> Value {
         let row = |version: &Version| {
-            let Version { commit, content } = version;
+            let Version { commit, content, not_run } = version;
             json!({"commit": commit.rev.to_string(), "when": commit.when.to_text(), "author": commit.author,
                 "summary": commit.summary, "digest": content.map(|it| it.digest),
-                "files": content.map(|it| it.files), "size": content.map(|it| it.size)})
+                "files": content.map(|it| it.files), "size": content.map(|it| it.size), "not_run": not_run})
         };
         json!({"versions": self.0.iter().map(row).collect::<Vec<_>>()})
     }
@@ -69,7 +69,7 @@ impl Report for Versions {
 impl fmt::Display for Versions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let cells = |version: &Version| {
-            let Version { commit, content } = version;
+            let Version { commit, content, not_run } = version;
             let (digest, files, size) = content.map_or_else(
                 || ("removed".to_owned(), String::new(), String::new()),
                 |content| (content.digest.short(), content.files.to_string(), bytes(content.size)),
@@ -77,7 +77,8 @@ impl fmt::Display for Versions {
             // Untrusted text: its control characters must not reach the terminal.
             let escape = |text: &str| escape_bytes(text.as_bytes());
             let author = escape(commit.author.split(" <").next().unwrap_or_default());
-            let summary = escape(&commit.summary);
+            let mark = if *not_run { format!("({NOT_RUN}) ") } else { String::new() };
+            let summary = format!("{mark}{}", escape(&commit.summary));
             vec![commit.rev.short(), commit.when.day(), author, digest, files, size, summary]
         };
         let head = ["commit", "date", "author", "digest", "files", "size", "message"];

@@ -9,13 +9,13 @@ use crate::{
         Context, Report,
         command::{
             add::warn_ignored,
-            status::outcome_name,
+            status::{WOULD_REMOVE, outcome_name},
             transfer::{warn_untracked, with_trees},
         },
     },
     error::{Error, Kind, Result},
     maintenance,
-    pipeline::{self, Options, Outcome, Pipelines, Plan, PlannedAction, StageId, StageRun},
+    pipeline::{self, Mode, Options, Outcome, Pipelines, Plan, PlannedAction, Selection, StageId, Step},
     workspace::Workspace,
 };
 
@@ -28,14 +28,18 @@ use crate::{
 /// All `mlx.toml` files that Git tracks form one graph. Without STAGES, the stages of the nearest `mlx.toml`
 /// run, and those they need wherever these are declared. A stage of another folder is named `folder:stage`,
 /// one at the top `:stage`; a name that only one pipeline has is enough.
+///
+/// With `--no-run` nothing runs: results that were made elsewhere, or that a change such as a comment did not
+/// touch, are recorded as they are and marked so. `mlx commit STAGE` does the same for single stages.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  mlx repro\n  mlx repro --dry-run\n  mlx repro train\n  mlx repro --all\n\n\
+    after_help = "Examples:\n  mlx repro\n  mlx repro --dry-run\n  mlx repro train\n  mlx repro --all\n  \
+mlx repro --no-run\n\n\
 JSON: {\"stages\": [{\"name\": \"folder:stage\", \"stage\" at the top, \"outcome\": \"ran\" | \
 \"restored\" |\n\
-  \"unchanged\" | \"failed\" | \"skipped\" (with --dry-run: \"would run\" | \"would restore\" | \
-\"unchanged\" |\n\
-  \"blocked\"), \"why\": [text…]}]}; on failure also \"error\""
+  \"recorded\" | \"removed\" | \"unchanged\" | \"failed\" | \"skipped\" (with --dry-run: \"would run\" |\n\
+  \"would restore\" | \"would remove\" | \"unchanged\" | \"blocked\"), \"why\": [text…]}]}; on failure \
+also \"error\""
 )]
 pub struct Args {
     /// Stages to run, with the stages they need (default: those of the nearest `mlx.toml`)
@@ -52,6 +56,9 @@ pub struct Args {
     /// Run stages even if nothing changed
     #[arg(short, long)]
     force: bool,
+    /// Run nothing: record the present outputs of stale stages as their results
+    #[arg(long, conflicts_with_all = ["force", "dry_run"])]
+    no_run: bool,
     /// After a failure, continue with stages that do not need the failed one
     #[arg(short, long)]
     keep_going: bool,
@@ -81,38 +88,38 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Summary> {
     if args.dry_run {
         let plan = plan(ctx, &workspace, &pipelines, &wanted, args.force)?;
         workspace.save_if_free();
-        let check = args.check && plan.steps.iter().any(|step| step.action != Some(PlannedAction::Unchanged));
-        let rows = plan.steps.into_iter().map(|step| Row {
-            label: pipelines.label(&step.id),
-            id: step.id,
-            outcome: outcome_name(step.action),
-            why: step.reasons,
-        });
-        let rows = rows.collect();
+        let unchanged = |step: &Step| step.action == Some(PlannedAction::Unchanged);
+        let check = args.check && !(plan.steps.iter().all(unchanged) && plan.gone.is_empty());
+        let rows = plan.steps.into_iter().map(|step| (step.id, outcome_name(step.action), step.reasons));
+        let gone = plan.gone.into_iter().map(|(id, reasons)| (id, WOULD_REMOVE, reasons));
+        let rows = rows.chain(gone).map(|row| Row::new(row, &pipelines)).collect();
         return Ok(Summary { rows, failure: plan.failure.or_else(|| broken(pipelines, args)), check });
     }
-    let options = Options { force: args.force, keep_going: args.keep_going };
+    let mode = if args.no_run { Mode::Accept } else { Mode::Run };
+    let options = Options { force: args.force, keep_going: args.keep_going, mode };
     let result = pipeline::repro(&pipelines, &wanted, options, ctx.progress);
     workspace.save(ctx.progress)?;
     maintenance::publish_needs(&repo, ctx.progress)?;
-    for folder in wanted.iter().map(|id| &id.folder).collect::<BTreeSet<_>>() {
+    for folder in wanted.stages.iter().map(|id| &id.folder).collect::<BTreeSet<_>>() {
         let pipeline = pipelines.iter().find(|pipeline| pipeline.folder == *folder);
         pipeline.map_or(Ok(()), |pipeline| warn_ignored(ctx, &repo, &pipeline.files_in_git()?))?;
     }
     let (runs, failure) = result?;
-    let recorded = runs.iter().filter(|run| matches!(run.outcome, Outcome::Ran | Outcome::Restored));
+    let is_new = |outcome| matches!(outcome, Outcome::Ran | Outcome::Restored | Outcome::Recorded);
+    let recorded = runs.iter().filter(|run| is_new(run.outcome));
     let stages = recorded.filter_map(|run| pipelines.of(&run.id).manifest.stages.get(&run.id.name));
     warn_untracked(ctx, &workspace, &pipelines, stages)?;
-    let rows = runs.into_iter().map(|run| Row::of(run, &pipelines)).collect();
+    let rows = runs.into_iter().map(|run| (run.id, run.outcome.name(), run.reasons));
+    let rows = rows.map(|row| Row::new(row, &pipelines)).collect();
     Ok(Summary { rows, failure: failure.or_else(|| broken(pipelines, args)), check: false })
 }
 
 /// Returns the stages to run.
-fn wanted(pipelines: &Pipelines<'_, '_>, args: &Args) -> Result<Vec<StageId>> {
+fn wanted(pipelines: &Pipelines<'_, '_>, args: &Args) -> Result<Selection> {
     match (args.all, &args.stages[..]) {
-        (true, _) => pipelines.all_stages(),
-        (false, []) => pipelines.nearest_stages(),
-        (false, stages) => stages.iter().map(|stage| pipelines.stage(stage)).collect(),
+        (true, _) => Ok(pipelines.select_all()),
+        (false, []) => pipelines.select_nearest(),
+        (false, stages) => pipelines.select(stages),
     }
 }
 
@@ -126,7 +133,7 @@ fn plan(
     ctx: &Context<'_>,
     workspace: &Workspace<'_>,
     pipelines: &Pipelines<'_, '_>,
-    wanted: &[StageId],
+    wanted: &Selection,
     force: bool,
 ) -> Result<Plan> {
     let planned = with_trees(ctx, workspace, || {
@@ -140,15 +147,8 @@ fn plan(
 }
 
 impl Row {
-    fn of(run: StageRun, pipelines: &Pipelines<'_, '_>) -> Self {
-        let outcome = match run.outcome {
-            Outcome::Ran => "ran",
-            Outcome::Restored => "restored",
-            Outcome::Unchanged => "unchanged",
-            Outcome::Failed => "failed",
-            Outcome::Skipped => "skipped",
-        };
-        Self { label: pipelines.label(&run.id), id: run.id, outcome, why: run.reasons }
+    fn new((id, outcome, why): (StageId, &'static str, Vec<String>), pipelines: &Pipelines<'_, '_>) -> Self {
+        Self { label: pipelines.label(&id), id, outcome, why }
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
     error::{Error, Result},
     git::IgnoredFile,
     path::RepoPath,
-    pipeline::{self, Leftover, LeftoverKind, Pipelines, PlannedAction, Step},
+    pipeline::{self, Leftover, LeftoverKind, NOT_RUN, Pipelines, PlannedAction, StageId},
     pointer::Pointer,
     repo::Repo,
     workspace::{Behind, Change, KEPT_DAYS, PathStatus, State, Workspace, kept_versions},
@@ -44,7 +44,8 @@ JSON: {\"clean\": bool, \"data\": [{\"path\", \"state\": \"same\" | \"changed\" 
   \"why\"}]}],\n\
   \"stages\": [{\"name\": \"folder:stage\", \"stage\" at the top, \"outcome\": \"would run\" | \"would \
   restore\" |\n\
-  \"unchanged\" | \"blocked\", \"why\": [text…]}], \"problems\": [text…],\n\
+  \"would remove\" | \"unchanged\" | \"blocked\", \"not_run\": bool, \"why\": [text…]}], \
+\"problems\": [text…],\n\
   \"git\": [{\"path\", \"why\"}]: data that Git would add, and files that it would not,\n\
   \"failed\": failed runs whose outputs are here, \"kept\": replaced versions that are kept}")]
 pub struct Args {
@@ -55,11 +56,20 @@ pub struct Args {
     check: bool,
 }
 
+/// A stage with its planned outcome.
+struct StageRow {
+    id: StageId,
+    /// Its shortest name.
+    label: String,
+    outcome: &'static str,
+    why: Vec<String>,
+    not_run: bool,
+}
+
 /// Report of `mlx status`.
 pub struct Status {
     items: Vec<PathStatus>,
-    /// Each stage with its shortest name.
-    steps: Vec<(String, Step)>,
+    stages: Vec<StageRow>,
     /// The `mlx.toml` files that cannot be read.
     broken: Vec<Error>,
     /// Paths that Git treats otherwise than it should, each with the reason.
@@ -90,9 +100,9 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Status> {
     items.extend(
         tracked.unreadable.into_iter().map(|(path, error)| PathStatus::unknown(path, error.chain_text())),
     );
-    let (mut steps, mut broken) = (Vec::new(), Vec::new());
+    let (mut stages, mut broken) = (Vec::new(), Vec::new());
     if paths.is_empty() {
-        steps = plan_all(&pipelines)?;
+        stages = plan_all(&pipelines)?;
         for pipeline in pipelines.iter() {
             own_files.extend(pipeline.files_in_git()?);
         }
@@ -103,13 +113,22 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Status> {
     let is_failed = |leftover: &Leftover| leftover.kind == LeftoverKind::Failed;
     let failed = pipeline::leftovers(&repo.private)?.iter().filter(|leftover| is_failed(leftover)).count();
     let kept = kept_versions(&repo)?.len();
-    Ok(Status { items, steps, broken, git, failed, kept, check: args.check })
+    Ok(Status { items, stages, broken, git, failed, kept, check: args.check })
 }
 
 /// Plans all stages of the repository.
-fn plan_all(pipelines: &Pipelines<'_, '_>) -> Result<Vec<(String, Step)>> {
-    let plan = pipeline::plan(pipelines, &pipelines.graph.order, false)?;
-    Ok(plan.steps.into_iter().map(|step| (pipelines.label(&step.id), step)).collect())
+fn plan_all(pipelines: &Pipelines<'_, '_>) -> Result<Vec<StageRow>> {
+    let plan = pipeline::plan(pipelines, &pipelines.select_all(), false)?;
+    let row = |id: StageId, outcome, why, not_run| StageRow {
+        label: pipelines.label(&id),
+        id,
+        outcome,
+        why,
+        not_run,
+    };
+    let steps = plan.steps.into_iter();
+    let steps = steps.map(|step| row(step.id, outcome_name(step.action), step.reasons, step.not_run));
+    Ok(steps.chain(plan.gone.into_iter().map(|(id, why)| row(id, WOULD_REMOVE, why, false))).collect())
 }
 
 /// Returns the data that Git would add, each path with this reason.
@@ -136,16 +155,20 @@ impl Status {
         self.items.iter().all(|it| it.state == State::Same)
             && self.broken.is_empty()
             && self.git.is_empty()
-            && self.steps.iter().all(|(_, step)| step.action == Some(PlannedAction::Unchanged))
+            && self.stages.iter().all(|stage| stage.outcome == UNCHANGED)
     }
 }
+
+const UNCHANGED: &str = "unchanged";
+/// Outcome planned for a stage that is gone from its `mlx.toml`.
+pub const WOULD_REMOVE: &str = "would remove";
 
 /// Returns the `--json` value for the planned action of a stage.
 pub fn outcome_name(action: Option<PlannedAction>) -> &'static str {
     match action {
         Some(PlannedAction::Run) => "would run",
         Some(PlannedAction::Restore) => "would restore",
-        Some(PlannedAction::Unchanged) => "unchanged",
+        Some(PlannedAction::Unchanged) => UNCHANGED,
         None => "blocked",
     }
 }
@@ -160,12 +183,12 @@ impl Report for Status {
                 "changes": changes.collect::<Vec<_>>(), "behind": behind.collect::<Vec<_>>(),
                 "unknown": unknown.collect::<Vec<_>>()})
         });
-        let steps = self.steps.iter().map(|(_, step)| {
-            let (name, outcome) = (step.id.to_string(), outcome_name(step.action));
-            json!({"name": name, "outcome": outcome, "why": step.reasons})
+        let stages = self.stages.iter().map(|stage| {
+            json!({"name": stage.id.to_string(), "outcome": stage.outcome, "not_run": stage.not_run,
+                "why": stage.why})
         });
         json!({"clean": self.is_clean(), "data": items.collect::<Vec<_>>(),
-            "stages": steps.collect::<Vec<_>>(),
+            "stages": stages.collect::<Vec<_>>(),
             "problems": self.broken.iter().map(Error::chain_text).collect::<Vec<_>>(),
             "git": self.git.iter().map(|(path, why)| json!({"path": path, "why": why})).collect::<Vec<_>>(),
             "failed": self.failed, "kept": self.kept})
@@ -202,10 +225,12 @@ impl fmt::Display for Status {
             }
             write_behind(f, item)?;
         }
-        for (label, step) in self.steps.iter().filter(|it| it.1.action != Some(PlannedAction::Unchanged)) {
-            writeln!(f, "stage {label}: {}", outcome_name(step.action))?;
-            step.reasons.iter().try_for_each(|reason| writeln!(f, "  {reason}"))?;
+        for stage in self.stages.iter().filter(|it| it.outcome != UNCHANGED) {
+            writeln!(f, "stage {}: {}", stage.label, stage.outcome)?;
+            stage.why.iter().try_for_each(|reason| writeln!(f, "  {reason}"))?;
         }
+        let mut not_run = self.stages.iter().filter(|it| it.not_run);
+        not_run.try_for_each(|stage| writeln!(f, "stage {}: {NOT_RUN}", stage.label))?;
         self.git.iter().try_for_each(|(path, why)| writeln!(f, "{path}: {why}"))?;
         self.broken.iter().try_for_each(|error| writeln!(f, "pipeline: {}", error.chain_text()))?;
         write_kept(f, self.failed as u64, self.kept as u64)

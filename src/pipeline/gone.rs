@@ -1,0 +1,93 @@
+//! Stages that are gone from their `mlx.toml` while their records remain in `mlx.lock`.
+//!
+//! `mlx repro` of the whole pipeline removes the record and retires the outputs: they go with their ignore
+//! lines as far as the store holds them. Content that is stored nowhere stays, with its ignore line, so that
+//! Git does not take it. `mlx.toml` is read again under the repository's lock, since a stage may have been
+//! added and run meanwhile.
+
+use crate::{
+    error::Result,
+    fs::Sync,
+    path::RepoPath,
+    pipeline::{
+        LOCKFILE, Lockfile, Manifest, Outcome, Pipelines, Records, StageId, StageRecord, StageRun,
+        pipelines::read_manifest, records::read_lockfile,
+    },
+    pointer::Pointer,
+    progress::Silent,
+    workspace::State,
+};
+
+const REASON: &str = "it is not in `mlx.toml` any more";
+
+/// Plans the removal of the records of a pipeline whose stages are gone.
+pub fn plan(
+    pipelines: &Pipelines<'_, '_>,
+    folder: &RepoPath,
+    records: &Records<'_>,
+) -> Result<Vec<(StageId, Vec<String>)>> {
+    let Some(pipeline) = pipelines.iter().find(|pipeline| pipeline.folder == *folder) else {
+        return Ok(Vec::new());
+    };
+    let mut found = Vec::new();
+    for (name, record) in gone(records.of(folder)?, &pipeline.manifest) {
+        let mut reasons = vec![REASON.to_owned()];
+        for pointer in own_outputs(pipelines, &pipeline.manifest, record)? {
+            let path = &pointer.path;
+            match pipelines.workspace.compare(&pointer, &Silent)?.state {
+                State::Absent => {}
+                State::Same if pipelines.workspace.repo.store.is_complete(&pointer.content) => {
+                    reasons.push(format!("its output `{path}` would be removed"));
+                }
+                _ => reasons.push(format!("its output `{path}` would stay if the store does not hold it")),
+            }
+        }
+        found.push((StageId::new(folder, name), reasons));
+    }
+    Ok(found)
+}
+
+/// Removes the records of a pipeline whose stages are gone. The caller retires their outputs.
+pub fn remove(pipelines: &Pipelines<'_, '_>, folder: &RepoPath) -> Result<Vec<StageRun>> {
+    let files = &pipelines.workspace.repo.files;
+    if gone_now(pipelines, folder)?.is_none_or(|(manifest, lock)| gone(&lock, &manifest).next().is_none()) {
+        return Ok(Vec::new());
+    }
+    let _lock = pipelines.workspace.repo.lock()?;
+    let Some((manifest, mut lock)) = gone_now(pipelines, folder)? else { return Ok(Vec::new()) };
+    let names = gone(&lock, &manifest).map(|(name, _)| StageId::new(folder, name));
+    let run = |id| StageRun { id, outcome: Outcome::Removed, reasons: vec![REASON.to_owned()] };
+    let runs = names.map(run).collect();
+    lock.retain(&|stage| manifest.stages.contains_key(stage));
+    files.write(&folder.join(LOCKFILE.as_bytes())?, lock.to_toml().as_bytes(), Sync::Now)?;
+    Ok(runs)
+}
+
+/// Reads the files of a pipeline as they are now; none if its `mlx.toml` is missing or broken.
+fn gone_now(pipelines: &Pipelines<'_, '_>, folder: &RepoPath) -> Result<Option<(Manifest, Lockfile)>> {
+    let Ok(Some(manifest)) = read_manifest(pipelines.workspace, folder) else { return Ok(None) };
+    Ok(Some((manifest, read_lockfile(&pipelines.workspace.repo.files, folder)?)))
+}
+
+/// Returns the records whose stages a manifest does not have.
+fn gone<'l>(lock: &'l Lockfile, manifest: &Manifest) -> impl Iterator<Item = (&'l str, &'l StageRecord)> {
+    lock.records().filter(|(name, _)| !manifest.stages.contains_key(*name))
+}
+
+/// Returns the outputs of a record that are kept in the store and belong to neither a stage nor a pointer
+/// by now.
+fn own_outputs(
+    pipelines: &Pipelines<'_, '_>,
+    manifest: &Manifest,
+    record: &StageRecord,
+) -> Result<Vec<Pointer>> {
+    let mut own = Vec::new();
+    for (path, content) in &record.outputs {
+        let is_made =
+            manifest.outputs().any(|(_, out)| out.path.overlaps(path)) || pipelines.graph.makes(path);
+        if !is_made && pipelines.workspace.pointer_of(path)?.is_none() {
+            own.push(Pointer { path: path.clone(), content: *content });
+        }
+    }
+    Ok(own)
+}

@@ -1,0 +1,76 @@
+//! Tests of stages that are gone from `mlx.toml`, and of those that come while another one runs.
+
+use serde_json::Value;
+
+use crate::sandbox::Sandbox;
+
+const KEEP: &str = "[stage.keep]\ncmd = 'cp i o'\ndeps = ['i']\nouts = ['o']\n";
+
+/// Creates a repository in which the stage `gone` ran and was taken out of `mlx.toml`.
+fn gone() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.write("i", "1\n");
+    let gone = "[stage.gone]\ncmd = 'cp i left; echo 2 >m.json'\ndeps = ['i']\nouts = ['left']\n\
+        metrics = ['m.json']\n";
+    sandbox.write("mlx.toml", format!("{KEEP}{gone}"));
+    sandbox.ok("repro");
+    sandbox.commit("all");
+    sandbox.write("mlx.toml", KEEP);
+    sandbox
+}
+
+fn outcomes(value: &Value) -> String {
+    let stages = value["stages"].as_array().unwrap_or_else(|| panic!("{value}"));
+    let outcome =
+        |stage: &Value| format!("{} {}", stage["name"].as_str().unwrap(), stage["outcome"].as_str().unwrap());
+    stages.iter().map(outcome).collect::<Vec<_>>().join(", ")
+}
+
+#[test]
+fn a_stage_that_is_gone_is_named_and_removed() {
+    let sandbox = gone();
+    let plan = sandbox.mlx("repro --dry-run --check --json");
+    let value: Value = serde_json::from_str(&plan.out).unwrap();
+    assert_eq!((plan.code, &outcomes(&value)[..]), (10, "keep unchanged, gone would remove"));
+    assert!(sandbox.ok("status").contains("stage gone: would remove\n  it is not in `mlx.toml` any more\n"));
+    assert_eq!(outcomes(&sandbox.json("repro keep")), "keep unchanged", "only a whole pipeline is tidied");
+    assert!(sandbox.has("left"));
+    assert_eq!(outcomes(&sandbox.json("repro")), "keep unchanged, gone removed");
+    assert_eq!((sandbox.has("left"), sandbox.read(".gitignore")), (false, "/o\n".into()));
+    assert!(sandbox.has("m.json"), "files in Git are for Git to remove");
+    let lock = sandbox.read("mlx.lock");
+    assert!(lock.contains("[stage.keep]") && !lock.contains("gone"), "{lock}");
+    assert_eq!(outcomes(&sandbox.json("repro --check --dry-run")), "keep unchanged");
+}
+
+#[test]
+fn an_output_that_the_store_does_not_hold_stays_and_is_named() {
+    let sandbox = gone();
+    sandbox.write("left", "edited");
+    let ran = sandbox.mlx("repro");
+    assert!(ran.err.contains("these files in it are stored nowhere and stay: `left`"), "{}", ran.err);
+    assert_eq!((sandbox.read("left"), sandbox.read("mlx.lock").contains("gone")), ("edited".into(), false));
+    assert!(sandbox.read(".gitignore").contains("/left\n"), "Git does not take it");
+}
+
+#[test]
+fn the_output_of_a_renamed_stage_stays() {
+    let sandbox = gone();
+    let renamed = "[stage.new]\ncmd = 'cp i left'\ndeps = ['i']\nouts = ['left']\n";
+    sandbox.write("mlx.toml", format!("{KEEP}{renamed}"));
+    assert_eq!(outcomes(&sandbox.json("repro")), "keep unchanged, new ran, gone removed");
+    assert!(sandbox.has("left") && sandbox.read(".gitignore").contains("/left\n"));
+}
+
+#[test]
+fn a_stage_that_came_while_another_one_ran_keeps_its_record() {
+    let sandbox = Sandbox::new();
+    sandbox.write("b.toml", "[stage.b]\ncmd = 'echo b >b'\nouts = ['b']\n");
+    sandbox.write(
+        "mlx.toml",
+        "[stage.a]\ncmd = 'cat b.toml >>mlx.toml; mlx repro -q b; echo a >a'\nouts = ['a']\n",
+    );
+    assert_eq!(outcomes(&sandbox.json("repro")), "a ran");
+    assert_eq!(outcomes(&sandbox.json("repro --dry-run")), "a unchanged, b unchanged");
+    assert_eq!(sandbox.read("b"), "b\n");
+}
