@@ -7,6 +7,7 @@
 //! ```
 
 use std::{
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     io::{self, Seek as _, SeekFrom, Write},
     os::fd::OwnedFd,
     sync::atomic::{AtomicU64, Ordering},
@@ -204,29 +205,44 @@ impl Dir {
         Ok(target.context(|| format!("cannot read the symlink {}", self.quoted(name)))?.into_bytes())
     }
 
-    /// Lists everything below this folder that `filter` keeps; mlx's own temporary files are left out.
+    /// Lists everything below this folder that `filter` keeps. Left out are mlx's own temporary files, and the
+    /// `.git` and `.mlx` of repositories.
     pub fn entries(&self, filter: &dyn WalkFilter) -> Result<Listing> {
-        let mut names = self.names()?;
-        let all = names.len();
+        let (mut names, inodes) = self.names_and_inodes()?;
+        let all: Vec<u64> = names.iter().map(|it| hash_name(&it.0)).collect();
         names.retain(|it| temp_file_pid(&it.0).is_none());
-        if names.len() < all {
+        if names.len() < all.len() {
             filter.on_temp_files(self);
         }
         filter.filter(self, &mut names)?;
+        // The state of a nested repository, and mlx's own folder in it or at the top, is never content.
+        if names.iter().any(|it| it.0 == b".git") {
+            names.retain(|it| it.0 != b".git" && it.0 != b".mlx");
+        }
         let mut listing = Listing::default();
+        // The names that are left are a subsequence of all names.
+        let mut kept = names.iter().map(|it| hash_name(&it.0)).peekable();
+        for (name, inode) in all.into_iter().zip(inodes) {
+            if kept.next_if_eq(&name).is_none() {
+                listing.omit(name, inode);
+            }
+        }
+        drop(kept);
         // Parallel near the top only: further down there are too many folders, and the stacks get too deep.
         if self.path.components().count() < PARALLEL_DEPTH && names.len() > 1 {
             let visited: Vec<_> =
                 names.par_iter().map(|(name, kind)| self.visit(name, *kind, filter)).collect();
             for (entry, (name, _)) in visited.into_iter().zip(&names) {
-                if let Some((stat, children)) = entry? {
-                    listing.push(name, &stat, children);
+                match entry? {
+                    Some((stat, children)) => listing.push(name, &stat, children),
+                    None => listing.omit(hash_name(name), 0),
                 }
             }
         } else {
             for (name, kind) in &names {
-                if let Some((stat, children)) = self.visit(name, *kind, filter)? {
-                    listing.push(name, &stat, children);
+                match self.visit(name, *kind, filter)? {
+                    Some((stat, children)) => listing.push(name, &stat, children),
+                    None => listing.omit(hash_name(name), 0),
                 }
             }
         }
@@ -246,7 +262,7 @@ impl Dir {
         if let Err(error) = valid {
             let error = error.hint("add it to a `.mlxignore` to leave it out, or move it elsewhere");
             let error = Err(error).context(|| format!("cannot track {}", self.quoted(name)));
-            // Reported for the folder, since an entry such as `.git` inside data has no valid path.
+            // Reported for the folder, since an entry such as `.GIT` inside data has no valid path.
             return error.or_else(|error| filter.on_error(&self.path, error)).map(|()| None);
         }
         match self.entry(name, kind, filter) {
@@ -266,8 +282,15 @@ impl Dir {
         let children = if folder {
             let dir = self.open_dir(name)?;
             let children = dir.entries(filter)?;
-            if children.is_empty() && dir.has_entries()? && !filter.lists_emptied(&dir.path)? {
-                return Ok(None);
+            if children.is_empty() {
+                let is_listed = if dir.has_entries()? {
+                    filter.lists_emptied(&dir.path)?
+                } else {
+                    filter.lists_empty(&dir.path)
+                };
+                if !is_listed {
+                    return Ok(None);
+                }
             }
             children
         } else {
@@ -283,6 +306,11 @@ impl Dir {
 
     /// Lists names and kinds of the entries in this folder, sorted by the bytes of the names.
     pub fn names(&self) -> Result<Vec<(Vec<u8>, FileType)>> {
+        Ok(self.names_and_inodes()?.0)
+    }
+
+    /// As [`Dir::names`], with the inode of each entry in the same order.
+    fn names_and_inodes(&self) -> Result<(Vec<(Vec<u8>, FileType)>, Vec<u64>)> {
         let read = || -> io::Result<Vec<_>> {
             fault::point("readdir")?;
             let mut names = Vec::new();
@@ -290,13 +318,14 @@ impl Dir {
                 let entry = entry?;
                 let name = entry.file_name().to_bytes();
                 if name != b"." && name != b".." {
-                    names.push((name.to_vec(), entry.file_type()));
+                    names.push(((name.to_vec(), entry.file_type()), entry.ino()));
                 }
             }
-            names.sort_by(|a, b| a.0.cmp(&b.0));
+            names.sort_by(|a, b| a.0.0.cmp(&b.0.0));
             Ok(names)
         };
-        read().context(|| format!("cannot list the folder `{}`", self.path))
+        let names = read().context(|| format!("cannot list the folder `{}`", self.path))?;
+        Ok(names.into_iter().unzip())
     }
 
     /// Removes the temporary files of dead processes.
@@ -559,6 +588,13 @@ impl Drop for TempFile {
             let _removed = fs::unlinkat(&self.dir.fd, &self.name[..], AtFlags::empty());
         }
     }
+}
+
+/// Returns a checksum of a name, the same within one process.
+fn hash_name(name: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Returns the process id in the name of a temporary file of mlx; `None` for any other name.

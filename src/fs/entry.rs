@@ -1,5 +1,7 @@
 //! Results of a walk over a folder: names with the kind, size, times and inode of each file.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
 use rustix::fs::{FileType, Stat};
 
 use crate::{
@@ -29,6 +31,8 @@ pub struct FileStat {
     /// Nanoseconds since 1970.
     pub ctime: i64,
     pub inode: u64,
+    /// Number of names that the file has.
+    pub links: u64,
 }
 
 /// One name in a folder, with all entries below it.
@@ -43,16 +47,17 @@ pub struct Entry<'l> {
 /// million may be kept at once:
 ///
 /// ```text
-/// row  kind, with a bit for executable files, 1 │ name │ size │ inode │ mtime and ctime, 8 each
+/// row  kind, with a bit for executable files, 1 │ name │ size │ inode │ links │ mtime and ctime, 8 each
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Listing {
     rows: Vec<u8>,
     /// Listings of the folders among the entries, in order.
     children: Vec<Listing>,
+    omitted: u64,
 }
 
-static EMPTY: Listing = Listing { rows: Vec::new(), children: Vec::new() };
+static EMPTY: Listing = Listing { rows: Vec::new(), children: Vec::new(), omitted: 0 };
 
 const FORMS: [FileKind; 4] = [FileKind::File, FileKind::Folder, FileKind::Symlink, FileKind::Other];
 const EXECUTABLE: u8 = 4;
@@ -63,17 +68,31 @@ impl Listing {
     }
 
     /// Appends an entry; `children` is kept if it is a folder.
-    pub(super) fn push(&mut self, name: &[u8], stat: &FileStat, children: Self) {
+    pub(crate) fn push(&mut self, name: &[u8], stat: &FileStat, children: Self) {
         let form = FORMS.iter().position(|form| *form == stat.kind).expect("all kinds are listed");
         self.rows.push(form as u8 | if stat.executable { EXECUTABLE } else { 0 });
         put_bytes(&mut self.rows, name);
         put_varint(&mut self.rows, stat.size);
         put_varint(&mut self.rows, stat.inode);
+        put_varint(&mut self.rows, stat.links);
         self.rows.extend_from_slice(&stat.mtime.to_le_bytes());
         self.rows.extend_from_slice(&stat.ctime.to_le_bytes());
         if stat.kind == FileKind::Folder {
             self.children.push(children);
         }
+    }
+
+    /// Notes an entry that the walk left out, by the checksum of its name. The order does not matter.
+    pub(super) fn omit(&mut self, name: u64, inode: u64) {
+        let mut hasher = DefaultHasher::new();
+        (name, inode).hash(&mut hasher);
+        self.omitted = self.omitted.wrapping_add(hasher.finish());
+    }
+
+    /// Returns a checksum of the names that the walk left out, with their inodes; 0 without any. It is
+    /// comparable within one process only.
+    pub fn omitted(&self) -> u64 {
+        self.omitted
     }
 
     /// Frees the memory that was reserved for more entries.
@@ -88,13 +107,13 @@ impl Listing {
         let mut listings = self.children.iter();
         let mut row = move || -> Result<Entry<'_>> {
             let (first, name) = (reader.byte()?, reader.bytes()?);
-            let (size, inode) = (reader.varint()?, reader.varint()?);
+            let (size, inode, links) = (reader.varint()?, reader.varint()?, reader.varint()?);
             let mut time =
                 || reader.take(8).map(|bytes| i64::from_le_bytes(bytes.try_into().expect("8 bytes")));
             let (mtime, ctime) = (time()?, time()?);
             let (form, executable) = (FORMS[usize::from(first & 3)], first & EXECUTABLE != 0);
             let children = if form == FileKind::Folder { listings.next() } else { None };
-            let stat = FileStat { kind: form, executable, size, mtime, ctime, inode };
+            let stat = FileStat { kind: form, executable, size, mtime, ctime, inode, links };
             Ok(Entry { name, stat, children: children.unwrap_or(&EMPTY) })
         };
         std::iter::from_fn(move || row().ok())
@@ -147,6 +166,7 @@ impl FileStat {
             mtime: nanoseconds(stat.st_mtime, stat.st_mtime_nsec),
             ctime: nanoseconds(stat.st_ctime, stat.st_ctime_nsec),
             inode: stat.st_ino,
+            links: stat.st_nlink,
         }
     }
 }
@@ -160,10 +180,10 @@ mod tests {
     proptest! {
         #[test]
         fn a_listing_returns_the_pushed_entries(
-            rows: Vec<(Vec<u8>, u8, u64, i64, i64, u64)>, inner: Vec<Vec<u8>>
+            rows: Vec<(Vec<u8>, u8, u64, i64, i64, u64)>, links: u64, inner: Vec<Vec<u8>>
         ) {
             let stat = |form: u8, size, mtime, ctime, inode| FileStat {
-                kind: FORMS[usize::from(form % 4)], executable: form % 8 == 4, size, mtime, ctime, inode
+                kind: FORMS[usize::from(form % 4)], executable: form % 8 == 4, size, mtime, ctime, inode, links
             };
             let mut listing = Listing::default();
             for (name, form, size, mtime, ctime, inode) in &rows {

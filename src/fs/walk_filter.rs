@@ -21,6 +21,11 @@ pub trait WalkFilter: Sync {
         Ok(true)
     }
 
+    /// Returns true if a folder is listed although nothing is in it.
+    fn lists_empty(&self, _folder: &RepoPath) -> bool {
+        true
+    }
+
     /// Handles an entry that cannot be read: `Ok` leaves it out, an error ends the walk.
     fn on_error(&self, _path: &RepoPath, error: Error) -> Result<()> {
         Err(error)

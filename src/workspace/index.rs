@@ -398,7 +398,7 @@ mod tests {
     use crate::fs::{CLOCK_TICK, FileKind};
 
     fn stat(ctime: i64) -> FileStat {
-        FileStat { kind: FileKind::File, executable: false, size: 3, mtime: 5, ctime, inode: 7 }
+        FileStat { kind: FileKind::File, executable: false, size: 3, mtime: 5, ctime, inode: 7, links: 1 }
     }
 
     fn path(text: &str) -> RepoPath {

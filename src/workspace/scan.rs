@@ -3,7 +3,10 @@
 //! Digests of unchanged files come from the stat cache; other files are read in batches by all cores. With a
 //! writer, whatever the store lacks is stored along the way, each batch while the next one is read.
 
-use std::{collections::BTreeSet, io::Read as _};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Read as _,
+};
 
 use rayon::prelude::*;
 
@@ -14,7 +17,7 @@ use crate::{
     path::{RepoPath, escape_bytes},
     progress::{Event, Progress},
     store::{EncodedObject, EntryKind, Kind, MAX_PACKED_SIZE, Store, Writer, digest_file},
-    workspace::{Node, Workspace, filter::ScanFilter, modes::executables},
+    workspace::{Node, Stamps, Workspace, filter::ScanFilter, modes::executables},
 };
 
 /// Bytes of a batch, which all cores read together.
@@ -46,6 +49,16 @@ pub(super) fn scan(
     scan_filtered(workspace, path, &filter, writer, progress)
 }
 
+/// As [`scan`], without storing anything and with the stats that the digests belong to.
+pub(super) fn scan_stamped(
+    workspace: &Workspace<'_>,
+    path: &RepoPath,
+    filter: &ScanFilter<'_>,
+    progress: &dyn Progress,
+) -> Result<Option<(Node, Stamps)>> {
+    scan_all(workspace, path, filter, None, progress)
+}
+
 /// As [`scan`], limited to the files that `filter` includes.
 pub(super) fn scan_filtered(
     workspace: &Workspace<'_>,
@@ -54,6 +67,16 @@ pub(super) fn scan_filtered(
     writer: Option<&mut Writer<'_>>,
     progress: &dyn Progress,
 ) -> Result<Option<Node>> {
+    Ok(scan_all(workspace, path, filter, writer, progress)?.map(|scanned| scanned.0))
+}
+
+fn scan_all(
+    workspace: &Workspace<'_>,
+    path: &RepoPath,
+    filter: &ScanFilter<'_>,
+    writer: Option<&mut Writer<'_>>,
+    progress: &dyn Progress,
+) -> Result<Option<(Node, Stamps)>> {
     let files = &workspace.repo.files;
     let Some(stat) = files.stat(path)? else { return Ok(None) };
     let children = if stat.kind == FileKind::Folder {
@@ -71,6 +94,7 @@ pub(super) fn scan_filtered(
         digests: Vec::new(),
         unwritten: Vec::new(),
         walked: BTreeSet::new(),
+        stored: BTreeMap::new(),
         executables: executables(workspace, path),
     };
     let above = path.parent().unwrap_or_default();
@@ -90,7 +114,8 @@ pub(super) fn scan_filtered(
     drop(index);
     // A partial scan of a folder does not know all of its pages' entries, so that none is stored.
     node.compute_digests(&mut scanner.writer.filter(|_| filter.is_unrestricted()))?;
-    Ok((!is_unread(&node)).then_some(node))
+    let stored = scanner.stored;
+    Ok((!is_unread(&node)).then(|| (node, Stamps::new(path.clone(), stat, children, stored))))
 }
 
 struct Scanner<'s, 'r, 'w, 'o> {
@@ -104,6 +129,8 @@ struct Scanner<'s, 'r, 'w, 'o> {
     /// Files that were read and are not written yet.
     unwritten: ReadFiles,
     walked: BTreeSet<RepoPath>,
+    /// Stats of the stored files that links lead to, by the path of the link.
+    stored: BTreeMap<RepoPath, FileStat>,
     /// The files recorded as executable, where the file system's bits mean nothing.
     executables: Option<BTreeSet<RepoPath>>,
 }
@@ -226,6 +253,7 @@ impl Scanner<'_, '_, '_, '_> {
     /// Records a link as data, except for those that `cache.link` made into the store: they count as files.
     fn link(&mut self, path: &RepoPath, known: Option<Digest>) -> Result<(EntryKind, Digest, u64)> {
         if let Some((digest, stat)) = self.stored_file(path) {
+            self.stored.insert(path.clone(), stat);
             return Ok((EntryKind::File, self.digest_or_job(path, stat, known, Some(digest)), stat.size));
         }
         let target = self.workspace.repo.files.read_link(path)?;
@@ -539,7 +567,15 @@ mod tests {
         let path = RepoPath::from_text("x").unwrap();
         let job = |size| Job {
             path: path.clone(),
-            stat: FileStat { kind: FileKind::File, executable: false, size, mtime: 0, ctime: 0, inode: 0 },
+            stat: FileStat {
+                kind: FileKind::File,
+                executable: false,
+                size,
+                mtime: 0,
+                ctime: 0,
+                inode: 0,
+                links: 1,
+            },
             linked: None,
         };
         let jobs = [
