@@ -57,6 +57,7 @@ mod settings;
 mod shared_cache;
 mod signals;
 mod stage_commands;
+mod stage_inputs;
 mod tidy;
 mod tracked_files;
 mod traffic;

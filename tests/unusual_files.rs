@@ -155,12 +155,13 @@ fn a_socket_and_a_nested_repository_hide_no_other_changes() {
     assert!(error.contains("`data/socket` is a fifo, a socket or a device"), "{error}");
     assert_eq!(sandbox.read("data.mlx"), pointer);
     sandbox.write("data/a", "edited");
-    sandbox.write("data/.git/config", "a repository in the data");
+    sandbox.write("data/.git/config", "a repository in the data, which is left out");
+    sandbox.write("data/.GIT", "a name that no path may have");
     let item = sandbox.json("status")["data"][0].clone();
     assert_eq!(item["state"], "unknown");
     let unknown =
         |at: usize| (item["unknown"][at]["path"].as_str(), item["unknown"][at]["why"].as_str().unwrap());
-    assert!(unknown(0).0 == Some("data") && unknown(0).1.contains("cannot track `data/.git`"), "{item}");
+    assert!(unknown(0).0 == Some("data") && unknown(0).1.contains("cannot track `data/.GIT`"), "{item}");
     assert_eq!(unknown(1).0, Some("data/socket"));
     assert_eq!(item["changes"], json!([{"path": "data/a", "change": "modified"}]));
 }

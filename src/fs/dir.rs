@@ -1,16 +1,10 @@
 //! Open folders: file operations by name that never follow symlinks, and atomic writes.
 //!
-//! A file is written under a temporary name in the same folder and then renamed:
-//!
-//! ```text
-//! .mlx-tmp-PID-COUNT-NONCE  name of a temporary file; PID is its process
-//! ```
+//! A file is written under a temporary name in the same folder and then renamed.
 
 use std::{
-    hash::{DefaultHasher, Hash as _, Hasher as _},
     io::{self, Seek as _, SeekFrom, Write},
     os::fd::OwnedFd,
-    sync::atomic::{AtomicU64, Ordering},
 };
 
 use rayon::prelude::*;
@@ -22,8 +16,9 @@ use rustix::{
 use crate::{
     error::{Error, Kind, Result, WithContext},
     fs::{
-        File, FileKind, FileStat, LinkKind, Listing, TEMP_PREFIX, WalkFilter, fault, is_alive,
+        File, FileKind, FileStat, LinkKind, Listing, WalkFilter, fault, is_alive,
         link_support::LinkRoute,
+        name::{hash_name, new_temp_name, temp_file_pid},
     },
     path::{RepoPath, check_name, escape_bytes},
 };
@@ -205,8 +200,8 @@ impl Dir {
         Ok(target.context(|| format!("cannot read the symlink {}", self.quoted(name)))?.into_bytes())
     }
 
-    /// Lists everything below this folder that `filter` keeps. Left out are mlx's own temporary files, and the
-    /// `.git` and `.mlx` of repositories.
+    /// Lists everything below this folder that `filter` keeps. Left out are mlx's own temporary files, and
+    /// the `.git` and `.mlx` of repositories.
     pub fn entries(&self, filter: &dyn WalkFilter) -> Result<Listing> {
         let (mut names, inodes) = self.names_and_inodes()?;
         let all: Vec<u64> = names.iter().map(|it| hash_name(&it.0)).collect();
@@ -588,28 +583,4 @@ impl Drop for TempFile {
             let _removed = fs::unlinkat(&self.dir.fd, &self.name[..], AtFlags::empty());
         }
     }
-}
-
-/// Returns a checksum of a name, the same within one process.
-fn hash_name(name: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    name.hash(&mut hasher);
-    hasher.finish()
-}
-
-/// Returns the process id in the name of a temporary file of mlx; `None` for any other name.
-fn temp_file_pid(name: &[u8]) -> Option<u32> {
-    let rest = std::str::from_utf8(name.strip_prefix(TEMP_PREFIX)?).ok()?;
-    let parts: Vec<&str> = rest.split('-').collect();
-    let [pid, count, nonce] = parts[..] else { return None };
-    let valid = count.parse::<u64>().is_ok() && u64::from_str_radix(nonce, 16).is_ok();
-    pid.parse().ok().filter(|_| valid)
-}
-
-/// Returns a name `.mlx-tmp-PID-COUNT-NONCE` that is unique among running processes.
-pub(super) fn new_temp_name() -> Vec<u8> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let nonce = crate::fs::coarse_now() & 0xff_ffff;
-    [TEMP_PREFIX, format!("{}-{count}-{nonce:x}", std::process::id()).as_bytes()].concat()
 }

@@ -47,7 +47,7 @@ pub struct Entry<'l> {
 /// million may be kept at once:
 ///
 /// ```text
-/// row  kind, with a bit for executable files, 1 │ name │ size │ inode │ links │ mtime and ctime, 8 each
+/// row  kind, with a bit for executable files, 1 │ name │ size │ inode │ links │ mtime, ctime: 8 each
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Listing {
@@ -183,7 +183,8 @@ mod tests {
             rows: Vec<(Vec<u8>, u8, u64, i64, i64, u64)>, links: u64, inner: Vec<Vec<u8>>
         ) {
             let stat = |form: u8, size, mtime, ctime, inode| FileStat {
-                kind: FORMS[usize::from(form % 4)], executable: form % 8 == 4, size, mtime, ctime, inode, links
+                kind: FORMS[usize::from(form % 4)], executable: form % 8 == 4, size, mtime, ctime, inode,
+                links
             };
             let mut listing = Listing::default();
             for (name, form, size, mtime, ctime, inode) in &rows {

@@ -13,6 +13,7 @@ mod fault;
 mod link;
 mod link_support;
 mod lock;
+mod name;
 mod rename;
 mod root;
 mod sparse;

@@ -10,7 +10,7 @@ use rustix::{
 
 use crate::{
     error::{Result, WithContext},
-    fs::{Dir, dir::new_temp_name, fault},
+    fs::{Dir, fault, name::new_temp_name},
 };
 
 /// Outcome of an exchange of two names.

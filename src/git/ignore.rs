@@ -14,7 +14,7 @@ use crate::{
     error::Result,
     fs::{FileKind, Root, Sync},
     git::Git,
-    path::RepoPath,
+    path::{RepoPath, escape_bytes},
 };
 
 /// A path and what is, or will be, there: a rule that ends with a slash matches folders only.
@@ -138,6 +138,13 @@ fn with_lines<'l>(text: &[u8], lines: impl IntoIterator<Item = &'l Vec<u8>>) -> 
 fn without_lines(text: &[u8], lines: &BTreeSet<Vec<u8>>) -> Vec<u8> {
     let is_other = |row: &&[u8]| rows(row).next().is_none_or(|row| !lines.contains(row));
     text.split_inclusive(|&byte| byte == b'\n').filter(is_other).collect::<Vec<_>>().concat()
+}
+
+/// Returns the line for the `.gitignore` at the top that names this path and no other.
+pub fn ignore_line(path: &RepoPath, is_folder: bool) -> String {
+    let mut line: Vec<u8> = path.components().flat_map(pattern).collect();
+    line.extend(is_folder.then_some(b'/'));
+    escape_bytes(&line)
 }
 
 /// File that Git ignores, and the rule that causes it.

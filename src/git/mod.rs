@@ -16,7 +16,7 @@ mod write;
 pub use self::{
     difference::RevDifference,
     history::{BlobId, Commit, FolderCache},
-    ignore::{IgnoredFile, Target as IgnoreTarget},
+    ignore::{IgnoredFile, Target as IgnoreTarget, ignore_line},
     refs::{GitRef, RefTarget, TreeScan, Worktree},
     sign::{Key, Signer},
     tags::Tag,

@@ -30,6 +30,22 @@ impl Stamp {
         collect(&dir, path.name(), b"", &mut found)?;
         Ok(Some(Self(found)))
     }
+
+    /// Returns the metadata of a path below this one; `None` if nothing existed there.
+    fn part(&self, below: &RepoPath) -> Option<Self> {
+        let prefix = if below.is_root() { Vec::new() } else { [b"/", below.bytes()].concat() };
+        let rows = self.0.iter().filter_map(|(path, row)| {
+            let rest = path.strip_prefix(&prefix[..])?;
+            (rest.is_empty() || rest.starts_with(b"/")).then(|| (rest.to_vec(), *row))
+        });
+        let found: BTreeMap<_, _> = rows.collect();
+        (!found.is_empty()).then_some(Self(found))
+    }
+}
+
+/// Returns the folder for what a run of the stage left, or made way for, that no run recorded.
+pub(super) fn quarantine_folder(stage: &str) -> Result<RepoPath> {
+    RepoPath::from_text(&format!("{FAILED}/{}", leftovers::name(stage)))
 }
 
 fn collect(
@@ -53,9 +69,42 @@ fn collect(
 }
 
 impl Pipeline<'_, '_> {
-    /// Removes an output whose content was safe when it had this stamp. Anything else that is there is
-    /// moved to mlx's private folder and named.
+    /// Removes an output whose content was safe when it had this stamp. Files that `.mlxignore` names stay
+    /// in place. Anything else that is there is moved to mlx's private folder and named.
     pub(super) fn clear_output(
+        &self,
+        stage: &str,
+        path: &RepoPath,
+        safe: Option<&Stamp>,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let parts = self.workspace.included_parts(path)?;
+        for part in &parts {
+            let below = part.strip_prefix(path).expect("a part is in its output");
+            let safe = safe.and_then(|stamp| stamp.part(&below));
+            self.clear_part(stage, part, safe.as_ref(), progress)?;
+        }
+        self.workspace.remove_empty_folders(&parts, path)
+    }
+
+    /// Moves the Git folders that an earlier run left in an output to mlx's private folder: they are stored
+    /// nowhere, and a command that clones there again needs the place.
+    pub(super) fn move_git_folders(
+        &self,
+        stage: &str,
+        out: &RepoPath,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let (private, folder) = (&self.repo().private, quarantine_folder(stage)?);
+        let moved = self.workspace.move_git_folders(out, private, &folder)?;
+        if !moved.is_empty() {
+            let folder = folder.on_disk(private.path());
+            progress.note(&format!("moved to {}: `{}`", folder.display(), moved.join("`, `")));
+        }
+        Ok(())
+    }
+
+    fn clear_part(
         &self,
         stage: &str,
         path: &RepoPath,
@@ -66,8 +115,7 @@ impl Pipeline<'_, '_> {
         if repo.files.stat(path)?.is_none() {
             return Ok(());
         }
-        let folder =
-            RepoPath::from_text(&format!("{FAILED}/{}", leftovers::name(&format!("{stage}-saved"))))?;
+        let folder = quarantine_folder(&format!("{stage}-saved"))?;
         let target = folder.join_path(path)?;
         if repo.files.rename_to(path, &repo.private, &target).is_err() {
             // The private folder is on another file system.
@@ -139,6 +187,22 @@ mod tests {
         assert_eq!(stamp(), before);
         root.remove(&path("o/a")).unwrap();
         assert_ne!(stamp(), before);
+    }
+
+    #[test]
+    fn a_part_of_a_stamp_is_the_stamp_of_the_part() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = Root::open(temp.path()).unwrap();
+        for file in ["o/d/a", "o/d/e/b", "o/dd"] {
+            root.write(&path(file), b"", Sync::Later).unwrap();
+        }
+        let stamp = |text: &str| Stamp::of(&root, &path(text)).unwrap();
+        let whole = stamp("o").unwrap();
+        assert_eq!(whole.part(&RepoPath::root()), stamp("o"));
+        for part in ["d", "d/a", "d/e", "dd"] {
+            assert_eq!(whole.part(&path(part)), stamp(&format!("o/{part}")), "{part}");
+        }
+        assert_eq!(whole.part(&path("d/x")), None);
     }
 
     #[test]

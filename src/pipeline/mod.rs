@@ -30,6 +30,7 @@ mod run;
 mod run_cache;
 pub mod runner;
 mod tracked_inputs;
+mod unchanged;
 
 pub use self::{
     graph::{Fault, Graph, StageId},
@@ -65,6 +66,8 @@ pub struct Pipeline<'w, 'r> {
     pub builtins: &'w [Builtin],
     /// The folders of all pipelines of the repository.
     folders: Rc<BTreeSet<RepoPath>>,
+    /// The outputs of the stages of all pipelines.
+    outputs: Rc<BTreeSet<RepoPath>>,
 }
 
 impl<'r> Pipeline<'_, 'r> {

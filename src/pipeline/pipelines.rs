@@ -64,16 +64,19 @@ impl<'w, 'r> Pipelines<'w, 'r> {
         }
         let known = manifests.keys().chain(broken.iter().map(|it| &it.folder)).cloned();
         let folders: Rc<BTreeSet<RepoPath>> = Rc::new(known.collect());
+        let unavailable = unavailable_outputs(workspace, &broken);
+        let declared = manifests.values().flat_map(Manifest::outputs).map(|(_, out)| out.path.clone());
+        let outputs: BTreeSet<RepoPath> = declared.chain(unavailable.iter().map(|it| it.0.clone())).collect();
+        let outputs = Rc::new(outputs);
         let open = |(folder, manifest): (RepoPath, Manifest)| {
-            let pipeline =
-                Pipeline { workspace, folder: folder.clone(), manifest, builtins, folders: folders.clone() };
-            (folder, pipeline)
+            let (folders, outputs) = (folders.clone(), outputs.clone());
+            (folder.clone(), Pipeline { workspace, folder, manifest, builtins, folders, outputs })
         };
         let by_folder: BTreeMap<_, _> = manifests.into_iter().map(open).collect();
         let stages = by_folder.iter().flat_map(|(folder, pipeline)| {
             pipeline.manifest.stages.iter().map(move |(name, stage)| (StageId::new(folder, name), stage))
         });
-        let graph = Graph::new(&stages.collect(), &unavailable_outputs(workspace, &broken));
+        let graph = Graph::new(&stages.collect(), &unavailable);
         Ok(Self { workspace, here, by_folder, broken, graph })
     }
 

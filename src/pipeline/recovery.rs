@@ -4,7 +4,7 @@
 //! Content that is not in the store is never deleted. It is moved to mlx's private folder, or it is stored
 //! first and becomes a kept version.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use crate::{
     digest::Digest,
@@ -13,8 +13,7 @@ use crate::{
     path::RepoPath,
     pipeline::{
         Lockfile, Output, Pipeline, Stage,
-        aside::Stamp,
-        leftovers::{self, FAILED},
+        aside::{Stamp, quarantine_folder},
         run_cache,
     },
     pointer::{Content, Pointer},
@@ -65,21 +64,21 @@ impl Pipeline<'_, '_> {
         private.remove(&self.running_marker(name)?)
     }
 
-    /// Moves the content at a stage's outputs to mlx's private folder and reports where to.
+    /// Moves the content at a stage's outputs to mlx's private folder, reports where to, and returns it.
     pub(super) fn quarantine_outputs(
         &self,
         name: &str,
         stage: &Stage,
         progress: &dyn Progress,
-    ) -> Result<()> {
+    ) -> Result<Option<PathBuf>> {
         let repo = self.repo();
-        let folder = RepoPath::from_text(&format!("{FAILED}/{}", leftovers::name(name)))?;
+        let folder = quarantine_folder(name)?;
         let mut moved = Vec::new();
         for out in &stage.outputs {
             if repo.files.stat(&out.path)?.is_some() {
-                let renamed = repo.files.rename_to(&out.path, &repo.private, &folder.join_path(&out.path)?);
-                if renamed.is_ok() {
-                    moved.push(format!("`{}`", out.path));
+                let renamed = self.workspace.move_included(&out.path, &repo.private, &folder);
+                if let Ok(is_any) = renamed {
+                    moved.extend(is_any.then(|| format!("`{}`", out.path)));
                 } else if let Some(stored) = self.workspace.store(&out.path, progress)? {
                     // The private folder is on another file system: the store keeps the content instead.
                     let partial = Pointer { path: out.path.clone(), content: stored };
@@ -91,19 +90,19 @@ impl Pipeline<'_, '_> {
                         out.path,
                         kept.command()
                     ));
-                    repo.files.remove(&out.path)?;
+                    self.workspace.remove_included(&out.path)?;
                 }
             }
         }
+        let folder = folder.on_disk(repo.private.path());
         if !moved.is_empty() {
-            let folder = folder.on_disk(repo.private.path());
             progress.note(&format!(
                 "partial outputs of the stage `{name}` were moved to {}: {}",
                 folder.display(),
                 moved.join(", ")
             ));
         }
-        Ok(())
+        Ok((!moved.is_empty()).then_some(folder))
     }
 
     /// Restores the recorded outputs after a failed run, as far as the store has them. Failures are only

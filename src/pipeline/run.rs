@@ -4,7 +4,10 @@
 //! Content that no run recorded is kept before an output is replaced. A failed run leaves no record: its
 //! partial outputs are quarantined and the recorded ones are restored.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use crate::{
     digest::Digest,
@@ -263,14 +266,21 @@ impl Pipeline<'_, '_> {
             return Err(self.absent_input(path, examination.inputs.dependencies.get(path)))
                 .context(|| format!("cannot run the stage `{}`", self.id(name)));
         }
+        for out in &stage.outputs {
+            self.move_git_folders(name, &out.path, progress)?;
+        }
         let stamps = self.keep_unrecorded(name, stage, &run_cache::Outputs::new(), progress)?;
         let private = &self.repo().private;
         private.write(&self.running_marker(name)?, stage.command.as_bytes(), Sync::Now)?;
         let outputs = self
             .execute(name, stage, &stamps, progress)
-            .and_then(|()| self.store_outputs(name, stage, &examination.inputs, progress));
+            .and_then(|()| self.moved_input(name, stage, &examination.inputs))
+            .and_then(|moved| match moved {
+                Some(moved) => Ok(Err(moved)),
+                None => self.store_outputs(name, stage, progress).map(Ok),
+            });
         match outputs {
-            Ok(outputs) => {
+            Ok(Ok(outputs)) => {
                 run_cache::put(&self.repo().store, examination.cache_inputs.clone(), &outputs)?;
                 self.record_run(
                     name,
@@ -282,17 +292,35 @@ impl Pipeline<'_, '_> {
                 )?;
                 private.remove(&self.running_marker(name)?)
             }
+            Ok(Err(moved)) => {
+                let place = self.take_back_outputs(name, stage, progress)?;
+                Err(moved.error(name, place.as_deref()))
+            }
             Err(error) => {
-                // The stage's own error is the one to return. If this recovery fails, the next run repeats
-                // it.
-                match self.quarantine_outputs(name, stage, progress) {
-                    Ok(()) => {
-                        self.restore_outputs(name, stage, progress);
-                        private.remove(&self.running_marker(name)?)?;
-                    }
-                    Err(second) => progress.warn(&second.chain_text()),
-                }
+                self.take_back_outputs(name, stage, progress)?;
                 Err(error)
+            }
+        }
+    }
+
+    /// Quarantines the outputs of a run that is not recorded, restores the recorded ones, and returns where
+    /// the others are. If that fails it is a warning, since the run's own error is the one to return: the
+    /// next run repeats it.
+    fn take_back_outputs(
+        &self,
+        name: &str,
+        stage: &Stage,
+        progress: &dyn Progress,
+    ) -> Result<Option<PathBuf>> {
+        match self.quarantine_outputs(name, stage, progress) {
+            Ok(place) => {
+                self.restore_outputs(name, stage, progress);
+                self.repo().private.remove(&self.running_marker(name)?)?;
+                Ok(place)
+            }
+            Err(error) => {
+                progress.warn(&error.chain_text());
+                Ok(None)
             }
         }
     }
@@ -328,31 +356,13 @@ impl Pipeline<'_, '_> {
         Err(Error::new(Kind::Stage, message).hint(hint))
     }
 
-    /// Stores the outputs. Inputs that changed during the run are an error, so that no false record is
-    /// written.
+    /// Stores the outputs of a run.
     fn store_outputs(
         &self,
         name: &str,
         stage: &Stage,
-        before: &Inputs,
         progress: &dyn Progress,
     ) -> Result<run_cache::Outputs> {
-        let after = self.inputs(name, stage, &self.records(), &Default::default())?;
-        let mut dependencies = before.dependencies.iter();
-        let dependency = dependencies.find(|(path, content)| after.dependencies.get(*path) != Some(content));
-        let changed = dependency
-            .map(|(path, _)| path.to_text())
-            .or_else(|| after.absent.first().map(RepoPath::to_text))
-            .or_else(|| {
-                let mut params = before.params.iter();
-                let param = params.find(|(key, value)| after.params.get(*key) != Some(value));
-                param.map(|(key, _)| key.clone())
-            });
-        if let Some(input) = changed {
-            let message =
-                format!("`{input}` changed while the stage `{name}` ran, so the run is not recorded");
-            return Err(Error::new(Kind::Conflict, message).hint("run `mlx repro` again"));
-        }
         let mut outputs = run_cache::Outputs::new();
         for out in &stage.outputs {
             if self.workspace.repo.files.stat(&out.path)?.is_some_and(|stat| stat.kind == FileKind::Symlink) {

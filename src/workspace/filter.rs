@@ -3,26 +3,55 @@
 use std::sync::{Mutex, PoisonError};
 
 use crate::{
-    error::{Error, Result},
-    fs::{Dir, FileType, WalkFilter},
+    error::{Error, Kind, Result},
+    fs::{Dir, FileStat, FileType, WalkFilter},
     path::{RepoPath, check_name},
     pointer::Pointer,
-    workspace::{Workspace, glob::Glob, ignore::Rules},
+    workspace::{Workspace, git_ignored::GitIgnored, glob::Glob, ignore::Rules},
 };
 
 /// Selects the files that are not ignored, optionally only those that match a pattern.
 pub struct ScanFilter<'v> {
     rules: Rules<'v>,
+    git: Option<GitIgnored<'v>>,
     glob: Option<&'v Glob>,
     errors: Option<Mutex<Vec<(RepoPath, Error)>>>,
     removes_temp_files: bool,
+    left_out: Option<Mutex<Vec<(RepoPath, Vec<u8>)>>>,
+    /// Stat of the repository's own `.git`.
+    own_git: Option<FileStat>,
 }
 
 impl<'v> ScanFilter<'v> {
     /// Creates a filter for a scan of `path`; `record` is the pointer that tracks it.
     pub fn new(workspace: &Workspace<'v>, path: &RepoPath, record: Option<&Pointer>) -> Result<Self> {
         let rules = Rules::open(workspace.repo, path, record)?;
-        Ok(Self { rules, glob: None, errors: None, removes_temp_files: false })
+        let own_git = workspace.repo.files.dir(&RepoPath::root())?.stat(b".git")?;
+        Ok(Self {
+            rules,
+            git: None,
+            glob: None,
+            errors: None,
+            left_out: None,
+            removes_temp_files: false,
+            own_git,
+        })
+    }
+
+    /// Leaves out what Git ignores as well.
+    pub fn without_git_ignored(self, git: Option<GitIgnored<'v>>) -> Self {
+        Self { git, ..self }
+    }
+
+    /// Lists the names that are left out, and the Git folders of nested repositories.
+    pub fn list_left_out(self) -> Self {
+        Self { left_out: Some(Mutex::default()), ..self }
+    }
+
+    /// Returns the topmost names that were left out, each with its folder.
+    pub fn into_left_out(self) -> Vec<(RepoPath, Vec<u8>)> {
+        let list = self.left_out.unwrap_or_default();
+        list.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Continues after unreadable files and collects their errors instead of failing at the first.
@@ -53,9 +82,34 @@ impl<'v> ScanFilter<'v> {
     }
 }
 
+impl ScanFilter<'_> {
+    /// Refuses the repository itself, which may be mounted in one of its folders.
+    fn check_nested(&self, dir: &Dir) -> Result<()> {
+        if dir.stat(b".git")? != self.own_git {
+            return Ok(());
+        }
+        let message = format!("cannot track `{}`: it is this repository itself", dir.path());
+        Err(Error::new(Kind::Denied, message).hint("unmount it, or name it in a `.mlxignore`"))
+    }
+}
+
 impl WalkFilter for ScanFilter<'_> {
     fn filter(&self, dir: &Dir, names: &mut Vec<(Vec<u8>, FileType)>) -> Result<()> {
+        if !dir.path().is_root() && names.iter().any(|it| it.0 == b".git") {
+            self.check_nested(dir)?;
+        }
+        let all = self.left_out.is_some().then(|| names.clone());
         self.rules.filter(dir, names, |it| it.is_dir())?;
+        if let Some(git) = &self.git {
+            git.filter(dir, names)?;
+        }
+        if let (Some(all), Some(list)) = (all, &self.left_out) {
+            let is_kept =
+                |name: &Vec<u8>| name != b".git" && names.binary_search_by(|it| it.0.cmp(name)).is_ok();
+            let left_out = all.into_iter().map(|it| it.0).filter(|name| !is_kept(name));
+            let mut list = list.lock().unwrap_or_else(PoisonError::into_inner);
+            list.extend(left_out.map(|name| (dir.path().clone(), name)));
+        }
         if let Some(glob) = self.glob {
             names.retain(|(name, kind)| {
                 check_name(name).is_ok()
@@ -73,7 +127,11 @@ impl WalkFilter for ScanFilter<'_> {
     }
 
     fn lists_emptied(&self, folder: &RepoPath) -> Result<bool> {
-        self.rules.is_tracked(folder)
+        Ok(self.lists_empty(folder) && self.rules.is_tracked(folder)?)
+    }
+
+    fn lists_empty(&self, folder: &RepoPath) -> bool {
+        self.git.as_ref().is_none_or(|git| git.is_kept(folder))
     }
 
     fn on_error(&self, path: &RepoPath, error: Error) -> Result<()> {

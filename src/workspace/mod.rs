@@ -12,19 +12,24 @@ mod compare;
 mod execute;
 mod exposed;
 mod filter;
+mod git_ignored;
 mod glob;
 mod guard;
 mod ignore;
 mod index;
 mod kept;
+mod levels;
+mod links;
 mod merge;
 mod modes;
 mod node;
+mod parts;
 mod remove;
 mod rename;
 mod retire;
 mod scan;
 mod select;
+mod stamps;
 mod status;
 mod steering;
 mod unprotect;
@@ -38,6 +43,7 @@ pub use self::{
     node::Node,
     remove::{FilePolicy, RemoveResult},
     rename::MoveResult,
+    stamps::{Change as StampChange, Moved, Stamps},
     status::{Behind, Change, PathStatus, State, Version, diff_versions},
     steering::{LOCKFILE, PIPELINE_FILE},
     unprotect::UnprotectStats,
@@ -47,14 +53,15 @@ use std::{cell::RefCell, collections::BTreeSet};
 
 use crate::{
     error::{Error, Kind, Result},
+    fs::FileKind,
     path::RepoPath,
     pointer::{Content, Pointer, SUFFIX},
-    progress::Progress,
+    progress::{Progress, Silent},
     repo::Repo,
     store::{EntryKind, Writer},
 };
 
-use self::index::Index;
+use self::{filter::ScanFilter, git_ignored::GitIgnored, index::Index};
 
 /// Tracked paths, and pointers that cannot be read.
 #[derive(Default)]
@@ -192,6 +199,21 @@ impl<'r> Workspace<'r> {
         scan::scan(self, path, None, progress)
     }
 
+    /// Scans a dependency of a stage: as [`Workspace::scan`], without the files that the repository's
+    /// `.gitignore` files name, and with the stats that the digests belong to. `kept` are the paths that mlx
+    /// keeps: those with a pointer, and outputs.
+    pub fn scan_dependency(
+        &self,
+        path: &RepoPath,
+        kept: &BTreeSet<RepoPath>,
+    ) -> Result<Option<(Node, Stamps)>> {
+        let record = self.pointer_of(path).ok().flatten();
+        let filter = ScanFilter::new(self, path, record.as_ref())?;
+        let is_folder = self.repo.files.stat(path)?.is_some_and(|it| it.kind == FileKind::Folder);
+        let git = if is_folder { GitIgnored::open(&self.repo.files, path, kept)? } else { None };
+        scan::scan_stamped(self, path, &filter.without_git_ignored(git), &Silent)
+    }
+
     /// Returns the content of `path` without storing it; `None` if nothing exists there.
     pub fn content(&self, path: &RepoPath, progress: &dyn Progress) -> Result<Option<Content>> {
         Ok(self.scan(path, progress)?.map(|it| it.content()))
@@ -206,16 +228,22 @@ impl<'r> Workspace<'r> {
     }
 
     /// Stores an output of a stage, which may be checked out elsewhere later. As [`Workspace::store`], but
-    /// refuses links: `path` itself, and any in it that leads out of it.
+    /// refuses links: `path` itself, and any in it that leads out of it. Warns of names that are left out.
     pub fn store_output(&self, path: &RepoPath, progress: &dyn Progress) -> Result<Option<Content>> {
         let mut writer = Writer::new(&self.repo.store);
-        let Some(node) = scan::scan(self, path, Some(&mut writer), progress)? else { return Ok(None) };
+        let record = self.pointer_of(path).ok().flatten();
+        let filter = ScanFilter::new(self, path, record.as_ref())?.list_left_out();
+        let node = scan::scan_filtered(self, path, &filter, Some(&mut writer), progress)?;
+        let Some(node) = node else { return Ok(None) };
         if node.kind == EntryKind::Link {
             let error = Error::new(Kind::Denied, format!("`{path}` is a symlink"));
             return Err(error.hint("put the file or folder that it points to there"));
         }
         scan::check_links(self, &node, path, path)?;
         writer.finish()?;
+        if let Some(text) = parts::left_out_text(path, &filter.into_left_out()) {
+            progress.warn(&text);
+        }
         Ok(Some(node.content()))
     }
 

@@ -62,6 +62,16 @@ impl Node {
         self.children().is_empty()
     }
 
+    /// Returns true if there is a node at a path below this one.
+    pub fn contains(&self, below: &RepoPath) -> bool {
+        let mut here = Some(self);
+        for name in below.components() {
+            let children = here.map_or(&[][..], Self::children);
+            here = children.binary_search_by(|it| it.name[..].cmp(name)).ok().map(|at| &children[at]);
+        }
+        here.is_some()
+    }
+
     /// Returns the content that a pointer to this node records.
     pub fn content(&self) -> Content {
         Content { digest: self.digest, files: self.files(), kind: self.kind.content_kind(), size: self.size }

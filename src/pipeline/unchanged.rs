@@ -1,0 +1,193 @@
+//! The check after a run: were the stage's inputs the same from before its start to after its end?
+//!
+//! Equal digests do not say so: an input may change and change back, by an editor's undo or a `git stash`,
+//! and the command may have read it in between. So the stats of all input files count, too (see [`Stamps`]),
+//! and a run with an input that moved is not recorded.
+//!
+//! Decided against: a reflink copy of the inputs for the command, so that edits during a run could not reach
+//! it. Commands read by path, often by one that leads outside the copy, and write beside their inputs; only
+//! some file systems share blocks, and elsewhere each run would copy all of its data. To compare stats costs
+//! one more walk and holds on every file system. An edit during a run costs that run, and the message says
+//! how to accept it.
+
+use std::path::Path;
+
+use crate::{
+    error::{Error, Kind, Result, WithContext},
+    git::ignore_line,
+    path::RepoPath,
+    pipeline::{Pipeline, Stage, inputs::Inputs},
+    workspace::{Moved, StampChange},
+};
+
+/// An input that was not the same during a whole run.
+pub struct MovedInput {
+    /// Text such as "`a.csv` changed".
+    event: String,
+    /// Parts of the file's stat that moved.
+    details: String,
+    /// Line for `.gitignore` that leaves it out.
+    line: Option<String>,
+}
+
+impl MovedInput {
+    fn new(path: &str, verb: &str) -> Self {
+        Self { event: format!("`{path}` {verb}"), details: String::new(), line: None }
+    }
+
+    fn of(moved: &Moved) -> Self {
+        let path = moved.path.to_text();
+        match &moved.how {
+            StampChange::Appeared { .. } => Self::new(&path, "appeared"),
+            StampChange::Vanished => Self::new(&path, "was removed"),
+            StampChange::Stat(parts) => {
+                Self { details: format!(" ({})", parts.join(", ")), ..Self::new(&path, "changed") }
+            }
+            StampChange::Names => {
+                Self { details: " (a name in it came or went)".into(), ..Self::new(&path, "changed") }
+            }
+        }
+    }
+
+    /// Returns the error of the run of `stage`, whose outputs were put into the folder `place`.
+    pub(super) fn error(self, stage: &str, place: Option<&Path>) -> Error {
+        let Self { event, details, line } = self;
+        let message = format!("{event} while the stage `{stage}` ran{details}, so the run is not recorded");
+        let back = match place {
+            Some(folder) => format!("move them back from {}", folder.display()),
+            None => "put them back".to_owned(),
+        };
+        let line = line.map_or_else(String::new, |line| {
+            format!("if the stage writes it, leave it out with the line `{line}` in `.gitignore`, then ")
+        });
+        Error::new(Kind::Conflict, message).hint(format!(
+            "{line}run `mlx repro` again; to accept its outputs nevertheless, {back} and run \
+             `mlx commit {stage}`"
+        ))
+    }
+}
+
+impl Pipeline<'_, '_> {
+    /// Compares the inputs after a run with those before it; returns the first that moved.
+    pub(super) fn moved_input(
+        &self,
+        name: &str,
+        stage: &Stage,
+        before: &Inputs,
+    ) -> Result<Option<MovedInput>> {
+        for path in before.stamps.keys() {
+            if self.repo().files.stat(path)?.is_none() {
+                return Ok(Some(MovedInput::new(&path.to_text(), "was removed")));
+            }
+        }
+        let after = self.inputs(name, stage, &self.records(), &Default::default());
+        let after =
+            after.context(|| format!("cannot check the inputs of the stage `{name}` after its run"))?;
+        let Some(moved) = moved_stamp(before, &after) else { return Ok(changed(before, &after)) };
+        Ok(Some(MovedInput { line: self.ignore_line(&moved)?, ..MovedInput::of(&moved) }))
+    }
+
+    /// Returns the line for `.gitignore` that would leave out a file or folder in a dependency. Paths that
+    /// Git tracks or mlx keeps cannot be left out, and neither can a dependency itself.
+    fn ignore_line(&self, moved: &Moved) -> Result<Option<String>> {
+        let (path, is_folder) = match &moved.how {
+            StampChange::Appeared { top, is_folder } => (top, *is_folder),
+            StampChange::Names => return Ok(None),
+            _ => (&moved.path, false),
+        };
+        let kept = self.kept_paths()?;
+        let is_declared = self.manifest.stages.values().any(|stage| {
+            stage.dependencies.contains(path) || stage.params.iter().any(|(file, _)| file == path)
+        });
+        let can_be_left_out = !is_declared
+            && self.repo().git.tracked_within(path)?.is_none()
+            && !path.ancestors().any(|path| kept.contains(&path));
+        Ok(can_be_left_out.then(|| ignore_line(path, is_folder)))
+    }
+}
+
+/// Returns the first file or folder whose stat moved.
+fn moved_stamp(before: &Inputs, after: &Inputs) -> Option<Moved> {
+    before.stamps.iter().find_map(|(path, old)| old.moved(after.stamps.get(path)?))
+}
+
+/// Returns the first input whose value differs.
+fn changed(before: &Inputs, after: &Inputs) -> Option<MovedInput> {
+    let mut dependencies = before.dependencies.iter();
+    let dependency = dependencies.find(|(path, content)| after.dependencies.get(*path) != Some(content));
+    let mut params = before.params.iter();
+    let param = || params.find(|(key, value)| after.params.get(*key) != Some(value)).map(|it| it.0.clone());
+    let changed = dependency.map(|it| it.0).map(RepoPath::to_text).or_else(param);
+    changed.map(|input| MovedInput::new(&input, "changed"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::{
+        digest::Digest,
+        document::Value,
+        fs::{FileKind, FileStat},
+        pointer::{Content, ContentKind},
+        workspace::Stamps,
+    };
+
+    fn path(text: &str) -> RepoPath {
+        RepoPath::from_text(text).unwrap()
+    }
+
+    fn inputs() -> Inputs {
+        let content = Content { digest: Digest::of(b"x"), files: 1, kind: ContentKind::File, size: 1 };
+        let stat = |inode| FileStat {
+            kind: FileKind::File,
+            executable: false,
+            size: 1,
+            mtime: 2,
+            ctime: 3,
+            inode,
+            links: 1,
+        };
+        let stamps = [("a", 7), ("p.toml", 8)]
+            .map(|(name, inode)| (path(name), Stamps::of_file(path(name), stat(inode))));
+        Inputs {
+            dependencies: BTreeMap::from([(path("a"), content)]),
+            params: BTreeMap::from([("p.toml:x".to_owned(), Value::Bool(true))]),
+            stamps: BTreeMap::from(stamps),
+            ..Inputs::default()
+        }
+    }
+
+    fn message(change: impl Fn(&mut Inputs)) -> Option<String> {
+        let mut after = inputs();
+        change(&mut after);
+        let moved = moved_stamp(&inputs(), &after).map(|moved| MovedInput::of(&moved));
+        Some(moved.or_else(|| changed(&inputs(), &after))?.error("s", None).to_string())
+    }
+
+    #[test]
+    fn every_kind_of_input_that_moved_is_named() {
+        assert_eq!(message(|_| {}), None);
+        let text = |event: &str| Some(format!("{event}, so the run is not recorded"));
+        let stamp = |name: &'static str, mtime| {
+            let stat = FileStat {
+                kind: FileKind::File,
+                executable: false,
+                size: 1,
+                mtime,
+                ctime: 3,
+                inode: 8,
+                links: 1,
+            };
+            move |after: &mut Inputs| drop(after.stamps.insert(path(name), Stamps::of_file(path(name), stat)))
+        };
+        let ran = "while the stage `s` ran";
+        assert_eq!(message(stamp("p.toml", 9)), text(&format!("`p.toml` changed {ran} (mtime)")));
+        assert_eq!(message(stamp("a", 2)), text(&format!("`a` changed {ran} (inode)")));
+        let param = |after: &mut Inputs| drop(after.params.insert("p.toml:x".to_owned(), Value::Bool(false)));
+        assert_eq!(message(param), text(&format!("`p.toml:x` changed {ran}")));
+        let content = |after: &mut Inputs| after.dependencies.values_mut().for_each(|it| it.size = 2);
+        assert_eq!(message(content), text(&format!("`a` changed {ran}")));
+    }
+}
