@@ -371,3 +371,20 @@ fn pull_brings_what_is_asked_for() {
     assert!(here.fails("pull d/*.jpg", 3).contains("no recorded file matches `d/*.jpg`"));
     assert!(here.fails("pull d/none", 3).contains("`d/none` is not tracked in `d`"));
 }
+
+#[test]
+fn a_moved_file_is_in_the_base_under_its_new_name() {
+    let (sandbox, clone) = shared_folder();
+    let here = sandbox.at(&clone);
+    here.ok("pull d/2 d/3 d/4");
+    here.ok("move d/2 d/two");
+    here.ok("move d/3 three");
+    fs::remove_file(clone.join("d/two")).unwrap();
+    here.ok("commit");
+    assert_eq!(recorded(&sandbox, &clone), ["1", "4", "5"]);
+    here.ok("move d e");
+    fs::remove_file(clone.join("e/4")).unwrap();
+    here.ok("commit");
+    assert!(fs::read_to_string(clone.join("e.mlx")).unwrap().contains("files = 2\n"));
+    assert_eq!(here.json("status three")["data"][0]["state"], "same");
+}

@@ -103,7 +103,8 @@ fn absent_data_is_neither_clean_nor_changed() {
     let pointer = sandbox.read("data.mlx");
     fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
     let status = sandbox.json("status");
-    let item = json!({"path": "data", "state": "absent", "why": null, "changes": [], "unknown": []});
+    let item =
+        json!({"path": "data", "state": "absent", "why": null, "changes": [], "behind": [], "unknown": []});
     assert_eq!((&status["clean"], &status["data"][0]), (&json!(false), &item));
     assert_eq!((sandbox.mlx("status").code, sandbox.mlx("status --check").code), (0, 10));
     assert_eq!(sandbox.ok("status"), "data: absent (run `mlx pull` or `mlx checkout` to get it)\n");

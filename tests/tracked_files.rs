@@ -235,7 +235,8 @@ fn a_killed_move_is_finished_by_the_same_command() {
                 && !sandbox.has("data.mlx")
                 && sandbox.read("photos/cat/a.txt") == "a cat"
                 && sandbox.json("status")["data"][0]
-                    == json!({"path": "photos", "state": "same", "why": null, "changes": [], "unknown": []})
+                    == json!({"path": "photos", "state": "same", "why": null, "changes": [], "behind": [],
+                        "unknown": []})
         },
     );
     survives_every_kill(

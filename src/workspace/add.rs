@@ -302,7 +302,8 @@ impl Workspace<'_> {
 /// Tells which recorded paths stay recorded although they are not here, or not in their recorded version.
 fn report_kept(top: &RepoPath, absent: &NamedPaths, outdated: &NamedPaths, progress: &dyn Progress) {
     let named = |paths: &NamedPaths| {
-        let first: Vec<_> = paths.first.iter().map(|path| format!("`{top}/{path}`")).collect();
+        let full = |path: &RepoPath| top.join_path(path).unwrap_or_else(|_| top.clone());
+        let first: Vec<_> = paths.first.iter().map(|path| format!("`{}`", full(path))).collect();
         let more = if paths.count > first.len() as u64 { ", …" } else { "" };
         format!("{}{more}", first.join(", "))
     };

@@ -191,6 +191,7 @@ impl Workspace<'_> {
         let mut done =
             MoveResult { from: from.clone(), to: to.clone(), written: Vec::new(), removed: Vec::new() };
         let new = (to, Some(entry.clone()));
+        self.move_base((from, &source), (to, &target))?;
         match (&source, &target) {
             (RecordLocation::InFolder(old), RecordLocation::InFolder(parent)) if old.path == parent.path => {
                 done.written.push(self.update_record(parent, &[(from, None), new])?);
@@ -219,6 +220,29 @@ impl Workspace<'_> {
             }
         }
         Ok(done)
+    }
+
+    /// Moves what the base says of the path, which need not be what is recorded.
+    fn move_base(
+        &self,
+        (from, source): (&RepoPath, &RecordLocation),
+        (to, target): (&RepoPath, &RecordLocation),
+    ) -> Result<()> {
+        let below = |path: &RepoPath, top: &RepoPath| path.strip_prefix(top).unwrap_or_default();
+        let top = |path: &RepoPath, location: &RecordLocation| match location {
+            RecordLocation::OwnPointer => path.clone(),
+            RecordLocation::InFolder(parent) => parent.path.clone(),
+        };
+        let (old, new) = (top(from, source), top(to, target));
+        let base = self.base(&old)?.at(&self.repo.store, &below(from, &old))?;
+        self.note_base_parts(&old, BTreeMap::from([(below(from, &old), None)]))?;
+        // Of a path that is in the middle of a checkout, nothing is known.
+        match &base.contents[..] {
+            [Some(entry)] => {
+                self.note_base_parts(&new, BTreeMap::from([(below(to, &new), Some(entry.clone()))]))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn update_record(&self, parent: &Pointer, changes: &[(&RepoPath, Option<TreeEntry>)]) -> Result<Pointer> {
