@@ -162,3 +162,17 @@ fn temporary_files_of_killed_commands_are_removed_although_nothing_else_is_to_do
         assert!(!sandbox.has(&format!("data/unknown/{temp}")), "{command}");
     }
 }
+
+#[test]
+fn a_checked_out_revision_counts_as_an_edit_that_commit_records() {
+    let sandbox = two_versions();
+    sandbox.ok("checkout");
+    let newest = sandbox.read("data.mlx");
+    sandbox.ok("checkout --rev HEAD~1 data");
+    assert_eq!(sandbox.json("status")["data"][0]["state"], "changed");
+    sandbox.ok("commit");
+    assert_eq!(sandbox.read("data.mlx"), sandbox.git("show HEAD~1:data.mlx"));
+    sandbox.ok("checkout --rev HEAD data");
+    sandbox.ok("commit");
+    assert_eq!(sandbox.read("data.mlx"), newest);
+}

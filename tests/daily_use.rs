@@ -518,6 +518,10 @@ fn repository_for_examples(command: &str) -> Sandbox {
     if command == "checkout" {
         fs::remove_file(sandbox.repo.join("data/cat/new.jpg")).unwrap();
     }
+    if command == "commit" {
+        sandbox.write("mlx.toml", "[stage.train]\ncmd = 'echo model > model'\nouts = ['model']\n");
+        sandbox.write("model", "model");
+    }
     sandbox.git("commit -q -a --allow-empty -m two");
     if command == "add" {
         sandbox.write("models/backbone.onnx", "model");

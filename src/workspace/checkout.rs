@@ -186,7 +186,9 @@ pub fn checkout_part(
     progress: &dyn Progress,
 ) -> Result<CheckoutStats> {
     let planned = plan_parts(workspace, &[(pointer, part)], force, progress)?;
-    Ok(carry_out(workspace, planned, progress)?.first().map_or_else(CheckoutStats::default, |row| row.1))
+    Ok(carry_out(workspace, planned, &|_| true, progress)?
+        .first()
+        .map_or_else(CheckoutStats::default, |row| row.1))
 }
 
 /// As [`checkout_part`] for many parts of data, each with its pointer; also repairs their lines in
@@ -205,8 +207,21 @@ pub fn checkout_parts(
     for data in retired {
         done.push((data.path.clone(), workspace.retire(data, progress)?));
     }
-    done.extend(carry_out(workspace, planned, progress)?);
+    done.extend(carry_out(workspace, planned, &|_| true, progress)?);
     Ok(done)
+}
+
+/// As [`checkout_parts`] for content that is not recorded now. Where `is_edit` returns true, it counts as
+/// written by the user: it does not become the base, so that `add` and `commit` record it.
+pub fn place_parts(
+    workspace: &Workspace<'_>,
+    parts: &[(&Pointer, &RepoPath)],
+    is_edit: impl Fn(&Pointer) -> bool,
+    force: bool,
+    progress: &dyn Progress,
+) -> Result<Vec<(RepoPath, CheckoutStats)>> {
+    let planned = plan_parts(workspace, parts, force, progress)?;
+    carry_out(workspace, planned, &|pointer| !is_edit(pointer), progress)
 }
 
 /// Plans of several parts.
@@ -241,16 +256,19 @@ fn plan_parts<'p>(
 fn carry_out(
     workspace: &Workspace<'_>,
     Planned { plans, mut missing }: Planned<'_>,
+    becomes_base: &dyn Fn(&Pointer) -> bool,
     progress: &dyn Progress,
 ) -> Result<Vec<(RepoPath, CheckoutStats)>> {
-    let changed = plans.iter().filter(|it| !it.2.is_empty()).map(|it| it.0);
+    let changed = plans.iter().filter(|it| becomes_base(it.0) && !it.2.is_empty()).map(|it| it.0);
     workspace.begin_checkout(changed, progress)?;
     let (mut done, mut kept) = (Vec::new(), Vec::new());
     for (pointer, part, plan) in plans {
         match apply(workspace, pointer, &plan, progress) {
             Ok(executed) => {
-                let recorded = recorded_entry(&workspace.repo.store, pointer, part)?;
-                workspace.end_checkout(pointer, part, recorded, &executed.skipped)?;
+                if becomes_base(pointer) {
+                    let recorded = recorded_entry(&workspace.repo.store, pointer, part)?;
+                    workspace.end_checkout(pointer, part, recorded, &executed.skipped)?;
+                }
                 kept.extend(executed.kept);
                 done.push((part.clone(), executed.stats));
             }
@@ -273,13 +291,6 @@ fn remove_temp_files_beside<'p>(workspace: &Workspace<'_>, paths: impl Iterator<
         // They are only in the way: a folder that cannot be read is reported where it matters.
         let _kept = workspace.repo.files.dir(&folder).and_then(|dir| dir.remove_stale_temp_files());
     }
-}
-
-/// Puts content at a path as if the user had written it there: it does not become the base, so that `add` and
-/// `commit` record it. Refuses to lose bytes.
-pub fn place(workspace: &Workspace<'_>, content: &Pointer, progress: &dyn Progress) -> Result<CheckoutStats> {
-    let plan = plan(workspace, content, &content.path, progress)?;
-    apply_unless_lossy(workspace, content, &plan, false, progress)
 }
 
 /// Removes the files at and below `part` except ignored ones; refuses to lose bytes unless `force`.

@@ -36,7 +36,7 @@ mod unprotect;
 
 pub use self::{
     base::Bases,
-    checkout::{CheckoutStats, checkout, checkout_part, checkout_parts, place, remove_files},
+    checkout::{CheckoutStats, checkout, checkout_part, checkout_parts, place_parts, remove_files},
     glob::Glob,
     kept::{KEPT_DAYS, KeptVersion, find_kept, forget_expired, kept_versions, read_kept, unknown_version},
     merge::{Base, Merge, Mine, NamedPaths, merge},

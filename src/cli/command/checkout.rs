@@ -14,7 +14,7 @@ use crate::{
     pipeline::contents_at,
     pointer::Pointer,
     remote::Wants,
-    workspace::{CheckoutStats, Tracked, Workspace, checkout_parts},
+    workspace::{CheckoutStats, Tracked, Workspace, checkout_parts, place_parts},
 };
 
 /// Make the workspace match the pointers and `mlx.lock`
@@ -71,7 +71,11 @@ fn checkout_rev(
         Ok(Wants { contents, ..Wants::default() })
     };
     let done = with_trees_of(ctx, workspace, &more, || {
-        checkout_pointers(ctx, workspace, &pointers, paths, &[], force)
+        checkout_pointers(ctx, workspace, &pointers, paths, |parts| {
+            // Outputs are what stages made of them; another version of tracked data can be recorded.
+            let is_tracked = |data: &Pointer| matches!(workspace.repo.pointer(&data.path), Ok(Some(_)));
+            place_parts(workspace, parts, is_tracked, force, ctx.progress)
+        })
     });
     done.map_err(|error| match error.kind() {
         Kind::NotFound => error.hint("get it with `mlx fetch --all-commits`"),
@@ -92,7 +96,9 @@ pub fn checkout_tracked(
     let retired =
         if paths.is_empty() { ctx.unrecorded_data(workspace, &pipelines, &tracked)? } else { Vec::new() };
     let pointers = tracked.select(paths)?.into_pointers()?;
-    checkout_pointers(ctx, workspace, &pointers, paths, &retired, force)
+    checkout_pointers(ctx, workspace, &pointers, paths, |parts| {
+        checkout_parts(workspace, parts, &retired, force, ctx.progress)
+    })
 }
 
 fn checkout_pointers(
@@ -100,15 +106,14 @@ fn checkout_pointers(
     workspace: &Workspace<'_>,
     pointers: &[Pointer],
     paths: &[RepoPath],
-    retired: &[Pointer],
-    force: bool,
+    checkout: impl Fn(&[(&Pointer, &RepoPath)]) -> Result<Vec<(RepoPath, CheckoutStats)>>,
 ) -> Result<CheckoutReport> {
     let parts: Vec<_> = pointers
         .iter()
         .flat_map(|pointer| parts(pointer, paths).into_iter().map(move |part| (pointer, part)))
         .collect();
     parts.iter().try_for_each(|(pointer, part)| workspace.check_part(pointer, part))?;
-    let result = checkout_parts(workspace, &parts, retired, force, ctx.progress);
+    let result = checkout(&parts);
     // The stat cache is saved even if a path failed.
     workspace.save(ctx.progress)?;
     maintenance::publish_needs_if_allowed(workspace.repo, ctx.progress)?;

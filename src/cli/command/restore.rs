@@ -16,7 +16,7 @@ use crate::{
     maintenance,
     pointer::{Content, Pointer},
     store,
-    workspace::{Workspace, find_kept, place, unknown_version},
+    workspace::{Workspace, find_kept, place_parts, unknown_version},
 };
 
 /// Bring back a version that a command replaced
@@ -66,7 +66,8 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Restored> {
         return Err(unknown_version(&args.version));
     }
     let pointer = Pointer { path, content };
-    let done = place(&workspace, &pointer, ctx.progress).map_err(|error| match error.kind() {
+    let placed = place_parts(&workspace, &[(&pointer, &pointer.path)], |_| true, false, ctx.progress);
+    let placed = placed.map_err(|error| match error.kind() {
         Kind::Conflict => error.hint("choose another place with `--to PATH`"),
         _ => error,
     })?;
@@ -79,7 +80,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Restored> {
         None => pointer.path.on_disk(repo.root()),
     };
     let next = next_command(ctx, &workspace, &pointer)?.map(|command| command_line(command, &typed));
-    Ok(Restored { pointer, written: done.written, next })
+    Ok(Restored { pointer, written: placed.iter().map(|row| row.1.written).sum(), next })
 }
 
 fn next_command(
