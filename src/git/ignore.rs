@@ -1,19 +1,18 @@
 //! Keeps tracked data out of Git, with one line per path in the `.gitignore` of its folder.
 //!
-//! Git itself is asked whether a line works: a later one, or one of another file, may include the path again.
+//! Whether a line works is decided by all of Git's rules: a later one may include the path again. They are
+//! read by `gix`: `git check-ignore` could run programs that the repository's settings name.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    ffi::OsStr,
-    io::{self, Write as _},
-    os::unix::ffi::OsStrExt as _,
-    process::{Command, Stdio},
+use std::collections::{BTreeMap, BTreeSet};
+
+use gix::{
+    bstr::ByteSlice as _, ignore::search::Match, index::entry::Mode, worktree::stack::state::ignore::Source,
 };
 
 use crate::{
     error::Result,
     fs::{FileKind, Root, Sync},
-    git::Git,
+    git::{Git, from_gix},
     path::{RepoPath, escape_bytes},
 };
 
@@ -88,21 +87,11 @@ impl Git {
     }
 
     /// Returns those paths that `git add` would take: Git neither ignores nor tracks them, nor anything in
-    /// them. Empty if `git` cannot be run.
+    /// them.
     pub fn exposed<'p>(&self, targets: &[Target<'p>]) -> Result<Vec<Target<'p>>> {
-        let mut by_name = BTreeMap::new();
-        for target in targets {
-            if self.tracked_within(target.path())?.is_none() {
-                let slash: &[u8] = if matches!(target, Target::Folder(_)) { b"/" } else { b"" };
-                by_name.insert([target.path().bytes(), slash].concat(), *target);
-            }
-        }
-        let rows = self.check_ignore(by_name.keys());
-        Ok(rows
-            .iter()
-            .filter(|row| !row.is_ignored())
-            .filter_map(|row| by_name.get(&row.name).copied())
-            .collect())
+        let is_exposed = |rule: &Option<Rule>| rule.as_ref().is_none_or(|rule| rule.includes);
+        let rules = self.rules(targets.iter().copied())?.into_iter();
+        Ok(rules.filter(|(_, rule)| is_exposed(rule)).map(|it| it.0).collect())
     }
 }
 
@@ -158,67 +147,78 @@ pub struct IgnoredFile {
     pub pattern: String,
 }
 
-/// Answer of `git check-ignore` for one name.
-struct Verdict {
-    name: Vec<u8>,
-    /// File with the rule, its line and the rule; empty if none matches.
-    rule: [String; 3],
-}
-
-impl Verdict {
-    fn is_ignored(&self) -> bool {
-        // The last matching rule decides; one that starts with `!` includes the file again.
-        !self.rule[2].is_empty() && !self.rule[2].starts_with('!')
-    }
+/// The last rule that matches a path.
+struct Rule {
+    /// True for a rule that starts with `!` and includes the path again.
+    includes: bool,
+    source: String,
+    line: String,
+    pattern: String,
 }
 
 impl Git {
-    /// Returns those of `files` that Git ignores and does not track; empty if `git` cannot be run.
+    /// Returns those of `files` that Git ignores and does not track.
     pub fn ignored_files(&self, files: &[RepoPath]) -> Result<Vec<IgnoredFile>> {
-        let mut untracked = BTreeMap::new();
-        for file in files {
-            if self.tracked_within(file)?.is_none() {
-                untracked.insert(file.bytes().to_vec(), file);
+        let rules = self.rules(files.iter().map(Target::File))?.into_iter();
+        let ignored = rules.filter_map(|(target, rule)| Some((target, rule.filter(|rule| !rule.includes)?)));
+        let file = |(target, Rule { source, line, pattern, .. }): (Target<'_>, Rule)| IgnoredFile {
+            file: target.path().clone(),
+            source,
+            line,
+            pattern,
+        };
+        Ok(ignored.map(file).collect())
+    }
+
+    /// Returns the rule that decides about each path that Git does not track. Empty if the rules cannot be
+    /// read, or could block: a FIFO or a device in the place of a `.gitignore`.
+    fn rules<'p>(
+        &self,
+        targets: impl Iterator<Item = Target<'p>>,
+    ) -> Result<Vec<(Target<'p>, Option<Rule>)>> {
+        let mut untracked = Vec::new();
+        for target in targets {
+            if self.tracked_within(target.path())?.is_none() {
+                untracked.push(target);
             }
         }
-        let ignored = self.check_ignore(untracked.keys()).into_iter().filter(Verdict::is_ignored);
-        let file = |verdict: Verdict| {
-            let [source, line, pattern] = verdict.rule;
-            Some(IgnoredFile { file: (*untracked.get(&verdict.name)?).clone(), source, line, pattern })
+        if untracked.is_empty() || !self.can_read_rules(&untracked) {
+            return Ok(Vec::new());
+        }
+        let index = from_gix(self.repo.index_or_empty(), || "cannot read Git's index".into())?;
+        let Ok(mut stack) = self.repo.excludes(&index, None, Source::default()) else {
+            return Ok(Vec::new());
         };
-        Ok(ignored.filter_map(file).collect())
+        let mut found = Vec::new();
+        for target in untracked {
+            let mode = if matches!(target, Target::Folder(_)) { Mode::DIR } else { Mode::FILE };
+            if let Ok(place) = stack.at_entry(target.path().bytes().as_bstr(), Some(mode)) {
+                found.push((target, place.matching_exclude_pattern().map(|it| self.rule(&it))));
+            }
+        }
+        Ok(found)
     }
 
-    /// Asks Git which rule decides about each name; no answers if `git` cannot be run.
-    fn check_ignore<'n>(&self, names: impl Iterator<Item = &'n Vec<u8>>) -> Vec<Verdict> {
-        let mut input = Vec::new();
-        for name in names {
-            input.extend_from_slice(name);
-            input.push(0);
+    fn rule(&self, found: &Match<'_>) -> Rule {
+        let source = found.source.map(|path| path.strip_prefix(self.root()).unwrap_or(path));
+        Rule {
+            includes: found.pattern.is_negative(),
+            source: source.map_or_else(String::new, |path| path.display().to_string()),
+            line: found.sequence_number.to_string(),
+            pattern: found.pattern.to_string(),
         }
-        if input.is_empty() {
-            return Vec::new();
-        }
-        let output = self.run_check_ignore(&input).unwrap_or_default();
-        let fields: Vec<&[u8]> = output.split(|byte| *byte == 0).collect();
-        let text = |bytes: &[u8]| OsStr::from_bytes(bytes).display().to_string();
-        let verdict =
-            |row: &[&[u8]; 4]| Verdict { name: row[3].to_vec(), rule: [row[0], row[1], row[2]].map(text) };
-        fields.as_chunks::<4>().0.iter().map(verdict).collect()
     }
 
-    /// Runs `git check-ignore` on paths that each end with a NUL byte, and returns its output.
-    fn run_check_ignore(&self, paths: &[u8]) -> io::Result<Vec<u8>> {
-        let mut command = Command::new("git");
-        command.arg("-C").arg(self.root()).args(["check-ignore", "-v", "-n", "-z", "--stdin"]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = command.spawn()?;
-        let stdin = child.stdin.take();
-        // Written on a thread, since the command answers while it still reads.
-        std::thread::scope(|scope| {
-            scope.spawn(|| stdin.map(|mut pipe| pipe.write_all(paths)));
-            Ok(child.wait_with_output()?.stdout)
-        })
+    /// Returns true unless a `.gitignore` that applies to one of these paths is a FIFO, a socket or a device.
+    fn can_read_rules(&self, targets: &[Target<'_>]) -> bool {
+        let Ok(workspace) = Root::open(self.root()) else { return false };
+        let folders: BTreeSet<_> = targets.iter().filter_map(|target| target.path().parent()).collect();
+        let folders: BTreeSet<_> = folders.iter().flat_map(RepoPath::ancestors).collect();
+        let is_device = |folder: RepoPath| {
+            let stat = folder.join(b".gitignore").and_then(|file| workspace.stat(&file));
+            stat.is_ok_and(|stat| stat.is_some_and(|stat| stat.kind == FileKind::Other))
+        };
+        !folders.into_iter().any(is_device)
     }
 }
 

@@ -1,8 +1,7 @@
 //! Access to the Git repository: commits, blobs, refs, tags, worktrees, signatures and remotes.
 //!
 //! Reading, and writing commits and tags of mlx's own, goes through `gix`, which runs no program whatever the
-//! repository's configuration says. Staging files, checking ignore rules, fetching and pushing run the user's
-//! `git`.
+//! repository's configuration says. Staging files, fetching and pushing run the user's `git`.
 
 mod difference;
 mod history;

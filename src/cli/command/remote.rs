@@ -120,9 +120,11 @@ pub fn warn_in_work_tree(ctx: &Context<'_>, repo: &Repo, url: &str) -> Result<()
     if folder.starts_with('/')
         && (path.is_root() || !repo.git.exposed(&[IgnoreTarget::Folder(&path)])?.is_empty())
     {
+        let ignore =
+            if path.is_root() { String::new() } else { format!("ignore `{path}` in `.gitignore`, or ") };
         let message = format!(
-            "the remote `{folder}` is in the work tree, and Git would add its objects: ignore `{path}` in \
-             `.gitignore`, or choose a folder elsewhere"
+            "the remote `{folder}` is in the work tree, and Git would add its objects: {ignore}choose a \
+             folder elsewhere"
         );
         ctx.progress.warn(&message);
     }
