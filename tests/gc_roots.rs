@@ -60,7 +60,7 @@ fn three_commits(sandbox: &Sandbox) {
 /// pointer.
 type State = fn(&Sandbox) -> String;
 
-const STATES: [(&str, State); 14] = [
+const STATES: [(&str, State); 17] = [
     ("a commit on a detached HEAD", |sandbox| {
         sandbox.git("checkout -q --detach");
         let pointer = add(sandbox, "needed");
@@ -187,7 +187,86 @@ const STATES: [(&str, State); 14] = [
         sandbox.git("checkout -q main");
         pointer
     }),
+    ("a commit that is replaced", |sandbox| {
+        let pointer = add(sandbox, "needed");
+        sandbox.commit("needed");
+        add(sandbox, "3");
+        sandbox.commit("three");
+        sandbox.git("replace main~1 main");
+        pointer
+    }),
+    ("a replacement for a pointer", |sandbox| {
+        let pointer = add(sandbox, "needed");
+        sandbox.git("add a.mlx");
+        sandbox.git("replace main~1:a.mlx :a.mlx");
+        add(sandbox, "3");
+        sandbox.git("add a.mlx");
+        pointer
+    }),
+    ("a tree that a ref names", |sandbox| {
+        let pointer = add(sandbox, "needed");
+        sandbox.git("add a.mlx");
+        let tree = sandbox.git("write-tree");
+        sandbox.git(&format!("update-ref refs/trees/x {}", tree.trim()));
+        sandbox.git("checkout -q HEAD -- a.mlx");
+        pointer
+    }),
 ];
+
+/// A namespace hides the other refs from those who are served, and a hook of Git has an index of its own: gc
+/// reads what Git's own gc reads.
+#[test]
+fn environment_variables_of_git_hide_nothing_from_gc() {
+    for variable in [("GIT_NAMESPACE", "x"), ("GIT_INDEX_FILE", ".git/other")] {
+        let sandbox = Sandbox::new();
+        three_commits(&sandbox);
+        let committed = add(&sandbox, "committed");
+        sandbox.commit("committed");
+        let staged = add(&sandbox, "staged");
+        sandbox.git("add a.mlx");
+        let garbage = add(&sandbox, "unneeded");
+        add(&sandbox, "2");
+        let mut gc = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
+        let swept = command_result(gc.args(GC_NOW.split(' ')).env(variable.0, variable.1).output().unwrap());
+        assert_eq!(swept.code, 0, "{variable:?}: {}", swept.err);
+        assert!(is_stored(&sandbox, &committed, "committed"), "{variable:?}");
+        assert!(is_stored(&sandbox, &staged, "staged"), "{variable:?}");
+        assert!(!is_stored(&sandbox, &garbage, "unneeded"), "{variable:?}");
+    }
+}
+
+/// What a filter makes of a pointer names nothing that gc could keep.
+#[test]
+fn a_pointer_that_passes_a_filter_is_refused_and_stops_gc() {
+    let sandbox = Sandbox::new();
+    three_commits(&sandbox);
+    for end in ["clean", "smudge"] {
+        sandbox.git(&format!("config filter.f.{end} 'tr a-z n-za-m'"));
+    }
+    sandbox.write(".gitattributes", "*.mlx filter=f\n*.lock filter=f\n");
+    sandbox.write("b", "b");
+    sandbox.write("d/c", "c");
+    for args in ["add a", "add b", "add --glob 'd/*'", "move a e"] {
+        let error = sandbox.fails(args, 4);
+        assert!(error.contains("passes the Git filter `f`") && error.contains(" -filter` to"), "{error}");
+    }
+    assert!(!sandbox.has("b.mlx") && !sandbox.has("d/c.mlx") && sandbox.has("a"));
+    sandbox.write("mlx.toml", "[stage.s]\ncmd = \"cp b o\"\ndeps = [\"b\"]\nouts = [\"o\"]\n");
+    assert!(sandbox.fails("repro", 4).contains("`mlx.lock` passes the Git filter `f`"));
+    assert!(!sandbox.has("o"));
+    fs::remove_file(sandbox.repo.join("mlx.toml")).unwrap();
+    // The filter came after the pointer.
+    sandbox.git("add --renormalize .");
+    let error = sandbox.fails(GC_NOW, 5);
+    assert!(
+        error.contains("`a.mlx` in Git's index needs") && error.contains("--renormalize a.mlx"),
+        "{error}"
+    );
+    sandbox.write(".gitattributes", "*.mlx -filter\n");
+    sandbox.git("add --renormalize .");
+    sandbox.ok(GC_NOW);
+    sandbox.ok("add b");
+}
 
 #[test]
 fn gc_keeps_objects_reachable_in_every_state_of_git() {

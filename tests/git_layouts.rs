@@ -248,3 +248,40 @@ fn a_submodule_has_its_own_pointers_and_store() {
     sandbox.ok("fsck");
     assert_eq!(submodule.json("status")["clean"], true);
 }
+
+/// A new repository in its place, or the one around it, would be wrong in all these cases.
+#[test]
+fn a_repository_that_cannot_be_opened_is_named_with_the_reason() {
+    let sandbox = Sandbox::new();
+    sandbox.commit("start");
+    sandbox.git("worktree add -q inner");
+    fs::remove_dir_all(sandbox.repo.join(".git/worktrees/inner")).unwrap();
+    for args in ["init", "status"] {
+        let error = sandbox.at(&sandbox.repo.join("inner")).fails(args, 3);
+        assert!(
+            error.contains("inner` has lost its Git folder") && error.contains("worktrees/inner`"),
+            "{error}"
+        );
+        assert!(error.contains("git worktree repair") && !error.contains("git init"), "{error}");
+    }
+    let config = sandbox.repo.join(".git/config");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, format!("{text}[broken\n")).unwrap();
+    for args in ["init", "status"] {
+        let error = sandbox.fails(args, 5);
+        assert!(error.contains("bad config line") && error.contains(".git/config"), "{error}");
+        assert!(!error.contains("git init"), "{error}");
+    }
+    fs::write(&config, text).unwrap();
+    sandbox.ok("status");
+}
+
+#[test]
+fn a_repository_with_sha256_objects_is_refused_by_name() {
+    let sandbox = Sandbox::empty();
+    sandbox.git("init -q --object-format=sha256 .");
+    for args in ["init", "status"] {
+        let error = sandbox.fails(args, 2);
+        assert!(error.contains("has SHA-256 objects") && !error.contains("git init"), "{error}");
+    }
+}

@@ -49,19 +49,12 @@ struct Visit {
 
 impl Git {
     /// Returns text that changes whenever the ancestry of commits changes without any ref changing: the
-    /// boundaries of a shallow clone, and replace refs.
-    pub fn ancestry_overrides(&self) -> Result<String> {
-        let context = || "cannot read the shallow boundary and replace refs".to_owned();
-        let boundary = from_gix(self.repo.shallow_commits(), context)?;
-        let mut lines: Vec<String> =
-            boundary.iter().flat_map(|commits| commits.iter()).map(ToString::to_string).collect();
-        for reference in
-            from_gix(from_gix(self.repo.references(), context)?.prefixed("refs/replace/"), context)?
-        {
-            let reference = from_gix(reference, context)?;
-            lines.push(format!("{} {}", reference.name().as_bstr(), reference.id()));
-        }
-        Ok(lines.join("\n"))
+    /// boundaries of a shallow clone.
+    pub fn shallow_boundary(&self) -> Result<String> {
+        let boundary =
+            from_gix(self.repo.shallow_commits(), || "cannot read the shallow boundary".to_owned())?;
+        let lines = boundary.iter().flat_map(|commits| commits.iter()).map(ToString::to_string);
+        Ok(lines.collect::<Vec<_>>().join("\n"))
     }
 
     /// Compares the commits reachable from `before` and `now`.

@@ -19,6 +19,11 @@ impl BlobId {
     pub(super) fn new(id: gix::ObjectId) -> Self {
         Self(id)
     }
+
+    /// Returns true for the blob without bytes, such as of a file that is only intended to be added.
+    pub fn is_empty(self) -> bool {
+        self.0 == gix::ObjectId::empty_blob(self.0.kind())
+    }
 }
 
 /// Cache of the folders with a file of one name, by tree, so that trees that commits share are read once.

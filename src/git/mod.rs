@@ -3,9 +3,11 @@
 //! Reading, and writing commits and tags of mlx's own, goes through `gix`, which runs no program whatever the
 //! repository's configuration says. Staging files, fetching and pushing run the user's `git`.
 
+mod attributes;
 mod difference;
 mod history;
 mod ignore;
+mod open;
 mod refs;
 mod sign;
 mod tags;
@@ -13,10 +15,11 @@ mod upstream;
 mod write;
 
 pub use self::{
+    attributes::filter_error,
     difference::RevDifference,
     history::{BlobId, Commit, FolderCache},
     ignore::{IgnoredFile, Target as IgnoreTarget, ignore_line},
-    refs::{GitRef, RefTarget, TreeScan, Worktree},
+    refs::{GitRef, RefTarget, Target, TreeId, TreeScan, Worktree},
     sign::{Key, Signer},
     tags::Tag,
     upstream::{PushOutcome, RefListing, Upstream},
@@ -25,8 +28,9 @@ pub use self::{
 
 use std::{
     fmt,
+    io::{self, Write as _},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use gix::bstr::ByteSlice as _;
@@ -71,56 +75,6 @@ fn from_gix<T, E: fmt::Display>(result: Result<T, E>, context: impl FnOnce() -> 
 }
 
 impl Git {
-    /// Finds the repository that contains `start`.
-    pub fn discover(start: &Path) -> Result<Self> {
-        let none = |_| {
-            Error::not_found(format!("`{}` is not in a Git repository", start.display()))
-                .hint("create one with `git init`, or name another folder with `-C DIR`")
-        };
-        let repo = gix::discover(start).map_err(none)?;
-        // Refs in any other format would appear to be missing, and so would all commits that they lead to.
-        if repo.config_snapshot().string("extensions.refStorage").is_some_and(|it| it.as_bytes() != b"files")
-        {
-            let error = Error::usage(
-                "this Git repository keeps its refs in a table (the reftable format), which mlx cannot read",
-            );
-            return Err(error.hint("convert them with `git refs migrate --ref-format=files`"));
-        }
-        let root = repo.workdir().map(Path::to_owned).ok_or_else(|| {
-            Error::usage("this Git repository is bare: it has no files to work with")
-                .hint("use a clone with a worktree")
-        })?;
-        let root = fs::canonicalize(&root).unwrap_or(root);
-        Ok(Self { repo, root })
-    }
-
-    /// Like [`Git::discover`], for a command that works on the files in `start`. Refuses a repository whose
-    /// worktree is elsewhere, and one that is not the one in `GIT_DIR`, so that the data of one repository is
-    /// never applied to the files of another.
-    pub fn discover_checked(start: &Path) -> Result<Self> {
-        let found = Self::discover(start)?;
-        if fs::canonicalize(start).is_some_and(|it| !it.starts_with(&found.root)) {
-            let message = format!(
-                "`{}` is not in the worktree of its repository, which is `{}`",
-                start.display(),
-                found.root.display()
-            );
-            return Err(Error::usage(message)
-                .hint("change to that folder, or check `GIT_WORK_TREE` and `git config core.worktree`"));
-        }
-        let git_dir = std::env::var_os("GIT_DIR").map(PathBuf::from);
-        if git_dir.as_ref().is_some_and(|dir| fs::canonicalize(dir).as_ref() != Some(&found.worktree_dir())) {
-            let git_dir = git_dir.unwrap_or_default();
-            let message = format!(
-                "`GIT_DIR` is `{}`, but the repository here is `{}`",
-                git_dir.display(),
-                found.worktree_dir().display()
-            );
-            return Err(Error::usage(message).hint("unset `GIT_DIR`, or change to the repository it names"));
-        }
-        Ok(found)
-    }
-
     /// Returns the top folder of the worktree.
     pub fn root(&self) -> &Path {
         &self.root
@@ -212,6 +166,20 @@ impl Git {
         }
         let message = format!("`git add` failed: {}", String::from_utf8_lossy(&output.stderr).trim());
         Err(Error::new(Kind::Internal, message))
+    }
+
+    /// Runs a `git` command that answers for each of the names it is given, and returns its output.
+    fn query(&self, args: &[&str], names: &[u8]) -> io::Result<Vec<u8>> {
+        let mut command = Command::new("git");
+        command.arg("-C").arg(self.root()).args(args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn()?;
+        let stdin = child.stdin.take();
+        // Written on a thread, since the command answers while it still reads.
+        std::thread::scope(|scope| {
+            scope.spawn(|| stdin.map(|mut pipe| pipe.write_all(names)));
+            Ok(child.wait_with_output()?.stdout)
+        })
     }
 
     /// Returns the version that `git --version` prints.

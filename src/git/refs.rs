@@ -59,11 +59,22 @@ pub struct GitRef {
     id: gix::ObjectId,
 }
 
-/// Object that a reference leads to.
+/// Object that a reference leads to, past annotated tags.
+#[derive(Clone, Debug)]
+pub enum Target {
+    Commit(Rev),
+    Tree(TreeId),
+    Blob(BlobId),
+}
+
+/// Id of a folder in Git.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TreeId(gix::ObjectId);
+
+/// A resolved reference.
 #[derive(Clone, Debug)]
 pub struct RefTarget {
-    /// The commit; `None` if the object is a tree or a blob.
-    pub commit: Option<Rev>,
+    pub target: Target,
     /// Messages of the annotated tags that led to it.
     pub messages: Vec<String>,
 }
@@ -148,6 +159,9 @@ impl Git {
         for proxy in from_gix(self.repo.worktrees(), context)? {
             found.push(from_gix(proxy.into_repo_with_possibly_inaccessible_worktree(), context)?);
         }
+        for repo in &mut found {
+            repo.clear_namespace();
+        }
         Ok(found)
     }
 
@@ -157,35 +171,36 @@ impl Git {
         for repo in self.repositories()? {
             let root = repo.workdir().map(std::path::Path::to_owned);
             let exists = root.as_ref().is_none_or(|it| fs::is_dir(it));
-            let index = from_gix(repo.index_or_empty(), || "cannot read Git's index".into())?;
-            let entries = index.entries().iter().filter(|it| it.mode != gix::index::entry::Mode::COMMIT);
-            let entries = entries.filter(|it| wanted(it.path(&index).as_bytes()));
-            let staged = entries.filter_map(|entry| {
-                let path = RepoPath::from_bytes(entry.path(&index).as_bytes()).ok()?;
-                Some((path, BlobId::new(entry.id)))
-            });
+            let mut staged = staged_files(&repo, &repo.index_path(), wanted)?;
+            // `GIT_INDEX_FILE` names another index meanwhile, as in Git's own hooks.
+            let own = repo.git_dir().join("index");
+            if own != repo.index_path() {
+                staged.extend(staged_files(&repo, &own, wanted)?);
+            }
             let folder = fs::canonicalize(repo.git_dir()).unwrap_or_else(|| repo.git_dir().to_owned());
             let (root, away) = if exists { (root, None) } else { (None, root) };
-            worktrees.push(Worktree { staged: staged.collect(), root, missing_root: away, git_dir: folder });
+            worktrees.push(Worktree { staged, root, missing_root: away, git_dir: folder });
         }
         Ok(worktrees)
     }
 
-    /// Follows a reference to its commit. It is an error if the object is missing.
+    /// Follows a reference to what it leads to. It is an error if the object is missing.
     pub fn resolve_reference(&self, name: &GitRef) -> Result<RefTarget> {
         let context = || format!("cannot resolve `{}`", name.name);
         let (mut id, mut messages) = (name.id, Vec::new());
         loop {
             let object = from_gix(self.repo.find_object(id), context)?;
             match object.kind {
-                ObjectKind::Commit => return Ok(RefTarget { commit: Some(Rev(id)), messages }),
+                ObjectKind::Commit => return Ok(RefTarget { target: Target::Commit(Rev(id)), messages }),
                 ObjectKind::Tag => {
                     let tag = from_gix(object.try_into_tag(), context)?;
                     messages.push(from_gix(tag.decode(), context)?.message.to_string());
                     id = from_gix(tag.target_id(), context)?.detach();
                 }
-                // A user's ref to a blob or tree leads to no commit, and to nothing that mlx wrote.
-                ObjectKind::Tree | ObjectKind::Blob => return Ok(RefTarget { commit: None, messages }),
+                ObjectKind::Tree => return Ok(RefTarget { target: Target::Tree(TreeId(id)), messages }),
+                ObjectKind::Blob => {
+                    return Ok(RefTarget { target: Target::Blob(BlobId::new(id)), messages });
+                }
             }
         }
     }
@@ -196,6 +211,27 @@ impl Git {
         let walk = from_gix(self.repo.rev_walk(from.iter().map(|it| it.0)).all(), context)?;
         walk.map(|it| Ok(Rev(from_gix(it, context)?.id))).collect()
     }
+}
+
+/// Lists the files of an index whose path `wanted` accepts; none if there is no index.
+fn staged_files(
+    repo: &gix::Repository,
+    index: &std::path::Path,
+    wanted: &dyn Fn(&[u8]) -> bool,
+) -> Result<Vec<(RepoPath, BlobId)>> {
+    if !fs::is_file(index) {
+        return Ok(Vec::new());
+    }
+    let index =
+        gix::index::File::at(index, repo.object_hash(), false, gix::index::decode::Options::default());
+    let index = from_gix(index, || "cannot read Git's index".into())?;
+    let entries = index.entries().iter().filter(|it| it.mode != gix::index::entry::Mode::COMMIT);
+    let entries = entries.filter(|it| wanted(it.path(&index).as_bytes()));
+    let staged = entries.filter_map(|entry| {
+        let path = RepoPath::from_bytes(entry.path(&index).as_bytes()).ok()?;
+        Some((path, BlobId::new(entry.id)))
+    });
+    Ok(staged.collect())
 }
 
 /// Adds a ref and the recent entries of its reflog. Of `refs/stash` all entries are added, since older
@@ -241,6 +277,11 @@ impl<'g> TreeScan<'g> {
         let commit = from_gix(self.git.repo.find_commit(rev.0), context)?;
         let tree = from_gix(commit.tree_id(), context)?.detach();
         self.below(tree, 0)
+    }
+
+    /// Lists the wanted files in a tree.
+    pub fn files_of_tree(&mut self, tree: TreeId) -> Result<Rc<[(RepoPath, BlobId)]>> {
+        self.below(tree.0, 0)
     }
 
     fn below(&mut self, tree: gix::ObjectId, depth: usize) -> Result<Rc<[(RepoPath, BlobId)]>> {

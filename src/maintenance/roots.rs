@@ -7,9 +7,12 @@
 //! it. A file that has the suffix of a pointer but is not one needs nothing. Messages of tags and events name
 //! packages and reports by their digests: everything that looks like a digest there is kept, whether of a
 //! version, a release, or an event of a newer mlx.
+//!
+//! History is read as it is stored, without replacements (`git replace`). A replacement is a ref itself, so
+//! that both are kept, as Git's own `gc` does.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     path::PathBuf,
     rc::Rc,
 };
@@ -18,7 +21,7 @@ use crate::{
     digest::Digest,
     error::{Error, Result, WithContext},
     fs,
-    git::{BlobId, Git, GitRef, Rev, TreeScan},
+    git::{BlobId, Git, GitRef, Rev, Target, TreeScan},
     ledger::AUDIT,
     lineage::is_tracking_file,
     maintenance::{
@@ -35,6 +38,9 @@ use crate::{
     traffic::spool,
     workspace::KeptVersion,
 };
+
+/// Size of the largest file of a filter that may stand for a pointer, in bytes.
+const MAX_FILTERED_SIZE: usize = 1024;
 
 /// Place that refers to an object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,27 +106,25 @@ struct FileReferences {
 
 /// Collects everything that the snapshot and its history refer to.
 pub fn roots(repo: &Repo, snapshot: &Snapshot, detail: Detail) -> Result<Roots> {
-    let mut reader = RootsReader::new(repo, detail);
+    let git = repo.git.without_replacements();
+    let mut reader = RootsReader::new(&git, detail);
     let tips = reader.tips(&snapshot.names)?;
     reader.commits(&tips.all)?;
-    reader.events(if tips.events.is_empty() {
-        Vec::new()
-    } else {
-        repo.git.ancestors(&to_vec(&tips.events))?
-    })?;
+    reader.events(if tips.events.is_empty() { Vec::new() } else { git.ancestors(&to_vec(&tips.events))? })?;
     reader.rest(repo, snapshot)
 }
 
 /// Collects roots as [`roots`] does, but digests only; history that was read before is not read again.
 pub fn roots_since(repo: &Repo, snapshot: &Snapshot) -> Result<Roots> {
-    let mut reader = RootsReader::new(repo, Detail::Digests);
+    let git = repo.git.without_replacements();
+    let mut reader = RootsReader::new(&git, Detail::Digests);
     reader.update_history_cache(repo, &snapshot.names)?;
     reader.rest(repo, snapshot)
 }
 
 /// Reads commits that were added to history, so that [`roots_since`] has little left to do.
 pub fn update_history_cache(repo: &Repo, names: &[GitRef]) -> Result<()> {
-    RootsReader::new(repo, Detail::Digests).update_history_cache(repo, names)
+    RootsReader::new(&repo.git.without_replacements(), Detail::Digests).update_history_cache(repo, names)
 }
 
 impl RootsReader<'_> {
@@ -211,20 +215,42 @@ impl Roots {
     }
 }
 
+/// Reason why it is unknown what a file in Git needs.
+struct Unreadable {
+    text: String,
+    hint: String,
+}
+
+type ReadBlob = Rc<Result<FileReferences, Unreadable>>;
+
+impl From<Error> for Unreadable {
+    fn from(error: Error) -> Self {
+        Self { hint: error.hint_text().unwrap_or("upgrade mlx").to_owned(), text: error.chain_text() }
+    }
+}
+
+impl FileReferences {
+    /// Returns true if nothing could be read from the file.
+    fn is_without_facts(&self) -> bool {
+        let is_empty = self.contents.is_empty() && self.inputs.is_empty() && self.runs.is_empty();
+        is_empty && (self.not_pointer || self.salvaged.is_some())
+    }
+}
+
 struct RootsReader<'g> {
     git: &'g Git,
     detail: Detail,
-    cache: HashMap<(BlobId, bool), Rc<Result<FileReferences, String>>>,
+    cache: HashMap<(BlobId, bool), ReadBlob>,
     roots: Roots,
 }
 
 impl RootsReader<'_> {
-    fn read(&mut self, path: &RepoPath, blob: BlobId) -> Result<Rc<Result<FileReferences, String>>> {
+    fn read(&mut self, path: &RepoPath, blob: BlobId) -> Result<ReadBlob> {
         let key = (blob, path.without_suffix(SUFFIX).is_some());
         if let Some(references) = self.cache.get(&key) {
             return Ok(Rc::clone(references));
         }
-        let references = Rc::new(self.parse_blob(path, blob)?.map_err(|it| it.chain_text()));
+        let references = Rc::new(self.parse_blob(path, blob)?.map_err(Unreadable::from));
         self.cache.insert(key, Rc::clone(&references));
         Ok(references)
     }
@@ -234,23 +260,19 @@ impl RootsReader<'_> {
         let pointer = path.without_suffix(SUFFIX).is_some();
         let limit = if pointer { READ_LIMIT } else { fs::MAX_DOCUMENT_SIZE };
         Ok(match self.git.read_small_blob(blob, limit)? {
+            Some(bytes) if is_filtered(path, &bytes) => Err(filtered(path)),
             Some(bytes) => parse(path, &bytes).or_else(|error| salvage(path, &bytes, error)),
             None if pointer => Ok(FileReferences::default()),
             None => Err(too_large(path)),
         })
     }
 
-    fn add_blob(
-        &mut self,
-        referrer: &dyn Fn() -> Referrer,
-        path: &RepoPath,
-        references: Rc<Result<FileReferences, String>>,
-    ) {
+    fn add_blob(&mut self, referrer: &dyn Fn() -> Referrer, path: &RepoPath, references: ReadBlob) {
         match &*references {
             Ok(references) => self.add(referrer, path, references),
-            // In Git, only a file that a newer mlx wrote is unreadable.
+            // In Git, only a file that a newer mlx or a filter wrote is unreadable.
             Err(why) => {
-                let error = Error::corrupt(why.clone()).hint("upgrade mlx");
+                let error = Error::corrupt(why.text.clone()).hint(why.hint.clone());
                 self.roots.unreadable.push((display_location(&referrer(), path), error));
             }
         }
@@ -283,19 +305,27 @@ impl RootsReader<'_> {
         }
     }
 
-    fn new(repo: &Repo, detail: Detail) -> RootsReader<'_> {
-        RootsReader { git: &repo.git, detail, cache: HashMap::new(), roots: Roots::default() }
+    fn new(git: &Git, detail: Detail) -> RootsReader<'_> {
+        RootsReader { git, detail, cache: HashMap::new(), roots: Roots::default() }
     }
 
     /// Reads the pointers and lockfiles of all worktrees and Git indexes.
     fn files(&mut self, snapshot: &Snapshot) -> Result<()> {
+        let mut readable = HashSet::new();
         for (root, path, bytes) in &snapshot.files {
             let references = parse(path, bytes).context(|| format!("in `{}`", root.display()));
+            if references.as_ref().is_ok_and(|found| !found.is_without_facts()) {
+                readable.insert((Some(root), path));
+            }
             self.add_file(&|| Referrer::Worktree(root.clone()), path, references);
         }
         for worktree in &snapshot.worktrees {
             for (path, blob) in &worktree.staged {
-                let references = self.read(path, *blob)?;
+                let mut references = self.read(path, *blob)?;
+                let says_nothing = matches!(&*references, Ok(found) if found.is_without_facts());
+                if says_nothing && !blob.is_empty() && readable.contains(&(worktree.root.as_ref(), path)) {
+                    references = Rc::new(Err(filtered(path).into()));
+                }
                 self.add_blob(&|| Referrer::Index(worktree.git_dir.clone()), path, references);
             }
         }
@@ -311,18 +341,39 @@ impl RootsReader<'_> {
             for message in &target.messages {
                 self.roots.add_digests(digests_in(message), &referrer, self.detail);
             }
-            if name.name.starts_with(AUDIT) {
-                tips.events.extend(target.commit.clone());
+            match target.target {
+                Target::Commit(rev) => {
+                    if name.name.starts_with(AUDIT) {
+                        tips.events.insert(rev.clone());
+                    }
+                    tips.all.insert(rev);
+                }
+                Target::Tree(tree) => {
+                    for (path, blob) in TreeScan::new(self.git, is_tracking_file).files_of_tree(tree)?.iter()
+                    {
+                        let references = self.read(path, *blob)?;
+                        self.add_blob(&|| referrer.clone(), path, references);
+                    }
+                }
+                Target::Blob(blob) => self.add_nameless(&referrer, blob)?,
             }
-            tips.all.extend(target.commit);
         }
         Ok(tips)
+    }
+
+    /// Adds everything that a blob without a name may need: it may be a pointer or a lockfile.
+    fn add_nameless(&mut self, referrer: &Referrer, blob: BlobId) -> Result<()> {
+        let bytes = self.git.read_small_blob(blob, fs::MAX_DOCUMENT_SIZE)?.unwrap_or_default();
+        let found = digests_in(&String::from_utf8_lossy(&bytes));
+        self.roots.runs.extend(&found);
+        self.roots.add_digests(found, referrer, self.detail);
+        Ok(())
     }
 
     fn update_history_cache(&mut self, repo: &Repo, names: &[GitRef]) -> Result<()> {
         // Tags may be removed, and the references in their messages with them: these are not cached.
         let tips = self.tips(names)?;
-        let mut history = RootsReader::new(repo, self.detail);
+        let mut history = RootsReader::new(self.git, self.detail);
         let mut cache = HistoryCache::load(repo)?;
         let unread = cache.unread(self.git, &tips)?;
         history.commit_files(unread.commits)?;
@@ -424,6 +475,24 @@ fn salvage(path: &RepoPath, bytes: &[u8], error: Error) -> Result<FileReferences
     })
 }
 
+/// Returns true for a file that Git LFS or git-crypt put in the place of a pointer or a lockfile. Other
+/// programs use the suffix of pointers, too, for files that are larger than any pointer.
+fn is_filtered(path: &RepoPath, bytes: &[u8]) -> bool {
+    let pointer = path.without_suffix(SUFFIX).is_some();
+    if bytes.starts_with(b"\0GITCRYPT\0") {
+        return !pointer || bytes.len() <= MAX_FILTERED_SIZE;
+    }
+    let text = String::from_utf8_lossy(bytes);
+    let size = text.lines().find_map(|line| line.strip_prefix("size ")?.parse::<usize>().ok());
+    text.starts_with("version https://git-lfs") && (!pointer || size.is_none_or(|it| it <= MAX_FILTERED_SIZE))
+}
+
+fn filtered(path: &RepoPath) -> Error {
+    Error::corrupt(format!("a Git filter replaced `{path}` by something else")).hint(format!(
+        "exempt it from the filter in `.gitattributes`, then run `git add --renormalize {path}`"
+    ))
+}
+
 fn too_large(path: &RepoPath) -> Error {
     Error::corrupt(format!("`{path}` is larger than {} MiB", fs::MAX_DOCUMENT_SIZE >> 20))
 }
@@ -510,6 +579,18 @@ mod tests {
             salvaged("a.mlx", &format!("digest = \"{one}\"\nformat = 2\n")).is_err(),
             "written by a newer mlx"
         );
+    }
+
+    #[test]
+    fn what_a_filter_made_of_a_pointer_is_not_taken_for_a_foreign_file() {
+        let filtered = |path: &str, bytes: &[u8]| is_filtered(&RepoPath::from_text(path).unwrap(), bytes);
+        let lfs =
+            |size: u32| format!("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize {size}\n");
+        assert!(filtered("a.mlx", lfs(150).as_bytes()) && filtered("mlx.lock", lfs(5000).as_bytes()));
+        assert!(!filtered("a.mlx", lfs(5000).as_bytes()), "a live script");
+        let crypt = |size: usize| [&b"\0GITCRYPT\0"[..], &vec![7; size]].concat();
+        assert!(filtered("a.mlx", &crypt(150)) && !filtered("a.mlx", &crypt(5000)));
+        assert!(filtered("mlx.lock", &crypt(5000)) && !filtered("a.mlx", b"PK\x03\x04"));
     }
 
     #[test]

@@ -2,12 +2,13 @@
 //!
 //! A plan makes the same checks, so that it never promises a run that would be refused.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     document,
     error::{Error, Kind, Result, WithContext},
     fs::FileKind,
+    git::filter_error,
     path::RepoPath,
     pipeline::{LOCKFILE, MANIFEST, Output, Pipelines, Records, Role, Stage, StageId},
 };
@@ -18,16 +19,23 @@ pub struct Checker<'p, 'w, 'r> {
     records: &'p Records<'p>,
     /// Paths that have a pointer.
     pointers: BTreeSet<RepoPath>,
+    /// Git filters of lockfiles.
+    filters: BTreeMap<RepoPath, String>,
 }
 
 impl<'p, 'w, 'r> Checker<'p, 'w, 'r> {
     pub fn new(pipelines: &'p Pipelines<'w, 'r>, records: &'p Records<'p>) -> Result<Self> {
-        Ok(Self { pipelines, records, pointers: pipelines.workspace.pointer_paths()? })
+        let lockfiles = pipelines.iter().map(|pipeline| pipeline.folder.join(LOCKFILE.as_bytes()));
+        let filters = pipelines.workspace.repo.git.filters(&lockfiles.collect::<Result<Vec<_>>>()?)?;
+        Ok(Self { pipelines, records, pointers: pipelines.workspace.pointer_paths()?, filters })
     }
 
     /// Checks a stage before anything runs.
     pub fn check(&self, id: &StageId) -> Result<()> {
         self.records.of(&id.folder)?;
+        if let Some((lockfile, filter)) = self.filters.get_key_value(&id.folder.join(LOCKFILE.as_bytes())?) {
+            return Err(filter_error(lockfile, filter));
+        }
         self.check_outputs(id)?;
         self.check_inputs(id)
     }

@@ -59,6 +59,7 @@ impl Workspace<'_> {
         claimed: &[(RepoPath, String)],
         progress: &dyn Progress,
     ) -> Result<Vec<Pointer>> {
+        self.check_unfiltered(paths)?;
         let pointed = self.pointer_paths()?;
         let mut writer = Writer::new(&self.repo.store);
         let mut found = Vec::new();
@@ -179,6 +180,14 @@ impl Workspace<'_> {
         self.note_base(path, stored)?;
         report_kept(path, &merged.absent, &merged.outdated, progress);
         Ok(content)
+    }
+
+    /// Refuses paths whose pointers would pass a Git filter.
+    pub(super) fn check_unfiltered(&self, paths: &[RepoPath]) -> Result<()> {
+        let paths = paths.iter().filter(|path| !path.is_root());
+        let tracked = |path: &RepoPath| self.pointer_of(path).ok().flatten().map(|pointer| pointer.path);
+        let files = paths.map(|path| tracked(path).unwrap_or_else(|| path.clone()).with_suffix(SUFFIX));
+        self.repo.git.check_unfiltered(&files.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>())
     }
 
     /// Returns the pointer of the tracked folder that contains `path`; a tracked file there is an error.

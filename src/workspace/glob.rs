@@ -93,6 +93,7 @@ impl Workspace<'_> {
         if folders.is_empty() && single.is_empty() {
             return Err(Error::not_found("no file matches").hint("`mlx add --help` has an example"));
         }
+        self.check_unfiltered(&folders.iter().chain(&single).cloned().collect::<Vec<_>>())?;
         let mut pointers = Vec::new();
         for top in folders {
             pointers.extend(self.add_to_folder(&top, glob, progress)?);

@@ -54,6 +54,7 @@ impl Workspace<'_> {
         if to.is_within(from) {
             return Err(Error::usage(format!("`{from}` cannot be moved into itself")));
         }
+        self.check_unfiltered(std::slice::from_ref(to))?;
         let lock = self.repo.lock_with_progress(progress)?;
         let (source, entry) = self.find_source(from)?;
         let target = self.find_target(to)?;
