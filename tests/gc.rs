@@ -418,3 +418,38 @@ fn objects_that_a_killed_add_of_another_clone_relies_on_are_kept() {
     }
     assert!(written > 2, "{written}");
 }
+
+/// A filter replaces the pointer by something that names no object.
+#[test]
+fn a_pointer_that_passes_a_filter_is_refused_and_stops_gc() {
+    let sandbox = Sandbox::new();
+    sandbox.write("a", "a");
+    sandbox.ok("add a");
+    sandbox.commit("a");
+    for end in ["clean", "smudge"] {
+        sandbox.git(&format!("config filter.f.{end} 'tr a-z n-za-m'"));
+    }
+    sandbox.write(".gitattributes", "*.mlx filter=f\n*.lock filter=f\n");
+    sandbox.write("b", "b");
+    sandbox.write("d/c", "c");
+    for args in ["add a", "add b", "add --glob 'd/*'", "move a e"] {
+        let error = sandbox.fails(args, 4);
+        assert!(error.contains("passes the Git filter `f`") && error.contains(" -filter` to"), "{error}");
+    }
+    assert!(!sandbox.has("b.mlx") && !sandbox.has("d/c.mlx") && sandbox.has("a"));
+    sandbox.write("mlx.toml", "[stage.s]\ncmd = \"cp b o\"\ndeps = [\"b\"]\nouts = [\"o\"]\n");
+    assert!(sandbox.fails("repro", 4).contains("`mlx.lock` passes the Git filter `f`"));
+    assert!(!sandbox.has("o"));
+    fs::remove_file(sandbox.repo.join("mlx.toml")).unwrap();
+    // The filter came after the pointer.
+    sandbox.git("add --renormalize .");
+    let error = sandbox.fails(GC_NOW, 5);
+    assert!(
+        error.contains("`a.mlx` in Git's index needs") && error.contains("--renormalize a.mlx"),
+        "{error}"
+    );
+    sandbox.write(".gitattributes", "*.mlx -filter\n");
+    sandbox.git("add --renormalize .");
+    sandbox.ok(GC_NOW);
+    sandbox.ok("add b");
+}

@@ -31,6 +31,7 @@ mod help;
 mod http_malformed;
 mod io_counts;
 mod laws;
+mod log;
 mod maintenance;
 mod malicious_repo;
 mod malicious_settings;

@@ -7,6 +7,7 @@ mod attributes;
 mod difference;
 mod history;
 mod ignore;
+mod index;
 mod open;
 mod refs;
 mod sign;
@@ -126,30 +127,6 @@ impl Git {
         let commit = from_gix(self.repo.find_commit(rev.0), context)?;
         let index = from_gix(self.repo.index_from_tree(&from_gix(commit.tree_id(), context)?), context)?;
         Ok(paths_of(&index, wanted))
-    }
-
-    /// Lists the files that Git tracks in this worktree whose path `wanted` accepts.
-    pub fn tracked(&self, wanted: &dyn Fn(&[u8]) -> bool) -> Result<Vec<RepoPath>> {
-        let index = from_gix(self.repo.index_or_empty(), || "cannot read Git's index".into())?;
-        Ok(paths_of(&index, wanted))
-    }
-
-    /// Reads a file as it is in Git's index; `None` if Git does not track it or does not have its bytes here.
-    pub fn staged(&self, path: &RepoPath) -> Result<Option<Vec<u8>>> {
-        let index = from_gix(self.repo.index_or_empty(), || "cannot read Git's index".into())?;
-        let id = index.entry_by_path(path.bytes().as_bstr()).map(|entry| entry.id);
-        Ok(id.and_then(|id| self.repo.find_object(id).ok()).map(|object| object.data.clone()))
-    }
-
-    /// Returns one file that Git tracks at `path` or below it, if any.
-    pub fn tracked_within(&self, path: &RepoPath) -> Result<Option<RepoPath>> {
-        let index = from_gix(self.repo.index_or_empty(), || "cannot read Git's index".into())?;
-        if index.entry_by_path(path.bytes().as_bstr()).is_some() {
-            return Ok(Some(path.clone()));
-        }
-        let folder = [path.bytes(), b"/"].concat();
-        let below = index.prefixed_entries(folder.as_bstr()).and_then(|it| it.first());
-        Ok(below.and_then(|it| RepoPath::from_bytes(it.path(&index)).ok()))
     }
 
     /// Runs `git add` on these files.

@@ -15,7 +15,7 @@ use gix::{bstr::ByteSlice as _, objs::Kind as ObjectKind};
 use crate::{
     error::Result,
     fs,
-    git::{BlobId, Git, Rev, from_gix},
+    git::{BlobId, Git, Rev, from_gix, index::staged_files},
     path::{MAX_DEPTH, RepoPath},
 };
 
@@ -211,27 +211,6 @@ impl Git {
         let walk = from_gix(self.repo.rev_walk(from.iter().map(|it| it.0)).all(), context)?;
         walk.map(|it| Ok(Rev(from_gix(it, context)?.id))).collect()
     }
-}
-
-/// Lists the files of an index whose path `wanted` accepts; none if there is no index.
-fn staged_files(
-    repo: &gix::Repository,
-    index: &std::path::Path,
-    wanted: &dyn Fn(&[u8]) -> bool,
-) -> Result<Vec<(RepoPath, BlobId)>> {
-    if !fs::is_file(index) {
-        return Ok(Vec::new());
-    }
-    let index =
-        gix::index::File::at(index, repo.object_hash(), false, gix::index::decode::Options::default());
-    let index = from_gix(index, || "cannot read Git's index".into())?;
-    let entries = index.entries().iter().filter(|it| it.mode != gix::index::entry::Mode::COMMIT);
-    let entries = entries.filter(|it| wanted(it.path(&index).as_bytes()));
-    let staged = entries.filter_map(|entry| {
-        let path = RepoPath::from_bytes(entry.path(&index).as_bytes()).ok()?;
-        Some((path, BlobId::new(entry.id)))
-    });
-    Ok(staged.collect())
 }
 
 /// Adds a ref and the recent entries of its reflog. Of `refs/stash` all entries are added, since older

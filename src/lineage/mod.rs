@@ -6,5 +6,5 @@ mod versions;
 
 pub use self::{
     trace::{Lineage, Node, Origin, is_tracking_file, trace},
-    versions::{Version, content_at, versions},
+    versions::{State, Version, content_at, versions},
 };

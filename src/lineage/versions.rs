@@ -3,20 +3,48 @@
 use crate::{
     digest::Digest,
     error::{Error, Result},
-    git::{Commit, Git, Rev},
+    git::{BlobId, Commit, Git, Rev},
     path::RepoPath,
     pipeline::{LOCKFILE, Lockfile, StageRecord},
     pointer::{Content, Pointer, SUFFIX},
     store::{Store, entry_at},
 };
 
-/// A commit that changed the content of a path; no content where the commit removed it.
+/// State of a path in a commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    Content(Content),
+    /// It is not tracked there.
+    Absent,
+    /// A pointer or lockfile that may track it cannot be read.
+    Unreadable {
+        why: String,
+        file: BlobId,
+    },
+}
+
+/// A commit that changed the content of a path, removed it, or wrote what cannot be read.
 #[derive(Clone, Debug)]
 pub struct Version {
     pub commit: Commit,
-    pub content: Option<Content>,
+    pub state: State,
     /// True if the content was recorded as a stage's result without a run.
     pub not_run: bool,
+}
+
+impl State {
+    fn content(&self) -> Option<&Content> {
+        if let Self::Content(content) = self { Some(content) } else { None }
+    }
+
+    /// Returns true if the commit of the other state changed nothing: what cannot be read is compared by the
+    /// bytes of its file.
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Content(one), Self::Content(two)) => one.digest == two.digest,
+            (one, two) => one == two,
+        }
+    }
 }
 
 /// Returns the versions of `path` among the ancestors of `start` and itself, newest first.
@@ -24,17 +52,17 @@ pub fn versions(git: &Git, store: &Store, start: &Rev, path: &RepoPath) -> Resul
     let mut found = Vec::new();
     let mut is_known = false;
     for commit in git.log(std::slice::from_ref(start))? {
-        let current = content_at(git, store, &commit.rev, path)?;
-        is_known |= current.is_some();
-        let before = commit.parents.iter().map(|parent| content_at(git, store, parent, path));
-        let before = before.collect::<Result<Vec<_>>>()?;
+        let current = state_at(git, store, &commit.rev, path)?;
+        is_known |= current.content().is_some();
+        let before = commit.parents.iter().map(|parent| state_at(git, store, parent, path));
+        let mut before = before.collect::<Result<Vec<_>>>()?;
+        if before.is_empty() {
+            before.push(State::Absent);
+        }
         // A merge that kept one parent's content is not a version.
-        let digest = current.map(|content| content.digest);
-        let same = |parent: &Option<Content>| parent.map(|content| content.digest) == digest;
-        let changed = if before.is_empty() { current.is_some() } else { !before.iter().any(same) };
-        if changed {
-            let not_run = current.is_some() && is_not_run(git, &commit.rev, path)?;
-            found.push(Version { commit, content: current, not_run });
+        if !before.iter().any(|parent| current.is_same(parent)) {
+            let not_run = current.content().is_some() && is_not_run(git, &commit.rev, path)?;
+            found.push(Version { commit, state: current, not_run });
         }
     }
     if is_known {
@@ -46,23 +74,58 @@ pub fn versions(git: &Git, store: &Store, start: &Rev, path: &RepoPath) -> Resul
 }
 
 /// Returns the content of a path at a commit, from its own pointer or that of a folder above it, or from a
-/// lockfile.
+/// lockfile; `None` if it is not tracked there. It is an error if that cannot be read.
 pub fn content_at(git: &Git, store: &Store, rev: &Rev, path: &RepoPath) -> Result<Option<Content>> {
+    match state_at(git, store, rev, path)? {
+        State::Content(content) => Ok(Some(content)),
+        State::Absent => Ok(None),
+        State::Unreadable { why, .. } => Err(Error::corrupt(format!("at the commit {}, {why}", rev.short()))
+            .hint("name a commit whose pointers and lockfiles can be read")),
+    }
+}
+
+fn state_at(git: &Git, store: &Store, rev: &Rev, path: &RepoPath) -> Result<State> {
     let mut next = Some(path.clone());
     while let Some(top) = next.filter(|it| !it.is_root()) {
-        if let Some(bytes) = git.read(rev, &top.with_suffix(SUFFIX))?
-            && let Ok(pointer) = Pointer::parse(top.clone(), &bytes)
-        {
-            return content_within(store, &pointer, path);
-        }
         next = top.parent();
+        let Some(file) = git.blob(rev, &top.with_suffix(SUFFIX))? else { continue };
+        let bytes = git.read_blob(file)?;
+        // Other programs use the suffix of pointers, too.
+        if Pointer::looks_like_pointer(&bytes) {
+            return match Pointer::parse(top, &bytes) {
+                Ok(pointer) => content_within(store, &pointer, path),
+                Err(error) => Ok(State::Unreadable { why: error.chain_text(), file }),
+            };
+        }
     }
     recorded_at(git, store, rev, path)
 }
 
-/// Returns true if the lockfiles of a commit record a path as a result that was not run.
+/// Returns the state of a path by the lockfiles of a commit. Any of them may record an output at any path, so
+/// that it is unknown while one of them cannot be read.
+fn recorded_at(git: &Git, store: &Store, rev: &Rev, path: &RepoPath) -> Result<State> {
+    let mut state = State::Absent;
+    for lockfile in git.files(rev, &is_lockfile)? {
+        let Some(file) = git.blob(rev, &lockfile)? else { continue };
+        let lock = match Lockfile::parse(&lockfile, &git.read_blob(file)?) {
+            Ok(lock) => lock,
+            Err(error) => {
+                state = State::Unreadable { why: error.chain_text(), file };
+                continue;
+            }
+        };
+        if let Some((top, content)) = lock.output(path) {
+            return content_within(store, &Pointer { path: top.clone(), content: *content }, path);
+        }
+    }
+    Ok(state)
+}
+
+/// Returns true if the lockfiles of a commit record a path as a result that was not run; unreadable ones are
+/// skipped.
 fn is_not_run(git: &Git, rev: &Rev, path: &RepoPath) -> Result<bool> {
-    for lock in lockfiles_at(git, rev)? {
+    for file in git.files(rev, &is_lockfile)? {
+        let Ok(lock) = Lockfile::parse(&file, &git.read(rev, &file)?.unwrap_or_default()) else { continue };
         let mut records = lock.records().map(|(_, record)| record);
         let makes = |record: &StageRecord| record.contents().any(|(top, _)| path.is_within(top));
         if let Some(record) = records.find(|record| makes(record)) {
@@ -72,39 +135,24 @@ fn is_not_run(git: &Git, rev: &Rev, path: &RepoPath) -> Result<bool> {
     Ok(false)
 }
 
-/// Reads the lockfiles of a commit; unreadable ones are skipped.
-fn lockfiles_at(git: &Git, rev: &Rev) -> Result<Vec<Lockfile>> {
-    let is_lockfile =
-        |path: &[u8]| path == LOCKFILE.as_bytes() || path.ends_with(format!("/{LOCKFILE}").as_bytes());
-    let mut locks = Vec::new();
-    for file in git.files(rev, &is_lockfile)? {
-        locks.extend(Lockfile::parse(&file, &git.read(rev, &file)?.unwrap_or_default()).ok());
-    }
-    Ok(locks)
-}
-
-/// Returns the content of a path as the lockfiles of a commit record it; unreadable ones are skipped.
-fn recorded_at(git: &Git, store: &Store, rev: &Rev, path: &RepoPath) -> Result<Option<Content>> {
-    for lock in lockfiles_at(git, rev)? {
-        if let Some((top, content)) = lock.output(path) {
-            return content_within(store, &Pointer { path: top.clone(), content: *content }, path);
-        }
-    }
-    Ok(None)
+fn is_lockfile(path: &[u8]) -> bool {
+    path == LOCKFILE.as_bytes() || path.ends_with(format!("/{LOCKFILE}").as_bytes())
 }
 
 /// Returns the content of `path` within that of a pointer above it.
-fn content_within(store: &Store, pointer: &Pointer, path: &RepoPath) -> Result<Option<Content>> {
+fn content_within(store: &Store, pointer: &Pointer, path: &RepoPath) -> Result<State> {
     let below = path.strip_prefix(&pointer.path).unwrap_or_default();
     if below.is_root() {
-        return Ok(Some(pointer.content));
+        return Ok(State::Content(pointer.content));
     }
     let entry = entry_at(store, &pointer.content.digest, &below)?;
-    Ok(entry.map(|entry| Content {
-        digest: entry.digest,
-        files: entry.files,
-        kind: entry.kind.content_kind(),
-        size: entry.size,
+    Ok(entry.map_or(State::Absent, |entry| {
+        State::Content(Content {
+            digest: entry.digest,
+            files: entry.files,
+            kind: entry.kind.content_kind(),
+            size: entry.size,
+        })
     }))
 }
 
@@ -117,6 +165,7 @@ pub fn introducing_commit(
     wanted: &Digest,
 ) -> Result<Option<Commit>> {
     let found = versions(git, store, start, path)?;
-    let has_wanted = |version: &Version| version.content.is_some_and(|content| content.digest == *wanted);
+    let has_wanted =
+        |version: &Version| version.state.content().is_some_and(|content| content.digest == *wanted);
     Ok(found.into_iter().find(has_wanted).map(|version| version.commit))
 }

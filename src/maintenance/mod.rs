@@ -12,6 +12,7 @@ mod leftovers;
 mod mark;
 #[cfg(test)]
 mod model_test;
+mod references;
 mod repair;
 mod roots;
 mod snapshot;

@@ -2,11 +2,9 @@
 //! versions and the traffic spool refer to.
 //!
 //! Each blob is read once, however many commits hold it. If a pointer or lockfile in a worktree cannot be
-//! parsed, its needs are unknown until the user fixes it. In a commit it cannot be fixed: all digests written
-//! in the file are kept, such as both sides of a conflict; it can need nothing else, unless a newer mlx wrote
-//! it. A file that has the suffix of a pointer but is not one needs nothing. Messages of tags and events name
-//! packages and reports by their digests: everything that looks like a digest there is kept, whether of a
-//! version, a release, or an event of a newer mlx.
+//! parsed, its needs are unknown until the user fixes it. A file that has the suffix of a pointer but is not
+//! one needs nothing. Messages of tags and events name packages and reports by their digests: everything that
+//! looks like a digest there is kept, whether of a version, a release, or an event of a newer mlx.
 //!
 //! History is read as it is stored, without replacements (`git replace`). A replacement is a ref itself, so
 //! that both are kept, as Git's own `gc` does.
@@ -27,20 +25,17 @@ use crate::{
     maintenance::{
         clones,
         history_cache::{HistoryCache, Tips},
+        references::{FileReferences, ReadBlob, Unreadable, digests_in, filtered, parse, parse_committed},
         snapshot::Snapshot,
     },
     path::RepoPath,
-    pipeline::Lockfile,
-    pointer::{Content, ContentKind, Pointer, READ_LIMIT, SUFFIX},
+    pointer::{Content, ContentKind, READ_LIMIT, SUFFIX},
     repo::Repo,
     store::Store,
     time::Timestamp,
     traffic::spool,
     workspace::KeptVersion,
 };
-
-/// Size of the largest file of a filter that may stand for a pointer, in bytes.
-const MAX_FILTERED_SIZE: usize = 1024;
 
 /// Place that refers to an object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,19 +84,6 @@ pub struct Roots {
 pub enum Detail {
     Digests,
     References,
-}
-
-/// References found in one pointer or lockfile.
-#[derive(Default)]
-struct FileReferences {
-    /// Contents with their paths; `None` for a pointer, whose path follows from that of its file.
-    contents: Vec<(Option<RepoPath>, Content)>,
-    /// Inputs of runs, which may never have been stored.
-    inputs: Vec<Digest>,
-    runs: Vec<Digest>,
-    /// Reason why only the digests in the file are known.
-    salvaged: Option<String>,
-    not_pointer: bool,
 }
 
 /// Collects everything that the snapshot and its history refer to.
@@ -215,28 +197,6 @@ impl Roots {
     }
 }
 
-/// Reason why it is unknown what a file in Git needs.
-struct Unreadable {
-    text: String,
-    hint: String,
-}
-
-type ReadBlob = Rc<Result<FileReferences, Unreadable>>;
-
-impl From<Error> for Unreadable {
-    fn from(error: Error) -> Self {
-        Self { hint: error.hint_text().unwrap_or("upgrade mlx").to_owned(), text: error.chain_text() }
-    }
-}
-
-impl FileReferences {
-    /// Returns true if nothing could be read from the file.
-    fn is_without_facts(&self) -> bool {
-        let is_empty = self.contents.is_empty() && self.inputs.is_empty() && self.runs.is_empty();
-        is_empty && (self.not_pointer || self.salvaged.is_some())
-    }
-}
-
 struct RootsReader<'g> {
     git: &'g Git,
     detail: Detail,
@@ -259,12 +219,7 @@ impl RootsReader<'_> {
     fn parse_blob(&self, path: &RepoPath, blob: BlobId) -> Result<Result<FileReferences>> {
         let pointer = path.without_suffix(SUFFIX).is_some();
         let limit = if pointer { READ_LIMIT } else { fs::MAX_DOCUMENT_SIZE };
-        Ok(match self.git.read_small_blob(blob, limit)? {
-            Some(bytes) if is_filtered(path, &bytes) => Err(filtered(path)),
-            Some(bytes) => parse(path, &bytes).or_else(|error| salvage(path, &bytes, error)),
-            None if pointer => Ok(FileReferences::default()),
-            None => Err(too_large(path)),
-        })
+        Ok(parse_committed(path, self.git.read_small_blob(blob, limit)?.as_deref()))
     }
 
     fn add_blob(&mut self, referrer: &dyn Fn() -> Referrer, path: &RepoPath, references: ReadBlob) {
@@ -438,71 +393,6 @@ fn display_location(referrer: &Referrer, path: &RepoPath) -> String {
     }
 }
 
-fn parse(path: &RepoPath, bytes: &[u8]) -> Result<FileReferences> {
-    let mut found = FileReferences::default();
-    if let Some(of) = path.without_suffix(SUFFIX) {
-        found.not_pointer = !Pointer::looks_like_pointer(bytes);
-        if !found.not_pointer {
-            found.contents.push((None, Pointer::parse(of, bytes)?.content));
-        }
-        return Ok(found);
-    }
-    if bytes.len() as u64 > fs::MAX_DOCUMENT_SIZE {
-        return Err(too_large(path));
-    }
-    for (_, record) in Lockfile::parse(path, bytes)?.records() {
-        found.contents.extend(record.contents().map(|(path, content)| (Some(path.clone()), *content)));
-        found.inputs.extend(record.inputs().map(|it| it.digest));
-        found.runs.extend(record.keys());
-    }
-    Ok(found)
-}
-
-/// Returns everything that a file in Git which cannot be parsed may need: all digests in it.
-fn salvage(path: &RepoPath, bytes: &[u8], error: Error) -> Result<FileReferences> {
-    let pointer = path.without_suffix(SUFFIX).is_some();
-    if if pointer { Pointer::is_newer(bytes) } else { Lockfile::is_newer(bytes) } {
-        return Err(error);
-    }
-    // An editor may have saved the file as UTF-16, with zeros between the letters.
-    let digests = digests_in(&String::from_utf8_lossy(bytes).replace('\0', ""));
-    let runs = if pointer { Vec::new() } else { digests.clone() };
-    Ok(FileReferences {
-        inputs: digests,
-        runs,
-        salvaged: Some(error.chain_text()),
-        ..FileReferences::default()
-    })
-}
-
-/// Returns true for a file that Git LFS or git-crypt put in the place of a pointer or a lockfile. Other
-/// programs use the suffix of pointers, too, for files that are larger than any pointer.
-fn is_filtered(path: &RepoPath, bytes: &[u8]) -> bool {
-    let pointer = path.without_suffix(SUFFIX).is_some();
-    if bytes.starts_with(b"\0GITCRYPT\0") {
-        return !pointer || bytes.len() <= MAX_FILTERED_SIZE;
-    }
-    let text = String::from_utf8_lossy(bytes);
-    let size = text.lines().find_map(|line| line.strip_prefix("size ")?.parse::<usize>().ok());
-    text.starts_with("version https://git-lfs") && (!pointer || size.is_none_or(|it| it <= MAX_FILTERED_SIZE))
-}
-
-fn filtered(path: &RepoPath) -> Error {
-    Error::corrupt(format!("a Git filter replaced `{path}` by something else")).hint(format!(
-        "exempt it from the filter in `.gitattributes`, then run `git add --renormalize {path}`"
-    ))
-}
-
-fn too_large(path: &RepoPath) -> Error {
-    Error::corrupt(format!("`{path}` is larger than {} MiB", fs::MAX_DOCUMENT_SIZE >> 20))
-}
-
-/// Returns everything in a text that is written as a digest.
-pub fn digests_in(text: &str) -> Vec<Digest> {
-    let starts = text.match_indices("b3:").map(|it| it.0);
-    starts.filter_map(|at| text.get(at..at + 67)?.parse().ok()).collect()
-}
-
 /// Adds the versions that are kept, until they expire. If a record cannot be parsed, its digests are kept.
 fn add_kept(snapshot: &Snapshot, roots: &mut Roots, detail: Detail) {
     let now = Timestamp::now();
@@ -545,53 +435,6 @@ fn add_spooled_traffic(repo: &Repo, roots: &mut Roots, detail: Detail) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn digests_are_found_in_any_text() {
-        let (one, two) = (Digest::of(b"1"), Digest::of(b"2"));
-        let text = format!("package = \"{one}\"\n{{\"report\":\"{two}\"}} b3:tooshort é b3:");
-        assert_eq!(digests_in(&text), [one, two]);
-    }
-
-    #[test]
-    fn a_foreign_file_needs_nothing_and_a_broken_pointer_is_an_error() {
-        let path = RepoPath::from_text("a.mlx").unwrap();
-        for bytes in [&b"PK\x03\x04\x00"[..], b"<!DOCTYPE FilterScript>\n", b"<<<<<<< HEAD\n"] {
-            let found = parse(&path, bytes).unwrap();
-            assert!(found.not_pointer && found.contents.is_empty());
-        }
-        assert!(parse(&path, b"").is_err() && parse(&path, b"digest = ").is_err());
-    }
-
-    #[test]
-    fn a_broken_pointer_in_a_commit_needs_all_digests_in_it() {
-        let (one, two) = (Digest::of(b"1"), Digest::of(b"2"));
-        let text =
-            format!("<<<<<<< a\ndigest = \"{one}\"\n=======\ndigest = \"{two}\"\n>>>>>>> b\nsize = 3\n");
-        let salvaged = |path: &str, text: &str| {
-            let path = RepoPath::from_text(path).unwrap();
-            salvage(&path, text.as_bytes(), parse(&path, text.as_bytes()).err().unwrap())
-        };
-        let found = salvaged("a.mlx", &text).unwrap();
-        assert_eq!((&found.inputs[..], &found.runs[..]), (&[one, two][..], &[][..]));
-        assert_eq!(salvaged("mlx.lock", &text).unwrap().runs, [one, two]);
-        assert!(
-            salvaged("a.mlx", &format!("digest = \"{one}\"\nformat = 2\n")).is_err(),
-            "written by a newer mlx"
-        );
-    }
-
-    #[test]
-    fn what_a_filter_made_of_a_pointer_is_not_taken_for_a_foreign_file() {
-        let filtered = |path: &str, bytes: &[u8]| is_filtered(&RepoPath::from_text(path).unwrap(), bytes);
-        let lfs =
-            |size: u32| format!("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize {size}\n");
-        assert!(filtered("a.mlx", lfs(150).as_bytes()) && filtered("mlx.lock", lfs(5000).as_bytes()));
-        assert!(!filtered("a.mlx", lfs(5000).as_bytes()), "a live script");
-        let crypt = |size: usize| [&b"\0GITCRYPT\0"[..], &vec![7; size]].concat();
-        assert!(filtered("a.mlx", &crypt(150)) && !filtered("a.mlx", &crypt(5000)));
-        assert!(filtered("mlx.lock", &crypt(5000)) && !filtered("a.mlx", b"PK\x03\x04"));
-    }
 
     #[test]
     fn packages_of_requests_in_the_spool_are_kept() {

@@ -10,8 +10,8 @@ use crate::{
         command::transfer::with_trees_of,
         report::{bytes, table},
     },
-    error::{Error, Result},
-    lineage::{Version, versions},
+    error::{Error, Kind, Result},
+    lineage::{State, Version, versions},
     path::escape_bytes,
     pipeline::{NOT_RUN, contents_at},
     remote::Wants,
@@ -22,7 +22,8 @@ use crate::{
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx log data/\n  mlx log models/pets --rev main\n\n\
 JSON: {\"versions\": [{\"commit\", \"when\", \"author\", \"summary\", \"digest\", \"files\", \"size\",\n\
-  \"not_run\": bool}]}; digest null where it was removed")]
+  \"not_run\": bool, \"unreadable\"}]}; digest null where it was removed, and where a pointer or lockfile\n\
+  cannot be read, for the reason in unreadable")]
 pub struct Args {
     /// Tracked path, or a path within one
     path: PathBuf,
@@ -46,7 +47,11 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Versions> {
     let more = || {
         let mut wants = Wants::default();
         for commit in repo.git.log(std::slice::from_ref(&from))? {
-            wants.contents.extend(contents_at(&repo.git, &commit.rev)?);
+            match contents_at(&repo.git, &commit.rev) {
+                // Listed as a version that cannot be read.
+                Err(error) if error.kind() == Kind::Corrupt => {}
+                contents => wants.contents.extend(contents?),
+            }
         }
         Ok(wants)
     };
@@ -57,10 +62,13 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Versions> {
 impl Report for Versions {
     fn json(&self) -> Value {
         let row = |version: &Version| {
-            let Version { commit, content, not_run } = version;
+            let Version { commit, state, not_run } = version;
+            let content = if let State::Content(content) = state { Some(content) } else { None };
+            let unreadable = if let State::Unreadable { why, .. } = state { Some(why) } else { None };
             json!({"commit": commit.rev.to_string(), "when": commit.when.to_text(), "author": commit.author,
                 "summary": commit.summary, "digest": content.map(|it| it.digest),
-                "files": content.map(|it| it.files), "size": content.map(|it| it.size), "not_run": not_run})
+                "files": content.map(|it| it.files), "size": content.map(|it| it.size),
+                "not_run": not_run, "unreadable": unreadable})
         };
         json!({"versions": self.0.iter().map(row).collect::<Vec<_>>()})
     }
@@ -68,20 +76,28 @@ impl Report for Versions {
 
 impl fmt::Display for Versions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let cells = |version: &Version| {
-            let Version { commit, content, not_run } = version;
-            let (digest, files, size) = content.map_or_else(
-                || ("removed".to_owned(), String::new(), String::new()),
-                |content| (content.digest.short(), content.files.to_string(), bytes(content.size)),
-            );
-            // Untrusted text: its control characters must not reach the terminal.
-            let escape = |text: &str| escape_bytes(text.as_bytes());
+        // Untrusted text: its control characters must not reach the terminal.
+        let escape = |text: &str| escape_bytes(text.as_bytes());
+        let cells = |Version { commit, state, not_run }: &Version| {
+            let (digest, files, size) = match state {
+                State::Content(content) => {
+                    (content.digest.short(), content.files.to_string(), bytes(content.size))
+                }
+                State::Absent => ("removed".to_owned(), String::new(), String::new()),
+                State::Unreadable { .. } => ("unreadable".to_owned(), String::new(), String::new()),
+            };
             let author = escape(commit.author.split(" <").next().unwrap_or_default());
             let mark = if *not_run { format!("({NOT_RUN}) ") } else { String::new() };
             let summary = format!("{mark}{}", escape(&commit.summary));
             vec![commit.rev.short(), commit.when.day(), author, digest, files, size, summary]
         };
         let head = ["commit", "date", "author", "digest", "files", "size", "message"];
-        write!(f, "{}", table(&head, self.0.iter().map(cells).collect()))
+        write!(f, "{}", table(&head, self.0.iter().map(cells).collect()))?;
+        for Version { commit, state, .. } in &self.0 {
+            if let State::Unreadable { why, .. } = state {
+                write!(f, "\n{}: {}", commit.rev.short(), escape(why))?;
+            }
+        }
+        Ok(())
     }
 }

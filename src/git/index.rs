@@ -1,0 +1,185 @@
+//! Reads Git's index: the files that Git tracks in this worktree, also those that a sparse checkout leaves
+//! out of it.
+//!
+//! In a sparse index (`index.sparse`), one entry stands for a whole folder that is left out.
+
+use gix::{
+    bstr::ByteSlice as _,
+    index::{State, entry::Flags},
+};
+
+use crate::{
+    error::Result,
+    fs,
+    git::{BlobId, Git, from_gix},
+    path::{MAX_DEPTH, RepoPath},
+};
+
+/// File in Git's index.
+struct IndexedFile {
+    path: RepoPath,
+    blob: gix::ObjectId,
+    /// True if a sparse checkout leaves the file out of the worktree.
+    skipped: bool,
+}
+
+impl Git {
+    /// Lists the files that Git tracks in this worktree whose path `wanted` accepts.
+    pub fn tracked(&self, wanted: &dyn Fn(&[u8]) -> bool) -> Result<Vec<RepoPath>> {
+        Ok(files(&self.repo, &*self.index()?, wanted)?.into_iter().map(|file| file.path).collect())
+    }
+
+    /// Lists the files as [`Git::tracked`] does which a sparse checkout leaves out of the worktree.
+    pub fn skipped(&self, wanted: &dyn Fn(&[u8]) -> bool) -> Result<Vec<(RepoPath, BlobId)>> {
+        let files = files(&self.repo, &*self.index()?, wanted)?.into_iter();
+        Ok(files.filter(|file| file.skipped).map(|file| (file.path, BlobId::new(file.blob))).collect())
+    }
+
+    /// Reads a file that a sparse checkout leaves out of the worktree; `None` if it is not such a file.
+    pub fn read_skipped(&self, file: &RepoPath) -> Result<Option<Vec<u8>>> {
+        let index = self.index()?;
+        let blob = match index.entry_by_path(file.bytes().as_bstr()) {
+            Some(entry) => entry.flags.contains(Flags::SKIP_WORKTREE).then_some(entry.id),
+            None => self.find_in_sparse_folder(&index, file)?,
+        };
+        blob.map(|id| self.read_blob(BlobId::new(id))).transpose()
+    }
+
+    /// Reads a file as it is in Git's index; `None` if Git does not track it or does not have its bytes here.
+    pub fn staged(&self, file: &RepoPath) -> Result<Option<Vec<u8>>> {
+        let index = self.index()?;
+        let id = match index.entry_by_path(file.bytes().as_bstr()) {
+            Some(entry) => Some(entry.id),
+            None => self.find_in_sparse_folder(&index, file)?,
+        };
+        Ok(id.and_then(|id| self.repo.find_object(id).ok()).map(|object| object.data.clone()))
+    }
+
+    /// Returns one file that Git tracks at `path` or below it, if any.
+    pub fn tracked_within(&self, path: &RepoPath) -> Result<Option<RepoPath>> {
+        let index = self.index()?;
+        if index.entry_by_path(path.bytes().as_bstr()).is_some()
+            || self.find_in_sparse_folder(&index, path)?.is_some()
+        {
+            return Ok(Some(path.clone()));
+        }
+        let folder = [path.bytes(), b"/"].concat();
+        let below = index.prefixed_entries(folder.as_bstr()).and_then(|it| it.first());
+        Ok(below.and_then(|it| RepoPath::from_bytes(it.path(&index).trim_end_with(|c| c == '/')).ok()))
+    }
+
+    fn index(&self) -> Result<gix::worktree::Index> {
+        from_gix(self.repo.index_or_empty(), || "cannot read Git's index".into())
+    }
+
+    /// Finds a file or folder in the folder of a sparse index that contains it.
+    fn find_in_sparse_folder(&self, index: &State, path: &RepoPath) -> Result<Option<gix::ObjectId>> {
+        let mut folder = path.parent().filter(|_| index.is_sparse());
+        while let Some(top) = folder.filter(|it| !it.is_root()) {
+            if let Some(entry) = index.entry_by_path([top.bytes(), b"/"].concat().as_bstr()) {
+                let context = || format!("cannot read `{top}` from Git");
+                let tree = from_gix(self.repo.find_tree(entry.id), context)?;
+                let below = path.strip_prefix(&top).unwrap_or_default();
+                let found = from_gix(tree.lookup_entry(below.components().map(<[u8]>::to_vec)), context)?;
+                return Ok(found.map(|it| it.object_id()));
+            }
+            folder = top.parent();
+        }
+        Ok(None)
+    }
+}
+
+/// Lists the files of an index file whose path `wanted` accepts, in all stages of a merge; none if it does
+/// not exist.
+pub(super) fn staged_files(
+    repo: &gix::Repository,
+    index: &std::path::Path,
+    wanted: &dyn Fn(&[u8]) -> bool,
+) -> Result<Vec<(RepoPath, BlobId)>> {
+    if !fs::is_file(index) {
+        return Ok(Vec::new());
+    }
+    let options = gix::index::decode::Options::default();
+    let index = gix::index::File::at(index, repo.object_hash(), false, options);
+    let index = from_gix(index, || "cannot read Git's index".into())?;
+    Ok(files(repo, &index, wanted)?.into_iter().map(|file| (file.path, BlobId::new(file.blob))).collect())
+}
+
+fn files(repo: &gix::Repository, index: &State, wanted: &dyn Fn(&[u8]) -> bool) -> Result<Vec<IndexedFile>> {
+    let mut found = Vec::new();
+    for entry in index.entries() {
+        let path = entry.path(index);
+        if entry.mode.is_sparse() {
+            let folder = RepoPath::from_bytes(path.trim_end_with(|c| c == '/'));
+            folder.map_or(Ok(()), |folder| files_below(repo, &folder, entry.id, wanted, &mut found, 0))?;
+        } else if !entry.mode.is_submodule() && wanted(path.as_bytes()) {
+            let skipped = entry.flags.contains(Flags::SKIP_WORKTREE);
+            let file = RepoPath::from_bytes(path).map(|path| IndexedFile { path, blob: entry.id, skipped });
+            found.extend(file);
+        }
+    }
+    Ok(found)
+}
+
+/// Lists the files below a folder that a sparse checkout leaves out.
+fn files_below(
+    repo: &gix::Repository,
+    folder: &RepoPath,
+    tree: gix::ObjectId,
+    wanted: &dyn Fn(&[u8]) -> bool,
+    found: &mut Vec<IndexedFile>,
+    depth: usize,
+) -> Result<()> {
+    let context = || format!("cannot read `{folder}` from Git");
+    let tree = from_gix(repo.find_tree(tree), context)?;
+    for entry in tree.iter() {
+        let entry = from_gix(entry, context)?;
+        // mlx cannot have written below a name that is not valid in its paths.
+        let Ok(path) = folder.join(entry.filename()) else { continue };
+        if entry.mode().is_tree() && depth < MAX_DEPTH {
+            files_below(repo, &path, entry.object_id(), wanted, found, depth + 1)?;
+        } else if !entry.mode().is_tree() && !entry.mode().is_commit() && wanted(path.bytes()) {
+            found.push(IndexedFile { path, blob: entry.object_id(), skipped: true });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn git(folder: &std::path::Path, args: &[&str]) {
+        let mut command = std::process::Command::new("git");
+        command.arg("-C").arg(folder).args(["-c", "user.name=Ada", "-c", "user.email=ada@park.example"]);
+        assert!(command.args(args).status().unwrap().success(), "{args:?}");
+    }
+
+    #[test]
+    fn files_outside_a_sparse_checkout_are_read_from_the_index() {
+        for sparse_index in ["false", "true"] {
+            let temp = tempfile::tempdir().unwrap();
+            git(temp.path(), &["init", "-q"]);
+            let root = fs::Root::open(temp.path()).unwrap();
+            let path = |text: &str| RepoPath::from_text(text).unwrap();
+            for file in ["top", "a/in", "b/c/out"] {
+                root.write(&path(file), file.as_bytes(), fs::Sync::Later).unwrap();
+            }
+            git(temp.path(), &["add", "."]);
+            git(temp.path(), &["commit", "-q", "-m", "files"]);
+            git(temp.path(), &["config", "index.sparse", sparse_index]);
+            git(temp.path(), &["sparse-checkout", "set", "a"]);
+            let repo = Git::discover(temp.path()).unwrap();
+            assert_eq!(repo.index().unwrap().is_sparse(), sparse_index == "true");
+            let skipped: Vec<_> = repo.skipped(&|_| true).unwrap().into_iter().map(|it| it.0).collect();
+            assert_eq!(skipped, [path("b/c/out")]);
+            assert_eq!(repo.tracked(&|_| true).unwrap(), ["a/in", "b/c/out", "top"].map(path));
+            let read = |text: &str| repo.read_skipped(&path(text)).unwrap();
+            assert_eq!(read("b/c/out").as_deref(), Some(&b"b/c/out"[..]));
+            assert_eq!(["a/in", "top", "b/c/none", "none"].map(read), [None, None, None, None]);
+            let within = |text: &str| repo.tracked_within(&path(text)).unwrap().is_some();
+            assert!(["b", "b/c", "b/c/out", "a", "a/in"].into_iter().all(within), "{sparse_index}");
+            assert!(!within("b/none") && !within("c"), "{sparse_index}");
+        }
+    }
+}
