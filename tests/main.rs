@@ -59,6 +59,7 @@ mod shared_cache;
 mod signals;
 mod stage_commands;
 mod stage_inputs;
+mod staging;
 mod tidy;
 mod tracked_files;
 mod traffic;

@@ -5,6 +5,7 @@ mod context;
 mod help;
 mod interrupt;
 mod report;
+mod staging;
 mod ui;
 
 pub use self::{context::Context, report::Report};

@@ -49,6 +49,21 @@ pub fn shell_quote(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
+/// Quotes a name for a shell. Line breaks, other control characters and bytes that are not text are escaped.
+pub fn shell_quote_bytes(name: &[u8]) -> String {
+    match std::str::from_utf8(name) {
+        Ok(text) if !text.chars().any(char::is_control) => return shell_quote(text),
+        _ => {}
+    }
+    let escape = |byte: &u8| match byte {
+        b'\n' => "\\n".to_owned(),
+        b'\'' | b'\\' => format!("\\{}", char::from(*byte)),
+        b' '..=b'~' => char::from(*byte).to_string(),
+        _ => format!("\\x{byte:02x}"),
+    };
+    format!("$'{}'", name.iter().map(escape).collect::<String>())
+}
+
 /// Builds a table without a frame, as wide as its content. Long values belong in the last column, where a
 /// narrow terminal wraps them without breaking the other columns.
 pub fn table(head: &[&str], rows: Vec<Vec<String>>) -> comfy_table::Table {

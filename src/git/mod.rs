@@ -129,14 +129,11 @@ impl Git {
         Ok(paths_of(&index, wanted))
     }
 
-    /// Runs `git add` on these files.
+    /// Runs `git add` on these files, whose names are never taken for patterns.
     pub fn add(&self, paths: &[RepoPath]) -> Result<()> {
         let mut command = Command::new("git");
-        command
-            .arg("-C")
-            .arg(&self.root)
-            .args(["add", "--"])
-            .args(paths.iter().map(|path| path.on_disk(Path::new(""))));
+        command.arg("--literal-pathspecs").arg("-C").arg(&self.root).args(["add", "--"]);
+        command.args(paths.iter().map(|path| path.on_disk(Path::new(""))));
         let output = command.output().context(|| "cannot run `git`".into())?;
         if output.status.success() {
             return Ok(());

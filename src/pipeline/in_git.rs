@@ -17,6 +17,16 @@ impl Pipeline<'_, '_> {
         let own = [self.folder.join(MANIFEST.as_bytes())?, self.folder.join(LOCKFILE.as_bytes())?];
         Ok(own.into_iter().chain(kept).collect())
     }
+
+    /// Returns the files as [`Pipeline::files_in_git`] does, and the `.gitignore` beside each other output.
+    pub fn files_to_stage(&self) -> Result<Vec<RepoPath>> {
+        let mut files = self.files_in_git()?;
+        let outputs = self.manifest.stages.values().flat_map(|stage| &stage.outputs);
+        for out in outputs.filter(|out| !out.role.in_git()) {
+            files.push(out.path.parent().unwrap_or_default().join(b".gitignore")?);
+        }
+        Ok(files)
+    }
 }
 
 impl Pipelines<'_, '_> {

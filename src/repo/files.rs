@@ -44,7 +44,7 @@ impl Layer {
         }
     }
 
-    fn path(self) -> Result<RepoPath> {
+    pub fn path(self) -> Result<RepoPath> {
         RepoPath::from_text(if self == Self::Local { "local.toml" } else { "config.toml" })
     }
 

@@ -1,5 +1,4 @@
-//! `mlx add`: stores files or folders and writes their pointers. Also holds what `move` and `remove` share
-//! with it: the files to stage in Git, the warning about ignored ones, and the `next: git add …` line.
+//! `mlx add`: stores files or folders and writes their pointers.
 
 use std::{collections::BTreeSet, fmt, path::PathBuf};
 
@@ -9,14 +8,13 @@ use crate::{
     cli::{
         Context, Report,
         command::transfer::with_trees,
-        report::{bytes, count, shell_quote},
+        report::{bytes, count},
+        staging::{Staging, files_to_stage, warn_ignored},
     },
     error::Result,
-    git::IgnoredFile,
     maintenance,
     path::RepoPath,
     pointer::Pointer,
-    repo::Repo,
     workspace::{Glob, Workspace},
 };
 
@@ -47,11 +45,8 @@ pub struct Args {
 /// Report of `mlx add`.
 pub struct Added {
     pointers: Vec<Pointer>,
-    /// Files to `git add`.
-    files: Vec<RepoPath>,
-    /// True if the working directory is the top of the repository.
-    at_top: bool,
-    staged: bool,
+    /// Files to stage; none if that was done.
+    staging: Option<Staging>,
 }
 
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Added> {
@@ -78,51 +73,13 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Added> {
     pointers.reverse();
     let files = files_to_stage(&repo, pointers.iter().map(Pointer::file))?;
     warn_ignored(ctx, &repo, &files)?;
-    if args.git_add {
+    let staging = if args.git_add {
         repo.git.add(&files)?;
-    }
-    Ok(Added { pointers, files, at_top: cwd.is_root(), staged: args.git_add })
-}
-
-/// Returns the files to `git add`: these pointer files and the `.gitignore` beside each, if they exist, or if
-/// Git tracks them and has to record their deletion.
-pub fn files_to_stage(repo: &Repo, pointers: impl Iterator<Item = RepoPath>) -> Result<Vec<RepoPath>> {
-    let mut files = BTreeSet::new();
-    for pointer in pointers {
-        files.insert(pointer.parent().unwrap_or_default().join(b".gitignore")?);
-        files.insert(pointer);
-    }
-    let mut known = Vec::new();
-    for file in files {
-        if repo.files.stat(&file)?.is_some() || repo.git.tracked_within(&file)?.is_some() {
-            known.push(file);
-        }
-    }
-    Ok(known)
-}
-
-/// Warns of files that Git ignores: they would not be committed, so no other clone would get them.
-pub fn warn_ignored(ctx: &Context<'_>, repo: &Repo, files: &[RepoPath]) -> Result<()> {
-    for hidden in repo.git.ignored_files(files)? {
-        ctx.progress.warn(&format!("Git ignores `{}`, {}", hidden.file, ignored_why(&hidden)));
-    }
-    Ok(())
-}
-
-/// Returns which rule hides a file from Git, and what follows.
-pub fn ignored_why(hidden: &IgnoredFile) -> String {
-    let IgnoredFile { pattern, line, source, .. } = hidden;
-    format!("by `{pattern}` in line {line} of `{source}`: other clones will not get it")
-}
-
-/// Writes the `next: git add …` line; nothing if there are no files to stage.
-pub fn write_next_step(f: &mut fmt::Formatter<'_>, files: &[RepoPath], at_top: bool) -> fmt::Result {
-    if files.is_empty() {
-        return Ok(());
-    }
-    let top = if at_top { "" } else { ":/" };
-    let files: Vec<_> = files.iter().map(|file| shell_quote(&format!("{top}{file}"))).collect();
-    writeln!(f, "next: git add {}", files.join(" "))
+        None
+    } else {
+        Some(Staging::new(ctx, &repo, files)?)
+    };
+    Ok(Added { pointers, staging })
 }
 
 impl Report for Added {
@@ -142,6 +99,6 @@ impl fmt::Display for Added {
             let (files, size) = (count(pointer.content.files, "file"), bytes(pointer.content.size));
             writeln!(f, "{}: {files}, {size}, {}", pointer.path, pointer.content.digest.short())?;
         }
-        if self.staged { Ok(()) } else { write_next_step(f, &self.files, self.at_top) }
+        self.staging.as_ref().map_or(Ok(()), |staging| staging.fmt(f))
     }
 }

@@ -9,6 +9,7 @@ use crate::{
         Context, Report,
         command::transfer::with_trees,
         report::{bytes, count},
+        staging::{Staging, files_to_stage},
     },
     error::Result,
     maintenance,
@@ -40,6 +41,7 @@ pub struct Args {
 pub struct Committed {
     pointers: Vec<Pointer>,
     stages: Vec<StageRun>,
+    staging: Staging,
 }
 
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
@@ -52,7 +54,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
     if !ids.is_empty() && paths.is_empty() || stages.is_err() {
         workspace.save(ctx.progress)?;
         maintenance::publish_needs(&repo, ctx.progress)?;
-        return Ok(Committed { pointers: Vec::new(), stages: stages? });
+        return Committed::new(ctx, &pipelines, Vec::new(), stages?);
     }
     let chosen = workspace.select(ctx.tracked(&workspace)?, &paths)?;
     if let Some((_, error)) = chosen.unreadable.into_iter().next() {
@@ -84,7 +86,23 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
     }
     workspace.save(ctx.progress)?;
     maintenance::publish_needs(&repo, ctx.progress)?;
-    Ok(Committed { pointers: committed, stages: stages? })
+    Committed::new(ctx, &pipelines, committed, stages?)
+}
+
+impl Committed {
+    fn new(
+        ctx: &Context<'_>,
+        pipelines: &Pipelines<'_, '_>,
+        pointers: Vec<Pointer>,
+        stages: Vec<StageRun>,
+    ) -> Result<Self> {
+        let repo = pipelines.workspace.repo;
+        let mut files = files_to_stage(repo, pointers.iter().map(Pointer::file))?;
+        for pipeline in pipelines.iter() {
+            files.extend(pipeline.files_to_stage()?);
+        }
+        Ok(Self { pointers, stages, staging: Staging::changed(ctx, repo, files)? })
+    }
 }
 
 /// Separates stages from paths. An argument that is the name of a stage means the stage; `./name` means the
@@ -146,7 +164,9 @@ impl fmt::Display for Committed {
             let (files, size) = (count(pointer.content.files, "file"), bytes(pointer.content.size));
             writeln!(f, "{}: {files}, {size}, {}", pointer.path, pointer.content.digest.short())?;
         }
-        let is_empty = self.pointers.is_empty() && self.stages.is_empty();
-        f.write_str(if is_empty { "nothing to record" } else { "" })
+        if self.pointers.is_empty() && self.stages.is_empty() {
+            return f.write_str("nothing to record");
+        }
+        self.staging.fmt(f)
     }
 }

@@ -8,6 +8,7 @@ use crate::{
     cli::{Context, Report},
     error::{Error, Kind, Result},
     git::IgnoreTarget,
+    path::RepoPath,
     remote::check_setting,
     repo::{Change, Config, Layer, RemoteConfig, Repo},
 };
@@ -54,7 +55,12 @@ JSON: {\"remotes\": [{\"name\", \"url\", \"default\", \"trusted\"}]}")]
 }
 
 /// Report of `mlx remote`: the configured remotes.
-pub struct Remotes(Vec<Row>);
+pub struct Remotes {
+    rows: Vec<Row>,
+    /// True if the committed settings changed.
+    committed: bool,
+    at_top: bool,
+}
 
 struct Row {
     remote: RemoteConfig,
@@ -64,6 +70,8 @@ struct Row {
 
 pub fn run(ctx: &Context<'_>, command: &Command) -> Result<Remotes> {
     let repo = ctx.repo()?;
+    let read = || repo.folder()?.read_document(&Layer::Repo.path()?);
+    let before = read()?;
     match command {
         Command::List => {}
         Command::Add { name, url, default, options, local } => {
@@ -82,7 +90,8 @@ pub fn run(ctx: &Context<'_>, command: &Command) -> Result<Remotes> {
         let is_default = default.as_deref() == Some(&name);
         Ok(Row { remote, is_default, is_trusted })
     });
-    Ok(Remotes(rows.collect::<Result<_>>()?))
+    let at_top = RepoPath::parse(".".as_ref(), &ctx.cwd, repo.root())?.is_root();
+    Ok(Remotes { rows: rows.collect::<Result<_>>()?, committed: before != read()?, at_top })
 }
 
 fn add(repo: &Repo, name: &str, url: &str, options: &[String], default: bool, layer: Layer) -> Result<()> {
@@ -173,21 +182,24 @@ impl Report for Remotes {
             json!({"name": row.remote.name, "url": row.remote.url, "default": row.is_default,
                 "trusted": row.is_trusted})
         };
-        json!({"remotes": self.0.iter().map(row).collect::<Vec<_>>()})
+        json!({"remotes": self.rows.iter().map(row).collect::<Vec<_>>()})
     }
 }
 
 impl fmt::Display for Remotes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for Row { remote, is_default, is_trusted } in &self.0 {
+        for Row { remote, is_default, is_trusted } in &self.rows {
             let mark = if *is_default { "  (default)" } else { "" };
             let trust = if *is_trusted { "" } else { "  (not trusted with credentials)" };
             writeln!(f, "{}  {}{mark}{trust}", remote.name, remote.url)?;
         }
-        f.write_str(if self.0.is_empty() {
-            "no remote is configured; add one with `mlx remote add NAME URL --default`"
-        } else {
-            ""
-        })
+        if self.rows.is_empty() {
+            writeln!(f, "no remote is configured; add one with `mlx remote add NAME URL --default`")?;
+        }
+        match (self.committed, self.at_top) {
+            (false, _) => Ok(()),
+            (true, true) => f.write_str("next: git add .mlx"),
+            (true, false) => f.write_str("next: git add :/.mlx"),
+        }
     }
 }

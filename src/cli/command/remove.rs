@@ -7,15 +7,12 @@ use serde_json::{Value, json};
 use crate::{
     cli::{
         Context, Report,
-        command::{
-            add::{files_to_stage, write_next_step},
-            rename::warn_dependent_stages,
-        },
+        command::rename::warn_dependent_stages,
         report::count,
+        staging::{Staging, files_to_stage},
     },
     error::Result,
     maintenance,
-    path::RepoPath,
     pointer::{Pointer, SUFFIX},
     workspace::{FilePolicy, RemoveResult, Workspace},
 };
@@ -42,10 +39,7 @@ pub struct Args {
 /// Report of `mlx remove`.
 pub struct RemoveReport {
     removed: Vec<RemoveResult>,
-    /// Files to `git add`.
-    files: Vec<RepoPath>,
-    /// True if the working directory is the top of the repository.
-    at_top: bool,
+    staging: Staging,
 }
 
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<RemoveReport> {
@@ -73,8 +67,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<RemoveReport> {
         removed.parent.as_ref().map_or_else(|| removed.path.with_suffix(SUFFIX), Pointer::file)
     });
     let files = files_to_stage(&repo, pointers)?;
-    let at_top = RepoPath::parse(".".as_ref(), &ctx.cwd, repo.root())?.is_root();
-    Ok(RemoveReport { removed, files, at_top })
+    Ok(RemoveReport { removed, staging: Staging::new(ctx, &repo, files)? })
 }
 
 impl Report for RemoveReport {
@@ -99,6 +92,6 @@ impl fmt::Display for RemoveReport {
             }
             writeln!(f)?;
         }
-        write_next_step(f, &self.files, self.at_top)
+        self.staging.fmt(f)
     }
 }

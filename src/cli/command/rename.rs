@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{
         Context, Report,
-        command::add::{files_to_stage, warn_ignored, write_next_step},
+        staging::{Staging, files_to_stage, warn_ignored},
     },
     error::Result,
     fs::FileKind,
@@ -36,10 +36,7 @@ pub struct Args {
 /// Report of `mlx move`.
 pub struct MoveReport {
     moved: MoveResult,
-    /// Files to `git add`.
-    files: Vec<RepoPath>,
-    /// True if the working directory is the top of the repository.
-    at_top: bool,
+    staging: Staging,
 }
 
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<MoveReport> {
@@ -63,8 +60,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<MoveReport> {
     let files =
         files_to_stage(&repo, moved.written.iter().map(Pointer::file).chain(moved.removed.iter().cloned()))?;
     warn_ignored(ctx, &repo, &files)?;
-    let at_top = RepoPath::parse(".".as_ref(), &ctx.cwd, repo.root())?.is_root();
-    Ok(MoveReport { moved, files, at_top })
+    Ok(MoveReport { moved, staging: Staging::new(ctx, &repo, files)? })
 }
 
 /// Warns of stages that still depend on a path that was moved or deleted.
@@ -90,6 +86,6 @@ impl Report for MoveReport {
 impl fmt::Display for MoveReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "moved {} to {}", self.moved.from, self.moved.to)?;
-        write_next_step(f, &self.files, self.at_top)
+        self.staging.fmt(f)
     }
 }

@@ -8,14 +8,17 @@ use crate::{
     cli::{
         Context, Report,
         command::{
-            add::warn_ignored,
             status::{WOULD_REMOVE, outcome_name},
             transfer::{warn_untracked, with_trees},
         },
+        staging::{Staging, warn_ignored},
     },
     error::{Error, Kind, Result},
     maintenance,
-    pipeline::{self, Mode, Options, Outcome, Pipelines, Plan, PlannedAction, Selection, StageId, Step},
+    path::RepoPath,
+    pipeline::{
+        self, Mode, Options, Outcome, Pipelines, Plan, PlannedAction, Selection, StageId, StageRun, Step,
+    },
     workspace::Workspace,
 };
 
@@ -66,6 +69,8 @@ pub struct Args {
 
 pub struct Summary {
     rows: Vec<Row>,
+    /// Files for Git; none after a dry run.
+    staging: Option<Staging>,
     failure: Option<Error>,
     check: bool,
 }
@@ -93,7 +98,12 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Summary> {
         let rows = plan.steps.into_iter().map(|step| (step.id, outcome_name(step.action), step.reasons));
         let gone = plan.gone.into_iter().map(|(id, reasons)| (id, WOULD_REMOVE, reasons));
         let rows = rows.chain(gone).map(|row| Row::new(row, &pipelines)).collect();
-        return Ok(Summary { rows, failure: plan.failure.or_else(|| broken(pipelines, args)), check });
+        return Ok(Summary {
+            rows,
+            staging: None,
+            failure: plan.failure.or_else(|| broken(pipelines, args)),
+            check,
+        });
     }
     let mode = if args.no_run { Mode::Accept } else { Mode::Run };
     let options = Options { force: args.force, keep_going: args.keep_going, mode };
@@ -109,9 +119,24 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Summary> {
     let recorded = runs.iter().filter(|run| is_new(run.outcome));
     let stages = recorded.filter_map(|run| pipelines.of(&run.id).manifest.stages.get(&run.id.name));
     warn_untracked(ctx, &workspace, &pipelines, stages)?;
+    let staging = Some(Staging::changed(ctx, &repo, files_for_git(&pipelines, &runs)?)?);
     let rows = runs.into_iter().map(|run| (run.id, run.outcome.name(), run.reasons));
     let rows = rows.map(|row| Row::new(row, &pipelines)).collect();
-    Ok(Summary { rows, failure: failure.or_else(|| broken(pipelines, args)), check: false })
+    Ok(Summary { rows, staging, failure: failure.or_else(|| broken(pipelines, args)), check: false })
+}
+
+/// Returns the files that these runs may have changed and that belong into Git.
+fn files_for_git(pipelines: &Pipelines<'_, '_>, runs: &[StageRun]) -> Result<Vec<RepoPath>> {
+    let mut files = Vec::new();
+    for run in runs {
+        let pipeline = pipelines.of(&run.id);
+        files.extend(pipeline.files_to_stage()?);
+        let stage = pipeline.manifest.stages.get(&run.id.name);
+        for dependency in stage.iter().flat_map(|stage| &stage.dependencies) {
+            files.extend(pipelines.workspace.pointer_of(dependency)?.map(|pointer| pointer.file()));
+        }
+    }
+    Ok(files)
 }
 
 /// Returns the stages to run.
@@ -176,6 +201,9 @@ impl fmt::Display for Summary {
                 row.why.iter().try_for_each(|reason| writeln!(f, "{:width$}    {reason}", ""))?;
             }
         }
-        if self.rows.is_empty() { f.write_str("`mlx.toml` has no stages") } else { Ok(()) }
+        if self.rows.is_empty() {
+            return f.write_str("`mlx.toml` has no stages");
+        }
+        self.staging.as_ref().map_or(Ok(()), |staging| staging.fmt(f))
     }
 }

@@ -6,7 +6,7 @@ use std::{fmt, path::PathBuf};
 use serde_json::{Value, json};
 
 use crate::{
-    cli::{Context, Report, command::add::ignored_why, report::count},
+    cli::{Context, Report, report::count, staging::ignored_why},
     error::{Error, Result},
     git::IgnoredFile,
     path::RepoPath,
