@@ -237,3 +237,61 @@ fn du_reports_space_used_only_by_a_revision_and_space_saved() {
     let output = sandbox.ok("du");
     assert!(output.contains("by deduplication"), "{output}");
 }
+
+/// Both sides of a conflict are in Git, so nothing is lost.
+#[test]
+fn a_merge_conflict_is_named_and_is_not_damage() {
+    let sandbox = Sandbox::new();
+    let add = |text: &str| {
+        sandbox.write("d", text);
+        sandbox.ok("add d");
+        sandbox.commit(text);
+    };
+    add("base");
+    sandbox.git("checkout -q -b other");
+    add("two");
+    sandbox.git("checkout -q main");
+    sandbox.ok("checkout");
+    add("three");
+    sandbox.command("git", &sandbox.repo).args(["merge", "-q", "other"]).output().unwrap();
+    let ran = sandbox.mlx("fsck");
+    assert_eq!(ran.code, 0, "{}", ran.out);
+    assert!(
+        ran.out.contains("d.mlx` is in conflict") && ran.out.contains("git checkout --ours"),
+        "{}",
+        ran.out
+    );
+    assert!(!ran.out.contains("--repair"), "{}", ran.out);
+    let row = &sandbox.json("fsck")["unreadable"][0];
+    assert_eq!(row["conflict"], true, "{row}");
+    // One that was committed cannot be resolved any more, and both sides are kept.
+    sandbox.commit("unresolved");
+    sandbox.git("checkout -q HEAD~1 -- d.mlx");
+    assert_eq!(sandbox.mlx("fsck").code, 0);
+}
+
+#[test]
+fn an_overwritten_pointer_is_named_whether_or_not_git_knows_it() {
+    let sandbox = Sandbox::new();
+    sandbox.write("a", "a");
+    sandbox.ok("add a");
+    sandbox.commit("a");
+    sandbox.write("b", "b");
+    sandbox.ok("add b");
+    for (name, restore) in [("a", "git restore a.mlx"), ("b", "")] {
+        let pointer = sandbox.read(&format!("{name}.mlx"));
+        sandbox.write(&format!("{name}.mlx"), "not a pointer any more\n");
+        let ran = sandbox.mlx("fsck");
+        assert_eq!(ran.code, 10, "{}", ran.out);
+        assert!(
+            ran.out.contains(&format!("{name}.mlx` cannot be read")) && ran.out.contains(restore),
+            "{}",
+            ran.out
+        );
+        assert!(!ran.out.contains("--repair"), "{}", ran.out);
+        assert_eq!(sandbox.json("fsck")["unreadable"].as_array().unwrap().len(), 1);
+        sandbox.write(&format!("{name}.mlx"), pointer);
+    }
+    sandbox.write("live.mlx", "PK\x03\x04");
+    sandbox.ok("fsck");
+}

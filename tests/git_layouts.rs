@@ -285,3 +285,16 @@ fn a_repository_with_sha256_objects_is_refused_by_name() {
         assert!(error.contains("has SHA-256 objects") && !error.contains("git init"), "{error}");
     }
 }
+
+#[test]
+fn a_revision_that_a_shallow_clone_lacks_is_explained() {
+    let sandbox = setup();
+    let from = format!("file://{}", sandbox.repo.display());
+    let folder = sandbox.root().join("shallow");
+    sandbox.git(&format!("clone -q --depth 1 {from} {}", folder.display()));
+    for args in ["checkout --rev HEAD~1 data", "log data --rev HEAD~1", "diff data HEAD~1"] {
+        let error = sandbox.at(&folder).fails(args, 3);
+        assert!(error.contains("shallow") && error.contains("git fetch --unshallow"), "{args}: {error}");
+    }
+    assert!(!sandbox.fails("checkout --rev HEAD~9 data", 3).contains("shallow"));
+}

@@ -9,10 +9,9 @@ use std::{
 
 use crate::{
     crash_safety::command,
-    gc_roots::{
-        GC_NOW, TRANSFORM, assert_gc_at_any_point_loses_nothing, assert_output_intact, forget_bases,
-        remove_any, resume, start_halting, step, write_data,
-    },
+    gc_halted::{TRANSFORM, assert_gc_at_any_point_loses_nothing, assert_output_intact, write_data},
+    gc_roots::{GC_NOW, forget_bases, remove_any},
+    halting::{operations, resume, start_halting},
     sandbox::Sandbox,
 };
 
@@ -37,7 +36,7 @@ fn gc_at_any_point_of_a_restore_loses_nothing() {
         assert_eq!(sandbox.json("repro")["stages"][0]["outcome"], "unchanged", "{case}");
         assert_output_intact(sandbox, "one", case);
     };
-    assert_gc_at_any_point_loses_nothing("repro", step(11), &prepare, &check);
+    assert_gc_at_any_point_loses_nothing("repro", 11, &prepare, &check);
 }
 
 /// Registers a package that only an abandoned commit names, while a `gc` frees it: either the registration
@@ -53,8 +52,8 @@ fn gc_at_any_point_of_a_registration_leaves_no_version_without_its_bytes() {
     let sandbox = Sandbox::new();
     sandbox.write("mlx.toml", "[model.pets]\npath = 'pets'\n");
     sandbox.commit("start");
-    let (mut registered, mut refused, mut at) = (0, 0, 1);
-    loop {
+    let (mut registered, mut refused) = (0, 0);
+    for at in operations("model register", 3) {
         sandbox.write("pets/model.toml", format!("{description}round = {at}\n"));
         sandbox.write("pets/model.onnx", vec![at as u8; 1_100_000 + at as usize]);
         sandbox.ok("add pets");
@@ -86,7 +85,6 @@ fn gc_at_any_point_of_a_registration_leaves_no_version_without_its_bytes() {
             assert_eq!(ran.code, 3, "{at}: {}", ran.err);
             assert_eq!(sandbox.git(&format!("tag --list pets@v0.0.{at}")), "");
         }
-        at += step(13);
     }
     assert!(registered > 0 && refused > 0, "{registered} {refused}");
 }
@@ -99,8 +97,8 @@ fn a_save_at_any_point_of_a_repro_is_not_lost() {
     sandbox.write("mlx.toml", "[stage.s]\ncmd = 'cp i o'\ndeps = ['i']\nouts = ['o']\n");
     sandbox.write("i", "0");
     sandbox.ok("repro");
-    let (mut saved, mut at) = (0, 1);
-    loop {
+    let mut saved = 0;
+    for at in operations("repro", 7) {
         // The run cache is searched for the content of the output.
         remove_any(&sandbox.repo.join(".git/mlx/runs"));
         sandbox.write("i", format!("{at}"));
@@ -128,7 +126,6 @@ fn a_save_at_any_point_of_a_repro_is_not_lost() {
             assert!(kept || moved, "{at}: {}", ran.err);
             assert!(!moved || ran.err.contains("was saved just before"), "{at}: {}", ran.err);
         }
-        at += step(7);
     }
     assert!(saved > 5, "{saved}");
 }

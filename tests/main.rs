@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot set itself up should panic")]
 #![expect(clippy::disallowed_methods, reason = "tests write files as users do")]
 
+mod halting;
 mod loop_mount;
 mod sandbox;
 mod serve;
@@ -23,6 +24,7 @@ mod follow;
 mod format_compat;
 mod fsck;
 mod gc;
+mod gc_halted;
 mod gc_roots;
 mod git_layouts;
 mod gone_stages;

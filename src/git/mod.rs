@@ -100,8 +100,12 @@ impl Git {
     /// Resolves a revision such as a branch, a tag, a hash or `HEAD~2` to a commit.
     pub fn resolve(&self, spec: &str) -> Result<Rev> {
         let missing = || {
-            Error::not_found(format!("revision `{spec}` not found"))
-                .hint("name a branch, a tag or a commit, as shown by `git log`")
+            let error = Error::not_found(format!("revision `{spec}` not found"));
+            error.hint(if self.repo.is_shallow().unwrap_or(false) {
+                "this clone is shallow: if it is an older commit, get it with `git fetch --unshallow`"
+            } else {
+                "name a branch, a tag or a commit, as shown by `git log`"
+            })
         };
         let id = self.repo.rev_parse_single(spec).map_err(|_| missing())?;
         let object = id.object().map_err(|_| missing())?;

@@ -17,7 +17,7 @@ use crate::{
         snapshot::{Snapshot, take_snapshot},
     },
     path::{MAX_DEPTH, RepoPath},
-    pointer::{Content, ContentKind},
+    pointer::{Content, ContentKind, SUFFIX},
     progress::Progress,
     repo::Repo,
     store::{EntryKind, FaultKind, Page, Store, VerifyReport, decode_page},
@@ -47,6 +47,8 @@ pub struct CheckReport {
     pub absent: BTreeSet<Digest>,
     /// Pointers and lockfiles that cannot be read, with their location.
     pub unreadable: Vec<(String, Error)>,
+    /// Locations among these that have the marks of a merge conflict, which is not damage.
+    pub conflicts: BTreeSet<String>,
     /// Workspace files that share their bytes with a damaged file of the store.
     pub changed: Vec<(RepoPath, Digest)>,
     pub pointers: u64,
@@ -58,11 +60,15 @@ pub struct CheckReport {
 impl CheckReport {
     /// Returns true if anything is still damaged or unreadable.
     pub fn has_problems(&self) -> bool {
-        let damaged = match &self.repair {
+        self.is_damaged() || self.unreadable.iter().any(|(place, _)| !self.conflicts.contains(place))
+    }
+
+    /// Returns true if stored objects are still damaged.
+    pub fn is_damaged(&self) -> bool {
+        match &self.repair {
             Some(repaired) => !repaired.unrepaired.is_empty(),
             None => !self.damaged.is_empty() || !self.verified.faults.is_empty(),
-        };
-        damaged || !self.unreadable.is_empty()
+        }
     }
 }
 
@@ -75,6 +81,13 @@ pub fn check(workspace: &Workspace<'_>, repair: bool, progress: &dyn Progress) -
         repo.store.rebuild_indexes()?;
     }
     let (found, mut report) = check_stable(repo, progress)?;
+    // A pointer that Git does not know yet looks like any file once it is overwritten.
+    for (path, error) in workspace.pointers()?.unreadable {
+        let place = Referrer::Worktree(repo.root().to_owned()).location(&path.with_suffix(SUFFIX));
+        if report.unreadable.iter().all(|(known, _)| *known != place) {
+            report.unreadable.push((place, error));
+        }
+    }
     if !report.verified.faults.is_empty() {
         // From here on damaged objects count as absent, so that they are stored again when they are next
         // added.
@@ -104,6 +117,7 @@ fn check_stable(repo: &Repo, progress: &dyn Progress) -> Result<(Roots, CheckRep
             unreadable: found.unreadable.drain(..).chain(found.salvaged.drain(..)).collect(),
             pointers: found.contents.len() as u64,
             commits: found.commits,
+            conflicts: std::mem::take(&mut found.conflicts),
             ..CheckReport::default()
         };
         report.changed = find_modified_links(repo, &found, &report.verified)?;

@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use crate::{
     digest::Digest,
+    document,
     error::{Error, Result},
     fs,
     path::RepoPath,
@@ -27,6 +28,8 @@ pub struct FileReferences {
     pub runs: Vec<Digest>,
     /// Reason why only the digests in the file are known.
     pub salvaged: Option<String>,
+    /// True if that is a merge conflict.
+    pub conflict: bool,
     pub not_pointer: bool,
 }
 
@@ -97,8 +100,14 @@ fn salvage(path: &RepoPath, bytes: &[u8], error: Error) -> Result<FileReferences
         inputs: digests,
         runs,
         salvaged: Some(error.chain_text()),
+        conflict: is_in_conflict(bytes),
         ..FileReferences::default()
     })
+}
+
+/// Returns true for a file with the marks of a merge conflict.
+pub fn is_in_conflict(bytes: &[u8]) -> bool {
+    document::has_conflict_markers(&String::from_utf8_lossy(bytes))
 }
 
 /// Returns true for a file that Git LFS or git-crypt put in the place of a pointer or a lockfile. Other
@@ -111,6 +120,12 @@ fn is_filtered(path: &RepoPath, bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes);
     let size = text.lines().find_map(|line| line.strip_prefix("size ")?.parse::<usize>().ok());
     text.starts_with("version https://git-lfs") && (!pointer || size.is_none_or(|it| it <= MAX_FILTERED_SIZE))
+}
+
+/// Returns the error for a file that something overwrote since Git staged a pointer there.
+pub fn overwritten(path: &RepoPath) -> Error {
+    Error::corrupt(format!("`{path}` is not a pointer, but the one in Git's index is"))
+        .hint(format!("bring it back with `git restore {path}`, or run `git add {path}` if that is right"))
 }
 
 /// Returns the error for a file that a filter changed.

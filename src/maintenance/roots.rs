@@ -25,7 +25,10 @@ use crate::{
     maintenance::{
         clones,
         history_cache::{HistoryCache, Tips},
-        references::{FileReferences, ReadBlob, Unreadable, digests_in, filtered, parse, parse_committed},
+        references::{
+            FileReferences, ReadBlob, Unreadable, digests_in, filtered, is_in_conflict, overwritten, parse,
+            parse_committed,
+        },
         snapshot::Snapshot,
     },
     path::RepoPath,
@@ -73,6 +76,8 @@ pub struct Roots {
     pub unreadable: Vec<(String, Error)>,
     /// Pointers and lockfiles that cannot be parsed and need only the digests written in them.
     pub salvaged: Vec<(String, Error)>,
+    /// Locations among `unreadable` and `salvaged` that have the marks of a merge conflict.
+    pub conflicts: BTreeSet<String>,
     /// Files that have the suffix of a pointer but are not pointers.
     pub not_pointers: BTreeSet<RepoPath>,
     /// Number of commits read.
@@ -130,6 +135,18 @@ impl RootsReader<'_> {
     }
 }
 
+impl Referrer {
+    /// Formats the location of a file there for messages.
+    pub(super) fn location(&self, path: &RepoPath) -> String {
+        match self {
+            Self::Worktree(root) => format!("`{}`", path.on_disk(root).display()),
+            Self::Index(_) => format!("`{path}` in Git's index"),
+            Self::Commit(rev) => format!("`{path}` at {}", rev.short()),
+            Self::Other(name) => format!("`{path}` in {name}"),
+        }
+    }
+}
+
 impl RootEntry {
     pub(super) fn is_tree(&self) -> bool {
         self.content.is_some_and(|it| it.kind == ContentKind::Tree)
@@ -169,6 +186,7 @@ impl Roots {
         self.runs.extend(other.runs);
         self.unreadable.extend(other.unreadable);
         self.salvaged.extend(other.salvaged);
+        self.conflicts.extend(other.conflicts);
         self.not_pointers.extend(other.not_pointers);
         self.commits += other.commits;
     }
@@ -228,7 +246,7 @@ impl RootsReader<'_> {
             // In Git, only a file that a newer mlx or a filter wrote is unreadable.
             Err(why) => {
                 let error = Error::corrupt(why.text.clone()).hint(why.hint.clone());
-                self.roots.unreadable.push((display_location(&referrer(), path), error));
+                self.roots.unreadable.push((referrer().location(path), error));
             }
         }
     }
@@ -236,7 +254,7 @@ impl RootsReader<'_> {
     fn add_file(&mut self, referrer: &dyn Fn() -> Referrer, path: &RepoPath, read: Result<FileReferences>) {
         match read {
             Ok(references) => self.add(referrer, path, &references),
-            Err(error) => self.roots.unreadable.push((display_location(&referrer(), path), error)),
+            Err(error) => self.roots.unreadable.push((referrer().location(path), error)),
         }
     }
 
@@ -253,7 +271,9 @@ impl RootsReader<'_> {
         );
         self.roots.runs.extend(&found.runs);
         if let Some(why) = &found.salvaged {
-            self.roots.salvaged.push((display_location(&referrer(), file), Error::corrupt(why.clone())));
+            let place = referrer().location(file);
+            self.roots.conflicts.extend(found.conflict.then(|| place.clone()));
+            self.roots.salvaged.push((place, Error::corrupt(why.clone())));
         }
         if found.not_pointer {
             self.roots.not_pointers.insert(file.clone());
@@ -266,11 +286,17 @@ impl RootsReader<'_> {
 
     /// Reads the pointers and lockfiles of all worktrees and Git indexes.
     fn files(&mut self, snapshot: &Snapshot) -> Result<()> {
-        let mut readable = HashSet::new();
+        let (mut readable, mut foreign) = (HashSet::new(), HashSet::new());
         for (root, path, bytes) in &snapshot.files {
             let references = parse(path, bytes).context(|| format!("in `{}`", root.display()));
-            if references.as_ref().is_ok_and(|found| !found.is_without_facts()) {
-                readable.insert((Some(root), path));
+            match &references {
+                Ok(found) if found.not_pointer => drop(foreign.insert((Some(root), path))),
+                Ok(_) => drop(readable.insert((Some(root), path))),
+                Err(_) if is_in_conflict(bytes) => {
+                    let place = Referrer::Worktree(root.clone()).location(path);
+                    self.roots.conflicts.insert(place);
+                }
+                Err(_) => {}
             }
             self.add_file(&|| Referrer::Worktree(root.clone()), path, references);
         }
@@ -280,6 +306,13 @@ impl RootsReader<'_> {
                 let says_nothing = matches!(&*references, Ok(found) if found.is_without_facts());
                 if says_nothing && !blob.is_empty() && readable.contains(&(worktree.root.as_ref(), path)) {
                     references = Rc::new(Err(filtered(path).into()));
+                }
+                let is_pointer = matches!(&*references, Ok(found) if !found.is_without_facts());
+                if is_pointer
+                    && let Some(root) = &worktree.root
+                    && foreign.remove(&(Some(root), path))
+                {
+                    self.add_file(&|| Referrer::Worktree(root.clone()), path, Err(overwritten(path)));
                 }
                 self.add_blob(&|| Referrer::Index(worktree.git_dir.clone()), path, references);
             }
@@ -381,16 +414,6 @@ impl RootsReader<'_> {
 
 fn to_vec(tips: &BTreeSet<Rev>) -> Vec<Rev> {
     tips.iter().cloned().collect()
-}
-
-/// Formats the location of a file for messages.
-fn display_location(referrer: &Referrer, path: &RepoPath) -> String {
-    match referrer {
-        Referrer::Worktree(root) => format!("`{}`", path.on_disk(root).display()),
-        Referrer::Index(_) => format!("`{path}` in Git's index"),
-        Referrer::Commit(rev) => format!("`{path}` at {}", rev.short()),
-        Referrer::Other(name) => format!("`{path}` in {name}"),
-    }
 }
 
 /// Adds the versions that are kept, until they expire. If a record cannot be parsed, its digests are kept.

@@ -24,13 +24,13 @@ const MAX_OBJECTS: usize = 20;
 ///
 /// Compares all stored bytes with their digests, and reports damage with the files and commits it affects.
 /// Damaged files are moved to `quarantine/` in the store and never deleted. Exits with 10 if anything
-/// is damaged.
+/// is damaged or cannot be read; a merge conflict is not damage.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx fsck\n  mlx fsck --repair\n\n\
 JSON: {\"objects\", \"bytes\", \"packs\", \"runs\", \"pointers\", \"commits\", \"absent\", \"faults\": \
 [{\"kind\", \"digest\", \"file\", \"why\"}], \
 \"damaged\": [{\"digest\", \"hits\": [{\"path\", \"commit\" or \"worktree\" or \"in\"}], \"from\" or null}], \
-\"changed\": [{\"path\", \"digest\"}], \"unreadable\": [{\"place\", \"why\"}], \"repaired\"}")]
+\"changed\": [{\"path\", \"digest\"}], \"unreadable\": [{\"place\", \"why\", \"conflict\"}], \"repaired\"}")]
 pub struct Args {
     /// Restore damaged objects from the workspace or the default remote
     #[arg(long)]
@@ -100,7 +100,10 @@ impl Report for FsckOutput {
         });
         let changed = report.changed.iter().map(|(path, digest)| json!({"path": path, "digest": digest}));
         let unreadable = report.unreadable.iter();
-        let unreadable = unreadable.map(|(place, error)| json!({"place": place, "why": error.chain_text()}));
+        let unreadable = unreadable.map(|(place, error)| {
+            let conflict = report.conflicts.contains(place);
+            json!({"place": place, "why": error.chain_text(), "conflict": conflict})
+        });
         let verified = &report.verified;
         json!({"objects": verified.objects, "bytes": verified.bytes, "packs": verified.packs,
             "runs": verified.runs, "pointers": report.pointers, "commits": report.commits,
@@ -147,7 +150,10 @@ impl fmt::Display for FsckOutput {
             )?;
         }
         for (place, error) in &report.unreadable {
-            writeln!(f, "cannot read {place}: {}", error.chain_text())?;
+            let conflict = report.conflicts.contains(place);
+            let state = if conflict { "is in conflict" } else { "cannot be read" };
+            writeln!(f, "{place} {state}: {}", error.chain_text())?;
+            error.hint_text().map_or(Ok(()), |hint| writeln!(f, "  hint: {hint}"))?;
         }
         let (objects, pointers) =
             (count(report.verified.objects, "object"), count(report.pointers, "pointer"));
@@ -198,8 +204,9 @@ impl FsckOutput {
         match (self.0.has_problems(), &self.0.repair) {
             (false, None) => write!(f, "no problems found"),
             (false, Some(_)) => write!(f, "no problems left"),
-            (true, None) => write!(f, "next: mlx fsck --repair"),
-            (true, Some(_)) => write!(f, "some damage could not be repaired"),
+            (true, None) if self.0.is_damaged() => write!(f, "next: mlx fsck --repair"),
+            (true, _) if !self.0.is_damaged() => write!(f, "the stored objects are intact"),
+            (true, _) => write!(f, "some damage could not be repaired"),
         }
     }
 }
