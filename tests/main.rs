@@ -59,6 +59,7 @@ mod s3;
 mod settings;
 mod shared_cache;
 mod signals;
+mod sparse;
 mod stage_commands;
 mod stage_inputs;
 mod staging;

@@ -127,7 +127,7 @@ impl<'a> Context<'a> {
     pub fn wants(&self, workspace: &Workspace<'_>, paths: &[RepoPath]) -> Result<Wants> {
         let mut wants = Wants::default();
         if !paths.is_empty() {
-            let chosen = self.tracked(workspace)?.select(paths)?.into_pointers()?;
+            let chosen = workspace.select_whole(self.tracked(workspace)?, paths)?.into_pointers()?;
             wants.contents = chosen.into_iter().map(|it| (it.path, it.content)).collect();
             return Ok(wants);
         }

@@ -44,7 +44,7 @@ impl Git {
     /// the end where a later one includes it again. Returns the paths that Git would add nevertheless.
     pub fn ignore<'p>(&self, workspace: &Root, targets: &[Target<'p>]) -> Result<Vec<&'p RepoPath>> {
         for (file, lines) in lines_by_file(targets.iter().map(Target::path))? {
-            let text = workspace.read_document(&file)?.unwrap_or_default();
+            let text = self.read_ignore_file(workspace, &file)?.unwrap_or_default();
             let missing: Vec<_> =
                 lines.into_iter().filter(|line| !rows(&text).any(|row| row == line)).collect();
             if !missing.is_empty() {
@@ -63,7 +63,7 @@ impl Git {
     ) -> Result<Vec<&'p RepoPath>> {
         let exposed = self.exposed(targets)?;
         for (file, lines) in lines_by_file(exposed.iter().map(Target::path))? {
-            let text = workspace.read_document(&file)?.unwrap_or_default();
+            let text = self.read_ignore_file(workspace, &file)?.unwrap_or_default();
             workspace.write(&file, &with_lines(&without_lines(&text, &lines), &lines), Sync::Now)?;
         }
         if exposed.is_empty() {
@@ -75,7 +75,7 @@ impl Git {
     /// Removes `path` from the `.gitignore` in its folder. The file is removed if it becomes empty.
     pub fn unignore(&self, workspace: &Root, path: &RepoPath) -> Result<()> {
         for (file, lines) in lines_by_file(std::iter::once(path))? {
-            let Some(text) = workspace.read_document(&file)? else { return Ok(()) };
+            let Some(text) = self.read_ignore_file(workspace, &file)? else { return Ok(()) };
             let kept = without_lines(&text, &lines);
             if kept.is_empty() && !text.is_empty() {
                 workspace.remove(&file)?;
@@ -84,6 +84,11 @@ impl Git {
             }
         }
         Ok(())
+    }
+
+    /// Reads a `.gitignore`; one that a sparse checkout leaves out is read from Git's index.
+    fn read_ignore_file(&self, workspace: &Root, file: &RepoPath) -> Result<Option<Vec<u8>>> {
+        workspace.read_document(file)?.map_or_else(|| self.read_skipped(file), |text| Ok(Some(text)))
     }
 
     /// Returns those paths that `git add` would take: Git neither ignores nor tracks them, nor anything in

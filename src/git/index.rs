@@ -23,6 +23,13 @@ struct IndexedFile {
     skipped: bool,
 }
 
+/// File of mlx's own folder in Git's index.
+pub struct OwnFile {
+    pub bytes: Vec<u8>,
+    /// True if a sparse checkout leaves the file out of the worktree.
+    pub is_skipped: bool,
+}
+
 impl Git {
     /// Lists the files that Git tracks in this worktree whose path `wanted` accepts.
     pub fn tracked(&self, wanted: &dyn Fn(&[u8]) -> bool) -> Result<Vec<RepoPath>> {
@@ -53,6 +60,23 @@ impl Git {
             None => self.find_in_sparse_folder(&index, file)?,
         };
         Ok(id.and_then(|id| self.repo.find_object(id).ok()).map(|object| object.data.clone()))
+    }
+
+    /// Reads a file of a folder at the top whose name no [`RepoPath`] may have, such as `.mlx`, as it is in
+    /// Git's index.
+    pub fn staged_own(&self, folder: &str, name: &str) -> Result<Option<OwnFile>> {
+        let index = self.index()?;
+        let path = format!("{folder}/{name}");
+        if let Some(entry) = index.entry_by_path(path.as_str().into()) {
+            let bytes = self.read_blob(BlobId::new(entry.id))?;
+            return Ok(Some(OwnFile { bytes, is_skipped: entry.flags.contains(Flags::SKIP_WORKTREE) }));
+        }
+        let Some(entry) = index.entry_by_path(format!("{folder}/").as_str().into()) else { return Ok(None) };
+        let context = || format!("cannot read `{folder}` from Git");
+        let tree = from_gix(self.repo.find_tree(entry.id), context)?;
+        let Some(found) = from_gix(tree.lookup_entry([name]), context)? else { return Ok(None) };
+        let bytes = self.read_blob(BlobId::new(found.object_id()))?;
+        Ok(Some(OwnFile { bytes, is_skipped: true }))
     }
 
     /// Returns one file that Git tracks at `path` or below it, if any.
@@ -162,7 +186,7 @@ mod tests {
             git(temp.path(), &["init", "-q"]);
             let root = fs::Root::open(temp.path()).unwrap();
             let path = |text: &str| RepoPath::from_text(text).unwrap();
-            for file in ["top", "a/in", "b/c/out"] {
+            for file in ["top", "a/in", "b/c/out", "d/out"] {
                 root.write(&path(file), file.as_bytes(), fs::Sync::Later).unwrap();
             }
             git(temp.path(), &["add", "."]);
@@ -172,14 +196,18 @@ mod tests {
             let repo = Git::discover(temp.path()).unwrap();
             assert_eq!(repo.index().unwrap().is_sparse(), sparse_index == "true");
             let skipped: Vec<_> = repo.skipped(&|_| true).unwrap().into_iter().map(|it| it.0).collect();
-            assert_eq!(skipped, [path("b/c/out")]);
-            assert_eq!(repo.tracked(&|_| true).unwrap(), ["a/in", "b/c/out", "top"].map(path));
+            assert_eq!(skipped, ["b/c/out", "d/out"].map(path));
+            assert_eq!(repo.tracked(&|_| true).unwrap(), ["a/in", "b/c/out", "d/out", "top"].map(path));
             let read = |text: &str| repo.read_skipped(&path(text)).unwrap();
             assert_eq!(read("b/c/out").as_deref(), Some(&b"b/c/out"[..]));
             assert_eq!(["a/in", "top", "b/c/none", "none"].map(read), [None, None, None, None]);
             let within = |text: &str| repo.tracked_within(&path(text)).unwrap().is_some();
             assert!(["b", "b/c", "b/c/out", "a", "a/in"].into_iter().all(within), "{sparse_index}");
             assert!(!within("b/none") && !within("c"), "{sparse_index}");
+            let own = |folder: &str, name: &str| repo.staged_own(folder, name).unwrap();
+            assert!(own("a", "in").is_some_and(|it| it.bytes == b"a/in" && !it.is_skipped));
+            assert!(own("d", "out").is_some_and(|it| it.bytes == b"d/out" && it.is_skipped));
+            assert!(own("d", "none").is_none() && own("c", "none").is_none());
         }
     }
 }

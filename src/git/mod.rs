@@ -20,6 +20,7 @@ pub use self::{
     difference::RevDifference,
     history::{BlobId, Commit, FolderCache},
     ignore::{IgnoredFile, Target as IgnoreTarget, ignore_line},
+    index::OwnFile,
     refs::{GitRef, RefTarget, Target, TreeId, TreeScan, Worktree},
     sign::{Key, Signer},
     tags::Tag,

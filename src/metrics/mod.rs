@@ -108,7 +108,7 @@ impl<'r> Reader<'r> {
         };
         match revision {
             Revision::Workspace => {
-                self.repo.files.read_document(manifest)?.map_or_else(|| Ok(Vec::new()), |bytes| list(&bytes))
+                self.repo.read_document(manifest)?.map_or_else(|| Ok(Vec::new()), |bytes| list(&bytes))
             }
             Revision::Commit(rev) => {
                 let Some(id) = self.repo.git.blob(rev, manifest)? else { return Ok(Vec::new()) };
@@ -126,7 +126,7 @@ impl<'r> Reader<'r> {
     /// Reads and parses one file of a version.
     fn document(&self, revision: &Revision, file: &RepoPath) -> Result<Option<Value>> {
         let Revision::Commit(rev) = revision else {
-            let bytes = self.repo.files.read_document(file)?;
+            let bytes = self.repo.read_document(file)?;
             return bytes.map(|bytes| document::parse(file, &bytes)).transpose();
         };
         let Some(id) = self.repo.git.blob(rev, file)? else { return Ok(None) };

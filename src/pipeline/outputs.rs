@@ -32,28 +32,45 @@ pub fn manifest_folders(repo: &Repo, cwd: &Path) -> Result<BTreeSet<RepoPath>> {
 
 /// Returns all content tracked at a commit, from its pointers and its lockfiles.
 pub fn contents_at(git: &Git, rev: &Rev) -> Result<BTreeMap<RepoPath, Content>> {
-    let is_lockfile =
-        |path: &[u8]| path == LOCKFILE.as_bytes() || path.ends_with(format!("/{LOCKFILE}").as_bytes());
     let mut contents = BTreeMap::new();
-    for file in git.files(rev, &|path| path.ends_with(SUFFIX.as_bytes()) || is_lockfile(path))? {
-        let bytes = git.read(rev, &file)?.unwrap_or_default();
-        if is_lockfile(file.bytes()) {
-            let lock = Lockfile::parse(&file, &bytes)?;
-            let outputs = lock.records().flat_map(|(_, record)| record.contents());
-            contents.extend(outputs.map(|(path, content)| (path.clone(), *content)));
-        } else if let Some(path) = file.without_suffix(SUFFIX).filter(|_| Pointer::looks_like_pointer(&bytes))
-        {
-            let content = Pointer::parse(path.clone(), &bytes)?.content;
-            contents.insert(path, content);
-        }
+    for file in git.files(rev, &is_tracking_file)? {
+        add_contents(&file, &git.read(rev, &file)?.unwrap_or_default(), &mut contents)?;
     }
     Ok(contents)
 }
 
+/// Returns all content that is tracked by files which a sparse checkout leaves out of the worktree.
+pub fn skipped_contents(git: &Git) -> Result<BTreeMap<RepoPath, Content>> {
+    let mut contents = BTreeMap::new();
+    for (file, blob) in git.skipped(&is_tracking_file)? {
+        add_contents(&file, &git.read_blob(blob)?, &mut contents)?;
+    }
+    Ok(contents)
+}
+
+fn is_lockfile(path: &[u8]) -> bool {
+    path == LOCKFILE.as_bytes() || path.ends_with(format!("/{LOCKFILE}").as_bytes())
+}
+
+fn is_tracking_file(path: &[u8]) -> bool {
+    path.ends_with(SUFFIX.as_bytes()) || is_lockfile(path)
+}
+
+/// Adds the content that a pointer or a lockfile tracks.
+fn add_contents(file: &RepoPath, bytes: &[u8], contents: &mut BTreeMap<RepoPath, Content>) -> Result<()> {
+    if is_lockfile(file.bytes()) {
+        let lock = Lockfile::parse(file, bytes)?;
+        let outputs = lock.records().flat_map(|(_, record)| record.contents());
+        contents.extend(outputs.map(|(path, content)| (path.clone(), *content)));
+    } else if let Some(path) = file.without_suffix(SUFFIX).filter(|_| Pointer::looks_like_pointer(bytes)) {
+        let content = Pointer::parse(path.clone(), bytes)?.content;
+        contents.insert(path, content);
+    }
+    Ok(())
+}
+
 /// Returns the run-cache keys that the lockfiles of a commit record.
 pub fn run_keys_at(git: &Git, rev: &Rev) -> Result<Vec<Digest>> {
-    let is_lockfile =
-        |path: &[u8]| path == LOCKFILE.as_bytes() || path.ends_with(format!("/{LOCKFILE}").as_bytes());
     let mut keys = Vec::new();
     for file in git.files(rev, &is_lockfile)? {
         let lock = Lockfile::parse(&file, &git.read(rev, &file)?.unwrap_or_default())?;

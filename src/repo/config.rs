@@ -34,9 +34,18 @@ impl Config {
     /// Reads all layers of the folder `.mlx`. Keys that must not be committed are dropped from the committed
     /// one; unknown keys are kept, since a newer mlx may know them, and named in the notes.
     pub fn load(folder: &Root) -> Result<Self> {
+        Self::load_sparse(Some(folder), None)
+    }
+
+    /// Reads all layers as [`Config::load`] does. A sparse checkout may leave out the folder or the committed
+    /// settings in it, whose text is then given.
+    pub fn load_sparse(folder: Option<&Root>, mut committed: Option<String>) -> Result<Self> {
         let mut config = Self::default();
         for layer in Layer::ALL {
-            let Some(text) = layer.read(folder)? else { continue };
+            let given = if layer == Layer::Repo { committed.take() } else { None };
+            let Some(text) = given.map_or_else(|| layer.read(folder), |text| Ok(Some(text)))? else {
+                continue;
+            };
             let file = layer.file();
             let mut settings = settings_text::values(&text).context(|| format!("cannot read `{file}`"))?;
             for error in settings.keys().filter_map(|key| check_key(key, layer).err()) {

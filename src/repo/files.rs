@@ -48,10 +48,10 @@ impl Layer {
         RepoPath::from_text(if self == Self::Local { "local.toml" } else { "config.toml" })
     }
 
-    /// Reads the text of this layer; `folder` is `.mlx`. `None` if the file does not exist.
-    pub fn read(self, folder: &Root) -> Result<Option<String>> {
+    /// Reads the text of this layer; `folder` is `.mlx`, if it exists. `None` if the file does not exist.
+    pub fn read(self, folder: Option<&Root>) -> Result<Option<String>> {
         let user = user_dir().filter(|dir| fs::is_dir(dir)).map(|dir| Root::open(&dir)).transpose()?;
-        let Some(root) = (if self == Self::User { user.as_ref() } else { Some(folder) }) else {
+        let Some(root) = (if self == Self::User { user.as_ref() } else { folder }) else {
             return Ok(None);
         };
         root.read_document(&self.path()?)?.map(|bytes| to_text(bytes, &self.file())).transpose()

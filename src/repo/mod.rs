@@ -62,11 +62,7 @@ impl Repo {
 
     fn open(git: Git) -> Result<Self> {
         let files = Root::open(git.root())?;
-        let Some(folder) = files.open_own_folder(FOLDER, false)? else {
-            let error = Error::not_found(format!("`{}` is not set up for mlx", git.root().display()));
-            return Err(error.hint("run `mlx init` there"));
-        };
-        let config = Config::load(&folder)?;
+        let config = load_config(&git, files.open_own_folder(FOLDER, false)?.as_ref())?;
         let shared = Root::create(&git.common_dir().join("mlx"))?;
         let private = Root::create(&git.worktree_dir().join("mlx"))?;
         let store = match config.cache_dir()? {
@@ -92,9 +88,17 @@ impl Repo {
         let folder = files.open_own_folder(FOLDER, true)?.expect("the folder was just created");
         for (name, text) in [("config.toml", CONFIG), (".gitignore", IGNORE)] {
             let path = RepoPath::from_text(name)?;
-            if folder.stat(&path)?.is_none() {
-                folder.write(&path, text.as_bytes(), Sync::Now)?;
+            // A committed file is never replaced: one that was deleted here is restored, and one that a
+            // sparse checkout leaves out stays in Git's index.
+            let staged = git.staged_own(FOLDER, name)?;
+            if folder.stat(&path)?.is_some() || staged.as_ref().is_some_and(|it| it.is_skipped) {
+                continue;
             }
+            folder.write(
+                &path,
+                &staged.map_or_else(|| text.as_bytes().to_vec(), |it| it.bytes),
+                Sync::Now,
+            )?;
         }
         Self::open(Git::discover_checked(start)?)
     }
@@ -104,11 +108,36 @@ impl Repo {
         self.git.root()
     }
 
-    /// Opens the folder `.mlx/`.
+    /// Opens the folder `.mlx/`. The committed settings are in it, also where a sparse checkout leaves them
+    /// out, so that a change of them is made on what they say.
     pub fn folder(&self) -> Result<Root> {
-        self.files
-            .open_own_folder(FOLDER, false)?
-            .ok_or_else(|| Error::not_found("`.mlx` does not exist").hint("run `mlx init`"))
+        let skipped = |name: &str| Ok(self.git.staged_own(FOLDER, name)?.filter(|file| file.is_skipped));
+        let is_sparse = skipped("config.toml")?.is_some();
+        let folder = self
+            .files
+            .open_own_folder(FOLDER, is_sparse)?
+            .ok_or_else(|| Error::not_found("`.mlx` does not exist").hint("run `mlx init`"))?;
+        for name in ["config.toml", ".gitignore"].into_iter().filter(|_| is_sparse) {
+            let path = RepoPath::from_text(name)?;
+            if folder.stat(&path)?.is_none()
+                && let Some(file) = skipped(name)?
+            {
+                folder.write(&path, &file.bytes, Sync::Now)?;
+            }
+        }
+        Ok(folder)
+    }
+
+    /// Reads a document of the work tree; one that a sparse checkout leaves out is read from Git's index.
+    pub fn read_document(&self, file: &RepoPath) -> Result<Option<Vec<u8>>> {
+        self.files.read_document(file)?.map_or_else(|| self.git.read_skipped(file), |bytes| Ok(Some(bytes)))
+    }
+
+    /// Reads the pointer of a path that a sparse checkout leaves out of the work tree.
+    pub fn skipped_pointer(&self, path: &RepoPath) -> Result<Option<Pointer>> {
+        let bytes = self.git.read_skipped(&path.with_suffix(SUFFIX))?;
+        let bytes = bytes.filter(|bytes| Pointer::looks_like_pointer(bytes));
+        bytes.map(|bytes| Pointer::parse(path.clone(), &bytes)).transpose()
     }
 
     /// Changes the settings of one layer under the lock. Its file stays as it was if `change` fails.
@@ -188,6 +217,20 @@ impl Repo {
         };
         real().map_or(parsed, |path| RepoPath::parse(path.as_os_str(), cwd, self.root()))
     }
+}
+
+/// Reads the settings; those that a sparse checkout leaves out are read from Git's index.
+fn load_config(git: &Git, folder: Option<&Root>) -> Result<Config> {
+    let path = RepoPath::from_text("config.toml")?;
+    let is_here = folder.map_or(Ok(None), |folder| folder.stat(&path))?.is_some();
+    let skipped = if is_here { None } else { git.staged_own(FOLDER, "config.toml")? };
+    let skipped = skipped.filter(|file| file.is_skipped).map(|file| file.bytes);
+    if folder.is_none() && skipped.is_none() {
+        let error = Error::not_found(format!("`{}` is not set up for mlx", git.root().display()));
+        return Err(error.hint("run `mlx init` there"));
+    }
+    let text = skipped.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    Config::load_sparse(folder, text)
 }
 
 /// Derives the name of a clone from host and location: a copy has a new name, and so has a moved clone, whose

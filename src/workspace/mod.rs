@@ -180,12 +180,16 @@ impl<'r> Workspace<'r> {
         Ok(found)
     }
 
-    /// Returns the pointer of `path` or of the nearest tracked folder that contains it.
+    /// Returns the pointer of `path` or of the nearest tracked folder that contains it, also where a sparse
+    /// checkout leaves it out.
     pub fn pointer_of(&self, path: &RepoPath) -> Result<Option<Pointer>> {
         let mut here = Some(path.clone());
         while let Some(path) = here {
             if !path.is_root()
-                && let Some(pointer) = self.repo.pointer(&path)?
+                && let Some(pointer) = self
+                    .repo
+                    .pointer(&path)?
+                    .map_or_else(|| self.repo.skipped_pointer(&path), |pointer| Ok(Some(pointer)))?
             {
                 return Ok(Some(pointer));
             }

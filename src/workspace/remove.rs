@@ -48,7 +48,8 @@ impl Workspace<'_> {
             return Ok(RemoveResult { path: path.clone(), parent: None, files });
         }
         check_output(path, claimed)?;
-        let parent = self.pointer_of(path)?.filter(|it| it.content.kind == ContentKind::Tree);
+        let is_parent = |it: &Pointer| it.content.kind == ContentKind::Tree && it.path != *path;
+        let parent = self.pointer_of(path)?.filter(is_parent);
         let parent = parent.ok_or_else(|| untracked(path))?;
         let below = path.strip_prefix(&parent.path).expect("the path is inside the tracked folder");
         if entry_at(&self.repo.store, &parent.content.digest, &below)?.is_none() {

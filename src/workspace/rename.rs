@@ -78,7 +78,8 @@ impl Workspace<'_> {
         if let Some(pointer) = self.repo.pointer(path)? {
             return Ok((RecordLocation::OwnPointer, to_entry(&pointer.content)));
         }
-        let parent = self.pointer_of(path)?.filter(|it| it.content.kind == ContentKind::Tree);
+        let is_parent = |it: &Pointer| it.content.kind == ContentKind::Tree && it.path != *path;
+        let parent = self.pointer_of(path)?.filter(is_parent);
         let parent = parent.ok_or_else(|| untracked(path))?;
         let below = path.strip_prefix(&parent.path).expect("the path is inside the tracked folder");
         let entry = entry_at(&self.repo.store, &parent.content.digest, &below)?;

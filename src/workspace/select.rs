@@ -16,11 +16,27 @@ impl Workspace<'_> {
     /// Selects the tracked paths that contain one of `paths` or lie in one, all if none are named. A named
     /// part that is neither recorded nor in the workspace is an error.
     pub fn select(&self, tracked: Tracked, paths: &[RepoPath]) -> Result<Tracked> {
-        let chosen = tracked.select(paths)?;
+        let chosen = self.select_whole(tracked, paths)?;
         for pointer in &chosen.pointers {
             paths.iter().try_for_each(|path| self.check_part(pointer, path))?;
         }
         Ok(chosen)
+    }
+
+    /// Keeps the tracked paths that contain one of `paths` or lie in one, without a check of the parts.
+    pub fn select_whole(&self, tracked: Tracked, paths: &[RepoPath]) -> Result<Tracked> {
+        tracked.select(paths).map_err(|error| self.left_out(paths).unwrap_or(error))
+    }
+
+    /// Returns the error for paths of which a sparse checkout leaves out the pointer.
+    fn left_out(&self, paths: &[RepoPath]) -> Option<Error> {
+        let pointer = |path: &RepoPath| self.pointer_of(path).ok().flatten();
+        let mut pointers = paths.iter().filter_map(pointer);
+        let file =
+            pointers.find_map(|it| self.repo.files.stat(&it.file()).ok()?.is_none().then(|| it.file()))?;
+        let folder = file.parent().unwrap_or_default();
+        let error = Error::not_found(format!("the sparse checkout leaves out `{file}`"));
+        Some(error.hint(format!("bring it here with `git sparse-checkout add {folder}`")))
     }
 
     /// Returns the recorded content of a part of a tracked path; `None` if it has no such part.

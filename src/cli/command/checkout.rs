@@ -95,7 +95,7 @@ pub fn checkout_tracked(
     let tracked = ctx.tracked_with(workspace, &pipelines)?;
     let retired =
         if paths.is_empty() { ctx.unrecorded_data(workspace, &pipelines, &tracked)? } else { Vec::new() };
-    let pointers = tracked.select(paths)?.into_pointers()?;
+    let pointers = workspace.select_whole(tracked, paths)?.into_pointers()?;
     checkout_pointers(ctx, workspace, &pointers, paths, |parts| {
         checkout_parts(workspace, parts, &retired, force, ctx.progress)
     })

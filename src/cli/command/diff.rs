@@ -22,7 +22,7 @@ use crate::{
     error::{Error, Result},
     metrics::{self, Delta, DeltaKind, Reader, Reading, Revision, Topic},
     path::RepoPath,
-    pipeline::contents_at,
+    pipeline::{contents_at, skipped_contents},
     pointer::Content,
     remote::Wants,
     workspace::{Change, Version, Workspace, diff_versions},
@@ -138,6 +138,8 @@ fn data(
     new: &Revision,
 ) -> Result<Vec<(RepoPath, Change)>> {
     let tracked = ctx.tracked(workspace)?.into_pointers()?;
+    // Not deleted, but left out: what Git's index says of it stands.
+    let skipped = skipped_contents(&workspace.repo.git)?;
     let side = |at: &Revision| -> Result<BTreeMap<RepoPath, Content>> {
         match at {
             Revision::Commit(rev) => contents_at(&workspace.repo.git, rev),
@@ -159,8 +161,11 @@ fn data(
         }
         let version = |at: Option<&Revision>, side: &BTreeMap<RepoPath, Content>| {
             let recorded = side.get(path).copied();
-            match at {
-                Some(Revision::Workspace) => workspace.version(path, recorded, ctx.progress),
+            match (at, skipped.get(path)) {
+                (Some(Revision::Workspace), Some(content)) if recorded.is_none() => {
+                    Ok(Some(Version::Recorded(*content)))
+                }
+                (Some(Revision::Workspace), _) => workspace.version(path, recorded, ctx.progress),
                 _ => Ok(recorded.map(Version::Recorded)),
             }
         };

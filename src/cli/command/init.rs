@@ -58,13 +58,13 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Initialized> {
     for (name, text) in template {
         if let Some(inner) = name.strip_prefix(".mlx/") {
             let (root, path) = (repo.folder()?, RepoPath::from_text(inner)?);
-            if root.stat(&path)?.is_none() {
+            if root.stat(&path)?.is_none() && git.staged_own(".mlx", inner)?.is_none() {
                 root.write(&path, text.as_bytes(), Sync::Now)?;
             }
             continue;
         }
         let path = folder.join_path(&RepoPath::from_text(name)?)?;
-        if repo.files.stat(&path)?.is_none() {
+        if repo.files.stat(&path)?.is_none() && git.tracked_within(&path)?.is_none() {
             repo.files.write(&path, text.as_bytes(), Sync::Now)?;
             written.push(path);
         }

@@ -70,7 +70,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Output> {
     let request = find_request(ctx, &repo, &args.what)?;
     let subject = request.as_ref().map_or(&args.what, |origin| &origin.found.record.version);
     let (rev, path) = resolve(ctx, &repo, subject, args.rev.as_deref())?;
-    let read = |file: &RepoPath| repo.files.read_if_exists(file);
+    let read = |file: &RepoPath| repo.read_document(file);
     let mut tracked = repo.git.tracked(&lineage::is_tracking_file)?;
     tracked.extend(workspace.pointer_paths()?.iter().map(|path| path.with_suffix(crate::pointer::SUFFIX)));
     let pipelines = ctx.pipelines(&workspace)?;
