@@ -298,3 +298,61 @@ fn a_revision_that_a_shallow_clone_lacks_is_explained() {
     }
     assert!(!sandbox.fails("checkout --rev HEAD~9 data", 3).contains("shallow"));
 }
+
+/// Counts the packs that Git fetched from its remote.
+fn fetched_packs(folder: &Path) -> usize {
+    let entries = fs::read_dir(folder.join(".git/objects/pack")).unwrap();
+    entries
+        .filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|it| it == "promisor"))
+        .count()
+}
+
+#[test]
+fn a_partial_clone_fetches_what_it_needs_in_few_requests() {
+    let sandbox = setup();
+    for option in ["uploadpack.allowFilter", "uploadpack.allowAnySHA1InWant"] {
+        sandbox.git(&format!("config {option} true"));
+    }
+    for number in 0..8 {
+        sandbox.write("data/a", number.to_string());
+        sandbox.ok("add data");
+        sandbox.commit(&number.to_string());
+    }
+    sandbox.ok("push --all-commits");
+    let from = format!("file://{}", sandbox.repo.display());
+    let clone_to = |name: &str, filter: &str| {
+        let folder = sandbox.root().join(name);
+        sandbox.git(&format!("clone -q --filter={filter} {from} {}", folder.display()));
+        folder
+    };
+    let commands = [
+        "pull",
+        "log data",
+        "diff data HEAD~2 HEAD",
+        "gc",
+        "fsck",
+        "du",
+        "push --all-commits",
+        "lineage data",
+        "fetch --all-commits",
+        "checkout --rev HEAD~3 data",
+    ];
+    for filter in ["blob:none", "tree:0"] {
+        let folder = clone_to(&filter.replace(':', "-"), filter);
+        for args in commands {
+            sandbox.at(&folder).ok(args);
+        }
+        for (index, args) in ["log data", "gc", "push --all-commits"].into_iter().enumerate() {
+            let folder = clone_to(&format!("{}-{index}", filter.replace(':', "-")), filter);
+            sandbox.at(&folder).ok("pull");
+            let before = fetched_packs(&folder);
+            sandbox.at(&folder).ok(args);
+            let requests = fetched_packs(&folder) - before;
+            assert!((1..4).contains(&requests), "{filter}: {args} made {requests} requests for 10 commits");
+        }
+    }
+    let folder = clone_to("offline", "blob:none");
+    fs::rename(&sandbox.repo, sandbox.root().join("away")).unwrap();
+    let error = sandbox.at(&folder).fails("log data", 7);
+    assert!(error.contains("partial clone lacks objects") && error.contains("`origin`"), "{error}");
+}

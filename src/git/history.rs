@@ -20,6 +20,10 @@ impl BlobId {
         Self(id)
     }
 
+    pub(super) fn id(self) -> gix::ObjectId {
+        self.0
+    }
+
     /// Returns true for the blob without bytes, such as of a file that is only intended to be added.
     pub fn is_empty(self) -> bool {
         self.0 == gix::ObjectId::empty_blob(self.0.kind())
@@ -44,19 +48,26 @@ impl Git {
     /// Returns the blob of a file in a commit; `None` if it does not exist there.
     pub fn blob(&self, rev: &Rev, path: &RepoPath) -> Result<Option<BlobId>> {
         let context = || format!("cannot read `{path}` at {}", rev.short());
-        let commit = from_gix(self.repo.find_commit(rev.0), context)?;
-        let tree = from_gix(commit.tree(), context)?;
-        let names = path.components().map(<[u8]>::to_vec);
-        let entry = from_gix(tree.lookup_entry(names), context)?;
-        Ok(entry.filter(|it| it.mode().is_blob()).map(|it| BlobId(it.object_id())))
+        let mut here = self.tree_id(rev, context)?;
+        let mut names = path.components().peekable();
+        while let Some(name) = names.next() {
+            let tree = self.tree(here, context)?;
+            let Some(entry) = from_gix(tree.lookup_entry([name]), context)? else { return Ok(None) };
+            let is_last = names.peek().is_none();
+            match entry.mode() {
+                mode if is_last => return Ok(mode.is_blob().then(|| BlobId(entry.object_id()))),
+                mode if mode.is_tree() => here = entry.object_id(),
+                _ => return Ok(None),
+            }
+        }
+        Ok(None)
     }
 
     /// Lists the folders of a commit that contain a file of this name. A `cache` must always be used with the
     /// same name.
     pub fn folders_with(&self, rev: &Rev, name: &str, cache: &mut FolderCache) -> Result<Vec<RepoPath>> {
         let context = || format!("cannot list the files of {}", rev.short());
-        let commit = from_gix(self.repo.find_commit(rev.0), context)?;
-        self.folders_below(from_gix(commit.tree_id(), context)?.detach(), name, cache, 0)
+        self.folders_below(self.tree_id(rev, context)?, name, cache, 0)
     }
 
     fn folders_below(
@@ -70,7 +81,7 @@ impl Git {
             return Ok(folders.clone());
         }
         let context = || "cannot read a tree from Git".to_owned();
-        let object = from_gix(self.repo.find_tree(tree), context)?;
+        let object = self.tree(tree, context)?;
         let mut folders = Vec::new();
         for entry in object.iter() {
             let entry = from_gix(entry, context)?;
@@ -89,13 +100,17 @@ impl Git {
 
     /// Like [`Git::read_blob`], but returns `None` for a blob of more than `limit` bytes.
     pub fn read_small_blob(&self, id: BlobId, limit: u64) -> Result<Option<Vec<u8>>> {
-        let size = from_gix(self.repo.find_header(id.0), || "cannot read a blob from Git".into())?.size();
-        if size > limit { Ok(None) } else { self.read_blob(id).map(Some) }
+        match self.repo.find_header(id.0) {
+            Ok(header) if header.size() > limit => Ok(None),
+            Ok(_) => self.read_blob(id).map(Some),
+            // Promised by a remote: its size is known once it is here.
+            Err(_) => Ok(Some(self.read_blob(id)?).filter(|bytes| bytes.len() as u64 <= limit)),
+        }
     }
 
     /// Reads a blob.
     pub fn read_blob(&self, id: BlobId) -> Result<Vec<u8>> {
-        let mut object = from_gix(self.repo.find_object(id.0), || "cannot read a blob from Git".into())?;
+        let mut object = self.object(id.0, || "cannot read a blob from Git".into())?;
         Ok(std::mem::take(&mut object.data))
     }
 

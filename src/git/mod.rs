@@ -9,6 +9,7 @@ mod history;
 mod ignore;
 mod index;
 mod open;
+mod promised;
 mod refs;
 mod sign;
 mod tags;
@@ -35,12 +36,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use gix::bstr::ByteSlice as _;
-
 use crate::{
     error::{Error, Kind, Result, WithContext},
     fs,
-    path::RepoPath,
+    path::{MAX_DEPTH, RepoPath},
 };
 
 /// Git repository with a worktree.
@@ -128,10 +127,32 @@ impl Git {
 
     /// Lists the files in a commit whose path `wanted` accepts.
     pub fn files(&self, rev: &Rev, wanted: &dyn Fn(&[u8]) -> bool) -> Result<Vec<RepoPath>> {
-        let context = || format!("cannot list the files of {}", rev.short());
-        let commit = from_gix(self.repo.find_commit(rev.0), context)?;
-        let index = from_gix(self.repo.index_from_tree(&from_gix(commit.tree_id(), context)?), context)?;
-        Ok(paths_of(&index, wanted))
+        let tree = self.tree_id(rev, || format!("cannot list the files of {}", rev.short()))?;
+        let mut found = Vec::new();
+        self.files_below(&RepoPath::root(), tree, wanted, &mut found, 0)?;
+        Ok(found)
+    }
+
+    fn files_below(
+        &self,
+        folder: &RepoPath,
+        tree: gix::ObjectId,
+        wanted: &dyn Fn(&[u8]) -> bool,
+        found: &mut Vec<RepoPath>,
+        depth: usize,
+    ) -> Result<()> {
+        let context = || format!("cannot read `{folder}` from Git");
+        for entry in self.tree(tree, context)?.iter() {
+            let entry = from_gix(entry, context)?;
+            // mlx cannot have written below a name that is not valid in its paths.
+            let Ok(path) = folder.join(entry.filename()) else { continue };
+            if entry.mode().is_tree() && depth < MAX_DEPTH {
+                self.files_below(&path, entry.object_id(), wanted, found, depth + 1)?;
+            } else if !entry.mode().is_tree() && wanted(path.bytes()) {
+                found.push(path);
+            }
+        }
+        Ok(())
     }
 
     /// Runs `git add` on these files, whose names are never taken for patterns.
@@ -167,9 +188,4 @@ impl Git {
         let text = String::from_utf8(output.stdout).ok()?;
         Some(text.trim().trim_start_matches("git version ").to_owned())
     }
-}
-
-fn paths_of(index: &gix::index::State, wanted: &dyn Fn(&[u8]) -> bool) -> Vec<RepoPath> {
-    let entries = index.entries().iter().map(|it| it.path(index));
-    entries.filter(|it| wanted(it.as_bytes())).filter_map(|it| RepoPath::from_bytes(it).ok()).collect()
 }

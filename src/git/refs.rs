@@ -189,7 +189,7 @@ impl Git {
         let context = || format!("cannot resolve `{}`", name.name);
         let (mut id, mut messages) = (name.id, Vec::new());
         loop {
-            let object = from_gix(self.repo.find_object(id), context)?;
+            let object = self.object(id, context)?;
             match object.kind {
                 ObjectKind::Commit => return Ok(RefTarget { target: Target::Commit(Rev(id)), messages }),
                 ObjectKind::Tag => {
@@ -253,8 +253,7 @@ impl<'g> TreeScan<'g> {
     /// Lists the wanted files in a commit.
     pub fn files(&mut self, rev: &Rev) -> Result<Rc<[(RepoPath, BlobId)]>> {
         let context = || format!("cannot list the files of {}", rev.short());
-        let commit = from_gix(self.git.repo.find_commit(rev.0), context)?;
-        let tree = from_gix(commit.tree_id(), context)?.detach();
+        let tree = self.git.tree_id(rev, context)?;
         self.below(tree, 0)
     }
 
@@ -268,7 +267,7 @@ impl<'g> TreeScan<'g> {
             return Ok(Rc::clone(files));
         }
         let context = || "cannot read a tree from Git".to_owned();
-        let object = from_gix(self.git.repo.find_tree(tree), context)?;
+        let object = self.git.tree(tree, context)?;
         let (mut files, mut folders) = (Vec::new(), Vec::new());
         for entry in object.iter() {
             let entry = from_gix(entry, context)?;

@@ -127,7 +127,7 @@ impl Git {
     }
 
     /// Runs the user's `git` in this repository with this input, and captures its output.
-    fn run_git(&self, args: &[&str], input: &[u8]) -> Result<Output> {
+    pub(super) fn run_git(&self, args: &[&str], input: &[u8]) -> Result<Output> {
         let mut command = Command::new("git");
         command.arg("-C").arg(&self.root).args([
             "-c",

@@ -12,7 +12,7 @@ use crate::{
     git::{Commit, Git, Rev},
     lineage::versions::{content_at, introducing_commit},
     path::RepoPath,
-    pipeline::{LOCKFILE, Lockfile, StageId, StageRecord},
+    pipeline::{Lockfile, StageId, StageRecord, is_tracking_file},
     pointer::{Content, Pointer, SUFFIX},
     store::Store,
 };
@@ -99,13 +99,6 @@ pub fn trace(
     let (stage, content) = sources.find(path)?.ok_or_else(untracked)?;
     let root = sources.node(path, content, stage)?;
     Ok(Lineage { root })
-}
-
-/// Returns true for the name of a file that tracks content: a pointer or a lockfile.
-pub fn is_tracking_file(file: &[u8]) -> bool {
-    file.ends_with(SUFFIX.as_bytes())
-        || file == LOCKFILE.as_bytes()
-        || file.ends_with(format!("/{LOCKFILE}").as_bytes())
 }
 
 type Producer<'l> = Option<(StageId, &'l StageRecord)>;

@@ -5,7 +5,7 @@ use crate::{
     error::{Error, Result},
     git::{BlobId, Commit, Git, Rev},
     path::RepoPath,
-    pipeline::{LOCKFILE, Lockfile, StageRecord},
+    pipeline::{LOCKFILE, Lockfile, StageRecord, is_tracking_file},
     pointer::{Content, Pointer, SUFFIX},
     store::{Store, entry_at},
 };
@@ -51,7 +51,10 @@ impl State {
 pub fn versions(git: &Git, store: &Store, start: &Rev, path: &RepoPath) -> Result<Vec<Version>> {
     let mut found = Vec::new();
     let mut is_known = false;
-    for commit in git.log(std::slice::from_ref(start))? {
+    let commits = git.log(std::slice::from_ref(start))?;
+    let revs: Vec<Rev> = commits.iter().map(|commit| commit.rev.clone()).collect();
+    git.prefetch(&revs, is_tracking_file)?;
+    for commit in commits {
         let current = state_at(git, store, &commit.rev, path)?;
         is_known |= current.content().is_some();
         let before = commit.parents.iter().map(|parent| state_at(git, store, parent, path));

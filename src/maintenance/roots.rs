@@ -21,7 +21,6 @@ use crate::{
     fs,
     git::{BlobId, Git, GitRef, Rev, Target, TreeScan},
     ledger::AUDIT,
-    lineage::is_tracking_file,
     maintenance::{
         clones,
         history_cache::{HistoryCache, Tips},
@@ -32,6 +31,7 @@ use crate::{
         snapshot::Snapshot,
     },
     path::RepoPath,
+    pipeline::is_tracking_file,
     pointer::{Content, ContentKind, READ_LIMIT, SUFFIX},
     repo::Repo,
     store::Store,
@@ -381,6 +381,7 @@ impl RootsReader<'_> {
     }
 
     fn commit_files(&mut self, commits: Vec<Rev>) -> Result<()> {
+        self.git.prefetch(&commits, is_tracking_file)?;
         let mut scan = TreeScan::new(self.git, is_tracking_file);
         let mut read = BTreeSet::new();
         for rev in commits {
@@ -396,7 +397,9 @@ impl RootsReader<'_> {
     }
 
     fn events(&mut self, commits: Vec<Rev>) -> Result<()> {
-        let mut scan = TreeScan::new(self.git, |it| it == b"event.json");
+        let is_event = |name: &[u8]| name == b"event.json";
+        self.git.prefetch(&commits, is_event)?;
+        let mut scan = TreeScan::new(self.git, is_event);
         for rev in commits {
             for (_, blob) in scan.files(&rev)?.iter() {
                 let bytes = self.git.read_blob(*blob)?;

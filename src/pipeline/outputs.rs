@@ -52,7 +52,8 @@ fn is_lockfile(path: &[u8]) -> bool {
     path == LOCKFILE.as_bytes() || path.ends_with(format!("/{LOCKFILE}").as_bytes())
 }
 
-fn is_tracking_file(path: &[u8]) -> bool {
+/// Returns true for the name of a file that tracks content: a pointer or a lockfile.
+pub fn is_tracking_file(path: &[u8]) -> bool {
     path.ends_with(SUFFIX.as_bytes()) || is_lockfile(path)
 }
 

@@ -17,7 +17,7 @@ use crate::{
     lineage::{self, Lineage, Node, Origin},
     model::registry::{self, VersionNumber},
     path::{RepoPath, escape_bytes},
-    pipeline::{LOCKFILE, NOT_RUN},
+    pipeline::{LOCKFILE, NOT_RUN, is_tracking_file},
     release::{self, Decision, Release},
     repo::Repo,
     time,
@@ -71,7 +71,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Output> {
     let subject = request.as_ref().map_or(&args.what, |origin| &origin.found.record.version);
     let (rev, path) = resolve(ctx, &repo, subject, args.rev.as_deref())?;
     let read = |file: &RepoPath| repo.read_document(file);
-    let mut tracked = repo.git.tracked(&lineage::is_tracking_file)?;
+    let mut tracked = repo.git.tracked(&is_tracking_file)?;
     tracked.extend(workspace.pointer_paths()?.iter().map(|path| path.with_suffix(crate::pointer::SUFFIX)));
     let pipelines = ctx.pipelines(&workspace)?;
     tracked.extend(pipelines.folders().filter_map(|folder| folder.join(LOCKFILE.as_bytes()).ok()));

@@ -17,7 +17,7 @@ use crate::{
     error::{Error, Kind, Result},
     maintenance,
     path::RepoPath,
-    pipeline::{Pipelines, Stage, contents_at, run_keys_at, untracked_inputs},
+    pipeline::{Pipelines, Stage, contents_at, is_tracking_file, run_keys_at, untracked_inputs},
     pointer::{Content, Pointer},
     remote::{self, Access, Depth, Fetched, Pushed, Remote, Wants},
     repo::Repo,
@@ -93,10 +93,13 @@ impl Selection {
         let paths = ctx.paths(workspace.repo, &self.paths)?;
         let mut wants = ctx.wants(workspace, &paths)?;
         if self.all_commits {
-            let git = &workspace.repo.git;
-            for commit in git.log(&git.tips()?)? {
-                wants.contents.extend(contents_at(git, &commit.rev)?);
-                wants.runs.extend(run_keys_at(git, &commit.rev)?);
+            // As it is stored, like what `git push` sends.
+            let git = workspace.repo.git.without_replacements();
+            let revs = git.ancestors(&git.tips()?)?;
+            git.prefetch(&revs, is_tracking_file)?;
+            for rev in revs {
+                wants.contents.extend(contents_at(&git, &rev)?);
+                wants.runs.extend(run_keys_at(&git, &rev)?);
             }
         }
         wants.contents.sort_by(|a, b| (&a.0, a.1.digest).cmp(&(&b.0, b.1.digest)));

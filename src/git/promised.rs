@@ -1,0 +1,92 @@
+//! Objects that a partial clone (`git clone --filter=…`) left at its remote: they are fetched when they are
+//! needed, as Git itself does.
+//!
+//! The user's `git` fetches them, as it does tags and events. A caller that reads many calls
+//! [`Git::prefetch`] first, so that they come in one request.
+
+use crate::{
+    error::{Error, Kind, Result, WithContext},
+    git::{BlobId, Git, Rev, TreeScan, from_gix, upstream::Upstream},
+};
+
+impl Git {
+    /// Reads an object; one that is promised by a remote is fetched first.
+    pub(super) fn object(&self, id: gix::ObjectId, context: impl Fn() -> String) -> Result<gix::Object<'_>> {
+        if let Ok(object) = self.repo.find_object(id) {
+            return Ok(object);
+        }
+        self.fetch_promised(&[id]).context(&context)?;
+        from_gix(self.repo.find_object(id), context)
+    }
+
+    /// Reads a tree as [`Git::object`] does.
+    pub(super) fn tree(&self, id: gix::ObjectId, context: impl Fn() -> String) -> Result<gix::Tree<'_>> {
+        from_gix(self.object(id, &context)?.try_into_tree(), context)
+    }
+
+    /// Returns the id of a commit's tree.
+    pub(super) fn tree_id(&self, rev: &Rev, context: impl Fn() -> String) -> Result<gix::ObjectId> {
+        let commit = from_gix(self.object(rev.0, &context)?.try_into_commit(), &context)?;
+        Ok(from_gix(commit.tree_id(), context)?.detach())
+    }
+
+    /// Fetches in a partial clone, in few requests, the files of these commits whose last name `wanted`
+    /// accepts.
+    pub fn prefetch(&self, revs: &[Rev], wanted: fn(&[u8]) -> bool) -> Result<()> {
+        if self.promisor().is_none() {
+            return Ok(());
+        }
+        let context = || "cannot read Git's history".to_owned();
+        let trees = revs.iter().map(|rev| self.tree_id(rev, context)).collect::<Result<Vec<_>>>()?;
+        self.fetch_promised(&trees)?;
+        let mut scan = TreeScan::new(self, wanted);
+        let mut blobs = Vec::new();
+        for rev in revs {
+            blobs.extend(scan.files(rev)?.iter().map(|(_, blob)| *blob));
+        }
+        blobs.sort_unstable();
+        blobs.dedup();
+        self.fetch_promised(&blobs.into_iter().map(BlobId::id).collect::<Vec<_>>())
+    }
+
+    /// Fetches those of these objects that are not here, if this is a partial clone.
+    fn fetch_promised(&self, ids: &[gix::ObjectId]) -> Result<()> {
+        let mut missing: Vec<_> = ids.iter().filter(|id| !self.repo.has_object(**id)).collect();
+        missing.sort_unstable();
+        missing.dedup();
+        let Some(remote) = self.promisor().filter(|_| !missing.is_empty()) else { return Ok(()) };
+        let args = [
+            "-c",
+            "fetch.negotiationAlgorithm=noop",
+            "fetch",
+            "--quiet",
+            "--no-tags",
+            "--no-write-fetch-head",
+            "--recurse-submodules=no",
+            "--filter=blob:none",
+            "--stdin",
+            &remote.0,
+        ];
+        let lines: String = missing.iter().map(|id| format!("{id}\n")).collect();
+        let output = self.run_git(&args, lines.as_bytes())?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let reason = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("`git fetch` failed");
+        let message =
+            format!("this partial clone lacks objects, and `{}` did not send them: {reason}", remote.0);
+        Err(Error::new(Kind::Unavailable, message).hint("check the remote with `git fetch`, then try again"))
+    }
+
+    /// Returns the remote that promised the objects that are not here; `None` unless this is a partial clone.
+    fn promisor(&self) -> Option<Upstream> {
+        let config = self.repo.config_snapshot();
+        if let Some(name) = config.string("extensions.partialClone") {
+            return Some(Upstream(name.to_string()));
+        }
+        let names = self.repo.remote_names();
+        let is_promisor = |name: &String| config.boolean(&format!("remote.{name}.promisor")) == Some(true);
+        names.iter().map(ToString::to_string).find(is_promisor).map(Upstream)
+    }
+}
