@@ -115,6 +115,23 @@ fn the_readme_names_every_command() {
     }
 }
 
+/// Runs each command of the README in an empty folder, where only a command that does not exist or a wrong
+/// flag is a usage error.
+#[test]
+fn the_commands_of_the_readme_exist_as_they_are_written() {
+    let sandbox = Sandbox::empty();
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let typed = readme.lines().filter_map(|line| line.strip_prefix("$ "));
+    let parts = typed.flat_map(|line| line.split("  #").next().unwrap().split("&&"));
+    let commands: Vec<_> = parts.filter_map(|part| part.trim().strip_prefix("mlx ")).collect();
+    assert!(commands.len() > 20, "{commands:?}");
+    for command in commands {
+        let ran = sandbox.mlx(command.trim_end_matches('&'));
+        assert!(ran.code != 2 && ran.code != 101, "mlx {command}\n{}", ran.err);
+    }
+    assert_eq!(sandbox.mlx("add --globb x").code, 2, "a wrong flag is found");
+}
+
 /// `script` runs the command in a pseudoterminal.
 #[test]
 fn progress_is_shown_on_a_terminal_only() {

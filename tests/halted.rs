@@ -89,6 +89,39 @@ fn gc_at_any_point_of_a_registration_leaves_no_version_without_its_bytes() {
     assert!(registered > 0 && refused > 0, "{registered} {refused}");
 }
 
+/// While one `add` is halted, another of a different folder runs to its end: a lock is held only for the
+/// moment in which a pointer is written.
+#[test]
+fn an_add_runs_beside_one_that_is_halted() {
+    let sandbox = Sandbox::new();
+    let (mut free, mut held) = (0, 0);
+    for at in operations("add cats", 5) {
+        for name in ["cats", "dogs"] {
+            for number in 0..8 {
+                sandbox.write(&format!("{name}/{number}"), format!("{name} {number} {at}"));
+            }
+        }
+        let (child, halted) = start_halting(&sandbox, "add cats", at);
+        if !halted {
+            break;
+        }
+        let mut other =
+            command(&sandbox, "add dogs").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let is_done = loop {
+            let is_done = other.try_wait().unwrap().is_some();
+            if is_done || Instant::now() > deadline {
+                break is_done;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        (free, held) = if is_done { (free + 1, held) } else { (free, held + 1) };
+        assert_eq!((resume(&sandbox, child).code, other.wait().unwrap().code()), (0, Some(0)), "{at}");
+        assert_eq!(sandbox.json("status")["clean"], true, "{at}");
+    }
+    assert!(free > 2 * held, "{free} times free, {held} times held");
+}
+
 /// The user saves an output at any point before `repro` replaces it: the file is kept, moved away and named,
 /// or still there.
 #[test]

@@ -177,6 +177,26 @@ mod tests {
 
     use super::*;
 
+    /// A file system that stores whole seconds keeps the times of a file that changes twice in one of them.
+    #[test]
+    fn a_file_is_old_once_any_later_change_shows_in_its_times() {
+        let stat = |mtime, ctime| FileStat {
+            kind: FileKind::File,
+            executable: false,
+            size: 1,
+            mtime,
+            ctime,
+            inode: 1,
+            links: 1,
+        };
+        let now = 1_700_000_000 * SECOND;
+        for (ctime, tick) in [(now + 1, CLOCK_TICK), (now, COARSE_TICK)] {
+            assert!(!stat(0, ctime).is_older_than_clock_tick(ctime + tick));
+            assert!(stat(0, ctime).is_older_than_clock_tick(ctime + tick + 1));
+            assert!(!stat(ctime + 1, ctime).is_older_than_clock_tick(ctime + tick + 1), "changed later");
+        }
+    }
+
     proptest! {
         #[test]
         fn a_listing_returns_the_pushed_entries(
