@@ -27,7 +27,8 @@ fn outcomes(value: &Value) -> String {
 fn a_result_made_elsewhere_is_recorded_and_says_so() {
     let sandbox = stage();
     sandbox.write("o", "made elsewhere");
-    assert_eq!(sandbox.ok("commit s"), "stage s: recorded, not run\n");
+    let said = "stage s: recorded, not run\nnext: git add .gitignore mlx.lock\n";
+    assert_eq!(sandbox.ok("commit s"), said);
     assert!(
         sandbox.read("mlx.lock").contains("\nformat = 2\n") && sandbox.read(".gitignore").contains("/o\n")
     );

@@ -172,5 +172,9 @@ fn a_run_keeps_the_blocks_of_declared_stages_to_the_byte_and_of_no_others() {
     assert!(block(&lock, "b").unwrap().contains("# kept"));
     assert_eq!(block(&after, "b"), block(&lock, "b"), "a declared stage that did not run");
     assert_ne!(block(&after, "a"), block(&lock, "a"), "the stage that ran");
+    assert_eq!(block(&after, "c"), block(&lock, "c"), "only a run of the whole pipeline removes blocks");
+    sandbox.ok("repro");
+    let after = sandbox.read("mlx.lock");
+    assert_eq!(block(&after, "b"), block(&lock, "b"), "a stage that is unchanged");
     assert_eq!(block(&after, "c"), None, "a stage that is no longer declared");
 }

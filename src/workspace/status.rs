@@ -158,7 +158,12 @@ impl Workspace<'_> {
             Ok(changes) if errors.is_empty() => {
                 let (changes, behind) = edits.split(changes);
                 let status = PathStatus { behind, ..item(State::Changed, changes, None) };
-                Ok(PathStatus { state: status.compared_state(), ..status })
+                // Without a difference, the record says something false about its content, such as its size.
+                let state = match status.compared_state() {
+                    State::Same => State::Changed,
+                    state => state,
+                };
+                Ok(PathStatus { state, ..status })
             }
             Ok(mut changes) => {
                 changes.retain(|change| !hidden.iter().any(|hidden| hidden.overlaps(&change.0)));
