@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     digest::Digest,
-    error::{Error, Kind, Result},
+    error::{Error, Result},
     maintenance::{
         collect::lock_gc,
         mark::{Marked, mark},
@@ -82,9 +82,7 @@ pub fn check(workspace: &Workspace<'_>, repair: bool, progress: &dyn Progress) -
     }
     let (found, mut report) = check_stable(repo, progress)?;
     // A pointer that Git does not know yet looks like any file once it is overwritten.
-    let unreadable = workspace.pointers()?.unreadable.into_iter();
-    // One that is behind a link, or denied to this user, is left to the commands that need it.
-    for (path, error) in unreadable.filter(|(_, error)| error.kind() == Kind::Corrupt) {
+    for (path, error) in workspace.pointers()?.unreadable {
         let place = Referrer::Worktree(repo.root().to_owned()).location(&path.with_suffix(SUFFIX));
         if report.unreadable.iter().all(|(known, _)| *known != place) {
             report.unreadable.push((place, error));
