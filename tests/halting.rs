@@ -45,6 +45,7 @@ pub fn resume(sandbox: &Sandbox, mut child: Child) -> CommandResult {
 /// Returns the numbers of the disk operations to halt at, without end: every `step`-th. The first follows
 /// from the commit that is checked out, so that each commit samples others. Both are printed: they repeat a
 /// failure as `MLX_EVERY` and `MLX_FIRST`. `MLX_EVERY=1` takes all.
+#[expect(clippy::print_stdout, reason = "a failure can be repeated with it")]
 pub fn operations(what: &str, step: u64) -> impl Iterator<Item = u64> {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let every = number("MLX_EVERY").unwrap_or(step);

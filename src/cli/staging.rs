@@ -162,14 +162,14 @@ mod tests {
     #[test]
     fn many_names_become_patterns_of_their_folder() {
         let names: Vec<String> = (0..20).map(|n| format!("data/{n}/x.mlx")).collect();
-        let mut files: Vec<&[u8]> = names.iter().map(|name| name.as_bytes()).collect();
+        let mut files: Vec<&[u8]> = names.iter().map(String::as_bytes).collect();
         assert_eq!(line(&files, true), "next: git add 'data/*.mlx'\n");
         files.push(b"data/1/.gitignore");
         assert_eq!(line(&files, false), "next: git add ':/data/*.gitignore' ':/data/*.mlx'\n");
         files.push(b"mlx.lock");
         assert_eq!(line(&files, true), "next: git add '*.gitignore' '*.lock' '*.mlx'\n");
         let odd: Vec<String> = (0..9).map(|n| format!("[x]/{n}.mlx")).collect();
-        let odd: Vec<&[u8]> = odd.iter().map(|name| name.as_bytes()).collect();
+        let odd: Vec<&[u8]> = odd.iter().map(String::as_bytes).collect();
         assert_eq!(line(&odd, true), "next: git add '*.mlx'\n");
     }
 }

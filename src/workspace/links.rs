@@ -71,7 +71,7 @@ impl Workspace<'_> {
     fn walk_names(&self, here: &mut RepoPath, names: &mut Vec<Vec<u8>>) -> Result<Walked> {
         while let Some(name) = names.pop() {
             match &name[..] {
-                b"" | b"." => continue,
+                b"" | b"." => {}
                 b".." => match here.parent() {
                     Some(parent) => *here = parent,
                     None => return Ok(Walked::Out),

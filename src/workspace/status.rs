@@ -170,7 +170,7 @@ impl Workspace<'_> {
                 let why = Some(unreadable_summary(errors.len()));
                 let unknown = errors.into_iter().map(|(path, error)| (path, error.chain_text())).collect();
                 let (changes, behind) = edits.split(changes);
-                Ok(PathStatus { unknown, behind, ..item(State::Unknown, changes, why) })
+                Ok(PathStatus { behind, unknown, ..item(State::Unknown, changes, why) })
             }
             Err(error) if error.kind() == Kind::NotFound => {
                 let why = "it changed, but its recorded tree is not here: run `mlx fetch --trees` to see how"
