@@ -52,9 +52,19 @@ fn assert_nothing_ran(sandbox: &Sandbox, case: &str) {
     assert_eq!(ran, Vec::<String>::new(), "{case}");
 }
 
+fn setup_with_stage() -> Sandbox {
+    let sandbox = setup();
+    sandbox.write("mlx.toml", "[stage.s]\ncmd = 'cp data/a o'\ndeps = ['data']\nouts = ['o']\n");
+    sandbox.ok("repro");
+    sandbox.ok("push");
+    sandbox.commit("stage");
+    sandbox
+}
+
 /// Commands that must not run other programs.
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 12] = [
     "status",
+    "repro --dry-run",
     "diff",
     "diff data HEAD~1 HEAD",
     "pull",
@@ -69,7 +79,7 @@ const COMMANDS: [&str; 11] = [
 
 #[test]
 fn programs_named_in_repository_settings_do_not_run() {
-    let sandbox = setup();
+    let sandbox = setup_with_stage();
     let evil = traps(&sandbox).join("evil").display().to_string();
     let hooks = sandbox.root().join("hooks");
     for folder in [&hooks, &sandbox.repo.join(".git/hooks")] {
@@ -124,7 +134,7 @@ fn programs_named_in_repository_settings_do_not_run() {
 
 #[test]
 fn a_repository_of_another_user_is_read_and_runs_nothing() {
-    let sandbox = setup();
+    let sandbox = setup_with_stage();
     let evil = traps(&sandbox).join("evil").display().to_string();
     sandbox.git(&format!("config core.fsmonitor {evil}"));
     sandbox.git(&format!("config filter.x.process {evil}"));

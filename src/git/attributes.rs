@@ -1,12 +1,17 @@
 //! Refuses files that a Git filter (`filter=…` in `.gitattributes`) would change on their way into a commit.
 //!
-//! mlx reads pointers and lockfiles from commits, so a commit has to hold them as they are.
+//! mlx reads pointers and lockfiles from commits, so a commit has to hold them as they are. The attributes
+//! are read by `gix`: `git check-attr` is a program to start, which `status` must not and need not do.
 
 use std::collections::BTreeMap;
 
+use gix::{
+    attrs::StateRef, bstr::ByteSlice as _, index::entry::Mode, worktree::stack::state::attributes::Source,
+};
+
 use crate::{
     error::{Error, Kind, Result},
-    git::Git,
+    git::{Git, from_gix},
     path::RepoPath,
 };
 
@@ -18,14 +23,34 @@ impl Git {
             .map_or(Ok(()), |(file, filter)| Err(filter_error(file, filter)))
     }
 
-    /// Returns the filters of those of `files` that have one; empty if `git` cannot be run.
+    /// Returns the filters of those of `files` that have one. Empty if the attributes cannot be read, or
+    /// reading could block.
     pub fn filters(&self, files: &[RepoPath]) -> Result<BTreeMap<RepoPath, String>> {
-        let names: Vec<u8> = files.iter().flat_map(|file| [file.bytes(), &[0]].concat()).collect();
-        if names.is_empty() {
-            return Ok(BTreeMap::new());
+        let mut found = BTreeMap::new();
+        if files.is_empty() || !self.can_read_rules(files.iter(), b".gitattributes") {
+            return Ok(found);
         }
-        let output = self.query(&["check-attr", "-z", "--stdin", "filter"], &names).unwrap_or_default();
-        parse_filters(&output)
+        let index = from_gix(self.repo.index_or_empty(), || "cannot read Git's index".into())?;
+        let Ok(mut stack) = self.repo.attributes_only(&index, Source::WorktreeThenIdMapping) else {
+            return Ok(found);
+        };
+        let mut matches = stack.selected_attribute_matches(["filter"]);
+        for file in files {
+            let Ok(place) = stack.at_entry(file.bytes().as_bstr(), Some(Mode::FILE)) else { continue };
+            place.matching_attributes(&mut matches);
+            let states = matches.iter_selected().map(|found| filter_name(found.assignment.state));
+            found.extend(states.flatten().map(|filter| (file.clone(), filter)));
+        }
+        Ok(found)
+    }
+}
+
+/// Returns the filter that the state of the attribute `filter` names.
+fn filter_name(state: StateRef<'_>) -> Option<String> {
+    match state {
+        StateRef::Value(name) => Some(name.as_bstr().to_string()),
+        StateRef::Set => Some("set".to_owned()),
+        StateRef::Unset | StateRef::Unspecified => None,
     }
 }
 
@@ -35,15 +60,6 @@ pub fn filter_error(file: &RepoPath, filter: &str) -> Error {
     let name = String::from_utf8_lossy(file.name()).into_owned();
     let line = format!("`{} -filter`", attribute_pattern(&name));
     Error::new(Kind::Conflict, message).hint(format!("exempt it: add the line {line} to `.gitattributes`"))
-}
-
-/// Reads the paths that have a filter, with their filters, from the output of `git check-attr -z filter`.
-fn parse_filters(output: &[u8]) -> Result<BTreeMap<RepoPath, String>> {
-    let fields: Vec<&[u8]> = output.split(|byte| *byte == 0).collect();
-    let filtered =
-        fields.as_chunks::<3>().0.iter().filter(|row| !matches!(row[2], b"unspecified" | b"unset"));
-    let filter = |row: &[&[u8]; 3]| String::from_utf8_lossy(row[2]).into_owned();
-    filtered.map(|row| Ok((RepoPath::from_bytes(row[0])?, filter(row)))).collect()
 }
 
 /// Returns the pattern for a file in `.gitattributes`: names that it could not hold are left to the suffix.
@@ -58,20 +74,22 @@ fn attribute_pattern(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fs;
 
     #[test]
     fn files_with_a_filter_are_found() {
-        let found = |output: &[u8]| -> Vec<(String, String)> {
-            parse_filters(output)
-                .unwrap()
-                .into_iter()
-                .map(|(file, filter)| (file.to_text(), filter))
-                .collect()
-        };
-        let output = b"a.mlx\0filter\0unspecified\0b.mlx\0filter\0unset\0c.mlx\0filter\0lfs\0";
-        assert_eq!(found(output), [("c.mlx".to_owned(), "lfs".to_owned())]);
-        assert_eq!(found(b"a.mlx\0filter\0unspecified\0"), []);
-        assert_eq!(found(b""), []);
+        let temp = tempfile::tempdir().unwrap();
+        gix::init(temp.path()).unwrap();
+        let root = fs::Root::open(temp.path()).unwrap();
+        let path = |text: &str| RepoPath::from_text(text).unwrap();
+        let write =
+            |file: &str, text: &str| root.write(&path(file), text.as_bytes(), fs::Sync::Later).unwrap();
+        write(".gitattributes", "*.mlx filter=lfs\nunset.mlx -filter\nnone.mlx !filter\nset.mlx filter\n");
+        write("sub/.gitattributes", "*.mlx filter=crypt\n");
+        let files = ["a.mlx", "unset.mlx", "none.mlx", "set.mlx", "a.lock", "sub/unset.mlx"].map(path);
+        let found = Git::discover(temp.path()).unwrap().filters(&files).unwrap();
+        let expected = [("a.mlx", "lfs"), ("set.mlx", "set"), ("sub/unset.mlx", "crypt")];
+        assert_eq!(found, expected.map(|(file, filter)| (path(file), filter.to_owned())).into());
     }
 
     #[test]

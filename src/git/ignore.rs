@@ -187,7 +187,7 @@ impl Git {
                 untracked.push(target);
             }
         }
-        if untracked.is_empty() || !self.can_read_rules(&untracked) {
+        if untracked.is_empty() || !self.can_read_rules(untracked.iter().map(Target::path), b".gitignore") {
             return Ok(Vec::new());
         }
         let index = from_gix(self.repo.index_or_empty(), || "cannot read Git's index".into())?;
@@ -214,13 +214,14 @@ impl Git {
         }
     }
 
-    /// Returns true unless a `.gitignore` that applies to one of these paths is a FIFO, a socket or a device.
-    fn can_read_rules(&self, targets: &[Target<'_>]) -> bool {
+    /// Returns true unless a file of this name that applies to one of these paths is a FIFO, a socket or a
+    /// device.
+    pub(super) fn can_read_rules<'p>(&self, paths: impl Iterator<Item = &'p RepoPath>, name: &[u8]) -> bool {
         let Ok(workspace) = Root::open(self.root()) else { return false };
-        let folders: BTreeSet<_> = targets.iter().filter_map(|target| target.path().parent()).collect();
+        let folders: BTreeSet<_> = paths.filter_map(RepoPath::parent).collect();
         let folders: BTreeSet<_> = folders.iter().flat_map(RepoPath::ancestors).collect();
         let is_device = |folder: RepoPath| {
-            let stat = folder.join(b".gitignore").and_then(|file| workspace.stat(&file));
+            let stat = folder.join(name).and_then(|file| workspace.stat(&file));
             stat.is_ok_and(|stat| stat.is_some_and(|stat| stat.kind == FileKind::Other))
         };
         !folders.into_iter().any(is_device)

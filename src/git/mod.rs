@@ -31,9 +31,8 @@ pub use self::{
 
 use std::{
     fmt,
-    io::{self, Write as _},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
 };
 
 use crate::{
@@ -166,20 +165,6 @@ impl Git {
         }
         let message = format!("`git add` failed: {}", String::from_utf8_lossy(&output.stderr).trim());
         Err(Error::new(Kind::Internal, message))
-    }
-
-    /// Runs a `git` command that answers for each of the names it is given, and returns its output.
-    fn query(&self, args: &[&str], names: &[u8]) -> io::Result<Vec<u8>> {
-        let mut command = Command::new("git");
-        command.arg("-C").arg(self.root()).args(args);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = command.spawn()?;
-        let stdin = child.stdin.take();
-        // Written on a thread, since the command answers while it still reads.
-        std::thread::scope(|scope| {
-            scope.spawn(|| stdin.map(|mut pipe| pipe.write_all(names)));
-            Ok(child.wait_with_output()?.stdout)
-        })
     }
 
     /// Returns the version that `git --version` prints.
