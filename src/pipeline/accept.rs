@@ -52,13 +52,13 @@ impl Pipeline<'_, '_> {
             })?;
             outputs.insert(out.path.clone(), content);
         }
-        let Examination { inputs, cache_inputs, reasons, .. } = examination;
+        let reasons = examination.reasons.clone();
         if examination.outputs == outputs && !examination.matches_record {
             // A run with these inputs made the same: nothing needs to be accepted.
-            self.record_run(name, stage, Mode::Run, inputs, &cache_inputs, &outputs)?;
+            self.record_run(name, stage, Mode::Run, examination, &outputs)?;
             return Ok((Outcome::Restored, reasons));
         }
-        self.record_run(name, stage, Mode::Accept, inputs, &cache_inputs, &outputs)?;
+        self.record_run(name, stage, Mode::Accept, examination, &outputs)?;
         Ok((Outcome::Recorded, reasons))
     }
 }

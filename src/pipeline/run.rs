@@ -21,7 +21,7 @@ use crate::{
         ended::Ended,
         extension::Extension,
         gone,
-        inputs::{Inputs, link_error},
+        inputs::link_error,
         leftovers::{self, LOGS},
         plan::{Examination, PlannedAction},
         recovery::Stamps,
@@ -244,14 +244,8 @@ impl Pipeline<'_, '_> {
         if examination.matches_record {
             return Ok(());
         }
-        self.record_run(
-            name,
-            stage,
-            Mode::Run,
-            examination.inputs,
-            &examination.cache_inputs,
-            &examination.outputs,
-        )
+        let outputs = examination.outputs.clone();
+        self.record_run(name, stage, Mode::Run, examination, &outputs)
     }
 
     /// Runs a stage's command and records the run; on a failure recovers the outputs.
@@ -282,14 +276,7 @@ impl Pipeline<'_, '_> {
         match outputs {
             Ok(Ok(outputs)) => {
                 run_cache::put(&self.repo().store, examination.cache_inputs.clone(), &outputs)?;
-                self.record_run(
-                    name,
-                    stage,
-                    Mode::Run,
-                    examination.inputs,
-                    &examination.cache_inputs,
-                    &outputs,
-                )?;
+                self.record_run(name, stage, Mode::Run, examination, &outputs)?;
                 private.remove(&self.running_marker(name)?)
             }
             Ok(Err(moved)) => {
@@ -385,8 +372,7 @@ impl Pipeline<'_, '_> {
         name: &str,
         stage: &Stage,
         mode: Mode,
-        inputs: Inputs,
-        cache_inputs: &serde_json::Value,
+        Examination { inputs, cache_inputs, .. }: Examination,
         outputs: &run_cache::Outputs,
     ) -> Result<()> {
         let contents = |in_git: bool| {
@@ -399,7 +385,7 @@ impl Pipeline<'_, '_> {
             edited: false,
             not_run: mode == Mode::Accept,
             extension: Extension::default(),
-            key: Digest::of(crate::document::canonical(cache_inputs).as_bytes()),
+            key: Digest::of(crate::document::canonical(&cache_inputs).as_bytes()),
             environment: stage.environment.clone(),
             dependencies: inputs.dependencies,
             params: inputs.params,
@@ -414,9 +400,6 @@ impl Pipeline<'_, '_> {
                 git.unignore(files, &out.path)?;
             } else {
                 git.ignore(files, &[IgnoreTarget::at(files, &out.path)])?;
-                if let Some(content) = outputs.get(&out.path) {
-                    self.workspace.note_base(&out.path, *content)?;
-                }
             }
         }
         for (path, content) in &record.outputs {
