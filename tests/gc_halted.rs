@@ -4,7 +4,7 @@
 use std::{
     fs,
     os::unix::process::ExitStatusExt as _,
-    process::Stdio,
+    process::{Child, Stdio},
     time::{Duration, Instant},
 };
 
@@ -12,7 +12,7 @@ use crate::{
     crash_safety::command,
     gc_roots::{GC_NOW, forget_bases, remove_any},
     halting::{operations, resume, start_halting},
-    sandbox::{Sandbox, command_result},
+    sandbox::{CommandResult, Sandbox, command_result},
 };
 
 /// SIGINT, SIGTERM and SIGHUP end a command at any point with a status that names the signal, and lose
@@ -45,6 +45,19 @@ fn signals_end_a_command_at_any_point_and_lose_nothing() {
     }
 }
 
+/// Runs a gc beside a halted command, which continues once the gc has ended or waits for it. Returns the
+/// results of the command and of the gc.
+pub fn run_gc_beside(sandbox: &Sandbox, halted: Child) -> (CommandResult, CommandResult) {
+    let mut gc = command(sandbox, GC_NOW).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // If the command holds the store's gate lock, the gc waits for it.
+    let deadline = Instant::now() + Duration::from_millis(1500);
+    while gc.try_wait().unwrap().is_none() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let ran = resume(sandbox, halted);
+    (ran, command_result(gc.wait_with_output().unwrap()))
+}
+
 /// Runs `gc` while another command is halted between two disk operations, at every `step`-th of them: the
 /// command must end as if it ran alone.
 pub fn assert_gc_at_any_point_loses_nothing(
@@ -65,14 +78,7 @@ pub fn assert_gc_at_any_point_loses_nothing(
             assert_eq!(child.wait_with_output().unwrap().status.code(), Some(0), "{args}");
             break;
         }
-        let mut gc = command(&sandbox, GC_NOW).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        // If the command holds the store's gate lock, the gc waits for it.
-        let deadline = Instant::now() + Duration::from_millis(1500);
-        while gc.try_wait().unwrap().is_none() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        let ran = resume(&sandbox, child);
-        let swept = command_result(gc.wait_with_output().unwrap());
+        let (ran, swept) = run_gc_beside(&sandbox, child);
         assert_eq!((ran.code, swept.code), (0, 0), "{args} at {at}: {}{}", ran.err, swept.err);
         check(&sandbox, &format!("{args} at {at}"));
         halts += 1;

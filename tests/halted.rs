@@ -9,8 +9,10 @@ use std::{
 
 use crate::{
     crash_safety::command,
-    gc_halted::{TRANSFORM, assert_gc_at_any_point_loses_nothing, assert_output_intact, write_data},
-    gc_roots::{GC_NOW, forget_bases, remove_any},
+    gc_halted::{
+        TRANSFORM, assert_gc_at_any_point_loses_nothing, assert_output_intact, run_gc_beside, write_data,
+    },
+    gc_roots::{forget_bases, remove_any},
     halting::{operations, resume, start_halting},
     sandbox::Sandbox,
 };
@@ -69,13 +71,8 @@ fn gc_at_any_point_of_a_registration_leaves_no_version_without_its_bytes() {
             assert_eq!(child.wait_with_output().unwrap().status.code(), Some(0), "{args}");
             break;
         }
-        let mut gc = command(&sandbox, GC_NOW).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let deadline = Instant::now() + Duration::from_millis(1500);
-        while gc.try_wait().unwrap().is_none() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        let ran = resume(&sandbox, child);
-        assert_eq!(gc.wait().unwrap().code(), Some(0));
+        let (ran, swept) = run_gc_beside(&sandbox, child);
+        assert_eq!(swept.code, 0, "{at}: {}", swept.err);
         if ran.code == 0 {
             registered += 1;
             sandbox.ok(&format!("model get pets@v0.0.{at} --out got"));
@@ -93,9 +90,9 @@ fn gc_at_any_point_of_a_registration_leaves_no_version_without_its_bytes() {
 /// moment in which a pointer is written.
 #[test]
 fn an_add_runs_beside_one_that_is_halted() {
-    let sandbox = Sandbox::new();
     let (mut free, mut held) = (0, 0);
     for at in operations("add cats", 5) {
+        let sandbox = Sandbox::new();
         for name in ["cats", "dogs"] {
             for number in 0..8 {
                 sandbox.write(&format!("{name}/{number}"), format!("{name} {number} {at}"));
@@ -126,14 +123,12 @@ fn an_add_runs_beside_one_that_is_halted() {
 /// or still there.
 #[test]
 fn a_save_at_any_point_of_a_repro_is_not_lost() {
-    let sandbox = Sandbox::new();
-    sandbox.write("mlx.toml", "[stage.s]\ncmd = 'cp i o'\ndeps = ['i']\nouts = ['o']\n");
-    sandbox.write("i", "0");
-    sandbox.ok("repro");
     let mut saved = 0;
     for at in operations("repro", 7) {
-        // The run cache is searched for the content of the output.
-        remove_any(&sandbox.repo.join(".git/mlx/runs"));
+        let sandbox = Sandbox::new();
+        sandbox.write("mlx.toml", "[stage.s]\ncmd = 'cp i o'\ndeps = ['i']\nouts = ['o']\n");
+        sandbox.write("i", "0");
+        sandbox.ok("repro");
         sandbox.write("i", format!("{at}"));
         sandbox.write("o", format!("precious {at}"));
         let (child, halted) = start_halting(&sandbox, "repro", at);

@@ -42,18 +42,25 @@ pub fn resume(sandbox: &Sandbox, mut child: Child) -> CommandResult {
     command_result(child.wait_with_output().unwrap())
 }
 
-/// Returns the numbers of the disk operations to halt at, without end: every `step`-th. The first follows
-/// from the commit that is checked out, so that each commit samples others. Both are printed: they repeat a
-/// failure as `MLX_EVERY` and `MLX_FIRST`. `MLX_EVERY=1` takes all.
+/// Returns the numbers of the disk operations to halt at: every `step`-th. The first follows from the commit
+/// that is checked out, so that each commit samples others. Both are printed: they repeat a failure as
+/// `MLX_EVERY` and `MLX_FIRST`. `MLX_EVERY=1` takes all.
+///
+/// # Panics
+/// Panics if the command still halts at operation 3,000: each halt must start from the same state, or the
+/// command has more to do each time and the test never ends.
 #[expect(clippy::print_stdout, reason = "a failure can be repeated with it")]
-pub fn operations(what: &str, step: u64) -> impl Iterator<Item = u64> {
+pub fn operations(what: &str, step: u64) -> impl Iterator<Item = u64> + use<> {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let every = number("MLX_EVERY").unwrap_or(step);
     let first = number("MLX_FIRST").unwrap_or_else(|| 1 + commit_number() % every);
     println!(
         "{what}: halts at operation {first} and every {every}th after it: MLX_EVERY={every} MLX_FIRST={first}"
     );
-    (0..).map(move |index| first + index * every)
+    let what = what.to_owned();
+    (0..).map(move |index| first + index * every).inspect(move |at| {
+        assert!(*at < 3000, "{what} does more disk operations each time");
+    })
 }
 
 /// Returns a number that follows from the id of the commit that is checked out; 0 outside of a repository.
