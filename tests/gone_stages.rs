@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, outcomes};
 
 const KEEP: &str = "[stage.keep]\ncmd = 'cp i o'\ndeps = ['i']\nouts = ['o']\n";
 
@@ -17,13 +17,6 @@ fn gone() -> Sandbox {
     sandbox.commit("all");
     sandbox.write("mlx.toml", KEEP);
     sandbox
-}
-
-fn outcomes(value: &Value) -> String {
-    let stages = value["stages"].as_array().unwrap_or_else(|| panic!("{value}"));
-    let outcome =
-        |stage: &Value| format!("{} {}", stage["name"].as_str().unwrap(), stage["outcome"].as_str().unwrap());
-    stages.iter().map(outcome).collect::<Vec<_>>().join(", ")
 }
 
 #[test]

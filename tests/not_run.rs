@@ -2,9 +2,9 @@
 
 use std::fs;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, outcomes};
 
 /// Creates a stage `s` that counts its runs, with an input in Git and an output.
 fn stage() -> Sandbox {
@@ -14,13 +14,6 @@ fn stage() -> Sandbox {
     sandbox.write(".gitignore", "/runs.log\n");
     sandbox.commit("pipeline");
     sandbox
-}
-
-fn outcomes(value: &Value) -> String {
-    let stages = value["stages"].as_array().unwrap_or_else(|| panic!("{value}"));
-    let outcome =
-        |stage: &Value| format!("{} {}", stage["name"].as_str().unwrap(), stage["outcome"].as_str().unwrap());
-    stages.iter().map(outcome).collect::<Vec<_>>().join(", ")
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, outcomes};
 
 /// Creates a repository in which the stage `d` at the top needs the output of the stage `u` in `up`.
 fn two_folders() -> Sandbox {
@@ -14,13 +14,6 @@ fn two_folders() -> Sandbox {
     sandbox.write("mlx.toml", top);
     sandbox.commit("pipelines");
     sandbox
-}
-
-fn outcomes(value: &Value) -> String {
-    let stages = value["stages"].as_array().unwrap_or_else(|| panic!("{value}"));
-    let outcome =
-        |stage: &Value| format!("{} {}", stage["name"].as_str().unwrap(), stage["outcome"].as_str().unwrap());
-    stages.iter().map(outcome).collect::<Vec<_>>().join(", ")
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::{fs, thread, time::Duration};
 
 use serde_json::{Value, json};
 
-use crate::sandbox::{Sandbox, snapshot};
+use crate::sandbox::{Sandbox, outcomes, snapshot};
 
 /// Two stages, the second of which needs the output of the first, with a parameter and metrics.
 const PIPELINE: &str = "
@@ -32,14 +32,6 @@ fn pipeline() -> Sandbox {
     sandbox.write("mlx.toml", PIPELINE);
     sandbox.write(".gitignore", "/runs.log\n");
     sandbox
-}
-
-/// Returns each stage with its outcome, as in `upper ran, count unchanged`.
-fn outcomes(value: &Value) -> String {
-    let stages = value["stages"].as_array().unwrap_or_else(|| panic!("{value}"));
-    let outcome =
-        |stage: &Value| format!("{} {}", stage["name"].as_str().unwrap(), stage["outcome"].as_str().unwrap());
-    stages.iter().map(outcome).collect::<Vec<_>>().join(", ")
 }
 
 /// Returns how often the stage `upper` has run.

@@ -222,3 +222,11 @@ fn print_skipped(test: &str, why: &str) {
     let count = COUNT.fetch_add(1, Ordering::SeqCst) + 1;
     std::io::stderr().write_all(format!("skipped ({count} so far): {test}: {why}\n").as_bytes()).unwrap();
 }
+
+/// Returns each stage with its outcome, as in `upper ran, count unchanged`.
+pub fn outcomes(value: &Value) -> String {
+    let stages = value["stages"].as_array().unwrap_or_else(|| panic!("{value}"));
+    let outcome =
+        |stage: &Value| format!("{} {}", stage["name"].as_str().unwrap(), stage["outcome"].as_str().unwrap());
+    stages.iter().map(outcome).collect::<Vec<_>>().join(", ")
+}
