@@ -1,13 +1,16 @@
 //! Tests that a checkout loses nothing: unsaved edits, files that are saved while it works, and what killed
-//! commands leave.
+//! commands leave. The same for files that are linked again.
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt as _,
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
 
-use crate::sandbox::{CommandResult, Sandbox, command_result, snapshot};
+use serde_json::json;
+
+use crate::sandbox::{CommandResult, Sandbox, command_result, identity, snapshot};
 
 /// Creates a repository whose second commit changes `data/a`, removes `data/gone` and adds `data/new`; the
 /// first one is checked out by Git and mlx, then the second one by Git alone.
@@ -29,10 +32,10 @@ fn two_versions() -> Sandbox {
     sandbox
 }
 
-/// Starts `mlx checkout`, which halts at its n-th disk operation. Returns false if it ended before.
-fn start_halting(sandbox: &Sandbox, at: u64) -> (Child, bool) {
+/// Starts a command of mlx, which halts at its n-th disk operation. Returns false if it ended before.
+fn start_halting(sandbox: &Sandbox, args: &[&str], at: u64) -> (Child, bool) {
     let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
-    command.arg("checkout").env("MLX_FAULT", format!("stop:{at}"));
+    command.args(args).env("MLX_FAULT", format!("stop:{at}"));
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let stat = format!("/proc/{}/stat", child.id());
     let deadline = Instant::now() + Duration::from_mins(1);
@@ -63,7 +66,7 @@ fn save_at_any_moment(save: &dyn Fn(&Sandbox, &str)) {
         sandbox.git("checkout -q HEAD~1");
         sandbox.ok("checkout --force");
         sandbox.git("checkout -q main");
-        let (child, halted) = start_halting(&sandbox, at);
+        let (child, halted) = start_halting(&sandbox, &["checkout"], at);
         if halted {
             names.iter().for_each(|name| save(&sandbox, name));
         }
@@ -175,4 +178,113 @@ fn a_checked_out_revision_counts_as_an_edit_that_commit_records() {
     sandbox.ok("checkout --rev HEAD data");
     sandbox.ok("commit");
     assert_eq!(sandbox.read("data.mlx"), newest);
+}
+
+/// Creates a repository with two files that can be linked and one that is too small for it, all copies.
+fn linkable() -> Sandbox {
+    let sandbox = Sandbox::new();
+    for (name, byte) in [("one", 1_u8), ("sub/two", 2)] {
+        sandbox.write(&format!("data/{name}"), vec![byte; 1_100_000]);
+    }
+    sandbox.write("data/small", "small");
+    sandbox.ok("add data");
+    sandbox
+}
+
+/// Returns how a file is placed.
+fn kind(sandbox: &Sandbox, path: &str) -> &'static str {
+    let meta = sandbox.repo.join(path).symlink_metadata().unwrap();
+    match meta.nlink() {
+        _ if meta.is_symlink() => "symlink",
+        1 if meta.mode() & 0o200 != 0 => "copy",
+        2 => "hardlink",
+        _ => "other",
+    }
+}
+
+#[test]
+fn files_that_are_here_are_linked_again_as_cache_link_says_now() {
+    let sandbox = linkable();
+    let bytes = |path: &str| fs::read(sandbox.repo.join(path)).unwrap();
+    let before = [bytes("data/one"), bytes("data/sub/two")];
+    for link in ["hardlink,copy", "copy", "symlink", "hardlink", "symlink", "copy"] {
+        sandbox.ok(&format!("config set --local cache.link {link}"));
+        let name = link.split(',').next().unwrap();
+        let said = sandbox.ok("checkout --relink");
+        assert_eq!(said, format!("data: 2 files linked again (2 {name})\n"));
+        let kinds = ["data/one", "data/sub/two", "data/small"].map(|path| kind(&sandbox, path));
+        assert_eq!(kinds, [name, name, "copy"]);
+        assert_eq!([bytes("data/one"), bytes("data/sub/two")], before, "{link}");
+        assert_eq!(sandbox.json("status")["clean"], true, "{link}");
+        let placed = ["data/one", "data/sub/two"].map(|path| identity(&sandbox.repo.join(path)));
+        assert_eq!(
+            sandbox.ok("checkout --relink"),
+            "nothing to do: the files are placed as `cache.link` says\n"
+        );
+        assert_eq!(["data/one", "data/sub/two"].map(|path| identity(&sandbox.repo.join(path))), placed);
+    }
+    assert_eq!(sandbox.json("fsck")["faults"], json!([]));
+}
+
+#[test]
+fn linking_again_takes_parts_and_leaves_edited_and_unrecorded_files() {
+    let sandbox = linkable();
+    sandbox.write("data/three", vec![3_u8; 1_100_000]);
+    sandbox.write("data/small", "edited");
+    sandbox.ok("config set --local cache.link hardlink");
+    let done = sandbox.json("checkout --relink data/sub");
+    let row = json!({"path": "data/sub", "files": 1, "kinds": {"hardlink": 1}, "edited": [], "missing": []});
+    assert_eq!(done, json!({"relinked": [row]}));
+    assert_eq!(["data/one", "data/sub/two"].map(|path| kind(&sandbox, path)), ["copy", "hardlink"]);
+    sandbox.write("data/one", vec![9_u8; 1_100_000]);
+    assert_eq!(
+        sandbox.ok("checkout --relink"),
+        "data: 2 files edited, left unchanged: `data/one`, `data/small`\n\
+         nothing to do: the files are placed as `cache.link` says\n"
+    );
+    assert_eq!(["data/one", "data/three"].map(|path| kind(&sandbox, path)), ["copy"; 2]);
+    assert_eq!(fs::read(sandbox.repo.join("data/one")).unwrap(), vec![9_u8; 1_100_000]);
+    assert!(sandbox.fails("checkout --relink elsewhere", 3).contains("`elsewhere`"));
+    assert!(sandbox.fails("checkout --relink --force", 2).contains("cannot be used with"));
+}
+
+#[test]
+fn linking_again_names_files_that_the_store_lacks_and_makes_other_links_private() {
+    let sandbox = linkable();
+    let objects = sandbox.repo.join(".git/mlx/objects");
+    let digest = blake3::hash(&vec![1; 1_100_000]).to_hex().to_string();
+    fs::remove_file(objects.join(&digest)).unwrap();
+    // A second name that is not the store's.
+    fs::hard_link(sandbox.repo.join("data/sub/two"), sandbox.root().join("two")).unwrap();
+    assert_eq!(
+        sandbox.ok("checkout --relink"),
+        "data: 1 file linked again (1 copy)\n\
+         data: 1 file without stored content, left unchanged: `data/one`\n"
+    );
+    assert_eq!(["data/one", "data/sub/two"].map(|path| kind(&sandbox, path)), ["copy"; 2]);
+}
+
+#[test]
+fn a_file_that_is_saved_while_it_is_linked_again_is_kept() {
+    let sandbox = linkable();
+    let (mut kept, one) = (0, sandbox.repo.join("data/one"));
+    for at in 1.. {
+        sandbox.ok("config set --local cache.link copy");
+        sandbox.ok("checkout --force");
+        sandbox.ok("checkout --relink");
+        sandbox.ok("config set --local cache.link hardlink");
+        let (child, halted) = start_halting(&sandbox, &["checkout", "--relink"], at);
+        if !halted {
+            assert!(child.wait_with_output().unwrap().status.success());
+            break;
+        }
+        sandbox.write("hand", "by hand");
+        fs::rename(sandbox.repo.join("hand"), &one).unwrap();
+        let done = resume(&sandbox, child);
+        assert_eq!((sandbox.read("data/one"), done.code), ("by hand".into(), 0), "{at}: {}", done.err);
+        kept += u32::from(done.out.contains("data: 1 file edited, left unchanged: `data/one`"));
+        assert_eq!(fs::read_dir(sandbox.repo.join("data")).unwrap().count(), 3, "{at}");
+    }
+    assert!(kept > 3, "no file was saved before it was linked");
+    assert_eq!(sandbox.json("fsck")["faults"], json!([]));
 }

@@ -6,6 +6,7 @@ use std::{
     io::Write as _,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::Path,
+    time::{Duration, Instant},
 };
 
 use serde_json::json;
@@ -13,7 +14,7 @@ use serde_json::json;
 use crate::{
     crash_safety::command,
     loop_mount::{Disk, random_bytes, sandbox_on},
-    sandbox::{CommandResult, Sandbox, command_result, skip, snapshot},
+    sandbox::{CommandResult, Sandbox, command_result, identity, skip, snapshot},
 };
 
 /// Size of the file that is reflinked, in bytes.
@@ -94,6 +95,42 @@ fn xfs_shares_blocks_between_store_and_workspace() {
 #[test]
 fn btrfs_shares_blocks_between_store_and_workspace() {
     shares_blocks("btrfs", "btrfs_shares_blocks_between_store_and_workspace");
+}
+
+/// Checks that copies become reflinks, once, and copies again.
+fn links_copies_again(kind: &str, test: &str) {
+    let Some((disk, sandbox)) = sandbox_on(kind) else { return skip(test, NO_MOUNT) };
+    sandbox.ok("config set cache.link copy");
+    sandbox.write("data/large", random_bytes(REFLINKED_SIZE / 4, 1));
+    sandbox.ok("add data");
+    delete(&sandbox, "data");
+    sandbox.ok("checkout");
+    let freed = disk.free() + TOLERANCE / 4;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    for link in ["reflink", "copy"] {
+        sandbox.ok(&format!("config set cache.link {link}"));
+        let said = sandbox.ok("checkout --relink");
+        assert_eq!(said, format!("data: 1 file linked again (1 {link})\n"));
+        // A file system may free the blocks of a removed file a moment later.
+        while link == "reflink" && disk.free() < freed {
+            assert!(Instant::now() < deadline, "a reflink takes as much as a copy");
+        }
+        let file = identity(&sandbox.repo.join("data/large"));
+        assert!(sandbox.ok("checkout --relink").starts_with("nothing to do"), "{link}");
+        assert_eq!(identity(&sandbox.repo.join("data/large")), file, "{link}");
+        assert_clean(&sandbox);
+    }
+    assert_sound(&sandbox);
+}
+
+#[test]
+fn xfs_links_copies_again() {
+    links_copies_again("xfs", "xfs_links_copies_again");
+}
+
+#[test]
+fn btrfs_links_copies_again() {
+    links_copies_again("btrfs", "btrfs_links_copies_again");
 }
 
 const LARGE_FILES: usize = 16;

@@ -1,6 +1,6 @@
 //! Links a stored file into the workspace by reflink, hard link or symlink, instead of copying it.
 
-use std::{io, os::unix::ffi::OsStrExt as _, str::FromStr};
+use std::{fmt, io, os::unix::ffi::OsStrExt as _, str::FromStr};
 
 use rustix::fs::{self, AtFlags};
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Kind of link from the workspace to the store, as in the setting `cache.link`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LinkKind {
     /// A file that shares the blocks of the stored one until one of the two changes.
@@ -39,6 +39,17 @@ impl Mode {
             Self::Plain => 0o666,
             Self::Executable => 0o777,
         }
+    }
+}
+
+impl fmt::Display for LinkKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Reflink => "reflink",
+            Self::Hardlink => "hardlink",
+            Self::Symlink => "symlink",
+            Self::Copy => "copy",
+        })
     }
 }
 

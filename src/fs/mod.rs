@@ -16,6 +16,7 @@ mod lock;
 mod name;
 mod rename;
 mod root;
+mod shared_blocks;
 mod sparse;
 mod unshare;
 mod walk_filter;
@@ -28,6 +29,7 @@ pub use self::{
     lock::{Lock, create_locked, is_locked, lock, lock_patiently, lock_shared, lock_with_progress, try_lock},
     rename::Exchange,
     root::{MAX_DOCUMENT_SIZE, Root},
+    shared_blocks::shares_blocks,
     sparse::SparseReader,
     walk_filter::{NoFilter, WalkFilter},
 };

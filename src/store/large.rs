@@ -128,14 +128,21 @@ impl LargeFile<'_> {
         self.store.mark_verified(&self.digest, tick)
     }
 
+    /// Links the file to `name` in `dir`, after checking its digest, by the first of `links` that works;
+    /// `None` if that is a copy.
+    pub fn link(&self, dir: &Dir, name: &[u8], mode: Mode, links: &[LinkKind]) -> Result<Option<LinkKind>> {
+        if links.iter().all(|&it| it == LinkKind::Copy) {
+            return Ok(None);
+        }
+        self.ensure_verified()?;
+        place_link(&self.store.root, &self.path, dir, name, mode, links)
+    }
+
     /// Links or copies the file to `name` in `dir`, after checking its digest; uses the first of `links` that
     /// works, or a copy.
     pub fn link_or_copy(&self, dir: &Dir, name: &[u8], mode: Mode, links: &[LinkKind]) -> Result<LinkKind> {
-        if links.iter().any(|&it| it != LinkKind::Copy) {
-            self.ensure_verified()?;
-            if let Some(link) = place_link(&self.store.root, &self.path, dir, name, mode, links)? {
-                return Ok(link);
-            }
+        if let Some(link) = self.link(dir, name, mode, links)? {
+            return Ok(link);
         }
         let mut temp = dir.create(mode.bits())?;
         let (found, _) = copy(&self.open()?, &mut temp)

@@ -90,7 +90,7 @@ pub(super) fn recorded_entry(store: &Store, pointer: &Pointer, part: &RepoPath) 
 }
 
 /// Scans `part`, without files that are ignored and not tracked. Removes temporary files of killed commands.
-fn scan_part(
+pub(super) fn scan_part(
     workspace: &Workspace<'_>,
     pointer: &Pointer,
     part: &RepoPath,

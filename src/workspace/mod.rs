@@ -24,6 +24,7 @@ mod merge;
 mod modes;
 mod node;
 mod parts;
+mod relink;
 mod remove;
 mod rename;
 mod retire;
@@ -41,6 +42,7 @@ pub use self::{
     kept::{KEPT_DAYS, KeptVersion, find_kept, forget_expired, kept_versions, read_kept, unknown_version},
     merge::{Base, Merge, Mine, NamedPaths, merge},
     node::Node,
+    relink::{Relinked, relink_parts},
     remove::{FilePolicy, RemoveResult},
     rename::MoveResult,
     stamps::{Change as StampChange, Moved, Stamps},

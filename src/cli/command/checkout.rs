@@ -1,5 +1,5 @@
 //! `mlx checkout`: makes workspace files match what pointers and lockfiles record, now or at another
-//! revision.
+//! revision, or places them again as `cache.link` says.
 
 use std::{fmt, path::PathBuf};
 
@@ -10,11 +10,11 @@ use crate::{
     error::{Kind, Result},
     git::Rev,
     maintenance,
-    path::RepoPath,
+    path::{RepoPath, quoted_list},
     pipeline::contents_at,
     pointer::Pointer,
     remote::Wants,
-    workspace::{CheckoutStats, Tracked, Workspace, checkout_parts, place_parts},
+    workspace::{CheckoutStats, Relinked, Tracked, Workspace, checkout_parts, place_parts, relink_parts},
 };
 
 /// Make the workspace match the pointers and `mlx.lock`
@@ -24,8 +24,10 @@ use crate::{
 /// stored.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  git checkout v1 && mlx checkout\n  mlx checkout data/cats/\n  \
-mlx checkout --rev v1 data/\n\n\
-JSON: {\"checked_out\": [{\"path\", \"written\", \"removed\", \"folders\": empty ones created or removed}]}")]
+mlx checkout --rev v1 data/\n  mlx config set cache.link hardlink,copy && mlx checkout --relink\n\n\
+JSON: {\"checked_out\": [{\"path\", \"written\", \"removed\", \"folders\": empty ones created or removed}]}; \
+with --relink {\"relinked\": [{\"path\", \"files\", \"kinds\": files by kind of link, \"edited\": [paths], \
+\"missing\": [paths that the store lacks]}]}")]
 pub struct Args {
     /// Paths to check out (default: all)
     paths: Vec<PathBuf>,
@@ -35,10 +37,17 @@ pub struct Args {
     /// Overwrite and delete even files that are not stored anywhere
     #[arg(short, long)]
     force: bool,
+    /// Link or copy files that are here already again, as `cache.link` says now; edited files stay as they
+    /// are, and files up to 1 MiB are always copies
+    #[arg(long, conflicts_with_all = ["rev", "force"])]
+    pub relink: bool,
 }
 
 /// Report of `mlx checkout`: each path with what was done there.
 pub struct CheckoutReport(Vec<(RepoPath, CheckoutStats)>);
+
+/// Report of `mlx checkout --relink`: each path with the files that were linked again.
+pub struct RelinkReport(Vec<(RepoPath, Relinked)>);
 
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<CheckoutReport> {
     let repo = ctx.repo()?;
@@ -48,6 +57,18 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<CheckoutReport> {
         Some(rev) => checkout_rev(ctx, &workspace, &repo.git.resolve(rev)?, &paths, args.force),
         None => checkout_tracked(ctx, &workspace, &paths, args.force),
     }
+}
+
+/// Links files again that are as recorded.
+pub fn relink(ctx: &Context<'_>, args: &Args) -> Result<RelinkReport> {
+    let repo = ctx.repo()?;
+    let workspace = Workspace::open(&repo)?;
+    let paths = ctx.paths(&repo, &args.paths)?;
+    let pointers = workspace.select(ctx.tracked(&workspace)?, &paths)?.into_pointers()?;
+    let done = relink_parts(&workspace, &all_parts(&pointers, &paths), ctx.progress);
+    // The stat cache is saved even if a path failed.
+    workspace.save(ctx.progress)?;
+    done.map(RelinkReport)
 }
 
 /// Checks out what a commit records at these paths. Skips outputs that Git itself stores.
@@ -108,16 +129,19 @@ fn checkout_pointers(
     paths: &[RepoPath],
     checkout: impl Fn(&[(&Pointer, &RepoPath)]) -> Result<Vec<(RepoPath, CheckoutStats)>>,
 ) -> Result<CheckoutReport> {
-    let parts: Vec<_> = pointers
-        .iter()
-        .flat_map(|pointer| parts(pointer, paths).into_iter().map(move |part| (pointer, part)))
-        .collect();
+    let parts = all_parts(pointers, paths);
     parts.iter().try_for_each(|(pointer, part)| workspace.check_part(pointer, part))?;
     let result = checkout(&parts);
     // The stat cache is saved even if a path failed.
     workspace.save(ctx.progress)?;
     maintenance::publish_needs_if_allowed(workspace.repo, ctx.progress)?;
     result.map(CheckoutReport)
+}
+
+/// Returns the requested parts of all pointers' paths.
+fn all_parts<'p>(pointers: &'p [Pointer], paths: &'p [RepoPath]) -> Vec<(&'p Pointer, &'p RepoPath)> {
+    let with_parts = |pointer| parts(pointer, paths).into_iter().map(move |part| (pointer, part));
+    pointers.iter().flat_map(with_parts).collect()
 }
 
 /// Returns the requested parts of a pointer's path: all of it, or paths inside it.
@@ -148,5 +172,38 @@ impl fmt::Display for CheckoutReport {
             writeln!(f)?;
         }
         if changed.is_empty() { f.write_str("nothing to do: the workspace is as recorded") } else { Ok(()) }
+    }
+}
+
+impl Report for RelinkReport {
+    fn json(&self) -> Value {
+        let rows = self.0.iter().map(|(path, done)| {
+            let (kinds, edited, missing) = (&done.kinds, &done.edited, &done.missing);
+            json!({
+                "path": path, "files": done.files(), "kinds": kinds, "edited": edited, "missing": missing,
+            })
+        });
+        json!({"relinked": rows.collect::<Vec<_>>()})
+    }
+}
+
+impl fmt::Display for RelinkReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (path, done) in self.0.iter().filter(|it| it.1.files() > 0) {
+            let kinds: Vec<_> = done.kinds.iter().map(|(kind, files)| format!("{files} {kind}")).collect();
+            writeln!(f, "{path}: {} linked again ({})", count(done.files(), "file"), kinds.join(", "))?;
+        }
+        for (path, done) in &self.0 {
+            for (files, why) in [(&done.edited, "edited"), (&done.missing, "without stored content")] {
+                if !files.is_empty() {
+                    let (number, names) = (count(files.len() as u64, "file"), quoted_list(files));
+                    writeln!(f, "{path}: {number} {why}, left unchanged: {names}")?;
+                }
+            }
+        }
+        if self.0.iter().all(|it| it.1.files() == 0) {
+            f.write_str("nothing to do: the files are placed as `cache.link` says")?;
+        }
+        Ok(())
     }
 }

@@ -31,8 +31,8 @@ pub struct Findings {
     git: Option<String>,
     engine: String,
     library: Option<String>,
-    /// Names of the supported links, as in `cache.link`.
-    links: Vec<&'static str>,
+    /// Supported links.
+    links: Vec<LinkKind>,
     /// Free bytes on the disk of the cache.
     free: Option<u64>,
     /// Folder of the store; none outside a repository.
@@ -79,7 +79,7 @@ fn can_exchange(repo: &Repo) -> Result<bool> {
 }
 
 /// Returns the kinds of links that can place a file from the store in the workspace, by trying each.
-fn links(repo: &Repo) -> Result<Vec<&'static str>> {
+fn links(repo: &Repo) -> Result<Vec<LinkKind>> {
     let store = repo.store.root();
     let trial = RepoPath::from_text("tmp/trial")?;
     store.write(&trial, b"trial", Sync::Later)?;
@@ -87,16 +87,14 @@ fn links(repo: &Repo) -> Result<Vec<&'static str>> {
     // visible in it.
     let dir = Root::open(repo.private.path())?.create_dir(&RepoPath::from_text("tmp")?)?;
     let mut supported = Vec::new();
-    for (link, name) in
-        [(LinkKind::Reflink, "reflink"), (LinkKind::Hardlink, "hardlink"), (LinkKind::Symlink, "symlink")]
-    {
+    for link in [LinkKind::Reflink, LinkKind::Hardlink, LinkKind::Symlink] {
         if link_into(store, &trial, &dir, b"tried", Mode::Plain, &[link])?.is_some() {
-            supported.push(name);
+            supported.push(link);
         }
         dir.remove(b"tried")?;
     }
     store.remove(&trial)?;
-    supported.push("copy");
+    supported.push(LinkKind::Copy);
     Ok(supported)
 }
 
@@ -115,7 +113,8 @@ impl fmt::Display for Findings {
         let library = self.library.as_ref().map(|it| format!(" ({it})")).unwrap_or_default();
         writeln!(f, "engine   {}{library}", self.engine)?;
         if let Some(cache) = &self.cache {
-            writeln!(f, "links    {}", self.links.join(", "))?;
+            let links: Vec<_> = self.links.iter().map(ToString::to_string).collect();
+            writeln!(f, "links    {}", links.join(", "))?;
             writeln!(f, "cache    {cache}")?;
         }
         writeln!(f, "free     {}", self.free.map_or_else(|| "unknown".to_owned(), bytes))?;

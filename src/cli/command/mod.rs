@@ -126,6 +126,7 @@ impl Command {
             Self::Init(args) => ui.show_report(&init::run(ctx, args)?),
             Self::Add(args) => ui.show_report(&add::run(ctx, args)?),
             Self::Status(args) => ui.show_report(&status::run(ctx, args)?),
+            Self::Checkout(args) if args.relink => ui.show_report(&checkout::relink(ctx, args)?),
             Self::Checkout(args) => ui.show_report(&checkout::run(ctx, args)?),
             Self::Commit(args) => ui.show_report(&commit::run(ctx, args)?),
             Self::Remove(args) => ui.show_report(&remove::run(ctx, args)?),
