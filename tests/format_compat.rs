@@ -37,7 +37,8 @@ fn all_files(sandbox: &Sandbox) -> Vec<String> {
     let files = files.filter(|file| file.file_type().is_file());
     // Lock holders write their name into lock files, and any command may update the index.
     let changing = ["lock", "gate", "gc.lock", "index"];
-    let files = files.filter(|file| !changing.contains(&file.file_name().to_str().unwrap_or_default()));
+    let is_changing = |name: &str| changing.contains(&name) || name.ends_with(".turn");
+    let files = files.filter(|file| !is_changing(file.file_name().to_str().unwrap_or_default()));
     files
         .map(|file| format!("{} {}", file.path().display(), blake3::hash(&fs::read(file.path()).unwrap())))
         .collect()

@@ -160,3 +160,110 @@ fn a_broken_pipeline_elsewhere_stops_only_what_needs_it() {
     assert_eq!(value["problems"].as_array().unwrap().len(), 1);
     assert!(sandbox.fails("-C up repro", 2).contains("cannot read `up/mlx.toml`"));
 }
+
+/// Ways in which a lockfile cannot be read, each as what follows its text.
+const UNREADABLE: [&str; 3] = ["\n<<<<<<< HEAD\n=======\n>>>>>>> x\n", "\nformat = 9\n", "\n[stage.u\n"];
+
+/// Creates a repository with three pipelines that ran, tracked data and a remote.
+fn with_lockfiles() -> Sandbox {
+    let sandbox = two_folders();
+    let remote = sandbox.root().join("remote");
+    sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
+    sandbox
+        .write("free/mlx.toml", "[stage.free]\ncmd = 'cat ../data >w'\ndeps = ['../data']\nouts = ['w']\n");
+    sandbox.write("data", "1\n");
+    sandbox.ok("add data");
+    sandbox.commit("pipelines");
+    sandbox.ok("repro --all");
+    sandbox.commit("results");
+    sandbox
+}
+
+#[test]
+fn an_unreadable_lockfile_stops_only_what_needs_it() {
+    for ending in UNREADABLE {
+        let sandbox = with_lockfiles();
+        sandbox.write("up/mlx.lock", sandbox.read("up/mlx.lock").replace("format = 1", "") + ending);
+        let named = |text: &str| text.matches("`up/mlx.lock` ").count();
+        let status = sandbox.mlx("status --json");
+        let value: Value = serde_json::from_str(&status.out).unwrap();
+        assert_eq!(outcomes(&value), "up:u blocked, d blocked, free:free unchanged", "{ending}");
+        assert_eq!(
+            (status.code, &value["clean"], &value["error"]["kind"]),
+            (5, &json!(false), &json!("corrupt"))
+        );
+        assert_eq!(value["problems"].as_array().unwrap().len(), 1);
+        assert_eq!(named(&sandbox.fails("status", 5)), 1, "{ending}");
+        for path in ["data", "free/w"] {
+            std::fs::remove_file(sandbox.repo.join(path)).unwrap();
+        }
+        // The rest is done, whatever was asked for; what needs the lockfile is an error then.
+        for (args, code) in [("checkout data", 0), ("status data", 0), ("checkout up/o", 5), ("checkout", 5)]
+        {
+            let ran = sandbox.mlx(args);
+            assert_eq!((ran.code, named(&ran.err)), (code, 1), "{ending}, {args}: {ran:?}");
+            assert!(sandbox.has("data"), "{args}");
+        }
+        assert!(sandbox.has("free/w") && sandbox.has("up/o"), "{ending}");
+        for (args, code) in [("push data", 0), ("push", 5), ("pull data", 0), ("pull", 5), ("fetch", 5)] {
+            let ran = sandbox.mlx(args);
+            assert_eq!((ran.code, named(&ran.err)), (code, 1), "{ending}, {args}: {ran:?}");
+        }
+        sandbox.write("data", "2\n");
+        for (args, code) in [("diff data", 5), ("diff HEAD HEAD", 0), ("commit data", 0), ("commit", 5)] {
+            let ran = sandbox.mlx(args);
+            assert_eq!((ran.code, named(&ran.err)), (code, 1), "{ending}, {args}: {ran:?}");
+        }
+        std::fs::remove_file(sandbox.repo.join("data")).unwrap();
+        let free = sandbox.mlx("-C free repro --dry-run");
+        assert_eq!((free.code, named(&free.err)), (0, 1), "its input counts by its pointer: {free:?}");
+        sandbox.ok("checkout data");
+        let free = sandbox.mlx("-C free repro --json");
+        assert_eq!(
+            (free.code, &outcomes(&serde_json::from_str(&free.out).unwrap())[..]),
+            (0, "free:free ran")
+        );
+        assert_eq!(named(&free.err), 1, "{}", free.err);
+        sandbox.write("data", "3\n");
+        let all = sandbox.mlx("repro --all --json");
+        let value = serde_json::from_str(&all.out).unwrap();
+        assert_eq!(
+            (all.code, &outcomes(&value)[..]),
+            (5, "up:u failed, d skipped, free:free ran"),
+            "{ending}"
+        );
+        assert_eq!(named(&sandbox.fails("repro", 5)), 1, "{ending}");
+    }
+}
+
+#[test]
+fn nothing_is_removed_while_a_lockfile_cannot_be_read() {
+    for broken_manifest in [false, true] {
+        let sandbox = with_lockfiles();
+        // Its stage is gone from both, so that only the lockfiles know of the outputs.
+        sandbox.write("up/mlx.toml", if broken_manifest { "[stage.u\n" } else { "" });
+        sandbox.write("free/mlx.toml", "");
+        let lock = sandbox.read("up/mlx.lock");
+        sandbox.write("up/mlx.lock", lock.clone() + UNREADABLE[0]);
+        assert_eq!(sandbox.mlx("checkout").code, 5);
+        sandbox.mlx("-C free repro");
+        sandbox.mlx("repro --all");
+        assert!(sandbox.has("up/o") && sandbox.has("free/w"), "{broken_manifest}");
+        assert!(sandbox.read("free/mlx.lock").contains("stage.free"), "{broken_manifest}");
+        sandbox.write("up/mlx.lock", lock);
+        sandbox.ok("-C free repro");
+        assert!(!sandbox.has("free/w") && sandbox.has("up/o"), "{broken_manifest}");
+    }
+}
+
+#[test]
+fn push_beside_a_broken_pipeline_warns_once_and_sends_what_its_lockfile_records() {
+    let sandbox = with_lockfiles();
+    sandbox.write("up/mlx.toml", "[stage.u\n");
+    let pushed = sandbox.mlx("push");
+    assert_eq!((pushed.code, pushed.err.matches("cannot read `up/mlx.toml`").count()), (0, 1), "{pushed:?}");
+    std::fs::remove_dir_all(sandbox.repo.join(".git/mlx/packs")).unwrap();
+    std::fs::remove_file(sandbox.repo.join("up/o")).unwrap();
+    let pulled = sandbox.mlx("pull up/o");
+    assert_eq!((pulled.code, sandbox.read("up/o")), (0, "1\n".into()), "{pulled:?}");
+}

@@ -9,14 +9,14 @@ use std::{
 };
 
 use crate::{
-    error::Result,
+    error::{Error, Result},
     path::RepoPath,
     pipeline::{Builtin, Pipelines},
     pointer::Pointer,
     progress::Progress,
     remote::Wants,
     repo::Repo,
-    workspace::{Tracked, Workspace},
+    workspace::{Tracked, Unreadable, Workspace},
 };
 
 /// mlx's own commands that stages start, each with its result version.
@@ -87,13 +87,32 @@ impl<'a> Context<'a> {
     /// warning, given once.
     pub fn pipelines<'w, 'r>(&self, workspace: &'w Workspace<'r>) -> Result<Pipelines<'w, 'r>> {
         let pipelines = self.all_pipelines(workspace)?;
-        for broken in &pipelines.broken {
-            let warning = broken.error.chain_text();
-            if self.warned.borrow_mut().insert(warning.clone()) {
-                self.progress.warn(&warning);
-            }
-        }
+        pipelines.broken.iter().for_each(|broken| self.warn_once(&broken.error));
         Ok(pipelines)
+    }
+
+    /// Warns of a problem that the command goes on with, once.
+    pub fn warn_once(&self, error: &Error) {
+        let warning = error.chain_text();
+        if self.warned.borrow_mut().insert(warning.clone()) {
+            self.progress.warn(&warning);
+        }
+    }
+
+    /// Returns the first of the problems that a command found while it did all the rest, as the one that ends
+    /// it, and warns of the others.
+    pub fn failure(&self, problems: impl IntoIterator<Item = Error>) -> Option<Error> {
+        let mut problems = problems.into_iter();
+        let first = problems.next();
+        problems.for_each(|problem| self.warn_once(&problem));
+        first
+    }
+
+    /// Warns of the unreadable files that the selected paths do not need, and returns the error for those
+    /// that they need, once all the rest is done.
+    pub fn unreadable(&self, chosen: Tracked) -> (Vec<Pointer>, Option<Error>) {
+        chosen.others.iter().for_each(|file| self.warn_once(&file.error));
+        (chosen.pointers, self.failure(chosen.unreadable.into_iter().map(|file| file.error)))
     }
 
     /// Returns everything tracked here whose content only the store has: pointers, then outputs of stages.
@@ -104,38 +123,42 @@ impl<'a> Context<'a> {
     /// Returns what [`Context::tracked`] does, for a command that has opened the pipelines.
     pub fn tracked_with(&self, workspace: &Workspace<'_>, pipelines: &Pipelines<'_, '_>) -> Result<Tracked> {
         let mut tracked = workspace.pointers()?;
-        tracked.pointers.extend(pipelines.recorded_outputs()?);
+        tracked.extend(pipelines.recorded_outputs()?);
         Ok(tracked)
     }
 
-    /// Returns the data that this worktree last had and that neither a pointer nor a stage records now.
+    /// Returns the data that this worktree last had and that neither a pointer nor a stage records now; none
+    /// while a lockfile cannot be read, since that may record all of it.
     pub fn unrecorded_data(
         &self,
         workspace: &Workspace<'_>,
         pipelines: &Pipelines<'_, '_>,
         tracked: &Tracked,
     ) -> Result<Vec<Pointer>> {
+        if tracked.unreadable.iter().any(Unreadable::is_lockfile) {
+            return Ok(Vec::new());
+        }
         let pointers = tracked.pointers.iter().map(|pointer| &pointer.path);
-        let unreadable = tracked.unreadable.iter().map(|it| &it.0);
+        let unreadable = tracked.unreadable.iter().flat_map(|file| &file.paths);
         let mut claimed: Vec<_> = pointers.chain(unreadable).cloned().collect();
         claimed.extend(pipelines.claims().into_iter().map(|it| it.0));
         workspace.unrecorded_data(&claimed)
     }
 
     /// Returns the contents and runs to transfer: those that pointers and lockfiles name at `paths`, or
-    /// everywhere if `paths` is empty. Run keys are included only in the second case.
-    pub fn wants(&self, workspace: &Workspace<'_>, paths: &[RepoPath]) -> Result<Wants> {
-        let mut wants = Wants::default();
-        if !paths.is_empty() {
-            let chosen = workspace.select_whole(self.tracked(workspace)?, paths)?.into_pointers()?;
-            wants.contents = chosen.into_iter().map(|it| (it.path, it.content)).collect();
-            return Ok(wants);
-        }
-        wants.contents =
-            workspace.pointers()?.into_pointers()?.into_iter().map(|it| (it.path, it.content)).collect();
-        let (pointers, keys) = self.pipelines(workspace)?.recorded_runs()?;
-        wants.contents.extend(pointers.into_iter().map(|it| (it.path, it.content)));
-        wants.runs.extend(keys);
-        Ok(wants)
+    /// everywhere if `paths` is empty. Run keys are included only in the second case. The error is about a
+    /// file that names more of them and cannot be read.
+    pub fn wants(&self, workspace: &Workspace<'_>, paths: &[RepoPath]) -> Result<(Wants, Option<Error>)> {
+        let (chosen, runs) = if paths.is_empty() {
+            let mut all = workspace.pointers()?;
+            let (recorded, runs) = self.pipelines(workspace)?.recorded_runs()?;
+            all.extend(recorded);
+            (all, runs)
+        } else {
+            (workspace.select_whole(self.tracked(workspace)?, paths)?, Vec::new())
+        };
+        let (pointers, failure) = self.unreadable(chosen);
+        let contents = pointers.into_iter().map(|it| (it.path, it.content)).collect();
+        Ok((Wants { contents, runs }, failure))
     }
 }

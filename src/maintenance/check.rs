@@ -17,11 +17,11 @@ use crate::{
         snapshot::{Snapshot, take_snapshot},
     },
     path::{MAX_DEPTH, RepoPath},
-    pointer::{Content, ContentKind, SUFFIX},
+    pointer::{Content, ContentKind},
     progress::Progress,
     repo::Repo,
     store::{EntryKind, FaultKind, Page, Store, VerifyReport, decode_page},
-    workspace::Workspace,
+    workspace::{Unreadable, Workspace},
 };
 
 /// Number of times a check starts over because tracked files changed meanwhile.
@@ -82,8 +82,8 @@ pub fn check(workspace: &Workspace<'_>, repair: bool, progress: &dyn Progress) -
     }
     let (found, mut report) = check_stable(repo, progress)?;
     // A pointer that Git does not know yet looks like any file once it is overwritten.
-    for (path, error) in workspace.pointers()?.unreadable {
-        let place = Referrer::Worktree(repo.root().to_owned()).location(&path.with_suffix(SUFFIX));
+    for Unreadable { file, error, .. } in workspace.pointers()?.unreadable {
+        let place = Referrer::Worktree(repo.root().to_owned()).location(&file);
         if report.unreadable.iter().all(|(known, _)| *known != place) {
             report.unreadable.push((place, error));
         }

@@ -3,7 +3,8 @@
 //! `mlx repro` of the whole pipeline removes the record and retires the outputs: they go with their ignore
 //! lines as far as the store holds them. Content that is stored nowhere stays, with its ignore line, so that
 //! Git does not take it. `mlx.toml` is read again under the repository's lock, since a stage may have been
-//! added and run meanwhile.
+//! added and run meanwhile. While any lockfile cannot be read, everything stays, since that lockfile may
+//! record the same outputs.
 
 use crate::{
     error::Result,
@@ -30,7 +31,8 @@ pub fn plan(
         return Ok(Vec::new());
     };
     let mut found = Vec::new();
-    for (name, record) in gone(records.of(folder)?, &pipeline.manifest) {
+    let Ok(lock) = records.all().and_then(|()| records.of(folder)) else { return Ok(found) };
+    for (name, record) in gone(lock, &pipeline.manifest) {
         let mut reasons = vec![REASON.to_owned()];
         for pointer in own_outputs(pipelines, &pipeline.manifest, record)? {
             let path = &pointer.path;
@@ -50,7 +52,9 @@ pub fn plan(
 /// Removes the records of a pipeline whose stages are gone. The caller retires their outputs.
 pub fn remove(pipelines: &Pipelines<'_, '_>, folder: &RepoPath) -> Result<Vec<StageRun>> {
     let files = &pipelines.workspace.repo.files;
-    if gone_now(pipelines, folder)?.is_none_or(|(manifest, lock)| gone(&lock, &manifest).next().is_none()) {
+    if !pipelines.unreadable_lockfiles()?.is_empty()
+        || gone_now(pipelines, folder)?.is_none_or(|(manifest, lock)| gone(&lock, &manifest).next().is_none())
+    {
         return Ok(Vec::new());
     }
     let _lock = pipelines.workspace.repo.lock()?;

@@ -31,18 +31,21 @@ impl Pipeline<'_, '_> {
 
 impl Pipelines<'_, '_> {
     /// Returns the outputs outside Git that lockfiles record and that no stage declares: of stages that were
-    /// removed, or under an earlier name. A lockfile that cannot be read has none.
-    pub(super) fn undeclared_outputs(&self) -> Vec<Pointer> {
+    /// removed, or under an earlier name. `None` while a lockfile cannot be read: it may record any of them.
+    pub(super) fn undeclared_outputs(&self) -> Result<Option<Vec<Pointer>>> {
+        if !self.unreadable_lockfiles()?.is_empty() {
+            return Ok(None);
+        }
+        let mut found = Vec::new();
         let claims = self.claims();
         let is_declared = |path: &RepoPath| claims.iter().any(|(claim, _)| claim.overlaps(path));
-        let locks = self.iter().filter_map(|pipeline| pipeline.read_lockfile().ok());
-        let mut found = Vec::new();
-        for lock in locks {
+        for pipeline in self.iter() {
+            let lock = pipeline.read_lockfile()?;
             let outputs = lock.records().flat_map(|(_, record)| &record.outputs);
             let undeclared = outputs.filter(|(path, _)| !is_declared(path));
             found.extend(undeclared.map(|(path, content)| Pointer { path: path.clone(), content: *content }));
         }
-        found
+        Ok(Some(found))
     }
 
     /// Retires those of these outputs that no lockfile records now: removes them as far as the store has
@@ -51,7 +54,7 @@ impl Pipelines<'_, '_> {
         if outputs.is_empty() {
             return Ok(());
         }
-        let left = self.undeclared_outputs();
+        let Some(left) = self.undeclared_outputs()? else { return Ok(()) };
         for output in outputs.iter().filter(|output| !left.contains(output)) {
             if self.workspace.pointer_of(&output.path)?.is_none() {
                 self.workspace.retire(output, progress)?;

@@ -82,9 +82,13 @@ impl Pipeline<'_, '_> {
 
     /// Returns the content of a path missing from the workspace, by the record of its stage or its pointer.
     fn recorded(&self, path: &RepoPath, records: &Records<'_>) -> Result<Option<Content>> {
-        let found = match records.output(path)? {
-            Some(output) => Some(output),
-            None => self.workspace.pointer_of(path)?.map(|pointer| (pointer.path, pointer.content)),
+        let found = match records.output(path) {
+            Ok(Some(output)) => Some(output),
+            // A lockfile that cannot be read is of no concern if the path has a pointer.
+            other => match self.workspace.pointer_of(path)? {
+                Some(pointer) => Some((pointer.path, pointer.content)),
+                None => other?,
+            },
         };
         let Some((top, content)) = found else { return Ok(None) };
         self.content_within(path, &top, content)

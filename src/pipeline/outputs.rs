@@ -81,21 +81,20 @@ pub fn run_keys_at(git: &Git, rev: &Rev) -> Result<Vec<Digest>> {
 }
 
 impl Pipeline<'_, '_> {
-    /// Returns the recorded outputs that are kept in the store and not in Git, each with the name of its
-    /// stage. Outputs that `mlx.toml` does not declare are left out.
-    pub fn recorded_outputs(&self) -> Result<Vec<(Pointer, String)>> {
-        let lock = self.read_lockfile()?;
+    /// Returns the recorded outputs that are kept in the store and not in Git. Outputs that `mlx.toml` does
+    /// not declare are left out.
+    pub(super) fn recorded_outputs(&self, lock: &Lockfile) -> Vec<Pointer> {
         let mut outputs = Vec::new();
         for (name, stage) in &self.manifest.stages {
             let Some(record) = lock.get(name) else { continue };
             let stored = stage.outputs.iter().filter(|out| !out.role.in_git());
             for out in stored {
                 if let Some(content) = record.outputs.get(&out.path) {
-                    outputs.push((Pointer { path: out.path.clone(), content: *content }, name.clone()));
+                    outputs.push(Pointer { path: out.path.clone(), content: *content });
                 }
             }
         }
-        Ok(outputs)
+        outputs
     }
 
     /// Returns the paths of all declared outputs, each with the name of its stage.

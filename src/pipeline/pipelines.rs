@@ -15,13 +15,13 @@ use crate::{
     error::{Error, Result},
     path::RepoPath,
     pipeline::{
-        Builtin, Graph, Lockfile, MANIFEST, Manifest, Pipeline,
+        Builtin, Graph, LOCKFILE, Lockfile, MANIFEST, Manifest, Pipeline, StageRecord,
         graph::{Fault, StageId},
         manifest_folders,
         records::read_lockfile,
     },
-    pointer::Pointer,
-    workspace::Workspace,
+    pointer::{Content, Pointer},
+    workspace::{Tracked, Unreadable, Workspace},
 };
 
 /// All pipelines of the repository, and their graph.
@@ -183,7 +183,7 @@ impl<'w, 'r> Pipelines<'w, 'r> {
     }
 
     /// Returns all paths that belong to stages, each with the stage: declared outputs, and the recorded ones
-    /// of broken pipelines. An unreadable lockfile of a broken pipeline claims nothing.
+    /// of broken pipelines. What an unreadable lockfile records is not known.
     pub fn claims(&self) -> Vec<(RepoPath, String)> {
         let mut claims: Vec<_> = self.iter().flat_map(Pipeline::declared_outputs).collect();
         for (folder, lock) in self.broken_lockfiles() {
@@ -196,44 +196,80 @@ impl<'w, 'r> Pipelines<'w, 'r> {
         claims
     }
 
-    /// Returns the recorded outputs that are kept in the store and not in Git, each with its stage. Outputs
-    /// that a readable `mlx.toml` does not declare are left out.
-    pub fn recorded_outputs(&self) -> Result<Vec<Pointer>> {
-        let mut found = Vec::new();
+    /// Returns the recorded outputs that are kept in the store and not in Git, and the lockfiles that cannot
+    /// be read. Outputs that a readable `mlx.toml` does not declare are left out.
+    pub fn recorded_outputs(&self) -> Result<Tracked> {
+        let mut found = Tracked::default();
         for pipeline in self.iter() {
-            found.extend(pipeline.recorded_outputs()?.into_iter().map(|it| it.0));
+            match pipeline.read_lockfile() {
+                Ok(lock) => found.pointers.extend(pipeline.recorded_outputs(&lock)),
+                Err(error) => found.unreadable.push(pipeline.unreadable(error)?),
+            }
         }
-        for (_, lock) in self.broken_lockfiles() {
-            let lock = lock?;
-            let outputs = lock.records().flat_map(|(_, record)| &record.outputs);
-            found.extend(outputs.map(|(path, content)| Pointer { path: path.clone(), content: *content }));
+        for (folder, lock) in self.broken_lockfiles() {
+            match lock {
+                Ok(lock) => {
+                    let outputs = lock.records().flat_map(|(_, record)| &record.outputs);
+                    found.pointers.extend(outputs.map(pointer));
+                }
+                Err(error) => found.unreadable.push(unreadable(folder, Vec::new(), error)?),
+            }
         }
         Ok(found)
     }
 
-    /// Returns the outputs of all recorded runs, those in Git included, and the run-cache keys of these runs.
-    pub fn recorded_runs(&self) -> Result<(Vec<Pointer>, Vec<Digest>)> {
-        let (mut pointers, mut keys) = (Vec::new(), Vec::new());
-        let mut add = |record: &crate::pipeline::StageRecord| {
-            let outputs = record.contents();
-            pointers.extend(outputs.map(|(path, content)| Pointer { path: path.clone(), content: *content }));
+    /// Returns the outputs of all recorded runs, those in Git included, with the lockfiles that cannot be
+    /// read, and the run-cache keys of these runs.
+    pub fn recorded_runs(&self) -> Result<(Tracked, Vec<Digest>)> {
+        let (mut found, mut keys) = (Tracked::default(), Vec::new());
+        let mut add = |found: &mut Tracked, record: &StageRecord| {
+            found.pointers.extend(record.contents().map(pointer));
             keys.extend(record.keys());
         };
         for pipeline in self.iter() {
-            let lock = pipeline.read_lockfile()?;
-            let declared = lock.records().filter(|(name, _)| pipeline.manifest.stages.contains_key(*name));
-            declared.for_each(|(_, record)| add(record));
+            match pipeline.read_lockfile() {
+                Ok(lock) => {
+                    let stages = &pipeline.manifest.stages;
+                    let declared = lock.records().filter(|(name, _)| stages.contains_key(*name));
+                    declared.for_each(|(_, record)| add(&mut found, record));
+                }
+                Err(error) => found.unreadable.push(pipeline.unreadable(error)?),
+            }
         }
-        for (_, lock) in self.broken_lockfiles() {
-            lock?.records().for_each(|(_, record)| add(record));
+        for (folder, lock) in self.broken_lockfiles() {
+            match lock {
+                Ok(lock) => lock.records().for_each(|(_, record)| add(&mut found, record)),
+                Err(error) => found.unreadable.push(unreadable(folder, Vec::new(), error)?),
+            }
         }
-        Ok((pointers, keys))
+        Ok((found, keys))
+    }
+
+    /// Returns the lockfiles that cannot be read.
+    pub fn unreadable_lockfiles(&self) -> Result<Vec<Unreadable>> {
+        Ok(self.recorded_outputs()?.unreadable)
     }
 
     fn broken_lockfiles(&self) -> impl Iterator<Item = (&RepoPath, Result<Lockfile>)> {
         let files = &self.workspace.repo.files;
         self.broken.iter().map(move |broken| (&broken.folder, read_lockfile(files, &broken.folder)))
     }
+}
+
+impl Pipeline<'_, '_> {
+    /// Describes the lockfile, which cannot be read: it tracks the declared outputs that Git does not keep.
+    fn unreadable(&self, error: Error) -> Result<Unreadable> {
+        let outputs = self.manifest.outputs().map(|(_, out)| out).filter(|out| !out.role.in_git());
+        unreadable(&self.folder, outputs.map(|out| out.path.clone()).collect(), error)
+    }
+}
+
+fn unreadable(folder: &RepoPath, paths: Vec<RepoPath>, error: Error) -> Result<Unreadable> {
+    Ok(Unreadable { file: folder.join(LOCKFILE.as_bytes())?, paths, error })
+}
+
+fn pointer((path, content): (&RepoPath, &Content)) -> Pointer {
+    Pointer { path: path.clone(), content: *content }
 }
 
 /// Returns the text that names a stage from any folder.

@@ -39,6 +39,11 @@ impl<'f> Records<'f> {
         Ok(cell.get_or_init(|| read))
     }
 
+    /// Reads all lockfiles; one that cannot be read is an error.
+    pub fn all(&self) -> Result<()> {
+        self.folders.keys().try_for_each(|folder| self.of(folder).map(drop))
+    }
+
     /// Returns the recorded output that is or contains `path`, of any pipeline. A lockfile that cannot be
     /// read is an error only if no other one records the path.
     pub fn output(&self, path: &RepoPath) -> Result<Option<(RepoPath, Content)>> {

@@ -104,7 +104,7 @@ pub fn repro(
     let mut faulty: BTreeSet<StageId> = refused.iter().map(|it| it.0.clone()).collect();
     faulty.extend(blocked);
     let mut refused: BTreeMap<StageId, Error> = refused.into_iter().collect();
-    let undeclared = pipelines.undeclared_outputs();
+    let undeclared = pipelines.undeclared_outputs()?.unwrap_or_default();
     let (mut runs, mut failure, mut has_stopped) = (Vec::new(), None, false);
     for id in order {
         if let Some(error) = refused.remove(&id) {
@@ -157,21 +157,23 @@ pub fn accept(
     Ok(runs)
 }
 
-/// Returns the stages that cannot run, with the reason of each: those with a fault in the graph, and with
-/// `keep_going` those that a check refuses.
+/// Returns the stages that cannot run, with the reason of each: those with a fault in the graph or without a
+/// readable lockfile, and with `keep_going` those that a check refuses.
 fn refused(
     pipelines: &Pipelines<'_, '_>,
     order: &[StageId],
     options: Options,
 ) -> Result<Vec<(StageId, Error)>> {
-    let faults = &pipelines.graph.faults;
-    let blocked = pipelines.graph.downstream_of(faults.keys());
     let records = Records::new(&pipelines.workspace.repo.files, pipelines.folders());
+    let is_unreadable = |id: &&StageId| records.of(&id.folder).is_err();
+    let faults: BTreeSet<&StageId> =
+        pipelines.graph.faults.keys().chain(order.iter().filter(is_unreadable)).collect();
+    let blocked = pipelines.graph.downstream_of(faults.iter().copied());
     let checker = Checker::new(pipelines, &records)?;
     let mut refused = Vec::new();
     for id in order.iter().filter(|id| !blocked.contains(id)) {
         match checker.check(id) {
-            Err(error) if faults.contains_key(id) || options.keep_going => refused.push((id.clone(), error)),
+            Err(error) if faults.contains(id) || options.keep_going => refused.push((id.clone(), error)),
             checked => checked?,
         }
     }

@@ -65,40 +65,68 @@ use crate::{
 
 use self::{filter::ScanFilter, git_ignored::GitIgnored, index::Index};
 
-/// Tracked paths, and pointers that cannot be read.
+/// Tracked paths, and files that cannot be read.
 #[derive(Default)]
 pub struct Tracked {
     pub pointers: Vec<Pointer>,
-    pub unreadable: Vec<(RepoPath, Error)>,
+    pub unreadable: Vec<Unreadable>,
+    /// Unreadable files that a selection left out.
+    pub others: Vec<Unreadable>,
+}
+
+/// Pointer or lockfile that cannot be read.
+pub struct Unreadable {
+    pub file: RepoPath,
+    /// The paths that it tracks, as far as they are known without it.
+    pub paths: Vec<RepoPath>,
+    pub error: Error,
+}
+
+impl Unreadable {
+    /// Returns true for a lockfile, which may record more than the known paths.
+    pub fn is_lockfile(&self) -> bool {
+        self.file.name() == LOCKFILE.as_bytes()
+    }
+
+    /// Returns true if the file, or a path that it is known to track, contains `path` or is within it.
+    fn overlaps(&self, path: &RepoPath) -> bool {
+        self.file.overlaps(path) || self.paths.iter().any(|own| own.overlaps(path))
+    }
 }
 
 impl Tracked {
     /// Keeps the tracked paths that contain one of `paths` or lie in one; all of them if `paths` is empty.
     pub fn select(mut self, paths: &[RepoPath]) -> Result<Self> {
         let tracked = |path: &RepoPath| {
-            let mut all = self
-                .pointers
-                .iter()
-                .map(|pointer| &pointer.path)
-                .chain(self.unreadable.iter().map(|it| &it.0));
-            all.any(|other| other.overlaps(path))
+            self.pointers.iter().any(|pointer| pointer.path.overlaps(path))
+                || self.unreadable.iter().any(|file| file.overlaps(path))
         };
         if let Some(path) = paths.iter().find(|it| !tracked(it)) {
             let error = Error::not_found(format!("mlx does not track `{path}`"));
             return Err(error.hint("`mlx status` lists what it tracks; `mlx add` tracks more"));
         }
-        let wanted = |path: &RepoPath| paths.is_empty() || paths.iter().any(|other| path.overlaps(other));
-        self.pointers.retain(|it| wanted(&it.path));
-        self.unreadable.retain(|it| wanted(&it.0));
+        if !paths.is_empty() {
+            self.pointers.retain(|pointer| paths.iter().any(|path| pointer.path.overlaps(path)));
+            let is_wanted = |file: &Unreadable| paths.iter().any(|path| file.overlaps(path));
+            let (wanted, others) = self.unreadable.into_iter().partition(is_wanted);
+            (self.unreadable, self.others) = (wanted, others);
+        }
         Ok(self)
     }
 
-    /// Returns all pointers; an unreadable one is an error, for callers that must not omit any.
+    /// Returns all pointers; an unreadable file is an error, for callers that must not omit any.
     pub fn into_pointers(self) -> Result<Vec<Pointer>> {
         match self.unreadable.into_iter().next() {
-            Some((_, error)) => Err(error),
+            Some(file) => Err(file.error),
             None => Ok(self.pointers),
         }
+    }
+
+    /// Adds the paths and files of `other`.
+    pub fn extend(&mut self, other: Self) {
+        self.pointers.extend(other.pointers);
+        self.unreadable.extend(other.unreadable);
+        self.others.extend(other.others);
     }
 }
 
@@ -176,7 +204,10 @@ impl<'r> Workspace<'r> {
             let read = if known { self.repo.strict_pointer(&path) } else { self.repo.pointer(&path) };
             match read {
                 Ok(pointer) => found.pointers.extend(pointer),
-                Err(error) => found.unreadable.push((path, error)),
+                Err(error) => {
+                    let file = path.with_suffix(SUFFIX);
+                    found.unreadable.push(Unreadable { file, paths: vec![path], error });
+                }
             }
         }
         Ok(found)

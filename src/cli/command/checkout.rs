@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cli::{Context, Report, command::transfer::with_trees_of, report::count},
-    error::{Kind, Result},
+    error::{Error, Kind, Result},
     git::Rev,
     maintenance,
     path::{RepoPath, quoted_list},
@@ -43,8 +43,13 @@ pub struct Args {
     pub relink: bool,
 }
 
-/// Report of `mlx checkout`: each path with what was done there.
-pub struct CheckoutReport(Vec<(RepoPath, CheckoutStats)>);
+/// Report of `mlx checkout`.
+pub struct CheckoutReport {
+    /// Each path with what was done there.
+    done: Vec<(RepoPath, CheckoutStats)>,
+    /// The error for a file that records more and cannot be read.
+    pub failure: Option<Error>,
+}
 
 /// Report of `mlx checkout --relink`: each path with the files that were linked again.
 pub struct RelinkReport(Vec<(RepoPath, Relinked)>);
@@ -116,10 +121,17 @@ pub fn checkout_tracked(
     let tracked = ctx.tracked_with(workspace, &pipelines)?;
     let retired =
         if paths.is_empty() { ctx.unrecorded_data(workspace, &pipelines, &tracked)? } else { Vec::new() };
-    let pointers = workspace.select_whole(tracked, paths)?.into_pointers()?;
-    checkout_pointers(ctx, workspace, &pointers, paths, |parts| {
+    let (pointers, failure) = ctx.unreadable(workspace.select_whole(tracked, paths)?);
+    let done = checkout_pointers(ctx, workspace, &pointers, paths, |parts| {
         checkout_parts(workspace, parts, &retired, force, ctx.progress)
-    })
+    });
+    match done {
+        Ok(report) => Ok(CheckoutReport { failure, ..report }),
+        Err(error) => {
+            failure.iter().for_each(|other| ctx.warn_once(other));
+            Err(error)
+        }
+    }
 }
 
 fn checkout_pointers(
@@ -135,7 +147,7 @@ fn checkout_pointers(
     // The stat cache is saved even if a path failed.
     workspace.save(ctx.progress)?;
     maintenance::publish_needs_if_allowed(workspace.repo, ctx.progress)?;
-    result.map(CheckoutReport)
+    Ok(CheckoutReport { done: result?, failure: None })
 }
 
 /// Returns the requested parts of all pointers' paths.
@@ -154,16 +166,20 @@ fn parts<'p>(pointer: &'p Pointer, paths: &'p [RepoPath]) -> Vec<&'p RepoPath> {
 
 impl Report for CheckoutReport {
     fn json(&self) -> Value {
-        let rows = self.0.iter().map(|(path, done)| {
+        let rows = self.done.iter().map(|(path, done)| {
             json!({"path": path, "written": done.written, "removed": done.removed, "folders": done.folders})
         });
         json!({"checked_out": rows.collect::<Vec<_>>()})
+    }
+
+    fn failure(&self) -> Option<&Error> {
+        self.failure.as_ref()
     }
 }
 
 impl fmt::Display for CheckoutReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let changed: Vec<_> = self.0.iter().filter(|it| it.1 != CheckoutStats::default()).collect();
+        let changed: Vec<_> = self.done.iter().filter(|it| it.1 != CheckoutStats::default()).collect();
         for (path, done) in &changed {
             write!(f, "{path}: {} written, {} removed", count(done.written, "file"), done.removed)?;
             if done.folders > 0 {
@@ -171,7 +187,10 @@ impl fmt::Display for CheckoutReport {
             }
             writeln!(f)?;
         }
-        if changed.is_empty() { f.write_str("nothing to do: the workspace is as recorded") } else { Ok(()) }
+        if changed.is_empty() && self.failure.is_none() {
+            f.write_str("nothing to do: the workspace is as recorded")?;
+        }
+        Ok(())
     }
 }
 

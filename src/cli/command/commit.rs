@@ -1,6 +1,6 @@
 //! `mlx commit`: records edits of tracked files and stage outputs in pointers and lockfiles.
 
-use std::{fmt, path::PathBuf};
+use std::{collections::BTreeSet, fmt, path::PathBuf};
 
 use serde_json::{Value, json};
 
@@ -11,7 +11,7 @@ use crate::{
         report::{bytes, count},
         staging::{Staging, files_to_stage},
     },
-    error::Result,
+    error::{Error, Result},
     maintenance,
     path::RepoPath,
     pipeline::{self, NOT_RUN, Outcome, Pipelines, StageId, StageRun},
@@ -42,6 +42,8 @@ pub struct Committed {
     pointers: Vec<Pointer>,
     stages: Vec<StageRun>,
     staging: Staging,
+    /// The error for a file that records more and cannot be read.
+    failure: Option<Error>,
 }
 
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
@@ -57,9 +59,9 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
         return Committed::new(ctx, &pipelines, Vec::new(), stages?);
     }
     let chosen = workspace.select(ctx.tracked(&workspace)?, &paths)?;
-    if let Some((_, error)) = chosen.unreadable.into_iter().next() {
-        return Err(error);
-    }
+    let unreadable: BTreeSet<_> =
+        chosen.unreadable.iter().chain(&chosen.others).map(|file| file.file.clone()).collect();
+    let (_, failure) = ctx.unreadable(chosen);
     let mut committed = Vec::new();
     for pointer in workspace.pointers()?.pointers {
         let whole = paths.is_empty() || paths.iter().any(|it| pointer.path.is_within(it));
@@ -77,6 +79,9 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
         }
     }
     for pipeline in pipelines.iter() {
+        if unreadable.contains(&pipeline.lockfile_path()?) {
+            continue;
+        }
         if paths.is_empty() {
             committed.extend(pipeline.commit(None, ctx.progress)?);
         }
@@ -86,7 +91,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
     }
     workspace.save(ctx.progress)?;
     maintenance::publish_needs(&repo, ctx.progress)?;
-    Committed::new(ctx, &pipelines, committed, stages?)
+    Ok(Committed { failure, ..Committed::new(ctx, &pipelines, committed, stages?)? })
 }
 
 impl Committed {
@@ -101,7 +106,7 @@ impl Committed {
         for pipeline in pipelines.iter() {
             files.extend(pipeline.files_to_stage()?);
         }
-        Ok(Self { pointers, stages, staging: Staging::changed(ctx, repo, files)? })
+        Ok(Self { pointers, stages, staging: Staging::changed(ctx, repo, files)?, failure: None })
     }
 }
 
@@ -148,6 +153,10 @@ impl Report for Committed {
         json!({"committed": self.pointers.iter().map(row).collect::<Vec<_>>(),
             "stages": self.stages.iter().map(stage).collect::<Vec<_>>()})
     }
+
+    fn failure(&self) -> Option<&Error> {
+        self.failure.as_ref()
+    }
 }
 
 impl fmt::Display for Committed {
@@ -165,7 +174,7 @@ impl fmt::Display for Committed {
             writeln!(f, "{}: {files}, {size}, {}", pointer.path, pointer.content.digest.short())?;
         }
         if self.pointers.is_empty() && self.stages.is_empty() {
-            return f.write_str("nothing to record");
+            return if self.failure.is_none() { f.write_str("nothing to record") } else { Ok(()) };
         }
         self.staging.fmt(f)
     }

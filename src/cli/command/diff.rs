@@ -112,8 +112,10 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Differences> {
     if wanted(Section::Data) {
         let workspace = Workspace::open(&repo)?;
         let more = || wants(&workspace, [old.as_ref(), Some(&new)]);
-        differences.data =
+        let (data, failure) =
             with_trees_of(ctx, &workspace, &more, || data(ctx, &workspace, old.as_ref(), &new))?;
+        differences.data = data;
+        differences.failure = ctx.failure(differences.failure.into_iter().chain(failure));
         workspace.save_if_free();
     }
     Ok(differences)
@@ -130,14 +132,20 @@ fn wants(workspace: &Workspace<'_>, sides: [Option<&Revision>; 2]) -> Result<Wan
     Ok(wants)
 }
 
-/// Returns the changes of tracked data between two versions.
+/// Returns the changes of tracked data between two versions, and the error for a file that cannot be read and
+/// tracks more.
 fn data(
     ctx: &Context<'_>,
     workspace: &Workspace<'_>,
     old: Option<&Revision>,
     new: &Revision,
-) -> Result<Vec<(RepoPath, Change)>> {
-    let tracked = ctx.tracked(workspace)?.into_pointers()?;
+) -> Result<(Vec<(RepoPath, Change)>, Option<Error>)> {
+    let mut tracked = ctx.tracked(workspace)?;
+    if ![old, Some(new)].into_iter().flatten().any(|side| matches!(side, Revision::Workspace)) {
+        tracked.others = std::mem::take(&mut tracked.unreadable);
+    }
+    let unknown: Vec<_> = tracked.unreadable.iter().flat_map(|file| file.paths.clone()).collect();
+    let (tracked, failure) = ctx.unreadable(tracked);
     // Not deleted, but left out: what Git's index says of it stands.
     let skipped = skipped_contents(&workspace.repo.git)?;
     let side = |at: &Revision| -> Result<BTreeMap<RepoPath, Content>> {
@@ -156,7 +164,7 @@ fn data(
     for path in paths {
         // Outputs committed to Git are left to `git diff`.
         let in_git = !data.contains(path) && workspace.repo.git.tracked_within(path)?.is_some();
-        if in_git {
+        if in_git || unknown.iter().any(|other| other.overlaps(path)) {
             continue;
         }
         let version = |at: Option<&Revision>, side: &BTreeMap<RepoPath, Content>| {
@@ -172,7 +180,7 @@ fn data(
         let (old, new) = (version(old, &before)?, version(Some(new), &after)?);
         changes.extend(diff_versions(&workspace.repo.store, path, old.as_ref(), new.as_ref())?);
     }
-    Ok(changes)
+    Ok((changes, failure))
 }
 
 impl Report for Differences {

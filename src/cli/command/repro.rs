@@ -88,7 +88,15 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Summary> {
     let pipelines = ctx.all_pipelines(&workspace)?;
     let wanted = wanted(&pipelines, args)?;
     if !args.all {
-        pipelines.broken.iter().for_each(|broken| ctx.progress.warn(&broken.error.chain_text()));
+        pipelines.broken.iter().for_each(|broken| ctx.warn_once(&broken.error));
+    }
+    let needed: BTreeSet<_> =
+        pipelines.graph.upstream_of(&wanted.stages).into_iter().map(|id| id.folder).collect();
+    // That of a needed pipeline is the error of its stages.
+    for lockfile in pipelines.unreadable_lockfiles()? {
+        if !lockfile.file.parent().is_some_and(|folder| needed.contains(&folder)) {
+            ctx.warn_once(&lockfile.error);
+        }
     }
     if args.dry_run {
         let plan = plan(ctx, &workspace, &pipelines, &wanted, args.force)?;
@@ -130,6 +138,9 @@ fn files_for_git(pipelines: &Pipelines<'_, '_>, runs: &[StageRun]) -> Result<Vec
     let mut files = Vec::new();
     for run in runs {
         let pipeline = pipelines.of(&run.id);
+        if pipeline.read_lockfile().is_err() {
+            continue;
+        }
         files.extend(pipeline.files_to_stage()?);
         let stage = pipeline.manifest.stages.get(&run.id.name);
         for dependency in stage.iter().flat_map(|stage| &stage.dependencies) {

@@ -13,7 +13,7 @@ use crate::{
     pipeline::{self, Leftover, LeftoverKind, NOT_RUN, Pipelines, PlannedAction, StageId},
     pointer::Pointer,
     repo::Repo,
-    workspace::{Behind, Change, KEPT_DAYS, PathStatus, State, Workspace, kept_versions},
+    workspace::{Behind, Change, KEPT_DAYS, PathStatus, State, Unreadable, Workspace, kept_versions},
 };
 
 /// Reason for tracked data in [`Status::git`].
@@ -70,7 +70,7 @@ struct StageRow {
 pub struct Status {
     items: Vec<PathStatus>,
     stages: Vec<StageRow>,
-    /// The `mlx.toml` files that cannot be read.
+    /// The `mlx.toml` and `mlx.lock` files that cannot be read.
     broken: Vec<Error>,
     /// Paths that Git treats otherwise than it should, each with the reason.
     git: Vec<(RepoPath, String)>,
@@ -89,6 +89,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Status> {
     let unrecorded =
         if paths.is_empty() { ctx.unrecorded_data(&workspace, &pipelines, &tracked)? } else { Vec::new() };
     let tracked = workspace.select(tracked, &paths)?;
+    tracked.others.iter().for_each(|file| ctx.warn_once(&file.error));
     let mut git = exposed_data(&workspace, &tracked.pointers, EXPOSED)?;
     git.extend(exposed_data(&workspace, &unrecorded, UNRECORDED)?);
     let mut own_files: Vec<_> = tracked.pointers.iter().map(Pointer::file).collect();
@@ -97,17 +98,23 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Status> {
         .iter()
         .map(|pointer| Ok(workspace.compare(pointer, ctx.progress)?.restrict_to(&paths)));
     let mut items = compared.collect::<Result<Vec<_>>>()?;
-    items.extend(
-        tracked.unreadable.into_iter().map(|(path, error)| PathStatus::unknown(path, error.chain_text())),
-    );
-    let (mut stages, mut broken) = (Vec::new(), Vec::new());
+    for file in &tracked.unreadable {
+        let why = file.error.chain_text();
+        items.extend(file.paths.iter().map(|path| PathStatus::unknown(path.clone(), why.clone())));
+    }
+    let lockfiles = tracked.unreadable.into_iter().filter(Unreadable::is_lockfile);
+    let mut broken: Vec<_> = lockfiles.map(|file| file.error).collect();
+    let mut stages = Vec::new();
     if paths.is_empty() {
         stages = plan_all(&pipelines)?;
         for pipeline in pipelines.iter() {
             own_files.extend(pipeline.files_in_git()?);
         }
-        broken = pipelines.broken.into_iter().map(|it| it.error).collect();
+        broken.splice(0..0, pipelines.broken.into_iter().map(|it| it.error));
+    } else {
+        pipelines.broken.iter().for_each(|it| ctx.warn_once(&it.error));
     }
+    broken.iter().skip(1).for_each(|error| ctx.warn_once(error));
     git.extend(hidden_files(&repo, own_files)?);
     workspace.save_if_free();
     let is_failed = |leftover: &Leftover| leftover.kind == LeftoverKind::Failed;

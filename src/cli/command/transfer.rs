@@ -78,20 +78,24 @@ struct Selection {
     all_commits: bool,
 }
 
-/// Report of `mlx push`: the remote's location and what was sent.
-pub struct PushReport(String, Pushed);
+/// Report of `mlx push`: the remote's location, what was sent, and the error that left something out.
+pub struct PushReport(String, Pushed, Option<Error>);
 
-/// Report of `mlx fetch`: the remote's location and what was received.
-pub struct FetchReport(String, Fetched);
+/// Report of `mlx fetch`: the remote's location, what was received, and the error that left something out.
+pub struct FetchReport(String, Fetched, Option<Error>);
 
 /// Report of `mlx pull`.
 pub struct PullReport(FetchReport, CheckoutReport);
 
 impl Selection {
-    /// Returns what to transfer, sorted and without duplicates, and the selected paths.
-    fn wants(&self, ctx: &Context<'_>, workspace: &Workspace<'_>) -> Result<(Wants, Vec<RepoPath>)> {
-        let paths = ctx.paths(workspace.repo, &self.paths)?;
-        let mut wants = ctx.wants(workspace, &paths)?;
+    /// Returns what to transfer, sorted and without duplicates, and the error for what could not be read.
+    fn wants(
+        &self,
+        ctx: &Context<'_>,
+        workspace: &Workspace<'_>,
+        paths: &[RepoPath],
+    ) -> Result<(Wants, Option<Error>)> {
+        let (mut wants, failure) = ctx.wants(workspace, paths)?;
         if self.all_commits {
             // As it is stored, like what `git push` sends.
             let git = workspace.repo.git.without_replacements();
@@ -106,27 +110,28 @@ impl Selection {
         wants.contents.dedup();
         wants.runs.sort();
         wants.runs.dedup();
-        Ok((wants, paths))
+        Ok((wants, failure))
     }
 
-    /// Fetches what is selected, and returns the selected paths, with the files that patterns match. Of
-    /// tracked folders in which only parts are selected, fetches all trees, which comparing and recording
-    /// need, and the contents of these parts.
+    /// Fetches what is selected, and returns the selected paths, with the files that patterns match, and the
+    /// error for what could not be read. Of tracked folders in which only parts are selected, fetches all
+    /// trees, which comparing and recording need, and the contents of these parts.
     fn fetch(
         &self,
         ctx: &Context<'_>,
         workspace: &Workspace<'_>,
         remote: &Remote,
         depth: Depth,
-    ) -> Result<(Fetched, Vec<RepoPath>)> {
+    ) -> Result<(Fetched, Vec<RepoPath>, Option<Error>)> {
         let repo = workspace.repo;
         let (mut paths, patterns) = self.patterns(ctx, repo)?;
         if paths.is_empty() && patterns.is_empty() || self.all_commits {
-            let (wants, paths) = self.wants(ctx, workspace)?;
-            return Ok((remote::fetch(repo, remote, &wants, depth, ctx.progress)?, paths));
+            let (wants, failure) = self.wants(ctx, workspace, &paths)?;
+            return Ok((remote::fetch(repo, remote, &wants, depth, ctx.progress)?, paths, failure));
         }
         let starts = patterns.iter().map(|(_, _, glob)| glob.start().clone());
-        let wants = ctx.wants(workspace, &paths.iter().cloned().chain(starts).collect::<Vec<_>>())?;
+        let chosen: Vec<_> = paths.iter().cloned().chain(starts).collect();
+        let (wants, failure) = ctx.wants(workspace, &chosen)?;
         let trees = remote::fetch(repo, remote, &wants, Depth::Trees, ctx.progress)?;
         let pointers = wants.contents.into_iter().map(|(path, content)| Pointer { path, content });
         let parts = select_parts(workspace, &pointers.collect::<Vec<_>>(), &mut paths, &patterns)?;
@@ -137,7 +142,7 @@ impl Selection {
             requests: trees.requests + files.requests,
             bytes: trees.bytes + files.bytes,
         };
-        Ok((fetched, paths))
+        Ok((fetched, paths, failure))
     }
 
     /// Separates paths from patterns: names with a wildcard that do not exist here.
@@ -201,7 +206,8 @@ fn select_parts(
 pub fn push(ctx: &Context<'_>, args: &PushArgs) -> Result<PushReport> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
-    let (wants, _) = args.selection.wants(ctx, &workspace)?;
+    let paths = ctx.paths(&repo, &args.selection.paths)?;
+    let (wants, failure) = args.selection.wants(ctx, &workspace, &paths)?;
     let config = repo.config.remote(args.selection.remote.as_deref())?;
     warn_in_work_tree(ctx, &repo, &config.url)?;
     let remote = Remote::open(&config, Access::Write)?;
@@ -209,7 +215,7 @@ pub fn push(ctx: &Context<'_>, args: &PushArgs) -> Result<PushReport> {
     let pipelines = ctx.all_pipelines(&workspace)?;
     warn_untracked(ctx, &workspace, &pipelines, pipelines.iter().flat_map(|it| it.manifest.stages.values()))?;
     workspace.save_if_free();
-    Ok(PushReport(remote.location, sent))
+    Ok(PushReport(remote.location, sent, failure))
 }
 
 /// Names the inputs of stages that neither Git nor mlx tracks. `pipelines` are all that there are.
@@ -240,18 +246,18 @@ pub fn fetch(ctx: &Context<'_>, args: &FetchArgs) -> Result<FetchReport> {
     let workspace = Workspace::open(&repo)?;
     let remote = args.selection.open(&repo, Access::Read)?;
     let depth = if args.trees { Depth::Trees } else { Depth::Everything };
-    let (fetched, _) = args.selection.fetch(ctx, &workspace, &remote, depth)?;
+    let (fetched, _, failure) = args.selection.fetch(ctx, &workspace, &remote, depth)?;
     maintenance::publish_needs(&repo, ctx.progress)?;
-    Ok(FetchReport(remote.location, fetched))
+    Ok(FetchReport(remote.location, fetched, failure))
 }
 
 pub fn pull(ctx: &Context<'_>, args: &PullArgs) -> Result<PullReport> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let remote = args.selection.open(&repo, Access::Read)?;
-    let (fetched, paths) = args.selection.fetch(ctx, &workspace, &remote, Depth::Everything)?;
+    let (fetched, paths, failure) = args.selection.fetch(ctx, &workspace, &remote, Depth::Everything)?;
     let checked_out = checkout_tracked(ctx, &workspace, &paths, args.force)?;
-    Ok(PullReport(FetchReport(remote.location, fetched), checked_out))
+    Ok(PullReport(FetchReport(remote.location, fetched, failure), checked_out))
 }
 
 /// Runs an action that reads trees. If one is missing, fetches the workspace's trees from the default remote
@@ -273,7 +279,7 @@ pub fn with_trees_of<T>(
             let repo = workspace.repo;
             let remote = repo.config.remote(None).and_then(|config| Remote::open(&config, Access::Read));
             let fetched = remote.and_then(|remote| {
-                let mut wants = ctx.wants(workspace, &[])?;
+                let (mut wants, _) = ctx.wants(workspace, &[])?;
                 wants.runs.clear();
                 wants.contents.extend(more()?.contents);
                 remote::fetch(repo, &remote, &wants, Depth::Trees, ctx.progress)
@@ -289,11 +295,18 @@ impl Report for PushReport {
     fn json(&self) -> Value {
         json!({"remote": self.0, "objects": self.1.objects, "packs": self.1.packs, "bytes": self.1.bytes})
     }
+
+    fn failure(&self) -> Option<&Error> {
+        self.2.as_ref()
+    }
 }
 
 impl fmt::Display for PushReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(location, sent) = self;
+        let Self(location, sent, failure) = self;
+        if sent.objects == 0 && failure.is_some() {
+            return Ok(());
+        }
         if sent.objects == 0 {
             return write!(f, "nothing to push: {location} has every object");
         }
@@ -307,11 +320,18 @@ impl Report for FetchReport {
         json!({"remote": self.0, "objects": self.1.objects, "requests": self.1.requests,
             "bytes": self.1.bytes})
     }
+
+    fn failure(&self) -> Option<&Error> {
+        self.2.as_ref()
+    }
 }
 
 impl fmt::Display for FetchReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(location, fetched) = self;
+        let Self(location, fetched, failure) = self;
+        if fetched.objects == 0 && failure.is_some() {
+            return Ok(());
+        }
         if fetched.objects == 0 {
             return write!(f, "nothing to fetch: the store has every object");
         }
@@ -324,6 +344,10 @@ impl Report for PullReport {
         let mut value = self.0.json();
         value["checked_out"] = self.1.json()["checked_out"].take();
         value
+    }
+
+    fn failure(&self) -> Option<&Error> {
+        self.1.failure.as_ref().or(self.0.failure())
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
         Context, Report,
         report::{bytes, count},
     },
-    error::Result,
+    error::{Error, Result},
     path::RepoPath,
     workspace::{UnprotectStats, Workspace},
 };
@@ -26,22 +26,24 @@ pub struct Args {
     paths: Vec<PathBuf>,
 }
 
-/// Report of `mlx unprotect`: each path with what was copied there.
-pub struct UnprotectReport(Vec<(RepoPath, UnprotectStats)>);
+/// Report of `mlx unprotect`: each path with what was copied there, and the error that left some out.
+pub struct UnprotectReport(Vec<(RepoPath, UnprotectStats)>, Option<Error>);
 
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<UnprotectReport> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let paths = ctx.paths(&repo, &args.paths)?;
     let mut done = Vec::new();
-    for pointer in workspace.select(ctx.tracked(&workspace)?, &paths)?.into_pointers()? {
+    let chosen = workspace.select(ctx.tracked(&workspace)?, &paths)?;
+    let (pointers, failure) = ctx.unreadable(chosen);
+    for pointer in pointers {
         let whole = paths.iter().any(|it| pointer.path.is_within(it));
         let parts = paths.iter().filter(|it| !whole && it.is_within(&pointer.path));
         for part in parts.chain(whole.then_some(&pointer.path)) {
             done.push((part.clone(), workspace.unprotect(part)?));
         }
     }
-    Ok(UnprotectReport(done))
+    Ok(UnprotectReport(done, failure))
 }
 
 impl Report for UnprotectReport {
@@ -50,6 +52,10 @@ impl Report for UnprotectReport {
             self.0.iter().map(|(path, done)| json!({"path": path, "files": done.files, "bytes": done.bytes}));
         json!({"unprotected": rows.collect::<Vec<_>>()})
     }
+
+    fn failure(&self) -> Option<&Error> {
+        self.1.as_ref()
+    }
 }
 
 impl fmt::Display for UnprotectReport {
@@ -57,7 +63,7 @@ impl fmt::Display for UnprotectReport {
         for (path, done) in self.0.iter().filter(|it| it.1.files > 0) {
             writeln!(f, "{path}: {} copied, {}", count(done.files, "file"), bytes(done.bytes))?;
         }
-        if self.0.iter().all(|it| it.1.files == 0) {
+        if self.1.is_none() && self.0.iter().all(|it| it.1.files == 0) {
             f.write_str("nothing to do: no file there is linked to the store")?;
         }
         Ok(())
