@@ -366,3 +366,31 @@ fn a_partial_clone_fetches_what_it_needs_in_few_requests() {
     let error = sandbox.at(&folder).fails("log data", 7);
     assert!(error.contains("partial clone lacks objects") && error.contains("`origin`"), "{error}");
 }
+
+#[test]
+fn a_broken_head_is_an_error_and_an_unborn_branch_is_not() {
+    let sandbox = Sandbox::new();
+    sandbox.write("data", "1");
+    sandbox.ok("add data");
+    let head = sandbox.repo.join(".git/HEAD");
+    for text in [
+        "",
+        "garbage\n",
+        "0123\n",
+        "ref: \n",
+        "ref: ../x\n",
+        "ref: refs/heads/a..b\n",
+        "ref: refs/heads/a b\n",
+    ] {
+        fs::write(&head, text).unwrap();
+        for args in ["status", "checkout", "gc"] {
+            let error = sandbox.fails(args, 5);
+            assert!(error.contains(".git/HEAD`") && error.contains("hint: "), "{text:?}, {args}: {error}");
+        }
+    }
+    fs::write(&head, "ref: refs/heads/unborn\n").unwrap();
+    assert_eq!(sandbox.json("status")["clean"], true);
+    fs::create_dir_all(sandbox.repo.join(".git/refs/heads")).unwrap();
+    fs::write(sandbox.repo.join(".git/refs/heads/unborn"), "garbage\n").unwrap();
+    assert!(sandbox.fails("status", 5).contains("refs/heads/unborn"));
+}

@@ -32,6 +32,8 @@ impl Git {
             );
             return Err(error.hint("convert them with `git refs migrate --ref-format=files`"));
         }
+        // Without it, every commit would appear to be missing.
+        repo.head().map_err(|error| unreadable_head(&repo, &error))?;
         let root = repo.workdir().map(Path::to_owned).ok_or_else(|| {
             Error::usage("this Git repository is bare: it has no files to work with")
                 .hint("use a clone with a worktree")
@@ -74,6 +76,14 @@ impl Git {
         repo.objects.ignore_replacements = true;
         Self { repo, root: self.root.clone() }
     }
+}
+
+/// Returns the error for a `HEAD` that is neither a commit nor the name of a branch.
+fn unreadable_head(repo: &gix::Repository, error: &dyn std::fmt::Display) -> Error {
+    let file = repo.git_dir().join("HEAD");
+    let reason = error.to_string().replace('\n', " ");
+    let error = Error::corrupt(format!("cannot read `{}`: {reason}", file.display()));
+    error.hint("write `ref: refs/heads/BRANCH` there, with the name of the branch that was checked out")
 }
 
 /// Returns the innermost folder from `start` upwards that has a `.git`, and that `.git`.
