@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::sandbox::{Sandbox, SandboxFolder, snapshot};
 
@@ -235,4 +235,47 @@ fn a_push_after_an_interrupted_one_sends_only_the_rest() {
         assert_eq!(sandbox.json("push")["objects"], 0);
     }
     assert!(partial > 0, "no kill came between two packs");
+}
+
+#[test]
+fn push_of_all_commits_sends_the_rest_beside_unreadable_ones() {
+    let sandbox = Sandbox::new();
+    let remote = sandbox.root().join("remote");
+    sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
+    for version in 1..=5 {
+        sandbox.write("data", format!("{version}"));
+        sandbox.ok("add data");
+        match version {
+            2 | 3 => sandbox.write("mlx.lock", "format = 9\n"),
+            4 => sandbox.write("mlx.lock", "[x\n"),
+            _ => drop(fs::remove_file(sandbox.repo.join("mlx.lock"))),
+        }
+        sandbox.commit(&format!("v{version}"));
+    }
+    let id = |rev: &str| sandbox.git(&format!("rev-parse {rev}")).trim().to_owned();
+    let object = |id: &str| sandbox.repo.join(format!(".git/objects/{}/{}", &id[..2], &id[2..]));
+    fs::write(sandbox.repo.join(".git/refs/heads/lost"), format!("{}\n", "ab".repeat(20))).unwrap();
+    let pushed = sandbox.mlx("push --all-commits --json");
+    let value: Value = serde_json::from_str(&pushed.out).unwrap();
+    assert_eq!((pushed.code, &value["objects"], &value["error"]["kind"]), (5, &json!(5), &json!("corrupt")));
+    let named = sandbox.fails("push --all-commits", 5);
+    assert_eq!(named.matches("`mlx.lock` was written by a newer mlx").count(), 1, "{named}");
+    for text in [
+        "cannot read the commit abababab".to_owned(),
+        format!("cannot read `mlx.lock` of the commit {}:", &id("HEAD~1")[..10]),
+        " and of another: `mlx.lock` was written by a newer mlx".to_owned(),
+    ] {
+        assert!(named.contains(&text), "{text}: {named}");
+    }
+    // Missing objects: a pointer of one commit, and another commit.
+    fs::remove_dir_all(&remote).unwrap();
+    fs::create_dir(&remote).unwrap();
+    fs::remove_file(object(&id("HEAD~3:data.mlx"))).unwrap();
+    fs::remove_file(object(&id("HEAD~4"))).unwrap();
+    let pushed = sandbox.mlx("push --all-commits --json");
+    let value: Value = serde_json::from_str(&pushed.out).unwrap();
+    assert_eq!((pushed.code, &value["objects"]), (5, &json!(3)), "{}", pushed.err);
+    let named = sandbox.fails("push --all-commits", 5);
+    assert!(named.contains(&format!("`data.mlx` of the commit {}", &id("HEAD~3")[..10])), "{named}");
+    assert!(named.contains("git fsck"), "{named}");
 }

@@ -1,11 +1,11 @@
 //! Reads commits: their files, metadata and ancestors.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use gix::revision::walk::Sorting;
 
 use crate::{
-    error::Result,
+    error::{Error, Result},
     git::{Git, Rev, from_gix},
     path::{MAX_DEPTH, RepoPath},
     time::Timestamp,
@@ -154,19 +154,57 @@ impl Git {
         heads
     }
 
+    /// Lists the commits of all branches and tags, in no particular order, and the errors for those that
+    /// cannot be read.
+    pub fn all_commits(&self) -> Result<(Vec<Rev>, Vec<Error>)> {
+        let (mut pending, missing) = self.tips_and_missing()?;
+        if missing.is_empty()
+            && let Ok(revs) = self.ancestors(&pending)
+        {
+            return Ok((revs, Vec::new()));
+        }
+        pending.extend(missing);
+        let shallow = from_gix(self.repo.shallow_commits(), || "cannot read Git's history".into())?;
+        let is_last = |rev: &Rev| shallow.as_ref().is_some_and(|commits| commits.contains(&rev.0));
+        let (mut revs, mut errors, mut known) = (Vec::new(), Vec::new(), HashSet::new());
+        while let Some(rev) = pending.pop() {
+            if !known.insert(rev.clone()) {
+                continue;
+            }
+            let context = || format!("cannot read the commit {}", rev.short());
+            let object = self.object(rev.0, context);
+            match object.and_then(|object| from_gix(object.try_into_commit(), context)) {
+                Ok(commit) => {
+                    let parents = commit.parent_ids().map(|id| Rev(id.detach()));
+                    pending.extend(parents.filter(|_| !is_last(&rev)));
+                    revs.push(rev);
+                }
+                Err(error) => errors.push(error),
+            }
+        }
+        Ok((revs, errors))
+    }
+
     /// Lists the tips of all branches and tags, local and remote-tracking.
     pub fn tips(&self) -> Result<Vec<Rev>> {
+        Ok(self.tips_and_missing()?.0)
+    }
+
+    /// Lists the tips as [`Git::tips`] does, and those that do not exist.
+    fn tips_and_missing(&self) -> Result<(Vec<Rev>, Vec<Rev>)> {
         let context = || "cannot read Git's refs".into();
         let references = from_gix(self.repo.references(), context)?;
-        let mut tips: Vec<Rev> = self.head().into_iter().collect();
+        let (mut tips, mut missing): (Vec<Rev>, _) = (self.head().into_iter().collect(), Vec::new());
         for reference in from_gix(references.all(), context)? {
             let Ok(mut reference) = reference else { continue };
-            if let Ok(commit) = reference.peel_to_commit() {
-                tips.push(Rev(commit.id));
+            let id = reference.try_id().map(gix::Id::detach);
+            match reference.peel_to_commit() {
+                Ok(commit) => tips.push(Rev(commit.id)),
+                Err(_) => missing.extend(id.filter(|id| !self.repo.has_object(id)).map(Rev)),
             }
         }
         tips.sort();
         tips.dedup();
-        Ok(tips)
+        Ok((tips, missing))
     }
 }

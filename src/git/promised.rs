@@ -16,7 +16,9 @@ impl Git {
             return Ok(object);
         }
         self.fetch_promised(&[id]).context(&context)?;
-        from_gix(self.repo.find_object(id), context)
+        self.repo.find_object(id).map_err(|error| {
+            Error::corrupt(format!("{}: {error}", context())).hint("check the repository with `git fsck`")
+        })
     }
 
     /// Reads a tree as [`Git::object`] does.

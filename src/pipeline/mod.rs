@@ -9,6 +9,7 @@ mod accept;
 mod aside;
 mod check;
 mod commit;
+mod commit_records;
 mod ended;
 mod extension;
 #[cfg(test)]
@@ -33,11 +34,12 @@ mod tracked_inputs;
 mod unchanged;
 
 pub use self::{
+    commit_records::CommitRecords,
     graph::{Fault, Graph, StageId},
     leftovers::{Extent, Leftover, LeftoverKind, expired, extent, leftovers},
     lockfile::{FILE as LOCKFILE, Lockfile, StageRecord},
     manifest::{FILE as MANIFEST, Manifest, Output, Role, Stage},
-    outputs::{contents_at, is_tracking_file, manifest_folders, run_keys_at, skipped_contents},
+    outputs::{contents_at, is_tracking_file, manifest_folders, skipped_contents},
     pipelines::{BrokenPipeline, Pipelines, Selection},
     plan::{NOT_RUN, Plan, PlannedAction, Step, plan},
     run::{Mode, Options, Outcome, StageRun, accept, repro},

@@ -6,7 +6,6 @@ use std::{
 };
 
 use crate::{
-    digest::Digest,
     error::Result,
     git::{Git, Rev},
     path::RepoPath,
@@ -15,13 +14,13 @@ use crate::{
     repo::Repo,
 };
 
-/// Returns the folders that may hold an `mlx.toml`: those where Git tracks one, and those from `cwd` to the
-/// top.
+/// Returns the folders that may hold an `mlx.toml`, or its lockfile after it was deleted: those where Git
+/// tracks either, and those from `cwd` to the top.
 pub fn manifest_folders(repo: &Repo, cwd: &Path) -> Result<BTreeSet<RepoPath>> {
-    let is_manifest =
-        |path: &[u8]| path == MANIFEST.as_bytes() || path.ends_with(format!("/{MANIFEST}").as_bytes());
-    let mut folders: BTreeSet<_> =
-        repo.git.tracked(&is_manifest)?.iter().filter_map(RepoPath::parent).collect();
+    let names = [MANIFEST, LOCKFILE].map(str::as_bytes);
+    let is_own =
+        |path: &[u8]| path.rsplit(|&byte| byte == b'/').next().is_some_and(|name| names.contains(&name));
+    let mut folders: BTreeSet<_> = repo.git.tracked(&is_own)?.iter().filter_map(RepoPath::parent).collect();
     let mut here = Some(RepoPath::parse(".".as_ref(), cwd, repo.root())?);
     while let Some(folder) = here {
         here = folder.parent();
@@ -48,7 +47,7 @@ pub fn skipped_contents(git: &Git) -> Result<BTreeMap<RepoPath, Content>> {
     Ok(contents)
 }
 
-fn is_lockfile(path: &[u8]) -> bool {
+pub(super) fn is_lockfile(path: &[u8]) -> bool {
     path == LOCKFILE.as_bytes() || path.ends_with(format!("/{LOCKFILE}").as_bytes())
 }
 
@@ -58,7 +57,11 @@ pub fn is_tracking_file(path: &[u8]) -> bool {
 }
 
 /// Adds the content that a pointer or a lockfile tracks.
-fn add_contents(file: &RepoPath, bytes: &[u8], contents: &mut BTreeMap<RepoPath, Content>) -> Result<()> {
+pub(super) fn add_contents(
+    file: &RepoPath,
+    bytes: &[u8],
+    contents: &mut BTreeMap<RepoPath, Content>,
+) -> Result<()> {
     if is_lockfile(file.bytes()) {
         let lock = Lockfile::parse(file, bytes)?;
         let outputs = lock.records().flat_map(|(_, record)| record.contents());
@@ -68,16 +71,6 @@ fn add_contents(file: &RepoPath, bytes: &[u8], contents: &mut BTreeMap<RepoPath,
         contents.insert(path, content);
     }
     Ok(())
-}
-
-/// Returns the run-cache keys that the lockfiles of a commit record.
-pub fn run_keys_at(git: &Git, rev: &Rev) -> Result<Vec<Digest>> {
-    let mut keys = Vec::new();
-    for file in git.files(rev, &is_lockfile)? {
-        let lock = Lockfile::parse(&file, &git.read(rev, &file)?.unwrap_or_default())?;
-        keys.extend(lock.records().flat_map(|(_, record)| record.keys()));
-    }
-    Ok(keys)
 }
 
 impl Pipeline<'_, '_> {

@@ -17,7 +17,7 @@ use crate::{
     error::{Error, Kind, Result},
     maintenance,
     path::RepoPath,
-    pipeline::{Pipelines, Stage, contents_at, is_tracking_file, run_keys_at, untracked_inputs},
+    pipeline::{CommitRecords, Pipelines, Stage, is_tracking_file, untracked_inputs},
     pointer::{Content, Pointer},
     remote::{self, Access, Depth, Fetched, Pushed, Remote, Wants},
     repo::Repo,
@@ -95,16 +95,18 @@ impl Selection {
         workspace: &Workspace<'_>,
         paths: &[RepoPath],
     ) -> Result<(Wants, Option<Error>)> {
-        let (mut wants, failure) = ctx.wants(workspace, paths)?;
+        let (mut wants, mut failure) = ctx.wants(workspace, paths)?;
         if self.all_commits {
             // As it is stored, like what `git push` sends.
             let git = workspace.repo.git.without_replacements();
-            let revs = git.ancestors(&git.tips()?)?;
+            let (revs, mut problems) = git.all_commits()?;
             git.prefetch(&revs, is_tracking_file)?;
-            for rev in revs {
-                wants.contents.extend(contents_at(&git, &rev)?);
-                wants.runs.extend(run_keys_at(&git, &rev)?);
-            }
+            let mut records = CommitRecords::default();
+            revs.iter().for_each(|rev| records.add(&git, rev));
+            wants.contents.append(&mut records.contents);
+            wants.runs.append(&mut records.runs);
+            problems.extend(records.into_errors());
+            failure = ctx.failure(failure.into_iter().chain(problems));
         }
         wants.contents.sort_by(|a, b| (&a.0, a.1.digest).cmp(&(&b.0, b.1.digest)));
         wants.contents.dedup();
