@@ -1,5 +1,7 @@
 //! Tests of stages that are gone from `mlx.toml`, and of those that come while another one runs.
 
+use std::fs;
+
 use serde_json::Value;
 
 use crate::sandbox::{Sandbox, outcomes};
@@ -66,4 +68,68 @@ fn a_stage_that_came_while_another_one_ran_keeps_its_record() {
     assert_eq!(outcomes(&sandbox.json("repro")), "a ran");
     assert_eq!(outcomes(&sandbox.json("repro --dry-run")), "a unchanged, b unchanged");
     assert_eq!(sandbox.read("b"), "b\n");
+}
+
+/// Creates a repository in which the stages of `sub` ran, and its `mlx.toml` was deleted.
+fn deleted() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.write("i", "1\n");
+    sandbox.write("mlx.toml", KEEP);
+    let gone = "[stage.gone]\ncmd = 'echo 1 >left; echo 2 >m.json'\nouts = ['left']\nmetrics = ['m.json']\n";
+    sandbox.write("sub/mlx.toml", gone);
+    sandbox.commit("pipelines");
+    sandbox.ok("repro --all");
+    sandbox.commit("all");
+    fs::remove_file(sandbox.repo.join("sub/mlx.toml")).unwrap();
+    sandbox
+}
+
+#[test]
+fn a_pipeline_that_was_deleted_is_named_and_removed() {
+    for (args, rows) in
+        [("repro --all", "keep unchanged, sub:gone removed"), ("-C sub repro", "sub:gone removed")]
+    {
+        let sandbox = deleted();
+        let plan = sandbox.mlx("repro --all --dry-run --check --json");
+        let value: Value = serde_json::from_str(&plan.out).unwrap();
+        assert_eq!((plan.code, &outcomes(&value)[..]), (10, "keep unchanged, sub:gone would remove"));
+        let status = sandbox.ok("status");
+        assert!(
+            status.contains(
+                "stage gone: would remove\n  its `mlx.toml` was deleted\n  its output `sub/left` would be"
+            ),
+            "{status}"
+        );
+        assert_eq!(outcomes(&sandbox.json("repro")), "keep unchanged", "another pipeline was asked for");
+        assert!(sandbox.has("sub/left"));
+        let ran = sandbox.mlx(&format!("{args} --json"));
+        assert_eq!(outcomes(&serde_json::from_str(&ran.out).unwrap()), rows, "{}", ran.err);
+        assert!(["sub/left", "sub/mlx.lock", "sub/.gitignore"].iter().all(|file| !sandbox.has(file)));
+        assert!(sandbox.has("sub/m.json"), "files in Git are for Git to remove");
+        assert_eq!(sandbox.json("status")["clean"], true);
+        sandbox.commit("deleted");
+        assert_eq!(outcomes(&sandbox.json("repro --all")), "keep unchanged");
+    }
+    let sandbox = deleted();
+    let text = sandbox.ok("repro --all");
+    assert!(text.ends_with("next: git add sub/mlx.lock sub/mlx.toml\n"), "{text}");
+}
+
+#[test]
+fn a_pipeline_that_is_only_left_out_or_unreadable_is_not_deleted() {
+    type Change = fn(&Sandbox);
+    let changes: [Change; 3] = [
+        |sandbox| drop(sandbox.git("update-index --skip-worktree sub/mlx.toml")),
+        |sandbox| fs::create_dir(sandbox.repo.join("sub/mlx.toml")).unwrap(),
+        |sandbox| std::os::unix::fs::symlink("none", sandbox.repo.join("sub/mlx.toml")).unwrap(),
+    ];
+    for (at, change) in changes.into_iter().enumerate() {
+        let sandbox = deleted();
+        change(&sandbox);
+        for args in ["status --json", "repro --all --json", "-C sub repro --json"] {
+            let ran = sandbox.mlx(args);
+            assert!(!ran.out.contains("remove"), "{at}: {args}: {}", ran.out);
+        }
+        assert!(sandbox.has("sub/left") && sandbox.read("sub/mlx.lock").contains("stage.gone"), "{at}");
+    }
 }

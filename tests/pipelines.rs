@@ -267,3 +267,30 @@ fn push_beside_a_broken_pipeline_warns_once_and_sends_what_its_lockfile_records(
     let pulled = sandbox.mlx("pull up/o");
     assert_eq!((pulled.code, sandbox.read("up/o")), (0, "1\n".into()), "{pulled:?}");
 }
+
+#[test]
+fn files_that_git_ignores_are_named_for_what_was_asked_and_what_it_needs() {
+    let sandbox = two_folders();
+    sandbox.write("up/i2", "1\n");
+    sandbox.ok("add up/i2");
+    let up = "[stage.u]\ncmd = 'cp i o; echo {} >m.json'\ndeps = ['i', 'i2']\nouts = ['o']\n\
+        metrics = ['m.json']\n";
+    sandbox.write("up/mlx.toml", format!("{up}[stage.w]\ncmd = 'echo {{}} >w.json'\nmetrics = ['w.json']\n"));
+    sandbox.write("free/mlx.toml", "[stage.free]\ncmd = 'echo 1 >w'\nouts = ['w']\n");
+    sandbox.commit("pipelines");
+    sandbox.git("rm -q --cached up/i2.mlx");
+    sandbox.write(".gitignore", "mlx.lock\n*.json\n*.mlx\n");
+    sandbox.ok("repro --all -q");
+    let named = |args: &str| -> Vec<String> {
+        let err = sandbox.mlx(args).err;
+        err.lines()
+            .filter_map(|line| {
+                Some(line.strip_prefix("warning: Git ignores `")?.split('`').next()?.to_owned())
+            })
+            .collect()
+    };
+    assert_eq!(named("repro d"), ["mlx.lock", "up/i2.mlx", "up/m.json", "up/mlx.lock"]);
+    assert_eq!(named("repro free:free"), ["free/mlx.lock"]);
+    assert_eq!(named("-C free repro"), ["free/mlx.lock"]);
+    assert_eq!(named("-C up repro"), ["up/i2.mlx", "up/m.json", "up/mlx.lock", "up/w.json"]);
+}

@@ -1,4 +1,4 @@
-//! Stages that are gone from their `mlx.toml` while their records remain in `mlx.lock`.
+//! Stages that are gone from their `mlx.toml`, or with it, while their records remain in `mlx.lock`.
 //!
 //! `mlx repro` of the whole pipeline removes the record and retires the outputs: they go with their ignore
 //! lines as far as the store holds them. Content that is stored nowhere stays, with its ignore line, so that
@@ -11,7 +11,7 @@ use crate::{
     fs::Sync,
     path::RepoPath,
     pipeline::{
-        LOCKFILE, Lockfile, Manifest, Outcome, Pipelines, Records, StageId, StageRecord, StageRun,
+        LOCKFILE, Lockfile, MANIFEST, Manifest, Outcome, Pipelines, Records, StageId, StageRecord, StageRun,
         pipelines::read_manifest, records::read_lockfile,
     },
     pointer::Pointer,
@@ -19,7 +19,14 @@ use crate::{
     workspace::State,
 };
 
-const REASON: &str = "it is not in `mlx.toml` any more";
+/// Returns the reason why a stage of a pipeline is gone.
+fn reason(pipelines: &Pipelines<'_, '_>, folder: &RepoPath) -> Result<String> {
+    let file = folder.join(MANIFEST.as_bytes())?;
+    Ok(match pipelines.workspace.repo.files.stat(&file)? {
+        Some(_) => format!("it is not in `{MANIFEST}` any more"),
+        None => format!("its `{MANIFEST}` was deleted"),
+    })
+}
 
 /// Plans the removal of the records of a pipeline whose stages are gone.
 pub fn plan(
@@ -33,7 +40,7 @@ pub fn plan(
     let mut found = Vec::new();
     let Ok(lock) = records.all().and_then(|()| records.of(folder)) else { return Ok(found) };
     for (name, record) in gone(lock, &pipeline.manifest) {
-        let mut reasons = vec![REASON.to_owned()];
+        let mut reasons = vec![reason(pipelines, folder)?];
         for pointer in own_outputs(pipelines, &pipeline.manifest, record)? {
             let path = &pointer.path;
             match pipelines.workspace.compare(&pointer, &Silent)?.state {
@@ -60,10 +67,16 @@ pub fn remove(pipelines: &Pipelines<'_, '_>, folder: &RepoPath) -> Result<Vec<St
     let _lock = pipelines.workspace.repo.lock()?;
     let Some((manifest, mut lock)) = gone_now(pipelines, folder)? else { return Ok(Vec::new()) };
     let names = gone(&lock, &manifest).map(|(name, _)| StageId::new(folder, name));
-    let run = |id| StageRun { id, outcome: Outcome::Removed, reasons: vec![REASON.to_owned()] };
+    let why = reason(pipelines, folder)?;
+    let run = |id| StageRun { id, outcome: Outcome::Removed, reasons: vec![why.clone()] };
     let runs = names.map(run).collect();
     lock.retain(&|stage| manifest.stages.contains_key(stage));
-    files.write(&folder.join(LOCKFILE.as_bytes())?, lock.to_toml().as_bytes(), Sync::Now)?;
+    let path = folder.join(LOCKFILE.as_bytes())?;
+    if files.stat(&folder.join(MANIFEST.as_bytes())?)?.is_none() {
+        files.remove(&path)?;
+    } else {
+        files.write(&path, lock.to_toml().as_bytes(), Sync::Now)?;
+    }
     Ok(runs)
 }
 

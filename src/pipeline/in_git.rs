@@ -1,9 +1,11 @@
 //! Files of pipelines that Git keeps, and outputs that no stage declares any more.
 
+use std::collections::BTreeSet;
+
 use crate::{
     error::Result,
     path::RepoPath,
-    pipeline::{LOCKFILE, MANIFEST, Pipeline, Pipelines},
+    pipeline::{LOCKFILE, MANIFEST, Pipeline, Pipelines, Selection},
     pointer::Pointer,
     progress::Progress,
 };
@@ -30,6 +32,26 @@ impl Pipeline<'_, '_> {
 }
 
 impl Pipelines<'_, '_> {
+    /// Returns the files of these stages, and of all they need, that belong in Git: their pipelines with the
+    /// lockfiles, the outputs that Git keeps, and the pointers of what they read.
+    pub fn files_in_git(&self, wanted: &Selection) -> Result<Vec<RepoPath>> {
+        let needed = self.graph.upstream_of(&wanted.stages);
+        let folders: BTreeSet<_> = needed.iter().map(|id| &id.folder).chain(&wanted.folders).collect();
+        let mut files = BTreeSet::new();
+        for folder in folders {
+            files.extend([folder.join(MANIFEST.as_bytes())?, folder.join(LOCKFILE.as_bytes())?]);
+        }
+        for id in &needed {
+            let stage = &self.of(id).manifest.stages[&id.name];
+            let kept = stage.outputs.iter().filter(|out| out.role.in_git());
+            files.extend(kept.map(|out| out.path.clone()));
+            for dependency in &stage.dependencies {
+                files.extend(self.workspace.pointer_of(dependency).ok().flatten().map(|it| it.file()));
+            }
+        }
+        Ok(files.into_iter().collect())
+    }
+
     /// Returns the outputs outside Git that lockfiles record and that no stage declares: of stages that were
     /// removed, or under an earlier name. `None` while a lockfile cannot be read: it may record any of them.
     pub(super) fn undeclared_outputs(&self) -> Result<Option<Vec<Pointer>>> {

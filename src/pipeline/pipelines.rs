@@ -277,10 +277,19 @@ fn as_typed(id: &StageId) -> String {
     if id.folder.is_root() { format!(":{}", id.name) } else { id.to_string() }
 }
 
+/// Reads the `mlx.toml` of a folder; `None` without a pipeline. Beside a lockfile with records, one that
+/// was deleted is read as empty: all its stages are gone.
 pub(super) fn read_manifest(workspace: &Workspace<'_>, folder: &RepoPath) -> Result<Option<Manifest>> {
     let file = folder.join(MANIFEST.as_bytes())?;
-    let Some(bytes) = workspace.repo.files.read_document(&file)? else { return Ok(None) };
-    Manifest::parse(&file, &bytes, workspace.repo.root()).map(Some)
+    let repo = workspace.repo;
+    if let Some(bytes) = repo.files.read_document(&file)? {
+        return Manifest::parse(&file, &bytes, repo.root()).map(Some);
+    }
+    let has_no_record =
+        || read_lockfile(&repo.files, folder).is_ok_and(|lock| lock.records().next().is_none());
+    let is_deleted =
+        repo.files.stat(&file)?.is_none() && !has_no_record() && repo.git.read_skipped(&file)?.is_none();
+    Ok(is_deleted.then(Manifest::default))
 }
 
 /// Returns the outputs that the lockfiles of broken pipelines record, each with the fault of a stage that

@@ -118,19 +118,33 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Summary> {
     let result = pipeline::repro(&pipelines, &wanted, options, ctx.progress);
     workspace.save(ctx.progress)?;
     maintenance::publish_needs(&repo, ctx.progress)?;
-    for folder in wanted.stages.iter().map(|id| &id.folder).collect::<BTreeSet<_>>() {
-        let pipeline = pipelines.iter().find(|pipeline| pipeline.folder == *folder);
-        pipeline.map_or(Ok(()), |pipeline| warn_ignored(ctx, &repo, &pipeline.files_in_git()?))?;
-    }
+    warn_ignored(ctx, &repo, &pipelines.files_in_git(&wanted)?)?;
     let (runs, failure) = result?;
     let is_new = |outcome| matches!(outcome, Outcome::Ran | Outcome::Restored | Outcome::Recorded);
     let recorded = runs.iter().filter(|run| is_new(run.outcome));
     let stages = recorded.filter_map(|run| pipelines.of(&run.id).manifest.stages.get(&run.id.name));
     warn_untracked(ctx, &workspace, &pipelines, stages)?;
-    let staging = Some(Staging::changed(ctx, &repo, files_for_git(&pipelines, &runs)?)?);
+    let mut staging = Staging::changed(ctx, &repo, files_for_git(&pipelines, &runs)?)?;
+    staging.files.extend(deleted_files(&pipelines, &runs)?);
     let rows = runs.into_iter().map(|run| (run.id, run.outcome.name(), run.reasons));
     let rows = rows.map(|row| Row::new(row, &pipelines)).collect();
-    Ok(Summary { rows, staging, failure: failure.or_else(|| broken(pipelines, args)), check: false })
+    let failure = failure.or_else(|| broken(pipelines, args));
+    Ok(Summary { rows, staging: Some(staging), failure, check: false })
+}
+
+/// Returns the files of deleted pipelines, whose deletion Git has to record.
+fn deleted_files(pipelines: &Pipelines<'_, '_>, runs: &[StageRun]) -> Result<BTreeSet<RepoPath>> {
+    let repo = pipelines.workspace.repo;
+    let mut files = BTreeSet::new();
+    for run in runs.iter().filter(|run| run.outcome == Outcome::Removed) {
+        for name in [pipeline::MANIFEST, pipeline::LOCKFILE] {
+            let file = run.id.folder.join(name.as_bytes())?;
+            if repo.files.stat(&file)?.is_none() && repo.git.staged(&file)?.is_some() {
+                files.insert(file);
+            }
+        }
+    }
+    Ok(files)
 }
 
 /// Returns the files that these runs may have changed and that belong into Git.
