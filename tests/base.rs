@@ -121,10 +121,21 @@ fn a_file_that_both_sides_changed_is_a_conflict() {
     assert_eq!(recorded(&sandbox, &sandbox.repo), ["1", "2", "3", "4", "5", "new"]);
 }
 
+/// Returns the file of bases as a newer mlx would write it: with a higher format version and a valid digest.
+fn newer_base(sandbox: &Sandbox) -> Vec<u8> {
+    let bytes = fs::read(sandbox.repo.join(".git/mlx/base")).unwrap();
+    let mut body = bytes[..bytes.len() - 32].to_vec();
+    assert_eq!(body[..8], *b"mlxbase\x01");
+    body[7] = 2;
+    let digest = *blake3::hash(&body).as_bytes();
+    [&body[..], &digest].concat()
+}
+
 #[test]
 fn without_a_base_nothing_counts_as_deleted() {
     let (sandbox, _) = shared_folder();
-    for bytes in [None, Some(&b"damaged"[..])] {
+    let newer = newer_base(&sandbox);
+    for bytes in [None, Some(&b"damaged"[..]), Some(&newer)] {
         let base = sandbox.repo.join(".git/mlx/base");
         fs::remove_file(&base).unwrap();
         if let Some(bytes) = bytes {

@@ -398,3 +398,48 @@ fn parse_content(reader: &mut Reader<'_>) -> Result<Option<Content>> {
     let (size, files) = (reader.varint()?, reader.varint()?);
     Ok(Some(Content { digest: reader.digest()?, files, kind, size }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INODE: u64 = 0x0102_0304_0506_0708;
+
+    /// Returns rows with every kind of content, of a path that is complete and of one whose checkout began.
+    fn rows() -> BTreeMap<RepoPath, Row> {
+        let content =
+            |text: &str, files, kind| Content { digest: Digest::of(text.as_bytes()), files, kind, size: 300 };
+        let old = content("old", 200, ContentKind::Tree);
+        let new = content("new", 1, ContentKind::Executable);
+        let path = |text| RepoPath::from_text(text).expect("the path is valid");
+        let file = Row { complete: true, contents: vec![Some(content("file", 1, ContentKind::File))] };
+        let begun = Row { complete: false, contents: vec![None, Some(old), Some(new)] };
+        BTreeMap::from([(path("a/file"), file), (path("b"), begun)])
+    }
+
+    #[test]
+    fn format_1_stays_readable() {
+        let golden = include_bytes!("../../fixtures/formats/base-1");
+        assert_eq!(parse(golden, INODE).unwrap(), rows());
+        assert_eq!(print(&rows(), INODE), golden);
+        let contents: Vec<_> = rows().into_values().flat_map(|row| row.contents).flatten().collect();
+        assert_eq!(Bases::contents(golden), contents);
+    }
+
+    #[test]
+    fn a_file_that_is_damaged_or_newer_or_of_another_folder_has_no_rows() {
+        let bytes = print(&rows(), INODE);
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1;
+            assert!(parse(&damaged, INODE).is_err(), "byte {at}");
+            assert!(parse(&bytes[..at], INODE).is_err(), "{at} bytes");
+        }
+        assert!(parse(&bytes, INODE + 1).is_err());
+        let mut newer = bytes[..bytes.len() - 32].to_vec();
+        newer[7] = 2;
+        let check = Digest::of(&newer);
+        let error = parse(&[&newer[..], check.bytes()].concat(), INODE).unwrap_err();
+        assert!(error.to_string().contains("was written by a newer mlx"), "{error}");
+    }
+}
