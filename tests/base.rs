@@ -131,6 +131,114 @@ fn newer_base(sandbox: &Sandbox) -> Vec<u8> {
     [&body[..], &digest].concat()
 }
 
+/// Creates a branch `other` on which the file `f` and the folder `d` have a second version, with one file
+/// more and one less, and goes back to `main` by Git alone.
+fn back_on_main() -> Sandbox {
+    let sandbox = Sandbox::new();
+    for (path, text) in [("f", "1"), ("d/a", "1"), ("d/b", "1"), ("d/gone", "1")] {
+        sandbox.write(path, text);
+    }
+    sandbox.ok("add f d");
+    sandbox.commit("one");
+    sandbox.git("checkout -q -b other");
+    for (path, text) in [("f", "2"), ("d/a", "2"), ("d/b", "2"), ("d/branch", "2")] {
+        sandbox.write(path, text);
+    }
+    fs::remove_file(sandbox.repo.join("d/gone")).unwrap();
+    sandbox.ok("add f d");
+    sandbox.commit("two");
+    sandbox.git("checkout -q main");
+    sandbox
+}
+
+#[test]
+fn an_edit_after_git_alone_went_back_is_an_edit_of_the_older_version() {
+    for command in ["add f d/a", "commit f d/a"] {
+        let sandbox = back_on_main();
+        sandbox.write("f", "3");
+        assert!(!sandbox.ok("status").contains("conflict"));
+        sandbox.write("d/a", "3");
+        sandbox.ok(command);
+        sandbox.commit("three");
+        sandbox.ok("checkout --force");
+        let all = ["f", "d/a", "d/b"].map(|path| sandbox.read(path));
+        assert_eq!(all, ["3", "3", "1"], "{command}");
+        assert!(!sandbox.has("d/branch"), "{command}: a file of the other branch is not in this one");
+    }
+    // An older commit without a branch is the same.
+    let sandbox = back_on_main();
+    sandbox.git("checkout -q other");
+    sandbox.git("checkout -q HEAD~1");
+    sandbox.write("f", "3");
+    sandbox.ok("add f");
+}
+
+#[test]
+fn a_folder_takes_nothing_from_another_branch_unnoticed() {
+    let sandbox = back_on_main();
+    for path in ["d/branch", "d/a", "d/gone"] {
+        sandbox.write(path, "3");
+        let error = sandbox.fails("add d", 4);
+        assert!(error.contains(&format!("`{path}`")), "{error}");
+    }
+    sandbox.fails("add d/branch", 4);
+    sandbox.fails("add d/gone", 4);
+    sandbox.ok("add d/a");
+}
+
+/// Returns the pointer of a file that no store has.
+fn unknown_pointer() -> String {
+    let digest = "0".repeat(64);
+    format!("digest = \"b3:{digest}\"\nfiles = 1\nformat = 1\nkind = \"file\"\nsize = 1\n")
+}
+
+#[test]
+fn what_others_changed_stays_a_conflict_whatever_this_worktree_had_before() {
+    let others: [(&str, fn(&Sandbox)); 7] = [
+        ("a revert that was pulled", |sandbox| {
+            sandbox.git("merge -q other");
+            let newest = sandbox.read("f.mlx");
+            sandbox.git("checkout -q main~1 -- f.mlx");
+            assert_ne!(sandbox.read("f.mlx"), newest);
+            sandbox.git("commit -q -m revert");
+        }),
+        ("a change that was reverted on this branch since it parted", |sandbox| {
+            let pointer = sandbox.read("f.mlx");
+            sandbox.write("f.mlx", unknown_pointer());
+            sandbox.git("commit -q -a -m changed");
+            sandbox.write("f.mlx", pointer);
+            sandbox.git("commit -q -a -m reverted");
+        }),
+        ("a version that was never here", |sandbox| {
+            let clone = sandbox.root().join("clone");
+            sandbox.git(&format!("clone -q -b main . {}", clone.display()));
+            fs::write(clone.join("f"), "theirs").unwrap();
+            sandbox.at(&clone).ok("add f");
+            sandbox.at(&clone).git("commit -q -a -m theirs");
+            sandbox.git(&format!("pull -q {} main", clone.display()));
+        }),
+        ("no reflog", |sandbox| fs::remove_file(sandbox.repo.join(".git/logs/HEAD")).unwrap()),
+        ("a pointer that no commit has", |sandbox| sandbox.write("f.mlx", unknown_pointer())),
+        ("a shallow clone", |sandbox| {
+            let head = sandbox.git("rev-parse HEAD");
+            fs::write(sandbox.repo.join(".git/shallow"), head).unwrap();
+        }),
+        ("a partial clone", |sandbox| {
+            sandbox.git("config remote.origin.url .");
+            sandbox.git("config remote.origin.promisor true");
+        }),
+    ];
+    for (what, change) in others {
+        let sandbox = back_on_main();
+        change(&sandbox);
+        let pointer = sandbox.read("f.mlx");
+        sandbox.write("f", "3");
+        let error = sandbox.fails("add f", 4);
+        assert!(error.contains("since your last checkout of `f`: `f`\n"), "{what}: {error}");
+        assert_eq!(sandbox.read("f.mlx"), pointer, "{what}");
+    }
+}
+
 #[test]
 fn without_a_base_nothing_counts_as_deleted() {
     let (sandbox, _) = shared_folder();

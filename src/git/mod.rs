@@ -8,6 +8,7 @@ mod difference;
 mod history;
 mod ignore;
 mod index;
+mod lines;
 mod open;
 mod promised;
 mod refs;

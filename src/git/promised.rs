@@ -82,7 +82,7 @@ impl Git {
     }
 
     /// Returns the remote that promised the objects that are not here; `None` unless this is a partial clone.
-    fn promisor(&self) -> Option<Upstream> {
+    pub(super) fn promisor(&self) -> Option<Upstream> {
         let config = self.repo.config_snapshot();
         if let Some(name) = config.string("extensions.partialClone") {
             return Some(Upstream(name.to_string()));

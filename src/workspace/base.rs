@@ -6,6 +6,11 @@
 //! a mixture of both and not like edits. A file that is lost, damaged, of another version or of another
 //! folder (of a copied clone) leaves all bases unknown, in which case nothing counts as deleted.
 //!
+//! A base may be ahead of the record: Git went back to a version that the base was made from, and mlx did not
+//! check it out (`git checkout main`). Then a file that is added by its own path is recorded although the
+//! record differs from the base, since others did not change it. In a folder that is added as a whole it
+//! stays a conflict: what else the other branch has must not get into this one unnoticed.
+//!
 //! ```text
 //! "mlxbase" 1 │ inode of the work tree, 8 bytes, little-endian │ number of rows │ rows │ BLAKE3
 //! row         path │ 1 if complete, 1 byte │ number of contents │ contents
@@ -22,7 +27,7 @@ use crate::{
     pointer::{Content, ContentKind, Pointer},
     progress::Progress,
     repo::Repo,
-    store::{Store, TreeEntry, Writer, update_folder},
+    store::{EntryKind, Store, TreeEntry, Writer, update_folder},
     wire::{Reader, put_bytes, put_varint},
     workspace::{
         Node, Workspace,
@@ -196,11 +201,57 @@ impl Workspace<'_> {
         let store = &self.repo.store;
         let below = part.strip_prefix(&pointer.path).expect("the part is in the tracked path");
         let theirs = recorded_entry(store, pointer, part)?;
-        let merge = |base: Result<Base>| merge(store, &below, &base?, mine, theirs.as_ref());
-        match merge(self.base(&pointer.path)?.at(store, &below)) {
-            Err(error) if error.kind() == Kind::NotFound => merge(Ok(Base::unknown())),
-            done => done,
+        let merge = |base: &Base| merge(store, &below, base, mine, theirs.as_ref());
+        let base = match self.base(&pointer.path)?.at(store, &below) {
+            Err(error) if error.kind() == Kind::NotFound => return merge(&Base::unknown()),
+            base => base?,
+        };
+        match merge(&base) {
+            Err(error) if error.kind() == Kind::NotFound => merge(&Base::unknown()),
+            done => Ok(self.resolve(pointer, done?, &below, &base, mine, theirs.as_ref())),
         }
+    }
+
+    /// Resolves the conflict of a path as mine if it is a file on all three sides and the base is ahead of
+    /// theirs.
+    fn resolve(
+        &self,
+        pointer: &Pointer,
+        done: Merge,
+        below: &RepoPath,
+        base: &Base,
+        mine: &Mine<'_>,
+        theirs: Option<&TreeEntry>,
+    ) -> Merge {
+        match mine.entry() {
+            Some(own)
+                if !done.conflicts.is_empty()
+                    && are_files(base.contents.iter().map(Option::as_ref))
+                    && are_files([Some(&own), theirs].into_iter())
+                    && self.is_ahead(pointer) =>
+            {
+                Merge { changes: BTreeMap::from([(below.clone(), Some(own))]), ..Merge::default() }
+            }
+            _ => done,
+        }
+    }
+
+    /// Returns true if Git's history proves that the base was made from the recorded version and that no
+    /// commit changed that since: the base is what a commit records that HEAD was at before, and the pointer
+    /// is the same in all commits that HEAD has and that one has not.
+    fn is_ahead(&self, pointer: &Pointer) -> bool {
+        let bases = self.bases.borrow();
+        let Some([Some(base)]) = bases.rows.get(&pointer.path).map(|row| &row.contents[..]) else {
+            return false;
+        };
+        let (git, file) = (&self.repo.git, pointer.file());
+        let records = |bytes: &[u8], content: &Content| {
+            Pointer::parse(pointer.path.clone(), bytes).is_ok_and(|found| found.content == *content)
+        };
+        let at_head = || git.read(&git.head()?, &file).ok().flatten();
+        // A history that cannot be read proves nothing.
+        at_head().is_some_and(|bytes| records(&bytes, &pointer.content))
+            && git.is_unchanged_since(&file, &|bytes| records(bytes, base)).unwrap_or(false)
     }
 
     /// Returns the content that `part`, scanned as `node`, would have if it were recorded and then pulled;
@@ -218,7 +269,9 @@ impl Workspace<'_> {
         let below = part.strip_prefix(&pointer.path).expect("the part is in the tracked path");
         let Some(theirs) = recorded_entry(store, pointer, part)? else { return Ok(None) };
         let base = self.base(&pointer.path)?.at(store, &below)?;
-        let merged = merge(store, &RepoPath::root(), &base, &Mine::Scanned(node), Some(&theirs))?;
+        let (root, mine) = (RepoPath::root(), Mine::Scanned(node));
+        let merged = merge(store, &root, &base, &mine, Some(&theirs))?;
+        let merged = self.resolve(pointer, merged, &root, &base, &mine, Some(&theirs));
         merged.check(part)?;
         if merged.is_here() { Ok(None) } else { merged.apply(None, store, &theirs.content()).map(Some) }
     }
@@ -311,6 +364,11 @@ impl Workspace<'_> {
         let lock = self.repo.lock_with_progress(progress)?;
         self.bases.borrow_mut().save_locked(self.repo, &lock)
     }
+}
+
+/// Returns true if all sides have a file or a link.
+fn are_files<'s>(mut sides: impl Iterator<Item = Option<&'s TreeEntry>>) -> bool {
+    sides.all(|side| side.is_some_and(|side| side.kind != EntryKind::Folder))
 }
 
 /// Puts entries into each of the contents that a path may have.

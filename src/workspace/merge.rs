@@ -10,6 +10,8 @@
 //! | changed           | changed alike       | either |
 //! | changed           | changed otherwise   | folders: by name; anything else: a conflict |
 //!
+//! The module `base` resolves the conflict of a file where theirs is a version that base was made from.
+//!
 //! A missing path is a value like any other, so that a file counts as deleted here only if the base has it. A
 //! checkout that was killed leaves each path as either of two trees had it: a base then has both, and a path
 //! is unchanged if it is as one of them. The result is a list of changes to *theirs*, which
@@ -112,7 +114,7 @@ impl NamedPaths {
 }
 
 impl Mine<'_> {
-    fn entry(&self) -> Option<TreeEntry> {
+    pub(super) fn entry(&self) -> Option<TreeEntry> {
         match self {
             Self::Absent => None,
             Self::Stored(entry) => Some(entry.clone()),
