@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::sandbox::{CommandResult, Sandbox, command_result, identity, snapshot};
 
@@ -287,4 +287,52 @@ fn a_file_that_is_saved_while_it_is_linked_again_is_kept() {
     }
     assert!(kept > 3, "no file was saved before it was linked");
     assert_eq!(sandbox.json("fsck")["faults"], json!([]));
+}
+
+#[test]
+fn parts_of_one_folder_are_planned_together_and_stay_apart() {
+    let sandbox = Sandbox::new();
+    let remote = sandbox.root().join("remote");
+    sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
+    for (path, text) in [("d/a", "1"), ("d/b", "2"), ("d/c", "3"), ("d/sub/x", "4"), ("d/sub/deep/y", "5")] {
+        sandbox.write(path, text);
+    }
+    sandbox.write("d/.mlxignore", "*.tmp\n");
+    sandbox.ok("add d");
+    let write = |paths: &[&str], text: &str| paths.iter().for_each(|path| sandbox.write(path, text));
+    // Each part has its row, and what is in another part is not checked out twice.
+    fs::remove_dir_all(sandbox.repo.join("d/sub")).unwrap();
+    fs::remove_file(sandbox.repo.join("d/a")).unwrap();
+    let rows = |value: Value| -> Vec<String> {
+        let rows = value["checked_out"].as_array().unwrap();
+        rows.iter().map(|row| format!("{} {} {}", row["path"], row["written"], row["removed"])).collect()
+    };
+    let done = sandbox.json("checkout d/sub/x d/sub d/a d/b d/sub/deep/y");
+    assert_eq!(rows(done), ["\"d/a\" 1 0", "\"d/b\" 0 0", "\"d/sub\" 2 0"]);
+    // Edits in the parts are named together; those beside them are no concern.
+    write(&["d/a", "d/b", "d/c", "d/sub/new", "d/t.tmp"], "edited");
+    let error = sandbox.fails("checkout d/a d/b d/sub", 4);
+    assert!(error.contains("`d/a`, `d/b`, `d/sub/new`") && !error.contains("d/c"), "{error}");
+    let done = sandbox.json("checkout --force d/a d/b d/sub");
+    assert_eq!(rows(done), ["\"d/a\" 1 0", "\"d/b\" 1 0", "\"d/sub\" 0 1"]);
+    assert_eq!((sandbox.read("d/c"), sandbox.read("d/t.tmp")), ("edited".into(), "edited".into()));
+    // A file where the parts need a folder is replaced once it is stored.
+    sandbox.ok("add d");
+    fs::remove_dir_all(sandbox.repo.join("d/sub")).unwrap();
+    sandbox.write("d/sub", "4");
+    let done = sandbox.json("checkout d/sub/x d/sub/deep/y d/a");
+    assert_eq!(rows(done).len(), 3);
+    assert_eq!((sandbox.read("d/sub/x"), sandbox.read("d/sub/deep/y")), ("4".into(), "5".into()));
+    assert!(sandbox.fails("checkout d/a d/none d/b", 3).contains("`d/none` is not tracked in `d`"));
+    // Content that is missing stops its own part alone.
+    sandbox.ok("push");
+    fs::remove_dir_all(sandbox.repo.join(".git/mlx/packs")).unwrap();
+    sandbox.ok("fetch d/a d/sub/x");
+    fs::remove_file(sandbox.repo.join("d/a")).unwrap();
+    fs::remove_file(sandbox.repo.join("d/b")).unwrap();
+    assert!(sandbox.fails("checkout d/a d/b d/sub/x", 3).contains("the content of `d/b`"));
+    assert!(sandbox.has("d/a") && !sandbox.has("d/b"));
+    let pulled = sandbox.json("pull 'd/**'");
+    assert_eq!(rows(pulled).iter().filter(|row| row.ends_with(" 1 0")).count(), 1);
+    assert_eq!(sandbox.json("status")["clean"], true);
 }

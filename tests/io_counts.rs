@@ -16,7 +16,7 @@ use mlx::{
     progress::{Event, Progress, Silent},
     repo::Repo,
     store::diff,
-    workspace::{Workspace, checkout},
+    workspace::{CheckoutStats, Workspace, checkout, checkout_parts},
 };
 
 /// Size of each file, in bytes.
@@ -165,5 +165,35 @@ fn reads_and_writes_depend_on_the_changes_not_on_the_folder_size() {
             }
         }
         assert_eq!(by_size[1][0].1.contents_written, 6_000);
+    }
+}
+
+#[test]
+fn all_files_as_parts_cost_as_much_as_their_folder() {
+    for flat in [false, true] {
+        let (files, temp) = (2_000, create_repo(2_000, flat));
+        let root = temp.path();
+        let data = RepoPath::from_text("data").unwrap();
+        let (_, pointer) = measure(root, |workspace, _| workspace.add(&data, &[], &Silent).unwrap());
+        let name = |number| file_path(Path::new(""), number, flat);
+        let all: Vec<_> =
+            (0..files).map(|at| RepoPath::from_text(name(at).to_str().unwrap()).unwrap()).collect();
+        let parts: Vec<_> = all.iter().map(|part| (&pointer, part)).collect();
+        let written = |done: Vec<(RepoPath, CheckoutStats)>| done.iter().map(|it| it.1.written).sum::<u64>();
+        let mut reads = Vec::new();
+        for parts in [&[(&pointer, &data)][..], &parts] {
+            fs::remove_dir_all(root.join("data")).unwrap();
+            let (cost, done) = measure(root, |workspace, _| {
+                workspace.check_parts(parts).unwrap();
+                checkout_parts(workspace, parts, &[], false, &Silent).unwrap()
+            });
+            assert_eq!(written(done), files as u64);
+            reads.push(cost.pages_read);
+            let (cost, done) =
+                measure(root, |workspace, _| checkout_parts(workspace, parts, &[], false, &Silent).unwrap());
+            assert_eq!(written(done), 0);
+            reads.push(cost.pages_read);
+        }
+        assert!(reads[2] <= 3 * reads[0] && reads[3] <= 3 * reads[1] + 30, "flat: {flat}, {reads:?}");
     }
 }

@@ -333,18 +333,18 @@ impl Workspace<'_> {
         if durable { self.save_bases(progress) } else { Ok(()) }
     }
 
-    /// Notes the end of a checkout of `part`: it is as recorded, but for the paths in `skipped`.
+    /// Notes the end of a checkout of parts of a path: they are as recorded, but for the paths in `skipped`.
     pub(super) fn end_checkout(
         &self,
         pointer: &Pointer,
-        part: &RepoPath,
-        recorded: Option<TreeEntry>,
+        recorded: Vec<(&RepoPath, Option<TreeEntry>)>,
         skipped: &[RepoPath],
     ) -> Result<()> {
         let below = |path: &RepoPath| path.strip_prefix(&pointer.path).unwrap_or_default();
         let begun = self.bases.borrow().begun.contains(&pointer.path);
         let ended = begun.then_some(pointer.content);
-        self.note_parts(&pointer.path, BTreeMap::from([(below(part), recorded)]), ended)?;
+        let entries = recorded.into_iter().map(|(part, recorded)| (below(part), recorded)).collect();
+        self.note_parts(&pointer.path, entries, ended)?;
         if skipped.is_empty() {
             return Ok(());
         }

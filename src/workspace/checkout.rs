@@ -5,7 +5,7 @@
 //! `force`: those that the plans found are all named before anything changes, and those that are saved
 //! meanwhile stay.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     error::{Error, Kind, Result, WithContext},
@@ -13,7 +13,7 @@ use crate::{
     path::{RepoPath, quoted_list},
     pointer::{ContentKind, Pointer},
     progress::Progress,
-    store::{DiffSide, Difference, EntryKind, MAX_PACKED_SIZE, Store, TreeEntry, entry_at},
+    store::{DiffSide, Difference, EntryKind, MAX_PACKED_SIZE, Store, TreeEntry, entries, entry_at},
     workspace::{
         Node, Workspace, collision,
         compare::{as_entry, differences},
@@ -54,11 +54,51 @@ fn plan(
     pointer: &Pointer,
     part: &RepoPath,
     progress: &dyn Progress,
-) -> Result<Plan> {
-    let store = &workspace.repo.store;
-    let wanted = recorded_entry(store, pointer, part).context(|| format!("cannot check out `{part}`"))?;
+) -> Result<(Plan, Option<TreeEntry>)> {
+    let wanted = recorded_entry(&workspace.repo.store, pointer, part);
+    let wanted = wanted.context(|| format!("cannot check out `{part}`"))?;
     let present = scan_part(workspace, pointer, part, progress)?;
     let blocking = blocking_file(workspace, pointer, part, progress)?;
+    let plan = plan_part(workspace, part, wanted.as_ref(), present.as_ref(), blocking)?;
+    Ok((plan, wanted))
+}
+
+/// Plans as [`plan`] does for parts that are all in `folder`, which is read once.
+fn plan_siblings<'p>(
+    workspace: &Workspace<'_>,
+    pointer: &'p Pointer,
+    folder: &RepoPath,
+    parts: &[&'p RepoPath],
+    progress: &dyn Progress,
+) -> Result<Vec<Result<Planned<'p>>>> {
+    let recorded = recorded_entry(&workspace.repo.store, pointer, folder);
+    let recorded = recorded.context(|| format!("cannot check out `{}`", parts[0]))?;
+    let tree = recorded.filter(|entry| entry.kind == EntryKind::Folder);
+    let rows = tree.map_or_else(|| Ok(Vec::new()), |tree| entries(&workspace.repo.store, &tree.digest))?;
+    let filter = ScanFilter::new(workspace, folder, Some(pointer))?.removing_temp_files();
+    let filter = filter.naming(folder.clone(), parts.iter().map(|part| part.name().to_vec()).collect());
+    let present = scan_filtered(workspace, folder, &filter, None, progress)?;
+    let nodes = present.as_ref().map_or(&[][..], Node::children);
+    let mut blocking = blocking_file(workspace, pointer, parts[0], progress)?;
+    let plan = |part: &&'p RepoPath| {
+        let row = rows.binary_search_by(|row| row.name[..].cmp(part.name())).ok().map(|at| rows[at].clone());
+        let node = nodes.binary_search_by(|node| node.name[..].cmp(part.name())).ok().map(|at| &nodes[at]);
+        let plan = plan_part(workspace, part, row.as_ref(), node, blocking.take())?;
+        Ok(Planned { pointer, part, recorded: row, plan })
+    };
+    Ok(parts.iter().map(plan).collect())
+}
+
+/// Plans how to get from the entry that is present at `part` to the recorded one. `blocking` is a file that
+/// has to make room for a folder above it.
+fn plan_part(
+    workspace: &Workspace<'_>,
+    part: &RepoPath,
+    wanted: Option<&TreeEntry>,
+    present: Option<&Node>,
+    blocking: Option<(RepoPath, DiffSide)>,
+) -> Result<Plan> {
+    let store = &workspace.repo.store;
     let links = workspace
         .repo
         .config
@@ -67,7 +107,7 @@ fn plan(
         .any(|link| matches!(link, LinkKind::Hardlink | LinkKind::Symlink));
     // Linked files stay linked after the setting changes.
     let shared = |path: &RepoPath| links || workspace.is_shared(path);
-    let found = differences(store, part, wanted.as_ref(), present.as_ref());
+    let found = differences(store, part, wanted, present);
     let mut plan = plan_changes(store, &found.context(|| format!("cannot check out `{part}`"))?, &shared);
     if let Some((path, side)) = blocking.filter(|_| plan.writes_anything()) {
         plan.unsaved.extend((!store.is_intact(&side.digest)).then(|| path.clone()));
@@ -202,7 +242,9 @@ pub fn checkout_parts(
     progress: &dyn Progress,
 ) -> Result<Vec<(RepoPath, CheckoutStats)>> {
     let planned = plan_parts(workspace, parts, force, progress)?;
-    workspace.repair_ignore_lines(&parts.iter().map(|it| it.0).collect::<Vec<_>>(), progress)?;
+    let mut pointers: Vec<_> = parts.iter().map(|it| it.0).collect();
+    pointers.dedup_by(|a, b| std::ptr::eq(*a, *b));
+    workspace.repair_ignore_lines(&pointers, progress)?;
     let mut done = Vec::new();
     for data in retired {
         done.push((data.path.clone(), workspace.retire(data, progress)?));
@@ -224,9 +266,17 @@ pub fn place_parts(
     carry_out(workspace, planned, &|pointer| !is_edit(pointer), progress)
 }
 
-/// Plans of several parts.
+/// Plan of one part.
 struct Planned<'p> {
-    plans: Vec<(&'p Pointer, &'p RepoPath, Plan)>,
+    pointer: &'p Pointer,
+    part: &'p RepoPath,
+    recorded: Option<TreeEntry>,
+    plan: Plan,
+}
+
+/// Plans of several parts, those of one pointer in a row.
+struct Plans<'p> {
+    all: Vec<Planned<'p>>,
     /// The first error of a part that was left out because its tree is not stored.
     missing: Option<Error>,
 }
@@ -236,41 +286,68 @@ fn plan_parts<'p>(
     parts: &[(&'p Pointer, &'p RepoPath)],
     force: bool,
     progress: &dyn Progress,
-) -> Result<Planned<'p>> {
+) -> Result<Plans<'p>> {
     remove_temp_files_beside(workspace, parts.iter().map(|it| it.1));
-    let mut planned = Planned { plans: Vec::new(), missing: None };
-    for &(pointer, part) in parts {
-        let part = if part.is_within(&pointer.path) { part } else { &pointer.path };
-        match plan(workspace, pointer, part, progress) {
-            Ok(plan) => planned.plans.push((pointer, part, plan)),
-            Err(error) if error.kind() == Kind::NotFound => {
-                planned.missing = planned.missing.or(Some(error));
+    let mut plans = Plans { all: Vec::new(), missing: None };
+    for of_pointer in parts.chunk_by(|a, b| std::ptr::eq(a.0, b.0)) {
+        let pointer = of_pointer[0].0;
+        let mut by_folder: BTreeMap<RepoPath, Vec<&RepoPath>> = BTreeMap::new();
+        for (_, part) in of_pointer {
+            let part = if part.is_within(&pointer.path) { part } else { &pointer.path };
+            by_folder.entry(part.parent().unwrap_or_default()).or_default().push(part);
+        }
+        for (folder, parts) in by_folder {
+            let planned = match parts[..] {
+                [part] => plan(workspace, pointer, part, progress)
+                    .map(|(plan, recorded)| vec![Ok(Planned { pointer, part, recorded, plan })]),
+                _ => plan_siblings(workspace, pointer, &folder, &parts, progress),
+            };
+            for planned in planned.unwrap_or_else(|error| vec![Err(error)]) {
+                match planned {
+                    Ok(planned) => plans.all.push(planned),
+                    Err(error) if error.kind() == Kind::NotFound => {
+                        plans.missing = plans.missing.or(Some(error));
+                    }
+                    Err(error) => return Err(error),
+                }
             }
-            Err(error) => return Err(error),
         }
     }
-    let unsaved: Vec<_> = planned.plans.iter().flat_map(|it| it.2.unsaved.iter().cloned()).collect();
-    if unsaved.is_empty() || force { Ok(planned) } else { Err(unsaved_error(&unsaved)) }
+    let unsaved: Vec<_> = plans.all.iter().flat_map(|it| it.plan.unsaved.iter().cloned()).collect();
+    if unsaved.is_empty() || force { Ok(plans) } else { Err(unsaved_error(&unsaved)) }
 }
 
+/// Carries out the plans of each pointer together, so that many parts cost as much as the whole.
 fn carry_out(
     workspace: &Workspace<'_>,
-    Planned { plans, mut missing }: Planned<'_>,
+    Plans { mut all, mut missing }: Plans<'_>,
     becomes_base: &dyn Fn(&Pointer) -> bool,
     progress: &dyn Progress,
 ) -> Result<Vec<(RepoPath, CheckoutStats)>> {
-    let changed = plans.iter().filter(|it| becomes_base(it.0) && !it.2.is_empty()).map(|it| it.0);
-    workspace.begin_checkout(changed, progress)?;
+    let changed = all.iter().filter(|it| becomes_base(it.pointer) && !it.plan.is_empty());
+    workspace.begin_checkout(changed.map(|it| it.pointer), progress)?;
+    all.retain(|planned| match check_stored(&workspace.repo.store, &planned.plan) {
+        Ok(()) => true,
+        Err(error) => {
+            missing.get_or_insert(error);
+            false
+        }
+    });
     let (mut done, mut kept) = (Vec::new(), Vec::new());
-    for (pointer, part, plan) in plans {
+    for parts in all.chunk_by_mut(|a, b| std::ptr::eq(a.pointer, b.pointer)) {
+        let pointer = parts[0].pointer;
+        let mut plan = Plan::default();
+        parts.iter_mut().for_each(|part| plan.append(std::mem::take(&mut part.plan)));
         match apply(workspace, pointer, &plan, progress) {
             Ok(executed) => {
                 if becomes_base(pointer) {
-                    let recorded = recorded_entry(&workspace.repo.store, pointer, part)?;
-                    workspace.end_checkout(pointer, part, recorded, &executed.skipped)?;
+                    let recorded = parts.iter_mut().map(|it| (it.part, it.recorded.take())).collect();
+                    workspace.end_checkout(pointer, recorded, &executed.skipped)?;
                 }
+                let paths: Vec<_> = parts.iter().map(|it| it.part).collect();
+                let stats = executed.stats_of(&plan, &paths);
+                done.extend(paths.into_iter().cloned().zip(stats));
                 kept.extend(executed.kept);
-                done.push((part.clone(), executed.stats));
             }
             Err(error) if error.kind() == Kind::NotFound => missing = missing.or(Some(error)),
             Err(error) => return Err(error),
@@ -356,17 +433,20 @@ fn apply(
         return Ok(Executed::default());
     }
     let store = &workspace.repo.store;
-    if let Some(Write { path, side, .. }) =
-        plan.write.iter().find(|write| !store.contains(&write.side.digest))
-    {
-        let message = format!("the content of `{path}` ({}) is not in the local store", side.digest.short());
-        return Err(Error::not_found(message).hint("get it with `mlx pull`"));
-    }
+    check_stored(store, plan)?;
     check_links(store, pointer, plan)?;
     // Fails early if the index cannot be written.
     drop(workspace.repo.try_lock()?);
     collision::warn(&workspace.repo.files, plan.write.iter().map(|it| &it.path), progress)?;
     execute(workspace, pointer, plan, progress)
+}
+
+/// Refuses a plan whose contents are not all stored.
+fn check_stored(store: &Store, plan: &Plan) -> Result<()> {
+    let missing = plan.write.iter().find(|write| !store.contains(&write.side.digest));
+    let Some(Write { path, side, .. }) = missing else { return Ok(()) };
+    let message = format!("the content of `{path}` ({}) is not in the local store", side.digest.short());
+    Err(Error::not_found(message).hint("get it with `mlx pull`"))
 }
 
 /// Refuses recorded links that lead out of the tracked folder: a commit may come from anyone.

@@ -2,7 +2,7 @@
 //! changed since they were scanned are left as they are.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap, HashSet},
     io::Write as _,
     sync::{Mutex, PoisonError},
 };
@@ -65,9 +65,44 @@ impl Plan {
         !self.writes_anything() && self.modes.is_empty() && self.remove.is_empty()
     }
 
+    /// Adds what another plan changes.
+    pub fn append(&mut self, other: Self) {
+        self.write.extend(other.write);
+        self.modes.extend(other.modes);
+        self.folders.extend(other.folders);
+        self.remove.extend(other.remove);
+        self.replaced.extend(other.replaced);
+        self.unsaved.extend(other.unsaved);
+    }
+
     /// Returns true if a file or folder is to be made.
     pub fn writes_anything(&self) -> bool {
         !self.write.is_empty() || !self.folders.is_empty()
+    }
+}
+
+impl Executed {
+    /// Returns the counts of each of these parts of the plan's path, none of which contains another.
+    pub fn stats_of(&self, plan: &Plan, parts: &[&RepoPath]) -> Vec<CheckoutStats> {
+        if parts.len() == 1 {
+            return vec![self.stats];
+        }
+        let places: HashMap<&RepoPath, usize> =
+            parts.iter().enumerate().map(|(at, part)| (*part, at)).collect();
+        let place = |path: &RepoPath| path.ancestors().find_map(|path| places.get(&path)).copied();
+        let skipped: HashSet<&RepoPath> = self.skipped.iter().collect();
+        let mut stats = vec![CheckoutStats::default(); parts.len()];
+        let written = plan.write.iter().map(|write| &write.path).chain(plan.modes.iter().map(|it| &it.0));
+        for at in written.filter(|path| !skipped.contains(path)).filter_map(place) {
+            stats[at].written += 1;
+        }
+        plan.folders.iter().filter_map(place).for_each(|at| stats[at].folders += 1);
+        for (path, side) in plan.remove.iter().filter(|(path, _)| !self.kept.contains(path)) {
+            let Some(at) = place(path) else { continue };
+            let is_folder = side.kind == EntryKind::Folder;
+            *(if is_folder { &mut stats[at].folders } else { &mut stats[at].removed }) += 1;
+        }
+        stats
     }
 }
 

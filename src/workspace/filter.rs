@@ -1,6 +1,9 @@
 //! Scan filter: which files of the workspace a scan includes, and whether unreadable ones abort it.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
+};
 
 use crate::{
     error::{Error, Kind, Result},
@@ -15,6 +18,8 @@ pub struct ScanFilter<'v> {
     rules: Rules<'v>,
     git: Option<GitIgnored<'v>>,
     glob: Option<&'v Glob>,
+    /// The names that count in one folder.
+    names: Option<(RepoPath, BTreeSet<Vec<u8>>)>,
     errors: Option<Mutex<Vec<(RepoPath, Error)>>>,
     removes_temp_files: bool,
     left_out: Option<Mutex<Vec<(RepoPath, Vec<u8>)>>>,
@@ -31,6 +36,7 @@ impl<'v> ScanFilter<'v> {
             rules,
             git: None,
             glob: None,
+            names: None,
             errors: None,
             left_out: None,
             removes_temp_files: false,
@@ -69,9 +75,14 @@ impl<'v> ScanFilter<'v> {
         Self { glob: Some(glob), ..self }
     }
 
+    /// Includes only these names of one folder.
+    pub fn naming(self, folder: RepoPath, names: BTreeSet<Vec<u8>>) -> Self {
+        Self { names: Some((folder, names)), ..self }
+    }
+
     /// Returns true if a scan of a folder includes all of its files that are not ignored.
     pub fn is_unrestricted(&self) -> bool {
-        self.glob.is_none()
+        self.glob.is_none() && self.names.is_none()
     }
 
     /// Returns the collected errors with their paths.
@@ -109,6 +120,11 @@ impl WalkFilter for ScanFilter<'_> {
             let left_out = all.into_iter().map(|it| it.0).filter(|name| !is_kept(name));
             let mut list = list.lock().unwrap_or_else(PoisonError::into_inner);
             list.extend(left_out.map(|name| (dir.path().clone(), name)));
+        }
+        if let Some((folder, wanted)) = &self.names
+            && dir.path() == folder
+        {
+            names.retain(|(name, _)| wanted.contains(name));
         }
         if let Some(glob) = self.glob {
             names.retain(|(name, kind)| {

@@ -1,10 +1,12 @@
 //! Selects tracked paths, or parts of tracked folders, by the paths that a user names.
 
+use std::collections::HashSet;
+
 use crate::{
     error::{Error, Result},
     path::RepoPath,
     pointer::{Content, Pointer},
-    store::{DiffSide, EntryKind},
+    store::{DiffSide, EntryKind, entries},
     workspace::{
         Tracked, Workspace,
         checkout::recorded_entry,
@@ -56,6 +58,34 @@ impl Workspace<'_> {
             Some((found.path, Content { digest, files: 1, kind: kind.content_kind(), size }))
         });
         Ok(files.collect())
+    }
+
+    /// Checks many parts as [`Workspace::check_part`] does; each recorded folder is read once.
+    pub fn check_parts(&self, parts: &[(&Pointer, &RepoPath)]) -> Result<()> {
+        let is_sibling = |a: &(&Pointer, &RepoPath), b: &(&Pointer, &RepoPath)| {
+            std::ptr::eq(a.0, b.0) && a.1.parent() == b.1.parent()
+        };
+        for siblings in parts.chunk_by(is_sibling) {
+            let (pointer, first) = siblings[0];
+            let folder =
+                first.parent().filter(|folder| siblings.len() > 1 && folder.is_within(&pointer.path));
+            let names = match folder.map(|folder| self.recorded_names(pointer, &folder)).transpose() {
+                Ok(names) => names.unwrap_or_default(),
+                // Reported by the step that needs it.
+                Err(_) => continue,
+            };
+            let unknown = siblings.iter().filter(|(_, part)| !names.contains(part.name()));
+            unknown.copied().try_for_each(|(pointer, part)| self.check_part(pointer, part))?;
+        }
+        Ok(())
+    }
+
+    /// Returns the recorded names in a folder of a tracked path.
+    fn recorded_names(&self, pointer: &Pointer, folder: &RepoPath) -> Result<HashSet<Vec<u8>>> {
+        let store = &self.repo.store;
+        let tree = recorded_entry(store, pointer, folder)?.filter(|entry| entry.kind == EntryKind::Folder);
+        let rows = tree.map_or_else(|| Ok(Vec::new()), |tree| entries(store, &tree.digest))?;
+        Ok(rows.into_iter().map(|row| row.name.into_vec()).collect())
     }
 
     /// Refuses a part of a tracked path that is neither recorded nor in the workspace: it was misspelled, and

@@ -1,7 +1,7 @@
 //! `mlx checkout`: makes workspace files match what pointers and lockfiles record, now or at another
 //! revision, or places them again as `cache.link` says.
 
-use std::{fmt, path::PathBuf};
+use std::{collections::BTreeSet, fmt, path::PathBuf};
 
 use serde_json::{Value, json};
 
@@ -142,7 +142,7 @@ fn checkout_pointers(
     checkout: impl Fn(&[(&Pointer, &RepoPath)]) -> Result<Vec<(RepoPath, CheckoutStats)>>,
 ) -> Result<CheckoutReport> {
     let parts = all_parts(pointers, paths);
-    parts.iter().try_for_each(|(pointer, part)| workspace.check_part(pointer, part))?;
+    workspace.check_parts(&parts)?;
     let result = checkout(&parts);
     // The stat cache is saved even if a path failed.
     workspace.save(ctx.progress)?;
@@ -156,12 +156,15 @@ fn all_parts<'p>(pointers: &'p [Pointer], paths: &'p [RepoPath]) -> Vec<(&'p Poi
     pointers.iter().flat_map(with_parts).collect()
 }
 
-/// Returns the requested parts of a pointer's path: all of it, or paths inside it.
+/// Returns the requested parts of a pointer's path, sorted: all of it, or paths inside it, none of which
+/// contains another.
 fn parts<'p>(pointer: &'p Pointer, paths: &'p [RepoPath]) -> Vec<&'p RepoPath> {
     if paths.is_empty() || paths.iter().any(|it| pointer.path.is_within(it)) {
         return vec![&pointer.path];
     }
-    paths.iter().filter(|it| it.is_within(&pointer.path)).collect()
+    let inside: BTreeSet<&RepoPath> = paths.iter().filter(|it| it.is_within(&pointer.path)).collect();
+    let is_covered = |path: &RepoPath| path.ancestors().skip(1).any(|above| inside.contains(&above));
+    inside.iter().copied().filter(|path| !is_covered(path)).collect()
 }
 
 impl Report for CheckoutReport {
