@@ -89,12 +89,12 @@ impl<'r> Pipeline<'_, 'r> {
 
     /// Reads the lockfile; a missing one is read as empty.
     pub fn read_lockfile(&self) -> Result<Lockfile> {
-        read_lockfile(&self.repo().files, &self.folder)
+        read_lockfile(self.repo(), &self.folder)
     }
 
     /// Returns the records of all pipelines of the repository, to be read from now on.
     fn records(&self) -> Records<'r> {
-        Records::new(&self.repo().files, &*self.folders)
+        Records::new(self.repo(), &*self.folders)
     }
 
     /// Returns the version number of a stage's command if it is built into mlx.

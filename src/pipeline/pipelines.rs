@@ -3,6 +3,8 @@
 //!
 //! Pipelines of submodules and nested repositories belong to those. A pipeline whose `mlx.toml` cannot be
 //! read is kept apart: the others work without it, and the outputs that its `mlx.lock` records stay claimed.
+//! One that a sparse checkout leaves out is kept apart as well: its outputs are claimed and count by their
+//! record, like data whose pointer is left out; its stages neither run nor are planned.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +23,7 @@ use crate::{
         records::read_lockfile,
     },
     pointer::{Content, Pointer},
-    workspace::{Tracked, Unreadable, Workspace},
+    workspace::{Tracked, Unreadable, Workspace, skipped_error},
 };
 
 /// All pipelines of the repository, and their graph.
@@ -31,6 +33,8 @@ pub struct Pipelines<'w, 'r> {
     here: RepoPath,
     by_folder: BTreeMap<RepoPath, Pipeline<'w, 'r>>,
     pub broken: Vec<BrokenPipeline>,
+    /// The pipelines that a sparse checkout leaves out, by folder.
+    left_out: BTreeMap<RepoPath, Manifest>,
     pub graph: Graph,
 }
 
@@ -54,18 +58,25 @@ impl<'w, 'r> Pipelines<'w, 'r> {
     pub fn open(workspace: &'w Workspace<'r>, cwd: &Path, builtins: &'w [Builtin]) -> Result<Self> {
         let repo = workspace.repo;
         let here = RepoPath::parse(".".as_ref(), cwd, repo.root())?;
-        let (mut manifests, mut broken) = (BTreeMap::new(), Vec::new());
+        let (mut manifests, mut left_out, mut broken) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         for folder in manifest_folders(repo, cwd)? {
             match read_manifest(workspace, &folder) {
                 Ok(Some(manifest)) => drop(manifests.insert(folder, manifest)),
-                Ok(None) => {}
+                Ok(None) => match read_skipped_manifest(workspace, &folder) {
+                    Ok(manifest) => left_out.extend(manifest.map(|manifest| (folder, manifest))),
+                    Err(error) => broken.push(BrokenPipeline { folder, error }),
+                },
                 Err(error) => broken.push(BrokenPipeline { folder, error }),
             }
         }
-        let known = manifests.keys().chain(broken.iter().map(|it| &it.folder)).cloned();
-        let folders: Rc<BTreeSet<RepoPath>> = Rc::new(known.collect());
+        let known = manifests.keys().chain(left_out.keys()).chain(broken.iter().map(|it| &it.folder));
+        let folders: Rc<BTreeSet<RepoPath>> = Rc::new(known.cloned().collect());
         let unavailable = unavailable_outputs(workspace, &broken);
-        let declared = manifests.values().flat_map(Manifest::outputs).map(|(_, out)| out.path.clone());
+        let declared = manifests
+            .values()
+            .chain(left_out.values())
+            .flat_map(Manifest::outputs)
+            .map(|(_, out)| out.path.clone());
         let outputs: BTreeSet<RepoPath> = declared.chain(unavailable.iter().map(|it| it.0.clone())).collect();
         let outputs = Rc::new(outputs);
         let open = |(folder, manifest): (RepoPath, Manifest)| {
@@ -77,7 +88,7 @@ impl<'w, 'r> Pipelines<'w, 'r> {
             pipeline.manifest.stages.iter().map(move |(name, stage)| (StageId::new(folder, name), stage))
         });
         let graph = Graph::new(&stages.collect(), &unavailable);
-        Ok(Self { workspace, here, by_folder, broken, graph })
+        Ok(Self { workspace, here, by_folder, broken, left_out, graph })
     }
 
     /// Returns the pipelines that can be read, sorted by folder.
@@ -90,9 +101,9 @@ impl<'w, 'r> Pipelines<'w, 'r> {
         &self.by_folder[&id.folder]
     }
 
-    /// Returns the folders of all pipelines, broken ones included.
+    /// Returns the folders of all pipelines, also of those that are broken or left out.
     pub fn folders(&self) -> impl Iterator<Item = &RepoPath> {
-        self.by_folder.keys().chain(self.broken.iter().map(|it| &it.folder))
+        self.by_folder.keys().chain(self.left_out.keys()).chain(self.broken.iter().map(|it| &it.folder))
     }
 
     /// Returns the pipeline of the nearest `mlx.toml`, from the current folder up to the top.
@@ -105,6 +116,7 @@ impl<'w, 'r> Pipelines<'w, 'r> {
             if let Some(broken) = self.broken.iter().find(|it| it.folder == folder) {
                 return Err(Fault::of(&broken.error).error());
             }
+            self.check_here(&folder)?;
             if let Some((folder, _)) = self.by_folder.get_key_value(&folder) {
                 return Ok(folder);
             }
@@ -115,6 +127,15 @@ impl<'w, 'r> Pipelines<'w, 'r> {
         } else {
             "`mlx repro --all` runs the pipelines of all folders"
         }))
+    }
+
+    /// Refuses the folder of a pipeline that a sparse checkout leaves out.
+    fn check_here(&self, folder: &RepoPath) -> Result<()> {
+        if !self.left_out.contains_key(folder) {
+            return Ok(());
+        }
+        let file = folder.join(MANIFEST.as_bytes())?;
+        Err(skipped_error(&file))
     }
 
     /// Selects all pipelines.
@@ -140,8 +161,11 @@ impl<'w, 'r> Pipelines<'w, 'r> {
         if let Some(id) = self.find_stage(text)? {
             return Ok(id);
         }
-        if !text.contains(':') {
-            self.nearest_folder()?;
+        match text.rsplit_once(':') {
+            None => drop(self.nearest_folder()?),
+            Some((folder, _)) => {
+                RepoPath::from_text(folder).map_or(Ok(()), |folder| self.check_here(&folder))?;
+            }
         }
         Err(Error::not_found(format!("stage `{text}` not found")).hint(self.known_stages()))
     }
@@ -186,6 +210,12 @@ impl<'w, 'r> Pipelines<'w, 'r> {
     /// of broken pipelines. What an unreadable lockfile records is not known.
     pub fn claims(&self) -> Vec<(RepoPath, String)> {
         let mut claims: Vec<_> = self.iter().flat_map(Pipeline::declared_outputs).collect();
+        for (folder, manifest) in &self.left_out {
+            let outputs = manifest.outputs();
+            claims.extend(
+                outputs.map(|(stage, out)| (out.path.clone(), StageId::new(folder, stage).to_string())),
+            );
+        }
         for (folder, lock) in self.broken_lockfiles() {
             let Ok(lock) = lock else { continue };
             for (name, record) in lock.records() {
@@ -200,6 +230,10 @@ impl<'w, 'r> Pipelines<'w, 'r> {
     /// be read. Outputs that a readable `mlx.toml` does not declare are left out.
     pub fn recorded_outputs(&self) -> Result<Tracked> {
         let mut found = Tracked::default();
+        for (folder, manifest) in &self.left_out {
+            let file = folder.join(MANIFEST.as_bytes())?;
+            found.skipped.extend(manifest.outputs().map(|(_, out)| (out.path.clone(), file.clone())));
+        }
         for pipeline in self.iter() {
             match pipeline.read_lockfile() {
                 Ok(lock) => found.pointers.extend(pipeline.recorded_outputs(&lock)),
@@ -251,8 +285,8 @@ impl<'w, 'r> Pipelines<'w, 'r> {
     }
 
     fn broken_lockfiles(&self) -> impl Iterator<Item = (&RepoPath, Result<Lockfile>)> {
-        let files = &self.workspace.repo.files;
-        self.broken.iter().map(move |broken| (&broken.folder, read_lockfile(files, &broken.folder)))
+        let repo = self.workspace.repo;
+        self.broken.iter().map(move |broken| (&broken.folder, read_lockfile(repo, &broken.folder)))
     }
 }
 
@@ -285,11 +319,17 @@ pub(super) fn read_manifest(workspace: &Workspace<'_>, folder: &RepoPath) -> Res
     if let Some(bytes) = repo.files.read_document(&file)? {
         return Manifest::parse(&file, &bytes, repo.root()).map(Some);
     }
-    let has_no_record =
-        || read_lockfile(&repo.files, folder).is_ok_and(|lock| lock.records().next().is_none());
+    let has_no_record = || read_lockfile(repo, folder).is_ok_and(|lock| lock.records().next().is_none());
     let is_deleted =
         repo.files.stat(&file)?.is_none() && !has_no_record() && repo.git.read_skipped(&file)?.is_none();
     Ok(is_deleted.then(Manifest::default))
+}
+
+/// Reads the `mlx.toml` of a folder that a sparse checkout leaves out.
+fn read_skipped_manifest(workspace: &Workspace<'_>, folder: &RepoPath) -> Result<Option<Manifest>> {
+    let file = folder.join(MANIFEST.as_bytes())?;
+    let bytes = workspace.repo.git.read_skipped(&file)?;
+    bytes.map(|bytes| Manifest::parse(&file, &bytes, workspace.repo.root())).transpose()
 }
 
 /// Returns the outputs that the lockfiles of broken pipelines record, each with the fault of a stage that
@@ -297,7 +337,7 @@ pub(super) fn read_manifest(workspace: &Workspace<'_>, folder: &RepoPath) -> Res
 fn unavailable_outputs(workspace: &Workspace<'_>, broken: &[BrokenPipeline]) -> Vec<(RepoPath, Fault)> {
     let mut found = Vec::new();
     for pipeline in broken {
-        let Ok(lock) = read_lockfile(&workspace.repo.files, &pipeline.folder) else { continue };
+        let Ok(lock) = read_lockfile(workspace.repo, &pipeline.folder) else { continue };
         let fault = Fault::of(&pipeline.error);
         let outputs = lock.records().flat_map(|(_, record)| record.contents());
         found.extend(outputs.map(|(path, _)| (path.clone(), fault.clone())));

@@ -4,29 +4,30 @@ use std::{cell::OnceCell, collections::BTreeMap};
 
 use crate::{
     error::Result,
-    fs::Root,
     path::RepoPath,
     pipeline::{LOCKFILE, Lockfile},
     pointer::Content,
+    repo::Repo,
 };
 
 /// Stage records of all pipelines, as of the time each lockfile is first asked for.
 pub struct Records<'f> {
-    files: &'f Root,
+    repo: &'f Repo,
     folders: BTreeMap<RepoPath, OnceCell<Lockfile>>,
 }
 
-/// Reads the lockfile in `folder`; a missing one is read as empty.
-pub fn read_lockfile(files: &Root, folder: &RepoPath) -> Result<Lockfile> {
+/// Reads the lockfile in `folder`, also one that a sparse checkout leaves out; a missing one is read as
+/// empty.
+pub fn read_lockfile(repo: &Repo, folder: &RepoPath) -> Result<Lockfile> {
     let path = folder.join(LOCKFILE.as_bytes())?;
-    Lockfile::parse(&path, &files.read_document(&path)?.unwrap_or_default())
+    Lockfile::parse(&path, &repo.read_document(&path)?.unwrap_or_default())
 }
 
 impl<'f> Records<'f> {
     /// Creates the records of the pipelines in these folders, without reading any.
-    pub fn new<'p>(files: &'f Root, folders: impl IntoIterator<Item = &'p RepoPath>) -> Self {
+    pub fn new<'p>(repo: &'f Repo, folders: impl IntoIterator<Item = &'p RepoPath>) -> Self {
         let folders = folders.into_iter().map(|folder| (folder.clone(), OnceCell::new())).collect();
-        Self { files, folders }
+        Self { repo, folders }
     }
 
     /// Returns the lockfile of the pipeline in `folder`.
@@ -35,7 +36,7 @@ impl<'f> Records<'f> {
         if let Some(known) = cell.get() {
             return Ok(known);
         }
-        let read = read_lockfile(self.files, folder)?;
+        let read = read_lockfile(self.repo, folder)?;
         Ok(cell.get_or_init(|| read))
     }
 

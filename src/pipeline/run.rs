@@ -164,7 +164,7 @@ fn refused(
     order: &[StageId],
     options: Options,
 ) -> Result<Vec<(StageId, Error)>> {
-    let records = Records::new(&pipelines.workspace.repo.files, pipelines.folders());
+    let records = Records::new(pipelines.workspace.repo, pipelines.folders());
     let is_unreadable = |id: &&StageId| records.of(&id.folder).is_err();
     let faults: BTreeSet<&StageId> =
         pipelines.graph.faults.keys().chain(order.iter().filter(is_unreadable)).collect();

@@ -207,7 +207,7 @@ impl Workspace<'_> {
     fn check_ignore_rules(&self, path: &RepoPath, parent: Option<&Pointer>) -> Result<()> {
         let is_dir = self.repo.files.stat(path)?.is_some_and(|it| it.kind == FileKind::Folder);
         let own = self.repo.pointer(path).ok().flatten();
-        if Rules::open(self.repo, path, own.as_ref().or(parent))?.excludes(path, is_dir)? {
+        if Rules::open(self, path, own.as_ref().or(parent))?.excludes(path, is_dir)? {
             let error = Error::usage(format!("`{path}` is ignored by a `{}`", ignore::FILE));
             return Err(error.hint("remove the rule, or add one that begins with `!`"));
         }

@@ -30,7 +30,7 @@ pub struct ScanFilter<'v> {
 impl<'v> ScanFilter<'v> {
     /// Creates a filter for a scan of `path`; `record` is the pointer that tracks it.
     pub fn new(workspace: &Workspace<'v>, path: &RepoPath, record: Option<&Pointer>) -> Result<Self> {
-        let rules = Rules::open(workspace.repo, path, record)?;
+        let rules = Rules::open(workspace, path, record)?;
         let own_git = workspace.repo.files.dir(&RepoPath::root())?.stat(b".git")?;
         Ok(Self {
             rules,

@@ -7,16 +7,22 @@
 //! A folder in which everything is ignored counts as ignored unless it is tracked: a checkout that removes
 //! the files of a folder and leaves the ignored ones changes nothing else. An empty folder is recorded.
 
-use std::{collections::HashSet, io::Read as _, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    io::Read as _,
+    sync::Arc,
+};
 
 use crate::{
     error::{Error, Kind, Result},
     fs::Dir,
     path::RepoPath,
     pointer::{Content, ContentKind, Pointer},
-    repo::Repo,
     store::{EntryKind, Store, entries, entry_at},
-    workspace::levels::{InvalidLine, Level, Levels, MAX_FILE_SIZE, parse, read_rules},
+    workspace::{
+        Workspace,
+        levels::{InvalidLine, Level, Levels, MAX_FILE_SIZE, parse, read_rules},
+    },
 };
 
 /// Name of a file with ignore rules.
@@ -27,17 +33,24 @@ pub struct Rules<'r> {
     store: &'r Store,
     tracked: Option<(RepoPath, Content)>,
     levels: Levels,
+    /// Files with rules that a sparse checkout leaves out, by folder.
+    skipped: Arc<BTreeMap<RepoPath, Vec<u8>>>,
 }
 
 impl<'r> Rules<'r> {
     /// Reads the rules for a scan of `path`; `tracked` is the pointer that tracks it.
-    pub fn open(repo: &'r Repo, path: &RepoPath, tracked: Option<&Pointer>) -> Result<Self> {
+    pub fn open(workspace: &Workspace<'r>, path: &RepoPath, tracked: Option<&Pointer>) -> Result<Self> {
         let tracked = tracked.map(|pointer| (pointer.path.clone(), pointer.content));
-        let rules = Self { store: &repo.store, tracked, levels: Levels::default() };
+        let (repo, skipped) = (workspace.repo, workspace.skipped_rules()?);
+        let rules = Self { store: &repo.store, tracked, levels: Levels::default(), skipped };
         let mut folder = RepoPath::root();
         for name in path.components() {
             // An invalid line is an error: to skip it would add files that it was meant to exclude.
-            if let Some(own) = read_rules(&repo.files, &folder, FILE, InvalidLine::Refuse)? {
+            let own = match rules.skipped.get(&folder) {
+                Some(bytes) => Some(parse(&folder.join(FILE.as_bytes())?, bytes, InvalidLine::Refuse)?),
+                None => read_rules(&repo.files, &folder, FILE, InvalidLine::Refuse)?,
+            };
+            if let Some(own) = own {
                 rules.levels.add(&folder, Some(own), false);
             }
             folder = folder.join(name)?;
@@ -75,8 +88,11 @@ impl<'r> Rules<'r> {
         // A folder lists its names sorted.
         let rules = names.binary_search_by(|it| it.0[..].cmp(FILE.as_bytes())).map(|at| &names[at]);
         let level = match rules {
-            Ok((name, kind)) if !is_dir(kind) => self.load_level(dir, name)?,
-            _ => self.levels.at(folder),
+            Ok((name, kind)) if !is_dir(kind) => self.load_level(folder, || read(dir, name))?,
+            _ => match self.skipped.get(folder) {
+                Some(bytes) => self.load_level(folder, || Ok(bytes.clone()))?,
+                None => self.levels.at(folder),
+            },
         };
         let Some(level) = level else { return Ok(()) };
         let ignored = |entry: &(Vec<u8>, T)| level.ignores(folder, &entry.0, is_dir(&entry.1));
@@ -103,17 +119,17 @@ impl<'r> Rules<'r> {
     }
 
     /// Reads the rules of a folder that the scan enters.
-    fn load_level(&self, dir: &Dir, name: &[u8]) -> Result<Option<Arc<Level>>> {
-        let level = self.levels.at(dir.path());
-        if level.as_ref().is_some_and(|level| level.ignore_all || level.folder == *dir.path()) {
+    fn load_level(
+        &self,
+        folder: &RepoPath,
+        read: impl FnOnce() -> Result<Vec<u8>>,
+    ) -> Result<Option<Arc<Level>>> {
+        let level = self.levels.at(folder);
+        if level.as_ref().is_some_and(|level| level.ignore_all || level.folder == *folder) {
             return Ok(level);
         }
-        let mut bytes = Vec::new();
-        dir.open(name)?.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes).map_err(|error| {
-            Error::new(Kind::Internal, format!("cannot read `{}/{FILE}`", dir.path())).with_source(error)
-        })?;
-        let rules = parse(&dir.path().join(FILE.as_bytes())?, &bytes, InvalidLine::Refuse)?;
-        Ok(Some(self.levels.add(dir.path(), Some(rules), false)))
+        let rules = parse(&folder.join(FILE.as_bytes())?, &read()?, InvalidLine::Refuse)?;
+        Ok(Some(self.levels.add(folder, Some(rules), false)))
     }
 
     /// Returns the tracked names in a folder; for a folder above the tracked path, the next component on the
@@ -139,4 +155,13 @@ impl<'r> Rules<'r> {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Reads a file with rules, up to the limit on its size.
+fn read(dir: &Dir, name: &[u8]) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    dir.open(name)?.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes).map_err(|error| {
+        Error::new(Kind::Internal, format!("cannot read `{}/{FILE}`", dir.path())).with_source(error)
+    })?;
+    Ok(bytes)
 }

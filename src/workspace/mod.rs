@@ -45,13 +45,18 @@ pub use self::{
     relink::{Relinked, relink_parts},
     remove::{FilePolicy, RemoveResult},
     rename::MoveResult,
+    select::skipped_error,
     stamps::{Change as StampChange, Moved, Stamps},
     status::{Behind, Change, PathStatus, State, Version, diff_versions},
     steering::{LOCKFILE, PIPELINE_FILE},
     unprotect::UnprotectStats,
 };
 
-use std::{cell::RefCell, collections::BTreeSet};
+use std::{
+    cell::{OnceCell, RefCell},
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use crate::{
     error::{Error, Kind, Result},
@@ -72,6 +77,8 @@ pub struct Tracked {
     pub unreadable: Vec<Unreadable>,
     /// Unreadable files that a selection left out.
     pub others: Vec<Unreadable>,
+    /// Paths whose record a sparse checkout leaves out, each with the file to bring.
+    pub skipped: Vec<(RepoPath, RepoPath)>,
 }
 
 /// Pointer or lockfile that cannot be read.
@@ -102,6 +109,9 @@ impl Tracked {
                 || self.unreadable.iter().any(|file| file.overlaps(path))
         };
         if let Some(path) = paths.iter().find(|it| !tracked(it)) {
+            if let Some((_, file)) = self.skipped.iter().find(|(skipped, _)| skipped.overlaps(path)) {
+                return Err(skipped_error(file));
+            }
             let error = Error::not_found(format!("mlx does not track `{path}`"));
             return Err(error.hint("`mlx status` lists what it tracks; `mlx add` tracks more"));
         }
@@ -127,6 +137,7 @@ impl Tracked {
         self.pointers.extend(other.pointers);
         self.unreadable.extend(other.unreadable);
         self.others.extend(other.others);
+        self.skipped.extend(other.skipped);
     }
 }
 
@@ -135,13 +146,31 @@ pub struct Workspace<'r> {
     pub repo: &'r Repo,
     index: RefCell<Index>,
     bases: RefCell<Bases>,
+    skipped_rules: OnceCell<Arc<BTreeMap<RepoPath, Vec<u8>>>>,
 }
 
 impl<'r> Workspace<'r> {
     /// Opens the workspace without a lock: one is held only while the index is replaced.
     pub fn open(repo: &'r Repo) -> Result<Self> {
         let (index, bases) = (Index::load(repo)?, Bases::load(repo)?);
-        Ok(Self { repo, index: RefCell::new(index), bases: RefCell::new(bases) })
+        let skipped_rules = OnceCell::new();
+        Ok(Self { repo, index: RefCell::new(index), bases: RefCell::new(bases), skipped_rules })
+    }
+
+    /// Returns the bytes of each `.mlxignore` that a sparse checkout leaves out, by its folder.
+    fn skipped_rules(&self) -> Result<Arc<BTreeMap<RepoPath, Vec<u8>>>> {
+        if let Some(known) = self.skipped_rules.get() {
+            return Ok(Arc::clone(known));
+        }
+        let is_rules =
+            |path: &[u8]| path.rsplit(|&byte| byte == b'/').next() == Some(ignore::FILE.as_bytes());
+        let mut rules = BTreeMap::new();
+        for (file, blob) in self.repo.git.skipped(&is_rules)? {
+            if self.repo.files.stat(&file)?.is_none() {
+                rules.insert(file.parent().unwrap_or_default(), self.repo.git.read_blob(blob)?);
+            }
+        }
+        Ok(Arc::clone(self.skipped_rules.get_or_init(|| Arc::new(rules))))
     }
 
     /// Returns the paths that have a pointer: those that Git tracks and those added here since.

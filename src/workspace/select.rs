@@ -36,9 +36,7 @@ impl Workspace<'_> {
         let mut pointers = paths.iter().filter_map(pointer);
         let file =
             pointers.find_map(|it| self.repo.files.stat(&it.file()).ok()?.is_none().then(|| it.file()))?;
-        let folder = file.parent().unwrap_or_default();
-        let error = Error::not_found(format!("the sparse checkout leaves out `{file}`"));
-        Some(error.hint(format!("bring it here with `git sparse-checkout add {folder}`")))
+        Some(skipped_error(&file))
     }
 
     /// Returns the recorded content of a part of a tracked path; `None` if it has no such part.
@@ -101,6 +99,13 @@ impl Workspace<'_> {
             _ => Ok(()),
         }
     }
+}
+
+/// Returns the error for a file that a sparse checkout leaves out.
+pub fn skipped_error(file: &RepoPath) -> Error {
+    let folder = file.parent().unwrap_or_default();
+    let error = Error::not_found(format!("the sparse checkout leaves out `{file}`"));
+    error.hint(format!("bring it here with `git sparse-checkout add {folder}`"))
 }
 
 /// The error for a path that its tracked folder does not record.
