@@ -185,6 +185,7 @@ fn all_files_as_parts_cost_as_much_as_their_folder() {
             fs::remove_dir_all(root.join("data")).unwrap();
             let (cost, done) = measure(root, |workspace, _| {
                 workspace.check_parts(parts).unwrap();
+                assert_eq!(workspace.part_contents(parts).unwrap().len(), parts.len());
                 checkout_parts(workspace, parts, &[], false, &Silent).unwrap()
             });
             assert_eq!(written(done), files as u64);

@@ -1,12 +1,10 @@
 //! Selects tracked paths, or parts of tracked folders, by the paths that a user names.
 
-use std::collections::HashSet;
-
 use crate::{
     error::{Error, Result},
     path::RepoPath,
     pointer::{Content, Pointer},
-    store::{DiffSide, EntryKind, entries},
+    store::{DiffSide, EntryKind, TreeEntry, entries},
     workspace::{
         Tracked, Workspace,
         checkout::recorded_entry,
@@ -60,30 +58,39 @@ impl Workspace<'_> {
 
     /// Checks many parts as [`Workspace::check_part`] does; each recorded folder is read once.
     pub fn check_parts(&self, parts: &[(&Pointer, &RepoPath)]) -> Result<()> {
-        let is_sibling = |a: &(&Pointer, &RepoPath), b: &(&Pointer, &RepoPath)| {
-            std::ptr::eq(a.0, b.0) && a.1.parent() == b.1.parent()
-        };
-        for siblings in parts.chunk_by(is_sibling) {
-            let (pointer, first) = siblings[0];
-            let folder =
-                first.parent().filter(|folder| siblings.len() > 1 && folder.is_within(&pointer.path));
-            let names = match folder.map(|folder| self.recorded_names(pointer, &folder)).transpose() {
-                Ok(names) => names.unwrap_or_default(),
-                // Reported by the step that needs it.
-                Err(_) => continue,
-            };
-            let unknown = siblings.iter().filter(|(_, part)| !names.contains(part.name()));
+        for siblings in parts.chunk_by(are_siblings) {
+            // A folder whose record cannot be read is reported by the step that needs it.
+            let Ok(rows) = self.recorded_siblings(siblings) else { continue };
+            let unknown = siblings.iter().filter(|(_, part)| find(&rows, part).is_none());
             unknown.copied().try_for_each(|(pointer, part)| self.check_part(pointer, part))?;
         }
         Ok(())
     }
 
-    /// Returns the recorded names in a folder of a tracked path.
-    fn recorded_names(&self, pointer: &Pointer, folder: &RepoPath) -> Result<HashSet<Vec<u8>>> {
+    /// Returns the recorded contents of many parts, without those that are not recorded; each recorded folder
+    /// is read once.
+    pub fn part_contents(&self, parts: &[(&Pointer, &RepoPath)]) -> Result<Vec<(RepoPath, Content)>> {
+        let mut contents = Vec::new();
+        for siblings in parts.chunk_by(are_siblings) {
+            let rows = self.recorded_siblings(siblings)?;
+            for (pointer, part) in siblings {
+                let content = match (siblings.len(), find(&rows, part)) {
+                    (1, _) => self.part_content(pointer, part)?,
+                    (_, row) => row.map(TreeEntry::content),
+                };
+                contents.extend(content.map(|content| ((*part).clone(), content)));
+            }
+        }
+        Ok(contents)
+    }
+
+    /// Returns the recorded entries of the folder that several parts are in; none for a single part.
+    fn recorded_siblings(&self, siblings: &[(&Pointer, &RepoPath)]) -> Result<Vec<TreeEntry>> {
+        let [(pointer, first), _, ..] = siblings else { return Ok(Vec::new()) };
         let store = &self.repo.store;
-        let tree = recorded_entry(store, pointer, folder)?.filter(|entry| entry.kind == EntryKind::Folder);
-        let rows = tree.map_or_else(|| Ok(Vec::new()), |tree| entries(store, &tree.digest))?;
-        Ok(rows.into_iter().map(|row| row.name.into_vec()).collect())
+        let folder = recorded_entry(store, pointer, &first.parent().unwrap_or_default())?;
+        let tree = folder.filter(|entry| entry.kind == EntryKind::Folder);
+        tree.map_or_else(|| Ok(Vec::new()), |tree| entries(store, &tree.digest))
     }
 
     /// Refuses a part of a tracked path that is neither recorded nor in the workspace: it was misspelled, and
@@ -99,6 +106,17 @@ impl Workspace<'_> {
             _ => Ok(()),
         }
     }
+}
+
+/// Returns true for parts of one pointer in one folder. The path of a pointer has no sibling.
+fn are_siblings(a: &(&Pointer, &RepoPath), b: &(&Pointer, &RepoPath)) -> bool {
+    let is_inside = |(pointer, part): &(&Pointer, &RepoPath)| *part != &pointer.path;
+    std::ptr::eq(a.0, b.0) && is_inside(a) && is_inside(b) && a.1.parent() == b.1.parent()
+}
+
+/// Finds the entry of a part among those of its folder.
+fn find<'r>(rows: &'r [TreeEntry], part: &RepoPath) -> Option<&'r TreeEntry> {
+    rows.binary_search_by(|row| row.name[..].cmp(part.name())).ok().map(|at| &rows[at])
 }
 
 /// Returns the error for a file that a sparse checkout leaves out.

@@ -184,10 +184,10 @@ fn select_parts(
             parts.push((pointer.path.clone(), pointer.content));
             continue;
         }
-        for path in paths.iter().filter(|path| path.is_within(&pointer.path)) {
-            workspace.check_part(pointer, path)?;
-            parts.extend(workspace.part_content(pointer, path)?.map(|content| (path.clone(), content)));
-        }
+        let inside = paths.iter().filter(|path| path.is_within(&pointer.path)).map(|path| (pointer, path));
+        let inside: Vec<_> = inside.collect();
+        workspace.check_parts(&inside)?;
+        parts.extend(workspace.part_contents(&inside)?);
     }
     for (text, path, glob) in patterns {
         let wanted = |file: &RepoPath| glob.matches(file) || file == path;
