@@ -57,9 +57,10 @@ impl Random {
             self.state = *Digest::of(&self.state).bytes();
             self.used = 0;
         }
-        let bytes = self.state[self.used..self.used + 4].try_into().expect("four bytes");
+        let (state, at) = (&self.state, self.used);
+        let drawn = u32::from_le_bytes([state[at], state[at + 1], state[at + 2], state[at + 3]]);
         self.used += 4;
-        low + (high - low) * ((u32::from_le_bytes(bytes) >> 8) as f32 / (1 << 24) as f32)
+        low + (high - low) * ((drawn >> 8) as f32 / (1 << 24) as f32)
     }
 
     /// Returns true with this probability.

@@ -4,6 +4,8 @@
 //! biases). Sums run in a fixed order and transcendental functions come from `libm`, so a head is the same to
 //! the last bit on every machine and with any number of threads.
 
+use std::sync::{Mutex, PoisonError};
+
 use argmin::{
     core::{CostFunction, Executor, Gradient, State as _},
     solver::{linesearch::MoreThuenteLineSearch, quasinewton::LBFGS},
@@ -18,6 +20,8 @@ const CHUNK: usize = 128;
 /// History size of L-BFGS.
 const MEMORY: usize = 10;
 const MAX_ITERATIONS: u64 = 1000;
+/// Most scaled features that a fit keeps (64 MiB); those of further rows are computed each time.
+const MOST_KEPT: usize = 8 << 20;
 /// Gradient norm at which the fit ends.
 const GRADIENT_TOLERANCE: f64 = 1e-6;
 
@@ -95,6 +99,10 @@ struct Problem<'p> {
     mean: &'p [f64],
     scale: &'p [f64],
     strength: f64,
+    /// Scaled features of the first rows.
+    kept: Vec<f64>,
+    /// Point that was evaluated last, with its cost and gradient: the solver asks for one after the other.
+    last: Mutex<(Vec<f64>, f64, Vec<f64>)>,
 }
 
 /// Turns scores into probabilities, in place. Returns the log-sum-exp of the scores.
@@ -109,67 +117,129 @@ fn softmax(scores: &mut [f64]) -> f64 {
     largest + libm::log(sum)
 }
 
+// The loops of training count with `while`: in a debug build, iterators over numbers are functions of the
+// dependencies, which are not optimized there, and take twenty times as long.
+
+/// Returns the sum of `weights[i] · row[i]`.
 fn dot(weights: &[f64], row: &[f64]) -> f64 {
+    let row = &row[..weights.len()];
     // Four sums in a fixed order: vectorizable, and deterministic.
     let mut sums = [0.0; 4];
-    let (weights, rest_weights) = weights.as_chunks::<4>();
-    let (row, rest_row) = row.as_chunks::<4>();
-    for (a, b) in weights.iter().zip(row) {
-        (0..4).for_each(|lane| sums[lane] += a[lane] * b[lane]);
+    let mut at = 0;
+    while at + 4 <= weights.len() {
+        sums[0] += weights[at] * row[at];
+        sums[1] += weights[at + 1] * row[at + 1];
+        sums[2] += weights[at + 2] * row[at + 2];
+        sums[3] += weights[at + 3] * row[at + 3];
+        at += 4;
     }
-    let rest: f64 = rest_weights.iter().zip(rest_row).map(|(a, b)| a * b).sum();
+    let mut rest = 0.0;
+    while at < weights.len() {
+        rest += weights[at] * row[at];
+        at += 1;
+    }
     (sums[0] + sums[1]) + (sums[2] + sums[3]) + rest
 }
 
-impl Problem<'_> {
-    /// Writes the scaled features of a sample to `row`.
-    fn scale_row(&self, index: usize, row: &mut [f64]) {
-        let values = self.samples.row(index).iter().zip(self.mean).zip(self.scale);
-        row.iter_mut()
-            .zip(values)
-            .for_each(|(out, ((value, mean), scale))| *out = (f64::from(*value) - mean) / scale);
+/// Adds `factor · row[i]` to each `sums[i]`.
+fn add_scaled(sums: &mut [f64], factor: f64, row: &[f64]) {
+    let row = &row[..sums.len()];
+    let mut at = 0;
+    while at < sums.len() {
+        sums[at] += factor * row[at];
+        at += 1;
+    }
+}
+
+impl<'p> Problem<'p> {
+    fn new(samples: &'p Samples, mean: &'p [f64], scale: &'p [f64], strength: f64) -> Self {
+        Self::with_kept(samples, mean, scale, strength, MOST_KEPT)
     }
 
-    /// Returns cost and gradient. Chunks are computed in parallel and summed in order.
-    fn evaluate(&self, parameters: &[f64], with_gradient: bool) -> (f64, Vec<f64>) {
+    /// Makes a problem that keeps at most this many scaled features.
+    fn with_kept(
+        samples: &'p Samples,
+        mean: &'p [f64],
+        scale: &'p [f64],
+        strength: f64,
+        most: usize,
+    ) -> Self {
+        let mut problem = Self { samples, mean, scale, strength, kept: Vec::new(), last: Mutex::default() };
+        let rows = samples.len().min(most / samples.width.max(1));
+        let mut kept = vec![0.0; rows * samples.width];
+        for (index, row) in kept.chunks_exact_mut(samples.width.max(1)).enumerate() {
+            problem.scale_row(index, row);
+        }
+        problem.kept = kept;
+        problem
+    }
+
+    /// Returns the scaled features of a sample; `buffer` holds those that are not kept.
+    fn scaled<'r>(&'r self, index: usize, buffer: &'r mut [f64]) -> &'r [f64] {
+        let width = self.samples.width;
+        if let Some(row) = self.kept.get(index * width..(index + 1) * width) {
+            return row;
+        }
+        self.scale_row(index, buffer);
+        buffer
+    }
+
+    /// Writes the scaled features of a sample to `row`.
+    fn scale_row(&self, index: usize, row: &mut [f64]) {
+        let values = &self.samples.row(index)[..row.len()];
+        let (mean, scale) = (&self.mean[..row.len()], &self.scale[..row.len()]);
+        let mut at = 0;
+        while at < row.len() {
+            row[at] = (f64::from(values[at]) - mean[at]) / scale[at];
+            at += 1;
+        }
+    }
+
+    /// Calls `read` with the cost and the gradient at a point.
+    fn at<T>(&self, parameters: &[f64], read: impl Fn(f64, &[f64]) -> T) -> T {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.0 != parameters {
+            let (cost, gradient) = self.evaluate(parameters);
+            *last = (parameters.to_vec(), cost, gradient);
+        }
+        read(last.1, &last.2)
+    }
+
+    /// Computes cost and gradient. Chunks are computed in parallel and summed in order.
+    fn evaluate(&self, parameters: &[f64]) -> (f64, Vec<f64>) {
         let (width, classes, count) = (self.samples.width, self.samples.classes, self.samples.len());
         let starts: Vec<usize> = (0..count).step_by(CHUNK).collect();
         let evaluate_chunk = |start: &usize| {
-            let mut gradient = vec![0.0; if with_gradient { parameters.len() } else { 0 }];
-            let (mut cost, mut row, mut scores) = (0.0, vec![0.0; width], vec![0.0; classes]);
+            let mut gradient = vec![0.0; parameters.len()];
+            let (mut cost, mut buffer, mut scores) = (0.0, vec![0.0; width], vec![0.0; classes]);
             for index in *start..(*start + CHUNK).min(count) {
-                self.scale_row(index, &mut row);
+                let row = self.scaled(index, &mut buffer);
                 for class in 0..classes {
-                    scores[class] = parameters[classes * width + class]
-                        + dot(&parameters[class * width..][..width], &row);
+                    scores[class] =
+                        parameters[classes * width + class] + dot(&parameters[class * width..][..width], row);
                 }
                 let label_score = scores[self.samples.labels[index]];
                 cost += softmax(&mut scores) - label_score;
-                if with_gradient {
-                    scores[self.samples.labels[index]] -= 1.0;
-                    for class in 0..classes {
-                        let slope = scores[class];
-                        gradient[class * width..][..width]
-                            .iter_mut()
-                            .zip(&row)
-                            .for_each(|(sum, value)| *sum += slope * value);
-                        gradient[classes * width + class] += slope;
-                    }
+                scores[self.samples.labels[index]] -= 1.0;
+                for class in 0..classes {
+                    let slope = scores[class];
+                    add_scaled(&mut gradient[class * width..][..width], slope, row);
+                    gradient[classes * width + class] += slope;
                 }
             }
             (cost, gradient)
         };
         let parts: Vec<_> = starts.par_iter().map(evaluate_chunk).collect();
-        let mut total = vec![0.0; if with_gradient { parameters.len() } else { 0 }];
+        let mut total = vec![0.0; parameters.len()];
         let mut cost = 0.0;
         for (chunk_cost, gradient) in parts {
             cost += chunk_cost;
-            total.iter_mut().zip(gradient).for_each(|(sum, slope)| *sum += slope);
+            add_scaled(&mut total, 1.0, &gradient);
         }
         let weights = &parameters[..classes * width];
         cost = cost / count as f64 + self.strength / 2.0 * dot(weights, weights);
         total.iter_mut().for_each(|it| *it /= count as f64);
-        total.iter_mut().zip(weights).for_each(|(sum, weight)| *sum += self.strength * weight);
+        add_scaled(&mut total[..weights.len()], self.strength, weights);
         (cost, total)
     }
 }
@@ -179,7 +249,7 @@ impl CostFunction for &Problem<'_> {
     type Output = f64;
 
     fn cost(&self, parameters: &Vec<f64>) -> Result<f64, argmin::core::Error> {
-        Ok(self.evaluate(parameters, false).0)
+        Ok(self.at(parameters, |cost, _| cost))
     }
 }
 
@@ -188,7 +258,7 @@ impl Gradient for &Problem<'_> {
     type Gradient = Vec<f64>;
 
     fn gradient(&self, parameters: &Vec<f64>) -> Result<Vec<f64>, argmin::core::Error> {
-        Ok(self.evaluate(parameters, true).1)
+        Ok(self.at(parameters, |_, gradient| gradient.to_vec()))
     }
 }
 
@@ -196,7 +266,7 @@ impl Gradient for &Problem<'_> {
 pub fn fit(samples: &Samples, classes: &[String], strength: f64) -> Result<Head> {
     let (mean, scale) = scaling(samples);
     let size = samples.classes * (samples.width + 1);
-    let problem = Problem { samples, mean: &mean, scale: &scale, strength };
+    let problem = Problem::new(samples, &mean, &scale, strength);
     let failed = |reason: &dyn std::fmt::Display| {
         Error::new(Kind::Internal, format!("the head cannot be fitted: {reason}"))
     };
@@ -264,14 +334,14 @@ mod tests {
     fn the_gradient_is_the_slope_of_the_cost() {
         let samples = samples();
         let (mean, scale) = scaling(&samples);
-        let problem = Problem { samples: &samples, mean: &mean, scale: &scale, strength: 0.1 };
+        let problem = Problem::new(&samples, &mean, &scale, 0.1);
         let point: Vec<f64> = (0..15).map(|index| f64::from(index) / 10.0 - 0.7).collect();
-        let gradient = problem.evaluate(&point, true).1;
+        let gradient = problem.evaluate(&point).1;
         for index in 0..15 {
             let cost = |by: f64| {
                 let mut moved = point.clone();
                 moved[index] += by;
-                problem.evaluate(&moved, false).0
+                problem.evaluate(&moved).0
             };
             let slope = (cost(1e-6) - cost(-1e-6)) / 2e-6;
             assert!((slope - gradient[index]).abs() < 1e-6, "{index}: {slope} {}", gradient[index]);
@@ -279,12 +349,26 @@ mod tests {
     }
 
     #[test]
+    fn rows_that_are_not_kept_count_alike() {
+        let samples = samples();
+        let (mean, scale) = scaling(&samples);
+        let point: Vec<f64> = (0..15).map(|index| f64::from(index) / 10.0 - 0.7).collect();
+        let all = Problem::new(&samples, &mean, &scale, 0.1);
+        assert_eq!(all.kept.len(), samples.values.len());
+        let some = Problem::with_kept(&samples, &mean, &scale, 0.1, 402);
+        assert_eq!(some.kept.len(), 400);
+        assert_eq!(some.evaluate(&point), all.evaluate(&point));
+        assert_eq!(some.at(&point, |cost, _| cost), all.evaluate(&point).0);
+        assert_ne!(some.at(&vec![0.0; 15], |cost, _| cost), all.evaluate(&point).0);
+    }
+
+    #[test]
     fn the_fit_converges_to_the_minimum() {
         let samples = samples();
         let head = fit(&samples, &classes(), 0.01).unwrap();
-        let problem = Problem { samples: &samples, mean: &head.mean, scale: &head.scale, strength: 0.01 };
+        let problem = Problem::new(&samples, &head.mean, &head.scale, 0.01);
         let point = [head.weights.clone(), head.bias.clone()].concat();
-        let gradient = problem.evaluate(&point, true).1;
+        let gradient = problem.evaluate(&point).1;
         let steepest = gradient.iter().fold(0.0_f64, |most, slope| most.max(slope.abs()));
         assert!(steepest < 1e-5, "{steepest}");
         let is_correct = |row: &usize| argmax(&head.predict(samples.row(*row))) == samples.labels[*row];
