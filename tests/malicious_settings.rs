@@ -63,10 +63,16 @@ fn paths_in_lockfiles_cannot_leave_the_workspace() {
         );
         sandbox.write("mlx.toml", "[stage.a]\ncmd = 'x'\nouts = ['x']\n");
         sandbox.write("mlx.lock", lock);
-        let before = snapshot(&sandbox.root());
+        // What is sound is checked out all the same, so that mlx notes the remote's indexes.
+        let files = || {
+            let mut files = snapshot(&sandbox.root());
+            files.retain(|path, _| !path.starts_with(b"repo/.git/mlx/"));
+            files
+        };
+        let before = files();
         assert_ne!(sandbox.mlx("checkout").code, 0, "{path}");
         assert_ne!(sandbox.mlx("pull").code, 0, "{path}");
-        assert_eq!(snapshot(&sandbox.root()), before, "{path}");
+        assert_eq!(files(), before, "{path}");
     }
 }
 

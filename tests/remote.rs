@@ -267,6 +267,12 @@ fn push_of_all_commits_sends_the_rest_beside_unreadable_ones() {
     ] {
         assert!(named.contains(&text), "{text}: {named}");
     }
+    // The parents of the oldest commits of a shallow clone are not missing.
+    let shallow = sandbox.root().join("shallow");
+    sandbox.git(&format!("clone -q --depth 1 file://{} {}", sandbox.repo.display(), shallow.display()));
+    fs::write(shallow.join(".git/refs/heads/lost"), format!("{}\n", "ab".repeat(20))).unwrap();
+    let named = sandbox.at(&shallow).fails("push --all-commits", 5);
+    assert_eq!(named.matches("cannot read the commit").count(), 1, "{named}");
     // Missing objects: a pointer of one commit, and another commit.
     fs::remove_dir_all(&remote).unwrap();
     fs::create_dir(&remote).unwrap();

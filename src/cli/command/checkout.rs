@@ -125,11 +125,12 @@ pub fn checkout_tracked(
     let done = checkout_pointers(ctx, workspace, &pointers, paths, |parts| {
         checkout_parts(workspace, parts, &retired, force, ctx.progress)
     });
-    match done {
-        Ok(report) => Ok(CheckoutReport { failure, ..report }),
-        Err(error) => {
-            failure.iter().for_each(|other| ctx.warn_once(other));
-            Err(error)
+    match (done, failure) {
+        (Ok(report), failure) => Ok(CheckoutReport { failure, ..report }),
+        (Err(error), None) => Err(error),
+        (Err(error), Some(failure)) => {
+            ctx.warn_once(&error);
+            Err(failure)
         }
     }
 }
