@@ -39,6 +39,8 @@ fn all_files(sandbox: &Sandbox) -> Vec<String> {
     let changing = ["lock", "gate", "gc.lock", "index"];
     let is_changing = |name: &str| changing.contains(&name) || name.ends_with(".turn");
     let files = files.filter(|file| !is_changing(file.file_name().to_str().unwrap_or_default()));
+    // What a remote has is noted by commands that go on with the rest.
+    let files = files.filter(|file| !file.path().starts_with(sandbox.repo.join(".git/mlx/remotes")));
     files
         .map(|file| format!("{} {}", file.path().display(), blake3::hash(&fs::read(file.path()).unwrap())))
         .collect()
