@@ -37,7 +37,7 @@ fn all_files(sandbox: &Sandbox) -> Vec<String> {
     let files = files.filter(|file| file.file_type().is_file());
     // Lock holders write their name into lock files, and any command may update the index.
     let changing = ["lock", "gate", "gc.lock", "index"];
-    let is_changing = |name: &str| changing.contains(&name) || name.ends_with(".turn");
+    let is_changing = |name: &str| changing.contains(&name) || name.rsplit('.').next() == Some("turn");
     let files = files.filter(|file| !is_changing(file.file_name().to_str().unwrap_or_default()));
     // What a remote has is noted by commands that go on with the rest.
     let files = files.filter(|file| !file.path().starts_with(sandbox.repo.join(".git/mlx/remotes")));

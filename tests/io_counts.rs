@@ -16,7 +16,7 @@ use mlx::{
     progress::{Event, Progress, Silent},
     repo::Repo,
     store::diff,
-    workspace::{CheckoutStats, Workspace, checkout, checkout_parts},
+    workspace::{Workspace, checkout},
 };
 
 /// Size of each file, in bytes.
@@ -170,6 +170,7 @@ fn reads_and_writes_depend_on_the_changes_not_on_the_folder_size() {
 
 #[test]
 fn all_files_as_parts_cost_as_much_as_their_folder() {
+    use mlx::workspace::{CheckoutStats, checkout_parts};
     for flat in [false, true] {
         let (files, temp) = (2_000, create_repo(2_000, flat));
         let root = temp.path();

@@ -27,7 +27,7 @@ pub use self::{
     entry::{CLOCK_TICK, Entry, FileKind, FileStat, Listing},
     link::{LinkKind, Mode, link_into},
     lock::{Lock, create_locked, is_locked, lock, lock_patiently, lock_shared, lock_with_progress, try_lock},
-    rename::Exchange,
+    rename::{Exchange, TempName},
     root::{MAX_DOCUMENT_SIZE, Root},
     shared_blocks::shares_blocks,
     sparse::SparseReader,

@@ -4,7 +4,7 @@
 use std::io;
 
 use rustix::{
-    fs::{self, RenameFlags},
+    fs::{self, AtFlags, RenameFlags},
     io::{Errno, retry_on_intr},
 };
 
@@ -21,6 +21,37 @@ pub enum Exchange {
     Missing,
     /// The file system cannot do it.
     Unsupported,
+}
+
+/// Temporary name in a folder. What has the name is removed with the value while it is `ours`.
+pub struct TempName<'d> {
+    dir: &'d Dir,
+    name: Vec<u8>,
+    /// False while a file of the user may have the name, or nothing.
+    pub ours: bool,
+}
+
+impl<'d> TempName<'d> {
+    pub fn new(dir: &'d Dir, name: Vec<u8>) -> Self {
+        Self { dir, name, ours: true }
+    }
+
+    pub fn name(&self) -> &[u8] {
+        &self.name
+    }
+
+    pub fn dir(&self) -> &'d Dir {
+        self.dir
+    }
+}
+
+impl Drop for TempName<'_> {
+    fn drop(&mut self) {
+        if self.ours {
+            // An error that led here says more than one of the removal.
+            let _removed = fs::unlinkat(self.dir.fd(), &self.name[..], AtFlags::empty());
+        }
+    }
 }
 
 impl Dir {
@@ -61,8 +92,8 @@ impl Dir {
     }
 
     /// Returns a name for a temporary file of this process.
-    pub fn temp_name() -> Vec<u8> {
-        new_temp_name()
+    pub fn temp_name(&self) -> TempName<'_> {
+        TempName::new(self, new_temp_name())
     }
 
     /// Returns true if files in this folder can change places in one step, by trying it.

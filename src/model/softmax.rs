@@ -358,8 +358,9 @@ mod tests {
         let some = Problem::with_kept(&samples, &mean, &scale, 0.1, 402);
         assert_eq!(some.kept.len(), 400);
         assert_eq!(some.evaluate(&point), all.evaluate(&point));
-        assert_eq!(some.at(&point, |cost, _| cost), all.evaluate(&point).0);
-        assert_ne!(some.at(&vec![0.0; 15], |cost, _| cost), all.evaluate(&point).0);
+        for point in [point.clone(), vec![0.0; 15], point] {
+            assert_eq!(some.at(&point, |cost, slopes| (cost, slopes.to_vec())), all.evaluate(&point));
+        }
     }
 
     #[test]

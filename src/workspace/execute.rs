@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use crate::{
     digest::Digest,
     error::{Error, Kind, Result, WithContext},
-    fs::{self, Dir, FileKind, FileStat, LinkKind, Mode, Root},
+    fs::{self, Dir, FileKind, FileStat, LinkKind, Mode, Root, TempName},
     path::RepoPath,
     pointer::Pointer,
     progress::{Event, Progress},
@@ -314,7 +314,7 @@ impl WriteContext<'_> {
             return Err(error.hint("it contains ignored or newly created files: move them elsewhere"));
         }
         let (temp, link, before) = self.prepare(dir, write.side)?;
-        if self.guard.put(dir, &temp, &write.path, write.scanned)? == Guarded::Kept {
+        if self.guard.put(temp, &write.path, write.scanned)? == Guarded::Kept {
             self.kept.lock().unwrap_or_else(PoisonError::into_inner).push(write.path.clone());
             self.skip(&write.path);
             return Ok(None);
@@ -332,29 +332,34 @@ impl WriteContext<'_> {
 
     /// Makes the file under a temporary name. Returns it with its metadata, and how it is linked to the
     /// store.
-    fn prepare(&self, dir: &Dir, side: DiffSide) -> Result<(Vec<u8>, Option<LinkKind>, FileStat)> {
+    fn prepare<'d>(
+        &self,
+        dir: &'d Dir,
+        side: DiffSide,
+    ) -> Result<(TempName<'d>, Option<LinkKind>, FileStat)> {
         let mode = if side.kind == EntryKind::Executable { Mode::Executable } else { Mode::Plain };
         let link = match self.store.large(&side.digest).filter(|_| side.kind.is_regular()) {
             Some(large) => {
-                let temp = Dir::temp_name();
-                let link = large.link_or_copy(dir, &temp, mode, self.links)?;
+                let temp = dir.temp_name();
+                let link = large.link_or_copy(dir, temp.name(), mode, self.links)?;
                 Some((temp, Some(link)))
             }
             None if side.kind == EntryKind::Link => {
-                let temp = Dir::temp_name();
-                dir.symlink(&self.store.read(&side.digest)?, &temp)?;
+                let temp = dir.temp_name();
+                dir.symlink(&self.store.read(&side.digest)?, temp.name())?;
                 Some((temp, None))
             }
             None => None,
         };
         if let Some((temp, link)) = link {
-            let stat = dir.stat(&temp)?.ok_or_else(|| Error::not_found("a temporary file vanished"))?;
+            let stat = dir.stat(temp.name())?;
+            let stat = stat.ok_or_else(|| Error::not_found("a temporary file vanished"))?;
             return Ok((temp, link, stat));
         }
         let bytes = self.store.read(&side.digest)?;
         let mut temp = dir.create(mode.bits())?;
         temp.write_all(&bytes).context(|| "cannot write".into())?;
         let (name, stat) = temp.leave()?;
-        Ok((name, None, stat))
+        Ok((TempName::new(dir, name), None, stat))
     }
 }

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use crate::{
     digest::Digest,
     error::Result,
-    fs::{Dir, Exchange, FileKind, FileStat},
+    fs::{Dir, Exchange, FileKind, FileStat, TempName},
     path::RepoPath,
     store::{DiffSide, Store, digest_file},
     workspace::index::{FolderStats, Index},
@@ -45,43 +45,39 @@ impl<'g> Guard<'g> {
     }
 
     /// Gives the temporary file `temp` the name of `path`, where the scan saw `scanned`, or nothing. If that
-    /// has changed, the temporary file is removed.
-    pub fn put(&self, dir: &Dir, temp: &[u8], path: &RepoPath, scanned: Option<DiffSide>) -> Result<Guarded> {
+    /// has changed, or on an error, the temporary file is removed.
+    pub fn put(&self, mut temp: TempName<'_>, path: &RepoPath, scanned: Option<DiffSide>) -> Result<Guarded> {
         let placed = match scanned {
-            Some(scanned) => self.replace(dir, temp, path, scanned),
-            None => dir.rename_new(temp, path.name()),
+            Some(scanned) => self.replace(&mut temp, path, scanned)?,
+            None => rename_new(&mut temp, path)?,
         };
-        if let Ok(true) = placed {
-            return Ok(Guarded::Done);
-        }
-        // The first error says more than one of the removal.
-        let removed = dir.remove(temp);
-        placed?;
-        removed.map(|()| Guarded::Kept)
+        Ok(if placed { Guarded::Done } else { Guarded::Kept })
     }
 
     /// Returns false, with the new file still at `temp`, if another file than the scanned one is there.
-    fn replace(&self, dir: &Dir, temp: &[u8], path: &RepoPath, scanned: DiffSide) -> Result<bool> {
-        let (name, new) = (path.name(), dir.stat(temp)?);
+    fn replace(&self, temp: &mut TempName<'_>, path: &RepoPath, scanned: DiffSide) -> Result<bool> {
+        let (dir, name, new) = (temp.dir(), path.name(), temp.dir().stat(temp.name())?);
         let known = self.known_stat(dir, path, scanned)?;
-        match dir.exchange(temp, name)? {
-            Exchange::Done => {}
-            Exchange::Missing => return dir.rename_new(temp, name),
-            Exchange::Unsupported if dir.stat(name)?.is_none() => return dir.rename_new(temp, name),
+        match dir.exchange(temp.name(), name)? {
+            Exchange::Done => temp.ours = false,
+            Exchange::Missing => return rename_new(temp, path),
+            Exchange::Unsupported if dir.stat(name)?.is_none() => return rename_new(temp, path),
             Exchange::Unsupported => {
                 let same = self.is_scanned(dir, name, scanned, known)?;
-                return if same { dir.rename(temp, dir, name).map(|()| true) } else { Ok(false) };
+                return if same { dir.rename(temp.name(), dir, name).map(|()| true) } else { Ok(false) };
             }
         }
-        let same = self.is_scanned(dir, temp, scanned, known);
+        let same = self.is_scanned(dir, temp.name(), scanned, known);
         if let Ok(true) = same {
-            return dir.remove(temp).map(|()| true);
+            temp.ours = true;
+            return dir.remove(temp.name()).map(|()| true);
         }
-        dir.exchange(temp, name)?;
+        dir.exchange(temp.name(), name)?;
         // A file that was saved between the two exchanges came out, and the earlier one is outdated.
-        if dir.stat(temp)?.map(|stat| stat.inode) != new.map(|stat| stat.inode) {
-            dir.exchange(temp, name)?;
+        if dir.stat(temp.name())?.map(|stat| stat.inode) != new.map(|stat| stat.inode) {
+            dir.exchange(temp.name(), name)?;
         }
+        temp.ours = true;
         same
     }
 
@@ -129,6 +125,12 @@ impl<'g> Guard<'g> {
     }
 }
 
+fn rename_new(temp: &mut TempName<'_>, path: &RepoPath) -> Result<bool> {
+    let placed = temp.dir().rename_new(temp.name(), path.name())?;
+    temp.ours = !placed;
+    Ok(placed)
+}
+
 #[cfg(test)]
 mod tests {
     use std::{io::Write as _, iter};
@@ -161,10 +163,10 @@ mod tests {
         DiffSide { kind: EntryKind::File, digest: Digest::of(b"old"), size: 3 }
     }
 
-    fn new_file(dir: &Dir) -> Vec<u8> {
+    fn new_file(dir: &Dir) -> TempName<'_> {
         let mut temp = dir.create(0o666).unwrap();
         temp.write_all(b"new").unwrap();
-        temp.leave().unwrap().0
+        TempName::new(dir, temp.leave().unwrap().0)
     }
 
     #[test]
@@ -177,14 +179,14 @@ mod tests {
             let guard = Guard::new(&index, &store, [path("d/a")].iter());
             let scanned = file(&root);
             let dir = root.dir(&path("d")).unwrap();
-            assert_eq!(guard.put(&dir, &new_file(&dir), &path("d/a"), Some(scanned)).unwrap(), Guarded::Done);
+            assert_eq!(guard.put(new_file(&dir), &path("d/a"), Some(scanned)).unwrap(), Guarded::Done);
             assert_eq!(root.read(&path("d/a")).unwrap(), b"new");
             let scanned = file(&root);
             edit(&root);
             let before = dir.stat(b"a").unwrap().unwrap();
             let kept = [
-                guard.put(&dir, &new_file(&dir), &path("d/a"), Some(scanned)).unwrap(),
-                guard.put(&dir, &new_file(&dir), &path("d/a"), None).unwrap(),
+                guard.put(new_file(&dir), &path("d/a"), Some(scanned)).unwrap(),
+                guard.put(new_file(&dir), &path("d/a"), None).unwrap(),
                 guard.remove(&dir, &path("d/a"), scanned).unwrap(),
             ];
             assert_eq!(kept, [Guarded::Kept; 3]);
@@ -206,7 +208,7 @@ mod tests {
         assert_eq!(guard.remove(&dir, &path("d/a"), scanned).unwrap(), Guarded::Done);
         assert_eq!(guard.remove(&dir, &path("d/a"), scanned).unwrap(), Guarded::Done);
         assert!(names(&temp.path().join("d")).is_empty());
-        assert_eq!(guard.put(&dir, &new_file(&dir), &path("d/a"), Some(scanned)).unwrap(), Guarded::Done);
+        assert_eq!(guard.put(new_file(&dir), &path("d/a"), Some(scanned)).unwrap(), Guarded::Done);
         assert_eq!(names(&temp.path().join("d")), ["a"]);
     }
 }

@@ -151,13 +151,13 @@ impl Placer<'_> {
             return Ok(None);
         };
         let name = path.name();
-        let temp = Dir::temp_name();
+        let temp = dir.temp_name();
         let present = present_kind(dir, name, &large)?;
-        let Some(kind) = make(&large, dir, &temp, side.kind, &choose(self.links, present))? else {
+        let Some(kind) = make(&large, dir, temp.name(), side.kind, &choose(self.links, present))? else {
             return Ok(None);
         };
-        let before = dir.stat(&temp)?;
-        if self.guard.put(dir, &temp, path, Some(side))? == Guarded::Kept {
+        let before = dir.stat(temp.name())?;
+        if self.guard.put(temp, path, Some(side))? == Guarded::Kept {
             done().edited.push(path.clone());
             return Ok(None);
         }
