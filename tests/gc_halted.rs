@@ -83,7 +83,7 @@ pub fn assert_gc_at_any_point_loses_nothing(
         check(&sandbox, &format!("{args} at {at}"));
         halts += 1;
     }
-    assert!(halts > 1, "{args} passes too few fault points");
+    assert!(halts > 0, "{args} passes too few fault points");
 }
 
 pub fn write_data(sandbox: &Sandbox) {
@@ -223,5 +223,5 @@ fn add_at_any_point_of_a_gc_loses_nothing() {
         assert_intact(&sandbox, &format!("gc at {at}"));
         halts += 1;
     }
-    assert!(halts > 1, "gc passes too few fault points");
+    assert!(halts > 0, "gc passes too few fault points");
 }
