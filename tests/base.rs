@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path};
 
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, outcomes};
 
 /// Creates a repository with a remote and the tracked folder `d` of five files, and returns the path of a
 /// clone without data.
@@ -194,7 +194,13 @@ fn unknown_pointer() -> String {
 
 #[test]
 fn what_others_changed_stays_a_conflict_whatever_this_worktree_had_before() {
-    let others: [(&str, fn(&Sandbox)); 7] = [
+    let others: [(&str, fn(&Sandbox)); 8] = [
+        ("a history that was rewritten", |sandbox| {
+            sandbox.git("checkout -q --orphan squashed");
+            sandbox.write("f.mlx", unknown_pointer());
+            sandbox.git("add f.mlx");
+            sandbox.git("commit -q -m squashed");
+        }),
         ("a revert that was pulled", |sandbox| {
             sandbox.git("merge -q other");
             let newest = sandbox.read("f.mlx");
@@ -355,6 +361,29 @@ fn a_stage_never_runs_on_a_part_of_its_input() {
     here.ok("repro");
     assert_eq!(fs::read_to_string(clone.join("o")).unwrap().trim(), "5");
     assert_eq!(recorded(&sandbox, &clone), ["1", "2", "3", "4", "5"]);
+}
+
+#[test]
+fn a_stage_never_runs_on_a_part_of_an_output() {
+    let (sandbox, clone) = shared_folder();
+    let first = "[stage.first]\ncmd = 'mkdir m; cp d/* m'\ndeps = ['d']\nouts = ['m']\n";
+    let count = "[stage.count]\ncmd = 'ls m | wc -l > o'\ndeps = ['m']\nouts = ['o']\n";
+    sandbox.write("mlx.toml", format!("{first}{count}"));
+    sandbox.ok("repro");
+    sandbox.commit("stages");
+    sandbox.ok("push");
+    let here = sandbox.at(&clone);
+    here.git("pull -q");
+    here.ok("pull m/1");
+    let plan = outcomes(&here.json("status"));
+    assert_eq!(plan, "first unchanged, count unchanged", "nothing changed, and what is not here counts");
+    fs::write(clone.join("mlx.toml"), format!("{first}{}", count.replace("ls m", "ls  m"))).unwrap();
+    let error = here.fails("repro", 3);
+    assert!(error.contains("`m` is not here as it is recorded") && error.contains("`mlx pull m`"), "{error}");
+    assert!(!clone.join("o").exists());
+    here.ok("pull m");
+    here.ok("repro");
+    assert_eq!(fs::read_to_string(clone.join("o")).unwrap().trim(), "5");
 }
 
 #[test]

@@ -39,6 +39,19 @@ fn a_stage_that_is_gone_is_named_and_removed() {
 }
 
 #[test]
+fn an_output_that_another_stage_reads_stays() {
+    let sandbox = gone();
+    let reader = "[stage.reader]\ncmd = 'cp left copy'\ndeps = ['left']\nouts = ['copy']\n";
+    sandbox.write("mlx.toml", format!("{KEEP}{reader}"));
+    let plan = sandbox.ok("repro --dry-run");
+    assert!(plan.contains("its output `left` would stay: another stage reads it"), "{plan}");
+    let ran = sandbox.mlx("repro");
+    assert!(ran.code == 0 && ran.err.contains("`left` stays"), "{}", ran.err);
+    assert!(sandbox.has("left") && sandbox.has("copy"));
+    assert_eq!(outcomes(&sandbox.json("repro --check --dry-run")), "keep unchanged, reader unchanged");
+}
+
+#[test]
 fn an_output_that_the_store_does_not_hold_stays_and_is_named() {
     let sandbox = gone();
     sandbox.write("left", "edited");

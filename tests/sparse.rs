@@ -162,6 +162,21 @@ fn a_lockfile_outside_the_checkout_is_read_and_its_records_are_kept() {
 }
 
 #[test]
+fn nothing_is_removed_beside_an_unreadable_lockfile_outside_the_checkout() {
+    let sandbox = two_pipelines();
+    sandbox.write("b/mlx.lock", "x [");
+    sandbox.git("commit -q -a -m broken");
+    let clone = sparse_clone(&sandbox, "clone", false, "a");
+    fs::write(clone.folder.join("a/new"), "[]").unwrap();
+    let toml = fs::read_to_string(clone.folder.join("mlx.toml")).unwrap();
+    fs::write(clone.folder.join("mlx.toml"), &toml[toml.find("[stage.e]").unwrap()..]).unwrap();
+    let ran = clone.mlx("repro --json");
+    assert!(!ran.out.contains("removed"), "{} {}", ran.out, ran.err);
+    let lock = fs::read_to_string(clone.folder.join("mlx.lock")).unwrap();
+    assert!(lock.contains("[stage.d]"), "{lock}");
+}
+
+#[test]
 fn ignore_rules_outside_the_checkout_apply() {
     let sandbox = two_pipelines();
     for sparse_index in [false, true] {

@@ -26,7 +26,12 @@ impl Git {
         let Some(now) = self.blob(&head, file)? else { return Ok(false) };
         let Some(start) = self.last_position(file, is_start)? else { return Ok(false) };
         for rev in self.rev_difference(&BTreeSet::from([start]), &BTreeSet::from([head]))?.added {
-            for rev in self.commit(&rev)?.parents.iter().chain([&rev]) {
+            let parents = self.commit(&rev)?.parents;
+            if parents.is_empty() {
+                // A rewritten history: nothing tells what it was made from.
+                return Ok(false);
+            }
+            for rev in parents.iter().chain([&rev]) {
                 if self.blob(rev, file)? != Some(now) {
                     return Ok(false);
                 }
@@ -62,13 +67,9 @@ impl Git {
         let Some(lines) = from_gix(log.all(), context)? else { return Ok(Vec::new()) };
         let mut found = Vec::new();
         for line in lines {
-            let id = from_gix(line, context)?.new_oid();
-            if self.repo.has_object(id) {
-                found.push(Rev(id));
-            }
+            found.push(Rev(from_gix(line, context)?.new_oid()));
         }
-        found.reverse();
-        found.truncate(MAX_POSITIONS);
-        Ok(found)
+        let newest = found.into_iter().rev().take(MAX_POSITIONS);
+        Ok(newest.filter(|rev| self.repo.has_object(rev.0)).collect())
     }
 }

@@ -43,6 +43,10 @@ pub fn plan(
         let mut reasons = vec![reason(pipelines, folder)?];
         for pointer in own_outputs(pipelines, &pipeline.manifest, record)? {
             let path = &pointer.path;
+            if pipelines.is_read(path) {
+                reasons.push(format!("its output `{path}` would stay: another stage reads it"));
+                continue;
+            }
             match pipelines.workspace.compare(&pointer, &Silent)?.state {
                 State::Absent => {}
                 State::Same if pipelines.workspace.repo.store.is_complete(&pointer.content) => {
@@ -59,9 +63,10 @@ pub fn plan(
 /// Removes the records of a pipeline whose stages are gone. The caller retires their outputs.
 pub fn remove(pipelines: &Pipelines<'_, '_>, folder: &RepoPath) -> Result<Vec<StageRun>> {
     let files = &pipelines.workspace.repo.files;
-    if !pipelines.unreadable_lockfiles()?.is_empty()
-        || gone_now(pipelines, folder)?.is_none_or(|(manifest, lock)| gone(&lock, &manifest).next().is_none())
-    {
+    let has_none = |(manifest, lock): (Manifest, Lockfile)| gone(&lock, &manifest).next().is_none();
+    // A lockfile that cannot be read is named elsewhere.
+    let found = gone_now(pipelines, folder).unwrap_or_default();
+    if found.is_none_or(has_none) || !pipelines.unreadable_lockfiles()?.is_empty() {
         return Ok(Vec::new());
     }
     let _lock = pipelines.workspace.repo.lock()?;

@@ -78,7 +78,10 @@ impl Pipelines<'_, '_> {
         }
         let Some(left) = self.undeclared_outputs()? else { return Ok(()) };
         for output in outputs.iter().filter(|output| !left.contains(output)) {
-            if self.workspace.pointer_of(&output.path)?.is_none() {
+            if self.is_read(&output.path) {
+                progress
+                    .note(&format!("`{}` stays, although no stage makes it: a stage reads it", output.path));
+            } else if self.workspace.pointer_of(&output.path)?.is_none() {
                 self.workspace.retire(output, progress)?;
             }
         }

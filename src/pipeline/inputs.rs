@@ -61,7 +61,7 @@ impl Pipeline<'_, '_> {
                     let targets: Vec<_> = targets.into_iter().filter(is_new).collect();
                     targets.iter().try_for_each(|target| check_target(name, stage, path, target))?;
                     pending.extend(targets);
-                    self.present_content(path, &node, &mut inputs.absent)?
+                    self.present_content(path, &node, records, &mut inputs.absent)?
                 }
                 None => {
                     inputs.absent.insert(path.clone());

@@ -156,6 +156,16 @@ impl<'w, 'r> Pipelines<'w, 'r> {
         Ok(Selection { stages, folders: Vec::new() })
     }
 
+    /// Returns true if a stage reads `path`, something in it, or a folder around it.
+    pub(super) fn is_read(&self, path: &RepoPath) -> bool {
+        let manifests = self.iter().map(|pipeline| &pipeline.manifest).chain(self.left_out.values());
+        let mut stages = manifests.flat_map(|manifest| manifest.stages.values());
+        stages.any(|stage| {
+            let params = stage.params.iter().map(|param| &param.0);
+            stage.dependencies.iter().chain(params).any(|read| read.overlaps(path))
+        })
+    }
+
     /// Returns the stage that `text` names; a missing one is an error.
     pub fn stage(&self, text: &str) -> Result<StageId> {
         if let Some(id) = self.find_stage(text)? {
@@ -238,6 +248,11 @@ impl<'w, 'r> Pipelines<'w, 'r> {
             match pipeline.read_lockfile() {
                 Ok(lock) => found.pointers.extend(pipeline.recorded_outputs(&lock)),
                 Err(error) => found.unreadable.push(pipeline.unreadable(error)?),
+            }
+        }
+        for folder in self.left_out.keys() {
+            if let Err(error) = read_lockfile(self.workspace.repo, folder) {
+                found.unreadable.push(unreadable(folder, Vec::new(), error)?);
             }
         }
         for (folder, lock) in self.broken_lockfiles() {

@@ -4,10 +4,10 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     fs::FileKind,
     path::RepoPath,
-    pipeline::{Pipeline, Stage},
+    pipeline::{Pipeline, Records, Stage},
     pointer::{Content, Pointer},
     progress::{Progress, Silent},
     workspace::{Node, Workspace},
@@ -38,8 +38,22 @@ impl Pipeline<'_, '_> {
         &self,
         path: &RepoPath,
         node: &Node,
+        records: &Records<'_>,
         absent: &mut BTreeSet<RepoPath>,
     ) -> Result<Content> {
+        // A lockfile that cannot be read stops its own stages, not this one.
+        if let Ok(Some((top, content))) = records.output(path) {
+            let output = Pointer { path: top, content };
+            match self.workspace.content_with_absent(&output, path, node) {
+                Ok(Some(whole)) => {
+                    absent.insert(path.clone());
+                    return Ok(whole);
+                }
+                // An output that was edited since: its stage makes it again, or the edit is an input.
+                Err(error) if error.kind() != Kind::Conflict => return Err(error),
+                _ => {}
+            }
+        }
         for pointer in pointers_at(self.workspace, path)? {
             if path.is_within(&pointer.path) {
                 if let Some(whole) = self.workspace.content_with_absent(&pointer, path, node)? {
