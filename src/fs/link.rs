@@ -57,15 +57,10 @@ impl FromStr for LinkKind {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        Ok(match text {
-            "reflink" => Self::Reflink,
-            "hardlink" => Self::Hardlink,
-            "symlink" => Self::Symlink,
-            "copy" => Self::Copy,
-            other => {
-                let error = Error::usage(format!("`{other}` is not a link type"));
-                return Err(error.hint("use reflink, hardlink, symlink or copy, separated by commas"));
-            }
+        let kinds = [Self::Reflink, Self::Hardlink, Self::Symlink, Self::Copy];
+        kinds.into_iter().find(|kind| kind.to_string() == text).ok_or_else(|| {
+            let error = Error::usage(format!("`{text}` is not a link type"));
+            error.hint("use reflink, hardlink, symlink or copy, separated by commas")
         })
     }
 }

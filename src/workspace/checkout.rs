@@ -418,11 +418,12 @@ fn apply_unless_lossy(
     if !plan.unsaved.is_empty() && !force {
         return Err(unsaved_error(&plan.unsaved));
     }
+    check_stored(&workspace.repo.store, plan)?;
     let executed = apply(workspace, pointer, plan, progress)?;
     if executed.kept.is_empty() { Ok(executed.stats) } else { Err(kept_error(&executed.kept)) }
 }
 
-/// Carries out a plan whose contents are all stored; otherwise changes nothing.
+/// Carries out a plan whose contents are all stored, as [`check_stored`] tells.
 fn apply(
     workspace: &Workspace<'_>,
     pointer: &Pointer,
@@ -432,9 +433,7 @@ fn apply(
     if plan.is_empty() {
         return Ok(Executed::default());
     }
-    let store = &workspace.repo.store;
-    check_stored(store, plan)?;
-    check_links(store, pointer, plan)?;
+    check_links(&workspace.repo.store, pointer, plan)?;
     // Fails early if the index cannot be written.
     drop(workspace.repo.try_lock()?);
     collision::warn(&workspace.repo.files, plan.write.iter().map(|it| &it.path), progress)?;
