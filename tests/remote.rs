@@ -255,10 +255,13 @@ fn push_of_all_commits_sends_the_rest_beside_unreadable_ones() {
     let id = |rev: &str| sandbox.git(&format!("rev-parse {rev}")).trim().to_owned();
     let object = |id: &str| sandbox.repo.join(format!(".git/objects/{}/{}", &id[..2], &id[2..]));
     fs::write(sandbox.repo.join(".git/refs/heads/lost"), format!("{}\n", "ab".repeat(20))).unwrap();
+    // A tag of a file has no commits.
+    sandbox.git("tag file HEAD:data.mlx");
     let pushed = sandbox.mlx("push --all-commits --json");
     let value: Value = serde_json::from_str(&pushed.out).unwrap();
     assert_eq!((pushed.code, &value["objects"], &value["error"]["kind"]), (5, &json!(5), &json!("corrupt")));
     let named = sandbox.fails("push --all-commits", 5);
+    assert_eq!(named.matches("cannot read the commit").count(), 1, "{named}");
     assert_eq!(named.matches("`mlx.lock` was written by a newer mlx").count(), 1, "{named}");
     for text in [
         "cannot read the commit abababab".to_owned(),
@@ -284,4 +287,29 @@ fn push_of_all_commits_sends_the_rest_beside_unreadable_ones() {
     let named = sandbox.fails("push --all-commits", 5);
     assert!(named.contains(&format!("`data.mlx` of the commit {}", &id("HEAD~3")[..10])), "{named}");
     assert!(named.contains("git fsck"), "{named}");
+}
+
+/// The tip of a branch, or what a tag names, was damaged by a power cut.
+#[test]
+fn push_of_all_commits_names_tips_that_are_damaged() {
+    for refs in ["branch side", "tag -a -m side side"] {
+        let sandbox = Sandbox::new();
+        sandbox
+            .ok(&format!("remote add origin file://{} --default", sandbox.root().join("remote").display()));
+        sandbox.write("data", "1");
+        sandbox.ok("add data");
+        sandbox.commit("one");
+        let id = sandbox.git("commit-tree -m side HEAD^{tree}").trim().to_owned();
+        sandbox.git(&format!("{refs} {id}"));
+        sandbox.ok("push --all-commits");
+        let object = sandbox.repo.join(format!(".git/objects/{}/{}", &id[..2], &id[2..]));
+        fs::remove_file(&object).unwrap();
+        for is_there in [false, true] {
+            if is_there {
+                fs::write(&object, "").unwrap();
+            }
+            let named = sandbox.fails("push --all-commits", 5);
+            assert!(named.contains("cannot read the commit"), "{refs}: {named}");
+        }
+    }
 }

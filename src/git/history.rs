@@ -190,7 +190,7 @@ impl Git {
         Ok(self.tips_and_missing()?.0)
     }
 
-    /// Lists the tips as [`Git::tips`] does, and those that do not exist.
+    /// Lists the tips as [`Git::tips`] does, and those that do not exist or cannot be read.
     fn tips_and_missing(&self) -> Result<(Vec<Rev>, Vec<Rev>)> {
         let context = || "cannot read Git's refs".into();
         let references = from_gix(self.repo.references(), context)?;
@@ -200,11 +200,27 @@ impl Git {
             let id = reference.try_id().map(gix::Id::detach);
             match reference.peel_to_commit() {
                 Ok(commit) => tips.push(Rev(commit.id)),
-                Err(_) => missing.extend(id.filter(|id| !self.repo.has_object(id)).map(Rev)),
+                Err(_) => missing.extend(id.and_then(|id| self.named_commit(id)).map(Rev)),
             }
         }
         tips.sort();
         tips.dedup();
         Ok((tips, missing))
+    }
+
+    /// Follows tags to what they name. Returns none if that is a file or a folder, and else the commit, or
+    /// the object that cannot be read.
+    fn named_commit(&self, mut id: gix::ObjectId) -> Option<gix::ObjectId> {
+        while let Ok(object) = self.repo.find_object(id) {
+            match object.kind {
+                gix::object::Kind::Blob | gix::object::Kind::Tree => return None,
+                gix::object::Kind::Commit => break,
+                gix::object::Kind::Tag => match object.into_tag().target_id() {
+                    Ok(target) => id = target.detach(),
+                    Err(_) => break,
+                },
+            }
+        }
+        Some(id)
     }
 }
