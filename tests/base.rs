@@ -174,6 +174,24 @@ fn an_edit_after_git_alone_went_back_is_an_edit_of_the_older_version() {
 }
 
 #[test]
+fn files_of_an_older_version_are_added_one_after_the_other() {
+    let sandbox = back_on_main();
+    // Others changed a file of the folder that is not added here.
+    let worktree = sandbox.root().join("worktree");
+    sandbox.git(&format!("worktree add -q -b theirs {}", worktree.display()));
+    fs::create_dir(worktree.join("d")).unwrap();
+    fs::write(worktree.join("d/theirs"), "theirs").unwrap();
+    sandbox.at(&worktree).ok("add d/theirs");
+    sandbox.at(&worktree).git("commit -qam theirs");
+    sandbox.git("merge -q theirs");
+    for path in ["d/a", "d/b"] {
+        sandbox.write(path, "3");
+        sandbox.ok(&format!("add {path}"));
+    }
+    assert!(!sandbox.ok("status").contains("conflict"));
+}
+
+#[test]
 fn a_folder_takes_nothing_from_another_branch_unnoticed() {
     let sandbox = back_on_main();
     for path in ["d/branch", "d/a", "d/gone"] {

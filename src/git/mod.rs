@@ -23,6 +23,7 @@ pub use self::{
     history::{BlobId, Commit, FolderCache},
     ignore::{IgnoredFile, Target as IgnoreTarget, ignore_line},
     index::OwnFile,
+    lines::HeadLines,
     refs::{GitRef, RefTarget, Target, TreeId, TreeScan, Worktree},
     sign::{Key, Signer},
     tags::Tag,

@@ -23,8 +23,9 @@ use crate::{
     digest::Digest,
     error::{Kind, Result},
     fs::{Lock, Sync},
+    git::{BlobId, HeadLines},
     path::RepoPath,
-    pointer::{Content, ContentKind, Pointer},
+    pointer::{Content, ContentKind, Pointer, SUFFIX},
     progress::Progress,
     repo::Repo,
     store::{EntryKind, Store, TreeEntry, Writer, update_folder},
@@ -33,7 +34,7 @@ use crate::{
         Node, Workspace,
         checkout::recorded_entry,
         compare::as_entry,
-        merge::{Base, Merge, Mine, merge},
+        merge::{Base, Merge, Mine, is_same, merge},
     },
 };
 
@@ -208,7 +209,7 @@ impl Workspace<'_> {
         };
         match merge(&base) {
             Err(error) if error.kind() == Kind::NotFound => merge(&Base::unknown()),
-            done => Ok(self.resolve(pointer, done?, &below, &base, mine, theirs.as_ref())),
+            done => Ok(self.resolve(pointer, &below, done?, &base, mine, theirs.as_ref())),
         }
     }
 
@@ -217,41 +218,48 @@ impl Workspace<'_> {
     fn resolve(
         &self,
         pointer: &Pointer,
-        done: Merge,
         below: &RepoPath,
+        done: Merge,
         base: &Base,
         mine: &Mine<'_>,
         theirs: Option<&TreeEntry>,
     ) -> Merge {
-        match mine.entry() {
-            Some(own)
-                if !done.conflicts.is_empty()
-                    && are_files(base.contents.iter().map(Option::as_ref))
-                    && are_files([Some(&own), theirs].into_iter())
-                    && self.is_ahead(pointer) =>
-            {
-                Merge { changes: BTreeMap::from([(below.clone(), Some(own))]), ..Merge::default() }
-            }
-            _ => done,
+        let (Some(at), Some(own), Some(theirs), [Some(base)]) =
+            (done.conflicts.first(), mine.entry(), theirs, &base.contents[..])
+        else {
+            return done;
+        };
+        let are_files = [base, &own, theirs].iter().all(|side| side.kind != EntryKind::Folder);
+        if !are_files || !self.is_ahead(pointer, below, base, theirs) {
+            return done;
         }
+        Merge { changes: BTreeMap::from([(at.clone(), Some(own))]), ..Merge::default() }
     }
 
-    /// Returns true if Git's history proves that the base was made from the recorded version and that no
-    /// commit changed that since: the base is what a commit records that HEAD was at before, and the pointer
-    /// is the same in all commits that HEAD has and that one has not.
-    fn is_ahead(&self, pointer: &Pointer) -> bool {
-        let bases = self.bases.borrow();
-        let Some([Some(base)]) = bases.rows.get(&pointer.path).map(|row| &row.contents[..]) else {
-            return false;
-        };
+    /// Returns true if Git's history proves that the base of the path `below` was made from the recorded
+    /// version and that no commit changed that since: the base is what a commit records that HEAD was at
+    /// before, and the path is the same in all commits that HEAD has and that one has not.
+    fn is_ahead(&self, pointer: &Pointer, below: &RepoPath, base: &TreeEntry, theirs: &TreeEntry) -> bool {
         let (git, file) = (&self.repo.git, pointer.file());
-        let records = |bytes: &[u8], content: &Content| {
-            Pointer::parse(pointer.path.clone(), bytes).is_ok_and(|found| found.content == *content)
+        let entry = |blob: BlobId| {
+            let found = Pointer::parse(pointer.path.clone(), &git.read_blob(blob).ok()?).ok()?;
+            let part = pointer.path.join_path(below).ok()?;
+            recorded_entry(&self.repo.store, &found, &part).ok().flatten()
         };
-        let at_head = || git.read(&git.head()?, &file).ok().flatten();
+        let records = |blob: BlobId, wanted: &TreeEntry| is_same(entry(blob).as_ref(), Some(wanted));
+        let at_head = || git.blob(&git.head()?, &file).ok().flatten();
         // A history that cannot be read proves nothing.
-        at_head().is_some_and(|bytes| records(&bytes, &pointer.content))
-            && git.is_unchanged_since(&file, &|bytes| records(bytes, base)).unwrap_or(false)
+        at_head().is_some_and(|blob| records(blob, theirs))
+            && self.head_lines().is_some_and(|lines| {
+                let is_theirs = |old: BlobId, new: BlobId| records(old, theirs) && records(new, theirs);
+                lines.is_unchanged_since(git, &file, &|blob| records(blob, base), &is_theirs).unwrap_or(false)
+            })
+    }
+
+    /// Returns what Git tells of the versions that pointers had where HEAD was before, if it tells anything.
+    fn head_lines(&self) -> Option<&HeadLines> {
+        let is_pointer = |path: &[u8]| path.ends_with(SUFFIX.as_bytes());
+        self.head_lines.get_or_init(|| self.repo.git.head_lines(is_pointer).ok().flatten()).as_ref()
     }
 
     /// Returns the content that `part`, scanned as `node`, would have if it were recorded and then pulled;
@@ -271,7 +279,7 @@ impl Workspace<'_> {
         let base = self.base(&pointer.path)?.at(store, &below)?;
         let (root, mine) = (RepoPath::root(), Mine::Scanned(node));
         let merged = merge(store, &root, &base, &mine, Some(&theirs))?;
-        let merged = self.resolve(pointer, merged, &root, &base, &mine, Some(&theirs));
+        let merged = self.resolve(pointer, &below, merged, &base, &mine, Some(&theirs));
         merged.check(part)?;
         if merged.is_here() { Ok(None) } else { merged.apply(None, store, &theirs.content()).map(Some) }
     }
@@ -364,11 +372,6 @@ impl Workspace<'_> {
         let lock = self.repo.lock_with_progress(progress)?;
         self.bases.borrow_mut().save_locked(self.repo, &lock)
     }
-}
-
-/// Returns true if all sides have a file or a link.
-fn are_files<'s>(mut sides: impl Iterator<Item = Option<&'s TreeEntry>>) -> bool {
-    sides.all(|side| side.is_some_and(|side| side.kind != EntryKind::Folder))
 }
 
 /// Puts entries into each of the contents that a path may have.

@@ -293,7 +293,7 @@ impl Merger<'_> {
 }
 
 /// Returns true if two entries have the same content, or if there is neither.
-fn is_same(one: Option<&TreeEntry>, two: Option<&TreeEntry>) -> bool {
+pub(super) fn is_same(one: Option<&TreeEntry>, two: Option<&TreeEntry>) -> bool {
     one.map(|entry| (entry.kind, entry.digest)) == two.map(|entry| (entry.kind, entry.digest))
 }
 

@@ -61,6 +61,7 @@ use std::{
 use crate::{
     error::{Error, Kind, Result},
     fs::FileKind,
+    git::HeadLines,
     path::RepoPath,
     pointer::{Content, Pointer, SUFFIX},
     progress::{Progress, Silent},
@@ -147,14 +148,15 @@ pub struct Workspace<'r> {
     index: RefCell<Index>,
     bases: RefCell<Bases>,
     skipped_rules: OnceCell<Arc<BTreeMap<RepoPath, Vec<u8>>>>,
+    head_lines: OnceCell<Option<HeadLines>>,
 }
 
 impl<'r> Workspace<'r> {
     /// Opens the workspace without a lock: one is held only while the index is replaced.
     pub fn open(repo: &'r Repo) -> Result<Self> {
         let (index, bases) = (Index::load(repo)?, Bases::load(repo)?);
-        let skipped_rules = OnceCell::new();
-        Ok(Self { repo, index: RefCell::new(index), bases: RefCell::new(bases), skipped_rules })
+        let (index, bases) = (RefCell::new(index), RefCell::new(bases));
+        Ok(Self { repo, index, bases, skipped_rules: OnceCell::new(), head_lines: OnceCell::new() })
     }
 
     /// Returns the bytes of each `.mlxignore` that a sparse checkout leaves out, by its folder.
