@@ -62,6 +62,7 @@ mod signals;
 mod sparse;
 mod stage_commands;
 mod stage_inputs;
+mod stage_links;
 mod staging;
 mod tidy;
 mod tracked_files;

@@ -47,9 +47,8 @@ impl<'p, 'w, 'r> Checker<'p, 'w, 'r> {
         let stage = &pipeline.manifest.stages[&id.name];
         let is_made = |file: &RepoPath| self.pipelines.graph.makes(file);
         let params = stage.params.iter().filter(|(file, _)| !is_made(file)).cloned().collect();
-        let dependencies = stage.dependencies.iter().filter(|path| !is_made(path)).cloned().collect();
-        let given = Stage { dependencies, params, ..stage.clone() };
-        pipeline.inputs(&id.name, &given, self.records, &Default::default()).map(drop)
+        let given = Stage { params, ..stage.clone() };
+        pipeline.inputs(&id.name, &given, self.records, &Default::default(), &is_made).map(drop)
     }
 
     /// Checks that the graph has no fault at this stage, and that its outputs can be written.

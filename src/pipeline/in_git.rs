@@ -45,9 +45,8 @@ impl Pipelines<'_, '_> {
             let stage = &self.of(id).manifest.stages[&id.name];
             let kept = stage.outputs.iter().filter(|out| out.role.in_git());
             files.extend(kept.map(|out| out.path.clone()));
-            for dependency in &stage.dependencies {
-                files.extend(self.workspace.pointer_of(dependency).ok().flatten().map(|it| it.file()));
-            }
+            let pointers = self.of(id).input_pointers(&id.name).unwrap_or_default();
+            files.extend(pointers.iter().map(Pointer::file));
         }
         Ok(files.into_iter().collect())
     }

@@ -25,59 +25,50 @@ pub struct Inputs {
 }
 
 impl Pipeline<'_, '_> {
-    /// Digests the dependencies of a stage and reads its parameters. `restored` holds outputs that an earlier
-    /// stage of the plan would restore: they count as if they were in the workspace.
+    /// Digests what a stage reads and reads its parameters. `restored` holds outputs that an earlier stage of
+    /// the plan would restore: they count as if they were in the workspace. Left out are the paths that
+    /// `is_made` names: they may not exist yet.
     pub(super) fn inputs(
         &self,
         name: &str,
         stage: &Stage,
         records: &Records<'_>,
         restored: &BTreeMap<RepoPath, Content>,
+        is_made: &dyn Fn(&RepoPath) -> bool,
     ) -> Result<Inputs> {
         // Taken before the values are read: a later change moves them.
         let stamps = self.param_stamps(stage)?;
         let mut inputs = Inputs { params: self.params(stage)?, stamps, ..Inputs::default() };
-        // Only folders have files that can be left out, and links.
-        let stats = stage.dependencies.iter().map(|path| self.repo().files.stat(path));
-        let stats = stats.collect::<Result<Vec<_>>>()?;
+        let reads = self.reads();
+        let paths = reads.of(name, stage)?;
+        // Only folders have files that can be left out.
+        let stats = paths.iter().map(|path| self.repo().files.stat(path)).collect::<Result<Vec<_>>>()?;
         let has_folder = stats.iter().flatten().any(|stat| stat.kind == FileKind::Folder);
-        let kept = if has_folder { self.kept_paths()? } else { BTreeSet::new() };
-        let mut pending: Vec<RepoPath> = stage.dependencies.iter().rev().cloned().collect();
-        while let Some(path) = pending.pop() {
-            let path = &path;
-            if let Some((top, content)) = path.ancestors().find_map(|it| restored.get_key_value(&it)) {
-                let inner = self.content_within(path, top, *content)?;
-                let inner = inner.ok_or_else(|| missing_dependency(name, path))?;
-                inputs.dependencies.insert(path.clone(), inner);
-                continue;
-            }
-            let content = match self.workspace.scan_dependency(path, &kept)? {
-                Some((node, _)) if node.kind == EntryKind::Link => return Err(link_error(name, path)),
-                Some((node, stamps)) => {
+        let none = BTreeSet::new();
+        let kept = if has_folder { reads.kept()? } else { &none };
+        for path in paths.iter().filter(|path| !is_made(path)) {
+            let content =
+                if let Some((top, content)) = path.ancestors().find_map(|it| restored.get_key_value(&it)) {
+                    self.content_within(path, top, *content)?
+                } else if let Some((node, stamps)) = self.workspace.scan_dependency(path, kept)? {
+                    if node.kind == EntryKind::Link {
+                        return Err(link_error(name, path));
+                    }
                     inputs.stamps.insert(path.clone(), stamps);
-                    let targets = self.workspace.link_targets(path, &node)?;
-                    let is_new =
-                        |path: &RepoPath| !covered(path, stage) && !inputs.dependencies.contains_key(path);
-                    let targets: Vec<_> = targets.into_iter().filter(is_new).collect();
-                    targets.iter().try_for_each(|target| check_target(name, stage, path, target))?;
-                    pending.extend(targets);
-                    self.present_content(path, &node, records, &mut inputs.absent)?
-                }
-                None => {
-                    inputs.absent.insert(path.clone());
-                    self.recorded(path, records)?.ok_or_else(|| missing_dependency(name, path))?
-                }
-            };
-            inputs.dependencies.insert(path.clone(), content);
+                    Some(self.present_content(path, &node, records, &mut inputs.absent)?)
+                } else {
+                    let recorded = self.recorded(path, records)?;
+                    inputs.absent.extend(recorded.is_some().then(|| path.clone()));
+                    recorded
+                };
+            match content {
+                Some(content) => drop(inputs.dependencies.insert(path.clone(), content)),
+                None if stage.dependencies.contains(path) => return Err(missing_dependency(name, path)),
+                // A link to what its stage did not make is dangling, whatever is pulled.
+                None => {}
+            }
         }
         Ok(inputs)
-    }
-
-    /// Returns the paths whose content mlx keeps: those with a pointer, and outputs of stages.
-    pub(super) fn kept_paths(&self) -> Result<BTreeSet<RepoPath>> {
-        let mut kept = self.workspace.pointer_paths()?;
-        kept.extend(self.outputs.iter().cloned());
-        Ok(kept)
     }
 
     /// Returns the content of a path missing from the workspace, by the record of its stage or its pointer.
@@ -139,21 +130,6 @@ impl Pipeline<'_, '_> {
         }
         Ok(params)
     }
-}
-
-/// Returns true if a path is, or is in, a dependency that the stage declares.
-fn covered(path: &RepoPath, stage: &Stage) -> bool {
-    stage.dependencies.iter().any(|dependency| path.is_within(dependency))
-}
-
-/// Refuses a link whose target the stage itself writes.
-fn check_target(name: &str, stage: &Stage, dependency: &RepoPath, target: &RepoPath) -> Result<()> {
-    let Some(out) = stage.outputs.iter().find(|out| out.path.overlaps(target)) else { return Ok(()) };
-    let message = format!(
-        "a link in `{dependency}`, which the stage `{name}` needs, leads to its own output `{}`",
-        out.path
-    );
-    Err(Error::usage(message).hint("remove the link, or name the files that the stage reads one by one"))
 }
 
 /// Reports a dependency or output that is a symbolic link: its digest would cover the target's path instead

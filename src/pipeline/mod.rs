@@ -25,6 +25,7 @@ mod manifest;
 mod outputs;
 mod pipelines;
 mod plan;
+mod reads;
 mod records;
 mod recovery;
 mod run;

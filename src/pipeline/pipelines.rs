@@ -17,9 +17,10 @@ use crate::{
     error::{Error, Result},
     path::RepoPath,
     pipeline::{
-        Builtin, Graph, LOCKFILE, Lockfile, MANIFEST, Manifest, Pipeline, StageRecord,
+        Builtin, Graph, LOCKFILE, Lockfile, MANIFEST, Manifest, Pipeline, Stage, StageRecord,
         graph::{Fault, StageId},
         manifest_folders,
+        reads::Reads,
         records::read_lockfile,
     },
     pointer::{Content, Pointer},
@@ -35,6 +36,8 @@ pub struct Pipelines<'w, 'r> {
     pub broken: Vec<BrokenPipeline>,
     /// The pipelines that a sparse checkout leaves out, by folder.
     left_out: BTreeMap<RepoPath, Manifest>,
+    /// The stages that read through links, with what these lead to as dependencies.
+    linked: BTreeMap<StageId, Stage>,
     pub graph: Graph,
 }
 
@@ -87,8 +90,11 @@ impl<'w, 'r> Pipelines<'w, 'r> {
         let stages = by_folder.iter().flat_map(|(folder, pipeline)| {
             pipeline.manifest.stages.iter().map(move |(name, stage)| (StageId::new(folder, name), stage))
         });
-        let graph = Graph::new(&stages.collect(), &unavailable);
-        Ok(Self { workspace, here, by_folder, broken, left_out, graph })
+        let mut stages: BTreeMap<_, _> = stages.collect();
+        let linked = linked_stages(&Reads::new(workspace, &outputs), &stages);
+        stages.extend(linked.iter().map(|(id, stage)| (id.clone(), stage)));
+        let graph = Graph::new(&stages, &unavailable);
+        Ok(Self { workspace, here, by_folder, broken, left_out, linked, graph })
     }
 
     /// Returns the pipelines that can be read, sorted by folder.
@@ -159,7 +165,7 @@ impl<'w, 'r> Pipelines<'w, 'r> {
     /// Returns true if a stage reads `path`, something in it, or a folder around it.
     pub(super) fn is_read(&self, path: &RepoPath) -> bool {
         let manifests = self.iter().map(|pipeline| &pipeline.manifest).chain(self.left_out.values());
-        let mut stages = manifests.flat_map(|manifest| manifest.stages.values());
+        let mut stages = manifests.flat_map(|manifest| manifest.stages.values()).chain(self.linked.values());
         stages.any(|stage| {
             let params = stage.params.iter().map(|param| &param.0);
             stage.dependencies.iter().chain(params).any(|read| read.overlaps(path))
@@ -319,6 +325,20 @@ fn unreadable(folder: &RepoPath, paths: Vec<RepoPath>, error: Error) -> Result<U
 
 fn pointer((path, content): (&RepoPath, &Content)) -> Pointer {
     Pointer { path: path.clone(), content: *content }
+}
+
+/// Returns the stages that read through links, with what these lead to among their dependencies. A link that
+/// stops its stage is reported where the stage is checked.
+fn linked_stages(reads: &Reads<'_, '_>, stages: &BTreeMap<StageId, &Stage>) -> BTreeMap<StageId, Stage> {
+    let mut linked = BTreeMap::new();
+    for (id, stage) in stages {
+        let targets = reads.outside(&id.name, stage).unwrap_or_default();
+        if !targets.is_empty() {
+            let dependencies = [&stage.dependencies[..], &targets].concat();
+            linked.insert(id.clone(), Stage { dependencies, ..(*stage).clone() });
+        }
+    }
+    linked
 }
 
 /// Returns the text that names a stage from any folder.

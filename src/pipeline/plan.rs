@@ -141,7 +141,7 @@ impl Pipeline<'_, '_> {
         restored: &BTreeMap<RepoPath, Content>,
         force: bool,
     ) -> Result<Examination> {
-        let inputs = self.inputs(name, stage, records, restored)?;
+        let inputs = self.inputs(name, stage, records, restored, &|_| false)?;
         let lock = records.of(&self.folder)?;
         let cache_inputs = self.cache_inputs(stage, &inputs);
         let mut reasons = match lock.get(name) {

@@ -17,9 +17,9 @@ impl Pipeline<'_, '_> {
     /// Records edits of a stage's tracked inputs in their pointers, as `mlx commit` does: a run on bytes that
     /// are recorded nowhere could not be repeated.
     pub(super) fn record_inputs(&self, name: &str, stage: &Stage, progress: &dyn Progress) -> Result<()> {
-        for dependency in &stage.dependencies {
-            for pointer in pointers_at(self.workspace, dependency)? {
-                let part = if dependency.is_within(&pointer.path) { dependency } else { &pointer.path };
+        for path in self.files_read(name, stage)? {
+            for pointer in pointers_at(self.workspace, &path)? {
+                let part = if path.is_within(&pointer.path) { &path } else { &pointer.path };
                 if let Some(recorded) = self.workspace.record_edits(&pointer, part, progress)? {
                     let (file, digest) = (recorded.file(), recorded.content.digest.short());
                     progress.note(&format!(
@@ -30,6 +30,22 @@ impl Pipeline<'_, '_> {
             }
         }
         Ok(())
+    }
+
+    /// Returns the pointers of what a stage reads.
+    pub fn input_pointers(&self, name: &str) -> Result<Vec<Pointer>> {
+        let Some(stage) = self.manifest.stages.get(name) else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        for path in self.files_read(name, stage)? {
+            found.extend(pointers_at(self.workspace, &path)?);
+        }
+        Ok(found)
+    }
+
+    /// Returns what a stage reads: files and folders, and its parameter files.
+    fn files_read(&self, name: &str, stage: &Stage) -> Result<BTreeSet<RepoPath>> {
+        let params = stage.params.iter().map(|(file, _)| file.clone());
+        Ok(self.reads().of(name, stage)?.into_iter().chain(params).collect())
     }
 
     /// Returns the content of a dependency that exists: the present one, or, if parts of it were not pulled,

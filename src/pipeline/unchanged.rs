@@ -80,7 +80,7 @@ impl Pipeline<'_, '_> {
                 return Ok(Some(MovedInput::new(&path.to_text(), "was removed")));
             }
         }
-        let after = self.inputs(name, stage, &self.records(), &Default::default());
+        let after = self.inputs(name, stage, &self.records(), &Default::default(), &|_| false);
         let after =
             after.context(|| format!("cannot check the inputs of the stage `{name}` after its run"))?;
         let Some(moved) = moved_stamp(before, &after) else { return Ok(changed(before, &after)) };
@@ -95,7 +95,8 @@ impl Pipeline<'_, '_> {
             StampChange::Names => return Ok(None),
             _ => (&moved.path, false),
         };
-        let kept = self.kept_paths()?;
+        let reads = self.reads();
+        let kept = reads.kept()?;
         let is_declared = self.manifest.stages.values().any(|stage| {
             stage.dependencies.contains(path) || stage.params.iter().any(|(file, _)| file == path)
         });

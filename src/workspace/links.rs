@@ -2,48 +2,56 @@
 //!
 //! A command reads through links, while the digest of a link covers its text alone. So a link that leads out
 //! of the dependency makes its target a dependency as well, and one that leads out of the repository is
-//! refused: nothing out there is read.
+//! refused: nothing out there is read. Content that mlx keeps has no links that lead out of it.
 
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, path::Path};
+use std::{collections::BTreeSet, ffi::OsStr, os::unix::ffi::OsStrExt as _, path::Path};
 
 use crate::{
     error::{Error, Kind, Result},
-    fs::FileKind,
+    fs::{Dir, FileKind, FileType, WalkFilter},
     path::{RepoPath, escape_bytes},
-    store::EntryKind,
-    workspace::{Node, Workspace},
+    workspace::{Workspace, filter::ScanFilter},
 };
 
 /// Links that are followed one after the other before they count as a circle, as in the kernel.
 const MAX_HOPS: usize = 40;
 
 impl Workspace<'_> {
-    /// Returns the paths outside `node`, the scanned content of `path`, that links inside it lead to. A
-    /// dangling link leads nowhere.
-    pub fn link_targets(&self, path: &RepoPath, node: &Node) -> Result<Vec<RepoPath>> {
+    /// Returns the paths outside the folder `path` that links inside it lead to. `kept` are the paths that
+    /// mlx keeps: where nothing exists, they are what a link leads to; other dangling links lead nowhere.
+    pub fn link_targets(&self, path: &RepoPath, kept: &BTreeSet<RepoPath>) -> Result<Vec<RepoPath>> {
+        let files = &self.repo.files;
+        if kept.contains(path) || files.stat(path)?.is_none_or(|stat| stat.kind != FileKind::Folder) {
+            return Ok(Vec::new());
+        }
+        let filter = self.dependency_filter(path, kept)?.list_left_out();
+        let mut links = Vec::new();
+        collect_links(&files.dir(path)?, &filter, kept, &mut links)?;
+        let left_out = filter.into_left_out().into_iter();
+        let left_out: BTreeSet<_> = left_out.filter_map(|(folder, name)| folder.join(&name).ok()).collect();
         let mut targets = Vec::new();
-        node.walk(&path.parent().unwrap_or_default(), &mut |folder, leaf| {
-            if leaf.kind != EntryKind::Link {
-                return Ok(());
+        for link in links {
+            let Some(target) = self.resolve_link(&link)? else { continue };
+            if target.is_within(path) && !target.ancestors().any(|above| left_out.contains(&above)) {
+                continue;
             }
-            let link = folder.join(&leaf.name)?;
-            let Some(target) = self.resolve_link(&link)? else { return Ok(()) };
-            let is_inside = target.strip_prefix(path).is_some_and(|below| node.contains(&below));
-            if !is_inside {
-                if path.is_within(&target) {
-                    let message = format!("the link `{link}` leads to `{target}`, which contains `{path}`");
-                    return Err(Error::usage(message).hint("name as dependencies what the stage reads there"));
-                }
-                targets.push(target);
+            if files.stat(&target)?.is_none() {
+                targets.extend(kept_at(&target, kept));
+                continue;
             }
-            Ok(())
-        })?;
+            if path.is_within(&target) {
+                let message = format!("the link `{link}` leads to `{target}`, which contains `{path}`");
+                return Err(Error::usage(message).hint("name as dependencies what the stage reads there"));
+            }
+            targets.push(target);
+        }
         targets.sort();
         targets.dedup();
         Ok(targets)
     }
 
-    /// Returns the path that a link leads to in the end; `None` if nothing exists there.
+    /// Returns the path that a link leads to in the end, whether or not something exists there; `None` for a
+    /// circle.
     fn resolve_link(&self, link: &RepoPath) -> Result<Option<RepoPath>> {
         let files = &self.repo.files;
         let text = files.read_link(link)?;
@@ -59,7 +67,6 @@ impl Workspace<'_> {
             pending.extend(names.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
             match self.walk_names(&mut here, &mut pending)? {
                 Walked::End => return Ok(Some(here)),
-                Walked::Nowhere => return Ok(None),
                 Walked::Out => return Err(leads_out(link, &text)),
                 Walked::Link(target) => next = target,
             }
@@ -69,6 +76,7 @@ impl Workspace<'_> {
 
     /// Walks from `here` along the names, of which the last comes first, to their end or to the next link.
     fn walk_names(&self, here: &mut RepoPath, names: &mut Vec<Vec<u8>>) -> Result<Walked> {
+        let mut is_missing = false;
         while let Some(name) = names.pop() {
             match &name[..] {
                 b"" | b"." => {}
@@ -78,13 +86,12 @@ impl Workspace<'_> {
                 },
                 name => {
                     let Ok(path) = here.join(name) else { return Ok(Walked::Out) };
-                    match self.repo.files.stat(&path)?.map(|it| it.kind) {
-                        None => return Ok(Walked::Nowhere),
-                        Some(FileKind::Symlink) if !self.is_stored_link(&path) => {
-                            return Ok(Walked::Link(self.repo.files.read_link(&path)?));
-                        }
-                        Some(_) => *here = path,
+                    // Below a missing folder nothing exists.
+                    let stat = if is_missing { None } else { self.repo.files.stat(&path)? };
+                    if stat.is_some_and(|it| it.kind == FileKind::Symlink) && !self.is_stored_link(&path) {
+                        return Ok(Walked::Link(self.repo.files.read_link(&path)?));
                     }
+                    (is_missing, *here) = (stat.is_none(), path);
                 }
             }
         }
@@ -100,10 +107,47 @@ impl Workspace<'_> {
 
 enum Walked {
     End,
-    Nowhere,
     Out,
     /// The text of a link on the way; the names after it are still to be walked.
     Link(Vec<u8>),
+}
+
+/// Adds the links at and below a folder that the filter includes, without those that mlx keeps.
+fn collect_links(
+    dir: &Dir,
+    filter: &ScanFilter<'_>,
+    kept: &BTreeSet<RepoPath>,
+    links: &mut Vec<RepoPath>,
+) -> Result<()> {
+    let mut names = dir.names()?;
+    filter.filter(dir, &mut names)?;
+    let is_repository = names.iter().any(|it| it.0 == b".git");
+    names.retain(|it| !is_repository || it.0 != b".git" && it.0 != b".mlx");
+    for (name, kind) in names {
+        let kind = match kind {
+            FileType::Unknown => dir.stat(&name)?.map(|stat| stat.kind),
+            FileType::Symlink => Some(FileKind::Symlink),
+            FileType::Directory => Some(FileKind::Folder),
+            _ => None,
+        };
+        // A scan reports names that are not allowed.
+        let Ok(path) = dir.path().join(&name) else { continue };
+        match kind {
+            _ if kept.contains(&path) => {}
+            Some(FileKind::Symlink) => links.push(path),
+            Some(FileKind::Folder) => collect_links(&dir.open_dir(&name)?, filter, kept, links)?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Returns the missing path itself if mlx keeps it or a folder above it, or else what mlx keeps in it.
+fn kept_at(path: &RepoPath, kept: &BTreeSet<RepoPath>) -> Vec<RepoPath> {
+    if path.ancestors().any(|above| kept.contains(&above)) {
+        return vec![path.clone()];
+    }
+    kept.iter().filter(|inner| inner.is_within(path)).cloned().collect()
 }
 
 /// Returns the part of a link's text below the repository's root; the text itself if it is relative.

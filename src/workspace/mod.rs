@@ -275,11 +275,20 @@ impl<'r> Workspace<'r> {
         path: &RepoPath,
         kept: &BTreeSet<RepoPath>,
     ) -> Result<Option<(Node, Stamps)>> {
+        scan::scan_stamped(self, path, &self.dependency_filter(path, kept)?, &Silent)
+    }
+
+    /// Returns the filter for a scan of a dependency.
+    fn dependency_filter<'v>(
+        &'v self,
+        path: &RepoPath,
+        kept: &'v BTreeSet<RepoPath>,
+    ) -> Result<ScanFilter<'v>> {
         let record = self.pointer_of(path).ok().flatten();
         let filter = ScanFilter::new(self, path, record.as_ref())?;
         let is_folder = self.repo.files.stat(path)?.is_some_and(|it| it.kind == FileKind::Folder);
         let git = if is_folder { GitIgnored::open(&self.repo.files, path, kept)? } else { None };
-        scan::scan_stamped(self, path, &filter.without_git_ignored(git), &Silent)
+        Ok(filter.without_git_ignored(git))
     }
 
     /// Returns the content of `path` without storing it; `None` if nothing exists there.

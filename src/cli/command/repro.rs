@@ -19,6 +19,7 @@ use crate::{
     pipeline::{
         self, Mode, Options, Outcome, Pipelines, Plan, PlannedAction, Selection, StageId, StageRun, Step,
     },
+    pointer::Pointer,
     workspace::Workspace,
 };
 
@@ -156,10 +157,7 @@ fn files_for_git(pipelines: &Pipelines<'_, '_>, runs: &[StageRun]) -> Result<Vec
             continue;
         }
         files.extend(pipeline.files_to_stage()?);
-        let stage = pipeline.manifest.stages.get(&run.id.name);
-        for dependency in stage.iter().flat_map(|stage| &stage.dependencies) {
-            files.extend(pipelines.workspace.pointer_of(dependency)?.map(|pointer| pointer.file()));
-        }
+        files.extend(pipeline.input_pointers(&run.id.name).unwrap_or_default().iter().map(Pointer::file));
     }
     Ok(files)
 }
