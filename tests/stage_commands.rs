@@ -47,6 +47,32 @@ fn each_command_of_a_list_must_succeed() {
 }
 
 #[test]
+fn no_command_of_a_list_hides_the_next_ones() {
+    let sandbox = Sandbox::new();
+    sandbox.write("leave", "exit 0\n");
+    let hiding = ["exit 0", "exec true", "return 0", ". ./leave", "set -n", "trap 'exit 0' EXIT; false"];
+    for command in hiding {
+        let text = format!("[stage.s]\ncmd = ['touch o', \"{command}\", 'echo done > o']\nouts = ['o']\n");
+        sandbox.write("mlx.toml", text);
+        let error = sandbox.fails("repro", 8);
+        let end = format!("`{command}` ended its shell before `echo done > o` could run");
+        // With bash as `sh`, `return 0` is an error.
+        assert!(error.contains(&end) || error.contains("failed (exit code"), "{command}\n{error}");
+        assert!(!sandbox.has("mlx.lock") && !sandbox.has("o"), "{command}");
+    }
+    for (commands, text) in [
+        ("'''cat > o <<E\nx''', 'cat o > p'", "x\n"),
+        ("'(exit 0)', 'echo x > o; cp o p; exit 0'", "x\n"),
+        ("'set -C; cd sub', 'echo x > ../o; cp ../o ../p', 'exec true'", "x\n"),
+    ] {
+        fs::create_dir_all(sandbox.repo.join("sub")).unwrap();
+        sandbox.write("mlx.toml", format!("[stage.s]\ncmd = [{commands}]\nouts = ['o', 'p']\n"));
+        sandbox.ok("repro");
+        assert_eq!(sandbox.read("p"), text, "{commands}");
+    }
+}
+
+#[test]
 fn a_list_that_runs_command_by_command_takes_no_run_of_the_plain_script() {
     let sandbox = Sandbox::new();
     let lines = "false && echo x\necho done > o";

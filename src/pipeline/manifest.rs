@@ -44,8 +44,8 @@ pub struct Manifest {
 pub struct Stage {
     /// Shell command; several commands are joined by newlines.
     pub command: String,
-    /// Text that the shell runs: the command, with a check after each one of a list where that is needed.
-    pub script: String,
+    /// The commands of a list; otherwise the one command.
+    pub commands: Vec<String>,
     pub dependencies: Vec<RepoPath>,
     pub outputs: Vec<Output>,
     /// Parameters such as `params.toml:train.rate`: a file, and dotted keys in it (empty for the whole file).
@@ -206,26 +206,6 @@ fn resolve_output(resolve: &dyn Fn(&str) -> Result<RepoPath>, typed: &str) -> Re
     Ok(path)
 }
 
-/// Texts without which a command of a list cannot fail unnoticed: `sh -e` ends at any other failure.
-const HIDES_FAILURES: [&str; 3] = ["&&", "!", "set +"];
-
-/// Returns the script that runs a list of commands in one shell, so that variables and the folder carry over,
-/// and ends at the first that fails. `sh -e` alone goes on after `false && x`. A list in which no command can
-/// fail unnoticed stays the plain sequence of its lines, with the meaning that its earlier runs had.
-fn script(commands: &[String]) -> String {
-    let hides = |command: &String| HIDES_FAILURES.iter().any(|text| command.contains(text));
-    if !commands.iter().rev().skip(1).any(hides) {
-        return commands.join("\n");
-    }
-    let mut script = String::new();
-    for command in commands {
-        // Parsed on its own, and a leading blank keeps it from being read as an option of `eval`.
-        let quoted = command.replace('\'', "'\\''");
-        script.push_str(&format!("eval ' {quoted}'\ncase $? in 0) ;; *) exit $? ;; esac\n"));
-    }
-    script
-}
-
 /// Refuses variables that no process can have.
 fn check_environment(variables: &BTreeMap<String, String>) -> Result<()> {
     for (name, value) in variables {
@@ -242,10 +222,11 @@ fn check_environment(variables: &BTreeMap<String, String>) -> Result<()> {
 
 impl RawStage {
     fn resolve(self, resolve: &dyn Fn(&str) -> Result<RepoPath>) -> Result<Stage> {
-        let (command, script) = match self.cmd {
-            Commands::One(it) => (it.clone(), it),
-            Commands::Many(it) => (it.join("\n"), script(&it)),
+        let commands = match self.cmd {
+            Commands::One(it) => vec![it],
+            Commands::Many(it) => it,
         };
+        let command = commands.join("\n");
         if command.trim().is_empty() {
             return Err(Error::usage("its command is empty"));
         }
@@ -274,7 +255,7 @@ impl RawStage {
         let mut params = self.params.iter().map(param).collect::<Result<Vec<_>>>()?;
         params.sort();
         params.dedup();
-        Ok(Stage { command, script, dependencies, outputs, params, environment: self.env })
+        Ok(Stage { command, commands, dependencies, outputs, params, environment: self.env })
     }
 }
 
@@ -301,18 +282,6 @@ mod tests {
         let expected = [("sub/g", Role::InGit), ("sub/m.json", Role::Metrics), ("sub/o", Role::Data)];
         assert_eq!(outputs, expected.map(|(path, role)| (path.to_owned(), role)));
         assert_eq!(stage.params, [(RepoPath::from_text("sub/p.toml").unwrap(), "a.b".to_owned())]);
-    }
-
-    #[test]
-    fn only_a_list_that_can_hide_a_failure_is_checked_command_by_command() {
-        for plain in ["'a && b'", "['a && b']", "['a', 'b || c', 'd && e']", "['cat <<E', 'x', 'E']"] {
-            let stage = &parse(&format!("[stage.a]\ncmd = {plain}\n")).unwrap().stages["a"];
-            assert_eq!(stage.script, stage.command, "{plain}");
-        }
-        let stage = &parse("[stage.a]\ncmd = [\"a 'b' && c\", 'd']\n").unwrap().stages["a"];
-        assert_eq!(stage.command, "a 'b' && c\nd");
-        let check = "case $? in 0) ;; *) exit $? ;; esac\n";
-        assert_eq!(stage.script, format!("eval ' a '\\''b'\\'' && c'\n{check}eval ' d'\n{check}"));
     }
 
     #[test]

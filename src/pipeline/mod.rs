@@ -31,6 +31,7 @@ mod recovery;
 mod run;
 mod run_cache;
 pub mod runner;
+mod script;
 mod tracked_inputs;
 mod unchanged;
 

@@ -25,7 +25,7 @@ use crate::{
         leftovers::{self, LOGS},
         plan::{Examination, PlannedAction},
         recovery::Stamps,
-        run_cache, runner,
+        run_cache, runner, script,
     },
     pointer::Pointer,
     progress::Progress,
@@ -323,18 +323,22 @@ impl Pipeline<'_, '_> {
             repo.files.create_dir(&out.path.parent().unwrap_or_default())?;
         }
         let log = RepoPath::from_text(&format!("{LOGS}/{}.log", leftovers::name(name)))?;
+        let reached = self.running_file(name, ".reached")?;
+        repo.private.remove(&reached)?;
         progress.note(&format!("running stage `{name}`: {}", stage.command.replace('\n', "; ")));
         let job = runner::Job {
             private: &repo.private,
             lock: &self.running_file(name, ".lock")?,
-            script: &stage.script,
+            script: &script::script(&stage.commands, &reached.on_disk(repo.private.path())),
             folder: &self.folder.on_disk(repo.root()),
             environment: &stage.environment,
             log: &log,
         };
         let ended = runner::run(&job, progress)?;
+        let lines = repo.private.read_if_exists(&reached)?.unwrap_or_default();
+        repo.private.remove(&reached)?;
         if ended == Ended::Code(0) {
-            return Ok(());
+            return script::check_reached(name, &stage.commands, &lines);
         }
         let log = log.on_disk(repo.private.path());
         let message = format!("the stage `{name}` failed ({ended}): `{}`", stage.command.replace('\n', "; "));

@@ -13,7 +13,7 @@ use crate::{
     document,
     error::Result,
     path::RepoPath,
-    pipeline::{Pipeline, Stage, inputs::Inputs},
+    pipeline::{Pipeline, Stage, inputs::Inputs, script::may_hide},
     pointer::Content,
     store::{CachedRun, Store},
     time::Timestamp,
@@ -53,11 +53,11 @@ impl Pipeline<'_, '_> {
     }
 }
 
-/// Describes how a stage's command is run. Runs of a list whose commands are checked one by one differ from
-/// those of the same lines in one script, which may have gone on after a failure.
+/// Describes how a stage's command is run. A list that may have hidden something differs from the same lines
+/// in one script, which may have gone on after a failure or ended early; other lists have the key of those.
 fn shell(stage: &Stage) -> String {
     let shell = SHELL.join(" ");
-    if stage.script == stage.command { shell } else { format!("{shell}, one by one") }
+    if may_hide(&stage.commands) { format!("{shell}, one by one") } else { shell }
 }
 
 /// Returns the outputs of the newest run with this key. An entry that cannot be parsed counts as missing.

@@ -7,7 +7,7 @@
 //! stage's output open.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     io::{PipeReader, Read as _, Write as _},
     os::{
         fd::OwnedFd,
@@ -44,7 +44,7 @@ pub const SUBCOMMAND: &str = "guard-stage";
 pub struct Job<'j> {
     pub private: &'j Root,
     pub lock: &'j RepoPath,
-    pub script: &'j str,
+    pub script: &'j OsStr,
     pub folder: &'j Path,
     pub environment: &'j std::collections::BTreeMap<String, String>,
     pub log: &'j RepoPath,
@@ -165,7 +165,7 @@ fn copy(stream: OwnedFd, mut log: File, ended: &PipeReader, progress: &dyn Progr
 
 /// Runs a command as the guard and returns its exit code: holds the lock, and kills its own process group
 /// when standard input closes.
-pub fn guard(private: &Path, lock_path: &str, script: &str) -> Result<i32> {
+pub fn guard(private: &Path, lock_path: &str, script: &OsStr) -> Result<i32> {
     let root = Root::open(private)?;
     let _lock = lock(&root, &RepoPath::from_text(lock_path)?)?;
     let group = getpgrp();

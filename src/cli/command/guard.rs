@@ -1,6 +1,6 @@
 //! The hidden command that runs a stage's shell command and kills it when the mlx that started it ends.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use crate::{error::Result, pipeline::runner};
 
@@ -10,7 +10,7 @@ pub struct Args {
     folder: PathBuf,
     lock: String,
     #[arg(allow_hyphen_values = true)]
-    command: String,
+    command: OsString,
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
