@@ -154,7 +154,7 @@ fn missing_content_does_not_hold_up_other_paths() {
 fn temporary_files_of_killed_commands_are_removed_although_nothing_else_is_to_do() {
     let sandbox = two_versions();
     sandbox.ok("checkout");
-    for command in ["checkout", "add data"] {
+    for command in ["checkout", "add data", "unprotect data", "gc --yes"] {
         // No process has this id.
         let temp = ".mlx-tmp-4194999-0-0";
         for folder in ["", "data/", "data/unknown/"] {
@@ -164,6 +164,11 @@ fn temporary_files_of_killed_commands_are_removed_although_nothing_else_is_to_do
         assert_eq!([sandbox.has(temp), sandbox.has(&format!("data/{temp}"))], [false; 2], "{command}");
         assert!(!sandbox.has(&format!("data/unknown/{temp}")), "{command}");
     }
+    // A restored version may be written to any folder.
+    sandbox.write("elsewhere/.mlx-tmp-4194999-0-0", "half");
+    sandbox.write("elsewhere/.mlx-old-a-4194999-0-0", "precious");
+    sandbox.ok("gc --yes");
+    assert_eq!(snapshot(&sandbox.repo.join("elsewhere")).into_keys().collect::<Vec<_>>(), [b"a.kept-1"]);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::{
         TRANSFORM, assert_gc_at_any_point_loses_nothing, assert_output_intact, run_gc_beside, write_data,
     },
     gc_roots::{forget_bases, remove_any},
-    halting::{operations, resume, start_halting},
+    halting::{operations, resume, start_dying, start_halting},
     sandbox::Sandbox,
 };
 
@@ -156,4 +156,51 @@ fn a_save_at_any_point_of_a_repro_is_not_lost() {
         }
     }
     assert!(saved > 5, "{saved}");
+}
+
+/// The user saves files while a checkout is about to replace one and remove the other, and the checkout is
+/// killed right after that: the next command finds every saved file, or gives it a name that the user sees.
+#[test]
+fn a_save_just_before_a_checkout_is_killed_is_not_lost() {
+    for next in ["checkout", "add data"] {
+        let mut saved = 0;
+        for at in operations("checkout", 1) {
+            let sandbox = Sandbox::new();
+            ["data/replaced", "data/removed"].iter().for_each(|file| sandbox.write(file, "old"));
+            sandbox.ok("add data");
+            sandbox.commit("old");
+            sandbox.write("data/replaced", "new");
+            fs::remove_file(sandbox.repo.join("data/removed")).unwrap();
+            sandbox.ok("add data");
+            sandbox.commit("new");
+            sandbox.ok("checkout --rev HEAD~1");
+            let (child, halted) = start_dying(&sandbox, "checkout", at);
+            if !halted {
+                // Another thread may be at the next operation already.
+                if child.wait_with_output().unwrap().status.code() == Some(0) {
+                    break;
+                }
+                continue;
+            }
+            let present = |file: &&str| fs::read(sandbox.repo.join(file)).is_ok_and(|bytes| bytes == b"old");
+            let files: Vec<_> = ["data/replaced", "data/removed"].into_iter().filter(present).collect();
+            for file in &files {
+                sandbox.write("saving", format!("precious {file}"));
+                fs::rename(sandbox.repo.join("saving"), sandbox.repo.join(file)).unwrap();
+            }
+            saved += files.len();
+            resume(&sandbox, child);
+            let ran = sandbox.mlx(next);
+            assert!([0, 4].contains(&ran.code), "{at}: {}", ran.err);
+            for file in files {
+                let kept = format!("{file}.kept-1");
+                let found = [file, &kept].map(|name| fs::read_to_string(sandbox.repo.join(name)));
+                let is_saved =
+                    |text: &Result<String, _>| text.as_ref().is_ok_and(|text| text.contains("precious"));
+                assert!(found.iter().any(is_saved), "{next} {at} {file}: {}", ran.err);
+                assert_eq!(is_saved(&found[1]), ran.err.contains(&kept), "{next} {at}: {}", ran.err);
+            }
+        }
+        assert!(saved > 5, "{saved}");
+    }
 }

@@ -13,8 +13,17 @@ use crate::{
 
 /// Starts a command that halts at its n-th disk operation. Returns false if it ended before.
 pub fn start_halting(sandbox: &Sandbox, args: &str, at: u64) -> (Child, bool) {
+    start(sandbox, args, &format!("stop:{at}"))
+}
+
+/// As [`start_halting`], for a command that is killed at the operation after that, once it is continued.
+pub fn start_dying(sandbox: &Sandbox, args: &str, at: u64) -> (Child, bool) {
+    start(sandbox, args, &format!("die:{at}"))
+}
+
+fn start(sandbox: &Sandbox, args: &str, fault: &str) -> (Child, bool) {
     let mut command = command(sandbox, args);
-    command.env("MLX_FAULT", format!("stop:{at}")).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.env("MLX_FAULT", fault).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let stat = format!("/proc/{}/stat", child.id());
     let deadline = Instant::now() + Duration::from_mins(1);

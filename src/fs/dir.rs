@@ -16,9 +16,9 @@ use rustix::{
 use crate::{
     error::{Error, Kind, Result, WithContext},
     fs::{
-        File, FileKind, FileStat, LinkKind, Listing, WalkFilter, fault, is_alive,
+        File, FileKind, FileStat, LinkKind, Listing, WalkFilter, fault,
         link_support::LinkRoute,
-        name::{hash_name, new_temp_name, temp_file_pid},
+        name::{hash_name, new_temp_name, own_name},
     },
     path::{RepoPath, check_name, escape_bytes},
 };
@@ -200,14 +200,14 @@ impl Dir {
         Ok(target.context(|| format!("cannot read the symlink {}", self.quoted(name)))?.into_bytes())
     }
 
-    /// Lists everything below this folder that `filter` keeps. Left out are mlx's own temporary files, and
+    /// Lists everything below this folder that `filter` keeps. Left out are files that mlx itself named, and
     /// the `.git` and `.mlx` of repositories.
     pub fn entries(&self, filter: &dyn WalkFilter) -> Result<Listing> {
         let (mut names, inodes) = self.names_and_inodes()?;
         let all: Vec<u64> = names.iter().map(|it| hash_name(&it.0)).collect();
-        names.retain(|it| temp_file_pid(&it.0).is_none());
+        names.retain(|it| own_name(&it.0).is_none());
         if names.len() < all.len() {
-            filter.on_temp_files(self);
+            filter.on_own_files(self);
         }
         filter.filter(self, &mut names)?;
         // The state of a nested repository, and mlx's own folder in it or at the top, is never content.
@@ -294,9 +294,9 @@ impl Dir {
         Ok(Some((stat, children)))
     }
 
-    /// Returns true if this folder contains anything but mlx's own temporary files.
+    /// Returns true if this folder contains anything but files that mlx itself named.
     fn has_entries(&self) -> Result<bool> {
-        Ok(self.names()?.iter().any(|it| temp_file_pid(&it.0).is_none()))
+        Ok(self.names()?.iter().any(|it| own_name(&it.0).is_none()))
     }
 
     /// Lists names and kinds of the entries in this folder, sorted by the bytes of the names.
@@ -321,27 +321,6 @@ impl Dir {
         };
         let names = read().context(|| format!("cannot list the folder `{}`", self.path))?;
         Ok(names.into_iter().unzip())
-    }
-
-    /// Removes the temporary files of dead processes.
-    pub fn remove_stale_temp_files(&self) -> Result<()> {
-        self.stale_temp_files()?.iter().try_for_each(|it| self.remove(it))
-    }
-
-    /// Lists the temporary files of dead processes.
-    pub fn stale_temp_files(&self) -> Result<Vec<Vec<u8>>> {
-        let names = self.names()?.into_iter().map(|it| it.0);
-        let is_stale =
-            |name: &[u8]| temp_file_pid(name).is_some_and(|pid| !is_alive(pid)) && !self.is_locked(name);
-        Ok(names.filter(|it| is_stale(it)).collect())
-    }
-
-    /// Returns true if a process has the file locked. Process ids alone do not tell, since those of another
-    /// container, or of another machine that shares the disk, mean nothing here.
-    fn is_locked(&self, name: &[u8]) -> bool {
-        let shared = FlockOperation::NonBlockingLockShared;
-        let file = self.open(name);
-        file.is_ok_and(|file| fs::flock(&file, shared) == Err(Errno::WOULDBLOCK))
     }
 
     /// Creates a temporary file with these permission bits (before umask).

@@ -6,6 +6,7 @@
 //! fail:N       the N-th operation fails
 //! kill:N       the process ends at the N-th operation, by SIGKILL
 //! stop:N       the process stops there (SIGSTOP) until it is continued, so that another can run meanwhile
+//! die:N        as stop:N, and the process ends at the operation after that, by SIGKILL
 //! stuck:N      every operation fails from the N-th on
 //! full:N       every operation that needs disk space fails from the N-th on, as on a full disk
 //! short        reads and writes transfer one byte at a time, with interruptions between them
@@ -68,6 +69,7 @@ mod injection {
     enum Fault {
         Fail(u64),
         Signal(Signal, u64),
+        StopAndKill(u64),
         Stuck(u64),
         Full(u64),
         Short,
@@ -90,6 +92,7 @@ mod injection {
         match name {
             "kill" => value.parse().ok().map(|at| Fault::Signal(Signal::KILL, at)),
             "stop" => value.parse().ok().map(|at| Fault::Signal(Signal::STOP, at)),
+            "die" => value.parse().ok().map(Fault::StopAndKill),
             "fail" => value.parse().ok().map(Fault::Fail),
             "stuck" => value.parse().ok().map(Fault::Stuck),
             "full" => value.parse().ok().map(Fault::Full),
@@ -117,10 +120,9 @@ mod injection {
         let Some(fault) = &*FAULT else { return Ok(()) };
         let number = OPERATIONS.fetch_add(1, Ordering::SeqCst) + 1;
         match *fault {
-            Fault::Signal(signal, at) if number == at => {
-                let _killed_or_continued = rustix::process::kill_process(rustix::process::getpid(), signal);
-                Ok(())
-            }
+            Fault::Signal(signal, at) if number == at => send(signal),
+            Fault::StopAndKill(at) if number == at => send(Signal::STOP),
+            Fault::StopAndKill(at) if number == at + 1 => send(Signal::KILL),
             // A single write, so that lines of different threads do not mix.
             Fault::LogAll(ref file) => {
                 let mut file: &fs::File = file;
@@ -135,6 +137,12 @@ mod injection {
             }
             _ => Ok(()),
         }
+    }
+
+    #[expect(clippy::unnecessary_wraps, reason = "it is the outcome of a point")]
+    fn send(signal: Signal) -> io::Result<()> {
+        let _killed_or_continued = rustix::process::kill_process(rustix::process::getpid(), signal);
+        Ok(())
     }
 
     /// Like [`point`], for an operation whose order matters after a power cut: `record:FILE` logs it, with

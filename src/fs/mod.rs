@@ -18,6 +18,7 @@ mod rename;
 mod root;
 mod shared_blocks;
 mod sparse;
+mod stale;
 mod unshare;
 mod walk_filter;
 mod writable;
@@ -31,6 +32,7 @@ pub use self::{
     root::{MAX_DOCUMENT_SIZE, Root},
     shared_blocks::shares_blocks,
     sparse::SparseReader,
+    stale::StaleNames,
     walk_filter::{NoFilter, WalkFilter},
 };
 

@@ -10,7 +10,10 @@ use rustix::{
 
 use crate::{
     error::{Result, WithContext},
-    fs::{Dir, fault, name::new_temp_name},
+    fs::{
+        Dir, fault,
+        name::{new_aside_name, new_temp_name},
+    },
 };
 
 /// Outcome of an exchange of two names.
@@ -42,6 +45,15 @@ impl<'d> TempName<'d> {
 
     pub fn dir(&self) -> &'d Dir {
         self.dir
+    }
+
+    /// Changes this name to one for what will be exchanged with `name`, and may then be a file of the user:
+    /// if the process ends, it is not removed unseen.
+    pub fn begin_exchange(&mut self, name: &[u8]) -> Result<()> {
+        let aside = new_aside_name(name);
+        self.dir.rename(&self.name, self.dir, &aside)?;
+        self.name = aside;
+        Ok(())
     }
 }
 
@@ -81,9 +93,10 @@ impl Dir {
         }
     }
 
-    /// Moves an entry to a temporary name in this folder and returns that name; `None` if it does not exist.
+    /// Moves an entry to a name in this folder that tells what it was, and returns that name; `None` if it
+    /// does not exist.
     pub fn set_aside(&self, name: &[u8]) -> Result<Option<Vec<u8>>> {
-        let aside = new_temp_name();
+        let aside = new_aside_name(name);
         match self.rename_with(name, &aside, RenameFlags::empty()) {
             Ok(()) => Ok(Some(aside)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -13,8 +13,8 @@ pub trait WalkFilter: Sync {
         Ok(())
     }
 
-    /// Called for a folder that holds temporary files of mlx, which no walk lists.
-    fn on_temp_files(&self, _dir: &Dir) {}
+    /// Called for a folder that holds files that mlx itself named, which no walk lists.
+    fn on_own_files(&self, _dir: &Dir) {}
 
     /// Returns true if a folder is listed although the filter left out everything in it.
     fn lists_emptied(&self, _folder: &RepoPath) -> Result<bool> {

@@ -25,7 +25,7 @@ use crate::{
     repo::Repo,
     store::{Amount, Freed, Inventory, PrunePlan, plan_prune},
     time::Timestamp,
-    workspace::forget_expired,
+    workspace::{clean_work_tree, forget_expired},
 };
 
 /// Number of times a gc starts over because references changed meanwhile.
@@ -120,6 +120,7 @@ fn clean_up(repo: &Repo, published: bool, progress: &dyn Progress) -> Result<()>
     for root in [&repo.shared, &repo.private] {
         root.dir(&RepoPath::root())?.remove_stale_temp_files()?;
     }
+    clean_work_tree(repo, progress)?;
     if published { Ok(()) } else { clones::publish_needs(repo, progress) }
 }
 

@@ -161,7 +161,7 @@ impl Store {
     fn find_temp_files(&self, folder: &str, found: &mut Vec<OrphanFile>) -> Result<()> {
         let top = RepoPath::from_text(folder)?;
         let Some(dir) = self.dir_if_exists(folder)? else { return Ok(()) };
-        for name in dir.stale_temp_files()? {
+        for name in dir.stale_names()?.temp {
             let Some(stat) = dir.stat(&name)? else { continue };
             let path = top.join(&name)?;
             found.push(OrphanFile {

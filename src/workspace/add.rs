@@ -17,6 +17,7 @@ use crate::{
         Node, Workspace,
         compare::as_entry,
         ignore::{self, Rules},
+        leftovers::clean_beside,
         merge::{Merge, Mine, NamedPaths},
         scan,
         steering::check_is_data,
@@ -60,6 +61,7 @@ impl Workspace<'_> {
         progress: &dyn Progress,
     ) -> Result<Vec<Pointer>> {
         self.check_unfiltered(paths)?;
+        clean_beside(self, paths.iter(), progress);
         let pointed = self.pointer_paths()?;
         let mut writer = Writer::new(&self.repo.store);
         let mut found = Vec::new();

@@ -5,7 +5,7 @@
 //! `force`: those that the plans found are all named before anything changes, and those that are saved
 //! meanwhile stay.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::{
     error::{Error, Kind, Result, WithContext},
@@ -19,6 +19,7 @@ use crate::{
         compare::{as_entry, differences},
         execute::{Executed, Plan, Write, execute},
         filter::ScanFilter,
+        leftovers::clean_beside,
         scan::{check_stays_inside, scan_filtered},
     },
 };
@@ -75,7 +76,7 @@ fn plan_siblings<'p>(
     let recorded = recorded.context(|| format!("cannot check out `{}`", parts[0]))?;
     let tree = recorded.filter(|entry| entry.kind == EntryKind::Folder);
     let rows = tree.map_or_else(|| Ok(Vec::new()), |tree| entries(&workspace.repo.store, &tree.digest))?;
-    let filter = ScanFilter::new(workspace, folder, Some(pointer))?.removing_temp_files();
+    let filter = ScanFilter::new(workspace, folder, Some(pointer))?.cleaning(&workspace.repo.store, progress);
     let filter = filter.naming(folder.clone(), parts.iter().map(|part| part.name().to_vec()).collect());
     let present = scan_filtered(workspace, folder, &filter, None, progress)?;
     let nodes = present.as_ref().map_or(&[][..], Node::children);
@@ -129,14 +130,14 @@ pub(super) fn recorded_entry(store: &Store, pointer: &Pointer, part: &RepoPath) 
     entry_at(store, &pointer.content.digest, &below)
 }
 
-/// Scans `part`, without files that are ignored and not tracked. Removes temporary files of killed commands.
+/// Scans `part`, without files that are ignored and not tracked. Removes what killed commands left.
 pub(super) fn scan_part(
     workspace: &Workspace<'_>,
     pointer: &Pointer,
     part: &RepoPath,
     progress: &dyn Progress,
 ) -> Result<Option<Node>> {
-    let filter = ScanFilter::new(workspace, part, Some(pointer))?.removing_temp_files();
+    let filter = ScanFilter::new(workspace, part, Some(pointer))?.cleaning(&workspace.repo.store, progress);
     scan_filtered(workspace, part, &filter, None, progress)
 }
 
@@ -287,7 +288,7 @@ fn plan_parts<'p>(
     force: bool,
     progress: &dyn Progress,
 ) -> Result<Plans<'p>> {
-    remove_temp_files_beside(workspace, parts.iter().map(|it| it.1));
+    clean_beside(workspace, parts.iter().map(|it| it.1), progress);
     let mut plans = Plans { all: Vec::new(), missing: None };
     for of_pointer in parts.chunk_by(|a, b| std::ptr::eq(a.0, b.0)) {
         let pointer = of_pointer[0].0;
@@ -359,15 +360,6 @@ fn carry_out(
         None => {}
     }
     if kept.is_empty() { Ok(done) } else { Err(kept_error(&kept)) }
-}
-
-/// Removes temporary files that killed commands left beside these paths.
-fn remove_temp_files_beside<'p>(workspace: &Workspace<'_>, paths: impl Iterator<Item = &'p RepoPath>) {
-    let folders: BTreeSet<_> = paths.filter_map(RepoPath::parent).collect();
-    for folder in folders {
-        // They are only in the way: a folder that cannot be read is reported where it matters.
-        let _kept = workspace.repo.files.dir(&folder).and_then(|dir| dir.remove_stale_temp_files());
-    }
 }
 
 /// Removes the files at and below `part` except ignored ones; refuses to lose bytes unless `force`.

@@ -20,6 +20,7 @@ use crate::{
     workspace::{
         CheckoutStats, Workspace, collision,
         guard::{Guard, Guarded},
+        leftovers,
     },
 };
 
@@ -121,7 +122,7 @@ pub fn execute(
     let changed = plan.remove.iter().map(|it| &it.0).chain(plan.write.iter().map(|it| &it.path));
     let guard = Guard::new(&index, store, changed);
     let mut kept = remove(workspace, pointer, plan, &guard)?;
-    kept.extend(make_folders(workspace, pointer, plan)?);
+    kept.extend(make_folders(workspace, pointer, plan, progress)?);
     let links = workspace.repo.config.links()?;
     let files = &workspace.repo.files;
     let context = WriteContext {
@@ -200,7 +201,12 @@ fn remove_empty_parents(workspace: &Workspace<'_>, path: &RepoPath, top: &RepoPa
 
 /// Makes the folders of all files to write, and the empty ones. Returns the files that were saved in their
 /// place since the plan was made.
-fn make_folders(workspace: &Workspace<'_>, pointer: &Pointer, plan: &Plan) -> Result<Vec<RepoPath>> {
+fn make_folders(
+    workspace: &Workspace<'_>,
+    pointer: &Pointer,
+    plan: &Plan,
+    progress: &dyn Progress,
+) -> Result<Vec<RepoPath>> {
     let files = &workspace.repo.files;
     let of_files = plan.write.iter().filter_map(|write| write.path.parent());
     let folders: BTreeSet<RepoPath> = of_files.chain(plan.folders.iter().cloned()).collect();
@@ -215,7 +221,7 @@ fn make_folders(workspace: &Workspace<'_>, pointer: &Pointer, plan: &Plan) -> Re
                 let message = format!("`{file}` is a file, but `{}` needs a folder there", pointer.path);
                 return Err(Error::new(Kind::Conflict, message).hint("move the file elsewhere"));
             }
-            None => files.create_dir(folder)?.remove_stale_temp_files()?,
+            None => leftovers::clean(&files.create_dir(folder)?, &workspace.repo.store, progress)?,
         }
     }
     Ok(kept)

@@ -10,7 +10,9 @@ use crate::{
     fs::{Dir, FileStat, FileType, WalkFilter},
     path::{RepoPath, check_name},
     pointer::Pointer,
-    workspace::{Workspace, git_ignored::GitIgnored, glob::Glob, ignore::Rules},
+    progress::Progress,
+    store::Store,
+    workspace::{Workspace, git_ignored::GitIgnored, glob::Glob, ignore::Rules, leftovers},
 };
 
 /// Selects the files that are not ignored, optionally only those that match a pattern.
@@ -21,7 +23,8 @@ pub struct ScanFilter<'v> {
     /// The names that count in one folder.
     names: Option<(RepoPath, BTreeSet<Vec<u8>>)>,
     errors: Option<Mutex<Vec<(RepoPath, Error)>>>,
-    removes_temp_files: bool,
+    /// Set if what killed commands left in the scanned folders is to be removed or kept.
+    cleans: Option<(&'v Store, &'v dyn Progress)>,
     left_out: Option<Mutex<Vec<(RepoPath, Vec<u8>)>>>,
     /// Stat of the repository's own `.git`.
     own_git: Option<FileStat>,
@@ -39,7 +42,7 @@ impl<'v> ScanFilter<'v> {
             names: None,
             errors: None,
             left_out: None,
-            removes_temp_files: false,
+            cleans: None,
             own_git,
         })
     }
@@ -65,9 +68,9 @@ impl<'v> ScanFilter<'v> {
         Self { errors: Some(Mutex::default()), ..self }
     }
 
-    /// Removes temporary files that killed commands left in the scanned folders.
-    pub fn removing_temp_files(self) -> Self {
-        Self { removes_temp_files: true, ..self }
+    /// Removes what killed commands left in the scanned folders; what is stored nowhere is kept.
+    pub fn cleaning(self, store: &'v Store, progress: &'v dyn Progress) -> Self {
+        Self { cleans: Some((store, progress)), ..self }
     }
 
     /// Includes only files that match `glob`.
@@ -135,10 +138,10 @@ impl WalkFilter for ScanFilter<'_> {
         Ok(())
     }
 
-    fn on_temp_files(&self, dir: &Dir) {
-        if self.removes_temp_files {
+    fn on_own_files(&self, dir: &Dir) {
+        if let Some((store, progress)) = self.cleans {
             // They are only in the way: those that cannot be removed stay.
-            let _kept = dir.remove_stale_temp_files();
+            let _kept = leftovers::clean(dir, store, progress);
         }
     }
 

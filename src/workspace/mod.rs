@@ -18,6 +18,7 @@ mod guard;
 mod ignore;
 mod index;
 mod kept;
+mod leftovers;
 mod levels;
 mod links;
 mod merge;
@@ -40,6 +41,7 @@ pub use self::{
     checkout::{CheckoutStats, checkout, checkout_part, checkout_parts, place_parts, remove_files},
     glob::Glob,
     kept::{KEPT_DAYS, KeptVersion, find_kept, forget_expired, kept_versions, read_kept, unknown_version},
+    leftovers::clean_work_tree,
     merge::{Base, Merge, Mine, NamedPaths, merge},
     node::Node,
     relink::{Relinked, relink_parts},

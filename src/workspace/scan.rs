@@ -45,7 +45,7 @@ pub(super) fn scan(
 ) -> Result<Option<Node>> {
     let record = workspace.pointer_of(path).ok().flatten();
     let filter = ScanFilter::new(workspace, path, record.as_ref())?;
-    let filter = if writer.is_some() { filter.removing_temp_files() } else { filter };
+    let filter = if writer.is_some() { filter.cleaning(&workspace.repo.store, progress) } else { filter };
     scan_filtered(workspace, path, &filter, writer, progress)
 }
 

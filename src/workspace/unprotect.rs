@@ -3,9 +3,13 @@
 use crate::{
     digest::Digest,
     error::{Result, WithContext},
-    fs::{Dir, FileKind, FileStat, Listing, Mode, NoFilter},
+    fs::{Dir, FileKind, FileStat, Listing, Mode},
     path::RepoPath,
-    workspace::Workspace,
+    progress::Progress,
+    workspace::{
+        Workspace,
+        leftovers::{Cleaning, clean_beside},
+    },
 };
 
 /// Files that became private.
@@ -18,12 +22,17 @@ pub struct UnprotectStats {
 impl Workspace<'_> {
     /// Replaces every linked or read-only file at or below `path` with a writable copy of its own. The bytes
     /// are those of the file, even if they differ from the record.
-    pub fn unprotect(&self, path: &RepoPath) -> Result<UnprotectStats> {
+    pub fn unprotect(&self, path: &RepoPath, progress: &dyn Progress) -> Result<UnprotectStats> {
+        clean_beside(self, std::iter::once(path), progress);
         let mut done = UnprotectStats::default();
         let Some(stat) = self.repo.files.stat(path)? else { return Ok(done) };
         if stat.kind == FileKind::Folder {
             let dir = self.repo.files.dir(path)?;
-            self.unprotect_all(&dir, &dir.entries(&NoFilter)?, &mut done)?;
+            self.unprotect_all(
+                &dir,
+                &dir.entries(&Cleaning { store: &self.repo.store, progress })?,
+                &mut done,
+            )?;
         } else {
             self.unprotect_one(
                 &self.repo.files.dir(&path.parent().unwrap_or_default())?,

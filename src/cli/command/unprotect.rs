@@ -40,7 +40,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<UnprotectReport> {
         let whole = paths.iter().any(|it| pointer.path.is_within(it));
         let parts = paths.iter().filter(|it| !whole && it.is_within(&pointer.path));
         for part in parts.chain(whole.then_some(&pointer.path)) {
-            done.push((part.clone(), workspace.unprotect(part)?));
+            done.push((part.clone(), workspace.unprotect(part, ctx.progress)?));
         }
     }
     Ok(UnprotectReport(done, failure))
