@@ -103,14 +103,38 @@ impl Pointer {
         Ok(())
     }
 
-    /// Refuses the pointer file of `path` if it has the marks of a merge conflict.
+    /// Refuses the pointer file of `path` if it has the marks of a merge conflict, or lines of both sides, as
+    /// a union merge makes it.
     pub fn check_unmerged(path: &RepoPath, bytes: &[u8]) -> Result<()> {
-        if !document::has_conflict_markers(&String::from_utf8_lossy(bytes)) {
-            return Ok(());
+        let (file, text) = (path.with_suffix(SUFFIX), String::from_utf8_lossy(bytes));
+        if document::has_conflict_markers(&text) {
+            let error = Error::corrupt(format!("`{file}` has merge conflict markers"));
+            return Err(error.hint(choose_side(&file)));
         }
+        let keys = text.lines().filter_map(|line| line.split_once('='));
+        let mut keys: Vec<_> = keys.map(|(key, _)| key.trim()).collect();
+        keys.sort_unstable();
+        let Some(key) = keys.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0]) else {
+            return Ok(());
+        };
+        let message = format!("`{file}` holds the lines of two pointers: the key `{key}` is there twice");
+        let hint = format!("restore one of the two, such as with `git checkout ORIG_HEAD -- {file}`");
+        Err(Error::new(Kind::Conflict, message).hint(hint))
+    }
+
+    /// Returns the error for the pointer file of `path` if it is in conflict in Git's index, whatever it
+    /// holds.
+    pub fn unmerged_error(path: &RepoPath) -> Error {
         let file = path.with_suffix(SUFFIX);
-        let error = Error::corrupt(format!("`{file}` has merge conflict markers"));
-        Err(error.hint(format!("choose one side (`git checkout --ours {file}`), then `mlx checkout`")))
+        let message = format!("`{file}` is in conflict, since Git merged two versions of it");
+        Error::new(Kind::Conflict, message).hint(choose_side(&file))
+    }
+
+    /// Returns true for a pointer without its digest, such as one whose write was cut off. Other programs
+    /// have such files, too: an empty one, for example.
+    pub fn lacks_digest(bytes: &[u8]) -> bool {
+        let text: Vec<u8> = bytes.iter().copied().filter(|byte| *byte != 0).collect();
+        PREFIX.starts_with(&text)
     }
 
     /// Refuses to write the pointer of `path` over these bytes of its file: another program's, a pointer that
@@ -118,15 +142,17 @@ impl Pointer {
     /// may be replaced.
     pub fn check_replaceable(path: &RepoPath, bytes: &[u8]) -> Result<()> {
         if !Self::is_own(bytes) {
-            let file = path.with_suffix(SUFFIX);
-            let error = Error::new(
-                Kind::Conflict,
-                format!("`{file}` is not a pointer, but the pointer of `{path}` would have that name"),
-            );
-            return Err(error.hint("rename one of the two files, then try again"));
+            return Err(Self::foreign_error(path));
         }
         Self::check_unmerged(path, bytes)?;
         Self::check_format(path, bytes)
+    }
+
+    /// Returns the error for another program's file that has the name of the pointer of `path`.
+    pub fn foreign_error(path: &RepoPath) -> Error {
+        let file = path.with_suffix(SUFFIX);
+        let message = format!("`{file}` is not a pointer, but the pointer of `{path}` would have that name");
+        Error::new(Kind::Conflict, message).hint("rename one of the two files, then try again")
     }
 
     /// Returns true if mlx wrote these bytes, even if they are damaged now: they are, or begin, a pointer of
@@ -168,6 +194,11 @@ impl Pointer {
     pub fn file(&self) -> RepoPath {
         self.path.with_suffix(SUFFIX)
     }
+}
+
+/// Tells how to resolve a conflict.
+fn choose_side(file: &RepoPath) -> String {
+    format!("choose one side (`git checkout --ours {file}`, then `git add {file}`), then `mlx checkout`")
 }
 
 impl ContentKind {

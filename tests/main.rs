@@ -47,6 +47,7 @@ mod out_of_git;
 mod output;
 mod overload;
 mod pipelines;
+mod pointer_files;
 mod release;
 mod release_rules;
 mod remote;

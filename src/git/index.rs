@@ -62,6 +62,13 @@ impl Git {
         Ok(id.and_then(|id| self.repo.find_object(id).ok()).map(|object| object.data.clone()))
     }
 
+    /// Returns true if a merge left several versions of a file in Git's index.
+    pub fn is_unmerged(&self, file: &RepoPath) -> Result<bool> {
+        let index = self.index()?;
+        let found = index.entry_index_by_path(file.bytes().as_bstr());
+        Ok(found.is_ok_and(|at| index.entry(at).stage_raw() != 0))
+    }
+
     /// Reads a file of a folder at the top whose name no [`RepoPath`] may have, such as `.mlx`, as it is in
     /// Git's index.
     pub fn staged_own(&self, folder: &str, name: &str) -> Result<Option<OwnFile>> {

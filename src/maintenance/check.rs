@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     digest::Digest,
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     maintenance::{
         collect::lock_gc,
         mark::{Marked, mark},
@@ -85,6 +85,7 @@ pub fn check(workspace: &Workspace<'_>, repair: bool, progress: &dyn Progress) -
     for Unreadable { file, error, .. } in workspace.pointers()?.unreadable {
         let place = Referrer::Worktree(repo.root().to_owned()).location(&file);
         if report.unreadable.iter().all(|(known, _)| *known != place) {
+            report.conflicts.extend((error.kind() == Kind::Conflict).then(|| place.clone()));
             report.unreadable.push((place, error));
         }
     }

@@ -39,7 +39,7 @@ use serde::Deserialize;
 use crate::{
     digest::Digest,
     document::{self, Value, from_toml, to_toml, toml_quote as quote},
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     path::RepoPath,
     pipeline::extension::{Cell, Each, Extension, content_line},
     pointer::Content,
@@ -146,6 +146,12 @@ struct RawRecord {
 }
 
 impl Lockfile {
+    /// Returns the error for a lockfile that is in conflict in Git's index, whatever it holds.
+    pub fn unmerged_error(path: &RepoPath) -> Error {
+        let message = format!("`{path}` is in conflict, since Git merged two versions of it");
+        Error::new(Kind::Conflict, message).hint(keep_side(path))
+    }
+
     /// Parses the lockfile read from `path`; empty bytes give a lockfile without records.
     pub fn parse(path: &RepoPath, bytes: &[u8]) -> Result<Self> {
         if bytes.is_empty() {
@@ -153,10 +159,7 @@ impl Lockfile {
         }
         let text = String::from_utf8_lossy(bytes);
         if document::has_conflict_markers(&text) {
-            let error = Error::corrupt(format!("`{path}` has merge conflict markers"));
-            return Err(
-                error.hint(format!("keep one side with `git checkout --ours {path}`, then run `mlx repro`"))
-            );
+            return Err(Error::corrupt(format!("`{path}` has merge conflict markers")).hint(keep_side(path)));
         }
         let invalid = |why: &str| Error::corrupt(format!("`{path}` is not a valid lockfile: {why}"));
         if Self::is_newer(bytes) {
@@ -301,6 +304,11 @@ impl RawRecord {
             },
         }
     }
+}
+
+/// Tells how to resolve a conflict.
+fn keep_side(path: &RepoPath) -> String {
+    format!("keep one side (`git checkout --ours {path}`, then `git add {path}`), then run `mlx repro`")
 }
 
 #[cfg(test)]

@@ -20,6 +20,9 @@ pub struct Records<'f> {
 /// empty.
 pub fn read_lockfile(repo: &Repo, folder: &RepoPath) -> Result<Lockfile> {
     let path = folder.join(LOCKFILE.as_bytes())?;
+    if repo.git.is_unmerged(&path)? {
+        return Err(Lockfile::unmerged_error(&path));
+    }
     Lockfile::parse(&path, &repo.read_document(&path)?.unwrap_or_default())
 }
 

@@ -18,7 +18,10 @@ pub use self::{
     keys::{KEYS, OPTIONS, check_value, default_value, is_secret},
 };
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     digest::Digest,
@@ -167,7 +170,7 @@ impl Repo {
     /// Reads the pointer of a path that had one: a file that is not a pointer is an error.
     pub fn strict_pointer(&self, path: &RepoPath) -> Result<Option<Pointer>> {
         let bytes = self.files.read_prefix(&path.with_suffix(SUFFIX), READ_LIMIT)?;
-        bytes.map(|bytes| Pointer::parse(path.clone(), &bytes)).transpose()
+        bytes.map(|bytes| self.parse_pointer(path, &bytes)).transpose()
     }
 
     /// Reads the pointer of `path` in the work tree; `None` if the file does not exist or is not a pointer.
@@ -177,18 +180,50 @@ impl Repo {
             return Ok(None);
         }
         match self.files.read_prefix(&path.with_suffix(SUFFIX), READ_LIMIT)? {
-            Some(bytes) if Pointer::looks_like_pointer(&bytes) => {
-                Pointer::parse(path.clone(), &bytes).map(Some)
+            Some(bytes) if Pointer::looks_like_pointer(&bytes) && !self.is_foreign(path, &bytes)? => {
+                self.parse_pointer(path, &bytes).map(Some)
             }
             _ => Ok(None),
         }
     }
 
+    fn parse_pointer(&self, path: &RepoPath, bytes: &[u8]) -> Result<Pointer> {
+        if self.git.is_unmerged(&path.with_suffix(SUFFIX))? {
+            return Err(Pointer::unmerged_error(path));
+        }
+        Pointer::parse(path.clone(), bytes)
+    }
+
+    /// Returns true for a file that is only empty or cut off like a pointer, and of which Git has none.
+    fn is_foreign(&self, path: &RepoPath, bytes: &[u8]) -> Result<bool> {
+        Ok(Pointer::lacks_digest(bytes) && self.pointer_in_git(path)?.is_none())
+    }
+
+    /// Reads the pointer of `path` as Git has it: in its index, or else in the commit that is checked out.
+    pub fn pointer_in_git(&self, path: &RepoPath) -> Result<Option<Pointer>> {
+        let file = path.with_suffix(SUFFIX);
+        let bytes = match (self.git.staged(&file)?, self.git.head()) {
+            (None, Some(head)) => self.git.read(&head, &file)?,
+            (staged, _) => staged,
+        };
+        Ok(bytes.and_then(|bytes| Pointer::parse(path.clone(), &bytes).ok()))
+    }
+
     /// Refuses to write the pointer of `path` if its file is not a pointer, one that a newer mlx wrote, or
-    /// one with the marks of a merge conflict, of which both sides count; a damaged pointer may be replaced.
-    pub fn check_replaceable(&self, path: &RepoPath) -> Result<()> {
-        let bytes = self.files.read_prefix(&path.with_suffix(SUFFIX), READ_LIMIT)?;
-        bytes.map_or(Ok(()), |bytes| Pointer::check_replaceable(path, &bytes))
+    /// one in conflict, of which both sides count; a damaged pointer may be replaced. `known` are paths that
+    /// have pointers, whatever their files hold.
+    pub fn check_replaceable(&self, path: &RepoPath, known: &BTreeSet<RepoPath>) -> Result<()> {
+        let file = path.with_suffix(SUFFIX);
+        let bytes = self.files.read_prefix(&file, READ_LIMIT)?.unwrap_or_default();
+        if self.git.is_unmerged(&file)? {
+            return Err(Pointer::unmerged_error(path));
+        }
+        Pointer::check_replaceable(path, &bytes)?;
+        let is_here = self.files.stat(&file)?.is_some();
+        if is_here && !known.contains(path) && self.is_foreign(path, &bytes)? {
+            return Err(Pointer::foreign_error(path));
+        }
+        Ok(())
     }
 
     /// Writes a pointer file and returns true, unless the bytes on disk are the same. A file of that name

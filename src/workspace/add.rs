@@ -71,6 +71,7 @@ impl Workspace<'_> {
             let parent = self.tracked_parent(path)?;
             if parent.is_none() {
                 check_is_data(path)?;
+                self.check_replaceable(path)?;
             }
             self.check_ignore_rules(path, parent.as_ref())?;
             let top = parent.as_ref().map_or(path, |it| &it.path);
@@ -103,15 +104,18 @@ impl Workspace<'_> {
 
     fn merge_addition(&self, Addition { tracked, entries }: Addition) -> Result<Merged> {
         let (path, store) = (tracked.path.clone(), &self.repo.store);
-        self.repo.check_replaceable(&path)?;
+        self.check_replaceable(&path)?;
         let pointer = match self.repo.pointer(&path) {
             Ok(Some(pointer)) => pointer,
-            // A damaged pointer, which names no tree to merge into, is replaced.
-            _ if entries.contains_key(&RepoPath::root()) => {
-                let (absent, outdated) = Default::default();
-                return Ok(Merged { pointer: tracked, entries, absent, outdated });
-            }
-            found => found?.unwrap_or(tracked),
+            found => match self.lost_pointer(&path)? {
+                Some(pointer) => pointer,
+                // A damaged pointer, which names no tree to merge into, is replaced.
+                None if entries.contains_key(&RepoPath::root()) => {
+                    let (absent, outdated) = Default::default();
+                    return Ok(Merged { pointer: tracked, entries, absent, outdated });
+                }
+                None => found?.unwrap_or(tracked),
+            },
         };
         let mut all = Merge::default();
         for (below, entry) in &entries {
@@ -192,9 +196,29 @@ impl Workspace<'_> {
         self.repo.git.check_unfiltered(&files.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>())
     }
 
+    /// Returns the pointer that Git has of a path whose file is missing or damaged here, unless mlx stopped
+    /// tracking the path: then its base was forgotten.
+    fn lost_pointer(&self, path: &RepoPath) -> Result<Option<Pointer>> {
+        let is_here = !path.is_root() && self.repo.files.stat(&path.with_suffix(SUFFIX))?.is_some();
+        if path.is_root() || !is_here && !self.may_have_base(path) {
+            return Ok(None);
+        }
+        self.repo.pointer_in_git(path)
+    }
+
+    /// Refuses to replace a file that is not the pointer of `path`, or one in conflict.
+    pub(super) fn check_replaceable(&self, path: &RepoPath) -> Result<()> {
+        self.repo.check_replaceable(path, &self.index.borrow().pointers)
+    }
+
     /// Returns the pointer of the tracked folder that contains `path`; a tracked file there is an error.
     fn tracked_parent(&self, path: &RepoPath) -> Result<Option<Pointer>> {
-        match path.parent().map(|parent| self.pointer_of(&parent)).transpose()?.flatten() {
+        let Some(above) = path.parent() else { return Ok(None) };
+        let mut parent = self.pointer_of(&above)?;
+        for folder in above.ancestors().filter(|_| parent.is_none()).collect::<Vec<_>>() {
+            parent = parent.or(self.lost_pointer(&folder)?);
+        }
+        match parent {
             Some(parent) if parent.content.kind != ContentKind::Tree => {
                 let error = Error::new(
                     Kind::Conflict,
@@ -244,7 +268,6 @@ impl Workspace<'_> {
                 Error::usage(format!("`{path}` is a pointer")).hint("pointers belong in Git: `git add` it")
             );
         }
-        self.repo.check_replaceable(path)?;
         if let Some(file) = self.repo.git.tracked_within(path)? {
             let error = Error::new(Kind::Conflict, format!("Git already tracks `{file}`"));
             return Err(error.hint(format!("remove it from Git's index first: `git rm -r --cached {path}`")));

@@ -68,6 +68,8 @@ enum Step {
 #[derive(Default)]
 pub struct Bases {
     rows: BTreeMap<RepoPath, Row>,
+    /// True if there was no valid file of this worktree.
+    is_lost: bool,
     /// Bytes of the file that was loaded.
     loaded: Option<Vec<u8>>,
     unsaved: Vec<(RepoPath, Step)>,
@@ -86,8 +88,8 @@ impl Bases {
         // An unreadable file counts as missing.
         let loaded = repo.private.read_if_exists(&RepoPath::from_text(Self::FILE)?).unwrap_or_default();
         let inode = inode(repo)?;
-        let rows = loaded.as_deref().and_then(|bytes| parse(bytes, inode).ok()).unwrap_or_default();
-        Ok(Self { rows, loaded, ..Self::default() })
+        let rows = loaded.as_deref().and_then(|bytes| parse(bytes, inode).ok());
+        Ok(Self { is_lost: rows.is_none(), rows: rows.unwrap_or_default(), loaded, ..Self::default() })
     }
 
     /// Returns the contents that the file with these bytes names, whichever worktree it is of.
@@ -181,6 +183,12 @@ impl Workspace<'_> {
     /// Returns the content that this worktree last had at each path.
     pub(super) fn last_contents(&self) -> Vec<Pointer> {
         self.bases.borrow().last_contents().collect()
+    }
+
+    /// Returns true unless this worktree is known not to have had a tracked path.
+    pub(super) fn may_have_base(&self, path: &RepoPath) -> bool {
+        let bases = self.bases.borrow();
+        bases.is_lost || bases.rows.contains_key(path)
     }
 
     /// Returns the base of a tracked path.

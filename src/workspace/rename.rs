@@ -101,7 +101,7 @@ impl Workspace<'_> {
             None => {}
         }
         check_is_data(path)?;
-        self.repo.check_replaceable(path)?;
+        self.check_replaceable(path)?;
         if let Some(file) = self.repo.git.tracked_within(path)? {
             return taken(format!("Git already tracks `{file}`"));
         }

@@ -1,0 +1,147 @@
+//! Tests of pointer files that are missing, in conflict, moved by hand, or another program's.
+
+use std::fs;
+
+use crate::sandbox::Sandbox;
+
+/// Creates a repository with the tracked folder `d` of three files, and a clone that has one of them.
+fn partly_here() -> (Sandbox, std::path::PathBuf) {
+    let sandbox = Sandbox::new();
+    let remote = sandbox.root().join("remote");
+    sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
+    for name in ["1", "2", "3"] {
+        sandbox.write(&format!("d/{name}"), name);
+    }
+    sandbox.ok("add d");
+    sandbox.commit("data");
+    sandbox.ok("push");
+    let clone = sandbox.root().join("clone");
+    sandbox.git(&format!("clone -q . {}", clone.display()));
+    sandbox.at(&clone).ok("pull d/1");
+    (sandbox, clone)
+}
+
+/// A second and a third version of the folder `d` on two branches, merged as `attribute` says.
+fn merged(attribute: &str) -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.write(".gitattributes", attribute);
+    sandbox.write("d/1", "1");
+    sandbox.ok("add d");
+    sandbox.commit("one");
+    sandbox.git("checkout -q -b other");
+    sandbox.write("d/1", "2");
+    sandbox.ok("add d");
+    sandbox.commit("two");
+    sandbox.git("checkout -q main");
+    sandbox.ok("checkout");
+    sandbox.write("d/1", "3");
+    sandbox.write("d/3", "3");
+    sandbox.ok("add d");
+    sandbox.commit("three");
+    sandbox.command("git", &sandbox.repo).args(["merge", "-q", "other"]).output().unwrap();
+    sandbox
+}
+
+#[test]
+fn a_lost_pointer_is_merged_with_the_one_in_git() {
+    let damages: [(&str, fn(&std::path::Path)); 3] = [
+        ("deleted", |clone| fs::remove_file(clone.join("d.mlx")).unwrap()),
+        ("cut off", |clone| fs::write(clone.join("d.mlx"), "digest = \"b3:").unwrap()),
+        ("deleted, and the bases lost", |clone| {
+            fs::remove_file(clone.join(".git/mlx/base")).unwrap();
+            fs::remove_file(clone.join("d.mlx")).unwrap();
+        }),
+    ];
+    for (how, damage) in damages {
+        let paths = if how == "cut off" { &["d"][..] } else { &["d", "d/new"] };
+        for path in paths {
+            let (sandbox, clone) = partly_here();
+            damage(&clone);
+            fs::write(clone.join("d/new"), "new").unwrap();
+            let result = sandbox.at(&clone).mlx(&format!("add {path}"));
+            assert_eq!(result.code, 0, "{how}, {path}: {}", result.err);
+            let pointer = fs::read_to_string(clone.join("d.mlx")).unwrap();
+            assert!(pointer.contains("files = 4"), "{how}, {path}: {pointer}");
+        }
+    }
+}
+
+#[test]
+fn a_path_that_is_not_tracked_any_more_is_added_as_it_is() {
+    let (sandbox, clone) = partly_here();
+    sandbox.at(&clone).ok("remove d");
+    sandbox.at(&clone).ok("add d");
+    assert!(fs::read_to_string(clone.join("d.mlx")).unwrap().contains("files = 1"));
+}
+
+#[test]
+fn a_pointer_in_conflict_is_refused_whatever_its_file_holds() {
+    for attribute in ["", "*.mlx -merge\n", "*.mlx merge=union\n"] {
+        let sandbox = merged(attribute);
+        let pointer = sandbox.read("d.mlx");
+        let status = sandbox.json("status");
+        assert_eq!((&status["clean"], &status["data"][0]["state"]), (&false.into(), &"unknown".into()));
+        for command in ["checkout", "add d", "add d/1", "commit", "commit d/1", "remove d/1", "move d/1 e"] {
+            let error = sandbox.fails(command, 4);
+            assert!(error.contains("`d.mlx`"), "{attribute}, {command}: {error}");
+        }
+        assert_eq!(sandbox.read("d.mlx"), pointer, "{attribute}");
+        assert_eq!(sandbox.read("d/1"), "3");
+        if !attribute.contains("union") {
+            sandbox.git("checkout -q --ours d.mlx");
+            sandbox.git("add d.mlx");
+            sandbox.ok("checkout");
+            sandbox.ok("add d");
+        }
+    }
+}
+
+#[test]
+fn a_lockfile_in_conflict_is_refused_whatever_it_holds() {
+    let sandbox = Sandbox::new();
+    sandbox.write(".gitattributes", "mlx.lock -merge\n");
+    sandbox.write("mlx.toml", "[stage.s]\ncmd = 'cp a b'\ndeps = ['a']\nouts = ['b']\n");
+    let run = |text: &str| {
+        sandbox.write("a", text);
+        sandbox.ok("repro");
+        sandbox.commit(text);
+    };
+    run("1");
+    sandbox.git("checkout -q -b other");
+    run("2");
+    sandbox.git("checkout -q main");
+    sandbox.ok("checkout");
+    run("3");
+    sandbox.command("git", &sandbox.repo).args(["merge", "-q", "other"]).output().unwrap();
+    let lock = sandbox.read("mlx.lock");
+    for command in ["status", "checkout", "repro", "commit"] {
+        assert!(sandbox.fails(command, 4).contains("`mlx.lock` is in conflict"), "{command}");
+    }
+    assert_eq!((sandbox.read("mlx.lock"), sandbox.read("b")), (lock, "3".to_owned()));
+}
+
+#[test]
+fn a_file_of_another_program_stays_as_it_is() {
+    for text in ["", "plain", "PK\x03\x04"] {
+        let sandbox = Sandbox::new();
+        sandbox.write("d/a.mlx", text);
+        sandbox.write("d/a", "1");
+        sandbox.ok("add d");
+        sandbox.commit("one");
+        sandbox.write("d/a", "2");
+        sandbox.ok("add d/a");
+        sandbox.write("e", "e");
+        sandbox.write("e.mlx", text);
+        let error = sandbox.fails("add e", 4);
+        assert!(error.contains("`e.mlx` is not a pointer"), "{text}: {error}");
+        assert_eq!((sandbox.read("d/a.mlx"), sandbox.read("e.mlx")), (text.to_owned(), text.to_owned()));
+        assert!(sandbox.ok("status").contains("clean"), "{text}");
+    }
+    // One that Git has a pointer of was cut off.
+    let sandbox = Sandbox::new();
+    sandbox.write("e", "e");
+    sandbox.ok("add e");
+    sandbox.commit("one");
+    sandbox.write("e.mlx", "");
+    sandbox.ok("add e");
+}
