@@ -11,6 +11,7 @@ const LAWS: [(&str, &[&str]); 10] = [
             "an_input_that_changes_during_the_run_is_never_recorded",
             "every_change_of_a_value_reruns_the_stage_and_is_named",
             "each_command_of_a_list_must_succeed",
+            "no_command_of_a_list_hides_the_next_ones",
             "an_invalid_pipeline_is_refused_before_any_stage_runs",
         ],
     ),
@@ -77,6 +78,10 @@ const LAWS: [(&str, &[&str]); 10] = [
         "Stat and digest: an input is unchanged only if both are",
         &[
             "an_input_that_changes_during_the_run_is_never_recorded",
+            "an_input_that_changed_and_changed_back_is_not_recorded",
+            "params_files_and_names_in_folders_that_come_and_go_count",
+            "a_folder_that_another_takes_the_place_of_is_not_recorded",
+            "another_name_for_an_input_is_no_change_of_it",
             "status_detects_an_edit_that_keeps_size_inode_and_mtime",
             "files_changed_within_a_clock_tick_are_not_cached",
         ],
@@ -88,6 +93,7 @@ const LAWS: [(&str, &[&str]); 10] = [
             "a_stage_brings_what_it_needs_from_another_folder_up_to_date",
             "pipelines_of_nested_repositories_are_not_part_of_the_graph",
             "a_cycle_stops_only_the_stages_that_need_it",
+            "a_link_to_the_output_of_another_stage_is_an_edge_of_the_graph",
         ],
     ),
     (

@@ -73,6 +73,36 @@ fn params_files_and_names_in_folders_that_come_and_go_count() {
 }
 
 #[test]
+fn a_folder_that_another_takes_the_place_of_is_not_recorded() {
+    for (inputs, read, first, then) in [
+        ("deps = ['p/d']", "p/d/x", "p/d", "p/other"),
+        ("deps = ['p/d/x']", "p/d/x", "p/d", "p/other"),
+        ("deps = ['p/d']", "p/d/x", "p", "q"),
+        ("deps = ['p/d/x']", "p/d/x", "p", "q"),
+        ("params = ['p/p.toml:x']", "p/p.toml", "p", "q"),
+    ] {
+        let sandbox = Sandbox::new();
+        let swap =
+            format!("mv {first} bak; mv {then} {first}; cat {read} > o; mv {first} {then}; mv bak {first}");
+        sandbox.write("mlx.toml", format!("[stage.s]\ncmd = '{swap}'\n{inputs}\nouts = ['o']\n"));
+        for (file, text) in [("p/d/x", "1"), ("q/d/x", "2"), ("p/other/x", "2")] {
+            sandbox.write(file, text);
+        }
+        sandbox.write("p/p.toml", "x = 1\n");
+        sandbox.write("q/p.toml", "x = 2\n");
+        let error = sandbox.fails("repro", 4);
+        let text = format!("`{first}` changed while the stage `s` ran (it was moved, or its mode changed)");
+        assert!(error.contains(&text), "{inputs} {first}\n{error}");
+        assert!(!sandbox.has("mlx.lock"));
+    }
+    // Names that come and go beside the inputs, and times that a program sets there, do not count.
+    let beside = "mkdir p/t out; touch p/log out/log; rmdir p/t; touch -d 2001-01-01 p; cat p/d/x > p/o";
+    let sandbox = with_stage(beside, "'p/d'", "'p/o'", "");
+    sandbox.write("p/d/x", "1");
+    assert_eq!(outcome(&sandbox, "repro"), "ran");
+}
+
+#[test]
 fn another_name_for_an_input_is_no_change_of_it() {
     let sandbox = with_stage("ln in/a elsewhere; cp in/a o", "'in'", "'o'", "");
     sandbox.write("in/a", "1\n");

@@ -10,7 +10,7 @@ use crate::{
     pipeline::{Pipeline, Records, Stage},
     pointer::Content,
     store::{EntryKind, entry_at},
-    workspace::Stamps,
+    workspace::{Stamps, stats_above},
 };
 
 /// Everything a stage's result may depend on, apart from its own definition.
@@ -105,8 +105,10 @@ impl Pipeline<'_, '_> {
     fn param_stamps(&self, stage: &Stage) -> Result<BTreeMap<RepoPath, Stamps>> {
         let mut stamps = BTreeMap::new();
         for (file, _) in &stage.params {
-            if let Some(stat) = self.repo().files.stat(file)? {
-                stamps.insert(file.clone(), Stamps::of_file(file.clone(), stat));
+            let files = &self.repo().files;
+            if let Some(stat) = files.stat(file)? {
+                let stamp = Stamps::of_file(file.clone(), stat).with_above(stats_above(files, file)?);
+                stamps.insert(file.clone(), stamp);
             }
         }
         Ok(stamps)

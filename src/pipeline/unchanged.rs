@@ -46,6 +46,9 @@ impl MovedInput {
             StampChange::Names => {
                 Self { details: " (a name in it came or went)".into(), ..Self::new(&path, "changed") }
             }
+            StampChange::Place => {
+                Self { details: " (it was moved, or its mode changed)".into(), ..Self::new(&path, "changed") }
+            }
         }
     }
 
@@ -92,7 +95,7 @@ impl Pipeline<'_, '_> {
     fn ignore_line(&self, moved: &Moved) -> Result<Option<String>> {
         let (path, is_folder) = match &moved.how {
             StampChange::Appeared { top, is_folder } => (top, *is_folder),
-            StampChange::Names => return Ok(None),
+            StampChange::Names | StampChange::Place => return Ok(None),
             _ => (&moved.path, false),
         };
         let reads = self.reads();

@@ -48,7 +48,7 @@ pub use self::{
     remove::{FilePolicy, RemoveResult},
     rename::MoveResult,
     select::skipped_error,
-    stamps::{Change as StampChange, Moved, Stamps},
+    stamps::{Change as StampChange, Moved, Stamps, stats_above},
     status::{Behind, Change, PathStatus, State, Version, diff_versions},
     steering::{LOCKFILE, PIPELINE_FILE},
     unprotect::UnprotectStats,

@@ -17,7 +17,7 @@ use crate::{
     path::{RepoPath, escape_bytes},
     progress::{Event, Progress},
     store::{EncodedObject, EntryKind, Kind, MAX_PACKED_SIZE, Store, Writer, digest_file},
-    workspace::{Node, Stamps, Workspace, filter::ScanFilter, modes::executables},
+    workspace::{Node, Stamps, Workspace, filter::ScanFilter, modes::executables, stats_above},
 };
 
 /// Bytes of a batch, which all cores read together.
@@ -56,7 +56,10 @@ pub(super) fn scan_stamped(
     filter: &ScanFilter<'_>,
     progress: &dyn Progress,
 ) -> Result<Option<(Node, Stamps)>> {
-    scan_all(workspace, path, filter, None, progress)
+    // Taken before the files are read: a later move is found.
+    let above = stats_above(&workspace.repo.files, path)?;
+    let found = scan_all(workspace, path, filter, None, progress)?;
+    Ok(found.map(|(node, stamps)| (node, stamps.with_above(above))))
 }
 
 /// As [`scan`], limited to the files that `filter` includes.
