@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
@@ -244,8 +244,7 @@ fn linking_again_takes_parts_and_leaves_edited_and_unrecorded_files() {
     sandbox.write("data/one", vec![9_u8; 1_100_000]);
     assert_eq!(
         sandbox.ok("checkout --relink"),
-        "data: 2 files edited, left unchanged: `data/one`, `data/small`\n\
-         nothing to do: the files are placed as `cache.link` says\n"
+        "data: 2 files edited, left unchanged: `data/one`, `data/small`\n"
     );
     assert_eq!(["data/one", "data/three"].map(|path| kind(&sandbox, path)), ["copy"; 2]);
     assert_eq!(fs::read(sandbox.repo.join("data/one")).unwrap(), vec![9_u8; 1_100_000]);
@@ -267,6 +266,25 @@ fn linking_again_names_files_that_the_store_lacks_and_makes_other_links_private(
          data: 1 file without stored content, left unchanged: `data/one`\n"
     );
     assert_eq!(["data/one", "data/sub/two"].map(|path| kind(&sandbox, path)), ["copy"; 2]);
+}
+
+#[test]
+fn linking_again_goes_on_beside_a_broken_pointer_and_a_damaged_object() {
+    let sandbox = linkable();
+    let large = |byte: u8| vec![byte; 1_100_000];
+    sandbox.write("other", large(3));
+    sandbox.write("broken", "x");
+    sandbox.ok("add other broken");
+    sandbox.ok("config set --local cache.link hardlink");
+    sandbox.write("broken.mlx", "format = 1\nkind = \"tree\"\n");
+    let object = sandbox.repo.join(".git/mlx/objects").join(blake3::hash(&large(1)).to_hex().as_str());
+    fs::set_permissions(&object, fs::Permissions::from_mode(0o644)).unwrap();
+    fs::write(&object, large(9)).unwrap();
+    let done = sandbox.mlx("checkout --relink");
+    assert_eq!(done.out, "data: 1 file linked again (1 hardlink)\nother: 1 file linked again (1 hardlink)\n");
+    assert_eq!(done.code, 5, "{}", done.err);
+    assert!(done.err.contains("broken.mlx") && done.err.contains("cannot link `data/one`"), "{}", done.err);
+    assert_eq!(kind(&sandbox, "data/one"), "copy");
 }
 
 #[test]
@@ -343,4 +361,37 @@ fn parts_of_one_folder_are_planned_together_and_stay_apart() {
     let pulled = sandbox.json("pull 'd/**'");
     assert_eq!(rows(pulled).iter().filter(|row| row.ends_with(" 1 0")).count(), 1);
     assert_eq!(sandbox.json("status")["clean"], true);
+}
+
+#[test]
+fn a_named_file_that_is_ignored_and_not_recorded_stays_alone_or_with_others() {
+    let sandbox = Sandbox::new();
+    for file in ["d/a", "d/b", "d/sub/x", "d/sub/y"] {
+        sandbox.write(file, file);
+    }
+    sandbox.write(".mlxignore", "*.log\nsub/\n");
+    sandbox.ok("add d");
+    for file in ["d/i.log", "d/j.log"] {
+        sandbox.write(file, "mine");
+    }
+    let nothing = "nothing to do: the workspace is as recorded\n";
+    for paths in ["d/i.log", "d/i.log d/j.log", "d/i.log d/a", "d/sub/x", "d/sub/x d/sub/y", "d"] {
+        assert_eq!(sandbox.ok(&format!("checkout --force {paths}")), nothing, "{paths}");
+    }
+    assert!(["d/i.log", "d/j.log", "d/sub/x", "d/sub/y"].iter().all(|file| sandbox.has(file)));
+}
+
+#[test]
+fn a_file_in_the_place_of_a_folder_is_named_once_and_makes_room_for_every_part() {
+    let sandbox = Sandbox::new();
+    let parts = ["d/e/1", "d/e/2", "d/f/3"];
+    parts.iter().for_each(|file| sandbox.write(file, file));
+    sandbox.ok("add d");
+    fs::remove_dir_all(sandbox.repo.join("d")).unwrap();
+    sandbox.write("d", "mine");
+    let command = format!("checkout {}", parts.join(" "));
+    let error = sandbox.fails(&command, 4);
+    assert!(error.contains("not stored anywhere: `d`\n"), "{error}");
+    sandbox.ok(&format!("{command} --force"));
+    assert!(parts.iter().all(|file| sandbox.read(file) == **file));
 }

@@ -32,9 +32,9 @@ use crate::{
     wire::{Reader, put_bytes, put_varint},
     workspace::{
         Node, Workspace,
-        checkout::recorded_entry,
         compare::as_entry,
         merge::{Base, Merge, Mine, is_same, merge},
+        siblings::recorded_entry,
     },
 };
 

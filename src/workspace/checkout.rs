@@ -5,22 +5,23 @@
 //! `force`: those that the plans found are all named before anything changes, and those that are saved
 //! meanwhile stay.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use crate::{
     error::{Error, Kind, Result, WithContext},
     fs::{FileKind, LinkKind},
     path::{RepoPath, quoted_list},
-    pointer::{ContentKind, Pointer},
+    pointer::Pointer,
     progress::Progress,
-    store::{DiffSide, Difference, EntryKind, MAX_PACKED_SIZE, Store, TreeEntry, entries, entry_at},
+    store::{DiffSide, Difference, EntryKind, MAX_PACKED_SIZE, Store, TreeEntry},
     workspace::{
         Node, Workspace, collision,
-        compare::{as_entry, differences},
+        compare::differences,
         execute::{Executed, Plan, Write, execute},
         filter::ScanFilter,
         leftovers::clean_beside,
         scan::{check_stays_inside, scan_filtered},
+        siblings::{Part, visit_parts},
     },
 };
 
@@ -49,89 +50,33 @@ fn kept_error(kept: &[RepoPath]) -> Error {
         .hint("keep the changes with `mlx add` or `mlx commit`, or discard them with `mlx checkout --force`")
 }
 
-/// Plans how to make the workspace match a pointer, at and below `part`; changes nothing.
-fn plan(
-    workspace: &Workspace<'_>,
-    pointer: &Pointer,
-    part: &RepoPath,
-    progress: &dyn Progress,
-) -> Result<(Plan, Option<TreeEntry>)> {
-    let wanted = recorded_entry(&workspace.repo.store, pointer, part);
-    let wanted = wanted.context(|| format!("cannot check out `{part}`"))?;
-    let present = scan_part(workspace, pointer, part, progress)?;
-    let blocking = blocking_file(workspace, pointer, part, progress)?;
-    let plan = plan_part(workspace, part, wanted.as_ref(), present.as_ref(), blocking)?;
-    Ok((plan, wanted))
-}
-
-/// Plans as [`plan`] does for parts that are all in `folder`, which is read once.
-fn plan_siblings<'p>(
-    workspace: &Workspace<'_>,
-    pointer: &'p Pointer,
-    folder: &RepoPath,
-    parts: &[&'p RepoPath],
-    progress: &dyn Progress,
-) -> Result<Vec<Result<Planned<'p>>>> {
-    let recorded = recorded_entry(&workspace.repo.store, pointer, folder);
-    let recorded = recorded.context(|| format!("cannot check out `{}`", parts[0]))?;
-    let tree = recorded.filter(|entry| entry.kind == EntryKind::Folder);
-    let rows = tree.map_or_else(|| Ok(Vec::new()), |tree| entries(&workspace.repo.store, &tree.digest))?;
-    let filter = ScanFilter::new(workspace, folder, Some(pointer))?.cleaning(&workspace.repo.store, progress);
-    let filter = filter.naming(folder.clone(), parts.iter().map(|part| part.name().to_vec()).collect());
-    let present = scan_filtered(workspace, folder, &filter, None, progress)?;
-    let nodes = present.as_ref().map_or(&[][..], Node::children);
-    let mut blocking = blocking_file(workspace, pointer, parts[0], progress)?;
-    let plan = |part: &&'p RepoPath| {
-        let row = rows.binary_search_by(|row| row.name[..].cmp(part.name())).ok().map(|at| rows[at].clone());
-        let node = nodes.binary_search_by(|node| node.name[..].cmp(part.name())).ok().map(|at| &nodes[at]);
-        let plan = plan_part(workspace, part, row.as_ref(), node, blocking.take())?;
-        Ok(Planned { pointer, part, recorded: row, plan })
-    };
-    Ok(parts.iter().map(plan).collect())
-}
-
-/// Plans how to get from the entry that is present at `part` to the recorded one. `blocking` is a file that
-/// has to make room for a folder above it.
-fn plan_part(
-    workspace: &Workspace<'_>,
-    part: &RepoPath,
-    wanted: Option<&TreeEntry>,
-    present: Option<&Node>,
-    blocking: Option<(RepoPath, DiffSide)>,
-) -> Result<Plan> {
+/// Plans how to get from what is present to what is recorded; changes nothing.
+fn plan_part<'p>(workspace: &Workspace<'_>, part: Part<'p>, progress: &dyn Progress) -> Result<Planned<'p>> {
+    let Part { pointer, path, recorded, present } = part;
     let store = &workspace.repo.store;
-    let links = workspace
-        .repo
-        .config
-        .links()?
-        .iter()
-        .any(|link| matches!(link, LinkKind::Hardlink | LinkKind::Symlink));
+    let links = workspace.repo.config.links()?;
+    let links = links.iter().any(|link| matches!(link, LinkKind::Hardlink | LinkKind::Symlink));
     // Linked files stay linked after the setting changes.
     let shared = |path: &RepoPath| links || workspace.is_shared(path);
-    let found = differences(store, part, wanted, present);
-    let mut plan = plan_changes(store, &found.context(|| format!("cannot check out `{part}`"))?, &shared);
-    if let Some((path, side)) = blocking.filter(|_| plan.writes_anything()) {
-        plan.unsaved.extend((!store.is_intact(&side.digest)).then(|| path.clone()));
-        plan.remove.push((path, side));
+    let found = differences(store, path, recorded.as_ref(), present.as_ref());
+    let mut plan = plan_changes(store, &found.context(|| doing(path))?, &shared);
+    if plan.writes_anything()
+        && let Some((file, side)) = blocking_file(workspace, pointer, path, progress)?
+    {
+        plan.unsaved.extend((!store.is_intact(&side.digest)).then(|| file.clone()));
+        plan.remove.push((file, side));
     }
     plan.unsaved.retain(|path| !workspace.is_dangling_store_link(path));
-    Ok(plan)
+    Ok(Planned { pointer, part: path, recorded, plan })
 }
 
-/// Returns the recorded entry of `part`, a path at or below the pointer's.
-pub(super) fn recorded_entry(store: &Store, pointer: &Pointer, part: &RepoPath) -> Result<Option<TreeEntry>> {
-    let below = part.strip_prefix(&pointer.path).unwrap_or_default();
-    if below.is_root() {
-        return Ok(Some(as_entry(&pointer.content)));
-    }
-    if pointer.content.kind != ContentKind::Tree {
-        return Ok(None);
-    }
-    entry_at(store, &pointer.content.digest, &below)
+/// Returns the context of an error about a part.
+fn doing(part: &RepoPath) -> String {
+    format!("cannot check out `{part}`")
 }
 
 /// Scans `part`, without files that are ignored and not tracked. Removes what killed commands left.
-pub(super) fn scan_part(
+fn scan_part(
     workspace: &Workspace<'_>,
     pointer: &Pointer,
     part: &RepoPath,
@@ -290,32 +235,22 @@ fn plan_parts<'p>(
 ) -> Result<Plans<'p>> {
     clean_beside(workspace, parts.iter().map(|it| it.1), progress);
     let mut plans = Plans { all: Vec::new(), missing: None };
-    for of_pointer in parts.chunk_by(|a, b| std::ptr::eq(a.0, b.0)) {
-        let pointer = of_pointer[0].0;
-        let mut by_folder: BTreeMap<RepoPath, Vec<&RepoPath>> = BTreeMap::new();
-        for (_, part) in of_pointer {
-            let part = if part.is_within(&pointer.path) { part } else { &pointer.path };
-            by_folder.entry(part.parent().unwrap_or_default()).or_default().push(part);
-        }
-        for (folder, parts) in by_folder {
-            let planned = match parts[..] {
-                [part] => plan(workspace, pointer, part, progress)
-                    .map(|(plan, recorded)| vec![Ok(Planned { pointer, part, recorded, plan })]),
-                _ => plan_siblings(workspace, pointer, &folder, &parts, progress),
-            };
-            for planned in planned.unwrap_or_else(|error| vec![Err(error)]) {
-                match planned {
-                    Ok(planned) => plans.all.push(planned),
-                    Err(error) if error.kind() == Kind::NotFound => {
-                        plans.missing = plans.missing.or(Some(error));
-                    }
-                    Err(error) => return Err(error),
-                }
+    visit_parts(workspace, parts, doing, progress, &mut |_, part| {
+        match part.and_then(|part| plan_part(workspace, part, progress)) {
+            Ok(planned) => plans.all.push(planned),
+            Err(error) if error.kind() == Kind::NotFound => {
+                plans.missing.get_or_insert(error);
             }
+            Err(error) => return Err(error),
         }
+        Ok(())
+    })?;
+    // Several parts may need the place of one file.
+    let unsaved: BTreeSet<_> = plans.all.iter().flat_map(|it| it.plan.unsaved.iter().cloned()).collect();
+    if unsaved.is_empty() || force {
+        return Ok(plans);
     }
-    let unsaved: Vec<_> = plans.all.iter().flat_map(|it| it.plan.unsaved.iter().cloned()).collect();
-    if unsaved.is_empty() || force { Ok(plans) } else { Err(unsaved_error(&unsaved)) }
+    Err(unsaved_error(&unsaved.into_iter().collect::<Vec<_>>()))
 }
 
 /// Carries out the plans of each pointer together, so that many parts cost as much as the whole.

@@ -88,6 +88,11 @@ impl<'v> ScanFilter<'v> {
         self.glob.is_none() && self.names.is_none()
     }
 
+    /// Returns true if the ignore rules match a path below `top`, or a folder between the two.
+    pub fn ignores(&self, top: &RepoPath, path: &RepoPath, is_dir: bool) -> Result<bool> {
+        self.rules.ignores(top, path, is_dir)
+    }
+
     /// Returns the collected errors with their paths.
     pub fn into_errors(self) -> Vec<(RepoPath, Error)> {
         self.errors

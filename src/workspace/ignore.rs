@@ -60,12 +60,21 @@ impl<'r> Rules<'r> {
 
     /// Returns true if the rules exclude a path or a folder above it, and the path is not tracked.
     pub fn excludes(&self, path: &RepoPath, is_dir: bool) -> Result<bool> {
+        Ok(self.ignores(&RepoPath::root(), path, is_dir)? && !self.is_tracked(path)?)
+    }
+
+    /// Returns true if the rules match a path below `top`, or a folder between the two.
+    pub fn ignores(&self, top: &RepoPath, path: &RepoPath, is_dir: bool) -> Result<bool> {
         let mut here = RepoPath::root();
         for name in path.components() {
-            let (level, folder) = (self.levels.at(&here), here.clone());
+            let folder = here.clone();
             here = here.join(name)?;
+            if !folder.is_within(top) {
+                continue;
+            }
+            let level = self.levels.at(&folder);
             if level.is_some_and(|level| level.ignores(&folder, name, is_dir || here != *path)) {
-                return Ok(!self.is_tracked(path)?);
+                return Ok(true);
             }
         }
         Ok(false)

@@ -31,6 +31,7 @@ mod rename;
 mod retire;
 mod scan;
 mod select;
+mod siblings;
 mod stamps;
 mod status;
 mod steering;

@@ -4,25 +4,22 @@
 //! and a file that is saved meanwhile stays. A file that is placed by the first kind of link that works here
 //! is left alone, at the cost of a look at it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::{Mutex, PoisonError},
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::prelude::*;
 
 use crate::{
-    error::{Result, WithContext},
-    fs::{self, Dir, FileKind, FileStat, LinkKind, Mode, shares_blocks},
+    error::{Error, Kind, Result, WithContext},
+    fs::{self, Dir, FileKind, FileStat, LinkKind, Mode, Root, shares_blocks},
     path::RepoPath,
     pointer::Pointer,
     progress::{Event, Progress},
     store::{DiffSide, EntryKind, LargeFile, MAX_PACKED_SIZE, Store},
     workspace::{
         Node, Workspace,
-        checkout::{recorded_entry, scan_part},
         compare::differences,
         guard::{Guard, Guarded},
+        siblings::{Part, visit_parts},
     },
 };
 
@@ -44,32 +41,75 @@ impl Relinked {
     }
 }
 
-/// Places the files again that are as recorded, in many parts of data, each with its pointer.
+/// A large file that is as recorded, in one of several parts.
+struct File {
+    /// Number of the part.
+    row: usize,
+    path: RepoPath,
+    side: DiffSide,
+}
+
+/// Outcome for one file.
+enum Placed {
+    AsGood,
+    Missing,
+    Edited,
+    /// With its metadata for the index.
+    Again(LinkKind, Option<FileStat>),
+}
+
+/// Places the files again that are as recorded, in many parts of data, each with its pointer. Goes on after
+/// parts and files that cannot be read, and returns the errors about them.
 pub fn relink_parts(
     workspace: &Workspace<'_>,
     parts: &[(&Pointer, &RepoPath)],
     progress: &dyn Progress,
-) -> Result<Vec<(RepoPath, Relinked)>> {
-    let relinked = |&(pointer, part): &(&Pointer, &RepoPath)| {
-        let done = relink(workspace, pointer, part, progress);
-        done.context(|| format!("cannot link `{part}` again")).map(|done| (part.clone(), done))
-    };
-    parts.iter().map(relinked).collect()
+) -> Result<(Vec<(RepoPath, Relinked)>, Vec<Error>)> {
+    let (mut rows, mut files, mut problems) = (Vec::new(), Vec::new(), Vec::new());
+    visit_parts(workspace, parts, doing, progress, &mut |path, part| match part
+        .and_then(|part| compare(&workspace.repo.store, &part))
+    {
+        Ok((edited, large)) => {
+            let row = rows.len();
+            files.extend(large.into_iter().map(|(path, side)| File { row, path, side }));
+            rows.push((path.clone(), Relinked { edited, ..Relinked::default() }));
+            Ok(())
+        }
+        Err(error) => note(error, &mut problems),
+    })?;
+    place_all(workspace, &files, &mut rows, &mut problems, progress)?;
+    for (_, row) in &mut rows {
+        row.edited.sort();
+        row.missing.sort();
+    }
+    Ok((rows, problems))
 }
 
-fn relink(
-    workspace: &Workspace<'_>,
-    pointer: &Pointer,
-    part: &RepoPath,
-    progress: &dyn Progress,
-) -> Result<Relinked> {
-    let store = &workspace.repo.store;
-    let Some(node) = scan_part(workspace, pointer, part, progress)? else { return Ok(Relinked::default()) };
-    let found = differences(store, part, recorded_entry(store, pointer, part)?.as_ref(), Some(&node))?;
+fn doing(part: &RepoPath) -> String {
+    format!("cannot link `{part}` again")
+}
+
+/// Adds an error that is about one file or part only; returns any other.
+fn note(error: Error, problems: &mut Vec<Error>) -> Result<()> {
+    if is_general(&error) {
+        return Err(error);
+    }
+    problems.push(error);
+    Ok(())
+}
+
+/// Returns true for an error that other files would meet, too, such as a full disk.
+fn is_general(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Internal | Kind::Unavailable)
+}
+
+/// Returns the files that differ from their record, and those over 1 MiB that do not.
+fn compare(store: &Store, part: &Part<'_>) -> Result<(Vec<RepoPath>, Vec<(RepoPath, DiffSide)>)> {
+    let Part { path, recorded, present: Some(node), .. } = part else { return Ok(Default::default()) };
+    let found = differences(store, path, recorded.as_ref(), Some(node)).context(|| doing(path))?;
     let is_edited = |old: Option<_>, new: Option<_>| old.is_some() && new.is_some();
     let edited = found.iter().filter(|it| is_edited(it.old, it.new)).map(|it| it.path.clone()).collect();
-    let files = large_files(part, &node, &found.into_iter().map(|it| it.path).collect())?;
-    Ok(Relinked { edited, ..place_all(workspace, &files, progress)? })
+    Ok((edited, large_files(path, node, &found.into_iter().map(|it| it.path).collect())?))
 }
 
 /// Returns the files over 1 MiB that are not in `changed`, in the order of a scan.
@@ -90,84 +130,96 @@ fn large_files(
     Ok(files)
 }
 
+/// Places the files again, and adds the outcomes to the rows of their parts.
 fn place_all(
     workspace: &Workspace<'_>,
-    files: &[(RepoPath, DiffSide)],
+    files: &[File],
+    rows: &mut [(RepoPath, Relinked)],
+    problems: &mut Vec<Error>,
     progress: &dyn Progress,
-) -> Result<Relinked> {
+) -> Result<()> {
     let (store, root) = (&workspace.repo.store, &workspace.repo.files);
-    let verified = store.verified_files(&files.iter().map(|file| file.1.digest).collect::<Vec<_>>())?;
+    let verified = store.verified_files(&files.iter().map(|file| file.side.digest).collect::<Vec<_>>())?;
     let index = workspace.index.borrow();
     let links = workspace.repo.config.links()?;
-    let placer = Placer {
-        store,
-        links: &links,
-        guard: Guard::new(&index, store, files.iter().map(|file| &file.0)),
-        done: Mutex::default(),
-    };
-    progress.event(Event::Started { task: "linking", total: Some(files.iter().map(|it| it.1.size).sum()) });
-    let folders: Vec<_> = files.chunk_by(|one, two| one.0.parent() == two.0.parent()).collect();
-    let stats = folders.par_iter().map(|folder| {
-        let dir = root.dir(&folder[0].0.parent().unwrap_or_default())?;
-        let mut stats = Vec::new();
-        for (path, side) in *folder {
-            let stat = placer.place(&dir, path, *side).context(|| format!("cannot link `{path}`"))?;
-            stats.extend(stat.map(|stat| (path, stat, side.digest)));
-            progress.event(Event::Advanced { by: side.size });
-        }
-        Ok(stats)
-    });
-    let stats = stats.collect::<Result<Vec<_>>>();
+    let guard = Guard::new(&index, store, files.iter().map(|file| &file.path));
+    let placer = Placer { store, links: &links, guard };
+    progress
+        .event(Event::Started { task: "linking", total: Some(files.iter().map(|it| it.side.size).sum()) });
+    let folders: Vec<_> = files.chunk_by(|one, two| one.path.parent() == two.path.parent()).collect();
+    let place = |folder: &&[File]| placer.place_folder(root, folder, progress);
+    let placed: Vec<_> = folders.par_iter().map(place).collect();
     progress.event(Event::Finished);
     // Links that were made before an error count, too.
     store.refresh_verified(&verified)?;
-    let mut done = placer.done.into_inner().unwrap_or_else(PoisonError::into_inner);
     drop(index);
     let tick = fs::coarse_now();
     let mut index = workspace.index.borrow_mut();
-    for (path, stat, digest) in stats?.into_iter().flatten() {
-        index.insert(path, &stat, digest, tick);
+    let mut stopped = None;
+    for (folder, placed) in folders.into_iter().zip(placed) {
+        for (File { row, path, side }, placed) in folder.iter().zip(placed) {
+            let row = &mut rows[*row].1;
+            match placed {
+                Ok(Placed::AsGood) => {}
+                Ok(Placed::Missing) => row.missing.push(path.clone()),
+                Ok(Placed::Edited) => row.edited.push(path.clone()),
+                Ok(Placed::Again(kind, stat)) => {
+                    *row.kinds.entry(kind).or_default() += 1;
+                    stat.iter().for_each(|stat| index.insert(path, stat, side.digest, tick));
+                }
+                Err(error) => stopped = stopped.or(note(error, problems).err()),
+            }
+        }
     }
     index.merge_pending();
-    done.edited.sort();
-    done.missing.sort();
-    Ok(done)
+    stopped.map_or(Ok(()), Err)
 }
 
-/// Parameters and results that all threads share.
+/// Parameters that all threads share.
 struct Placer<'p> {
     store: &'p Store,
     links: &'p [LinkKind],
     guard: Guard<'p>,
-    done: Mutex<Relinked>,
 }
 
 impl Placer<'_> {
-    /// Places a file again unless that is not needed. Returns its metadata for the index.
-    fn place(&self, dir: &Dir, path: &RepoPath, side: DiffSide) -> Result<Option<FileStat>> {
-        let done = || self.done.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(large) = self.store.large(&side.digest) else {
-            done().missing.push(path.clone());
-            return Ok(None);
+    /// Places the files of one folder again, up to an error that is about more than one file.
+    fn place_folder(&self, root: &Root, files: &[File], progress: &dyn Progress) -> Vec<Result<Placed>> {
+        let dir = match root.dir(&files[0].path.parent().unwrap_or_default()) {
+            Ok(dir) => dir,
+            Err(error) => return vec![Err(error)],
         };
+        let mut done = Vec::with_capacity(files.len());
+        for File { path, side, .. } in files {
+            done.push(self.place(&dir, path, *side).context(|| format!("cannot link `{path}`")));
+            progress.event(Event::Advanced { by: side.size });
+            if done.last().is_some_and(|it| it.as_ref().is_err_and(is_general)) {
+                break;
+            }
+        }
+        done
+    }
+
+    /// Places a file again unless that is not needed.
+    fn place(&self, dir: &Dir, path: &RepoPath, side: DiffSide) -> Result<Placed> {
+        let Some(large) = self.store.large(&side.digest) else { return Ok(Placed::Missing) };
         let name = path.name();
         let temp = dir.temp_name();
         let present = present_kind(dir, name, &large)?;
         let Some(kind) = make(&large, dir, temp.name(), side.kind, &choose(self.links, present))? else {
-            return Ok(None);
+            return Ok(Placed::AsGood);
         };
         let before = dir.stat(temp.name())?;
         if self.guard.put(temp, path, Some(side))? == Guarded::Kept {
-            done().edited.push(path.clone());
-            return Ok(None);
+            return Ok(Placed::Edited);
         }
-        *done().kinds.entry(kind).or_default() += 1;
         if kind == LinkKind::Symlink {
             // For a link into the store the index keeps the stat of its target.
-            return large.stat().map(Some);
+            return Ok(Placed::Again(kind, Some(large.stat()?)));
         }
         let key = |stat: FileStat| (stat.inode, stat.mtime, stat.size);
-        Ok(dir.stat(name)?.filter(|after| before.map(key) == Some(key(*after))))
+        let stat = dir.stat(name)?.filter(|after| before.map(key) == Some(key(*after)));
+        Ok(Placed::Again(kind, stat))
     }
 }
 

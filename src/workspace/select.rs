@@ -7,8 +7,8 @@ use crate::{
     store::{DiffSide, EntryKind, TreeEntry, entries},
     workspace::{
         Tracked, Workspace,
-        checkout::recorded_entry,
         compare::{as_entry, differences},
+        siblings::recorded_entry,
     },
 };
 

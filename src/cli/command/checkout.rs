@@ -51,8 +51,9 @@ pub struct CheckoutReport {
     pub failure: Option<Error>,
 }
 
-/// Report of `mlx checkout --relink`: each path with the files that were linked again.
-pub struct RelinkReport(Vec<(RepoPath, Relinked)>);
+/// Report of `mlx checkout --relink`: each path with the files that were linked again, and the error that
+/// left some out.
+pub struct RelinkReport(Vec<(RepoPath, Relinked)>, Option<Error>);
 
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<CheckoutReport> {
     let repo = ctx.repo()?;
@@ -69,11 +70,12 @@ pub fn relink(ctx: &Context<'_>, args: &Args) -> Result<RelinkReport> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
     let paths = ctx.paths(&repo, &args.paths)?;
-    let pointers = workspace.select(ctx.tracked(&workspace)?, &paths)?.into_pointers()?;
+    let (pointers, failure) = ctx.unreadable(workspace.select(ctx.tracked(&workspace)?, &paths)?);
     let done = relink_parts(&workspace, &all_parts(&pointers, &paths), ctx.progress);
     // The stat cache is saved even if a path failed.
     workspace.save(ctx.progress)?;
-    done.map(RelinkReport)
+    let (rows, problems) = done?;
+    Ok(RelinkReport(rows, ctx.failure(failure.into_iter().chain(problems))))
 }
 
 /// Checks out what a commit records at these paths. Skips outputs that Git itself stores.
@@ -208,6 +210,10 @@ impl Report for RelinkReport {
         });
         json!({"relinked": rows.collect::<Vec<_>>()})
     }
+
+    fn failure(&self) -> Option<&Error> {
+        self.1.as_ref()
+    }
 }
 
 impl fmt::Display for RelinkReport {
@@ -224,7 +230,7 @@ impl fmt::Display for RelinkReport {
                 }
             }
         }
-        if self.0.iter().all(|it| it.1.files() == 0) {
+        if self.1.is_none() && self.0.iter().all(|row| row.1 == Relinked::default()) {
             f.write_str("nothing to do: the files are placed as `cache.link` says")?;
         }
         Ok(())
