@@ -392,5 +392,19 @@ fn a_broken_head_is_an_error_and_an_unborn_branch_is_not() {
     assert_eq!(sandbox.json("status")["clean"], true);
     fs::create_dir_all(sandbox.repo.join(".git/refs/heads")).unwrap();
     fs::write(sandbox.repo.join(".git/refs/heads/unborn"), "garbage\n").unwrap();
-    assert!(sandbox.fails("status", 5).contains("refs/heads/unborn"));
+    let named = |sandbox: &Sandbox, file: &str| {
+        let error = sandbox.fails("status", 5);
+        assert!(error.contains(&format!(".git/{file}`: ")) && !error.contains("HEAD`"), "{file}: {error}");
+    };
+    named(&sandbox, "refs/heads/unborn");
+    fs::remove_file(sandbox.repo.join(".git/refs/heads/unborn")).unwrap();
+    sandbox.commit("born");
+    sandbox.git("pack-refs --all");
+    let packed = sandbox.repo.join(".git/packed-refs");
+    fs::write(
+        &packed,
+        fs::read_to_string(&packed).unwrap().replace(" refs/heads/unborn", "z refs/heads/unborn"),
+    )
+    .unwrap();
+    named(&sandbox, "packed-refs");
 }

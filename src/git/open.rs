@@ -78,12 +78,33 @@ impl Git {
     }
 }
 
-/// Returns the error for a `HEAD` that is neither a commit nor the name of a branch.
+/// Returns the error for a `HEAD` that does not lead to a commit or to the name of a branch. It names the
+/// file that is broken: `HEAD`, that of the branch it names, or the one that holds packed branches.
 fn unreadable_head(repo: &gix::Repository, error: &dyn std::fmt::Display) -> Error {
-    let file = repo.git_dir().join("HEAD");
+    let (mut file, mut branch) = (repo.git_dir().join("HEAD"), None);
+    // As many steps as Git takes.
+    for _ in 0..5 {
+        let text = fs::read_user_file(&file).unwrap_or_default();
+        let Some(name) = text.strip_prefix(b"ref:").map(<[u8]>::trim_ascii) else { break };
+        if gix::refs::FullName::try_from(name.as_bstr()).is_err() {
+            break;
+        }
+        let name = OsStr::from_bytes(name);
+        file = repo.common_dir().join(name);
+        branch = Some(name.to_owned());
+    }
+    let hint = match branch {
+        None => {
+            "write `ref: refs/heads/BRANCH` there, with the name of the branch that was checked out".into()
+        }
+        Some(name) => {
+            let log = repo.common_dir().join("logs").join(name);
+            format!("write the id of the branch's last commit there; `{}` may tell it", log.display())
+        }
+    };
+    let file = if fs::is_file(&file) { file } else { repo.common_dir().join("packed-refs") };
     let reason = error.to_string().replace('\n', " ");
-    let error = Error::corrupt(format!("cannot read `{}`: {reason}", file.display()));
-    error.hint("write `ref: refs/heads/BRANCH` there, with the name of the branch that was checked out")
+    Error::corrupt(format!("cannot read `{}`: {reason}", file.display())).hint(hint)
 }
 
 /// Returns the innermost folder from `start` upwards that has a `.git`, and that `.git`.
