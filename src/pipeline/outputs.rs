@@ -31,8 +31,17 @@ pub fn manifest_folders(repo: &Repo, cwd: &Path) -> Result<BTreeSet<RepoPath>> {
 
 /// Returns all content tracked at a commit, from its pointers and its lockfiles.
 pub fn contents_at(git: &Git, rev: &Rev) -> Result<BTreeMap<RepoPath, Content>> {
+    recorded_at(git, rev, &is_tracking_file)
+}
+
+/// Returns the outputs that the lockfiles of a commit record.
+pub fn outputs_at(git: &Git, rev: &Rev) -> Result<BTreeMap<RepoPath, Content>> {
+    recorded_at(git, rev, &is_lockfile)
+}
+
+fn recorded_at(git: &Git, rev: &Rev, files: &dyn Fn(&[u8]) -> bool) -> Result<BTreeMap<RepoPath, Content>> {
     let mut contents = BTreeMap::new();
-    for file in git.files(rev, &is_tracking_file)? {
+    for file in git.files(rev, files)? {
         add_contents(&file, &git.read(rev, &file)?.unwrap_or_default(), &mut contents)?;
     }
     Ok(contents)

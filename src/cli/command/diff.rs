@@ -22,10 +22,10 @@ use crate::{
     error::{Error, Result},
     metrics::{self, Delta, DeltaKind, Reader, Reading, Revision, Topic},
     path::RepoPath,
-    pipeline::{contents_at, skipped_contents},
+    pipeline::{contents_at, outputs_at, skipped_contents},
     pointer::Content,
     remote::Wants,
-    workspace::{Change, Version, Workspace, diff_versions},
+    workspace::{Change, Tracked, Version, Workspace, diff_versions},
 };
 
 /// Show differences between two versions
@@ -144,7 +144,7 @@ fn data(
     if ![old, Some(new)].into_iter().flatten().any(|side| matches!(side, Revision::Workspace)) {
         tracked.others = std::mem::take(&mut tracked.unreadable);
     }
-    let unknown: Vec<_> = tracked.unreadable.iter().flat_map(|file| file.paths.clone()).collect();
+    let unknown = unknown_paths(workspace, &tracked, [old, Some(new)])?;
     let (tracked, failure) = ctx.unreadable(tracked);
     // Not deleted, but left out: what Git's index says of it stands.
     let skipped = skipped_contents(&workspace.repo.git)?;
@@ -181,6 +181,26 @@ fn data(
         changes.extend(diff_versions(&workspace.repo.store, path, old.as_ref(), new.as_ref())?);
     }
     Ok((changes, failure))
+}
+
+/// Returns the paths about which unreadable files leave open what the workspace records. A lockfile whose
+/// `mlx.toml` does not tell its outputs may record any that a compared commit does.
+fn unknown_paths(
+    workspace: &Workspace<'_>,
+    tracked: &Tracked,
+    sides: [Option<&Revision>; 2],
+) -> Result<BTreeSet<RepoPath>> {
+    let mut unknown: BTreeSet<_> =
+        tracked.unreadable.iter().flat_map(|file| file.paths.iter().cloned()).collect();
+    if tracked.unreadable.iter().any(|file| file.is_lockfile() && file.paths.is_empty()) {
+        for side in sides.into_iter().flatten() {
+            if let Revision::Commit(rev) = side {
+                unknown.extend(outputs_at(&workspace.repo.git, rev)?.into_keys());
+            }
+        }
+        unknown.retain(|path| !tracked.pointers.iter().any(|pointer| pointer.path == *path));
+    }
+    Ok(unknown)
 }
 
 impl Report for Differences {
