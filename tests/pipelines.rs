@@ -239,6 +239,45 @@ fn an_unreadable_lockfile_stops_only_what_needs_it() {
 }
 
 #[test]
+fn an_output_is_not_called_deleted_while_its_lockfile_cannot_be_read() {
+    let sandbox = with_lockfiles();
+    sandbox.write("up/mlx.lock", "[stage.u\n");
+    sandbox.write("data", "2\n");
+    let expected = json!([{"path": "data", "change": "modified"}]);
+    for manifest in ["[stage.u\n", ""] {
+        sandbox.write("up/mlx.toml", manifest);
+        let ran = sandbox.mlx("diff data --json");
+        assert_eq!((ran.code, serde_json::from_str::<Value>(&ran.out).unwrap()), (5, expected.clone()));
+    }
+    std::fs::remove_file(sandbox.repo.join("up/mlx.toml")).unwrap();
+    let ran = sandbox.mlx("diff data HEAD --json");
+    assert_eq!((ran.code, serde_json::from_str::<Value>(&ran.out).unwrap()), (5, expected));
+}
+
+#[test]
+fn add_and_lineage_go_on_beside_an_unreadable_lockfile_and_name_it() {
+    let sandbox = with_lockfiles();
+    let before = sandbox.json("lineage free/w");
+    sandbox.write("up/mlx.lock", "[stage.u\n");
+    sandbox.write("data", "2\n");
+    let added = sandbox.mlx("add data");
+    assert_eq!((added.code, added.err.matches("`up/mlx.lock` ").count()), (0, 1), "{added:?}");
+    let lineage = |args: &str| {
+        let ran = sandbox.mlx(&format!("lineage --json {args}"));
+        (ran.code, serde_json::from_str::<Value>(&ran.out).unwrap()["inputs"].clone(), ran.out + &ran.err)
+    };
+    for args in ["free/w", "free/w --rev HEAD"] {
+        let (code, inputs, error) = lineage(args);
+        assert_eq!((code, &inputs[0]["digest"]), (5, &before["inputs"][0]["digest"]), "{args}: {error}");
+        assert_eq!(error.matches("`up/mlx.lock` ").count(), 1, "{args}: {error}");
+        if args == "free/w" {
+            sandbox.commit("broken");
+        }
+    }
+    assert!(sandbox.fails("lineage up/o", 5).contains("`up/mlx.lock`"));
+}
+
+#[test]
 fn nothing_is_removed_while_a_lockfile_cannot_be_read() {
     for broken_manifest in [false, true] {
         let sandbox = with_lockfiles();

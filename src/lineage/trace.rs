@@ -1,16 +1,16 @@
 //! Traces how content was produced, from an output back to its inputs, by lockfiles and pointers.
 //!
 //! An input is traced further only if its recorded content is the one that the current stage record or
-//! pointer names.
+//! pointer names. Pointers and lockfiles that cannot be read are left out, and named.
 
-use std::collections::BTreeMap;
+use std::{cell::RefCell, collections::BTreeMap};
 
 use crate::{
     digest::Digest,
     document::Value,
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     git::{Commit, Git, Rev},
-    lineage::versions::{content_at, introducing_commit},
+    lineage::versions::{State, introducing_commit, state_at, unreadable},
     path::RepoPath,
     pipeline::{Lockfile, StageId, StageRecord, is_tracking_file},
     pointer::{Content, Pointer, SUFFIX},
@@ -40,9 +40,11 @@ pub struct Node {
 }
 
 /// The lineage of a file or folder.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Lineage {
     pub root: Node,
+    /// The errors for what cannot be read and may tell more.
+    pub problems: Vec<Error>,
 }
 
 /// The lockfiles and pointers of the workspace or of a commit.
@@ -54,6 +56,8 @@ struct Sources<'s> {
     /// Lockfiles, each with its folder.
     locks: Vec<(RepoPath, Lockfile)>,
     pointers: BTreeMap<RepoPath, Content>,
+    /// Errors about files and commits that cannot be read, by message.
+    problems: RefCell<BTreeMap<String, Error>>,
 }
 
 /// Traces `path` at `rev`, or in the workspace without one; then `workspace` reads a file of it and `tracked`
@@ -80,15 +84,11 @@ pub fn trace(
         start: rev.cloned().or_else(|| git.head()),
         locks: Vec::new(),
         pointers: BTreeMap::new(),
+        problems: RefCell::default(),
     };
     for file in files {
         let Some(bytes) = read(&file)? else { continue };
-        if let Some(tracked) = file.without_suffix(SUFFIX) {
-            sources.pointers.insert(tracked.clone(), Pointer::parse(tracked, &bytes)?.content);
-        } else {
-            let lock = Lockfile::parse(&file, &bytes)?;
-            sources.locks.push((file.parent().unwrap_or_default(), lock));
-        }
+        sources.add(&file, &bytes).unwrap_or_else(|error| sources.note(error));
     }
     let untracked = || {
         Error::not_found(format!("`{path}` is not tracked by mlx")).hint(
@@ -96,14 +96,30 @@ pub fn trace(
             `pets@v0.1.0`",
         )
     };
-    let (stage, content) = sources.find(path)?.ok_or_else(untracked)?;
+    // It may be what an unreadable file tracks.
+    let missing = || sources.problems.take().into_values().next().unwrap_or_else(untracked);
+    let (stage, content) = sources.find(path)?.ok_or_else(missing)?;
     let root = sources.node(path, content, stage)?;
-    Ok(Lineage { root })
+    Ok(Lineage { root, problems: sources.problems.take().into_values().collect() })
 }
 
 type Producer<'l> = Option<(StageId, &'l StageRecord)>;
 
 impl Sources<'_> {
+    /// Adds what a pointer or a lockfile records.
+    fn add(&mut self, file: &RepoPath, bytes: &[u8]) -> Result<()> {
+        if let Some(tracked) = file.without_suffix(SUFFIX) {
+            self.pointers.insert(tracked.clone(), Pointer::parse(tracked, bytes)?.content);
+        } else {
+            self.locks.push((file.parent().unwrap_or_default(), Lockfile::parse(file, bytes)?));
+        }
+        Ok(())
+    }
+
+    fn note(&self, error: Error) {
+        self.problems.borrow_mut().insert(error.chain_text(), error);
+    }
+
     /// Returns the content of a path with the stage that produced it, if one did.
     fn find(&self, path: &RepoPath) -> Result<Option<(Producer<'_>, Content)>> {
         let records = self.locks.iter().flat_map(|(folder, lock)| {
@@ -171,11 +187,15 @@ impl Sources<'_> {
     /// Returns the commit that introduced this content of a path.
     fn commit(&self, path: &RepoPath, content: &Content) -> Result<Option<Commit>> {
         let Some(start) = &self.start else { return Ok(None) };
-        let tracked = content_at(self.git, self.store, start, path)?.is_some();
-        if tracked {
-            return introducing_commit(self.git, self.store, start, path, &content.digest);
+        match state_at(self.git, self.store, start, path)? {
+            State::Absent => return self.plain_commit(start, path, content),
+            State::Unreadable { why, .. } => self.note(unreadable(start, &why)),
+            State::Content(_) => {}
         }
-        self.plain_commit(start, path, content)
+        match introducing_commit(self.git, self.store, start, path, &content.digest) {
+            Err(error) if error.kind() == Kind::NotFound => self.plain_commit(start, path, content),
+            found => found,
+        }
     }
 
     /// Returns the newest commit that gave a file tracked by Git this content.

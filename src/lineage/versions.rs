@@ -82,12 +82,19 @@ pub fn content_at(git: &Git, store: &Store, rev: &Rev, path: &RepoPath) -> Resul
     match state_at(git, store, rev, path)? {
         State::Content(content) => Ok(Some(content)),
         State::Absent => Ok(None),
-        State::Unreadable { why, .. } => Err(Error::corrupt(format!("at the commit {}, {why}", rev.short()))
-            .hint("name a commit whose pointers and lockfiles can be read")),
+        State::Unreadable { why, .. } => Err(unreadable(rev, &why)),
     }
 }
 
-fn state_at(git: &Git, store: &Store, rev: &Rev, path: &RepoPath) -> Result<State> {
+/// Returns the error for a commit at which a pointer or a lockfile cannot be read.
+pub fn unreadable(rev: &Rev, why: &str) -> Error {
+    Error::corrupt(format!("at the commit {}, {why}", rev.short()))
+        .hint("name a commit whose pointers and lockfiles can be read")
+}
+
+/// Returns the state of a path at a commit, from its own pointer or that of a folder above it, or from a
+/// lockfile.
+pub fn state_at(git: &Git, store: &Store, rev: &Rev, path: &RepoPath) -> Result<State> {
     let mut next = Some(path.clone());
     while let Some(top) = next.filter(|it| !it.is_root()) {
         next = top.parent();

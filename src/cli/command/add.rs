@@ -52,7 +52,9 @@ pub struct Added {
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Added> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
-    let claimed = ctx.pipelines(&workspace)?.claims();
+    let pipelines = ctx.pipelines(&workspace)?;
+    pipelines.unreadable_lockfiles()?.iter().for_each(|file| ctx.warn_once(&file.error));
+    let claimed = pipelines.claims();
     let paths = ctx.paths(&repo, &args.paths)?;
     let added = with_trees(ctx, &workspace, || workspace.add_all(&paths, &claimed, ctx.progress));
     // The stat cache is saved even if a later path failed.

@@ -12,7 +12,7 @@ use crate::{
             transfer::with_trees,
         },
     },
-    error::Result,
+    error::{Error, Result},
     git::Rev,
     lineage::{self, Lineage, Node, Origin},
     model::registry::{self, VersionNumber},
@@ -56,6 +56,8 @@ pub struct Output {
     lineage: Lineage,
     dot: bool,
     request: Option<RequestOrigin>,
+    /// The error for what cannot be read and may tell more.
+    failure: Option<Error>,
 }
 
 /// A request, with the releases and approvals of the version that answered it.
@@ -78,10 +80,11 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Output> {
     tracked.sort();
     tracked.dedup();
     let trace = |path: &RepoPath| lineage::trace(&repo.git, &repo.store, rev.as_ref(), path, &read, &tracked);
-    let lineage = with_trees(ctx, &workspace, || {
+    let mut lineage = with_trees(ctx, &workspace, || {
         trace(&path).or_else(|error| package_model(&path).and_then(|model| trace(&model).ok()).ok_or(error))
     })?;
-    Ok(Output { lineage, dot: args.dot, request })
+    let failure = ctx.failure(std::mem::take(&mut lineage.problems));
+    Ok(Output { lineage, dot: args.dot, request, failure })
 }
 
 /// Returns `models/pets/model.onnx` for `models/pets.onnx`.
@@ -148,6 +151,10 @@ fn node(node: &Node) -> Value {
 }
 
 impl Report for Output {
+    fn failure(&self) -> Option<&Error> {
+        self.failure.as_ref()
+    }
+
     fn json(&self) -> Value {
         let mut value = node(&self.lineage.root);
         if let Some(RequestOrigin { found: FoundRequest { environment, record }, releases }) = &self.request {
