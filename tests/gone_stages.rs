@@ -125,7 +125,7 @@ fn a_pipeline_that_was_deleted_is_named_and_removed() {
     }
     let sandbox = deleted();
     let text = sandbox.ok("repro --all");
-    assert!(text.ends_with("next: git add sub/mlx.lock sub/mlx.toml\n"), "{text}");
+    assert!(text.ends_with("next: git add sub/.gitignore sub/mlx.lock sub/mlx.toml\n"), "{text}");
 }
 
 #[test]

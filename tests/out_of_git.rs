@@ -222,3 +222,95 @@ fn data_that_is_not_tracked_any_more_by_request_is_left_alone() {
     sandbox.ok("checkout");
     assert_eq!(sandbox.read("d/1"), "1");
 }
+
+#[test]
+fn a_file_of_git_in_the_data_of_another_branch_stays_alone() {
+    let sandbox = Sandbox::new();
+    sandbox.commit("start");
+    sandbox.git("checkout -q -b feature");
+    sandbox.write("d/1", "1");
+    sandbox.write("d/2", "2");
+    sandbox.ok("add d");
+    sandbox.write("d/README", "read me");
+    sandbox.git("add -f d/README");
+    sandbox.commit("data");
+    sandbox.git("checkout -q main");
+    sandbox.write("d/README", "read me");
+    sandbox.git("add -f d/README");
+    sandbox.git("commit -q -m readme");
+    assert!(sandbox.ok("status").contains("d: nothing records this data now"));
+    sandbox.write("d/2", "mine");
+    assert!(sandbox.mlx("checkout").err.contains("stored nowhere and stay: `d/2`"));
+    assert_eq!((sandbox.read("d/README"), sandbox.has("d/1")), ("read me".to_owned(), false));
+    fs::remove_file(sandbox.repo.join("d/2")).unwrap();
+    sandbox.ok("checkout");
+    assert_eq!(sandbox.ok("status"), "clean: everything is as recorded\n");
+    sandbox.git("checkout -q feature");
+    sandbox.ok("checkout");
+    let all = ["d/1", "d/2", "d/README"].map(|path| sandbox.read(path));
+    assert_eq!(all, ["1", "2", "read me"], "a checkout of the data keeps it, too");
+    sandbox.write(".gitignore", "/d/1\n");
+    assert!(sandbox.ok("status").contains("d: Git does not ignore this data"));
+    sandbox.write(".gitignore", "/d/*\n");
+    assert!(!sandbox.ok("status").contains("does not ignore"), "each of its other files is ignored");
+}
+
+#[test]
+fn data_of_another_branch_is_named_in_a_copied_clone_and_stays() {
+    let sandbox = one_folder();
+    sandbox.git("checkout -q -b other");
+    sandbox.git("rm -q --cached d.mlx .gitignore");
+    sandbox.git("commit -q -m removed");
+    for file in ["d.mlx", ".gitignore", ".git/mlx/base"] {
+        fs::remove_file(sandbox.repo.join(file)).unwrap();
+    }
+    for _ in 0..2 {
+        assert!(sandbox.ok("status").contains("d: nothing records this data now"));
+        sandbox.ok("checkout");
+        assert_eq!(sandbox.read("d/1"), "1");
+    }
+}
+
+#[test]
+fn each_change_of_a_folder_repairs_its_line() {
+    for command in ["add d/1", "remove d/1", "move d/1 d/2", "commit"] {
+        let sandbox = one_folder();
+        sandbox.write(".gitignore", "");
+        sandbox.write("d/1", "2");
+        let said = sandbox.mlx(command);
+        assert_eq!(
+            (said.code, sandbox.read(".gitignore")),
+            (0, "/d\n".to_owned()),
+            "{command}: {}",
+            said.err
+        );
+    }
+}
+
+#[test]
+fn data_that_git_tracks_as_well_is_named_with_the_way_out() {
+    let sandbox = one_folder();
+    sandbox.write("f", "f");
+    sandbox.ok("add f");
+    sandbox.git("add -f d/1 f");
+    for message in ["staged", "committed"] {
+        let said = sandbox.ok("status");
+        assert!(said.contains("take it out with `git rm --cached d/1`"), "{said}");
+        assert!(said.contains("take it out with `git rm --cached f`"), "{said}");
+        sandbox.git(&format!("commit -q --allow-empty -m {message}"));
+    }
+}
+
+#[test]
+fn a_linked_ignore_file_is_named_before_anything_runs() {
+    let sandbox = Sandbox::new();
+    sandbox.write("rules", "x\n");
+    std::os::unix::fs::symlink("rules", sandbox.repo.join(".gitignore")).unwrap();
+    sandbox.write("mlx.toml", "[stage.s]\ncmd = 'echo 1 > o'\nouts = ['o']\n");
+    sandbox.write("d/1", "1");
+    for command in ["repro --dry-run", "repro", "add d"] {
+        assert!(sandbox.fails(command, 6).contains("`.gitignore` is a symlink"), "{command}");
+    }
+    assert!(sandbox.ok("status").contains("stage s: blocked"));
+    assert!(!sandbox.has("o") && !sandbox.has("d.mlx"));
+}

@@ -109,3 +109,18 @@ fn repro_commit_and_remote_name_what_they_changed_for_git() {
     let out = sandbox.at(&sandbox.repo.join("d")).ok("remote remove origin");
     assert!(out.contains("next: git add :/.mlx"), "{out}");
 }
+
+#[test]
+fn an_ignore_file_that_lost_its_last_line_is_named_for_git() {
+    let sandbox = Sandbox::new();
+    let stage = |output: &str| format!("[stage.s]\ncmd = 'echo 1 > {output}'\nouts = ['{output}']\n");
+    sandbox.write("mlx.toml", stage("a/o"));
+    sandbox.ok("repro");
+    sandbox.commit("one");
+    sandbox.write("mlx.toml", stage("o"));
+    let out = sandbox.ok("repro");
+    assert!(out.ends_with("next: git add .gitignore a/.gitignore mlx.lock mlx.toml\n"), "{out}");
+    sandbox.commit("two");
+    sandbox.write("mlx.toml", "");
+    assert_eq!(paste(&sandbox, &sandbox.repo, &sandbox.ok("repro")), [".gitignore", "mlx.lock", "mlx.toml"]);
+}

@@ -135,14 +135,18 @@ impl<'a> Context<'a> {
         pipelines: &Pipelines<'_, '_>,
         tracked: &Tracked,
     ) -> Result<Vec<Pointer>> {
-        if tracked.unreadable.iter().any(Unreadable::is_lockfile) {
-            return Ok(Vec::new());
-        }
-        let pointers = tracked.pointers.iter().map(|pointer| &pointer.path);
-        let unreadable = tracked.unreadable.iter().flat_map(|file| &file.paths);
-        let mut claimed: Vec<_> = pointers.chain(unreadable).cloned().collect();
-        claimed.extend(pipelines.claims().into_iter().map(|it| it.0));
-        workspace.unrecorded_data(&claimed)
+        claimed(pipelines, tracked).map_or_else(|| Ok(Vec::new()), |it| workspace.unrecorded_data(&it))
+    }
+
+    /// Returns the data that nothing records now either, and of which this worktree does not know whether it
+    /// had it.
+    pub fn forgotten_data(
+        &self,
+        workspace: &Workspace<'_>,
+        pipelines: &Pipelines<'_, '_>,
+        tracked: &Tracked,
+    ) -> Result<Vec<Pointer>> {
+        claimed(pipelines, tracked).map_or_else(|| Ok(Vec::new()), |it| workspace.forgotten_data(&it))
     }
 
     /// Returns the contents and runs to transfer: those that pointers and lockfiles name at `paths`, or
@@ -161,4 +165,16 @@ impl<'a> Context<'a> {
         let contents = pointers.into_iter().map(|it| (it.path, it.content)).collect();
         Ok((Wants { contents, runs }, failure))
     }
+}
+
+/// Returns the paths that pointers and stages record or declare; `None` while a lockfile cannot be read.
+fn claimed(pipelines: &Pipelines<'_, '_>, tracked: &Tracked) -> Option<Vec<RepoPath>> {
+    if tracked.unreadable.iter().any(Unreadable::is_lockfile) {
+        return None;
+    }
+    let pointers = tracked.pointers.iter().map(|pointer| &pointer.path);
+    let unreadable = tracked.unreadable.iter().flat_map(|file| &file.paths);
+    let mut claimed: Vec<_> = pointers.chain(unreadable).cloned().collect();
+    claimed.extend(pipelines.claims().into_iter().map(|it| it.0));
+    Some(claimed)
 }

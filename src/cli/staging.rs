@@ -29,7 +29,8 @@ impl Staging {
         Ok(Self { files, at_top: cwd.is_root() })
     }
 
-    /// Creates the list of those of `candidates` that differ from what Git has staged.
+    /// Creates the list of those of `candidates` that differ from what Git has staged. A deletion counts for
+    /// a `.gitignore`, which mlx deletes once it is empty.
     pub fn changed(
         ctx: &Context<'_>,
         repo: &Repo,
@@ -37,8 +38,15 @@ impl Staging {
     ) -> Result<Self> {
         let mut files = Vec::new();
         for file in candidates.into_iter().collect::<BTreeSet<_>>() {
-            let here = repo.files.stat(&file)?.is_some_and(|stat| stat.kind != FileKind::Folder);
-            if here && repo.files.read_document(&file).ok().flatten() != repo.git.staged(&file)? {
+            let is_changed = match repo.files.stat(&file)?.map(|stat| stat.kind) {
+                Some(FileKind::Folder) => false,
+                Some(_) => repo.files.read_document(&file).ok().flatten() != repo.git.staged(&file)?,
+                None if file.name() == b".gitignore" => {
+                    repo.git.staged(&file)?.is_some() && repo.git.read_skipped(&file)?.is_none()
+                }
+                None => false,
+            };
+            if is_changed {
                 files.push(file);
             }
         }

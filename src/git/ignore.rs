@@ -11,7 +11,7 @@ use gix::{
 
 use crate::{
     error::Result,
-    fs::{FileKind, Root, Sync},
+    fs::{FileKind, FileType, Root, Sync},
     git::{Git, from_gix},
     path::{RepoPath, escape_bytes},
 };
@@ -91,12 +91,45 @@ impl Git {
         workspace.read_document(file)?.map_or_else(|| self.read_skipped(file), |text| Ok(Some(text)))
     }
 
-    /// Returns those paths that `git add` would take: Git neither ignores nor tracks them, nor anything in
-    /// them.
+    /// Returns those paths that `git add` would take: Git neither ignores nor tracks them. Of a folder with
+    /// files that Git tracks, the others count.
     pub fn exposed<'p>(&self, targets: &[Target<'p>]) -> Result<Vec<Target<'p>>> {
-        let is_exposed = |rule: &Option<Rule>| rule.as_ref().is_none_or(|rule| rule.includes);
-        let rules = self.rules(targets.iter().copied())?.into_iter();
-        Ok(rules.filter(|(_, rule)| is_exposed(rule)).map(|it| it.0).collect())
+        let mut found = Vec::new();
+        for (target, rule) in self.rules(targets.iter().copied())? {
+            let is_partly_tracked = || self.tracked_within(target.path()).map(|file| file.is_some());
+            if rule.is_none_or(|rule| rule.includes)
+                && (!is_partly_tracked()? || self.has_exposed_file(target.path())?)
+            {
+                found.push(target);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Returns true if `git add` would take a file in a folder, whose own path Git does not ignore.
+    fn has_exposed_file(&self, folder: &RepoPath) -> Result<bool> {
+        let names = Root::open(self.root()).and_then(|workspace| workspace.dir(folder)?.names());
+        // A folder that cannot be read is reported by the step that needs it.
+        let names = names.unwrap_or_default();
+        if names.iter().any(|name| name.0 == b".git") {
+            return Ok(false);
+        }
+        let path = |(name, kind): (Vec<u8>, FileType)| Some((folder.join(&name).ok()?, kind.is_dir()));
+        let paths: Vec<_> = names.into_iter().filter_map(path).collect();
+        let target = |(path, is_dir)| if is_dir { Target::Folder(path) } else { Target::File(path) };
+        let rules = self.rules(paths.iter().map(|(path, is_dir)| target((path, *is_dir))))?;
+        for (target, _) in rules.into_iter().filter(|(_, rule)| rule.as_ref().is_none_or(|it| it.includes)) {
+            if matches!(target, Target::File(_)) || self.has_exposed_file(target.path())? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Fails if the `.gitignore` for a path cannot be read, and so not be changed.
+    pub fn check_ignorable(&self, workspace: &Root, path: &RepoPath) -> Result<()> {
+        let mut files = lines_by_file(std::iter::once(path))?.into_keys();
+        files.try_for_each(|file| self.read_ignore_file(workspace, &file).map(drop))
     }
 }
 
@@ -183,7 +216,7 @@ impl Git {
     ) -> Result<Vec<(Target<'p>, Option<Rule>)>> {
         let mut untracked = Vec::new();
         for target in targets {
-            if self.tracked_within(target.path())?.is_none() {
+            if self.tracked_within(target.path())?.is_none_or(|file| file != *target.path()) {
                 untracked.push(target);
             }
         }

@@ -153,6 +153,19 @@ impl HeadLines {
         Ok(steps.get(file).is_none_or(|steps| steps.iter().all(is_same)))
     }
 
+    /// Returns the files that HEAD does not have and a commit has that it was at before, in the last version.
+    pub fn gone(&self, git: &Git) -> Result<Vec<(&RepoPath, BlobId)>> {
+        let mut gone = Vec::new();
+        for (file, versions) in &self.versions {
+            if let Some(last) = versions.iter().find_map(|version| version.1)
+                && git.blob(&self.head, file)?.is_none()
+            {
+                gone.push((file, last));
+            }
+        }
+        Ok(gone)
+    }
+
     /// Returns the last commit at HEAD whose version of `file` passes `wanted`.
     fn last_position(
         &self,

@@ -68,6 +68,9 @@ impl<'p, 'w, 'r> Checker<'p, 'w, 'r> {
         self.check_folders_above(&out.path).context(context)?;
         check_metrics(id, out)?;
         self.check_output_path(id, &out.path)?;
+        if !out.role.in_git() {
+            repo.git.check_ignorable(&repo.files, &out.path)?;
+        }
         // An output committed to Git may be a tracked file itself. A folder may not: rewriting it would
         // remove other tracked files.
         let is_own = |file: &RepoPath| out.role.in_git() && *file == out.path;

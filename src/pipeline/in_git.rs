@@ -51,6 +51,23 @@ impl Pipelines<'_, '_> {
         Ok(files.into_iter().collect())
     }
 
+    /// Returns the `.gitignore` beside each output that the lockfiles in these folders record: a run may
+    /// change it for the output of a stage that is gone.
+    pub fn ignore_files<'p>(
+        &self,
+        folders: impl Iterator<Item = &'p RepoPath>,
+    ) -> Result<BTreeSet<RepoPath>> {
+        let (folders, mut files) = (folders.collect::<BTreeSet<_>>(), BTreeSet::new());
+        for pipeline in self.iter().filter(|pipeline| folders.contains(&pipeline.folder)) {
+            // A lockfile that cannot be read is named elsewhere, and its pipeline does not run.
+            let Ok(lock) = pipeline.read_lockfile() else { continue };
+            for output in lock.records().flat_map(|(_, record)| record.outputs.keys()) {
+                files.insert(output.parent().unwrap_or_default().join(b".gitignore")?);
+            }
+        }
+        Ok(files)
+    }
+
     /// Returns the outputs outside Git that lockfiles record and that no stage declares: of stages that were
     /// removed, or under an earlier name. `None` while a lockfile cannot be read: it may record any of them.
     pub(super) fn undeclared_outputs(&self) -> Result<Option<Vec<Pointer>>> {

@@ -75,6 +75,7 @@ impl Workspace<'_> {
             }
             self.check_ignore_rules(path, parent.as_ref())?;
             let top = parent.as_ref().map_or(path, |it| &it.path);
+            self.repo.git.check_ignorable(&self.repo.files, top)?;
             let node = self.scan_and_store(path, top, &pointed, &mut writer, progress)?;
             collect_addition(&mut found, path, parent, &node);
         }
@@ -99,6 +100,7 @@ impl Workspace<'_> {
             pointers.push(pointer);
         }
         drop(lock);
+        self.repair_ignore_lines(&pointers.iter().collect::<Vec<_>>(), progress)?;
         Ok(pointers)
     }
 
@@ -319,7 +321,7 @@ impl Workspace<'_> {
         path: &RepoPath,
         progress: &dyn Progress,
     ) -> Result<Pointer> {
-        let _lock = self.repo.lock_with_progress(progress)?;
+        let lock = self.repo.lock_with_progress(progress)?;
         let parent = self.repo.pointer(&parent.path)?.unwrap_or_else(|| parent.clone());
         let changes = BTreeMap::from([(relative_to(path, &parent), None)]);
         let (store, tree) = (&self.repo.store, &parent.content.digest);
@@ -329,6 +331,8 @@ impl Workspace<'_> {
         let pointer = Pointer { path: parent.path, content };
         self.repo.write_pointer(&pointer)?;
         self.note_base_parts(&pointer.path, changes)?;
+        drop(lock);
+        self.repair_ignore_lines(&[&pointer], progress)?;
         Ok(pointer)
     }
 }

@@ -187,8 +187,12 @@ impl Workspace<'_> {
 
     /// Returns true unless this worktree is known not to have had a tracked path.
     pub(super) fn may_have_base(&self, path: &RepoPath) -> bool {
-        let bases = self.bases.borrow();
-        bases.is_lost || bases.rows.contains_key(path)
+        self.are_bases_lost() || self.bases.borrow().rows.contains_key(path)
+    }
+
+    /// Returns true if nothing tells what this worktree last had.
+    pub(super) fn are_bases_lost(&self) -> bool {
+        self.bases.borrow().is_lost
     }
 
     /// Returns the base of a tracked path.
@@ -265,7 +269,7 @@ impl Workspace<'_> {
     }
 
     /// Returns what Git tells of the versions that pointers had where HEAD was before, if it tells anything.
-    fn head_lines(&self) -> Option<&HeadLines> {
+    pub(super) fn head_lines(&self) -> Option<&HeadLines> {
         let is_pointer = |path: &[u8]| path.ends_with(SUFFIX.as_bytes());
         self.head_lines.get_or_init(|| self.repo.git.head_lines(is_pointer).ok().flatten()).as_ref()
     }

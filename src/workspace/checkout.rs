@@ -59,7 +59,8 @@ fn plan_part<'p>(workspace: &Workspace<'_>, part: Part<'p>, progress: &dyn Progr
     // Linked files stay linked after the setting changes.
     let shared = |path: &RepoPath| links || workspace.is_shared(path);
     let found = differences(store, path, recorded.as_ref(), present.as_ref());
-    let mut plan = plan_changes(store, &found.context(|| doing(path))?, &shared);
+    let found = workspace.without_git_files(path, found.context(|| doing(path))?)?;
+    let mut plan = plan_changes(store, &found, &shared);
     if plan.writes_anything()
         && let Some((file, side)) = blocking_file(workspace, pointer, path, progress)?
     {
@@ -320,7 +321,8 @@ pub(super) fn plan_removal(
 ) -> Result<Plan> {
     let present = scan_part(workspace, pointer, part, progress)?;
     let store = &workspace.repo.store;
-    let mut plan = plan_changes(store, &differences(store, part, None, present.as_ref())?, &|_| false);
+    let found = workspace.without_git_files(part, differences(store, part, None, present.as_ref())?)?;
+    let mut plan = plan_changes(store, &found, &|_| false);
     plan.unsaved.retain(|path| !workspace.is_dangling_store_link(path));
     Ok(plan)
 }

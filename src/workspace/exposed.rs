@@ -1,12 +1,15 @@
 //! Data and Git: tracked data is ignored by Git, and the files that record it are not.
 
+use std::collections::BTreeSet;
+
 use crate::{
-    error::Result,
+    error::{Kind, Result},
     fs::Lock,
     git::IgnoreTarget,
     path::{RepoPath, quoted_list},
     pointer::{ContentKind, Pointer},
     progress::Progress,
+    store::Difference,
     workspace::Workspace,
 };
 
@@ -46,6 +49,44 @@ impl Workspace<'_> {
             }
         }
         Ok(self.repo.git.exposed(&here)?.iter().map(|target| target.path().clone()).collect())
+    }
+
+    /// Returns the files of this data that Git tracks as well.
+    pub fn data_in_git(&self, data: &Pointer) -> Result<Vec<RepoPath>> {
+        let mut found = Vec::new();
+        for file in self.git_files_within(&data.path)? {
+            match self.part_content(data, &file) {
+                Ok(None) => {}
+                Err(error) if error.kind() != Kind::NotFound => return Err(error),
+                // Without the tree it is not known.
+                _ => found.push(file),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Leaves out the files below `part` that only Git tracks: they are not data, and no checkout removes
+    /// them.
+    pub(super) fn without_git_files(
+        &self,
+        part: &RepoPath,
+        mut found: Vec<Difference>,
+    ) -> Result<Vec<Difference>> {
+        if found.iter().any(|it| it.old.is_none()) {
+            let files: BTreeSet<_> = self.git_files_within(part)?.into_iter().collect();
+            found.retain(|it| it.old.is_some() || !files.contains(&it.path));
+        }
+        Ok(found)
+    }
+
+    /// Lists the files at and below a path that Git tracks.
+    fn git_files_within(&self, path: &RepoPath) -> Result<Vec<RepoPath>> {
+        let git = &self.repo.git;
+        if git.tracked_within(path)?.is_none() {
+            return Ok(Vec::new());
+        }
+        let is_within = |file: &[u8]| RepoPath::from_bytes(file).is_ok_and(|file| file.is_within(path));
+        git.tracked(&is_within)
     }
 }
 

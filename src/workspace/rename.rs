@@ -70,7 +70,10 @@ impl Workspace<'_> {
             files.rename(from, to)?;
             self.index.borrow_mut().rename(from, to);
         }
-        self.write_records((from, source), (to, target), entry, &lock)
+        let moved = self.write_records((from, source), (to, target), entry, &lock)?;
+        drop(lock);
+        self.repair_ignore_lines(&moved.written.iter().collect::<Vec<_>>(), progress)?;
+        Ok(moved)
     }
 
     /// Returns the record of a tracked path and where it is kept.

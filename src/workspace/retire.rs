@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use crate::{
     error::Result,
     path::{RepoPath, quoted_list},
-    pointer::Pointer,
+    pointer::{Pointer, SUFFIX},
     progress::Progress,
     workspace::{
         CheckoutStats, LOCKFILE, PIPELINE_FILE, Workspace,
@@ -35,6 +35,25 @@ impl Workspace<'_> {
         Ok(here)
     }
 
+    /// Returns the data outside of `claimed` that a commit records where HEAD was before, if this worktree
+    /// does not know what it last had: in a copied clone, or if that file is lost.
+    pub fn forgotten_data(&self, claimed: &[RepoPath]) -> Result<Vec<Pointer>> {
+        if !self.are_bases_lost() {
+            return Ok(Vec::new());
+        }
+        let git = &self.repo.git;
+        let gone = self.head_lines().map_or_else(|| Ok(Vec::new()), |lines| lines.gone(git))?;
+        let mut found = Vec::new();
+        for (file, blob) in gone {
+            let Some(path) = file.without_suffix(SUFFIX) else { continue };
+            let is_claimed = claimed.iter().any(|claim| claim.overlaps(&path));
+            if !is_claimed && git.tracked_within(file)?.is_none() {
+                found.extend(Pointer::parse(path, &git.read_blob(blob)?));
+            }
+        }
+        Ok(found)
+    }
+
     /// Returns true if Git tracks a pipeline or its lockfile and it is not here, as in a sparse checkout:
     /// data that it records is not known then.
     fn lacks_tracked_pipeline(&self) -> Result<bool> {
@@ -49,23 +68,22 @@ impl Workspace<'_> {
         Ok(false)
     }
 
-    /// Retires the path that `pointer` recorded once. Data that Git tracks by now is left alone.
+    /// Retires the path that `pointer` recorded once. Files that Git tracks by now are left alone.
     pub fn retire(&self, pointer: &Pointer, progress: &dyn Progress) -> Result<CheckoutStats> {
         let path = &pointer.path;
-        if self.repo.git.tracked_within(path)?.is_some() {
-            return Ok(CheckoutStats::default());
-        }
         let mut plan = plan_removal(self, pointer, path, progress)?;
         let mut left: BTreeSet<RepoPath> = plan.unsaved.drain(..).collect();
         plan.remove.retain(|(path, _)| !left.contains(path));
         let executed = execute(self, pointer, &plan, progress)?;
         remove_empty(self, path);
         left.extend(executed.kept);
-        if left.is_empty() {
+        // Data that only Git tracks now may yet leave it.
+        if left.is_empty() && self.data_in_git(pointer)?.is_empty() {
             let _lock = self.repo.lock_with_progress(progress)?;
             self.repo.git.unignore(&self.repo.files, path)?;
             self.forget_base(path)?;
-        } else {
+        }
+        if !left.is_empty() {
             let files = quoted_list(&left.into_iter().collect::<Vec<_>>());
             progress.warn(&format!(
                 "`{path}` is not tracked here any more, but these files in it are stored nowhere and stay: \

@@ -114,6 +114,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Summary> {
             check,
         });
     }
+    let mut candidates = pipelines.ignore_files(needed.iter().chain(&wanted.folders))?;
     let mode = if args.no_run { Mode::Accept } else { Mode::Run };
     let options = Options { force: args.force, keep_going: args.keep_going, mode };
     let result = pipeline::repro(&pipelines, &wanted, options, ctx.progress);
@@ -125,7 +126,8 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Summary> {
     let recorded = runs.iter().filter(|run| is_new(run.outcome));
     let stages = recorded.filter_map(|run| pipelines.of(&run.id).manifest.stages.get(&run.id.name));
     warn_untracked(ctx, &workspace, &pipelines, stages)?;
-    let mut staging = Staging::changed(ctx, &repo, files_for_git(&pipelines, &runs)?)?;
+    candidates.extend(files_for_git(&pipelines, &runs)?);
+    let mut staging = Staging::changed(ctx, &repo, candidates)?;
     staging.files.extend(deleted_files(&pipelines, &runs)?);
     let rows = runs.into_iter().map(|run| (run.id, run.outcome.name(), run.reasons));
     let rows = rows.map(|row| Row::new(row, &pipelines)).collect();

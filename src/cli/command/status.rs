@@ -9,7 +9,7 @@ use crate::{
     cli::{Context, Report, report::count, staging::ignored_why},
     error::{Error, Result},
     git::IgnoredFile,
-    path::RepoPath,
+    path::{RepoPath, quoted_list},
     pipeline::{self, Leftover, LeftoverKind, NOT_RUN, Pipelines, PlannedAction, StageId},
     pointer::Pointer,
     repo::Repo,
@@ -22,6 +22,10 @@ const EXPOSED: &str = "Git does not ignore this data: `mlx checkout` repairs `.g
 /// Reason for data in [`Status::git`] that nothing records now.
 const UNRECORDED: &str =
     "nothing records this data now, and Git does not ignore it: `mlx checkout` removes it";
+
+/// Reason for data in [`Status::git`] that nothing records now, and that may not have come with a checkout.
+const FORGOTTEN: &str = "nothing records this data now, and Git does not ignore it: another commit has its \
+                         pointer; `mlx add` tracks it here, or delete it";
 
 /// Maximum number of changes, and of unknown paths, that the text report lists for each tracked path.
 const MAX_LISTED: usize = 20;
@@ -86,12 +90,17 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Status> {
     let paths = ctx.paths(&repo, &args.paths)?;
     let pipelines = ctx.all_pipelines(&workspace)?;
     let tracked = ctx.tracked_with(&workspace, &pipelines)?;
-    let unrecorded =
-        if paths.is_empty() { ctx.unrecorded_data(&workspace, &pipelines, &tracked)? } else { Vec::new() };
+    let (mut unrecorded, mut forgotten) = (Vec::new(), Vec::new());
+    if paths.is_empty() {
+        unrecorded = ctx.unrecorded_data(&workspace, &pipelines, &tracked)?;
+        forgotten = ctx.forgotten_data(&workspace, &pipelines, &tracked)?;
+    }
     let tracked = workspace.select(tracked, &paths)?;
     tracked.others.iter().for_each(|file| ctx.warn_once(&file.error));
     let mut git = exposed_data(&workspace, &tracked.pointers, EXPOSED)?;
     git.extend(exposed_data(&workspace, &unrecorded, UNRECORDED)?);
+    git.extend(exposed_data(&workspace, &forgotten, FORGOTTEN)?);
+    git.extend(data_in_git(&workspace, &tracked.pointers)?);
     let mut own_files: Vec<_> = tracked.pointers.iter().map(Pointer::file).collect();
     let compared = tracked
         .pointers
@@ -142,6 +151,22 @@ fn plan_all(pipelines: &Pipelines<'_, '_>) -> Result<Vec<StageRow>> {
 fn exposed_data(workspace: &Workspace<'_>, data: &[Pointer], why: &str) -> Result<Vec<(RepoPath, String)>> {
     let exposed = workspace.exposed_data(&data.iter().collect::<Vec<_>>())?;
     Ok(exposed.into_iter().map(|path| (path, why.to_owned())).collect())
+}
+
+/// Returns the data with files that Git tracks as well, each with the way out.
+fn data_in_git(workspace: &Workspace<'_>, data: &[Pointer]) -> Result<Vec<(RepoPath, String)>> {
+    let mut found = Vec::new();
+    for pointer in data {
+        let files = workspace.data_in_git(pointer)?;
+        let remedy = match &files[..] {
+            [] => continue,
+            [file] => format!("git rm --cached {file}"),
+            _ => format!("git rm -r --cached {}", pointer.path),
+        };
+        let why = format!("Git tracks this data, too ({}): take it out with `{remedy}`", quoted_list(&files));
+        found.push((pointer.path.clone(), why));
+    }
+    Ok(found)
 }
 
 /// Returns those of mlx's own files that exist and that Git ignores, each with the rule.
