@@ -178,3 +178,27 @@ fn a_run_keeps_the_blocks_of_declared_stages_to_the_byte_and_of_no_others() {
     assert_eq!(block(&after, "b"), block(&lock, "b"), "a stage that is unchanged");
     assert_eq!(block(&after, "c"), None, "a stage that is no longer declared");
 }
+
+#[test]
+fn each_change_of_what_a_stage_declares_is_a_reason() {
+    let sandbox = Sandbox::new();
+    sandbox.write("in.txt", "one");
+    sandbox.write("p.toml", "x = 1\n");
+    let declare = |lines: &str| {
+        let command = "echo 1 > o; echo 2 > m.json; echo 3 > n.json";
+        sandbox.write("mlx.toml", format!("[stage.s]\ncmd = '{command}'\n{lines}\n"));
+    };
+    declare("deps = ['in.txt']\nouts = ['o']\nmetrics = ['m.json']");
+    sandbox.ok("repro");
+    for (lines, reason) in [
+        ("deps = ['in.txt', 'p.toml']\nouts = ['o']\nmetrics = ['m.json']", "`p.toml` is a new dependency"),
+        ("outs = ['o']\nmetrics = ['m.json']", "`in.txt` is no longer a dependency"),
+        ("deps = ['in.txt']\nouts = ['o']\nmetrics = ['m.json', 'n.json']", "`n.json` is a new output"),
+        ("deps = ['in.txt']\nouts = ['o']", "`m.json` is no longer an output"),
+        ("deps = ['in.txt']\nouts = ['o', 'm.json']", "`m.json` moved into or out of Git"),
+    ] {
+        declare(lines);
+        let expected = ("would run".to_owned(), reason.to_owned());
+        assert_eq!(outcome(&sandbox.json("repro --dry-run")), expected, "{lines}");
+    }
+}

@@ -146,4 +146,19 @@ mod tests {
         assert_eq!(paths("20231114T221320Z"), ["a-20231001T000000Z-1", "a-20231001T000000Z-1"]);
         assert_eq!(paths("20240101T000000Z").len(), 3);
     }
+
+    #[test]
+    fn an_extent_counts_the_files_below_a_folder() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = Root::open(temp.path()).unwrap();
+        let extent_of = |path: &str| extent(&root, &RepoPath::from_text(path).unwrap());
+        assert_eq!(extent_of("absent"), Extent::default());
+        let write = |path: &str, bytes: &[u8]| {
+            root.write(&RepoPath::from_text(path).unwrap(), bytes, crate::fs::Sync::Later).unwrap();
+        };
+        write("d/a", b"123");
+        write("d/e/b", b"4567");
+        assert_eq!(extent_of("d"), Extent { files: 2, bytes: 7 });
+        assert_eq!(extent_of("d/a"), Extent { files: 1, bytes: 3 });
+    }
 }
