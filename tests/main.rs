@@ -33,6 +33,7 @@ mod help;
 mod http_malformed;
 mod io_counts;
 mod laws;
+mod lineage;
 mod log;
 mod maintenance;
 mod malicious_repo;

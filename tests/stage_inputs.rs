@@ -185,6 +185,29 @@ fn what_mlx_keeps_in_a_dependency_counts_although_git_ignores_it() {
 }
 
 #[test]
+fn an_edit_of_a_tracked_params_file_is_recorded_before_the_run() {
+    let sandbox = with_stage("cat conf/p.toml > o", "", "'o'", "params = ['conf/p.toml:x']");
+    sandbox.write("conf/p.toml", "x = 1\n");
+    sandbox.write("conf/q", "1");
+    sandbox.ok("add conf");
+    sandbox.ok("repro");
+    sandbox.write("conf/p.toml", "x = 2\n");
+    sandbox.write("conf/q", "2");
+    let ran = sandbox.mlx("repro");
+    let note = "`conf/p.toml`, an input of the stage `s`, was edited: `conf.mlx` now records it";
+    assert!(ran.code == 0 && ran.err.contains(note), "{ran:?}");
+    assert!(ran.out.contains("next: git add .gitignore conf.mlx mlx.lock"), "{ran:?}");
+    let status = sandbox.ok("status");
+    assert!(status.contains("modified  conf/q") && !status.contains("conf/p.toml"), "{status}");
+    sandbox.ok("commit");
+    sandbox.commit("all");
+    let clone = sandbox.root().join("clone");
+    sandbox.git(&format!("clone -q . {}", clone.display()));
+    let error = sandbox.at(&clone).fails("repro", 3);
+    assert!(error.contains("get it with `mlx pull conf/p.toml`"), "{error}");
+}
+
+#[test]
 fn a_link_out_of_a_dependency_is_followed_inside_the_repository() {
     let sandbox = with_stage("cat in/* in/s/* > o", "'in'", "'o'", "");
     sandbox.write("real", "1");

@@ -5,6 +5,6 @@ mod trace;
 mod versions;
 
 pub use self::{
-    trace::{Lineage, Node, Origin, trace},
+    trace::{Introduction, Lineage, Node, Origin, trace},
     versions::{State, Version, content_at, versions},
 };

@@ -28,14 +28,22 @@ pub enum Origin {
     Plain,
 }
 
+/// Commit that introduced content.
+#[derive(Clone, Debug)]
+pub enum Introduction {
+    Commit(Commit),
+    NotCommitted,
+    /// The store lacks trees of commits that may have done so.
+    Unknown,
+}
+
 /// A file or folder with its content, origin and inputs.
 #[derive(Clone, Debug)]
 pub struct Node {
     pub path: RepoPath,
     pub content: Content,
     pub origin: Origin,
-    /// Commit that introduced this content; none if it is not committed.
-    pub commit: Option<Commit>,
+    pub introduction: Introduction,
     pub inputs: Vec<Node>,
 }
 
@@ -45,6 +53,16 @@ pub struct Lineage {
     pub root: Node,
     /// The errors for what cannot be read and may tell more.
     pub problems: Vec<Error>,
+}
+
+impl Node {
+    /// Returns the first path, of this and of its inputs, whose commit is unknown.
+    pub fn unknown(&self) -> Option<&RepoPath> {
+        match self.introduction {
+            Introduction::Unknown => Some(&self.path),
+            _ => self.inputs.iter().find_map(Self::unknown),
+        }
+    }
 }
 
 /// The lockfiles and pointers of the workspace or of a commit.
@@ -170,8 +188,13 @@ impl Sources<'_> {
             None if self.pointers.keys().any(|it| path.is_within(it)) => (Origin::Added, Vec::new()),
             None => (Origin::Plain, Vec::new()),
         };
-        let commit = self.commit(path, &content)?;
-        Ok(Node { path: path.clone(), content, origin, commit, inputs })
+        let introduction = match self.commit(path, &content) {
+            Ok(Some(commit)) => Introduction::Commit(commit),
+            Ok(None) => Introduction::NotCommitted,
+            Err(error) if error.kind() == Kind::NotFound => Introduction::Unknown,
+            Err(error) => return Err(error),
+        };
+        Ok(Node { path: path.clone(), content, origin, introduction, inputs })
     }
 
     /// Builds the node of an input with its recorded content. Its producer is followed only if that produced

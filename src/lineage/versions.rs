@@ -51,19 +51,10 @@ impl State {
 pub fn versions(git: &Git, store: &Store, start: &Rev, path: &RepoPath) -> Result<Vec<Version>> {
     let mut found = Vec::new();
     let mut is_known = false;
-    let commits = git.log(std::slice::from_ref(start))?;
-    let revs: Vec<Rev> = commits.iter().map(|commit| commit.rev.clone()).collect();
-    git.prefetch(&revs, is_tracking_file)?;
-    for commit in commits {
+    for commit in history(git, start)? {
         let current = state_at(git, store, &commit.rev, path)?;
         is_known |= current.content().is_some();
-        let before = commit.parents.iter().map(|parent| state_at(git, store, parent, path));
-        let mut before = before.collect::<Result<Vec<_>>>()?;
-        if before.is_empty() {
-            before.push(State::Absent);
-        }
-        // A merge that kept one parent's content is not a version.
-        if !before.iter().any(|parent| current.is_same(parent)) {
+        if is_version(git, store, &commit, &current, path)? {
             let not_run = current.content().is_some() && is_not_run(git, &commit.rev, path)?;
             found.push(Version { commit, state: current, not_run });
         }
@@ -74,6 +65,25 @@ pub fn versions(git: &Git, store: &Store, start: &Rev, path: &RepoPath) -> Resul
     let error = Error::not_found(format!("`{path}` has no versions: no commit tracks it"));
     Err(error
         .hint("track it with `mlx add` or as an output of a stage, then commit its pointer or `mlx.lock`"))
+}
+
+/// Returns true if a commit, in which `path` has this state, changed it. A merge that kept one parent's
+/// content did not.
+fn is_version(git: &Git, store: &Store, commit: &Commit, state: &State, path: &RepoPath) -> Result<bool> {
+    for parent in &commit.parents {
+        if state.is_same(&state_at(git, store, parent, path)?) {
+            return Ok(false);
+        }
+    }
+    Ok(!commit.parents.is_empty() || *state != State::Absent)
+}
+
+/// Returns a commit and its ancestors, newest first, with their pointers and lockfiles at hand.
+fn history(git: &Git, start: &Rev) -> Result<Vec<Commit>> {
+    let commits = git.log(std::slice::from_ref(start))?;
+    let revs: Vec<Rev> = commits.iter().map(|commit| commit.rev.clone()).collect();
+    git.prefetch(&revs, is_tracking_file)?;
+    Ok(commits)
 }
 
 /// Returns the content of a path at a commit, from its own pointer or that of a folder above it, or from a
@@ -166,7 +176,8 @@ fn content_within(store: &Store, pointer: &Pointer, path: &RepoPath) -> Result<S
     }))
 }
 
-/// Returns the newest commit, `start` or an ancestor of it, that made `wanted` the content of `path`.
+/// Returns the newest commit, `start` or an ancestor of it, that made `wanted` the content of `path`. Reads
+/// no trees of commits before its parents.
 pub fn introducing_commit(
     git: &Git,
     store: &Store,
@@ -174,8 +185,12 @@ pub fn introducing_commit(
     path: &RepoPath,
     wanted: &Digest,
 ) -> Result<Option<Commit>> {
-    let found = versions(git, store, start, path)?;
-    let has_wanted =
-        |version: &Version| version.state.content().is_some_and(|content| content.digest == *wanted);
-    Ok(found.into_iter().find(has_wanted).map(|version| version.commit))
+    for commit in history(git, start)? {
+        let state = state_at(git, store, &commit.rev, path)?;
+        let is_wanted = state.content().is_some_and(|content| content.digest == *wanted);
+        if is_wanted && is_version(git, store, &commit, &state, path)? {
+            return Ok(Some(commit));
+        }
+    }
+    Ok(None)
 }

@@ -120,10 +120,8 @@ impl Pipeline<'_, '_> {
         let mut params = BTreeMap::new();
         for (file, keys) in &stage.params {
             if !documents.contains_key(file) {
-                let bytes = self.repo().files.read_document(file)?.ok_or_else(|| {
-                    Error::not_found(format!("the parameter file `{file}` was not found"))
-                        .hint("create it, or remove its parameters from `mlx.toml`")
-                })?;
+                let bytes = self.repo().files.read_document(file)?;
+                let bytes = bytes.ok_or_else(|| self.missing_params(file))?;
                 documents.insert(file, document::parse(file, &bytes)?);
             }
             let value = parameter(file, &documents[file], keys)?;
@@ -131,6 +129,15 @@ impl Pipeline<'_, '_> {
             params.insert(name, value.clone());
         }
         Ok(params)
+    }
+
+    /// Returns the error for a parameter file that does not exist here.
+    fn missing_params(&self, file: &RepoPath) -> Error {
+        let error = Error::not_found(format!("the parameter file `{file}` was not found"));
+        error.hint(match self.workspace.pointer_of(file) {
+            Ok(Some(_)) => format!("get it with `mlx pull {file}`"),
+            _ => "create it, or remove its parameters from `mlx.toml`".to_owned(),
+        })
     }
 }
 

@@ -9,16 +9,17 @@ use crate::{
         Context, Report,
         command::{
             request::{self, FoundRequest},
-            transfer::with_trees,
+            transfer::{wants_of_history, with_trees_of},
         },
     },
     error::{Error, Result},
     git::Rev,
-    lineage::{self, Lineage, Node, Origin},
+    lineage::{self, Introduction, Lineage, Node, Origin},
     model::registry::{self, VersionNumber},
     path::{RepoPath, escape_bytes},
     pipeline::{LOCKFILE, NOT_RUN, is_tracking_file},
     release::{self, Decision, Release},
+    remote::Wants,
     repo::Repo,
     time,
     workspace::Workspace,
@@ -35,8 +36,8 @@ use crate::{
     lineage.svg\n  mlx lineage 019a9c1e6b7c7e1d8f0a2b3c4d5e6f70\n\n\
 JSON: {\"path\", \"digest\", \"size\", \"files\", \"commit\": {\"rev\", \"author\", \"when\", \"summary\"} \
 | null,\n\
-  \"stage\": {\"name\", \"command\", \"params\", \"edited\", \"not_run\"} | null, \"inputs\": [the \
-same, nested…]};\n\
+  \"commit_unknown\": bool, \"stage\": {\"name\", \"command\", \"params\", \"edited\", \"not_run\"} | null,\n\
+  \"inputs\": [the same, nested…]};\n\
   of a request also \"request\": {\"id\", \"environment\", \"captured\", \"received\", \"input\", \
   \"class\", \"scores\", \"version\", \"package\", \"releases\": [{\"release\", \"who\", \"approvals\": \
   [{\"tag\", \"who\", \"report\"}]}]}"
@@ -80,9 +81,22 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Output> {
     tracked.sort();
     tracked.dedup();
     let trace = |path: &RepoPath| lineage::trace(&repo.git, &repo.store, rev.as_ref(), path, &read, &tracked);
-    let mut lineage = with_trees(ctx, &workspace, || {
+    let find = || {
         trace(&path).or_else(|error| package_model(&path).and_then(|model| trace(&model).ok()).ok_or(error))
-    })?;
+    };
+    let start = rev.clone().or_else(|| repo.git.head());
+    let more = || start.as_ref().map_or_else(|| Ok(Wants::default()), |start| wants_of_history(&repo, start));
+    let complete = with_trees_of(ctx, &workspace, &more, || {
+        let lineage = find()?;
+        if lineage.root.unknown().is_some() { Err(Error::not_found("a tree")) } else { Ok(lineage) }
+    });
+    let mut lineage = complete.or_else(|_| find())?;
+    if let Some(path) = lineage.root.unknown() {
+        ctx.progress.warn(&format!(
+            "the commit of `{path}` is unknown: trees of earlier commits are not here (get them with \
+             `mlx fetch --trees --all-commits`, after `mlx push --all-commits` in a clone that has them)"
+        ));
+    }
     let failure = ctx.failure(std::mem::take(&mut lineage.problems));
     Ok(Output { lineage, dot: args.dot, request, failure })
 }
@@ -141,13 +155,18 @@ fn node(node: &Node) -> Value {
         }
         Origin::Added | Origin::Plain => Value::Null,
     };
-    let commit = node.commit.as_ref().map(|commit| {
-        json!({"rev": commit.rev.to_string(), "author": commit.author, "when": commit.when.to_text(),
-            "summary": commit.summary})
-    });
+    let commit = match &node.introduction {
+        Introduction::Commit(commit) => {
+            json!({"rev": commit.rev.to_string(), "author": commit.author, "when": commit.when.to_text(),
+                "summary": commit.summary})
+        }
+        Introduction::NotCommitted | Introduction::Unknown => Value::Null,
+    };
+    let is_unknown = matches!(node.introduction, Introduction::Unknown);
     json!({"path": node.path, "digest": node.content.digest, "size": node.content.size,
         "files": node.content.files,
-        "commit": commit, "stage": stage, "inputs": node.inputs.iter().map(self::node).collect::<Vec<_>>()})
+        "commit": commit, "commit_unknown": is_unknown, "stage": stage,
+        "inputs": node.inputs.iter().map(self::node).collect::<Vec<_>>()})
 }
 
 impl Report for Output {
@@ -243,8 +262,8 @@ fn tree(
 
 /// Returns the commit of a node in one line.
 fn commit(node: &Node) -> String {
-    match &node.commit {
-        Some(commit) => {
+    match &node.introduction {
+        Introduction::Commit(commit) => {
             format!(
                 "{} {} {}",
                 commit.rev.short(),
@@ -252,7 +271,8 @@ fn commit(node: &Node) -> String {
                 escape_bytes(commit.summary.as_bytes())
             )
         }
-        None => "not committed".to_owned(),
+        Introduction::NotCommitted => "not committed".to_owned(),
+        Introduction::Unknown => "commit unknown".to_owned(),
     }
 }
 

@@ -7,14 +7,13 @@ use serde_json::{Value, json};
 use crate::{
     cli::{
         Context, Report,
-        command::transfer::with_trees_of,
+        command::transfer::{wants_of_history, with_trees_of},
         report::{bytes, table},
     },
-    error::{Error, Kind, Result},
+    error::{Error, Result},
     lineage::{State, Version, versions},
     path::escape_bytes,
-    pipeline::{NOT_RUN, contents_at},
-    remote::Wants,
+    pipeline::NOT_RUN,
     workspace::Workspace,
 };
 
@@ -44,17 +43,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Versions> {
         );
     }
     let from = repo.git.resolve(&args.rev)?;
-    let more = || {
-        let mut wants = Wants::default();
-        for commit in repo.git.log(std::slice::from_ref(&from))? {
-            match contents_at(&repo.git, &commit.rev) {
-                // Listed as a version that cannot be read.
-                Err(error) if error.kind() == Kind::Corrupt => {}
-                contents => wants.contents.extend(contents?),
-            }
-        }
-        Ok(wants)
-    };
+    let more = || wants_of_history(&repo, &from);
     let find = || versions(&repo.git, &repo.store, &from, &path);
     Ok(Versions(with_trees_of(ctx, &workspace, &more, find)?))
 }

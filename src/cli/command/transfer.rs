@@ -15,9 +15,10 @@ use crate::{
         report::{bytes, count},
     },
     error::{Error, Kind, Result},
+    git::Rev,
     maintenance,
     path::RepoPath,
-    pipeline::{CommitRecords, Pipelines, Stage, is_tracking_file, untracked_inputs},
+    pipeline::{CommitRecords, Pipelines, Stage, contents_at, is_tracking_file, untracked_inputs},
     pointer::{Content, Pointer},
     remote::{self, Access, Depth, Fetched, Pushed, Remote, Wants},
     repo::Repo,
@@ -291,6 +292,18 @@ pub fn with_trees_of<T>(
         }
         other => other,
     }
+}
+
+/// Returns the content that a commit and its ancestors track. Those that cannot be read are left out.
+pub fn wants_of_history(repo: &Repo, from: &Rev) -> Result<Wants> {
+    let mut wants = Wants::default();
+    for commit in repo.git.log(std::slice::from_ref(from))? {
+        match contents_at(&repo.git, &commit.rev) {
+            Err(error) if error.kind() == Kind::Corrupt => {}
+            contents => wants.contents.extend(contents?),
+        }
+    }
+    Ok(wants)
 }
 
 impl Report for PushReport {
