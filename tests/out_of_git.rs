@@ -314,3 +314,24 @@ fn a_linked_ignore_file_is_named_before_anything_runs() {
     assert!(sandbox.ok("status").contains("stage s: blocked"));
     assert!(!sandbox.has("o") && !sandbox.has("d.mlx"));
 }
+
+#[test]
+fn a_remote_in_tracked_data_or_another_worktree_is_named() {
+    let sandbox = one_folder();
+    let worktree = sandbox.root().join("worktree");
+    sandbox.git(&format!("worktree add -q {}", worktree.display()));
+    let cases = [
+        (sandbox.repo.join(".mlx/r"), "is in mlx's own folder `.mlx` of the work tree, and Git would add"),
+        (sandbox.repo.join("d/r"), "is in the tracked data `d`, and `mlx add d` would store"),
+        (worktree.join("r"), "is in the worktree `"),
+        (worktree.join("d/r"), "is in the tracked data `d`, and `mlx add d` would store"),
+    ];
+    for (folder, text) in cases {
+        let said = sandbox.mlx(&format!("remote add --local x file://{}", folder.display())).err;
+        assert!(said.contains(text), "{}: {said}", folder.display());
+        sandbox.ok("remote remove x");
+        let said = sandbox.at(&worktree).mlx(&format!("remote add --local y {}", folder.display())).err;
+        assert!(said.contains("choose a folder elsewhere"), "{}: {said}", folder.display());
+        sandbox.at(&worktree).ok("remote remove y");
+    }
+}

@@ -145,3 +145,17 @@ fn a_file_of_another_program_stays_as_it_is() {
     sandbox.write("e.mlx", "");
     sandbox.ok("add e");
 }
+
+#[test]
+fn a_pointer_in_another_encoding_is_refused_with_the_attribute() {
+    let sandbox = Sandbox::new();
+    sandbox.write("d", "1");
+    sandbox.ok("add d");
+    sandbox.write(".gitattributes", "*.mlx working-tree-encoding=UTF-16LE\n");
+    let utf16: Vec<u8> = sandbox.read("d.mlx").encode_utf16().flat_map(u16::to_le_bytes).collect();
+    sandbox.write("d.mlx", utf16);
+    for command in ["checkout", "add d"] {
+        let error = sandbox.fails(command, 4);
+        assert!(error.contains("Git converts `d.mlx` (`working-tree-encoding=UTF-16LE`)"), "{error}");
+    }
+}

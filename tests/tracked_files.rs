@@ -572,4 +572,10 @@ fn files_that_steer_git_or_mlx_are_not_data() {
     sandbox.write("data/.gitignore", "in a tracked folder, it is content\n");
     sandbox.ok("add data");
     sandbox.ok("add data/.gitignore");
+    // A pipeline is not content: as data, it would leave Git.
+    sandbox.write("data/mlx.toml", "");
+    for path in ["data", "data/mlx.toml"] {
+        let error = sandbox.fails(&format!("add {path}"), 2);
+        assert!(error.contains("`data/mlx.toml` steers Git or mlx"), "{error}");
+    }
 }

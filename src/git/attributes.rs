@@ -1,4 +1,5 @@
-//! Refuses files that a Git filter (`filter=…` in `.gitattributes`) would change on their way into a commit.
+//! Refuses files that Git would change on their way into a commit: by a filter (`filter=…` in
+//! `.gitattributes`), or from another encoding (`working-tree-encoding=…`).
 //!
 //! mlx reads pointers and lockfiles from commits, so a commit has to hold them as they are. The attributes
 //! are read by `gix`: `git check-attr` is a program to start, which `status` must not and need not do.
@@ -15,17 +16,27 @@ use crate::{
     path::RepoPath,
 };
 
+const FILTER: &str = "filter";
+const ENCODING: &str = "working-tree-encoding";
+
+/// An attribute by which Git changes a file on its way into a commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conversion {
+    attribute: String,
+    value: String,
+}
+
 impl Git {
-    /// Fails if one of `files`, which need not exist, has a filter.
+    /// Fails if one of `files`, which need not exist, would be changed.
     pub fn check_unfiltered(&self, files: &[RepoPath]) -> Result<()> {
-        self.filters(files)?
+        self.conversions(files)?
             .first_key_value()
-            .map_or(Ok(()), |(file, filter)| Err(filter_error(file, filter)))
+            .map_or(Ok(()), |(file, it)| Err(conversion_error(file, it)))
     }
 
-    /// Returns the filters of those of `files` that have one. Empty if the attributes cannot be read, or
-    /// reading could block.
-    pub fn filters(&self, files: &[RepoPath]) -> Result<BTreeMap<RepoPath, String>> {
+    /// Returns those of `files` that Git would change. Empty if the attributes cannot be read, or reading
+    /// could block.
+    pub fn conversions(&self, files: &[RepoPath]) -> Result<BTreeMap<RepoPath, Conversion>> {
         let mut found = BTreeMap::new();
         if files.is_empty() || !self.can_read_rules(files.iter(), b".gitattributes") {
             return Ok(found);
@@ -34,32 +45,40 @@ impl Git {
         let Ok(mut stack) = self.repo.attributes_only(&index, Source::WorktreeThenIdMapping) else {
             return Ok(found);
         };
-        let mut matches = stack.selected_attribute_matches(["filter"]);
+        let mut matches = stack.selected_attribute_matches([FILTER, ENCODING]);
         for file in files {
             let Ok(place) = stack.at_entry(file.bytes().as_bstr(), Some(Mode::FILE)) else { continue };
             place.matching_attributes(&mut matches);
-            let states = matches.iter_selected().map(|found| filter_name(found.assignment.state));
-            found.extend(states.flatten().map(|filter| (file.clone(), filter)));
+            let all = matches.iter_selected().map(|found| found.assignment);
+            let all = all.filter_map(|found| conversion(found.name.as_str(), found.state));
+            found.extend(all.map(|conversion| (file.clone(), conversion)));
         }
         Ok(found)
     }
 }
 
-/// Returns the filter that the state of the attribute `filter` names.
-fn filter_name(state: StateRef<'_>) -> Option<String> {
-    match state {
-        StateRef::Value(name) => Some(name.as_bstr().to_string()),
-        StateRef::Set => Some("set".to_owned()),
-        StateRef::Unset | StateRef::Unspecified => None,
-    }
+/// Returns the conversion that an attribute of this state asks for.
+fn conversion(attribute: &str, state: StateRef<'_>) -> Option<Conversion> {
+    let value = match state {
+        StateRef::Value(name) => name.as_bstr().to_string(),
+        StateRef::Set if attribute == FILTER => "set".to_owned(),
+        StateRef::Set | StateRef::Unset | StateRef::Unspecified => return None,
+    };
+    let is_plain = attribute == ENCODING && ["utf-8", "utf8"].contains(&value.to_lowercase().as_str());
+    (!is_plain).then(|| Conversion { attribute: attribute.to_owned(), value })
 }
 
-/// Returns the error for a file that has a filter.
-pub fn filter_error(file: &RepoPath, filter: &str) -> Error {
-    let message = format!("`{file}` passes the Git filter `{filter}`, so commits would not hold it as it is");
+/// Returns the error for a file that Git would change.
+pub fn conversion_error(file: &RepoPath, Conversion { attribute, value }: &Conversion) -> Error {
+    let how = if attribute == FILTER {
+        format!("`{file}` passes the Git filter `{value}`")
+    } else {
+        format!("Git converts `{file}` (`{attribute}={value}`)")
+    };
     let name = String::from_utf8_lossy(file.name()).into_owned();
-    let line = format!("`{} -filter`", attribute_pattern(&name));
-    Error::new(Kind::Conflict, message).hint(format!("exempt it: add the line {line} to `.gitattributes`"))
+    let line = format!("`{} -{attribute}`", attribute_pattern(&name));
+    Error::new(Kind::Conflict, format!("{how}, so commits would not hold it as it is"))
+        .hint(format!("exempt it: add the line {line} to `.gitattributes`"))
 }
 
 /// Returns the pattern for a file in `.gitattributes`: names that it could not hold are left to the suffix.
@@ -77,7 +96,7 @@ mod tests {
     use crate::fs;
 
     #[test]
-    fn files_with_a_filter_are_found() {
+    fn files_that_git_would_change_are_found() {
         let temp = tempfile::tempdir().unwrap();
         gix::init(temp.path()).unwrap();
         let root = fs::Root::open(temp.path()).unwrap();
@@ -85,11 +104,20 @@ mod tests {
         let write =
             |file: &str, text: &str| root.write(&path(file), text.as_bytes(), fs::Sync::Later).unwrap();
         write(".gitattributes", "*.mlx filter=lfs\nunset.mlx -filter\nnone.mlx !filter\nset.mlx filter\n");
-        write("sub/.gitattributes", "*.mlx filter=crypt\n");
-        let files = ["a.mlx", "unset.mlx", "none.mlx", "set.mlx", "a.lock", "sub/unset.mlx"].map(path);
-        let found = Git::discover(temp.path()).unwrap().filters(&files).unwrap();
-        let expected = [("a.mlx", "lfs"), ("set.mlx", "set"), ("sub/unset.mlx", "crypt")];
-        assert_eq!(found, expected.map(|(file, filter)| (path(file), filter.to_owned())).into());
+        write("sub/.gitattributes", "*.mlx filter=crypt\n*.lock working-tree-encoding=UTF-16\n");
+        write("plain/.gitattributes", "*.lock working-tree-encoding=utf-8\n");
+        let names = ["a.mlx", "unset.mlx", "none.mlx", "set.mlx", "a.lock", "sub/unset.mlx", "sub/a.lock"];
+        let files = names.into_iter().chain(["plain/a.lock"]).map(path).collect::<Vec<_>>();
+        let found = Git::discover(temp.path()).unwrap().conversions(&files).unwrap();
+        let found: Vec<_> =
+            found.iter().map(|(file, it)| (file.to_text(), &it.attribute[..], &it.value[..])).collect();
+        let expected = [
+            ("a.mlx", FILTER, "lfs"),
+            ("set.mlx", FILTER, "set"),
+            ("sub/a.lock", ENCODING, "UTF-16"),
+            ("sub/unset.mlx", FILTER, "crypt"),
+        ];
+        assert_eq!(found, expected.map(|(file, attribute, value)| (file.to_owned(), attribute, value)));
     }
 
     #[test]

@@ -18,7 +18,7 @@ mod upstream;
 mod write;
 
 pub use self::{
-    attributes::filter_error,
+    attributes::{Conversion, conversion_error},
     difference::RevDifference,
     history::{BlobId, Commit, FolderCache},
     ignore::{IgnoredFile, Target as IgnoreTarget, ignore_line},

@@ -8,9 +8,9 @@ use crate::{
     document,
     error::{Error, Kind, Result, WithContext},
     fs::FileKind,
-    git::filter_error,
+    git::{Conversion, conversion_error},
     path::RepoPath,
-    pipeline::{LOCKFILE, MANIFEST, Output, Pipelines, Records, Role, Stage, StageId},
+    pipeline::{LOCKFILE, Output, Pipelines, Records, Role, Stage, StageId},
 };
 
 /// Checks single stages of the repository.
@@ -19,22 +19,24 @@ pub struct Checker<'p, 'w, 'r> {
     records: &'p Records<'p>,
     /// Paths that have a pointer.
     pointers: BTreeSet<RepoPath>,
-    /// Git filters of lockfiles.
-    filters: BTreeMap<RepoPath, String>,
+    /// The lockfiles that Git would change.
+    conversions: BTreeMap<RepoPath, Conversion>,
 }
 
 impl<'p, 'w, 'r> Checker<'p, 'w, 'r> {
     pub fn new(pipelines: &'p Pipelines<'w, 'r>, records: &'p Records<'p>) -> Result<Self> {
         let lockfiles = pipelines.iter().map(|pipeline| pipeline.folder.join(LOCKFILE.as_bytes()));
-        let filters = pipelines.workspace.repo.git.filters(&lockfiles.collect::<Result<Vec<_>>>()?)?;
-        Ok(Self { pipelines, records, pointers: pipelines.workspace.pointer_paths()?, filters })
+        let conversions =
+            pipelines.workspace.repo.git.conversions(&lockfiles.collect::<Result<Vec<_>>>()?)?;
+        Ok(Self { pipelines, records, pointers: pipelines.workspace.pointer_paths()?, conversions })
     }
 
     /// Checks a stage before anything runs.
     pub fn check(&self, id: &StageId) -> Result<()> {
         self.records.of(&id.folder)?;
-        if let Some((lockfile, filter)) = self.filters.get_key_value(&id.folder.join(LOCKFILE.as_bytes())?) {
-            return Err(filter_error(lockfile, filter));
+        let lockfile = id.folder.join(LOCKFILE.as_bytes())?;
+        if let Some(conversion) = self.conversions.get(&lockfile) {
+            return Err(conversion_error(&lockfile, conversion));
         }
         self.check_outputs(id)?;
         self.check_inputs(id)
@@ -105,11 +107,6 @@ impl<'p, 'w, 'r> Checker<'p, 'w, 'r> {
         }
         if let Some(folder) = self.pipelines.folders().find(|folder| folder.is_within(out)) {
             return conflict(format!("contains the pipeline in `{folder}`"));
-        }
-        for own in [MANIFEST, LOCKFILE, ".gitignore"] {
-            if out.name() == own.as_bytes() {
-                return conflict(format!("is `{own}`"));
-            }
         }
         if let Some(pointer) = self.pipelines.workspace.pointer_of(out)? {
             return conflict(format!("is in `{}`, which has a pointer", pointer.path));

@@ -25,6 +25,8 @@ use crate::{
     document,
     error::{Error, Result, WithContext},
     path::RepoPath,
+    pointer::SUFFIX,
+    workspace::belongs_in_git,
 };
 
 /// Name of the file.
@@ -196,12 +198,16 @@ fn check_name(name: &str) -> Result<()> {
     Err(Error::usage(format!("`{name}` is not a valid name")).hint("use letters, digits, `-` and `_`"))
 }
 
-/// Resolves the path of an output; the repository's root is not allowed.
+/// Resolves the path of an output; the repository's root and files that steer Git or mlx are not allowed.
 fn resolve_output(resolve: &dyn Fn(&str) -> Result<RepoPath>, typed: &str) -> Result<RepoPath> {
     let path = resolve(typed)?;
     if path.is_root() {
         return Err(Error::usage(format!("its output `{typed}` is the whole repository"))
             .hint("name a file or folder in it"));
+    }
+    if belongs_in_git(&path) || path.bytes().ends_with(SUFFIX.as_bytes()) {
+        let error = Error::usage(format!("its output `{path}` steers Git or mlx by its name"));
+        return Err(error.hint("choose another name"));
     }
     Ok(path)
 }
@@ -308,6 +314,10 @@ mod tests {
             "[stage.a]\ncmd = 'x'\nouts = ['.git/hooks/x']",
             "[stage.a]\ncmd = 'x'\nouts = ['..']",
             "[stage.a]\ncmd = 'x'\nmetrics = ['../']",
+            "[stage.a]\ncmd = 'x'\nouts = ['mlx.lock']",
+            "[stage.a]\ncmd = 'x'\nouts = ['o/.gitattributes']",
+            "[stage.a]\ncmd = 'x'\nouts = [{path = '.gitmodules', git = true}]",
+            "[stage.a]\ncmd = 'x'\nplots = ['o.mlx']",
             "[stage.'a b']\ncmd = 'x'",
             "[stage.a]",
         ] {

@@ -191,7 +191,9 @@ impl Repo {
         if self.git.is_unmerged(&path.with_suffix(SUFFIX))? {
             return Err(Pointer::unmerged_error(path));
         }
-        Pointer::parse(path.clone(), bytes)
+        // An attribute that makes it unreadable is the one to name.
+        let unconverted = || self.git.check_unfiltered(&[path.with_suffix(SUFFIX)]);
+        Pointer::parse(path.clone(), bytes).or_else(|error| unconverted().and(Err(error)))
     }
 
     /// Returns true for a file that is only empty or cut off like a pointer, and of which Git has none.

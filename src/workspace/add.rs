@@ -20,7 +20,7 @@ use crate::{
         leftovers::clean_beside,
         merge::{Merge, Mine, NamedPaths},
         scan,
-        steering::check_is_data,
+        steering::{check_is_data, is_pipeline},
     },
 };
 
@@ -300,7 +300,11 @@ impl Workspace<'_> {
         }
         let missing = || Error::not_found(format!("`{path}` not found"));
         let node = scan::scan(self, path, Some(writer), progress)?.ok_or_else(missing)?;
+        let tracked = self.pointer_of(path).ok().flatten();
         node.walk(&path.parent().unwrap_or_default(), &mut |folder, leaf| {
+            if is_pipeline(&leaf.name) {
+                self.check_is_no_pipeline(&folder.join(&leaf.name)?, path, tracked.as_ref())?;
+            }
             let named = leaf.name.ends_with(SUFFIX.as_bytes());
             let Some(inner) =
                 named.then(|| folder.join(&leaf.name)).transpose()?.filter(|file| self.is_pointer(file))

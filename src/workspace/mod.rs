@@ -51,7 +51,7 @@ pub use self::{
     select::skipped_error,
     stamps::{Change as StampChange, Moved, Stamps, stats_above},
     status::{Behind, Change, PathStatus, State, Version, diff_versions},
-    steering::{LOCKFILE, PIPELINE_FILE},
+    steering::{LOCKFILE, PIPELINE_FILE, belongs_in_git},
     unprotect::UnprotectStats,
 };
 

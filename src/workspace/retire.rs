@@ -9,9 +9,10 @@ use crate::{
     pointer::{Pointer, SUFFIX},
     progress::Progress,
     workspace::{
-        CheckoutStats, LOCKFILE, PIPELINE_FILE, Workspace,
+        CheckoutStats, Workspace,
         checkout::{plan_removal, remove_empty},
         execute::execute,
+        steering::is_pipeline,
     },
 };
 
@@ -57,10 +58,8 @@ impl Workspace<'_> {
     /// Returns true if Git tracks a pipeline or its lockfile and it is not here, as in a sparse checkout:
     /// data that it records is not known then.
     fn lacks_tracked_pipeline(&self) -> Result<bool> {
-        let names = [PIPELINE_FILE, LOCKFILE].map(str::as_bytes);
-        let is_pipeline =
-            |path: &[u8]| path.rsplit(|&byte| byte == b'/').next().is_some_and(|name| names.contains(&name));
-        for file in self.repo.git.tracked(&is_pipeline)? {
+        let is_of_pipeline = |path: &[u8]| path.rsplit(|&byte| byte == b'/').next().is_some_and(is_pipeline);
+        for file in self.repo.git.tracked(&is_of_pipeline)? {
             if self.repo.files.stat(&file)?.is_none() {
                 return Ok(true);
             }

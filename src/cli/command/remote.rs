@@ -1,14 +1,16 @@
 //! `mlx remote`: adds, lists, removes and trusts remotes, which store objects in a folder or a bucket.
 
-use std::{ffi::OsStr, fmt};
+use std::{fmt, os::unix::ffi::OsStrExt as _, path::Path};
 
 use serde_json::{Value, json};
 
 use crate::{
     cli::{Context, Report},
     error::{Error, Kind, Result},
+    fs,
     git::IgnoreTarget,
     path::RepoPath,
+    pointer::Pointer,
     remote::check_setting,
     repo::{Change, Config, Layer, RemoteConfig, Repo},
 };
@@ -122,22 +124,48 @@ fn add(repo: &Repo, name: &str, url: &str, options: &[String], default: bool, la
     if added.options.is_empty() || added.private { Ok(()) } else { added.trust() }
 }
 
-/// Warns of a remote in the work tree, where Git would add its objects.
+/// Warns of a remote in a work tree of this clone, where Git or mlx would take its objects.
 pub fn warn_in_work_tree(ctx: &Context<'_>, repo: &Repo, url: &str) -> Result<()> {
-    let folder = url.strip_prefix("file://").unwrap_or(url);
-    let Ok(path) = repo.path(OsStr::new(folder), &ctx.cwd) else { return Ok(()) };
-    if folder.starts_with('/')
-        && (path.is_root() || !repo.git.exposed(&[IgnoreTarget::Folder(&path)])?.is_empty())
-    {
-        let ignore =
-            if path.is_root() { String::new() } else { format!("ignore `{path}` in `.gitignore`, or ") };
-        let message = format!(
-            "the remote `{folder}` is in the work tree, and Git would add its objects: {ignore}choose a \
-             folder elsewhere"
-        );
-        ctx.progress.warn(&message);
+    let typed = Path::new(url.strip_prefix("file://").unwrap_or(url));
+    let real = |above: &Path| Some(fs::canonicalize(above)?.join(typed.strip_prefix(above).ok()?));
+    let Some(folder) = typed.ancestors().find_map(real).filter(|_| typed.is_absolute()) else {
+        return Ok(());
+    };
+    let others = repo.git.worktrees(&|_| false)?.into_iter().filter_map(|worktree| worktree.root);
+    let roots = others.filter_map(|root| fs::canonicalize(&root)).filter(|root| root != repo.root());
+    let mut problem = match folder.strip_prefix(repo.root()) {
+        Ok(below) => problem_within(repo, below, "the work tree")?,
+        Err(_) => None,
+    };
+    for root in roots.filter(|root| folder.starts_with(root)) {
+        let place = format!("the worktree `{}`", root.display());
+        let below = folder.strip_prefix(&root).unwrap_or(&root);
+        // One that cannot be opened is reported where it matters.
+        let found = Repo::open_worktree(&root).and_then(|other| problem_within(&other, below, &place));
+        problem = found.ok().flatten().or(problem);
+    }
+    if let Some(problem) = problem {
+        let typed = typed.display();
+        ctx.progress.warn(&format!("the remote `{typed}` is in {problem}choose a folder elsewhere"));
     }
     Ok(())
+}
+
+/// Returns the text about a remote at `below` in a work tree, if Git or mlx would take its objects.
+fn problem_within(repo: &Repo, below: &Path, place: &str) -> Result<Option<String>> {
+    if below.starts_with(".mlx") {
+        return Ok(Some(format!("mlx's own folder `.mlx` of {place}, and Git would add its objects: ")));
+    }
+    let Ok(path) = RepoPath::from_bytes(below.as_os_str().as_bytes()) else { return Ok(None) };
+    for above in path.ancestors() {
+        if let Some(Pointer { path, .. }) = repo.pointer(&above)? {
+            let text = format!("the tracked data `{path}`, and `mlx add {path}` would store its objects: ");
+            return Ok(Some(text));
+        }
+    }
+    let ignore = if path.is_root() { String::new() } else { format!("ignore `{path}` in `.gitignore`, or ") };
+    let is_exposed = path.is_root() || !repo.git.exposed(&[IgnoreTarget::Folder(&path)])?.is_empty();
+    Ok(is_exposed.then(|| format!("{place}, and Git would add its objects: {ignore}")))
 }
 
 /// Refuses a name that a remote has, in whichever file. A setting of the name alone, without an address,
