@@ -216,7 +216,7 @@ impl Sources<'_> {
             State::Content(_) => {}
         }
         match introducing_commit(self.git, self.store, start, path, &content.digest) {
-            Err(error) if error.kind() == Kind::NotFound => self.plain_commit(start, path, content),
+            Ok(None) => self.plain_commit(start, path, content),
             found => found,
         }
     }
