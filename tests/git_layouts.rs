@@ -362,9 +362,19 @@ fn a_partial_clone_fetches_what_it_needs_in_few_requests() {
         }
     }
     let folder = clone_to("offline", "blob:none");
+    let clone = sandbox.at(&folder);
+    clone.ok("pull");
+    fs::write(folder.join("data/new"), "local").unwrap();
+    clone.ok("add data");
+    clone.git("add data.mlx");
+    clone.git("commit -q -m local");
     fs::rename(&sandbox.repo, sandbox.root().join("away")).unwrap();
     let error = sandbox.at(&folder).fails("log data", 7);
     assert!(error.contains("partial clone lacks objects") && error.contains("`origin`"), "{error}");
+    let error = sandbox.at(&folder).fails("push --all-commits", 7);
+    assert!(error.contains("cannot read `data.mlx` of the commit") && error.contains("others: "), "{error}");
+    // All that is here was pushed.
+    assert!(sandbox.at(&folder).ok("push").starts_with("nothing to push"));
 }
 
 #[test]

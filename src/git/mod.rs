@@ -32,6 +32,7 @@ pub use self::{
 };
 
 use std::{
+    cell::OnceCell,
     fmt,
     path::{Path, PathBuf},
     process::Command,
@@ -47,6 +48,8 @@ use crate::{
 pub struct Git {
     repo: gix::Repository,
     root: PathBuf,
+    /// The reason for which the remote of a partial clone did not send objects, once it was asked in vain.
+    not_sent: OnceCell<String>,
 }
 
 /// Id of a commit.

@@ -6,7 +6,7 @@
 
 use crate::{
     error::{Error, Kind, Result, WithContext},
-    git::{BlobId, Git, Rev, TreeScan, from_gix, upstream::Upstream},
+    git::{Git, Rev, TreeScan, from_gix, upstream::Upstream},
 };
 
 impl Git {
@@ -33,22 +33,22 @@ impl Git {
     }
 
     /// Fetches in a partial clone, in few requests, the files of these commits whose last name `wanted`
-    /// accepts.
-    pub fn prefetch(&self, revs: &[Rev], wanted: fn(&[u8]) -> bool) -> Result<()> {
+    /// accepts, as far as possible: an error is that of the object that is read later and is missing.
+    pub fn prefetch(&self, revs: &[Rev], wanted: fn(&[u8]) -> bool) {
         if self.promisor().is_none() {
-            return Ok(());
+            return;
         }
-        let context = || "cannot read Git's history".to_owned();
-        let trees = revs.iter().map(|rev| self.tree_id(rev, context)).collect::<Result<Vec<_>>>()?;
-        self.fetch_promised(&trees)?;
+        let id = |rev| self.tree_id(rev, || "cannot read Git's history".to_owned()).ok();
+        let _trees = self.fetch_promised(&revs.iter().filter_map(id).collect::<Vec<_>>());
         let mut scan = TreeScan::new(self, wanted);
         let mut blobs = Vec::new();
         for rev in revs {
-            blobs.extend(scan.files(rev)?.iter().map(|(_, blob)| *blob));
+            let files = scan.files(rev);
+            blobs.extend(files.iter().flat_map(|files| files.iter()).map(|(_, blob)| blob.id()));
         }
         blobs.sort_unstable();
         blobs.dedup();
-        self.fetch_promised(&blobs.into_iter().map(BlobId::id).collect::<Vec<_>>())
+        let _blobs = self.fetch_promised(&blobs);
     }
 
     /// Fetches those of these objects that are not here, if this is a partial clone.
@@ -57,6 +57,10 @@ impl Git {
         missing.sort_unstable();
         missing.dedup();
         let Some(remote) = self.promisor().filter(|_| !missing.is_empty()) else { return Ok(()) };
+        // Asked again for each object, a remote that does not respond would hold up a command for long.
+        if let Some(message) = self.not_sent.get() {
+            return Err(not_sent(message));
+        }
         let args = [
             "-c",
             "fetch.negotiationAlgorithm=noop",
@@ -78,7 +82,7 @@ impl Git {
         let reason = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("`git fetch` failed");
         let message =
             format!("this partial clone lacks objects, and `{}` did not send them: {reason}", remote.0);
-        Err(Error::new(Kind::Unavailable, message).hint("check the remote with `git fetch`, then try again"))
+        Err(not_sent(self.not_sent.get_or_init(|| message)))
     }
 
     /// Returns the remote that promised the objects that are not here; `None` unless this is a partial clone.
@@ -91,4 +95,8 @@ impl Git {
         let is_promisor = |name: &String| config.boolean(&format!("remote.{name}.promisor")) == Some(true);
         names.iter().map(ToString::to_string).find(is_promisor).map(Upstream)
     }
+}
+
+fn not_sent(message: &str) -> Error {
+    Error::new(Kind::Unavailable, message).hint("check the remote with `git fetch`, then try again")
 }

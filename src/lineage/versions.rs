@@ -82,7 +82,7 @@ fn is_version(git: &Git, store: &Store, commit: &Commit, state: &State, path: &R
 fn history(git: &Git, start: &Rev) -> Result<Vec<Commit>> {
     let commits = git.log(std::slice::from_ref(start))?;
     let revs: Vec<Rev> = commits.iter().map(|commit| commit.rev.clone()).collect();
-    git.prefetch(&revs, is_tracking_file)?;
+    git.prefetch(&revs, is_tracking_file);
     Ok(commits)
 }
 

@@ -381,7 +381,7 @@ impl RootsReader<'_> {
     }
 
     fn commit_files(&mut self, commits: Vec<Rev>) -> Result<()> {
-        self.git.prefetch(&commits, is_tracking_file)?;
+        self.git.prefetch(&commits, is_tracking_file);
         let mut scan = TreeScan::new(self.git, is_tracking_file);
         let mut read = BTreeSet::new();
         for rev in commits {
@@ -398,7 +398,7 @@ impl RootsReader<'_> {
 
     fn events(&mut self, commits: Vec<Rev>) -> Result<()> {
         let is_event = |name: &[u8]| name == b"event.json";
-        self.git.prefetch(&commits, is_event)?;
+        self.git.prefetch(&commits, is_event);
         let mut scan = TreeScan::new(self.git, is_event);
         for rev in commits {
             for (_, blob) in scan.files(&rev)?.iter() {

@@ -101,7 +101,7 @@ impl Selection {
             // As it is stored, like what `git push` sends.
             let git = workspace.repo.git.without_replacements();
             let (revs, mut problems) = git.all_commits()?;
-            git.prefetch(&revs, is_tracking_file)?;
+            git.prefetch(&revs, is_tracking_file);
             let mut records = CommitRecords::default();
             revs.iter().for_each(|rev| records.add(&git, rev));
             wants.contents.append(&mut records.contents);
