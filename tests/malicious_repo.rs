@@ -360,6 +360,28 @@ fn a_fifo_in_the_place_of_a_file_that_mlx_reads_does_not_block() {
     sandbox.ok("add data");
 }
 
+/// Replaces each file with rules that `gix` opens by a FIFO: these rules do not count, and nothing waits.
+#[test]
+fn a_fifo_in_the_place_of_a_file_with_git_rules_does_not_block() {
+    let sandbox = Sandbox::new();
+    sandbox.write("data/a", "a");
+    sandbox.ok("add data");
+    let user = sandbox.root().join("user-rules");
+    sandbox.git(&format!("config core.excludesFile {}", user.display()));
+    sandbox.git(&format!("config core.attributesFile {}", user.display()));
+    let files = [".git/info/attributes", ".git/info/exclude", ".gitattributes"];
+    for path in files.map(|file| sandbox.repo.join(file)).into_iter().chain([user]) {
+        let _none = fs::remove_file(&path);
+        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+        for args in [["add", "data"], ["status", "data"], ["checkout", "data"]] {
+            let mut timeout = sandbox.command("timeout", &sandbox.repo);
+            let ran = timeout.args(["20", env!("CARGO_BIN_EXE_mlx")]).args(args).output().unwrap();
+            assert_eq!(ran.status.code(), Some(0), "{}, {args:?}", path.display());
+        }
+        fs::remove_file(&path).unwrap();
+    }
+}
+
 /// Replaces each file that mlx reads by a link to a secret: it is not read, and no word of it is printed.
 #[test]
 fn a_link_in_the_place_of_a_file_that_mlx_reads_reveals_nothing() {

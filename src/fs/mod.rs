@@ -143,6 +143,11 @@ pub fn is_file(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|it| it.is_file())
 }
 
+/// Returns true for a FIFO, a socket or a device, or a link to one: reading it could block.
+pub fn is_device(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|it| !it.is_file() && !it.is_dir())
+}
+
 pub fn is_dir(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|it| it.is_dir())
 }

@@ -12,7 +12,7 @@ use gix::{
 
 use crate::{
     error::{Error, Kind, Result},
-    git::{Git, from_gix},
+    git::{Git, from_gix, rule_files::ATTRIBUTES},
     path::RepoPath,
 };
 
@@ -38,7 +38,7 @@ impl Git {
     /// could block.
     pub fn conversions(&self, files: &[RepoPath]) -> Result<BTreeMap<RepoPath, Conversion>> {
         let mut found = BTreeMap::new();
-        if files.is_empty() || !self.can_read_rules(files.iter(), b".gitattributes") {
+        if files.is_empty() || !ATTRIBUTES.can_be_read(self, files.iter()) {
             return Ok(found);
         }
         let index = from_gix(self.repo.index_or_empty(), || "cannot read Git's index".into())?;

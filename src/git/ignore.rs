@@ -12,7 +12,7 @@ use gix::{
 use crate::{
     error::Result,
     fs::{FileKind, FileType, Root, Sync},
-    git::{Git, from_gix},
+    git::{Git, from_gix, rule_files::IGNORE},
     path::{RepoPath, escape_bytes},
 };
 
@@ -220,7 +220,7 @@ impl Git {
                 untracked.push(target);
             }
         }
-        if untracked.is_empty() || !self.can_read_rules(untracked.iter().map(Target::path), b".gitignore") {
+        if untracked.is_empty() || !IGNORE.can_be_read(self, untracked.iter().map(Target::path)) {
             return Ok(Vec::new());
         }
         let index = from_gix(self.repo.index_or_empty(), || "cannot read Git's index".into())?;
@@ -245,19 +245,6 @@ impl Git {
             line: found.sequence_number.to_string(),
             pattern: found.pattern.to_string(),
         }
-    }
-
-    /// Returns true unless a file of this name that applies to one of these paths is a FIFO, a socket or a
-    /// device.
-    pub(super) fn can_read_rules<'p>(&self, paths: impl Iterator<Item = &'p RepoPath>, name: &[u8]) -> bool {
-        let Ok(workspace) = Root::open(self.root()) else { return false };
-        let folders: BTreeSet<_> = paths.filter_map(RepoPath::parent).collect();
-        let folders: BTreeSet<_> = folders.iter().flat_map(RepoPath::ancestors).collect();
-        let is_device = |folder: RepoPath| {
-            let stat = folder.join(name).and_then(|file| workspace.stat(&file));
-            stat.is_ok_and(|stat| stat.is_some_and(|stat| stat.kind == FileKind::Other))
-        };
-        !folders.into_iter().any(is_device)
     }
 }
 

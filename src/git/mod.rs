@@ -12,6 +12,7 @@ mod lines;
 mod open;
 mod promised;
 mod refs;
+mod rule_files;
 mod sign;
 mod tags;
 mod upstream;
