@@ -1,5 +1,5 @@
-//! Files with rules of Git, which `gix` opens: a FIFO or a device in the place of one would block it for ever,
-//! as it blocks Git.
+//! Files with rules of Git, which `gix` opens. A FIFO or a device in the place of one would block it for
+//! ever, as it blocks Git.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
