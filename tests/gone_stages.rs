@@ -146,3 +146,30 @@ fn a_pipeline_that_is_only_left_out_or_unreadable_is_not_deleted() {
         assert!(sandbox.has("sub/left") && sandbox.read("sub/mlx.lock").contains("stage.gone"), "{at}");
     }
 }
+
+#[test]
+fn a_checkout_keeps_the_outputs_of_pipelines_that_git_does_not_have_here() {
+    let stage = "[stage.s]\ncmd = 'echo 1 >o'\nouts = ['o', '../beside']\n";
+    let repository = || {
+        let sandbox = Sandbox::new();
+        sandbox.write("p/mlx.toml", stage.replace("'echo 1 >o'", "'echo 1 >o; echo 1 >../beside'"));
+        sandbox.ok("-C p repro");
+        sandbox
+    };
+    let check = |sandbox: &Sandbox| {
+        sandbox.ok("checkout");
+        assert!(sandbox.has("p/o") && sandbox.has("beside"));
+        assert!(sandbox.read(".gitignore").contains("/beside\n"));
+    };
+    // Not added yet.
+    check(&repository());
+    // A stage that is gone while a sparse checkout leaves out the lockfile that records it.
+    let sandbox = repository();
+    sandbox.commit("one");
+    sandbox.write("p/mlx.toml", "");
+    sandbox.commit("gone");
+    sandbox.git("update-index --skip-worktree p/mlx.lock");
+    check(&sandbox);
+    fs::remove_file(sandbox.repo.join("p/mlx.lock")).unwrap();
+    check(&sandbox);
+}

@@ -159,3 +159,22 @@ fn a_pointer_in_another_encoding_is_refused_with_the_attribute() {
         assert!(error.contains("Git converts `d.mlx` (`working-tree-encoding=UTF-16LE`)"), "{error}");
     }
 }
+
+#[test]
+fn a_pointer_that_was_moved_by_hand_takes_its_data_along() {
+    for (is_committed, target) in [(true, "e"), (true, "sub/e"), (false, "e")] {
+        let sandbox = Sandbox::new();
+        sandbox.write("sub/other", "");
+        sandbox.write("d/1", "1");
+        sandbox.ok("add d");
+        if is_committed {
+            sandbox.commit("one");
+        }
+        fs::rename(sandbox.repo.join("d.mlx"), sandbox.repo.join(format!("{target}.mlx"))).unwrap();
+        assert!(sandbox.ok("status").contains(&format!("{target}: absent")));
+        sandbox.ok("checkout");
+        assert_eq!((sandbox.read(&format!("{target}/1")), sandbox.has("d")), ("1".to_owned(), false));
+        assert_eq!(sandbox.ok("status"), "clean: everything is as recorded\n");
+        assert!(!sandbox.git("status --short -uall").contains("e/1"), "Git ignores it");
+    }
+}

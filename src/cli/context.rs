@@ -135,7 +135,14 @@ impl<'a> Context<'a> {
         pipelines: &Pipelines<'_, '_>,
         tracked: &Tracked,
     ) -> Result<Vec<Pointer>> {
-        claimed(pipelines, tracked).map_or_else(|| Ok(Vec::new()), |it| workspace.unrecorded_data(&it))
+        let Some(claimed) = claimed(pipelines, tracked) else { return Ok(Vec::new()) };
+        let mut found = workspace.unrecorded_data(&claimed)?;
+        if !found.is_empty() {
+            // Pipelines elsewhere that Git does not track yet are looked for only now.
+            let more = pipelines.claims_outside_git()?;
+            found.retain(|data| !more.iter().any(|claim| claim.overlaps(&data.path)));
+        }
+        Ok(found)
     }
 
     /// Returns the data that nothing records now either, and of which this worktree does not know whether it

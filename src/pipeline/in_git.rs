@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use crate::{
     error::Result,
     path::RepoPath,
-    pipeline::{LOCKFILE, MANIFEST, Pipeline, Pipelines, Selection},
+    pipeline::{
+        LOCKFILE, MANIFEST, Manifest, Pipeline, Pipelines, Selection, pipelines::read_manifest,
+        records::read_lockfile,
+    },
     pointer::Pointer,
     progress::Progress,
 };
@@ -66,6 +69,22 @@ impl Pipelines<'_, '_> {
             }
         }
         Ok(files)
+    }
+
+    /// Returns the outputs that pipelines declare or record which Git does not track yet, wherever they are.
+    /// One that cannot be read claims everything.
+    pub fn claims_outside_git(&self) -> Result<Vec<RepoPath>> {
+        let known: BTreeSet<_> = self.folders().collect();
+        let mut claims = Vec::new();
+        for folder in self.workspace.pipeline_folders()?.iter().filter(|folder| !known.contains(folder)) {
+            let manifest = read_manifest(self.workspace, folder);
+            let (Ok(manifest), Ok(lock)) = (manifest, read_lockfile(self.workspace.repo, folder)) else {
+                return Ok(vec![RepoPath::root()]);
+            };
+            claims.extend(manifest.iter().flat_map(Manifest::outputs).map(|(_, out)| out.path.clone()));
+            claims.extend(lock.records().flat_map(|(_, record)| record.contents()).map(|it| it.0.clone()));
+        }
+        Ok(claims)
     }
 
     /// Returns the outputs outside Git that lockfiles record and that no stage declares: of stages that were

@@ -63,7 +63,7 @@ use std::{
 
 use crate::{
     error::{Error, Kind, Result},
-    fs::FileKind,
+    fs::{FileKind, FileType},
     git::HeadLines,
     path::RepoPath,
     pointer::{Content, Pointer, SUFFIX},
@@ -145,6 +145,9 @@ impl Tracked {
     }
 }
 
+/// Takes the entries of a folder and returns those of its folders to go on with.
+type Visit<'v> = dyn FnMut(Vec<(RepoPath, FileType)>) -> Vec<RepoPath> + 'v;
+
 /// The files of a repository, with its stat cache and the bases that changes are made against.
 pub struct Workspace<'r> {
     pub repo: &'r Repo,
@@ -183,14 +186,30 @@ impl<'r> Workspace<'r> {
         let tracked = self.repo.git.tracked(&|name| name.ends_with(SUFFIX.as_bytes()))?;
         let mut found: BTreeSet<_> = tracked.iter().filter_map(|it| it.without_suffix(SUFFIX)).collect();
         found.extend(self.index.borrow().pointers.iter().cloned());
-        if !self.index.borrow().loaded {
-            self.find_pointers(&RepoPath::root(), &mut found)?;
+        let lost: BTreeSet<_> = found.iter().filter(|path| !self.has_pointer(path)).cloned().collect();
+        if !self.index.borrow().loaded || self.is_any_moved(&lost)? {
+            self.find_pointers(&mut found)?;
             // Another program's file with this suffix is not a pointer that could be lost.
             let ours = found.iter().filter(|path| !matches!(self.repo.pointer(path), Ok(None)));
             ours.for_each(|path| self.index.borrow_mut().add_pointer(path.clone()));
+            found.retain(|path| self.has_pointer(path));
+            Ok(found)
+        } else {
+            Ok(&found - &lost)
         }
-        found.retain(|path| self.has_pointer(path));
-        Ok(found)
+    }
+
+    /// Returns true if a pointer may have been moved by hand: its file does not exist, and no sparse checkout
+    /// leaves it out.
+    fn is_any_moved(&self, lost: &BTreeSet<RepoPath>) -> Result<bool> {
+        if lost.is_empty() {
+            return Ok(false);
+        }
+        let skipped = self.repo.git.skipped(&|name| name.ends_with(SUFFIX.as_bytes()))?;
+        let skipped: BTreeSet<_> = skipped.into_iter().map(|file| file.0).collect();
+        let is_missing = |file: &RepoPath| matches!(self.repo.files.stat(file), Ok(None));
+        let mut files = lost.iter().map(|path| path.with_suffix(SUFFIX));
+        Ok(files.any(|file| !skipped.contains(&file) && is_missing(&file)))
     }
 
     /// Returns true if the pointer file of a path exists. One that cannot be inspected counts: reading it
@@ -202,10 +221,31 @@ impl<'r> Workspace<'r> {
         !matches!(self.repo.pointer(path), Ok(None))
     }
 
-    /// Searches the work tree for pointers that Git does not track yet, for use without an index; does not
-    /// descend into tracked folders.
-    fn find_pointers(&self, folder: &RepoPath, found: &mut BTreeSet<RepoPath>) -> Result<()> {
-        let mut subfolders = Vec::new();
+    /// Searches the work tree for pointers that Git does not track yet, but not in tracked folders.
+    fn find_pointers(&self, found: &mut BTreeSet<RepoPath>) -> Result<()> {
+        self.walk(&RepoPath::root(), &mut |entries| {
+            let files = entries.iter().filter(|(_, kind)| kind.is_file());
+            found.extend(files.filter_map(|(path, _)| path.without_suffix(SUFFIX)));
+            let folders = entries.into_iter().filter(|(path, kind)| kind.is_dir() && !found.contains(path));
+            folders.map(|(path, _)| path).collect()
+        })
+    }
+
+    /// Returns the folders that hold a pipeline or its lockfile, whether or not Git tracks it.
+    pub fn pipeline_folders(&self) -> Result<BTreeSet<RepoPath>> {
+        let (pointers, mut found) = (self.pointer_paths()?, BTreeSet::new());
+        self.walk(&RepoPath::root(), &mut |entries| {
+            let files = entries.iter().filter(|(path, _)| steering::is_pipeline(path.name()));
+            found.extend(files.filter_map(|(path, _)| path.parent()));
+            let folders =
+                entries.into_iter().filter(|(path, kind)| kind.is_dir() && !pointers.contains(path));
+            folders.map(|(path, _)| path).collect()
+        })?;
+        Ok(found)
+    }
+
+    /// Walks over folders: `visit` takes the entries of one and returns those of its folders to go on with.
+    fn walk(&self, folder: &RepoPath, visit: &mut Visit<'_>) -> Result<()> {
         let names = match self.repo.files.dir(folder).and_then(|it| it.names()) {
             Ok(names) => names,
             // An unreadable folder does not fail the search; Git still lists its tracked pointers.
@@ -216,18 +256,9 @@ impl<'r> Workspace<'r> {
         if !folder.is_root() && names.iter().any(|it| it.0 == b".git") {
             return Ok(());
         }
-        for (name, form) in names {
-            let Ok(path) = folder.join(&name) else { continue };
-            if form.is_dir() {
-                subfolders.push(path);
-            } else if form.is_file()
-                && let Some(tracked) = path.without_suffix(SUFFIX)
-            {
-                found.insert(tracked);
-            }
-        }
-        subfolders.retain(|path| !found.contains(path));
-        subfolders.iter().try_for_each(|path| self.find_pointers(path, found))
+        let entry = |(name, kind): (Vec<u8>, FileType)| Some((folder.join(&name).ok()?, kind));
+        let subfolders = visit(names.into_iter().filter_map(entry).collect());
+        subfolders.iter().try_for_each(|path| self.walk(path, visit))
     }
 
     /// Reads all pointers of the work tree, sorted by path.

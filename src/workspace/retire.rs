@@ -29,11 +29,31 @@ impl Workspace<'_> {
         for data in found {
             // A pointer that Git tracks and that is not here was not checked out, or deleted by hand.
             let is_recorded = self.repo.git.tracked_within(&data.file())?.is_some();
-            if !is_recorded && matches!(self.repo.files.stat(&data.path), Ok(Some(_))) {
+            if (!is_recorded || self.is_moved(&data, claimed)?)
+                && matches!(self.repo.files.stat(&data.path), Ok(Some(_)))
+            {
                 here.push(data);
             }
         }
         Ok(here)
+    }
+
+    /// Returns true if the pointer that Git tracks of this data was moved by hand: the same one is at another
+    /// path, where Git does not track it yet.
+    fn is_moved(&self, data: &Pointer, claimed: &[RepoPath]) -> Result<bool> {
+        let git = &self.repo.git;
+        if git.read_skipped(&data.file())?.is_some() {
+            return Ok(false);
+        }
+        let Some(old) = self.repo.pointer_in_git(&data.path)? else { return Ok(false) };
+        for path in claimed {
+            if git.tracked_within(&path.with_suffix(SUFFIX))?.is_none()
+                && matches!(self.repo.pointer(path), Ok(Some(new)) if new.content == old.content)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Returns the data outside of `claimed` that a commit records where HEAD was before, if this worktree
@@ -55,10 +75,13 @@ impl Workspace<'_> {
         Ok(found)
     }
 
-    /// Returns true if Git tracks a pipeline or its lockfile and it is not here, as in a sparse checkout:
-    /// data that it records is not known then.
+    /// Returns true if Git tracks a pipeline or its lockfile and it is not here, or a sparse checkout leaves
+    /// it out: data that it records is not known then.
     fn lacks_tracked_pipeline(&self) -> Result<bool> {
         let is_of_pipeline = |path: &[u8]| path.rsplit(|&byte| byte == b'/').next().is_some_and(is_pipeline);
+        if !self.repo.git.skipped(&is_of_pipeline)?.is_empty() {
+            return Ok(true);
+        }
         for file in self.repo.git.tracked(&is_of_pipeline)? {
             if self.repo.files.stat(&file)?.is_none() {
                 return Ok(true);
