@@ -230,17 +230,19 @@ mod tests {
 
     #[test]
     fn a_read_error_is_not_damage_and_the_next_read_succeeds() {
-        let temp = tempfile::tempdir().unwrap();
-        let one = put(&temp, &[b"one"])[0];
-        let store = store(&temp);
-        let error = {
-            let _crash = Crash::at(1);
-            store.read(&one).unwrap_err()
-        };
-        assert_eq!(error.kind(), ErrorKind::Internal);
-        assert!(error.chain_text().contains(&one.to_string()), "{}", error.chain_text());
-        assert!(store.contains(&one) && !store.is_damaged(&one));
-        assert_eq!(store.read(&one).unwrap(), b"one");
+        Crash::alone("store::read::tests::a_read_error_is_not_damage_and_the_next_read_succeeds", || {
+            let temp = tempfile::tempdir().unwrap();
+            let one = put(&temp, &[b"one"])[0];
+            let store = store(&temp);
+            let error = {
+                let _crash = Crash::at(1);
+                store.read(&one).unwrap_err()
+            };
+            assert_eq!(error.kind(), ErrorKind::Internal);
+            assert!(error.chain_text().contains(&one.to_string()), "{}", error.chain_text());
+            assert!(store.contains(&one) && !store.is_damaged(&one));
+            assert_eq!(store.read(&one).unwrap(), b"one");
+        });
     }
 
     #[test]
