@@ -85,6 +85,13 @@ impl Number {
         self.0.parse().ok().filter(|number: &f64| number.is_finite())
     }
 
+    /// Returns the double that is printed as this number; `None` if the nearest one is another number.
+    pub fn as_exact_f64(&self) -> Option<f64> {
+        let nearest = self.as_f64()?;
+        let printed = Self::from_f64(nearest).and_then(|number| Decimal::parse(&number.0));
+        (printed == Decimal::parse(&self.0)).then_some(nearest)
+    }
+
     /// Returns the number as `serde_json` holds it; `None` if it would lose digits there.
     pub fn to_json(&self) -> Option<serde_json::Number> {
         let number = if !self.is_integer() {

@@ -57,18 +57,25 @@ fn delta(file: RepoPath, difference: Difference) -> Delta {
     Delta { file, metric, old, new, change, kind }
 }
 
-/// Returns `new - old`, an integer for two integers of up to 64 bits; none unless both are finite numbers.
+/// Returns `new - old`, an integer for two integers; none where that would not be exact, apart from the
+/// rounding of a subtraction of two `f64`.
 fn change(old: &Value, new: &Value) -> Option<Value> {
-    let integer = |value: &Value| match value {
-        Value::Number(number) => number.as_str().parse::<i64>().ok(),
-        _ => None,
+    let (old, new) = (number(old)?, number(new)?);
+    let difference = if old.is_integer() && new.is_integer() {
+        let integer = |number: &Number| number.as_str().parse::<i128>().ok();
+        Number::parse(&integer(&new)?.checked_sub(integer(&old)?)?.to_string())
+    } else {
+        Number::from_f64(new.as_exact_f64()? - old.as_exact_f64()?)
     };
-    if let (Some(old), Some(new)) = (integer(old), integer(new))
-        && let Some(change) = new.checked_sub(old)
-    {
-        return Number::parse(&change.to_string()).map(Value::Number);
+    difference.map(Value::Number)
+}
+
+fn number(value: &Value) -> Option<Number> {
+    match value {
+        Value::Number(number) => Some(number.clone()),
+        Value::Literal(text) => value.as_f64().and_then(|_| Number::parse(text)),
+        _ => None,
     }
-    Number::from_f64(new.as_f64()? - old.as_f64()?).map(Value::Number)
 }
 
 #[cfg(test)]
@@ -114,6 +121,24 @@ mod tests {
             rows(&json!({"a": [1]}), &json!({"a": {"0": 1}})),
             [json!(["a", [1], {"0": 1}, null, "retyped"])]
         );
+    }
+
+    #[test]
+    fn a_difference_that_floats_cannot_tell_is_exact_or_none() {
+        let shown = |old: &str, new: &str| {
+            let value = |text| Value::Number(Number::parse(text).unwrap());
+            change(&value(old), &value(new)).map(|it| it.canonical())
+        };
+        let exact = |text: &str| Some(text.to_owned());
+        assert_eq!(shown("12345678901234567890123", "12345678901234567890125"), exact("2"));
+        assert_eq!(shown("9007199254740992", "9007199254740993"), exact("1"));
+        assert_eq!(shown("-9223372036854775808", "9223372036854775807"), exact("18446744073709551615"));
+        assert_eq!(shown("9007199254740992.0", "9007199254740993.0"), None);
+        assert_eq!(shown("0.1", "0.100000000000000000001"), None);
+        assert_eq!(shown("9007199254740993", "1.0"), None);
+        assert_eq!(shown("9007199254740992", "1.0"), exact("-9007199254740991.0"));
+        assert_eq!(shown(&"9".repeat(40), "1"), None);
+        assert_eq!(shown("1e400", "1.0"), None);
     }
 
     #[test]
