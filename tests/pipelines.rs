@@ -335,3 +335,22 @@ fn files_that_git_ignores_are_named_for_what_was_asked_and_what_it_needs() {
     assert_eq!(named("-C free repro"), ["free/mlx.lock"]);
     assert_eq!(named("-C up repro"), ["up/i2.mlx", "up/m.json", "up/mlx.lock", "up/w.json"]);
 }
+
+#[test]
+fn outputs_of_a_pipeline_that_was_moved_are_known() {
+    let sandbox = Sandbox::new();
+    sandbox.write("p/i", "1\n");
+    let stage = "[stage.s]\ncmd = 'mkdir out; cp i out/x; cp i o'\ndeps = ['i']\nouts = ['out', 'o']\n";
+    sandbox.write("p/mlx.toml", stage);
+    sandbox.at(&sandbox.repo.join("p")).ok("repro");
+    sandbox.commit("all");
+    sandbox.git("mv p q");
+    let moved = sandbox.at(&sandbox.repo.join("q")).mlx("repro");
+    assert!(moved.code == 0 && !moved.err.contains("no run recorded"), "{moved:?}");
+    // What a user made there is kept.
+    sandbox.git("mv q r");
+    sandbox.write("r/o", "made by hand\n");
+    let moved = sandbox.at(&sandbox.repo.join("r")).mlx("repro");
+    assert_eq!(moved.err.matches("no run recorded").count(), 1, "{moved:?}");
+    assert!(moved.err.contains("`r/o` held content that no run recorded"), "{moved:?}");
+}

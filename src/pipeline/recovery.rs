@@ -193,12 +193,11 @@ impl Pipeline<'_, '_> {
     }
 
     /// Returns true if a run or a checkout put this content there: by the base, the lockfile, the run cache,
-    /// or the lockfile of the commit that is checked out, one of its parents or the one before it.
+    /// or the lockfile of the commit that is checked out, one of its parents or the one before it. A lockfile
+    /// that was moved with its pipeline records the paths of before.
     fn is_recorded_output(&self, path: &RepoPath, content: &Content) -> Result<bool> {
         let names = |lock: &Lockfile| {
-            let mut outputs =
-                lock.records().flat_map(|(_, record)| record.outputs.iter().chain(&record.in_git));
-            outputs.any(|(output, known)| output == path && known == content)
+            lock.records().flat_map(|(_, record)| record.contents()).any(|(_, known)| known == content)
         };
         let store = &self.repo().store;
         if self.workspace.is_base(path, content)
