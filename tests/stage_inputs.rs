@@ -347,3 +347,31 @@ fn files_of_an_output_that_are_left_out_stay_in_place() {
     }
     assert!(quarantined(&sandbox).join("out/result").is_file());
 }
+
+#[test]
+fn an_output_in_a_dependency_of_which_a_part_is_here_stops_the_stage() {
+    let sandbox = with_stage("ls -R src > o", "'src'", "'o'", "");
+    sandbox.ok(&format!("remote add r file://{} --default", sandbox.root().join("r").display()));
+    let make = "[stage.a]\ncmd = 'mkdir src/out; cp d/i src/out/x; echo y > src/out/y'\ndeps = ['d']\n\
+                outs = ['src/out']\n";
+    sandbox.write("mlx.toml", format!("{make}{}", sandbox.read("mlx.toml")));
+    sandbox.write("d/i", "1\n");
+    sandbox.write("src/code", "1\n");
+    sandbox.ok("add d");
+    sandbox.ok("repro");
+    sandbox.commit("all");
+    sandbox.ok("push");
+    for part in ["src/out/x", "o"] {
+        let folder = sandbox.root().join(part.replace('/', "-"));
+        sandbox.git(&format!("clone -q . {}", folder.display()));
+        let clone = sandbox.at(&folder);
+        clone.ok(&format!("pull {part}"));
+        let text = fs::read_to_string(folder.join("mlx.toml")).unwrap();
+        fs::write(folder.join("mlx.toml"), text.replace("ls -R", "ls  -R")).unwrap();
+        let error = clone.fails("repro", 3);
+        assert!(error.contains("mlx pull src/out`"), "{error}");
+        clone.ok("pull src/out");
+        clone.ok("repro");
+        assert_eq!(fs::read_to_string(folder.join("o")).unwrap(), sandbox.read("o"));
+    }
+}

@@ -68,6 +68,7 @@ impl Pipeline<'_, '_> {
                 None => {}
             }
         }
+        inputs.absent.retain(|path| !restored.contains_key(path));
         Ok(inputs)
     }
 

@@ -6,7 +6,7 @@ use crate::{
     error::Result,
     path::RepoPath,
     pipeline::{LOCKFILE, Lockfile},
-    pointer::Content,
+    pointer::{Content, Pointer},
     repo::Repo,
 };
 
@@ -46,6 +46,14 @@ impl<'f> Records<'f> {
     /// Reads all lockfiles; one that cannot be read is an error.
     pub fn all(&self) -> Result<()> {
         self.folders.keys().try_for_each(|folder| self.of(folder).map(drop))
+    }
+
+    /// Returns the recorded outputs outside Git in the folder `path`, as far as the lockfiles can be read.
+    pub fn outputs_in(&self, path: &RepoPath) -> impl Iterator<Item = Pointer> {
+        let locks = self.folders.keys().filter_map(|folder| self.of(folder).ok());
+        let outputs = locks.flat_map(Lockfile::records).flat_map(|(_, record)| &record.outputs);
+        let inside = outputs.filter(move |(output, _)| *output != path && output.is_within(path));
+        inside.map(|(path, content)| Pointer { path: path.clone(), content: *content })
     }
 
     /// Returns the recorded output that is or contains `path`, of any pipeline. A lockfile that cannot be

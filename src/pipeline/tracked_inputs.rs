@@ -49,7 +49,8 @@ impl Pipeline<'_, '_> {
     }
 
     /// Returns the content of a dependency that exists: the present one, or, if parts of it were not pulled,
-    /// the one with them. In the second case, and if tracked paths in it are missing, adds to `absent`.
+    /// the one with them. In the second case, and if tracked paths or outputs in it are missing, adds to
+    /// `absent`.
     pub(super) fn present_content(
         &self,
         path: &RepoPath,
@@ -78,16 +79,26 @@ impl Pipeline<'_, '_> {
                 }
                 continue;
             }
-            let here = self.workspace.scan(&pointer.path, &Silent)?;
-            let is_whole = |node: &Node| {
-                let whole = self.workspace.content_with_absent(&pointer, &pointer.path, node)?;
-                Ok::<_, Error>(whole.is_none())
-            };
-            if !here.as_ref().map_or(Ok(false), is_whole)? {
+            if !self.is_whole(&pointer)? {
                 absent.insert(pointer.path.clone());
             }
         }
+        for output in records.outputs_in(path).filter(|output| self.outputs.contains(&output.path)) {
+            match self.is_whole(&output) {
+                Ok(true) => {}
+                Ok(false) => drop(absent.insert(output.path)),
+                // As above.
+                Err(error) if error.kind() == Kind::Conflict => {}
+                Err(error) => return Err(error),
+            }
+        }
         Ok(node.content())
+    }
+
+    /// Returns true if a tracked path is here and no part of it is absent or outdated.
+    fn is_whole(&self, tracked: &Pointer) -> Result<bool> {
+        let Some(node) = self.workspace.scan(&tracked.path, &Silent)? else { return Ok(false) };
+        Ok(self.workspace.content_with_absent(tracked, &tracked.path, &node)?.is_none())
     }
 
     /// Returns the error for an input that is not here, or not all of it.
