@@ -140,3 +140,35 @@ fn a_path_named_like_a_stage_is_written_with_a_dot() {
     let committed = sandbox.json("commit ./data");
     assert_eq!((&committed["committed"][0]["path"], &committed["stages"]), (&json!("data"), &json!([])));
 }
+
+#[test]
+fn a_part_of_an_output_is_not_recorded_as_the_result() {
+    let sandbox = Sandbox::new();
+    sandbox.ok(&format!("remote add r file://{} --default", sandbox.root().join("r").display()));
+    sandbox.write("i", "1\n");
+    let stage = "[stage.s]\ncmd = 'mkdir out; cp i out/x; echo y > out/y'\ndeps = ['i']\nouts = ['out']\n";
+    sandbox.write("mlx.toml", stage);
+    sandbox.ok("repro");
+    sandbox.commit("all");
+    sandbox.ok("push");
+    let folder = sandbox.root().join("clone");
+    sandbox.git(&format!("clone -q . {}", folder.display()));
+    let clone = sandbox.at(&folder);
+    clone.ok("pull out/x");
+    fs::write(folder.join("mlx.toml"), stage.replace("mkdir out", "mkdir  out")).unwrap();
+    let lock = fs::read(folder.join("mlx.lock")).unwrap();
+    for edit in ["1\n", "2\n"] {
+        fs::write(folder.join("out/x"), edit).unwrap();
+        for command in ["commit s", "repro --no-run"] {
+            let error = clone.fails(command, 3);
+            let part = "the output `out` of the stage `s` is only in part here: `out/y` was never pulled";
+            assert!(error.contains(part) && error.contains("get it with `mlx pull out`"), "{error}");
+            assert_eq!(fs::read(folder.join("mlx.lock")).unwrap(), lock);
+        }
+    }
+    // A file that was here was deleted.
+    clone.ok("pull out/y");
+    fs::remove_file(folder.join("out/y")).unwrap();
+    assert_eq!(outcomes(&clone.json("repro --no-run")), "s recorded");
+    assert!(!fs::read_to_string(folder.join("mlx.lock")).unwrap().contains("files = 2"));
+}

@@ -5,7 +5,9 @@
 
 use crate::{
     error::{Error, Kind, Result, WithContext},
+    path::RepoPath,
     pipeline::{Examination, Mode, Outcome, Pipeline, PlannedAction, Stage, run_cache},
+    pointer::Pointer,
     progress::Progress,
 };
 
@@ -45,6 +47,7 @@ impl Pipeline<'_, '_> {
     ) -> Result<(Outcome, Vec<String>)> {
         let mut outputs = run_cache::Outputs::new();
         for out in &stage.outputs {
+            self.check_whole(name, &out.path)?;
             let content = self.workspace.store_output(&out.path, progress)?.ok_or_else(|| {
                 let message =
                     format!("the output `{}` of the stage `{}` is not here", out.path, self.id(name));
@@ -60,5 +63,18 @@ impl Pipeline<'_, '_> {
         }
         self.record_run(name, stage, Mode::Accept, examination, &outputs)?;
         Ok((Outcome::Recorded, reasons))
+    }
+
+    /// Refuses an output of which recorded parts were never here: a part is not the result, and what is
+    /// absent was not deleted.
+    fn check_whole(&self, name: &str, path: &RepoPath) -> Result<()> {
+        let lock = self.read_lockfile()?;
+        let Some(content) = lock.get(name).and_then(|record| record.outputs.get(path)) else { return Ok(()) };
+        let recorded = Pointer { path: path.clone(), content: *content };
+        let Some(first) = self.workspace.first_absent(&recorded)? else { return Ok(()) };
+        let message = format!("the output `{path}` of the stage `{}` is only in part here", self.id(name));
+        let message = format!("{message}: `{first}` was never pulled");
+        Err(Error::not_found(message)
+            .hint(format!("get it with `mlx pull {path}`; delete after that what the result does not have")))
     }
 }

@@ -26,13 +26,13 @@ use crate::{
     git::{BlobId, HeadLines},
     path::RepoPath,
     pointer::{Content, ContentKind, Pointer, SUFFIX},
-    progress::Progress,
+    progress::{Progress, Silent},
     repo::Repo,
     store::{EntryKind, Store, TreeEntry, Writer, update_folder},
     wire::{Reader, put_bytes, put_varint},
     workspace::{
         Node, Workspace,
-        compare::as_entry,
+        compare::{as_entry, differences},
         merge::{Base, Merge, Mine, is_same, merge},
         siblings::recorded_entry,
     },
@@ -294,6 +294,27 @@ impl Workspace<'_> {
         let merged = self.resolve(pointer, &below, merged, &base, &mine, Some(&theirs));
         merged.check(part)?;
         if merged.is_here() { Ok(None) } else { merged.apply(None, store, &theirs.content()).map(Some) }
+    }
+
+    /// Returns the first recorded path that is not here and never was, if anything of `pointer` is here.
+    /// Without the recorded tree no part of it was ever here, so that what is here is another one.
+    pub fn first_absent(&self, pointer: &Pointer) -> Result<Option<RepoPath>> {
+        let (path, store) = (&pointer.path, &self.repo.store);
+        let Some(node) = self.scan(path, &Silent)? else { return Ok(None) };
+        let base = self.base(path)?;
+        let was_here = |lost: &RepoPath| {
+            let below = lost.strip_prefix(path).unwrap_or_default();
+            // A base whose trees the store lost counts as unknown.
+            base.at(store, &below).is_ok_and(|base| base.contents.iter().any(Option::is_some))
+        };
+        match differences(store, path, Some(&as_entry(&pointer.content)), Some(&node)) {
+            Ok(found) => {
+                let mut lost = found.into_iter().filter(|difference| difference.new.is_none());
+                Ok(lost.find(|difference| !was_here(&difference.path)).map(|difference| difference.path))
+            }
+            Err(error) if error.kind() == Kind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Notes that the workspace has this content at a tracked path.
