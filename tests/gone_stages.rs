@@ -173,3 +173,22 @@ fn a_checkout_keeps_the_outputs_of_pipelines_that_git_does_not_have_here() {
     fs::remove_file(sandbox.repo.join("p/mlx.lock")).unwrap();
     check(&sandbox);
 }
+
+#[test]
+fn a_deleted_pipeline_whose_lockfile_cannot_be_read_is_an_error() {
+    let sandbox = gone();
+    sandbox.write("mlx.lock", "<<<<<<< HEAD\n");
+    for delete in [false, true] {
+        if delete {
+            fs::remove_file(sandbox.repo.join("mlx.toml")).unwrap();
+        } else {
+            sandbox.write("mlx.toml", "");
+        }
+        for command in ["repro", "repro --all", "repro --dry-run"] {
+            let ran = sandbox.mlx(command);
+            assert_eq!((ran.code, &ran.out[..]), (5, ""), "{command}: {ran:?}");
+            assert!(ran.err.matches("`mlx.lock`").count() == 1, "{command}: {ran:?}");
+        }
+        assert!(sandbox.has("left") && sandbox.has("o"));
+    }
+}

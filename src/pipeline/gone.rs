@@ -7,7 +7,7 @@
 //! record the same outputs.
 
 use crate::{
-    error::Result,
+    error::{Error, Result},
     fs::Sync,
     path::RepoPath,
     pipeline::{
@@ -58,6 +58,12 @@ pub fn plan(
         found.push((StageId::new(folder, name), reasons));
     }
     Ok(found)
+}
+
+/// Returns the error for the lockfile of a pipeline without stages: what is gone from it cannot be told.
+pub fn unreadable(pipelines: &Pipelines<'_, '_>, folder: &RepoPath) -> Option<Error> {
+    let pipeline = pipelines.iter().find(|pipeline| pipeline.folder == *folder)?;
+    pipeline.read_lockfile().err().filter(|_| pipeline.manifest.stages.is_empty())
 }
 
 /// Removes the records of a pipeline whose stages are gone. The caller retires their outputs.

@@ -110,6 +110,7 @@ pub fn plan(pipelines: &Pipelines<'_, '_>, wanted: &Selection, force: bool) -> R
     }
     let mut gone = Vec::new();
     for folder in &wanted.folders {
+        failure = failure.or_else(|| gone::unreadable(pipelines, folder));
         gone.extend(gone::plan(pipelines, folder, &records)?);
     }
     Ok(Plan { steps, gone, failure })

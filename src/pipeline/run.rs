@@ -131,6 +131,7 @@ pub fn repro(
         pipelines.workspace.save(progress)?;
     }
     for folder in &wanted.folders {
+        failure = failure.or_else(|| gone::unreadable(pipelines, folder));
         runs.extend(gone::remove(pipelines, folder)?);
     }
     pipelines.retire(undeclared, progress)?;

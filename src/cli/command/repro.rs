@@ -91,8 +91,9 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Summary> {
     if !args.all {
         pipelines.broken.iter().for_each(|broken| ctx.warn_once(&broken.error));
     }
-    let needed: BTreeSet<_> =
+    let mut needed: BTreeSet<_> =
         pipelines.graph.upstream_of(&wanted.stages).into_iter().map(|id| id.folder).collect();
+    needed.extend(wanted.folders.iter().cloned());
     // That of a needed pipeline is the error of its stages.
     for lockfile in pipelines.unreadable_lockfiles()? {
         if !lockfile.file.parent().is_some_and(|folder| needed.contains(&folder)) {
@@ -225,6 +226,9 @@ impl fmt::Display for Summary {
             if row.outcome != "failed" {
                 row.why.iter().try_for_each(|reason| writeln!(f, "{:width$}    {reason}", ""))?;
             }
+        }
+        if self.rows.is_empty() && self.failure.is_some() {
+            return Ok(());
         }
         if self.rows.is_empty() {
             return f.write_str("`mlx.toml` has no stages");
