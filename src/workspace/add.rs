@@ -64,7 +64,7 @@ impl Workspace<'_> {
         clean_beside(self, paths.iter(), progress);
         let pointed = self.pointer_paths()?;
         let mut writer = Writer::new(&self.repo.store);
-        let mut found = Vec::new();
+        let (mut found, mut checked) = (Vec::new(), BTreeSet::new());
         for path in outermost(paths) {
             check_claims(path, claimed)?;
             self.check_addable(path)?;
@@ -75,7 +75,9 @@ impl Workspace<'_> {
             }
             self.check_ignore_rules(path, parent.as_ref())?;
             let top = parent.as_ref().map_or(path, |it| &it.path);
-            self.repo.git.check_ignorable(&self.repo.files, top)?;
+            if checked.insert(top.parent()) {
+                self.repo.git.check_ignorable(&self.repo.files, top)?;
+            }
             let node = self.scan_and_store(path, top, &pointed, &mut writer, progress)?;
             collect_addition(&mut found, path, parent, &node);
         }
@@ -89,8 +91,13 @@ impl Workspace<'_> {
         // Another process may have changed a pointer meanwhile: its present state is the one to change.
         let lock = self.repo.lock_with_progress(progress)?;
         let merged = additions.into_iter().map(|it| self.merge_addition(it)).collect::<Result<Vec<_>>>()?;
-        let own = merged.iter().filter(|it| it.entries.contains_key(&RepoPath::root()));
-        self.ignore_data(&own.map(|it| &it.pointer).collect::<Vec<_>>(), &lock, progress)?;
+        let (mut own, mut parts) = (Vec::new(), Vec::new());
+        for Merged { pointer, entries, .. } in &merged {
+            let is_own = entries.contains_key(&RepoPath::root());
+            if is_own { own.push(pointer) } else { parts.push(pointer) }
+        }
+        self.ignore_data(&own, &lock, progress)?;
+        self.repair_locked(&parts, &lock, progress)?;
         let mut pointers = Vec::new();
         for Merged { pointer, entries, absent, outdated } in merged {
             self.repo.write_pointer(&pointer)?;
@@ -100,7 +107,6 @@ impl Workspace<'_> {
             pointers.push(pointer);
         }
         drop(lock);
-        self.repair_ignore_lines(&pointers.iter().collect::<Vec<_>>(), progress)?;
         Ok(pointers)
     }
 
@@ -333,10 +339,9 @@ impl Workspace<'_> {
         let content = update_folder(Some(&mut writer), store, Some(tree), &changes)?;
         writer.finish()?;
         let pointer = Pointer { path: parent.path, content };
+        self.repair_locked(&[&pointer], &lock, progress)?;
         self.repo.write_pointer(&pointer)?;
         self.note_base_parts(&pointer.path, changes)?;
-        drop(lock);
-        self.repair_ignore_lines(&[&pointer], progress)?;
         Ok(pointer)
     }
 }

@@ -24,12 +24,21 @@ impl Workspace<'_> {
     /// Adds those of these paths to `.gitignore` that Git would add otherwise: their line was lost, or never
     /// written, or a later one includes them again.
     pub fn repair_ignore_lines(&self, data: &[&Pointer], progress: &dyn Progress) -> Result<()> {
-        let targets: Vec<_> = data.iter().map(|pointer| target(pointer)).collect();
-        let exposed = self.repo.git.exposed(&targets)?;
-        if exposed.is_empty() {
+        if self.exposed_targets(data)?.is_empty() {
             return Ok(());
         }
-        let _lock = self.repo.lock_with_progress(progress)?;
+        let lock = self.repo.lock_with_progress(progress)?;
+        self.repair_locked(data, &lock, progress)
+    }
+
+    /// As [`Workspace::repair_ignore_lines`], for a caller that holds the lock.
+    pub(super) fn repair_locked(
+        &self,
+        data: &[&Pointer],
+        _lock: &Lock,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let exposed = self.exposed_targets(data)?;
         let left = self.repo.git.repair_ignore_lines(&self.repo.files, &exposed)?;
         let is_repaired = |path: &&RepoPath| !left.contains(path);
         let repaired: Vec<_> = exposed.iter().map(IgnoreTarget::path).filter(is_repaired).cloned().collect();
@@ -38,6 +47,10 @@ impl Workspace<'_> {
         }
         warn_exposed(&left, progress);
         Ok(())
+    }
+
+    fn exposed_targets<'d>(&self, data: &[&'d Pointer]) -> Result<Vec<IgnoreTarget<'d>>> {
+        self.repo.git.exposed(&data.iter().map(|pointer| target(pointer)).collect::<Vec<_>>())
     }
 
     /// Returns the paths whose data is here and which `git add` would take.

@@ -71,8 +71,7 @@ impl Workspace<'_> {
             self.index.borrow_mut().rename(from, to);
         }
         let moved = self.write_records((from, source), (to, target), entry, &lock)?;
-        drop(lock);
-        self.repair_ignore_lines(&moved.written.iter().collect::<Vec<_>>(), progress)?;
+        self.repair_locked(&moved.written.iter().collect::<Vec<_>>(), &lock, progress)?;
         Ok(moved)
     }
 
