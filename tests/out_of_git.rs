@@ -313,6 +313,14 @@ fn a_linked_ignore_file_is_named_before_anything_runs() {
     }
     assert!(sandbox.ok("status").contains("stage s: blocked"));
     assert!(!sandbox.has("o") && !sandbox.has("d.mlx"));
+    let sandbox = one_folder();
+    fs::rename(sandbox.repo.join(".gitignore"), sandbox.repo.join("rules")).unwrap();
+    std::os::unix::fs::symlink("rules", sandbox.repo.join(".gitignore")).unwrap();
+    assert!(sandbox.ok("status").contains("d: Git does not ignore this data: `.gitignore` is a symlink"));
+    for command in ["checkout", "remove --data d", "remove --data d/1"] {
+        assert!(sandbox.fails(command, 6).contains("`.gitignore` is a symlink"), "{command}");
+        assert_eq!(sandbox.read("d/1"), "1", "{command}");
+    }
 }
 
 #[test]

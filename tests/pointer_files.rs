@@ -72,6 +72,12 @@ fn a_path_that_is_not_tracked_any_more_is_added_as_it_is() {
     sandbox.at(&clone).ok("remove d");
     sandbox.at(&clone).ok("add d");
     assert!(fs::read_to_string(clone.join("d.mlx")).unwrap().contains("files = 1"));
+    // Git was told that the folder has no pointer any more: its parts are added one by one.
+    let (sandbox, clone) = partly_here();
+    sandbox.at(&clone).git("rm -q d.mlx");
+    fs::write(clone.join(".gitignore"), "").unwrap();
+    sandbox.at(&clone).ok("add d/1");
+    assert!(clone.join("d/1.mlx").exists() && !clone.join("d.mlx").exists());
 }
 
 #[test]

@@ -214,6 +214,19 @@ impl Workspace<'_> {
         self.repo.pointer_in_git(path)
     }
 
+    /// Returns the lost pointer of the nearest folder from `above` on, unless Git's index lacks it, too: then
+    /// it was removed on purpose.
+    fn lost_parent(&self, above: &RepoPath) -> Result<Option<Pointer>> {
+        for folder in above.ancestors() {
+            if let Some(pointer) = self.lost_pointer(&folder)?
+                && self.repo.git.tracked_within(&pointer.file())?.is_some()
+            {
+                return Ok(Some(pointer));
+            }
+        }
+        Ok(None)
+    }
+
     /// Refuses to replace a file that is not the pointer of `path`, or one in conflict.
     pub(super) fn check_replaceable(&self, path: &RepoPath) -> Result<()> {
         self.repo.check_replaceable(path, &self.index.borrow().pointers)
@@ -222,11 +235,8 @@ impl Workspace<'_> {
     /// Returns the pointer of the tracked folder that contains `path`; a tracked file there is an error.
     fn tracked_parent(&self, path: &RepoPath) -> Result<Option<Pointer>> {
         let Some(above) = path.parent() else { return Ok(None) };
-        let mut parent = self.pointer_of(&above)?;
-        for folder in above.ancestors().filter(|_| parent.is_none()).collect::<Vec<_>>() {
-            parent = parent.or(self.lost_pointer(&folder)?);
-        }
-        match parent {
+        let parent = self.pointer_of(&above)?;
+        match parent.map_or_else(|| self.lost_parent(&above), |parent| Ok(Some(parent)))? {
             Some(parent) if parent.content.kind != ContentKind::Tree => {
                 let error = Error::new(
                     Kind::Conflict,

@@ -39,7 +39,9 @@ impl Workspace<'_> {
         claimed: &[(RepoPath, String)],
         progress: &dyn Progress,
     ) -> Result<RemoveResult> {
+        let can_ignore = |path: &RepoPath| self.repo.git.check_ignorable(&self.repo.files, path);
         if let Some(pointer) = self.repo.pointer(path)? {
+            can_ignore(path)?;
             let files = self.delete(&pointer, path, data, progress)?;
             let _lock = self.repo.lock_with_progress(progress)?;
             self.repo.git.unignore(&self.repo.files, path)?;
@@ -55,6 +57,7 @@ impl Workspace<'_> {
         if entry_at(&self.repo.store, &parent.content.digest, &below)?.is_none() {
             return Err(unrecorded(path, &parent));
         }
+        can_ignore(&parent.path)?;
         let files = self.delete(&parent, path, data, progress)?;
         let parent = self.record_removal(&parent, path, progress)?;
         Ok(RemoveResult { path: path.clone(), parent: Some(parent), files })

@@ -147,10 +147,16 @@ fn plan_all(pipelines: &Pipelines<'_, '_>) -> Result<Vec<StageRow>> {
     Ok(steps.chain(plan.gone.into_iter().map(|(id, why)| row(id, WOULD_REMOVE, why, false))).collect())
 }
 
-/// Returns the data that Git would add, each path with this reason.
+/// Returns the data that Git would add, each path with this reason, or with what is wrong with its
+/// `.gitignore`.
 fn exposed_data(workspace: &Workspace<'_>, data: &[Pointer], why: &str) -> Result<Vec<(RepoPath, String)>> {
     let exposed = workspace.exposed_data(&data.iter().collect::<Vec<_>>())?;
-    Ok(exposed.into_iter().map(|path| (path, why.to_owned())).collect())
+    let repo = workspace.repo;
+    let reason = |path: &RepoPath| match repo.git.check_ignorable(&repo.files, path) {
+        Ok(()) => why.to_owned(),
+        Err(error) => format!("Git does not ignore this data: {}", error.chain_text()),
+    };
+    Ok(exposed.into_iter().map(|path| (path.clone(), reason(&path))).collect())
 }
 
 /// Returns the data with files that Git tracks as well, each with the way out.
