@@ -103,20 +103,24 @@ impl Pointer {
         Ok(())
     }
 
-    /// Refuses the pointer file of `path` if it has the marks of a merge conflict, or lines of both sides, as
-    /// a union merge makes it.
+    /// Refuses the pointer file of `path` if it has the marks of a merge conflict.
     pub fn check_unmerged(path: &RepoPath, bytes: &[u8]) -> Result<()> {
-        let (file, text) = (path.with_suffix(SUFFIX), String::from_utf8_lossy(bytes));
-        if document::has_conflict_markers(&text) {
-            let error = Error::corrupt(format!("`{file}` has merge conflict markers"));
-            return Err(error.hint(choose_side(&file)));
+        if !document::has_conflict_markers(&String::from_utf8_lossy(bytes)) {
+            return Ok(());
         }
-        let keys = text.lines().filter_map(|line| line.split_once('='));
+        let file = path.with_suffix(SUFFIX);
+        Err(Error::corrupt(format!("`{file}` has merge conflict markers")).hint(choose_side(&file)))
+    }
+
+    /// Refuses the pointer file of `path` if it has the lines of two pointers, as a union merge makes it.
+    fn check_single(path: &RepoPath, bytes: &[u8]) -> Result<()> {
+        let text = String::from_utf8_lossy(bytes);
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        let keys = lines.filter_map(|line| line.split_once('='));
         let mut keys: Vec<_> = keys.map(|(key, _)| key.trim()).collect();
         keys.sort_unstable();
-        let Some(key) = keys.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0]) else {
-            return Ok(());
-        };
+        let Some(pair) = keys.windows(2).find(|pair| pair[0] == pair[1]) else { return Ok(()) };
+        let (file, key) = (path.with_suffix(SUFFIX), pair[0]);
         let message = format!("`{file}` holds the lines of two pointers: the key `{key}` is there twice");
         let hint = format!("restore one of the two, such as with `git checkout ORIG_HEAD -- {file}`");
         Err(Error::new(Kind::Conflict, message).hint(hint))
@@ -145,7 +149,8 @@ impl Pointer {
             return Err(Self::foreign_error(path));
         }
         Self::check_unmerged(path, bytes)?;
-        Self::check_format(path, bytes)
+        Self::check_format(path, bytes)?;
+        Self::check_single(path, bytes)
     }
 
     /// Returns the error for another program's file that has the name of the pointer of `path`.

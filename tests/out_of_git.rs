@@ -257,18 +257,26 @@ fn a_file_of_git_in_the_data_of_another_branch_stays_alone() {
 
 #[test]
 fn data_of_another_branch_is_named_in_a_copied_clone_and_stays() {
-    let sandbox = one_folder();
-    sandbox.git("checkout -q -b other");
-    sandbox.git("rm -q --cached d.mlx .gitignore");
-    sandbox.git("commit -q -m removed");
-    for file in ["d.mlx", ".gitignore", ".git/mlx/base"] {
-        fs::remove_file(sandbox.repo.join(file)).unwrap();
-    }
+    let sandbox = Sandbox::new();
+    sandbox.commit("start");
+    sandbox.git("checkout -q -b feature");
+    sandbox.write("d/1", "1");
+    sandbox.write("mlx.toml", "[stage.s]\ncmd = 'echo 1 > o'\nouts = ['o']\n");
+    sandbox.ok("add d");
+    sandbox.ok("repro");
+    sandbox.commit("data");
+    sandbox.git("checkout -q main");
+    fs::remove_file(sandbox.repo.join(".git/mlx/base")).unwrap();
     for _ in 0..2 {
-        assert!(sandbox.ok("status").contains("d: nothing records this data now"));
+        let said = sandbox.ok("status");
+        for path in ["d", "o"] {
+            assert!(said.contains(&format!("{path}: nothing records this data now")), "{said}");
+        }
         sandbox.ok("checkout");
-        assert_eq!(sandbox.read("d/1"), "1");
+        assert!(sandbox.has("d/1") && sandbox.has("o"));
     }
+    sandbox.git("checkout -q feature");
+    assert_eq!(sandbox.ok("status"), "clean: everything is as recorded\n");
 }
 
 #[test]

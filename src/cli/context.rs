@@ -147,13 +147,11 @@ impl<'a> Context<'a> {
 
     /// Returns the data that nothing records now either, and of which this worktree does not know whether it
     /// had it.
-    pub fn forgotten_data(
-        &self,
-        workspace: &Workspace<'_>,
-        pipelines: &Pipelines<'_, '_>,
-        tracked: &Tracked,
-    ) -> Result<Vec<Pointer>> {
-        claimed(pipelines, tracked).map_or_else(|| Ok(Vec::new()), |it| workspace.forgotten_data(&it))
+    pub fn forgotten_data(&self, pipelines: &Pipelines<'_, '_>, tracked: &Tracked) -> Result<Vec<Pointer>> {
+        let Some(claimed) = claimed(pipelines, tracked) else { return Ok(Vec::new()) };
+        let mut found = pipelines.former_data()?;
+        found.retain(|data| !claimed.iter().any(|claim| claim.overlaps(&data.path)));
+        Ok(found)
     }
 
     /// Returns the contents and runs to transfer: those that pointers and lockfiles name at `paths`, or

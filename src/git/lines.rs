@@ -153,17 +153,10 @@ impl HeadLines {
         Ok(steps.get(file).is_none_or(|steps| steps.iter().all(is_same)))
     }
 
-    /// Returns the files that HEAD does not have and a commit has that it was at before, in the last version.
-    pub fn gone(&self, git: &Git) -> Result<Vec<(&RepoPath, BlobId)>> {
-        let mut gone = Vec::new();
-        for (file, versions) in &self.versions {
-            if let Some(last) = versions.iter().find_map(|version| version.1)
-                && git.blob(&self.head, file)?.is_none()
-            {
-                gone.push((file, last));
-            }
-        }
-        Ok(gone)
+    /// Returns the files that differ at earlier positions, each with the last version that it had there.
+    pub fn former(&self) -> impl Iterator<Item = (&RepoPath, BlobId)> {
+        let last = |versions: &Vec<(usize, Option<BlobId>)>| versions.iter().find_map(|version| version.1);
+        self.versions.iter().filter_map(move |(file, versions)| Some((file, last(versions)?)))
     }
 
     /// Returns the last commit at HEAD whose version of `file` passes `wanted`.

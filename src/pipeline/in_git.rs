@@ -6,10 +6,10 @@ use crate::{
     error::Result,
     path::RepoPath,
     pipeline::{
-        LOCKFILE, MANIFEST, Manifest, Pipeline, Pipelines, Selection, pipelines::read_manifest,
+        LOCKFILE, Lockfile, MANIFEST, Manifest, Pipeline, Pipelines, Selection, pipelines::read_manifest,
         records::read_lockfile,
     },
-    pointer::Pointer,
+    pointer::{Pointer, SUFFIX},
     progress::Progress,
 };
 
@@ -69,6 +69,22 @@ impl Pipelines<'_, '_> {
             }
         }
         Ok(files)
+    }
+
+    /// Returns the data of commits at which HEAD was before, if this worktree does not know what it last had.
+    pub fn former_data(&self) -> Result<Vec<Pointer>> {
+        let mut found = Vec::new();
+        for (file, bytes) in self.workspace.former_records()? {
+            // A version that cannot be read says nothing of what is here.
+            if let Some(path) = file.without_suffix(SUFFIX) {
+                found.extend(Pointer::parse(path, &bytes));
+            } else if let Ok(lock) = Lockfile::parse(&file, &bytes) {
+                let outputs = lock.records().flat_map(|(_, record)| &record.outputs);
+                found
+                    .extend(outputs.map(|(path, content)| Pointer { path: path.clone(), content: *content }));
+            }
+        }
+        Ok(found)
     }
 
     /// Returns the outputs that pipelines declare or record which Git does not track yet, wherever they are.

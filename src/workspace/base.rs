@@ -31,7 +31,7 @@ use crate::{
     store::{EntryKind, Store, TreeEntry, Writer, update_folder},
     wire::{Reader, put_bytes, put_varint},
     workspace::{
-        Node, Workspace,
+        LOCKFILE, Node, Workspace,
         compare::{as_entry, differences},
         merge::{Base, Merge, Mine, is_same, merge},
         siblings::recorded_entry,
@@ -268,10 +268,13 @@ impl Workspace<'_> {
             })
     }
 
-    /// Returns what Git tells of the versions that pointers had where HEAD was before, if it tells anything.
+    /// Returns what Git tells of the pointers and lockfiles where HEAD was before, if it tells anything.
     pub(super) fn head_lines(&self) -> Option<&HeadLines> {
-        let is_pointer = |path: &[u8]| path.ends_with(SUFFIX.as_bytes());
-        self.head_lines.get_or_init(|| self.repo.git.head_lines(is_pointer).ok().flatten()).as_ref()
+        let is_record = |path: &[u8]| {
+            path.ends_with(SUFFIX.as_bytes())
+                || path.rsplit(|&it| it == b'/').next() == Some(LOCKFILE.as_bytes())
+        };
+        self.head_lines.get_or_init(|| self.repo.git.head_lines(is_record).ok().flatten()).as_ref()
     }
 
     /// Returns the content that `part`, scanned as `node`, would have if it were recorded and then pulled;

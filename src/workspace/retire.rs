@@ -56,23 +56,12 @@ impl Workspace<'_> {
         Ok(false)
     }
 
-    /// Returns the data outside of `claimed` that a commit records where HEAD was before, if this worktree
-    /// does not know what it last had: in a copied clone, or if that file is lost.
-    pub fn forgotten_data(&self, claimed: &[RepoPath]) -> Result<Vec<Pointer>> {
-        if !self.are_bases_lost() {
-            return Ok(Vec::new());
-        }
-        let git = &self.repo.git;
-        let gone = self.head_lines().map_or_else(|| Ok(Vec::new()), |lines| lines.gone(git))?;
-        let mut found = Vec::new();
-        for (file, blob) in gone {
-            let Some(path) = file.without_suffix(SUFFIX) else { continue };
-            let is_claimed = claimed.iter().any(|claim| claim.overlaps(&path));
-            if !is_claimed && git.tracked_within(file)?.is_none() {
-                found.extend(Pointer::parse(path, &git.read_blob(blob)?));
-            }
-        }
-        Ok(found)
+    /// Returns the pointers and lockfiles, in the last version, of commits at which HEAD was before, if this
+    /// worktree does not know what it last had: in a copied clone, or if that file is lost.
+    pub fn former_records(&self) -> Result<Vec<(RepoPath, Vec<u8>)>> {
+        let Some(lines) = self.head_lines().filter(|_| self.are_bases_lost()) else { return Ok(Vec::new()) };
+        let read = |(file, blob): (&RepoPath, _)| Ok((file.clone(), self.repo.git.read_blob(blob)?));
+        lines.former().map(read).collect()
     }
 
     /// Returns true if Git tracks a pipeline or its lockfile and it is not here, or a sparse checkout leaves

@@ -93,7 +93,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Status> {
     let (mut unrecorded, mut forgotten) = (Vec::new(), Vec::new());
     if paths.is_empty() {
         unrecorded = ctx.unrecorded_data(&workspace, &pipelines, &tracked)?;
-        forgotten = ctx.forgotten_data(&workspace, &pipelines, &tracked)?;
+        forgotten = ctx.forgotten_data(&pipelines, &tracked)?;
     }
     let tracked = workspace.select(tracked, &paths)?;
     tracked.others.iter().for_each(|file| ctx.warn_once(&file.error));
