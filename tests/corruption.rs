@@ -194,6 +194,10 @@ fn status_is_right_with_a_missing_corrupt_or_other_version_index() {
     let flipped = [9, intact.len() / 2, intact.len() - 1];
     cases.extend(flipped.map(|at| ("flipped", Some(with_byte(at, !intact[at])))));
     cases.push(("zeroed", Some(zeroed)));
+    // A digest that is another than that of the file.
+    let digest = *blake3::hash(&fs::read(sandbox.repo.join("data/one/1")).unwrap()).as_bytes();
+    let at = intact.windows(32).position(|bytes| bytes == digest).unwrap();
+    cases.push(("with another digest", Some(with_byte(at, !intact[at]))));
     cases.push(("longer", Some([&intact[..], b"junk"].concat())));
     let path = sandbox.repo.join("data/one/0");
     let text = fs::read_to_string(&path).unwrap();

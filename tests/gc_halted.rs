@@ -2,6 +2,7 @@
 //! round, and signals at such points.
 
 use std::{
+    cell::Cell,
     fs,
     os::unix::process::ExitStatusExt as _,
     process::{Child, Stdio},
@@ -116,11 +117,18 @@ fn assert_intact(sandbox: &Sandbox, case: &str) {
 
 #[test]
 fn gc_at_any_point_of_an_add_loses_nothing() {
-    assert_gc_at_any_point_loses_nothing("add data", 17, &store_unneeded_data, &assert_intact);
+    let round = Cell::new(0);
+    let prepare = |sandbox: &Sandbox| {
+        store_unneeded_data(sandbox);
+        // One file that no pack has yet.
+        sandbox.write("data/new", format!("{}", round.replace(round.get() + 1)));
+    };
+    assert_gc_at_any_point_loses_nothing("add data", 3, &prepare, &assert_intact);
 }
 
 #[test]
 fn gc_at_any_point_of_a_commit_loses_nothing() {
+    let round = Cell::new(0);
     let prepare = |sandbox: &Sandbox| {
         sandbox.write(
             "mlx.toml",
@@ -130,20 +138,28 @@ fn gc_at_any_point_of_a_commit_loses_nothing() {
         sandbox.ok("repro");
         write_data(sandbox);
         sandbox.ok("add data");
-        sandbox.write("data/f0", "new");
-        sandbox.write("o", "by hand");
+        // What no pack has yet.
+        sandbox.write("data/f0", format!("new {}", round.get()));
+        sandbox.write("o", format!("by hand {}", round.replace(round.get() + 1)));
     };
-    assert_gc_at_any_point_loses_nothing("commit", 17, &prepare, &assert_intact);
+    assert_gc_at_any_point_loses_nothing("commit", 7, &prepare, &assert_intact);
 }
 
 #[test]
 fn gc_at_any_point_of_a_checkout_loses_nothing() {
     let prepare = |sandbox: &Sandbox| {
+        remove_any(&sandbox.repo.join(".git/mlx/packs"));
         write_data(sandbox);
+        // The gc rewrites a pack that is mostly unneeded, while the checkout reads it.
+        let extra: Vec<_> = (0..40).map(|at| format!("data/extra{at}")).collect();
+        extra.iter().for_each(|file| sandbox.write(file, file.repeat(20)));
+        sandbox.ok("add data");
+        extra.iter().for_each(|file| fs::remove_file(sandbox.repo.join(file)).unwrap());
         sandbox.ok("add data");
         remove_any(&sandbox.repo.join("data"));
+        forget_bases(sandbox);
     };
-    assert_gc_at_any_point_loses_nothing("checkout", 17, &prepare, &assert_intact);
+    assert_gc_at_any_point_loses_nothing("checkout", 7, &prepare, &assert_intact);
 }
 
 #[test]
@@ -155,6 +171,7 @@ fn gc_at_any_point_of_a_pull_loses_nothing() {
         for folder in ["data", ".git/mlx/packs", ".git/mlx/objects"] {
             remove_any(&sandbox.repo.join(folder));
         }
+        forget_bases(sandbox);
     };
     assert_gc_at_any_point_loses_nothing("pull", 23, &prepare, &assert_intact);
 }

@@ -2,6 +2,7 @@
 //! operations, while a `gc` runs or the user saves a file.
 
 use std::{
+    collections::BTreeSet,
     fs,
     process::Stdio,
     time::{Duration, Instant},
@@ -91,7 +92,7 @@ fn gc_at_any_point_of_a_registration_leaves_no_version_without_its_bytes() {
 #[test]
 fn an_add_runs_beside_one_that_is_halted() {
     let (mut free, mut held) = (0, 0);
-    for at in operations("add cats", 5) {
+    for at in operations("add cats", 3) {
         let sandbox = Sandbox::new();
         for name in ["cats", "dogs"] {
             for number in 0..8 {
@@ -115,6 +116,8 @@ fn an_add_runs_beside_one_that_is_halted() {
         (free, held) = if is_done { (free + 1, held) } else { (free, held + 1) };
         assert_eq!((resume(&sandbox, child).code, other.wait().unwrap().code()), (0, Some(0)), "{at}");
         assert_eq!(sandbox.json("status")["clean"], true, "{at}");
+        let ignored: BTreeSet<_> = sandbox.read(".gitignore").lines().map(str::to_owned).collect();
+        assert!(["/cats", "/dogs"].iter().all(|line| ignored.contains(*line)), "{at}: {ignored:?}");
     }
     assert!(free > 2 * held, "{free} times free, {held} times held");
 }

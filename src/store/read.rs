@@ -246,6 +246,14 @@ mod tests {
     }
 
     #[test]
+    fn an_object_that_another_process_stored_meanwhile_is_read() {
+        let temp = tempfile::tempdir().unwrap();
+        let store = store(&temp);
+        let one = put(&temp, &[b"one"])[0];
+        assert_eq!(store.read(&one).unwrap(), b"one");
+    }
+
+    #[test]
     fn packs_that_are_not_kept_open_are_read() {
         let temp = tempfile::tempdir().unwrap();
         let digests = put(&temp, &[b"one", b"two"]);
