@@ -96,6 +96,13 @@ fn a_pointer_in_conflict_is_refused_whatever_its_file_holds() {
         assert_eq!(sandbox.read("d.mlx"), pointer, "{attribute}");
         assert_eq!(sandbox.read("d/1"), "3");
         if !attribute.contains("union") {
+            fs::remove_file(sandbox.repo.join("d.mlx")).unwrap();
+            assert_eq!(
+                sandbox.json("status")["data"][0]["state"],
+                "unknown",
+                "deleted, but still in conflict"
+            );
+            sandbox.fails("add d", 4);
             sandbox.git("checkout -q --ours d.mlx");
             sandbox.git("add d.mlx");
             sandbox.ok("checkout");

@@ -3,6 +3,8 @@
 //!
 //! In a sparse index (`index.sparse`), one entry stands for a whole folder that is left out.
 
+use std::collections::BTreeSet;
+
 use gix::{
     bstr::ByteSlice as _,
     index::{State, entry::Flags},
@@ -67,6 +69,14 @@ impl Git {
         let index = self.index()?;
         let found = index.entry_index_by_path(file.bytes().as_bstr());
         Ok(found.is_ok_and(|at| index.entry(at).stage_raw() != 0))
+    }
+
+    /// Lists the files of which a merge left several versions and whose path `wanted` accepts.
+    pub fn unmerged(&self, wanted: &dyn Fn(&[u8]) -> bool) -> Result<BTreeSet<RepoPath>> {
+        let index = self.index()?;
+        let unmerged = index.entries().iter().filter(|entry| entry.stage_raw() != 0);
+        let paths = unmerged.map(|entry| entry.path(&index).as_bytes()).filter(|path| wanted(path));
+        Ok(paths.filter_map(|path| RepoPath::from_bytes(path).ok()).collect())
     }
 
     /// Reads a file of a folder at the top whose name no [`RepoPath`] may have, such as `.mlx`, as it is in

@@ -275,6 +275,16 @@ impl<'r> Workspace<'r> {
                 }
             }
         }
+        // One that was deleted is in conflict until Git is told so.
+        for file in self.repo.git.unmerged(&|name| name.ends_with(SUFFIX.as_bytes()))? {
+            if let Some(path) = file.without_suffix(SUFFIX)
+                && self.may_have_base(&path)
+                && self.repo.files.stat(&file)?.is_none()
+            {
+                let error = Pointer::unmerged_error(&path);
+                found.unreadable.push(Unreadable { file, paths: vec![path], error });
+            }
+        }
         Ok(found)
     }
 

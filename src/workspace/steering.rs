@@ -27,12 +27,14 @@ pub(super) fn is_pipeline(name: &[u8]) -> bool {
 
 /// Refuses a pointer for such a file. In a tracked folder it is content like any other, but for pipelines.
 pub(super) fn check_is_data(path: &RepoPath) -> Result<()> {
-    if belongs_in_git(path) { Err(not_data(path)) } else { Ok(()) }
+    if !belongs_in_git(path) {
+        return Ok(());
+    }
+    Err(not_data(path).hint(format!("leave it to Git (`git add {path}`), and name only data")))
 }
 
 fn not_data(path: &RepoPath) -> Error {
-    let error = Error::usage(format!("`{path}` steers Git or mlx, so it is not data"));
-    error.hint(format!("leave it to Git (`git add {path}`), and name only data"))
+    Error::usage(format!("`{path}` steers Git or mlx, so it is not data"))
 }
 
 impl Workspace<'_> {
@@ -51,7 +53,10 @@ impl Workspace<'_> {
         }
         match tracked.map(|tracked| self.part_content(tracked, file)).transpose()?.flatten() {
             Some(_) => Ok(()),
-            None => Err(not_data(file)),
+            None => {
+                Err(not_data(file)
+                    .hint(format!("move it out of `{top}`, or add the files beside it by name")))
+            }
         }
     }
 }

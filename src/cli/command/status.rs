@@ -21,7 +21,7 @@ const EXPOSED: &str = "Git does not ignore this data: `mlx checkout` repairs `.g
 
 /// Reason for data in [`Status::git`] that nothing records now.
 const UNRECORDED: &str =
-    "nothing records this data now, and Git does not ignore it: `mlx checkout` removes it";
+    "nothing records this data now, and Git does not ignore it: `mlx checkout` removes what is stored of it";
 
 /// Reason for data in [`Status::git`] that nothing records now, and that may not have come with a checkout.
 const FORGOTTEN: &str = "nothing records this data now, and Git does not ignore it: another commit has its \
