@@ -13,10 +13,9 @@ use std::{
 use crate::fs::TEMP_PREFIX;
 
 const ASIDE_PREFIX: &[u8] = b".mlx-old-";
-/// Length of the longest name that a file system takes, in bytes.
-const MAX_LEN: usize = 255;
-/// Number of bytes of an original name that are kept, so that there is space for what is added.
-const KEPT_LEN: usize = MAX_LEN - 64;
+/// Number of bytes of an original name that are kept: some file systems take names of 143 bytes only, and a
+/// number and two ids are added.
+const KEPT_LEN: usize = 100;
 
 /// Name that mlx itself gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +98,7 @@ mod tests {
         assert_eq!(own_name(&new_temp_name()), Some(OwnName::Temp { pid }));
         for name in [&b"a"[..], b"a-1-2-3", b"-", b"\xff\x80", &[b'x'; 255]] {
             let aside = new_aside_name(name);
-            assert!(aside.len() <= MAX_LEN && kept_names(name).next().unwrap().len() <= MAX_LEN);
+            assert!(aside.len() <= 143 && kept_names(name).next().unwrap().len() <= 143);
             assert_eq!(own_name(&aside), Some(OwnName::Aside { pid, name: cut(name) }));
         }
         for name in [".mlx-tmp-x-1-2", ".mlx-tmp-1-2", ".mlx-old-1-2-3", ".mlx-old--1-2-3", "a", ""] {
