@@ -1,5 +1,6 @@
-//! Property test: after any sequence of edits, adds, commits, checkouts, resets, gcs and crashes, the store
-//! holds every object that any commit refers to. The expected state is kept in memory.
+//! Property test: after any sequence of edits, adds, stage results, commits, checkouts, restores, resets, gcs
+//! and crashes, the store holds every object that any commit refers to. The expected state is kept in memory.
+//! Results are recorded without a run, since a test has no `mlx` that could start one.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,7 +13,8 @@ use crate::{
     git::{Rev, SingleFile},
     maintenance::{GcMode, check, collect},
     path::RepoPath,
-    pointer::ContentKind,
+    pipeline::{LOCKFILE, Lockfile, Options, Pipelines, accept, repro},
+    pointer::{ContentKind, Pointer},
     progress::Silent,
     repo::Repo,
     store::{EntryKind, Store, diff},
@@ -26,7 +28,12 @@ enum Step {
     Edit(u8, u8),
     Delete(u8),
     Add,
-    Commit,
+    /// Changes a file of the stage's output and records it as the result.
+    Accept(u8, u8),
+    /// Deletes the stage's output and restores it.
+    Restore,
+    /// Commits the pointer or the lockfile.
+    Commit(&'static str),
     Checkout(usize),
     /// Moves the branch back; the commits after that point are no longer needed.
     Reset(usize),
@@ -40,7 +47,10 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..6_u8, 0..9_u8).prop_map(|(name, text)| Step::Edit(name, text)),
         1 => (0..6_u8).prop_map(Step::Delete),
         4 => Just(Step::Add),
-        3 => Just(Step::Commit),
+        2 => (0..3_u8, 0..9_u8).prop_map(|(name, text)| Step::Accept(name, text)),
+        1 => Just(Step::Restore),
+        3 => Just(Step::Commit("data.mlx")),
+        1 => Just(Step::Commit(LOCKFILE)),
         2 => any::<usize>().prop_map(Step::Checkout),
         1 => any::<usize>().prop_map(Step::Reset),
         4 => Just(Step::Gc),
@@ -61,10 +71,10 @@ fn content(number: u8) -> Vec<u8> {
 
 struct World {
     temp: tempfile::TempDir,
-    /// Expected files for each digest of `data`.
+    /// Expected files for each digest of `data` and of `out`.
     expected: HashMap<Digest, FileContents>,
-    /// Commits of the branch, oldest first, each with its pointer.
-    commits: Vec<(Rev, Vec<u8>)>,
+    /// Commits of the branch, oldest first, each with its only file.
+    commits: Vec<(Rev, &'static str, Vec<u8>)>,
     /// True once a step may have crashed.
     crashed: bool,
 }
@@ -82,6 +92,9 @@ impl World {
         git(&["config", "user.email", "ada@park.example"]);
         let repo = Repo::init(temp.path()).unwrap();
         repo.files.write(&path("data/start"), b"start", Sync::Later).unwrap();
+        repo.files.write(&path("out/result"), b"result", Sync::Later).unwrap();
+        let stage = b"[stage.s]\ncmd = 'false'\nouts = ['out']\n";
+        repo.files.write(&path("mlx.toml"), stage, Sync::Later).unwrap();
         Self { temp, expected: HashMap::new(), commits: Vec::new(), crashed: false }
     }
 
@@ -89,13 +102,13 @@ impl World {
         Repo::discover(self.temp.path()).unwrap()
     }
 
-    /// Returns the current files of the workspace.
-    fn files(&self) -> FileContents {
+    /// Returns the current files of a folder of the workspace.
+    fn files(&self, folder: &str) -> FileContents {
         let repo = self.repo();
         let mut found = FileContents::new();
-        for (name, _) in repo.files.dir(&path("data")).unwrap().names().unwrap() {
+        for (name, _) in repo.files.dir(&path(folder)).unwrap().names().unwrap() {
             if !name.starts_with(fs::TEMP_PREFIX) {
-                let path = path("data").join(&name).unwrap();
+                let path = path(folder).join(&name).unwrap();
                 found.insert(path.clone(), repo.files.read(&path).unwrap());
             }
         }
@@ -114,7 +127,13 @@ impl World {
                 Crash::pause(|| repo.files.remove(&path(&format!("data/{name}"))).unwrap());
             }
             Step::Add => self.add(&repo),
-            Step::Commit => self.commit(&repo),
+            Step::Accept(name, text) => {
+                let name = path(&format!("out/{name}"));
+                Crash::pause(|| repo.files.write(&name, &content(*text), Sync::Later).unwrap());
+                self.accept(&repo);
+            }
+            Step::Restore => self.restore(&repo),
+            Step::Commit(file) => self.commit(&repo, file),
             Step::Checkout(at) => self.checkout(&repo, *at),
             Step::Reset(at) => self.reset(&repo, *at),
             // A gc may fail only because of a crash.
@@ -144,38 +163,76 @@ impl World {
             if let Some(pointer) = repo.pointer(&path("data")).unwrap()
                 && !self.expected.contains_key(&pointer.content.digest)
             {
-                let recorded = read(&repo.store, &pointer.content.digest);
+                let recorded = read(&repo.store, &pointer);
                 // After a crashed checkout, some files are still as they were before, and are not recorded.
-                assert!(self.crashed || self.files() == recorded, "{recorded:?}");
+                assert!(self.crashed || self.files("data") == recorded, "{recorded:?}");
                 self.expected.insert(pointer.content.digest, recorded);
             }
         });
     }
 
-    fn commit(&mut self, repo: &Repo) {
-        let Some(bytes) = Crash::pause(|| repo.files.read_if_exists(&path("data.mlx")).unwrap()) else {
+    fn accept(&mut self, repo: &Repo) {
+        let workspace = Crash::pause(|| Workspace::open(repo).unwrap());
+        let pipelines = Crash::pause(|| Pipelines::open(&workspace, self.temp.path(), &[]).unwrap());
+        let done = accept(&pipelines, &[pipelines.stage("s").unwrap()], &Silent);
+        let done = done.and_then(|_| workspace.save(&Silent));
+        // A crashed restore may have left a part of the output.
+        let is_part = self.crashed && done.as_ref().is_err_and(|error| error.kind() == Kind::NotFound);
+        assert!(done.is_ok() || is_part || Crash::has_happened(), "{done:?}");
+        // Even after a crash, the lockfile is either the old one or the new one.
+        Crash::pause(|| {
+            let repo = self.repo();
+            let bytes = repo.files.read_if_exists(&path(LOCKFILE)).unwrap();
+            for output in bytes.iter().flat_map(|bytes| contents(LOCKFILE, bytes)) {
+                let recorded = || read(&repo.store, &output);
+                self.expected.entry(output.content.digest).or_insert_with(recorded);
+                assert!(done.is_err() || self.files("out") == recorded());
+            }
+        });
+    }
+
+    fn restore(&self, repo: &Repo) {
+        let Some(bytes) = Crash::pause(|| repo.files.read_if_exists(&path(LOCKFILE)).unwrap()) else {
             return;
         };
-        let single = SingleFile { name: "data.mlx", bytes: &bytes, message: "data" };
+        Crash::pause(|| repo.files.remove(&path("out")).unwrap());
+        let workspace = Crash::pause(|| Workspace::open(repo).unwrap());
+        let pipelines = Crash::pause(|| Pipelines::open(&workspace, self.temp.path(), &[]).unwrap());
+        let done = repro(&pipelines, &pipelines.select_all(), Options::default(), &Silent);
+        let done = done.and_then(|(_, failure)| failure.map_or(Ok(()), Err));
+        let done = done.and_then(|()| workspace.save(&Silent));
+        assert!(done.is_ok() || Crash::has_happened(), "{done:?}");
+        if done.is_ok() && !Crash::has_happened() {
+            let recorded = &contents(LOCKFILE, &bytes)[0].content.digest;
+            assert_eq!(Crash::pause(|| self.files("out")), self.expected[recorded]);
+        }
+    }
+
+    fn commit(&mut self, repo: &Repo, name: &'static str) {
+        let Some(bytes) = Crash::pause(|| repo.files.read_if_exists(&path(name)).unwrap()) else {
+            return;
+        };
+        let single = SingleFile { name, bytes: &bytes, message: "data" };
         let parent = self.commits.last().map(|it| it.0.clone());
         let rev = repo.git.commit_single(&single, parent.as_ref()).unwrap();
-        self.commits.push((rev, bytes));
+        self.commits.push((rev, name, bytes));
         self.update_branch();
     }
 
     /// Runs Git's own program, which injected crashes do not affect.
     fn update_branch(&self) {
-        let Some((rev, _)) = self.commits.last() else { return };
+        let Some((rev, ..)) = self.commits.last() else { return };
         let mut command = std::process::Command::new("git");
         command.arg("-C").arg(self.temp.path()).args(["update-ref", "refs/heads/main", &rev.to_string()]);
         assert!(command.status().unwrap().success());
     }
 
     fn checkout(&mut self, repo: &Repo, at: usize) {
-        if self.commits.is_empty() {
+        let pointers: Vec<_> = self.commits.iter().filter(|it| it.1 == "data.mlx").collect();
+        if pointers.is_empty() {
             return;
         }
-        let bytes = &self.commits[at % self.commits.len()].1;
+        let bytes = &pointers[at % pointers.len()].2;
         if repo.files.write(&path("data.mlx"), bytes, Sync::Now).is_err() {
             return;
         }
@@ -185,7 +242,7 @@ impl World {
         let done = done.and_then(|_| workspace.save(&Silent));
         assert!(done.is_ok() || Crash::has_happened(), "{done:?}");
         if done.is_ok() && !Crash::has_happened() {
-            assert_eq!(Crash::pause(|| self.files()), self.expected[&pointer.content.digest]);
+            assert_eq!(Crash::pause(|| self.files("data")), self.expected[&pointer.content.digest]);
         }
     }
 
@@ -196,22 +253,35 @@ impl World {
         }
     }
 
-    /// Checks that a newly opened store holds everything that any commit or the workspace's pointer refers
-    /// to.
+    /// Checks that a newly opened store holds everything that any commit or the workspace's pointer and
+    /// lockfile refer to.
     fn check_objects(&self) {
         let repo = self.repo();
-        let current = repo.pointer(&path("data")).unwrap().map(|it| it.to_toml().into_bytes());
-        for bytes in self.commits.iter().map(|it| &it.1).chain(&current) {
-            let pointer = crate::pointer::Pointer::parse(path("data"), bytes).unwrap();
-            assert_eq!(pointer.content.kind, ContentKind::Tree);
-            assert_eq!(read(&repo.store, &pointer.content.digest), self.expected[&pointer.content.digest]);
+        let current = |file: &'static str| Some((file, repo.files.read_if_exists(&path(file)).unwrap()?));
+        let current = ["data.mlx", LOCKFILE].into_iter().filter_map(current);
+        let committed = self.commits.iter().map(|(_, file, bytes)| (*file, bytes.clone()));
+        for (file, bytes) in committed.chain(current) {
+            for pointer in contents(file, &bytes) {
+                assert_eq!(pointer.content.kind, ContentKind::Tree);
+                assert_eq!(read(&repo.store, &pointer), self.expected[&pointer.content.digest]);
+            }
         }
     }
 }
 
-fn read(store: &Store, tree: &Digest) -> FileContents {
+/// Returns the contents that a pointer or lockfile records.
+fn contents(file: &str, bytes: &[u8]) -> Vec<Pointer> {
+    if file != LOCKFILE {
+        return vec![Pointer::parse(path("data"), bytes).unwrap()];
+    }
+    let lock = Lockfile::parse(&path(file), bytes).unwrap();
+    let outputs = lock.records().flat_map(|(_, record)| &record.outputs);
+    outputs.map(|(path, content)| Pointer { path: path.clone(), content: *content }).collect()
+}
+
+fn read(store: &Store, recorded: &Pointer) -> FileContents {
     let mut found = FileContents::new();
-    for difference in diff(store, &path("data"), None, Some(tree)).unwrap() {
+    for difference in diff(store, &recorded.path, None, Some(&recorded.content.digest)).unwrap() {
         let side = difference.new.unwrap();
         if side.kind != EntryKind::Folder {
             found.insert(difference.path, store.read(&side.digest).unwrap());
