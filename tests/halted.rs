@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    os::unix::fs::MetadataExt as _,
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -15,7 +16,7 @@ use crate::{
     },
     gc_roots::{forget_bases, remove_any},
     halting::{operations, resume, start_dying, start_halting},
-    sandbox::Sandbox,
+    sandbox::{Sandbox, snapshot},
 };
 
 /// A restore takes bytes that nothing refers to until the lockfile names them.
@@ -206,4 +207,38 @@ fn a_save_just_before_a_checkout_is_killed_is_not_lost() {
         }
         assert!(saved > 5, "{saved}");
     }
+}
+
+/// The user saves a file at any point before `unprotect` replaces it by a copy: the saved one stays.
+#[test]
+fn a_save_at_any_point_of_an_unprotect_is_not_lost() {
+    let sandbox = Sandbox::new();
+    sandbox.ok("config set --local cache.link hardlink");
+    sandbox.write("big", vec![1; 1_100_000]);
+    sandbox.ok("add big");
+    let mut refused = 0;
+    for at in operations("unprotect big", 1) {
+        sandbox.ok("checkout --force");
+        sandbox.ok("checkout --relink");
+        let before = fs::metadata(sandbox.repo.join("big")).unwrap().ino();
+        let (child, halted) = start_halting(&sandbox, "unprotect big", at);
+        if !halted {
+            assert_eq!(child.wait_with_output().unwrap().status.code(), Some(0));
+            break;
+        }
+        let is_linked = fs::metadata(sandbox.repo.join("big")).unwrap().ino() == before;
+        if is_linked {
+            sandbox.write("saving", "precious");
+            fs::rename(sandbox.repo.join("saving"), sandbox.repo.join("big")).unwrap();
+        }
+        let ran = resume(&sandbox, child);
+        if is_linked {
+            assert_eq!(sandbox.read("big"), "precious", "{at}: {}", ran.err);
+        }
+        assert!([0, 4].contains(&ran.code), "{at}: {}", ran.err);
+        refused += u32::from(ran.code == 4);
+        let leftovers = snapshot(&sandbox.repo).into_keys().filter(|path| path.starts_with(b".mlx-"));
+        assert_eq!(leftovers.count(), 0, "{at}");
+    }
+    assert!(refused > 2, "{refused}");
 }

@@ -11,7 +11,7 @@ use rustix::{
 use crate::{
     error::{Result, WithContext},
     fs::{
-        Dir, fault,
+        Dir, FileStat, fault,
         name::{new_aside_name, new_temp_name},
     },
 };
@@ -54,6 +54,26 @@ impl<'d> TempName<'d> {
         self.dir.rename(&self.name, self.dir, &aside)?;
         self.name = aside;
         Ok(())
+    }
+
+    /// Gives the user's file that an exchange brought to this name its own back, where now a new file is,
+    /// with the metadata `placed`. Returns false if it is not here any more.
+    pub fn put_back(&mut self, name: &[u8], mut placed: Option<FileStat>) -> Result<bool> {
+        let key = |stat: Option<FileStat>| stat.map(|stat| (stat.inode, stat.size, stat.mtime));
+        loop {
+            let Some(mine) = self.dir.stat(&self.name)? else { return Ok(false) };
+            if self.dir.exchange(&self.name, name)? != Exchange::Done {
+                // The user removed the new file. One that has the name since then replaces the earlier one.
+                self.ours = !self.dir.rename_new(&self.name, name)?;
+                return Ok(true);
+            }
+            if key(self.dir.stat(&self.name)?) == key(placed) {
+                self.ours = true;
+                return Ok(true);
+            }
+            // A file that was saved between the two exchanges came out, and the one put back is outdated.
+            placed = Some(mine);
+        }
     }
 }
 
@@ -157,5 +177,33 @@ mod tests {
         assert_eq!((dir.stat(b"b").unwrap(), dir.set_aside(b"b").unwrap()), (None, None));
         dir.remove(&aside).unwrap();
         assert_eq!(crate::fs::names(temp.path()), ["c"]);
+    }
+
+    #[test]
+    fn a_file_that_came_out_goes_back_also_if_another_name_is_gone_or_was_saved_again() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = Root::open(temp.path()).unwrap();
+        let path = |text: &str| RepoPath::from_text(text).unwrap();
+        let dir = root.create_dir(&path("d")).unwrap();
+        let write = |text: &[u8]| root.write(&path("d/a"), text, Sync::Later).unwrap();
+        for (case, expected) in [("both", "saved"), ("new file gone", "saved"), ("saved again", "again")] {
+            write(b"saved");
+            let mut temp = TempName::new(&dir, dir.set_aside(b"a").unwrap().unwrap());
+            temp.ours = false;
+            write(b"new");
+            let placed = dir.stat(b"a").unwrap();
+            match case {
+                "new file gone" => root.remove(&path("d/a")).unwrap(),
+                "saved again" => write(b"again"),
+                _ => {}
+            }
+            assert!(temp.put_back(b"a", placed).unwrap(), "{case}");
+            drop(temp);
+            assert_eq!(root.read(&path("d/a")).unwrap(), expected.as_bytes(), "{case}");
+            assert_eq!(dir.names().unwrap().len(), 1, "{case}");
+        }
+        let mut gone = dir.temp_name();
+        assert!(!gone.put_back(b"a", dir.stat(b"a").unwrap()).unwrap());
+        assert_eq!(root.read(&path("d/a")).unwrap(), b"again");
     }
 }

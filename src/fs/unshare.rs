@@ -6,7 +6,7 @@ use rustix::fs::{self, AtFlags};
 
 use crate::{
     error::{Error, Kind, Result, WithContext},
-    fs::{Dir, File, FileStat, Mode, Sync},
+    fs::{Dir, Exchange, File, FileStat, Mode, TempName},
     path::escape_bytes,
 };
 
@@ -30,13 +30,29 @@ impl Dir {
                 .and_then(|()| io::copy(&mut BufReader::with_capacity(BUFFER_SIZE, from), &mut temp))
                 .context(context)?;
         }
-        if self.stat(name)?.as_ref() != Some(before) {
-            let error = Error::new(
-                Kind::Conflict,
-                format!("`{}` changed while it was being copied", escape_bytes(name)),
-            );
-            return Err(error.hint("wait until nothing writes to it, then try again"));
+        let (copy, placed) = temp.leave()?;
+        let mut copy = TempName::new(self, copy);
+        copy.begin_exchange(name)?;
+        // The time of the last change of the metadata is that of the exchange.
+        let key = |stat: &FileStat| (stat.kind, stat.inode, stat.size, stat.mtime);
+        let same = |stat: Option<FileStat>| stat.as_ref().map(key) == Some(key(before));
+        let done = match self.exchange(copy.name(), name)? {
+            Exchange::Done => {
+                // What came out may be a file that the user saved since.
+                copy.ours = same(self.stat(copy.name())?);
+                copy.ours || !copy.put_back(name, Some(placed))?
+            }
+            Exchange::Unsupported if same(self.stat(name)?) => {
+                self.rename(copy.name(), self, name)?;
+                copy.ours = false;
+                true
+            }
+            Exchange::Unsupported | Exchange::Missing => false,
+        };
+        if done {
+            return Ok(());
         }
-        temp.publish(name, Sync::Later)
+        let message = format!("`{}` changed while it was being copied", escape_bytes(name));
+        Err(Error::new(Kind::Conflict, message).hint("wait until nothing writes to it, then try again"))
     }
 }

@@ -73,7 +73,7 @@ impl<'g> Guard<'g> {
             temp.ours = true;
             return dir.remove(temp.name()).map(|()| true);
         }
-        let is_back = put_back(temp, name, new)?;
+        let is_back = temp.put_back(name, new)?;
         same.map(|_| !is_back)
     }
 
@@ -118,27 +118,6 @@ impl<'g> Guard<'g> {
             }
             _ => Ok(false),
         }
-    }
-}
-
-/// Gives the user's file that came out at `temp` its name back, where now the new file is, with the metadata
-/// `placed`. Returns false if it is at `temp` no more.
-fn put_back(temp: &mut TempName<'_>, name: &[u8], mut placed: Option<FileStat>) -> Result<bool> {
-    let dir = temp.dir();
-    let key = |stat: Option<FileStat>| stat.map(|stat| (stat.inode, stat.size, stat.mtime));
-    loop {
-        let Some(mine) = dir.stat(temp.name())? else { return Ok(false) };
-        if dir.exchange(temp.name(), name)? != Exchange::Done {
-            // The user removed the new file. Any file that has the name since then replaces the earlier one.
-            temp.ours = !dir.rename_new(temp.name(), name)?;
-            return Ok(true);
-        }
-        if key(dir.stat(temp.name())?) == key(placed) {
-            temp.ours = true;
-            return Ok(true);
-        }
-        // A file that was saved between the two exchanges came out, and the one put back is outdated.
-        placed = Some(mine);
     }
 }
 
@@ -211,33 +190,6 @@ mod tests {
             assert_eq!((after.inode, after.mtime), (before.inode, before.mtime));
             assert_eq!(names(&temp.path().join("d")), ["a"], "no temporary file is left");
         }
-    }
-
-    #[test]
-    fn a_file_that_came_out_goes_back_also_if_another_name_is_gone_or_was_saved_again() {
-        let temp = tempfile::tempdir().unwrap();
-        let root = Root::open(temp.path()).unwrap();
-        let dir = root.create_dir(&path("d")).unwrap();
-        let write = |text: &[u8]| root.write(&path("d/a"), text, Sync::Later).unwrap();
-        for (case, expected) in [("both", "saved"), ("new file gone", "saved"), ("saved again", "again")] {
-            write(b"saved");
-            let mut temp = TempName::new(&dir, dir.set_aside(b"a").unwrap().unwrap());
-            temp.ours = false;
-            write(b"new");
-            let placed = dir.stat(b"a").unwrap();
-            match case {
-                "new file gone" => root.remove(&path("d/a")).unwrap(),
-                "saved again" => write(b"again"),
-                _ => {}
-            }
-            assert!(put_back(&mut temp, b"a", placed).unwrap(), "{case}");
-            drop(temp);
-            assert_eq!(root.read(&path("d/a")).unwrap(), expected.as_bytes(), "{case}");
-            assert_eq!(dir.names().unwrap().len(), 1, "{case}");
-        }
-        let mut gone = dir.temp_name();
-        assert!(!put_back(&mut gone, b"a", dir.stat(b"a").unwrap()).unwrap());
-        assert_eq!(root.read(&path("d/a")).unwrap(), b"again");
     }
 
     #[test]
