@@ -205,3 +205,27 @@ impl Store {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{fs::Root, store::Writer};
+
+    #[test]
+    fn packs_of_others_are_new_and_those_of_this_process_are_not() {
+        let temp = tempfile::tempdir().unwrap();
+        let open = || Store::open(Root::open(temp.path()).unwrap()).unwrap();
+        let put = |store: &Store, bytes: &[u8]| {
+            let mut writer = Writer::new(store);
+            writer.put_bytes(bytes).unwrap();
+            writer.finish().unwrap();
+        };
+        let store = open();
+        put(&store, b"before");
+        let inventory = store.inventory().unwrap();
+        put(&store, b"own");
+        assert!(store.has_no_new_packs(&inventory).unwrap());
+        put(&open(), b"of another process");
+        assert!(!store.has_no_new_packs(&inventory).unwrap());
+    }
+}

@@ -194,7 +194,7 @@ impl Index {
         }
         let mut index = Self { bytes, starts: Box::new([0; 257]) };
         let mut last = [0_u8; 32];
-        for at in 0..index.len() {
+        for at in 0..count as usize {
             let row = index.row(at)?;
             if *row.digest.bytes() < last {
                 return Err(damaged());
@@ -223,7 +223,7 @@ impl Index {
     }
 
     pub fn len(&self) -> usize {
-        (self.bytes.len() - 16 - 32) / ROW_SIZE
+        self.starts[256] as usize
     }
 
     pub fn is_empty(&self) -> bool {

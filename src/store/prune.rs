@@ -178,7 +178,13 @@ fn plan_packs(inventory: &Inventory, live: &LiveSet, is_old: &dyn Fn(i64) -> boo
     // Newest first: an object that was stored again because its bytes were wrong is in the newer pack.
     packs.sort_by_key(|it| std::cmp::Reverse((it.mtime, it.name)));
     let (mut seen, mut small) = (HashSet::new(), Vec::new());
-    for (at, pack) in packs.iter().enumerate() {
+    let mut newer: Option<&crate::store::inventory::PackFile> = None;
+    for pack in packs {
+        if let Some(newer) = newer.replace(pack) {
+            let is_referenced = |row: &Row| disposition(row, live, &seen) == Disposition::Referenced;
+            let rows = newer.packed.index.rows().filter(is_referenced);
+            seen.extend(rows.map(|row| (row.digest, row.kind)).collect::<Vec<_>>());
+        }
         let dispositions = || pack.packed.index.rows().map(|row| (disposition(&row, live, &seen), row));
         let usage = PackUsage::of(dispositions());
         let (old, has_duplicates) = (is_old(pack.mtime), usage.freed.duplicates.count > 0);
@@ -194,12 +200,6 @@ fn plan_packs(inventory: &Inventory, live: &LiveSet, is_old: &dyn Fn(i64) -> boo
         } else {
             plan.retained.add(usage.freed.contents);
             plan.retained.add(usage.freed.trees);
-        }
-        // `seen` is not used after the last pack.
-        if at + 1 < packs.len() {
-            let referenced = dispositions().filter(|it| it.0 == Disposition::Referenced);
-            let referenced: Vec<_> = referenced.map(|(_, row)| (row.digest, row.kind)).collect();
-            seen.extend(referenced);
         }
     }
     merge_small_packs(small, plan);

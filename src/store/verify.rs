@@ -110,7 +110,8 @@ impl Store {
 
     /// Returns true if a large file matches its digest; `None` if it does not exist (any more).
     fn large_is_intact(&self, digest: &Digest) -> Option<bool> {
-        let read = self.large(digest)?.open().and_then(|file| crate::store::digest_file(&file));
+        let path = file_path("objects", &digest.hex(), "").ok()?;
+        let read = self.root.open_file(&path).and_then(|file| crate::store::digest_file(&file));
         match read {
             Ok((found, _)) => Some(found == *digest),
             Err(_) if self.large(digest).is_none() => None,
@@ -412,5 +413,28 @@ mod tests {
         let report = store(&temp).verify(&Silent).unwrap();
         assert_eq!(report.faults[0].kind, FaultKind::Pack(name));
         assert_eq!(report.lost, BTreeSet::from([one, two, six]));
+    }
+
+    /// Removes a file as soon as a task starts.
+    struct Removing<'r>(&'r Root, RepoPath);
+
+    impl Progress for Removing<'_> {
+        fn event(&self, event: Event<'_>) {
+            if let Event::Started { .. } = event {
+                self.0.remove(&self.1).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_large_file_that_is_removed_meanwhile_is_no_fault() {
+        let temp = tempfile::tempdir().unwrap();
+        let store = store(&temp);
+        let mut source = store.root().dir(&RepoPath::root()).unwrap().create(0o644).unwrap();
+        std::io::Write::write_all(&mut source, &vec![7; 2 << 20]).unwrap();
+        let (digest, _) = store.put_large(&source.reopen().unwrap(), &|_, _| Ok(())).unwrap();
+        let path = file_path("objects", &digest.hex(), "").unwrap();
+        let report = store.verify(&Removing(store.root(), path)).unwrap();
+        assert_eq!((report.objects, report.faults.len(), report.lost.len()), (1, 0, 0));
     }
 }
