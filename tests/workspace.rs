@@ -388,3 +388,52 @@ fn add_prints_the_git_add_command_for_its_files() {
     let printed = sandbox.ok("add 'my photos/x'");
     assert!(printed.contains("next: git add 'my photos/.gitignore' 'my photos/x.mlx'"), "{printed}");
 }
+
+#[test]
+fn a_file_where_a_folder_above_the_data_belongs_is_named_and_stays() {
+    let sandbox = Sandbox::new();
+    sandbox.write("a/b/data", "1");
+    sandbox.ok("add a/b/data");
+    sandbox.commit("data");
+    fs::remove_dir_all(sandbox.repo.join("a")).unwrap();
+    sandbox.write("a", "mine");
+    let refused = sandbox.mlx("checkout a/b/data");
+    assert_eq!(refused.code, 4, "{refused:?}");
+    assert!(refused.err.contains("`a` is a file"), "{}", refused.err);
+    assert_eq!(sandbox.read("a"), "mine");
+}
+
+#[test]
+fn a_folder_that_is_recorded_as_empty_stays() {
+    let sandbox = Sandbox::new();
+    sandbox.write("top/data/inner/file", "1");
+    sandbox.ok("add top/data");
+    sandbox.commit("one file");
+    fs::remove_dir_all(sandbox.repo.join("top/data/inner")).unwrap();
+    sandbox.ok("add top/data");
+    sandbox.commit("empty");
+    sandbox.git("checkout -q HEAD~1");
+    sandbox.ok("checkout");
+    assert!(sandbox.has("top/data/inner/file"));
+    sandbox.git("checkout -q main");
+    sandbox.ok("checkout");
+    assert!(sandbox.has("top/data") && !sandbox.has("top/data/inner"));
+    assert_eq!(sandbox.json("status")["clean"], true);
+}
+
+#[test]
+fn a_file_of_rules_has_a_largest_size() {
+    let sandbox = Sandbox::new();
+    sandbox.write("data/a", "1");
+    sandbox.write("data/b.tmp", "2");
+    let rules = |size: usize| format!("*.tmp\n#{}\n", "x".repeat(size - 8));
+    sandbox.write("data/.mlxignore", rules((1 << 20) + 1));
+    let refused = sandbox.mlx("add data");
+    assert_eq!(refused.code, 5, "{refused:?}");
+    assert!(refused.err.contains("`data/.mlxignore` is larger than 1 MiB"), "{}", refused.err);
+    sandbox.write("data/.mlxignore", rules(1 << 20));
+    sandbox.ok("add data");
+    fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
+    sandbox.ok("checkout");
+    assert!(sandbox.has("data/a") && !sandbox.has("data/b.tmp"));
+}

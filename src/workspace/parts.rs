@@ -112,3 +112,31 @@ fn is_whole(listing: &Listing) -> bool {
     listing.omitted() == 0
         && listing.iter().filter(|it| it.stat.kind == FileKind::Folder).all(|it| is_whole(it.children))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{fs::Sync, repo::Repo};
+
+    #[test]
+    fn folders_that_become_empty_are_removed_up_to_the_output() {
+        let temp = tempfile::tempdir().unwrap();
+        let mut init = std::process::Command::new("git");
+        assert!(init.args(["init", "-q"]).arg(temp.path()).status().unwrap().success());
+        let repo = Repo::init(temp.path()).unwrap();
+        let workspace = Workspace::open(&repo).unwrap();
+        let path = |text: &str| RepoPath::from_text(text).unwrap();
+        let remove = |part: &str, top: &str| {
+            repo.files.remove(&path(part)).unwrap();
+            workspace.remove_empty_folders(&[path(part)], &path(top)).unwrap();
+        };
+        for file in ["top/out/a/b/one", "top/out/c/two", "top/out/c/left-out"] {
+            repo.files.write(&path(file), b"", Sync::Later).unwrap();
+        }
+        remove("top/out/a/b/one", "top/out");
+        remove("top/out/c/two", "top/out");
+        assert_eq!(fs::names(&temp.path().join("top/out")), ["c"]);
+        remove("top/out/c/left-out", "top/out");
+        assert_eq!(fs::names(&temp.path().join("top")), Vec::<String>::new());
+    }
+}
