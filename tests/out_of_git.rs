@@ -351,3 +351,19 @@ fn a_remote_in_tracked_data_or_another_worktree_is_named() {
         sandbox.at(&worktree).ok("remote remove y");
     }
 }
+
+#[test]
+fn a_broken_pointer_holds_up_the_removal_of_no_other_data() {
+    let sandbox = Sandbox::new();
+    sandbox.write("kept", "1");
+    sandbox.ok("add kept");
+    sandbox.commit("start");
+    sandbox.git("checkout -q -b feature");
+    sandbox.write("photos/1.jpg", "1");
+    sandbox.ok("add photos");
+    sandbox.commit("photos");
+    sandbox.git("checkout -q main");
+    sandbox.write("kept.mlx", "<<<<<<< HEAD\n");
+    assert!(sandbox.fails("checkout", 5).contains("`kept.mlx`"));
+    assert!(sandbox.has("kept") && !sandbox.has("photos"));
+}

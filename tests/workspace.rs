@@ -390,25 +390,11 @@ fn add_prints_the_git_add_command_for_its_files() {
 }
 
 #[test]
-fn a_file_where_a_folder_above_the_data_belongs_is_named_and_stays() {
-    let sandbox = Sandbox::new();
-    sandbox.write("a/b/data", "1");
-    sandbox.ok("add a/b/data");
-    sandbox.commit("data");
-    fs::remove_dir_all(sandbox.repo.join("a")).unwrap();
-    sandbox.write("a", "mine");
-    let refused = sandbox.mlx("checkout a/b/data");
-    assert_eq!(refused.code, 4, "{refused:?}");
-    assert!(refused.err.contains("`a` is a file"), "{}", refused.err);
-    assert_eq!(sandbox.read("a"), "mine");
-}
-
-#[test]
 fn a_folder_that_is_recorded_as_empty_stays() {
     let sandbox = Sandbox::new();
     sandbox.write("top/data/inner/file", "1");
     sandbox.ok("add top/data");
-    sandbox.commit("one file");
+    sandbox.commit("one");
     fs::remove_dir_all(sandbox.repo.join("top/data/inner")).unwrap();
     sandbox.ok("add top/data");
     sandbox.commit("empty");
@@ -436,4 +422,15 @@ fn a_file_of_rules_has_a_largest_size() {
     fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
     sandbox.ok("checkout");
     assert!(sandbox.has("data/a") && !sandbox.has("data/b.tmp"));
+}
+
+#[test]
+fn a_file_in_an_ignored_folder_is_refused_by_name() {
+    let sandbox = two_files();
+    sandbox.write("data/cache/x", "1");
+    sandbox.write("data/.mlxignore", "cache/\n");
+    sandbox.ok("add data");
+    let pointer = sandbox.read("data.mlx");
+    assert!(sandbox.fails("add data/cache/x", 2).contains("`data/cache/x` is ignored"));
+    assert_eq!(sandbox.read("data.mlx"), pointer);
 }

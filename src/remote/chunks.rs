@@ -101,4 +101,13 @@ mod tests {
         assert!(before.len() > 10 && new <= 2, "{new} of {}", before.len());
         assert_eq!(decode(&encode(&before)).unwrap(), before);
     }
+
+    #[test]
+    fn a_chunk_has_a_largest_size() {
+        let of_length = |length: usize| [Chunk { length: length as u64, digest: Digest::of(b"") }];
+        assert_eq!(decode(&encode(&of_length(MAX_SIZE))).unwrap(), of_length(MAX_SIZE));
+        for length in [MAX_SIZE + 1, usize::MAX] {
+            assert!(decode(&encode(&of_length(length))).is_err(), "{length}");
+        }
+    }
 }

@@ -369,3 +369,22 @@ impl WriteContext<'_> {
         Ok((TempName::new(dir, name), None, stat))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::Sync;
+
+    #[test]
+    fn a_file_or_link_in_the_place_of_a_folder_is_found() {
+        let temp = tempfile::tempdir().unwrap();
+        let files = Root::open(temp.path()).unwrap();
+        let path = |text: &str| RepoPath::from_text(text).unwrap();
+        files.write(&path("folder/file"), b"", Sync::Later).unwrap();
+        files.dir(&path("folder")).unwrap().symlink(b"elsewhere", b"link").unwrap();
+        let found = |folder: &str| file_in_the_way(&files, &path(folder)).unwrap();
+        assert_eq!(found("folder/file/a/b"), Some(path("folder/file")));
+        assert_eq!(found("folder/link"), Some(path("folder/link")));
+        assert_eq!((found("folder"), found("folder/new/a"), found("new")), (None, None, None));
+    }
+}

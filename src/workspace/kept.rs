@@ -161,7 +161,7 @@ pub fn unknown_version(name: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pointer::ContentKind;
+    use crate::{fs::Sync, pointer::ContentKind};
 
     fn version(path: &str, text: &str, when: i64) -> KeptVersion {
         let digest = Digest::of(text.as_bytes());
@@ -186,5 +186,32 @@ mod tests {
         for bad in ["0123", "b3:", "b3:012", "b3:012G", "b3:ABCD", &format!("b3:{}", "0".repeat(65))] {
             assert!(parse_prefix(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_newest_version_is_found_unless_the_name_stands_for_several() {
+        let temp = tempfile::tempdir().unwrap();
+        let mut init = std::process::Command::new("git");
+        assert!(init.args(["init", "-q"]).arg(temp.path()).status().unwrap().success());
+        let repo = Repo::init(temp.path()).unwrap();
+        let with_digest = |path: &str, hex: &str, when: i64| {
+            let mut version = version(path, "text", when);
+            version.content.digest = Digest::from_hex(hex).unwrap();
+            version
+        };
+        let (one, two) = ("0".repeat(64), format!("{}1", "0".repeat(63)));
+        let write = |at: usize, version: &KeptVersion| {
+            let file = RepoPath::from_text(&format!("{FOLDER}/{at:064x}")).unwrap();
+            repo.shared.write(&file, &version.to_bytes(), Sync::Later).unwrap();
+        };
+        write(1, &with_digest("older", &one, 5));
+        write(2, &with_digest("newer", &one, 6));
+        let found = |hex: &str| find_kept(&repo, &format!("b3:{hex}")).map(|found| found.map(|it| it.path));
+        assert_eq!(found(&one).unwrap(), Some(RepoPath::from_text("newer").unwrap()));
+        assert_eq!(found("0000").unwrap(), Some(RepoPath::from_text("newer").unwrap()));
+        assert_eq!(found("1111").unwrap(), None);
+        write(3, &with_digest("other", &two, 7));
+        assert_eq!(found("0000").unwrap_err().kind(), crate::error::Kind::Usage);
+        assert_eq!(found(&one).unwrap(), Some(RepoPath::from_text("newer").unwrap()));
     }
 }

@@ -137,6 +137,6 @@ mod tests {
         remove("top/out/c/two", "top/out");
         assert_eq!(fs::names(&temp.path().join("top/out")), ["c"]);
         remove("top/out/c/left-out", "top/out");
-        assert_eq!(fs::names(&temp.path().join("top")), Vec::<String>::new());
+        assert!(fs::names(&temp.path().join("top")).is_empty());
     }
 }
