@@ -245,3 +245,13 @@ fn a_gpg_signature_counts_if_the_policy_lists_its_key() {
 fn stop_agent(sandbox: &Sandbox) {
     let _none = sandbox.command("gpgconf", Path::new(&sandbox.repo)).args(["--kill", "all"]).status();
 }
+
+#[test]
+fn a_tag_that_differs_from_the_remotes_stops_what_relies_on_it() {
+    let sandbox = registered();
+    push_to_hub(&sandbox);
+    approve(&sandbox, "pets@v0.1.0");
+    sandbox.git("tag -f -a -m moved pets@v0.1.0 HEAD");
+    let error = sandbox.fails("release pets@v0.1.0 --env production", 5);
+    assert!(error.contains("the tag `pets@v0.1.0` here differs from the one at `origin`"), "{error}");
+}

@@ -313,3 +313,15 @@ fn push_of_all_commits_names_tips_that_are_damaged() {
         }
     }
 }
+
+#[test]
+fn a_pull_says_what_it_read() {
+    let sandbox = project();
+    sandbox.ok(&format!("remote add origin file://{} --default", sandbox.root().join("remote").display()));
+    sandbox.commit("data");
+    sandbox.ok("push");
+    let report = clone(&sandbox, "reader").json("pull");
+    let number = |key: &str| report[key].as_u64().unwrap();
+    assert!((6_000_000..6_100_000).contains(&number("bytes")), "{report}");
+    assert!((51..100).contains(&number("objects")) && (2..20).contains(&number("requests")), "{report}");
+}

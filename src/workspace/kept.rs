@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(found("0000").unwrap(), Some(RepoPath::from_text("newer").unwrap()));
         assert_eq!(found("1111").unwrap(), None);
         write(3, &with_digest("other", &two, 7));
-        assert_eq!(found("0000").unwrap_err().kind(), crate::error::Kind::Usage);
+        assert_eq!(found("0000").unwrap_err().kind(), Kind::Usage);
         assert_eq!(found(&one).unwrap(), Some(RepoPath::from_text("newer").unwrap()));
     }
 }
