@@ -255,3 +255,15 @@ fn a_tag_that_differs_from_the_remotes_stops_what_relies_on_it() {
     let error = sandbox.fails("release pets@v0.1.0 --env production", 5);
     assert!(error.contains("the tag `pets@v0.1.0` here differs from the one at `origin`"), "{error}");
 }
+
+#[test]
+fn a_release_without_its_tag_stops_the_next_one() {
+    let sandbox = registered();
+    approve(&sandbox, "pets@v0.1.0");
+    let subject = "tag -l --format=%(contents:subject) mlx/approve/pets@v0.1.0/production/1";
+    assert_eq!(sandbox.git(subject).trim(), "approved pets@v0.1.0 for production");
+    sandbox.ok("release pets@v0.1.0 --env production");
+    sandbox.git("tag -d pets#production#1");
+    let error = sandbox.fails("release pets@v0.1.0 --env production", 5);
+    assert!(error.contains("the tag `pets#production#1` of event 2 is missing"), "{error}");
+}

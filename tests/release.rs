@@ -333,11 +333,13 @@ fn edits_gaps_reordering_and_truncation_of_the_chain_are_detected() {
     sandbox.git("update-ref refs/mlx/audit refs/mlx/audit~1");
     assert!(findings("cut").contains("the tag `pets#production#2` is not on the audit chain"));
     // Edited: the last event is replaced by one with another name in it.
-    let commit_event = |edit: &dyn Fn(String) -> String, source: &str, parent: &str| {
+    let commit_files = |names: &[&str], edit: &dyn Fn(String) -> String, source: &str, parent: &str| {
         let text = edit(sandbox.git(&format!("show {source}:event.json")));
         fs::write(sandbox.root().join("event"), text).unwrap();
         let blob = sandbox.git(&format!("hash-object -w {}", sandbox.root().join("event").display()));
-        fs::write(sandbox.root().join("tree"), format!("100644 blob {}\tevent.json\n", blob.trim())).unwrap();
+        let row = |name: &str| format!("100644 blob {}\t{name}\n", blob.trim());
+        let rows = names.iter().map(|name| row(name)).collect::<String>();
+        fs::write(sandbox.root().join("tree"), rows).unwrap();
         let tree = command_result(
             sandbox
                 .command("git", &sandbox.repo)
@@ -348,10 +350,22 @@ fn edits_gaps_reordering_and_truncation_of_the_chain_are_detected() {
         );
         sandbox.git(&format!("commit-tree {} -p {parent} -m x", tree.out.trim())).trim().to_owned()
     };
+    let commit_event = |edit: &dyn Fn(String) -> String, source: &str, parent: &str| {
+        commit_files(&["event.json"], edit, source, parent)
+    };
     let new =
         commit_event(&|text| text.replace("ada@park", "eve@park"), "refs/mlx/audit", "refs/mlx/audit~1");
     sandbox.git(&format!("update-ref refs/mlx/audit {new}"));
     assert!(findings("edit").contains("is not on the audit chain"));
+    // Written by another program: other spaces, or another file beside the event.
+    let spaced = |text: String| text.replace(':', ": ");
+    for (names, edit) in
+        [(&["event.json"][..], &spaced as &dyn Fn(String) -> String), (&["event.json", "x"], &|text| text)]
+    {
+        let new = commit_files(names, edit, "refs/mlx/audit", "refs/mlx/audit~1");
+        sandbox.git(&format!("update-ref refs/mlx/audit {new}"));
+        assert!(findings("foreign").contains("it was not written by mlx"), "{names:?}");
+    }
     // Gap: the third event is left out.
     let new = commit_event(&|text| text, "refs/mlx/audit", "refs/mlx/audit~2");
     sandbox.git(&format!("update-ref refs/mlx/audit {new}"));
