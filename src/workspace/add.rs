@@ -409,3 +409,46 @@ fn check_claims(path: &RepoPath, claimed: &[(RepoPath, String)]) -> Result<()> {
     let error = Error::new(Kind::Conflict, format!("`{path}` belongs to the stage `{stage}`"));
     Err(error.hint(format!("its output `{output}` is recorded by `mlx repro` and `mlx commit`")))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::{fs::Sync, progress::Event, repo::Repo};
+
+    /// Records the amounts of work that tasks announce.
+    #[derive(Default)]
+    struct Totals(Mutex<Vec<Option<u64>>>);
+
+    impl Progress for Totals {
+        fn event(&self, event: Event<'_>) {
+            if let Event::Started { total, .. } = event {
+                self.0.lock().unwrap().push(total);
+            }
+        }
+    }
+
+    #[test]
+    fn an_add_announces_the_bytes_that_it_has_to_read() {
+        let temp = tempfile::tempdir().unwrap();
+        let mut init = std::process::Command::new("git");
+        assert!(init.args(["init", "-q"]).arg(temp.path()).status().unwrap().success());
+        let repo = Repo::init(temp.path()).unwrap();
+        let path = |text: &str| RepoPath::from_text(text).unwrap();
+        let megabytes = |name: &str, count: usize| {
+            let bytes = vec![count as u8; count << 20];
+            repo.files.write(&path(name), &bytes, Sync::Later).unwrap();
+        };
+        megabytes("data/one", 9);
+        megabytes("data/inner/two", 9);
+        let announced = |name: &str| {
+            let totals = Totals::default();
+            Workspace::open(&repo).unwrap().add(&path(name), &[], &totals).unwrap();
+            totals.0.into_inner().unwrap()
+        };
+        assert_eq!(announced("data"), [Some(18 << 20)]);
+        megabytes("small", 1);
+        assert_eq!(announced("small"), [], "small amounts are not announced");
+    }
+}
