@@ -14,6 +14,7 @@ mod lease;
 mod pack;
 mod prune;
 mod read;
+mod repack;
 mod runs;
 mod tree;
 mod update;

@@ -7,27 +7,22 @@
 //! any point, pruning leaves garbage at worst. Copied bytes are verified, and so is the remaining copy of a
 //! duplicate: a damaged copy never becomes the only one.
 
-use std::{
-    collections::{BTreeSet, HashSet},
-    io::{BufWriter, Write as _},
-};
+use std::collections::{BTreeSet, HashSet};
 
-use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::{
     digest::Digest,
-    error::{Error, Kind as ErrorKind, Result, WithContext},
-    fs::{Sync, TempFile},
-    store::{Inventory, Kind, PackWriter, Packed, Row, Store, StoredFile, file_path, inventory::OrphanFile},
+    error::{Kind as ErrorKind, Result},
+    store::{
+        Inventory, Kind, PackFile, Packed, Row, Store, StoredFile, file_path,
+        inventory::OrphanFile,
+        repack::{MAX_PACK_SIZE, Repacker},
+    },
 };
 
-/// Size at which a pack is ended, in bytes.
-const MAX_PACK_SIZE: u64 = 64 << 20;
 /// Smallest number of small packs that are merged.
 const MIN_MERGED: usize = 16;
-/// Number of objects read at once.
-const READ_BATCH: usize = 512;
 
 /// Everything that is referenced and must be kept.
 #[derive(Clone, Debug, Default)]
@@ -178,7 +173,7 @@ fn plan_packs(inventory: &Inventory, live: &LiveSet, is_old: &dyn Fn(i64) -> boo
     // Newest first: an object that was stored again because its bytes were wrong is in the newer pack.
     packs.sort_by_key(|it| std::cmp::Reverse((it.mtime, it.name)));
     let (mut seen, mut small) = (HashSet::new(), Vec::new());
-    let mut newer: Option<&crate::store::inventory::PackFile> = None;
+    let mut newer: Option<&PackFile> = None;
     for pack in packs {
         if let Some(newer) = newer.replace(pack) {
             let is_referenced = |row: &Row| disposition(row, live, &seen) == Disposition::Referenced;
@@ -369,83 +364,13 @@ impl Store {
     }
 }
 
-/// Copies objects out of old packs into new ones.
-pub(super) struct Repacker<'s> {
-    store: &'s Store,
-    contents: Option<PackWriter<BufWriter<TempFile>>>,
-    trees: Option<PackWriter<BufWriter<TempFile>>>,
-    published: Vec<Digest>,
-}
-
-impl<'s> Repacker<'s> {
-    pub fn new(store: &'s Store) -> Self {
-        Self { store, contents: None, trees: None, published: Vec::new() }
-    }
-
-    /// Copies rows of a pack, verifying each; fails if an object is damaged here and in all other packs.
-    pub fn copy_rows(&mut self, pack: &Digest, rows: &[Row]) -> Result<()> {
-        let unreadable = || Error::corrupt(format!("the pack {} cannot be read", pack.short()));
-        let packed = self.store.packs().get(pack).cloned().ok_or_else(unreadable)?;
-        for batch in rows.chunks(READ_BATCH) {
-            let read = batch.par_iter().map(|row| {
-                packed
-                    .read(row)
-                    .or_else(|error| self.store.intact_copy(&row.digest, &|name| name != pack).ok_or(error))
-            });
-            let read: Vec<Vec<u8>> = read.collect::<Result<_>>()?;
-            for (row, bytes) in batch.iter().zip(read) {
-                self.put(row.kind, row.digest, &bytes)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn put(&mut self, kind: Kind, digest: Digest, bytes: &[u8]) -> Result<()> {
-        let slot = if kind == Kind::Tree { &mut self.trees } else { &mut self.contents };
-        let pack = match slot {
-            Some(pack) => pack,
-            None => {
-                let temp = self.store.create_temp("packs", 0o666)?;
-                slot.insert(PackWriter::new(BufWriter::new(temp)).context(|| "cannot write a pack".into())?)
-            }
-        };
-        pack.put(kind, digest, bytes).context(|| "cannot write a pack".into())?;
-        if pack.len() >= MAX_PACK_SIZE {
-            let full = slot.take();
-            self.publish(full)?;
-        }
-        Ok(())
-    }
-
-    /// Publishes the remaining packs, contents before the trees that name them; returns the names of all new
-    /// packs.
-    pub fn finish(mut self) -> Result<Vec<Digest>> {
-        let contents = self.contents.take();
-        self.publish(contents)?;
-        let trees = self.trees.take();
-        self.publish(trees)?;
-        Ok(self.published)
-    }
-
-    fn publish(&mut self, pack: Option<PackWriter<BufWriter<TempFile>>>) -> Result<()> {
-        let Some(pack) = pack else { return Ok(()) };
-        let context = || "cannot write a pack".to_owned();
-        let (out, name, index) = pack.finish().context(context)?;
-        let temp = out.into_inner().map_err(std::io::IntoInnerError::into_error).context(context)?;
-        self.store.pin_new(name)?;
-        self.published.push(name);
-        temp.publish(format!("{}.pack", name.hex()).as_bytes(), Sync::Now)?;
-        let mut temp = self.store.create_temp("packs", 0o666)?;
-        temp.write_all(&index).context(context)?;
-        temp.publish(format!("{}.idx", name.hex()).as_bytes(), Sync::Now)?;
-        self.store.refresh().map(drop)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{fs::Root, store::Writer};
+    use crate::{
+        fs::{Root, Sync},
+        store::Writer,
+    };
 
     fn store(temp: &tempfile::TempDir) -> Store {
         Store::open(Root::open(temp.path()).unwrap()).unwrap()

@@ -17,7 +17,7 @@ use crate::{
     fs::{self, LinkKind, Mode, Sync},
     path::RepoPath,
     progress::{Event, Progress},
-    store::{CachedRun, Index, Kind, Packed, Store, file_path, prune::Repacker},
+    store::{CachedRun, Index, Kind, Packed, Store, file_path, repack::Repacker},
 };
 
 /// The damaged thing, with its digest.
