@@ -106,11 +106,15 @@ fn a_file_that_both_sides_changed_is_a_conflict() {
     sandbox.write("d/2", "mine");
     sandbox.write("d/new", "new");
     sandbox.git(&format!("pull -q {} main", clone.display()));
+    sandbox.ok("fetch");
     let pointer = sandbox.read("d.mlx");
     for command in ["add d", "commit", "add d/2", "commit d/2", "add --glob d/*"] {
         let error = sandbox.fails(command, 4);
         assert!(error.contains("since your last checkout of `d`: `d/2`\n"), "{command}: {error}");
         assert_eq!(sandbox.read("d.mlx"), pointer, "{command}");
+        // What was refused is stored nowhere: it does not count as saved.
+        assert!(sandbox.fails("checkout", 4).contains("`d/2`"), "{command}");
+        assert_eq!((sandbox.read("d/2"), sandbox.read("d/new")), ("mine".into(), "new".into()), "{command}");
     }
     // The way out that the hint names.
     fs::rename(sandbox.repo.join("d/2"), sandbox.repo.join("mine")).unwrap();
@@ -119,6 +123,30 @@ fn a_file_that_both_sides_changed_is_a_conflict() {
     fs::rename(sandbox.repo.join("mine"), sandbox.repo.join("d/2")).unwrap();
     sandbox.ok("add d");
     assert_eq!(recorded(&sandbox, &sandbox.repo), ["1", "2", "3", "4", "5", "new"]);
+}
+
+#[test]
+fn a_file_that_was_edited_here_and_removed_by_others_can_be_kept() {
+    let (sandbox, clone) = shared_folder();
+    sandbox.at(&clone).ok("pull");
+    sandbox.at(&clone).ok("remove --data d/2");
+    sandbox.at(&clone).git("commit -qam theirs");
+    sandbox.at(&clone).ok("push");
+    sandbox.write("d/2", "mine");
+    sandbox.write("d/new", "new");
+    sandbox.git(&format!("pull -q {} main", clone.display()));
+    sandbox.ok("fetch");
+    for command in ["add d", "commit d/2"] {
+        let error = sandbox.fails(command, 4);
+        assert!(error.contains("others removed it: move your version aside and run `mlx add d`"), "{error}");
+    }
+    fs::rename(sandbox.repo.join("d/2"), sandbox.repo.join("mine")).unwrap();
+    sandbox.ok("add d");
+    assert_eq!(recorded(&sandbox, &sandbox.repo), ["1", "3", "4", "5", "new"]);
+    fs::rename(sandbox.repo.join("mine"), sandbox.repo.join("d/2")).unwrap();
+    sandbox.ok("add d");
+    assert_eq!(recorded(&sandbox, &sandbox.repo), ["1", "2", "3", "4", "5", "new"]);
+    assert_eq!(sandbox.read("d/2"), "mine");
 }
 
 /// Returns the file of bases as a newer mlx would write it: with a higher format version and a valid digest.

@@ -60,6 +60,9 @@ impl Pipeline<'_, '_> {
         if matches!(self.workspace.compare(&pointer, &Silent)?.state, State::Same | State::Absent) {
             return Ok(None);
         }
+        if !out.role.in_git() {
+            self.workspace.check_mergeable(&pointer, &out.path, progress)?;
+        }
         let Some(stored) = self.workspace.store_output(&out.path, progress)? else { return Ok(None) };
         if out.role.in_git() {
             return Ok(Some(stored));

@@ -18,7 +18,8 @@ use crate::{
         compare::as_entry,
         ignore::{self, Rules},
         leftovers::clean_beside,
-        merge::{Merge, Mine, NamedPaths},
+        merge::{Merge, Mine},
+        named_paths::NamedPaths,
         scan,
         steering::{check_is_data, is_pipeline},
     },
@@ -78,11 +79,30 @@ impl Workspace<'_> {
             if checked.insert(top.parent()) {
                 self.repo.git.check_ignorable(&self.repo.files, top)?;
             }
+            let own = if parent.is_none() { self.repo.pointer(path).ok().flatten() } else { None };
+            if let Some(pointer) = parent.as_ref().or(own.as_ref()) {
+                self.check_mergeable(pointer, path, progress)?;
+            }
             let node = self.scan_and_store(path, top, &pointed, &mut writer, progress)?;
             collect_addition(&mut found, path, parent, &node);
         }
         writer.finish()?;
         self.record(found, progress)
+    }
+
+    /// Refuses an edit of `part` that cannot be merged, before it is stored: a checkout takes what is stored
+    /// for saved.
+    pub fn check_mergeable(&self, pointer: &Pointer, part: &RepoPath, progress: &dyn Progress) -> Result<()> {
+        if !self.may_conflict(pointer)? {
+            return Ok(());
+        }
+        let Some(node) = self.scan(part, progress)? else { return Ok(()) };
+        self.merge_part(pointer, part, &Mine::Scanned(&node))?.check(&pointer.path)
+    }
+
+    /// Returns true if others may have changed the tracked path since this worktree last had it.
+    pub(super) fn may_conflict(&self, pointer: &Pointer) -> Result<bool> {
+        Ok(!self.base(&pointer.path)?.is_only(&as_entry(&pointer.content)))
     }
 
     /// Merges all additions into the pointers as they are now, then writes these. With a conflict, nothing is
@@ -125,16 +145,26 @@ impl Workspace<'_> {
                 None => found?.unwrap_or(tracked),
             },
         };
-        let mut all = Merge::default();
-        for (below, entry) in &entries {
-            let mine = entry.clone().map_or(Mine::Absent, Mine::Stored);
-            all.extend(self.merge_part(&pointer, &path.join_path(below)?, &mine)?);
-        }
-        all.check(&path)?;
+        let all = self.merge_entries(&pointer, &entries)?;
         let mut writer = Writer::new(store);
         let content = all.apply(Some(&mut writer), store, &pointer.content)?;
         writer.finish()?;
         Ok(Merged { pointer: Pointer { path, content }, entries, absent: all.absent, outdated: all.outdated })
+    }
+
+    /// Merges entries, by their paths in the tracked path, into what it records; a conflict is an error.
+    pub(super) fn merge_entries(
+        &self,
+        pointer: &Pointer,
+        entries: &BTreeMap<RepoPath, Option<TreeEntry>>,
+    ) -> Result<Merge> {
+        let mut all = Merge::default();
+        for (below, entry) in entries {
+            let mine = entry.clone().map_or(Mine::Absent, Mine::Stored);
+            all.extend(self.merge_part(pointer, &pointer.path.join_path(below)?, &mine)?);
+        }
+        all.check(&pointer.path)?;
+        Ok(all)
     }
 
     /// Records the files of a tracked folder that changed: those of `entries`, by their paths in it.

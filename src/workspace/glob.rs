@@ -15,7 +15,7 @@ use crate::{
     path::RepoPath,
     pointer::{ContentKind, Pointer, SUFFIX},
     progress::Progress,
-    store::{EntryKind, TreeEntry, Writer},
+    store::{EntryKind, Writer},
     workspace::{Workspace, filter::ScanFilter, scan, steering::belongs_in_git},
 };
 
@@ -125,17 +125,24 @@ impl Workspace<'_> {
         };
         let start = if glob.start.is_within(top) { &glob.start } else { top };
         let filter = ScanFilter::new(self, start, Some(&parent))?.matching(glob);
-        let mut writer = Writer::new(&self.repo.store);
-        let Some(node) = scan::scan_filtered(self, start, &filter, Some(&mut writer), progress)? else {
-            return Ok(None);
+        let read = |writer: Option<&mut Writer<'_>>| -> Result<Option<BTreeMap<_, _>>> {
+            let Some(node) = scan::scan_filtered(self, start, &filter, writer, progress)? else {
+                return Ok(None);
+            };
+            scan::check_links(self, &node, start, top)?;
+            let leaves = node.leaves(start)?.into_iter();
+            let files = leaves.filter(|(_, leaf)| leaf.kind != EntryKind::Folder);
+            let below = |path: RepoPath| path.strip_prefix(top).expect("the scan starts in the folder");
+            Ok(Some(files.map(|(path, leaf)| (below(path), Some(leaf.entry()))).collect()))
         };
-        scan::check_links(self, &node, start, top)?;
-        let mut entries: BTreeMap<RepoPath, Option<TreeEntry>> = BTreeMap::new();
-        for (path, leaf) in node.leaves(start)?.into_iter().filter(|(_, leaf)| leaf.kind != EntryKind::Folder)
+        if self.may_conflict(&parent)?
+            && let Some(entries) = read(None)?
         {
-            let below = path.strip_prefix(top).expect("the scan starts in the folder");
-            entries.insert(below, Some(leaf.entry()));
+            // A checkout takes what is stored for saved.
+            self.merge_entries(&parent, &entries)?;
         }
+        let mut writer = Writer::new(&self.repo.store);
+        let Some(entries) = read(Some(&mut writer))? else { return Ok(None) };
         writer.finish()?;
         self.record_entries(parent, entries, progress).map(Some)
     }

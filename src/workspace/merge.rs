@@ -17,7 +17,10 @@
 //! is unchanged if it is as one of them. The result is a list of changes to *theirs*, which
 //! `store::update_folder` applies. The cost follows the differences: equal folders and pages are not read.
 
-use std::{cmp::Ordering, collections::BTreeMap};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use crate::{
     digest::Digest,
@@ -28,11 +31,11 @@ use crate::{
         ChangedEntries, EntryKind, Store, TreeEntry, Writer, changed_entries, entries, entry_at,
         update_folder,
     },
-    workspace::Node,
+    workspace::{
+        Node,
+        named_paths::{MAX_NAMED, NamedPaths},
+    },
 };
-
-/// Number of paths of a kind that messages can name.
-const MAX_NAMED: usize = 5;
 
 /// State that a workspace last had a path in.
 #[derive(Clone, Debug)]
@@ -60,23 +63,23 @@ pub struct Merge {
     pub changes: BTreeMap<RepoPath, Option<TreeEntry>>,
     /// Paths that both sides changed in different ways. With any of them, the changes must not be applied.
     pub conflicts: Vec<RepoPath>,
+    /// Those of them that the recorded tree has not any more.
+    pub removed: BTreeSet<RepoPath>,
     /// Recorded paths that are not in the workspace.
     pub absent: NamedPaths,
     /// Paths whose record differs from the workspace, which has them as the base does.
     pub outdated: NamedPaths,
 }
 
-/// Number of some paths, and the first of them.
-#[derive(Clone, Debug, Default)]
-pub struct NamedPaths {
-    pub count: u64,
-    pub first: Vec<RepoPath>,
-}
-
 impl Base {
     /// Returns the base of a path that nothing is known about.
     pub fn unknown() -> Self {
         Self { contents: vec![None], complete: false }
+    }
+
+    /// Returns true if this content is all that is known to have been here.
+    pub fn is_only(&self, content: &TreeEntry) -> bool {
+        self.complete && self.contents.iter().all(|base| is_same(base.as_ref(), Some(content)))
     }
 
     /// Returns the base of the path `below` in this one.
@@ -90,26 +93,6 @@ impl Base {
         };
         let contents = self.contents.iter().map(within).collect::<Result<Vec<_>>>()?;
         Ok(Self { contents, complete: self.complete })
-    }
-}
-
-impl NamedPaths {
-    fn add(&mut self, path: &RepoPath, files: u64) {
-        self.count += files.max(1);
-        if self.first.len() < MAX_NAMED {
-            self.first.push(path.clone());
-        }
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
-    /// Adds the paths of another merge.
-    pub fn extend(&mut self, other: Self) {
-        self.count += other.count;
-        self.first.extend(other.first);
-        self.first.truncate(MAX_NAMED);
     }
 }
 
@@ -163,16 +146,25 @@ impl Merge {
             "both you and others changed this since your last checkout of `{top}`: {}{more}",
             named.join(", ")
         );
-        Err(Error::new(Kind::Conflict, message).hint(format!(
-            "move your version aside, get the recorded one with `mlx pull {}`, combine them, and try again",
-            full(first)
-        )))
+        let path = full(first);
+        Err(Error::new(Kind::Conflict, message).hint(if self.removed.contains(first) {
+            format!(
+                "others removed it: move your version aside and run `mlx add {top}`; to keep it, move it \
+                 back then and add it again"
+            )
+        } else {
+            format!(
+                "move your version aside, get the recorded one with `mlx checkout {path}` (`mlx pull {path}` \
+                 if it is not stored here), combine them, and try again"
+            )
+        }))
     }
 
     /// Adds the merge of another part of the same tracked path.
     pub fn extend(&mut self, other: Self) {
         self.changes.extend(other.changes);
         self.conflicts.extend(other.conflicts);
+        self.removed.extend(other.removed);
         self.absent.extend(other.absent);
         self.outdated.extend(other.outdated);
     }
@@ -243,6 +235,7 @@ impl Merger<'_> {
             self.done.changes.insert(path.clone(), own);
         } else {
             self.done.conflicts.push(path.clone());
+            self.done.removed.extend(theirs.is_none().then(|| path.clone()));
         }
         Ok(())
     }
@@ -328,7 +321,6 @@ fn changed_children(store: &Store, old: Option<Digest>, node: &Node) -> Result<C
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
 
     use proptest::prelude::*;
 

@@ -23,6 +23,7 @@ mod levels;
 mod links;
 mod merge;
 mod modes;
+mod named_paths;
 mod node;
 mod parts;
 mod relink;
@@ -43,7 +44,8 @@ pub use self::{
     glob::Glob,
     kept::{KEPT_DAYS, KeptVersion, find_kept, forget_expired, kept_versions, read_kept, unknown_version},
     leftovers::clean_work_tree,
-    merge::{Base, Merge, Mine, NamedPaths, merge},
+    merge::{Base, Merge, Mine, merge},
+    named_paths::NamedPaths,
     node::Node,
     relink::{Relinked, relink_parts},
     remove::{FilePolicy, RemoveResult},
