@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     model::python_with,
-    sandbox::{Sandbox, skip},
+    sandbox::{Sandbox, SandboxFolder, skip},
 };
 
 /// Creates a repository with one stage that reads parameters of a file and copies it to `o`.
@@ -300,4 +300,42 @@ fn every_scalar_that_pyyaml_reads_otherwise_is_kept_as_its_text() {
         let expected = if at < scalars.len() { json!(scalar) } else { answers[at].clone() };
         assert_eq!(ours, expected, "{scalar}: PyYAML reads {}", answers[at]);
     }
+}
+
+#[test]
+fn params_that_mlx_keeps_are_compared_between_versions() {
+    let sandbox = Sandbox::new();
+    let remote = sandbox.root().join("remote");
+    sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
+    sandbox.write("conf/params.yaml", "rate: 0.1\n");
+    sandbox.ok("add conf");
+    let make = "[stage.make]\ncmd = 'cp conf/params.yaml made.yaml'\ndeps = ['conf']\nouts = ['made.yaml']\n";
+    let read = "[stage.read]\ncmd = 'cp made.yaml out'\nouts = ['out']\n\
+        params = ['made.yaml:rate', 'conf/params.yaml']\n";
+    sandbox.write("mlx.toml", format!("{make}{read}"));
+    sandbox.ok("repro");
+    sandbox.commit("one");
+    sandbox.write("conf/params.yaml", "rate: 0.2\n");
+    sandbox.ok("repro");
+    sandbox.commit("two");
+    sandbox.ok("push --all-commits");
+    let expected = ["conf/params.yaml", "made.yaml"].map(|file| (file.to_owned(), json!([0.1, 0.2])));
+    let compare = |at: &SandboxFolder<'_>, revisions: &str| {
+        let rows = at.json(&format!("diff params {revisions}"));
+        let rows = rows.as_array().unwrap().clone();
+        let row = |row: &Value| (row["file"].as_str().unwrap().to_owned(), json!([row["old"], row["new"]]));
+        rows.iter().map(row).collect::<Vec<_>>()
+    };
+    let here = sandbox.at(&sandbox.repo);
+    assert_eq!(compare(&here, "HEAD~1 HEAD"), expected);
+    assert_eq!(compare(&here, "HEAD~1"), expected);
+    let clone = sandbox.root().join("clone");
+    sandbox.git(&format!("clone -q . {}", clone.display()));
+    let clone = sandbox.at(&clone);
+    let lacking = clone.mlx("diff params HEAD~1 HEAD");
+    assert_eq!(lacking.code, 3, "{lacking:?}");
+    assert!(lacking.err.contains("`conf/params.yaml`"), "{lacking:?}");
+    clone.ok("fetch --all-commits");
+    assert_eq!(compare(&clone, "HEAD~1 HEAD"), expected);
+    assert_eq!(compare(&clone, "HEAD~1"), expected, "what is not checked out counts as it is recorded");
 }

@@ -1,7 +1,7 @@
 //! Metrics and parameters of versions: read from Git or the workspace, and compared.
 //!
-//! Both are plain files in Git. Which files belong to a version is declared by the `mlx.toml` files of that
-//! version.
+//! Both are plain files in Git; params may also be data that mlx tracks. Which files belong to a version is
+//! declared by the `mlx.toml` files of that version.
 
 mod delta;
 
@@ -15,11 +15,13 @@ use std::{
 
 use crate::{
     document::{self, Value},
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     git::{BlobId, FolderCache, Rev},
     path::RepoPath,
-    pipeline::{self, MANIFEST, Manifest, Role},
+    pipeline::{self, LOCKFILE, MANIFEST, Manifest, Role},
+    pointer::SUFFIX,
     repo::Repo,
+    store::entry_at,
 };
 
 /// Kind of values to read.
@@ -126,16 +128,58 @@ impl<'r> Reader<'r> {
     /// Reads and parses one file of a version.
     fn document(&self, revision: &Revision, file: &RepoPath) -> Result<Option<Value>> {
         let Revision::Commit(rev) = revision else {
-            let bytes = self.repo.read_document(file)?;
+            let bytes = match self.repo.read_document(file)? {
+                None => self.stored(file, &|record| self.repo.read_document(record))?,
+                present => present,
+            };
             return bytes.map(|bytes| document::parse(file, &bytes)).transpose();
         };
-        let Some(id) = self.repo.git.blob(rev, file)? else { return Ok(None) };
+        let git = &self.repo.git;
+        let Some(id) = git.blob(rev, file)? else {
+            let blob = |record: &RepoPath| git.blob(rev, record)?.map(|id| git.read_blob(id)).transpose();
+            return self.stored(file, &blob)?.map(|bytes| document::parse(file, &bytes)).transpose();
+        };
         if let Some(value) = self.parsed.borrow().get(&(id, file.clone())) {
             return Ok(Some(value.clone()));
         }
-        let value = document::parse(file, &self.repo.git.read_blob(id)?)?;
+        let value = document::parse(file, &git.read_blob(id)?)?;
         self.parsed.borrow_mut().insert((id, file.clone()), value.clone());
         Ok(Some(value))
+    }
+
+    /// Reads a file that mlx keeps from the store, if a pointer or lockfile beside it or above records it.
+    /// `read` reads such a record.
+    fn stored(
+        &self,
+        file: &RepoPath,
+        read: &dyn Fn(&RepoPath) -> Result<Option<Vec<u8>>>,
+    ) -> Result<Option<Vec<u8>>> {
+        let mut contents = BTreeMap::new();
+        for path in file.ancestors().filter(|path| !path.is_root()) {
+            let lockfile = path.parent().unwrap_or_default().join(LOCKFILE.as_bytes())?;
+            for record in [path.with_suffix(SUFFIX), lockfile] {
+                if let Some(bytes) = read(&record)? {
+                    pipeline::add_contents(&record, &bytes, &mut contents)?;
+                }
+            }
+        }
+        let recorded = file.ancestors().find_map(|path| Some((contents.get(&path)?, path)));
+        let Some((content, top)) = recorded else { return Ok(None) };
+        let below = file.strip_prefix(&top).unwrap_or_default();
+        let store = &self.repo.store;
+        let content_of = |below: &RepoPath| -> Result<Option<Vec<u8>>> {
+            let digest = match below.is_root() {
+                true => Some(content.digest),
+                false => entry_at(store, &content.digest, below)?.map(|entry| entry.digest),
+            };
+            digest.map(|digest| store.read(&digest)).transpose()
+        };
+        content_of(&below).map_err(|error| match error.kind() {
+            Kind::NotFound => content
+                .missing_error(file)
+                .hint("get it with `mlx pull`, or `mlx fetch --all-commits` for other commits"),
+            _ => error,
+        })
     }
 }
 

@@ -66,11 +66,7 @@ pub fn is_tracking_file(path: &[u8]) -> bool {
 }
 
 /// Adds the content that a pointer or a lockfile tracks.
-pub(super) fn add_contents(
-    file: &RepoPath,
-    bytes: &[u8],
-    contents: &mut BTreeMap<RepoPath, Content>,
-) -> Result<()> {
+pub fn add_contents(file: &RepoPath, bytes: &[u8], contents: &mut BTreeMap<RepoPath, Content>) -> Result<()> {
     if is_lockfile(file.bytes()) {
         let lock = Lockfile::parse(file, bytes)?;
         let outputs = lock.records().flat_map(|(_, record)| record.contents());
