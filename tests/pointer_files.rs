@@ -193,3 +193,31 @@ fn a_pointer_that_was_moved_by_hand_takes_its_data_along() {
         assert!(!sandbox.git("status --short -uall").contains("e/1"), "Git ignores it");
     }
 }
+
+#[test]
+fn the_null_device_as_a_file_of_rules_switches_no_check_off() {
+    let sandbox = Sandbox::new();
+    sandbox.git("config core.attributesFile /dev/null");
+    sandbox.git("config core.excludesFile /dev/null");
+    sandbox.write("data/a", "a");
+    sandbox.write(".gitattributes", "*.mlx filter=lfs\n");
+    assert!(sandbox.fails("add data", 4).contains("`data.mlx`"));
+    sandbox.write(".gitattributes", "");
+    sandbox.ok("add data");
+    sandbox.commit("data");
+    sandbox.write(".gitignore", "");
+    assert!(sandbox.ok("status").contains("data: "));
+    sandbox.ok("checkout");
+    assert_eq!(sandbox.git("status --short data"), "");
+}
+
+#[test]
+fn a_pointer_that_was_removed_with_git_stays_removed() {
+    let (sandbox, clone) = partly_here();
+    sandbox.at(&clone).git("rm -q d.mlx");
+    fs::remove_dir_all(clone.join("d")).unwrap();
+    fs::create_dir(clone.join("d")).unwrap();
+    fs::write(clone.join("d/new"), "new").unwrap();
+    sandbox.at(&clone).ok("add d");
+    assert!(fs::read_to_string(clone.join("d.mlx")).unwrap().contains("files = 1"));
+}

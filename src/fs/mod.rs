@@ -143,9 +143,14 @@ pub fn is_file(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|it| it.is_file())
 }
 
-/// Returns true for a FIFO, a socket or a device, or a link to one: reading it could block.
-pub fn is_device(path: &Path) -> bool {
-    std::fs::metadata(path).is_ok_and(|it| !it.is_file() && !it.is_dir())
+/// Returns true for a FIFO, a socket or a device, or a link to one: reading it could block. The null device,
+/// which stands for an empty file, does not.
+pub fn may_block(path: &Path) -> bool {
+    use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+    let is_null = |found: &std::fs::Metadata| {
+        found.file_type().is_char_device() && found.rdev() == rustix::fs::makedev(1, 3)
+    };
+    std::fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir() && !is_null(&found))
 }
 
 pub fn is_dir(path: &Path) -> bool {

@@ -40,7 +40,7 @@ impl RuleFiles {
             let stat = folder.join(self.name.as_bytes()).and_then(|file| workspace.stat(&file));
             stat.is_ok_and(|stat| stat.is_some_and(|stat| stat.kind == FileKind::Other))
         };
-        !folders.into_iter().any(is_device) && !self.outside(git).iter().any(|file| fs::is_device(file))
+        !folders.into_iter().any(is_device) && !self.outside(git).iter().any(|file| fs::may_block(file))
     }
 
     /// Returns the files that are not in the work tree.

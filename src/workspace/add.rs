@@ -234,23 +234,24 @@ impl Workspace<'_> {
         self.repo.git.check_unfiltered(&files.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>())
     }
 
-    /// Returns the pointer that Git has of a path whose file is missing or damaged here, unless mlx stopped
-    /// tracking the path: then its base was forgotten.
+    /// Returns the pointer that Git has of a path whose file is missing or damaged here, unless mlx or Git's
+    /// index does not track it any more: then it was removed on purpose.
     fn lost_pointer(&self, path: &RepoPath) -> Result<Option<Pointer>> {
-        let is_here = !path.is_root() && self.repo.files.stat(&path.with_suffix(SUFFIX))?.is_some();
-        if path.is_root() || !is_here && !self.may_have_base(path) {
+        if path.is_root() {
+            return Ok(None);
+        }
+        let file = path.with_suffix(SUFFIX);
+        let is_here = self.repo.files.stat(&file)?.is_some();
+        if !is_here && !self.may_have_base(path) || self.repo.git.tracked_within(&file)?.is_none() {
             return Ok(None);
         }
         self.repo.pointer_in_git(path)
     }
 
-    /// Returns the lost pointer of the nearest folder from `above` on, unless Git's index lacks it, too: then
-    /// it was removed on purpose.
+    /// Returns the lost pointer of the nearest folder from `above` on.
     fn lost_parent(&self, above: &RepoPath) -> Result<Option<Pointer>> {
         for folder in above.ancestors() {
-            if let Some(pointer) = self.lost_pointer(&folder)?
-                && self.repo.git.tracked_within(&pointer.file())?.is_some()
-            {
+            if let Some(pointer) = self.lost_pointer(&folder)? {
                 return Ok(Some(pointer));
             }
         }

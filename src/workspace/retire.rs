@@ -59,7 +59,10 @@ impl Workspace<'_> {
     /// Returns the pointers and lockfiles, in the last version, of commits at which HEAD was before, if this
     /// worktree does not know what it last had: in a copied clone, or if that file is lost.
     pub fn former_records(&self) -> Result<Vec<(RepoPath, Vec<u8>)>> {
-        let Some(lines) = self.head_lines().filter(|_| self.are_bases_lost()) else { return Ok(Vec::new()) };
+        if !self.are_bases_lost() {
+            return Ok(Vec::new());
+        }
+        let Some(lines) = self.head_lines() else { return Ok(Vec::new()) };
         let read = |(file, blob): (&RepoPath, _)| Ok((file.clone(), self.repo.git.read_blob(blob)?));
         lines.former().map(read).collect()
     }
