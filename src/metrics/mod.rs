@@ -168,9 +168,10 @@ impl<'r> Reader<'r> {
         let below = file.strip_prefix(&top).unwrap_or_default();
         let store = &self.repo.store;
         let content_of = |below: &RepoPath| -> Result<Option<Vec<u8>>> {
-            let digest = match below.is_root() {
-                true => Some(content.digest),
-                false => entry_at(store, &content.digest, below)?.map(|entry| entry.digest),
+            let digest = if below.is_root() {
+                Some(content.digest)
+            } else {
+                entry_at(store, &content.digest, below)?.map(|entry| entry.digest)
             };
             digest.map(|digest| store.read(&digest)).transpose()
         };
