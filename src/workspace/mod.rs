@@ -157,6 +157,8 @@ pub struct Workspace<'r> {
     bases: RefCell<Bases>,
     skipped_rules: OnceCell<Arc<BTreeMap<RepoPath, Vec<u8>>>>,
     head_lines: OnceCell<Option<HeadLines>>,
+    /// Paths with a missing pointer file for which the work tree was searched.
+    searched: RefCell<BTreeSet<RepoPath>>,
 }
 
 impl<'r> Workspace<'r> {
@@ -164,7 +166,8 @@ impl<'r> Workspace<'r> {
     pub fn open(repo: &'r Repo) -> Result<Self> {
         let (index, bases) = (Index::load(repo)?, Bases::load(repo)?);
         let (index, bases) = (RefCell::new(index), RefCell::new(bases));
-        Ok(Self { repo, index, bases, skipped_rules: OnceCell::new(), head_lines: OnceCell::new() })
+        let (skipped_rules, head_lines) = (OnceCell::new(), OnceCell::new());
+        Ok(Self { repo, index, bases, skipped_rules, head_lines, searched: RefCell::default() })
     }
 
     /// Returns the bytes of each `.mlxignore` that a sparse checkout leaves out, by its folder.
@@ -210,7 +213,10 @@ impl<'r> Workspace<'r> {
         let skipped = self.repo.git.skipped(&|name| name.ends_with(SUFFIX.as_bytes()))?;
         let skipped: BTreeSet<_> = skipped.into_iter().map(|file| file.0).collect();
         let is_missing = |file: &RepoPath| matches!(self.repo.files.stat(file), Ok(None));
-        let mut files = lost.iter().map(|path| path.with_suffix(SUFFIX));
+        // The work tree is searched once for each missing file: what was found then is in the index.
+        let mut searched = self.searched.borrow_mut();
+        let new: Vec<_> = lost.iter().filter(|path| searched.insert((*path).clone())).collect();
+        let mut files = new.iter().map(|path| path.with_suffix(SUFFIX));
         Ok(files.any(|file| !skipped.contains(&file) && is_missing(&file)))
     }
 
