@@ -438,6 +438,28 @@ fn survives_kills(shared: bool, args: &dyn Fn(&Sandbox) -> String, prepare: &dyn
 }
 
 #[test]
+fn lock_files_of_killed_processes_stop_no_command() {
+    let sandbox = registered();
+    push_to_hub(&sandbox);
+    let other = clone_hub(&sandbox, "other");
+    let report = write_report(&sandbox, "pets@v0.1.0", 0.95);
+    other.ok(&format!("approve pets@v0.1.0 --report {report} {QA}"));
+    let lock = |name: &str| {
+        let file = sandbox.repo.join(format!(".git/{name}.lock"));
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, "").unwrap();
+    };
+    lock("refs/tags/mlx/approve/pets@v0.1.0/production/1");
+    lock("refs/mlx/remotes/origin/incoming");
+    lock("refs/mlx/remotes/origin/audit");
+    sandbox.ok("release pets@v0.1.0 --env production");
+    assert_eq!(sandbox.git("tag -l mlx/approve/*"), "mlx/approve/pets@v0.1.0/production/1\n");
+    lock("refs/tags/pets@v0.2.0");
+    register_another(&sandbox, "0.5");
+    assert_eq!(sandbox.git("tag -l pets@v0.2.0"), "pets@v0.2.0\n");
+}
+
+#[test]
 fn a_killed_approve_can_be_repeated() {
     let args = |sandbox: &Sandbox| {
         format!("approve pets@v0.1.0 --report {} {QA}", write_report(sandbox, "pets@v0.1.0", 0.95))

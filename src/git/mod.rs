@@ -28,7 +28,7 @@ pub use self::{
     refs::{GitRef, RefTarget, Target, TreeId, TreeScan, Worktree},
     sign::{Key, Signer},
     tags::Tag,
-    upstream::{PushOutcome, RefListing, Upstream},
+    upstream::{PushOutcome, RefListing, RefToFetch, Upstream},
     write::SingleFile,
 };
 

@@ -1,6 +1,6 @@
 //! Reads and creates annotated tags. A tag is never moved or overwritten.
 
-use gix::{objs::Kind as ObjectKind, refs::transaction::PreviousValue};
+use gix::objs::Kind as ObjectKind;
 
 use crate::{
     error::{Error, Kind, Result},
@@ -67,16 +67,11 @@ impl Git {
 
     /// Creates an annotated tag. A tag of that name must not exist.
     pub fn tag(&self, name: &str, rev: &Rev, message: &str) -> Result<()> {
-        let tagger = self.repo.committer().and_then(Result::ok).ok_or_else(|| {
-            Error::new(Kind::Usage, "Git does not know who you are")
-                .hint("run `git config --global user.name NAME && git config --global user.email ADDRESS`")
-        })?;
         if self.repo.find_reference(&format!("refs/tags/{name}")).is_ok() {
             let error = Error::new(Kind::Conflict, format!("the tag `{name}` already exists"));
             return Err(error.hint("a version is never moved: register the next one"));
         }
-        let must_not_exist = PreviousValue::MustNotExist;
-        let created = self.repo.tag(name, rev.0, ObjectKind::Commit, Some(tagger), message, must_not_exist);
-        from_gix(created.map(drop), || format!("cannot create the tag `{name}`"))
+        let id = self.write_tag(name, rev, message, None)?;
+        self.update_refs(&[(format!("refs/tags/{name}"), id, None)])
     }
 }

@@ -7,17 +7,12 @@ use std::{
     collections::BTreeMap,
     io::Write as _,
     process::{Command, Output, Stdio},
-    time::Duration,
 };
 
 use crate::{
     error::{Error, Kind, Result, WithContext},
     git::{Git, Rev, from_gix},
 };
-
-/// Number of retries of a fetch while another process writes the same refs.
-const MAX_RETRIES: u32 = 5;
-const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Name of a Git remote.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +21,19 @@ pub struct Upstream(pub String);
 /// Refs of a Git remote: full name to object id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RefListing(pub BTreeMap<String, String>);
+
+/// A ref of a Git remote, and the local ref that is to keep its object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefToFetch {
+    /// Full name at the remote.
+    pub name: String,
+    /// Object id that the remote listed for it.
+    pub id: String,
+    /// Full name here.
+    pub local: String,
+    /// True if the local ref may move from another object.
+    pub may_move: bool,
+}
 
 /// Outcome of a push that reached the remote.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,24 +81,17 @@ impl Git {
         Ok(RefListing(rows.map(|(id, name)| (name.to_owned(), id.to_owned())).collect()))
     }
 
-    /// Fetches these refspecs.
-    pub fn fetch(&self, upstream: &Upstream, refspecs: &[String]) -> Result<()> {
-        if refspecs.is_empty() {
+    /// Fetches refs of the remote. `git` fetches their objects, and mlx itself writes the local refs, so that
+    /// the lock file of a killed process stops neither.
+    pub fn fetch(&self, upstream: &Upstream, refs: &[RefToFetch]) -> Result<()> {
+        if refs.is_empty() {
             return Ok(());
         }
-        let args = ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--stdin", &upstream.0];
-        for attempt in 0.. {
-            let output = self.run_git(&args, refspecs.join("\n").as_bytes())?;
-            // Another mlx process may be fetching the same refs.
-            let locked = String::from_utf8_lossy(&output.stderr).contains("lock");
-            if output.status.success() {
-                break;
-            } else if !locked || attempt == MAX_RETRIES {
-                return Err(unreachable(upstream, &output));
-            }
-            std::thread::sleep(RETRY_INTERVAL);
-        }
-        Ok(())
+        let names: Vec<&str> = refs.iter().map(|wanted| wanted.name.as_str()).collect();
+        let args =
+            ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--refmap=", "--stdin", &upstream.0];
+        let output = self.run_git(&args, names.join("\n").as_bytes())?;
+        if output.status.success() { self.write_fetched(refs) } else { Err(unreachable(upstream, &output)) }
     }
 
     /// Pushes `updates` (object id, ref name) atomically: all of them or none.

@@ -15,7 +15,7 @@ use gix::{
 use crate::{
     error::{Error, Kind, Result},
     fs::Root,
-    git::{Git, Rev, from_gix, sign::Signer},
+    git::{Git, RefToFetch, Rev, from_gix, sign::Signer},
     path::RepoPath,
 };
 
@@ -84,11 +84,24 @@ impl Git {
     /// Git that stays for a second is removed as that of a killed process, since only mlx writes these refs
     /// and it holds its own lock meanwhile.
     pub fn update_refs(&self, updates: &[(String, String, Option<Rev>)]) -> Result<()> {
-        let edits = updates
-            .iter()
-            .map(|(name, id, before)| ref_update(name, id, before.as_ref()))
-            .collect::<Result<Vec<_>>>()?;
-        self.edit_refs(&edits)
+        let update = |(name, id, before): &(String, String, Option<Rev>)| {
+            let expected = before.as_ref().map_or(PreviousValue::MustNotExist, |rev| {
+                PreviousValue::MustExistAndMatch(Target::Object(rev.0))
+            });
+            ref_update(name, id, expected)
+        };
+        self.edit_refs(&updates.iter().map(update).collect::<Result<Vec<_>>>()?)
+    }
+
+    /// Lets local refs name the objects that were fetched for them. One that another process has written
+    /// meanwhile is fine if it names the same object.
+    pub(super) fn write_fetched(&self, refs: &[RefToFetch]) -> Result<()> {
+        let update = |fetched: &RefToFetch| {
+            let same = PreviousValue::ExistingMustMatch(Target::Object(object_id(&fetched.id)?));
+            let expected = if fetched.may_move { PreviousValue::Any } else { same };
+            ref_update(&fetched.local, &fetched.id, expected)
+        };
+        self.edit_refs(&refs.iter().map(update).collect::<Result<Vec<_>>>()?)
     }
 
     /// Deletes a ref that only mlx uses; a missing one is fine.
@@ -147,14 +160,13 @@ impl Git {
     }
 }
 
-fn ref_update(name: &str, id: &str, before: Option<&Rev>) -> Result<RefEdit> {
-    let context = || format!("cannot update the ref `{name}`");
-    let expected = match before {
-        Some(rev) => PreviousValue::MustExistAndMatch(Target::Object(rev.0)),
-        None => PreviousValue::MustNotExist,
-    };
+fn ref_update(name: &str, id: &str, expected: PreviousValue) -> Result<RefEdit> {
     let log = LogChange { mode: RefLog::AndReference, force_create_reflog: false, message: "mlx".into() };
-    let new = Target::Object(from_gix(gix::ObjectId::from_hex(id.as_bytes()), context)?);
-    let name = from_gix(gix::refs::FullName::try_from(name), context)?;
+    let new = Target::Object(object_id(id)?);
+    let name = from_gix(gix::refs::FullName::try_from(name), || format!("cannot update the ref `{name}`"))?;
     Ok(RefEdit { change: Change::Update { log, expected, new }, name, deref: false })
+}
+
+fn object_id(hex: &str) -> Result<gix::ObjectId> {
+    from_gix(gix::ObjectId::from_hex(hex.as_bytes()), || format!("cannot read the object id `{hex}`"))
 }

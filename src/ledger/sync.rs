@@ -4,7 +4,7 @@
 
 use crate::{
     error::{Error, Kind as ErrorKind, Result},
-    git::{Git, RefListing, Rev, Upstream},
+    git::{Git, RefListing, RefToFetch, Rev, Upstream},
     ledger::{AUDIT, audit_commit, chain::event as event_of, contains, is_mlx_tag, read, tip},
     repo::Repo,
 };
@@ -64,14 +64,17 @@ pub fn last_seen_tip(git: &Git, upstream: &Upstream) -> Result<Option<Rev>> {
 /// Fetches what the repository lacks, and checks that no tag was moved and no event removed remotely.
 pub(super) fn sync(git: &Git, upstream: &Upstream) -> Result<(LedgerState, RefListing)> {
     let listing = git.list_refs(upstream, &["HEAD", AUDIT, "refs/tags/*"])?;
-    let tracking_ref = |name: &str| format!("refs/mlx/remotes/{}/{name}", upstream.0);
     let mut wanted = Vec::new();
     for (name, id) in &listing.0 {
+        let to_fetch =
+            |local: String, may_move| RefToFetch { name: name.clone(), id: id.clone(), local, may_move };
+        let tracked = |local: &str| to_fetch(format!("refs/mlx/remotes/{}/{local}", upstream.0), true);
         match name.as_str() {
-            "HEAD" if !git.has_object(id) => wanted.push(format!("+HEAD:{}", tracking_ref("head"))),
+            "HEAD" if !git.has_object(id) => wanted.push(tracked("head")),
             // Kept apart from the local chain until it is checked.
-            AUDIT if !git.has_object(id) => wanted.push(format!("+{AUDIT}:{}", tracking_ref("incoming"))),
-            _ => wanted.extend(wanted_tag(git, upstream, name, id)?),
+            AUDIT if !git.has_object(id) => wanted.push(tracked("incoming")),
+            _ if is_new_tag(git, upstream, name, id)? => wanted.push(to_fetch(name.clone(), false)),
+            _ => {}
         }
     }
     git.fetch(upstream, &wanted)?;
@@ -101,11 +104,12 @@ fn truncated(upstream: &Upstream) -> Error {
     ))
 }
 
-fn wanted_tag(git: &Git, upstream: &Upstream, name: &str, id: &str) -> Result<Option<String>> {
-    let Some(short) = name.strip_prefix("refs/tags/").filter(|it| is_mlx_tag(it)) else { return Ok(None) };
+/// Returns true if this ref of the remote is a tag of mlx that is not here. One that differs is an error.
+fn is_new_tag(git: &Git, upstream: &Upstream, name: &str, id: &str) -> Result<bool> {
+    let Some(short) = name.strip_prefix("refs/tags/").filter(|it| is_mlx_tag(it)) else { return Ok(false) };
     match git.tag_id(short)? {
-        None => Ok(Some(format!("{name}:{name}"))),
-        Some(own) if own == id => Ok(None),
+        None => Ok(true),
+        Some(own) if own == id => Ok(false),
         Some(_) => {
             let error =
                 Error::corrupt(format!("the tag `{short}` here differs from the one at `{}`", upstream.0));
