@@ -1,11 +1,12 @@
 //! Tests of links inside a dependency: their targets count as dependencies in the graph, for edits that are
-//! recorded, and in a clone without its data.
+//! recorded, for inputs that nothing tracks, and in a clone without its data. A command walks each dependency
+//! for links once.
 
 use std::{fs, os::unix::fs::symlink, path::Path};
 
 use serde_json::json;
 
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, command_result};
 
 /// Creates a repository with a stage `b` that reads the link `in/l` to `target`.
 fn linked(target: &str, more: &str) -> Sandbox {
@@ -72,6 +73,81 @@ fn an_edit_behind_a_link_is_recorded_before_the_run() {
 }
 
 #[test]
+fn a_link_that_an_earlier_stage_made_counts() {
+    let make = "[stage.a]\ncmd = 'ln -s ../d/x in/l; echo 1 > first'\nouts = ['first']\n";
+    let sandbox = linked("../d/x", make);
+    sandbox.write("mlx.toml", sandbox.read("mlx.toml").replace("['in']", "['first', 'in']"));
+    fs::remove_file(sandbox.repo.join("in/l")).unwrap();
+    sandbox.write("in/f", "");
+    sandbox.write("d/x", "1\n");
+    sandbox.ok("add d");
+    sandbox.write("d/x", "2\n");
+    let ran = sandbox.mlx("repro");
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.err.contains("`d/x`, an input of the stage `b`, was edited"), "{}", ran.err);
+    assert!(sandbox.read("mlx.lock").contains("\"d/x\""), "{}", sandbox.read("mlx.lock"));
+    assert_eq!(sandbox.json("repro")["stages"][1]["outcome"], "unchanged");
+}
+
+#[test]
+fn a_link_to_what_nothing_tracks_is_named() {
+    for (target, named) in [("../d/x", "`d/x`"), ("../d", "`d`"), ("../hop/x", "`d/x`"), ("../e/f", "")] {
+        let sandbox = linked(target, "");
+        let text = sandbox.read("mlx.toml");
+        sandbox.write("mlx.toml", text.replace("cat in/l", "ls in/l"));
+        sandbox.ok(&format!("remote add r file://{} --default", sandbox.root().join("r").display()));
+        sandbox.write("d/x", "");
+        sandbox.write("e/f", "");
+        symlink("d", sandbox.repo.join("hop")).unwrap();
+        sandbox.git("add in mlx.toml hop e");
+        let warning = format!("stages read what neither Git nor mlx tracks: {named};");
+        for command in ["repro", "push"] {
+            let ran = sandbox.mlx(command);
+            let is_named = ran.err.contains("neither Git nor mlx tracks");
+            assert_eq!((ran.code, is_named), (0, !named.is_empty()), "{target}, {command}: {}", ran.err);
+            assert!(!is_named || ran.err.contains(&warning), "{target}, {command}: {}", ran.err);
+        }
+        sandbox.git("add d");
+        assert!(!sandbox.mlx("push").err.contains("neither Git nor mlx tracks"), "{target}");
+    }
+}
+
+#[test]
+fn a_dependency_is_walked_for_links_once() {
+    const FOLDERS: usize = 50;
+    let sandbox = Sandbox::new();
+    let stages = ["a", "b"]
+        .map(|name| format!("[stage.{name}]\ncmd = 'touch {name}'\ndeps = ['in']\nouts = ['{name}']\n"));
+    sandbox.write("mlx.toml", stages.concat());
+    for folder in 0..FOLDERS {
+        sandbox.write(&format!("in/{folder}/f"), "");
+    }
+    sandbox.write("other/f", "");
+    sandbox.git("add in mlx.toml");
+    // The first command looks for pointers everywhere.
+    sandbox.ok("status");
+    let log = sandbox.root().join("log");
+    let walks = |args: &str| {
+        let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
+        command.env("MLX_FAULT", format!("tell:{}", log.display())).args(args.split(' '));
+        let ran = command_result(command.output().unwrap());
+        assert_eq!(ran.code, 0, "{args}: {}", ran.err);
+        let told = fs::read_to_string(&log).unwrap();
+        fs::remove_file(&log).unwrap();
+        told.lines().filter(|line| *line == "readdir").count() / FOLDERS
+    };
+    // A scan digests the dependency: for each stage in a plan; before a run, at its start and at its end; and
+    // once for all to find what nothing tracks.
+    assert_eq!(walks("add other"), 0);
+    assert_eq!(walks("checkout"), 0);
+    assert_eq!(walks("status"), 1 + 2);
+    assert_eq!(walks("repro --dry-run"), 1 + 2);
+    assert_eq!(walks("repro"), 1 + 2 * 3 + 1);
+    assert_eq!(walks("repro"), 1 + 2 * 2);
+    assert_eq!(walks("status"), 1 + 2);
+}
+
+#[test]
 fn a_link_to_data_that_is_absent_stops_the_stage_by_name() {
     for (target, absent) in [("../d/x", "d/x"), ("../d", "d")] {
         let sandbox = linked(target, "");
@@ -92,6 +168,21 @@ fn a_link_to_data_that_is_absent_stops_the_stage_by_name() {
         clone.ok("repro");
         assert_eq!(fs::read_to_string(folder.join("o")).unwrap(), "1\n");
     }
+}
+
+#[test]
+fn a_link_into_the_store_is_a_file_in_a_part_of_the_data_too() {
+    let sandbox = linked("../d/sub/x", "");
+    sandbox.ok("config set --local cache.link symlink");
+    sandbox.write("d/sub/x", vec![b'x'; 2 << 20]);
+    sandbox.ok("add d");
+    fs::remove_dir_all(sandbox.repo.join("d")).unwrap();
+    sandbox.ok("checkout");
+    assert!(sandbox.repo.join("d/sub/x").symlink_metadata().unwrap().is_symlink());
+    sandbox.write("mlx.toml", "[stage.b]\ncmd = 'wc -c < d/sub/x > o'\ndeps = ['d/sub']\nouts = ['o']\n");
+    sandbox.ok("repro");
+    assert_eq!(sandbox.read("o"), "2097152\n");
+    assert_eq!(sandbox.json("repro")["stages"][0]["outcome"], "unchanged");
 }
 
 #[test]

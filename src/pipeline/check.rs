@@ -47,7 +47,7 @@ impl<'p, 'w, 'r> Checker<'p, 'w, 'r> {
     pub fn check_inputs(&self, id: &StageId) -> Result<()> {
         let pipeline = self.pipelines.of(id);
         let stage = &pipeline.manifest.stages[&id.name];
-        let is_made = |file: &RepoPath| self.pipelines.graph.makes(file);
+        let is_made = |file: &RepoPath| self.pipelines.graph().makes(file);
         let params = stage.params.iter().filter(|(file, _)| !is_made(file)).cloned().collect();
         let given = Stage { params, ..stage.clone() };
         pipeline.inputs(&id.name, &given, self.records, &Default::default(), &is_made).map(drop)
@@ -55,7 +55,7 @@ impl<'p, 'w, 'r> Checker<'p, 'w, 'r> {
 
     /// Checks that the graph has no fault at this stage, and that its outputs can be written.
     pub fn check_outputs(&self, id: &StageId) -> Result<()> {
-        if let Some(fault) = self.pipelines.graph.faults.get(id) {
+        if let Some(fault) = self.pipelines.graph().faults.get(id) {
             return Err(fault.error());
         }
         let stage = &self.pipelines.of(id).manifest.stages[&id.name];

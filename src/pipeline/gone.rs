@@ -112,7 +112,7 @@ fn own_outputs(
     let mut own = Vec::new();
     for (path, content) in &record.outputs {
         let is_made =
-            manifest.outputs().any(|(_, out)| out.path.overlaps(path)) || pipelines.graph.makes(path);
+            manifest.outputs().any(|(_, out)| out.path.overlaps(path)) || pipelines.graph().makes(path);
         if !is_made && pipelines.workspace.pointer_of(path)?.is_none() {
             own.push(Pointer { path: path.clone(), content: *content });
         }

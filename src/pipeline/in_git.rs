@@ -38,7 +38,7 @@ impl Pipelines<'_, '_> {
     /// Returns the files of these stages, and of all they need, that belong in Git: their pipelines with the
     /// lockfiles, the outputs that Git keeps, and the pointers of what they read.
     pub fn files_in_git(&self, wanted: &Selection) -> Result<Vec<RepoPath>> {
-        let needed = self.graph.upstream_of(&wanted.stages);
+        let needed = self.graph().upstream_of(&wanted.stages);
         let folders: BTreeSet<_> = needed.iter().map(|id| &id.folder).chain(&wanted.folders).collect();
         let mut files = BTreeSet::new();
         for folder in folders {

@@ -1,6 +1,9 @@
 //! The inputs of a stage: digests of its dependencies and values of its parameters.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+};
 
 use crate::{
     document::{self, Value},
@@ -10,7 +13,7 @@ use crate::{
     pipeline::{Pipeline, Records, Stage},
     pointer::Content,
     store::{EntryKind, entry_at},
-    workspace::{Stamps, stats_above},
+    workspace::{Node, Stamps, stats_above},
 };
 
 /// Everything a stage's result may depend on, apart from its own definition.
@@ -39,37 +42,47 @@ impl Pipeline<'_, '_> {
         // Taken before the values are read: a later change moves them.
         let stamps = self.param_stamps(stage)?;
         let mut inputs = Inputs { params: self.params(stage)?, stamps, ..Inputs::default() };
-        let reads = self.reads();
-        let paths = reads.of(name, stage)?;
-        // Only folders have files that can be left out.
-        let stats = paths.iter().map(|path| self.repo().files.stat(path)).collect::<Result<Vec<_>>>()?;
-        let has_folder = stats.iter().flatten().any(|stat| stat.kind == FileKind::Folder);
-        let none = BTreeSet::new();
-        let kept = if has_folder { reads.kept()? } else { &none };
-        for path in paths.iter().filter(|path| !is_made(path)) {
+        for path in self.reads.follow(name, stage) {
+            let path = path?;
+            if is_made(&path) {
+                continue;
+            }
             let content =
                 if let Some((top, content)) = path.ancestors().find_map(|it| restored.get_key_value(&it)) {
-                    self.content_within(path, top, *content)?
-                } else if let Some((node, stamps)) = self.workspace.scan_dependency(path, kept)? {
+                    self.content_within(&path, top, *content)?
+                } else if let Some(node) = self.scan_input(&path, &mut inputs)? {
                     if node.kind == EntryKind::Link {
-                        return Err(link_error(name, path));
+                        return Err(link_error(name, &path));
                     }
-                    inputs.stamps.insert(path.clone(), stamps);
-                    Some(self.present_content(path, &node, records, &mut inputs.absent)?)
+                    Some(self.present_content(&path, &node, records, &mut inputs.absent)?)
                 } else {
-                    let recorded = self.recorded(path, records)?;
+                    let recorded = self.recorded(&path, records)?;
                     inputs.absent.extend(recorded.is_some().then(|| path.clone()));
                     recorded
                 };
             match content {
-                Some(content) => drop(inputs.dependencies.insert(path.clone(), content)),
-                None if stage.dependencies.contains(path) => return Err(missing_dependency(name, path)),
+                Some(content) => drop(inputs.dependencies.insert(path, content)),
+                None if stage.dependencies.contains(&path) => return Err(missing_dependency(name, &path)),
                 // A link to what its stage did not make is dangling, whatever is pulled.
                 None => {}
             }
         }
         inputs.absent.retain(|path| !restored.contains_key(path));
         Ok(inputs)
+    }
+
+    /// Scans a dependency, and notes its stats and links; `None` if nothing exists there.
+    fn scan_input(&self, path: &RepoPath, inputs: &mut Inputs) -> Result<Option<Node>> {
+        let stat = self.repo().files.stat(path)?;
+        // Only folders have files that can be left out.
+        let is_folder = stat.is_some_and(|stat| stat.kind == FileKind::Folder);
+        let kept = if is_folder { self.reads.kept()? } else { Rc::default() };
+        let Some((node, stamps, links)) = self.workspace.scan_dependency(path, &kept)? else {
+            return Ok(None);
+        };
+        inputs.stamps.insert(path.clone(), stamps);
+        self.reads.note(path, links);
+        Ok(Some(node))
     }
 
     /// Returns the content of a path missing from the workspace, by the record of its stage or its pointer.

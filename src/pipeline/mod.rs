@@ -45,7 +45,6 @@ pub use self::{
     pipelines::{BrokenPipeline, Pipelines, Selection},
     plan::{NOT_RUN, Plan, PlannedAction, Step, plan},
     run::{Mode, Options, Outcome, StageRun, accept, repro},
-    tracked_inputs::untracked_inputs,
 };
 
 use std::{collections::BTreeSet, rc::Rc};
@@ -54,6 +53,7 @@ use crate::{error::Result, path::RepoPath, repo::Repo, workspace::Workspace};
 
 use self::{
     plan::Examination,
+    reads::Reads,
     records::{Records, read_lockfile},
 };
 
@@ -70,8 +70,8 @@ pub struct Pipeline<'w, 'r> {
     pub builtins: &'w [Builtin],
     /// The folders of all pipelines of the repository.
     folders: Rc<BTreeSet<RepoPath>>,
-    /// The outputs of the stages of all pipelines.
-    outputs: Rc<BTreeSet<RepoPath>>,
+    /// Finds what the stages of all pipelines read.
+    reads: Rc<Reads<'w, 'r>>,
 }
 
 impl<'r> Pipeline<'_, 'r> {

@@ -7,6 +7,7 @@
 //! record, like data whose pointer is left out; its stages neither run nor are planned.
 
 use std::{
+    cell::OnceCell,
     collections::{BTreeMap, BTreeSet},
     path::Path,
     rc::Rc,
@@ -36,9 +37,13 @@ pub struct Pipelines<'w, 'r> {
     pub broken: Vec<BrokenPipeline>,
     /// The pipelines that a sparse checkout leaves out, by folder.
     left_out: BTreeMap<RepoPath, Manifest>,
+    /// Finds what their stages read.
+    pub(super) reads: Rc<Reads<'w, 'r>>,
     /// The stages that read through links, with what these lead to as dependencies.
-    linked: BTreeMap<StageId, Stage>,
-    pub graph: Graph,
+    linked: OnceCell<BTreeMap<StageId, Stage>>,
+    graph: OnceCell<Graph>,
+    /// Paths made by broken pipelines, each with the fault of a stage that reads it.
+    unavailable: Vec<(RepoPath, Fault)>,
 }
 
 /// Stages to plan or run, with all they need.
@@ -81,20 +86,48 @@ impl<'w, 'r> Pipelines<'w, 'r> {
             .flat_map(Manifest::outputs)
             .map(|(_, out)| out.path.clone());
         let outputs: BTreeSet<RepoPath> = declared.chain(unavailable.iter().map(|it| it.0.clone())).collect();
-        let outputs = Rc::new(outputs);
+        let reads = Rc::new(Reads::new(workspace, outputs));
         let open = |(folder, manifest): (RepoPath, Manifest)| {
-            let (folders, outputs) = (folders.clone(), outputs.clone());
-            (folder.clone(), Pipeline { workspace, folder, manifest, builtins, folders, outputs })
+            let (folders, reads) = (folders.clone(), reads.clone());
+            (folder.clone(), Pipeline { workspace, folder, manifest, builtins, folders, reads })
         };
-        let by_folder: BTreeMap<_, _> = manifests.into_iter().map(open).collect();
-        let stages = by_folder.iter().flat_map(|(folder, pipeline)| {
-            pipeline.manifest.stages.iter().map(move |(name, stage)| (StageId::new(folder, name), stage))
-        });
-        let mut stages: BTreeMap<_, _> = stages.collect();
-        let linked = linked_stages(&Reads::new(workspace, &outputs), &stages);
-        stages.extend(linked.iter().map(|(id, stage)| (id.clone(), stage)));
-        let graph = Graph::new(&stages, &unavailable);
-        Ok(Self { workspace, here, by_folder, broken, left_out, linked, graph })
+        let by_folder = manifests.into_iter().map(open).collect();
+        let (linked, graph) = (OnceCell::new(), OnceCell::new());
+        Ok(Self { workspace, here, by_folder, broken, left_out, reads, linked, graph, unavailable })
+    }
+
+    /// Returns the graph of all stages. Folders that these read are walked for links when it is first needed.
+    pub fn graph(&self) -> &Graph {
+        self.graph.get_or_init(|| {
+            let linked = self.linked().iter().map(|(id, stage)| (id.clone(), stage));
+            Graph::new(&self.stages().chain(linked).collect(), &self.unavailable)
+        })
+    }
+
+    /// Returns the stages that read through links. A link that stops its stage is reported where the stage is
+    /// checked.
+    fn linked(&self) -> &BTreeMap<StageId, Stage> {
+        self.linked.get_or_init(|| {
+            let linked = self.stages().filter_map(|(id, stage)| {
+                let targets = self.reads.outside(&id.name, stage).unwrap_or_default();
+                let dependencies = [&stage.dependencies[..], &targets].concat();
+                (!targets.is_empty()).then(|| (id, Stage { dependencies, ..stage.clone() }))
+            });
+            linked.collect()
+        })
+    }
+
+    /// Returns all stages, sorted by id.
+    pub fn stages(&self) -> impl Iterator<Item = (StageId, &Stage)> {
+        self.iter().flat_map(|pipeline| {
+            let stages = pipeline.manifest.stages.iter();
+            stages.map(|(name, stage)| (pipeline.id(name), stage))
+        })
+    }
+
+    /// Returns a stage; `None` for one that is gone from its `mlx.toml`.
+    pub fn declared(&self, id: &StageId) -> Option<&Stage> {
+        self.by_folder.get(&id.folder)?.manifest.stages.get(&id.name)
     }
 
     /// Returns the pipelines that can be read, sorted by folder.
@@ -146,13 +179,13 @@ impl<'w, 'r> Pipelines<'w, 'r> {
 
     /// Selects all pipelines.
     pub fn select_all(&self) -> Selection {
-        Selection { stages: self.graph.order.clone(), folders: self.by_folder.keys().cloned().collect() }
+        Selection { stages: self.graph().order.clone(), folders: self.by_folder.keys().cloned().collect() }
     }
 
     /// Selects the pipeline of the nearest `mlx.toml`.
     pub fn select_nearest(&self) -> Result<Selection> {
         let folder = self.nearest_folder()?;
-        let stages = self.graph.order.iter().filter(|id| id.folder == *folder).cloned().collect();
+        let stages = self.graph().order.iter().filter(|id| id.folder == *folder).cloned().collect();
         Ok(Selection { stages, folders: vec![folder.clone()] })
     }
 
@@ -165,7 +198,8 @@ impl<'w, 'r> Pipelines<'w, 'r> {
     /// Returns true if a stage reads `path`, something in it, or a folder around it.
     pub(super) fn is_read(&self, path: &RepoPath) -> bool {
         let manifests = self.iter().map(|pipeline| &pipeline.manifest).chain(self.left_out.values());
-        let mut stages = manifests.flat_map(|manifest| manifest.stages.values()).chain(self.linked.values());
+        let mut stages =
+            manifests.flat_map(|manifest| manifest.stages.values()).chain(self.linked().values());
         stages.any(|stage| {
             let params = stage.params.iter().map(|param| &param.0);
             stage.dependencies.iter().chain(params).any(|read| read.overlaps(path))
@@ -189,7 +223,7 @@ impl<'w, 'r> Pipelines<'w, 'r> {
     /// Finds the stage that `text` names: `folder:stage`, `:stage` at the top, a stage of the nearest
     /// `mlx.toml`, or else the only one of that name. Several are an error.
     pub fn find_stage(&self, text: &str) -> Result<Option<StageId>> {
-        let known = |id: &StageId| self.graph.needs.contains_key(id);
+        let known = |id: &StageId| self.declared(id).is_some();
         if let Some((folder, name)) = text.rsplit_once(':') {
             let folder = if folder.is_empty() { Ok(RepoPath::root()) } else { RepoPath::from_text(folder) };
             return Ok(folder.ok().map(|folder| StageId { folder, name: name.to_owned() }).filter(known));
@@ -198,9 +232,9 @@ impl<'w, 'r> Pipelines<'w, 'r> {
         if let Some(id) = nearest.ok().filter(known) {
             return Ok(Some(id));
         }
-        let named: Vec<_> = self.graph.needs.keys().filter(|id| id.name == text).collect();
+        let named: Vec<_> = self.stages().map(|it| it.0).filter(|id| id.name == text).collect();
         if named.len() < 2 {
-            return Ok(named.first().copied().cloned());
+            return Ok(named.into_iter().next());
         }
         let names: Vec<_> = named.iter().map(|id| format!("`{}`", as_typed(id))).collect();
         let message = format!("several pipelines have a stage `{text}`: {}", names.join(", "));
@@ -208,7 +242,7 @@ impl<'w, 'r> Pipelines<'w, 'r> {
     }
 
     fn known_stages(&self) -> String {
-        let names: Vec<_> = self.graph.needs.keys().map(StageId::to_string).collect();
+        let names: Vec<_> = self.stages().map(|(id, _)| id.to_string()).collect();
         if names.is_empty() {
             "`mlx.toml` has no stages".into()
         } else {
@@ -218,7 +252,7 @@ impl<'w, 'r> Pipelines<'w, 'r> {
 
     /// Returns the shortest text that names a stage: its plain name where that is unique.
     pub fn label(&self, id: &StageId) -> String {
-        let is_unique = self.graph.needs.keys().filter(|other| other.name == id.name).count() < 2;
+        let is_unique = self.stages().filter(|(other, _)| other.name == id.name).count() < 2;
         if is_unique { id.name.clone() } else { id.to_string() }
     }
 
@@ -325,20 +359,6 @@ fn unreadable(folder: &RepoPath, paths: Vec<RepoPath>, error: Error) -> Result<U
 
 fn pointer((path, content): (&RepoPath, &Content)) -> Pointer {
     Pointer { path: path.clone(), content: *content }
-}
-
-/// Returns the stages that read through links, with what these lead to among their dependencies. A link that
-/// stops its stage is reported where the stage is checked.
-fn linked_stages(reads: &Reads<'_, '_>, stages: &BTreeMap<StageId, &Stage>) -> BTreeMap<StageId, Stage> {
-    let mut linked = BTreeMap::new();
-    for (id, stage) in stages {
-        let targets = reads.outside(&id.name, stage).unwrap_or_default();
-        if !targets.is_empty() {
-            let dependencies = [&stage.dependencies[..], &targets].concat();
-            linked.insert(id.clone(), Stage { dependencies, ..(*stage).clone() });
-        }
-    }
-    linked
 }
 
 /// Returns the text that names a stage from any folder.

@@ -65,7 +65,7 @@ pub(super) struct Examination {
 
 /// Plans these stages and all they need, and the removal of the records of stages that are gone.
 pub fn plan(pipelines: &Pipelines<'_, '_>, wanted: &Selection, force: bool) -> Result<Plan> {
-    let graph = &pipelines.graph;
+    let graph = pipelines.graph();
     let records = Records::new(pipelines.workspace.repo, pipelines.folders());
     let checker = Checker::new(pipelines, &records)?;
     let mut blocked = graph.downstream_of(graph.faults.keys());

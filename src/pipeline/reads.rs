@@ -4,57 +4,75 @@
 //! the inputs of a run, and for edits that are recorded before it.
 
 use std::{
-    cell::{OnceCell, RefCell},
-    collections::{BTreeMap, BTreeSet},
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    rc::Rc,
 };
 
 use crate::{
     error::{Error, Result},
     fs::FileKind,
     path::RepoPath,
-    pipeline::{Pipeline, Stage},
-    workspace::Workspace,
+    pipeline::Stage,
+    workspace::{Links, Workspace},
 };
 
-/// Finds what stages read. Each folder is searched for links once, when it is first asked for.
-pub struct Reads<'p, 'r> {
-    workspace: &'p Workspace<'r>,
+/// Finds what stages read, for all pipelines of a command. Each folder is walked for links once, when it is
+/// first asked for, until [`Reads::forget`]; a scan of it tells its links as well.
+pub struct Reads<'w, 'r> {
+    workspace: &'w Workspace<'r>,
     /// The outputs of all stages.
-    outputs: &'p BTreeSet<RepoPath>,
-    kept: OnceCell<BTreeSet<RepoPath>>,
-    targets: RefCell<BTreeMap<RepoPath, Vec<RepoPath>>>,
+    pub outputs: BTreeSet<RepoPath>,
+    kept: RefCell<Option<Rc<BTreeSet<RepoPath>>>>,
+    links: RefCell<BTreeMap<RepoPath, Rc<Links>>>,
 }
 
-impl<'p, 'r> Reads<'p, 'r> {
-    pub fn new(workspace: &'p Workspace<'r>, outputs: &'p BTreeSet<RepoPath>) -> Self {
-        Self { workspace, outputs, kept: OnceCell::new(), targets: RefCell::default() }
+/// The dependencies of a stage, then the targets of links in them that no dependency covers. The links in a
+/// path are followed when the next one is asked for, so that a scan of it can be noted until then.
+pub struct Followed<'s, 'w, 'r> {
+    reads: &'s Reads<'w, 'r>,
+    name: &'s str,
+    stage: &'s Stage,
+    last: Option<RepoPath>,
+    pending: VecDeque<RepoPath>,
+    known: BTreeSet<RepoPath>,
+}
+
+impl<'w, 'r> Reads<'w, 'r> {
+    pub fn new(workspace: &'w Workspace<'r>, outputs: BTreeSet<RepoPath>) -> Self {
+        Self { workspace, outputs, kept: RefCell::default(), links: RefCell::default() }
+    }
+
+    /// Forgets what is known: a command that ran since may have changed it.
+    pub fn forget(&self) {
+        self.kept.take();
+        self.links.take();
+    }
+
+    /// Notes the links that a scan of `path` found.
+    pub fn note(&self, path: &RepoPath, links: Links) {
+        self.links.borrow_mut().insert(path.clone(), Rc::new(links));
     }
 
     /// Returns the paths whose content mlx keeps: those with a pointer, and outputs of stages.
-    pub fn kept(&self) -> Result<&BTreeSet<RepoPath>> {
-        if let Some(known) = self.kept.get() {
-            return Ok(known);
+    pub fn kept(&self) -> Result<Rc<BTreeSet<RepoPath>>> {
+        if let Some(known) = &*self.kept.borrow() {
+            return Ok(Rc::clone(known));
         }
         let mut kept = self.workspace.pointer_paths()?;
         kept.extend(self.outputs.iter().cloned());
-        Ok(self.kept.get_or_init(|| kept))
+        Ok(Rc::clone(self.kept.borrow_mut().insert(Rc::new(kept))))
     }
 
     /// Returns the dependencies of a stage, then the targets of links in them that no dependency covers.
     pub fn of(&self, name: &str, stage: &Stage) -> Result<Vec<RepoPath>> {
-        let mut found = stage.dependencies.clone();
-        let mut known = BTreeSet::new();
-        let mut at = 0;
-        while let Some(path) = found.get(at).cloned() {
-            for target in self.targets(&path)? {
-                if !covered(&target, stage) && known.insert(target.clone()) {
-                    check_target(name, stage, &path, &target)?;
-                    found.push(target);
-                }
-            }
-            at += 1;
-        }
-        Ok(found)
+        self.follow(name, stage).collect()
+    }
+
+    /// Iterates over the same.
+    pub fn follow<'s>(&'s self, name: &'s str, stage: &'s Stage) -> Followed<'s, 'w, 'r> {
+        let pending = stage.dependencies.iter().cloned().collect();
+        Followed { reads: self, name, stage, last: None, pending, known: BTreeSet::new() }
     }
 
     /// Returns the targets that may be outputs of other stages: links in what mlx keeps lead to nothing else.
@@ -74,14 +92,19 @@ impl<'p, 'r> Reads<'p, 'r> {
         Ok(path.ancestors().any(|above| kept.contains(&above)))
     }
 
+    /// Returns the targets of the links in `path`, as they lead now.
     fn targets(&self, path: &RepoPath) -> Result<Vec<RepoPath>> {
-        if let Some(known) = self.targets.borrow().get(path) {
-            return Ok(known.clone());
+        if !self.is_folder(path)? {
+            return Ok(Vec::new());
         }
-        let found =
-            if self.is_folder(path)? { self.workspace.link_targets(path, self.kept()?)? } else { Vec::new() };
-        self.targets.borrow_mut().insert(path.clone(), found.clone());
-        Ok(found)
+        let (kept, known) = (self.kept()?, self.links.borrow().get(path).cloned());
+        if let Some(links) = known {
+            return self.workspace.link_targets(path, &links, &kept);
+        }
+        let links = self.workspace.find_links(path, &kept)?;
+        let targets = self.workspace.link_targets(path, &links, &kept);
+        self.note(path, links);
+        targets
     }
 
     fn is_folder(&self, path: &RepoPath) -> Result<bool> {
@@ -89,10 +112,31 @@ impl<'p, 'r> Reads<'p, 'r> {
     }
 }
 
-impl Pipeline<'_, '_> {
-    /// Returns what stages read, as of the time each path is first asked for.
-    pub(super) fn reads(&self) -> Reads<'_, '_> {
-        Reads::new(self.workspace, &self.outputs)
+impl Followed<'_, '_, '_> {
+    /// Adds the targets of the links in a path.
+    fn follow_links(&mut self, path: &RepoPath) -> Result<()> {
+        for target in self.reads.targets(path)? {
+            if !covered(&target, self.stage) && self.known.insert(target.clone()) {
+                check_target(self.name, self.stage, path, &target)?;
+                self.pending.push_back(target);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Iterator for Followed<'_, '_, '_> {
+    type Item = Result<RepoPath>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(last) = self.last.take()
+            && let Err(error) = self.follow_links(&last)
+        {
+            return Some(Err(error));
+        }
+        let next = self.pending.pop_front()?;
+        self.last = Some(next.clone());
+        Some(Ok(next))
     }
 }
 

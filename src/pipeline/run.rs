@@ -12,7 +12,7 @@ use std::{
 use crate::{
     digest::Digest,
     error::{Error, Kind, Result, WithContext},
-    fs::{FileKind, Lock, Sync, lock_patiently},
+    fs::{FileKind, Lock, Sync, lock_patiently, try_lock},
     git::IgnoreTarget,
     path::RepoPath,
     pipeline::{
@@ -97,7 +97,7 @@ pub fn repro(
     options: Options,
     progress: &dyn Progress,
 ) -> Result<(Vec<StageRun>, Option<Error>)> {
-    let graph = &pipelines.graph;
+    let graph = pipelines.graph();
     let order = graph.upstream_of(&wanted.stages);
     let refused = refused(pipelines, &order, options)?;
     let blocked = graph.downstream_of(refused.iter().map(|it| &it.0));
@@ -144,7 +144,7 @@ pub fn accept(
     ids: &[StageId],
     progress: &dyn Progress,
 ) -> Result<Vec<StageRun>> {
-    let order: Vec<_> = pipelines.graph.order.iter().filter(|id| ids.contains(id)).cloned().collect();
+    let order: Vec<_> = pipelines.graph().order.iter().filter(|id| ids.contains(id)).cloned().collect();
     let options = Options { mode: Mode::Accept, ..Options::default() };
     let refused = refused(pipelines, &order, options)?;
     if let Some((_, error)) = refused.into_iter().next() {
@@ -168,8 +168,8 @@ fn refused(
     let records = Records::new(pipelines.workspace.repo, pipelines.folders());
     let is_unreadable = |id: &&StageId| records.of(&id.folder).is_err();
     let faults: BTreeSet<&StageId> =
-        pipelines.graph.faults.keys().chain(order.iter().filter(is_unreadable)).collect();
-    let blocked = pipelines.graph.downstream_of(faults.iter().copied());
+        pipelines.graph().faults.keys().chain(order.iter().filter(is_unreadable)).collect();
+    let blocked = pipelines.graph().downstream_of(faults.iter().copied());
     let checker = Checker::new(pipelines, &records)?;
     let mut refused = Vec::new();
     for id in order.iter().filter(|id| !blocked.contains(id)) {
@@ -217,8 +217,13 @@ impl Pipeline<'_, '_> {
 
     /// Waits until no other command runs, restores or records the stage in this worktree.
     pub(super) fn take_turn(&self, name: &str, progress: &dyn Progress) -> Result<Lock> {
-        let turn = self.running_file(name, ".turn")?;
-        lock_patiently(&self.repo().private, &turn, progress)
+        let (private, turn) = (&self.repo().private, self.running_file(name, ".turn")?);
+        if let Some(free) = try_lock(private, &turn)? {
+            return Ok(free);
+        }
+        let lock = lock_patiently(private, &turn, progress)?;
+        self.reads.forget();
+        Ok(lock)
     }
 
     /// Pins the outputs that a restore would bring, before the lockfile names them; returns false if some of
@@ -335,7 +340,9 @@ impl Pipeline<'_, '_> {
             environment: &stage.environment,
             log: &log,
         };
-        let ended = runner::run(&job, progress)?;
+        let ended = runner::run(&job, progress);
+        self.reads.forget();
+        let ended = ended?;
         let lines = repo.private.read_if_exists(&reached)?.unwrap_or_default();
         repo.private.remove(&reached)?;
         if ended == Ended::Code(0) {

@@ -7,7 +7,7 @@ use crate::{
     error::{Error, Kind, Result},
     fs::FileKind,
     path::RepoPath,
-    pipeline::{Pipeline, Records, Stage},
+    pipeline::{Pipeline, Pipelines, Records, Stage, StageId},
     pointer::{Content, Pointer},
     progress::{Progress, Silent},
     workspace::{Node, Workspace},
@@ -45,7 +45,7 @@ impl Pipeline<'_, '_> {
     /// Returns what a stage reads: files and folders, and its parameter files.
     fn files_read(&self, name: &str, stage: &Stage) -> Result<BTreeSet<RepoPath>> {
         let params = stage.params.iter().map(|(file, _)| file.clone());
-        Ok(self.reads().of(name, stage)?.into_iter().chain(params).collect())
+        Ok(self.reads.of(name, stage)?.into_iter().chain(params).collect())
     }
 
     /// Returns the content of a dependency that exists: the present one, or, if parts of it were not pulled,
@@ -83,7 +83,7 @@ impl Pipeline<'_, '_> {
                 absent.insert(pointer.path.clone());
             }
         }
-        for output in records.outputs_in(path).filter(|output| self.outputs.contains(&output.path)) {
+        for output in records.outputs_in(path).filter(|output| self.reads.outputs.contains(&output.path)) {
             match self.is_whole(&output) {
                 Ok(true) => {}
                 Ok(false) => drop(absent.insert(output.path)),
@@ -128,40 +128,50 @@ fn pointers_at(workspace: &Workspace<'_>, path: &RepoPath) -> Result<Vec<Pointer
     Ok(pointers.into_iter().flatten().collect())
 }
 
-/// Returns the files that these stages read and that neither Git nor mlx tracks: other clones will lack them.
-/// A folder of which Git tracks nothing stands for its files; in others, files that Git ignores are left out.
-/// `outputs` are those of all stages.
-pub fn untracked_inputs<'s>(
-    workspace: &Workspace<'_>,
-    stages: impl IntoIterator<Item = &'s Stage>,
-    outputs: &[RepoPath],
-) -> Result<Vec<RepoPath>> {
-    let git = &workspace.repo.git;
-    let tracked: BTreeSet<_> = git.tracked(&|_| true)?.into_iter().collect();
-    let is_covered = |path: &RepoPath| outputs.iter().any(|output| path.is_within(output));
-    // A submodule is tracked as one path.
-    let is_tracked = |path: &RepoPath| path.ancestors().any(|above| tracked.contains(&above));
-    let mut found = BTreeSet::new();
-    let stages: Vec<_> = stages.into_iter().collect();
-    let dependencies = stages.iter().flat_map(|stage| &stage.dependencies);
-    let params = stages.iter().flat_map(|stage| stage.params.iter().map(|param| &param.0));
-    for path in dependencies.chain(params).collect::<BTreeSet<_>>() {
-        if is_covered(path) || is_tracked(path) || workspace.pointer_of(path).is_ok_and(|it| it.is_some()) {
-            continue;
+impl Pipelines<'_, '_> {
+    /// Returns the files that these stages read and that neither Git nor mlx tracks: other clones will lack
+    /// them. A folder of which Git tracks nothing stands for its files; in others, files that Git ignores are
+    /// left out.
+    pub fn untracked_inputs<'i>(&self, ids: impl IntoIterator<Item = &'i StageId>) -> Result<Vec<RepoPath>> {
+        let git = &self.workspace.repo.git;
+        let tracked: BTreeSet<_> = git.tracked(&|_| true)?.into_iter().collect();
+        let outputs = self.claims();
+        let is_covered = |path: &RepoPath| outputs.iter().any(|(output, _)| path.is_within(output));
+        // A submodule is tracked as one path.
+        let is_tracked = |path: &RepoPath| path.ancestors().any(|above| tracked.contains(&above));
+        let mut found = BTreeSet::new();
+        for path in self.read_by(ids) {
+            let has_pointer = || self.workspace.pointer_of(&path).is_ok_and(|it| it.is_some());
+            if is_covered(&path) || is_tracked(&path) || has_pointer() {
+                continue;
+            }
+            // A path that cannot be read is reported by those who need its content.
+            let Ok(Some(node)) = self.workspace.scan(&path, &Silent) else { continue };
+            if git.tracked_within(&path)?.is_none()
+                && pointers_at(self.workspace, &path).is_ok_and(|it| it.is_empty())
+            {
+                found.insert(path);
+                continue;
+            }
+            let pointers = self.workspace.pointer_paths()?;
+            let is_ours = |file: &RepoPath| file.ancestors().any(|above| pointers.contains(&above));
+            let mut files: Vec<_> = node.leaves(&path)?.into_iter().map(|leaf| leaf.0).collect();
+            files.retain(|file| !is_tracked(file) && !is_covered(file) && !is_ours(file));
+            let ignored: BTreeSet<_> =
+                git.ignored_files(&files)?.into_iter().map(|ignored| ignored.file).collect();
+            found.extend(files.into_iter().filter(|file| !ignored.contains(file)));
         }
-        // A path that cannot be read is reported by those who need its content.
-        let Ok(Some(node)) = workspace.scan(path, &Silent) else { continue };
-        if git.tracked_within(path)?.is_none() && pointers_at(workspace, path).is_ok_and(|it| it.is_empty()) {
-            found.insert(path.clone());
-            continue;
-        }
-        let pointers = workspace.pointer_paths()?;
-        let is_ours = |file: &RepoPath| file.ancestors().any(|above| pointers.contains(&above));
-        let mut files: Vec<_> = node.leaves(path)?.into_iter().map(|leaf| leaf.0).collect();
-        files.retain(|file| !is_tracked(file) && !is_covered(file) && !is_ours(file));
-        let ignored: BTreeSet<_> =
-            git.ignored_files(&files)?.into_iter().map(|ignored| ignored.file).collect();
-        found.extend(files.into_iter().filter(|file| !ignored.contains(file)));
+        Ok(found.into_iter().collect())
     }
-    Ok(found.into_iter().collect())
+
+    /// Returns what these stages read: dependencies, what links in them lead to, and parameter files. A link
+    /// that stops its stage leads nowhere here.
+    fn read_by<'i>(&self, ids: impl IntoIterator<Item = &'i StageId>) -> BTreeSet<RepoPath> {
+        let mut read = BTreeSet::new();
+        for (id, stage) in ids.into_iter().filter_map(|id| Some((id, self.declared(id)?))) {
+            read.extend(self.reads.of(&id.name, stage).unwrap_or_else(|_| stage.dependencies.clone()));
+            read.extend(stage.params.iter().map(|(file, _)| file.clone()));
+        }
+        read
+    }
 }

@@ -98,8 +98,7 @@ impl Pipeline<'_, '_> {
             StampChange::Names | StampChange::Place => return Ok(None),
             _ => (&moved.path, false),
         };
-        let reads = self.reads();
-        let kept = reads.kept()?;
+        let kept = self.reads.kept()?;
         let is_declared = self.manifest.stages.values().any(|stage| {
             stage.dependencies.contains(path) || stage.params.iter().any(|(file, _)| file == path)
         });

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, ffi::OsStr, os::unix::ffi::OsStrExt as _, path:
 
 use crate::{
     error::{Error, Kind, Result},
-    fs::{Dir, FileKind, FileType, WalkFilter},
+    fs::{self, FileKind, Listing},
     path::{RepoPath, escape_bytes},
     workspace::{Workspace, filter::ScanFilter},
 };
@@ -16,23 +16,56 @@ use crate::{
 /// Links that are followed one after the other before they count as a circle, as in the kernel.
 const MAX_HOPS: usize = 40;
 
+/// Links inside a dependency, as one walk found them.
+#[derive(Clone, Debug, Default)]
+pub struct Links {
+    found: Vec<RepoPath>,
+    /// The topmost paths in the dependency that are left out: a link to one of them leads out, too.
+    left_out: BTreeSet<RepoPath>,
+}
+
+impl Links {
+    /// Returns the links that a walk of the folder `path` listed, without those that mlx keeps.
+    pub(super) fn new(
+        path: &RepoPath,
+        listing: &Listing,
+        filter: ScanFilter<'_>,
+        kept: &BTreeSet<RepoPath>,
+    ) -> Self {
+        let mut found = Vec::new();
+        if !kept.contains(path) {
+            collect_links(path, listing, kept, &mut found);
+        }
+        let left_out = filter.into_left_out().into_iter();
+        Self { found, left_out: left_out.filter_map(|(folder, name)| folder.join(&name).ok()).collect() }
+    }
+}
+
 impl Workspace<'_> {
-    /// Returns the paths outside the folder `path` that links inside it lead to. `kept` are the paths that
-    /// mlx keeps: where nothing exists, they are what a link leads to; other dangling links lead nowhere.
-    pub fn link_targets(&self, path: &RepoPath, kept: &BTreeSet<RepoPath>) -> Result<Vec<RepoPath>> {
+    /// Walks the folder `path` for links; at other paths there are none. `kept` are the paths that mlx keeps.
+    pub fn find_links(&self, path: &RepoPath, kept: &BTreeSet<RepoPath>) -> Result<Links> {
         let files = &self.repo.files;
         if kept.contains(path) || files.stat(path)?.is_none_or(|stat| stat.kind != FileKind::Folder) {
-            return Ok(Vec::new());
+            return Ok(Links::default());
         }
-        let filter = self.dependency_filter(path, kept)?.list_left_out();
-        let mut links = Vec::new();
-        collect_links(&files.dir(path)?, &filter, kept, &mut links)?;
-        let left_out = filter.into_left_out().into_iter();
-        let left_out: BTreeSet<_> = left_out.filter_map(|(folder, name)| folder.join(&name).ok()).collect();
+        let filter = self.dependency_filter(path, kept)?;
+        let listing = fs::on_io_threads(|| files.entries(path, &filter))?;
+        Ok(Links::new(path, &listing, filter, kept))
+    }
+
+    /// Returns the paths outside the folder `path` that links inside it lead to. `kept` are the paths that
+    /// mlx keeps: where nothing exists, they are what a link leads to; other dangling links lead nowhere.
+    pub fn link_targets(
+        &self,
+        path: &RepoPath,
+        links: &Links,
+        kept: &BTreeSet<RepoPath>,
+    ) -> Result<Vec<RepoPath>> {
+        let files = &self.repo.files;
         let mut targets = Vec::new();
-        for link in links {
-            let Some(target) = self.resolve_link(&link)? else { continue };
-            if target.is_within(path) && !target.ancestors().any(|above| left_out.contains(&above)) {
+        for link in links.found.iter().filter(|link| !self.is_stored_link(link)) {
+            let Some(target) = self.resolve_link(link)? else { continue };
+            if target.is_within(path) && !target.ancestors().any(|above| links.left_out.contains(&above)) {
                 continue;
             }
             if files.stat(&target)?.is_none() {
@@ -112,34 +145,16 @@ enum Walked {
     Link(Vec<u8>),
 }
 
-/// Adds the links at and below a folder that the filter includes, without those that mlx keeps.
-fn collect_links(
-    dir: &Dir,
-    filter: &ScanFilter<'_>,
-    kept: &BTreeSet<RepoPath>,
-    links: &mut Vec<RepoPath>,
-) -> Result<()> {
-    let mut names = dir.names()?;
-    filter.filter(dir, &mut names)?;
-    let is_repository = names.iter().any(|it| it.0 == b".git");
-    names.retain(|it| !is_repository || it.0 != b".git" && it.0 != b".mlx");
-    for (name, kind) in names {
-        let kind = match kind {
-            FileType::Unknown => dir.stat(&name)?.map(|stat| stat.kind),
-            FileType::Symlink => Some(FileKind::Symlink),
-            FileType::Directory => Some(FileKind::Folder),
-            _ => None,
-        };
-        // A scan reports names that are not allowed.
-        let Ok(path) = dir.path().join(&name) else { continue };
-        match kind {
+/// Adds the links at and below a folder that a walk listed, without those that mlx keeps.
+fn collect_links(folder: &RepoPath, listing: &Listing, kept: &BTreeSet<RepoPath>, links: &mut Vec<RepoPath>) {
+    for entry in listing.iter().filter(|entry| entry.stat.kind != FileKind::File) {
+        let Ok(path) = folder.join(entry.name) else { continue };
+        match entry.stat.kind {
             _ if kept.contains(&path) => {}
-            Some(FileKind::Symlink) => links.push(path),
-            Some(FileKind::Folder) => collect_links(&dir.open_dir(&name)?, filter, kept, links)?,
-            _ => {}
+            FileKind::Symlink => links.push(path),
+            _ => collect_links(&path, entry.children, kept, links),
         }
     }
-    Ok(())
 }
 
 /// Returns the missing path itself if mlx keeps it or a folder above it, or else what mlx keeps in it.

@@ -44,6 +44,7 @@ pub use self::{
     glob::Glob,
     kept::{KEPT_DAYS, KeptVersion, find_kept, forget_expired, kept_versions, read_kept, unknown_version},
     leftovers::clean_work_tree,
+    links::Links,
     merge::{Base, Merge, Mine, merge},
     named_paths::NamedPaths,
     node::Node,
@@ -320,17 +321,20 @@ impl<'r> Workspace<'r> {
     }
 
     /// Scans a dependency of a stage: as [`Workspace::scan`], without the files that the repository's
-    /// `.gitignore` files name, and with the stats that the digests belong to. `kept` are the paths that mlx
-    /// keeps: those with a pointer, and outputs.
+    /// `.gitignore` files name, with the stats that the digests belong to and the links. `kept` are the paths
+    /// that mlx keeps: those with a pointer, and outputs.
     pub fn scan_dependency(
         &self,
         path: &RepoPath,
         kept: &BTreeSet<RepoPath>,
-    ) -> Result<Option<(Node, Stamps)>> {
-        scan::scan_stamped(self, path, &self.dependency_filter(path, kept)?, &Silent)
+    ) -> Result<Option<(Node, Stamps, Links)>> {
+        let filter = self.dependency_filter(path, kept)?;
+        let Some((node, stamps)) = scan::scan_stamped(self, path, &filter, &Silent)? else { return Ok(None) };
+        let links = Links::new(path, stamps.listing(), filter, kept);
+        Ok(Some((node, stamps, links)))
     }
 
-    /// Returns the filter for a scan of a dependency.
+    /// Returns the filter for a walk of a dependency.
     fn dependency_filter<'v>(
         &'v self,
         path: &RepoPath,
@@ -340,7 +344,9 @@ impl<'r> Workspace<'r> {
         let filter = ScanFilter::new(self, path, record.as_ref())?;
         let is_folder = self.repo.files.stat(path)?.is_some_and(|it| it.kind == FileKind::Folder);
         let git = if is_folder { GitIgnored::open(&self.repo.files, path, kept)? } else { None };
-        Ok(filter.without_git_ignored(git))
+        let filter = filter.without_git_ignored(git);
+        // Content that mlx keeps has no links that lead out of it.
+        Ok(if is_folder && !kept.contains(path) { filter.list_left_out() } else { filter })
     }
 
     /// Returns the content of `path` without storing it; `None` if nothing exists there.

@@ -104,6 +104,11 @@ impl Stamps {
         None
     }
 
+    /// Returns what the scan listed below the path.
+    pub(super) fn listing(&self) -> &Listing {
+        &self.listing
+    }
+
     fn entry(&self) -> Entry<'_> {
         Entry { name: self.path.name(), stat: self.stat, children: &self.listing }
     }

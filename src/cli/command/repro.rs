@@ -92,7 +92,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Summary> {
         pipelines.broken.iter().for_each(|broken| ctx.warn_once(&broken.error));
     }
     let mut needed: BTreeSet<_> =
-        pipelines.graph.upstream_of(&wanted.stages).into_iter().map(|id| id.folder).collect();
+        pipelines.graph().upstream_of(&wanted.stages).into_iter().map(|id| id.folder).collect();
     needed.extend(wanted.folders.iter().cloned());
     // That of a needed pipeline is the error of its stages.
     for lockfile in pipelines.unreadable_lockfiles()? {
@@ -124,9 +124,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Summary> {
     warn_ignored(ctx, &repo, &pipelines.files_in_git(&wanted)?)?;
     let (runs, failure) = result?;
     let is_new = |outcome| matches!(outcome, Outcome::Ran | Outcome::Restored | Outcome::Recorded);
-    let recorded = runs.iter().filter(|run| is_new(run.outcome));
-    let stages = recorded.filter_map(|run| pipelines.of(&run.id).manifest.stages.get(&run.id.name));
-    warn_untracked(ctx, &workspace, &pipelines, stages)?;
+    warn_untracked(ctx, &pipelines, runs.iter().filter(|run| is_new(run.outcome)).map(|run| &run.id))?;
     candidates.extend(files_for_git(&pipelines, &runs)?);
     let mut staging = Staging::changed(ctx, &repo, candidates)?;
     staging.files.extend(deleted_files(&pipelines, &runs)?);

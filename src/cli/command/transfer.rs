@@ -18,7 +18,7 @@ use crate::{
     git::Rev,
     maintenance,
     path::RepoPath,
-    pipeline::{CommitRecords, Pipelines, Stage, contents_at, is_tracking_file, untracked_inputs},
+    pipeline::{CommitRecords, Pipelines, StageId, contents_at, is_tracking_file},
     pointer::{Content, Pointer},
     remote::{self, Access, Depth, Fetched, Pushed, Remote, Wants},
     repo::Repo,
@@ -216,20 +216,19 @@ pub fn push(ctx: &Context<'_>, args: &PushArgs) -> Result<PushReport> {
     let remote = Remote::open(&config, Access::Write)?;
     let sent = remote::push(&repo, &remote, &wants, ctx.progress)?;
     let pipelines = ctx.all_pipelines(&workspace)?;
-    warn_untracked(ctx, &workspace, &pipelines, pipelines.iter().flat_map(|it| it.manifest.stages.values()))?;
+    let stages: Vec<_> = pipelines.stages().map(|it| it.0).collect();
+    warn_untracked(ctx, &pipelines, &stages)?;
     workspace.save_if_free();
     Ok(PushReport(remote.location, sent, failure))
 }
 
-/// Names the inputs of stages that neither Git nor mlx tracks. `pipelines` are all that there are.
-pub fn warn_untracked<'s>(
+/// Names the inputs of stages that neither Git nor mlx tracks.
+pub fn warn_untracked<'i>(
     ctx: &Context<'_>,
-    workspace: &Workspace<'_>,
     pipelines: &Pipelines<'_, '_>,
-    stages: impl IntoIterator<Item = &'s Stage>,
+    stages: impl IntoIterator<Item = &'i StageId>,
 ) -> Result<()> {
-    let outputs = pipelines.claims().into_iter().map(|it| it.0);
-    let found = untracked_inputs(workspace, stages, &outputs.collect::<Vec<_>>())?;
+    let found = pipelines.untracked_inputs(stages)?;
     if found.is_empty() {
         return Ok(());
     }
