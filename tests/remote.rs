@@ -135,7 +135,19 @@ fn diff_fetches_trees_and_no_data() {
 #[test]
 fn a_missing_remote_is_named() {
     let sandbox = project();
-    assert!(sandbox.fails("push", 3).contains("no default remote is configured"));
+    let error = sandbox.fails("push", 3);
+    assert!(error.contains("no default remote is configured"), "{error}");
+    assert!(error.contains("`mlx remote add NAME URL --default`"), "{error}");
+    for (name, default) in [("one", "one"), ("two", "NAME")] {
+        sandbox.ok(&format!("remote add {name} file:///nowhere/at/all"));
+        let error = sandbox.fails("push", 3);
+        assert!(error.contains(&format!("`mlx config set core.remote {default}`")), "{error}");
+    }
+    assert!(sandbox.fails("push", 3).contains("configured remotes: one, two; "));
+    sandbox.ok("config set core.remote one");
+    assert!(sandbox.fails("push", 3).contains("the folder `/nowhere/at/all` does not exist"));
+    sandbox.ok("remote remove one");
+    sandbox.ok("remote remove two");
     sandbox.ok("remote add gone file:///nowhere/at/all --default");
     assert!(sandbox.fails("push", 3).contains("the folder `/nowhere/at/all` does not exist"));
     assert!(sandbox.fails("pull", 3).contains("the folder `/nowhere/at/all` does not exist"));

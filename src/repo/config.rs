@@ -104,10 +104,7 @@ impl Config {
 
     /// Returns the remote of this name, or the default one.
     pub fn remote(&self, name: Option<&str>) -> Result<RemoteConfig> {
-        let none = || {
-            Error::not_found("no default remote is configured")
-                .hint("add one with `mlx remote add NAME URL --default`, or name a remote")
-        };
+        let none = || Error::not_found("no default remote is configured").hint(self.default_hint());
         let name = name.or_else(|| self.get("core.remote").map(|it| it.0)).ok_or_else(none)?;
         let prefix = format!("remote.{name}.");
         let settings = self.all();
@@ -118,15 +115,29 @@ impl Config {
             private &= *layer != Layer::Repo;
             options.insert(key, text.clone());
         }
-        let url = options.remove("url").ok_or_else(|| {
-            let names = self.remotes().join(", ");
-            let hint = if names.is_empty() {
-                "no remote is configured: add one with `mlx remote add NAME URL`".to_owned()
-            } else {
-                format!("configured remotes: {names}")
-            };
-            Error::not_found(format!("remote `{name}` not found")).hint(hint)
-        })?;
+        let missing = || Error::not_found(format!("remote `{name}` not found")).hint(self.remotes_hint());
+        let url = options.remove("url").ok_or_else(missing)?;
         Ok(RemoteConfig { name: name.to_owned(), url, options, private })
+    }
+
+    /// Tells how to get a default remote.
+    fn default_hint(&self) -> String {
+        let known = self.remotes();
+        let name = match &known[..] {
+            [] => return "add one with `mlx remote add NAME URL --default`".to_owned(),
+            [name] => name,
+            _ => "NAME",
+        };
+        format!("{}; make one the default with `mlx config set core.remote {name}`", self.remotes_hint())
+    }
+
+    /// Lists the configured remotes.
+    fn remotes_hint(&self) -> String {
+        match self.remotes().join(", ") {
+            names if names.is_empty() => {
+                "no remote is configured: add one with `mlx remote add NAME URL`".to_owned()
+            }
+            names => format!("configured remotes: {names}"),
+        }
     }
 }
