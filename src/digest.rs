@@ -17,6 +17,9 @@ pub struct Digest([u8; 32]);
 pub struct Hasher(blake3::Hasher);
 
 impl Digest {
+    /// Number of hex digits that are displayed.
+    pub const SHORT: usize = 10;
+
     /// Computes the digest of `bytes`; from 1 MiB on all cores are used.
     pub fn of(bytes: &[u8]) -> Self {
         const LARGE: usize = 1 << 20;
@@ -43,7 +46,7 @@ impl Digest {
 
     /// Returns the first ten hex digits, for display.
     pub fn short(&self) -> String {
-        self.hex()[..10].to_owned()
+        self.hex()[..Self::SHORT].to_owned()
     }
 
     /// Parses 64 hex digits without the prefix.

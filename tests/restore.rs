@@ -82,6 +82,29 @@ fn any_stored_content_is_restored_by_its_full_digest() {
 }
 
 #[test]
+fn any_stored_content_is_restored_by_the_digits_that_commands_print() {
+    let sandbox = Sandbox::new();
+    sandbox.write("d/1", "one");
+    sandbox.write("large", vec![7; 2_000_000]);
+    let printed = |said: &str, path: &str| {
+        let line = said.lines().find(|line| line.starts_with(&format!("{path}: "))).unwrap();
+        line.rsplit(' ').next().unwrap().to_owned()
+    };
+    let said = sandbox.ok("add d large");
+    let (folder, large) = (printed(&said, "d"), printed(&said, "large"));
+    sandbox.write("d/1", "two");
+    sandbox.ok("add d");
+    sandbox.ok(&format!("restore b3:{folder} --to old"));
+    sandbox.ok(&format!("restore {large} --to copy"));
+    let file = &blake3::hash(b"one").to_hex()[..10];
+    sandbox.ok(&format!("restore b3:{file} --to file"));
+    assert_eq!((sandbox.read("old/1"), sandbox.read("file")), ("one".into(), "one".into()));
+    assert_eq!(sandbox.read("copy"), sandbox.read("large"));
+    let error = sandbox.fails(&format!("restore b3:{} --to x", &folder[..9]), 3);
+    assert!(error.contains("10 digits of its digest or more"), "{error}");
+}
+
+#[test]
 fn a_kept_version_is_listed_and_outlives_every_gc_for_thirty_days() {
     let sandbox = pipeline();
     sandbox.write("model", "precious");

@@ -1,38 +1,67 @@
 //! Completeness of stored content: a tree is complete when every page and every file below it is stored.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use crate::{
     digest::Digest,
     error::Result,
     pointer::{Content, ContentKind},
-    store::{EntryKind, Page, Store, folder::read_page},
+    store::{EntryKind, Kind, Packed, Page, Store, folder::read_page},
 };
 
 /// Describes the content of this digest, as a pointer to it would; `None` if it is not stored here.
 pub fn content_of(store: &Store, digest: &Digest) -> Result<Option<Content>> {
-    let digest = *digest;
+    described(store, &Content { digest: *digest, files: 0, kind: ContentKind::Tree, size: 0 })
+}
+
+/// Returns this content with the kind, size and number of files that the object of its digest has; `None` if
+/// it is not stored here. A file may have the bytes of a folder's page: then the given kind counts.
+pub fn described(store: &Store, content: &Content) -> Result<Option<Content>> {
+    let digest = content.digest;
+    let is_executable = content.kind == ContentKind::Executable;
+    let kind = if is_executable { ContentKind::Executable } else { ContentKind::File };
     if !store.contains(&digest) {
         return Ok(None);
     }
-    if store.is_tree_page(&digest) {
-        let sums: Vec<(u64, u64)> = match read_page(store, &digest)? {
-            Page::Branch(_, rows) => rows.iter().map(|row| (row.size, row.files)).collect(),
-            Page::Leaf(rows) => rows.iter().map(|row| (row.size, row.files)).collect(),
-        };
-        let (size, files) = sums.iter().fold((0_u64, 0_u64), |(size, files), row| {
-            (size.saturating_add(row.0), files.saturating_add(row.1))
-        });
-        return Ok(Some(Content { digest, files, kind: ContentKind::Tree, size }));
+    if !store.is_tree_page(&digest) || content.kind != ContentKind::Tree && store.is_file(&digest) {
+        let size = store.file_size(&digest)?;
+        return Ok(size.map(|size| Content { digest, files: 1, kind, size }));
     }
-    let size = match store.large(&digest) {
-        Some(large) => large.stat()?.size,
-        None => store.read(&digest)?.len() as u64,
+    let sums: Vec<(u64, u64)> = match read_page(store, &digest)? {
+        Page::Branch(_, rows) => rows.iter().map(|row| (row.size, row.files)).collect(),
+        Page::Leaf(rows) => rows.iter().map(|row| (row.size, row.files)).collect(),
     };
-    Ok(Some(Content { digest, files: 1, kind: ContentKind::File, size }))
+    let (size, files) = sums
+        .iter()
+        .fold((0_u64, 0_u64), |(size, files), row| (size.saturating_add(row.0), files.saturating_add(row.1)));
+    Ok(Some(Content { digest, files, kind: ContentKind::Tree, size }))
+}
+
+/// Returns true if the object is stored, but as a folder instead of a file or the other way round.
+pub fn has_other_kind(store: &Store, content: &Content) -> bool {
+    let (is_tree, is_page) = (content.kind == ContentKind::Tree, store.is_tree_page(&content.digest));
+    is_tree != is_page && store.is_file(&content.digest) == is_tree
 }
 
 impl Store {
+    /// Returns true if the bytes of a file are stored under this digest.
+    pub fn is_file(&self, digest: &Digest) -> bool {
+        self.large(digest).is_some() || self.packed_size(digest).is_some()
+    }
+
+    /// Returns the size of a stored file.
+    fn file_size(&self, digest: &Digest) -> Result<Option<u64>> {
+        match self.large(digest) {
+            Some(large) => Ok(Some(large.stat()?.size)),
+            None => Ok(self.packed_size(digest)),
+        }
+    }
+
+    fn packed_size(&self, digest: &Digest) -> Option<u64> {
+        let row = |packed: &Arc<Packed>| packed.index.find(digest, &[Kind::Content]);
+        self.packs().values().find_map(row).map(|row| row.size)
+    }
+
     /// Returns true if all of this content is stored here. A gc may remove it at any moment, unless a
     /// pointer, a lockfile or a commit names it.
     pub fn is_complete(&self, content: &Content) -> bool {

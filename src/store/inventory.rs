@@ -126,6 +126,19 @@ impl Store {
         self.damaged().contains(digest)
     }
 
+    /// Returns the digests of the stored files and pages whose hex digits begin with `prefix`, at most 64.
+    pub fn starting_with(&self, prefix: &str) -> Result<BTreeSet<Digest>> {
+        let padded = |digit: &str| Digest::from_hex(&(prefix.to_owned() + &digit.repeat(64 - prefix.len())));
+        let (first, last) = (padded("0")?, padded("f")?);
+        let mut found: BTreeSet<_> = self.list_files("objects")?.iter().map(|file| file.digest).collect();
+        for packed in self.packs().values() {
+            let rows = packed.index.rows().filter(|row| matches!(row.kind, Kind::Content | Kind::Tree));
+            found.extend(rows.map(|row| row.digest).filter(|digest| (first..=last).contains(digest)));
+        }
+        found.retain(|digest| (first..=last).contains(digest) && self.contains(digest));
+        Ok(found)
+    }
+
     /// Returns the index files and the pack files, by pack name.
     pub(super) fn pack_files(&self) -> Result<(BTreeMap<Digest, FileStat>, BTreeMap<Digest, FileStat>)> {
         let (mut indexes, mut packs) = (BTreeMap::new(), BTreeMap::new());

@@ -7,6 +7,8 @@
 //! kept/HEX     digest of path and content: JSON with `format`, `path`, `content`, `when` (seconds) and `why`
 //! ```
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -17,8 +19,9 @@ use crate::{
     path::RepoPath,
     pointer::{Content, Pointer},
     repo::Repo,
+    store::content_of,
     time::Timestamp,
-    workspace::Workspace,
+    workspace::{Workspace, named_paths::MAX_NAMED},
 };
 
 /// Number of days for which a version is kept.
@@ -119,24 +122,37 @@ pub fn kept_versions(repo: &Repo) -> Result<Vec<KeptVersion>> {
     Ok(found)
 }
 
-/// Finds the newest kept version whose digest starts with `name`, such as `b3:1f2e3d4c5b`.
-pub fn find_kept(repo: &Repo, name: &str) -> Result<Option<KeptVersion>> {
+/// Finds the content whose digest starts with `name`, such as `b3:1f2e3d4c5b`: that of a kept version, with
+/// the path where the newest one was, or any other that is stored, of which at least as many digits must be
+/// given as are displayed.
+pub fn find_version(repo: &Repo, name: &str) -> Result<(Content, Option<RepoPath>)> {
     let prefix = parse_prefix(name)?;
-    let mut found = kept_versions(repo)?;
-    found.retain(|version| version.content.digest.hex().starts_with(prefix));
-    let first = found.first().map(|version| version.content.digest);
-    if found.iter().any(|version| Some(version.content.digest) != first) {
-        let error = Error::usage(format!("`{name}` is the beginning of several kept versions"));
-        return Err(error.hint("write more of its digits; `mlx du --json` lists all of them"));
+    let mut kept = kept_versions(repo)?;
+    kept.retain(|version| version.content.digest.hex().starts_with(prefix));
+    let mut found: BTreeSet<_> = kept.iter().map(|version| version.content.digest).collect();
+    if prefix.len() >= Digest::SHORT {
+        found.extend(repo.store.starting_with(prefix)?);
     }
-    Ok(found.into_iter().next())
+    if found.len() > 1 {
+        let named: Vec<_> = found.iter().take(MAX_NAMED).map(|digest| format!("`{digest}`")).collect();
+        let more = if found.len() > MAX_NAMED { ", …" } else { "" };
+        let message = format!("`{name}` is the beginning of several versions: {}{more}", named.join(", "));
+        return Err(Error::usage(message).hint("write more digits of the one that you mean"));
+    }
+    if let Some(KeptVersion { path, content, .. }) = kept.into_iter().next() {
+        return Ok((content, Some(path)));
+    }
+    let stored = found.first().map(|digest| content_of(&repo.store, digest)).transpose()?.flatten();
+    stored.map(|content| (content, None)).ok_or_else(|| unknown_version(name))
 }
 
+/// Returns the hex digits of a name; `b3:` may be left out, as in the output of most commands.
 fn parse_prefix(name: &str) -> Result<&str> {
     let is_prefix = |hex: &&str| {
         (MIN_PREFIX..=64).contains(&hex.len()) && hex.bytes().all(|byte| b"0123456789abcdef".contains(&byte))
     };
-    name.strip_prefix("b3:").filter(is_prefix).ok_or_else(|| {
+    let bare = Some(name).filter(|name| name.len() >= Digest::SHORT);
+    name.strip_prefix("b3:").or(bare).filter(is_prefix).ok_or_else(|| {
         Error::usage(format!("`{name}` is not a version"))
             .hint("write it as `mlx du` lists it: `b3:` and at least four hex digits")
     })
@@ -154,8 +170,11 @@ pub fn forget_expired(repo: &Repo, now: Timestamp) -> Result<()> {
 
 /// Returns the error for a version that nothing here knows.
 pub fn unknown_version(name: &str) -> Error {
-    Error::new(Kind::NotFound, format!("`{name}` is not in the local store"))
-        .hint(format!("`mlx du` lists the versions that are kept, {KEPT_DAYS} days each"))
+    Error::new(Kind::NotFound, format!("`{name}` is not in the local store")).hint(format!(
+        "`mlx du` lists the versions that are kept, {KEPT_DAYS} days each; name other content by {} digits \
+         of its digest or more",
+        Digest::SHORT
+    ))
 }
 
 #[cfg(test)]
@@ -183,7 +202,10 @@ mod tests {
     #[test]
     fn a_version_is_named_by_a_prefix_of_its_digest() {
         assert_eq!(parse_prefix("b3:0123").unwrap(), "0123");
-        for bad in ["0123", "b3:", "b3:012", "b3:012G", "b3:ABCD", &format!("b3:{}", "0".repeat(65))] {
+        assert_eq!(parse_prefix("0123456789").unwrap(), "0123456789");
+        for bad in
+            ["0123", "012345678", "b3:", "b3:012", "b3:012G", "b3:ABCD", &format!("b3:{}", "0".repeat(65))]
+        {
             assert!(parse_prefix(bad).is_err(), "{bad}");
         }
     }
@@ -206,12 +228,14 @@ mod tests {
         };
         write(1, &with_digest("older", &one, 5));
         write(2, &with_digest("newer", &one, 6));
-        let found = |hex: &str| find_kept(&repo, &format!("b3:{hex}")).map(|found| found.map(|it| it.path));
+        let found = |hex: &str| find_version(&repo, &format!("b3:{hex}")).map(|found| found.1);
         assert_eq!(found(&one).unwrap(), Some(RepoPath::from_text("newer").unwrap()));
         assert_eq!(found("0000").unwrap(), Some(RepoPath::from_text("newer").unwrap()));
-        assert_eq!(found("1111").unwrap(), None);
+        assert_eq!(found("1111").unwrap_err().kind(), Kind::NotFound);
         write(3, &with_digest("other", &two, 7));
-        assert_eq!(found("0000").unwrap_err().kind(), Kind::Usage);
+        let error = found("0000").unwrap_err();
+        assert_eq!(error.kind(), Kind::Usage);
+        assert!(error.to_string().contains(&one) && error.to_string().contains(&two), "{error}");
         assert_eq!(found(&one).unwrap(), Some(RepoPath::from_text("newer").unwrap()));
     }
 }

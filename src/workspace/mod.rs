@@ -42,7 +42,7 @@ pub use self::{
     base::Bases,
     checkout::{CheckoutStats, checkout, checkout_part, checkout_parts, place_parts, remove_files},
     glob::Glob,
-    kept::{KEPT_DAYS, KeptVersion, find_kept, forget_expired, kept_versions, read_kept, unknown_version},
+    kept::{KEPT_DAYS, KeptVersion, find_version, forget_expired, kept_versions, read_kept, unknown_version},
     leftovers::clean_work_tree,
     links::Links,
     merge::{Base, Merge, Mine, merge},

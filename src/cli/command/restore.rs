@@ -14,16 +14,16 @@ use crate::{
     },
     error::{Error, Kind, Result},
     maintenance,
-    pointer::{Content, Pointer},
-    store,
-    workspace::{Workspace, find_kept, place_parts, unknown_version},
+    pointer::Pointer,
+    workspace::{Workspace, find_version, place_parts, unknown_version},
 };
 
 /// Bring back a version that a command replaced
 ///
 /// Before `mlx repro` replaces content that no run recorded, it stores it and prints the command that brings
-/// it back. Such versions are kept for 30 days, and `mlx du` lists them. The full digest of any other content
-/// in the local store works, too, with `--to`. Files that are not stored anywhere are never overwritten.
+/// it back. Such versions are kept for 30 days, and `mlx du` lists them. The digest of any other content in
+/// the local store works, too, with `--to`: ten digits, as commands print them, are enough. Files that are
+/// not stored anywhere are never overwritten.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx restore b3:1f2e3d4c5b\n  mlx restore b3:1f2e3d4c5b --to \
     old/model.bin\n\n\
@@ -47,13 +47,9 @@ pub struct Restored {
 pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Restored> {
     let repo = ctx.repo()?;
     let workspace = Workspace::open(&repo)?;
-    let kept = find_kept(&repo, &args.version)?;
-    let content = match &kept {
-        Some(version) => version.content,
-        None => stored_content(&repo.store, &args.version)?,
-    };
+    let (content, place) = find_version(&repo, &args.version)?;
     let to = args.to.as_ref().map(|path| repo.path(path.as_os_str(), &ctx.cwd)).transpose()?;
-    let path = to.or(kept.map(|version| version.path)).ok_or_else(|| {
+    let path = to.or(place).ok_or_else(|| {
         Error::usage(format!("it is not known where `{}` was", args.version))
             .hint("say where to write it with `--to PATH`")
     })?;
@@ -101,12 +97,6 @@ fn command_line(command: &str, path: &Path) -> String {
     let text = path.display().to_string();
     let text = if text.starts_with('-') { format!("./{text}") } else { text };
     format!("mlx {command} {}", shell_quote(&text))
-}
-
-/// Finds content of the local store by its full digest.
-fn stored_content(store: &store::Store, name: &str) -> Result<Content> {
-    let digest = name.parse().map_err(|_| unknown_version(name))?;
-    store::content_of(store, &digest)?.ok_or_else(|| unknown_version(name))
 }
 
 impl Report for Restored {
