@@ -3,24 +3,7 @@
 
 use std::{fs, path::Path};
 
-use crate::sandbox::{Sandbox, outcomes};
-
-/// Creates a repository with a remote and the tracked folder `d` of five files, and returns the path of a
-/// clone without data.
-fn shared_folder() -> (Sandbox, std::path::PathBuf) {
-    let sandbox = Sandbox::new();
-    let remote = sandbox.root().join("remote");
-    sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
-    for name in ["1", "2", "3", "4", "5"] {
-        sandbox.write(&format!("d/{name}"), name);
-    }
-    sandbox.ok("add d");
-    sandbox.commit("data");
-    sandbox.ok("push");
-    let clone = sandbox.root().join("clone");
-    sandbox.git(&format!("clone -q . {}", clone.display()));
-    (sandbox, clone)
-}
+use crate::sandbox::{Sandbox, outcomes, shared_folder};
 
 /// Returns the names in a folder, sorted.
 fn names(folder: &Path) -> Vec<String> {

@@ -2,21 +2,11 @@
 
 use std::fs;
 
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, shared_folder};
 
-/// Creates a repository with the tracked folder `d` of three files, and a clone that has one of them.
+/// Creates a repository with the tracked folder `d` of five files, and a clone that has one of them.
 fn partly_here() -> (Sandbox, std::path::PathBuf) {
-    let sandbox = Sandbox::new();
-    let remote = sandbox.root().join("remote");
-    sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
-    for name in ["1", "2", "3"] {
-        sandbox.write(&format!("d/{name}"), name);
-    }
-    sandbox.ok("add d");
-    sandbox.commit("data");
-    sandbox.ok("push");
-    let clone = sandbox.root().join("clone");
-    sandbox.git(&format!("clone -q . {}", clone.display()));
+    let (sandbox, clone) = shared_folder();
     sandbox.at(&clone).ok("pull d/1");
     (sandbox, clone)
 }
@@ -61,7 +51,7 @@ fn a_lost_pointer_is_merged_with_the_one_in_git() {
             let result = sandbox.at(&clone).mlx(&format!("add {path}"));
             assert_eq!(result.code, 0, "{how}, {path}: {}", result.err);
             let pointer = fs::read_to_string(clone.join("d.mlx")).unwrap();
-            assert!(pointer.contains("files = 4"), "{how}, {path}: {pointer}");
+            assert!(pointer.contains("files = 6"), "{how}, {path}: {pointer}");
         }
     }
 }

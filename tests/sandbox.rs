@@ -171,6 +171,23 @@ fn split_args(args: &str) -> Vec<String> {
     words
 }
 
+/// Creates a repository with a remote and the tracked folder `d` of five files, and returns the path of a
+/// clone without data.
+pub fn shared_folder() -> (Sandbox, PathBuf) {
+    let sandbox = Sandbox::new();
+    let remote = sandbox.root().join("remote");
+    sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
+    for name in ["1", "2", "3", "4", "5"] {
+        sandbox.write(&format!("d/{name}"), name);
+    }
+    sandbox.ok("add d");
+    sandbox.commit("data");
+    sandbox.ok("push");
+    let clone = sandbox.root().join("clone");
+    sandbox.git(&format!("clone -q . {}", clone.display()));
+    (sandbox, clone)
+}
+
 pub fn command_result(output: Output) -> CommandResult {
     CommandResult {
         code: output.status.code().unwrap_or(-1),

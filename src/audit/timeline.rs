@@ -15,9 +15,10 @@ use crate::{
     ledger::{self, Entry},
     model::registry::{self, Version},
     path::RepoPath,
-    pipeline::{LOCKFILE, Lockfile, StageId, StageRecord},
+    pipeline::{Lockfile, StageId, StageRecord},
     pointer::{Pointer, SUFFIX},
     repo::Repo,
+    workspace::is_tracking_file,
 };
 
 /// Kind of activity.
@@ -131,10 +132,8 @@ enum Fact {
 
 /// Reads the pointers and stage records of a commit.
 fn read_facts(git: &Git, commit: &Commit) -> Result<Vec<Fact>> {
-    let is_lockfile =
-        |path: &[u8]| path == LOCKFILE.as_bytes() || path.ends_with(format!("/{LOCKFILE}").as_bytes());
     let mut facts = Vec::new();
-    for file in git.files(&commit.rev, &|path| path.ends_with(SUFFIX.as_bytes()) || is_lockfile(path))? {
+    for file in git.files(&commit.rev, &is_tracking_file)? {
         let bytes = git.read(&commit.rev, &file)?.unwrap_or_default();
         // Unreadable files are skipped here; `mlx status` reports them.
         if let Some(path) = file.without_suffix(SUFFIX) {

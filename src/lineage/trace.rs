@@ -12,9 +12,10 @@ use crate::{
     git::{Commit, Git, Rev},
     lineage::versions::{State, introducing_commit, state_at, unreadable},
     path::RepoPath,
-    pipeline::{Lockfile, StageId, StageRecord, is_tracking_file},
+    pipeline::{Lockfile, StageId, StageRecord},
     pointer::{Content, Pointer, SUFFIX},
     store::Store,
+    workspace::is_tracking_file,
 };
 
 /// Origin of a file or folder.

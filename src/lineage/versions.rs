@@ -5,9 +5,10 @@ use crate::{
     error::{Error, Result},
     git::{BlobId, Commit, Git, Rev},
     path::RepoPath,
-    pipeline::{LOCKFILE, Lockfile, StageRecord, is_tracking_file},
+    pipeline::{Lockfile, StageRecord},
     pointer::{Content, Pointer, SUFFIX},
     store::{Store, entry_at},
+    workspace::{is_lockfile, is_tracking_file},
 };
 
 /// State of a path in a commit.
@@ -153,10 +154,6 @@ fn is_not_run(git: &Git, rev: &Rev, path: &RepoPath) -> Result<bool> {
         }
     }
     Ok(false)
-}
-
-fn is_lockfile(path: &[u8]) -> bool {
-    path == LOCKFILE.as_bytes() || path.ends_with(format!("/{LOCKFILE}").as_bytes())
 }
 
 /// Returns the content of `path` within that of a pointer above it.

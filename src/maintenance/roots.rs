@@ -31,13 +31,12 @@ use crate::{
         snapshot::Snapshot,
     },
     path::RepoPath,
-    pipeline::is_tracking_file,
     pointer::{Content, ContentKind, READ_LIMIT, SUFFIX},
     repo::Repo,
     store::Store,
     time::Timestamp,
     traffic::spool,
-    workspace::KeptVersion,
+    workspace::{KeptVersion, is_tracking_file},
 };
 
 /// Place that refers to an object.

@@ -11,10 +11,9 @@ use crate::{
     git::{GitRef, Worktree},
     maintenance::clones,
     path::RepoPath,
-    pipeline::is_tracking_file,
     pointer::{Content, READ_LIMIT, SUFFIX},
     repo::Repo,
-    workspace::{Bases, read_kept},
+    workspace::{Bases, is_tracking_file, read_kept},
 };
 
 /// All references that other processes may change at any time.

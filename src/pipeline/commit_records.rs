@@ -8,11 +8,9 @@ use crate::{
     error::{Error, Result},
     git::{Git, Rev},
     path::RepoPath,
-    pipeline::{
-        Lockfile,
-        outputs::{add_contents, is_lockfile, is_tracking_file},
-    },
+    pipeline::{Lockfile, add_contents},
     pointer::Content,
+    workspace::{is_lockfile, is_tracking_file},
 };
 
 /// Records of commits, and the faults met on the way.

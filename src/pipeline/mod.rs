@@ -41,7 +41,7 @@ pub use self::{
     leftovers::{Extent, Leftover, LeftoverKind, expired, extent, leftovers},
     lockfile::{FILE as LOCKFILE, Lockfile, StageRecord},
     manifest::{FILE as MANIFEST, Manifest, Output, Role, Stage},
-    outputs::{add_contents, contents_at, is_tracking_file, manifest_folders, outputs_at, skipped_contents},
+    outputs::{add_contents, contents_at, manifest_folders, outputs_at, skipped_contents},
     pipelines::{BrokenPipeline, Pipelines, Selection},
     plan::{NOT_RUN, Plan, PlannedAction, Step, plan},
     run::{Mode, Options, Outcome, StageRun, accept, repro},

@@ -9,18 +9,17 @@ use crate::{
     error::Result,
     git::{Git, Rev},
     path::RepoPath,
-    pipeline::{LOCKFILE, Lockfile, MANIFEST, Pipeline},
+    pipeline::{Lockfile, Pipeline},
     pointer::{Content, Pointer, SUFFIX},
     repo::Repo,
+    workspace::{is_lockfile, is_of_pipeline, is_tracking_file},
 };
 
 /// Returns the folders that may hold an `mlx.toml`, or its lockfile after it was deleted: those where Git
 /// tracks either, and those from `cwd` to the top.
 pub fn manifest_folders(repo: &Repo, cwd: &Path) -> Result<BTreeSet<RepoPath>> {
-    let names = [MANIFEST, LOCKFILE].map(str::as_bytes);
-    let is_own =
-        |path: &[u8]| path.rsplit(|&byte| byte == b'/').next().is_some_and(|name| names.contains(&name));
-    let mut folders: BTreeSet<_> = repo.git.tracked(&is_own)?.iter().filter_map(RepoPath::parent).collect();
+    let mut folders: BTreeSet<_> =
+        repo.git.tracked(&is_of_pipeline)?.iter().filter_map(RepoPath::parent).collect();
     let mut here = Some(RepoPath::parse(".".as_ref(), cwd, repo.root())?);
     while let Some(folder) = here {
         here = folder.parent();
@@ -54,15 +53,6 @@ pub fn skipped_contents(git: &Git) -> Result<BTreeMap<RepoPath, Content>> {
         add_contents(&file, &git.read_blob(blob)?, &mut contents)?;
     }
     Ok(contents)
-}
-
-pub(super) fn is_lockfile(path: &[u8]) -> bool {
-    path == LOCKFILE.as_bytes() || path.ends_with(format!("/{LOCKFILE}").as_bytes())
-}
-
-/// Returns true for the name of a file that tracks content: a pointer or a lockfile.
-pub fn is_tracking_file(path: &[u8]) -> bool {
-    path.ends_with(SUFFIX.as_bytes()) || is_lockfile(path)
 }
 
 /// Adds the content that a pointer or a lockfile tracks.

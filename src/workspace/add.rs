@@ -21,7 +21,7 @@ use crate::{
         merge::{Merge, Mine},
         named_paths::NamedPaths,
         scan,
-        steering::{check_is_data, is_pipeline},
+        steering::{check_is_data, is_of_pipeline},
     },
 };
 
@@ -349,7 +349,7 @@ impl Workspace<'_> {
         let node = scan::scan(self, path, Some(writer), progress)?.ok_or_else(missing)?;
         let tracked = self.pointer_of(path).ok().flatten();
         node.walk(&path.parent().unwrap_or_default(), &mut |folder, leaf| {
-            if is_pipeline(&leaf.name) {
+            if is_of_pipeline(&leaf.name) {
                 self.check_is_no_pipeline(&folder.join(&leaf.name)?, path, tracked.as_ref())?;
             }
             let named = leaf.name.ends_with(SUFFIX.as_bytes());

@@ -25,16 +25,17 @@ use crate::{
     fs::{Lock, Sync},
     git::{BlobId, HeadLines},
     path::RepoPath,
-    pointer::{Content, ContentKind, Pointer, SUFFIX},
+    pointer::{Content, ContentKind, Pointer},
     progress::{Progress, Silent},
     repo::Repo,
     store::{EntryKind, Store, TreeEntry, Writer, update_folder},
     wire::{Reader, put_bytes, put_varint},
     workspace::{
-        LOCKFILE, Node, Workspace,
+        Node, Workspace,
         compare::{as_entry, differences},
         merge::{Base, Merge, Mine, is_same, merge},
         siblings::recorded_entry,
+        steering::is_tracking_file,
     },
 };
 
@@ -270,11 +271,8 @@ impl Workspace<'_> {
 
     /// Returns what Git tells of the pointers and lockfiles where HEAD was before, if it tells anything.
     pub(super) fn head_lines(&self) -> Option<&HeadLines> {
-        let is_record = |path: &[u8]| {
-            path.ends_with(SUFFIX.as_bytes())
-                || path.rsplit(|&it| it == b'/').next() == Some(LOCKFILE.as_bytes())
-        };
-        self.head_lines.get_or_init(|| self.repo.git.head_lines(is_record).ok().flatten()).as_ref()
+        let read = || self.repo.git.head_lines(is_tracking_file).ok().flatten();
+        self.head_lines.get_or_init(read).as_ref()
     }
 
     /// Returns the content that `part`, scanned as `node`, would have if it were recorded and then pulled;

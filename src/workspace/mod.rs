@@ -54,7 +54,7 @@ pub use self::{
     select::skipped_error,
     stamps::{Change as StampChange, Moved, Stamps, stats_above},
     status::{Behind, Change, PathStatus, State, Version, diff_versions},
-    steering::{LOCKFILE, PIPELINE_FILE, belongs_in_git},
+    steering::{LOCKFILE, PIPELINE_FILE, belongs_in_git, is_lockfile, is_of_pipeline, is_tracking_file},
     unprotect::UnprotectStats,
 };
 
@@ -99,7 +99,7 @@ pub struct Unreadable {
 impl Unreadable {
     /// Returns true for a lockfile, which may record more than the known paths.
     pub fn is_lockfile(&self) -> bool {
-        self.file.name() == LOCKFILE.as_bytes()
+        is_lockfile(self.file.bytes())
     }
 
     /// Returns true if the file, or a path that it is known to track, contains `path` or is within it.
@@ -244,7 +244,7 @@ impl<'r> Workspace<'r> {
     pub fn pipeline_folders(&self) -> Result<BTreeSet<RepoPath>> {
         let (pointers, mut found) = (self.pointer_paths()?, BTreeSet::new());
         self.walk(&RepoPath::root(), &mut |entries| {
-            let files = entries.iter().filter(|(path, _)| steering::is_pipeline(path.name()));
+            let files = entries.iter().filter(|(path, _)| is_of_pipeline(path.name()));
             found.extend(files.filter_map(|(path, _)| path.parent()));
             let folders =
                 entries.into_iter().filter(|(path, kind)| kind.is_dir() && !pointers.contains(path));

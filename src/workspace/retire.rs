@@ -12,7 +12,7 @@ use crate::{
         CheckoutStats, Workspace,
         checkout::{plan_removal, remove_empty},
         execute::execute,
-        steering::is_pipeline,
+        steering::is_of_pipeline,
     },
 };
 
@@ -70,7 +70,6 @@ impl Workspace<'_> {
     /// Returns true if Git tracks a pipeline or its lockfile and it is not here, or a sparse checkout leaves
     /// it out: data that it records is not known then.
     fn lacks_tracked_pipeline(&self) -> Result<bool> {
-        let is_of_pipeline = |path: &[u8]| path.rsplit(|&byte| byte == b'/').next().is_some_and(is_pipeline);
         if !self.repo.git.skipped(&is_of_pipeline)?.is_empty() {
             return Ok(true);
         }

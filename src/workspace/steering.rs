@@ -4,7 +4,7 @@
 use crate::{
     error::{Error, Result},
     path::RepoPath,
-    pointer::Pointer,
+    pointer::{Pointer, SUFFIX},
     workspace::{Workspace, ignore},
 };
 
@@ -20,9 +20,23 @@ pub fn belongs_in_git(path: &RepoPath) -> bool {
     git.iter().chain(&own).any(|name| name.as_bytes() == path.name())
 }
 
-/// Returns true for the name of a pipeline or of its lockfile.
-pub(super) fn is_pipeline(name: &[u8]) -> bool {
-    [PIPELINE_FILE, LOCKFILE].iter().any(|own| own.as_bytes() == name)
+/// Returns true for the path of a pipeline or of its lockfile.
+pub fn is_of_pipeline(path: &[u8]) -> bool {
+    has_name(path, PIPELINE_FILE) || is_lockfile(path)
+}
+
+/// Returns true for the path of a lockfile.
+pub fn is_lockfile(path: &[u8]) -> bool {
+    has_name(path, LOCKFILE)
+}
+
+/// Returns true for the path of a file that tracks content: a pointer or a lockfile.
+pub fn is_tracking_file(path: &[u8]) -> bool {
+    path.ends_with(SUFFIX.as_bytes()) || is_lockfile(path)
+}
+
+fn has_name(path: &[u8], name: &str) -> bool {
+    path.rsplit(|&byte| byte == b'/').next() == Some(name.as_bytes())
 }
 
 /// Refuses a pointer for such a file. In a tracked folder it is content like any other, but for pipelines.
@@ -58,5 +72,25 @@ impl Workspace<'_> {
                     .hint(format!("move it out of `{top}`, or add the files beside it by name")))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mlxs_own_files_are_told_by_their_names() {
+        let kinds = |path: &str| {
+            let path = path.as_bytes();
+            (is_tracking_file(path), is_lockfile(path), is_of_pipeline(path))
+        };
+        assert_eq!([kinds("mlx.lock"), kinds("a/mlx.lock")], [(true, true, true); 2]);
+        assert_eq!([kinds("mlx.toml"), kinds("a/mlx.toml")], [(false, false, true); 2]);
+        assert_eq!([kinds("d.mlx"), kinds("a/d.mlx")], [(true, false, false); 2]);
+        assert_eq!(
+            ["a.lock", "xmlx.lock", "mlx.lock/a", "xmlx.toml", "mlx"].map(kinds),
+            [(false, false, false); 5]
+        );
     }
 }

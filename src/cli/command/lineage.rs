@@ -17,12 +17,12 @@ use crate::{
     lineage::{self, Introduction, Lineage, Node, Origin},
     model::registry::{self, VersionNumber},
     path::{RepoPath, escape_bytes},
-    pipeline::{LOCKFILE, NOT_RUN, is_tracking_file},
+    pipeline::{LOCKFILE, NOT_RUN},
     release::{self, Decision, Release},
     remote::Wants,
     repo::Repo,
     time,
-    workspace::Workspace,
+    workspace::{Workspace, is_tracking_file},
 };
 
 /// Show how an output, a model, a file or an answer was produced

@@ -18,11 +18,11 @@ use crate::{
     git::Rev,
     maintenance,
     path::RepoPath,
-    pipeline::{CommitRecords, Pipelines, StageId, contents_at, is_tracking_file},
+    pipeline::{CommitRecords, Pipelines, StageId, contents_at},
     pointer::{Content, Pointer},
     remote::{self, Access, Depth, Fetched, Pushed, Remote, Wants},
     repo::Repo,
-    workspace::{Glob, Workspace},
+    workspace::{Glob, Workspace, is_tracking_file},
 };
 
 /// Number of untracked inputs that a warning names.
