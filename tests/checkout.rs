@@ -395,3 +395,21 @@ fn a_file_in_the_place_of_a_folder_is_named_once_and_makes_room_for_every_part()
     sandbox.ok(&format!("{command} --force"));
     assert!(parts.iter().all(|file| sandbox.read(file) == **file));
 }
+
+/// The base may be written only after the files it lists are durable, and one sync makes them so.
+#[test]
+fn a_checkout_syncs_the_disk_once() {
+    let sandbox = two_versions();
+    let log = sandbox.root().join("operations");
+    let run = |args: &str| {
+        let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
+        let ran = command.args(args.split(' ')).env("MLX_FAULT", format!("tell:{}", log.display())).output();
+        assert!(ran.unwrap().status.success(), "{args}");
+        let operations = fs::read_to_string(&log).unwrap_or_default();
+        fs::write(&log, "").unwrap();
+        operations.lines().filter(|operation| *operation == "sync-all").count()
+    };
+    assert_eq!(run("checkout"), 1);
+    fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
+    assert_eq!(run("checkout"), 1);
+}
