@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot set itself up should panic")]
 #![expect(clippy::disallowed_methods, reason = "tests write files as users do")]
 
+mod fake_s3;
 mod halting;
 mod loop_mount;
 mod sandbox;
@@ -31,6 +32,7 @@ mod gone_stages;
 mod halted;
 mod help;
 mod http_malformed;
+mod interrupted_push;
 mod io_counts;
 mod laws;
 mod lineage;
@@ -53,6 +55,7 @@ mod release;
 mod release_rules;
 mod remote;
 mod remote_failures;
+mod remote_repair;
 mod repro;
 mod restore;
 mod retrain;

@@ -138,6 +138,6 @@ fn damaged_data_from_a_remote_is_detected() {
     let clone = sandbox.root().join("clone");
     sandbox.git(&format!("clone -q {} {}", sandbox.repo.display(), clone.display()));
     let error = sandbox.at(&clone).fails("pull", 5);
-    assert!(error.contains("sent damaged data"), "{error}");
+    assert!(error.contains("has damaged data"), "{error}");
     assert!(!clone.join("data/pre-commit").exists());
 }

@@ -122,7 +122,7 @@ impl Sandbox {
 
 /// Sandbox whose commands run in another folder.
 pub struct SandboxFolder<'s> {
-    sandbox: &'s Sandbox,
+    pub sandbox: &'s Sandbox,
     pub folder: PathBuf,
 }
 

@@ -11,7 +11,7 @@ use crate::{
     error::{Result, WithContext},
     fs::Sync,
     path::RepoPath,
-    remote::{PARALLEL, Remote, cache_folder},
+    remote::{Access, PARALLEL, Remote, cache_folder},
     repo::Repo,
     store::{Index, Kind, Row},
 };
@@ -19,39 +19,82 @@ use crate::{
 /// The pack indexes of a remote, except those whose pack is missing.
 pub struct Catalog {
     indexes: BTreeMap<Digest, Index>,
-    /// Packs that have an index but no longer exist.
+    /// Packs that have an index but no longer exist, or whose index and end are damaged.
     pub lost_packs: Vec<Digest>,
+    /// Packs in which a reader found damage.
+    pub damaged_packs: BTreeSet<Digest>,
+    /// Lists of the digests that pushes asked to keep.
+    pub root_lists: BTreeSet<Digest>,
+}
+
+/// Names of the files at a remote.
+#[derive(Default)]
+struct Listing {
+    indexes: BTreeSet<Digest>,
+    packs: BTreeSet<Digest>,
+    damaged: BTreeSet<Digest>,
+    roots: BTreeSet<Digest>,
 }
 
 impl Catalog {
-    /// Lists the indexes of a remote and reads those that are not cached.
-    pub fn load(repo: &Repo, remote: &Remote) -> Result<Self> {
+    /// Lists the files of a remote and reads the indexes that are not cached. A damaged index is read from
+    /// the end of its pack and, for writing, written again.
+    pub fn load(repo: &Repo, remote: &Remote, access: Access) -> Result<Self> {
         let (root, folder) = cache_folder(repo, remote);
-        let names = remote.wait("list", list(&remote.operator, "v1/indexes/"))?;
-        // Listed after the indexes: a pack is written before its index.
-        let packs = remote.wait("list", list(&remote.operator, "v1/packs/"))?;
-        let (names, lost_packs): (Vec<_>, Vec<_>) = names.into_iter().partition(|it| packs.contains(it));
-        let mut indexes = BTreeMap::new();
-        let mut missing = Vec::new();
-        for name in names {
+        let listing = remote.wait("list", list(&remote.operator))?;
+        let mut catalog = Self {
+            indexes: BTreeMap::new(),
+            lost_packs: Vec::new(),
+            damaged_packs: listing.damaged,
+            root_lists: listing.roots,
+        };
+        let mut unread = Vec::new();
+        for name in listing.indexes {
             let known = root.read_if_exists(&folder.join(name.hex().as_bytes())?)?;
-            match known.and_then(|bytes| Index::parse(bytes).ok()) {
-                Some(index) => drop(indexes.insert(name, index)),
-                None => missing.push(name),
+            // It may have arrived while the listing was under way.
+            if !listing.packs.contains(&name) && !remote.exists(&pack_path(&name))? {
+                catalog.lost_packs.push(name);
+            } else if let Some(index) = known.and_then(|bytes| Index::parse(bytes).ok()) {
+                catalog.indexes.insert(name, index);
+            } else {
+                unread.push(name);
             }
         }
-        let read = stream::iter(missing).map(|name| async move {
-            let bytes = remote.operator.read(&format!("v1/indexes/{}", name.hex())).await?;
+        let read = stream::iter(unread).map(|name| async move {
+            let bytes = remote.operator.read(&index_path(&name)).await?;
             Ok::<_, opendal::Error>((name, bytes.to_vec()))
         });
         let read: Vec<_> = remote.wait("read", read.buffer_unordered(PARALLEL).try_collect())?;
         for (name, bytes) in read {
-            let index = Index::parse(bytes)
-                .context(|| format!("the index {} at {}", name.short(), remote.location))?;
+            let Some(index) = intact_index(remote, &name, bytes, access)? else {
+                catalog.lost_packs.push(name);
+                continue;
+            };
             root.write(&folder.join(name.hex().as_bytes())?, index.bytes(), Sync::Later)?;
-            indexes.insert(name, index);
+            catalog.indexes.insert(name, index);
         }
-        Ok(Self { indexes, lost_packs })
+        Ok(catalog)
+    }
+
+    /// Forgets a pack that is being replaced.
+    pub fn remove(&mut self, pack: &Digest) {
+        self.indexes.remove(pack);
+    }
+
+    /// Returns the digests of all files of which the remote has a list of chunks.
+    pub fn large_files(&self) -> BTreeSet<Digest> {
+        let rows = self.indexes.values().flat_map(Index::rows);
+        rows.filter(|row| row.kind == Kind::Chunks).map(|row| row.digest).collect()
+    }
+
+    /// Returns the names of all packs that have an index.
+    pub fn packs(&self) -> impl Iterator<Item = &Digest> {
+        self.indexes.keys()
+    }
+
+    /// Returns the index of a pack.
+    pub fn index(&self, pack: &Digest) -> Option<&Index> {
+        self.indexes.get(pack)
     }
 
     /// Returns the pack and the row of an object of one of these kinds.
@@ -60,13 +103,16 @@ impl Catalog {
     }
 
     /// Returns all copies of an object: the same run may have been recorded more than once.
-    pub fn find_all(&self, digest: &Digest, kind: Kind) -> Vec<(Digest, Row)> {
-        self.indexes.iter().filter_map(|(pack, index)| Some((*pack, index.find(digest, &[kind])?))).collect()
+    pub fn find_all(&self, digest: &Digest, kinds: &[Kind]) -> Vec<(Digest, Row)> {
+        self.indexes.iter().filter_map(|(pack, index)| Some((*pack, index.find(digest, kinds)?))).collect()
     }
 
-    /// Returns true if the remote has the bytes of a file, whole or in chunks.
+    /// Returns true if the remote has the bytes of a file, whole or in chunks. If packs were lost, a list of
+    /// chunks does not prove that the chunks exist.
     pub fn has_content(&self, digest: &Digest) -> bool {
-        self.find(digest, &[Kind::Content, Kind::Tree, Kind::Chunks]).is_some()
+        let proofs = [Kind::Content, Kind::Tree, Kind::Chunks];
+        let proofs = if self.lost_packs.is_empty() { &proofs[..] } else { &proofs[..2] };
+        self.find(digest, proofs).is_some()
     }
 
     /// Adds the index of a pack that was just written to the remote.
@@ -76,12 +122,47 @@ impl Catalog {
     }
 }
 
-async fn list(operator: &opendal::Operator, folder: &str) -> opendal::Result<BTreeSet<Digest>> {
-    match operator.list(folder).await {
-        Ok(found) => Ok(found.iter().filter_map(|entry| Digest::from_hex(entry.name()).ok()).collect()),
-        Err(error) if error.kind() == opendal::ErrorKind::NotFound => Ok(BTreeSet::new()),
-        Err(error) => Err(error),
+/// Returns the index of a pack from its file or, if that is damaged, from the end of the pack; `None` if
+/// neither is intact.
+fn intact_index(remote: &Remote, name: &Digest, bytes: Vec<u8>, access: Access) -> Result<Option<Index>> {
+    let is_newer = Index::is_newer(&bytes);
+    let parsed = Index::parse(bytes);
+    if parsed.is_ok() || is_newer {
+        return parsed.map(Some).context(|| format!("the index {} at {}", name.short(), remote.location));
     }
+    let pack = remote.read_if_there(&pack_path(name))?.unwrap_or_default();
+    let Some(index) =
+        Some(&pack).filter(|pack| Digest::of(pack) == *name).and_then(|pack| Index::from_pack(pack).ok())
+    else {
+        return Ok(None);
+    };
+    if access == Access::Write {
+        remote.write(&index_path(name), index.bytes().to_vec())?;
+    }
+    Ok(Some(index))
+}
+
+async fn list(operator: &opendal::Operator) -> opendal::Result<Listing> {
+    let mut listing = Listing::default();
+    let entries = match operator.list_with("v1/").recursive(true).await {
+        Err(error) if error.kind() == opendal::ErrorKind::NotFound => return Ok(listing),
+        entries => entries?,
+    };
+    for entry in entries {
+        let Some((folder, name)) = entry.path().strip_prefix("v1/").and_then(|path| path.split_once('/'))
+        else {
+            continue;
+        };
+        let Ok(name) = Digest::from_hex(name) else { continue };
+        match folder {
+            "indexes" => drop(listing.indexes.insert(name)),
+            "packs" => drop(listing.packs.insert(name)),
+            "roots" => drop(listing.roots.insert(name)),
+            "damaged" => drop(listing.damaged.insert(name)),
+            _ => {}
+        }
+    }
+    Ok(listing)
 }
 
 /// Returns the path of a pack at the remote.
@@ -92,6 +173,11 @@ pub fn pack_path(name: &Digest) -> String {
 /// Returns the path of a pack index at the remote.
 pub fn index_path(name: &Digest) -> String {
     format!("v1/indexes/{}", name.hex())
+}
+
+/// Returns the path of the note that a reader found damage in a pack.
+pub fn damage_path(name: &Digest) -> String {
+    format!("v1/damaged/{}", name.hex())
 }
 
 /// Returns the path of a list of roots at the remote.

@@ -6,28 +6,26 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};
 
-use futures::{StreamExt as _, stream};
 use serde::Serialize;
 
 use crate::{
     digest::Digest,
-    error::{Error, Result, WithContext},
+    error::{Error, Kind as ErrorKind, Result, WithContext},
     path::RepoPath,
     pointer::ContentKind,
     progress::{Event, Progress},
     remote::{
-        PARALLEL, Remote, Wants,
-        catalog::{Catalog, pack_path, partial_path},
-        chunks,
+        Access, PARALLEL, Remote, Wants,
+        catalog::{Catalog, partial_path},
+        chunks::{self, Chunk},
+        read::ObjectReader,
     },
     repo::Repo,
-    store::{CachedRun, EntryKind, Kind, Page, Row, Writer, decode_page},
+    store::{CachedRun, EntryKind, Kind, Page, Writer, decode_page},
 };
 
-/// Largest gap between two objects of a pack that are read in one request, in bytes.
-const MAX_GAP: u64 = 64 << 10;
-/// Largest request, in bytes.
-const MAX_REQUEST: u64 = 8 << 20;
+/// Largest number of paths in a message.
+const MAX_NAMED: usize = 10;
 /// Bytes of contents per local pack; an interrupted fetch loses no more than this.
 const ROUND_SIZE: u64 = 64 << 20;
 
@@ -50,20 +48,12 @@ pub struct Fetched {
 
 struct Fetcher<'f> {
     repo: &'f Repo,
-    remote: &'f Remote,
-    catalog: Catalog,
+    objects: ObjectReader<'f>,
     progress: &'f dyn Progress,
-    stats: Fetched,
     /// Objects that the remote does not have, each with a path that needs it.
     absent: Vec<(Digest, RepoPath)>,
-}
-
-/// A range of a pack that is read in one request.
-struct Span {
-    pack: Digest,
-    start: u64,
-    end: u64,
-    rows: Vec<Row>,
+    /// Objects of which no copy at the remote is intact, likewise.
+    damaged: Vec<(Digest, RepoPath)>,
 }
 
 /// Fetches the objects that `wants` names and the store lacks.
@@ -80,9 +70,8 @@ pub fn fetch(
     if wants.contents.iter().filter(missing).count() == 0 && wants.runs.is_empty() {
         return Ok(Fetched::default());
     }
-    let catalog = Catalog::load(repo, remote)?;
-    let mut fetcher =
-        Fetcher { repo, remote, catalog, progress, stats: Fetched::default(), absent: Vec::new() };
+    let objects = ObjectReader::new(remote, Catalog::load(repo, remote, Access::Read)?, progress);
+    let mut fetcher = Fetcher { repo, objects, progress, absent: Vec::new(), damaged: Vec::new() };
     let contents = fetcher.fetch_trees(wants)?;
     if depth == Depth::Everything {
         fetcher.fetch_contents(contents)?;
@@ -124,10 +113,10 @@ impl Fetcher<'_> {
         self.progress.event(Event::Started { task: "fetching", total: Some(total) });
         let (mut round, mut bytes) = (BTreeMap::new(), 0);
         for (digest, (size, path)) in missing {
-            if self.catalog.find(&digest, &[Kind::Content]).is_none()
-                && let Some(at) = self.catalog.find(&digest, &[Kind::Chunks])
+            if self.objects.catalog.find(&digest, &[Kind::Content]).is_none()
+                && self.objects.catalog.find(&digest, &[Kind::Chunks]).is_some()
             {
-                self.fetch_large(&digest, at, &path)?;
+                self.fetch_large(&digest, size, &path)?;
                 continue;
             }
             round.insert(digest, path);
@@ -146,89 +135,88 @@ impl Fetcher<'_> {
     fn fetch_objects(&mut self, wanted: &BTreeMap<Digest, RepoPath>, kind: Kind) -> Result<()> {
         let mut found = Vec::new();
         for (digest, path) in wanted.iter().filter(|want| !self.repo.store.pin(want.0)) {
-            match self.catalog.find(digest, &[Kind::Content, Kind::Tree]) {
+            match self.objects.catalog.find(digest, &[Kind::Content, Kind::Tree]) {
                 Some(at) => found.push(at),
                 None => self.absent.push((*digest, path.clone())),
             }
         }
         let mut writer = Writer::new(&self.repo.store);
-        let fetched = self.read_objects(found, &mut |row, bytes| writer.put(kind, row.digest, bytes));
+        let fetched = self.objects.read(found, &mut |row, bytes| writer.put(kind, row.digest, bytes));
         // Objects that arrived are kept, even if others failed.
         writer.finish()?;
-        fetched
-    }
-
-    /// Reads and checks objects from packs: adjacent ones in one request, several requests at a time.
-    fn read_objects(
-        &mut self,
-        found: Vec<(Digest, Row)>,
-        take: &mut dyn FnMut(&Row, &[u8]) -> Result<()>,
-    ) -> Result<()> {
-        let remote = self.remote;
-        let reads = spans(found).into_iter().map(|span| async move {
-            let path = pack_path(&span.pack);
-            let bytes = remote.operator.read_with(&path).range(span.start..span.end).await;
-            (span, bytes)
-        });
-        let mut reads = stream::iter(reads).buffer_unordered(PARALLEL);
-        while let Some((span, bytes)) = remote.runtime.block_on(reads.next()) {
-            let bytes = bytes.map_err(|error| remote.to_error("read", &error))?.to_vec();
-            self.stats.requests += 1;
-            self.stats.bytes += bytes.len() as u64;
-            for row in &span.rows {
-                let start = usize::try_from(row.offset - span.start).unwrap_or(usize::MAX);
-                let end = start.saturating_add(usize::try_from(row.stored).unwrap_or(usize::MAX));
-                let stored = bytes.get(start..end).ok_or_else(|| Error::corrupt("a pack is truncated"));
-                let object = stored.and_then(|bytes| row.decode(bytes));
-                let object = object.context(|| format!("{} sent damaged data", remote.location))?;
-                take(row, &object)?;
-                self.stats.objects += 1;
-                self.progress.event(Event::Advanced { by: row.size });
-            }
-        }
+        self.damaged.extend(fetched?.into_iter().map(|digest| (digest, wanted[&digest].clone())));
         Ok(())
     }
 
-    /// Fetches a large file chunk by chunk, continuing what an earlier fetch left.
-    fn fetch_large(&mut self, digest: &Digest, at: (Digest, Row), path: &RepoPath) -> Result<()> {
-        let mut list = Vec::new();
-        self.read_objects(vec![at], &mut |_, bytes| {
-            list = bytes.to_vec();
-            Ok(())
-        })?;
-        let list = chunks::decode(&list)?;
+    /// Returns the chunks of a large file: the first list of them at the remote that gives `size` bytes.
+    fn chunk_list(&mut self, digest: &Digest, size: u64) -> Result<Option<Vec<Chunk>>> {
+        for at in self.objects.catalog.find_all(digest, &[Kind::Chunks]) {
+            let mut list = None;
+            self.objects.read(vec![at], &mut |_, bytes| {
+                list = chunks::decode(bytes).ok();
+                Ok(())
+            })?;
+            let sum =
+                |list: &Vec<Chunk>| list.iter().fold(0_u64, |sum, chunk| sum.saturating_add(chunk.length));
+            if let Some(list) = list.filter(|list| sum(list) == size) {
+                return Ok(Some(list));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Fetches a large file of `size` bytes chunk by chunk, continuing what an earlier fetch left.
+    fn fetch_large(&mut self, digest: &Digest, size: u64, path: &RepoPath) -> Result<()> {
+        let Some(list) = self.chunk_list(digest, size)? else {
+            self.damaged.push((*digest, path.clone()));
+            return Ok(());
+        };
         let root = self.repo.store.root();
         let part = partial_path(digest)?;
         // Another process may fetch the same file into the same store: its work is waited for, not repeated.
         let _lock = crate::fs::lock_patiently(root, &part.with_suffix(".lock"), self.progress)?;
-        if self.repo.store.pin(digest) {
+        if self.repo.store.pin(digest) || !self.append_chunks(&part, &list, path)? {
             return Ok(());
         }
-        let present = intact_chunks(root, &part, &list)?;
-        let mut file = root.open_append(&part)?;
+        match self.repo.store.adopt_large(digest, &part) {
+            // The list is of another file.
+            Err(error) if error.kind() == ErrorKind::Corrupt => self.damaged.push((*digest, path.clone())),
+            adopted => adopted.context(|| format!("cannot fetch `{path}`"))?,
+        }
+        Ok(())
+    }
+
+    /// Appends the chunks that a partial file lacks. Returns false if the remote lacks one.
+    fn append_chunks(&mut self, part: &RepoPath, list: &[Chunk], path: &RepoPath) -> Result<bool> {
+        let root = self.repo.store.root();
+        let present = intact_chunks(root, part, list)?;
+        let mut file = root.open_append(part)?;
         for batch in list[present..].chunks(PARALLEL) {
             let mut found = Vec::new();
             for chunk in batch {
-                match self.catalog.find(&chunk.digest, &[Kind::Content]) {
+                match self.objects.catalog.find(&chunk.digest, &[Kind::Content]) {
                     Some(at) => found.push(at),
                     None => {
                         self.absent.push((chunk.digest, path.clone()));
-                        return Ok(());
+                        return Ok(false);
                     }
                 }
             }
             found.dedup();
             let mut contents = BTreeMap::new();
-            self.read_objects(found, &mut |row, bytes| {
+            let damaged = self.objects.read(found, &mut |row, bytes| {
                 contents.insert(row.digest, bytes.to_vec());
                 Ok(())
             })?;
+            if let Some(first) = damaged.first() {
+                self.damaged.push((*first, path.clone()));
+                return Ok(false);
+            }
             for chunk in batch {
                 file.write_all(&contents[&chunk.digest]).context(|| format!("cannot write `{part}`"))?;
             }
         }
-        drop(file);
-        self.repo.store.adopt_large(digest, &part).context(|| format!("cannot fetch `{path}`"))
+        Ok(true)
     }
 
     /// Fetches records of runs; of several with the same key the newest is kept.
@@ -238,26 +226,41 @@ impl Fetcher<'_> {
             if self.repo.store.cached_run(key)?.is_some() {
                 continue;
             }
-            for at in self.catalog.find_all(key, Kind::Run) {
-                let mut record = Vec::new();
-                self.read_objects(vec![at], &mut |_, bytes| {
-                    record = bytes.to_vec();
-                    Ok(())
+            for at in self.objects.catalog.find_all(key, &[Kind::Run]) {
+                // Without a record of its run a stage runs once more.
+                self.objects.read(vec![at], &mut |_, record| {
+                    self.repo.store.put_cached_run(&CachedRun::parse(key, record)?).map(drop)
                 })?;
-                self.repo.store.put_cached_run(&CachedRun::parse(key, &record)?)?;
             }
         }
         Ok(())
     }
 
     fn finish(self) -> Result<Fetched> {
-        let Some((digest, path)) = self.absent.first() else { return Ok(self.stats) };
-        let more = self.absent.len() - 1;
-        let more = if more == 0 { String::new() } else { format!(" and {more} more objects") };
-        let message =
-            format!("the remote `{}` lacks {} for `{path}`{more}", self.remote.name, digest.short());
+        self.objects.leave_notes();
+        let remote = &self.objects.remote.name;
+        if let Some((digest, _)) = self.damaged.first() {
+            let (digest, paths) = (digest.short(), named(&self.damaged));
+            let error =
+                Error::corrupt(format!("the remote `{remote}` has damaged data ({digest}) for {paths}"));
+            return Err(error.hint(
+                "everything else has been fetched; `mlx push` from a machine that has these files repairs it",
+            ));
+        }
+        let Some((digest, _)) = self.absent.first() else { return Ok(self.objects.stats) };
+        let message = format!("the remote `{remote}` lacks {} for {}", digest.short(), named(&self.absent));
         Err(Error::not_found(message)
             .hint("push from a machine that has it; everything else has been fetched"))
+    }
+}
+
+/// Names the paths that need objects.
+fn named(objects: &[(Digest, RepoPath)]) -> String {
+    let paths: BTreeSet<&RepoPath> = objects.iter().map(|(_, path)| path).collect();
+    let named: Vec<_> = paths.iter().take(MAX_NAMED).map(|path| format!("`{path}`")).collect();
+    match paths.len() - named.len() {
+        0 => named.join(", "),
+        more => format!("{} and {more} more", named.join(", ")),
     }
 }
 
@@ -284,7 +287,7 @@ fn read_page(
 }
 
 /// Counts the intact chunks at the start of a partial file and truncates it after them.
-fn intact_chunks(root: &crate::fs::Root, part: &RepoPath, list: &[chunks::Chunk]) -> Result<usize> {
+fn intact_chunks(root: &crate::fs::Root, part: &RepoPath, list: &[Chunk]) -> Result<usize> {
     if root.stat(part)?.is_none() {
         return Ok(0);
     }
@@ -301,26 +304,4 @@ fn intact_chunks(root: &crate::fs::Root, part: &RepoPath, list: &[chunks::Chunk]
     }
     root.open_append(part)?.set_len(length).context(|| format!("cannot truncate `{part}`"))?;
     Ok(count)
-}
-
-/// Groups objects into ranges of packs, sorted by pack and offset.
-fn spans(mut found: Vec<(Digest, Row)>) -> Vec<Span> {
-    found.sort_by_key(|(pack, row)| (*pack, row.offset));
-    found.dedup();
-    let mut spans: Vec<Span> = Vec::new();
-    for (pack, row) in found {
-        let end = row.offset + row.stored;
-        match spans.last_mut() {
-            Some(span)
-                if span.pack == pack
-                    && row.offset <= span.end + MAX_GAP
-                    && end - span.start <= MAX_REQUEST =>
-            {
-                span.end = span.end.max(end);
-                span.rows.push(row);
-            }
-            _ => spans.push(Span { pack, start: row.offset, end, rows: vec![row] }),
-        }
-    }
-    spans
 }

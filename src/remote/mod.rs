@@ -1,29 +1,35 @@
 //! Remotes: a folder or a bucket that keeps objects for other machines; push and fetch.
 //!
 //! `opendal` speaks to every kind of backend, retries, and limits time and concurrency. This module decides
-//! what is transferred and in what order: packs before their indexes, contents before the trees that name
-//! them. Only immutable names are cached of a remote, and objects are never listed one by one.
+//! what is transferred and in what order: packs before their indexes, and each object before those that name
+//! it. Only immutable names are cached of a remote, and objects are never listed one by one.
 //!
 //! ```text
 //! mlx-remote.toml      marks the folder as a remote; the format number says which mlx may write
 //! v1/packs/HEX         packs, as `store` writes them; HEX is the digest of the bytes
 //! v1/indexes/HEX       the index of each, written after its pack
+//! v1/damaged/HEX       a note: a reader found damage in the pack; removed once it is repaired
 //! v1/roots/HEX         the digests that one push asked to keep, one per line
 //! ```
 
 mod address;
 mod backend;
 mod catalog;
+mod check;
 mod chunks;
 mod failure;
 mod fetch;
+mod plan;
 mod push;
+mod read;
+mod repair;
 mod uploader;
 
 pub use self::{
     address::check_setting,
+    check::{RemoteCheck, Sample, check},
     fetch::{Depth, Fetched, fetch},
-    push::push,
+    push::{push, push_all},
     uploader::Pushed,
 };
 
@@ -137,11 +143,20 @@ impl Remote {
         self.wait("read", read)
     }
 
+    fn exists(&self, path: &str) -> Result<bool> {
+        self.wait("read", self.operator.exists(path))
+    }
+
     /// Writes a file and checks that it is complete and, in a folder, synced to disk.
     fn write(&self, path: &str, bytes: Vec<u8>) -> Result<()> {
-        let task = write_one(&self.operator, path.to_owned(), bytes);
+        let task = write_one(self.operator.clone(), path.to_owned(), bytes);
         self.wait("write to", task)?;
         self.sync(path)
+    }
+
+    /// Deletes a file; a missing one is fine.
+    fn delete(&self, path: &str) -> Result<()> {
+        self.wait("delete from", self.operator.delete(path))
     }
 
     fn sync(&self, path: &str) -> Result<()> {
@@ -153,7 +168,7 @@ impl Remote {
 }
 
 /// Writes a file and compares its size afterwards: a write that only seemed to succeed is an error.
-async fn write_one(operator: &Operator, path: String, bytes: Vec<u8>) -> opendal::Result<()> {
+async fn write_one(operator: Operator, path: String, bytes: Vec<u8>) -> opendal::Result<()> {
     let length = bytes.len() as u64;
     operator.write(&path, bytes).await?;
     let stored = operator.stat(&path).await?.content_length();

@@ -1,82 +1,51 @@
-//! Pushes the objects that the remote lacks: contents first, then the trees and records that name them.
+//! Pushes the objects that the remote lacks, each after all that it names.
+//!
+//! Packs become visible in the order in which they are filled, so that a push that stops at any moment leaves
+//! no tree or record at the remote without what it names.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use crate::{
     digest::Digest,
-    error::{Result, WithContext},
-    pointer::ContentKind,
+    error::{Error, Result, WithContext},
     progress::{Event, Progress},
     remote::{
-        Remote, Wants,
+        Access, Remote, Wants,
         catalog::{Catalog, pack_path, roots_path},
         chunks,
+        plan::Plan,
+        repair::{PackState, repair_pack},
         uploader::{PackUploader, Pushed},
     },
     repo::Repo,
-    store::{Kind, collect_reachable},
+    store::Kind,
 };
 
-/// Pages and contents that the wanted trees consist of; contents with their sizes.
-#[derive(Default)]
-struct Reachable {
-    pages: BTreeSet<Digest>,
-    contents: BTreeMap<Digest, u64>,
-}
-
-/// Sends the objects that `wants` names and the remote lacks.
-pub fn push(repo: &Repo, remote: &Remote, wants: &Wants, progress: &dyn Progress) -> Result<Pushed> {
-    let mut catalog = Catalog::load(repo, remote)?;
-    if let Some(first) = catalog.lost_packs.first() {
-        progress.warn(&format!(
-            "{} has lost {} (the first: {}); their objects are sent again if they are stored here",
-            remote.location,
-            if catalog.lost_packs.len() == 1 {
-                "a pack".into()
-            } else {
-                format!("{} packs", catalog.lost_packs.len())
-            },
-            pack_path(first)
-        ));
-    }
-    let needed = find_reachable(repo, wants, &catalog)?;
-    // If packs were lost, a list of chunks does not prove that the chunks exist.
-    let is_present = |digest: &Digest| {
-        let proofs: &[Kind] = if catalog.lost_packs.is_empty() {
-            &[Kind::Content, Kind::Tree, Kind::Chunks]
-        } else {
-            &[Kind::Content, Kind::Tree]
-        };
-        catalog.find(digest, proofs).is_some()
-    };
-    let missing: Vec<_> = needed.contents.iter().filter(|(digest, _)| !is_present(digest)).collect();
-    let total = missing.iter().fold(0_u64, |sum, (_, size)| sum.saturating_add(**size));
+/// Sends the objects that `wants` names and the remote lacks. Also returns the error that names what neither
+/// side has; all else is sent.
+pub fn push(
+    repo: &Repo,
+    remote: &Remote,
+    wants: &Wants,
+    progress: &dyn Progress,
+) -> Result<(Pushed, Option<Error>)> {
+    let mut catalog = Catalog::load(repo, remote, Access::Write)?;
+    warn_of_lost_packs(remote, &catalog, progress);
+    repair_noted(repo, remote, &mut catalog, progress)?;
+    let plan = Plan::new(&repo.store, &catalog, wants)?;
+    let total = plan.contents.values().fold(0_u64, |sum, size| sum.saturating_add(*size));
     progress.event(Event::Started { task: "pushing", total: Some(total) });
     let mut uploader = PackUploader::new(remote, &mut catalog, progress);
-    let mut lists = Vec::new();
-    for (digest, _) in missing {
+    for digest in plan.contents.keys() {
         match repo.store.large(digest) {
-            Some(large) => lists.push((*digest, push_chunks(&mut uploader, large.open()?)?)),
+            Some(large) => push_large(repo, &mut uploader, digest, large.open()?)?,
             None if uploader.has_content(digest) => {}
             None => uploader.put(Kind::Content, *digest, &repo.store.read(digest)?)?,
         }
     }
-    // Objects that name others are sent once the others are durable.
-    uploader.flush()?;
-    for (digest, (list, found)) in lists {
-        if found != digest {
-            return Err(repo.store.report_damage(&digest));
-        }
-        if !uploader.has(&digest, Kind::Chunks) {
-            uploader.put(Kind::Chunks, digest, &list)?;
-        }
+    for page in plan.pages.iter().filter(|page| !uploader.has_content(page)).collect::<Vec<_>>() {
+        uploader.put(Kind::Tree, *page, &repo.store.read(page)?)?;
     }
-    for page in &needed.pages {
-        if !uploader.has(page, Kind::Tree) && !uploader.has_content(page) {
-            uploader.put(Kind::Tree, *page, &repo.store.read(page)?)?;
-        }
-    }
-    uploader.flush()?;
     for key in &wants.runs {
         if let Some(run) = repo.store.cached_run(key)?.filter(|_| !uploader.has(key, Kind::Run)) {
             uploader.put(Kind::Run, *key, &run.to_bytes())?;
@@ -85,25 +54,58 @@ pub fn push(repo: &Repo, remote: &Remote, wants: &Wants, progress: &dyn Progress
     uploader.flush()?;
     progress.event(Event::Finished);
     let sent = uploader.sent;
-    write_roots(remote, wants)?;
-    Ok(sent)
+    write_roots(remote, &catalog, &plan)?;
+    Ok((sent, plan.failure(&remote.name)))
 }
 
-fn find_reachable(repo: &Repo, wants: &Wants, catalog: &Catalog) -> Result<Reachable> {
-    let mut needed = Reachable::default();
-    for (path, content) in &wants.contents {
-        // A tree is sent last: if the remote has it, it has everything below it, unless packs were lost.
-        if catalog.lost_packs.is_empty() && catalog.find(&content.digest, &[Kind::Tree]).is_some() {
-            continue;
-        }
-        if content.kind == ContentKind::Tree {
-            collect_reachable(&repo.store, &content.digest, &mut needed.pages, &mut needed.contents)
-                .context(|| format!("cannot push `{path}`"))?;
-        } else {
-            needed.contents.insert(content.digest, content.size);
-        }
+/// Works like [`push`], but it is an error if the remote then lacks a part of what `wants` names.
+pub fn push_all(repo: &Repo, remote: &Remote, wants: &Wants, progress: &dyn Progress) -> Result<Pushed> {
+    let (sent, left_out) = push(repo, remote, wants, progress)?;
+    left_out.map_or(Ok(sent), Err)
+}
+
+/// Repairs the packs in which readers found damage.
+fn repair_noted(repo: &Repo, remote: &Remote, catalog: &mut Catalog, progress: &dyn Progress) -> Result<()> {
+    for pack in catalog.damaged_packs.clone() {
+        let text = match repair_pack(repo, remote, catalog, &pack, progress)? {
+            PackState::Intact => continue,
+            PackState::Repaired => format!("{} was damaged, and is repaired", pack_path(&pack)),
+            PackState::Damaged(lost) => format!(
+                "{} is damaged, and this clone lacks {} of its objects; push from one that has them",
+                pack_path(&pack),
+                lost.len()
+            ),
+        };
+        progress.warn(&format!("{}: {text}", remote.location));
     }
-    Ok(needed)
+    Ok(())
+}
+
+fn warn_of_lost_packs(remote: &Remote, catalog: &Catalog, progress: &dyn Progress) {
+    let Some(first) = catalog.lost_packs.first() else { return };
+    let lost = match catalog.lost_packs.len() {
+        1 => "a pack".to_owned(),
+        many => format!("{many} packs"),
+    };
+    progress.warn(&format!(
+        "{} has lost {lost} (the first: {}); their objects are sent again if they are stored here",
+        remote.location,
+        pack_path(first)
+    ));
+}
+
+/// Sends the chunks of a large file that the remote lacks, and then their list.
+fn push_large(
+    repo: &Repo,
+    uploader: &mut PackUploader<'_>,
+    digest: &Digest,
+    file: crate::fs::File,
+) -> Result<()> {
+    let (list, found) = push_chunks(uploader, file)?;
+    if found != *digest {
+        return Err(repo.store.report_damage(digest));
+    }
+    if uploader.has(digest, Kind::Chunks) { Ok(()) } else { uploader.put(Kind::Chunks, *digest, &list) }
 }
 
 /// Sends the chunks of a large file that the remote lacks; returns the encoded list of all chunks and the
@@ -125,14 +127,13 @@ fn push_chunks(uploader: &mut PackUploader<'_>, file: crate::fs::File) -> Result
     Ok((chunks::encode(&list), whole.finish()))
 }
 
-/// Writes the list of roots that this push wants kept, for a later garbage collection at the remote.
-fn write_roots(remote: &Remote, wants: &Wants) -> Result<()> {
-    let roots: BTreeSet<String> =
-        wants.contents.iter().map(|(_, content)| format!("{}\n", content.digest)).collect();
+/// Writes the list of the roots that are complete at the remote, for a later garbage collection there.
+fn write_roots(remote: &Remote, catalog: &Catalog, plan: &Plan) -> Result<()> {
+    let roots: BTreeSet<String> = plan.complete.iter().map(|digest| format!("{digest}\n")).collect();
     let text: String = roots.into_iter().collect();
-    let path = roots_path(&Digest::of(text.as_bytes()));
-    if text.is_empty() || remote.read_if_there(&path)?.is_some() {
+    let name = Digest::of(text.as_bytes());
+    if text.is_empty() || catalog.root_lists.contains(&name) {
         return Ok(());
     }
-    remote.write(&path, text.into_bytes())
+    remote.write(&roots_path(&name), text.into_bytes())
 }

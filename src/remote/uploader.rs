@@ -1,9 +1,12 @@
-//! Uploads packs: fills one after another and sends several at a time.
+//! Uploads packs: fills one while earlier ones are on their way.
 //!
-//! The index of a pack is written after the pack is complete, so that no reader sees a part of it.
+//! The index of a pack is written after the pack is complete, and after the indexes of all earlier packs.
+//! Thus readers see no part of a pack, and an object only after all that was queued before it.
 
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use std::collections::{HashSet, VecDeque};
+
 use serde::Serialize;
+use tokio::task::JoinHandle;
 
 use crate::{
     digest::Digest,
@@ -19,8 +22,8 @@ use crate::{
 
 /// Size at which a pack is sent, in bytes; an interrupted push loses no more than the packs under way.
 const PACK_SIZE: u64 = 16 << 20;
-/// Packs in memory at once.
-const MAX_WAITING_PACKS: usize = 3;
+/// Largest number of packs on their way.
+const MAX_UPLOADS: usize = 3;
 
 /// Counts of a push.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -31,10 +34,11 @@ pub struct Pushed {
     pub bytes: u64,
 }
 
-struct FinishedPack {
+/// Pack on its way to the remote.
+struct Upload {
     name: Digest,
-    bytes: Vec<u8>,
     index: Vec<u8>,
+    task: JoinHandle<opendal::Result<()>>,
 }
 
 /// Collects objects into packs and sends them to a remote.
@@ -42,8 +46,10 @@ pub struct PackUploader<'u> {
     remote: &'u Remote,
     catalog: &'u mut Catalog,
     current: Option<PackWriter<Vec<u8>>>,
-    queued: std::collections::HashSet<(Digest, Kind)>,
-    finished: Vec<FinishedPack>,
+    pack_size: u64,
+    queued: HashSet<(Digest, Kind)>,
+    /// Packs whose indexes are not written yet, in order.
+    uploads: VecDeque<Upload>,
     pub sent: Pushed,
     progress: &'u dyn Progress,
 }
@@ -51,9 +57,16 @@ pub struct PackUploader<'u> {
 impl<'u> PackUploader<'u> {
     /// Creates an uploader without any queued objects.
     pub fn new(remote: &'u Remote, catalog: &'u mut Catalog, progress: &'u dyn Progress) -> Self {
-        let (current, queued, finished, sent) =
-            (None, std::collections::HashSet::new(), Vec::new(), Pushed::default());
-        Self { remote, catalog, current, queued, finished, sent, progress }
+        Self {
+            remote,
+            catalog,
+            current: None,
+            pack_size: pack_size(),
+            queued: HashSet::new(),
+            uploads: VecDeque::new(),
+            sent: Pushed::default(),
+            progress,
+        }
     }
 
     /// Returns true if the remote has the object or it is queued.
@@ -74,50 +87,53 @@ impl<'u> PackUploader<'u> {
             None => self.current.insert(PackWriter::new(Vec::new()).context(context)?),
         };
         pack.put(kind, digest, bytes).context(context)?;
-        let full = pack.len() >= PACK_SIZE;
+        let full = pack.len() >= self.pack_size;
         self.queued.insert((digest, kind));
         self.sent.objects += 1;
         self.progress.event(Event::Advanced { by: bytes.len() as u64 });
-        if full {
-            self.close()?;
-            if self.finished.len() >= MAX_WAITING_PACKS {
-                self.send()?;
-            }
-        }
-        Ok(())
-    }
-
-    fn close(&mut self) -> Result<()> {
-        let Some(pack) = self.current.take() else { return Ok(()) };
-        let (bytes, name, index) = pack.finish().context(|| "cannot write a pack".into())?;
-        self.finished.push(FinishedPack { name, bytes, index });
-        Ok(())
+        if full { self.send() } else { Ok(()) }
     }
 
     /// Sends everything queued so far; on return, all of it is complete and durable at the remote.
     pub fn flush(&mut self) -> Result<()> {
-        self.close()?;
-        self.send()
-    }
-
-    fn send(&mut self) -> Result<()> {
-        let finished = std::mem::take(&mut self.finished);
-        let (remote, operator) = (self.remote, &self.remote.operator);
-        self.sent.packs += finished.len() as u64;
-        self.sent.bytes +=
-            finished.iter().map(|pack| (pack.bytes.len() + pack.index.len()) as u64).sum::<u64>();
-        let mut indexes = Vec::new();
-        let packs = finished.into_iter().map(|pack| {
-            indexes.push((pack.name, pack.index));
-            write_one(operator, pack_path(&pack.name), pack.bytes)
-        });
-        let packs = stream::iter(packs.collect::<Vec<_>>());
-        remote.wait("write to", packs.buffer_unordered(MAX_WAITING_PACKS).try_collect::<Vec<()>>())?;
-        for (name, index) in indexes {
-            remote.sync(&pack_path(&name))?;
-            remote.write(&index_path(&name), index.clone())?;
-            self.catalog.insert(name, index)?;
+        self.send()?;
+        while !self.uploads.is_empty() {
+            self.complete_first()?;
         }
         Ok(())
     }
+
+    /// Starts to upload the current pack, once few enough others are on their way.
+    fn send(&mut self) -> Result<()> {
+        let Some(pack) = self.current.take() else { return Ok(()) };
+        let (bytes, name, index) = pack.finish().context(|| "cannot write a pack".into())?;
+        if self.uploads.len() == MAX_UPLOADS {
+            self.complete_first()?;
+        }
+        self.sent.packs += 1;
+        self.sent.bytes += (bytes.len() + index.len()) as u64;
+        let task = write_one(self.remote.operator.clone(), pack_path(&name), bytes);
+        let task = self.remote.runtime.spawn(task);
+        self.uploads.push_back(Upload { name, index, task });
+        Ok(())
+    }
+
+    /// Waits for the first pack and writes its index.
+    fn complete_first(&mut self) -> Result<()> {
+        let Some(Upload { name, index, task }) = self.uploads.pop_front() else { return Ok(()) };
+        self.remote.wait("write to", async { task.await.map_err(to_opendal)? })?;
+        self.remote.sync(&pack_path(&name))?;
+        self.remote.write(&index_path(&name), index.clone())?;
+        self.catalog.insert(name, index)
+    }
+}
+
+/// Size at which a pack is sent, in bytes; tests lower it in debug builds.
+fn pack_size() -> u64 {
+    let lowered = || std::env::var("MLX_PACK_SIZE").ok()?.parse().ok();
+    if cfg!(debug_assertions) { lowered().unwrap_or(PACK_SIZE) } else { PACK_SIZE }
+}
+
+fn to_opendal(error: tokio::task::JoinError) -> opendal::Error {
+    opendal::Error::new(opendal::ErrorKind::Unexpected, "an upload stopped").set_source(error)
 }

@@ -1,7 +1,5 @@
 //! Stored folders (trees): builds them from entries, reads them page by page, and looks up paths in them.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use crate::{
     digest::Digest,
     error::{Error, Result, WithContext},
@@ -35,7 +33,8 @@ pub fn entries(store: &Store, tree: &Digest) -> Result<Vec<TreeEntry>> {
     Ok(found)
 }
 
-pub(super) fn read_page(store: &Store, digest: &Digest) -> Result<Page> {
+/// Reads and decodes a page of a tree.
+pub fn read_page(store: &Store, digest: &Digest) -> Result<Page> {
     decode(&store.read(digest)?).context(|| format!("cannot read the tree {}", digest.short()))
 }
 
@@ -61,35 +60,6 @@ pub(super) fn read_leaf(store: &Store, digest: &Digest) -> Result<Vec<TreeEntry>
         Page::Leaf(entries) => Ok(entries),
         Page::Branch(..) => Err(misplaced_page(digest)),
     }
-}
-
-/// Collects every object of a tree, including itself: pages of folders, and contents with their sizes.
-pub fn collect_reachable(
-    store: &Store,
-    tree: &Digest,
-    pages: &mut BTreeSet<Digest>,
-    contents: &mut BTreeMap<Digest, u64>,
-) -> Result<()> {
-    // Not recursive: the tree may be untrusted and arbitrarily deep.
-    let mut waiting = vec![*tree];
-    while let Some(next) = waiting.pop() {
-        if !pages.insert(next) {
-            continue;
-        }
-        match read_page(store, &next)? {
-            Page::Branch(_, rows) => waiting.extend(rows.iter().map(|it| it.digest)),
-            Page::Leaf(rows) => {
-                for row in rows {
-                    if row.kind == EntryKind::Folder {
-                        waiting.push(row.digest);
-                    } else {
-                        contents.insert(row.digest, row.size);
-                    }
-                }
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Returns the entry at `path` below a tree; one page per level is read.
@@ -195,9 +165,6 @@ mod tests {
         assert!(entries(&store, &tops[6]).unwrap().is_empty(), "seven levels of pages are allowed");
         let error = entries(&store, &top).unwrap_err();
         assert_eq!((error.kind(), error.to_string().contains("out of place")), (ErrorKind::Corrupt, true));
-        let (mut pages, mut contents) = (BTreeSet::new(), BTreeMap::new());
-        collect_reachable(&store, &top, &mut pages, &mut contents).unwrap();
-        assert_eq!((pages.len(), contents.len()), (20_001, 0));
         let mut here = Digest::of(b"nothing");
         assert!(diff(&store, &RepoPath::root(), Some(&here), Some(&top)).is_err());
         std::mem::swap(&mut here, &mut top);

@@ -25,7 +25,7 @@ mod writer;
 pub use self::{
     complete::{content_of, described, has_other_kind},
     diff::{ChangedEntries, DiffSide, Difference, changed_entries, diff},
-    folder::{collect_reachable, entries, entry_at, put_folder, replace},
+    folder::{entries, entry_at, put_folder, read_page, replace},
     inventory::{Inventory, PackFile, StoredFile},
     large::{LargeFile, digest_file},
     lease::LeaseRecord,

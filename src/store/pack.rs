@@ -273,6 +273,11 @@ impl Index {
 }
 
 impl Row {
+    /// Returns this object as it is to be written into another pack, from the bytes stored in this one.
+    pub fn encoded<'b>(&self, stored: &'b [u8]) -> EncodedObject<'b> {
+        EncodedObject { size: self.size, compressed: self.compressed, stored: stored.into() }
+    }
+
     /// Decodes an object from its stored bytes. Contents and pages of folders are checked against their
     /// digest.
     pub fn decode(&self, stored: &[u8]) -> Result<Vec<u8>> {

@@ -96,7 +96,7 @@ pub fn send(ctx: &Context<'_>, repo: &Repo, contents: Vec<(RepoPath, Content)>) 
     }
     let configured = configured.context(|| "other clones could not fetch the report or package".into())?;
     let remote = Remote::open(&configured, Access::Write)?;
-    remote::push(repo, &remote, &Wants { contents, runs: Vec::new() }, ctx.progress).map(drop)
+    remote::push_all(repo, &remote, &Wants { contents, runs: Vec::new() }, ctx.progress).map(drop)
 }
 
 /// Reads a stored report, which is fetched from the default remote if it is missing locally.

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{
         Context, Report,
+        command::fsck_remote::RemoteArgs,
         report::{bytes, count},
     },
     digest::Digest,
@@ -26,15 +27,21 @@ const MAX_OBJECTS: usize = 20;
 /// Damaged files are moved to `quarantine/` in the store and never deleted. Exits with 10 if anything
 /// is damaged or cannot be read; a merge conflict is not damage.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  mlx fsck\n  mlx fsck --repair\n\n\
+#[command(after_help = "Examples:\n  mlx fsck\n  mlx fsck --repair\n  mlx fsck --remote --sample 1%\n  \
+mlx fsck --remote backup --full --repair --from origin\n\n\
 JSON: {\"objects\", \"bytes\", \"packs\", \"runs\", \"pointers\", \"commits\", \"absent\", \"faults\": \
 [{\"kind\", \"digest\", \"file\", \"why\"}], \
 \"damaged\": [{\"digest\", \"hits\": [{\"path\", \"commit\" or \"worktree\" or \"in\"}], \"from\" or null}], \
-\"changed\": [{\"path\", \"digest\"}], \"unreadable\": [{\"place\", \"why\", \"conflict\"}], \"repaired\"}")]
+\"changed\": [{\"path\", \"digest\"}], \"unreadable\": [{\"place\", \"why\", \"conflict\"}], \"repaired\"}\n\
+With --remote: {\"remote\", \"packs\", \"read\", \"lost\": [pack], \"damaged\": [{\"pack\", \"objects\"}], \
+\"absent_roots\", \"repairs\", \"repaired\": [pack]}")]
 pub struct Args {
-    /// Restore damaged objects from the workspace or the default remote
+    /// Restore damaged objects from the workspace or the default remote; with `--remote`, damaged packs there
+    /// from the local store
     #[arg(long)]
-    repair: bool,
+    pub repair: bool,
+    #[command(flatten)]
+    pub remote: RemoteArgs,
 }
 
 pub struct FsckOutput(CheckReport);

@@ -20,6 +20,7 @@ mod explain;
 mod feedback;
 mod follow;
 mod fsck;
+mod fsck_remote;
 mod gc;
 mod guard;
 pub mod help;
@@ -145,6 +146,9 @@ impl Command {
             Self::Data(data::Command::Features(args)) => ui.show_report(&data::features(ctx, args)?),
             Self::Model(command) => model_command(ctx, ui, command)?,
             Self::Gc(args) => ui.show_report(&gc::run(ctx, args)?),
+            Self::Fsck(args) if args.remote.is_given() => {
+                ui.show_report(&fsck_remote::run(ctx, &args.remote, args.repair)?)
+            }
             Self::Fsck(args) => ui.show_report(&fsck::run(ctx, args)?),
             Self::Du(args) => ui.show_report(&du::run(ctx, args)?),
             Self::Demo(args) => ui.show_report(&demo::run(ctx, args)?),

@@ -113,7 +113,7 @@ fn push(ctx: &Context<'_>, repo: &Repo, seal: &SealSummary) -> Result<Option<(St
     let remote = Remote::open(&repo.config.remote(None)?, Access::Write)?;
     let pointer = &seal.pointer;
     let wants = Wants { contents: vec![(pointer.path.clone(), pointer.content)], runs: Vec::new() };
-    let pushed = remote::push(repo, &remote, &wants, ctx.progress)?;
+    let pushed = remote::push_all(repo, &remote, &wants, ctx.progress)?;
     Ok(Some((remote.location, pushed)))
 }
 

@@ -214,11 +214,12 @@ pub fn push(ctx: &Context<'_>, args: &PushArgs) -> Result<PushReport> {
     let config = repo.config.remote(args.selection.remote.as_deref())?;
     warn_in_work_tree(ctx, &repo, &config.url)?;
     let remote = Remote::open(&config, Access::Write)?;
-    let sent = remote::push(&repo, &remote, &wants, ctx.progress)?;
+    let (sent, left_out) = remote::push(&repo, &remote, &wants, ctx.progress)?;
     let pipelines = ctx.all_pipelines(&workspace)?;
     let stages: Vec<_> = pipelines.stages().map(|it| it.0).collect();
     warn_untracked(ctx, &pipelines, &stages)?;
     workspace.save_if_free();
+    let failure = ctx.failure(failure.into_iter().chain(left_out));
     Ok(PushReport(remote.location, sent, failure))
 }
 

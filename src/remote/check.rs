@@ -1,0 +1,138 @@
+//! Checks what a remote holds: names, indexes, lists of roots, and the bytes of packs.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    digest::Digest,
+    error::Result,
+    progress::{Event, Progress},
+    remote::{
+        Access, Remote,
+        catalog::{Catalog, roots_path},
+        read::ObjectReader,
+        repair::{PackState, damaged_objects, repair_pack},
+    },
+    repo::Repo,
+    store::{Kind, Writer},
+};
+
+/// Packs whose bytes a check reads, beside those in which a reader found damage.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Sample {
+    Noted,
+    /// This share of all packs, 0 to 1, others each day; at least one.
+    Share(f64),
+    All,
+}
+
+/// Result of the check of a remote.
+#[derive(Debug, Default)]
+pub struct RemoteCheck {
+    /// Packs that have an index.
+    pub packs: u64,
+    /// Packs that were read in full.
+    pub read: u64,
+    /// Packs that have an index but do not exist, or whose index and end are damaged.
+    pub lost: Vec<Digest>,
+    /// Damaged packs, each with the objects of which no intact bytes were found.
+    pub damaged: BTreeMap<Digest, BTreeSet<Digest>>,
+    /// Packs that were written again.
+    pub repaired: Vec<Digest>,
+    /// Contents that a push asked to keep and that are not there.
+    pub absent_roots: BTreeSet<Digest>,
+}
+
+impl RemoteCheck {
+    /// Returns true if anything is damaged or lost.
+    pub fn has_problems(&self) -> bool {
+        !(self.lost.is_empty() && self.damaged.is_empty() && self.absent_roots.is_empty())
+    }
+}
+
+/// Checks a remote and, if `repairs`, writes damaged packs again from the local store and from the remote
+/// `source`.
+pub fn check(
+    repo: &Repo,
+    remote: &Remote,
+    sample: Sample,
+    repairs: bool,
+    source: Option<&Remote>,
+    progress: &dyn Progress,
+) -> Result<RemoteCheck> {
+    let access = if repairs { Access::Write } else { Access::Read };
+    let mut catalog = Catalog::load(repo, remote, access)?;
+    let chosen = choose(&catalog, sample, crate::time::Timestamp::now().seconds() / 86_400);
+    let mut found = RemoteCheck { packs: catalog.packs().count() as u64, ..RemoteCheck::default() };
+    found.lost.clone_from(&catalog.lost_packs);
+    progress.event(Event::Started { task: "checking", total: Some(chosen.len() as u64) });
+    for pack in chosen {
+        found.read += 1;
+        progress.event(Event::Advanced { by: 1 });
+        let Some(objects) = damaged_objects(remote, &catalog, &pack)? else {
+            if repairs && catalog.damaged_packs.contains(&pack) {
+                repair_pack(repo, remote, &mut catalog, &pack, progress)?;
+            }
+            continue;
+        };
+        if let Some(source) = source {
+            fetch_objects(repo, source, &objects, progress)?;
+        }
+        let state = if repairs {
+            repair_pack(repo, remote, &mut catalog, &pack, progress)?
+        } else {
+            PackState::Damaged(objects)
+        };
+        match state {
+            PackState::Damaged(objects) => drop(found.damaged.insert(pack, objects)),
+            PackState::Intact | PackState::Repaired => found.repaired.push(pack),
+        }
+    }
+    progress.event(Event::Finished);
+    found.absent_roots = absent_roots(remote, &catalog)?;
+    Ok(found)
+}
+
+/// Chooses the packs to read; `day` decides which ones a sample holds.
+fn choose(catalog: &Catalog, sample: Sample, day: i64) -> Vec<Digest> {
+    let all: Vec<Digest> = catalog.packs().copied().collect();
+    let noted = |pack: &&Digest| catalog.damaged_packs.contains(pack);
+    let share = match sample {
+        Sample::Noted => return all.iter().filter(noted).copied().collect(),
+        Sample::All => return all,
+        Sample::Share(share) => share,
+    };
+    let mut others: Vec<_> = all.iter().filter(|pack| !noted(pack)).copied().collect();
+    others.sort_by_key(|pack| Digest::of(&[&pack.bytes()[..], &day.to_le_bytes()].concat()));
+    others.truncate(((all.len() as f64 * share).ceil() as usize).max(1));
+    others.extend(all.iter().filter(noted));
+    others
+}
+
+/// Fetches what another remote has of these objects into the local store.
+fn fetch_objects(
+    repo: &Repo,
+    source: &Remote,
+    objects: &BTreeSet<Digest>,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let catalog = Catalog::load(repo, source, Access::Read)?;
+    let missing = objects.iter().filter(|digest| !repo.store.contains(digest));
+    let found = missing.filter_map(|digest| catalog.find(digest, &[Kind::Content, Kind::Tree])).collect();
+    let mut writer = Writer::new(&repo.store);
+    let mut reader = ObjectReader::new(source, catalog, progress);
+    let read = reader.read(found, &mut |row, bytes| writer.put(row.kind, row.digest, bytes));
+    writer.finish()?;
+    read.map(drop)
+}
+
+/// Returns the roots that pushes listed and that no pack holds.
+fn absent_roots(remote: &Remote, catalog: &Catalog) -> Result<BTreeSet<Digest>> {
+    let mut absent = BTreeSet::new();
+    for list in &catalog.root_lists {
+        let Some(bytes) = remote.read_if_there(&roots_path(list))? else { continue };
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let roots = text.lines().filter_map(|line| line.parse::<Digest>().ok());
+        absent.extend(roots.filter(|root| !catalog.has_content(root)));
+    }
+    Ok(absent)
+}

@@ -1,0 +1,207 @@
+//! Repairs damaged packs of a remote from the objects of the local store.
+//!
+//! A pack is written again under its name if it comes out with the very bytes it had. Otherwise its objects
+//! go to another pack and it is removed. A file is overwritten only when its bytes were just read and do not
+//! match its name.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    digest::Digest,
+    error::{Result, WithContext},
+    progress::Progress,
+    remote::{
+        Remote,
+        catalog::{Catalog, damage_path, index_path, pack_path},
+        chunks,
+        uploader::PackUploader,
+    },
+    repo::Repo,
+    store::{EncodedObject, Kind, PackWriter, Row},
+};
+
+/// State of a pack after a check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PackState {
+    Intact,
+    Repaired,
+    /// Objects of which neither the pack nor this clone has intact bytes.
+    Damaged(BTreeSet<Digest>),
+}
+
+/// A pack of a remote with what is left of its bytes.
+struct DamagedPack {
+    name: Digest,
+    bytes: Vec<u8>,
+    /// In the order of the pack.
+    rows: Vec<Row>,
+}
+
+/// Bytes of an object: as they are stored in its damaged pack, or whole, from the local store.
+enum Found<'p> {
+    Stored(&'p [u8]),
+    Whole(Vec<u8>),
+}
+
+/// Reads a pack. Returns the objects in it that are not intact; `None` if its bytes match its name.
+pub fn damaged_objects(
+    remote: &Remote,
+    catalog: &Catalog,
+    name: &Digest,
+) -> Result<Option<BTreeSet<Digest>>> {
+    let pack = DamagedPack::read(remote, catalog, name)?;
+    Ok(pack.map(|pack| {
+        let damaged = pack.rows.iter().filter(|row| pack.stored(row).is_none());
+        damaged.map(|row| row.digest).collect()
+    }))
+}
+
+/// Repairs a pack as far as it and the local store have its objects. A note of damage goes with the damage.
+pub fn repair_pack(
+    repo: &Repo,
+    remote: &Remote,
+    catalog: &mut Catalog,
+    name: &Digest,
+    progress: &dyn Progress,
+) -> Result<PackState> {
+    let Some(pack) = DamagedPack::read(remote, catalog, name)? else {
+        remove_note(remote, catalog, name)?;
+        return Ok(PackState::Intact);
+    };
+    let found = pack.find_objects(repo, catalog)?;
+    let lost = pack.rows.iter().zip(&found).filter(|(_, found)| found.is_none());
+    let lost: BTreeSet<_> = lost.map(|(row, _)| row.digest).collect();
+    if lost.is_empty() && !pack.restore(remote, &found)? {
+        catalog.remove(name);
+        let mut uploader = PackUploader::new(remote, catalog, progress);
+        for (row, found) in pack.rows.iter().zip(&found) {
+            if !uploader.has(&row.digest, row.kind) {
+                uploader.put(
+                    row.kind,
+                    row.digest,
+                    &found.as_ref().map_or(Ok(Vec::new()), |it| it.whole(row))?,
+                )?;
+            }
+        }
+        uploader.flush()?;
+        remote.delete(&index_path(name))?;
+        remote.delete(&pack_path(name))?;
+    }
+    if lost.is_empty() {
+        remove_note(remote, catalog, name)?;
+        return Ok(PackState::Repaired);
+    }
+    Ok(PackState::Damaged(lost))
+}
+
+fn remove_note(remote: &Remote, catalog: &mut Catalog, name: &Digest) -> Result<()> {
+    if catalog.damaged_packs.remove(name) { remote.delete(&damage_path(name)) } else { Ok(()) }
+}
+
+impl DamagedPack {
+    /// Reads a pack that the catalog lists; `None` if its bytes match its name.
+    fn read(remote: &Remote, catalog: &Catalog, name: &Digest) -> Result<Option<Self>> {
+        let Some(index) = catalog.index(name) else { return Ok(None) };
+        let bytes = remote.read_if_there(&pack_path(name))?.unwrap_or_default();
+        if Digest::of(&bytes) == *name {
+            return Ok(None);
+        }
+        let mut rows: Vec<_> = index.rows().collect();
+        rows.sort_by_key(|row| row.offset);
+        Ok(Some(Self { name: *name, bytes, rows }))
+    }
+
+    /// Returns the stored bytes of an object that is intact, as far as its digest can tell.
+    fn stored(&self, row: &Row) -> Option<&[u8]> {
+        let start = usize::try_from(row.offset).ok()?;
+        let stored = self.bytes.get(start..start.checked_add(usize::try_from(row.stored).ok()?)?)?;
+        row.decode(stored).is_ok().then_some(stored)
+    }
+
+    /// Finds the bytes of each object, in the order of the rows. Records and lists of chunks are not named by
+    /// their own digests, so that those of the local store come first.
+    fn find_objects(&self, repo: &Repo, catalog: &Catalog) -> Result<Vec<Option<Found<'_>>>> {
+        let is_checked = |row: &Row| matches!(row.kind, Kind::Content | Kind::Tree);
+        let mut found = Vec::new();
+        for row in &self.rows {
+            let stored = self.stored(row).map(Found::Stored);
+            found.push(match stored {
+                Some(stored) if is_checked(row) => Some(stored),
+                stored => local_object(repo, row)?.map(Found::Whole).or(stored),
+            });
+        }
+        let mut chunks: BTreeSet<Digest> = self
+            .rows
+            .iter()
+            .zip(&found)
+            .filter(|(row, found)| found.is_none() && row.kind == Kind::Content)
+            .map(|(row, _)| row.digest)
+            .collect();
+        for large in catalog.large_files() {
+            if chunks.is_empty() {
+                break;
+            }
+            let Some(file) = repo.store.large(&large) else { continue };
+            chunks::cut(file.open()?, |chunk, bytes| {
+                if chunks.remove(&chunk.digest)
+                    && let Some(at) = self.rows.iter().position(|row| row.digest == chunk.digest)
+                {
+                    found[at] = Some(Found::Whole(bytes.to_vec()));
+                }
+                Ok(())
+            })?;
+        }
+        Ok(found)
+    }
+
+    /// Writes the pack again under its name, if its objects give the very bytes that it is named by.
+    fn restore(&self, remote: &Remote, found: &[Option<Found<'_>>]) -> Result<bool> {
+        let context = || "cannot write a pack".to_owned();
+        let mut pack = PackWriter::new(Vec::new()).context(context)?;
+        for (row, found) in self.rows.iter().zip(found) {
+            let encoded = match found {
+                Some(Found::Stored(stored)) => row.encoded(stored),
+                Some(Found::Whole(bytes)) => EncodedObject::encode(bytes.into()).context(context)?,
+                None => return Ok(false),
+            };
+            pack.put_encoded(row.kind, row.digest, &encoded).context(context)?;
+        }
+        let (bytes, name, index) = pack.finish().context(context)?;
+        if name != self.name {
+            return Ok(false);
+        }
+        remote.write(&pack_path(&name), bytes)?;
+        remote.write(&index_path(&name), index)?;
+        Ok(true)
+    }
+}
+
+impl Found<'_> {
+    fn whole(&self, row: &Row) -> Result<Vec<u8>> {
+        match self {
+            Self::Stored(stored) => row.decode(stored),
+            Self::Whole(bytes) => Ok(bytes.clone()),
+        }
+    }
+}
+
+/// Returns an object of the local store as a pack holds it.
+fn local_object(repo: &Repo, row: &Row) -> Result<Option<Vec<u8>>> {
+    let (store, digest) = (&repo.store, &row.digest);
+    match row.kind {
+        Kind::Run => Ok(store.cached_run(digest)?.map(|run| run.to_bytes())),
+        Kind::Chunks => {
+            let Some(large) = store.large(digest) else { return Ok(None) };
+            let mut list = Vec::new();
+            chunks::cut(large.open()?, |chunk, _| {
+                list.push(chunk);
+                Ok(())
+            })?;
+            Ok(Some(chunks::encode(&list)))
+        }
+        Kind::Content | Kind::Tree if store.contains(digest) && store.large(digest).is_none() => {
+            store.read(digest).map(Some)
+        }
+        Kind::Content | Kind::Tree => Ok(None),
+    }
+}
