@@ -73,6 +73,39 @@ fn no_command_of_a_list_hides_the_next_ones() {
 }
 
 #[test]
+fn the_error_of_a_list_names_the_command_that_failed() {
+    let sandbox = Sandbox::new();
+    for (commands, failed) in [
+        ("'true', 'echo x; false', 'echo y'", "echo x; false"),
+        ("'false', 'echo y'", "false"),
+        ("'true', \"\"\"\ntrue\nexit 1\n\"\"\"", "true; exit 1"),
+    ] {
+        sandbox.write("mlx.toml", format!("[stage.s]\ncmd = [{commands}]\n"));
+        let error = sandbox.fails("repro", 8);
+        let said = format!("error: the stage `s` failed (exit code 1): `{failed}`\nhint: its output is in ");
+        assert!(error.contains(&said), "{error}");
+    }
+}
+
+#[test]
+fn a_compound_command_that_a_list_splits_is_explained() {
+    let sandbox = Sandbox::new();
+    let hint = "hint: each item of the list `cmd` is a command of its own: write one that spans several";
+    for commands in ["'if true; then', 'touch o', 'fi'", "'touch o', 'echo \"a', 'b\"'"] {
+        sandbox.write("mlx.toml", format!("[stage.s]\ncmd = [{commands}]\nouts = ['o']\n"));
+        let error = sandbox.fails("repro", 8);
+        assert!(error.contains(hint), "{commands}: {error}");
+        assert!(!sandbox.has("o"), "{commands}");
+    }
+    for commands in ["'fi', 'touch o'", "'touch o', 'false'", "'sh -c \"if true; then\"', 'fi'"] {
+        sandbox.write("mlx.toml", format!("[stage.s]\ncmd = [{commands}]\nouts = ['o']\n"));
+        assert!(!sandbox.fails("repro", 8).contains(hint), "{commands}: nothing is split");
+    }
+    sandbox
+        .write("mlx.toml", "[stage.s]\ncmd = ['true', '''\nif true; then\n  touch o\nfi''']\nouts = ['o']\n");
+    sandbox.ok("repro");
+}
+#[test]
 fn a_list_that_runs_command_by_command_takes_no_run_of_the_plain_script() {
     let sandbox = Sandbox::new();
     let lines = "false && echo x\necho done > o";

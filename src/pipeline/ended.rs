@@ -67,12 +67,11 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-    use crate::pipeline::run_cache::SHELL;
 
     #[test]
     fn a_killed_command_is_reported_with_the_name_of_the_signal() {
         let ended = |script: &str| {
-            let status = Command::new(SHELL[0]).args(&SHELL[1..]).arg(script).status().unwrap();
+            let status = Command::new("sh").args(["-ec", script]).status().unwrap();
             Ended::of(status).to_string()
         };
         assert_eq!(ended("exit 3"), "exit code 3");

@@ -331,7 +331,7 @@ impl Pipeline<'_, '_> {
         let log = RepoPath::from_text(&format!("{LOGS}/{}.log", leftovers::name(name)))?;
         let reached = self.running_file(name, ".reached")?;
         repo.private.remove(&reached)?;
-        progress.note(&format!("running stage `{name}`: {}", stage.command.replace('\n', "; ")));
+        progress.note(&format!("running stage `{name}`: {}", stage.command.trim().replace('\n', "; ")));
         let job = runner::Job {
             private: &repo.private,
             lock: &self.running_file(name, ".lock")?,
@@ -348,13 +348,7 @@ impl Pipeline<'_, '_> {
         if ended == Ended::Code(0) {
             return script::check_reached(name, &stage.commands, &lines);
         }
-        let log = log.on_disk(repo.private.path());
-        let message = format!("the stage `{name}` failed ({ended}): `{}`", stage.command.replace('\n', "; "));
-        let mut hint = format!("its output is in {}", log.display());
-        if ended == Ended::Killed("SIGKILL") {
-            hint.push_str("; the system kills a command in this way when memory runs out");
-        }
-        Err(Error::new(Kind::Stage, message).hint(hint))
+        Err(script::failure(name, &stage.commands, &lines, ended, &log.on_disk(repo.private.path())))
     }
 
     /// Stores the outputs of a run.

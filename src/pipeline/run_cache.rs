@@ -13,14 +13,15 @@ use crate::{
     document,
     error::Result,
     path::RepoPath,
-    pipeline::{Pipeline, Stage, inputs::Inputs, script::may_hide},
+    pipeline::{
+        Pipeline, Stage,
+        inputs::Inputs,
+        script::{SHELL, may_hide},
+    },
     pointer::Content,
     store::{CachedRun, Store},
     time::Timestamp,
 };
-
-/// Shell that runs every command, the same on every machine.
-pub const SHELL: [&str; 2] = ["sh", "-ec"];
 
 /// Outputs of a cached run.
 pub type Outputs = BTreeMap<RepoPath, Content>;

@@ -32,7 +32,7 @@ use crate::{
     path::RepoPath,
     pipeline::{
         ended::{Ended, exit_code},
-        run_cache::SHELL,
+        script::SHELL,
     },
     progress::{Event, Progress},
 };

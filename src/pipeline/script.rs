@@ -11,13 +11,25 @@ use std::{
     ffi::{OsStr, OsString},
     os::unix::ffi::OsStrExt as _,
     path::Path,
+    process::{Command, Stdio},
 };
 
-use crate::error::{Error, Kind};
+use crate::{
+    error::{Error, Kind},
+    pipeline::ended::Ended,
+};
 
-/// Texts and words without which a command of a list can neither fail unnoticed nor hide the next ones.
-const HIDING_TEXTS: [&str; 4] = ["&&", "!", "set +", "<<"];
+/// Shell that runs every command, the same on every machine.
+pub const SHELL: [&str; 2] = ["sh", "-ec"];
+
+/// Texts and words without which a command of a list can neither fail unnoticed nor hide the next ones, apart
+/// from simple commands that change how the shell goes on.
+const HIDING_TEXTS: [&str; 3] = ["&&", "!", "<<"];
 const HIDING_WORDS: [&str; 4] = ["exit", "exec", "return", "trap"];
+
+/// Words before the name of a simple command.
+const LEADING_WORDS: [&str; 12] =
+    ["if", "then", "else", "elif", "while", "until", "do", "{", "time", "command", "builtin", "eval"];
 
 /// Returns the script for these commands. It appends a line to the file `reached` before each but the first.
 pub fn script(commands: &[String], reached: &Path) -> OsString {
@@ -39,9 +51,39 @@ pub fn script(commands: &[String], reached: &Path) -> OsString {
     script
 }
 
-/// Checks that the shell, which succeeded, came to the last command; `reached` is the content of the file.
+/// Returns the error of a stage whose shell failed, with the command that failed; `reached` is the content of
+/// the file.
+pub fn failure(stage: &str, commands: &[String], reached: &[u8], ended: Ended, log: &Path) -> Error {
+    let failed = commands.get(count(reached)).or(commands.last()).map_or("", |command| command.trim());
+    let message = format!("the stage `{stage}` failed ({ended}): `{}`", failed.replace('\n', "; "));
+    let mut hint = format!("its output is in {}", log.display());
+    if ended == Ended::Killed("SIGKILL") {
+        hint.push_str("; the system kills a command in this way when memory runs out");
+    }
+    if commands.len() > 1 && !can_parse(failed) && can_parse(&commands.join("\n")) {
+        hint = format!(
+            "each item of the list `cmd` is a command of its own: write one that spans several, such as \
+             `if … fi`, as one item, a text of several lines in `'''`; {hint}"
+        );
+    }
+    Error::new(Kind::Stage, message).hint(hint)
+}
+
+/// Returns true if the shell can parse a text as a whole script. Nothing of it runs.
+fn can_parse(text: &str) -> bool {
+    let mut shell = Command::new(SHELL[0]);
+    shell.args(["-nc", text]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    shell.status().is_ok_and(|status| status.success())
+}
+
+/// Returns the number of commands that the shell went past.
+fn count(reached: &[u8]) -> usize {
+    reached.iter().filter(|byte| **byte == b'\n').count()
+}
+
+/// Checks that the shell, which succeeded, came to the last command.
 pub fn check_reached(stage: &str, commands: &[String], reached: &[u8]) -> Result<(), Error> {
-    let at = reached.iter().filter(|byte| **byte == b'\n').count();
+    let at = count(reached);
     let (Some(command), Some(next)) = (commands.get(at), commands.get(at + 1)) else { return Ok(()) };
     let message =
         format!("the stage `{stage}` failed: `{command}` ended its shell before `{next}` could run");
@@ -56,7 +98,34 @@ pub fn may_hide(commands: &[String]) -> bool {
     commands.iter().rev().skip(1).any(|command| {
         HIDING_TEXTS.iter().any(|text| command.contains(text))
             || command.split(|char| !is_word(char)).any(|word| HIDING_WORDS.contains(&word))
+            || simple_commands(command).iter().any(|words| changes_shell(words))
     })
+}
+
+/// Splits a text into its simple commands, each as its words without quotes. A text in quotes counts as well,
+/// since `eval` may run it.
+fn simple_commands(text: &str) -> Vec<Vec<String>> {
+    let text = text.replace("\\\n", " ");
+    let is_leading = |word: &String| LEADING_WORDS.contains(&&word[..]) || word.contains('=');
+    let words = |part: &str| -> Vec<String> {
+        let plain = part.replace(['"', '\'', '\\'], "");
+        plain.split_whitespace().map(str::to_owned).skip_while(is_leading).collect()
+    };
+    text.split([';', '&', '|', '(', ')', '`', '\n']).map(words).collect()
+}
+
+/// Returns true for a simple command after which the shell may go on after failures, skip commands, or have
+/// run others: `set +e`, `set -n`, `. FILE` or `source FILE`.
+fn changes_shell(words: &[String]) -> bool {
+    let Some((name, arguments)) = words.split_first() else { return false };
+    let is_option = |word: &String| {
+        word.starts_with('+') || word == "noexec" || word.starts_with('-') && word[1..].contains('n')
+    };
+    match &name[..] {
+        "." | "source" => !arguments.is_empty(),
+        "set" => arguments.iter().any(is_option),
+        _ => false,
+    }
 }
 
 /// Quotes a text for the shell.
@@ -103,11 +172,40 @@ mod tests {
 
     #[test]
     fn only_what_may_hide_something_makes_a_list_differ_from_its_lines() {
-        for plain in [&["a && b"][..], &["a", "b || c", "d && exit"], &["python execute.py", "existing"]] {
+        for plain in [
+            &["a && b"][..],
+            &["a", "b || c", "d && exit"],
+            &["python execute.py", "existing"],
+            &["set -eu; reset +x", "find . -name '*.c'", "cp a .", "b"],
+            &["set -- a b; cp $(ls) .", "b"],
+            &["./source x; resource y; echo source", "b"],
+        ] {
             assert!(!may_hide(&list(plain)), "{plain:?}");
         }
-        for hiding in ["a && b", "! a", "set +e", "cat <<E", "exit 0", "(exec a)", "return", "trap 'x' EXIT"]
-        {
+        for hiding in [
+            "a && b",
+            "! a",
+            "set +e",
+            "set  +e",
+            "set\t+e",
+            "set \\\n+e",
+            "set -x '+e'",
+            "cd x; set +o errexit",
+            "eval 'set +e'",
+            "set -en",
+            "set -o noexec",
+            ". ./x",
+            "if . ./x; then y; fi",
+            "A=1 . ./x",
+            "a\n.\tx",
+            "source x",
+            "case $a in b) . x;; esac",
+            "cat <<E",
+            "exit 0",
+            "(exec a)",
+            "return",
+            "trap 'x' EXIT",
+        ] {
             assert!(may_hide(&list(&[hiding, "b"])), "{hiding}");
         }
     }
