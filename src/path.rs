@@ -211,11 +211,11 @@ fn push_escaped(text: &mut String, byte: u8) {
     text.push_str(&format!("%{byte:02X}"));
 }
 
-/// Formats paths for a message, each in backticks; of many, the first twenty.
-pub fn quoted_list(paths: &[RepoPath]) -> String {
+/// Formats paths or other names for a message, each in backticks; of many, the first twenty.
+pub fn quoted_list(list: &[impl fmt::Display]) -> String {
     const MAX_NAMED: usize = 20;
-    let names: Vec<_> = paths.iter().take(MAX_NAMED).map(|path| format!("`{path}`")).collect();
-    let more = paths.len().saturating_sub(MAX_NAMED);
+    let names: Vec<_> = list.iter().take(MAX_NAMED).map(|name| format!("`{name}`")).collect();
+    let more = list.len().saturating_sub(MAX_NAMED);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     format!("{}{more}", names.join(", "))
 }

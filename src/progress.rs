@@ -3,6 +3,8 @@
 //! Work functions take a `&dyn Progress` and report to it. The command line draws the events, tests record
 //! them, and [`Silent`] discards them.
 
+use crate::error::Error;
+
 /// Receiver of progress events.
 pub trait Progress: Sync {
     fn event(&self, event: Event<'_>);
@@ -15,6 +17,11 @@ pub trait Progress: Sync {
     /// Reports something that the user should check.
     fn warn(&self, message: &str) {
         self.event(Event::Warning { message });
+    }
+
+    /// Reports an error of one of several tasks, of which the others go on.
+    fn fail(&self, error: &Error) {
+        self.event(Event::Failed { error });
     }
 }
 
@@ -39,6 +46,9 @@ pub enum Event<'a> {
     },
     Warning {
         message: &'a str,
+    },
+    Failed {
+        error: &'a Error,
     },
 }
 

@@ -101,8 +101,8 @@ fn a_result_that_is_not_whole_is_refused() {
     fs::remove_file(sandbox.repo.join("i")).unwrap();
     let error = sandbox.fails("commit s", 3);
     assert!(
-        error.contains("cannot record a result of the stage `s`: the content of `i`")
-            && error.contains("mlx pull i"),
+        error.contains("cannot record a result of the stage `s`: `i` is not here")
+            && error.contains("mlx checkout i"),
         "{error}"
     );
     assert!(!sandbox.has("mlx.lock"));

@@ -216,7 +216,11 @@ fn an_unreadable_lockfile_stops_only_what_needs_it() {
         }
         std::fs::remove_file(sandbox.repo.join("data")).unwrap();
         let free = sandbox.mlx("-C free repro --dry-run");
-        assert_eq!((free.code, named(&free.err)), (0, 1), "its input counts by its pointer: {free:?}");
+        assert_eq!((free.code, named(&free.err)), (3, 1), "its input counts by its pointer: {free:?}");
+        assert!(
+            free.err.contains("`data` is not here\nhint: bring it back with `mlx checkout data`"),
+            "{free:?}"
+        );
         sandbox.ok("checkout data");
         let free = sandbox.mlx("-C free repro --json");
         assert_eq!(
@@ -353,4 +357,53 @@ fn outputs_of_a_pipeline_that_was_moved_are_known() {
     let moved = sandbox.at(&sandbox.repo.join("r")).mlx("repro");
     assert_eq!(moved.err.matches("no run recorded").count(), 1, "{moved:?}");
     assert!(moved.err.contains("`r/o` held content that no run recorded"), "{moved:?}");
+}
+
+#[test]
+fn status_names_a_broken_file_once_and_exits_with_its_kind() {
+    let sandbox = Sandbox::new();
+    let stage = "[stage.s]\ncmd = 'echo 1 > o'\nouts = ['o']\n";
+    sandbox.write("mlx.toml", stage);
+    sandbox.write("data", "1\n");
+    sandbox.ok("add data");
+    sandbox.ok("repro");
+    let lock = sandbox.read("mlx.lock");
+    sandbox.write("data", "2\n");
+    let error = "TOML parse error at line";
+    for (file, code, text) in [("mlx.toml", 2, stage), ("mlx.lock", 5, &lock)] {
+        sandbox.write(file, format!("{text}broken\n"));
+        for args in ["status", "status --check", "status --quiet"] {
+            let ran = sandbox.mlx(args);
+            assert_eq!((ran.code, ran.err.matches(error).count()), (code, 1), "{args}: {}", ran.err);
+            assert!(ran.err.contains("broken\n") && !ran.out.contains("broken\n"), "{args}: {}", ran.out);
+            assert_eq!(ran.out.contains("data: 1 change"), !args.contains("quiet"), "{args}: {}", ran.out);
+        }
+        let value = sandbox.json("status");
+        assert_eq!(value["problems"].as_array().map(Vec::len), Some(1), "{value}");
+        assert!(value["error"]["message"].as_str().unwrap().contains(error), "{value}");
+        sandbox.write(file, text);
+    }
+    assert!(sandbox.ok("help exit-codes").contains("broken `mlx.toml` or `mlx.lock`"));
+}
+
+#[test]
+fn a_broken_pipeline_that_stops_a_stage_is_named_once() {
+    let sandbox = two_folders();
+    sandbox.ok("repro");
+    sandbox.commit("results");
+    sandbox.write("up/mlx.toml", "[stage.u\n");
+    for args in ["repro", "repro -k", "repro --dry-run", "repro --all", "repro --all -k", "status"] {
+        let ran = sandbox.mlx(args);
+        assert_eq!(
+            (ran.code, ran.err.matches("cannot read `up/mlx.toml`").count()),
+            (2, 1),
+            "{args}: {}",
+            ran.err
+        );
+    }
+    // What it would make is missing, and nothing records that.
+    std::fs::remove_file(sandbox.repo.join("up/mlx.lock")).unwrap();
+    std::fs::remove_file(sandbox.repo.join("up/o")).unwrap();
+    let ran = sandbox.mlx("repro");
+    assert_eq!((ran.code, ran.err.matches("cannot read `up/mlx.toml`").count()), (3, 1), "{}", ran.err);
 }

@@ -427,3 +427,77 @@ fn lineage_traces_an_output_through_stages_to_commits() {
     assert!(sandbox.ok("lineage out --dot").starts_with("digraph lineage {"));
     assert!(sandbox.fails("lineage nothing", 3).contains("`nothing` is not tracked by mlx"));
 }
+
+#[test]
+fn keep_going_reports_each_failure_as_it_happens_and_their_names_at_the_end() {
+    let sandbox = Sandbox::new();
+    let text = "[stage.a]\ncmd = 'false'\nouts = ['1']\n\
+        [stage.b]\ncmd = 'touch 2'\ndeps = ['1']\nouts = ['2']\n\
+        [stage.c]\ncmd = 'exit 3'\nouts = ['3']\n\
+        [stage.d]\ncmd = 'touch 4'\nouts = ['4']\n\
+        [stage.e]\ncmd = 'touch 5'\ndeps = ['none']\nouts = ['5']\n";
+    sandbox.write("mlx.toml", text);
+    sandbox.write("elsewhere/mlx.toml", "[stage\n");
+    sandbox.git("add elsewhere");
+    let ran = sandbox.mlx("repro --all -k");
+    assert_eq!(ran.code, 8, "that of the first");
+    let said: Vec<_> = ran.err.lines().filter(|line| !line.starts_with("hint:")).collect();
+    let expected = [
+        "running stage `a`: false",
+        "error: the stage `a` failed (exit code 1): `false`",
+        "running stage `c`: exit 3",
+        "error: the stage `c` failed (exit code 3): `exit 3`",
+        "running stage `d`: touch 4",
+        "error: the stage `e` needs `none`, which was not found",
+        "error: cannot read `elsewhere/mlx.toml`: TOML parse error at line 1, column 7",
+    ];
+    assert_eq!(said[..7], expected, "{}", ran.err);
+    assert_eq!(said.last(), Some(&"error: 3 stages failed: `a`, `c`, `e`"), "{}", ran.err);
+    let value = sandbox.json("repro -k");
+    assert_eq!(value["error"]["message"], "3 stages failed: `a`, `c`, `e`");
+    assert_eq!(value["stages"][2]["why"][0], "the stage `c` failed (exit code 3): `exit 3`");
+    assert!(value["stages"][2]["why"][1].as_str().unwrap().starts_with("its output is in "));
+    // Without it the run ends with the error itself.
+    let ran = sandbox.mlx("repro a c");
+    assert_eq!((ran.code, ran.err.matches("error: ").count()), (8, 1), "{}", ran.err);
+    assert!(ran.err.contains("error: the stage `a` failed"), "{}", ran.err);
+}
+
+#[test]
+fn status_tells_of_a_run_that_goes_on_and_of_one_that_was_interrupted() {
+    let sandbox = Sandbox::new();
+    let (fifo, stage) =
+        (sandbox.root().join("fifo"), "[stage.s]\ncmd = 'cat i > o'\ndeps = ['i']\nouts = ['o']\n");
+    sandbox.write("i", "1\n");
+    sandbox.write("mlx.toml", stage);
+    sandbox.ok("repro");
+    let slow = stage.replace("'cat i > o'", &format!("'echo half > o; mkfifo {0}; cat {0}'", fifo.display()));
+    sandbox.write("mlx.toml", slow);
+    let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
+    let mut child = command.arg("repro").spawn().unwrap();
+    while !fifo.exists() {
+        thread::sleep(Duration::from_millis(10));
+    }
+    let said = sandbox.ok("status");
+    assert!(said.contains("o: 1 change (its stage `s` is running now)\n  modified  o\n"), "{said}");
+    assert!(said.contains("stage s: would run\n  it is running now\n"), "{said}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let said = sandbox.ok("status");
+    let left = "left by an interrupted run of its stage `s`: `mlx repro` sets it aside";
+    assert!(said.contains(&format!("o: 1 change ({left})\n")), "{said}");
+    assert!(said.contains("stage s: would run\n  its last run was interrupted"), "{said}");
+    assert_eq!(sandbox.json("status")["data"][0]["why"], left);
+    // Nothing but the interrupted run differs from the record.
+    sandbox.write("mlx.toml", stage);
+    let why = &sandbox.json("status")["stages"][0]["why"];
+    assert_eq!(why[1], "its output `o` may be half written");
+    fs::remove_file(sandbox.repo.join("o")).unwrap();
+    let said = sandbox.ok("status");
+    assert!(said.contains(&format!("o: absent ({left})\n")), "{said}");
+    sandbox.ok("repro");
+    assert_eq!(
+        (sandbox.ok("status").lines().next(), &sandbox.read("o")[..]),
+        (Some("clean: everything is as recorded"), "1\n")
+    );
+}

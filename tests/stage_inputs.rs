@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, outcomes};
 
 /// Creates a repository with one stage.
 fn with_stage(command: &str, deps: &str, outs: &str, more: &str) -> Sandbox {
@@ -374,4 +374,59 @@ fn an_output_in_a_dependency_of_which_a_part_is_here_stops_the_stage() {
         clone.ok("repro");
         assert_eq!(fs::read_to_string(folder.join("o")).unwrap(), sandbox.read("o"));
     }
+}
+
+#[test]
+fn a_stage_that_writes_its_own_input_is_told_so_by_the_second_try() {
+    for (command, more, subject) in [
+        ("cat in/i > o; echo x >> in/i", "", "`in/i` changed"),
+        ("cat in/i > o; mktemp -p in", "", "`in/tmp."),
+        ("cat in/i > o; echo >> p.toml", "params = ['p.toml']", "`p.toml` changed"),
+    ] {
+        let sandbox = with_stage(command, "'in'", "'o'", more);
+        sandbox.write("in/i", "1\n");
+        sandbox.write("p.toml", "x = 1\n");
+        sandbox.git("add in p.toml");
+        let first = sandbox.fails("repro", 4);
+        assert!(first.contains(subject) && !first.contains("its last run"), "{first}");
+        let second = sandbox.fails("repro", 4);
+        assert!(second.contains(subject) && second.contains("during its last run"), "{second}");
+        let hint = "hint: the command seems to write to its own input, and no such run can be recorded: ";
+        assert!(second.contains(hint) && second.contains("let it write to an output"), "{second}");
+        // The way out that the hint tells.
+        let place = second.split("move them back from ").nth(1).unwrap().split(' ').next().unwrap();
+        fs::rename(Path::new(place).join("o"), sandbox.repo.join("o")).unwrap();
+        sandbox.ok("commit s");
+        assert_eq!(outcome(&sandbox, "repro"), "unchanged");
+        // A run that is recorded in between ends it.
+        stage(&sandbox, "cat in/i > o", "'in'", "'o'", more);
+        sandbox.ok("repro");
+        stage(&sandbox, command, "'in'", "'o'", more);
+        assert!(!sandbox.fails("repro --force", 4).contains("its last run"));
+    }
+}
+
+#[test]
+fn a_plan_refuses_a_run_on_an_absent_input_as_the_run_does() {
+    let sandbox = with_stage("cat a i > o", "'a', 'i'", "'o'", "[stage.a]\ncmd = 'echo 1 > a'\nouts = ['a']");
+    sandbox.write("i", "input\n");
+    sandbox.ok("add i");
+    sandbox.ok("repro");
+    sandbox.commit("all");
+    let folder = sandbox.root().join("clone");
+    sandbox.git(&format!("clone -q . {}", folder.display()));
+    let clone = sandbox.at(&folder);
+    let planned = |args: &str| outcomes(&clone.json(args));
+    assert_eq!(planned("status"), "a would run, s would run");
+    let why = "it cannot run without `i`, which is not here: run `mlx pull i` first";
+    assert_eq!(clone.json("repro --dry-run")["stages"][1]["why"][1], why);
+    assert_eq!(outcomes(&clone.json("repro")), "a ran, s unchanged", "its inputs are as recorded");
+    let text = sandbox.read("mlx.toml").replace("cat a i", "cat  a i");
+    fs::write(folder.join("mlx.toml"), text).unwrap();
+    for args in ["repro --dry-run", "repro", "repro --force s --dry-run", "repro --force s"] {
+        let error = clone.fails(args, 3);
+        assert!(error.contains("cannot run the stage `s`: the content of `i`"), "{args}: {error}");
+        assert!(error.contains("get it with `mlx pull i`"), "{args}: {error}");
+    }
+    assert_eq!(planned("status"), "a unchanged, s blocked");
 }

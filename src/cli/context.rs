@@ -104,6 +104,7 @@ impl<'a> Context<'a> {
     pub fn failure(&self, problems: impl IntoIterator<Item = Error>) -> Option<Error> {
         let mut problems = problems.into_iter();
         let first = problems.next();
+        self.warned.borrow_mut().extend(first.as_ref().map(Error::chain_text));
         problems.for_each(|problem| self.warn_once(&problem));
         first
     }

@@ -241,6 +241,7 @@ impl Progress for Ui {
             Event::Warning { message } if !self.quiet => {
                 self.print_above_bar(&format!("warning: {}\n", sanitize(message)));
             }
+            Event::Failed { error } if !self.json => self.print_error(error),
             _ => {}
         }
     }

@@ -10,7 +10,7 @@ use crate::{
     fs::FileKind,
     git::{Conversion, conversion_error},
     path::RepoPath,
-    pipeline::{LOCKFILE, Output, Pipelines, Records, Role, Stage, StageId},
+    pipeline::{LOCKFILE, Output, Pipelines, Records, Role, Stage, StageId, inputs::Inputs},
 };
 
 /// Checks single stages of the repository.
@@ -39,18 +39,18 @@ impl<'p, 'w, 'r> Checker<'p, 'w, 'r> {
             return Err(conversion_error(&lockfile, conversion));
         }
         self.check_outputs(id)?;
-        self.check_inputs(id)
+        self.inputs(id).map(drop)
     }
 
-    /// Checks that the inputs of a stage exist. Those that another stage makes are skipped: they may not
-    /// exist yet.
-    pub fn check_inputs(&self, id: &StageId) -> Result<()> {
+    /// Returns the inputs of a stage, all of which must exist. Those that another stage makes are left out:
+    /// they may not exist yet.
+    pub fn inputs(&self, id: &StageId) -> Result<Inputs> {
         let pipeline = self.pipelines.of(id);
         let stage = &pipeline.manifest.stages[&id.name];
         let is_made = |file: &RepoPath| self.pipelines.graph().makes(file);
         let params = stage.params.iter().filter(|(file, _)| !is_made(file)).cloned().collect();
         let given = Stage { params, ..stage.clone() };
-        pipeline.inputs(&id.name, &given, self.records, &Default::default(), &is_made).map(drop)
+        pipeline.inputs(&id.name, &given, self.records, &Default::default(), &is_made)
     }
 
     /// Checks that the graph has no fault at this stage, and that its outputs can be written.

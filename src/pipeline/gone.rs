@@ -11,8 +11,8 @@ use crate::{
     fs::Sync,
     path::RepoPath,
     pipeline::{
-        LOCKFILE, Lockfile, MANIFEST, Manifest, Outcome, Pipelines, Records, StageId, StageRecord, StageRun,
-        pipelines::read_manifest, records::read_lockfile,
+        Fault, LOCKFILE, Lockfile, MANIFEST, Manifest, Outcome, Pipelines, Records, StageId, StageRecord,
+        StageRun, pipelines::read_manifest, records::read_lockfile,
     },
     pointer::Pointer,
     progress::Silent,
@@ -60,10 +60,15 @@ pub fn plan(
     Ok(found)
 }
 
-/// Returns the error for the lockfile of a pipeline without stages: what is gone from it cannot be told.
-pub fn unreadable(pipelines: &Pipelines<'_, '_>, folder: &RepoPath) -> Option<Error> {
-    let pipeline = pipelines.iter().find(|pipeline| pipeline.folder == *folder)?;
-    pipeline.read_lockfile().err().filter(|_| pipeline.manifest.stages.is_empty())
+/// Returns the errors of a pipeline that no stage tells: of a broken `mlx.toml`, and of a lockfile without
+/// stages, since what is gone from it is not known.
+pub fn unreadable(pipelines: &Pipelines<'_, '_>, folder: &RepoPath) -> Vec<Error> {
+    let repo = pipelines.workspace.repo;
+    let broken = pipelines.broken.iter().find(|broken| broken.folder == *folder);
+    let mut pipelines = pipelines.iter().filter(|pipeline| pipeline.folder == *folder);
+    let has_stages = pipelines.any(|pipeline| !pipeline.manifest.stages.is_empty());
+    let lockfile = if has_stages { None } else { read_lockfile(repo, folder).err() };
+    broken.map(|broken| Fault::of(&broken.error).error()).into_iter().chain(lockfile).collect()
 }
 
 /// Removes the records of a pipeline whose stages are gone. The caller retires their outputs.

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     document::{self, Value},
-    error::{Error, Result},
+    error::{Error, Result, WithContext},
     fs::FileKind,
     path::RepoPath,
     pipeline::{Pipeline, Records, Stage},
@@ -83,6 +83,13 @@ impl Pipeline<'_, '_> {
         inputs.stamps.insert(path.clone(), stamps);
         self.reads.note(path, links);
         Ok(Some(node))
+    }
+
+    /// Refuses to run a stage on an input that is not here, or not all of it.
+    pub(super) fn check_present(&self, name: &str, inputs: &Inputs) -> Result<()> {
+        let Some(path) = inputs.absent.first() else { return Ok(()) };
+        Err(self.absent_input(path, inputs.dependencies.get(path)))
+            .context(|| format!("cannot run the stage `{}`", self.id(name)))
     }
 
     /// Returns the content of a path missing from the workspace, by the record of its stage or its pointer.

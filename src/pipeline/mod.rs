@@ -14,6 +14,7 @@ mod ended;
 mod extension;
 #[cfg(test)]
 mod extension_samples;
+mod failures;
 mod git_copy;
 mod gone;
 mod graph;
@@ -44,6 +45,7 @@ pub use self::{
     outputs::{add_contents, contents_at, manifest_folders, outputs_at, skipped_contents},
     pipelines::{BrokenPipeline, Pipelines, Selection},
     plan::{NOT_RUN, Plan, PlannedAction, Step, plan},
+    recovery::Unfinished,
     run::{Mode, Options, Outcome, StageRun, accept, repro},
 };
 

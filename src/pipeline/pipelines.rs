@@ -177,9 +177,11 @@ impl<'w, 'r> Pipelines<'w, 'r> {
         Err(skipped_error(&file))
     }
 
-    /// Selects all pipelines.
+    /// Selects all pipelines, also those that are broken.
     pub fn select_all(&self) -> Selection {
-        Selection { stages: self.graph().order.clone(), folders: self.by_folder.keys().cloned().collect() }
+        let broken = self.broken.iter().map(|it| &it.folder);
+        let folders = self.by_folder.keys().chain(broken).cloned().collect();
+        Selection { stages: self.graph().order.clone(), folders }
     }
 
     /// Selects the pipeline of the nearest `mlx.toml`.

@@ -42,13 +42,16 @@ pub struct Step {
     pub not_run: bool,
 }
 
-/// Steps in the order of a run, and the first reason why a run would refuse a stage.
+/// Steps in the order of a run.
 #[derive(Debug)]
 pub struct Plan {
     pub steps: Vec<Step>,
     /// Stages that are gone from their `mlx.toml`: their records would be removed, for these reasons.
     pub gone: Vec<(StageId, Vec<String>)>,
+    /// The first reason why a run would refuse a stage; each is in the reasons of its step.
     pub failure: Option<Error>,
+    /// Errors of pipelines that no step tells.
+    pub problems: Vec<Error>,
 }
 
 /// Examination of a stage before it runs.
@@ -72,6 +75,7 @@ pub fn plan(pipelines: &Pipelines<'_, '_>, wanted: &Selection, force: bool) -> R
     let mut failure = None;
     let mut restored = BTreeMap::new();
     let mut stale: BTreeSet<StageId> = BTreeSet::new();
+    let unfinished = pipelines.unfinished()?;
     let mut steps = Vec::new();
     for id in graph.upstream_of(&wanted.stages) {
         let (action, reasons) = if blocked.contains(&id) && !graph.faults.contains_key(&id) {
@@ -85,10 +89,7 @@ pub fn plan(pipelines: &Pipelines<'_, '_>, wanted: &Selection, force: bool) -> R
                 if upstream.is_empty() {
                     return forecast(pipelines.of(&id), &id.name, &records, &mut restored, force);
                 }
-                // Its inputs are known only after those stages ran.
-                checker.check_inputs(&id)?;
-                let reason = |need: &&StageId| format!("it needs the stage `{need}`, which would run");
-                Ok((Some(PlannedAction::Run), upstream.iter().map(reason).collect()))
+                after_others(pipelines.of(&id), &id.name, &upstream, &checker.inputs(&id)?, force)
             });
             match forecast {
                 Ok(found) => found,
@@ -104,16 +105,39 @@ pub fn plan(pipelines: &Pipelines<'_, '_>, wanted: &Selection, force: bool) -> R
         if action == Some(PlannedAction::Run) {
             stale.insert(id.clone());
         }
+        let mut reasons = reasons;
+        if let Some(state) = unfinished.get(&id).filter(|_| action != Some(PlannedAction::Unchanged)) {
+            reasons.insert(0, state.reason().to_owned());
+        }
         let record = records.of(&id.folder).ok().and_then(|lock| lock.get(&id.name));
         let not_run = action == Some(PlannedAction::Unchanged) && record.is_some_and(|record| record.not_run);
         steps.push(Step { id, action, reasons, not_run });
     }
-    let mut gone = Vec::new();
+    let (mut gone, mut problems) = (Vec::new(), Vec::new());
     for folder in &wanted.folders {
-        failure = failure.or_else(|| gone::unreadable(pipelines, folder));
+        problems.extend(gone::unreadable(pipelines, folder));
         gone.extend(gone::plan(pipelines, folder, &records)?);
     }
-    Ok(Plan { steps, gone, failure })
+    Ok(Plan { steps, gone, failure, problems })
+}
+
+/// Returns the action for a stage that others make inputs of. If these turn out the same, it will not run, so
+/// that an input that is absent refuses only a forced run.
+fn after_others(
+    pipeline: &Pipeline<'_, '_>,
+    name: &str,
+    upstream: &[&StageId],
+    inputs: &Inputs,
+    force: bool,
+) -> Result<(Option<PlannedAction>, Vec<String>)> {
+    if force {
+        pipeline.check_present(name, inputs)?;
+    }
+    let needed = upstream.iter().map(|need| format!("it needs the stage `{need}`, which would run"));
+    let absent = inputs.absent.iter().map(|path| {
+        format!("it cannot run without `{path}`, which is not here: run `mlx pull {path}` first")
+    });
+    Ok((Some(PlannedAction::Run), needed.chain(absent).collect()))
 }
 
 /// Returns the action for a stage whose inputs are known.
@@ -125,8 +149,10 @@ fn forecast(
     force: bool,
 ) -> Result<(Option<PlannedAction>, Vec<String>)> {
     let examination = pipeline.examine(name, &pipeline.manifest.stages[name], records, restored, force)?;
-    if examination.action == PlannedAction::Restore {
-        restored.extend(examination.outputs);
+    match examination.action {
+        PlannedAction::Run => pipeline.check_present(name, &examination.inputs)?,
+        PlannedAction::Restore => restored.extend(examination.outputs),
+        PlannedAction::Unchanged => {}
     }
     Ok((Some(examination.action), examination.reasons))
 }
@@ -171,7 +197,7 @@ impl Pipeline<'_, '_> {
         let recorded = lock.get(name).filter(|_| reasons.is_empty());
         let matches_record = recorded.is_some();
         let (action, outputs) = match recorded {
-            Some(record) => self.examine_outputs(stage, record, &inputs, &mut reasons)?,
+            Some(record) => self.examine_outputs(name, stage, record, &inputs, &mut reasons)?,
             None => self.find_cached(&cache_inputs)?,
         };
         Ok(Examination { action, reasons, inputs, cache_inputs, outputs, matches_record })
@@ -191,6 +217,7 @@ impl Pipeline<'_, '_> {
     /// Compares the outputs in the workspace with the record of a stage whose inputs did not change.
     fn examine_outputs(
         &self,
+        name: &str,
         stage: &Stage,
         record: &StageRecord,
         inputs: &Inputs,
@@ -198,6 +225,7 @@ impl Pipeline<'_, '_> {
     ) -> Result<(PlannedAction, run_cache::Outputs)> {
         let outputs: run_cache::Outputs =
             record.contents().map(|(path, content)| (path.clone(), *content)).collect();
+        let is_unfinished = self.has_running_marker(name)?;
         for out in &stage.outputs {
             let Some(content) = outputs.get(&out.path) else { continue };
             let pointer = Pointer { path: out.path.clone(), content: *content };
@@ -207,6 +235,9 @@ impl Pipeline<'_, '_> {
                 State::Absent => reasons.push(format!("its output `{}` is missing", out.path)),
                 State::Behind => {
                     reasons.push(format!("its output `{}` is not as it is recorded now", out.path));
+                }
+                State::Changed if is_unfinished => {
+                    reasons.push(format!("its output `{}` may be half written", out.path));
                 }
                 State::Changed | State::Unknown => {
                     reasons.push(format!("its output `{}` was changed", out.path));

@@ -9,10 +9,10 @@ use std::{collections::BTreeMap, path::PathBuf};
 use crate::{
     digest::Digest,
     error::{Error, Kind, Result, WithContext},
-    fs::lock,
+    fs::{is_locked, lock},
     path::RepoPath,
     pipeline::{
-        Lockfile, Output, Pipeline, Stage,
+        Lockfile, Output, Pipeline, Pipelines, Stage, StageId,
         aside::{Stamp, quarantine_folder},
         run_cache,
     },
@@ -24,20 +24,75 @@ use crate::{
 /// Metadata of outputs; those that do not exist have none.
 pub(super) type Stamps = BTreeMap<RepoPath, Option<Stamp>>;
 
+/// Run of a stage that was started and has not finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unfinished {
+    /// Another mlx runs it now.
+    Running,
+    /// It ended without a word, such as by Ctrl-C: the next run sets aside what it left.
+    Interrupted,
+}
+
+impl Unfinished {
+    /// Returns the text that explains it below the stage.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Running => "it is running now",
+            Self::Interrupted => "its last run was interrupted: `mlx repro` sets aside what it left",
+        }
+    }
+
+    /// Returns the text that explains what is at an output of the stage.
+    pub fn reason_of_output(self, stage: &str) -> String {
+        match self {
+            Self::Running => format!("its stage `{stage}` is running now"),
+            Self::Interrupted => {
+                format!("left by an interrupted run of its stage `{stage}`: `mlx repro` sets it aside")
+            }
+        }
+    }
+}
+
+/// Folder with the markers and locks of stages.
+const RUNNING: &str = "running";
 /// Number of times the outputs are looked at until they stay the same.
 const MAX_ROUNDS: u32 = 10;
+
+impl Pipelines<'_, '_> {
+    /// Returns the stages whose run has not finished.
+    pub fn unfinished(&self) -> Result<BTreeMap<StageId, Unfinished>> {
+        let (mut found, private) = (BTreeMap::new(), &self.workspace.repo.private);
+        if private.stat(&RepoPath::from_text(RUNNING)?)?.is_none() {
+            return Ok(found);
+        }
+        for (id, _) in self.stages() {
+            let pipeline = self.of(&id);
+            if pipeline.has_running_marker(&id.name)? {
+                let is_running = is_locked(private, &pipeline.turn_file(&id.name)?).unwrap_or(false);
+                let state = if is_running { Unfinished::Running } else { Unfinished::Interrupted };
+                found.insert(id, state);
+            }
+        }
+        Ok(found)
+    }
+}
 
 impl Pipeline<'_, '_> {
     /// Returns the path of a marker or lock of a running stage. It contains a digest of the pipeline's
     /// folder, since pipelines in other folders may have a stage of the same name.
     pub(super) fn running_file(&self, name: &str, suffix: &str) -> Result<RepoPath> {
         let folder = Digest::of(self.folder.bytes()).short();
-        RepoPath::from_text(&format!("running/{folder}-{name}{suffix}"))
+        RepoPath::from_text(&format!("{RUNNING}/{folder}-{name}{suffix}"))
     }
 
     /// Returns the path of the file that exists while a run of the stage is unfinished.
     pub(super) fn running_marker(&self, name: &str) -> Result<RepoPath> {
         self.running_file(name, "")
+    }
+
+    /// Returns the path of the lock that a command holds while it runs, restores or records the stage.
+    pub(super) fn turn_file(&self, name: &str) -> Result<RepoPath> {
+        self.running_file(name, ".turn")
     }
 
     /// Returns true if a run of the stage was started and has not finished.

@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     digest::Digest,
-    error::{Error, Kind, Result, WithContext},
+    error::{Error, Kind, Result},
     fs::{FileKind, Lock, Sync, lock_patiently, try_lock},
     git::IgnoreTarget,
     path::RepoPath,
@@ -20,6 +20,7 @@ use crate::{
         check::Checker,
         ended::Ended,
         extension::Extension,
+        failures::Failures,
         gone,
         inputs::link_error,
         leftovers::{self, LOGS},
@@ -87,7 +88,8 @@ pub struct StageRun {
     pub reasons: Vec<String>,
 }
 
-/// Runs these stages and all they need. Returns every stage's outcome and the first failure, if any.
+/// Runs these stages and all they need. Returns every stage's outcome, and the error if anything failed; if
+/// that tells of several failures, they were reported.
 ///
 /// A fault of the graph stops only the stages it is about and those that need them. Any other problem that a
 /// check finds is an error before the first stage runs, unless the run is to continue after failures.
@@ -105,11 +107,11 @@ pub fn repro(
     faulty.extend(blocked);
     let mut refused: BTreeMap<StageId, Error> = refused.into_iter().collect();
     let undeclared = pipelines.undeclared_outputs()?.unwrap_or_default();
-    let (mut runs, mut failure, mut has_stopped) = (Vec::new(), None, false);
+    let mut failures = Failures::new(progress, options.keep_going);
+    let (mut runs, mut has_stopped) = (Vec::new(), false);
     for id in order {
         if let Some(error) = refused.remove(&id) {
-            runs.push(StageRun { id, outcome: Outcome::Failed, reasons: vec![error.chain_text()] });
-            failure.get_or_insert(error);
+            runs.push(failures.add(id, error));
             continue;
         }
         let is_blocked = faulty.contains(&id) || graph.needs[&id].iter().any(|need| faulty.contains(need));
@@ -124,18 +126,18 @@ pub fn repro(
             Err(error) => {
                 faulty.insert(id.clone());
                 has_stopped = !options.keep_going;
-                runs.push(StageRun { id, outcome: Outcome::Failed, reasons: vec![error.chain_text()] });
-                failure.get_or_insert(error);
+                runs.push(failures.add(id, error));
             }
         }
         pipelines.workspace.save(progress)?;
     }
     for folder in &wanted.folders {
-        failure = failure.or_else(|| gone::unreadable(pipelines, folder));
+        let unreadable = gone::unreadable(pipelines, folder);
+        unreadable.into_iter().for_each(|error| failures.add_problem(error));
         runs.extend(gone::remove(pipelines, folder)?);
     }
     pipelines.retire(undeclared, progress)?;
-    Ok((runs, failure))
+    Ok((runs, failures.end()))
 }
 
 /// Accepts the present outputs of these stages as their results, without the stages they need.
@@ -217,7 +219,7 @@ impl Pipeline<'_, '_> {
 
     /// Waits until no other command runs, restores or records the stage in this worktree.
     pub(super) fn take_turn(&self, name: &str, progress: &dyn Progress) -> Result<Lock> {
-        let (private, turn) = (&self.repo().private, self.running_file(name, ".turn")?);
+        let (private, turn) = (&self.repo().private, self.turn_file(name)?);
         if let Some(free) = try_lock(private, &turn)? {
             return Ok(free);
         }
@@ -264,15 +266,13 @@ impl Pipeline<'_, '_> {
         examination: Examination,
         progress: &dyn Progress,
     ) -> Result<()> {
-        if let Some(path) = examination.inputs.absent.first() {
-            return Err(self.absent_input(path, examination.inputs.dependencies.get(path)))
-                .context(|| format!("cannot run the stage `{}`", self.id(name)));
-        }
+        self.check_present(name, &examination.inputs)?;
         for out in &stage.outputs {
             self.move_git_folders(name, &out.path, progress)?;
         }
         let stamps = self.keep_unrecorded(name, stage, &run_cache::Outputs::new(), progress)?;
         let private = &self.repo().private;
+        let moved_before = self.take_moved(name)?;
         private.write(&self.running_marker(name)?, stage.command.as_bytes(), Sync::Now)?;
         let outputs = self
             .execute(name, stage, &stamps, progress)
@@ -289,7 +289,8 @@ impl Pipeline<'_, '_> {
             }
             Ok(Err(moved)) => {
                 let place = self.take_back_outputs(name, stage, progress)?;
-                Err(moved.error(name, place.as_deref()))
+                self.note_moved(name, &moved)?;
+                Err(moved.error(name, place.as_deref(), moved_before.as_ref()))
             }
             Err(error) => {
                 self.take_back_outputs(name, stage, progress)?;

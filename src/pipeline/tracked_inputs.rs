@@ -104,6 +104,10 @@ impl Pipeline<'_, '_> {
     /// Returns the error for an input that is not here, or not all of it.
     pub(super) fn absent_input(&self, path: &RepoPath, content: Option<&Content>) -> Error {
         match (self.repo().files.stat(path), content) {
+            (Ok(None), Some(content)) if self.repo().store.is_complete(content) => {
+                Error::not_found(format!("`{path}` is not here"))
+                    .hint(format!("bring it back with `mlx checkout {path}`"))
+            }
             (Ok(None), Some(content)) => {
                 content.missing_error(path).hint(format!("get it with `mlx pull {path}`"))
             }

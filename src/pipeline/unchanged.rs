@@ -14,16 +14,25 @@ use std::path::Path;
 
 use crate::{
     error::{Error, Kind, Result, WithContext},
+    fs::Sync,
     git::ignore_line,
     path::RepoPath,
     pipeline::{Pipeline, Stage, inputs::Inputs},
     workspace::{Moved, StampChange},
 };
 
+/// Suffix of the note on the input because of which the last run of a stage was not recorded.
+const MOVED: &str = ".moved";
+/// Hint where an input changes during each run.
+const OWN_INPUT: &str = "the command seems to write to its own input, and no such run can be recorded";
+
 /// An input that was not the same during a whole run.
 pub struct MovedInput {
-    /// Text such as "`a.csv` changed".
-    event: String,
+    /// The dependency or parameter file.
+    input: String,
+    /// The file or folder, and what happened to it.
+    path: String,
+    verb: &'static str,
     /// Parts of the file's stat that moved.
     details: String,
     /// Line for `.gitignore` that leaves it out.
@@ -31,42 +40,50 @@ pub struct MovedInput {
 }
 
 impl MovedInput {
-    fn new(path: &str, verb: &str) -> Self {
-        Self { event: format!("`{path}` {verb}"), details: String::new(), line: None }
+    fn new(input: &str, path: &str, verb: &'static str) -> Self {
+        Self { input: input.to_owned(), path: path.to_owned(), verb, details: String::new(), line: None }
     }
 
-    fn of(moved: &Moved) -> Self {
-        let path = moved.path.to_text();
+    fn of(input: &RepoPath, moved: &Moved) -> Self {
+        let (input, path) = (input.to_text(), moved.path.to_text());
         match &moved.how {
-            StampChange::Appeared { .. } => Self::new(&path, "appeared"),
-            StampChange::Vanished => Self::new(&path, "was removed"),
-            StampChange::Stat(parts) => {
-                Self { details: format!(" ({})", parts.join(", ")), ..Self::new(&path, "changed") }
-            }
-            StampChange::Names => {
-                Self { details: " (a name in it came or went)".into(), ..Self::new(&path, "changed") }
-            }
-            StampChange::Place => {
-                Self { details: " (it was moved, or its mode changed)".into(), ..Self::new(&path, "changed") }
-            }
+            StampChange::Appeared { .. } => Self::new(&input, &path, "appeared"),
+            StampChange::Vanished => Self::new(&input, &path, "was removed"),
+            StampChange::Stat(parts) => Self::changed(&input, &path, &format!(" ({})", parts.join(", "))),
+            StampChange::Names => Self::changed(&input, &path, " (a name in it came or went)"),
+            StampChange::Place => Self::changed(&input, &path, " (it was moved, or its mode changed)"),
         }
     }
 
-    /// Returns the error of the run of `stage`, whose outputs were put into the folder `place`.
-    pub(super) fn error(self, stage: &str, place: Option<&Path>) -> Error {
-        let Self { event, details, line } = self;
-        let message = format!("{event} while the stage `{stage}` ran{details}, so the run is not recorded");
+    fn changed(input: &str, path: &str, details: &str) -> Self {
+        Self { details: details.to_owned(), ..Self::new(input, path, "changed") }
+    }
+
+    /// Returns the error of the run of `stage`, whose outputs were put into the folder `place`. `before` is
+    /// the input that was not the same during its last run either.
+    pub(super) fn error(self, stage: &str, place: Option<&Path>, before: Option<&String>) -> Error {
+        let is_again = before == Some(&self.input);
+        let Self { input, path, verb, details, line } = self;
+        let again = match is_again {
+            false => String::new(),
+            true if path == input => ", as during its last run".to_owned(),
+            true => format!(", and `{input}` changed during its last run, too"),
+        };
+        let during = format!("while the stage `{stage}` ran{details}{again}");
+        let message = format!("`{path}` {verb} {during}, so the run is not recorded");
+        let line = line.map(|line| format!("leave it out with the line `{line}` in `.gitignore`"));
+        let remedy = match (is_again, line) {
+            (false, None) => "run `mlx repro` again".to_owned(),
+            (false, Some(leave)) => format!("if the stage writes it, {leave}, then run `mlx repro` again"),
+            (true, None) => format!("{OWN_INPUT}: let it write to an output"),
+            (true, Some(leave)) => format!("{OWN_INPUT}: {leave}, or let it write to an output"),
+        };
         let back = match place {
             Some(folder) => format!("move them back from {}", folder.display()),
             None => "put them back".to_owned(),
         };
-        let line = line.map_or_else(String::new, |line| {
-            format!("if the stage writes it, leave it out with the line `{line}` in `.gitignore`, then ")
-        });
-        Error::new(Kind::Conflict, message).hint(format!(
-            "{line}run `mlx repro` again; to accept its outputs nevertheless, {back} and run \
-             `mlx commit {stage}`"
-        ))
+        let accept = format!("to accept its outputs nevertheless, {back} and run `mlx commit {stage}`");
+        Error::new(Kind::Conflict, message).hint(format!("{remedy}; {accept}"))
     }
 }
 
@@ -80,14 +97,28 @@ impl Pipeline<'_, '_> {
     ) -> Result<Option<MovedInput>> {
         for path in before.stamps.keys() {
             if self.repo().files.stat(path)?.is_none() {
-                return Ok(Some(MovedInput::new(&path.to_text(), "was removed")));
+                let path = path.to_text();
+                return Ok(Some(MovedInput::new(&path, &path, "was removed")));
             }
         }
         let after = self.inputs(name, stage, &self.records(), &Default::default(), &|_| false);
         let after =
             after.context(|| format!("cannot check the inputs of the stage `{name}` after its run"))?;
-        let Some(moved) = moved_stamp(before, &after) else { return Ok(changed(before, &after)) };
-        Ok(Some(MovedInput { line: self.ignore_line(&moved)?, ..MovedInput::of(&moved) }))
+        let Some((input, moved)) = moved_stamp(before, &after) else { return Ok(changed(before, &after)) };
+        Ok(Some(MovedInput { line: self.ignore_line(&moved)?, ..MovedInput::of(input, &moved) }))
+    }
+
+    /// Notes the input that made a run go unrecorded, for the error of the next run.
+    pub(super) fn note_moved(&self, name: &str, moved: &MovedInput) -> Result<()> {
+        self.repo().private.write(&self.running_file(name, MOVED)?, moved.input.as_bytes(), Sync::Later)
+    }
+
+    /// Returns the input that the last run noted, and removes the note.
+    pub(super) fn take_moved(&self, name: &str) -> Result<Option<String>> {
+        let (private, file) = (&self.repo().private, self.running_file(name, MOVED)?);
+        let noted = private.read_if_exists(&file)?;
+        private.remove(&file)?;
+        Ok(noted.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     }
 
     /// Returns the line for `.gitignore` that would leave out a file or folder in a dependency. Paths that
@@ -109,9 +140,9 @@ impl Pipeline<'_, '_> {
     }
 }
 
-/// Returns the first file or folder whose stat moved.
-fn moved_stamp(before: &Inputs, after: &Inputs) -> Option<Moved> {
-    before.stamps.iter().find_map(|(path, old)| old.moved(after.stamps.get(path)?))
+/// Returns the first file or folder whose stat moved, with the input that it is in.
+fn moved_stamp<'i>(before: &'i Inputs, after: &Inputs) -> Option<(&'i RepoPath, Moved)> {
+    before.stamps.iter().find_map(|(path, old)| Some((path, old.moved(after.stamps.get(path)?)?)))
 }
 
 /// Returns the first input whose value differs.
@@ -121,7 +152,7 @@ fn changed(before: &Inputs, after: &Inputs) -> Option<MovedInput> {
     let mut params = before.params.iter();
     let param = || params.find(|(key, value)| after.params.get(*key) != Some(value)).map(|it| it.0.clone());
     let changed = dependency.map(|it| it.0).map(RepoPath::to_text).or_else(param);
-    changed.map(|input| MovedInput::new(&input, "changed"))
+    changed.map(|input| MovedInput::new(&input, &input, "changed"))
 }
 
 #[cfg(test)]
@@ -165,8 +196,9 @@ mod tests {
     fn message(change: impl Fn(&mut Inputs)) -> Option<String> {
         let mut after = inputs();
         change(&mut after);
-        let moved = moved_stamp(&inputs(), &after).map(|moved| MovedInput::of(&moved));
-        Some(moved.or_else(|| changed(&inputs(), &after))?.error("s", None).to_string())
+        let before = inputs();
+        let moved = moved_stamp(&before, &after).map(|(input, moved)| MovedInput::of(input, &moved));
+        Some(moved.or_else(|| changed(&before, &after))?.error("s", None, None).to_string())
     }
 
     #[test]

@@ -68,7 +68,7 @@ pub struct PathStatus {
     pub changes: Vec<(RepoPath, Change)>,
     /// Files that are as last checked out, and recorded otherwise.
     pub behind: Vec<(RepoPath, Behind)>,
-    /// The reason why the state is unknown.
+    /// The reason for the state, such as an unknown one, if there is more to say than the changes.
     pub reason: Option<String>,
     /// Unreadable paths in it, with the reasons; all others were compared.
     pub unknown: Vec<(RepoPath, String)>,

@@ -63,7 +63,7 @@ pub struct Args {
     /// Run nothing: record the present outputs of stale stages as their results
     #[arg(long, conflicts_with_all = ["force", "dry_run"])]
     no_run: bool,
-    /// After a failure, continue with stages that do not need the failed one
+    /// After a failure, report it and continue with stages that do not need the failed one
     #[arg(short, long)]
     keep_going: bool,
 }
@@ -88,9 +88,6 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Summary> {
     let workspace = Workspace::open(&repo)?;
     let pipelines = ctx.all_pipelines(&workspace)?;
     let wanted = wanted(&pipelines, args)?;
-    if !args.all {
-        pipelines.broken.iter().for_each(|broken| ctx.warn_once(&broken.error));
-    }
     let mut needed: BTreeSet<_> =
         pipelines.graph().upstream_of(&wanted.stages).into_iter().map(|id| id.folder).collect();
     needed.extend(wanted.folders.iter().cloned());
@@ -107,11 +104,12 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Summary> {
         let check = args.check && !(plan.steps.iter().all(unchanged) && plan.gone.is_empty());
         let rows = plan.steps.into_iter().map(|step| (step.id, outcome_name(step.action), step.reasons));
         let gone = plan.gone.into_iter().map(|(id, reasons)| (id, WOULD_REMOVE, reasons));
-        let rows = rows.chain(gone).map(|row| Row::new(row, &pipelines)).collect();
+        let rows: Vec<_> = rows.chain(gone).map(|row| Row::new(row, &pipelines)).collect();
+        warn_broken(ctx, &pipelines, args, &rows);
         return Ok(Summary {
             rows,
             staging: None,
-            failure: plan.failure.or_else(|| broken(pipelines, args)),
+            failure: ctx.failure(plan.failure.into_iter().chain(plan.problems)),
             check,
         });
     }
@@ -122,16 +120,26 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Summary> {
     workspace.save(ctx.progress)?;
     maintenance::publish_needs(&repo, ctx.progress)?;
     warn_ignored(ctx, &repo, &pipelines.files_in_git(&wanted)?)?;
-    let (runs, failure) = result?;
+    let (runs, failure) = result.inspect_err(|_| warn_broken(ctx, &pipelines, args, &[]))?;
     let is_new = |outcome| matches!(outcome, Outcome::Ran | Outcome::Restored | Outcome::Recorded);
     warn_untracked(ctx, &pipelines, runs.iter().filter(|run| is_new(run.outcome)).map(|run| &run.id))?;
     candidates.extend(files_for_git(&pipelines, &runs)?);
     let mut staging = Staging::changed(ctx, &repo, candidates)?;
     staging.files.extend(deleted_files(&pipelines, &runs)?);
     let rows = runs.into_iter().map(|run| (run.id, run.outcome.name(), run.reasons));
-    let rows = rows.map(|row| Row::new(row, &pipelines)).collect();
-    let failure = failure.or_else(|| broken(pipelines, args));
+    let rows: Vec<_> = rows.map(|row| Row::new(row, &pipelines)).collect();
+    warn_broken(ctx, &pipelines, args, &rows);
     Ok(Summary { rows, staging: Some(staging), failure, check: false })
+}
+
+/// Warns of broken pipelines, unless they were asked for or stopped a stage: those are errors.
+fn warn_broken(ctx: &Context<'_>, pipelines: &Pipelines<'_, '_>, args: &Args, rows: &[Row]) {
+    for broken in pipelines.broken.iter().filter(|_| !args.all) {
+        let text = broken.error.chain_text();
+        if !rows.iter().any(|row| row.why.contains(&text)) {
+            ctx.warn_once(&broken.error);
+        }
+    }
 }
 
 /// Returns the files of deleted pipelines, whose deletion Git has to record.
@@ -170,11 +178,6 @@ fn wanted(pipelines: &Pipelines<'_, '_>, args: &Args) -> Result<Selection> {
         (false, []) => pipelines.select_nearest(),
         (false, stages) => pipelines.select(stages),
     }
-}
-
-/// Returns the error of the first broken pipeline, if all were asked for.
-fn broken(pipelines: Pipelines<'_, '_>, args: &Args) -> Option<Error> {
-    pipelines.broken.into_iter().next().map(|it| it.error).filter(|_| args.all)
 }
 
 /// Plans a run. A tree that is missing here is fetched, if that helps.

@@ -39,6 +39,8 @@ const MAX_LISTED: usize = 20;
 /// Changes are your edits since the last checkout; a path is behind where it is as last checked out and
 /// recorded otherwise, such as after `git pull`. A path that is recorded but does not exist is absent. `mlx
 /// commit` records only changes, but the workspace is not clean.
+///
+/// An `mlx.toml` or `mlx.lock` that cannot be read is an error (exit 2 or 5), after the report on all else.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx status\n  mlx status --check && echo clean\n\n\
 JSON: {\"clean\": bool, \"data\": [{\"path\", \"state\": \"same\" | \"changed\" | \"absent\" | \
@@ -107,6 +109,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Status> {
         .iter()
         .map(|pointer| Ok(workspace.compare(pointer, ctx.progress)?.restrict_to(&paths)));
     let mut items = compared.collect::<Result<Vec<_>>>()?;
+    name_unfinished(&pipelines, &mut items)?;
     for file in &tracked.unreadable {
         let why = file.error.chain_text();
         items.extend(file.paths.iter().map(|path| PathStatus::unknown(path.clone(), why.clone())));
@@ -145,6 +148,18 @@ fn plan_all(pipelines: &Pipelines<'_, '_>) -> Result<Vec<StageRow>> {
     let steps = plan.steps.into_iter();
     let steps = steps.map(|step| row(step.id, outcome_name(step.action), step.reasons, step.not_run));
     Ok(steps.chain(plan.gone.into_iter().map(|(id, why)| row(id, WOULD_REMOVE, why, false))).collect())
+}
+
+/// Explains outputs that a run of their stage left in between.
+fn name_unfinished(pipelines: &Pipelines<'_, '_>, items: &mut [PathStatus]) -> Result<()> {
+    for (id, state) in pipelines.unfinished()? {
+        let outputs = pipelines.declared(&id).map_or(&[][..], |stage| &stage.outputs);
+        let is_output = |item: &&mut PathStatus| outputs.iter().any(|out| out.path == item.path);
+        for item in items.iter_mut().filter(is_output).filter(|item| item.state != State::Same) {
+            item.reason.get_or_insert(state.reason_of_output(&pipelines.label(&id)));
+        }
+    }
+    Ok(())
 }
 
 /// Returns the data that Git would add, each path with this reason, or with what is wrong with its
@@ -194,6 +209,14 @@ impl Status {
             && self.broken.is_empty()
             && self.git.is_empty()
             && self.stages.iter().all(|stage| stage.outcome == UNCHANGED)
+    }
+
+    /// Returns a reason as the text shows it: only the first line of the error of a broken file, which is
+    /// printed whole at the end.
+    fn shown<'t>(&self, reason: &'t str) -> &'t str {
+        let is_told = self.broken.iter().any(|error| reason.contains(&error.chain_text()));
+        let line = reason.lines().next().filter(|_| is_told);
+        line.unwrap_or(reason)
     }
 }
 
@@ -249,10 +272,13 @@ impl fmt::Display for Status {
         for item in self.items.iter().filter(|it| it.state != State::Same) {
             match item.state {
                 State::Absent => {
-                    writeln!(f, "{}: absent (run `mlx pull` or `mlx checkout` to get it)", item.path)?;
+                    let why = item.reason.as_deref();
+                    let why = why.unwrap_or("run `mlx pull` or `mlx checkout` to get it");
+                    writeln!(f, "{}: absent ({why})", item.path)?;
                 }
                 State::Unknown => {
-                    writeln!(f, "{}: unknown ({})", item.path, item.reason.as_deref().unwrap_or_default())?;
+                    let why = item.reason.as_deref().unwrap_or_default();
+                    writeln!(f, "{}: unknown ({})", item.path, self.shown(why))?;
                     write_unknown(f, item)?;
                     if !item.changes.is_empty() {
                         write_changes(f, item)?;
@@ -265,12 +291,11 @@ impl fmt::Display for Status {
         }
         for stage in self.stages.iter().filter(|it| it.outcome != UNCHANGED) {
             writeln!(f, "stage {}: {}", stage.label, stage.outcome)?;
-            stage.why.iter().try_for_each(|reason| writeln!(f, "  {reason}"))?;
+            stage.why.iter().try_for_each(|reason| writeln!(f, "  {}", self.shown(reason)))?;
         }
         let mut not_run = self.stages.iter().filter(|it| it.not_run);
         not_run.try_for_each(|stage| writeln!(f, "stage {}: {NOT_RUN}", stage.label))?;
         self.git.iter().try_for_each(|(path, why)| writeln!(f, "{path}: {why}"))?;
-        self.broken.iter().try_for_each(|error| writeln!(f, "pipeline: {}", error.chain_text()))?;
         write_kept(f, self.failed as u64, self.kept as u64)
     }
 }
@@ -317,7 +342,10 @@ fn write_behind(f: &mut fmt::Formatter<'_>, item: &PathStatus) -> fmt::Result {
 }
 
 fn write_changes(f: &mut fmt::Formatter<'_>, item: &PathStatus) -> fmt::Result {
-    writeln!(f, "{}: {}", item.path, count(item.changes.len() as u64, "change"))?;
+    // That of an unknown path was told.
+    let why = item.reason.as_ref().filter(|_| item.state == State::Changed);
+    let why = why.map_or_else(String::new, |why| format!(" ({why})"));
+    writeln!(f, "{}: {}{why}", item.path, count(item.changes.len() as u64, "change"))?;
     for (path, change) in item.changes.iter().take(MAX_LISTED) {
         writeln!(f, "  {:9} {path}", change_name(*change))?;
     }
