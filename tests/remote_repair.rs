@@ -219,6 +219,30 @@ fn a_pack_that_cannot_be_made_again_is_replaced() {
     assert_eq!(fs::read(other.folder.join("e")).unwrap(), bytes);
 }
 
+/// Sets the time of a file of the remote to some days ago.
+fn set_age(file: &Path, days: u64) {
+    let time = std::time::SystemTime::now() - std::time::Duration::from_hours(24 * days);
+    fs::File::open(file).unwrap().set_modified(time).unwrap();
+}
+
+#[test]
+fn leftovers_of_killed_pushes_go_after_two_weeks() {
+    let sandbox = pushed();
+    let folder = sandbox.root().join("remote/v1");
+    let packs = files(&sandbox, "packs").len();
+    files(&sandbox, "packs").iter().for_each(|pack| set_age(pack, 60));
+    let leftovers = [("packs", 15), ("packs", 13), ("tmp", 15), ("tmp", 13)].map(|(kind, days)| {
+        let file = folder.join(kind).join(blake3::hash(&[days]).to_string());
+        fs::write(&file, "half").unwrap();
+        set_age(&file, u64::from(days));
+        file
+    });
+    sandbox.ok("push");
+    assert_eq!(leftovers.map(|file| file.exists()), [false, true, false, true]);
+    assert_eq!((files(&sandbox, "packs").len(), files(&sandbox, "tmp").len()), (packs + 1, 1));
+    clone(&sandbox, "other").ok("pull");
+}
+
 #[test]
 fn a_list_of_chunks_of_another_file_gives_nothing() {
     let sandbox = Sandbox::new();

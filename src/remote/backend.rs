@@ -22,11 +22,16 @@ use crate::{
     repo::RemoteConfig,
 };
 
+/// Largest time for an answer, and until the next part of a download arrives.
 const TIMEOUT: Duration = Duration::from_mins(1);
+/// Largest time for the upload of one file: packs are small on a slow line.
+const UPLOAD_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// An opened backend: the operator, the address without secrets, and the folder if it is one.
 pub struct Backend {
     pub operator: Operator,
+    /// The same, with the time that an upload may take.
+    pub uploads: Operator,
     pub location: String,
     pub folder: Option<Root>,
 }
@@ -61,11 +66,8 @@ fn open_folder(config: &RemoteConfig, path: &Path, access: Access) -> Result<Bac
         })?;
         builder = builder.atomic_write_dir(&format!("{text}/v1/tmp"));
     }
-    Ok(Backend {
-        operator: with_layers(config, Operator::new(builder))?,
-        location: format!("file://{text}"),
-        folder: Some(root),
-    })
+    let (operator, uploads) = with_layers(config, Operator::new(builder))?;
+    Ok(Backend { operator, uploads, location: format!("file://{text}"), folder: Some(root) })
 }
 
 fn open_bucket(config: &RemoteConfig, bucket: &str, prefix: &str) -> Result<Backend> {
@@ -86,14 +88,19 @@ fn open_bucket(config: &RemoteConfig, bucket: &str, prefix: &str) -> Result<Back
         ));
     }
     let endpoint = config.options.get("endpoint").map(|it| format!(" ({it})")).unwrap_or_default();
-    let operator = with_layers(config, Operator::from_iter::<services::S3>(options))?;
-    Ok(Backend { operator, location: format!("{}{endpoint}", config.url), folder: None })
+    let (operator, uploads) = with_layers(config, Operator::from_iter::<services::S3>(options))?;
+    Ok(Backend { operator, uploads, location: format!("{}{endpoint}", config.url), folder: None })
 }
 
-fn with_layers(config: &RemoteConfig, built: opendal::Result<Operator>) -> Result<Operator> {
+/// Returns an operator for all but uploads, and one for uploads.
+fn with_layers(config: &RemoteConfig, built: opendal::Result<Operator>) -> Result<(Operator, Operator)> {
     let subject = || format!("cannot use the remote `{}`", config.name);
     let operator = built.map_err(|error| failure::explain(&subject(), &config.name, &error))?;
     let retry = RetryLayer::new().with_jitter().with_min_delay(Duration::from_millis(200)).with_max_times(4);
-    let timeout = TimeoutLayer::new().with_timeout(TIMEOUT).with_io_timeout(TIMEOUT);
-    Ok(operator.layer(timeout).layer(retry).layer(ConcurrentLimitLayer::new(PARALLEL)))
+    let limit = ConcurrentLimitLayer::new(PARALLEL);
+    let layered = |io_timeout| {
+        let timeout = TimeoutLayer::new().with_timeout(TIMEOUT).with_io_timeout(io_timeout);
+        operator.clone().layer(timeout).layer(retry.clone()).layer(limit.clone())
+    };
+    Ok((layered(TIMEOUT), layered(UPLOAD_TIMEOUT)))
 }

@@ -25,6 +25,10 @@ pub struct Catalog {
     pub damaged_packs: BTreeSet<Digest>,
     /// Lists of the digests that pushes asked to keep.
     pub root_lists: BTreeSet<Digest>,
+    /// Packs whose push has not written the index, or never will.
+    pub packs_without_index: BTreeSet<Digest>,
+    /// Paths of files that were being written.
+    pub temporary_files: Vec<String>,
 }
 
 /// Names of the files at a remote.
@@ -34,6 +38,7 @@ struct Listing {
     packs: BTreeSet<Digest>,
     damaged: BTreeSet<Digest>,
     roots: BTreeSet<Digest>,
+    temporary: Vec<String>,
 }
 
 impl Catalog {
@@ -47,6 +52,8 @@ impl Catalog {
             lost_packs: Vec::new(),
             damaged_packs: listing.damaged,
             root_lists: listing.roots,
+            packs_without_index: listing.packs.difference(&listing.indexes).copied().collect(),
+            temporary_files: listing.temporary,
         };
         let mut unread = Vec::new();
         for name in listing.indexes {
@@ -153,6 +160,9 @@ async fn list(operator: &opendal::Operator) -> opendal::Result<Listing> {
         else {
             continue;
         };
+        if folder == "tmp" && !name.is_empty() {
+            listing.temporary.push(entry.path().to_owned());
+        }
         let Ok(name) = Digest::from_hex(name) else { continue };
         match folder {
             "indexes" => drop(listing.indexes.insert(name)),

@@ -19,6 +19,7 @@ mod check;
 mod chunks;
 mod failure;
 mod fetch;
+mod leftovers;
 mod plan;
 mod push;
 mod read;
@@ -65,6 +66,7 @@ pub struct Remote {
     /// The address, without secrets.
     pub location: String,
     operator: Operator,
+    uploads: Operator,
     runtime: tokio::runtime::Runtime,
     /// The folder of a file remote, whose files mlx syncs to disk itself.
     folder: Option<Root>,
@@ -90,6 +92,7 @@ impl Remote {
             name: config.name.clone(),
             location: backend.location,
             operator: backend.operator,
+            uploads: backend.uploads,
             runtime: runtime.context(|| "cannot start the async runtime".into())?,
             folder: backend.folder,
             cache: RepoPath::from_text(&cache)?,
@@ -149,7 +152,7 @@ impl Remote {
 
     /// Writes a file and checks that it is complete and, in a folder, synced to disk.
     fn write(&self, path: &str, bytes: Vec<u8>) -> Result<()> {
-        let task = write_one(self.operator.clone(), path.to_owned(), bytes);
+        let task = write_one(self.uploads.clone(), path.to_owned(), bytes);
         self.wait("write to", task)?;
         self.sync(path)
     }

@@ -12,7 +12,7 @@ use crate::{
     remote::{
         Access, Remote, Wants,
         catalog::{Catalog, pack_path, roots_path},
-        chunks,
+        chunks, leftovers,
         plan::Plan,
         repair::{PackState, repair_pack},
         uploader::{PackUploader, Pushed},
@@ -55,6 +55,7 @@ pub fn push(
     progress.event(Event::Finished);
     let sent = uploader.sent;
     write_roots(remote, &catalog, &plan)?;
+    leftovers::clear(remote, &catalog)?;
     Ok((sent, plan.failure(&remote.name)))
 }
 

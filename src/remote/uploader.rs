@@ -3,7 +3,10 @@
 //! The index of a pack is written after the pack is complete, and after the indexes of all earlier packs.
 //! Thus readers see no part of a pack, and an object only after all that was queued before it.
 
-use std::collections::{HashSet, VecDeque};
+use std::{
+    collections::{HashSet, VecDeque},
+    time::{Duration, Instant},
+};
 
 use serde::Serialize;
 use tokio::task::JoinHandle;
@@ -21,7 +24,13 @@ use crate::{
 };
 
 /// Size at which a pack is sent, in bytes; an interrupted push loses no more than the packs under way.
-const PACK_SIZE: u64 = 16 << 20;
+const MAX_PACK_SIZE: u64 = 16 << 20;
+/// Size of the first packs to a bucket, in bytes, before the rate of the line is known.
+const FIRST_PACK_SIZE: u64 = 1 << 20;
+/// Smallest size of a pack that is not the last one, in bytes.
+const MIN_PACK_SIZE: u64 = 128 << 10;
+/// Seconds that the upload of a pack should take at most.
+const PACK_SECONDS: f64 = 4.0;
 /// Largest number of packs on their way.
 const MAX_UPLOADS: usize = 3;
 
@@ -38,7 +47,9 @@ pub struct Pushed {
 struct Upload {
     name: Digest,
     index: Vec<u8>,
-    task: JoinHandle<opendal::Result<()>>,
+    length: u64,
+    /// Gives the duration of the upload.
+    task: JoinHandle<opendal::Result<Duration>>,
 }
 
 /// Collects objects into packs and sends them to a remote.
@@ -61,7 +72,11 @@ impl<'u> PackUploader<'u> {
             remote,
             catalog,
             current: None,
-            pack_size: pack_size(),
+            pack_size: if remote.folder.is_some() {
+                max_pack_size()
+            } else {
+                FIRST_PACK_SIZE.min(max_pack_size())
+            },
             queued: HashSet::new(),
             uploads: VecDeque::new(),
             sent: Pushed::default(),
@@ -112,28 +127,53 @@ impl<'u> PackUploader<'u> {
         }
         self.sent.packs += 1;
         self.sent.bytes += (bytes.len() + index.len()) as u64;
-        let task = write_one(self.remote.operator.clone(), pack_path(&name), bytes);
-        let task = self.remote.runtime.spawn(task);
-        self.uploads.push_back(Upload { name, index, task });
+        let (length, start) = (bytes.len() as u64, Instant::now());
+        let upload = write_one(self.remote.uploads.clone(), pack_path(&name), bytes);
+        let task = self.remote.runtime.spawn(async move { upload.await.map(|()| start.elapsed()) });
+        self.uploads.push_back(Upload { name, index, length, task });
         Ok(())
     }
 
     /// Waits for the first pack and writes its index.
     fn complete_first(&mut self) -> Result<()> {
-        let Some(Upload { name, index, task }) = self.uploads.pop_front() else { return Ok(()) };
-        self.remote.wait("write to", async { task.await.map_err(to_opendal)? })?;
+        let Some(Upload { name, index, length, task }) = self.uploads.pop_front() else { return Ok(()) };
+        let duration = self.remote.wait("write to", async { task.await.map_err(to_opendal)? })?;
+        if self.remote.folder.is_none() {
+            self.pack_size = size_for_rate(length, duration).min(max_pack_size());
+        }
         self.remote.sync(&pack_path(&name))?;
         self.remote.write(&index_path(&name), index.clone())?;
         self.catalog.insert(name, index)
     }
 }
 
-/// Size at which a pack is sent, in bytes; tests lower it in debug builds.
-fn pack_size() -> u64 {
+/// Largest size of a pack, in bytes; tests lower it in debug builds.
+fn max_pack_size() -> u64 {
     let lowered = || std::env::var("MLX_PACK_SIZE").ok()?.parse().ok();
-    if cfg!(debug_assertions) { lowered().unwrap_or(PACK_SIZE) } else { PACK_SIZE }
+    if cfg!(debug_assertions) { lowered().unwrap_or(MAX_PACK_SIZE) } else { MAX_PACK_SIZE }
+}
+
+/// Returns the size of a pack that takes a few seconds at the rate at which one of `length` bytes was
+/// uploaded: on a slow line an interrupted push loses little, and the next one goes on from there.
+fn size_for_rate(length: u64, duration: Duration) -> u64 {
+    let rate = length as f64 / duration.as_secs_f64().max(0.001);
+    ((rate * PACK_SECONDS) as u64).clamp(MIN_PACK_SIZE, MAX_PACK_SIZE)
 }
 
 fn to_opendal(error: tokio::task::JoinError) -> opendal::Error {
     opendal::Error::new(opendal::ErrorKind::Unexpected, "an upload stopped").set_source(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packs_take_a_few_seconds_on_every_line() {
+        let second = Duration::from_secs(1);
+        assert_eq!(size_for_rate(1 << 20, second), 4 << 20);
+        assert_eq!(size_for_rate(1 << 20, Duration::from_millis(10)), MAX_PACK_SIZE);
+        assert_eq!(size_for_rate(1 << 20, Duration::ZERO), MAX_PACK_SIZE);
+        assert_eq!(size_for_rate(1 << 20, 100 * second), MIN_PACK_SIZE);
+    }
 }
