@@ -122,8 +122,10 @@ impl Catalog {
         self.find(digest, proofs).is_some()
     }
 
-    /// Adds the index of a pack that was just written to the remote.
-    pub fn insert(&mut self, name: Digest, index: Vec<u8>) -> Result<()> {
+    /// Adds the index of a pack that was just written to the remote, here and to the cache.
+    pub fn insert(&mut self, repo: &Repo, remote: &Remote, name: Digest, index: Vec<u8>) -> Result<()> {
+        let (root, folder) = cache_folder(repo, remote);
+        root.write(&folder.join(name.hex().as_bytes())?, &index, Sync::Later)?;
         self.indexes.insert(name, Index::parse(index)?);
         Ok(())
     }

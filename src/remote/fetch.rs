@@ -15,7 +15,7 @@ use crate::{
     pointer::ContentKind,
     progress::{Event, Progress},
     remote::{
-        Access, PARALLEL, Remote, Wants,
+        Access, Remote, Wants,
         catalog::{Catalog, partial_path},
         chunks::{self, Chunk},
         read::ObjectReader,
@@ -24,6 +24,8 @@ use crate::{
     store::{CachedRun, EntryKind, Kind, Page, Writer, decode_page},
 };
 
+/// Chunks of a large file that are in memory at once: several requests, of a MiB on average for each chunk.
+const CHUNKS_AT_ONCE: usize = 32;
 /// Largest number of paths in a message.
 const MAX_NAMED: usize = 10;
 /// Bytes of contents per local pack; an interrupted fetch loses no more than this.
@@ -191,7 +193,7 @@ impl Fetcher<'_> {
         let root = self.repo.store.root();
         let present = intact_chunks(root, part, list)?;
         let mut file = root.open_append(part)?;
-        for batch in list[present..].chunks(PARALLEL) {
+        for batch in list[present..].chunks(CHUNKS_AT_ONCE) {
             let mut found = Vec::new();
             for chunk in batch {
                 match self.objects.catalog.find(&chunk.digest, &[Kind::Content]) {

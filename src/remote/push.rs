@@ -35,7 +35,7 @@ pub fn push(
     let plan = Plan::new(&repo.store, &catalog, wants)?;
     let total = plan.contents.values().fold(0_u64, |sum, size| sum.saturating_add(*size));
     progress.event(Event::Started { task: "pushing", total: Some(total) });
-    let mut uploader = PackUploader::new(remote, &mut catalog, progress);
+    let mut uploader = PackUploader::new(repo, remote, &mut catalog, progress);
     for digest in plan.contents.keys() {
         match repo.store.large(digest) {
             Some(large) => push_large(repo, &mut uploader, digest, large.open()?)?,

@@ -73,7 +73,7 @@ pub fn repair_pack(
     let lost: BTreeSet<_> = lost.map(|(row, _)| row.digest).collect();
     if lost.is_empty() && !pack.restore(remote, &found)? {
         catalog.remove(name);
-        let mut uploader = PackUploader::new(remote, catalog, progress);
+        let mut uploader = PackUploader::new(repo, remote, catalog, progress);
         for (row, found) in pack.rows.iter().zip(&found) {
             if !uploader.has(&row.digest, row.kind) {
                 uploader.put(

@@ -20,6 +20,7 @@ use crate::{
         catalog::{Catalog, index_path, pack_path},
         write_one,
     },
+    repo::Repo,
     store::{Kind, PackWriter},
 };
 
@@ -54,6 +55,7 @@ struct Upload {
 
 /// Collects objects into packs and sends them to a remote.
 pub struct PackUploader<'u> {
+    repo: &'u Repo,
     remote: &'u Remote,
     catalog: &'u mut Catalog,
     current: Option<PackWriter<Vec<u8>>>,
@@ -67,8 +69,14 @@ pub struct PackUploader<'u> {
 
 impl<'u> PackUploader<'u> {
     /// Creates an uploader without any queued objects.
-    pub fn new(remote: &'u Remote, catalog: &'u mut Catalog, progress: &'u dyn Progress) -> Self {
+    pub fn new(
+        repo: &'u Repo,
+        remote: &'u Remote,
+        catalog: &'u mut Catalog,
+        progress: &'u dyn Progress,
+    ) -> Self {
         Self {
+            repo,
             remote,
             catalog,
             current: None,
@@ -143,7 +151,7 @@ impl<'u> PackUploader<'u> {
         }
         self.remote.sync(&pack_path(&name))?;
         self.remote.write(&index_path(&name), index.clone())?;
-        self.catalog.insert(name, index)
+        self.catalog.insert(self.repo, self.remote, name, index)
     }
 }
 
