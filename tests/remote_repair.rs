@@ -14,6 +14,7 @@ use mlx::{
 use serde_json::json;
 
 use crate::{
+    fake_s3::FakeS3,
     loop_mount::random_bytes,
     sandbox::{Sandbox, SandboxFolder, snapshot},
 };
@@ -241,6 +242,64 @@ fn leftovers_of_killed_pushes_go_after_two_weeks() {
     assert_eq!(leftovers.map(|file| file.exists()), [false, true, false, true]);
     assert_eq!((files(&sandbox, "packs").len(), files(&sandbox, "tmp").len()), (packs + 1, 1));
     clone(&sandbox, "other").ok("pull");
+}
+
+/// Pushes changes of one file until the small packs are merged.
+fn push_often(sandbox: &Sandbox) {
+    for number in 0..60 {
+        sandbox.write("e", format!("push {number}"));
+        sandbox.ok("add e");
+        sandbox.ok("push");
+    }
+    sandbox.commit("often");
+}
+
+#[test]
+fn small_packs_of_many_pushes_are_merged() {
+    let (service, sandbox) = (FakeS3::start(), pushed());
+    sandbox.ok(&format!("remote add s3 {}", service.remote_args()));
+    push_often(&sandbox);
+    let other = clone(&sandbox, "other");
+    other.ok("remote trust s3");
+    service.bucket().log.clear();
+    other.ok("pull");
+    assert_eq!(fs::read_to_string(other.folder.join("e")).unwrap(), "push 59");
+    assert_eq!(snapshot(&other.folder.join("d")), snapshot(&sandbox.repo.join("d")));
+    let requests = service.bucket().log.len();
+    assert!(requests < 30, "{requests} requests for what 60 pushes sent");
+    // A push of nothing reads the marker and lists the names.
+    service.bucket().log.clear();
+    assert_eq!(sandbox.json("push")["objects"], 0);
+    assert_eq!(service.bucket().log.len(), 2, "{:?}", service.bucket().log);
+}
+
+#[test]
+fn packs_that_were_merged_go_after_two_weeks_if_others_have_their_objects() {
+    let sandbox = pushed();
+    push_often(&sandbox);
+    let [list] = &files(&sandbox, "replaced")[..] else { panic!("they are merged once") };
+    let before = files(&sandbox, "indexes").len();
+    set_age(list, 13);
+    clone(&sandbox, "early").ok("push");
+    assert_eq!(files(&sandbox, "indexes").len(), before);
+    set_age(list, 15);
+    let merged = fs::read_to_string(list).unwrap();
+    let merged = merged.lines().find_map(|line| line.strip_prefix("by b3:")).unwrap().to_owned();
+    // Without the new pack the old ones are needed.
+    let pack = sandbox.root().join("remote/v1/packs").join(merged);
+    let away = pack.with_extension("away");
+    fs::rename(&pack, &away).unwrap();
+    clone(&sandbox, "needs").ok("pull");
+    clone(&sandbox, "keeps").ok("push");
+    assert!(files(&sandbox, "indexes").len() >= before);
+    fs::rename(&away, &pack).unwrap();
+    clone(&sandbox, "late").ok("push");
+    assert!(files(&sandbox, "indexes").len() < 15 && !list.exists());
+    assert_eq!(files(&sandbox, "indexes").len(), files(&sandbox, "packs").len());
+    let other = clone(&sandbox, "other");
+    other.ok("pull");
+    assert_eq!(fs::read_to_string(other.folder.join("e")).unwrap(), "push 59");
+    assert_eq!(snapshot(&other.folder.join("d")), snapshot(&sandbox.repo.join("d")));
 }
 
 #[test]

@@ -29,6 +29,29 @@ pub struct Catalog {
     pub packs_without_index: BTreeSet<Digest>,
     /// Paths of files that were being written.
     pub temporary_files: Vec<String>,
+    /// Lists of packs that others replaced, by the digest of the list, if these others are there.
+    pub replaced_lists: BTreeMap<Digest, ReplacedPacks>,
+}
+
+/// Packs that a merge replaced, and those that have their objects now.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct ReplacedPacks {
+    pub packs: BTreeSet<Digest>,
+    pub by: BTreeSet<Digest>,
+}
+
+impl ReplacedPacks {
+    /// Formats the list as it is stored at the remote.
+    pub fn to_text(&self) -> String {
+        let by = self.by.iter().map(|name| format!("by {name}\n"));
+        by.chain(self.packs.iter().map(|name| format!("{name}\n"))).collect()
+    }
+
+    fn parse(text: &str) -> Self {
+        let digests = |lines: Vec<&str>| lines.into_iter().filter_map(|line| line.parse().ok()).collect();
+        let by = text.lines().filter_map(|line| line.strip_prefix("by ")).collect();
+        Self { packs: digests(text.lines().collect()), by: digests(by) }
+    }
 }
 
 /// Names of the files at a remote.
@@ -38,6 +61,7 @@ struct Listing {
     packs: BTreeSet<Digest>,
     damaged: BTreeSet<Digest>,
     roots: BTreeSet<Digest>,
+    replaced: BTreeSet<Digest>,
     temporary: Vec<String>,
 }
 
@@ -54,9 +78,14 @@ impl Catalog {
             root_lists: listing.roots,
             packs_without_index: listing.packs.difference(&listing.indexes).copied().collect(),
             temporary_files: listing.temporary,
+            replaced_lists: read_lists(repo, remote, &listing.replaced)?,
         };
+        let complete = &listing.indexes & &listing.packs;
+        catalog.replaced_lists.retain(|_, list| list.by.is_subset(&complete));
+        let replaced: BTreeSet<Digest> =
+            catalog.replaced_lists.values().flat_map(|list| &list.packs).copied().collect();
         let mut unread = Vec::new();
-        for name in listing.indexes {
+        for name in listing.indexes.difference(&replaced).copied() {
             let known = root.read_if_exists(&folder.join(name.hex().as_bytes())?)?;
             // It may have arrived while the listing was under way.
             if !listing.packs.contains(&name) && !remote.exists(&pack_path(&name))? {
@@ -81,6 +110,16 @@ impl Catalog {
             catalog.indexes.insert(name, index);
         }
         Ok(catalog)
+    }
+
+    /// Reads the index of a pack that the catalog leaves out; `None` if it is gone.
+    pub fn read_index(repo: &Repo, remote: &Remote, pack: &Digest) -> Result<Option<Index>> {
+        let (root, folder) = cache_folder(repo, remote);
+        let known = root.read_if_exists(&folder.join(pack.hex().as_bytes())?)?;
+        if let Some(index) = known.and_then(|bytes| Index::parse(bytes).ok()) {
+            return Ok(Some(index));
+        }
+        remote.read_if_there(&index_path(pack))?.map(Index::parse).transpose()
     }
 
     /// Forgets a pack that is being replaced.
@@ -131,6 +170,29 @@ impl Catalog {
     }
 }
 
+/// Reads the lists of packs that others replaced. A damaged list replaces nothing.
+fn read_lists(
+    repo: &Repo,
+    remote: &Remote,
+    names: &BTreeSet<Digest>,
+) -> Result<BTreeMap<Digest, ReplacedPacks>> {
+    let (root, folder) = cache_folder(repo, remote);
+    let mut lists = BTreeMap::new();
+    for name in names {
+        let cached = folder.join(format!("replaced-{}", name.hex()).as_bytes())?;
+        let is_intact = |bytes: &Vec<u8>| Digest::of(bytes) == *name;
+        let known = root.read_if_exists(&cached)?.filter(is_intact);
+        let read = match known {
+            None => remote.read_if_there(&replaced_path(name))?.filter(is_intact),
+            known => known,
+        };
+        let Some(bytes) = read else { continue };
+        root.write(&cached, &bytes, Sync::Later)?;
+        lists.insert(*name, ReplacedPacks::parse(&String::from_utf8_lossy(&bytes)));
+    }
+    Ok(lists)
+}
+
 /// Returns the index of a pack from its file or, if that is damaged, from the end of the pack; `None` if
 /// neither is intact.
 fn intact_index(remote: &Remote, name: &Digest, bytes: Vec<u8>, access: Access) -> Result<Option<Index>> {
@@ -169,6 +231,7 @@ async fn list(operator: &opendal::Operator) -> opendal::Result<Listing> {
         match folder {
             "indexes" => drop(listing.indexes.insert(name)),
             "packs" => drop(listing.packs.insert(name)),
+            "replaced" => drop(listing.replaced.insert(name)),
             "roots" => drop(listing.roots.insert(name)),
             "damaged" => drop(listing.damaged.insert(name)),
             _ => {}
@@ -190,6 +253,11 @@ pub fn index_path(name: &Digest) -> String {
 /// Returns the path of the note that a reader found damage in a pack.
 pub fn damage_path(name: &Digest) -> String {
     format!("v1/damaged/{}", name.hex())
+}
+
+/// Returns the path of a list of packs that others replaced.
+pub fn replaced_path(name: &Digest) -> String {
+    format!("v1/replaced/{}", name.hex())
 }
 
 /// Returns the path of a list of roots at the remote.

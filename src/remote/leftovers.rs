@@ -8,11 +8,15 @@ use std::time::Duration;
 use opendal::ErrorKind;
 
 use crate::{
-    error::Result,
+    error::{Error, Result},
+    fs::Sync,
     remote::{
-        Remote,
-        catalog::{Catalog, pack_path},
+        Remote, cache_folder,
+        catalog::{Catalog, pack_path, replaced_path},
+        merge::remove_replaced,
     },
+    repo::Repo,
+    time::Timestamp,
 };
 
 /// Age beyond which no push can still be at work on a file.
@@ -20,24 +24,37 @@ const MAX_AGE: Duration = Duration::from_hours(14 * 24);
 /// File that is written to learn the remote's time.
 const CLOCK: &str = "v1/tmp/clock";
 
-/// Deletes leftovers older than two weeks. Returns their number.
-pub fn clear(remote: &Remote, catalog: &Catalog) -> Result<u64> {
+/// Deletes leftovers older than two weeks, and packs that others replaced as long ago.
+pub fn clear(repo: &Repo, remote: &Remote, catalog: &Catalog) -> Result<()> {
     let packs = catalog.packs_without_index.iter().filter(|pack| catalog.index(pack).is_none());
     let paths: Vec<_> = packs.map(pack_path).chain(catalog.temporary_files.iter().cloned()).collect();
-    if paths.is_empty() {
-        return Ok(0);
+    if paths.is_empty() && catalog.replaced_lists.is_empty() {
+        return Ok(());
     }
+    // Once a day is enough for a clone.
+    let (root, folder) = cache_folder(repo, remote);
+    let (checked, today) = (folder.join(b"leftovers-checked")?, Timestamp::now().day());
+    if root.read_if_exists(&checked)?.as_deref() == Some(today.as_bytes()) {
+        return Ok(());
+    }
+    root.write(&checked, today.as_bytes(), Sync::Later)?;
     remote.write(CLOCK, Vec::new())?;
-    let Some(now) = modified(remote, CLOCK)? else { return Ok(0) };
-    let mut cleared = 0;
+    let Some(now) = modified(remote, CLOCK)? else { return Ok(()) };
+    let is_old = |path: &str| {
+        let then = modified(remote, path)?;
+        Ok::<_, Error>(then.is_some_and(|then| now - then > MAX_AGE.as_secs().cast_signed()))
+    };
     for path in paths {
-        if modified(remote, &path)?.is_some_and(|then| now - then > MAX_AGE.as_secs().cast_signed()) {
+        if is_old(&path)? {
             remote.delete(&path)?;
-            cleared += 1;
         }
     }
-    remote.delete(CLOCK)?;
-    Ok(cleared)
+    for list in catalog.replaced_lists.keys() {
+        if is_old(&replaced_path(list))? {
+            remove_replaced(repo, remote, catalog, list)?;
+        }
+    }
+    remote.delete(CLOCK)
 }
 
 /// Returns when a file was last written, in seconds since 1970 by the remote's clock; `None` if it is gone.

@@ -9,6 +9,7 @@
 //! v1/packs/HEX         packs, as `store` writes them; HEX is the digest of the bytes
 //! v1/indexes/HEX       the index of each, written after its pack
 //! v1/damaged/HEX       a note: a reader found damage in the pack; removed once it is repaired
+//! v1/replaced/HEX      packs that later ones replace, one per line; readers skip their indexes
 //! v1/roots/HEX         the digests that one push asked to keep, one per line
 //! ```
 
@@ -20,6 +21,7 @@ mod chunks;
 mod failure;
 mod fetch;
 mod leftovers;
+mod merge;
 mod plan;
 mod push;
 mod read;

@@ -13,6 +13,7 @@ use crate::{
         Access, Remote, Wants,
         catalog::{Catalog, pack_path, roots_path},
         chunks, leftovers,
+        merge::merge_small_packs,
         plan::Plan,
         repair::{PackState, repair_pack},
         uploader::{PackUploader, Pushed},
@@ -55,7 +56,8 @@ pub fn push(
     progress.event(Event::Finished);
     let sent = uploader.sent;
     write_roots(remote, &catalog, &plan)?;
-    leftovers::clear(remote, &catalog)?;
+    merge_small_packs(repo, remote, &mut catalog, progress)?;
+    leftovers::clear(repo, remote, &catalog)?;
     Ok((sent, plan.failure(&remote.name)))
 }
 

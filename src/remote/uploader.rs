@@ -4,7 +4,7 @@
 //! Thus readers see no part of a pack, and an object only after all that was queued before it.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{BTreeSet, HashSet, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -21,7 +21,7 @@ use crate::{
         write_one,
     },
     repo::Repo,
-    store::{Kind, PackWriter},
+    store::{EncodedObject, Kind, PackWriter, Row},
 };
 
 /// Size at which a pack is sent, in bytes; an interrupted push loses no more than the packs under way.
@@ -64,6 +64,8 @@ pub struct PackUploader<'u> {
     /// Packs whose indexes are not written yet, in order.
     uploads: VecDeque<Upload>,
     pub sent: Pushed,
+    /// Names of the packs that were queued.
+    pub names: BTreeSet<Digest>,
     progress: &'u dyn Progress,
 }
 
@@ -88,6 +90,7 @@ impl<'u> PackUploader<'u> {
             queued: HashSet::new(),
             uploads: VecDeque::new(),
             sent: Pushed::default(),
+            names: BTreeSet::new(),
             progress,
         }
     }
@@ -104,16 +107,26 @@ impl<'u> PackUploader<'u> {
 
     /// Queues an object that the remote lacks; sends packs as they fill.
     pub fn put(&mut self, kind: Kind, digest: Digest, bytes: &[u8]) -> Result<()> {
+        let encoded = EncodedObject::encode(bytes.into()).context(|| "cannot write a pack".into())?;
+        self.put_encoded(kind, digest, &encoded)
+    }
+
+    /// Queues an object with the bytes that are stored for it in another pack.
+    pub fn put_stored(&mut self, row: &Row, stored: &[u8]) -> Result<()> {
+        self.put_encoded(row.kind, row.digest, &row.encoded(stored))
+    }
+
+    fn put_encoded(&mut self, kind: Kind, digest: Digest, encoded: &EncodedObject<'_>) -> Result<()> {
         let context = || "cannot write a pack".to_owned();
         let pack = match &mut self.current {
             Some(pack) => pack,
             None => self.current.insert(PackWriter::new(Vec::new()).context(context)?),
         };
-        pack.put(kind, digest, bytes).context(context)?;
+        pack.put_encoded(kind, digest, encoded).context(context)?;
         let full = pack.len() >= self.pack_size;
         self.queued.insert((digest, kind));
         self.sent.objects += 1;
-        self.progress.event(Event::Advanced { by: bytes.len() as u64 });
+        self.progress.event(Event::Advanced { by: encoded.size() });
         if full { self.send() } else { Ok(()) }
     }
 
@@ -135,6 +148,7 @@ impl<'u> PackUploader<'u> {
         }
         self.sent.packs += 1;
         self.sent.bytes += (bytes.len() + index.len()) as u64;
+        self.names.insert(name);
         let (length, start) = (bytes.len() as u64, Instant::now());
         let upload = write_one(self.remote.uploads.clone(), pack_path(&name), bytes);
         let task = self.remote.runtime.spawn(async move { upload.await.map(|()| start.elapsed()) });

@@ -70,6 +70,11 @@ pub struct EncodedObject<'b> {
 }
 
 impl<'b> EncodedObject<'b> {
+    /// Returns the size of the object, in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
     pub fn encode(bytes: Cow<'b, [u8]>) -> io::Result<Self> {
         let size = bytes.len() as u64;
         Ok(match compress(&bytes)? {
