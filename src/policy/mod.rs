@@ -310,21 +310,18 @@ mod tests {
     fn unknown_keys_and_invalid_values_are_errors() {
         let policy = Policy::parse(GOOD.as_bytes()).unwrap();
         assert_eq!(policy.environment("production").unwrap().approvals, 1);
-        assert!(policy.rules[0].is_broken_by(0.3) && !policy.rules[0].is_broken_by(f64::NAN));
         assert_eq!(
             policy.environment("prod").unwrap_err().hint_text(),
             Some("known environments: production; add a new one to `.mlx/policy.toml` as [env.prod]")
         );
         for (old, new, message) in [
             ("accuracy", "acuracy", "unknown field `acuracy`"),
-            ("accuracy = 0.9", "accuracy = 97", "out of range"),
             (
                 "['qa@park.example']",
                 "['x@y']",
                 "the approver `x@y` of `production` is not listed in [people]",
             ),
             ("['qa@park.example']", "[]", "needs 1 approvals, but lists 0 approvers"),
-            ("above = 0.2", "", "needs either `above` or `below`"),
             (
                 "integrity.dark",
                 "integrty.dark",
@@ -342,5 +339,81 @@ mod tests {
             assert!(error.to_string().contains(message), "{error}");
         }
         assert_eq!(Policy::parse(GOOD.replace("= 1", "= 2").as_bytes()).unwrap_err().kind(), Kind::Corrupt);
+    }
+
+    /// Parses the good policy with one part replaced; an error is its text.
+    fn with(old: &str, new: &str) -> std::result::Result<Policy, String> {
+        assert!(GOOD.contains(old));
+        Policy::parse(GOOD.replace(old, new).as_bytes()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn limits_of_an_environment_are_shares_and_a_latency_above_0() {
+        for name in ["accuracy", "precision", "recall"] {
+            for (value, is_valid) in
+                [("0.0", true), ("1.0", true), ("-0.1", false), ("1.1", false), ("nan", false), ("97", false)]
+            {
+                let parsed = with("accuracy = 0.9", &format!("{name} = {value}"));
+                assert_eq!(parsed.is_ok(), is_valid, "{name} = {value}: {parsed:?}");
+                assert!(is_valid || parsed.unwrap_err().contains("is out of range"));
+            }
+        }
+        for (value, is_valid) in
+            [("0.1", true), ("9000.0", true), ("0.0", false), ("-1.0", false), ("nan", false)]
+        {
+            let parsed = with("accuracy = 0.9", &format!("p99 = {value}"));
+            assert_eq!(parsed.is_ok(), is_valid, "p99 = {value}: {parsed:?}");
+        }
+    }
+
+    #[test]
+    fn an_approver_counts_once() {
+        let twice = "['qa@park.example', 'qa@park.example']";
+        let error = with("['qa@park.example']", twice).unwrap_err();
+        assert!(error.contains("`production` lists the approver `qa@park.example` twice"), "{error}");
+        let error = with("accuracy", "approvals = 2\naccuracy").unwrap_err();
+        assert!(error.contains("needs 2 approvals, but lists 1 approvers"), "{error}");
+        assert!(with("accuracy", "approvals = 0\naccuracy").is_ok());
+    }
+
+    #[test]
+    fn an_alert_needs_one_finite_limit_a_name_and_a_day() {
+        let incomplete = "needs a finite limit, a name, and at least one day";
+        for (old, new, message) in [
+            ("above = 0.2", "", "needs either `above` or `below`"),
+            ("above = 0.2", "above = 0.2\nbelow = 0.1", "needs either `above` or `below`"),
+            ("above = 0.2", "above = inf", incomplete),
+            ("above = 0.2", "above = nan", incomplete),
+            ("above = 0.2", "below = -inf", incomplete),
+            ("above = 0.2", "above = 0.2\ndays = 0", incomplete),
+            ("name = 'dark'", "name = ' '", incomplete),
+            ("above = 0.2", "above = 0.2\nenv = 'prod'", "is for the unknown environment `prod`"),
+        ] {
+            let error = with(old, new).unwrap_err();
+            assert!(error.contains(message), "{new}: {error}");
+        }
+        for new in ["below = 0.2", "above = 0.2\ndays = 1", "above = 0.2\nenv = 'production'"] {
+            assert!(with("above = 0.2", new).is_ok(), "{new}");
+        }
+    }
+
+    #[test]
+    fn a_rule_is_broken_beyond_its_limit_on_its_side() {
+        let broken = |limit: &str| {
+            let rule = with("above = 0.2", limit).unwrap().rules.remove(0);
+            [0.1, 0.2, 0.3, f64::NAN].map(|value| rule.is_broken_by(value))
+        };
+        assert_eq!(broken("above = 0.2"), [false, false, true, false]);
+        assert_eq!(broken("below = 0.2"), [true, false, false, false]);
+    }
+
+    #[test]
+    fn a_name_of_an_environment_can_be_part_of_tag_and_folder_names() {
+        for name in ["a", "0", "a-1", &"a".repeat(64)] {
+            assert!(is_environment_name(name), "{name}");
+        }
+        for name in ["", "-a", "a-", "-", "A", "a_b", "a b", "a/b", "\u{e9}", &"a".repeat(65)] {
+            assert!(!is_environment_name(name), "{name}");
+        }
     }
 }
