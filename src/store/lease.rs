@@ -223,7 +223,10 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{fs::Root, store::Writer};
+    use crate::{
+        fs::Root,
+        store::{SharingClone, Writer},
+    };
 
     fn store(temp: &tempfile::TempDir) -> Store {
         Store::open(Root::open(temp.path()).unwrap()).unwrap()
@@ -249,6 +252,31 @@ mod tests {
         assert_eq!((leases[0].alive, &leases[0].pinned), (true, &packs));
         drop(reader);
         assert!(store(&temp).leases().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_lease_in_a_shared_store_stays_until_its_clone_has_published_its_needs() {
+        let temp = tempfile::tempdir().unwrap();
+        let (first, second) = (put(&store(&temp), b"an object"), put(&store(&temp), b"another"));
+        let left = |act: &dyn Fn(&Store)| {
+            let clone = SharingClone { id: "abc".into(), state_root: Root::open(temp.path()).unwrap() };
+            let user = store(&temp).shared_by(clone);
+            assert!(user.pin(&first));
+            act(&user);
+            drop(user);
+            let leases = store(&temp).leases().unwrap();
+            leases.iter().for_each(|lease| store(&temp).remove_lease(lease).unwrap());
+            leases.into_iter().map(|lease| (lease.clone, lease.alive, lease.pinned.len())).collect::<Vec<_>>()
+        };
+        let clone = Some("abc".to_owned());
+        assert_eq!(left(&|_| ()), [(clone.clone(), false, 1)]);
+        assert_eq!(left(&Store::mark_published), []);
+        // A pin that was added later is not among the published needs.
+        let pin_more = |user: &Store| {
+            user.mark_published();
+            assert!(user.pin(&second));
+        };
+        assert_eq!(left(&pin_more), [(clone, false, 2)]);
     }
 
     #[test]
