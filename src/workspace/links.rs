@@ -179,3 +179,39 @@ fn leads_out(link: &RepoPath, text: &[u8]) -> Error {
     Error::new(Kind::Denied, message)
         .hint("copy its target into the repository, or remove the link: nothing outside is read or recorded")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_absolute_links_to_whole_names_of_the_root_lead_below_it() {
+        let below = |text: &'static str| below_root(text.as_bytes(), Path::new("/work/repo"));
+        for text in ["", "a/b", "../repo/a"] {
+            assert_eq!(below(text), Some(text.as_bytes()), "a relative link is its own text");
+        }
+        for (text, inside) in [("/work/repo/a/b", "a/b"), ("/work/repo", ""), ("/work/repo/../x", "../x")] {
+            assert_eq!(below(text), Some(inside.as_bytes()), "{text}");
+        }
+        for text in ["/", "/work", "/work/repository/a", "/repo/a", "/a"] {
+            assert_eq!(below(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_link_to_a_missing_path_leads_to_what_mlx_keeps_at_or_in_it() {
+        let path = |text: &str| RepoPath::from_text(text).unwrap();
+        let kept = ["a/b", "a/c", "d"].map(path).into();
+        for (missing, leads_to) in [
+            ("a", &["a/b", "a/c"][..]),
+            ("a/b", &["a/b"]),
+            ("a/b/x", &["a/b/x"]),
+            ("a/bc", &[]),
+            ("d/e/f", &["d/e/f"]),
+            ("e", &[]),
+        ] {
+            let leads_to: Vec<_> = leads_to.iter().map(|text| path(text)).collect();
+            assert_eq!(kept_at(&path(missing), &kept), leads_to, "{missing}");
+        }
+    }
+}
