@@ -1,10 +1,15 @@
-//! Approvals and rejections of a version in an environment, read from their tags.
+//! Approvals and rejections of a version in an environment, read from their tags, and which of them count.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     error::Result,
     git::{Git, Tag},
-    ledger,
-    release::Message,
+    ledger::{self, Event},
+    model::registry::Version,
+    policy::{Environment, Policy},
+    release::{AuditIndex, Message},
+    repo::Repo,
 };
 
 /// Verdict of an approver on a version.
@@ -73,6 +78,71 @@ pub fn decisions(git: &Git, version: Option<&str>) -> Result<Vec<Decision>> {
     Ok(decisions)
 }
 
+/// Returns the last decision of each approver that counts: it is about this package, on the audit chain, and
+/// signed where the policy requires it. The second list gives the reasons why others do not count.
+pub fn effective_decisions(
+    repo: &Repo,
+    policy: &Policy,
+    version: &Version,
+    environment: &str,
+) -> Result<(Vec<Decision>, Vec<String>)> {
+    let required = policy.environment(environment)?;
+    let (index, name) = (AuditIndex::read(&repo.git)?, version.name());
+    let mut claimed = decisions(&repo.git, Some(&name))?;
+    claimed.retain(|decision| decision.environment == environment);
+    let existing: BTreeSet<&str> = claimed.iter().map(|decision| decision.tag.name.as_str()).collect();
+    let is_relevant =
+        |event: &Event| event.subject == name && event.environment.as_deref() == Some(environment);
+    index.check_tags(&[ledger::Kind::Approved, ledger::Kind::Rejected], &is_relevant, &existing)?;
+    let (mut last, mut notes) = (BTreeMap::new(), Vec::new());
+    for decision in claimed {
+        let who = &decision.message.who;
+        let is_signed = || -> Result<bool> {
+            let bytes = repo.git.tag_bytes(&decision.tag.id)?;
+            repo.git.is_signed_by(&repo.private, &bytes, who, &policy.keys(who)?)
+        };
+        let mismatch = index.mismatch(&decision.tag, &decision.message, decision.verdict.kind(), environment);
+        match objection(&decision, version, required, mismatch, &is_signed)? {
+            Some(why) => notes.push(format!("`{}` does not count: {why}", decision.tag.name)),
+            None => drop(last.insert(who.clone(), decision)),
+        }
+    }
+    Ok((last.into_values().collect(), notes))
+}
+
+/// Returns why a decision does not count, if it does not. `mismatch` is how it differs from the audit chain.
+fn objection(
+    decision: &Decision,
+    version: &Version,
+    required: &Environment,
+    mismatch: Option<String>,
+    is_signed: &dyn Fn() -> Result<bool>,
+) -> Result<Option<String>> {
+    let who = &decision.message.who;
+    let because = |reason: &str| Ok(Some(format!("{who} {reason}")));
+    if !required.approvers.contains(who) {
+        return because("is not among the approvers");
+    }
+    if let Some(mismatch) = mismatch {
+        return Ok(Some(format!("it {mismatch}")));
+    }
+    if decision.message.package != version.package.digest {
+        return because("decided on another package");
+    }
+    if required.independent && is_registrant(version, who) {
+        return because("registered the version");
+    }
+    if required.signed && !is_signed()? {
+        return because("did not sign with a key listed in the policy");
+    }
+    Ok(None)
+}
+
+/// Returns true if this person registered the version. The case of addresses is ignored.
+fn is_registrant(version: &Version, who: &str) -> bool {
+    version.tag.tagger.to_lowercase().contains(&format!("<{}>", who.to_lowercase()))
+}
+
 /// Parses a decision's tag; none if it is another tag.
 fn parse(verdict: Verdict, tag: Tag) -> Option<Decision> {
     let message = Message::parse(&tag.message)?;
@@ -85,4 +155,110 @@ fn parse(verdict: Verdict, tag: Tag) -> Option<Decision> {
         version == message.version && tag.name == verdict.tag_name(version, environment, number);
     let environment = environment.to_owned();
     is_canonical.then_some(Decision { verdict, number, environment, message, tag })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        digest::Digest,
+        git::Rev,
+        model::registry::VersionNumber,
+        path::RepoPath,
+        pointer::{Content, ContentKind},
+        time::Timestamp,
+    };
+
+    const NAME: &str = "mlx/approve/pets@v0.1.0/production/1";
+
+    fn tag(name: &str, message: String) -> Tag {
+        let rev = Rev::from_hex("0123456789abcdef0123456789abcdef01234567").unwrap();
+        let (tagger, when) = ("Ada <ada@park.example>".to_owned(), Timestamp::from_seconds(0));
+        Tag { name: name.into(), id: String::new(), rev, message, tagger, when }
+    }
+
+    fn message() -> Message {
+        Message::new("pets@v0.1.0", Digest::of(b"package"), Digest::of(b"policy"), "qa@park.example")
+    }
+
+    fn version() -> Version {
+        let package = Content { digest: Digest::of(b"package"), files: 1, kind: ContentKind::Tree, size: 1 };
+        Version {
+            model: "pets".into(),
+            number: VersionNumber(0, 1, 0),
+            package,
+            path: RepoPath::from_text("models/pets").unwrap(),
+            metrics: BTreeMap::new(),
+            tag: tag("pets@v0.1.0", String::new()),
+        }
+    }
+
+    /// Returns the objection to an approval of this person, after a change, with these flags of the policy.
+    fn objection_to(
+        who: &str,
+        (signed, independent): (bool, bool),
+        change: impl Fn(&mut Decision, &mut Option<String>, &mut bool),
+    ) -> Option<String> {
+        let people = ["qa@park.example", "Ada@park.example", "da@park.example"];
+        let environment = Environment {
+            approvers: people.map(str::to_owned).to_vec(),
+            approvals: 1,
+            signed,
+            independent,
+            accuracy: None,
+            precision: None,
+            recall: None,
+            p99: None,
+        };
+        let mut decision = parse(Verdict::Approved, tag(NAME, message().print("approve").unwrap())).unwrap();
+        decision.message.who = who.into();
+        let (mut mismatch, mut is_signed) = (None, true);
+        change(&mut decision, &mut mismatch, &mut is_signed);
+        objection(&decision, &version(), &environment, mismatch, &|| Ok(is_signed)).unwrap()
+    }
+
+    #[test]
+    fn a_decision_counts_only_if_no_rule_of_the_environment_objects() {
+        let (qa, strict, lax) = ("qa@park.example", (true, true), (false, false));
+        let text = |text: &str| Some(text.to_owned());
+        assert_eq!(objection_to(qa, strict, |_, _, _| ()), None);
+        let eve = "eve@park.example is not among the approvers";
+        assert_eq!(objection_to("eve@park.example", lax, |_, _, _| ()), text(eve));
+        let forged = |_: &mut Decision, mismatch: &mut Option<String>, _: &mut bool| {
+            *mismatch = Some("is not on the audit chain".into());
+        };
+        assert_eq!(objection_to(qa, lax, forged), text("it is not on the audit chain"));
+        assert_eq!(objection_to("eve@park.example", lax, forged), text(eve));
+        let other = |decision: &mut Decision, _: &mut Option<String>, _: &mut bool| {
+            decision.message.package = Digest::of(b"other");
+        };
+        assert_eq!(objection_to(qa, lax, other), text("qa@park.example decided on another package"));
+        // The version's tagger is `ada@park.example`.
+        let ada = "Ada@park.example registered the version";
+        assert_eq!(objection_to("Ada@park.example", (false, true), |_, _, _| ()), text(ada));
+        assert_eq!(objection_to("Ada@park.example", (true, false), |_, _, _| ()), None);
+        assert_eq!(objection_to("da@park.example", strict, |_, _, _| ()), None);
+        let unsigned = |_: &mut Decision, _: &mut Option<String>, is_signed: &mut bool| *is_signed = false;
+        let reason = "qa@park.example did not sign with a key listed in the policy";
+        assert_eq!(objection_to(qa, (true, false), unsigned), text(reason));
+        assert_eq!(objection_to(qa, (false, true), unsigned), None);
+    }
+
+    #[test]
+    fn a_tag_is_a_decision_only_under_the_name_that_its_message_gives_it() {
+        let text = message().print("approve").unwrap();
+        let found = parse(Verdict::Approved, tag(NAME, text.clone())).unwrap();
+        assert_eq!((found.environment.as_str(), found.number), ("production", 1));
+        for name in [
+            "mlx/approve/pets@v0.1.0/production/0",
+            "mlx/approve/pets@v0.1.0/production/01",
+            "mlx/approve/pets@v0.1.0/production/x",
+            "mlx/approve/pets@v0.1.0/1",
+            "mlx/approve/pets@v0.2.0/production/1",
+            "mlx/reject/pets@v0.1.0/production/1",
+        ] {
+            assert!(parse(Verdict::Approved, tag(name, text.clone())).is_none(), "{name}");
+        }
+        assert!(parse(Verdict::Approved, tag(NAME, "approve\n\nsomething else".into())).is_none());
+    }
 }

@@ -13,14 +13,12 @@
 mod assess;
 mod audit_index;
 mod decision;
-mod standing;
 mod timeline;
 
 pub use self::{
     assess::{Assessment, assess},
     audit_index::AuditIndex,
-    decision::{Decision, Verdict, decisions},
-    standing::{Standing, effective_decisions, standing},
+    decision::{Decision, Verdict, decisions, effective_decisions},
     timeline::{Release, active_releases, claimed_releases, recorded_releases, releases},
 };
 
