@@ -14,7 +14,7 @@ use crate::{
     digest::Digest,
     document,
     error::{Error, Kind, Result, WithContext},
-    fs::{Root, Sync},
+    fs::Sync,
     model::{
         engine, graph, preprocess,
         reference::build_reference,
@@ -168,12 +168,6 @@ fn verify(repo: &Repo, parts: &PackageInputs<'_>, bytes: &[u8]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Reads `model.toml` in a package's folder.
-pub fn read_description(files: &Root, folder: &RepoPath) -> Result<Description> {
-    let path = folder.join(b"model.toml")?;
-    parse(&path.to_text(), &files.read(&path).context(|| format!("`{folder}` is not a package"))?)
 }
 
 /// Parses the contents of `model.toml`; `name` is how errors call the file.

@@ -37,12 +37,6 @@ pub fn described(store: &Store, content: &Content) -> Result<Option<Content>> {
     Ok(Some(Content { digest, files, kind: ContentKind::Tree, size }))
 }
 
-/// Returns true if the object is stored, but as a folder instead of a file or the other way round.
-pub fn has_other_kind(store: &Store, content: &Content) -> bool {
-    let (is_tree, is_page) = (content.kind == ContentKind::Tree, store.is_tree_page(&content.digest));
-    is_tree != is_page && store.is_file(&content.digest) == is_tree
-}
-
 impl Store {
     /// Returns true if the bytes of a file are stored under this digest.
     pub fn is_file(&self, digest: &Digest) -> bool {
