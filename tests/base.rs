@@ -14,7 +14,7 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 /// Returns the names that the pointer `d.mlx` of the sandbox's repository records.
-fn recorded(sandbox: &Sandbox, repo: &Path) -> Vec<String> {
+pub fn recorded(sandbox: &Sandbox, repo: &Path) -> Vec<String> {
     let folder = sandbox.root().join("fresh");
     drop(fs::remove_dir_all(&folder));
     sandbox.git(&format!("clone -q {} {}", repo.display(), folder.display()));

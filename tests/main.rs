@@ -37,6 +37,7 @@ mod io_counts;
 mod laws;
 mod lineage;
 mod log;
+mod lost_base;
 mod maintenance;
 mod malicious_repo;
 mod malicious_settings;

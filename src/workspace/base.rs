@@ -4,7 +4,9 @@
 //! base lists it. Unlike the index this is not a cache. A path enters a base only after its file is in place;
 //! before a checkout, the tree it is going to is noted as a second one, so that a killed checkout looks like
 //! a mixture of both and not like edits. A file that is lost, damaged, of another version or of another
-//! folder (of a copied clone) leaves all bases unknown, in which case nothing counts as deleted.
+//! folder (of a copied clone) leaves all bases unknown, in which case nothing counts as deleted. A base whose
+//! trees the store lost is unknown, too. Damaged ones stop a merge, since `fsck --repair` may bring them
+//! back.
 //!
 //! A base may be ahead of the record: Git went back to a version that the base was made from, and mlx did not
 //! check it out (`git checkout main`). Then a file that is added by its own path is recorded although the
@@ -21,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     digest::Digest,
-    error::{Kind, Result},
+    error::{Kind, Result, WithContext},
     fs::{Lock, Sync},
     git::{BlobId, HeadLines},
     path::RepoPath,
@@ -47,6 +49,24 @@ struct Row {
     complete: bool,
     /// The content it last had; while a checkout is under way, also the one it is going to.
     contents: Vec<Option<Content>>,
+}
+
+impl Row {
+    /// Returns the row of a path that nothing is known about.
+    fn unknown() -> Self {
+        Self { complete: false, contents: vec![None] }
+    }
+
+    /// Returns the row with these entries in each of its contents. If these cannot be read, only the entries
+    /// are known: the files and pointers that they are of have changed already.
+    fn with_parts(&self, store: &Store, entries: &BTreeMap<RepoPath, Option<TreeEntry>>) -> Result<Self> {
+        match with_parts(store, &self.contents, entries) {
+            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Corrupt) => {
+                Ok(Self { complete: false, contents: with_parts(store, &[None], entries)? })
+            }
+            contents => Ok(Self { complete: self.complete, contents: contents? }),
+        }
+    }
 }
 
 /// A change of a row.
@@ -129,12 +149,10 @@ impl Bases {
                 }
             }
             Step::Parts { entries, ended } => {
-                let old = self.rows.get(path).cloned();
-                let mut row = old.unwrap_or(Row { complete: false, contents: vec![None] });
+                let mut row = self.rows.get(path).cloned().unwrap_or_else(Row::unknown);
                 // Only the parts of it are here now.
                 row.contents.retain(|content| content.is_none() || content != ended);
-                row.contents = with_parts(store, &row.contents, entries)?;
-                self.rows.insert(path.clone(), row);
+                self.rows.insert(path.clone(), row.with_parts(store, entries)?);
             }
         }
         Ok(())
@@ -209,20 +227,34 @@ impl Workspace<'_> {
         bases.rows.get(path).is_some_and(|row| row.complete && row.contents == [Some(*content)])
     }
 
-    /// Merges the workspace's change of `part`, a path in `pointer`'s, into the recorded content. A base
-    /// whose trees the store lost counts as unknown.
+    /// Returns the base of the path `below` in a tracked one.
+    pub(super) fn base_at(&self, path: &RepoPath, below: &RepoPath) -> Result<Base> {
+        let base = self.base(path)?.at(&self.repo.store, below);
+        Ok(unless_lost(base)?.unwrap_or_else(Base::unknown))
+    }
+
+    /// Merges the workspace's change of `part`, a path in `pointer`'s, into the recorded content.
     pub(super) fn merge_part(&self, pointer: &Pointer, part: &RepoPath, mine: &Mine<'_>) -> Result<Merge> {
-        let store = &self.repo.store;
         let below = part.strip_prefix(&pointer.path).expect("the part is in the tracked path");
-        let theirs = recorded_entry(store, pointer, part)?;
-        let merge = |base: &Base| merge(store, &below, base, mine, theirs.as_ref());
-        let base = match self.base(&pointer.path)?.at(store, &below) {
-            Err(error) if error.kind() == Kind::NotFound => return merge(&Base::unknown()),
-            base => base?,
-        };
-        match merge(&base) {
-            Err(error) if error.kind() == Kind::NotFound => merge(&Base::unknown()),
-            done => Ok(self.resolve(pointer, &below, done?, &base, mine, theirs.as_ref())),
+        let theirs = recorded_entry(&self.repo.store, pointer, part)?;
+        self.merge_below(pointer, &below, &below, mine, theirs.as_ref())
+    }
+
+    /// Merges the change of the path `below` in `pointer`'s into `theirs`; the paths of the result begin with
+    /// `at`.
+    fn merge_below(
+        &self,
+        pointer: &Pointer,
+        below: &RepoPath,
+        at: &RepoPath,
+        mine: &Mine<'_>,
+        theirs: Option<&TreeEntry>,
+    ) -> Result<Merge> {
+        let store = &self.repo.store;
+        let base = self.base_at(&pointer.path, below)?;
+        match unless_lost(merge(store, at, &base, mine, theirs))? {
+            Some(done) => Ok(self.resolve(pointer, below, done, &base, mine, theirs)),
+            None => merge(store, at, &Base::unknown(), mine, theirs),
         }
     }
 
@@ -288,11 +320,11 @@ impl Workspace<'_> {
         }
         let store = &self.repo.store;
         let below = part.strip_prefix(&pointer.path).expect("the part is in the tracked path");
-        let Some(theirs) = recorded_entry(store, pointer, part)? else { return Ok(None) };
-        let base = self.base(&pointer.path)?.at(store, &below)?;
+        let comparing = || format!("cannot compare `{part}` with its record");
+        let theirs = recorded_entry(store, pointer, part).context(comparing)?;
+        let Some(theirs) = theirs else { return Ok(None) };
         let (root, mine) = (RepoPath::root(), Mine::Scanned(node));
-        let merged = merge(store, &root, &base, &mine, Some(&theirs))?;
-        let merged = self.resolve(pointer, &below, merged, &base, &mine, Some(&theirs));
+        let merged = self.merge_below(pointer, &below, &root, &mine, Some(&theirs)).context(comparing)?;
         merged.check(part)?;
         if merged.is_here() { Ok(None) } else { merged.apply(None, store, &theirs.content()).map(Some) }
     }
@@ -302,20 +334,13 @@ impl Workspace<'_> {
     pub fn first_absent(&self, pointer: &Pointer) -> Result<Option<RepoPath>> {
         let (path, store) = (&pointer.path, &self.repo.store);
         let Some(node) = self.scan(path, &Silent)? else { return Ok(None) };
-        let base = self.base(path)?;
-        let was_here = |lost: &RepoPath| {
-            let below = lost.strip_prefix(path).unwrap_or_default();
-            // A base whose trees the store lost counts as unknown.
-            base.at(store, &below).is_ok_and(|base| base.contents.iter().any(Option::is_some))
+        let was_here = |missing: &RepoPath| {
+            let base = self.base_at(path, &missing.strip_prefix(path).unwrap_or_default());
+            base.is_ok_and(|base| base.contents.iter().any(Option::is_some))
         };
-        match differences(store, path, Some(&as_entry(&pointer.content)), Some(&node)) {
-            Ok(found) => {
-                let mut lost = found.into_iter().filter(|difference| difference.new.is_none());
-                Ok(lost.find(|difference| !was_here(&difference.path)).map(|difference| difference.path))
-            }
-            Err(error) if error.kind() == Kind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        let found = unless_lost(differences(store, path, Some(&as_entry(&pointer.content)), Some(&node)))?;
+        let missing = found.into_iter().flatten().filter(|difference| difference.new.is_none());
+        Ok(missing.map(|difference| difference.path).find(|missing| !was_here(missing)))
     }
 
     /// Notes that the workspace has this content at a tracked path.
@@ -408,6 +433,14 @@ impl Workspace<'_> {
     }
 }
 
+/// Returns `None` instead of the error about a tree that the store lost.
+fn unless_lost<T>(read: Result<T>) -> Result<Option<T>> {
+    match read {
+        Err(error) if error.kind() == Kind::NotFound => Ok(None),
+        read => read.map(Some),
+    }
+}
+
 /// Puts entries into each of the contents that a path may have.
 fn with_parts(
     store: &Store,
@@ -497,6 +530,7 @@ fn parse_content(reader: &mut Reader<'_>) -> Result<Option<Content>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fs::Root;
 
     const INODE: u64 = 0x0102_0304_0506_0708;
 
@@ -519,6 +553,26 @@ mod tests {
         assert_eq!(print(&rows(), INODE), golden);
         let contents: Vec<_> = rows().into_values().flat_map(|row| row.contents).flatten().collect();
         assert_eq!(Bases::contents(golden), contents);
+    }
+
+    #[test]
+    fn parts_of_a_base_that_the_store_lost_are_all_that_is_known() {
+        let temp = tempfile::tempdir().unwrap();
+        let store = Store::open(Root::open(temp.path()).unwrap()).unwrap();
+        let part = |text: &str| {
+            let path = RepoPath::from_text(text).unwrap();
+            let digest = Digest::of(text.as_bytes());
+            let entry = TreeEntry { name: Box::default(), kind: EntryKind::File, size: 1, files: 1, digest };
+            BTreeMap::from([(path, Some(entry))])
+        };
+        let a = Row { complete: true, contents: vec![None] }.with_parts(&store, &part("a")).unwrap();
+        let both = a.with_parts(&store, &part("b")).unwrap();
+        assert_eq!(both.contents.iter().flatten().map(|content| content.files).collect::<Vec<_>>(), [2]);
+        let lost = Content { digest: Digest::of(b"lost"), files: 9, kind: ContentKind::Tree, size: 9 };
+        let lost = Row { complete: true, contents: vec![Some(lost)] };
+        let known = lost.with_parts(&store, &part("a")).unwrap();
+        assert_eq!((a.complete, both.complete), (true, true));
+        assert_eq!(known, Row { complete: false, contents: a.contents });
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::{
     store::{EntryKind, TreeEntry, Writer, diff, entry_at, update_folder},
     workspace::{
         Workspace,
+        merge::Base,
         remove::{check_output, untracked},
         scan::check_stays_inside,
         steering::check_is_data,
@@ -238,9 +239,10 @@ impl Workspace<'_> {
             RecordLocation::InFolder(parent) => parent.path.clone(),
         };
         let (old, new) = (top(from, source), top(to, target));
-        let base = self.base(&old)?.at(&self.repo.store, &below(from, &old))?;
+        let base = self.base(&old)?.at(&self.repo.store, &below(from, &old));
+        let base = base.unwrap_or_else(|_| Base::unknown());
         self.note_base_parts(&old, BTreeMap::from([(below(from, &old), None)]))?;
-        // Of a path that is in the middle of a checkout, nothing is known.
+        // Of a path that is in the middle of a checkout, or whose base cannot be read, nothing is known.
         match &base.contents[..] {
             [Some(entry)] => {
                 self.note_base_parts(&new, BTreeMap::from([(below(to, &new), Some(entry.clone()))]))
