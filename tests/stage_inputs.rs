@@ -150,11 +150,30 @@ fn a_file_that_the_run_left_in_a_dependency_is_named_with_the_line_that_ignores_
         sandbox.write(".gitignore", format!("{line}\n"));
         assert_eq!(outcome(&sandbox, "repro"), "ran");
     }
-    // A file that Git tracks cannot be left out.
-    let sandbox = with_stage("echo 2 > src/code; touch o", "'src'", "'o'", "");
-    sandbox.write("src/code", "1\n");
-    sandbox.commit("code");
-    assert!(!sandbox.fails("repro", 4).contains(".gitignore"));
+}
+
+#[test]
+fn what_a_stage_names_and_what_git_or_mlx_keeps_cannot_be_left_out() {
+    for (moved, deps, more) in [
+        ("src/tracked", "'src'", ""),
+        ("src/data/x", "'src'", ""),
+        ("src/code", "'src/code'", ""),
+        ("src/code", "'src'", "[stage.t]\ncmd = 'true'\ndeps = ['src/code']"),
+        ("src/p.toml", "'src'", "params = ['src/p.toml:x']"),
+        ("p.toml", "", "params = ['p.toml:x']"),
+    ] {
+        let sandbox = with_stage(&format!("touch -d 2001-01-01 {moved}; touch o"), deps, "'o'", more);
+        sandbox.write("src/tracked", "1\n");
+        sandbox.write("src/data/x", "1\n");
+        sandbox.ok("add src/data");
+        sandbox.commit("code");
+        for (file, text) in [("src/code", "1\n"), ("src/p.toml", "x = 1\n"), ("p.toml", "x = 1\n")] {
+            sandbox.write(file, text);
+        }
+        let error = sandbox.fails("repro s", 4);
+        assert!(error.contains(&format!("`{moved}` changed while the stage `s` ran")), "{error}");
+        assert!(!error.contains(".gitignore"), "{deps} {more}\n{error}");
+    }
 }
 
 #[test]
@@ -429,4 +448,32 @@ fn a_plan_refuses_a_run_on_an_absent_input_as_the_run_does() {
         assert!(error.contains("get it with `mlx pull i`"), "{args}: {error}");
     }
     assert_eq!(planned("status"), "a unchanged, s blocked");
+}
+
+#[test]
+fn an_output_whose_recorded_tree_is_not_here_stops_the_stage_that_reads_it() {
+    let sandbox = with_stage("cat src/out/x > o", "'src'", "'o'", "");
+    sandbox.ok(&format!("remote add r file://{} --default", sandbox.root().join("r").display()));
+    let make = "[stage.a]\ncmd = 'mkdir src/out; cp d/i src/out/x; echo y > src/out/y'\ndeps = ['d']\n\
+                outs = ['src/out']\n";
+    sandbox.write("mlx.toml", format!("{make}{}", sandbox.read("mlx.toml")));
+    sandbox.write("d/i", "1\n");
+    sandbox.write("src/code", "1\n");
+    sandbox.ok("add d");
+    sandbox.ok("repro");
+    sandbox.commit("all");
+    sandbox.ok("push");
+    for (dependency, compared) in [("src", "src/out"), ("src/out", "src/out"), ("src/out/x", "src/out/x")] {
+        let folder = sandbox.root().join(dependency.replace('/', "-"));
+        sandbox.git(&format!("clone -q . {}", folder.display()));
+        let text = sandbox.read("mlx.toml").replace("deps = ['src']", &format!("deps = ['{dependency}']"));
+        fs::write(folder.join("mlx.toml"), text.replace("cat src", "cat  src")).unwrap();
+        // Whether it is all of the output, only the recorded tree tells.
+        fs::create_dir(folder.join("src/out")).unwrap();
+        fs::write(folder.join("src/out/x"), "edited").unwrap();
+        let error = sandbox.at(&folder).fails("repro s", 3);
+        assert!(error.contains(&format!("cannot compare `{compared}` with its record")), "{error}");
+        assert_eq!(fs::read_to_string(folder.join("mlx.lock")).unwrap(), sandbox.read("mlx.lock"));
+        assert!(!folder.join("o").exists(), "{dependency}");
+    }
 }
