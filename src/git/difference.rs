@@ -20,7 +20,7 @@ const BOTH: u8 = BEFORE | NOW;
 /// Difference between the commits reachable from two sets of tips, `before` and `now`.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct RevDifference {
-    /// Commits reachable from the tips of `now` only.
+    /// Commits reachable from the tips of `now` only, newest first.
     pub added: Vec<Rev>,
     /// True if some commit is reachable from the tips of `before` only.
     pub any_removed: bool,
@@ -87,14 +87,11 @@ impl Git {
                 walk.enqueue(self, parent.detach(), sides)?;
             }
         }
-        let reached_from = |sides: u8| {
-            let visited = walk.visited.iter().filter(move |(_, visit)| visit.sides == sides);
-            visited.map(|(id, _)| Rev(*id))
-        };
-        Ok(RevDifference {
-            added: reached_from(NOW).collect(),
-            any_removed: reached_from(BEFORE).next().is_some(),
-        })
+        let any_removed = walk.visited.values().any(|visit| visit.sides == BEFORE);
+        let added = walk.visited.into_iter().filter(|(_, visit)| visit.sides == NOW);
+        let mut added: Vec<_> = added.map(|(id, visit)| (visit.time, id)).collect();
+        added.sort_unstable_by(|one, other| other.cmp(one));
+        Ok(RevDifference { added: added.into_iter().map(|(_, id)| Rev(id)).collect(), any_removed })
     }
 }
 

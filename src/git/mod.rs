@@ -33,7 +33,7 @@ pub use self::{
 };
 
 use std::{
-    cell::OnceCell,
+    cell::{Cell, OnceCell},
     fmt,
     path::{Path, PathBuf},
     process::Command,
@@ -51,6 +51,8 @@ pub struct Git {
     root: PathBuf,
     /// The reason for which the remote of a partial clone did not send objects, once it was asked in vain.
     not_sent: OnceCell<String>,
+    /// Number of objects read, other than the commits that a walk of history visits.
+    reads: Cell<u64>,
 }
 
 /// Id of a commit.
@@ -94,6 +96,11 @@ impl Git {
     /// Returns the Git folder of this worktree alone.
     pub fn worktree_dir(&self) -> PathBuf {
         fs::canonicalize(self.repo.git_dir()).unwrap_or_else(|| self.repo.git_dir().to_owned())
+    }
+
+    /// Returns the number of objects read so far, other than the commits that a walk of history visits.
+    pub fn reads(&self) -> u64 {
+        self.reads.get()
     }
 
     /// Returns true unless `core.fileMode` is false: Git sets that when it creates a repository on a file

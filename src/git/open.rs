@@ -4,7 +4,7 @@
 //! the rest, which garbage collection would take for garbage. Git's own `gc` does not regard it either.
 
 use std::{
-    cell::OnceCell,
+    cell::{Cell, OnceCell},
     ffi::OsStr,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
@@ -40,7 +40,7 @@ impl Git {
                 .hint("use a clone with a worktree")
         })?;
         let root = fs::canonicalize(&root).unwrap_or(root);
-        Ok(Self { repo, root, not_sent: OnceCell::new() })
+        Ok(Self { repo, root, not_sent: OnceCell::new(), reads: Cell::new(0) })
     }
 
     /// Like [`Git::discover`], for a command that works on the files in `start`. Refuses a repository whose
@@ -75,7 +75,7 @@ impl Git {
     pub fn without_replacements(&self) -> Self {
         let mut repo = self.repo.clone();
         repo.objects.ignore_replacements = true;
-        Self { repo, root: self.root.clone(), not_sent: self.not_sent.clone() }
+        Self { repo, root: self.root.clone(), not_sent: self.not_sent.clone(), reads: Cell::new(0) }
     }
 }
 

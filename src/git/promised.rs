@@ -12,6 +12,7 @@ use crate::{
 impl Git {
     /// Reads an object; one that is promised by a remote is fetched first.
     pub(super) fn object(&self, id: gix::ObjectId, context: impl Fn() -> String) -> Result<gix::Object<'_>> {
+        self.reads.set(self.reads.get() + 1);
         if let Ok(object) = self.repo.find_object(id) {
             return Ok(object);
         }
