@@ -4,6 +4,7 @@
 //! as `.git` or `.mlx`. The other half is `fs::Root`, which opens these paths without following symlinks.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsStr,
     fmt,
     os::unix::ffi::OsStrExt,
@@ -184,6 +185,17 @@ impl RepoPath {
         self.is_within(other) || other.is_within(self)
     }
 
+    /// Returns the first of `others` that is below this path.
+    pub fn first_below<'o>(&self, others: &'o BTreeSet<Self>) -> Option<&'o Self> {
+        let from = if self.is_root() { self.clone() } else { self.with_suffix("/") };
+        others.range(from..).find(|other| *other != self).filter(|other| other.is_within(self))
+    }
+
+    /// Returns true if this path overlaps one of `others`.
+    pub fn overlaps_any(&self, others: &BTreeSet<Self>) -> bool {
+        self.ancestors().any(|path| others.contains(&path)) || self.first_below(others).is_some()
+    }
+
     /// Returns the file system path below `root`.
     pub fn on_disk(&self, root: &Path) -> PathBuf {
         if self.is_root() { root.to_owned() } else { root.join(OsStr::from_bytes(&self.0)) }
@@ -339,6 +351,29 @@ mod tests {
         assert_eq!(path("data/x/y").strip_prefix(&path("data")), Some(path("x/y")));
         assert_eq!(path("a").parent(), Some(RepoPath::root()));
         assert_eq!(path("a.mlx").without_suffix(".mlx"), Some(path("a")));
+    }
+
+    #[test]
+    fn a_set_of_paths_is_searched_by_folder() {
+        let set = BTreeSet::from(["a-b", "a/c", "a/d", "a.x"].map(path));
+        assert_eq!(path("a").first_below(&set), Some(&path("a/c")));
+        assert_eq!(RepoPath::root().first_below(&set), Some(&path("a-b")));
+        for (text, overlaps) in [
+            ("a", true),
+            ("a/c", true),
+            ("a/d/e", true),
+            ("", true),
+            ("a/b", false),
+            ("a-", false),
+            ("b", false),
+        ] {
+            assert_eq!(path(text).overlaps_any(&set), overlaps, "{text}");
+            assert_eq!(set.iter().any(|other| other.overlaps(&path(text))), overlaps, "{text}");
+        }
+        for text in ["a/c", "a/b", "a-", "a-b"] {
+            assert_eq!(path(text).first_below(&set), None, "{text}");
+        }
+        assert_eq!(RepoPath::root().first_below(&BTreeSet::from([RepoPath::root()])), None);
     }
 
     #[test]

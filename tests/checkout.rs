@@ -154,9 +154,11 @@ fn missing_content_does_not_hold_up_other_paths() {
 fn temporary_files_of_killed_commands_are_removed_although_nothing_else_is_to_do() {
     let sandbox = two_versions();
     sandbox.ok("checkout");
-    for command in ["checkout", "add data", "unprotect data", "gc --yes"] {
-        // No process has this id.
-        let temp = ".mlx-tmp-4194999-0-0";
+    let own = format!(".mlx-tmp-{}-0-abc", std::process::id());
+    // No process has the first id, and others than the writers have the ids of the others by now.
+    let names = [".mlx-tmp-4194999-0-0", ".mlx-tmp-1-0-abc", &own];
+    let commands = ["checkout", "add data", "unprotect data", "gc --yes"];
+    for (command, temp) in commands.iter().flat_map(|command| names.map(|name| (command, name))) {
         for folder in ["", "data/", "data/unknown/"] {
             sandbox.write(&format!("{folder}{temp}"), "half");
         }
@@ -166,7 +168,7 @@ fn temporary_files_of_killed_commands_are_removed_although_nothing_else_is_to_do
     }
     // A restored version may be written to any folder.
     sandbox.write("elsewhere/.mlx-tmp-4194999-0-0", "half");
-    sandbox.write("elsewhere/.mlx-old-a-4194999-0-0", "precious");
+    sandbox.write("elsewhere/.mlx-old-a-1-0-abc", "precious");
     sandbox.ok("gc --yes");
     assert_eq!(snapshot(&sandbox.repo.join("elsewhere")).into_keys().collect::<Vec<_>>(), [b"a.kept-1"]);
 }

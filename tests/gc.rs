@@ -180,10 +180,11 @@ fn only_temp_files_of_dead_processes_are_removed() {
     let sandbox = Sandbox::new();
     add(&sandbox, "a", "one");
     let packs = sandbox.repo.join(".git/mlx/packs");
-    let (dead, alive) =
-        (packs.join(".mlx-tmp-4194999-0-0"), packs.join(format!(".mlx-tmp-{}-0-0", std::process::id())));
+    let (dead, alive) = (packs.join(".mlx-tmp-4194999-0-0"), packs.join(".mlx-tmp-4194999-1-0"));
     fs::write(&dead, "half").unwrap();
     fs::write(&alive, "half").unwrap();
+    let writing = fs::File::open(&alive).unwrap();
+    writing.lock().unwrap();
     assert_eq!(sandbox.json("gc --yes")["freed"]["orphans"]["count"], 1);
     assert!(!dead.exists() && alive.exists());
 }

@@ -476,7 +476,7 @@ impl TempFile {
     /// temporary file of a dead process.
     #[must_use]
     pub fn locked(self) -> Self {
-        // On a file system without locks, the process id in the name has to suffice.
+        // On a file system without locks, the process in the name has to suffice.
         let _unlocked = fs::flock(self.file(), FlockOperation::NonBlockingLockExclusive);
         self
     }

@@ -14,6 +14,7 @@ mod link;
 mod link_support;
 mod lock;
 mod name;
+mod process;
 mod rename;
 mod root;
 mod shared_blocks;
@@ -28,6 +29,7 @@ pub use self::{
     entry::{CLOCK_TICK, Entry, FileKind, FileStat, Listing},
     link::{LinkKind, Mode, link_into},
     lock::{Lock, create_locked, is_locked, lock, lock_patiently, lock_shared, lock_with_progress, try_lock},
+    process::is_alive,
     rename::{Exchange, TempName},
     root::{MAX_DOCUMENT_SIZE, Root},
     shared_blocks::shares_blocks,
@@ -51,8 +53,8 @@ use crate::error::{Result, WithContext};
 /// Open file, through which other modules read without using `std::fs`.
 pub type File = std::fs::File;
 
-/// Prefix of the names of mlx's temporary files. Walks leave them out, and [`Dir::remove_stale_temp_files`]
-/// removes those of dead processes.
+/// Prefix of the names of mlx's temporary files. Walks leave them out, and [`Dir::clean`] removes those of
+/// dead processes.
 pub const TEMP_PREFIX: &[u8] = b".mlx-tmp-";
 
 /// Number of I/O threads.
@@ -223,10 +225,4 @@ pub fn is_signal_ignored(signal: i32) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
     mask >> (signal - 1) & 1 == 1
-}
-
-/// Returns true if a process with this id is running on this machine.
-pub fn is_alive(pid: u32) -> bool {
-    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
-    pid.is_some_and(|it| !matches!(rustix::process::test_kill_process(it), Err(rustix::io::Errno::SRCH)))
 }

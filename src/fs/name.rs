@@ -1,16 +1,18 @@
 //! Names of entries: those that mlx itself gives in folders of the user, and checksums of names.
 //!
 //! ```text
-//! .mlx-tmp-PID-COUNT-NONCE       temporary file; PID is its process
-//! .mlx-old-NAME-PID-COUNT-NONCE  file that was NAME until the process began to replace or remove it
+//! .mlx-tmp-PID-COUNT-IDENTITY       temporary file; PID and IDENTITY tell its process
+//! .mlx-old-NAME-PID-COUNT-IDENTITY  file that was NAME until the process began to replace or remove it
 //! ```
+//!
+//! Earlier versions put another number in the place of the identity, which is that of no process.
 
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use crate::fs::TEMP_PREFIX;
+use crate::fs::{TEMP_PREFIX, process::Process};
 
 const ASIDE_PREFIX: &[u8] = b".mlx-old-";
 /// Number of bytes of an original name that are kept: some file systems take names of 143 bytes only, and a
@@ -21,16 +23,16 @@ const KEPT_LEN: usize = 100;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnName<'n> {
     /// A temporary file.
-    Temp { pid: u32 },
+    Temp { process: Process },
     /// A file that had another name, which may be cut off, and may be the only copy of its bytes.
-    Aside { pid: u32, name: &'n [u8] },
+    Aside { process: Process, name: &'n [u8] },
 }
 
 impl OwnName<'_> {
     /// Returns the process that gave the name.
-    pub fn pid(self) -> u32 {
+    pub fn process(self) -> Process {
         match self {
-            Self::Temp { pid } | Self::Aside { pid, .. } => pid,
+            Self::Temp { process } | Self::Aside { process, .. } => process,
         }
     }
 }
@@ -48,13 +50,12 @@ pub fn own_name(name: &[u8]) -> Option<OwnName<'_>> {
     let rest = name.strip_prefix(if is_temp { TEMP_PREFIX } else { ASIDE_PREFIX })?;
     let mut parts = rest.rsplitn(4, |&byte| byte == b'-');
     let mut text = || std::str::from_utf8(parts.next()?).ok();
-    let (nonce, count, pid) = (text()?, text()?, text()?.parse().ok()?);
-    if count.parse::<u64>().is_err() || u64::from_str_radix(nonce, 16).is_err() {
-        return None;
-    }
+    let (identity, count, pid) = (text()?, text()?, text()?.parse().ok()?);
+    let process = Process { pid, identity: u64::from_str_radix(identity, 16).ok()? };
+    count.parse::<u64>().ok()?;
     match (is_temp, parts.next()) {
-        (true, None) => Some(OwnName::Temp { pid }),
-        (false, Some(name)) if !name.is_empty() => Some(OwnName::Aside { pid, name }),
+        (true, None) => Some(OwnName::Temp { process }),
+        (false, Some(name)) if !name.is_empty() => Some(OwnName::Aside { process, name }),
         _ => None,
     }
 }
@@ -77,8 +78,8 @@ pub fn kept_names(name: &[u8]) -> impl Iterator<Item = Vec<u8>> {
 fn unique() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let nonce = crate::fs::coarse_now() & 0xff_ffff;
-    format!("{}-{count}-{nonce:x}", std::process::id())
+    let Process { pid, identity } = Process::current();
+    format!("{pid}-{count}-{identity:x}")
 }
 
 /// Returns the start of a long name, without a part of a character at its end.
@@ -94,14 +95,23 @@ mod tests {
 
     #[test]
     fn a_name_is_read_as_it_was_given() {
-        let pid = std::process::id();
-        assert_eq!(own_name(&new_temp_name()), Some(OwnName::Temp { pid }));
+        let process = Process::current();
+        assert_eq!(own_name(&new_temp_name()), Some(OwnName::Temp { process }));
         for name in [&b"a"[..], b"a-1-2-3", b"-", b"\xff\x80", &[b'x'; 255]] {
             let aside = new_aside_name(name);
             assert!(aside.len() <= 143 && kept_names(name).next().unwrap().len() <= 143);
-            assert_eq!(own_name(&aside), Some(OwnName::Aside { pid, name: cut(name) }));
+            assert_eq!(own_name(&aside), Some(OwnName::Aside { process, name: cut(name) }));
         }
-        for name in [".mlx-tmp-x-1-2", ".mlx-tmp-1-2", ".mlx-old-1-2-3", ".mlx-old--1-2-3", "a", ""] {
+        for name in [
+            ".mlx-tmp-x-1-2",
+            ".mlx-tmp-1-x-2",
+            ".mlx-tmp-1-2-x",
+            ".mlx-tmp-1-2",
+            ".mlx-old-1-2-3",
+            ".mlx-old--1-2-3",
+            "a",
+            "",
+        ] {
             assert_eq!(own_name(name.as_bytes()), None, "{name}");
         }
     }

@@ -309,11 +309,11 @@ mod tests {
     fn only_temporary_files_of_dead_processes_are_removed() {
         let temp = tempfile::tempdir().unwrap();
         let root = Root::open(temp.path()).unwrap();
-        let mine = format!(".mlx-tmp-{}-0-0", std::process::id());
+        let mine = String::from_utf8(crate::fs::name::new_temp_name()).unwrap();
         for name in [".mlx-tmp-4194999-0-0", &mine, "data"] {
             root.open_append(&path(name)).unwrap();
         }
-        root.dir(&RepoPath::root()).unwrap().remove_stale_temp_files().unwrap();
+        root.dir(&RepoPath::root()).unwrap().clean_own().unwrap();
         assert_eq!(crate::fs::names(temp.path()), [mine.as_str(), "data"]);
     }
 
@@ -324,10 +324,10 @@ mod tests {
         let name = ".mlx-tmp-4194999-0-0";
         let held = root.open_append(&path(name)).unwrap();
         held.lock().unwrap();
-        root.dir(&RepoPath::root()).unwrap().remove_stale_temp_files().unwrap();
+        root.dir(&RepoPath::root()).unwrap().clean_own().unwrap();
         assert_eq!(crate::fs::names(temp.path()), [name]);
         drop(held);
-        root.dir(&RepoPath::root()).unwrap().remove_stale_temp_files().unwrap();
+        root.dir(&RepoPath::root()).unwrap().clean_own().unwrap();
         assert!(crate::fs::names(temp.path()).is_empty());
     }
 

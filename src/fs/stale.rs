@@ -8,7 +8,7 @@ use rustix::{
 use crate::{
     error::Result,
     fs::{
-        Dir, is_alive,
+        Dir,
         name::{OwnName, kept_names, own_name},
     },
 };
@@ -23,16 +23,23 @@ pub struct StaleNames {
 }
 
 impl Dir {
-    /// Removes the temporary files of dead processes.
-    pub fn remove_stale_temp_files(&self) -> Result<()> {
-        self.stale_names()?.temp.iter().try_for_each(|name| self.remove(name))
+    /// Removes the temporary files of dead processes, and leaves to `rescue` what these had set aside.
+    pub fn clean(&self, rescue: impl FnMut(&Vec<u8>) -> Result<()>) -> Result<()> {
+        let stale = self.stale_names()?;
+        stale.temp.iter().try_for_each(|name| self.remove(name))?;
+        stale.aside.iter().try_for_each(rescue)
+    }
+
+    /// Cleans a folder of mlx itself, in which nothing is set aside.
+    pub fn clean_own(&self) -> Result<()> {
+        self.clean(|_| Ok(()))
     }
 
     /// Lists what dead processes left here.
     pub fn stale_names(&self) -> Result<StaleNames> {
         let mut stale = StaleNames::default();
         for (name, _) in self.names()? {
-            let Some(own) = own_name(&name).filter(|own| !is_alive(own.pid())) else { continue };
+            let Some(own) = own_name(&name).filter(|own| !own.process().is_running()) else { continue };
             if !self.is_locked(&name) {
                 let list =
                     if matches!(own, OwnName::Temp { .. }) { &mut stale.temp } else { &mut stale.aside };
@@ -57,8 +64,8 @@ impl Dir {
         Ok(None)
     }
 
-    /// Returns true if a process has the file locked. Process ids alone do not tell, since those of another
-    /// container, or of another machine that shares the disk, mean nothing here.
+    /// Returns true if a process has the file locked: it may be one of another container, or of another
+    /// machine that shares the disk.
     fn is_locked(&self, name: &[u8]) -> bool {
         let shared = FlockOperation::NonBlockingLockShared;
         let file = self.open(name);
@@ -69,22 +76,45 @@ impl Dir {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{fs::Root, path::RepoPath};
+    use crate::{
+        fs::{Root, name::new_aside_name},
+        path::RepoPath,
+    };
 
     #[test]
     fn what_was_set_aside_is_not_removed_but_gets_a_free_name() {
         let temp = tempfile::tempdir().unwrap();
         let root = Root::open(temp.path()).unwrap();
         let dead = ".mlx-old-a.csv-4194999-0-0";
-        let alive = format!(".mlx-old-a.csv-{}-0-0", std::process::id());
+        let alive = String::from_utf8(new_aside_name(b"a.csv")).unwrap();
         for name in [dead, &alive, "a.csv.kept-1", ".mlx-tmp-4194999-0-0"] {
             root.open_append(&RepoPath::from_text(name).unwrap()).unwrap();
         }
         let dir = root.dir(&RepoPath::root()).unwrap();
-        dir.remove_stale_temp_files().unwrap();
+        dir.clean_own().unwrap();
         assert_eq!(dir.stale_names().unwrap(), StaleNames { temp: vec![], aside: vec![dead.into()] });
         assert_eq!(dir.keep_aside(dead.as_bytes()).unwrap().unwrap(), b"a.csv.kept-2");
         assert_eq!(dir.keep_aside(dead.as_bytes()).unwrap(), None);
         assert_eq!(crate::fs::names(temp.path()), [alive.as_str(), "a.csv.kept-1", "a.csv.kept-2"]);
+    }
+
+    #[test]
+    fn names_of_a_dead_process_are_stale_although_its_id_is_in_use_again() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = Root::open(temp.path()).unwrap();
+        let dir = root.dir(&RepoPath::root()).unwrap();
+        for pid in [1, std::process::id()] {
+            let names = [format!(".mlx-old-a-{pid}-0-abcdef"), format!(".mlx-tmp-{pid}-0-abcdef")];
+            let path = |name: &String| RepoPath::from_text(name).unwrap();
+            let held = names.each_ref().map(|name| root.open_append(&path(name)).unwrap());
+            held.iter().for_each(|file| file.lock().unwrap());
+            assert_eq!(dir.stale_names().unwrap(), StaleNames::default(), "a lock holds them, process {pid}");
+            drop(held);
+            let [aside, temp] = names.map(String::into_bytes);
+            let stale = StaleNames { temp: vec![temp.clone()], aside: vec![aside.clone()] };
+            assert_eq!(dir.stale_names().unwrap(), stale, "process {pid}");
+            dir.clean(|name| dir.remove(name)).unwrap();
+            assert!(dir.names().unwrap().is_empty());
+        }
     }
 }

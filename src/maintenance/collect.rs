@@ -118,7 +118,7 @@ fn publish_own_needs(repo: &Repo, mode: GcMode, progress: &dyn Progress) -> Resu
 fn clean_up(repo: &Repo, published: bool, progress: &dyn Progress) -> Result<()> {
     repo.store.prune_verified()?;
     for root in [&repo.shared, &repo.private] {
-        root.dir(&RepoPath::root())?.remove_stale_temp_files()?;
+        root.dir(&RepoPath::root())?.clean_own()?;
     }
     clean_work_tree(repo, progress)?;
     if published { Ok(()) } else { clones::publish_needs(repo, progress) }

@@ -58,10 +58,10 @@ impl Pipeline<'_, '_> {
         let reasons = examination.reasons.clone();
         if examination.outputs == outputs && !examination.matches_record {
             // A run with these inputs made the same: nothing needs to be accepted.
-            self.record_run(name, stage, Mode::Run, examination, &outputs)?;
+            self.record_run(name, stage, Mode::Run, examination, &outputs, progress)?;
             return Ok((Outcome::Restored, reasons));
         }
-        self.record_run(name, stage, Mode::Accept, examination, &outputs)?;
+        self.record_run(name, stage, Mode::Accept, examination, &outputs, progress)?;
         Ok((Outcome::Recorded, reasons))
     }
 

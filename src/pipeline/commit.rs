@@ -42,7 +42,7 @@ impl Pipeline<'_, '_> {
             }
             if record != *old {
                 record.edited = true;
-                self.write_record(name, record)?;
+                self.write_record(name, record, progress)?;
             }
         }
         Ok(committed)

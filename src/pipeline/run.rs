@@ -255,7 +255,7 @@ impl Pipeline<'_, '_> {
             return Ok(());
         }
         let outputs = examination.outputs.clone();
-        self.record_run(name, stage, Mode::Run, examination, &outputs)
+        self.record_run(name, stage, Mode::Run, examination, &outputs, progress)
     }
 
     /// Runs a stage's command and records the run; on a failure recovers the outputs.
@@ -284,7 +284,7 @@ impl Pipeline<'_, '_> {
         match outputs {
             Ok(Ok(outputs)) => {
                 run_cache::put(&self.repo().store, examination.cache_inputs.clone(), &outputs)?;
-                self.record_run(name, stage, Mode::Run, examination, &outputs)?;
+                self.record_run(name, stage, Mode::Run, examination, &outputs, progress)?;
                 private.remove(&self.running_marker(name)?)
             }
             Ok(Err(moved)) => {
@@ -383,6 +383,7 @@ impl Pipeline<'_, '_> {
         mode: Mode,
         Examination { inputs, cache_inputs, .. }: Examination,
         outputs: &run_cache::Outputs,
+        progress: &dyn Progress,
     ) -> Result<()> {
         let contents = |in_git: bool| {
             let wanted = stage.outputs.iter().filter(move |out| out.role.in_git() == in_git);
@@ -404,7 +405,7 @@ impl Pipeline<'_, '_> {
         for out in &stage.outputs {
             let _lock = self.repo().lock()?;
             let (git, files) = (&self.repo().git, &self.repo().files);
-            files.dir(&out.path.parent().unwrap_or_default())?.remove_stale_temp_files()?;
+            self.workspace.clean_folder(&out.path.parent().unwrap_or_default(), progress)?;
             if out.role.in_git() {
                 git.unignore(files, &out.path)?;
             } else {
@@ -414,14 +415,19 @@ impl Pipeline<'_, '_> {
         for (path, content) in &record.outputs {
             self.workspace.note_base(path, *content)?;
         }
-        self.write_record(name, record)
+        self.write_record(name, record, progress)
     }
 
     /// Replaces a stage's record in the lockfile, holding the repository's lock for this write only. The text
     /// of other stages does not change.
-    pub(super) fn write_record(&self, name: &str, record: StageRecord) -> Result<()> {
+    pub(super) fn write_record(
+        &self,
+        name: &str,
+        record: StageRecord,
+        progress: &dyn Progress,
+    ) -> Result<()> {
         let _lock = self.repo().lock()?;
-        self.repo().files.dir(&self.folder)?.remove_stale_temp_files()?;
+        self.workspace.clean_folder(&self.folder, progress)?;
         let mut lock = self.read_lockfile()?;
         let before = lock.to_toml();
         lock.set(name, record);

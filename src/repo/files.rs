@@ -88,7 +88,7 @@ fn change_file<T>(
     mode: u32,
     change: impl FnOnce(&mut String) -> Result<T>,
 ) -> Result<T> {
-    root.dir(&RepoPath::root())?.remove_stale_temp_files()?;
+    root.dir(&RepoPath::root())?.clean_own()?;
     let old = root.read_document(path)?.unwrap_or_default();
     let mut text = to_text(old.clone(), &path.to_text())?;
     let changed = change(&mut text)?;

@@ -229,9 +229,8 @@ impl Repo {
     }
 
     /// Writes a pointer file and returns true, unless the bytes on disk are the same. A file of that name
-    /// that is not a pointer is an error. Also removes temporary files that a killed process left beside it.
+    /// that is not a pointer is an error.
     pub fn write_pointer(&self, pointer: &Pointer) -> Result<bool> {
-        self.files.dir(&pointer.path.parent().unwrap_or_default())?.remove_stale_temp_files()?;
         let text = pointer.to_toml().into_bytes();
         match self.files.read_prefix(&pointer.file(), READ_LIMIT)? {
             Some(bytes) if bytes == text => return Ok(false),

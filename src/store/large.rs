@@ -46,7 +46,7 @@ impl Store {
     /// If `accept` rejects the file after it was read, nothing is stored.
     pub fn put_large(&self, file: &File, accept: &dyn Fn(&File, u64) -> Result<()>) -> Result<(Digest, u64)> {
         let dir = self.dir("objects")?;
-        dir.remove_stale_temp_files()?;
+        dir.clean_own()?;
         let mut temp = dir.create(READ_ONLY)?.locked();
         let copied = if temp.reflink_from(file) {
             copy(&temp.reopen()?, &mut io::sink())

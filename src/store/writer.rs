@@ -122,7 +122,7 @@ impl<'s> Writer<'s> {
 
 fn open_pack(store: &Store) -> Result<PackWriter<BufWriter<TempFile>>> {
     let dir = store.dir("packs")?;
-    dir.remove_stale_temp_files()?;
+    dir.clean_own()?;
     let temp = dir.create(0o666)?.locked();
     PackWriter::new(BufWriter::with_capacity(BUFFER_SIZE, temp)).context(|| "cannot write a pack".into())
 }

@@ -4,7 +4,7 @@
 //! updates that folder's pointer; other paths get pointers of their own and lines in `.gitignore`. Changes of
 //! a tracked path are made against the base of this worktree and merged into the pointer as it is now.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::{
     error::{Error, Kind, Result},
@@ -17,7 +17,6 @@ use crate::{
         Node, Workspace,
         compare::as_entry,
         ignore::{self, Rules},
-        leftovers::clean_beside,
         merge::{Merge, Mine},
         named_paths::NamedPaths,
         scan,
@@ -30,6 +29,14 @@ use crate::{
 struct Addition {
     tracked: Pointer,
     entries: BTreeMap<RepoPath, Option<TreeEntry>>,
+}
+
+/// Additions in the order of their first entries.
+#[derive(Default)]
+struct Additions {
+    all: Vec<Addition>,
+    /// The place of each tracked path in `all`.
+    places: HashMap<RepoPath, usize>,
 }
 
 /// Result of merging an addition: the pointer to write.
@@ -62,10 +69,10 @@ impl Workspace<'_> {
         progress: &dyn Progress,
     ) -> Result<Vec<Pointer>> {
         self.check_unfiltered(paths)?;
-        clean_beside(self, paths.iter(), progress);
+        self.clean_beside(paths.iter(), progress);
         let pointed = self.pointer_paths()?;
         let mut writer = Writer::new(&self.repo.store);
-        let (mut found, mut checked) = (Vec::new(), BTreeSet::new());
+        let (mut found, mut checked) = (Additions::default(), BTreeSet::new());
         for path in outermost(paths) {
             check_claims(path, claimed)?;
             self.check_addable(path)?;
@@ -84,10 +91,10 @@ impl Workspace<'_> {
                 self.check_mergeable(pointer, path, progress)?;
             }
             let node = self.scan_and_store(path, top, &pointed, &mut writer, progress)?;
-            collect_addition(&mut found, path, parent, &node);
+            found.add(path, parent, &node);
         }
         writer.finish()?;
-        self.record(found, progress)
+        self.record(found.all, progress)
     }
 
     /// Refuses an edit of `part` that cannot be merged, before it is stored: a checkout takes what is stored
@@ -120,7 +127,7 @@ impl Workspace<'_> {
         self.repair_locked(&parts, &lock, progress)?;
         let mut pointers = Vec::new();
         for Merged { pointer, entries, absent, outdated } in merged {
-            self.repo.write_pointer(&pointer)?;
+            self.write_pointer(&pointer, progress)?;
             self.note_base_parts(&pointer.path, entries)?;
             self.index_pointer(&pointer.path);
             report_kept(&pointer.path, &absent, &outdated, progress);
@@ -338,7 +345,7 @@ impl Workspace<'_> {
         progress: &dyn Progress,
     ) -> Result<Node> {
         // Checked first, so that nothing is stored in vain.
-        if let Some(inner) = pointed.iter().find(|inner| *inner != path && inner.is_within(path)) {
+        if let Some(inner) = path.first_below(pointed) {
             let error = Error::new(
                 Kind::Conflict,
                 format!("`{path}` contains `{inner}`, which has a pointer of its own"),
@@ -381,7 +388,7 @@ impl Workspace<'_> {
         writer.finish()?;
         let pointer = Pointer { path: parent.path, content };
         self.repair_locked(&[&pointer], &lock, progress)?;
-        self.repo.write_pointer(&pointer)?;
+        self.write_pointer(&pointer, progress)?;
         self.note_base_parts(&pointer.path, changes)?;
         Ok(pointer)
     }
@@ -424,13 +431,16 @@ fn relative_to(path: &RepoPath, parent: &Pointer) -> RepoPath {
     path.strip_prefix(&parent.path).expect("the path is inside the tracked folder")
 }
 
-/// Adds the scan of `path` to `found`, together with other entries of the same tracked folder.
-fn collect_addition(found: &mut Vec<Addition>, path: &RepoPath, parent: Option<Pointer>, node: &Node) {
-    let tracked = parent.unwrap_or_else(|| Pointer { path: path.clone(), content: node.content() });
-    let (below, entry) = (relative_to(path, &tracked), Some(node.entry()));
-    match found.iter_mut().find(|other| other.tracked.path == tracked.path) {
-        Some(other) => drop(other.entries.insert(below, entry)),
-        None => found.push(Addition { tracked, entries: BTreeMap::from([(below, entry)]) }),
+impl Additions {
+    /// Adds the scan of `path`, together with other entries of the same tracked folder.
+    fn add(&mut self, path: &RepoPath, parent: Option<Pointer>, node: &Node) {
+        let tracked = parent.unwrap_or_else(|| Pointer { path: path.clone(), content: node.content() });
+        let below = relative_to(path, &tracked);
+        let at = *self.places.entry(tracked.path.clone()).or_insert(self.all.len());
+        if at == self.all.len() {
+            self.all.push(Addition { tracked, entries: BTreeMap::new() });
+        }
+        self.all[at].entries.insert(below, Some(node.entry()));
     }
 }
 

@@ -19,7 +19,6 @@ use crate::{
         compare::differences,
         execute::{Executed, Plan, Write, execute},
         filter::ScanFilter,
-        leftovers::clean_beside,
         scan::{check_stays_inside, scan_filtered},
         siblings::{Part, visit_parts},
     },
@@ -234,7 +233,7 @@ fn plan_parts<'p>(
     force: bool,
     progress: &dyn Progress,
 ) -> Result<Plans<'p>> {
-    clean_beside(workspace, parts.iter().map(|it| it.1), progress);
+    workspace.clean_beside(parts.iter().map(|it| it.1), progress);
     let mut plans = Plans { all: Vec::new(), missing: None };
     visit_parts(workspace, parts, doing, progress, &mut |_, part| {
         match part.and_then(|part| plan_part(workspace, part, progress)) {

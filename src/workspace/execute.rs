@@ -20,7 +20,6 @@ use crate::{
     workspace::{
         CheckoutStats, Workspace, collision,
         guard::{Guard, Guarded},
-        leftovers,
     },
 };
 
@@ -221,7 +220,10 @@ fn make_folders(
                 let message = format!("`{file}` is a file, but `{}` needs a folder there", pointer.path);
                 return Err(Error::new(Kind::Conflict, message).hint("move the file elsewhere"));
             }
-            None => leftovers::clean(&files.create_dir(folder)?, &workspace.repo.store, progress)?,
+            None => {
+                files.create_dir(folder)?;
+                workspace.clean_folder(folder, progress)?;
+            }
         }
     }
     Ok(kept)

@@ -4,13 +4,12 @@
 //! A user may have saved such a file in the moment before, so that it is the only copy of its bytes: it is
 //! removed only if the store has them. Otherwise it gets a name beside its own that the user sees.
 
-use std::collections::BTreeSet;
-
 use crate::{
     digest::Digest,
     error::{Error, Result},
     fs::{self, Dir, FileKind, FileType, WalkFilter},
     path::{RepoPath, escape_bytes},
+    pointer::Pointer,
     progress::Progress,
     repo::Repo,
     store::{Store, digest_file},
@@ -50,20 +49,18 @@ impl WalkFilter for Cleaning<'_> {
 
 /// Removes from a folder what dead processes left in it, and keeps what is stored nowhere, with a warning.
 pub fn clean(dir: &Dir, store: &Store, progress: &dyn Progress) -> Result<()> {
-    let stale = dir.stale_names()?;
-    stale.temp.iter().try_for_each(|name| dir.remove(name))?;
-    for aside in stale.aside {
-        if is_stored(dir, &aside, store).unwrap_or(false) {
-            dir.remove(&aside)?;
-        } else if let Some(kept) = dir.keep_aside(&aside)? {
-            let path = dir.path().join(&kept).map_or_else(|_| escape_bytes(&kept), |path| path.to_text());
-            progress.warn(&format!(
-                "a command that was killed had replaced or removed a file that is stored nowhere: it is kept \
-                 as `{path}`"
-            ));
+    dir.clean(|aside| {
+        if is_stored(dir, aside, store).unwrap_or(false) {
+            return dir.remove(aside);
         }
-    }
-    Ok(())
+        let Some(kept) = dir.keep_aside(aside)? else { return Ok(()) };
+        let path = dir.path().join(&kept).map_or_else(|_| escape_bytes(&kept), |path| path.to_text());
+        progress.warn(&format!(
+            "a command that was killed had replaced or removed a file that is stored nowhere: it is kept as \
+             `{path}`"
+        ));
+        Ok(())
+    })
 }
 
 /// Cleans all folders of the work tree: a command may have been killed while it wrote to a folder that is not
@@ -73,17 +70,32 @@ pub fn clean_work_tree(repo: &Repo, progress: &dyn Progress) -> Result<()> {
     fs::on_io_threads(|| files.entries(&RepoPath::root(), &filter)).map(drop)
 }
 
-/// Cleans the folders that contain these paths.
-pub fn clean_beside<'p>(
-    workspace: &Workspace<'_>,
-    paths: impl Iterator<Item = &'p RepoPath>,
-    progress: &dyn Progress,
-) {
-    let folders: BTreeSet<_> = paths.filter_map(RepoPath::parent).collect();
-    for folder in folders {
-        // They are only in the way: a folder that cannot be read is reported where it matters.
-        let dir = workspace.repo.files.dir(&folder);
-        let _kept = dir.and_then(|dir| clean(&dir, &workspace.repo.store, progress));
+impl Workspace<'_> {
+    /// Cleans a folder, once in this workspace: many paths in one folder cost as much as one.
+    pub fn clean_folder(&self, folder: &RepoPath, progress: &dyn Progress) -> Result<()> {
+        if !self.cleaned.borrow().contains(folder) {
+            clean(&self.repo.files.dir(folder)?, &self.repo.store, progress)?;
+            self.cleaned.borrow_mut().insert(folder.clone());
+        }
+        Ok(())
+    }
+
+    /// Cleans the folders that contain these paths.
+    pub(super) fn clean_beside<'p>(
+        &self,
+        paths: impl Iterator<Item = &'p RepoPath>,
+        progress: &dyn Progress,
+    ) {
+        for folder in paths.filter_map(RepoPath::parent) {
+            // They are only in the way: a folder that cannot be read is reported where it matters.
+            let _kept = self.clean_folder(&folder, progress);
+        }
+    }
+
+    /// Writes a pointer as [`Repo::write_pointer`] does. Also cleans its folder.
+    pub(super) fn write_pointer(&self, pointer: &Pointer, progress: &dyn Progress) -> Result<bool> {
+        self.clean_beside(std::iter::once(&pointer.path), progress);
+        self.repo.write_pointer(pointer)
     }
 }
 

@@ -160,6 +160,8 @@ pub struct Workspace<'r> {
     head_lines: OnceCell<Option<HeadLines>>,
     /// Paths with a missing pointer file for which the work tree was searched.
     searched: RefCell<BTreeSet<RepoPath>>,
+    /// Folders that were cleaned of what killed commands left.
+    cleaned: RefCell<BTreeSet<RepoPath>>,
 }
 
 impl<'r> Workspace<'r> {
@@ -168,7 +170,8 @@ impl<'r> Workspace<'r> {
         let (index, bases) = (Index::load(repo)?, Bases::load(repo)?);
         let (index, bases) = (RefCell::new(index), RefCell::new(bases));
         let (skipped_rules, head_lines) = (OnceCell::new(), OnceCell::new());
-        Ok(Self { repo, index, bases, skipped_rules, head_lines, searched: RefCell::default() })
+        let (searched, cleaned) = (RefCell::default(), RefCell::default());
+        Ok(Self { repo, index, bases, skipped_rules, head_lines, searched, cleaned })
     }
 
     /// Returns the bytes of each `.mlxignore` that a sparse checkout leaves out, by its folder.

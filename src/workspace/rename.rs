@@ -73,6 +73,7 @@ impl Workspace<'_> {
         }
         let moved = self.write_records((from, source), (to, target), entry, &lock)?;
         self.repair_locked(&moved.written.iter().collect::<Vec<_>>(), &lock, progress)?;
+        self.clean_beside(moved.written.iter().map(|pointer| &pointer.path), progress);
         Ok(moved)
     }
 

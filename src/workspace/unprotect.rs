@@ -6,10 +6,7 @@ use crate::{
     fs::{Dir, FileKind, FileStat, Listing, Mode},
     path::RepoPath,
     progress::Progress,
-    workspace::{
-        Workspace,
-        leftovers::{Cleaning, clean_beside},
-    },
+    workspace::{Workspace, leftovers::Cleaning},
 };
 
 /// Files that became private.
@@ -23,7 +20,7 @@ impl Workspace<'_> {
     /// Replaces every linked or read-only file at or below `path` with a writable copy of its own. The bytes
     /// are those of the file, even if they differ from the record.
     pub fn unprotect(&self, path: &RepoPath, progress: &dyn Progress) -> Result<UnprotectStats> {
-        clean_beside(self, std::iter::once(path), progress);
+        self.clean_beside(std::iter::once(path), progress);
         let mut done = UnprotectStats::default();
         let Some(stat) = self.repo.files.stat(path)? else { return Ok(done) };
         if stat.kind == FileKind::Folder {
