@@ -1,6 +1,6 @@
 //! Tests of pointer files that are missing, in conflict, moved by hand, or another program's.
 
-use std::fs;
+use std::{collections::BTreeMap, fs};
 
 use crate::sandbox::{Sandbox, shared_folder};
 
@@ -210,4 +210,49 @@ fn a_pointer_that_was_removed_with_git_stays_removed() {
     fs::write(clone.join("d/new"), "new").unwrap();
     sandbox.at(&clone).ok("add d");
     assert!(fs::read_to_string(clone.join("d.mlx")).unwrap().contains("files = 1"));
+}
+
+/// Returns the number of disk operations of each command on `files` files with a pointer each, all in one
+/// folder.
+fn single_file_operations(files: usize) -> Vec<(&'static str, BTreeMap<String, usize>)> {
+    let sandbox = Sandbox::new();
+    let write =
+        || (0..files).for_each(|number| sandbox.write(&format!("d/{number}.bin"), number.to_string()));
+    let counted = |args: &str| {
+        let log = sandbox.root().join("operations");
+        let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
+        command.args(args.split(' ')).env("MLX_FAULT", format!("tell:{}", log.display()));
+        assert!(command.output().unwrap().status.success(), "{args}");
+        let text = fs::read_to_string(&log).unwrap();
+        fs::remove_file(log).unwrap();
+        let mut counts = BTreeMap::new();
+        text.lines().for_each(|line| *counts.entry(line.to_owned()).or_default() += 1);
+        counts
+    };
+    let mut measured = Vec::new();
+    for args in ["add --glob d/*.bin", "add --glob d/*.bin", "status", "checkout", "checkout", "status"] {
+        match measured.len() {
+            0 => write(),
+            3 => (0..files).for_each(|number| {
+                fs::remove_file(sandbox.repo.join(format!("d/{number}.bin"))).unwrap();
+            }),
+            _ => {}
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        measured.push((args, counted(args)));
+    }
+    measured
+}
+
+#[test]
+fn many_single_files_of_one_folder_cost_as_many_operations_each() {
+    let [few, some, many] = [20, 40, 80].map(single_file_operations);
+    for (at, (args, many)) in many.iter().enumerate() {
+        for (operation, count) in many {
+            let of = |counts: &BTreeMap<String, usize>| counts.get(operation).copied().unwrap_or_default();
+            let (few, some, many) = (of(&few[at].1), of(&some[at].1), *count);
+            assert_eq!(many - some, 2 * (some - few), "{args}: {operation} {few}, {some}, {many}");
+        }
+        assert!(many["readdir"] < 20, "{args}: {many:?}");
+    }
 }

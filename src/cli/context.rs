@@ -141,7 +141,8 @@ impl<'a> Context<'a> {
         if !found.is_empty() {
             // Pipelines elsewhere that Git does not track yet are looked for only now.
             let more = pipelines.claims_outside_git()?;
-            found.retain(|data| !more.iter().any(|claim| claim.overlaps(&data.path)));
+            let more: BTreeSet<_> = more.into_iter().collect();
+            found.retain(|data| !data.path.overlaps_any(&more));
         }
         Ok(found)
     }
@@ -151,7 +152,7 @@ impl<'a> Context<'a> {
     pub fn forgotten_data(&self, pipelines: &Pipelines<'_, '_>, tracked: &Tracked) -> Result<Vec<Pointer>> {
         let Some(claimed) = claimed(pipelines, tracked) else { return Ok(Vec::new()) };
         let mut found = pipelines.former_data()?;
-        found.retain(|data| !claimed.iter().any(|claim| claim.overlaps(&data.path)));
+        found.retain(|data| !data.path.overlaps_any(&claimed));
         Ok(found)
     }
 
@@ -174,13 +175,13 @@ impl<'a> Context<'a> {
 }
 
 /// Returns the paths that pointers and stages record or declare; `None` while a lockfile cannot be read.
-fn claimed(pipelines: &Pipelines<'_, '_>, tracked: &Tracked) -> Option<Vec<RepoPath>> {
+fn claimed(pipelines: &Pipelines<'_, '_>, tracked: &Tracked) -> Option<BTreeSet<RepoPath>> {
     if tracked.unreadable.iter().any(Unreadable::is_lockfile) {
         return None;
     }
     let pointers = tracked.pointers.iter().map(|pointer| &pointer.path);
     let unreadable = tracked.unreadable.iter().flat_map(|file| &file.paths);
-    let mut claimed: Vec<_> = pointers.chain(unreadable).cloned().collect();
+    let mut claimed: BTreeSet<_> = pointers.chain(unreadable).cloned().collect();
     claimed.extend(pipelines.claims().into_iter().map(|it| it.0));
     Some(claimed)
 }

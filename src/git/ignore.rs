@@ -3,7 +3,7 @@
 //! Whether a line works is decided by all of Git's rules: a later one may include the path again. They are
 //! read by `gix`: `git check-ignore` could run programs that the repository's settings name.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use gix::{
     bstr::ByteSlice as _, ignore::search::Match, index::entry::Mode, worktree::stack::state::ignore::Source,
@@ -45,10 +45,10 @@ impl Git {
     pub fn ignore<'p>(&self, workspace: &Root, targets: &[Target<'p>]) -> Result<Vec<&'p RepoPath>> {
         for (file, lines) in lines_by_file(targets.iter().map(Target::path))? {
             let text = self.read_ignore_file(workspace, &file)?.unwrap_or_default();
-            let missing: Vec<_> =
-                lines.into_iter().filter(|line| !rows(&text).any(|row| row == line)).collect();
+            let present: HashSet<_> = rows(&text).collect();
+            let missing: Vec<_> = lines.iter().filter(|line| !present.contains(&line[..])).collect();
             if !missing.is_empty() {
-                workspace.write(&file, &with_lines(&text, &missing), Sync::Now)?;
+                workspace.write(&file, &with_lines(&text, missing), Sync::Now)?;
             }
         }
         self.repair_ignore_lines(workspace, targets)
@@ -95,7 +95,7 @@ impl Git {
     /// files that Git tracks, the others count.
     pub fn exposed<'p>(&self, targets: &[Target<'p>]) -> Result<Vec<Target<'p>>> {
         let mut found = Vec::new();
-        for (target, rule) in self.rules(targets.iter().copied())? {
+        for (target, rule) in self.rules(self.unlisted(targets).into_iter())? {
             let is_partly_tracked = || self.tracked_within(target.path()).map(|file| file.is_some());
             if rule.is_none_or(|rule| rule.includes)
                 && (!is_partly_tracked()? || self.has_exposed_file(target.path())?)
@@ -104,6 +104,26 @@ impl Git {
             }
         }
         Ok(found)
+    }
+
+    /// Leaves out the paths that their own line keeps out of Git for certain. Many rules are not tried on many
+    /// paths then.
+    fn unlisted<'p>(&self, targets: &[Target<'p>]) -> Vec<Target<'p>> {
+        let Ok(workspace) = Root::open(self.root()) else { return targets.to_vec() };
+        let mut texts: BTreeMap<RepoPath, Vec<u8>> = BTreeMap::new();
+        for folder in targets.iter().filter_map(|target| target.path().parent()) {
+            texts.entry(folder).or_insert_with_key(|folder| {
+                let file = folder.join(b".gitignore");
+                file.and_then(|file| workspace.read_document(&file)).ok().flatten().unwrap_or_default()
+            });
+        }
+        let lines: BTreeMap<_, _> =
+            texts.iter().map(|(folder, text)| (folder, certain_lines(text))).collect();
+        let is_listed = |path: &RepoPath| {
+            let lines = path.parent().and_then(|folder| lines.get(&folder));
+            lines.is_some_and(|lines| lines.contains(&pattern(path.name())[..]))
+        };
+        targets.iter().filter(|target| !is_listed(target.path())).copied().collect()
     }
 
     /// Returns true if `git add` would take a file in a folder, whose own path Git does not ignore.
@@ -148,6 +168,19 @@ fn lines_by_file<'p>(
 /// Returns the lines of a `.gitignore` as Git reads them.
 fn rows(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(|&byte| byte == b'\n').map(|row| row.strip_suffix(b"\r").unwrap_or(row))
+}
+
+/// Returns the lines of a `.gitignore` after which no line includes anything again. No rules count more than
+/// those in the folder of a path.
+fn certain_lines(text: &[u8]) -> HashSet<&[u8]> {
+    let mut lines = HashSet::new();
+    for row in rows(text) {
+        if row.starts_with(b"!") {
+            lines.clear();
+        }
+        lines.insert(row);
+    }
+    lines
 }
 
 fn with_lines<'l>(text: &[u8], lines: impl IntoIterator<Item = &'l Vec<u8>>) -> Vec<u8> {
@@ -280,6 +313,12 @@ mod tests {
         assert_eq!(pattern(b"data"), b"/data");
         assert_eq!(pattern(b"a*[x] "), br"/a\*\[x]\ ");
         assert_eq!(pattern(b"a\nb"), "/a[!\u{1}-\t\u{b}-\u{10ffff}]b".as_bytes());
+    }
+
+    #[test]
+    fn only_lines_after_the_last_one_that_includes_are_certain() {
+        assert_eq!(certain_lines(b"/a\n!/b\n/c\r\n# !\n"), HashSet::from([&b"!/b"[..], b"/c", b"# !", b""]));
+        assert_eq!(certain_lines(b"/a\n!*"), HashSet::from([&b"!*"[..]]));
     }
 
     #[test]

@@ -221,12 +221,7 @@ impl HeadLines {
 impl Since {
     /// Returns true if the file differs between the two ends, and all of its steps are between versions that
     /// are the same.
-    fn is_unchanged(
-        &mut self,
-        git: &Git,
-        file: &RepoPath,
-        is_same: &dyn Fn(&Step) -> bool,
-    ) -> Result<bool> {
+    fn is_unchanged(&mut self, git: &Git, file: &RepoPath, is_same: &dyn Fn(&Step) -> bool) -> Result<bool> {
         let mut known = self.steps.get(file).into_iter().flatten();
         if !self.files.contains(file) || !known.all(is_same) {
             return Ok(false);

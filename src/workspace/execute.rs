@@ -148,7 +148,6 @@ pub fn execute(
     for (path, stat, side) in stats {
         index.insert(&path, &stat, side.digest, tick);
     }
-    index.merge_pending();
     Ok(Executed { stats: count(plan, &kept, &skipped), kept, skipped })
 }
 

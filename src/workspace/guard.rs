@@ -13,7 +13,7 @@ use crate::{
     fs::{Dir, Exchange, FileKind, FileStat, TempName},
     path::RepoPath,
     store::{DiffSide, Store, digest_file},
-    workspace::index::{FolderStats, Index},
+    workspace::{index::Index, rows::FolderStats},
 };
 
 /// The files as they were scanned.

@@ -5,15 +5,15 @@
 //!
 //! ```text
 //! "mlxlook" 2 │ number of folders │ folders │ number of pointers │ paths │ BLAKE3
-//! folder      path │ number of rows │ rows, sorted by name
-//! row         name │ size, mtime, ctime, inode: 8 bytes each, little-endian │ digest, 32
+//! folder      path │ rows (see `rows`)
 //! ```
 //!
 //! Rows are grouped by folder, in the order of a scan: a hundred thousand files cost one lookup per folder,
-//! and no path of a file is built. A folder is parsed from the bytes of the file when it is needed, and
-//! written back unparsed if nothing in it changed.
+//! and no path of a file is built. A folder is parsed from the bytes of the file once, when it is needed, and
+//! written back unparsed if nothing in it changed. New rows are kept beside the others and merged in bulk.
 
 use std::{
+    cell::OnceCell,
     collections::{BTreeMap, BTreeSet},
     io::{self, Write as _},
     ops::Range,
@@ -27,45 +27,37 @@ use crate::{
     progress::Progress,
     repo::Repo,
     wire::{Reader, put_bytes, put_varint},
+    workspace::rows::{
+        CachedStat, FolderStats, NewRows, Row, merge_rows, parse_names, print_rows, skip_rows,
+    },
 };
 
 const MAGIC: &[u8; 8] = b"mlxlook\x02";
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct CachedStat {
-    size: u64,
-    mtime: i64,
-    ctime: i64,
-    inode: u64,
-    digest: Digest,
+/// The encoded rows of a folder.
+struct Slot {
+    rows: Rows,
+    /// The places of the names in the rows, once these are parsed.
+    names: OnceCell<Vec<Range<usize>>>,
 }
 
-/// A file of a folder: its name and its encoded [`CachedStat`].
-type Row<'i> = (&'i [u8], &'i [u8; STAT_SIZE]);
-
-/// The encoded rows of a folder, preceded by their number: a range of the loaded file, or bytes built since.
-enum Slot {
+/// Rows preceded by their number: a range of the loaded file, or bytes built since.
+enum Rows {
     Loaded(Range<usize>),
     Built(Vec<u8>),
 }
 
-/// The cached stats of a folder's files, sorted by name.
-pub struct FolderStats<'i>(Vec<Row<'i>>);
-
-/// Bytes of new rows that are collected before they are merged: during the merge they are in memory twice.
-const MAX_PENDING: usize = 4 << 20;
-/// Bytes of a row after its name.
-const STAT_SIZE: usize = 64;
+/// Number of new rows that are collected before they are merged: each merge copies the rows of a folder.
+const MAX_NEW_ROWS: usize = 1 << 15;
 
 #[derive(Default)]
 pub struct Index {
     folders: BTreeMap<RepoPath, Slot>,
     /// Contents of the loaded file.
     bytes: Vec<u8>,
-    /// Names with new rows for [`Index::merge_pending`]; a name without a row removes the old one.
-    pending: Vec<u8>,
-    /// Folders, each with the offset of its first name in `pending`, in order of insertion.
-    pending_folders: Vec<(RepoPath, usize)>,
+    /// New rows by folder, and their number.
+    new: BTreeMap<RepoPath, NewRows>,
+    new_rows: usize,
     /// Pointers written here, whether or not Git tracks them yet.
     pub pointers: BTreeSet<RepoPath>,
     /// Paths scanned by this process, whose rows override those on disk.
@@ -75,57 +67,10 @@ pub struct Index {
     pub loaded: bool,
 }
 
-impl FolderStats<'_> {
-    /// Returns the cached digest of a file if its stat is unchanged.
-    pub fn digest_if_unchanged(&self, name: &[u8], stat: &FileStat) -> Option<Digest> {
-        let at = self.0.binary_search_by(|row| row.0.cmp(name)).ok()?;
-        let cached = CachedStat::read(self.0[at].1);
-        let same = (cached.size, cached.mtime, cached.ctime, cached.inode)
-            == (stat.size, stat.mtime, stat.ctime, stat.inode);
-        same.then_some(cached.digest)
+impl Slot {
+    fn new(rows: Rows) -> Self {
+        Self { rows, names: OnceCell::new() }
     }
-}
-
-impl CachedStat {
-    fn read(bytes: &[u8; STAT_SIZE]) -> Self {
-        let (numbers, digest) = bytes.split_at(STAT_SIZE / 2);
-        let numbers = numbers.as_chunks::<8>().0;
-        let digest = Digest::from_bytes(digest.try_into().expect("half of a row is a digest"));
-        let number = |at: usize| i64::from_le_bytes(numbers[at]);
-        let (size, inode) = (number(0).cast_unsigned(), number(3).cast_unsigned());
-        Self { size, mtime: number(1), ctime: number(2), inode, digest }
-    }
-
-    fn print(&self, out: &mut Vec<u8>) {
-        let numbers = [self.size.cast_signed(), self.mtime, self.ctime, self.inode.cast_signed()];
-        numbers.iter().for_each(|it| out.extend_from_slice(&it.to_le_bytes()));
-        out.extend_from_slice(self.digest.bytes());
-    }
-}
-
-/// Encodes the rows of a folder with their number.
-fn print_rows(rows: &[Row<'_>]) -> Vec<u8> {
-    let capacity = rows.iter().map(|row| row.0.len() + 3 + STAT_SIZE).sum::<usize>();
-    let mut out = Vec::with_capacity(capacity + 9);
-    put_varint(&mut out, rows.len() as u64);
-    for &(name, stat) in rows {
-        put_bytes(&mut out, name);
-        out.extend_from_slice(stat);
-    }
-    out
-}
-
-/// Merges new rows into old ones: a name without a row removes the old one, and of two the later counts.
-fn merge_rows<'i>(old: &[Row<'i>], mut new: Vec<(&'i [u8], Option<&'i [u8; STAT_SIZE]>)>) -> Vec<u8> {
-    new.reverse();
-    new.sort_by_key(|row| row.0);
-    new.dedup_by_key(|row| row.0);
-    let retained = |row: &&Row<'i>| new.binary_search_by_key(&row.0, |new| new.0).is_err();
-    let mut rows: Vec<Row<'i>> = old.iter().filter(retained).copied().collect();
-    rows.extend(new.iter().filter_map(|row| Some((row.0, row.1?))));
-    // Two sorted runs: this takes one pass.
-    rows.sort_by_key(|it| it.0);
-    print_rows(&rows)
 }
 
 impl Index {
@@ -142,75 +87,77 @@ impl Index {
 
     /// Returns the cached stats of a folder.
     pub fn folder(&self, folder: &RepoPath) -> Option<FolderStats<'_>> {
-        self.folders.get(folder).map(|slot| FolderStats(parse_rows(self.slot_bytes(slot))))
+        let (slot, new) = (self.folders.get(folder), self.new.get(folder));
+        let Some(slot) = slot else {
+            return new.map(|new| FolderStats { rows: &[], names: &[], new: Some(new) });
+        };
+        let rows = self.slot_bytes(slot);
+        Some(FolderStats { rows, names: slot.names.get_or_init(|| parse_names(rows)), new })
     }
 
     fn slot_bytes<'i>(&'i self, slot: &'i Slot) -> &'i [u8] {
-        match slot {
-            Slot::Loaded(range) => &self.bytes[range.clone()],
-            Slot::Built(bytes) => bytes,
+        match &slot.rows {
+            Rows::Loaded(range) => &self.bytes[range.clone()],
+            Rows::Built(bytes) => bytes,
         }
     }
 
-    fn rows(&self, folder: &RepoPath) -> Vec<Row<'_>> {
-        self.folder(folder).map_or_else(Vec::new, |it| it.0)
+    /// Returns the rows of a folder without the new ones.
+    fn old_rows(&self, folder: &RepoPath) -> Vec<Row<'_>> {
+        self.folder(folder).map_or_else(Vec::new, |stats| stats.old_rows())
+    }
+
+    fn put_rows(&mut self, folder: RepoPath, rows: Vec<u8>) {
+        self.folders.insert(folder, Slot::new(Rows::Built(rows)));
     }
 
     /// Caches a digest computed at `tick` if the file is old enough: a later write must change its
     /// times.
     pub fn insert(&mut self, path: &RepoPath, stat: &FileStat, digest: Digest, tick: i64) {
-        let FileStat { size, mtime, ctime, inode, .. } = *stat;
-        let folder = path.parent().unwrap_or_default();
-        if self.pending_folders.last().is_none_or(|run| run.0 != folder) {
-            self.pending_folders.push((folder, self.pending.len()));
-        }
-        put_bytes(&mut self.pending, path.name());
-        let is_old_enough = stat.is_older_than_clock_tick(tick);
-        self.pending.push(is_old_enough.into());
-        if is_old_enough {
-            CachedStat { size, mtime, ctime, inode, digest }.print(&mut self.pending);
-        }
-        self.changed = true;
-        if self.pending.len() > MAX_PENDING {
-            self.merge_pending();
+        let row = stat.is_older_than_clock_tick(tick).then(|| CachedStat::new(stat, &digest));
+        let new = self.new.entry(path.parent().unwrap_or_default()).or_default();
+        new.insert(path.name().into(), row);
+        (self.changed, self.new_rows) = (true, self.new_rows + 1);
+        if self.new_rows > MAX_NEW_ROWS {
+            self.merge_all();
         }
     }
 
-    /// Merges the pending rows, so that lookups find them.
-    pub fn merge_pending(&mut self) {
-        let (pending, runs) = (std::mem::take(&mut self.pending), std::mem::take(&mut self.pending_folders));
-        let ends = runs.iter().skip(1).map(|run| run.1).chain([pending.len()]).collect::<Vec<_>>();
-        for ((folder, start), end) in runs.into_iter().zip(ends) {
-            let rows = merge_rows(&self.rows(&folder), parse_pending(&pending[start..end]));
-            self.folders.insert(folder, Slot::Built(rows));
+    /// Merges the new rows into the others.
+    fn merge_all(&mut self) {
+        self.new_rows = 0;
+        for (folder, new) in std::mem::take(&mut self.new) {
+            let rows = merge_rows(self.old_rows(&folder), &new);
+            self.put_rows(folder, rows);
         }
     }
 
     /// Removes the rows of deleted files; `names` are the existing ones, sorted.
     pub fn retain_files(&mut self, folder: &RepoPath, names: &[&[u8]]) {
-        let mut rows = self.rows(folder);
+        let exists = |name: &[u8]| names.binary_search(&name).is_ok();
+        let mut rows = self.old_rows(folder);
         let all = rows.len();
-        rows.retain(|it| names.binary_search(&it.0).is_ok());
+        rows.retain(|row| exists(row.0));
         if rows.len() < all {
             let rows = print_rows(&rows);
-            self.folders.insert(folder.clone(), Slot::Built(rows));
+            self.put_rows(folder.clone(), rows);
             self.changed = true;
+        }
+        if let Some(new) = self.new.get_mut(folder) {
+            new.retain(|name, _| exists(name));
         }
     }
 
     /// Removes all folders at or below `path` except those in `walked`.
     pub fn retain_folders(&mut self, path: &RepoPath, walked: &BTreeSet<RepoPath>) {
         self.scanned.insert(path.clone());
-        let gone: Vec<RepoPath> = self.folders_within(path).filter(|it| !walked.contains(it)).collect();
+        let gone = folders_within(&self.folders, path).chain(folders_within(&self.new, path));
+        let gone: Vec<RepoPath> = gone.filter(|it| !walked.contains(it)).collect();
         self.changed |= !gone.is_empty();
-        gone.iter().for_each(|folder| drop(self.folders.remove(folder)));
-    }
-
-    /// Returns the cached folders at or below a path.
-    fn folders_within(&self, path: &RepoPath) -> impl Iterator<Item = RepoPath> {
-        let from = self.folders.range(path.clone()..);
-        let near = from.map(|entry| entry.0).take_while(|folder| folder.bytes().starts_with(path.bytes()));
-        near.filter(|it| it.is_within(path)).cloned()
+        for folder in gone {
+            self.folders.remove(&folder);
+            self.new.remove(&folder);
+        }
     }
 
     fn was_scanned(&self, path: &RepoPath) -> bool {
@@ -256,8 +203,8 @@ impl Index {
 
     /// Moves the rows of a renamed folder to its new path; they stay valid.
     pub fn rename(&mut self, from: &RepoPath, to: &RepoPath) {
-        self.merge_pending();
-        for old in self.folders_within(from).collect::<Vec<_>>() {
+        self.merge_all();
+        for old in folders_within(&self.folders, from).collect::<Vec<_>>() {
             let new = old.strip_prefix(from).and_then(|below| to.join_path(&below).ok());
             if let (Some(rows), Some(new)) = (self.folders.remove(&old), new) {
                 self.folders.insert(new, rows);
@@ -278,22 +225,23 @@ impl Index {
             }
             // Files that were scanned one by one are in a folder that was not.
             let single = |row: &Row<'_>| folder.join(row.0).is_ok_and(|path| self.scanned.contains(&path));
-            let others = other.rows(&folder).into_iter().filter(|row| !single(row));
-            let rows = merge_rows(&self.rows(&folder), others.map(|row| (row.0, Some(row.1))).collect());
-            self.folders.insert(folder, Slot::Built(rows));
+            let others = other.old_rows(&folder).into_iter().filter(|row| !single(row));
+            let others = others.map(|row| (row.0.into(), CachedStat::of_row(&row))).collect();
+            let rows = merge_rows(self.old_rows(&folder), &others);
+            self.put_rows(folder, rows);
         }
     }
 
     /// Replaces the file on disk, keeping its rows of files that this process did not scan.
     pub fn save_locked(&mut self, repo: &Repo, _lock: &Lock) -> Result<()> {
-        self.merge_pending();
+        self.merge_all();
         let mut pointers = self.pointers.clone();
         if !self.is_latest_on_disk(repo)? {
             let other = Self::load(repo)?;
             self.merge_from_disk(&other);
             pointers.extend(other.pointers);
         }
-        self.folders.retain(|_, slot| !matches!(slot, Slot::Built(bytes) if bytes[..] == [0]));
+        self.folders.retain(|_, slot| !matches!(&slot.rows, Rows::Built(bytes) if bytes[..] == [0]));
         let mut kept = BTreeSet::new();
         for path in pointers {
             // A pointer that cannot be inspected now may exist all the same.
@@ -345,22 +293,11 @@ impl Index {
     }
 }
 
-/// Parses the rows of a folder; their bytes were validated when the file was loaded.
-fn parse_rows(bytes: &[u8]) -> Vec<Row<'_>> {
-    let mut reader = Reader::new(bytes, "the index");
-    let count = reader.varint().unwrap_or(0);
-    let mut row = || Some((reader.bytes().ok()?, reader.take(STAT_SIZE).ok()?.try_into().ok()?));
-    (0..count).map_while(|_| row()).collect()
-}
-
-/// Parses the rows that [`Index::insert`] appended, in their order.
-fn parse_pending(bytes: &[u8]) -> Vec<(&[u8], Option<&[u8; STAT_SIZE]>)> {
-    let mut reader = Reader::new(bytes, "the index");
-    let row = || {
-        let (name, has_row) = (reader.bytes().ok()?, reader.byte().ok()? == 1);
-        Some((name, if has_row { reader.take(STAT_SIZE).ok()?.try_into().ok() } else { None }))
-    };
-    std::iter::from_fn(row).collect()
+/// Returns the cached folders at or below a path.
+fn folders_within<T>(folders: &BTreeMap<RepoPath, T>, path: &RepoPath) -> impl Iterator<Item = RepoPath> {
+    let from = folders.range(path.clone()..);
+    let near = from.map(|entry| entry.0).take_while(|folder| folder.bytes().starts_with(path.bytes()));
+    near.filter(|it| it.is_within(path)).cloned()
 }
 
 fn parse(bytes: Vec<u8>) -> Result<Index> {
@@ -374,11 +311,8 @@ fn parse(bytes: Vec<u8>) -> Result<Index> {
     for _ in 0..reader.varint()? {
         let folder = RepoPath::from_bytes(reader.bytes()?)?;
         let start = body - reader.remaining();
-        for _ in 0..reader.varint()? {
-            reader.bytes()?;
-            reader.take(STAT_SIZE)?;
-        }
-        index.folders.insert(folder, Slot::Loaded(start..body - reader.remaining()));
+        skip_rows(&mut reader)?;
+        index.folders.insert(folder, Slot::new(Rows::Loaded(start..body - reader.remaining())));
     }
     for _ in 0..reader.varint()? {
         index.pointers.insert(RepoPath::from_bytes(reader.bytes()?)?);
@@ -416,7 +350,7 @@ mod tests {
         let mut index = Index::default();
         index.insert(&path("a/b"), &stat(6), Digest::of(b"x"), CLOCK_TICK + 100);
         index.add_pointer(path("a"));
-        index.merge_pending();
+        index.merge_all();
         let bytes = printed(&index);
         let read = parse(bytes.clone()).unwrap();
         assert_eq!(digest_if_unchanged(&read, "a/b", &stat(6)), Some(Digest::of(b"x")));
@@ -436,7 +370,6 @@ mod tests {
         // The owner set a future time, or the clock was set back by a year since.
         index.insert(&path("a"), &FileStat { mtime: now + CLOCK_TICK, ..stat(5) }, Digest::of(b"x"), now);
         index.insert(&path("b"), &stat(now + CLOCK_TICK), Digest::of(b"x"), now);
-        index.merge_pending();
         assert_eq!(digest_if_unchanged(&index, "a", &FileStat { mtime: now + CLOCK_TICK, ..stat(5) }), None);
         assert_eq!(digest_if_unchanged(&index, "b", &stat(now + CLOCK_TICK)), None);
     }
@@ -445,16 +378,13 @@ mod tests {
     fn files_changed_within_a_clock_tick_are_not_cached() {
         let mut index = Index::default();
         index.insert(&path("a"), &stat(1000), Digest::of(b"x"), 1000 + CLOCK_TICK);
-        index.merge_pending();
         assert_eq!(digest_if_unchanged(&index, "a", &stat(1000)), None);
         index.insert(&path("a"), &stat(1000), Digest::of(b"x"), 1001 + CLOCK_TICK);
-        index.merge_pending();
         assert!(digest_if_unchanged(&index, "a", &stat(1000)).is_some());
         assert_eq!(digest_if_unchanged(&index, "a", &stat(1001)), None);
         // The latest row counts, even if it is empty.
         index.insert(&path("a"), &stat(1000), Digest::of(b"y"), 1001 + CLOCK_TICK);
         index.insert(&path("a"), &stat(1000), Digest::of(b"y"), 1000);
-        index.merge_pending();
         assert_eq!(digest_if_unchanged(&index, "a", &stat(1000)), None);
     }
 
@@ -466,7 +396,6 @@ mod tests {
         let mut index = Index::default();
         for (tick, cached) in [(SECOND + COARSE_TICK, false), (SECOND + COARSE_TICK + 1, true)] {
             index.insert(&path("a"), &stat(SECOND), Digest::of(b"x"), tick);
-            index.merge_pending();
             assert_eq!(digest_if_unchanged(&index, "a", &stat(SECOND)).is_some(), cached, "{tick}");
         }
     }
@@ -476,7 +405,7 @@ mod tests {
         paths.iter().for_each(|text| {
             index.insert(&path(text), &stat(1), Digest::of(text.as_bytes()), CLOCK_TICK * 2);
         });
-        index.merge_pending();
+        index.merge_all();
         index
     }
 
@@ -490,7 +419,7 @@ mod tests {
         // Printed and read back, so that both kinds of slots are covered.
         let read = parse(printed(index)).unwrap();
         let rows = |folder: &RepoPath| {
-            read.rows(folder).iter().map(|row| folder.join(row.0).unwrap().to_text()).collect::<Vec<_>>()
+            read.old_rows(folder).iter().map(|row| folder.join(row.0).unwrap().to_text()).collect::<Vec<_>>()
         };
         read.folders.keys().flat_map(rows).collect()
     }
@@ -501,6 +430,42 @@ mod tests {
         index.retain_files(&path("d"), &[b"b", b"e"]);
         index.retain_folders(&path("d"), &BTreeSet::from([path("d"), path("d/f")]));
         assert_eq!(names(&index), ["d2", "d/b", "d.x/y", "d/f/g"]);
+    }
+
+    #[test]
+    fn new_rows_are_found_and_removed_like_others() {
+        let mut index = index(&["d/a", "d/b", "d/e/c"]);
+        index.insert(&path("d/a"), &stat(1), Digest::of(b"new"), CLOCK_TICK * 2);
+        index.insert(&path("d/b"), &stat(1), Digest::of(b"new"), 0);
+        index.insert(&path("d/e/x"), &stat(1), Digest::of(b"new"), CLOCK_TICK * 2);
+        index.insert(&path("d/n/x"), &stat(1), Digest::of(b"new"), CLOCK_TICK * 2);
+        let found = |index: &Index| {
+            ["d/a", "d/b", "d/e/c", "d/e/x", "d/n/x"].map(|text| digest_if_unchanged(index, text, &stat(1)))
+        };
+        let new = Some(Digest::of(b"new"));
+        assert_eq!(found(&index), [new, None, Some(Digest::of(b"d/e/c")), new, new]);
+        index.retain_files(&path("d/e"), &[b"c"]);
+        index.retain_folders(&path("d"), &BTreeSet::from([path("d"), path("d/e")]));
+        let kept = [new, None, Some(Digest::of(b"d/e/c")), None, None];
+        assert_eq!(found(&index), kept);
+        index.merge_all();
+        assert_eq!(found(&index), kept);
+    }
+
+    #[test]
+    fn many_single_files_of_one_folder_are_parsed_and_merged_once() {
+        let mut index = parse(printed(&index(&["d/a", "d/b"]))).unwrap();
+        let place = |index: &Index| index.folder(&path("d")).unwrap().names.as_ptr();
+        let first = place(&index);
+        for number in 0..100 {
+            index.insert(&path(&format!("d/{number}")), &stat(1), Digest::of(b"x"), CLOCK_TICK * 2);
+            index.retain_folders(&path(&format!("d/{number}")), &BTreeSet::new());
+            assert_eq!(place(&index), first, "parsed or merged again for file {number}");
+        }
+        for number in 0..MAX_NEW_ROWS {
+            index.insert(&path(&format!("e/{number}")), &stat(1), Digest::of(b"x"), CLOCK_TICK * 2);
+        }
+        assert!(index.new_rows < MAX_NEW_ROWS && place(&index) != first, "of many, few are kept beside");
     }
 
     #[test]

@@ -30,6 +30,7 @@ mod relink;
 mod remove;
 mod rename;
 mod retire;
+mod rows;
 mod scan;
 mod select;
 mod siblings;

@@ -171,7 +171,6 @@ fn place_all(
             }
         }
     }
-    index.merge_pending();
     stopped.map_or(Ok(()), Err)
 }
 

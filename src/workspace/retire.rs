@@ -19,12 +19,12 @@ use crate::{
 impl Workspace<'_> {
     /// Returns the data that this worktree last had at paths that nothing records now, as far as it is here.
     /// `claimed` are the paths that pointers and stages record or declare.
-    pub fn unrecorded_data(&self, claimed: &[RepoPath]) -> Result<Vec<Pointer>> {
+    pub fn unrecorded_data(&self, claimed: &BTreeSet<RepoPath>) -> Result<Vec<Pointer>> {
         if self.lacks_tracked_pipeline()? {
             return Ok(Vec::new());
         }
         let mut found = self.last_contents();
-        found.retain(|data| !claimed.iter().any(|path| path.overlaps(&data.path)));
+        found.retain(|data| !data.path.overlaps_any(claimed));
         let mut here = Vec::new();
         for data in found {
             // A pointer that Git tracks and that is not here was not checked out, or deleted by hand.
@@ -40,7 +40,7 @@ impl Workspace<'_> {
 
     /// Returns true if the pointer that Git tracks of this data was moved by hand: the same one is at another
     /// path, where Git does not track it yet.
-    fn is_moved(&self, data: &Pointer, claimed: &[RepoPath]) -> Result<bool> {
+    fn is_moved(&self, data: &Pointer, claimed: &BTreeSet<RepoPath>) -> Result<bool> {
         let git = &self.repo.git;
         if git.read_skipped(&data.file())?.is_some() {
             return Ok(false);

@@ -109,12 +109,9 @@ fn scan_all(
     let Some(mut node) = scanner.node(path.clone(), entry, known)? else { return Ok(None) };
     let digests = scanner.finish()?;
     fill(&mut node, &mut digests.into_iter());
-    let mut index = workspace.index.borrow_mut();
     if filter.is_unrestricted() {
-        index.retain_folders(path, &scanner.walked);
+        workspace.index.borrow_mut().retain_folders(path, &scanner.walked);
     }
-    index.merge_pending();
-    drop(index);
     // A partial scan of a folder does not know all of its pages' entries, so that none is stored.
     node.compute_digests(&mut scanner.writer.filter(|_| filter.is_unrestricted()))?;
     let stored = scanner.stored;
