@@ -106,8 +106,8 @@ impl Git {
         Ok(found)
     }
 
-    /// Leaves out the paths that their own line keeps out of Git for certain. Many rules are not tried on many
-    /// paths then.
+    /// Leaves out the paths that their own line keeps out of Git for certain. Many rules are not tried on
+    /// many paths then.
     fn unlisted<'p>(&self, targets: &[Target<'p>]) -> Vec<Target<'p>> {
         let Ok(workspace) = Root::open(self.root()) else { return targets.to_vec() };
         let mut texts: BTreeMap<RepoPath, Vec<u8>> = BTreeMap::new();
