@@ -6,6 +6,8 @@
 //! added and run meanwhile. While any lockfile cannot be read, everything stays, since that lockfile may
 //! record the same outputs.
 
+use std::rc::Rc;
+
 use crate::{
     error::{Error, Result},
     fs::Sync,
@@ -99,7 +101,7 @@ pub fn remove(pipelines: &Pipelines<'_, '_>, folder: &RepoPath) -> Result<Vec<St
 /// Reads the files of a pipeline as they are now; none if its `mlx.toml` is missing or broken.
 fn gone_now(pipelines: &Pipelines<'_, '_>, folder: &RepoPath) -> Result<Option<(Manifest, Lockfile)>> {
     let Ok(Some(manifest)) = read_manifest(pipelines.workspace, folder) else { return Ok(None) };
-    Ok(Some((manifest, read_lockfile(pipelines.workspace.repo, folder)?)))
+    Ok(Some((manifest, Rc::unwrap_or_clone(read_lockfile(pipelines.workspace.repo, folder)?))))
 }
 
 /// Returns the records whose stages a manifest does not have.

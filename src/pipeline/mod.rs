@@ -92,7 +92,7 @@ impl<'r> Pipeline<'_, 'r> {
     }
 
     /// Reads the lockfile; a missing one is read as empty.
-    pub fn read_lockfile(&self) -> Result<Lockfile> {
+    pub fn read_lockfile(&self) -> Result<Rc<Lockfile>> {
         read_lockfile(self.repo(), &self.folder)
     }
 

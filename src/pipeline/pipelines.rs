@@ -341,7 +341,7 @@ impl<'w, 'r> Pipelines<'w, 'r> {
         Ok(self.recorded_outputs()?.unreadable)
     }
 
-    fn broken_lockfiles(&self) -> impl Iterator<Item = (&RepoPath, Result<Lockfile>)> {
+    fn broken_lockfiles(&self) -> impl Iterator<Item = (&RepoPath, Result<Rc<Lockfile>>)> {
         let repo = self.workspace.repo;
         self.broken.iter().map(move |broken| (&broken.folder, read_lockfile(repo, &broken.folder)))
     }

@@ -1,6 +1,10 @@
 //! The lockfiles of all pipelines of the repository, each read when it is first needed.
 
-use std::{cell::OnceCell, collections::BTreeMap};
+use std::{
+    cell::{OnceCell, RefCell},
+    collections::BTreeMap,
+    rc::Rc,
+};
 
 use crate::{
     error::Result,
@@ -13,17 +17,35 @@ use crate::{
 /// Stage records of all pipelines, as of the time each lockfile is first asked for.
 pub struct Records<'f> {
     repo: &'f Repo,
-    folders: BTreeMap<RepoPath, OnceCell<Lockfile>>,
+    folders: BTreeMap<RepoPath, OnceCell<Rc<Lockfile>>>,
+}
+
+thread_local! {
+    /// The last lockfile that was parsed, with its path and its bytes: each stage of a pipeline reads the file
+    /// again, as other commands may have changed it, and most find the same bytes.
+    static LAST_PARSED: RefCell<Option<(RepoPath, Vec<u8>, Rc<Lockfile>)>> = const { RefCell::new(None) };
 }
 
 /// Reads the lockfile in `folder`, also one that a sparse checkout leaves out; a missing one is read as
 /// empty.
-pub fn read_lockfile(repo: &Repo, folder: &RepoPath) -> Result<Lockfile> {
+pub fn read_lockfile(repo: &Repo, folder: &RepoPath) -> Result<Rc<Lockfile>> {
     let path = folder.join(LOCKFILE.as_bytes())?;
     if repo.git.is_unmerged(&path)? {
         return Err(Lockfile::unmerged_error(&path));
     }
-    Lockfile::parse(&path, &repo.read_document(&path)?.unwrap_or_default())
+    let bytes = repo.read_document(&path)?.unwrap_or_default();
+    parse(path, bytes)
+}
+
+fn parse(path: RepoPath, bytes: Vec<u8>) -> Result<Rc<Lockfile>> {
+    let is_same = |(last, old, _): &&(RepoPath, Vec<u8>, _)| *last == path && *old == bytes;
+    if let Some(known) = LAST_PARSED.with_borrow(|last| last.as_ref().filter(is_same).map(|it| it.2.clone()))
+    {
+        return Ok(known);
+    }
+    let parsed = Rc::new(Lockfile::parse(&path, &bytes)?);
+    LAST_PARSED.set(Some((path, bytes, Rc::clone(&parsed))));
+    Ok(parsed)
 }
 
 impl<'f> Records<'f> {
@@ -71,5 +93,20 @@ impl<'f> Records<'f> {
             }
         }
         unreadable.map_or(Ok(None), Err)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_bytes_are_parsed_once() {
+        let path = |text| RepoPath::from_text(text).unwrap();
+        let first = parse(path("mlx.lock"), Vec::new()).unwrap();
+        assert!(Rc::ptr_eq(&first, &parse(path("mlx.lock"), Vec::new()).unwrap()));
+        assert!(!Rc::ptr_eq(&first, &parse(path("sub/mlx.lock"), Vec::new()).unwrap()));
+        let other = parse(path("sub/mlx.lock"), b"format = 2\n".to_vec()).unwrap();
+        assert!(!Rc::ptr_eq(&other, &parse(path("sub/mlx.lock"), Vec::new()).unwrap()));
     }
 }

@@ -256,7 +256,7 @@ impl Pipeline<'_, '_> {
         };
         let store = &self.repo().store;
         if self.workspace.is_base(path, content)
-            || names(&self.read_lockfile()?)
+            || names(self.read_lockfile()?.as_ref())
             || run_cache::has_output(store, path, content)?
         {
             return Ok(true);

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
+    rc::Rc,
 };
 
 use crate::{
@@ -428,7 +429,7 @@ impl Pipeline<'_, '_> {
     ) -> Result<()> {
         let _lock = self.repo().lock()?;
         self.workspace.clean_folder(&self.folder, progress)?;
-        let mut lock = self.read_lockfile()?;
+        let mut lock = Rc::unwrap_or_clone(self.read_lockfile()?);
         let before = lock.to_toml();
         lock.set(name, record);
         let path = self.lockfile_path()?;
