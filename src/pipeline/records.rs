@@ -21,8 +21,8 @@ pub struct Records<'f> {
 }
 
 thread_local! {
-    /// The last lockfile that was parsed, with its path and its bytes: each stage of a pipeline reads the file
-    /// again, as other commands may have changed it, and most find the same bytes.
+    /// The last lockfile that was parsed, with its path and its bytes: each stage of a pipeline reads the
+    /// file again, as other commands may have changed it, and most find the same bytes.
     static LAST_PARSED: RefCell<Option<(RepoPath, Vec<u8>, Rc<Lockfile>)>> = const { RefCell::new(None) };
 }
 
