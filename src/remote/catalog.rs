@@ -2,7 +2,10 @@
 //!
 //! Indexes never change, so that each is read once and cached.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cell::OnceCell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 
@@ -11,7 +14,7 @@ use crate::{
     error::{Result, WithContext},
     fs::Sync,
     path::RepoPath,
-    remote::{Access, PARALLEL, Remote, cache_folder},
+    remote::{Access, PARALLEL, Remote, cache_folder, lookup::Lookup},
     repo::Repo,
     store::{Index, Kind, Row},
 };
@@ -19,6 +22,10 @@ use crate::{
 /// The pack indexes of a remote, except those whose pack is missing.
 pub struct Catalog {
     indexes: BTreeMap<Digest, Index>,
+    /// Over the packs that were there when the catalog was loaded.
+    lookup: OnceCell<Lookup>,
+    /// Packs that were added since.
+    added: Vec<Digest>,
     /// Packs that have an index but no longer exist, or whose index and end are damaged.
     pub lost_packs: Vec<Digest>,
     /// Packs in which a reader found damage.
@@ -73,6 +80,8 @@ impl Catalog {
         let listing = remote.wait("list", list(&remote.operator))?;
         let mut catalog = Self {
             indexes: BTreeMap::new(),
+            lookup: OnceCell::new(),
+            added: Vec::new(),
             lost_packs: Vec::new(),
             damaged_packs: listing.damaged,
             root_lists: listing.roots,
@@ -145,12 +154,18 @@ impl Catalog {
 
     /// Returns the pack and the row of an object of one of these kinds.
     pub fn find(&self, digest: &Digest, kinds: &[Kind]) -> Option<(Digest, Row)> {
-        self.indexes.iter().find_map(|(pack, index)| Some((*pack, index.find(digest, kinds)?)))
+        self.copies(digest, kinds).next()
     }
 
     /// Returns all copies of an object: the same run may have been recorded more than once.
     pub fn find_all(&self, digest: &Digest, kinds: &[Kind]) -> Vec<(Digest, Row)> {
-        self.indexes.iter().filter_map(|(pack, index)| Some((*pack, index.find(digest, kinds)?))).collect()
+        self.copies(digest, kinds).collect()
+    }
+
+    fn copies(&self, digest: &Digest, kinds: &[Kind]) -> impl Iterator<Item = (Digest, Row)> {
+        let lookup = self.lookup.get_or_init(|| Lookup::new(&self.indexes));
+        let packs = lookup.packs(digest).chain(&self.added);
+        packs.filter_map(|pack| Some((*pack, self.indexes.get(pack)?.find(digest, kinds)?)))
     }
 
     /// Returns true if the remote has the bytes of a file, whole or in chunks. If packs were lost, a list of
@@ -165,7 +180,10 @@ impl Catalog {
     pub fn insert(&mut self, repo: &Repo, remote: &Remote, name: Digest, index: Vec<u8>) -> Result<()> {
         let (root, folder) = cache_folder(repo, remote);
         root.write(&folder.join(name.hex().as_bytes())?, &index, Sync::Later)?;
+        // The lookup may not be there yet, and is of the packs before.
+        self.lookup.get_or_init(|| Lookup::new(&self.indexes));
         self.indexes.insert(name, Index::parse(index)?);
+        self.added.push(name);
         Ok(())
     }
 }

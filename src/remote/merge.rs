@@ -22,6 +22,8 @@ use crate::{
 
 /// Number of small packs beyond which they are merged.
 const MAX_SMALL_PACKS: usize = 50;
+/// Bytes of packs that one push merges at most.
+const MAX_MERGED: usize = 64 << 20;
 /// Size below which a pack is small, in bytes.
 const SMALL_SIZE: u64 = 1 << 20;
 
@@ -36,7 +38,7 @@ pub fn merge_small_packs(
     if small.len() <= MAX_SMALL_PACKS {
         return Ok(());
     }
-    let (mut merged, mut seen) = (Vec::new(), HashSet::new());
+    let (mut merged, mut seen, mut size) = (Vec::new(), HashSet::new(), 0);
     let mut objects: Vec<(Row, Vec<u8>)> = Vec::new();
     for name in small {
         let Some(bytes) = remote.read_if_there(&pack_path(&name))?.filter(|bytes| Digest::of(bytes) == name)
@@ -49,6 +51,10 @@ pub fn merge_small_packs(
             objects.push((row, stored.to_vec()));
         }
         merged.push(name);
+        size += bytes.len();
+        if size > MAX_MERGED {
+            break;
+        }
     }
     // Contents before the pages that name them, as in every push.
     objects.sort_by_key(|(row, _)| (row.kind == Kind::Run, row.kind == Kind::Tree));

@@ -21,6 +21,7 @@ mod chunks;
 mod failure;
 mod fetch;
 mod leftovers;
+mod lookup;
 mod merge;
 mod plan;
 mod push;
