@@ -378,6 +378,62 @@ fn a_partial_clone_fetches_what_it_needs_in_few_requests() {
 }
 
 #[test]
+fn objects_that_a_remote_refuses_do_not_keep_others_from_a_partial_clone() {
+    let sandbox = setup();
+    sandbox.git("config uploadpack.allowFilter true");
+    sandbox.git("config uploadpack.allowAnySHA1InWant true");
+    for number in 0..9 {
+        sandbox.write("data/a", number.to_string());
+        sandbox.ok("add data");
+        sandbox.commit(&format!("commit-{number}"));
+    }
+    let folder = sandbox.root().join("partial");
+    let from = format!("file://{}", sandbox.repo.display());
+    sandbox.git(&format!("clone -q --filter=blob:none {from} {}", folder.display()));
+    let clone = sandbox.at(&folder);
+    let pointers: Vec<_> =
+        (1..8).map(|back| sandbox.git(&format!("rev-parse HEAD~{back}:data.mlx"))).collect();
+    // The remote lost two of the pointers.
+    for lost in [&pointers[1], &pointers[4]] {
+        fs::remove_file(sandbox.repo.join(".git/objects").join(&lost[..2]).join(lost[2..].trim())).unwrap();
+    }
+    let error = clone.fails("log data", 7);
+    assert!(error.contains("partial clone lacks objects") && error.contains("`origin`"), "{error}");
+    let is_here = |id: &String| {
+        let mut command = sandbox.command("git", &folder);
+        command.env("GIT_NO_LAZY_FETCH", "1").args(["cat-file", "-e", id.trim()]);
+        command.output().unwrap().status.success()
+    };
+    let here: Vec<_> = pointers.iter().map(is_here).collect();
+    assert_eq!(here, [true, false, true, true, false, true, true]);
+}
+
+#[test]
+fn a_branch_whose_commit_is_missing_is_an_error() {
+    let sandbox = Sandbox::new();
+    sandbox.write("data", "1");
+    sandbox.ok("add data");
+    sandbox.commit("one");
+    let id = sandbox.git("rev-parse HEAD");
+    let object = sandbox.repo.join(".git/objects").join(&id[..2]).join(id[2..].trim());
+    let bytes = fs::read(&object).unwrap();
+    for (name, log) in [("refs/heads/main", "logs/refs/heads/main`"), ("HEAD", "logs/HEAD`")] {
+        if name == "HEAD" {
+            fs::write(&object, &bytes).unwrap();
+            sandbox.git("checkout -q --detach");
+        }
+        fs::remove_file(&object).unwrap();
+        for args in ["status", "checkout", "lineage data", "gc", "add data"] {
+            let error = sandbox.fails(args, 5);
+            assert!(error.contains(&format!("the commit of `{name}`")), "{args}: {error}");
+            assert!(error.contains(id.trim()) && error.contains(log), "{args}: {error}");
+        }
+    }
+    fs::write(&object, &bytes).unwrap();
+    assert_eq!(sandbox.json("status")["clean"], true);
+}
+
+#[test]
 fn a_broken_head_is_an_error_and_an_unborn_branch_is_not() {
     let sandbox = Sandbox::new();
     sandbox.write("data", "1");

@@ -9,8 +9,8 @@
 use std::collections::{BTreeSet, BinaryHeap, HashMap};
 
 use crate::{
-    error::{Error, Kind, Result, WithContext},
-    git::{Git, Rev, from_gix},
+    error::Result,
+    git::{Git, Rev, from_gix, unreadable},
 };
 
 const BEFORE: u8 = 1;
@@ -81,8 +81,9 @@ impl Git {
             if boundary.contains(&id) {
                 continue;
             }
-            let context = || format!("cannot read the commit {id}");
-            let commit = from_gix(self.repo.find_commit(id), context)?;
+            let commit = self.repo.find_commit(id);
+            let commit =
+                commit.map_err(|error| unreadable(&error, &format!("cannot read the commit {id}")))?;
             for parent in commit.parent_ids() {
                 walk.enqueue(self, parent.detach(), sides)?;
             }
@@ -103,9 +104,9 @@ impl Walk {
             return Ok(());
         }
         if visit.sides == 0 {
-            let commit = git.repo.find_commit(id).map_err(|it| Error::new(Kind::Internal, it.to_string()));
-            let time = commit.and_then(|commit| from_gix(commit.time(), || "cannot read its time".into()));
-            visit.time = time.context(|| format!("cannot read the commit {id}"))?.seconds;
+            let context = || format!("cannot read the commit {id}");
+            let commit = git.repo.find_commit(id).map_err(|error| unreadable(&error, &context()))?;
+            visit.time = from_gix(commit.time(), context)?.seconds;
         }
         if visit.sides != 0 && visit.sides != BOTH && visit.sides | side == BOTH {
             self.one_sided -= visit.queued;

@@ -6,7 +6,7 @@ use gix::revision::walk::Sorting;
 
 use crate::{
     error::{Error, Result},
-    git::{Git, Rev, from_gix},
+    git::{Git, Rev, from_gix, unreadable},
     path::{MAX_DEPTH, RepoPath},
     time::Timestamp,
 };
@@ -30,6 +30,9 @@ impl BlobId {
     }
 }
 
+/// Context of an error of a walk over commits.
+const HISTORY: &str = "cannot read Git's history";
+
 /// Cache of the folders with a file of one name, by tree, so that trees that commits share are read once.
 #[derive(Default)]
 pub struct FolderCache(HashMap<gix::ObjectId, Vec<RepoPath>>);
@@ -38,6 +41,7 @@ pub struct FolderCache(HashMap<gix::ObjectId, Vec<RepoPath>>);
 #[derive(Clone, Debug)]
 pub struct Commit {
     pub rev: Rev,
+    /// Without those that are missing in a shallow clone by design.
     pub parents: Vec<Rev>,
     pub when: Timestamp,
     pub author: String,
@@ -116,33 +120,53 @@ impl Git {
 
     /// Lists the commits reachable from `from`, including these, newest first and children before parents.
     pub fn log(&self, from: &[Rev]) -> Result<Vec<Commit>> {
-        let context = || "cannot read Git's history".into();
+        let (commits, errors) = self.readable_log(from)?;
+        errors.into_iter().next().map_or(Ok(commits), Err)
+    }
+
+    /// Lists the commits that [`Git::log`] does, as far as they can be read, and the errors for the others.
+    pub fn readable_log(&self, from: &[Rev]) -> Result<(Vec<Commit>, Vec<Error>)> {
         let tips = from.iter().map(|it| it.0);
         let sorting = Sorting::ByCommitTime(Default::default());
-        let walk = from_gix(self.repo.rev_walk(tips).sorting(sorting).all(), context)?;
-        walk.map(|it| self.commit(&Rev(from_gix(it, context)?.id))).collect()
+        let walk = self.repo.rev_walk(tips).sorting(sorting).all();
+        let walk = walk.map_err(|error| unreadable(&error, HISTORY))?;
+        let (mut commits, mut errors) = (Vec::new(), Vec::new());
+        for found in walk {
+            let found = found.map_err(|error| unreadable(&error, HISTORY));
+            match found.and_then(|found| self.commit(&Rev(found.id))) {
+                Ok(commit) => commits.push(commit),
+                Err(error) => errors.push(error),
+            }
+        }
+        Ok((commits, errors))
     }
 
     /// Reads the metadata of one commit.
     pub fn commit(&self, rev: &Rev) -> Result<Commit> {
         let context = || format!("cannot read the commit {}", rev.short());
-        let commit = from_gix(self.repo.find_commit(rev.0), context)?;
+        let commit = self.repo.find_commit(rev.0).map_err(|error| unreadable(&error, &context()))?;
+        let mut parents: Vec<Rev> = commit.parent_ids().map(|id| Rev(id.detach())).collect();
+        let is_here = |rev: &Rev| self.repo.has_object(rev.0);
+        if !parents.iter().all(is_here) && self.is_shallow_at(rev)? {
+            parents.retain(is_here);
+        }
         let author = from_gix(commit.author(), context)?;
         let author_text = format!("{} <{}>", author.name, author.email);
         let when = from_gix(commit.time(), context)?.seconds;
         let summary = from_gix(commit.message(), context)?.summary().to_string();
         Ok(Commit {
             rev: rev.clone(),
-            // In a shallow clone, the parents of the oldest commits are missing.
-            parents: commit
-                .parent_ids()
-                .filter(|id| self.repo.has_object(id))
-                .map(|id| Rev(id.detach()))
-                .collect(),
+            parents,
             when: Timestamp::from_seconds(when),
             author: author_text,
             summary,
         })
+    }
+
+    /// Returns true for one of the oldest commits of a shallow clone, whose parents are missing.
+    fn is_shallow_at(&self, rev: &Rev) -> Result<bool> {
+        let boundary = from_gix(self.repo.shallow_commits(), || HISTORY.to_owned())?;
+        Ok(boundary.is_some_and(|commits| commits.contains(&rev.0)))
     }
 
     /// Returns the commit that is checked out, the one that was before the last merge, reset or rebase, and
@@ -164,8 +188,6 @@ impl Git {
             return Ok((revs, Vec::new()));
         }
         pending.extend(missing);
-        let shallow = from_gix(self.repo.shallow_commits(), || "cannot read Git's history".into())?;
-        let is_last = |rev: &Rev| shallow.as_ref().is_some_and(|commits| commits.contains(&rev.0));
         let (mut revs, mut errors, mut known) = (Vec::new(), Vec::new(), HashSet::new());
         while let Some(rev) = pending.pop() {
             if !known.insert(rev.clone()) {
@@ -176,7 +198,9 @@ impl Git {
             match object.and_then(|object| from_gix(object.try_into_commit(), context)) {
                 Ok(commit) => {
                     let parents = commit.parent_ids().map(|id| Rev(id.detach()));
-                    pending.extend(parents.filter(|_| !is_last(&rev)));
+                    if !self.is_shallow_at(&rev)? {
+                        pending.extend(parents);
+                    }
                     revs.push(rev);
                 }
                 Err(error) => errors.push(error),

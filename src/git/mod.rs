@@ -33,7 +33,7 @@ pub use self::{
 };
 
 use std::{
-    cell::{Cell, OnceCell},
+    cell::{Cell, RefCell},
     fmt,
     path::{Path, PathBuf},
     process::Command,
@@ -49,8 +49,8 @@ use crate::{
 pub struct Git {
     repo: gix::Repository,
     root: PathBuf,
-    /// The reason for which the remote of a partial clone did not send objects, once it was asked in vain.
-    not_sent: OnceCell<String>,
+    /// What the remote of a partial clone did not send.
+    not_sent: RefCell<promised::NotSent>,
     /// Number of objects read, other than the commits that a walk of history visits.
     reads: Cell<u64>,
 }
@@ -80,6 +80,11 @@ impl fmt::Display for Rev {
 /// Converts an error of `gix`, with a message that names the failed operation.
 fn from_gix<T, E: fmt::Display>(result: Result<T, E>, context: impl FnOnce() -> String) -> Result<T> {
     result.map_err(|error| Error::new(Kind::Internal, format!("{}: {error}", context())))
+}
+
+/// Returns the error for an object or a history that cannot be read, with a message that names it.
+fn unreadable(error: &dyn fmt::Display, context: &str) -> Error {
+    Error::corrupt(format!("{context}: {error}")).hint("check the repository with `git fsck`")
 }
 
 impl Git {

@@ -4,7 +4,7 @@
 //! the rest, which garbage collection would take for garbage. Git's own `gc` does not regard it either.
 
 use std::{
-    cell::{Cell, OnceCell},
+    cell::{Cell, RefCell},
     ffi::OsStr,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
@@ -40,7 +40,8 @@ impl Git {
                 .hint("use a clone with a worktree")
         })?;
         let root = fs::canonicalize(&root).unwrap_or(root);
-        Ok(Self { repo, root, not_sent: OnceCell::new(), reads: Cell::new(0) })
+        check_head_commit(&repo)?;
+        Ok(Self { repo, root, not_sent: RefCell::default(), reads: Cell::new(0) })
     }
 
     /// Like [`Git::discover`], for a command that works on the files in `start`. Refuses a repository whose
@@ -106,6 +107,24 @@ fn unreadable_head(repo: &gix::Repository, error: &dyn std::fmt::Display) -> Err
     let file = if fs::is_file(&file) { file } else { repo.common_dir().join("packed-refs") };
     let reason = error.to_string().replace('\n', " ");
     Error::corrupt(format!("cannot read `{}`: {reason}", file.display())).hint(hint)
+}
+
+/// Fails if the commit that is checked out is missing: the repository would look like one without commits.
+fn check_head_commit(repo: &gix::Repository) -> Result<()> {
+    let Ok(mut head) = repo.head() else { return Ok(()) };
+    if head.is_unborn() {
+        return Ok(());
+    }
+    let Err(error) = head.peel_to_commit() else { return Ok(()) };
+    let branch = head.referent_name();
+    let log = branch.map_or_else(|| repo.git_dir(), |_| repo.common_dir()).join("logs");
+    let name = branch.map_or_else(|| "HEAD".to_owned(), |name| name.as_bstr().to_string());
+    let error = Error::corrupt(format!("cannot read the commit of `{name}`, which is checked out: {error}"));
+    Err(error.hint(format!(
+        "check the repository with `git fsck`; `git fetch` gets the commit from a clone that has it, and \
+         `{}` tells which commits came before",
+        log.join(name).display()
+    )))
 }
 
 /// Returns the innermost folder from `start` upwards that has a `.git`, and that `.git`.

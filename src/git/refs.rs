@@ -15,7 +15,7 @@ use gix::{bstr::ByteSlice as _, objs::Kind as ObjectKind};
 use crate::{
     error::Result,
     fs,
-    git::{BlobId, Git, Rev, from_gix, index::staged_files},
+    git::{BlobId, Git, Rev, from_gix, index::staged_files, unreadable},
     path::{MAX_DEPTH, RepoPath},
 };
 
@@ -207,9 +207,9 @@ impl Git {
 
     /// Lists all commits reachable from `from`, including these, in no particular order.
     pub fn ancestors(&self, from: &[Rev]) -> Result<Vec<Rev>> {
-        let context = || "cannot read Git's history".into();
-        let walk = from_gix(self.repo.rev_walk(from.iter().map(|it| it.0)).all(), context)?;
-        walk.map(|it| Ok(Rev(from_gix(it, context)?.id))).collect()
+        let failed = |error: gix::Error| unreadable(&error, "cannot read Git's history");
+        let walk = self.repo.rev_walk(from.iter().map(|it| it.0)).all().map_err(failed)?;
+        walk.map(|it| Ok(Rev(it.map_err(failed)?.id))).collect()
     }
 }
 

@@ -3,14 +3,17 @@
 //! An input is traced further only if its recorded content is the one that the current stage record or
 //! pointer names. Pointers and lockfiles that cannot be read are left out, and named.
 
-use std::{cell::RefCell, collections::BTreeMap};
+use std::{
+    cell::{Cell, OnceCell, RefCell},
+    collections::BTreeMap,
+};
 
 use crate::{
     digest::Digest,
     document::Value,
     error::{Error, Kind, Result},
     git::{Commit, Git, Rev},
-    lineage::versions::{State, introducing_commit, state_at, unreadable},
+    lineage::versions::{State, history, introducing_commit, state_at},
     path::RepoPath,
     pipeline::{Lockfile, StageId, StageRecord},
     pointer::{Content, Pointer, SUFFIX},
@@ -36,6 +39,8 @@ pub enum Introduction {
     NotCommitted,
     /// The store lacks trees of commits that may have done so.
     Unknown,
+    /// Commits that may have done so cannot be read.
+    Unreadable,
 }
 
 /// A file or folder with its content, origin and inputs.
@@ -72,6 +77,10 @@ struct Sources<'s> {
     store: &'s Store,
     /// Commit from which history is searched.
     start: Option<Rev>,
+    /// That commit and its ancestors, newest first, as far as they can be read.
+    history: OnceCell<Vec<Commit>>,
+    /// True if some of them cannot be read.
+    is_cut: Cell<bool>,
     /// Lockfiles, each with its folder.
     locks: Vec<(RepoPath, Lockfile)>,
     pointers: BTreeMap<RepoPath, Content>,
@@ -101,6 +110,8 @@ pub fn trace(
         git,
         store,
         start: rev.cloned().or_else(|| git.head()),
+        history: OnceCell::new(),
+        is_cut: Cell::new(false),
         locks: Vec::new(),
         pointers: BTreeMap::new(),
         problems: RefCell::default(),
@@ -191,8 +202,13 @@ impl Sources<'_> {
         };
         let introduction = match self.commit(path, &content) {
             Ok(Some(commit)) => Introduction::Commit(commit),
+            Ok(None) if self.is_cut.get() => Introduction::Unreadable,
             Ok(None) => Introduction::NotCommitted,
             Err(error) if error.kind() == Kind::NotFound => Introduction::Unknown,
+            Err(error) if error.kind() == Kind::Corrupt => {
+                self.note(error);
+                Introduction::Unreadable
+            }
             Err(error) => return Err(error),
         };
         Ok(Node { path: path.clone(), content, origin, introduction, inputs })
@@ -211,27 +227,36 @@ impl Sources<'_> {
     /// Returns the commit that introduced this content of a path.
     fn commit(&self, path: &RepoPath, content: &Content) -> Result<Option<Commit>> {
         let Some(start) = &self.start else { return Ok(None) };
-        match state_at(self.git, self.store, start, path)? {
-            State::Absent => return self.plain_commit(start, path, content),
-            State::Unreadable { why, .. } => self.note(unreadable(start, &why)),
-            State::Content(_) => {}
+        if state_at(self.git, self.store, start, path)? == State::Absent {
+            return self.plain_commit(start, path, content);
         }
-        match introducing_commit(self.git, self.store, start, path, &content.digest) {
+        let (history, note) = (self.history(start)?, |error| self.note(error));
+        match introducing_commit(self.git, self.store, history, path, &content.digest, &note) {
             Ok(None) => self.plain_commit(start, path, content),
             found => found,
         }
     }
 
+    fn history(&self, start: &Rev) -> Result<&[Commit]> {
+        if let Some(known) = self.history.get() {
+            return Ok(known);
+        }
+        let (commits, errors) = history(self.git, start)?;
+        self.is_cut.set(!errors.is_empty());
+        errors.into_iter().for_each(|error| self.note(error));
+        Ok(self.history.get_or_init(|| commits))
+    }
+
     /// Returns the newest commit that gave a file tracked by Git this content.
     fn plain_commit(&self, start: &Rev, path: &RepoPath, content: &Content) -> Result<Option<Commit>> {
-        for commit in self.git.log(std::slice::from_ref(start))? {
+        for commit in self.history(start)? {
             let Some(blob) = self.git.blob(&commit.rev, path)? else { continue };
             let mut inherited = false;
             for parent in &commit.parents {
                 inherited |= self.git.blob(parent, path)? == Some(blob);
             }
             if !inherited && Digest::of(&self.git.read_blob(blob)?) == content.digest {
-                return Ok(Some(commit));
+                return Ok(Some(commit.clone()));
             }
         }
         Ok(None)

@@ -38,6 +38,11 @@ impl State {
         if let Self::Content(content) = self { Some(content) } else { None }
     }
 
+    /// Returns the error for a commit with this state if a pointer or lockfile cannot be read there.
+    fn error(&self, rev: &Rev) -> Option<Error> {
+        if let Self::Unreadable { why, .. } = self { Some(unreadable(rev, why)) } else { None }
+    }
+
     /// Returns true if the commit of the other state changed nothing: what cannot be read is compared by the
     /// bytes of its file.
     fn is_same(&self, other: &Self) -> bool {
@@ -50,12 +55,14 @@ impl State {
 
 /// Returns the versions of `path` among the ancestors of `start` and itself, newest first.
 pub fn versions(git: &Git, store: &Store, start: &Rev, path: &RepoPath) -> Result<Vec<Version>> {
+    let (commits, errors) = history(git, start)?;
+    errors.into_iter().next().map_or(Ok(()), Err)?;
     let mut found = Vec::new();
     let mut is_known = false;
-    for commit in history(git, start)? {
+    for commit in commits {
         let current = state_at(git, store, &commit.rev, path)?;
         is_known |= current.content().is_some();
-        if is_version(git, store, &commit, &current, path)? {
+        if is_version(git, store, &commit, &current, path, &|_| {})? {
             let not_run = current.content().is_some() && is_not_run(git, &commit.rev, path)?;
             found.push(Version { commit, state: current, not_run });
         }
@@ -69,22 +76,34 @@ pub fn versions(git: &Git, store: &Store, start: &Rev, path: &RepoPath) -> Resul
 }
 
 /// Returns true if a commit, in which `path` has this state, changed it. A merge that kept one parent's
-/// content did not.
-fn is_version(git: &Git, store: &Store, commit: &Commit, state: &State, path: &RepoPath) -> Result<bool> {
+/// content did not. Calls `note` for each parent that cannot be read.
+fn is_version(
+    git: &Git,
+    store: &Store,
+    commit: &Commit,
+    state: &State,
+    path: &RepoPath,
+    note: &dyn Fn(Error),
+) -> Result<bool> {
+    let mut errors = Vec::new();
     for parent in &commit.parents {
-        if state.is_same(&state_at(git, store, parent, path)?) {
+        let before = state_at(git, store, parent, path)?;
+        if state.is_same(&before) {
             return Ok(false);
         }
+        errors.extend(before.error(parent));
     }
+    errors.into_iter().for_each(note);
     Ok(!commit.parents.is_empty() || *state != State::Absent)
 }
 
-/// Returns a commit and its ancestors, newest first, with their pointers and lockfiles at hand.
-fn history(git: &Git, start: &Rev) -> Result<Vec<Commit>> {
-    let commits = git.log(std::slice::from_ref(start))?;
+/// Returns a commit and its ancestors, newest first, with their pointers and lockfiles at hand, and the errors
+/// for those that cannot be read.
+pub fn history(git: &Git, start: &Rev) -> Result<(Vec<Commit>, Vec<Error>)> {
+    let (commits, errors) = git.readable_log(std::slice::from_ref(start))?;
     let revs: Vec<Rev> = commits.iter().map(|commit| commit.rev.clone()).collect();
     git.prefetch(&revs, is_tracking_file);
-    Ok(commits)
+    Ok((commits, errors))
 }
 
 /// Returns the content of a path at a commit, from its own pointer or that of a folder above it, or from a
@@ -98,7 +117,7 @@ pub fn content_at(git: &Git, store: &Store, rev: &Rev, path: &RepoPath) -> Resul
 }
 
 /// Returns the error for a commit at which a pointer or a lockfile cannot be read.
-pub fn unreadable(rev: &Rev, why: &str) -> Error {
+fn unreadable(rev: &Rev, why: &str) -> Error {
     Error::corrupt(format!("at the commit {}, {why}", rev.short()))
         .hint("name a commit whose pointers and lockfiles can be read")
 }
@@ -173,20 +192,23 @@ fn content_within(store: &Store, pointer: &Pointer, path: &RepoPath) -> Result<S
     }))
 }
 
-/// Returns the newest commit, `start` or an ancestor of it, that made `wanted` the content of `path`. Reads
-/// no trees of commits before its parents.
+/// Returns the first of these commits, newest first, that made `wanted` the content of `path`. Reads no trees
+/// of commits before its parents. Calls `note` for each commit on the way at which a pointer or lockfile cannot
+/// be read.
 pub fn introducing_commit(
     git: &Git,
     store: &Store,
-    start: &Rev,
+    commits: &[Commit],
     path: &RepoPath,
     wanted: &Digest,
+    note: &dyn Fn(Error),
 ) -> Result<Option<Commit>> {
-    for commit in history(git, start)? {
+    for commit in commits {
         let state = state_at(git, store, &commit.rev, path)?;
+        state.error(&commit.rev).into_iter().for_each(note);
         let is_wanted = state.content().is_some_and(|content| content.digest == *wanted);
-        if is_wanted && is_version(git, store, &commit, &state, path)? {
-            return Ok(Some(commit));
+        if is_wanted && is_version(git, store, commit, &state, path, note)? {
+            return Ok(Some(commit.clone()));
         }
     }
     Ok(None)

@@ -160,9 +160,9 @@ fn node(node: &Node) -> Value {
             json!({"rev": commit.rev.to_string(), "author": commit.author, "when": commit.when.to_text(),
                 "summary": commit.summary})
         }
-        Introduction::NotCommitted | Introduction::Unknown => Value::Null,
+        Introduction::NotCommitted | Introduction::Unknown | Introduction::Unreadable => Value::Null,
     };
-    let is_unknown = matches!(node.introduction, Introduction::Unknown);
+    let is_unknown = matches!(node.introduction, Introduction::Unknown | Introduction::Unreadable);
     json!({"path": node.path, "digest": node.content.digest, "size": node.content.size,
         "files": node.content.files,
         "commit": commit, "commit_unknown": is_unknown, "stage": stage,
@@ -272,7 +272,7 @@ fn commit(node: &Node) -> String {
             )
         }
         Introduction::NotCommitted => "not committed".to_owned(),
-        Introduction::Unknown => "commit unknown".to_owned(),
+        Introduction::Unknown | Introduction::Unreadable => "commit unknown".to_owned(),
     }
 }
 
