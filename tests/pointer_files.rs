@@ -212,34 +212,54 @@ fn a_pointer_that_was_removed_with_git_stays_removed() {
     assert!(fs::read_to_string(clone.join("d.mlx")).unwrap().contains("files = 1"));
 }
 
+/// Runs a command, and returns how often it did each disk operation.
+fn operations(sandbox: &Sandbox, args: &str) -> BTreeMap<String, usize> {
+    let log = sandbox.root().join("operations");
+    let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
+    command.args(args.split(' ')).env("MLX_FAULT", format!("tell:{}", log.display()));
+    assert!(command.output().unwrap().status.success(), "{args}");
+    let text = fs::read_to_string(&log).unwrap();
+    fs::remove_file(log).unwrap();
+    let mut counts = BTreeMap::new();
+    text.lines().for_each(|line| *counts.entry(line.to_owned()).or_default() += 1);
+    counts
+}
+
+#[test]
+fn the_work_tree_is_searched_once_for_a_pointer_file_that_is_missing() {
+    const FOLDERS: usize = 20;
+    let sandbox = Sandbox::new();
+    (0..FOLDERS).for_each(|number| sandbox.write(&format!("code{number}/file"), ""));
+    for name in ["a", "b", "c"] {
+        sandbox.write(name, name);
+    }
+    sandbox.ok("add a b c");
+    sandbox.commit("data");
+    for args in ["status", "commit", "checkout", "diff"] {
+        let before = operations(&sandbox, args)["readdir"];
+        let pointer = sandbox.read("a.mlx");
+        fs::remove_file(sandbox.repo.join("a.mlx")).unwrap();
+        let after = operations(&sandbox, args)["readdir"];
+        assert!((before..=before + FOLDERS + 5).contains(&after), "{args}: {before}, then {after}");
+        sandbox.write("a.mlx", pointer);
+        sandbox.ok("checkout");
+    }
+}
+
 /// Returns the number of disk operations of each command on `files` files with a pointer each, all in one
 /// folder.
 fn single_file_operations(files: usize) -> Vec<(&'static str, BTreeMap<String, usize>)> {
     let sandbox = Sandbox::new();
-    let write =
-        || (0..files).for_each(|number| sandbox.write(&format!("d/{number}.bin"), number.to_string()));
-    let counted = |args: &str| {
-        let log = sandbox.root().join("operations");
-        let mut command = sandbox.command(env!("CARGO_BIN_EXE_mlx"), &sandbox.repo);
-        command.args(args.split(' ')).env("MLX_FAULT", format!("tell:{}", log.display()));
-        assert!(command.output().unwrap().status.success(), "{args}");
-        let text = fs::read_to_string(&log).unwrap();
-        fs::remove_file(log).unwrap();
-        let mut counts = BTreeMap::new();
-        text.lines().for_each(|line| *counts.entry(line.to_owned()).or_default() += 1);
-        counts
-    };
+    (0..files).for_each(|number| sandbox.write(&format!("d/{number}.bin"), number.to_string()));
     let mut measured = Vec::new();
     for args in ["add --glob d/*.bin", "add --glob d/*.bin", "status", "checkout", "checkout", "status"] {
-        match measured.len() {
-            0 => write(),
-            3 => (0..files).for_each(|number| {
+        if measured.len() == 3 {
+            (0..files).for_each(|number| {
                 fs::remove_file(sandbox.repo.join(format!("d/{number}.bin"))).unwrap();
-            }),
-            _ => {}
+            });
         }
         std::thread::sleep(std::time::Duration::from_millis(50));
-        measured.push((args, counted(args)));
+        measured.push((args, operations(&sandbox, args)));
     }
     measured
 }

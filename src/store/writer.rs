@@ -40,12 +40,13 @@ impl<'s> Writer<'s> {
         self.pending.contains(digest) || self.pending_trees.contains(digest)
     }
 
-    /// Returns true if the object is stored, in which case it is pinned, or is collected already.
-    pub fn contains(&self, digest: &Digest) -> bool {
-        self.is_pending(digest) || self.store.pin(digest)
+    /// Returns true if an object too large to be collected is stored, in which case it is pinned.
+    pub fn contains_large(&self, digest: &Digest) -> bool {
+        self.store.pin(digest)
     }
 
-    /// Does the same as [`Writer::contains`], but for an object small enough to be in packs only.
+    /// Returns true if an object small enough to be in packs is stored, in which case it is pinned, or is
+    /// collected already.
     pub fn contains_packed(&self, digest: &Digest) -> bool {
         self.is_pending(digest) || self.store.pin_packed(digest)
     }

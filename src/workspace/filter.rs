@@ -164,3 +164,30 @@ impl WalkFilter for ScanFilter<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{fs::Sync, repo::Repo};
+
+    #[test]
+    fn names_that_are_ignored_and_the_folders_of_nested_repositories_are_listed() {
+        let temp = tempfile::tempdir().unwrap();
+        let mut init = std::process::Command::new("git");
+        assert!(init.args(["init", "-q"]).arg(temp.path()).status().unwrap().success());
+        let repo = Repo::init(temp.path()).unwrap();
+        let path = |text: &str| RepoPath::from_text(text).unwrap();
+        for file in ["data/a", "data/b.tmp", "data/c/d.tmp", "data/inner/e"] {
+            repo.files.write(&path(file), b"", Sync::Later).unwrap();
+        }
+        repo.files.write(&path(".mlxignore"), b"*.tmp\n", Sync::Later).unwrap();
+        crate::fs::create_dir(&temp.path().join("data/inner/.git")).unwrap();
+        let workspace = Workspace::open(&repo).unwrap();
+        let filter = ScanFilter::new(&workspace, &path("data"), None).unwrap().list_left_out();
+        repo.files.entries(&path("data"), &filter).unwrap();
+        let mut left_out = filter.into_left_out();
+        left_out.sort();
+        let expected = [("data", "b.tmp"), ("data/c", "d.tmp"), ("data/inner", ".git")];
+        assert_eq!(left_out, expected.map(|(folder, name)| (path(folder), name.as_bytes().to_vec())));
+    }
+}

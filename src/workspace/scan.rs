@@ -283,7 +283,9 @@ impl Scanner<'_, '_, '_, '_> {
             {
                 digest
             }
-            (Some(digest), Some(writer)) if stat.size > MAX_PACKED_SIZE && writer.contains(&digest) => digest,
+            (Some(digest), Some(writer)) if stat.size > MAX_PACKED_SIZE && writer.contains_large(&digest) => {
+                digest
+            }
             _ => {
                 self.jobs.push(Job { path: path.clone(), stat, linked });
                 placeholder()
