@@ -14,7 +14,7 @@ use mlx::{
     progress::Silent,
     repo::Repo,
     store::{EntryKind, Store, TreeEntry, Writer, diff, put_folder, replace},
-    workspace::Workspace,
+    workspace::{AddRules, Workspace},
 };
 
 fn main() {
@@ -90,7 +90,7 @@ fn tracked(count: usize) -> tempfile::TempDir {
     let repo = Repo::discover(temp.path()).unwrap();
     let workspace = Workspace::open(&repo).unwrap();
     let path = RepoPath::from_text("data").unwrap();
-    workspace.add(&path, &[], &Silent).unwrap();
+    workspace.add(&path, AddRules::default(), &Silent).unwrap();
     // Files written within one tick of the clock are hashed once more before the stat cache trusts them.
     std::thread::sleep(std::time::Duration::from_millis(50));
     workspace.content(&path, &Silent).unwrap();

@@ -59,6 +59,15 @@ pub struct Pointer {
     pub content: Content,
 }
 
+/// The versions of a pointer that Git could not merge; `None` where there is none.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sides {
+    /// The version that both sides changed.
+    pub base: Option<Content>,
+    pub ours: Option<Content>,
+    pub theirs: Option<Content>,
+}
+
 /// TOML fields of a pointer file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -105,33 +114,59 @@ impl Pointer {
 
     /// Refuses the pointer file of `path` if it has the marks of a merge conflict.
     pub fn check_unmerged(path: &RepoPath, bytes: &[u8]) -> Result<()> {
-        if !document::has_conflict_markers(&String::from_utf8_lossy(bytes)) {
+        let text = String::from_utf8_lossy(bytes);
+        if !document::has_conflict_markers(&text) {
             return Ok(());
         }
         let file = path.with_suffix(SUFFIX);
-        Err(Error::corrupt(format!("`{file}` has merge conflict markers")).hint(choose_side(&file)))
+        let sides = ["ours", "theirs"].into_iter().zip(marked_digests(&text));
+        let sides: Vec<_> = sides.filter_map(|(name, digest)| Some(side(name, digest?))).collect();
+        let hint = format!(
+            "bring the conflict back with `git checkout -m {file}`, then merge both sides with `mlx add \
+             {path}`, or take one of them from its commit (`git checkout COMMIT -- {file}`)"
+        );
+        Err(document::conflict_error(&file, &sides, hint))
+    }
+
+    /// Returns the error for the pointer file of `path` if it is in conflict in Git's index, whatever it
+    /// holds.
+    pub fn conflict_error(path: &RepoPath, sides: &Sides) -> Error {
+        let file = path.with_suffix(SUFFIX);
+        let both = [("ours", sides.ours), ("theirs", sides.theirs)];
+        let named = both.map(|(name, content)| match content {
+            Some(content) => side(name, content.digest),
+            None => format!("no pointer ({name})"),
+        });
+        let choose = format!("choose one (`git checkout --ours {file}`, or `--theirs`)");
+        let finish = format!("`git add {file}` and `mlx checkout {path}`");
+        let hint = match (sides.ours, sides.theirs) {
+            (Some(ours), Some(theirs))
+                if ours.kind == ContentKind::Tree && theirs.kind == ContentKind::Tree =>
+            {
+                format!("merge both, file by file, with `mlx add {path}`, or {choose}; then {finish}")
+            }
+            (Some(_), Some(theirs)) => format!(
+                "{choose}, then {finish}; `mlx restore b3:{} --to PATH` writes theirs beside it",
+                theirs.digest.short()
+            ),
+            _ => format!("keep it with `git add {file}`, or remove it with `git rm {file}`"),
+        };
+        document::conflict_error(&file, &named, hint)
     }
 
     /// Refuses the pointer file of `path` if it has the lines of two pointers, as a union merge makes it.
     fn check_single(path: &RepoPath, bytes: &[u8]) -> Result<()> {
         let text = String::from_utf8_lossy(bytes);
-        let lines = text.lines().filter(|line| !line.starts_with('#'));
-        let keys = lines.filter_map(|line| line.split_once('='));
-        let mut keys: Vec<_> = keys.map(|(key, _)| key.trim()).collect();
-        keys.sort_unstable();
-        let Some(pair) = keys.windows(2).find(|pair| pair[0] == pair[1]) else { return Ok(()) };
-        let (file, key) = (path.with_suffix(SUFFIX), pair[0]);
-        let message = format!("`{file}` holds the lines of two pointers: the key `{key}` is there twice");
-        let hint = format!("restore one of the two, such as with `git checkout ORIG_HEAD -- {file}`");
+        let digests: Vec<_> = text.lines().filter_map(digest_on).collect();
+        let [one, two, ..] = digests[..] else { return Ok(()) };
+        let (file, one, two) = (path.with_suffix(SUFFIX), one.short(), two.short());
+        let message = format!("`{file}` holds the lines of two pointers, {one} and {two}");
+        let hint = format!(
+            "take one of them from its commit, such as with `git checkout ORIG_HEAD -- {file}`; to merge \
+             both, remove `merge=union` from `.gitattributes`, go back with `git reset --keep ORIG_HEAD`, \
+             and merge again"
+        );
         Err(Error::new(Kind::Conflict, message).hint(hint))
-    }
-
-    /// Returns the error for the pointer file of `path` if it is in conflict in Git's index, whatever it
-    /// holds.
-    pub fn unmerged_error(path: &RepoPath) -> Error {
-        let file = path.with_suffix(SUFFIX);
-        let message = format!("`{file}` is in conflict, since Git merged two versions of it");
-        Error::new(Kind::Conflict, message).hint(choose_side(&file))
     }
 
     /// Returns true for a pointer without its digest, such as one whose write was cut off. Other programs
@@ -162,7 +197,7 @@ impl Pointer {
 
     /// Returns true if mlx wrote these bytes, even if they are damaged now: they are, or begin, a pointer of
     /// this format or of a later one.
-    fn is_own(bytes: &[u8]) -> bool {
+    pub fn is_own(bytes: &[u8]) -> bool {
         if !Self::looks_like_pointer(bytes) {
             return false;
         }
@@ -171,13 +206,26 @@ impl Pointer {
         names_digest || PREFIX.starts_with(&text) || Self::is_newer(bytes)
     }
 
+    /// Parses the pointer file of `path` in a work tree: the hint of an error tells how to bring it back.
+    pub fn parse_here(path: RepoPath, bytes: &[u8]) -> Result<Self> {
+        let hint = format!(
+            "bring back the version in Git with `git checkout -- {}`, or remove it and run `mlx add {path}`",
+            path.with_suffix(SUFFIX)
+        );
+        Self::parse(path, bytes).map_err(|error| match error.hint_text() {
+            Some(_) => error,
+            None => error.hint(hint),
+        })
+    }
+
     /// Parses the pointer file of `path`.
     pub fn parse(path: RepoPath, bytes: &[u8]) -> Result<Self> {
         let file = path.with_suffix(SUFFIX);
         let text = String::from_utf8_lossy(bytes);
-        Self::check_unmerged(&path, bytes)?;
         let broken = |why: &str| Error::corrupt(format!("`{file}` is not a pointer: {why}"));
+        Self::check_unmerged(&path, bytes)?;
         Self::check_format(&path, bytes)?;
+        Self::check_single(&path, bytes)?;
         let parsed: PointerToml = toml::from_str(&text).map_err(|it| broken(it.message()))?;
         if parsed.format != FORMAT {
             return Err(broken("its format is unknown"));
@@ -201,9 +249,34 @@ impl Pointer {
     }
 }
 
-/// Tells how to resolve a conflict.
-fn choose_side(file: &RepoPath) -> String {
-    format!("choose one side (`git checkout --ours {file}`, then `git add {file}`), then `mlx checkout`")
+/// Names a side of a conflict.
+fn side(name: &str, digest: Digest) -> String {
+    format!("{} ({name})", digest.short())
+}
+
+/// Returns the digest that a line of a pointer gives.
+fn digest_on(line: &str) -> Option<Digest> {
+    let value = line.strip_prefix("digest")?.trim_start().strip_prefix('=')?;
+    value.trim().trim_matches('"').parse().ok()
+}
+
+/// Returns the digests on our and their side of the first conflict that Git marked, as far as they differ.
+fn marked_digests(text: &str) -> [Option<Digest>; 2] {
+    let mut found = [None, None];
+    let mut at = None;
+    for line in text.lines() {
+        match line.get(..7) {
+            Some("<<<<<<<") => at = Some(0),
+            Some("|||||||") => at = None,
+            Some("=======") => at = Some(1),
+            Some(">>>>>>>") => break,
+            _ => {}
+        }
+        if let (Some(at), Some(digest)) = (at, digest_on(line)) {
+            found[at] = Some(digest);
+        }
+    }
+    found
 }
 
 impl ContentKind {
@@ -249,7 +322,18 @@ mod tests {
         let parse =
             |text: &str| Pointer::parse(RepoPath::from_text("data").unwrap(), text.as_bytes()).unwrap_err();
         let conflict = parse("<<<<<<< HEAD\nformat = 1\n=======\n>>>>>>> x\n");
-        assert_eq!(conflict.to_string(), "`data.mlx` has merge conflict markers");
+        let two = "`data.mlx` is in conflict, since Git merged two versions of it";
+        assert_eq!((conflict.kind(), conflict.to_string()), (Kind::Conflict, two.to_owned()));
+        let line = |text: &str| format!("digest = \"{}\"\n", Digest::of(text.as_bytes()));
+        let [ours, base, theirs] = ["ours", "base", "theirs"].map(line);
+        for base in [String::new(), format!("||||||| base\n{base}")] {
+            let conflict =
+                parse(&format!("<<<<<<< HEAD\n{ours}{base}=======\n{theirs}>>>>>>> x\nfiles = 1\n"));
+            let [ours, theirs] = ["ours", "theirs"].map(|text| Digest::of(text.as_bytes()).short());
+            assert_eq!(conflict.to_string(), format!("{two}: {ours} (ours) and {theirs} (theirs)"));
+        }
+        let union = parse(&format!("{ours}{theirs}files = 1\nformat = 1\n"));
+        assert_eq!(union.kind(), Kind::Conflict, "{union}");
         assert_eq!(parse("format = 2\n").to_string(), "`data.mlx` was written by a newer mlx");
         assert!(parse("format = 1\n").to_string().starts_with("`data.mlx` is not a pointer: "));
     }

@@ -132,6 +132,35 @@ fn a_file_that_was_edited_here_and_removed_by_others_can_be_kept() {
     assert_eq!(sandbox.read("d/2"), "mine");
 }
 
+#[test]
+fn a_named_path_that_others_removed_is_not_added_unnoticed() {
+    let (sandbox, clone) = shared_folder();
+    sandbox.at(&clone).ok("pull");
+    sandbox.at(&clone).ok("remove --data d/2");
+    sandbox.at(&clone).git("commit -qam theirs");
+    sandbox.at(&clone).ok("push");
+    sandbox.git(&format!("pull -q {} main", clone.display()));
+    sandbox.ok("fetch");
+    let pointer = sandbox.read("d.mlx");
+    for command in ["add d/2", "add d/1 d/2"] {
+        let error = sandbox.fails(command, 4);
+        assert!(error.contains("others removed `d/2` since your last checkout of `d`"), "{error}");
+        assert!(error.contains("`mlx checkout d/2`"), "{error}");
+    }
+    for command in ["commit d/2", "add d", "add --glob d/*"] {
+        sandbox.ok(command);
+    }
+    assert_eq!(sandbox.read("d.mlx"), pointer);
+    // As the hint says.
+    fs::rename(sandbox.repo.join("d/2"), sandbox.repo.join("aside")).unwrap();
+    let error = sandbox.fails("add d/2", 3);
+    assert!(error.contains("others removed it from `d`") && error.contains("`mlx log d/2`"), "{error}");
+    sandbox.ok("checkout d");
+    fs::rename(sandbox.repo.join("aside"), sandbox.repo.join("d/2")).unwrap();
+    sandbox.ok("add d/2");
+    assert_eq!(recorded(&sandbox, &sandbox.repo), ["1", "2", "3", "4", "5"]);
+}
+
 /// Returns the file of bases as a newer mlx would write it: with a higher format version and a valid digest.
 fn newer_base(sandbox: &Sandbox) -> Vec<u8> {
     let bytes = fs::read(sandbox.repo.join(".git/mlx/base")).unwrap();
@@ -336,8 +365,8 @@ fn add_refuses_conflict_marks_in_a_pointer() {
     for (command, pointer) in
         [("add d", "d.mlx"), ("add f", "f.mlx"), ("add d/1", "d.mlx"), ("add --glob d/*", "d.mlx")]
     {
-        let error = sandbox.fails(command, 5);
-        assert!(error.contains(&format!("`{pointer}` has merge conflict markers")), "{command}: {error}");
+        let error = sandbox.fails(command, 4);
+        assert!(error.contains(&format!("`{pointer}` is in conflict")), "{command}: {error}");
     }
     assert_eq!((sandbox.read("d.mlx"), sandbox.read("f.mlx")), (folder, file));
 }

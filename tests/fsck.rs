@@ -278,7 +278,7 @@ fn an_overwritten_pointer_is_named_whether_or_not_git_knows_it() {
     sandbox.commit("a");
     sandbox.write("b", "b");
     sandbox.ok("add b");
-    for (name, restore) in [("a", "git restore a.mlx"), ("b", "")] {
+    for (name, restore) in [("a", "git checkout -- a.mlx"), ("b", "remove it and run `mlx add b`")] {
         let pointer = sandbox.read(&format!("{name}.mlx"));
         sandbox.write(&format!("{name}.mlx"), "not a pointer any more\n");
         let ran = sandbox.mlx("fsck");

@@ -16,7 +16,7 @@ use mlx::{
     progress::{Event, Progress, Silent},
     repo::Repo,
     store::diff,
-    workspace::{Workspace, checkout},
+    workspace::{AddRules, Workspace, checkout},
 };
 
 /// Size of each file, in bytes.
@@ -112,8 +112,9 @@ pub fn measure_all(files: usize, changes: usize, flat: bool) -> Vec<(&'static st
     let root = temp.path();
     let data = RepoPath::from_text("data").unwrap();
     let edit = |round: u8| changed_files(files, changes).for_each(|number| write(root, number, flat, round));
-    let add =
-        |workspace: &Workspace<'_>, progress: &dyn Progress| workspace.add(&data, &[], progress).unwrap();
+    let add = |workspace: &Workspace<'_>, progress: &dyn Progress| {
+        workspace.add(&data, AddRules::default(), progress).unwrap()
+    };
     let compare = |workspace: &Workspace<'_>, progress: &dyn Progress| {
         workspace.compare(&pointer(workspace), progress).unwrap().changes.len()
     };
@@ -175,7 +176,8 @@ fn all_files_as_parts_cost_as_much_as_their_folder() {
         let (files, temp) = (2_000, create_repo(2_000, flat));
         let root = temp.path();
         let data = RepoPath::from_text("data").unwrap();
-        let (_, pointer) = measure(root, |workspace, _| workspace.add(&data, &[], &Silent).unwrap());
+        let (_, pointer) =
+            measure(root, |workspace, _| workspace.add(&data, AddRules::default(), &Silent).unwrap());
         let name = |number| file_path(Path::new(""), number, flat);
         let all: Vec<_> =
             (0..files).map(|at| RepoPath::from_text(name(at).to_str().unwrap()).unwrap()).collect();

@@ -41,12 +41,12 @@ fn a_version_that_cannot_be_read_is_not_called_removed() {
     let marks = [("resolved", true, true), ("marks", false, false), ("readable", true, true)];
     assert_eq!(rows, [&[removed][..], &marks, &[("newer", false, false)]].concat());
     assert!(
-        found[2].2.contains("merge conflict") && found[4].2.contains("written by a newer mlx"),
+        found[2].2.contains("is in conflict") && found[4].2.contains("written by a newer mlx"),
         "{found:?}"
     );
     let text = sandbox.ok("log d");
     assert_eq!((text.matches("removed").count(), text.matches("unreadable").count()), (2, 2), "{text}");
-    assert!(text.contains("`d.mlx` has merge conflict markers"), "{text}");
+    assert!(text.contains("`d.mlx` is in conflict"), "{text}");
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn an_output_is_unreadable_where_its_lockfile_is() {
     // A pointer says what a path holds, whatever a lockfile says.
     assert_eq!(versions(&sandbox, "p"), [("one".to_owned(), true, String::new())]);
     sandbox.git("revert --no-edit HEAD");
-    let error = sandbox.fails("lineage o --rev HEAD", 5);
-    assert!(error.contains("`mlx.lock` has merge conflict markers"), "{error}");
+    let error = sandbox.fails("lineage o --rev HEAD", 4);
+    assert!(error.contains("`mlx.lock` is in conflict"), "{error}");
     assert_eq!(sandbox.json("log o --rev HEAD~3")["versions"][0]["unreadable"], json!(null));
 }

@@ -51,6 +51,7 @@ mod out_of_git;
 mod output;
 mod overload;
 mod pipelines;
+mod pointer_conflicts;
 mod pointer_files;
 mod release;
 mod release_rules;

@@ -1,4 +1,4 @@
-//! Tests of pointer files that are missing, in conflict, moved by hand, or another program's.
+//! Tests of pointer files that are missing, damaged, wrong, moved or copied by hand, or another program's.
 
 use std::{collections::BTreeMap, fs};
 
@@ -9,27 +9,6 @@ fn partly_here() -> (Sandbox, std::path::PathBuf) {
     let (sandbox, clone) = shared_folder();
     sandbox.at(&clone).ok("pull d/1");
     (sandbox, clone)
-}
-
-/// A second and a third version of the folder `d` on two branches, merged as `attribute` says.
-fn merged(attribute: &str) -> Sandbox {
-    let sandbox = Sandbox::new();
-    sandbox.write(".gitattributes", attribute);
-    sandbox.write("d/1", "1");
-    sandbox.ok("add d");
-    sandbox.commit("one");
-    sandbox.git("checkout -q -b other");
-    sandbox.write("d/1", "2");
-    sandbox.ok("add d");
-    sandbox.commit("two");
-    sandbox.git("checkout -q main");
-    sandbox.ok("checkout");
-    sandbox.write("d/1", "3");
-    sandbox.write("d/3", "3");
-    sandbox.ok("add d");
-    sandbox.commit("three");
-    sandbox.command("git", &sandbox.repo).args(["merge", "-q", "other"]).output().unwrap();
-    sandbox
 }
 
 #[test]
@@ -68,61 +47,6 @@ fn a_path_that_is_not_tracked_any_more_is_added_as_it_is() {
     fs::write(clone.join(".gitignore"), "").unwrap();
     sandbox.at(&clone).ok("add d/1");
     assert!(clone.join("d/1.mlx").exists() && !clone.join("d.mlx").exists());
-}
-
-#[test]
-fn a_pointer_in_conflict_is_refused_whatever_its_file_holds() {
-    for attribute in ["", "*.mlx -merge\n", "*.mlx merge=union\n"] {
-        let sandbox = merged(attribute);
-        let pointer = sandbox.read("d.mlx");
-        let status = sandbox.json("status");
-        assert_eq!((&status["clean"], &status["data"][0]["state"]), (&false.into(), &"unknown".into()));
-        for command in ["checkout", "add d", "add d/1", "commit", "commit d/1", "remove d/1", "move d/1 e"] {
-            // One that only cannot be read is not replaced either.
-            let code = if attribute.contains("union") && command != "add d" { 5 } else { 4 };
-            let error = sandbox.fails(command, code);
-            assert!(error.contains("`d.mlx`"), "{attribute}, {command}: {error}");
-        }
-        assert_eq!(sandbox.read("d.mlx"), pointer, "{attribute}");
-        assert_eq!(sandbox.read("d/1"), "3");
-        if !attribute.contains("union") {
-            fs::remove_file(sandbox.repo.join("d.mlx")).unwrap();
-            assert_eq!(
-                sandbox.json("status")["data"][0]["state"],
-                "unknown",
-                "deleted, but still in conflict"
-            );
-            sandbox.fails("add d", 4);
-            sandbox.git("checkout -q --ours d.mlx");
-            sandbox.git("add d.mlx");
-            sandbox.ok("checkout");
-            sandbox.ok("add d");
-        }
-    }
-}
-
-#[test]
-fn a_lockfile_in_conflict_is_refused_whatever_it_holds() {
-    let sandbox = Sandbox::new();
-    sandbox.write(".gitattributes", "mlx.lock -merge\n");
-    sandbox.write("mlx.toml", "[stage.s]\ncmd = 'cp a b'\ndeps = ['a']\nouts = ['b']\n");
-    let run = |text: &str| {
-        sandbox.write("a", text);
-        sandbox.ok("repro");
-        sandbox.commit(text);
-    };
-    run("1");
-    sandbox.git("checkout -q -b other");
-    run("2");
-    sandbox.git("checkout -q main");
-    sandbox.ok("checkout");
-    run("3");
-    sandbox.command("git", &sandbox.repo).args(["merge", "-q", "other"]).output().unwrap();
-    let lock = sandbox.read("mlx.lock");
-    for command in ["status", "checkout", "repro", "commit"] {
-        assert!(sandbox.fails(command, 4).contains("`mlx.lock` is in conflict"), "{command}");
-    }
-    assert_eq!((sandbox.read("mlx.lock"), sandbox.read("b")), (lock, "3".to_owned()));
 }
 
 #[test]
@@ -275,4 +199,229 @@ fn many_single_files_of_one_folder_cost_as_many_operations_each() {
         }
         assert!(many["readdir"] < 20, "{args}: {many:?}");
     }
+}
+
+#[test]
+fn a_damaged_pointer_has_one_message_and_a_hint_that_works() {
+    let setup = || {
+        let sandbox = Sandbox::new();
+        let remote = sandbox.root().join("remote");
+        sandbox.ok(&format!("remote add origin file://{} --default", remote.display()));
+        sandbox.write("d/1", "1");
+        sandbox.ok("add d");
+        sandbox.write("mlx.toml", "[stage.s]\ncmd = 'cp d/1 o'\ndeps = ['d']\nouts = ['o']\n");
+        sandbox.ok("repro");
+        sandbox.commit("one");
+        sandbox
+    };
+    for text in ["digest = \"b3:zz\"\n", "plain text\n", "digest = \"b3:", ""] {
+        let sandbox = setup();
+        sandbox.write("d.mlx", text);
+        let status = sandbox.json("status");
+        let why = status["data"][1]["why"].as_str().unwrap();
+        let (message, hint) = why.split_once("; ").unwrap();
+        assert!(message.starts_with("`d.mlx` is not a pointer: "), "{status}");
+        assert_eq!(status["stages"][0]["why"][0], message, "{text}");
+        let commands = ["repro -n", "remove d", "push", "checkout", "checkout d/1", "checkout d.mlx"];
+        let commands = commands.iter().chain(&["add d/1", "move d e", "diff", "commit", "lineage d", "gc"]);
+        for command in commands {
+            let error = sandbox.fails(command, 5);
+            assert!(error.contains(message), "{text}, {command}: {error}");
+            assert!(error.contains(&format!("hint: {hint}")), "{text}, {command}: {error}");
+        }
+        let fsck = sandbox.mlx("fsck");
+        assert!(fsck.code == 10 && fsck.out.contains(message) && fsck.out.contains(hint), "{}", fsck.out);
+        assert_eq!(sandbox.read("d.mlx"), text);
+        for fix in [&["checkout -- d.mlx"][..], &[]] {
+            sandbox.write("d.mlx", text);
+            fix.iter().for_each(|command| drop(sandbox.git(command)));
+            if fix.is_empty() {
+                fs::remove_file(sandbox.repo.join("d.mlx")).unwrap();
+                sandbox.ok("add d");
+            }
+            assert_eq!(sandbox.json("status")["clean"], true, "{text}, {hint}");
+        }
+    }
+}
+
+#[test]
+fn a_file_of_another_program_hinders_no_lineage() {
+    let sandbox = Sandbox::new();
+    sandbox.write("d", "1");
+    sandbox.ok("add d");
+    sandbox.write("live.mlx", "PK\x03\x04");
+    sandbox.commit("one");
+    assert_eq!(sandbox.json("lineage d")["path"], "d");
+    assert_eq!(sandbox.json("lineage d --rev HEAD")["path"], "d");
+}
+
+#[test]
+fn a_summary_that_a_merge_by_hand_left_wrong_is_named_and_corrected() {
+    let wrong: [(&str, &str, &str); 5] = [
+        ("d", "files = 2", "files = 7"),
+        ("d", "size = 2", "size = 99"),
+        ("d", "kind = \"tree\"", "kind = \"file\""),
+        ("f", "kind = \"file\"", "kind = \"tree\""),
+        ("f", "size = 1", "size = 5"),
+    ];
+    for (path, right, wrong) in wrong {
+        for command in ["commit", "add d f", &format!("add {}", if path == "d" { "d/1" } else { "f" })] {
+            let sandbox = Sandbox::new();
+            sandbox.write("d/1", "1");
+            sandbox.write("d/2", "2");
+            sandbox.write("f", "1");
+            sandbox.ok("add d f");
+            sandbox.commit("one");
+            let file = format!("{path}.mlx");
+            let pointer = sandbox.read(&file);
+            sandbox.write(&file, pointer.replace(right, wrong));
+            let named = format!("says `{wrong}` instead of `{right}`");
+            let status = sandbox.ok("status");
+            assert!(status.contains(&format!("{path}: ")) && status.contains(&named), "{status}");
+            let fsck = sandbox.mlx("fsck");
+            assert_eq!(fsck.code, 10, "{}", fsck.out);
+            assert!(fsck.out.contains(&named) && fsck.out.contains(&format!("`mlx commit {path}`")));
+            // Nothing needs what a wrong kind would mean.
+            sandbox.ok("gc --grace 0s --yes");
+            sandbox.ok(command);
+            assert_eq!(sandbox.read(&file), pointer, "{command}");
+            assert_eq!(sandbox.json("status")["clean"], true, "{command}");
+            sandbox.ok("fsck");
+        }
+    }
+}
+
+#[test]
+fn a_wrong_kind_hinders_neither_checkout_nor_pull() {
+    let (sandbox, clone) = shared_folder();
+    sandbox.write("f", "f");
+    sandbox.write("large", vec![7; 2_000_000]);
+    sandbox.ok("add f large");
+    sandbox.commit("files");
+    sandbox.ok("push");
+    sandbox.at(&clone).git("pull -q");
+    let paths = ["d.mlx", "f.mlx", "large.mlx"];
+    let pointers = paths.map(|path| fs::read_to_string(clone.join(path)).unwrap());
+    for (path, pointer) in paths.iter().zip(&pointers) {
+        let swapped = if *path == "d.mlx" {
+            pointer.replace("kind = \"tree\"", "kind = \"file\"")
+        } else {
+            pointer.replace("kind = \"file\"", "kind = \"tree\"")
+        };
+        fs::write(clone.join(path), swapped).unwrap();
+    }
+    let here = sandbox.at(&clone);
+    here.ok("pull");
+    let read = |path: &str| fs::read_to_string(clone.join(path)).unwrap();
+    assert_eq!((read("d/5"), read("f"), read("large").len()), ("5".into(), "f".into(), 2_000_000));
+    for path in ["d", "f", "large"] {
+        drop(fs::remove_dir_all(clone.join(path)));
+        drop(fs::remove_file(clone.join(path)));
+    }
+    here.ok("checkout");
+    assert_eq!((read("d/5"), read("f"), read("large").len()), ("5".into(), "f".into(), 2_000_000));
+    // Also where the data is not here.
+    fs::remove_dir_all(clone.join("d")).unwrap();
+    here.ok("commit");
+    assert_eq!(paths.map(read), pointers);
+    assert_eq!(here.mlx("fsck").code, 0);
+}
+
+#[test]
+fn a_wrong_summary_of_an_output_is_named_and_corrected() {
+    let sandbox = Sandbox::new();
+    sandbox.write("a", "1");
+    sandbox.write("mlx.toml", "[stage.s]\ncmd = 'cp a o'\ndeps = ['a']\nouts = ['o']\n");
+    sandbox.ok("repro");
+    sandbox.commit("one");
+    let lock = sandbox.read("mlx.lock");
+    let line = lock.lines().find(|line| line.starts_with("out.")).unwrap();
+    sandbox.write("mlx.lock", lock.replace(line, &line.replace("size = 1", "size = 9")));
+    assert!(sandbox.ok("status").contains("`size = 9` instead of `size = 1`"));
+    let fsck = sandbox.mlx("fsck");
+    assert!(fsck.code == 10 && fsck.out.contains("`size = 9` instead of `size = 1` of `o`"), "{}", fsck.out);
+    sandbox.ok("commit o");
+    assert_eq!(sandbox.read("mlx.lock"), lock, "not an edit");
+}
+
+#[test]
+fn a_pointer_that_was_deleted_by_hand_is_named_while_its_data_is_here() {
+    let sandbox = Sandbox::new();
+    sandbox.write("d/1", "1");
+    sandbox.write("e/1", "1");
+    sandbox.ok("add d e");
+    sandbox.commit("one");
+    fs::remove_file(sandbox.repo.join("d.mlx")).unwrap();
+    let status = sandbox.json("status");
+    let row = &status["data"][1];
+    assert_eq!(
+        (&row["path"], &row["state"], &status["clean"]),
+        (&"d".into(), &"unknown".into(), &false.into())
+    );
+    assert!(row["why"].as_str().unwrap().contains("`git checkout -- d.mlx`"), "{status}");
+    for path in ["d", "d/1"] {
+        let error = sandbox.fails(&format!("checkout {path}"), 3);
+        assert!(error.contains("`d.mlx` is missing") && error.contains("`git rm d.mlx`"), "{error}");
+    }
+    sandbox.ok("checkout");
+    assert_eq!(sandbox.read("d/1"), "1");
+    sandbox.git("checkout -q -- d.mlx");
+    assert_eq!(sandbox.json("status")["clean"], true);
+    sandbox.git("rm -q d.mlx");
+    sandbox.ok("checkout");
+    assert!(!sandbox.has("d") && sandbox.json("status")["clean"] == true);
+}
+
+#[test]
+fn a_copy_of_a_pointer_is_checked_out_by_its_name_and_known_from_then_on() {
+    for (copy, named) in [("e", "e"), ("e", "e/1"), ("e", "e.mlx"), ("sub/e", "sub")] {
+        let sandbox = Sandbox::new();
+        sandbox.write("d/1", "1");
+        sandbox.write("sub/other", "");
+        sandbox.ok("add d");
+        sandbox.commit("one");
+        fs::copy(sandbox.repo.join("d.mlx"), sandbox.repo.join(format!("{copy}.mlx"))).unwrap();
+        sandbox.ok(&format!("checkout {named}"));
+        assert_eq!(sandbox.read(&format!("{copy}/1")), "1", "{named}");
+        assert_eq!(sandbox.json("status")["data"][1]["path"], copy, "{named}");
+        assert!(!sandbox.git("status --short -uall").contains("e/1"), "Git ignores it");
+    }
+    let sandbox = Sandbox::new();
+    sandbox.write("d/e.mlx", "PK\x03\x04");
+    sandbox.ok("add d");
+    assert!(sandbox.fails("checkout nowhere", 3).contains("does not track `nowhere`"));
+    sandbox.ok("checkout d/e.mlx");
+}
+
+#[test]
+fn data_that_a_moved_pointer_left_is_named_until_force_removes_it() {
+    let sandbox = Sandbox::new();
+    sandbox.write("d/1", "1");
+    sandbox.write("d/2", "2");
+    sandbox.ok("add d");
+    sandbox.commit("one");
+    sandbox.write("d/1", "precious");
+    sandbox.git("mv d.mlx e.mlx");
+    let is_named = || {
+        let status = sandbox.json("status");
+        status["clean"] == false && status["git"][0]["path"] == "d"
+    };
+    assert!(is_named());
+    let result = sandbox.mlx("checkout");
+    assert!(result.code == 0 && result.err.contains("stay: `d/1` (`mlx checkout --force` removes them)"));
+    assert!(is_named() && sandbox.read("d/1") == "precious" && !sandbox.has("d/2"));
+    sandbox.ok("checkout --force");
+    assert!(!sandbox.has("d") && sandbox.read("e/1") == "1");
+    assert_eq!(sandbox.json("status")["clean"], true);
+}
+
+#[test]
+fn a_path_that_is_recorded_and_not_here_is_told_from_a_misspelled_one() {
+    let (sandbox, clone) = shared_folder();
+    let here = sandbox.at(&clone);
+    here.ok("pull d/1");
+    assert!(here.fails("add d/2", 3).contains("`mlx pull d/2`"));
+    assert!(!here.fails("add d/nosuch", 3).contains("hint"));
+    fs::remove_dir_all(clone.join("d")).unwrap();
+    assert!(here.fails("add d", 3).contains("`mlx remove d`"));
 }

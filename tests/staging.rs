@@ -124,3 +124,24 @@ fn an_ignore_file_that_lost_its_last_line_is_named_for_git() {
     sandbox.write("mlx.toml", "");
     assert_eq!(paste(&sandbox, &sandbox.repo, &sandbox.ok("repro")), [".gitignore", "mlx.lock", "mlx.toml"]);
 }
+
+#[test]
+fn a_pointer_that_git_ignores_is_not_written_if_it_is_to_be_staged() {
+    for (rule, file) in [("*.mlx", "d/x.mlx"), (".gitignore", "d/.gitignore")] {
+        let sandbox = Sandbox::new();
+        sandbox.write("d/x", "1");
+        sandbox.write(".git/info/exclude", rule);
+        for args in ["add --git-add d/x", "add --git-add --glob d/*"] {
+            let error = sandbox.fails(args, 2);
+            assert!(error.contains(&format!("Git ignores `{file}`, by `{rule}` in line 1 of")), "{error}");
+            assert!(!sandbox.has("d/x.mlx") && !sandbox.has("d/.gitignore"), "{args}");
+            assert!(!sandbox.has(".git/mlx/packs"), "nothing is stored in vain");
+        }
+        sandbox.ok("add d/x");
+        // One that Git tracks already is staged whatever the rules say.
+        sandbox.git("add -f d/x.mlx d/.gitignore");
+        sandbox.write("d/x", "2");
+        sandbox.ok("add --git-add d/x");
+        assert_eq!(sandbox.git("diff --name-only"), "");
+    }
+}

@@ -246,8 +246,8 @@ fn conflict_marks_in_a_pointer_are_an_error() {
     let sandbox = two_files();
     sandbox.ok("add data");
     sandbox.write("data.mlx", "<<<<<<< HEAD\nformat = 1\n=======\nformat = 1\n>>>>>>> other\n");
-    let error = sandbox.fails("checkout", 5);
-    assert!(error.contains("`data.mlx` has merge conflict markers"), "{error}");
+    let error = sandbox.fails("checkout", 4);
+    assert!(error.contains("`data.mlx` is in conflict"), "{error}");
     assert_eq!(sandbox.read("data/cat/a.txt"), "a cat");
 }
 
@@ -312,9 +312,9 @@ fn one_unreadable_pointer_does_not_stop_the_others() {
     assert_eq!(status["data"][1]["state"], "unknown");
     assert_eq!(status["data"].as_array().unwrap().len(), 2, "{status}");
     fs::remove_dir_all(sandbox.repo.join("data")).unwrap();
-    assert!(sandbox.fails("checkout", 5).contains("`other.mlx` has merge conflict markers"));
+    assert!(sandbox.fails("checkout", 4).contains("`other.mlx` is in conflict"));
     assert_eq!(sandbox.read("data/cat/a.txt"), "a cat");
-    assert!(sandbox.mlx("checkout data").err.starts_with("warning: `other.mlx` has merge conflict markers"));
+    assert!(sandbox.mlx("checkout data").err.starts_with("warning: `other.mlx` is in conflict"));
 }
 
 #[test]

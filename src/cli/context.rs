@@ -69,8 +69,7 @@ impl<'a> Context<'a> {
         // `data.mlx` stands for `data`.
         match path.without_suffix(crate::pointer::SUFFIX) {
             Some(target)
-                if repo.files.stat(&path)?.is_some()
-                    && repo.pointer(&target).is_ok_and(|pointer| pointer.is_some()) =>
+                if repo.files.stat(&path)?.is_some() && !matches!(repo.pointer(&target), Ok(None)) =>
             {
                 Ok(target)
             }
@@ -154,6 +153,16 @@ impl<'a> Context<'a> {
         let mut found = pipelines.former_data()?;
         found.retain(|data| !data.path.overlaps_any(&claimed));
         Ok(found)
+    }
+
+    /// Returns the paths whose data is here and whose pointer someone deleted by hand, each with the reason.
+    pub fn deleted_pointers(
+        &self,
+        workspace: &Workspace<'_>,
+        pipelines: &Pipelines<'_, '_>,
+        tracked: &Tracked,
+    ) -> Result<Vec<(RepoPath, String)>> {
+        claimed(pipelines, tracked).map_or_else(|| Ok(Vec::new()), |paths| workspace.deleted_pointers(&paths))
     }
 
     /// Returns the contents and runs to transfer: those that pointers and lockfiles name at `paths`, or

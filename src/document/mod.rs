@@ -68,6 +68,14 @@ pub fn has_conflict_markers(text: &str) -> bool {
     any_line_starts_with("<<<<<<< ") && any_line_starts_with(">>>>>>> ")
 }
 
+/// Returns the error for a file of which Git left two versions, in its index or between conflict markers.
+/// `sides` tell them apart, as far as that is known.
+pub fn conflict_error(file: &RepoPath, sides: &[String], hint: String) -> Error {
+    let named = if sides.is_empty() { String::new() } else { format!(": {}", sides.join(" and ")) };
+    let message = format!("`{file}` is in conflict, since Git merged two versions of it{named}");
+    Error::new(Kind::Conflict, message).hint(hint)
+}
+
 /// Formats JSON canonically: keys sorted, no spaces.
 pub fn canonical(value: &Json) -> String {
     match value {

@@ -7,7 +7,10 @@ use std::collections::BTreeSet;
 
 use gix::{
     bstr::ByteSlice as _,
-    index::{State, entry::Flags},
+    index::{
+        State,
+        entry::{Flags, Stage},
+    },
 };
 
 use crate::{
@@ -56,19 +59,37 @@ impl Git {
 
     /// Reads a file as it is in Git's index; `None` if Git does not track it or does not have its bytes here.
     pub fn staged(&self, file: &RepoPath) -> Result<Option<Vec<u8>>> {
+        self.staged_small(file, u64::MAX)
+    }
+
+    /// Reads a file as [`Git::staged`] does; `None` if it has more than `limit` bytes, too.
+    pub fn staged_small(&self, file: &RepoPath, limit: u64) -> Result<Option<Vec<u8>>> {
         let index = self.index()?;
         let id = match index.entry_by_path(file.bytes().as_bstr()) {
             Some(entry) => Some(entry.id),
             None => self.find_in_sparse_folder(&index, file)?,
         };
+        let id = id.filter(|id| self.repo.find_header(*id).is_ok_and(|header| header.size() <= limit));
         Ok(id.and_then(|id| self.repo.find_object(id).ok()).map(|object| object.data.clone()))
     }
 
     /// Returns true if a merge left several versions of a file in Git's index.
     pub fn is_unmerged(&self, file: &RepoPath) -> Result<bool> {
-        let index = self.index()?;
-        let found = index.entry_index_by_path(file.bytes().as_bstr());
-        Ok(found.is_ok_and(|at| index.entry(at).stage_raw() != 0))
+        Ok(unmerged_blobs(&*self.index()?, file).iter().any(Option::is_some))
+    }
+
+    /// Reads the versions of a file that a merge left in Git's index: the base, ours and theirs. `None` if it
+    /// left one version.
+    pub fn unmerged_versions(&self, file: &RepoPath) -> Result<Option<[Option<Vec<u8>>; 3]>> {
+        let blobs = unmerged_blobs(&*self.index()?, file);
+        if blobs.iter().all(Option::is_none) {
+            return Ok(None);
+        }
+        let mut versions = [const { None }; 3];
+        for (version, blob) in versions.iter_mut().zip(blobs) {
+            *version = blob.map(|id| self.read_blob(BlobId::new(id))).transpose()?;
+        }
+        Ok(Some(versions))
     }
 
     /// Lists the files of which a merge left several versions and whose path `wanted` accepts.
@@ -128,6 +149,13 @@ impl Git {
         }
         Ok(None)
     }
+}
+
+/// Returns the versions of a file that a merge left in an index: the base, ours and theirs.
+fn unmerged_blobs(index: &State, file: &RepoPath) -> [Option<gix::ObjectId>; 3] {
+    let path = file.bytes().as_bstr();
+    [Stage::Base, Stage::Ours, Stage::Theirs]
+        .map(|stage| index.entry_by_path_and_stage(path, stage).map(|entry| entry.id))
 }
 
 /// Lists the files of an index file whose path `wanted` accepts, in all stages of a merge; none if it does

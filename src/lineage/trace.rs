@@ -117,8 +117,11 @@ pub fn trace(
         problems: RefCell::default(),
     };
     for file in files {
-        let Some(bytes) = read(&file)? else { continue };
-        sources.add(&file, &bytes).unwrap_or_else(|error| sources.note(error));
+        let added = read(&file).and_then(|bytes| match bytes {
+            Some(bytes) => sources.add(&file, &bytes),
+            None => Ok(()),
+        });
+        added.unwrap_or_else(|error| sources.note(error));
     }
     let untracked = || {
         Error::not_found(format!("`{path}` is not tracked by mlx")).hint(
@@ -136,10 +139,12 @@ pub fn trace(
 type Producer<'l> = Option<(StageId, &'l StageRecord)>;
 
 impl Sources<'_> {
-    /// Adds what a pointer or a lockfile records.
+    /// Adds what a pointer or a lockfile records. Other programs use the suffix of pointers, too.
     fn add(&mut self, file: &RepoPath, bytes: &[u8]) -> Result<()> {
         if let Some(tracked) = file.without_suffix(SUFFIX) {
-            self.pointers.insert(tracked.clone(), Pointer::parse(tracked, bytes)?.content);
+            if Pointer::looks_like_pointer(bytes) {
+                self.pointers.insert(tracked.clone(), Pointer::parse(tracked, bytes)?.content);
+            }
         } else {
             self.locks.push((file.parent().unwrap_or_default(), Lockfile::parse(file, bytes)?));
         }

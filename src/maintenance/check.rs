@@ -12,16 +12,17 @@ use crate::{
     maintenance::{
         collect::lock_gc,
         mark::{Marked, mark},
+        references::parse,
         repair::{RepairReport, restore_damaged},
         roots::{Detail, Reference, Referrer, Roots, roots},
         snapshot::{Snapshot, take_snapshot},
     },
     path::{MAX_DEPTH, RepoPath},
-    pointer::{Content, ContentKind},
+    pointer::{Content, ContentKind, SUFFIX},
     progress::Progress,
     repo::Repo,
-    store::{EntryKind, FaultKind, Page, Store, VerifyReport, decode_page},
-    workspace::{Unreadable, Workspace},
+    store::{EntryKind, FaultKind, Page, Store, VerifyReport, decode_page, described},
+    workspace::{Unreadable, Workspace, false_lines},
 };
 
 /// Number of times a check starts over because tracked files changed meanwhile.
@@ -49,6 +50,8 @@ pub struct CheckReport {
     pub unreadable: Vec<(String, Error)>,
     /// Locations among these that have the marks of a merge conflict, which is not damage.
     pub conflicts: BTreeSet<String>,
+    /// Records of worktrees that say something wrong about their digest, with their location.
+    pub misstated: Vec<(String, Error)>,
     /// Workspace files that share their bytes with a damaged file of the store.
     pub changed: Vec<(RepoPath, Digest)>,
     pub pointers: u64,
@@ -60,7 +63,9 @@ pub struct CheckReport {
 impl CheckReport {
     /// Returns true if anything is still damaged or unreadable.
     pub fn has_problems(&self) -> bool {
-        self.is_damaged() || self.unreadable.iter().any(|(place, _)| !self.conflicts.contains(place))
+        self.is_damaged()
+            || !self.misstated.is_empty()
+            || self.unreadable.iter().any(|(place, _)| !self.conflicts.contains(place))
     }
 
     /// Returns true if stored objects are still damaged.
@@ -84,10 +89,10 @@ pub fn check(workspace: &Workspace<'_>, repair: bool, progress: &dyn Progress) -
     // A pointer that Git does not know yet looks like any file once it is overwritten.
     for Unreadable { file, error, .. } in workspace.pointers()?.unreadable {
         let place = Referrer::Worktree(repo.root().to_owned()).location(&file);
-        if report.unreadable.iter().all(|(known, _)| *known != place) {
-            report.conflicts.extend((error.kind() == Kind::Conflict).then(|| place.clone()));
-            report.unreadable.push((place, error));
-        }
+        // Git's index tells more of a conflict than the marks in a file.
+        report.unreadable.retain(|(known, _)| *known != place);
+        report.conflicts.extend((error.kind() == Kind::Conflict).then(|| place.clone()));
+        report.unreadable.push((place, error));
     }
     if !report.verified.faults.is_empty() {
         // From here on damaged objects count as absent, so that they are stored again when they are next
@@ -119,6 +124,7 @@ fn check_stable(repo: &Repo, progress: &dyn Progress) -> Result<(Roots, CheckRep
             pointers: found.contents.len() as u64,
             commits: found.commits,
             conflicts: std::mem::take(&mut found.conflicts),
+            misstated: find_misstated(&repo.store, &snapshot),
             ..CheckReport::default()
         };
         report.changed = find_modified_links(repo, &found, &report.verified)?;
@@ -132,6 +138,38 @@ fn check_stable(repo: &Repo, progress: &dyn Progress) -> Result<(Roots, CheckRep
         }
     }
     unreachable!("the loop ends by returning")
+}
+
+/// Finds the pointers and lockfiles of worktrees whose summary is not that of the digest beside it.
+fn find_misstated(store: &Store, snapshot: &Snapshot) -> Vec<(String, Error)> {
+    let mut found = Vec::new();
+    for (root, file, bytes) in &snapshot.files {
+        // One that cannot be read is reported as such.
+        let contents = parse(file, bytes).map(|references| references.contents).unwrap_or_default();
+        for (output, content) in contents {
+            let Ok(Some(real)) = described(store, &content) else { continue };
+            let Some(wrong) = false_lines(&content, &real) else { continue };
+            let error = misstated_error(file, output.as_ref(), &wrong);
+            found.push((Referrer::Worktree(root.clone()).location(file), error));
+        }
+    }
+    found
+}
+
+/// Returns the error for a pointer, or for a lockfile and the output of which it says something wrong.
+fn misstated_error(file: &RepoPath, output: Option<&RepoPath>, wrong: &str) -> Error {
+    match (output, file.without_suffix(SUFFIX)) {
+        (None, Some(path)) => {
+            Error::corrupt(format!("it says {wrong}")).hint(format!("`mlx commit {path}` corrects it"))
+        }
+        (output, _) => {
+            let output = output.cloned().unwrap_or_default();
+            Error::corrupt(format!("it says {wrong} of `{output}`")).hint(format!(
+                "bring back the version in Git with `git checkout -- {file}`, or correct it with `mlx commit \
+                 {output}`"
+            ))
+        }
+    }
 }
 
 /// Restores what is below restored pages: only then is it known what they list and what of that is missing.

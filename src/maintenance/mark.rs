@@ -8,7 +8,6 @@ use crate::{
     digest::Digest,
     error::{Kind, Result},
     maintenance::roots::Roots,
-    pointer::ContentKind,
     store::{EntryKind, LiveSet, Page, Store, decode_page, is_newer_page},
 };
 
@@ -30,6 +29,8 @@ enum PageRead {
     Page(Page),
     Absent,
     Damaged,
+    /// The bytes of a file, which need nothing else.
+    File,
 }
 
 /// Marks everything below the roots.
@@ -37,10 +38,8 @@ pub fn mark(store: &Store, roots: &Roots) -> Result<Marked> {
     let mut marked = Marked::default();
     marked.live.runs.extend(&roots.runs);
     marked.live.objects.extend(roots.contents.keys());
-    let is_tree = |it: &&Digest| match roots.contents[it].content {
-        Some(content) => content.kind == ContentKind::Tree,
-        None => store.is_tree_page(it),
-    };
+    // A record may name the wrong kind.
+    let is_tree = |it: &&Digest| roots.contents[it].is_tree() || store.is_tree_page(it);
     let mut seen: HashSet<Digest> = roots.contents.keys().filter(is_tree).copied().collect();
     let mut level: Vec<Digest> = seen.iter().copied().collect();
     while !level.is_empty() {
@@ -51,6 +50,7 @@ pub fn mark(store: &Store, roots: &Roots) -> Result<Marked> {
                 match page {
                     PageRead::Absent => drop(marked.absent.insert(*digest)),
                     PageRead::Damaged => drop(marked.damaged.insert(*digest)),
+                    PageRead::File => {}
                     PageRead::Page(page) => add_rows(page, &mut marked.live, &mut seen, &mut below),
                 }
             }
@@ -87,6 +87,7 @@ fn read_page(store: &Store, digest: &Digest) -> Result<PageRead> {
         Ok(page) => Ok(PageRead::Page(page)),
         // A page of a newer mlx is not damaged, and no copy of it could be read.
         Err(error) if is_newer_page(&bytes) => Err(error),
+        Err(_) if store.is_file(digest) => Ok(PageRead::File),
         Err(error) if error.kind() == Kind::Corrupt => Ok(PageRead::Damaged),
         Err(error) => Err(error),
     }

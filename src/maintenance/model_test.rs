@@ -18,7 +18,7 @@ use crate::{
     progress::Silent,
     repo::Repo,
     store::{EntryKind, Store, diff},
-    workspace::{Workspace, checkout},
+    workspace::{AddRules, Workspace, checkout},
 };
 
 type FileContents = BTreeMap<RepoPath, Vec<u8>>;
@@ -152,7 +152,7 @@ impl World {
 
     fn add(&mut self, repo: &Repo) {
         let workspace = Crash::pause(|| Workspace::open(repo).unwrap());
-        let added = workspace.add(&path("data"), &[], &Silent);
+        let added = workspace.add(&path("data"), AddRules::default(), &Silent);
         let saved = added.and_then(|it| workspace.save(&Silent).map(|()| it));
         // An edit on top of a crashed checkout may be one of a file that the pointer changes, too.
         let conflict = self.crashed && saved.as_ref().is_err_and(|error| error.kind() == Kind::Conflict);

@@ -7,8 +7,7 @@ use std::rc::Rc;
 
 use crate::{
     digest::Digest,
-    document,
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     fs,
     path::RepoPath,
     pipeline::Lockfile,
@@ -72,7 +71,7 @@ pub fn parse(path: &RepoPath, bytes: &[u8]) -> Result<FileReferences> {
     if let Some(of) = path.without_suffix(SUFFIX) {
         found.not_pointer = !Pointer::looks_like_pointer(bytes);
         if !found.not_pointer {
-            found.contents.push((None, Pointer::parse(of, bytes)?.content));
+            found.contents.push((None, Pointer::parse_here(of, bytes)?.content));
         }
         return Ok(found);
     }
@@ -100,14 +99,9 @@ fn salvage(path: &RepoPath, bytes: &[u8], error: Error) -> Result<FileReferences
         inputs: digests,
         runs,
         salvaged: Some(error.chain_text()),
-        conflict: is_in_conflict(bytes),
+        conflict: error.kind() == Kind::Conflict,
         ..FileReferences::default()
     })
-}
-
-/// Returns true for a file with the marks of a merge conflict.
-pub fn is_in_conflict(bytes: &[u8]) -> bool {
-    document::has_conflict_markers(&String::from_utf8_lossy(bytes))
 }
 
 /// Returns true for a file that Git LFS or git-crypt put in the place of a pointer or a lockfile. Other
@@ -122,10 +116,11 @@ fn is_filtered(path: &RepoPath, bytes: &[u8]) -> bool {
     text.starts_with("version https://git-lfs") && (!pointer || size.is_none_or(|it| it <= MAX_FILTERED_SIZE))
 }
 
-/// Returns the error for a file that something overwrote since Git staged a pointer there.
-pub fn overwritten(path: &RepoPath) -> Error {
-    Error::corrupt(format!("`{path}` is not a pointer, but the one in Git's index is"))
-        .hint(format!("bring it back with `git restore {path}`, or run `git add {path}` if that is right"))
+/// Returns the error for a pointer that something overwrote with these bytes since Git staged it.
+pub fn overwritten(file: &RepoPath, bytes: &[u8]) -> Error {
+    let path = file.without_suffix(SUFFIX).unwrap_or_default();
+    let foreign = || Pointer::foreign_error(&path);
+    Pointer::parse_here(path.clone(), bytes).err().unwrap_or_else(foreign)
 }
 
 /// Returns the error for a file that a filter changed.

@@ -17,7 +17,7 @@ use std::{
 
 use crate::{
     digest::Digest,
-    error::{Error, Result, WithContext},
+    error::{Error, Kind, Result, WithContext},
     fs,
     git::{BlobId, Git, GitRef, Rev, Target, TreeScan},
     ledger::AUDIT,
@@ -25,8 +25,7 @@ use crate::{
         clones,
         history_cache::{HistoryCache, Tips},
         references::{
-            FileReferences, ReadBlob, Unreadable, digests_in, filtered, is_in_conflict, overwritten, parse,
-            parse_committed,
+            FileReferences, ReadBlob, Unreadable, digests_in, filtered, overwritten, parse, parse_committed,
         },
         snapshot::Snapshot,
     },
@@ -285,13 +284,13 @@ impl RootsReader<'_> {
 
     /// Reads the pointers and lockfiles of all worktrees and Git indexes.
     fn files(&mut self, snapshot: &Snapshot) -> Result<()> {
-        let (mut readable, mut foreign) = (HashSet::new(), HashSet::new());
+        let (mut readable, mut foreign) = (HashSet::new(), HashMap::new());
         for (root, path, bytes) in &snapshot.files {
             let references = parse(path, bytes).context(|| format!("in `{}`", root.display()));
             match &references {
-                Ok(found) if found.not_pointer => drop(foreign.insert((Some(root), path))),
+                Ok(found) if found.not_pointer => drop(foreign.insert((Some(root), path), bytes)),
                 Ok(_) => drop(readable.insert((Some(root), path))),
-                Err(_) if is_in_conflict(bytes) => {
+                Err(error) if error.kind() == Kind::Conflict => {
                     let place = Referrer::Worktree(root.clone()).location(path);
                     self.roots.conflicts.insert(place);
                 }
@@ -309,9 +308,10 @@ impl RootsReader<'_> {
                 let is_pointer = matches!(&*references, Ok(found) if !found.is_without_facts());
                 if is_pointer
                     && let Some(root) = &worktree.root
-                    && foreign.remove(&(Some(root), path))
+                    && let Some(bytes) = foreign.remove(&(Some(root), path))
                 {
-                    self.add_file(&|| Referrer::Worktree(root.clone()), path, Err(overwritten(path)));
+                    let error = overwritten(path, bytes);
+                    self.add_file(&|| Referrer::Worktree(root.clone()), path, Err(error));
                 }
                 self.add_blob(&|| Referrer::Index(worktree.git_dir.clone()), path, references);
             }

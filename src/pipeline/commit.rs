@@ -32,16 +32,20 @@ impl Pipeline<'_, '_> {
                 return Err(error.hint("its outputs may be half written; run `mlx repro` first"));
             }
             let mut record = old.clone();
+            let is_same = |content: &Content, recorded: &Content| {
+                (content.kind, content.digest) == (recorded.kind, recorded.digest)
+            };
             for out in outputs {
                 let recorded = record.outputs.get_mut(&out.path).or_else(|| record.in_git.get_mut(&out.path));
                 let Some(recorded) = recorded else { continue };
                 if let Some(content) = self.store_if_changed(out, *recorded, progress)? {
+                    // A wrong summary that is corrected is not an edit.
+                    record.edited |= !is_same(&content, recorded);
                     *recorded = content;
                     committed.push(Pointer { path: out.path.clone(), content });
                 }
             }
             if record != *old {
-                record.edited = true;
                 self.write_record(name, record, progress)?;
             }
         }

@@ -133,7 +133,7 @@ impl Pipelines<'_, '_> {
                 progress
                     .note(&format!("`{}` stays, although no stage makes it: a stage reads it", output.path));
             } else if self.workspace.pointer_of(&output.path)?.is_none() {
-                self.workspace.retire(output, progress)?;
+                self.workspace.retire(output, false, progress)?;
             }
         }
         Ok(())

@@ -39,7 +39,7 @@ use serde::Deserialize;
 use crate::{
     digest::Digest,
     document::{self, Value, from_toml, to_toml, toml_quote as quote},
-    error::{Error, Kind, Result},
+    error::{Error, Result},
     path::RepoPath,
     pipeline::extension::{Cell, Each, Extension, content_line},
     pointer::Content,
@@ -146,10 +146,12 @@ struct RawRecord {
 }
 
 impl Lockfile {
-    /// Returns the error for a lockfile that is in conflict in Git's index, whatever it holds.
-    pub fn unmerged_error(path: &RepoPath) -> Error {
-        let message = format!("`{path}` is in conflict, since Git merged two versions of it");
-        Error::new(Kind::Conflict, message).hint(keep_side(path))
+    /// Returns the error for a lockfile that is in conflict, in Git's index or by the marks in it.
+    pub fn conflict_error(path: &RepoPath) -> Error {
+        let hint = format!(
+            "keep one side (`git checkout --ours {path}`, then `git add {path}`), then run `mlx repro`"
+        );
+        document::conflict_error(path, &[], hint)
     }
 
     /// Parses the lockfile read from `path`; empty bytes give a lockfile without records.
@@ -159,7 +161,7 @@ impl Lockfile {
         }
         let text = String::from_utf8_lossy(bytes);
         if document::has_conflict_markers(&text) {
-            return Err(Error::corrupt(format!("`{path}` has merge conflict markers")).hint(keep_side(path)));
+            return Err(Self::conflict_error(path));
         }
         let invalid = |why: &str| Error::corrupt(format!("`{path}` is not a valid lockfile: {why}"));
         if Self::is_newer(bytes) {
@@ -306,18 +308,13 @@ impl RawRecord {
     }
 }
 
-/// Tells how to resolve a conflict.
-fn keep_side(path: &RepoPath) -> String {
-    format!("keep one side (`git checkout --ours {path}`, then `git add {path}`), then run `mlx repro`")
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
     use serde_json::{Value as Json, json};
 
     use super::*;
-    use crate::{pipeline::extension_samples::any_extension, pointer::ContentKind};
+    use crate::{error::Kind, pipeline::extension_samples::any_extension, pointer::ContentKind};
 
     fn record(command: &str, params: &[(&str, Json)]) -> StageRecord {
         let content = Content { digest: Digest::of(b"x"), files: 2, kind: ContentKind::Tree, size: 9 };
@@ -409,7 +406,8 @@ mod tests {
         let newer = parse("format = 3\n").unwrap_err();
         assert_eq!(newer.to_string(), "`mlx.lock` was written by a newer mlx");
         let marks = parse("format = 1\n<<<<<<< HEAD\n=======\n>>>>>>> x\n").unwrap_err();
-        assert_eq!(marks.to_string(), "`mlx.lock` has merge conflict markers");
+        assert_eq!(marks.kind(), Kind::Conflict);
+        assert_eq!(marks.to_string(), "`mlx.lock` is in conflict, since Git merged two versions of it");
     }
 
     #[test]

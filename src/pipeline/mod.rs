@@ -45,6 +45,7 @@ pub use self::{
     outputs::{add_contents, contents_at, manifest_folders, outputs_at, skipped_contents},
     pipelines::{BrokenPipeline, Pipelines, Selection},
     plan::{NOT_RUN, Plan, PlannedAction, Step, plan},
+    records::read_record,
     recovery::Unfinished,
     run::{Mode, Options, Outcome, StageRun, accept, repro},
 };

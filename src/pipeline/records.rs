@@ -10,7 +10,7 @@ use crate::{
     error::Result,
     path::RepoPath,
     pipeline::{LOCKFILE, Lockfile},
-    pointer::{Content, Pointer},
+    pointer::{Content, Pointer, SUFFIX},
     repo::Repo,
 };
 
@@ -30,10 +30,7 @@ thread_local! {
 /// empty.
 pub fn read_lockfile(repo: &Repo, folder: &RepoPath) -> Result<Rc<Lockfile>> {
     let path = folder.join(LOCKFILE.as_bytes())?;
-    if repo.git.is_unmerged(&path)? {
-        return Err(Lockfile::unmerged_error(&path));
-    }
-    let bytes = repo.read_document(&path)?.unwrap_or_default();
+    let bytes = read_record(repo, &path)?.unwrap_or_default();
     parse(path, bytes)
 }
 
@@ -46,6 +43,20 @@ fn parse(path: RepoPath, bytes: Vec<u8>) -> Result<Rc<Lockfile>> {
     let parsed = Rc::new(Lockfile::parse(&path, &bytes)?);
     LAST_PARSED.set(Some((path, bytes, Rc::clone(&parsed))));
     Ok(parsed)
+}
+
+/// Reads a pointer or a lockfile, also one that a sparse checkout leaves out; `None` for another program's
+/// file. One in conflict is an error, and so is a pointer that cannot be read.
+pub fn read_record(repo: &Repo, file: &RepoPath) -> Result<Option<Vec<u8>>> {
+    if let Some(path) = file.without_suffix(SUFFIX) {
+        let pointer = repo.pointer(&path)?;
+        let pointer = pointer.map_or_else(|| repo.skipped_pointer(&path), |pointer| Ok(Some(pointer)))?;
+        return Ok(pointer.map(|pointer| pointer.to_toml().into_bytes()));
+    }
+    if repo.git.is_unmerged(file)? {
+        return Err(Lockfile::conflict_error(file));
+    }
+    repo.read_document(file)
 }
 
 impl<'f> Records<'f> {

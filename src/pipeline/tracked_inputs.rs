@@ -128,7 +128,7 @@ fn pointers_at(workspace: &Workspace<'_>, path: &RepoPath) -> Result<Vec<Pointer
         return Ok(Vec::new());
     }
     let inside = workspace.pointer_paths()?.into_iter().filter(|inner| inner.is_within(path));
-    let pointers = inside.map(|inner| workspace.repo.pointer(&inner)).collect::<Result<Vec<_>>>()?;
+    let pointers = inside.map(|inner| workspace.pointer(&inner)).collect::<Result<Vec<_>>>()?;
     Ok(pointers.into_iter().flatten().collect())
 }
 

@@ -12,7 +12,7 @@ use crate::{
     digest::Digest,
     error::{Error, Kind as ErrorKind, Result, WithContext},
     path::RepoPath,
-    pointer::ContentKind,
+    pointer::{Content, ContentKind},
     progress::{Event, Progress},
     remote::{
         Access, Remote, Wants,
@@ -21,7 +21,7 @@ use crate::{
         read::ObjectReader,
     },
     repo::Repo,
-    store::{CachedRun, EntryKind, Kind, Page, Writer, decode_page},
+    store::{CachedRun, EntryKind, Kind, Page, Writer, decode_page, is_newer_page},
 };
 
 /// Chunks of a large file that are in memory at once: several requests, of a MiB on average for each chunk.
@@ -66,9 +66,8 @@ pub fn fetch(
     depth: Depth,
     progress: &dyn Progress,
 ) -> Result<Fetched> {
-    let missing = |want: &&(RepoPath, crate::pointer::Content)| {
-        depth == Depth::Everything || want.1.kind == ContentKind::Tree
-    };
+    let missing =
+        |want: &&(RepoPath, Content)| depth == Depth::Everything || want.1.kind == ContentKind::Tree;
     if wants.contents.iter().filter(missing).count() == 0 && wants.runs.is_empty() {
         return Ok(Fetched::default());
     }
@@ -88,7 +87,7 @@ impl Fetcher<'_> {
         let mut contents = BTreeMap::new();
         let mut level: BTreeMap<Digest, RepoPath> = BTreeMap::new();
         for (path, content) in &wants.contents {
-            if content.kind == ContentKind::Tree {
+            if self.is_tree(content) {
                 level.insert(content.digest, path.clone());
             } else {
                 contents.insert(content.digest, (content.size, path.clone()));
@@ -98,14 +97,31 @@ impl Fetcher<'_> {
         while !level.is_empty() {
             self.fetch_objects(&level, Kind::Tree)?;
             let mut below = BTreeMap::new();
+            let store = &self.repo.store;
             for (digest, path) in level {
-                if seen.insert(digest) && self.repo.store.contains(&digest) {
-                    read_page(&self.repo.store.read(&digest)?, &path, &mut below, &mut contents)?;
+                if seen.insert(digest) && store.contains(&digest) {
+                    match read_page(&store.read(&digest)?, &path, &mut below, &mut contents) {
+                        // A record called a file a folder.
+                        Err(_) if store.is_file(&digest) => {}
+                        read => read?,
+                    }
                 }
             }
             level = below;
         }
         Ok(contents)
+    }
+
+    /// Returns true for a folder. A record may name the wrong kind of an object. The remote knows it, except
+    /// of a file that has the bytes of a page.
+    fn is_tree(&self, content: &Content) -> bool {
+        let find = |kinds: &[Kind]| self.objects.catalog.find(&content.digest, kinds).map(|found| found.1);
+        let page = find(&[Kind::Tree]);
+        if content.kind == ContentKind::Tree {
+            return page.is_some() || find(&[Kind::Content]).is_some() || find(&[Kind::Chunks]).is_none();
+        }
+        let is_file = find(&[Kind::Content, Kind::Chunks]).is_some();
+        page.is_some_and(|page| !is_file && (content.files, content.size) != (1, page.size))
     }
 
     fn fetch_contents(&mut self, contents: BTreeMap<Digest, (u64, RepoPath)>) -> Result<()> {
@@ -137,13 +153,18 @@ impl Fetcher<'_> {
     fn fetch_objects(&mut self, wanted: &BTreeMap<Digest, RepoPath>, kind: Kind) -> Result<()> {
         let mut found = Vec::new();
         for (digest, path) in wanted.iter().filter(|want| !self.repo.store.pin(want.0)) {
-            match self.objects.catalog.find(digest, &[Kind::Content, Kind::Tree]) {
+            let found_as = |kinds: &[Kind]| self.objects.catalog.find(digest, kinds);
+            match found_as(&[kind]).or_else(|| found_as(&[Kind::Content, Kind::Tree])) {
                 Some(at) => found.push(at),
                 None => self.absent.push((*digest, path.clone())),
             }
         }
         let mut writer = Writer::new(&self.repo.store);
-        let fetched = self.objects.read(found, &mut |row, bytes| writer.put(kind, row.digest, bytes));
+        let is_page = |bytes: &[u8]| decode_page(bytes).is_ok() || is_newer_page(bytes);
+        let fetched = self.objects.read(found, &mut |row, bytes| {
+            let kind = if kind == Kind::Tree && !is_page(bytes) { Kind::Content } else { kind };
+            writer.put(kind, row.digest, bytes)
+        });
         // Objects that arrived are kept, even if others failed.
         writer.finish()?;
         self.damaged.extend(fetched?.into_iter().map(|digest| (digest, wanted[&digest].clone())));

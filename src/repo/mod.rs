@@ -29,7 +29,7 @@ use crate::{
     fs::{self, Lock, Root, Sync},
     git::Git,
     path::RepoPath,
-    pointer::{Pointer, READ_LIMIT, SUFFIX},
+    pointer::{Pointer, READ_LIMIT, SUFFIX, Sides},
     progress::Progress,
     store::{self, Store},
 };
@@ -140,7 +140,7 @@ impl Repo {
     pub fn skipped_pointer(&self, path: &RepoPath) -> Result<Option<Pointer>> {
         let bytes = self.git.read_skipped(&path.with_suffix(SUFFIX))?;
         let bytes = bytes.filter(|bytes| Pointer::looks_like_pointer(bytes));
-        bytes.map(|bytes| Pointer::parse(path.clone(), &bytes)).transpose()
+        bytes.map(|bytes| Pointer::parse_here(path.clone(), &bytes)).transpose()
     }
 
     /// Changes the settings of one layer under the lock. Its file stays as it was if `change` fails.
@@ -173,59 +173,87 @@ impl Repo {
         bytes.map(|bytes| self.parse_pointer(path, &bytes)).transpose()
     }
 
-    /// Reads the pointer of `path` in the work tree; `None` if the file does not exist or is not a pointer.
+    /// Reads the pointer of `path` in the work tree; `None` if the file does not exist or is another
+    /// program's.
     pub fn pointer(&self, path: &RepoPath) -> Result<Option<Pointer>> {
         // The root has no pointer file: `.mlx` is mlx's own folder.
         if path.is_root() {
             return Ok(None);
         }
         match self.files.read_prefix(&path.with_suffix(SUFFIX), READ_LIMIT)? {
-            Some(bytes) if Pointer::looks_like_pointer(&bytes) && !self.is_foreign(path, &bytes)? => {
-                self.parse_pointer(path, &bytes).map(Some)
-            }
+            Some(bytes) if self.is_ours(path, &bytes)? => self.parse_pointer(path, &bytes).map(Some),
             _ => Ok(None),
         }
     }
 
     fn parse_pointer(&self, path: &RepoPath, bytes: &[u8]) -> Result<Pointer> {
-        if self.git.is_unmerged(&path.with_suffix(SUFFIX))? {
-            return Err(Pointer::unmerged_error(path));
-        }
+        self.check_merged(path)?;
         // An attribute that makes it unreadable is the one to name.
         let unconverted = || self.git.check_unfiltered(&[path.with_suffix(SUFFIX)]);
-        Pointer::parse(path.clone(), bytes).or_else(|error| unconverted().and(Err(error)))
+        Pointer::parse_here(path.clone(), bytes).or_else(|error| unconverted().and(Err(error)))
     }
 
-    /// Returns true for a file that is only empty or cut off like a pointer, and of which Git has none.
-    fn is_foreign(&self, path: &RepoPath, bytes: &[u8]) -> Result<bool> {
-        Ok(Pointer::lacks_digest(bytes) && self.pointer_in_git(path)?.is_none())
+    /// Returns the versions of the pointer of `path` that Git could not merge, if there are several.
+    pub fn sides(&self, path: &RepoPath) -> Result<Option<Sides>> {
+        if path.is_root() {
+            return Ok(None);
+        }
+        let read = |bytes: Vec<u8>| Pointer::parse(path.clone(), &bytes).ok().map(|pointer| pointer.content);
+        let versions = self.git.unmerged_versions(&path.with_suffix(SUFFIX))?;
+        Ok(versions.map(|versions| {
+            let [base, ours, theirs] = versions.map(|version| version.and_then(read));
+            Sides { base, ours, theirs }
+        }))
+    }
+
+    /// Refuses the pointer of `path` if Git's index has several versions of it, whatever its file holds.
+    pub fn check_merged(&self, path: &RepoPath) -> Result<()> {
+        self.sides(path)?.map_or(Ok(()), |sides| Err(Pointer::conflict_error(path, &sides)))
+    }
+
+    /// Returns true if a file in the place of a pointer is one, even a damaged one. Bytes that are only cut
+    /// off, or that no pointer has, count if Git has a pointer there.
+    fn is_ours(&self, path: &RepoPath, bytes: &[u8]) -> Result<bool> {
+        if !Pointer::looks_like_pointer(bytes) {
+            return Ok(self.staged_pointer(path)?.is_some());
+        }
+        Ok(!Pointer::lacks_digest(bytes) || self.pointer_in_git(path)?.is_some())
     }
 
     /// Reads the pointer of `path` as Git has it: in its index, or else in the commit that is checked out.
     pub fn pointer_in_git(&self, path: &RepoPath) -> Result<Option<Pointer>> {
         let file = path.with_suffix(SUFFIX);
-        let bytes = match (self.git.staged(&file)?, self.git.head()) {
+        let bytes = match (self.git.staged_small(&file, READ_LIMIT)?, self.git.head()) {
             (None, Some(head)) => self.git.read(&head, &file)?,
             (staged, _) => staged,
         };
         Ok(bytes.and_then(|bytes| Pointer::parse(path.clone(), &bytes).ok()))
     }
 
-    /// Refuses to write the pointer of `path` if its file is not a pointer, one that a newer mlx wrote, or
-    /// one in conflict, of which both sides count; a damaged pointer may be replaced. `known` are paths that
+    /// Reads the pointer of `path` in Git's index.
+    fn staged_pointer(&self, path: &RepoPath) -> Result<Option<Pointer>> {
+        let bytes = self.git.staged_small(&path.with_suffix(SUFFIX), READ_LIMIT)?;
+        Ok(bytes.and_then(|bytes| Pointer::parse(path.clone(), &bytes).ok()))
+    }
+
+    /// Refuses to write the pointer of `path` if its file is another program's, or a pointer that a newer mlx
+    /// wrote, that has the marks of a conflict, or that something overwrote. A damaged pointer may be
+    /// replaced, and so may one of which Git's index has both sides of a conflict. `known` are paths that
     /// have pointers, whatever their files hold.
     pub fn check_replaceable(&self, path: &RepoPath, known: &BTreeSet<RepoPath>) -> Result<()> {
         let file = path.with_suffix(SUFFIX);
-        let bytes = self.files.read_prefix(&file, READ_LIMIT)?.unwrap_or_default();
+        let Some(bytes) = self.files.read_prefix(&file, READ_LIMIT)? else { return Ok(()) };
         if self.git.is_unmerged(&file)? {
-            return Err(Pointer::unmerged_error(path));
+            return Ok(());
         }
-        Pointer::check_replaceable(path, &bytes)?;
-        let is_here = self.files.stat(&file)?.is_some();
-        if is_here && !known.contains(path) && self.is_foreign(path, &bytes)? {
-            return Err(Pointer::foreign_error(path));
+        let had_pointer = known.contains(path) || self.staged_pointer(path)?.is_some();
+        match Pointer::check_replaceable(path, &bytes) {
+            Err(_) if had_pointer && !Pointer::is_own(&bytes) => self.parse_pointer(path, &bytes).map(drop),
+            Ok(()) if !known.contains(path) && !self.is_ours(path, &bytes)? => {
+                Err(Pointer::foreign_error(path))
+            }
+            checked => checked,
         }
-        Ok(())
     }
 
     /// Writes a pointer file and returns true, unless the bytes on disk are the same. A file of that name
@@ -234,8 +262,11 @@ impl Repo {
         let text = pointer.to_toml().into_bytes();
         match self.files.read_prefix(&pointer.file(), READ_LIMIT)? {
             Some(bytes) if bytes == text => return Ok(false),
-            Some(bytes) => Pointer::check_replaceable(&pointer.path, &bytes)?,
-            None => {}
+            // The sides of a conflict are in Git's index.
+            Some(bytes) if !self.git.is_unmerged(&pointer.file())? => {
+                Pointer::check_replaceable(&pointer.path, &bytes)?;
+            }
+            _ => {}
         }
         self.files.write(&pointer.file(), &text, Sync::Now).map(|()| true)
     }

@@ -6,7 +6,7 @@ use crate::{
     digest::Digest,
     error::Result,
     pointer::{Content, ContentKind},
-    store::{EntryKind, Kind, Packed, Page, Store, folder::read_page},
+    store::{EntryKind, Kind, Packed, Page, Store, folder::read_page, tree::decode},
 };
 
 /// Describes the content of this digest, as a pointer to it would; `None` if it is not stored here.
@@ -15,16 +15,15 @@ pub fn content_of(store: &Store, digest: &Digest) -> Result<Option<Content>> {
 }
 
 /// Returns this content with the kind, size and number of files that the object of its digest has; `None` if
-/// it is not stored here. A file may have the bytes of a folder's page: then the given kind counts.
+/// it is not stored here.
 pub fn described(store: &Store, content: &Content) -> Result<Option<Content>> {
-    let digest = content.digest;
-    let is_executable = content.kind == ContentKind::Executable;
-    let kind = if is_executable { ContentKind::Executable } else { ContentKind::File };
+    let (digest, kind) = (content.digest, content.kind);
     if !store.contains(&digest) {
         return Ok(None);
     }
-    if !store.is_tree_page(&digest) || content.kind != ContentKind::Tree && store.is_file(&digest) {
+    if !is_stored_as_tree(store, content)? {
         let size = store.file_size(&digest)?;
+        let kind = if kind == ContentKind::Executable { kind } else { ContentKind::File };
         return Ok(size.map(|size| Content { digest, files: 1, kind, size }));
     }
     let sums: Vec<(u64, u64)> = match read_page(store, &digest)? {
@@ -37,22 +36,44 @@ pub fn described(store: &Store, content: &Content) -> Result<Option<Content>> {
     Ok(Some(Content { digest, files, kind: ContentKind::Tree, size }))
 }
 
+/// Returns true if the object is stored, but as a folder instead of a file or the other way round.
+pub fn has_other_kind(store: &Store, content: &Content) -> bool {
+    let is_tree = content.kind == ContentKind::Tree;
+    store.contains(&content.digest) && is_stored_as_tree(store, content).is_ok_and(|stored| stored != is_tree)
+}
+
+/// Returns true if the stored object of this content is a folder. A file with the bytes of a folder's page is
+/// stored once, as either: then the content counts, unless it cannot be right.
+fn is_stored_as_tree(store: &Store, content: &Content) -> Result<bool> {
+    let digest = &content.digest;
+    let (is_page, is_file) = (store.is_tree_page(digest), store.is_file(digest));
+    if is_page == is_file {
+        return Ok(content.kind == ContentKind::Tree);
+    }
+    if content.kind == ContentKind::Tree {
+        let is_small = store.packed_size(digest, &[Kind::Content]).is_some();
+        return Ok(is_page || is_small && decode(&store.read(digest)?).is_ok());
+    }
+    let size = store.packed_size(digest, &[Kind::Tree]);
+    Ok(is_page && (content.files, Some(content.size)) != (1, size))
+}
+
 impl Store {
     /// Returns true if the bytes of a file are stored under this digest.
     pub fn is_file(&self, digest: &Digest) -> bool {
-        self.large(digest).is_some() || self.packed_size(digest).is_some()
+        self.packed_size(digest, &[Kind::Content]).is_some() || self.large(digest).is_some()
     }
 
     /// Returns the size of a stored file.
     fn file_size(&self, digest: &Digest) -> Result<Option<u64>> {
         match self.large(digest) {
             Some(large) => Ok(Some(large.stat()?.size)),
-            None => Ok(self.packed_size(digest)),
+            None => Ok(self.packed_size(digest, &[Kind::Content, Kind::Tree])),
         }
     }
 
-    fn packed_size(&self, digest: &Digest) -> Option<u64> {
-        let row = |packed: &Arc<Packed>| packed.index.find(digest, &[Kind::Content]);
+    fn packed_size(&self, digest: &Digest, kinds: &[Kind]) -> Option<u64> {
+        let row = |packed: &Arc<Packed>| packed.index.find(digest, kinds);
         self.packs().values().find_map(row).map(|row| row.size)
     }
 
@@ -130,6 +151,58 @@ mod tests {
         let repacked = store.repack(&plan).unwrap();
         let leased = store.leases().unwrap().into_iter().flat_map(|lease| lease.pinned).collect();
         store.prune(&plan, &repacked, &leased).unwrap();
+    }
+
+    #[test]
+    fn a_summary_is_corrected_from_the_object_of_its_digest() {
+        let temp = tempfile::tempdir().unwrap();
+        let store = open(&temp);
+        let tree = put_tree(&store, b"text");
+        let file = Content { digest: Digest::of(b"text"), files: 1, kind: ContentKind::File, size: 4 };
+        for right in [tree, file] {
+            let other = if right.kind == ContentKind::Tree { ContentKind::File } else { ContentKind::Tree };
+            for wrong in [
+                Content { files: 7, ..right },
+                Content { size: 7, ..right },
+                Content { kind: other, ..right },
+                Content { kind: other, files: 1, size: 7, ..right },
+            ] {
+                assert_eq!(described(&store, &wrong).unwrap(), Some(right), "{wrong:?}");
+                assert_eq!(has_other_kind(&store, &wrong), wrong.kind != right.kind, "{wrong:?}");
+            }
+            assert_eq!(described(&store, &right).unwrap(), Some(right));
+            assert!(!has_other_kind(&store, &right));
+        }
+        let executable = Content { kind: ContentKind::Executable, ..file };
+        assert_eq!(described(&store, &executable).unwrap(), Some(executable));
+        let absent = Content { digest: Digest::of(b"absent"), ..tree };
+        assert!(described(&store, &absent).unwrap().is_none() && !has_other_kind(&store, &absent));
+    }
+
+    #[test]
+    fn a_file_with_the_bytes_of_a_page_is_a_file_whichever_was_stored_first() {
+        for tree_first in [true, false] {
+            let temp = tempfile::tempdir().unwrap();
+            let other = tempfile::tempdir().unwrap();
+            let page = open(&other).read(&put_tree(&open(&other), b"text").digest).unwrap();
+            let store = open(&temp);
+            let put = || {
+                let mut writer = Writer::new(&store);
+                writer.put_bytes(&page).unwrap();
+                writer.finish().unwrap();
+            };
+            if !tree_first {
+                put();
+            }
+            let tree = put_tree(&store, b"text");
+            put();
+            let size = page.len() as u64;
+            let file = Content { digest: tree.digest, files: 1, kind: ContentKind::File, size };
+            for content in [tree, file] {
+                assert_eq!(described(&store, &content).unwrap(), Some(content), "{tree_first}");
+                assert!(!has_other_kind(&store, &content), "{tree_first}");
+            }
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ mod verify;
 mod writer;
 
 pub use self::{
-    complete::{content_of, described},
+    complete::{content_of, described, has_other_kind},
     diff::{ChangedEntries, DiffSide, Difference, changed_entries, diff},
     folder::{entries, entry_at, put_folder, read_page, replace},
     inventory::{Inventory, PackFile, StoredFile},

@@ -23,7 +23,7 @@ use crate::{
         spool::{self, SpooledDay},
         table,
     },
-    workspace::Workspace,
+    workspace::{AddRules, Workspace},
 };
 
 /// Summary of a sealed day of one machine.
@@ -109,7 +109,7 @@ pub fn seal(
         return Err(error.hint("list the days that are not sealed with `mlx traffic list`"));
     }
     write(repo, &path, &mut unsealed)?;
-    let added = workspace.add(&path, &[], progress);
+    let added = workspace.add(&path, AddRules::default(), progress);
     workspace.save(progress)?;
     let seal = summarize(machine, added?, &unsealed.records, day, false);
     remove_spooled(repo, environment, &unsealed, &BTreeSet::new())?;

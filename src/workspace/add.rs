@@ -8,19 +8,18 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::{
     error::{Error, Kind, Result},
-    fs::FileKind,
     path::RepoPath,
-    pointer::{Content, ContentKind, Pointer, SUFFIX},
+    pointer::{Content, Pointer, SUFFIX},
     progress::Progress,
     store::{TreeEntry, Writer, update_folder},
     workspace::{
-        Node, Workspace,
+        AddRules, Node, Workspace,
+        addable::Target,
         compare::as_entry,
-        ignore::{self, Rules},
         merge::{Merge, Mine},
         named_paths::NamedPaths,
         scan,
-        steering::{check_is_data, is_of_pipeline},
+        steering::is_of_pipeline,
     },
 };
 
@@ -44,20 +43,14 @@ struct Merged {
     pointer: Pointer,
     /// Entries that the workspace has.
     entries: BTreeMap<RepoPath, Option<TreeEntry>>,
-    absent: NamedPaths,
-    outdated: NamedPaths,
+    /// The merge that made it, which tells how it differs from the workspace.
+    merge: Merge,
 }
 
 impl Workspace<'_> {
     /// Stores the file or folder at `path` and writes its pointer; inside a tracked folder, that folder's.
-    /// `declared_outputs` are paths that belong to stages, each with the stage's name.
-    pub fn add(
-        &self,
-        path: &RepoPath,
-        claimed: &[(RepoPath, String)],
-        progress: &dyn Progress,
-    ) -> Result<Pointer> {
-        let mut added = self.add_all(std::slice::from_ref(path), claimed, progress)?;
+    pub fn add(&self, path: &RepoPath, rules: AddRules<'_>, progress: &dyn Progress) -> Result<Pointer> {
+        let mut added = self.add_all(std::slice::from_ref(path), rules, progress)?;
         Ok(added.pop().expect("an added path has a pointer"))
     }
 
@@ -65,33 +58,28 @@ impl Workspace<'_> {
     pub fn add_all(
         &self,
         paths: &[RepoPath],
-        claimed: &[(RepoPath, String)],
+        rules: AddRules<'_>,
         progress: &dyn Progress,
     ) -> Result<Vec<Pointer>> {
         self.check_unfiltered(paths)?;
         self.clean_beside(paths.iter(), progress);
         let pointed = self.pointer_paths()?;
         let mut writer = Writer::new(&self.repo.store);
-        let (mut found, mut checked) = (Additions::default(), BTreeSet::new());
-        for path in outermost(paths) {
-            check_claims(path, claimed)?;
-            self.check_addable(path)?;
-            let parent = self.tracked_parent(path)?;
-            if parent.is_none() {
-                check_is_data(path)?;
-                self.check_replaceable(path)?;
+        let mut found = Additions::default();
+        for target in self.add_targets(&outermost(paths), rules)? {
+            if let Target { is_here: false, own: Some(tracked), .. } = target {
+                found.add_absent(tracked);
+                continue;
             }
-            self.check_ignore_rules(path, parent.as_ref())?;
-            let top = parent.as_ref().map_or(path, |it| &it.path);
-            if checked.insert(top.parent()) {
-                self.repo.git.check_ignorable(&self.repo.files, top)?;
+            let path = target.path;
+            if let Some(pointer) = target.record()
+                && self.check_merge_of(pointer, path, progress)?
+                && !rules.only_edits
+            {
+                return Err(removed_by_others(path, &pointer.path));
             }
-            let own = if parent.is_none() { self.repo.pointer(path).ok().flatten() } else { None };
-            if let Some(pointer) = parent.as_ref().or(own.as_ref()) {
-                self.check_mergeable(pointer, path, progress)?;
-            }
-            let node = self.scan_and_store(path, top, &pointed, &mut writer, progress)?;
-            found.add(path, parent, &node);
+            let node = self.scan_and_store(path, target.top(), &pointed, &mut writer, progress)?;
+            found.add(path, target.parent, &node);
         }
         writer.finish()?;
         self.record(found.all, progress)
@@ -100,11 +88,19 @@ impl Workspace<'_> {
     /// Refuses an edit of `part` that cannot be merged, before it is stored: a checkout takes what is stored
     /// for saved.
     pub fn check_mergeable(&self, pointer: &Pointer, part: &RepoPath, progress: &dyn Progress) -> Result<()> {
+        self.check_merge_of(pointer, part, progress).map(drop)
+    }
+
+    /// Returns true if others removed `part`, which is here and was not edited. An edit that cannot be merged
+    /// is an error.
+    fn check_merge_of(&self, pointer: &Pointer, part: &RepoPath, progress: &dyn Progress) -> Result<bool> {
         if !self.may_conflict(pointer)? {
-            return Ok(());
+            return Ok(false);
         }
-        let Some(node) = self.scan(part, progress)? else { return Ok(()) };
-        self.merge_part(pointer, part, &Mine::Scanned(&node))?.check(&pointer.path)
+        let Some(node) = self.scan(part, progress)? else { return Ok(false) };
+        let merge = self.merge_part(pointer, part, &Mine::Scanned(&node))?;
+        merge.check(&pointer.path)?;
+        Ok(part != &pointer.path && merge.dropped.first.contains(&relative_to(part, pointer)))
     }
 
     /// Returns true if others may have changed the tracked path since this worktree last had it.
@@ -126,11 +122,11 @@ impl Workspace<'_> {
         self.ignore_data(&own, &lock, progress)?;
         self.repair_locked(&parts, &lock, progress)?;
         let mut pointers = Vec::new();
-        for Merged { pointer, entries, absent, outdated } in merged {
+        for Merged { pointer, entries, merge } in merged {
             self.write_pointer(&pointer, progress)?;
             self.note_base_parts(&pointer.path, entries)?;
             self.index_pointer(&pointer.path);
-            report_kept(&pointer.path, &absent, &outdated, progress);
+            report_kept(&pointer.path, &merge, progress);
             pointers.push(pointer);
         }
         drop(lock);
@@ -140,23 +136,24 @@ impl Workspace<'_> {
     fn merge_addition(&self, Addition { tracked, entries }: Addition) -> Result<Merged> {
         let (path, store) = (tracked.path.clone(), &self.repo.store);
         self.check_replaceable(&path)?;
-        let pointer = match self.repo.pointer(&path) {
+        let named = entries.keys().map(|below| path.join_path(below)).collect::<Result<Vec<_>>>()?;
+        let pointer = match self.pointer_to_change(&path, &named) {
             Ok(Some(pointer)) => pointer,
+            Err(error) if self.repo.sides(&path)?.is_some() => return Err(error),
             found => match self.lost_pointer(&path)? {
-                Some(pointer) => pointer,
+                Some(pointer) => self.corrected(pointer),
                 // A damaged pointer, which names no tree to merge into, is replaced.
                 None if entries.contains_key(&RepoPath::root()) => {
-                    let (absent, outdated) = Default::default();
-                    return Ok(Merged { pointer: tracked, entries, absent, outdated });
+                    return Ok(Merged { pointer: tracked, entries, merge: Merge::default() });
                 }
                 None => found?.unwrap_or(tracked),
             },
         };
-        let all = self.merge_entries(&pointer, &entries)?;
+        let merge = self.merge_entries(&pointer, &entries)?;
         let mut writer = Writer::new(store);
-        let content = all.apply(Some(&mut writer), store, &pointer.content)?;
+        let content = merge.apply(Some(&mut writer), store, &pointer.content)?;
         writer.finish()?;
-        Ok(Merged { pointer: Pointer { path, content }, entries, absent: all.absent, outdated: all.outdated })
+        Ok(Merged { pointer: Pointer { path, content }, entries, merge })
     }
 
     /// Merges entries, by their paths in the tracked path, into what it records; a conflict is an error.
@@ -211,7 +208,7 @@ impl Workspace<'_> {
         if merged.changes.is_empty() && merged.conflicts.is_empty() {
             return Ok(None);
         }
-        let recorded = self.add(part, &[], progress)?;
+        let recorded = self.add(part, AddRules { only_edits: true, ..AddRules::default() }, progress)?;
         Ok(Some(recorded).filter(|recorded| recorded != pointer))
     }
 
@@ -223,116 +220,20 @@ impl Workspace<'_> {
         progress: &dyn Progress,
     ) -> Result<Content> {
         let (path, store) = (&recorded.path, &self.repo.store);
+        let recorded = &self.corrected(recorded.clone());
         let merged = self.merge_part(recorded, path, &Mine::Stored(as_entry(&stored)))?;
         merged.check(path)?;
         let mut writer = Writer::new(store);
         let content = merged.apply(Some(&mut writer), store, &recorded.content)?;
         writer.finish()?;
         self.note_base(path, stored)?;
-        report_kept(path, &merged.absent, &merged.outdated, progress);
+        report_kept(path, &merged, progress);
         Ok(content)
-    }
-
-    /// Refuses paths whose pointers would pass a Git filter.
-    pub(super) fn check_unfiltered(&self, paths: &[RepoPath]) -> Result<()> {
-        let paths = paths.iter().filter(|path| !path.is_root());
-        let tracked = |path: &RepoPath| self.pointer_of(path).ok().flatten().map(|pointer| pointer.path);
-        let files = paths.map(|path| tracked(path).unwrap_or_else(|| path.clone()).with_suffix(SUFFIX));
-        self.repo.git.check_unfiltered(&files.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>())
-    }
-
-    /// Returns the pointer that Git has of a path whose file is missing or damaged here, unless mlx or Git's
-    /// index does not track it any more: then it was removed on purpose.
-    fn lost_pointer(&self, path: &RepoPath) -> Result<Option<Pointer>> {
-        if path.is_root() {
-            return Ok(None);
-        }
-        let file = path.with_suffix(SUFFIX);
-        let is_here = self.repo.files.stat(&file)?.is_some();
-        if !is_here && !self.may_have_base(path) || self.repo.git.tracked_within(&file)?.is_none() {
-            return Ok(None);
-        }
-        self.repo.pointer_in_git(path)
-    }
-
-    /// Returns the lost pointer of the nearest folder from `above` on.
-    fn lost_parent(&self, above: &RepoPath) -> Result<Option<Pointer>> {
-        for folder in above.ancestors() {
-            if let Some(pointer) = self.lost_pointer(&folder)? {
-                return Ok(Some(pointer));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Refuses to replace a file that is not the pointer of `path`, or one in conflict.
-    pub(super) fn check_replaceable(&self, path: &RepoPath) -> Result<()> {
-        self.repo.check_replaceable(path, &self.index.borrow().pointers)
-    }
-
-    /// Returns the pointer of the tracked folder that contains `path`; a tracked file there is an error.
-    fn tracked_parent(&self, path: &RepoPath) -> Result<Option<Pointer>> {
-        let Some(above) = path.parent() else { return Ok(None) };
-        let parent = self.pointer_of(&above)?;
-        match parent.map_or_else(|| self.lost_parent(&above), |parent| Ok(Some(parent)))? {
-            Some(parent) if parent.content.kind != ContentKind::Tree => {
-                let error = Error::new(
-                    Kind::Conflict,
-                    format!("`{}` is tracked as a file, so `{path}` cannot be added below it", parent.path),
-                );
-                Err(error.hint(format!("remove `{}` first", parent.file())))
-            }
-            parent => Ok(parent),
-        }
-    }
-
-    fn check_ignore_rules(&self, path: &RepoPath, parent: Option<&Pointer>) -> Result<()> {
-        let is_dir = self.repo.files.stat(path)?.is_some_and(|it| it.kind == FileKind::Folder);
-        let own = self.repo.pointer(path).ok().flatten();
-        if Rules::open(self, path, own.as_ref().or(parent))?.excludes(path, is_dir)? {
-            let error = Error::usage(format!("`{path}` is ignored by a `{}`", ignore::FILE));
-            return Err(error.hint("remove the rule, or add one that begins with `!`"));
-        }
-        Ok(())
     }
 
     /// Adds `path` to the index of pointers. Its writer may have been killed before it did so.
     pub fn index_pointer(&self, path: &RepoPath) {
         self.index.borrow_mut().add_pointer(path.clone());
-    }
-
-    fn check_addable(&self, path: &RepoPath) -> Result<()> {
-        if path.is_root() {
-            return Err(Error::usage("the whole repository cannot be tracked").hint("name a folder in it"));
-        }
-        let Some(stat) = self.repo.files.stat(path)? else {
-            return Err(Error::not_found(format!("`{path}` not found")));
-        };
-        let is_store_link = || {
-            self.repo
-                .files
-                .read_link(path)
-                .is_ok_and(|target| self.repo.store.large_from_link(&target).is_some())
-        };
-        if stat.kind == FileKind::Symlink && !is_store_link() {
-            let error = Error::usage(format!("`{path}` is a symlink"))
-                .hint("add what it points to, or the folder it is in");
-            return Err(error);
-        }
-        if self.is_pointer(path) {
-            return Err(
-                Error::usage(format!("`{path}` is a pointer")).hint("pointers belong in Git: `git add` it")
-            );
-        }
-        if let Some(file) = self.repo.git.tracked_within(path)? {
-            let error = Error::new(Kind::Conflict, format!("Git already tracks `{file}`"));
-            return Err(error.hint(format!("remove it from Git's index first: `git rm -r --cached {path}`")));
-        }
-        Ok(())
-    }
-
-    pub(super) fn is_pointer(&self, path: &RepoPath) -> bool {
-        path.without_suffix(SUFFIX).is_some_and(|tracked| matches!(self.repo.pointer(&tracked), Ok(Some(_))))
     }
 
     /// Scans and stores `path`; refuses nested pointers and links that lead out of `top`.
@@ -354,7 +255,7 @@ impl Workspace<'_> {
         }
         let missing = || Error::not_found(format!("`{path}` not found"));
         let node = scan::scan(self, path, Some(writer), progress)?.ok_or_else(missing)?;
-        let tracked = self.pointer_of(path).ok().flatten();
+        let tracked = self.record_of(path);
         node.walk(&path.parent().unwrap_or_default(), &mut |folder, leaf| {
             if is_of_pipeline(&leaf.name) {
                 self.check_is_no_pipeline(&folder.join(&leaf.name)?, path, tracked.as_ref())?;
@@ -380,7 +281,7 @@ impl Workspace<'_> {
         progress: &dyn Progress,
     ) -> Result<Pointer> {
         let lock = self.repo.lock_with_progress(progress)?;
-        let parent = self.repo.pointer(&parent.path)?.unwrap_or_else(|| parent.clone());
+        let parent = self.pointer(&parent.path)?.unwrap_or_else(|| parent.clone());
         let changes = BTreeMap::from([(relative_to(path, &parent), None)]);
         let (store, tree) = (&self.repo.store, &parent.content.digest);
         let mut writer = Writer::new(store);
@@ -394,8 +295,18 @@ impl Workspace<'_> {
     }
 }
 
+/// Returns the error for a path that is to be added, is as it was last checked out, and is not recorded now.
+fn removed_by_others(path: &RepoPath, top: &RepoPath) -> Error {
+    let message = format!("others removed `{path}` since your last checkout of `{top}`: nothing was added");
+    Error::new(Kind::Conflict, message).hint(format!(
+        "`mlx checkout {path}` removes it here, too; to keep it, move it aside, run `mlx checkout {top}`, \
+         move it back and add it again"
+    ))
+}
+
 /// Tells which recorded paths stay recorded although they are not here, or not in their recorded version.
-fn report_kept(top: &RepoPath, absent: &NamedPaths, outdated: &NamedPaths, progress: &dyn Progress) {
+fn report_kept(top: &RepoPath, merge: &Merge, progress: &dyn Progress) {
+    let Merge { absent, outdated, dropped, .. } = merge;
     let named = |paths: &NamedPaths| {
         let full = |path: &RepoPath| top.join_path(path).unwrap_or_else(|_| top.clone());
         let first: Vec<_> = paths.first.iter().map(|path| format!("`{}`", full(path))).collect();
@@ -418,20 +329,33 @@ fn report_kept(top: &RepoPath, absent: &NamedPaths, outdated: &NamedPaths, progr
             named(outdated)
         ));
     }
+    if !dropped.is_empty() {
+        progress.note(&format!(
+            "others removed files of `{top}` since your last checkout, which were not added: {} (`mlx \
+             checkout {top}` removes them here, too)",
+            named(dropped)
+        ));
+    }
 }
 
 /// Returns the paths that are not inside another of them.
-fn outermost(paths: &[RepoPath]) -> impl Iterator<Item = &RepoPath> {
+fn outermost(paths: &[RepoPath]) -> Vec<RepoPath> {
     let all: BTreeSet<&RepoPath> = paths.iter().collect();
-    let above = |path: &RepoPath| std::iter::successors(path.parent(), RepoPath::parent);
-    paths.iter().filter(move |path| !above(path).any(|parent| all.contains(&parent)))
+    let is_covered = |path: &RepoPath| path.ancestors().skip(1).any(|parent| all.contains(&parent));
+    paths.iter().filter(|path| !is_covered(path)).cloned().collect()
 }
 
-fn relative_to(path: &RepoPath, parent: &Pointer) -> RepoPath {
+pub(super) fn relative_to(path: &RepoPath, parent: &Pointer) -> RepoPath {
     path.strip_prefix(&parent.path).expect("the path is inside the tracked folder")
 }
 
 impl Additions {
+    /// Adds a pointer that changes although nothing of its data is here.
+    fn add_absent(&mut self, tracked: Pointer) {
+        self.places.insert(tracked.path.clone(), self.all.len());
+        self.all.push(Addition { tracked, entries: BTreeMap::new() });
+    }
+
     /// Adds the scan of `path`, together with other entries of the same tracked folder.
     fn add(&mut self, path: &RepoPath, parent: Option<Pointer>, node: &Node) {
         let tracked = parent.unwrap_or_else(|| Pointer { path: path.clone(), content: node.content() });
@@ -442,13 +366,6 @@ impl Additions {
         }
         self.all[at].entries.insert(below, Some(node.entry()));
     }
-}
-
-/// Refuses paths that overlap an output of a stage.
-fn check_claims(path: &RepoPath, claimed: &[(RepoPath, String)]) -> Result<()> {
-    let Some((output, stage)) = claimed.iter().find(|it| path.overlaps(&it.0)) else { return Ok(()) };
-    let error = Error::new(Kind::Conflict, format!("`{path}` belongs to the stage `{stage}`"));
-    Err(error.hint(format!("its output `{output}` is recorded by `mlx repro` and `mlx commit`")))
 }
 
 #[cfg(test)]
@@ -485,7 +402,7 @@ mod tests {
         megabytes("data/inner/two", 9);
         let announced = |name: &str| {
             let totals = Totals::default();
-            Workspace::open(&repo).unwrap().add(&path(name), &[], &totals).unwrap();
+            Workspace::open(&repo).unwrap().add(&path(name), AddRules::default(), &totals).unwrap();
             totals.0.into_inner().unwrap()
         };
         assert_eq!(announced("data"), [Some(18 << 20)]);

@@ -179,7 +179,8 @@ pub fn checkout_part(
 
 /// As [`checkout_part`] for many parts of data, each with its pointer; also repairs their lines in
 /// `.gitignore`, and first retires the data in `retired`. Unless `force`, unsaved files in any of the parts
-/// are an error before anything changes. Where content is missing, the other parts are checked out.
+/// are an error before anything changes, and those in retired data stay. Where content is missing, the other
+/// parts are checked out.
 pub fn checkout_parts(
     workspace: &Workspace<'_>,
     parts: &[(&Pointer, &RepoPath)],
@@ -193,7 +194,7 @@ pub fn checkout_parts(
     workspace.repair_ignore_lines(&pointers, progress)?;
     let mut done = Vec::new();
     for data in retired {
-        done.push((data.path.clone(), workspace.retire(data, progress)?));
+        done.push((data.path.clone(), workspace.retire(data, force, progress)?));
     }
     done.extend(carry_out(workspace, planned, &|_| true, progress)?);
     Ok(done)

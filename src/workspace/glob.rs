@@ -16,7 +16,7 @@ use crate::{
     pointer::{ContentKind, Pointer, SUFFIX},
     progress::Progress,
     store::{EntryKind, Writer},
-    workspace::{Workspace, filter::ScanFilter, scan, steering::belongs_in_git},
+    workspace::{AddRules, Workspace, filter::ScanFilter, scan, steering::belongs_in_git},
 };
 
 /// A pattern of files below a folder: `*` matches within a name, `**` across folders.
@@ -75,13 +75,13 @@ impl Workspace<'_> {
     pub fn add_matching(
         &self,
         glob: &Glob,
-        claimed: &[(RepoPath, String)],
+        rules: AddRules<'_>,
         progress: &dyn Progress,
     ) -> Result<Vec<Pointer>> {
         let tracked = self.pointer_paths()?;
         let (mut folders, mut single) = (BTreeSet::new(), Vec::new());
         for file in self.matching(glob)? {
-            if claimed.iter().any(|output| file.overlaps(&output.0)) {
+            if rules.claimed.iter().any(|output| file.overlaps(&output.0)) {
                 continue;
             }
             match tracked_ancestor(&file, &tracked) {
@@ -94,11 +94,12 @@ impl Workspace<'_> {
             return Err(Error::not_found("no file matches").hint("`mlx add --help` has an example"));
         }
         self.check_unfiltered(&folders.iter().chain(&single).cloned().collect::<Vec<_>>())?;
+        self.check_git_rules(folders.iter().chain(&single), rules)?;
         let mut pointers = Vec::new();
         for top in folders {
             pointers.extend(self.add_to_folder(&top, glob, progress)?);
         }
-        pointers.extend(self.add_all(&single, claimed, progress)?);
+        pointers.extend(self.add_all(&single, rules, progress)?);
         Ok(pointers)
     }
 
@@ -117,8 +118,7 @@ impl Workspace<'_> {
 
     /// Records the matching files of a tracked folder in one update.
     fn add_to_folder(&self, top: &RepoPath, glob: &Glob, progress: &dyn Progress) -> Result<Option<Pointer>> {
-        let Some(parent) =
-            self.repo.pointer(top)?.filter(|pointer| pointer.content.kind == ContentKind::Tree)
+        let Some(parent) = self.pointer(top)?.filter(|pointer| pointer.content.kind == ContentKind::Tree)
         else {
             let error = Error::new(Kind::Conflict, format!("`{top}` is tracked as a file, but is a folder"));
             return Err(error.hint(format!("run `mlx remove {top}` first")));

@@ -176,6 +176,11 @@ impl Index {
         self.changed |= self.pointers.insert(path);
     }
 
+    /// Removes a path whose pointer was removed.
+    pub fn remove_pointer(&mut self, path: &RepoPath) {
+        self.changed |= self.pointers.remove(path);
+    }
+
     /// Returns true if [`Index::save`] has something to write.
     pub fn is_changed(&self) -> bool {
         self.changed

@@ -69,6 +69,8 @@ pub struct Merge {
     pub absent: NamedPaths,
     /// Paths whose record differs from the workspace, which has them as the base does.
     pub outdated: NamedPaths,
+    /// Paths that are not recorded any more, and are here as the base has them.
+    pub dropped: NamedPaths,
 }
 
 impl Base {
@@ -131,7 +133,8 @@ impl Mine<'_> {
 impl Merge {
     /// Returns true if the result is what the workspace has.
     pub fn is_here(&self) -> bool {
-        self.absent.is_empty() && self.outdated.is_empty() && self.conflicts.is_empty()
+        let kept = [&self.absent, &self.outdated, &self.dropped];
+        kept.iter().all(|paths| paths.is_empty()) && self.conflicts.is_empty()
     }
 
     /// Refuses a merge with conflicts in the tracked path `top`, naming them.
@@ -167,6 +170,7 @@ impl Merge {
         self.removed.extend(other.removed);
         self.absent.extend(other.absent);
         self.outdated.extend(other.outdated);
+        self.dropped.extend(other.dropped);
     }
 
     /// Applies the changes to the recorded content `theirs`; with a writer, stores the pages of the result.
@@ -243,6 +247,7 @@ impl Merger<'_> {
     fn keep_theirs(&mut self, path: &RepoPath, own: Option<&TreeEntry>, theirs: Option<&TreeEntry>) {
         match (own, theirs) {
             (None, Some(entry)) => self.done.absent.add(path, entry.files),
+            (Some(entry), None) => self.done.dropped.add(path, entry.files),
             _ => self.done.outdated.add(path, 1),
         }
     }

@@ -5,6 +5,7 @@
 //! bases (`base`) against which changes are made and merged (`merge`).
 
 mod add;
+mod addable;
 mod base;
 mod checkout;
 mod collision;
@@ -26,6 +27,7 @@ mod modes;
 mod named_paths;
 mod node;
 mod parts;
+mod pointers;
 mod relink;
 mod remove;
 mod rename;
@@ -34,12 +36,15 @@ mod rows;
 mod scan;
 mod select;
 mod siblings;
+mod sides;
 mod stamps;
 mod status;
 mod steering;
+mod summary;
 mod unprotect;
 
 pub use self::{
+    addable::AddRules,
     base::Bases,
     checkout::{CheckoutStats, checkout, checkout_part, checkout_parts, place_parts, remove_files},
     glob::Glob,
@@ -56,6 +61,7 @@ pub use self::{
     stamps::{Change as StampChange, Moved, Stamps, stats_above},
     status::{Behind, Change, PathStatus, State, Version, diff_versions},
     steering::{LOCKFILE, PIPELINE_FILE, belongs_in_git, is_lockfile, is_of_pipeline, is_tracking_file},
+    summary::false_lines,
     unprotect::UnprotectStats,
 };
 
@@ -70,7 +76,7 @@ use crate::{
     fs::{FileKind, FileType},
     git::HeadLines,
     path::RepoPath,
-    pointer::{Content, Pointer, SUFFIX},
+    pointer::{Content, Pointer},
     progress::{Progress, Silent},
     repo::Repo,
     store::{EntryKind, Writer},
@@ -112,11 +118,7 @@ impl Unreadable {
 impl Tracked {
     /// Keeps the tracked paths that contain one of `paths` or lie in one; all of them if `paths` is empty.
     pub fn select(mut self, paths: &[RepoPath]) -> Result<Self> {
-        let tracked = |path: &RepoPath| {
-            self.pointers.iter().any(|pointer| pointer.path.overlaps(path))
-                || self.unreadable.iter().any(|file| file.overlaps(path))
-        };
-        if let Some(path) = paths.iter().find(|it| !tracked(it)) {
+        if let Some(path) = paths.iter().find(|path| !self.covers(path)) {
             if let Some((_, file)) = self.skipped.iter().find(|(skipped, _)| skipped.overlaps(path)) {
                 return Err(skipped_error(file));
             }
@@ -130,6 +132,12 @@ impl Tracked {
             (self.unreadable, self.others) = (wanted, others);
         }
         Ok(self)
+    }
+
+    /// Returns true if a tracked path or an unreadable file contains `path` or is within it.
+    fn covers(&self, path: &RepoPath) -> bool {
+        self.pointers.iter().any(|pointer| pointer.path.overlaps(path))
+            || self.unreadable.iter().any(|file| file.overlaps(path))
     }
 
     /// Returns all pointers; an unreadable file is an error, for callers that must not omit any.
@@ -163,6 +171,8 @@ pub struct Workspace<'r> {
     searched: RefCell<BTreeSet<RepoPath>>,
     /// Folders that were cleaned of what killed commands left.
     cleaned: RefCell<BTreeSet<RepoPath>>,
+    /// The contents as they are stated by pointers that name the wrong kind.
+    misstated: RefCell<BTreeMap<RepoPath, Content>>,
 }
 
 impl<'r> Workspace<'r> {
@@ -171,8 +181,8 @@ impl<'r> Workspace<'r> {
         let (index, bases) = (Index::load(repo)?, Bases::load(repo)?);
         let (index, bases) = (RefCell::new(index), RefCell::new(bases));
         let (skipped_rules, head_lines) = (OnceCell::new(), OnceCell::new());
-        let (searched, cleaned) = (RefCell::default(), RefCell::default());
-        Ok(Self { repo, index, bases, skipped_rules, head_lines, searched, cleaned })
+        let (searched, cleaned, misstated) = Default::default();
+        Ok(Self { repo, index, bases, skipped_rules, head_lines, searched, cleaned, misstated })
     }
 
     /// Returns the bytes of each `.mlxignore` that a sparse checkout leaves out, by its folder.
@@ -189,59 +199,6 @@ impl<'r> Workspace<'r> {
             }
         }
         Ok(Arc::clone(self.skipped_rules.get_or_init(|| Arc::new(rules))))
-    }
-
-    /// Returns the paths that have a pointer: those that Git tracks and those added here since.
-    pub fn pointer_paths(&self) -> Result<BTreeSet<RepoPath>> {
-        let tracked = self.repo.git.tracked(&|name| name.ends_with(SUFFIX.as_bytes()))?;
-        let mut found: BTreeSet<_> = tracked.iter().filter_map(|it| it.without_suffix(SUFFIX)).collect();
-        found.extend(self.index.borrow().pointers.iter().cloned());
-        let lost: BTreeSet<_> = found.iter().filter(|path| !self.has_pointer(path)).cloned().collect();
-        if !self.index.borrow().loaded || self.is_any_moved(&lost)? {
-            self.find_pointers(&mut found)?;
-            // Another program's file with this suffix is not a pointer that could be lost.
-            let ours = found.iter().filter(|path| !matches!(self.repo.pointer(path), Ok(None)));
-            ours.for_each(|path| self.index.borrow_mut().add_pointer(path.clone()));
-            found.retain(|path| self.has_pointer(path));
-            Ok(found)
-        } else {
-            Ok(&found - &lost)
-        }
-    }
-
-    /// Returns true if a pointer may have been moved by hand: its file does not exist, and no sparse checkout
-    /// leaves it out.
-    fn is_any_moved(&self, lost: &BTreeSet<RepoPath>) -> Result<bool> {
-        if lost.is_empty() {
-            return Ok(false);
-        }
-        let skipped = self.repo.git.skipped(&|name| name.ends_with(SUFFIX.as_bytes()))?;
-        let skipped: BTreeSet<_> = skipped.into_iter().map(|file| file.0).collect();
-        let is_missing = |file: &RepoPath| matches!(self.repo.files.stat(file), Ok(None));
-        // The work tree is searched once for each missing file: what was found then is in the index.
-        let mut searched = self.searched.borrow_mut();
-        let new: Vec<_> = lost.iter().filter(|path| searched.insert((*path).clone())).collect();
-        let mut files = new.iter().map(|path| path.with_suffix(SUFFIX));
-        Ok(files.any(|file| !skipped.contains(&file) && is_missing(&file)))
-    }
-
-    /// Returns true if the pointer file of a path exists. One that cannot be inspected counts: reading it
-    /// reports the error. A path that is new here must have a pointer, since other programs use that suffix.
-    fn has_pointer(&self, path: &RepoPath) -> bool {
-        if self.index.borrow().pointers.contains(path) {
-            return !matches!(self.repo.files.stat(&path.with_suffix(SUFFIX)), Ok(None));
-        }
-        !matches!(self.repo.pointer(path), Ok(None))
-    }
-
-    /// Searches the work tree for pointers that Git does not track yet, but not in tracked folders.
-    fn find_pointers(&self, found: &mut BTreeSet<RepoPath>) -> Result<()> {
-        self.walk(&RepoPath::root(), &mut |entries| {
-            let files = entries.iter().filter(|(_, kind)| kind.is_file());
-            found.extend(files.filter_map(|(path, _)| path.without_suffix(SUFFIX)));
-            let folders = entries.into_iter().filter(|(path, kind)| kind.is_dir() && !found.contains(path));
-            folders.map(|(path, _)| path).collect()
-        })
     }
 
     /// Returns the folders that hold a pipeline or its lockfile, whether or not Git tracks it.
@@ -274,51 +231,6 @@ impl<'r> Workspace<'r> {
         subfolders.iter().try_for_each(|path| self.walk(path, visit))
     }
 
-    /// Reads all pointers of the work tree, sorted by path.
-    pub fn pointers(&self) -> Result<Tracked> {
-        let mut found = Tracked::default();
-        for path in self.pointer_paths()? {
-            let known = self.index.borrow().pointers.contains(&path);
-            let read = if known { self.repo.strict_pointer(&path) } else { self.repo.pointer(&path) };
-            match read {
-                Ok(pointer) => found.pointers.extend(pointer),
-                Err(error) => {
-                    let file = path.with_suffix(SUFFIX);
-                    found.unreadable.push(Unreadable { file, paths: vec![path], error });
-                }
-            }
-        }
-        // One that was deleted is in conflict until Git is told so.
-        for file in self.repo.git.unmerged(&|name| name.ends_with(SUFFIX.as_bytes()))? {
-            if let Some(path) = file.without_suffix(SUFFIX)
-                && self.may_have_base(&path)
-                && self.repo.files.stat(&file)?.is_none()
-            {
-                let error = Pointer::unmerged_error(&path);
-                found.unreadable.push(Unreadable { file, paths: vec![path], error });
-            }
-        }
-        Ok(found)
-    }
-
-    /// Returns the pointer of `path` or of the nearest tracked folder that contains it, also where a sparse
-    /// checkout leaves it out.
-    pub fn pointer_of(&self, path: &RepoPath) -> Result<Option<Pointer>> {
-        let mut here = Some(path.clone());
-        while let Some(path) = here {
-            if !path.is_root()
-                && let Some(pointer) = self
-                    .repo
-                    .pointer(&path)?
-                    .map_or_else(|| self.repo.skipped_pointer(&path), |pointer| Ok(Some(pointer)))?
-            {
-                return Ok(Some(pointer));
-            }
-            here = path.parent();
-        }
-        Ok(None)
-    }
-
     /// Scans `path` without storing anything; `None` if nothing exists there.
     pub fn scan(&self, path: &RepoPath, progress: &dyn Progress) -> Result<Option<Node>> {
         scan::scan(self, path, None, progress)
@@ -344,7 +256,7 @@ impl<'r> Workspace<'r> {
         path: &RepoPath,
         kept: &'v BTreeSet<RepoPath>,
     ) -> Result<ScanFilter<'v>> {
-        let record = self.pointer_of(path).ok().flatten();
+        let record = self.record_of(path);
         let filter = ScanFilter::new(self, path, record.as_ref())?;
         let is_folder = self.repo.files.stat(path)?.is_some_and(|it| it.kind == FileKind::Folder);
         let git = if is_folder { GitIgnored::open(&self.repo.files, path, kept)? } else { None };
@@ -370,7 +282,7 @@ impl<'r> Workspace<'r> {
     /// refuses links: `path` itself, and any in it that leads out of it. Warns of names that are left out.
     pub fn store_output(&self, path: &RepoPath, progress: &dyn Progress) -> Result<Option<Content>> {
         let mut writer = Writer::new(&self.repo.store);
-        let record = self.pointer_of(path).ok().flatten();
+        let record = self.record_of(path);
         let filter = ScanFilter::new(self, path, record.as_ref())?.list_left_out();
         let node = scan::scan_filtered(self, path, &filter, Some(&mut writer), progress)?;
         let Some(node) = node else { return Ok(None) };

@@ -18,7 +18,7 @@ pub(super) fn executables(workspace: &Workspace<'_>, path: &RepoPath) -> Option<
         return None;
     }
     // Untracked files, and those whose tree is not in the local store, count as not executable, as most are.
-    let Ok(Some(pointer)) = workspace.pointer_of(path) else { return Some(BTreeSet::new()) };
+    let Some(pointer) = workspace.record_of(path) else { return Some(BTreeSet::new()) };
     let record = as_entry(&pointer.content);
     let files = differences(&workspace.repo.store, &pointer.path, Some(&record), None).unwrap_or_default();
     let files =

@@ -40,12 +40,13 @@ impl Workspace<'_> {
         progress: &dyn Progress,
     ) -> Result<RemoveResult> {
         let can_ignore = |path: &RepoPath| self.repo.git.check_ignorable(&self.repo.files, path);
-        if let Some(pointer) = self.repo.pointer(path)? {
+        if let Some(pointer) = self.pointer(path)? {
             can_ignore(path)?;
             let files = self.delete(&pointer, path, data, progress)?;
             let _lock = self.repo.lock_with_progress(progress)?;
             self.repo.git.unignore(&self.repo.files, path)?;
             self.repo.files.remove(&pointer.file())?;
+            self.index.borrow_mut().remove_pointer(path);
             self.forget_base(path)?;
             return Ok(RemoveResult { path: path.clone(), parent: None, files });
         }

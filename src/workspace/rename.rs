@@ -79,7 +79,7 @@ impl Workspace<'_> {
 
     /// Returns the record of a tracked path and where it is kept.
     fn find_source(&self, path: &RepoPath) -> Result<(RecordLocation, TreeEntry)> {
-        if let Some(pointer) = self.repo.pointer(path)? {
+        if let Some(pointer) = self.pointer(path)? {
             return Ok((RecordLocation::OwnPointer, to_entry(&pointer.content)));
         }
         let is_parent = |it: &Pointer| it.content.kind == ContentKind::Tree && it.path != *path;
@@ -105,6 +105,7 @@ impl Workspace<'_> {
             None => {}
         }
         check_is_data(path)?;
+        self.repo.check_merged(path)?;
         self.check_replaceable(path)?;
         if let Some(file) = self.repo.git.tracked_within(path)? {
             return taken(format!("Git already tracks `{file}`"));
@@ -120,7 +121,7 @@ impl Workspace<'_> {
     /// Refuses a target that is recorded already, unless an interrupted move of the same entry recorded it.
     fn check_record(&self, to: &RepoPath, target: &RecordLocation, entry: &TreeEntry) -> Result<()> {
         let taken = match target {
-            RecordLocation::OwnPointer => self.repo.pointer(to)?.map(|pointer| to_entry(&pointer.content)),
+            RecordLocation::OwnPointer => self.pointer(to)?.map(|pointer| to_entry(&pointer.content)),
             RecordLocation::InFolder(parent) => {
                 let below = to.strip_prefix(&parent.path).expect("the target is inside the tracked folder");
                 entry_at(&self.repo.store, &parent.content.digest, &below)?
@@ -222,6 +223,7 @@ impl Workspace<'_> {
                 self.repo.git.unignore(&self.repo.files, from)?;
                 let file = from.with_suffix(crate::pointer::SUFFIX);
                 self.repo.files.remove(&file)?;
+                self.index.borrow_mut().remove_pointer(from);
                 done.removed.push(file);
             }
         }

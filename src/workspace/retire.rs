@@ -40,7 +40,7 @@ impl Workspace<'_> {
 
     /// Returns true if the pointer that Git tracks of this data was moved by hand: the same one is at another
     /// path, where Git does not track it yet.
-    fn is_moved(&self, data: &Pointer, claimed: &BTreeSet<RepoPath>) -> Result<bool> {
+    pub(super) fn is_moved(&self, data: &Pointer, claimed: &BTreeSet<RepoPath>) -> Result<bool> {
         let git = &self.repo.git;
         if git.read_skipped(&data.file())?.is_some() {
             return Ok(false);
@@ -48,7 +48,7 @@ impl Workspace<'_> {
         let Some(old) = self.repo.pointer_in_git(&data.path)? else { return Ok(false) };
         for path in claimed {
             if git.tracked_within(&path.with_suffix(SUFFIX))?.is_none()
-                && matches!(self.repo.pointer(path), Ok(Some(new)) if new.content == old.content)
+                && matches!(self.pointer(path), Ok(Some(new)) if new.content == old.content)
             {
                 return Ok(true);
             }
@@ -81,11 +81,12 @@ impl Workspace<'_> {
         Ok(false)
     }
 
-    /// Retires the path that `pointer` recorded once. Files that Git tracks by now are left alone.
-    pub fn retire(&self, pointer: &Pointer, progress: &dyn Progress) -> Result<CheckoutStats> {
+    /// Retires the path that `pointer` recorded once; with `force`, removes files that are stored nowhere,
+    /// too. Files that Git tracks by now are left alone.
+    pub fn retire(&self, pointer: &Pointer, force: bool, progress: &dyn Progress) -> Result<CheckoutStats> {
         let path = &pointer.path;
         let mut plan = plan_removal(self, pointer, path, progress)?;
-        let mut left: BTreeSet<RepoPath> = plan.unsaved.drain(..).collect();
+        let mut left: BTreeSet<RepoPath> = plan.unsaved.drain(..).filter(|_| !force).collect();
         plan.remove.retain(|(path, _)| !left.contains(path));
         let executed = execute(self, pointer, &plan, progress)?;
         remove_empty(self, path);
@@ -100,7 +101,7 @@ impl Workspace<'_> {
             let files = quoted_list(&left.into_iter().collect::<Vec<_>>());
             progress.warn(&format!(
                 "`{path}` is not tracked here any more, but these files in it are stored nowhere and stay: \
-                 {files}"
+                 {files} (`mlx checkout --force` removes them)"
             ));
         }
         Ok(executed.stats)

@@ -43,7 +43,7 @@ pub(super) fn scan(
     writer: Option<&mut Writer<'_>>,
     progress: &dyn Progress,
 ) -> Result<Option<Node>> {
-    let record = workspace.pointer_of(path).ok().flatten();
+    let record = workspace.record_of(path);
     let filter = ScanFilter::new(workspace, path, record.as_ref())?;
     let filter = if writer.is_some() { filter.cleaning(&workspace.repo.store, progress) } else { filter };
     scan_filtered(workspace, path, &filter, writer, progress)

@@ -1,9 +1,12 @@
 //! Selects tracked paths, or parts of tracked folders, by the paths that a user names.
 
+use std::collections::BTreeSet;
+
 use crate::{
     error::{Error, Result},
+    fs::FileKind,
     path::RepoPath,
-    pointer::{Content, Pointer},
+    pointer::{Content, Pointer, SUFFIX},
     store::{DiffSide, EntryKind, TreeEntry, entries},
     workspace::{
         Tracked, Workspace,
@@ -16,25 +19,90 @@ impl Workspace<'_> {
     /// Selects the tracked paths that contain one of `paths` or lie in one, all if none are named. A named
     /// part that is neither recorded nor in the workspace is an error.
     pub fn select(&self, tracked: Tracked, paths: &[RepoPath]) -> Result<Tracked> {
-        let chosen = self.select_whole(tracked, paths)?;
+        self.with_checked_parts(self.select_whole(tracked, paths)?, paths)
+    }
+
+    /// Keeps the tracked paths that contain one of `paths` or lie in one, without a check of the parts.
+    pub fn select_whole(&self, mut tracked: Tracked, paths: &[RepoPath]) -> Result<Tracked> {
+        self.add_new_pointers(&mut tracked, paths)?;
+        tracked.select(paths).map_err(|error| self.missing(paths).unwrap_or(error))
+    }
+
+    /// Selects as [`Workspace::select`] does from what a commit records.
+    pub fn select_recorded(&self, recorded: Tracked, paths: &[RepoPath]) -> Result<Tracked> {
+        self.with_checked_parts(recorded.select(paths)?, paths)
+    }
+
+    fn with_checked_parts(&self, chosen: Tracked, paths: &[RepoPath]) -> Result<Tracked> {
         for pointer in &chosen.pointers {
             paths.iter().try_for_each(|path| self.check_part(pointer, path))?;
         }
         Ok(chosen)
     }
 
-    /// Keeps the tracked paths that contain one of `paths` or lie in one, without a check of the parts.
-    pub fn select_whole(&self, tracked: Tracked, paths: &[RepoPath]) -> Result<Tracked> {
-        tracked.select(paths).map_err(|error| self.left_out(paths).unwrap_or(error))
+    /// Adds pointers at and around the named paths that Git does not track and no command has seen yet, such
+    /// as a copy that was made by hand.
+    fn add_new_pointers(&self, tracked: &mut Tracked, paths: &[RepoPath]) -> Result<()> {
+        for path in paths {
+            if tracked.covers(path) {
+                continue;
+            }
+            let mut found = BTreeSet::new();
+            match self.pointer_of(path)? {
+                Some(pointer) => drop(found.insert(pointer.path)),
+                None if self.is_folder(path) => self.find_pointers(path, &mut found)?,
+                None => {}
+            }
+            for path in found {
+                let Some(pointer) = self.pointer(&path)? else { continue };
+                self.index_pointer(&path);
+                tracked.pointers.push(pointer);
+            }
+        }
+        Ok(())
     }
 
-    /// Returns the error for paths of which a sparse checkout leaves out the pointer.
-    fn left_out(&self, paths: &[RepoPath]) -> Option<Error> {
+    fn is_folder(&self, path: &RepoPath) -> bool {
+        matches!(self.repo.files.stat(path), Ok(Some(stat)) if stat.kind == FileKind::Folder)
+    }
+
+    /// Returns the error for paths of which the pointer is not here, though Git has it.
+    fn missing(&self, paths: &[RepoPath]) -> Option<Error> {
+        let is_here = |path: &RepoPath| !matches!(self.repo.files.stat(&path.with_suffix(SUFFIX)), Ok(None));
         let pointer = |path: &RepoPath| self.pointer_of(path).ok().flatten();
         let mut pointers = paths.iter().filter_map(pointer);
-        let file =
-            pointers.find_map(|it| self.repo.files.stat(&it.file()).ok()?.is_none().then(|| it.file()))?;
-        Some(skipped_error(&file))
+        if let Some(pointer) = pointers.find(|pointer| !is_here(&pointer.path)) {
+            return Some(skipped_error(&pointer.file()));
+        }
+        let above = paths.iter().flat_map(RepoPath::ancestors).filter(|path| !path.is_root());
+        let mut deleted = above.filter(|path| !is_here(path));
+        deleted.find(|path| self.repo.pointer_in_git(path).is_ok_and(|pointer| pointer.is_some())).map(
+            |path| {
+                Error::not_found(format!("`{}` is missing, though Git tracks it", path.with_suffix(SUFFIX)))
+                    .hint(deleted_hint(&path))
+            },
+        )
+    }
+
+    /// Returns the paths whose data is here and whose pointer, which Git tracks, was deleted by hand, each
+    /// with the reason. `claimed` are the paths that are recorded.
+    pub fn deleted_pointers(&self, claimed: &BTreeSet<RepoPath>) -> Result<Vec<(RepoPath, String)>> {
+        let git = &self.repo.git;
+        let mut found = Vec::new();
+        for file in git.tracked(&|name| name.ends_with(SUFFIX.as_bytes()))? {
+            let Some(path) = file.without_suffix(SUFFIX) else { continue };
+            let is_claimed = || path.overlaps_any(claimed);
+            let exists = |path: &RepoPath| !matches!(self.repo.files.stat(path), Ok(None));
+            if exists(&file) || !exists(&path) || is_claimed() || git.read_skipped(&file)?.is_some() {
+                continue;
+            }
+            let Some(pointer) = self.repo.pointer_in_git(&path)? else { continue };
+            if !self.is_moved(&pointer, claimed)? {
+                let why = format!("`{file}` is missing, though Git tracks it: {}", deleted_hint(&path));
+                found.push((path, why));
+            }
+        }
+        Ok(found)
     }
 
     /// Returns the recorded content of a part of a tracked path; `None` if it has no such part.
@@ -117,6 +185,12 @@ fn are_siblings(a: &(&Pointer, &RepoPath), b: &(&Pointer, &RepoPath)) -> bool {
 /// Finds the entry of a part among those of its folder.
 fn find<'r>(rows: &'r [TreeEntry], part: &RepoPath) -> Option<&'r TreeEntry> {
     rows.binary_search_by(|row| row.name[..].cmp(part.name())).ok().map(|at| &rows[at])
+}
+
+/// Tells what to do about a pointer that was deleted by hand.
+fn deleted_hint(path: &RepoPath) -> String {
+    let file = path.with_suffix(SUFFIX);
+    format!("bring it back with `git checkout -- {file}`, or stop tracking `{path}` with `git rm {file}`")
 }
 
 /// Returns the error for a file that a sparse checkout leaves out.

@@ -142,8 +142,11 @@ impl Workspace<'_> {
             }
             Err(error) => return Ok(item(State::Unknown, Vec::new(), Some(error.chain_text()))),
         };
-        if errors.is_empty() && node.content() == pointer.content {
-            return Ok(item(State::Same, Vec::new(), None));
+        let (content, recorded) = (node.content(), pointer.content);
+        if errors.is_empty() && (content.kind, content.digest) == (recorded.kind, recorded.digest) {
+            let why = self.false_summary(pointer, &content);
+            let state = if why.is_some() { State::Changed } else { State::Same };
+            return Ok(item(state, Vec::new(), why));
         }
         // An error at a folder that was walked hides nothing: its files were compared.
         let hidden: Vec<_> = errors
@@ -158,7 +161,7 @@ impl Workspace<'_> {
             Ok(changes) if errors.is_empty() => {
                 let (changes, behind) = edits.split(changes);
                 let status = PathStatus { behind, ..item(State::Changed, changes, None) };
-                // Without a difference, the record says something false about its content, such as its size.
+                // Without a difference, the recorded tree says something false, such as the size of a file.
                 let state = match status.compared_state() {
                     State::Same => State::Changed,
                     state => state,

@@ -15,7 +15,7 @@ use crate::{
     maintenance,
     path::RepoPath,
     pointer::Pointer,
-    workspace::{Glob, Workspace},
+    workspace::{AddRules, Glob, Workspace},
 };
 
 /// Track files or folders
@@ -55,8 +55,9 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Added> {
     let pipelines = ctx.pipelines(&workspace)?;
     pipelines.unreadable_lockfiles()?.iter().for_each(|file| ctx.warn_once(&file.error));
     let claimed = pipelines.claims();
+    let rules = AddRules { claimed: &claimed, git_add: args.git_add, only_edits: false };
     let paths = ctx.paths(&repo, &args.paths)?;
-    let added = with_trees(ctx, &workspace, || workspace.add_all(&paths, &claimed, ctx.progress));
+    let added = with_trees(ctx, &workspace, || workspace.add_all(&paths, rules, ctx.progress));
     // The stat cache is saved even if a later path failed.
     workspace.save(ctx.progress)?;
     maintenance::publish_needs(&repo, ctx.progress)?;
@@ -64,7 +65,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Added> {
     let cwd = RepoPath::parse(".".as_ref(), &ctx.cwd, repo.root())?;
     for pattern in &args.glob {
         let glob = Glob::new(pattern, &cwd)?;
-        let added = with_trees(ctx, &workspace, || workspace.add_matching(&glob, &claimed, ctx.progress));
+        let added = with_trees(ctx, &workspace, || workspace.add_matching(&glob, rules, ctx.progress));
         workspace.save(ctx.progress)?;
         pointers.extend(added?);
     }
@@ -74,11 +75,11 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Added> {
     pointers.retain(|pointer| reported.insert(pointer.path.clone()));
     pointers.reverse();
     let files = files_to_stage(&repo, pointers.iter().map(Pointer::file))?;
-    warn_ignored(ctx, &repo, &files)?;
     let staging = if args.git_add {
         repo.git.add(&files)?;
         None
     } else {
+        warn_ignored(ctx, &repo, &files)?;
         Some(Staging::new(ctx, &repo, files)?)
     };
     Ok(Added { pointers, staging })

@@ -93,7 +93,7 @@ fn checkout_rev(
             recorded.pointers.push(Pointer { path, content });
         }
     }
-    let pointers = workspace.select(recorded, paths)?.into_pointers()?;
+    let pointers = workspace.select_recorded(recorded, paths)?.into_pointers()?;
     let more = || {
         let contents = pointers.iter().map(|it| (it.path.clone(), it.content)).collect();
         Ok(Wants { contents, ..Wants::default() })
@@ -101,7 +101,7 @@ fn checkout_rev(
     let done = with_trees_of(ctx, workspace, &more, || {
         checkout_pointers(ctx, workspace, &pointers, paths, |parts| {
             // Outputs are what stages made of them; another version of tracked data can be recorded.
-            let is_tracked = |data: &Pointer| matches!(workspace.repo.pointer(&data.path), Ok(Some(_)));
+            let is_tracked = |data: &Pointer| matches!(workspace.pointer(&data.path), Ok(Some(_)));
             place_parts(workspace, parts, is_tracked, force, ctx.progress)
         })
     });

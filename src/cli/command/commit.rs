@@ -16,7 +16,7 @@ use crate::{
     path::RepoPath,
     pipeline::{self, NOT_RUN, Outcome, Pipelines, StageId, StageRun},
     pointer::Pointer,
-    workspace::{State, Workspace},
+    workspace::{AddRules, State, Workspace},
 };
 
 /// Record edits of tracked files and of stage outputs
@@ -62,7 +62,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
     let unreadable: BTreeSet<_> =
         chosen.unreadable.iter().chain(&chosen.others).map(|file| file.file.clone()).collect();
     let (_, failure) = ctx.unreadable(chosen);
-    let mut committed = Vec::new();
+    let mut committed = workspace.correct_pointers(&paths, ctx.progress)?;
     for pointer in workspace.pointers()?.pointers {
         let whole = paths.is_empty() || paths.iter().any(|it| pointer.path.is_within(it));
         let parts: Vec<_> = paths.iter().filter(|it| !whole && it.is_within(&pointer.path)).collect();
@@ -75,7 +75,11 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Committed> {
         // For one that is only behind, this names what is not here.
         if matches!(state, State::Changed | State::Behind | State::Unknown) {
             let act = || record(ctx, &workspace, &pointer, &parts);
-            committed.extend(Some(with_trees(ctx, &workspace, act)?).filter(|recorded| *recorded != pointer));
+            let recorded = with_trees(ctx, &workspace, act)?;
+            if recorded != pointer {
+                committed.retain(|corrected| corrected.path != recorded.path);
+                committed.push(recorded);
+            }
         }
     }
     for pipeline in pipelines.iter() {
@@ -139,7 +143,8 @@ fn record(
             None => recorded = workspace.record_absence(&recorded, part, ctx.progress)?,
         }
     }
-    Ok(workspace.add_all(&existing, &[], ctx.progress)?.pop().unwrap_or(recorded))
+    let rules = AddRules { only_edits: true, ..AddRules::default() };
+    Ok(workspace.add_all(&existing, rules, ctx.progress)?.pop().unwrap_or(recorded))
 }
 
 impl Report for Committed {

@@ -106,7 +106,7 @@ impl Report for FsckOutput {
             json!({"kind": kind, "digest": digest, "file": fault.file, "why": fault.why})
         });
         let changed = report.changed.iter().map(|(path, digest)| json!({"path": path, "digest": digest}));
-        let unreadable = report.unreadable.iter();
+        let unreadable = report.unreadable.iter().chain(&report.misstated);
         let unreadable = unreadable.map(|(place, error)| {
             let conflict = report.conflicts.contains(place);
             json!({"place": place, "why": error.chain_text(), "conflict": conflict})
@@ -156,10 +156,13 @@ impl fmt::Display for FsckOutput {
                 count((affected.len() - MAX_OBJECTS) as u64, "object")
             )?;
         }
-        for (place, error) in &report.unreadable {
-            let conflict = report.conflicts.contains(place);
-            let state = if conflict { "is in conflict" } else { "cannot be read" };
-            writeln!(f, "{place} {state}: {}", error.chain_text())?;
+        let unreadable = report.unreadable.iter().map(|row| {
+            let conflict = report.conflicts.contains(&row.0);
+            (row, if conflict { "" } else { " cannot be read" })
+        });
+        let misstated = report.misstated.iter().map(|row| (row, " is wrong"));
+        for ((place, error), state) in unreadable.chain(misstated) {
+            writeln!(f, "{place}{state}: {}", error.chain_text())?;
             error.hint_text().map_or(Ok(()), |hint| writeln!(f, "  hint: {hint}"))?;
         }
         let (objects, pointers) =

@@ -17,7 +17,7 @@ use crate::{
     lineage::{self, Introduction, Lineage, Node, Origin},
     model::registry::{self, VersionNumber},
     path::{RepoPath, escape_bytes},
-    pipeline::{LOCKFILE, NOT_RUN},
+    pipeline::{LOCKFILE, NOT_RUN, read_record},
     release::{self, Decision, Release},
     remote::Wants,
     repo::Repo,
@@ -73,7 +73,7 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Output> {
     let request = find_request(ctx, &repo, &args.what)?;
     let subject = request.as_ref().map_or(&args.what, |origin| &origin.found.record.version);
     let (rev, path) = resolve(ctx, &repo, subject, args.rev.as_deref())?;
-    let read = |file: &RepoPath| repo.read_document(file);
+    let read = |file: &RepoPath| read_record(&repo, file);
     let mut tracked = repo.git.tracked(&is_tracking_file)?;
     tracked.extend(workspace.pointer_paths()?.iter().map(|path| path.with_suffix(crate::pointer::SUFFIX)));
     let pipelines = ctx.pipelines(&workspace)?;

@@ -1,7 +1,7 @@
 //! `mlx status`: compares the workspace with pointers and lockfiles, and lists the stages that are out of
 //! date.
 
-use std::{fmt, path::PathBuf};
+use std::{collections::BTreeSet, fmt, path::PathBuf};
 
 use serde_json::{Value, json};
 
@@ -26,6 +26,10 @@ const UNRECORDED: &str =
 /// Reason for data in [`Status::git`] that nothing records now, and that may not have come with a checkout.
 const FORGOTTEN: &str = "nothing records this data now, and Git does not ignore it: another commit has its \
                          pointer; `mlx add` tracks it here, or delete it";
+
+/// Reason for data in [`Status::git`] that nothing records now, and that Git ignores.
+const LEFT: &str = "nothing records this data now: `mlx checkout` removes what is stored of it, and with \
+                    `--force` all of it";
 
 /// Maximum number of changes, and of unknown paths, that the text report lists for each tracked path.
 const MAX_LISTED: usize = 20;
@@ -52,7 +56,8 @@ JSON: {\"clean\": bool, \"data\": [{\"path\", \"state\": \"same\" | \"changed\" 
   restore\" |\n\
   \"would remove\" | \"unchanged\" | \"blocked\", \"not_run\": bool, \"why\": [text…]}], \
 \"problems\": [text…],\n\
-  \"git\": [{\"path\", \"why\"}]: data that Git would add, and files that it would not,\n\
+  \"git\": [{\"path\", \"why\"}]: data that Git would add or that nothing records, and files that Git would \
+  not add,\n\
   \"failed\": failed runs whose outputs are here, \"kept\": replaced versions that are kept}")]
 pub struct Args {
     /// Paths to compare (default: all)
@@ -92,15 +97,16 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Status> {
     let paths = ctx.paths(&repo, &args.paths)?;
     let pipelines = ctx.all_pipelines(&workspace)?;
     let tracked = ctx.tracked_with(&workspace, &pipelines)?;
-    let (mut unrecorded, mut forgotten) = (Vec::new(), Vec::new());
+    let (mut unrecorded, mut forgotten, mut deleted) = (Vec::new(), Vec::new(), Vec::new());
     if paths.is_empty() {
         unrecorded = ctx.unrecorded_data(&workspace, &pipelines, &tracked)?;
         forgotten = ctx.forgotten_data(&pipelines, &tracked)?;
+        deleted = ctx.deleted_pointers(&workspace, &pipelines, &tracked)?;
     }
     let tracked = workspace.select(tracked, &paths)?;
     tracked.others.iter().for_each(|file| ctx.warn_once(&file.error));
     let mut git = exposed_data(&workspace, &tracked.pointers, EXPOSED)?;
-    git.extend(exposed_data(&workspace, &unrecorded, UNRECORDED)?);
+    git.extend(unrecorded_data(&workspace, &unrecorded)?);
     git.extend(exposed_data(&workspace, &forgotten, FORGOTTEN)?);
     git.extend(data_in_git(&workspace, &tracked.pointers)?);
     let mut own_files: Vec<_> = tracked.pointers.iter().map(Pointer::file).collect();
@@ -111,9 +117,10 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Status> {
     let mut items = compared.collect::<Result<Vec<_>>>()?;
     name_unfinished(&pipelines, &mut items)?;
     for file in &tracked.unreadable {
-        let why = file.error.chain_text();
+        let why = with_hint(&file.error);
         items.extend(file.paths.iter().map(|path| PathStatus::unknown(path.clone(), why.clone())));
     }
+    items.extend(deleted.into_iter().map(|(path, why)| PathStatus::unknown(path, why)));
     let lockfiles = tracked.unreadable.into_iter().filter(Unreadable::is_lockfile);
     let mut broken: Vec<_> = lockfiles.map(|file| file.error).collect();
     let mut stages = Vec::new();
@@ -172,6 +179,21 @@ fn exposed_data(workspace: &Workspace<'_>, data: &[Pointer], why: &str) -> Resul
         Err(error) => format!("Git does not ignore this data: {}", error.chain_text()),
     };
     Ok(exposed.into_iter().map(|path| (path.clone(), reason(&path))).collect())
+}
+
+/// Returns the data that nothing records now, each path with what is to be done.
+fn unrecorded_data(workspace: &Workspace<'_>, data: &[Pointer]) -> Result<Vec<(RepoPath, String)>> {
+    let mut rows = exposed_data(workspace, data, UNRECORDED)?;
+    let exposed: BTreeSet<_> = rows.iter().map(|row| row.0.clone()).collect();
+    let hidden = data.iter().filter(|data| !exposed.contains(&data.path));
+    rows.extend(hidden.map(|data| (data.path.clone(), LEFT.to_owned())));
+    Ok(rows)
+}
+
+/// Returns what is wrong with a file, and what to do about it.
+fn with_hint(error: &Error) -> String {
+    let hint = error.hint_text().map_or_else(String::new, |hint| format!("; {hint}"));
+    format!("{}{hint}", error.chain_text())
 }
 
 /// Returns the data with files that Git tracks as well, each with the way out.
@@ -285,7 +307,10 @@ impl fmt::Display for Status {
                     }
                 }
                 State::Behind => {}
-                _ => write_changes(f, item)?,
+                _ => match &item.reason {
+                    Some(why) => writeln!(f, "{}: {why}", item.path)?,
+                    None => write_changes(f, item)?,
+                },
             }
             write_behind(f, item)?;
         }

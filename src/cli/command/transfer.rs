@@ -285,6 +285,7 @@ pub fn with_trees_of<T>(
                 let (mut wants, _) = ctx.wants(workspace, &[])?;
                 wants.runs.clear();
                 wants.contents.extend(more()?.contents);
+                wants.contents.extend(workspace.contents_in_conflict()?);
                 remote::fetch(repo, &remote, &wants, Depth::Trees, ctx.progress)
             });
             // If nothing could be fetched, the first error is the most helpful one.
