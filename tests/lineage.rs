@@ -120,7 +120,7 @@ fn a_commit_with_a_pointer_that_cannot_be_read_is_named() {
     let id = sandbox.git("rev-parse --short=10 HEAD~1");
     let (code, commit, unknown, error) = traced(&sandbox, "d");
     assert_eq!((code, commit, unknown), (5, json!("resolved"), false), "{error}");
-    assert!(error.contains(id.trim()) && error.contains("merge conflict markers"), "{error}");
+    assert!(error.contains(id.trim()) && error.contains("is in conflict"), "{error}");
     // What came later is not in doubt.
     add("2", "two");
     assert_eq!(traced(&sandbox, "d"), (0, json!("two"), false, String::new()));

@@ -49,7 +49,7 @@ use crate::{
 pub struct Git {
     repo: gix::Repository,
     root: PathBuf,
-    /// What the remote of a partial clone did not send.
+    /// Objects that the remote of a partial clone did not send.
     not_sent: RefCell<promised::NotSent>,
     /// Number of objects read, other than the commits that a walk of history visits.
     reads: Cell<u64>,

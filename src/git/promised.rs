@@ -83,8 +83,8 @@ impl Git {
         Err(Error::new(Kind::Unavailable, message).hint("check the remote with `git fetch`, then try again"))
     }
 
-    /// Fetches objects in one request; if the remote refuses it, in smaller ones: it sends nothing if it lacks
-    /// one of the objects.
+    /// Fetches objects in one request; if the remote refuses it, in smaller ones: it sends nothing if it
+    /// lacks one of the objects.
     fn fetch_in_parts(&self, remote: &Upstream, ids: &[gix::ObjectId]) -> Result<()> {
         if ids.is_empty() || self.not_sent.borrow().gave_up.is_some() {
             return Ok(());

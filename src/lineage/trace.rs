@@ -77,7 +77,7 @@ struct Sources<'s> {
     store: &'s Store,
     /// Commit from which history is searched.
     start: Option<Rev>,
-    /// That commit and its ancestors, newest first, as far as they can be read.
+    /// This commit and its ancestors, newest first, as far as they can be read.
     history: OnceCell<Vec<Commit>>,
     /// True if some of them cannot be read.
     is_cut: Cell<bool>,

@@ -97,8 +97,8 @@ fn is_version(
     Ok(!commit.parents.is_empty() || *state != State::Absent)
 }
 
-/// Returns a commit and its ancestors, newest first, with their pointers and lockfiles at hand, and the errors
-/// for those that cannot be read.
+/// Returns a commit and its ancestors, newest first, with their pointers and lockfiles at hand, and the
+/// errors for those that cannot be read.
 pub fn history(git: &Git, start: &Rev) -> Result<(Vec<Commit>, Vec<Error>)> {
     let (commits, errors) = git.readable_log(std::slice::from_ref(start))?;
     let revs: Vec<Rev> = commits.iter().map(|commit| commit.rev.clone()).collect();
@@ -193,8 +193,8 @@ fn content_within(store: &Store, pointer: &Pointer, path: &RepoPath) -> Result<S
 }
 
 /// Returns the first of these commits, newest first, that made `wanted` the content of `path`. Reads no trees
-/// of commits before its parents. Calls `note` for each commit on the way at which a pointer or lockfile cannot
-/// be read.
+/// of commits before its parents. Calls `note` for each commit on the way at which a pointer or lockfile
+/// cannot be read.
 pub fn introducing_commit(
     git: &Git,
     store: &Store,
