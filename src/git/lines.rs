@@ -270,7 +270,7 @@ mod tests {
 
         /// Returns whether `f.mlx` stayed the same since HEAD was at `before`, which has the version `start`,
         /// and the number of objects that were read to tell.
-        fn is_unchanged(self, before: &str, now: &str, start: &str) -> (bool, u64) {
+        fn stayed_the_same(self, before: &str, now: &str, start: &str) -> (bool, u64) {
             let temp = tempfile::tempdir().unwrap();
             let git = |args: &[&str], input: &str| {
                 let mut command = Command::new("git");
@@ -308,7 +308,7 @@ mod tests {
             history.commit("before", None, &pointer("1"));
             history.commit("main", Some("before"), &pointer("2"));
             (0..commits).for_each(|number| history.commit("main", None, &files(3, number)));
-            history.is_unchanged("before", "main", "1")
+            history.stayed_the_same("before", "main", "1")
         };
         let (few, many) = (reads(5), reads(50));
         assert_eq!((few.0, many), (false, few));
@@ -324,7 +324,7 @@ mod tests {
             (0..commits).for_each(|number| history.commit("main", None, &files(folders, number)));
             history.commit("main", None, &[("f.mlx".into(), last.into())]);
             history.commit("main", None, &[("f.mlx".into(), "1".into())]);
-            history.is_unchanged("before", "main", "2")
+            history.stayed_the_same("before", "main", "2")
         };
         let (few, many) = (reads(5, 1, "1"), reads(50, 1, "1"));
         assert!(few.0 && many.0);
