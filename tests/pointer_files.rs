@@ -190,14 +190,12 @@ fn single_file_operations(files: usize) -> Vec<(&'static str, BTreeMap<String, u
 
 #[test]
 fn many_single_files_of_one_folder_cost_as_many_operations_each() {
-    let [few, some, many] = [20, 40, 80].map(single_file_operations);
-    for (at, (args, many)) in many.iter().enumerate() {
-        for (operation, count) in many {
-            let of = |counts: &BTreeMap<String, usize>| counts.get(operation).copied().unwrap_or_default();
-            let (few, some, many) = (of(&few[at].1), of(&some[at].1), *count);
-            assert_eq!(many - some, 2 * (some - few), "{args}: {operation} {few}, {some}, {many}");
-        }
-        assert!(many["readdir"] < 20, "{args}: {many:?}");
+    let [few, many] = [20, 80].map(single_file_operations);
+    for ((args, few), (_, many)) in few.iter().zip(&many) {
+        assert_eq!(few["readdir"], many["readdir"], "{args}: {few:?}, {many:?}");
+        // Not exactly: files that were written within a tick of the clock are read again.
+        let count = |counts: &BTreeMap<String, usize>| counts.values().sum::<usize>();
+        assert!(count(many) <= 5 * count(few), "{args}: {few:?}, {many:?}");
     }
 }
 
