@@ -162,7 +162,13 @@ impl Remote {
 
     /// Deletes a file; a missing one is fine.
     fn delete(&self, path: &str) -> Result<()> {
-        self.wait("delete from", self.operator.delete(path))
+        let delete = async {
+            match self.operator.delete(path).await {
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+                done => done,
+            }
+        };
+        self.wait("delete from", delete)
     }
 
     fn sync(&self, path: &str) -> Result<()> {

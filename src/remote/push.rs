@@ -32,7 +32,7 @@ pub fn push(
 ) -> Result<(Pushed, Option<Error>)> {
     let mut catalog = Catalog::load(repo, remote, Access::Write)?;
     warn_of_lost_packs(remote, &catalog, progress);
-    repair_noted(repo, remote, &mut catalog, progress)?;
+    repair_noted(repo, remote, &mut catalog, progress);
     let plan = Plan::new(&repo.store, &catalog, wants)?;
     let total = plan.contents.values().fold(0_u64, |sum, size| sum.saturating_add(*size));
     progress.event(Event::Started { task: "pushing", total: Some(total) });
@@ -56,8 +56,12 @@ pub fn push(
     progress.event(Event::Finished);
     let sent = uploader.sent;
     write_roots(remote, &catalog, &plan)?;
-    merge_small_packs(repo, remote, &mut catalog, progress)?;
-    leftovers::clear(repo, remote, &catalog)?;
+    let tidied = merge_small_packs(repo, remote, &mut catalog, progress)
+        .and_then(|()| leftovers::clear(repo, remote, &catalog));
+    if let Err(error) = tidied {
+        // All is pushed, and the next push tries again.
+        progress.warn(&error.chain_text());
+    }
     Ok((sent, plan.failure(&remote.name)))
 }
 
@@ -68,12 +72,14 @@ pub fn push_all(repo: &Repo, remote: &Remote, wants: &Wants, progress: &dyn Prog
 }
 
 /// Repairs the packs in which readers found damage.
-fn repair_noted(repo: &Repo, remote: &Remote, catalog: &mut Catalog, progress: &dyn Progress) -> Result<()> {
+fn repair_noted(repo: &Repo, remote: &Remote, catalog: &mut Catalog, progress: &dyn Progress) {
     for pack in catalog.damaged_packs.clone() {
-        let text = match repair_pack(repo, remote, catalog, &pack, progress)? {
-            PackState::Intact => continue,
-            PackState::Repaired => format!("{} was damaged, and is repaired", pack_path(&pack)),
-            PackState::Damaged(lost) => format!(
+        let text = match repair_pack(repo, remote, catalog, &pack, progress) {
+            // It stays noted.
+            Err(error) => error.chain_text(),
+            Ok(PackState::Intact) => continue,
+            Ok(PackState::Repaired) => format!("{} was damaged, and is repaired", pack_path(&pack)),
+            Ok(PackState::Damaged(lost)) => format!(
                 "{} is damaged, and this clone lacks {} of its objects; push from one that has them",
                 pack_path(&pack),
                 lost.len()
@@ -81,7 +87,6 @@ fn repair_noted(repo: &Repo, remote: &Remote, catalog: &mut Catalog, progress: &
         };
         progress.warn(&format!("{}: {text}", remote.location));
     }
-    Ok(())
 }
 
 fn warn_of_lost_packs(remote: &Remote, catalog: &Catalog, progress: &dyn Progress) {

@@ -308,8 +308,8 @@ impl fmt::Display for Status {
                 }
                 State::Behind => {}
                 _ => match &item.reason {
-                    Some(why) => writeln!(f, "{}: {why}", item.path)?,
-                    None => write_changes(f, item)?,
+                    Some(why) if item.changes.is_empty() => writeln!(f, "{}: {why}", item.path)?,
+                    _ => write_changes(f, item)?,
                 },
             }
             write_behind(f, item)?;
