@@ -109,6 +109,7 @@ fn fsck_finds_damage_and_repairs_it_from_another_remote() {
     assert_eq!(sandbox.json("fsck --remote remote")["read"], 0);
     let checked = sandbox.mlx("fsck --remote remote --full");
     assert!(checked.code == 10 && checked.out.contains("1 object without intact bytes"), "{checked:?}");
+    assert!(checked.out.contains("next: mlx fsck --remote remote --repair"), "{checked:?}");
     assert_eq!(sandbox.mlx("fsck --remote remote --sample 100%").code, 10);
     sandbox.fails("fsck --remote remote --sample 0", 2);
     // A clone without data repairs nothing by itself.

@@ -5,7 +5,10 @@ use std::fmt;
 use serde_json::{Value, json};
 
 use crate::{
-    cli::{Context, Report, report::count},
+    cli::{
+        Context, Report,
+        report::{count, shell_quote},
+    },
     error::{Error, Result},
     remote::{self, Access, Remote, RemoteCheck, Sample},
 };
@@ -31,8 +34,8 @@ pub struct RemoteArgs {
     from: Option<String>,
 }
 
-/// Report of a check: the remote's location, what was found, and whether it was to be repaired.
-pub struct RemoteOutput(String, RemoteCheck, bool);
+/// Report of a check: the remote's location and name, what was found, and whether it was to be repaired.
+pub struct RemoteOutput(String, String, RemoteCheck, bool);
 
 impl RemoteArgs {
     /// Returns true if a remote is to be checked.
@@ -60,12 +63,12 @@ pub fn run(ctx: &Context<'_>, args: &RemoteArgs, repairs: bool) -> Result<Remote
     let remote = open(name, if repairs { Access::Write } else { Access::Read })?;
     let source = args.from.as_deref().map(|name| open(Some(name), Access::Read)).transpose()?;
     let found = remote::check(&repo, &remote, sample, repairs, source.as_ref(), ctx.progress)?;
-    Ok(RemoteOutput(remote.location, found, repairs))
+    Ok(RemoteOutput(remote.location, remote.name, found, repairs))
 }
 
 impl Report for RemoteOutput {
     fn json(&self) -> Value {
-        let Self(location, found, repairs) = self;
+        let Self(location, _, found, repairs) = self;
         let damaged = found.damaged.iter().map(|(pack, objects)| json!({"pack": pack, "objects": objects}));
         json!({"remote": location, "packs": found.packs, "read": found.read, "lost": found.lost,
             "damaged": damaged.collect::<Vec<_>>(), "absent_roots": found.absent_roots,
@@ -73,13 +76,13 @@ impl Report for RemoteOutput {
     }
 
     fn has_findings(&self) -> bool {
-        self.1.has_problems()
+        self.2.has_problems()
     }
 }
 
 impl fmt::Display for RemoteOutput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(location, found, repairs) = self;
+        let Self(location, name, found, repairs) = self;
         for (pack, objects) in found.damaged.iter().take(MAX_PACKS) {
             let objects = count(objects.len() as u64, "object");
             writeln!(f, "pack {}: damaged, {objects} without intact bytes", pack.short())?;
@@ -100,7 +103,7 @@ impl fmt::Display for RemoteOutput {
         writeln!(f, "checked {} of {location}, {} of them read", count(found.packs, "pack"), found.read)?;
         match (found.has_problems(), repairs) {
             (false, _) => write!(f, "no problems found"),
-            (true, false) => write!(f, "next: mlx fsck --remote --repair"),
+            (true, false) => write!(f, "next: mlx fsck --remote {} --repair", shell_quote(name)),
             (true, true) => write!(f, "next: mlx push, from a clone that has the objects"),
         }
     }
