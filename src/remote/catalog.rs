@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
 };
 
+use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 
 use crate::{
@@ -14,10 +15,21 @@ use crate::{
     error::{Result, WithContext},
     fs::Sync,
     path::RepoPath,
-    remote::{Access, PARALLEL, Remote, cache_folder, lookup::Lookup},
+    remote::{Access, PARALLEL, Remote, cache_folder},
     repo::Repo,
-    store::{Index, Kind, Row},
+    store::{Index, Kind, Lookup, Row},
 };
+
+/// Place of an object at a remote. Places sort as the objects lie in the packs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// Number of the pack.
+    pub pack: u32,
+    /// Offset in the pack, in bytes.
+    pub offset: u64,
+    /// Number of the row in the pack's index.
+    pub row: u32,
+}
 
 /// The pack indexes of a remote, except those whose pack is missing.
 pub struct Catalog {
@@ -157,15 +169,31 @@ impl Catalog {
         self.copies(digest, kinds).next()
     }
 
-    /// Returns all copies of an object: the same run may have been recorded more than once.
-    pub fn find_all(&self, digest: &Digest, kinds: &[Kind]) -> Vec<(Digest, Row)> {
-        self.copies(digest, kinds).collect()
+    fn copies(&self, digest: &Digest, kinds: &[Kind]) -> impl Iterator<Item = (Digest, Row)> {
+        let lookup = self.lookup();
+        let packs = lookup.find(digest).map(|number| lookup.pack(number)).chain(&self.added);
+        packs.filter_map(|pack| Some((*pack, self.indexes.get(pack)?.find(digest, kinds)?)))
     }
 
-    fn copies(&self, digest: &Digest, kinds: &[Kind]) -> impl Iterator<Item = (Digest, Row)> {
-        let lookup = self.lookup.get_or_init(|| Lookup::new(&self.indexes));
-        let packs = lookup.packs(digest).chain(&self.added);
-        packs.filter_map(|pack| Some((*pack, self.indexes.get(pack)?.find(digest, kinds)?)))
+    fn lookup(&self) -> &Lookup {
+        self.lookup.get_or_init(|| Lookup::new(self.indexes.iter()))
+    }
+
+    /// Returns the places of all copies of an object in the packs that were there when the catalog was
+    /// loaded: the same run may have been recorded more than once.
+    pub fn places(&self, digest: &Digest, kinds: &[Kind]) -> impl Iterator<Item = Place> {
+        let lookup = self.lookup();
+        lookup.find(digest).filter_map(move |pack| {
+            let (row, found) = self.indexes.get(lookup.pack(pack))?.position(digest, kinds)?;
+            Some(Place { pack, offset: found.offset, row: row as u32 })
+        })
+    }
+
+    /// Returns the pack and the row of the object at a place.
+    pub fn at(&self, place: Place) -> (Digest, Row) {
+        let pack = *self.lookup().pack(place.pack);
+        let row = self.indexes[&pack].row(place.row as usize);
+        (pack, row.expect("all rows were read when the index was"))
     }
 
     /// Returns true if the remote has the bytes of a file, whole or in chunks. If packs were lost, a list of
@@ -177,11 +205,11 @@ impl Catalog {
     }
 
     /// Adds the index of a pack that was just written to the remote, here and to the cache.
-    pub fn insert(&mut self, repo: &Repo, remote: &Remote, name: Digest, index: Vec<u8>) -> Result<()> {
+    pub fn insert(&mut self, repo: &Repo, remote: &Remote, name: Digest, index: Bytes) -> Result<()> {
         let (root, folder) = cache_folder(repo, remote);
         root.write(&folder.join(name.hex().as_bytes())?, &index, Sync::Later)?;
         // The lookup may not be there yet, and is of the packs before.
-        self.lookup.get_or_init(|| Lookup::new(&self.indexes));
+        self.lookup();
         self.indexes.insert(name, Index::parse(index)?);
         self.added.push(name);
         Ok(())
@@ -226,7 +254,7 @@ fn intact_index(remote: &Remote, name: &Digest, bytes: Vec<u8>, access: Access) 
         return Ok(None);
     };
     if access == Access::Write {
-        remote.write(&index_path(name), index.bytes().to_vec())?;
+        remote.write(&index_path(name), index.bytes().clone())?;
     }
     Ok(Some(index))
 }

@@ -117,10 +117,11 @@ fn fetch_objects(
 ) -> Result<()> {
     let catalog = Catalog::load(repo, source, Access::Read)?;
     let missing = objects.iter().filter(|digest| !repo.store.contains(digest));
-    let found = missing.filter_map(|digest| catalog.find(digest, &[Kind::Content, Kind::Tree])).collect();
+    let found = missing.filter_map(|digest| catalog.places(digest, &[Kind::Content, Kind::Tree]).next());
+    let found = found.collect();
     let mut writer = Writer::new(&repo.store);
     let mut reader = ObjectReader::new(source, catalog, progress);
-    let read = reader.read(found, &mut |row, bytes| writer.put(row.kind, row.digest, bytes));
+    let read = reader.read(found, &mut |row, object| writer.put(row.kind, row.digest, object.bytes));
     writer.finish()?;
     read.map(drop)
 }

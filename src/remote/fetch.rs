@@ -3,8 +3,10 @@
 //! Each object is checked against its digest before it is stored. After an interruption the stored ones are
 //! kept.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read as _, Write as _};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{Read as _, Write as _},
+};
 
 use serde::Serialize;
 
@@ -18,6 +20,8 @@ use crate::{
         Access, Remote, Wants,
         catalog::{Catalog, partial_path},
         chunks::{self, Chunk},
+        contents::Contents,
+        needs::named,
         read::ObjectReader,
     },
     repo::Repo,
@@ -26,10 +30,6 @@ use crate::{
 
 /// Chunks of a large file that are in memory at once: several requests, of a MiB on average for each chunk.
 const CHUNKS_AT_ONCE: usize = 32;
-/// Largest number of paths in a message.
-const MAX_NAMED: usize = 10;
-/// Bytes of contents per local pack; an interrupted fetch loses no more than this.
-const ROUND_SIZE: u64 = 64 << 20;
 
 /// Extent of a fetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,10 +52,10 @@ struct Fetcher<'f> {
     repo: &'f Repo,
     objects: ObjectReader<'f>,
     progress: &'f dyn Progress,
-    /// Objects that the remote does not have, each with a path that needs it.
-    absent: Vec<(Digest, RepoPath)>,
-    /// Objects of which no copy at the remote is intact, likewise.
-    damaged: Vec<(Digest, RepoPath)>,
+    /// Pages and files that the remote does not have, or not all chunks of them.
+    absent: BTreeSet<Digest>,
+    /// Pages and files of which no copy at the remote is intact.
+    damaged: BTreeSet<Digest>,
 }
 
 /// Fetches the objects that `wants` names and the store lacks.
@@ -72,44 +72,46 @@ pub fn fetch(
         return Ok(Fetched::default());
     }
     let objects = ObjectReader::new(remote, Catalog::load(repo, remote, Access::Read)?, progress);
-    let mut fetcher = Fetcher { repo, objects, progress, absent: Vec::new(), damaged: Vec::new() };
+    let mut fetcher = Fetcher { repo, objects, progress, absent: BTreeSet::new(), damaged: BTreeSet::new() };
     let contents = fetcher.fetch_trees(wants)?;
     if depth == Depth::Everything {
         fetcher.fetch_contents(contents)?;
         fetcher.fetch_runs(&wants.runs)?;
     }
-    fetcher.finish()
+    fetcher.finish(wants)
 }
 
 impl Fetcher<'_> {
-    /// Fetches the pages of all folders, level by level; returns the contents they name, each with a path.
-    fn fetch_trees(&mut self, wants: &Wants) -> Result<BTreeMap<Digest, (u64, RepoPath)>> {
-        let mut contents = BTreeMap::new();
-        let mut level: BTreeMap<Digest, RepoPath> = BTreeMap::new();
-        for (path, content) in &wants.contents {
+    /// Fetches the pages of all folders, level by level; returns the contents they name.
+    fn fetch_trees(&mut self, wants: &Wants) -> Result<Vec<(Digest, u64)>> {
+        let mut contents = Contents::default();
+        let mut level = BTreeSet::new();
+        for (_, content) in &wants.contents {
             if self.is_tree(content) {
-                level.insert(content.digest, path.clone());
+                level.insert(content.digest);
             } else {
-                contents.insert(content.digest, (content.size, path.clone()));
+                contents.insert(content.digest, content.size);
             }
         }
         let mut seen = BTreeSet::new();
         while !level.is_empty() {
-            self.fetch_objects(&level, Kind::Tree)?;
-            let mut below = BTreeMap::new();
+            self.fetch_objects(level.iter().copied(), Kind::Tree)?;
+            let mut below = BTreeSet::new();
             let store = &self.repo.store;
-            for (digest, path) in level {
+            for digest in level {
                 if seen.insert(digest) && store.contains(&digest) {
-                    match read_page(&store.read(&digest)?, &path, &mut below, &mut contents) {
+                    match read_page(&store.read(&digest)?, &mut below, &mut contents) {
                         // A record called a file a folder.
                         Err(_) if store.is_file(&digest) => {}
-                        read => read?,
+                        read => read.context(|| {
+                            format!("cannot read the tree of {}", named(self.repo, wants, &[digest].into()))
+                        })?,
                     }
                 }
             }
             level = below;
         }
-        Ok(contents)
+        Ok(contents.into_sorted())
     }
 
     /// Returns true for a folder. A record may name the wrong kind of an object. The remote knows it, except
@@ -124,59 +126,49 @@ impl Fetcher<'_> {
         page.is_some_and(|page| !is_file && (content.files, content.size) != (1, page.size))
     }
 
-    fn fetch_contents(&mut self, contents: BTreeMap<Digest, (u64, RepoPath)>) -> Result<()> {
-        let missing: BTreeMap<_, _> =
-            contents.into_iter().filter(|content| !self.repo.store.pin(&content.0)).collect();
-        let total = missing.values().fold(0_u64, |sum, it| sum.saturating_add(it.0));
+    fn fetch_contents(&mut self, mut contents: Vec<(Digest, u64)>) -> Result<()> {
+        contents.retain(|content| !self.repo.store.pin(&content.0));
+        let total = contents.iter().fold(0_u64, |sum, content| sum.saturating_add(content.1));
         self.progress.event(Event::Started { task: "fetching", total: Some(total) });
-        let (mut round, mut bytes) = (BTreeMap::new(), 0);
-        for (digest, (size, path)) in missing {
-            if self.objects.catalog.find(&digest, &[Kind::Content]).is_none()
-                && self.objects.catalog.find(&digest, &[Kind::Chunks]).is_some()
-            {
-                self.fetch_large(&digest, size, &path)?;
-                continue;
-            }
-            round.insert(digest, path);
-            bytes = u64::saturating_add(bytes, size);
-            if bytes >= ROUND_SIZE {
-                self.fetch_objects(&std::mem::take(&mut round), Kind::Content)?;
-                bytes = 0;
-            }
-        }
-        self.fetch_objects(&round, Kind::Content)?;
+        let is_chunked = |digest: &Digest| {
+            let has = |kind| self.objects.catalog.find(digest, &[kind]).is_some();
+            !has(Kind::Content) && has(Kind::Chunks)
+        };
+        let large: Vec<_> = contents.extract_if(.., |content| is_chunked(&content.0)).collect();
+        self.fetch_objects(contents.into_iter().map(|content| content.0), Kind::Content)?;
+        large.into_iter().try_for_each(|(digest, size)| self.fetch_large(&digest, size))?;
         self.progress.event(Event::Finished);
         Ok(())
     }
 
     /// Fetches these objects into the store and collects those that the remote does not have.
-    fn fetch_objects(&mut self, wanted: &BTreeMap<Digest, RepoPath>, kind: Kind) -> Result<()> {
-        let mut found = Vec::new();
-        for (digest, path) in wanted.iter().filter(|want| !self.repo.store.pin(want.0)) {
-            let found_as = |kinds: &[Kind]| self.objects.catalog.find(digest, kinds);
-            match found_as(&[kind]).or_else(|| found_as(&[Kind::Content, Kind::Tree])) {
-                Some(at) => found.push(at),
-                None => self.absent.push((*digest, path.clone())),
+    fn fetch_objects(&mut self, wanted: impl Iterator<Item = Digest>, kind: Kind) -> Result<()> {
+        let mut places = Vec::new();
+        for digest in wanted.filter(|digest| !self.repo.store.pin(digest)) {
+            let place = |kinds: &[Kind]| self.objects.catalog.places(&digest, kinds).next();
+            match place(&[kind]).or_else(|| place(&[Kind::Content, Kind::Tree])) {
+                Some(place) => places.push(place),
+                None => drop(self.absent.insert(digest)),
             }
         }
         let mut writer = Writer::new(&self.repo.store);
         let is_page = |bytes: &[u8]| decode_page(bytes).is_ok() || is_newer_page(bytes);
-        let fetched = self.objects.read(found, &mut |row, bytes| {
-            let kind = if kind == Kind::Tree && !is_page(bytes) { Kind::Content } else { kind };
-            writer.put(kind, row.digest, bytes)
+        let fetched = self.objects.read(places, &mut |row, object| {
+            let kind = if kind == Kind::Tree && !is_page(object.bytes) { Kind::Content } else { kind };
+            writer.put_encoded(kind, row.digest, &row.encoded(object.stored))
         });
         // Objects that arrived are kept, even if others failed.
         writer.finish()?;
-        self.damaged.extend(fetched?.into_iter().map(|digest| (digest, wanted[&digest].clone())));
+        self.damaged.extend(fetched?);
         Ok(())
     }
 
     /// Returns the chunks of a large file: the first list of them at the remote that gives `size` bytes.
     fn chunk_list(&mut self, digest: &Digest, size: u64) -> Result<Option<Vec<Chunk>>> {
-        for at in self.objects.catalog.find_all(digest, &[Kind::Chunks]) {
+        for place in self.objects.catalog.places(digest, &[Kind::Chunks]).collect::<Vec<_>>() {
             let mut list = None;
-            self.objects.read(vec![at], &mut |_, bytes| {
-                list = chunks::decode(bytes).ok();
+            self.objects.read(vec![place], &mut |_, object| {
+                list = chunks::decode(object.bytes).ok();
                 Ok(())
             })?;
             let sum =
@@ -189,50 +181,47 @@ impl Fetcher<'_> {
     }
 
     /// Fetches a large file of `size` bytes chunk by chunk, continuing what an earlier fetch left.
-    fn fetch_large(&mut self, digest: &Digest, size: u64, path: &RepoPath) -> Result<()> {
+    fn fetch_large(&mut self, digest: &Digest, size: u64) -> Result<()> {
         let Some(list) = self.chunk_list(digest, size)? else {
-            self.damaged.push((*digest, path.clone()));
+            self.damaged.insert(*digest);
             return Ok(());
         };
         let root = self.repo.store.root();
         let part = partial_path(digest)?;
         // Another process may fetch the same file into the same store: its work is waited for, not repeated.
         let _lock = crate::fs::lock_patiently(root, &part.with_suffix(".lock"), self.progress)?;
-        if self.repo.store.pin(digest) || !self.append_chunks(&part, &list, path)? {
+        if self.repo.store.pin(digest) || !self.append_chunks(&part, &list, digest)? {
             return Ok(());
         }
         match self.repo.store.adopt_large(digest, &part) {
             // The list is of another file.
-            Err(error) if error.kind() == ErrorKind::Corrupt => self.damaged.push((*digest, path.clone())),
-            adopted => adopted.context(|| format!("cannot fetch `{path}`"))?,
+            Err(error) if error.kind() == ErrorKind::Corrupt => drop(self.damaged.insert(*digest)),
+            adopted => adopted?,
         }
         Ok(())
     }
 
     /// Appends the chunks that a partial file lacks. Returns false if the remote lacks one.
-    fn append_chunks(&mut self, part: &RepoPath, list: &[Chunk], path: &RepoPath) -> Result<bool> {
+    fn append_chunks(&mut self, part: &RepoPath, list: &[Chunk], digest: &Digest) -> Result<bool> {
         let root = self.repo.store.root();
         let present = intact_chunks(root, part, list)?;
         let mut file = root.open_append(part)?;
         for batch in list[present..].chunks(CHUNKS_AT_ONCE) {
             let mut found = Vec::new();
             for chunk in batch {
-                match self.objects.catalog.find(&chunk.digest, &[Kind::Content]) {
-                    Some(at) => found.push(at),
-                    None => {
-                        self.absent.push((chunk.digest, path.clone()));
-                        return Ok(false);
-                    }
-                }
+                let Some(place) = self.objects.catalog.places(&chunk.digest, &[Kind::Content]).next() else {
+                    self.absent.insert(*digest);
+                    return Ok(false);
+                };
+                found.push(place);
             }
-            found.dedup();
             let mut contents = BTreeMap::new();
-            let damaged = self.objects.read(found, &mut |row, bytes| {
-                contents.insert(row.digest, bytes.to_vec());
+            let damaged = self.objects.read(found, &mut |row, object| {
+                contents.insert(row.digest, object.bytes.to_vec());
                 Ok(())
             })?;
-            if let Some(first) = damaged.first() {
-                self.damaged.push((*first, path.clone()));
+            if !damaged.is_empty() {
+                self.damaged.insert(*digest);
                 return Ok(false);
             }
             for chunk in batch {
@@ -249,20 +238,21 @@ impl Fetcher<'_> {
             if self.repo.store.cached_run(key)?.is_some() {
                 continue;
             }
-            for at in self.objects.catalog.find_all(key, &[Kind::Run]) {
+            for place in self.objects.catalog.places(key, &[Kind::Run]).collect::<Vec<_>>() {
                 // Without a record of its run a stage runs once more.
-                self.objects.read(vec![at], &mut |_, record| {
-                    self.repo.store.put_cached_run(&CachedRun::parse(key, record)?).map(drop)
+                self.objects.read(vec![place], &mut |_, record| {
+                    self.repo.store.put_cached_run(&CachedRun::parse(key, record.bytes)?).map(drop)
                 })?;
             }
         }
         Ok(())
     }
 
-    fn finish(self) -> Result<Fetched> {
+    fn finish(self, wants: &Wants) -> Result<Fetched> {
         self.objects.leave_notes();
         let remote = &self.objects.remote.name;
-        if let Some((digest, _)) = self.damaged.first() {
+        let named = |objects| named(self.repo, wants, objects);
+        if let Some(digest) = self.damaged.first() {
             let (digest, paths) = (digest.short(), named(&self.damaged));
             let error =
                 Error::corrupt(format!("the remote `{remote}` has damaged data ({digest}) for {paths}"));
@@ -270,38 +260,22 @@ impl Fetcher<'_> {
                 "everything else has been fetched; `mlx push` from a machine that has these files repairs it",
             ));
         }
-        let Some((digest, _)) = self.absent.first() else { return Ok(self.objects.stats) };
+        let Some(digest) = self.absent.first() else { return Ok(self.objects.stats) };
         let message = format!("the remote `{remote}` lacks {} for {}", digest.short(), named(&self.absent));
         Err(Error::not_found(message)
             .hint("push from a machine that has it; everything else has been fetched"))
     }
 }
 
-/// Names the paths that need objects.
-fn named(objects: &[(Digest, RepoPath)]) -> String {
-    let paths: BTreeSet<&RepoPath> = objects.iter().map(|(_, path)| path).collect();
-    let named: Vec<_> = paths.iter().take(MAX_NAMED).map(|path| format!("`{path}`")).collect();
-    match paths.len() - named.len() {
-        0 => named.join(", "),
-        more => format!("{} and {more} more", named.join(", ")),
-    }
-}
-
-fn read_page(
-    bytes: &[u8],
-    path: &RepoPath,
-    below: &mut BTreeMap<Digest, RepoPath>,
-    contents: &mut BTreeMap<Digest, (u64, RepoPath)>,
-) -> Result<()> {
-    match decode_page(bytes).context(|| format!("cannot read the tree of `{path}`"))? {
-        Page::Branch(_, rows) => below.extend(rows.into_iter().map(|row| (row.digest, path.clone()))),
+fn read_page(bytes: &[u8], below: &mut BTreeSet<Digest>, contents: &mut Contents) -> Result<()> {
+    match decode_page(bytes)? {
+        Page::Branch(_, rows) => below.extend(rows.into_iter().map(|row| row.digest)),
         Page::Leaf(rows) => {
             for row in rows {
-                let path = path.join(&row.name)?;
                 if row.kind == EntryKind::Folder {
-                    below.insert(row.digest, path);
+                    below.insert(row.digest);
                 } else {
-                    contents.insert(row.digest, (row.size, path));
+                    contents.insert(row.digest, row.size);
                 }
             }
         }

@@ -38,7 +38,7 @@ pub fn clear(repo: &Repo, remote: &Remote, catalog: &Catalog) -> Result<()> {
         return Ok(());
     }
     root.write(&checked, today.as_bytes(), Sync::Later)?;
-    remote.write(CLOCK, Vec::new())?;
+    remote.write(CLOCK, opendal::Buffer::new())?;
     let Some(now) = modified(remote, CLOCK)? else { return Ok(()) };
     let is_old = |path: &str| {
         let then = modified(remote, path)?;

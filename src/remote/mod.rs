@@ -18,11 +18,12 @@ mod backend;
 mod catalog;
 mod check;
 mod chunks;
+mod contents;
 mod failure;
 mod fetch;
 mod leftovers;
-mod lookup;
 mod merge;
+mod needs;
 mod plan;
 mod push;
 mod read;
@@ -39,7 +40,7 @@ pub use self::{
 
 use std::future::Future;
 
-use opendal::{ErrorKind, Operator};
+use opendal::{Buffer, ErrorKind, Operator};
 
 use crate::{
     digest::Digest,
@@ -154,7 +155,7 @@ impl Remote {
     }
 
     /// Writes a file and checks that it is complete and, in a folder, synced to disk.
-    fn write(&self, path: &str, bytes: Vec<u8>) -> Result<()> {
+    fn write(&self, path: &str, bytes: impl Into<Buffer>) -> Result<()> {
         let task = write_one(self.uploads.clone(), path.to_owned(), bytes);
         self.wait("write to", task)?;
         self.sync(path)
@@ -180,7 +181,8 @@ impl Remote {
 }
 
 /// Writes a file and compares its size afterwards: a write that only seemed to succeed is an error.
-async fn write_one(operator: Operator, path: String, bytes: Vec<u8>) -> opendal::Result<()> {
+async fn write_one(operator: Operator, path: String, bytes: impl Into<Buffer>) -> opendal::Result<()> {
+    let bytes = bytes.into();
     let length = bytes.len() as u64;
     operator.write(&path, bytes).await?;
     let stored = operator.stat(&path).await?.content_length();

@@ -3,22 +3,22 @@
 //! All pages and contents of a wanted tree are compared with the remote's indexes, which costs no request: a
 //! page at the remote does not prove that what it names is there, as packs may have been lost.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use crate::{
     digest::Digest,
     error::{Error, Kind as ErrorKind, Result, WithContext},
     path::RepoPath,
     pointer::{Content, ContentKind},
-    remote::{Wants, catalog::Catalog},
+    remote::{Wants, catalog::Catalog, contents::Contents},
     store::{EntryKind, Kind, Page, Store, read_page},
 };
 
 /// Objects to send, and what neither side has.
 #[derive(Default)]
 pub struct Plan {
-    /// Contents of files, with their sizes.
-    pub contents: BTreeMap<Digest, u64>,
+    /// Contents of files, with their sizes, sorted.
+    pub contents: Vec<(Digest, u64)>,
     /// Pages of trees, each after all pages that it names, and the root pages of wanted trees last.
     pub pages: Vec<Digest>,
     /// Wants that stay incomplete at the remote, each with an object that neither side has.
@@ -30,8 +30,14 @@ pub struct Plan {
 impl Plan {
     /// Compares what `wants` names with the store and with the remote.
     pub fn new(store: &Store, catalog: &Catalog, wants: &Wants) -> Result<Self> {
-        let mut walk =
-            Walk { store, catalog, plan: Self::default(), seen: HashMap::new(), inner: HashSet::new() };
+        let mut walk = Walk {
+            store,
+            catalog,
+            plan: Self::default(),
+            contents: Contents::default(),
+            seen: HashMap::new(),
+            inner: HashSet::new(),
+        };
         for (path, content) in &wants.contents {
             let lacking = walk.want(content).context(|| format!("cannot push `{path}`"))?;
             match lacking {
@@ -39,11 +45,17 @@ impl Plan {
                 None => drop(walk.plan.complete.insert(content.digest)),
             }
         }
-        let Walk { mut plan, inner, .. } = walk;
+        let Walk { mut plan, contents, inner, .. } = walk;
+        plan.contents = contents.into_sorted();
         let is_root = |page: &Digest| plan.complete.contains(page) && !inner.contains(page);
         let (roots, pages): (Vec<_>, Vec<_>) = plan.pages.iter().partition(|page| is_root(page));
         plan.pages = [pages, roots].concat();
         Ok(plan)
+    }
+
+    /// Returns true if the content of a file is to be sent.
+    pub fn has_content(&self, digest: &Digest) -> bool {
+        self.contents.binary_search_by_key(digest, |content| content.0).is_ok()
     }
 
     /// The error that names what could not be pushed, if anything.
@@ -64,6 +76,7 @@ struct Walk<'w> {
     store: &'w Store,
     catalog: &'w Catalog,
     plan: Plan,
+    contents: Contents,
     /// Pages that were walked, each with an object below it that neither side has.
     seen: HashMap<Digest, Option<Digest>>,
     /// Pages that other pages name.
@@ -95,7 +108,7 @@ impl Walk<'_> {
             return Some(digest);
         }
         if is_needed {
-            self.plan.contents.insert(digest, size);
+            self.contents.insert(digest, size);
         }
         None
     }

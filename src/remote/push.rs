@@ -34,22 +34,16 @@ pub fn push(
     warn_of_lost_packs(remote, &catalog, progress);
     repair_noted(repo, remote, &mut catalog, progress);
     let plan = Plan::new(&repo.store, &catalog, wants)?;
-    let total = plan.contents.values().fold(0_u64, |sum, size| sum.saturating_add(*size));
+    let total = plan.contents.iter().fold(0_u64, |sum, content| sum.saturating_add(content.1));
     progress.event(Event::Started { task: "pushing", total: Some(total) });
     let mut uploader = PackUploader::new(repo, remote, &mut catalog, progress);
-    for digest in plan.contents.keys() {
-        match repo.store.large(digest) {
-            Some(large) => push_large(repo, &mut uploader, digest, large.open()?)?,
-            None if uploader.has_content(digest) => {}
-            None => uploader.put(Kind::Content, *digest, &repo.store.read(digest)?)?,
-        }
-    }
-    for page in plan.pages.iter().filter(|page| !uploader.has_content(page)).collect::<Vec<_>>() {
+    put_contents(repo, &mut uploader, &plan)?;
+    for page in plan.pages.iter().filter(|page| !plan.has_content(page)) {
         uploader.put(Kind::Tree, *page, &repo.store.read(page)?)?;
     }
     for key in &wants.runs {
-        if let Some(run) = repo.store.cached_run(key)?.filter(|_| !uploader.has(key, Kind::Run)) {
-            uploader.put(Kind::Run, *key, &run.to_bytes())?;
+        if let Some(run) = repo.store.cached_run(key)? {
+            uploader.put_once(Kind::Run, *key, &run.to_bytes())?;
         }
     }
     uploader.flush()?;
@@ -102,6 +96,22 @@ fn warn_of_lost_packs(remote: &Remote, catalog: &Catalog, progress: &dyn Progres
     ));
 }
 
+/// Sends contents, large files first: one of their chunks may be the content of a small file.
+fn put_contents(repo: &Repo, uploader: &mut PackUploader<'_>, plan: &Plan) -> Result<()> {
+    let is_packed = |digest: &Digest| repo.store.contains_packed(digest);
+    for (digest, _) in plan.contents.iter().filter(|content| !is_packed(&content.0)) {
+        if let Some(large) = repo.store.large(digest) {
+            push_large(repo, uploader, digest, large.open()?)?;
+        }
+    }
+    for (digest, _) in &plan.contents {
+        if !uploader.has_content(digest) {
+            uploader.put(Kind::Content, *digest, &repo.store.read(digest)?)?;
+        }
+    }
+    Ok(())
+}
+
 /// Sends the chunks of a large file that the remote lacks, and then their list.
 fn push_large(
     repo: &Repo,
@@ -113,7 +123,7 @@ fn push_large(
     if found != *digest {
         return Err(repo.store.report_damage(digest));
     }
-    if uploader.has(digest, Kind::Chunks) { Ok(()) } else { uploader.put(Kind::Chunks, *digest, &list) }
+    uploader.put_once(Kind::Chunks, *digest, &list)
 }
 
 /// Sends the chunks of a large file that the remote lacks; returns the encoded list of all chunks and the
@@ -126,11 +136,7 @@ fn push_chunks(uploader: &mut PackUploader<'_>, file: crate::fs::File) -> Result
     chunks::cut(file, |chunk, data| {
         list.push(chunk);
         whole.write_all(data).context(|| "cannot digest".into())?;
-        if uploader.has(&chunk.digest, Kind::Content) {
-            Ok(())
-        } else {
-            uploader.put(Kind::Content, chunk.digest, data)
-        }
+        uploader.put_once(Kind::Content, chunk.digest, data)
     })?;
     Ok((chunks::encode(&list), whole.finish()))
 }

@@ -1,7 +1,11 @@
 //! Reads objects from the packs of a remote, each from another pack if one copy is damaged.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    iter::Peekable,
+};
 
+use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use opendal::ErrorKind;
 
@@ -11,7 +15,7 @@ use crate::{
     progress::{Event, Progress},
     remote::{
         Fetched, PARALLEL, Remote,
-        catalog::{Catalog, damage_path, pack_path},
+        catalog::{Catalog, Place, damage_path, pack_path},
     },
     store::{Kind, Row},
 };
@@ -21,8 +25,18 @@ const MAX_GAP: u64 = 64 << 10;
 /// Largest request, in bytes.
 const MAX_REQUEST: u64 = 8 << 20;
 
-/// Takes an object that was read and checked against its digest.
-type Take<'t> = &'t mut dyn FnMut(&Row, &[u8]) -> Result<()>;
+/// Largest number of objects that are read in one request.
+const MAX_OBJECTS: usize = 4096;
+
+/// An object that was read and checked against its digest.
+pub struct ReadObject<'o> {
+    pub bytes: &'o [u8],
+    /// As the pack holds it, perhaps compressed.
+    pub stored: &'o [u8],
+}
+
+/// Takes an object that was read.
+type Take<'t> = &'t mut dyn FnMut(&Row, &ReadObject<'_>) -> Result<()>;
 
 /// Reads objects of a remote, and remembers which packs are damaged.
 pub struct ObjectReader<'r> {
@@ -48,16 +62,14 @@ impl<'r> ObjectReader<'r> {
         Self { remote, catalog, stats: Fetched::default(), progress, damaged: BTreeMap::new() }
     }
 
-    /// Reads and checks objects, given with the packs to read them from. Returns the digests of those of
-    /// which no copy is intact.
-    pub fn read(&mut self, found: Vec<(Digest, Row)>, take: Take<'_>) -> Result<BTreeSet<Digest>> {
+    /// Reads and checks the objects at these places. Returns the digests of those of which no copy is intact.
+    pub fn read(&mut self, mut places: Vec<Place>, take: Take<'_>) -> Result<BTreeSet<Digest>> {
         let mut lost = BTreeSet::new();
-        let mut waiting = found;
-        while !waiting.is_empty() {
-            for (pack, row) in self.read_once(std::mem::take(&mut waiting), take)? {
+        while !places.is_empty() {
+            for (pack, row) in self.read_once(std::mem::take(&mut places), take)? {
                 self.damaged.entry(pack).or_default().insert(row.digest);
                 match self.untried_copy(&row) {
-                    Some(other) => waiting.push(other),
+                    Some(other) => places.push(other),
                     None => drop(lost.insert(row.digest)),
                 }
             }
@@ -66,19 +78,22 @@ impl<'r> ObjectReader<'r> {
     }
 
     /// Returns another copy of an object, in a pack in which it was not found damaged.
-    fn untried_copy(&self, row: &Row) -> Option<(Digest, Row)> {
+    fn untried_copy(&self, row: &Row) -> Option<Place> {
         let (file, own) = ([Kind::Content, Kind::Tree], [row.kind]);
         let kinds = if file.contains(&row.kind) { &file[..] } else { &own[..] };
         let was_tried =
             |pack: &Digest| self.damaged.get(pack).is_some_and(|objects| objects.contains(&row.digest));
-        self.catalog.find_all(&row.digest, kinds).into_iter().find(|(pack, _)| !was_tried(pack))
+        self.catalog.places(&row.digest, kinds).find(|place| !was_tried(&self.catalog.at(*place).0))
     }
 
     /// Reads objects: adjacent ones in one request, several requests at a time. Returns those that are not
     /// intact.
-    fn read_once(&mut self, found: Vec<(Digest, Row)>, take: Take<'_>) -> Result<Vec<(Digest, Row)>> {
+    fn read_once(&mut self, mut places: Vec<Place>, take: Take<'_>) -> Result<Vec<(Digest, Row)>> {
         let remote = self.remote;
-        let reads = spans(found).into_iter().map(|span| async move {
+        places.sort_unstable();
+        places.dedup();
+        let spans = Spans { catalog: &self.catalog, places: places.into_iter().peekable() };
+        let reads = spans.map(|span| async move {
             let path = pack_path(&span.pack);
             let bytes = remote.operator.read_with(&path).range(span.start..span.end).await;
             (span, bytes)
@@ -87,19 +102,22 @@ impl<'r> ObjectReader<'r> {
         let mut damaged = Vec::new();
         while let Some((span, bytes)) = remote.runtime.block_on(reads.next()) {
             let bytes = match bytes {
-                Ok(bytes) => bytes.to_vec(),
+                Ok(bytes) => bytes.to_bytes(),
                 // The pack is gone, or shorter than its index says.
-                Err(error) if is_cut(&error) => Vec::new(),
+                Err(error) if is_cut(&error) => Bytes::new(),
                 Err(error) => return Err(remote.to_error("read", &error)),
             };
             self.stats.requests += 1;
             self.stats.bytes += bytes.len() as u64;
             for row in &span.rows {
-                let Some(object) = span.slice(&bytes, row).and_then(|stored| row.decode(stored).ok()) else {
+                let stored = span.slice(&bytes, row);
+                let Some((stored, object)) =
+                    stored.and_then(|stored| Some((stored, row.decode(stored).ok()?)))
+                else {
                     damaged.push((span.pack, *row));
                     continue;
                 };
-                take(row, &object)?;
+                take(row, &ReadObject { bytes: &object, stored })?;
                 self.stats.objects += 1;
                 self.progress.event(Event::Advanced { by: row.size });
             }
@@ -121,6 +139,12 @@ impl<'r> ObjectReader<'r> {
 }
 
 impl Span {
+    /// Returns true if an object at `next`, which lies behind, is read in the same request.
+    fn takes(&self, next: &Place) -> bool {
+        let is_small = self.end - self.start < MAX_REQUEST && self.rows.len() < MAX_OBJECTS;
+        is_small && next.offset <= self.end + MAX_GAP
+    }
+
     /// Returns the part of the range's bytes that holds an object.
     fn slice<'b>(&self, bytes: &'b [u8], row: &Row) -> Option<&'b [u8]> {
         let start = usize::try_from(row.offset - self.start).ok()?;
@@ -132,24 +156,24 @@ fn is_cut(error: &opendal::Error) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::RangeNotSatisfied)
 }
 
-/// Groups objects into ranges of packs, sorted by pack and offset.
-fn spans(mut found: Vec<(Digest, Row)>) -> Vec<Span> {
-    found.sort_by_key(|(pack, row)| (*pack, row.offset));
-    found.dedup();
-    let mut spans: Vec<Span> = Vec::new();
-    for (pack, row) in found {
-        let end = row.offset + row.stored;
-        match spans.last_mut() {
-            Some(span)
-                if span.pack == pack
-                    && row.offset <= span.end + MAX_GAP
-                    && end - span.start <= MAX_REQUEST =>
-            {
-                span.end = span.end.max(end);
-                span.rows.push(row);
-            }
-            _ => spans.push(Span { pack, start: row.offset, end, rows: vec![row] }),
+/// Groups objects that lie near each other into ranges, as they are asked for.
+struct Spans<'s> {
+    catalog: &'s Catalog,
+    places: Peekable<std::vec::IntoIter<Place>>,
+}
+
+impl Iterator for Spans<'_> {
+    type Item = Span;
+
+    fn next(&mut self) -> Option<Span> {
+        let first = self.places.next()?;
+        let (pack, row) = self.catalog.at(first);
+        let mut span = Span { pack, start: row.offset, end: row.offset + row.stored, rows: vec![row] };
+        while let Some(next) = self.places.next_if(|next| next.pack == first.pack && span.takes(next)) {
+            let (_, row) = self.catalog.at(next);
+            span.end = span.end.max(row.offset + row.stored);
+            span.rows.push(row);
         }
+        Some(span)
     }
-    spans
 }

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use serde::Serialize;
 use tokio::task::JoinHandle;
 
@@ -47,7 +48,7 @@ pub struct Pushed {
 /// Pack on its way to the remote.
 struct Upload {
     name: Digest,
-    index: Vec<u8>,
+    index: Bytes,
     length: u64,
     /// Gives the duration of the upload.
     task: JoinHandle<opendal::Result<Duration>>,
@@ -60,6 +61,7 @@ pub struct PackUploader<'u> {
     catalog: &'u mut Catalog,
     current: Option<PackWriter<Vec<u8>>>,
     pack_size: u64,
+    /// Objects that [`PackUploader::put_once`] has queued.
     queued: HashSet<(Digest, Kind)>,
     /// Packs whose indexes are not written yet, in order.
     uploads: VecDeque<Upload>,
@@ -95,14 +97,24 @@ impl<'u> PackUploader<'u> {
         }
     }
 
-    /// Returns true if the remote has the object or it is queued.
-    pub fn has(&self, digest: &Digest, kind: Kind) -> bool {
-        self.queued.contains(&(*digest, kind)) || self.catalog.find(digest, &[kind]).is_some()
+    /// Returns true if the remote has the bytes of a file, in any form, or [`PackUploader::put_once`] has
+    /// queued them.
+    pub fn has_content(&self, digest: &Digest) -> bool {
+        let is_queued = |kind| self.queued.contains(&(*digest, kind));
+        is_queued(Kind::Content) || is_queued(Kind::Chunks) || self.catalog.has_content(digest)
     }
 
-    /// Returns true if the remote has the bytes of a file, in any form, or they are queued.
-    pub fn has_content(&self, digest: &Digest) -> bool {
-        self.queued.contains(&(*digest, Kind::Content)) || self.catalog.has_content(digest)
+    /// Returns true if the remote has the object.
+    pub fn has(&self, digest: &Digest, kind: Kind) -> bool {
+        self.catalog.find(digest, &[kind]).is_some()
+    }
+
+    /// Queues an object unless the remote has it or an earlier call has queued it.
+    pub fn put_once(&mut self, kind: Kind, digest: Digest, bytes: &[u8]) -> Result<()> {
+        if self.has(&digest, kind) || !self.queued.insert((digest, kind)) {
+            return Ok(());
+        }
+        self.put(kind, digest, bytes)
     }
 
     /// Queues an object that the remote lacks; sends packs as they fill.
@@ -124,7 +136,6 @@ impl<'u> PackUploader<'u> {
         };
         pack.put_encoded(kind, digest, encoded).context(context)?;
         let full = pack.len() >= self.pack_size;
-        self.queued.insert((digest, kind));
         self.sent.objects += 1;
         self.progress.event(Event::Advanced { by: encoded.size() });
         if full { self.send() } else { Ok(()) }
@@ -152,7 +163,7 @@ impl<'u> PackUploader<'u> {
         let (length, start) = (bytes.len() as u64, Instant::now());
         let upload = write_one(self.remote.uploads.clone(), pack_path(&name), bytes);
         let task = self.remote.runtime.spawn(async move { upload.await.map(|()| start.elapsed()) });
-        self.uploads.push_back(Upload { name, index, length, task });
+        self.uploads.push_back(Upload { name, index: index.into(), length, task });
         Ok(())
     }
 

@@ -74,7 +74,7 @@ impl Store {
 
     fn packed_size(&self, digest: &Digest, kinds: &[Kind]) -> Option<u64> {
         let row = |packed: &Arc<Packed>| packed.index.find(digest, kinds);
-        self.packs().values().find_map(row).map(|row| row.size)
+        self.packs().candidates(digest).find_map(row).map(|row| row.size)
     }
 
     /// Returns true if all of this content is stored here. A gc may remove it at any moment, unless a

@@ -118,7 +118,7 @@ impl Store {
 
     /// Returns true if the object is known to be a page of a folder.
     pub fn is_tree_page(&self, digest: &Digest) -> bool {
-        self.packs().values().any(|it| it.index.find(digest, &[Kind::Tree]).is_some())
+        self.packs().candidates(digest).any(|pack| pack.index.find(digest, &[Kind::Tree]).is_some())
     }
 
     /// Returns true if the object's bytes were found to be wrong and have not been restored yet.

@@ -135,7 +135,7 @@ impl Store {
         }
     }
 
-    fn pack_of(&self, digest: &Digest) -> Option<Digest> {
+    pub(super) fn pack_of(&self, digest: &Digest) -> Option<Digest> {
         let packs = self.packs();
         let holds =
             |pack: &crate::store::Packed| pack.index.find(digest, &[Kind::Content, Kind::Tree]).is_some();
@@ -145,7 +145,7 @@ impl Store {
         if let Some(name) = last.filter(|name| packs.get(name).is_some_and(|pack| holds(pack))) {
             return Some(name);
         }
-        let found = packs.iter().find(|it| holds(it.1)).map(|it| *it.0)?;
+        let found = packs.candidates(digest).find(|pack| holds(pack))?.name;
         *latest() = Some(found);
         Some(found)
     }

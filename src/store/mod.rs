@@ -11,7 +11,9 @@ mod folder;
 mod inventory;
 mod large;
 mod lease;
+mod lookup;
 mod pack;
+mod packs;
 mod prune;
 mod read;
 mod repack;
@@ -29,6 +31,7 @@ pub use self::{
     inventory::{Inventory, PackFile, StoredFile},
     large::{LargeFile, digest_file},
     lease::LeaseRecord,
+    lookup::Lookup,
     pack::{EncodedObject, Index, Kind, MAX_OBJECT_SIZE, PackWriter, Row, pack},
     prune::{Amount, Freed, LiveSet, PrunePlan, plan_prune},
     runs::CachedRun,
@@ -62,7 +65,7 @@ const MAX_RESCANS: u32 = 3;
 /// Object store of one machine, possibly shared by several clones.
 pub struct Store {
     root: Root,
-    packs: RwLock<BTreeMap<Digest, Arc<Packed>>>,
+    packs: RwLock<packs::Packs>,
     /// Objects whose bytes were found to be wrong: they count as absent until they are stored again.
     damaged: Mutex<HashSet<Digest>>,
     /// Packs of other users whose contents do not match their names; they are not opened again.
@@ -186,7 +189,7 @@ impl Store {
                 match self.open_pack(&dir, digest)? {
                     Ok(packed) => {
                         let mut packs = self.packs.write().unwrap_or_else(PoisonError::into_inner);
-                        packs.insert(digest, Arc::new(packed));
+                        packs.insert(packed);
                         added = true;
                     }
                     // A concurrent gc removes an index before its pack.
@@ -198,6 +201,7 @@ impl Store {
                 }
             }
         }
+        self.packs.write().unwrap_or_else(PoisonError::into_inner).prepare();
         *self.unreadable() = unreadable;
         Ok((added, vanished))
     }
@@ -257,16 +261,19 @@ impl Store {
         Index::from_pack(&self.root.read(&file_path("packs", hex, ".pack")?)?)
     }
 
-    fn packs(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<Digest, Arc<Packed>>> {
+    fn packs(&self) -> std::sync::RwLockReadGuard<'_, packs::Packs> {
         self.packs.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns true if the object is stored and not known to be damaged: the bytes of a file, or a page of a
     /// folder.
     pub fn contains(&self, digest: &Digest) -> bool {
-        !self.damaged().contains(digest)
-            && (self.packs().values().any(|it| it.index.find(digest, &[Kind::Content, Kind::Tree]).is_some())
-                || self.large(digest).is_some())
+        self.contains_packed(digest) || !self.damaged().contains(digest) && self.large(digest).is_some()
+    }
+
+    /// Returns true if the object is stored in a pack and not known to be damaged.
+    pub fn contains_packed(&self, digest: &Digest) -> bool {
+        !self.damaged().contains(digest) && self.pack_of(digest).is_some()
     }
 
     /// Records that an object's bytes are wrong, so that it is fetched or stored again.

@@ -14,6 +14,8 @@ use std::{
     io::{self, Write},
 };
 
+use bytes::Bytes;
+
 use crate::{
     digest::{Digest, Hasher},
     error::{Error, Result, WithContext},
@@ -23,6 +25,7 @@ use crate::{
 const MAGIC: &[u8; 8] = b"mlxpack\x01";
 const END_MAGIC: &[u8; 8] = b"mlxtail\x01";
 const INDEX_MAGIC: &[u8; 8] = b"mlxindx\x01";
+const HEAD_SIZE: usize = 8 + 8;
 const ROW_SIZE: usize = 32 + 1 + 1 + 8 + 8 + 8;
 /// Largest object in a pack, in bytes; an index that claims a larger one is rejected.
 pub const MAX_OBJECT_SIZE: u64 = 64 << 20;
@@ -57,7 +60,7 @@ pub struct Row {
 
 /// A pack index, kept in its serialized form and searched in place.
 pub struct Index {
-    bytes: Vec<u8>,
+    bytes: Bytes,
     /// Row at which the digests with each first byte start; the last entry is the number of rows.
     starts: Box<[u32; 257]>,
 }
@@ -89,12 +92,15 @@ pub struct PackWriter<W> {
     out: W,
     hasher: Hasher,
     offset: u64,
-    rows: Vec<Row>,
+    index: IndexBuilder,
 }
+
+/// The rows of an index, as they are written but not sorted yet, after space for its head.
+struct IndexBuilder(Vec<u8>);
 
 impl<W: Write> PackWriter<W> {
     pub fn new(out: W) -> io::Result<Self> {
-        let mut writer = Self { out, hasher: Hasher::default(), offset: 0, rows: Vec::new() };
+        let mut writer = Self { out, hasher: Hasher::default(), offset: 0, index: IndexBuilder::new() };
         writer.write(MAGIC)?;
         Ok(writer)
     }
@@ -114,23 +120,22 @@ impl<W: Write> PackWriter<W> {
     pub fn put_encoded(&mut self, kind: Kind, digest: Digest, ready: &EncodedObject<'_>) -> io::Result<()> {
         let EncodedObject { size, compressed, stored } = ready;
         let (offset, length) = (self.offset, stored.len() as u64);
-        self.rows.push(Row { digest, kind, compressed: *compressed, offset, stored: length, size: *size });
+        self.index.push(&Row { digest, kind, compressed: *compressed, offset, stored: length, size: *size });
         self.write(stored)
     }
 
-    /// Returns the number of bytes written so far.
+    /// Returns the number of bytes that the pack has so far, with its index.
     pub fn len(&self) -> u64 {
-        self.offset
+        self.offset + self.index.0.len() as u64
     }
 
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
+        self.index.0.len() == HEAD_SIZE
     }
 
     /// Ends the pack; returns its writer, its name and its index.
     pub fn finish(mut self) -> io::Result<(W, Digest, Vec<u8>)> {
-        self.rows.sort_by_key(|it| (it.digest, it.kind));
-        let index = encode(&self.rows);
+        let index = std::mem::replace(&mut self.index, IndexBuilder(Vec::new())).finish();
         self.write(&index)?;
         self.write(&(index.len() as u64).to_le_bytes())?;
         self.write(END_MAGIC)?;
@@ -154,18 +159,32 @@ fn compress(bytes: &[u8]) -> io::Result<Option<Vec<u8>>> {
     Ok(saves_a_tenth(&packed, bytes.len()).then_some(packed))
 }
 
-pub(super) fn encode(rows: &[Row]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(16 + rows.len() * ROW_SIZE + 32);
-    out.extend_from_slice(INDEX_MAGIC);
-    out.extend_from_slice(&(rows.len() as u64).to_le_bytes());
-    for row in rows {
-        out.extend_from_slice(row.digest.bytes());
-        out.extend_from_slice(&[row.kind as u8, u8::from(row.compressed)]);
-        [row.offset, row.stored, row.size].iter().for_each(|it| out.extend_from_slice(&it.to_le_bytes()));
+impl IndexBuilder {
+    fn new() -> Self {
+        Self(vec![0; HEAD_SIZE])
     }
-    let check = Digest::of(&out);
-    out.extend_from_slice(check.bytes());
-    out
+
+    fn push(&mut self, row: &Row) {
+        self.0.extend_from_slice(row.digest.bytes());
+        self.0.extend_from_slice(&[row.kind as u8, u8::from(row.compressed)]);
+        [row.offset, row.stored, row.size].iter().for_each(|it| self.0.extend_from_slice(&it.to_le_bytes()));
+    }
+
+    /// Sorts the rows by digest, kind and offset; returns the bytes of the index.
+    fn finish(self) -> Vec<u8> {
+        let mut bytes = self.0;
+        let (head, rows) = bytes.split_at_mut(HEAD_SIZE);
+        let (rows, _) = rows.as_chunks_mut::<ROW_SIZE>();
+        let offset = |row: &[u8; ROW_SIZE]| row[34..42].first_chunk().copied().map(u64::from_le_bytes);
+        rows.sort_unstable_by(|one, other| {
+            one[..33].cmp(&other[..33]).then_with(|| offset(one).cmp(&offset(other)))
+        });
+        head[..8].copy_from_slice(INDEX_MAGIC);
+        head[8..].copy_from_slice(&(rows.len() as u64).to_le_bytes());
+        let check = Digest::of(&bytes);
+        bytes.extend_from_slice(check.bytes());
+        bytes
+    }
 }
 
 /// Returns true if bytes that are known to be intact start with `head`, but with a higher version.
@@ -182,7 +201,8 @@ impl Index {
     }
 
     /// Reads an index and checks it against its own digest.
-    pub fn parse(bytes: Vec<u8>) -> Result<Self> {
+    pub fn parse(bytes: impl Into<Bytes>) -> Result<Self> {
+        let bytes = bytes.into();
         let damaged = || Error::corrupt("a pack index is damaged");
         let body = bytes.len().checked_sub(32).ok_or_else(damaged)?;
         if Digest::of(&bytes[..body]).bytes()[..] != bytes[body..] {
@@ -194,7 +214,7 @@ impl Index {
         let mut reader = Reader::new(&bytes[..body], "a pack index");
         reader.expect_magic(INDEX_MAGIC)?;
         let count = u64::from_le_bytes(reader.take(8)?.try_into().expect("we took 8 bytes"));
-        if count.checked_mul(ROW_SIZE as u64) != Some(body as u64 - 16) {
+        if count.checked_mul(ROW_SIZE as u64) != Some((body - HEAD_SIZE) as u64) {
             return Err(damaged());
         }
         let mut index = Self { bytes, starts: Box::new([0; 257]) };
@@ -223,7 +243,7 @@ impl Index {
         Self::parse(rest[start..].to_vec())
     }
 
-    pub fn bytes(&self) -> &[u8] {
+    pub fn bytes(&self) -> &Bytes {
         &self.bytes
     }
 
@@ -236,11 +256,13 @@ impl Index {
     }
 
     fn digest_at(&self, at: usize) -> &[u8] {
-        &self.bytes[16 + at * ROW_SIZE..][..32]
+        &self.bytes[HEAD_SIZE + at * ROW_SIZE..][..32]
     }
 
-    fn row(&self, at: usize) -> Result<Row> {
-        let mut reader = Reader::new(&self.bytes[16 + at * ROW_SIZE..][..ROW_SIZE], "a row of a pack index");
+    /// Returns a row by its number.
+    pub fn row(&self, at: usize) -> Result<Row> {
+        let mut reader =
+            Reader::new(&self.bytes[HEAD_SIZE + at * ROW_SIZE..][..ROW_SIZE], "a row of a pack index");
         let digest = reader.digest()?;
         let kind = match reader.byte()? {
             0 => Kind::Content,
@@ -266,6 +288,11 @@ impl Index {
 
     /// Finds the row of a digest with one of these kinds.
     pub fn find(&self, digest: &Digest, kinds: &[Kind]) -> Option<Row> {
+        self.position(digest, kinds).map(|found| found.1)
+    }
+
+    /// Finds the row of a digest with one of these kinds, and the row's number.
+    pub fn position(&self, digest: &Digest, kinds: &[Kind]) -> Option<(usize, Row)> {
         let first = usize::from(digest.bytes()[0]);
         let (mut low, mut high) = (self.starts[first] as usize, self.starts[first + 1] as usize);
         while low < high {
@@ -273,7 +300,7 @@ impl Index {
             if self.digest_at(middle) < &digest.bytes()[..] { low = middle + 1 } else { high = middle }
         }
         let same = (low..self.len()).take_while(|&at| self.digest_at(at) == digest.bytes());
-        same.filter_map(|at| self.row(at).ok()).find(|it| kinds.contains(&it.kind))
+        same.filter_map(|at| Some((at, self.row(at).ok()?))).find(|(_, row)| kinds.contains(&row.kind))
     }
 }
 
@@ -299,6 +326,14 @@ impl Row {
         }
         Ok(bytes)
     }
+}
+
+/// Returns the index of these rows.
+#[cfg(test)]
+pub(super) fn encode(rows: &[Row]) -> Vec<u8> {
+    let mut index = IndexBuilder::new();
+    rows.iter().for_each(|row| index.push(row));
+    index.finish()
 }
 
 /// Packs a few objects in memory; returns the pack's name, its bytes and its index.

@@ -92,7 +92,7 @@ impl Store {
             };
             let (name, folder) = (packed.name, Arc::clone(&packed.folder));
             let mut packs = self.packs.write().unwrap_or_else(PoisonError::into_inner);
-            packs.insert(name, Arc::new(Packed { index, name, folder, file: None }));
+            packs.insert(Packed { index, name, folder, file: None });
             found = true;
         }
         *compared = Some(found);
@@ -102,7 +102,8 @@ impl Store {
     /// Returns the packs that hold the object, with its row in each.
     fn rows(&self, digest: &Digest, kinds: &[Kind]) -> Vec<(Arc<Packed>, Row)> {
         let packs = self.packs();
-        packs.values().filter_map(|it| Some((Arc::clone(it), it.index.find(digest, kinds)?))).collect()
+        let found = packs.candidates(digest);
+        found.filter_map(|pack| Some((Arc::clone(pack), pack.index.find(digest, kinds)?))).collect()
     }
 }
 
@@ -258,10 +259,12 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let digests = put(&temp, &[b"one", b"two"]);
         let store = store(&temp);
-        for packed in store.packs.write().unwrap().values_mut() {
-            let Packed { index, name, folder, .. } = &**packed;
-            let index = Index::parse(index.bytes().to_vec()).unwrap();
-            *packed = Arc::new(Packed { index, name: *name, folder: Arc::clone(folder), file: None });
+        let packs: Vec<_> = store.packs().values().cloned().collect();
+        for packed in packs {
+            let Packed { index, name, folder, .. } = &*packed;
+            let index = Index::parse(index.bytes().clone()).unwrap();
+            let folder = Arc::clone(folder);
+            store.packs.write().unwrap().insert(Packed { index, name: *name, folder, file: None });
         }
         assert_eq!(store.read(&digests[1]).unwrap(), b"two");
         // A concurrent gc removes the pack: the objects are absent, not damaged.

@@ -226,7 +226,7 @@ impl Store {
             let Ok(index) = Index::from_pack(&bytes) else { continue };
             if Digest::of(&bytes) == name {
                 let packed = Packed { index, name, folder: Arc::clone(&folder), file: None };
-                self.packs.write().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::new(packed));
+                self.packs.write().unwrap_or_else(PoisonError::into_inner).insert(packed);
                 recovered.push(name);
             }
         }

@@ -1,6 +1,4 @@
-//! Finds the packs that may hold an object, among all packs of a remote, by one search.
-
-use std::collections::BTreeMap;
+//! Finds the packs that may hold an object, among many, by one search.
 
 use crate::{digest::Digest, store::Index};
 
@@ -12,23 +10,29 @@ pub struct Lookup {
 
 impl Lookup {
     /// Creates a lookup over the objects of these packs.
-    pub fn new(indexes: &BTreeMap<Digest, Index>) -> Self {
-        let rows = indexes
-            .values()
-            .zip(0_u32..)
-            .flat_map(|(index, number)| index.rows().map(move |row| (start_of(&row.digest), number)));
-        let mut rows: Vec<_> = rows.collect();
+    pub fn new<'i>(indexes: impl Iterator<Item = (&'i Digest, &'i Index)>) -> Self {
+        let (mut packs, mut rows) = (Vec::new(), Vec::new());
+        for (name, index) in indexes {
+            let number = packs.len() as u32;
+            rows.extend(index.rows().map(|row| (start_of(&row.digest), number)));
+            packs.push(*name);
+        }
         rows.sort_unstable();
         rows.dedup();
-        Self { packs: indexes.keys().copied().collect(), rows }
+        Self { packs, rows }
     }
 
-    /// Returns the packs with an object whose digest starts as this one does, in the order of their names.
-    pub fn packs(&self, digest: &Digest) -> impl Iterator<Item = &Digest> {
+    /// Returns the numbers of the packs with an object whose digest starts as this one does, in the order in
+    /// which the packs were given.
+    pub fn find(&self, digest: &Digest) -> impl Iterator<Item = u32> {
         let start = start_of(digest);
         let first = self.rows.partition_point(|row| row.0 < start);
-        let same = self.rows[first..].iter().take_while(move |row| row.0 == start);
-        same.map(|row| &self.packs[row.1 as usize])
+        self.rows[first..].iter().take_while(move |row| row.0 == start).map(|row| row.1)
+    }
+
+    /// Returns the name of a pack by its number.
+    pub fn pack(&self, number: u32) -> &Digest {
+        &self.packs[number as usize]
     }
 }
 
@@ -52,10 +56,10 @@ mod tests {
             (name, Index::parse(index).unwrap())
         });
         let names = packs.each_ref().map(|(name, _)| *name);
-        let lookup = Lookup::new(&BTreeMap::from(packs));
-        let found = |number| lookup.packs(&digest(number)).copied().collect::<Vec<_>>();
-        let mut both = vec![names[0], names[1]];
-        both.sort();
+        let lookup = Lookup::new(packs.iter().map(|(name, index)| (name, index)));
+        let found =
+            |number| lookup.find(&digest(number)).map(|number| *lookup.pack(number)).collect::<Vec<_>>();
+        let both = vec![names[0], names[1]];
         assert_eq!((found(1), found(3), found(4)), (vec![names[0]], vec![names[1]], vec![names[2]]));
         assert_eq!((found(2), found(5)), (both, Vec::new()));
     }
