@@ -31,6 +31,7 @@ mod git_layouts;
 mod gone_stages;
 mod halted;
 mod help;
+mod history_costs;
 mod http_malformed;
 mod interrupted_push;
 mod io_counts;

@@ -15,6 +15,7 @@ mod refs;
 mod rule_files;
 mod sign;
 mod tags;
+mod trees;
 mod upstream;
 mod write;
 
@@ -25,9 +26,10 @@ pub use self::{
     ignore::{IgnoredFile, Target as IgnoreTarget, ignore_line},
     index::OwnFile,
     lines::HeadLines,
-    refs::{GitRef, RefTarget, Target, TreeId, TreeScan, Worktree},
+    refs::{GitRef, RefTarget, Target, Worktree},
     sign::{Key, Signer},
     tags::Tag,
+    trees::{FileLookup, TreeId, TreeScan},
     upstream::{PushOutcome, RefListing, RefToFetch, Upstream},
     write::SingleFile,
 };

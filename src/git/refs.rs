@@ -3,20 +3,15 @@
 //! Garbage collection decides by it which data is still needed, so anything unreadable is an error and never
 //! left out.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    fmt,
-    path::PathBuf,
-    rc::Rc,
-};
+use std::{collections::BTreeSet, fmt, path::PathBuf};
 
 use gix::{bstr::ByteSlice as _, objs::Kind as ObjectKind};
 
 use crate::{
     error::Result,
     fs,
-    git::{BlobId, Git, Rev, from_gix, index::staged_files, unreadable},
-    path::{MAX_DEPTH, RepoPath},
+    git::{BlobId, Git, Rev, from_gix, index::staged_files, trees::TreeId, unreadable},
+    path::RepoPath,
 };
 
 /// Pseudorefs, which can be the only reference to an object.
@@ -67,10 +62,6 @@ pub enum Target {
     Blob(BlobId),
 }
 
-/// Id of a folder in Git.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TreeId(gix::ObjectId);
-
 /// A resolved reference.
 #[derive(Clone, Debug)]
 pub struct RefTarget {
@@ -90,13 +81,6 @@ pub struct Worktree {
     pub git_dir: PathBuf,
     /// Wanted files in its index; all sides of a merge conflict.
     pub staged: Vec<(RepoPath, BlobId)>,
-}
-
-/// Lists the files of one kind in commits. Trees that commits share are read once.
-pub struct TreeScan<'g> {
-    git: &'g Git,
-    wanted: fn(&[u8]) -> bool,
-    cache: HashMap<gix::ObjectId, Rc<[(RepoPath, BlobId)]>>,
 }
 
 impl fmt::Display for GitRef {
@@ -197,7 +181,7 @@ impl Git {
                     messages.push(from_gix(tag.decode(), context)?.message.to_string());
                     id = from_gix(tag.target_id(), context)?.detach();
                 }
-                ObjectKind::Tree => return Ok(RefTarget { target: Target::Tree(TreeId(id)), messages }),
+                ObjectKind::Tree => return Ok(RefTarget { target: Target::Tree(TreeId::new(id)), messages }),
                 ObjectKind::Blob => {
                     return Ok(RefTarget { target: Target::Blob(BlobId::new(id)), messages });
                 }
@@ -242,52 +226,4 @@ fn collect(
         }
     }
     Ok(())
-}
-
-impl<'g> TreeScan<'g> {
-    /// Creates a scan for files whose last name `wanted` accepts.
-    pub fn new(git: &'g Git, wanted: fn(&[u8]) -> bool) -> Self {
-        Self { git, wanted, cache: HashMap::new() }
-    }
-
-    /// Lists the wanted files in a commit.
-    pub fn files(&mut self, rev: &Rev) -> Result<Rc<[(RepoPath, BlobId)]>> {
-        let context = || format!("cannot list the files of {}", rev.short());
-        let tree = self.git.tree_id(rev, context)?;
-        self.below(tree, 0)
-    }
-
-    /// Lists the wanted files in a tree.
-    pub fn files_of_tree(&mut self, tree: TreeId) -> Result<Rc<[(RepoPath, BlobId)]>> {
-        self.below(tree.0, 0)
-    }
-
-    fn below(&mut self, tree: gix::ObjectId, depth: usize) -> Result<Rc<[(RepoPath, BlobId)]>> {
-        if let Some(files) = self.cache.get(&tree) {
-            return Ok(Rc::clone(files));
-        }
-        let context = || "cannot read a tree from Git".to_owned();
-        let object = self.git.tree(tree, context)?;
-        let (mut files, mut folders) = (Vec::new(), Vec::new());
-        for entry in object.iter() {
-            let entry = from_gix(entry, context)?;
-            // mlx cannot have written below a name that is not valid in its paths.
-            let Ok(name) = RepoPath::from_bytes(entry.filename()) else { continue };
-            if entry.mode().is_blob() && (self.wanted)(entry.filename()) {
-                files.push((name, BlobId::new(entry.object_id())));
-            } else if entry.mode().is_tree() && depth < MAX_DEPTH {
-                folders.push((name, entry.object_id()));
-            }
-        }
-        for (folder, id) in folders {
-            for (path, blob) in self.below(id, depth + 1)?.iter() {
-                if let Ok(path) = folder.join_path(path) {
-                    files.push((path, *blob));
-                }
-            }
-        }
-        let files: Rc<[_]> = files.into();
-        self.cache.insert(tree, Rc::clone(&files));
-        Ok(files)
-    }
 }

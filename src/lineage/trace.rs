@@ -4,8 +4,8 @@
 //! pointer names. Pointers and lockfiles that cannot be read are left out, and named.
 
 use std::{
-    cell::{Cell, OnceCell, RefCell},
-    collections::BTreeMap,
+    cell::RefCell,
+    collections::{BTreeMap, VecDeque},
 };
 
 use crate::{
@@ -13,11 +13,14 @@ use crate::{
     document::Value,
     error::{Error, Kind, Result},
     git::{Commit, Git, Rev},
-    lineage::versions::{State, history, introducing_commit, state_at},
+    lineage::{
+        states::{State, StateReader},
+        versions::{history, introduces, introduces_file},
+    },
     path::RepoPath,
     pipeline::{Lockfile, StageId, StageRecord},
     pointer::{Content, Pointer, SUFFIX},
-    store::Store,
+    store::{Store, entry_at},
     workspace::is_tracking_file,
 };
 
@@ -50,25 +53,32 @@ pub struct Node {
     pub content: Content,
     pub origin: Origin,
     pub introduction: Introduction,
-    pub inputs: Vec<Node>,
+    /// Places of the inputs in the lineage.
+    pub inputs: Vec<usize>,
 }
 
-/// The lineage of a file or folder.
+/// The lineage of a file or folder: a graph in which each content of a path is one node.
 #[derive(Debug)]
 pub struct Lineage {
-    pub root: Node,
+    /// The first one is that of the traced path.
+    pub nodes: Vec<Node>,
     /// The errors for what cannot be read and may tell more.
     pub problems: Vec<Error>,
 }
 
-impl Node {
-    /// Returns the first path, of this and of its inputs, whose commit is unknown.
+impl Lineage {
+    /// Returns the first path whose commit is unknown.
     pub fn unknown(&self) -> Option<&RepoPath> {
-        match self.introduction {
-            Introduction::Unknown => Some(&self.path),
-            _ => self.inputs.iter().find_map(Self::unknown),
-        }
+        let is_unknown = |node: &&Node| matches!(node.introduction, Introduction::Unknown);
+        self.nodes.iter().find(is_unknown).map(|node| &node.path)
     }
+}
+
+/// A commit and its ancestors, newest first, as far as they can be read.
+struct History {
+    commits: Vec<Commit>,
+    /// True if some of them cannot be read.
+    is_cut: bool,
 }
 
 /// The lockfiles and pointers of the workspace or of a commit.
@@ -77,12 +87,10 @@ struct Sources<'s> {
     store: &'s Store,
     /// Commit from which history is searched.
     start: Option<Rev>,
-    /// This commit and its ancestors, newest first, as far as they can be read.
-    history: OnceCell<Vec<Commit>>,
-    /// True if some of them cannot be read.
-    is_cut: Cell<bool>,
-    /// Lockfiles, each with its folder.
-    locks: Vec<(RepoPath, Lockfile)>,
+    /// Records of stages, in the order of their lockfiles.
+    records: Vec<(StageId, StageRecord)>,
+    /// Outputs of stages with their content and the place of their record.
+    outputs: BTreeMap<RepoPath, (usize, Content)>,
     pointers: BTreeMap<RepoPath, Content>,
     /// Errors about files and commits that cannot be read, by message.
     problems: RefCell<BTreeMap<String, Error>>,
@@ -110,9 +118,8 @@ pub fn trace(
         git,
         store,
         start: rev.cloned().or_else(|| git.head()),
-        history: OnceCell::new(),
-        is_cut: Cell::new(false),
-        locks: Vec::new(),
+        records: Vec::new(),
+        outputs: BTreeMap::new(),
         pointers: BTreeMap::new(),
         problems: RefCell::default(),
     };
@@ -131,12 +138,11 @@ pub fn trace(
     };
     // It may be what an unreadable file tracks.
     let missing = || sources.problems.take().into_values().next().unwrap_or_else(untracked);
-    let (stage, content) = sources.find(path)?.ok_or_else(missing)?;
-    let root = sources.node(path, content, stage)?;
-    Ok(Lineage { root, problems: sources.problems.take().into_values().collect() })
+    let (_, content) = sources.find(path)?.ok_or_else(missing)?;
+    let mut nodes = sources.nodes(path, content)?;
+    sources.introduce(&mut nodes)?;
+    Ok(Lineage { nodes, problems: sources.problems.take().into_values().collect() })
 }
-
-type Producer<'l> = Option<(StageId, &'l StageRecord)>;
 
 impl Sources<'_> {
     /// Adds what a pointer or a lockfile records. Other programs use the suffix of pointers, too.
@@ -145,8 +151,14 @@ impl Sources<'_> {
             if Pointer::looks_like_pointer(bytes) {
                 self.pointers.insert(tracked.clone(), Pointer::parse(tracked, bytes)?.content);
             }
-        } else {
-            self.locks.push((file.parent().unwrap_or_default(), Lockfile::parse(file, bytes)?));
+            return Ok(());
+        }
+        let folder = file.parent().unwrap_or_default();
+        for (name, record) in Lockfile::parse(file, bytes)?.records() {
+            for (output, content) in record.contents() {
+                self.outputs.entry(output.clone()).or_insert((self.records.len(), *content));
+            }
+            self.records.push((StageId::new(&folder, name), record.clone()));
         }
         Ok(())
     }
@@ -155,115 +167,145 @@ impl Sources<'_> {
         self.problems.borrow_mut().insert(error.chain_text(), error);
     }
 
-    /// Returns the content of a path with the stage that produced it, if one did.
-    fn find(&self, path: &RepoPath) -> Result<Option<(Producer<'_>, Content)>> {
-        let records = self.locks.iter().flat_map(|(folder, lock)| {
-            lock.records().map(move |(name, record)| (StageId::new(folder, name), record))
-        });
-        for (id, record) in records {
-            if let Some((top, content)) = record.contents().find(|(top, _)| path.is_within(top)) {
-                return Ok(self.content_within(path, top, content)?.map(|it| (Some((id, record)), it)));
-            }
-        }
-        for (top, content) in &self.pointers {
-            if path.is_within(top) {
-                return Ok(self.content_within(path, top, content)?.map(|it| (None, it)));
-            }
-        }
-        Ok(None)
+    /// Returns the content of a path with the place of the record of the stage that produced it, if one did.
+    fn find(&self, path: &RepoPath) -> Result<Option<(Option<usize>, Content)>> {
+        let output =
+            |top: &RepoPath| self.outputs.get(top).map(|(record, content)| (Some(*record), *content));
+        let tracked = |top: &RepoPath| self.pointers.get(top).map(|content| (None, *content));
+        let above = |known: &dyn Fn(&RepoPath) -> Option<(Option<usize>, Content)>| {
+            path.ancestors().find_map(|top| known(&top).map(|found| (top, found)))
+        };
+        let Some((top, (record, content))) = above(&output).or_else(|| above(&tracked)) else {
+            return Ok(None);
+        };
+        Ok(self.content_within(path, &top, content)?.map(|content| (record, content)))
     }
 
     /// Returns the content of `path` within `content`, which belongs to its ancestor `top`.
-    fn content_within(&self, path: &RepoPath, top: &RepoPath, content: &Content) -> Result<Option<Content>> {
+    fn content_within(&self, path: &RepoPath, top: &RepoPath, content: Content) -> Result<Option<Content>> {
         let below = path.strip_prefix(top).unwrap_or_default();
         if below.is_root() {
-            return Ok(Some(*content));
+            return Ok(Some(content));
         }
-        let entry = crate::store::entry_at(self.store, &content.digest, &below)?;
-        Ok(entry.map(|entry| Content {
-            digest: entry.digest,
-            files: entry.files,
-            kind: entry.kind.content_kind(),
-            size: entry.size,
-        }))
+        Ok(entry_at(self.store, &content.digest, &below)?.map(|entry| entry.content()))
     }
 
-    /// Builds the node of a path and, recursively, of its inputs.
-    fn node(&self, path: &RepoPath, content: Content, producer: Producer<'_>) -> Result<Node> {
-        let (origin, inputs) = match producer {
-            Some((id, record)) => {
-                let inputs = record.dependencies.iter().map(|(path, content)| self.input(path, *content));
-                let origin = Origin::Stage {
-                    id,
-                    command: record.command.clone(),
-                    params: record.params.clone(),
-                    edited: record.edited,
-                    not_run: record.not_run,
-                };
-                (origin, inputs.collect::<Result<Vec<_>>>()?)
+    /// Returns the node of a path and those of all inputs on the way to it. The producer of an input is
+    /// followed only if it produced the recorded content.
+    fn nodes(&self, path: &RepoPath, content: Content) -> Result<Vec<Node>> {
+        let (mut nodes, mut places) = (Vec::new(), BTreeMap::from([((path.clone(), content.digest), 0)]));
+        let mut found = VecDeque::from([(path.clone(), content)]);
+        while let Some((path, content)) = found.pop_front() {
+            let producer = match self.find(&path)? {
+                Some((producer, current)) if current.digest == content.digest => producer,
+                _ => None,
+            };
+            let dependencies = producer.map(|at| &self.records[at].1.dependencies).into_iter().flatten();
+            let mut inputs = Vec::new();
+            for (input, content) in dependencies {
+                let next = places.len();
+                let place = *places.entry((input.clone(), content.digest)).or_insert(next);
+                if place == next {
+                    found.push_back((input.clone(), *content));
+                }
+                inputs.push(place);
             }
-            None if self.pointers.keys().any(|it| path.is_within(it)) => (Origin::Added, Vec::new()),
-            None => (Origin::Plain, Vec::new()),
+            let origin = self.origin(&path, producer);
+            nodes.push(Node { path, content, origin, introduction: Introduction::NotCommitted, inputs });
+        }
+        Ok(nodes)
+    }
+
+    fn origin(&self, path: &RepoPath, producer: Option<usize>) -> Origin {
+        let Some((id, record)) = producer.map(|at| &self.records[at]) else {
+            let is_added = path.ancestors().any(|top| self.pointers.contains_key(&top));
+            return if is_added { Origin::Added } else { Origin::Plain };
         };
-        let introduction = match self.commit(path, &content) {
-            Ok(Some(commit)) => Introduction::Commit(commit),
-            Ok(None) if self.is_cut.get() => Introduction::Unreadable,
-            Ok(None) => Introduction::NotCommitted,
-            Err(error) if error.kind() == Kind::NotFound => Introduction::Unknown,
-            Err(error) if error.kind() == Kind::Corrupt => {
+        Origin::Stage {
+            id: id.clone(),
+            command: record.command.clone(),
+            params: record.params.clone(),
+            edited: record.edited,
+            not_run: record.not_run,
+        }
+    }
+
+    /// Finds the commits that introduced the contents of all nodes, in one walk over history; those that only
+    /// Git tracks in another one.
+    fn introduce(&self, nodes: &mut [Node]) -> Result<()> {
+        let Some(start) = &self.start else { return Ok(()) };
+        let paths = nodes.iter().map(|node| node.path.clone()).collect();
+        let mut states = StateReader::new(self.git, self.store, paths);
+        let (mut tracked, mut plain) = (Vec::new(), Vec::new());
+        for (at, node) in nodes.iter_mut().enumerate() {
+            match states.state(start, at) {
+                Ok(State::Absent) => plain.push(at),
+                Ok(_) => tracked.push(at),
+                Err(error) => node.introduction = self.failed(error)?,
+            }
+        }
+        let history = match self.history(start) {
+            Ok(history) => history,
+            Err(error) => {
+                let outcome = self.failed(error)?;
+                nodes.iter_mut().for_each(|node| node.introduction = outcome.clone());
+                return Ok(());
+            }
+        };
+        plain.extend(self.search(nodes, &history, tracked, &mut |commit, at, wanted| {
+            introduces(&mut states, commit, at, wanted, &|error| self.note(error))
+        })?);
+        let left = self.search(nodes, &history, plain, &mut |commit, at, wanted| {
+            introduces_file(self.git, &mut states, commit, at, wanted)
+        })?;
+        if history.is_cut {
+            left.into_iter().for_each(|at| nodes[at].introduction = Introduction::Unreadable);
+        }
+        Ok(())
+    }
+
+    /// Walks over history, newest first, until `introduces` is true of each of these nodes. Returns those
+    /// that no commit introduced.
+    fn search(
+        &self,
+        nodes: &mut [Node],
+        history: &History,
+        mut wanted: Vec<usize>,
+        introduces: &mut dyn FnMut(&Commit, usize, &Digest) -> Result<bool>,
+    ) -> Result<Vec<usize>> {
+        for commit in &history.commits {
+            let mut left = Vec::new();
+            for at in wanted {
+                match introduces(commit, at, &nodes[at].content.digest) {
+                    Ok(false) => left.push(at),
+                    Ok(true) => nodes[at].introduction = Introduction::Commit(commit.clone()),
+                    Err(error) => nodes[at].introduction = self.failed(error)?,
+                }
+            }
+            wanted = left;
+            if wanted.is_empty() {
+                break;
+            }
+        }
+        Ok(wanted)
+    }
+
+    /// Returns the outcome of a search that an error ended.
+    fn failed(&self, error: Error) -> Result<Introduction> {
+        match error.kind() {
+            Kind::NotFound => Ok(Introduction::Unknown),
+            Kind::Corrupt => {
                 self.note(error);
-                Introduction::Unreadable
+                Ok(Introduction::Unreadable)
             }
-            Err(error) => return Err(error),
-        };
-        Ok(Node { path: path.clone(), content, origin, introduction, inputs })
-    }
-
-    /// Builds the node of an input with its recorded content. Its producer is followed only if that produced
-    /// this content.
-    fn input(&self, path: &RepoPath, content: Content) -> Result<Node> {
-        let producer = match self.find(path)? {
-            Some((producer, current)) if current.digest == content.digest => producer,
-            _ => None,
-        };
-        self.node(path, content, producer)
-    }
-
-    /// Returns the commit that introduced this content of a path.
-    fn commit(&self, path: &RepoPath, content: &Content) -> Result<Option<Commit>> {
-        let Some(start) = &self.start else { return Ok(None) };
-        if state_at(self.git, self.store, start, path)? == State::Absent {
-            return self.plain_commit(start, path, content);
-        }
-        let (history, note) = (self.history(start)?, |error| self.note(error));
-        match introducing_commit(self.git, self.store, history, path, &content.digest, &note) {
-            Ok(None) => self.plain_commit(start, path, content),
-            found => found,
+            _ => Err(error),
         }
     }
 
-    fn history(&self, start: &Rev) -> Result<&[Commit]> {
-        if let Some(known) = self.history.get() {
-            return Ok(known);
-        }
+    fn history(&self, start: &Rev) -> Result<History> {
         let (commits, errors) = history(self.git, start)?;
-        self.is_cut.set(!errors.is_empty());
+        let is_cut = !errors.is_empty();
         errors.into_iter().for_each(|error| self.note(error));
-        Ok(self.history.get_or_init(|| commits))
-    }
-
-    /// Returns the newest commit that gave a file tracked by Git this content.
-    fn plain_commit(&self, start: &Rev, path: &RepoPath, content: &Content) -> Result<Option<Commit>> {
-        for commit in self.history(start)? {
-            let Some(blob) = self.git.blob(&commit.rev, path)? else { continue };
-            let mut inherited = false;
-            for parent in &commit.parents {
-                inherited |= self.git.blob(parent, path)? == Some(blob);
-            }
-            if !inherited && Digest::of(&self.git.read_blob(blob)?) == content.digest {
-                return Ok(Some(commit.clone()));
-            }
-        }
-        Ok(None)
+        Ok(History { commits, is_cut })
     }
 }

@@ -37,7 +37,8 @@ use crate::{
 JSON: {\"path\", \"digest\", \"size\", \"files\", \"commit\": {\"rev\", \"author\", \"when\", \"summary\"} \
 | null,\n\
   \"commit_unknown\": bool, \"stage\": {\"name\", \"command\", \"params\", \"edited\", \"not_run\"} | null,\n\
-  \"inputs\": [the same, nested…]};\n\
+  \"inputs\": [the same, nested…], \"repeated\": bool}; a node that was shown before is repeated without \
+its inputs;\n\
   of a request also \"request\": {\"id\", \"environment\", \"captured\", \"received\", \"input\", \
   \"class\", \"scores\", \"version\", \"package\", \"releases\": [{\"release\", \"who\", \"approvals\": \
   [{\"tag\", \"who\", \"report\"}]}]}"
@@ -88,10 +89,10 @@ pub fn run(ctx: &Context<'_>, args: &Args) -> Result<Output> {
     let more = || start.as_ref().map_or_else(|| Ok(Wants::default()), |start| wants_of_history(&repo, start));
     let complete = with_trees_of(ctx, &workspace, &more, || {
         let lineage = find()?;
-        if lineage.root.unknown().is_some() { Err(Error::not_found("a tree")) } else { Ok(lineage) }
+        if lineage.unknown().is_some() { Err(Error::not_found("a tree")) } else { Ok(lineage) }
     });
     let mut lineage = complete.or_else(|_| find())?;
-    if let Some(path) = lineage.root.unknown() {
+    if let Some(path) = lineage.unknown() {
         ctx.progress.warn(&format!(
             "the commit of `{path}` is unknown: trees of earlier commits are not here (get them with \
              `mlx fetch --trees --all-commits`, after `mlx push --all-commits` in a clone that has them)"
@@ -146,8 +147,11 @@ fn resolve(
     Ok((rev, ctx.path(repo, Path::new(subject))?))
 }
 
-/// Returns a node and its inputs as JSON.
-fn node(node: &Node) -> Value {
+/// Returns a node and its inputs as JSON; those of a node in `shown` are left out.
+fn node(lineage: &Lineage, at: usize, shown: &mut BTreeSet<usize>) -> Value {
+    let (node, is_repeated) = (&lineage.nodes[at], !shown.insert(at));
+    let inputs = if is_repeated { &[][..] } else { &node.inputs };
+    let inputs: Vec<_> = inputs.iter().map(|input| self::node(lineage, *input, shown)).collect();
     let stage = match &node.origin {
         Origin::Stage { id, command, params, edited, not_run } => {
             json!({"name": id.to_string(), "command": command, "params": params, "edited": edited,
@@ -166,7 +170,7 @@ fn node(node: &Node) -> Value {
     json!({"path": node.path, "digest": node.content.digest, "size": node.content.size,
         "files": node.content.files,
         "commit": commit, "commit_unknown": is_unknown, "stage": stage,
-        "inputs": node.inputs.iter().map(self::node).collect::<Vec<_>>()})
+        "inputs": inputs, "repeated": is_repeated})
 }
 
 impl Report for Output {
@@ -175,7 +179,7 @@ impl Report for Output {
     }
 
     fn json(&self) -> Value {
-        let mut value = node(&self.lineage.root);
+        let mut value = node(&self.lineage, 0, &mut BTreeSet::new());
         if let Some(RequestOrigin { found: FoundRequest { environment, record }, releases }) = &self.request {
             let approval = |decision: &Decision| {
                 let message = &decision.message;
@@ -200,7 +204,7 @@ impl Report for Output {
 impl fmt::Display for Output {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.dot {
-            return dot(f, &self.lineage.root);
+            return dot(f, &self.lineage);
         }
         if let Some(RequestOrigin { found: FoundRequest { environment, record }, releases }) = &self.request {
             let failed = record.class.is_empty();
@@ -225,21 +229,21 @@ impl fmt::Display for Output {
                 }
             }
         }
-        let mut printed = BTreeSet::new();
-        tree(f, &self.lineage.root, "", "", &mut printed)
+        tree(f, &self.lineage, 0, ["", ""], &mut BTreeSet::new())
     }
 }
 
 /// Prints a node and, below it, its inputs; the stage of a node that was printed before is not repeated.
+/// The first line begins with one text, the others with another.
 fn tree(
     f: &mut fmt::Formatter<'_>,
-    node: &Node,
-    first: &str,
-    rest: &str,
-    printed: &mut BTreeSet<(RepoPath, String)>,
+    lineage: &Lineage,
+    at: usize,
+    [first, rest]: [&str; 2],
+    printed: &mut BTreeSet<usize>,
 ) -> fmt::Result {
+    let (node, is_repeated) = (&lineage.nodes[at], !printed.insert(at));
     writeln!(f, "{first}{}  {}  {}", node.path, node.content.digest.short(), commit(node))?;
-    let is_repeated = !printed.insert((node.path.clone(), node.content.digest.hex()));
     if let Origin::Stage { id, command, params, edited, not_run } = &node.origin {
         if is_repeated {
             return writeln!(f, "{rest}  (as above)");
@@ -255,7 +259,7 @@ fn tree(
     for (at, input) in node.inputs.iter().enumerate() {
         let last = at + 1 == node.inputs.len();
         let (branch, below) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
-        tree(f, input, &format!("{rest}{branch}"), &format!("{rest}{below}"), printed)?;
+        tree(f, lineage, *input, [&format!("{rest}{branch}"), &format!("{rest}{below}")], printed)?;
     }
     Ok(())
 }
@@ -277,28 +281,26 @@ fn commit(node: &Node) -> String {
 }
 
 /// Prints the graph in Graphviz's DOT language.
-fn dot(f: &mut fmt::Formatter<'_>, root: &Node) -> fmt::Result {
+fn dot(f: &mut fmt::Formatter<'_>, lineage: &Lineage) -> fmt::Result {
     writeln!(f, "digraph lineage {{\n  rankdir = LR;\n  node [shape = box, fontname = \"sans-serif\"];")?;
-    let mut lines = Vec::new();
-    edges(root, &mut lines);
-    lines.sort();
-    lines.dedup();
+    let lines: BTreeSet<_> = lineage.nodes.iter().flat_map(|node| edges(lineage, node)).collect();
     lines.iter().try_for_each(|line| writeln!(f, "  {line}"))?;
     f.write_str("}")
 }
 
-/// Appends the DOT lines of a node and its inputs.
-fn edges(node: &Node, lines: &mut Vec<String>) {
+/// Returns the DOT lines of a node and of the edges to its inputs.
+fn edges(lineage: &Lineage, node: &Node) -> Vec<String> {
     let quote = |text: &str| Value::from(text).to_string();
     let digest = node.content.digest.short();
     let id = |node: &Node| quote(&format!("{} {}", node.path, node.content.digest.short()));
     let label = quote(&format!("{}\n{digest}\n{}", node.path, commit(node)));
-    lines.push(format!("{} [label = {label}];", id(node)));
+    let mut lines = vec![format!("{} [label = {label}];", id(node))];
     if let Origin::Stage { id: made_by, .. } = &node.origin {
         let stage = quote(&format!("stage {made_by} {digest}"));
         lines.push(format!("{stage} [label = {}, shape = ellipse];", quote(&made_by.to_string())));
         lines.push(format!("{stage} -> {};", id(node)));
-        node.inputs.iter().for_each(|input| lines.push(format!("{} -> {stage};", id(input))));
+        let inputs = node.inputs.iter().map(|input| &lineage.nodes[*input]);
+        lines.extend(inputs.map(|input| format!("{} -> {stage};", id(input))));
     }
-    node.inputs.iter().for_each(|input| edges(input, lines));
+    lines
 }
