@@ -170,6 +170,29 @@ fn reads_and_writes_depend_on_the_changes_not_on_the_folder_size() {
 }
 
 #[test]
+fn folders_in_which_all_is_ignored_cost_no_pages() {
+    let reads = [100, 400].map(|folders| {
+        let temp = create_repo(2, false);
+        let root = temp.path();
+        for number in 0..folders {
+            for (folder, file) in [(format!("d{number}"), "f"), (format!("e{number}"), "a.tmp")] {
+                fs::create_dir_all(root.join("data").join(&folder)).unwrap();
+                fs::write(root.join("data").join(folder).join(file), "x").unwrap();
+            }
+        }
+        fs::write(root.join(".mlxignore"), "*.tmp\n").unwrap();
+        let data = RepoPath::from_text("data").unwrap();
+        measure(root, |workspace, _| workspace.add(&data, AddRules::default(), &Silent).unwrap());
+        let (cost, changes) = measure(root, |workspace, progress| {
+            workspace.compare(&pointer(workspace), progress).unwrap().changes.len()
+        });
+        assert_eq!(changes, 0);
+        cost.pages_read
+    });
+    assert!(reads[1] <= 20, "{reads:?}");
+}
+
+#[test]
 fn all_files_as_parts_cost_as_much_as_their_folder() {
     use mlx::workspace::{CheckoutStats, checkout_parts};
     for flat in [false, true] {

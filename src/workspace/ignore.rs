@@ -8,17 +8,18 @@
 //! the files of a folder and leaves the ignored ones changes nothing else. An empty folder is recorded.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::BTreeMap,
     io::Read as _,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use crate::{
+    digest::Digest,
     error::{Error, Kind, Result},
     fs::Dir,
     path::RepoPath,
     pointer::{Content, ContentKind, Pointer},
-    store::{EntryKind, Store, entries, entry_at},
+    store::{EntryKind, Store, TreeEntry, entries, entry_at},
     workspace::{
         Workspace,
         levels::{InvalidLine, Level, Levels, MAX_FILE_SIZE, parse, read_rules},
@@ -28,6 +29,9 @@ use crate::{
 /// Name of a file with ignore rules.
 pub const FILE: &str = ".mlxignore";
 
+/// Recorded folders kept in memory: those on the way to the folders that all cores walk.
+const MAX_RECENT: usize = 16;
+
 /// The rules that apply at and below one path.
 pub struct Rules<'r> {
     store: &'r Store,
@@ -35,14 +39,25 @@ pub struct Rules<'r> {
     levels: Levels,
     /// Files with rules that a sparse checkout leaves out, by folder.
     skipped: Arc<BTreeMap<RepoPath, Vec<u8>>>,
+    /// Recorded folders, by their path below the tracked one, the last used one first.
+    recent: Mutex<Vec<(RepoPath, Rows)>>,
 }
+
+/// The rows of a recorded folder, sorted by name.
+type Rows = Arc<Vec<TreeEntry>>;
 
 impl<'r> Rules<'r> {
     /// Reads the rules for a scan of `path`; `tracked` is the pointer that tracks it.
     pub fn open(workspace: &Workspace<'r>, path: &RepoPath, tracked: Option<&Pointer>) -> Result<Self> {
         let tracked = tracked.map(|pointer| (pointer.path.clone(), pointer.content));
         let (repo, skipped) = (workspace.repo, workspace.skipped_rules()?);
-        let rules = Self { store: &repo.store, tracked, levels: Levels::default(), skipped };
+        let rules = Self {
+            store: &repo.store,
+            tracked,
+            levels: Levels::default(),
+            skipped,
+            recent: Mutex::default(),
+        };
         let mut folder = RepoPath::root();
         for name in path.components() {
             // An invalid line is an error: to skip it would add files that it was meant to exclude.
@@ -80,10 +95,17 @@ impl<'r> Rules<'r> {
         Ok(false)
     }
 
-    /// Returns true if the path has an entry in the recorded tree.
+    /// Returns true if the path has an entry in the recorded tree, or is on the way to it.
     pub fn is_tracked(&self, path: &RepoPath) -> Result<bool> {
-        let folder = path.parent().unwrap_or_default();
-        Ok(self.tracked_names(&folder)?.is_some_and(|it| it.contains(path.name())))
+        let Some((top, content)) = &self.tracked else { return Ok(false) };
+        let Some(below) = path.strip_prefix(top).filter(|it| !it.is_root()) else {
+            return Ok(!path.is_root() && top.is_within(path));
+        };
+        if content.kind != ContentKind::Tree {
+            return Ok(false);
+        }
+        let rows = self.rows(content, &below.parent().unwrap_or_default())?;
+        Ok(find(&rows, below.name()).is_some())
     }
 
     /// Removes ignored, untracked names from the listing of a folder.
@@ -109,21 +131,18 @@ impl<'r> Rules<'r> {
         if !ignored.contains(&true) {
             return Ok(());
         }
-        let tracked = self.tracked_names(folder)?.unwrap_or_default();
-        let mut ignored = ignored.into_iter();
-        names.retain(|(name, kind)| {
-            if !ignored.next().expect("every name has a flag") {
-                return true;
+        let mut kept = Vec::new();
+        for (at, (name, kind)) in names.iter().enumerate().filter(|(at, _)| ignored[*at]) {
+            let Ok(path) = folder.join(name) else { continue };
+            if self.is_tracked(&path)? {
+                kept.push(at);
+                if is_dir(kind) {
+                    self.levels.add(&path, None, true);
+                }
             }
-            let kept = tracked.contains(name);
-            if kept
-                && is_dir(kind)
-                && let Ok(path) = folder.join(name)
-            {
-                self.levels.add(&path, None, true);
-            }
-            kept
-        });
+        }
+        let mut at = 0..;
+        names.retain(|_| at.next().is_some_and(|at| !ignored[at] || kept.binary_search(&at).is_ok()));
         Ok(())
     }
 
@@ -141,29 +160,45 @@ impl<'r> Rules<'r> {
         Ok(Some(self.levels.add(folder, Some(rules), false)))
     }
 
-    /// Returns the tracked names in a folder; for a folder above the tracked path, the next component on the
-    /// way to it. A tree that is not in the local store has none.
-    fn tracked_names(&self, folder: &RepoPath) -> Result<Option<HashSet<Vec<u8>>>> {
-        let Some((top, content)) = &self.tracked else { return Ok(None) };
-        if let Some(below) = top.strip_prefix(folder).filter(|it| !it.is_root()) {
-            return Ok(below.components().next().map(|name| HashSet::from([name.to_vec()])));
+    /// Returns the recorded rows of a folder `below` the tracked one; none if it is not recorded, or not in
+    /// the local store.
+    fn rows(&self, content: &Content, below: &RepoPath) -> Result<Rows> {
+        if let Some(rows) = self.recent(below) {
+            return Ok(rows);
         }
-        let Some(below) = folder.strip_prefix(top).filter(|_| content.kind == ContentKind::Tree) else {
-            return Ok(None);
+        let read = |digest: Option<Digest>| match digest {
+            Some(digest) => entries(self.store, &digest),
+            None => Ok(Vec::new()),
         };
-        let tree = if below.is_root() {
-            Ok(Some(content.digest))
-        } else {
-            entry_at(self.store, &content.digest, &below)
-                .map(|entry| entry.filter(|it| it.kind == EntryKind::Folder).map(|entry| entry.digest))
-        };
-        let rows = tree.and_then(|digest| digest.map(|digest| entries(self.store, &digest)).transpose());
-        match rows {
-            Ok(rows) => Ok(rows.map(|rows| rows.into_iter().map(|row| row.name.into_vec()).collect())),
-            Err(error) if error.kind() == Kind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        let rows = Arc::new(match self.digest(content, below).and_then(read) {
+            Err(error) if error.kind() == Kind::NotFound => Vec::new(),
+            rows => rows?,
+        });
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.insert(0, (below.clone(), Arc::clone(&rows)));
+        recent.truncate(MAX_RECENT);
+        Ok(rows)
     }
+
+    fn digest(&self, content: &Content, below: &RepoPath) -> Result<Option<Digest>> {
+        let Some(parent) = below.parent() else { return Ok(Some(content.digest)) };
+        let entry = match self.recent(&parent) {
+            Some(rows) => find(&rows, below.name()).cloned(),
+            None => entry_at(self.store, &content.digest, below)?,
+        };
+        Ok(entry.filter(|it| it.kind == EntryKind::Folder).map(|entry| entry.digest))
+    }
+
+    fn recent(&self, below: &RepoPath) -> Option<Rows> {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = recent.iter().position(|(folder, _)| folder == below)?;
+        recent[..=at].rotate_right(1);
+        Some(Arc::clone(&recent[0].1))
+    }
+}
+
+fn find<'e>(rows: &'e [TreeEntry], name: &[u8]) -> Option<&'e TreeEntry> {
+    rows.binary_search_by(|row| row.name[..].cmp(name)).ok().map(|at| &rows[at])
 }
 
 /// Reads a file with rules, up to the limit on its size.
