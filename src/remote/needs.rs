@@ -1,6 +1,7 @@
 //! Names the paths that need an object, by a search in the trees that are stored here.
 //!
-//! Only a transfer that fails needs them: to keep a path for each object would take more memory than all else.
+//! Only a transfer that fails needs them: to keep a path for each object would take more memory than all
+//! else.
 
 use std::collections::{BTreeSet, HashSet};
 

@@ -139,7 +139,7 @@ impl<'r> ObjectReader<'r> {
 }
 
 impl Span {
-    /// Returns true if an object at `next`, which lies behind, is read in the same request.
+    /// Returns true if an object at `next`, which comes behind, is read in the same request.
     fn takes(&self, next: &Place) -> bool {
         let is_small = self.end - self.start < MAX_REQUEST && self.rows.len() < MAX_OBJECTS;
         is_small && next.offset <= self.end + MAX_GAP

@@ -58,7 +58,7 @@ impl Deref for Packs {
 mod tests {
     use crate::{
         fs::Root,
-        store::{Store, Writer},
+        store::{Store, Writer, packs::MAX_SEARCHED},
     };
 
     #[test]
@@ -71,10 +71,10 @@ mod tests {
             writer.finish().unwrap();
             digest
         };
-        let digests: Vec<_> = (0..3 * super::MAX_SEARCHED).map(put).collect();
+        let digests: Vec<_> = (0..3 * MAX_SEARCHED).map(put).collect();
         for digest in &digests {
             assert!(store.contains(digest));
-            assert!(store.packs().candidates(digest).count() <= super::MAX_SEARCHED);
+            assert!(store.packs().candidates(digest).count() <= MAX_SEARCHED);
         }
         let reopened = Store::open(Root::open(temp.path()).unwrap()).unwrap();
         assert!(digests.iter().all(|digest| reopened.packs().candidates(digest).count() == 1));
