@@ -155,7 +155,7 @@ impl Fetcher<'_> {
         let is_page = |bytes: &[u8]| decode_page(bytes).is_ok() || is_newer_page(bytes);
         let fetched = self.objects.read(places, &mut |row, object| {
             let kind = if kind == Kind::Tree && !is_page(object.bytes) { Kind::Content } else { kind };
-            writer.put_encoded(kind, row.digest, &row.encoded(object.stored))
+            writer.put_new(kind, row.digest, &row.encoded(object.stored))
         });
         // Objects that arrived are kept, even if others failed.
         writer.finish()?;

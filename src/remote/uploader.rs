@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use opendal::Buffer;
 use serde::Serialize;
 use tokio::task::JoinHandle;
 
@@ -153,7 +154,11 @@ impl<'u> PackUploader<'u> {
     /// Starts to upload the current pack, once few enough others are on their way.
     fn send(&mut self) -> Result<()> {
         let Some(pack) = self.current.take() else { return Ok(()) };
-        let (bytes, name, index) = pack.finish().context(|| "cannot write a pack".into())?;
+        let (objects, name, index, tail) = pack.finish_apart().context(|| "cannot write a pack".into())?;
+        let index = Bytes::from(index);
+        // Without a copy: an index may be as large as its objects.
+        let parts = vec![Bytes::from(objects), index.clone(), Bytes::copy_from_slice(&tail)];
+        let bytes = Buffer::from(parts);
         if self.uploads.len() == MAX_UPLOADS {
             self.complete_first()?;
         }
@@ -163,7 +168,7 @@ impl<'u> PackUploader<'u> {
         let (length, start) = (bytes.len() as u64, Instant::now());
         let upload = write_one(self.remote.uploads.clone(), pack_path(&name), bytes);
         let task = self.remote.runtime.spawn(async move { upload.await.map(|()| start.elapsed()) });
-        self.uploads.push_back(Upload { name, index: index.into(), length, task });
+        self.uploads.push_back(Upload { name, index, length, task });
         Ok(())
     }
 

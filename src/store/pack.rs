@@ -26,6 +26,7 @@ const MAGIC: &[u8; 8] = b"mlxpack\x01";
 const END_MAGIC: &[u8; 8] = b"mlxtail\x01";
 const INDEX_MAGIC: &[u8; 8] = b"mlxindx\x01";
 const HEAD_SIZE: usize = 8 + 8;
+const TAIL_SIZE: usize = 8 + 8;
 const ROW_SIZE: usize = 32 + 1 + 1 + 8 + 8 + 8;
 /// Largest object in a pack, in bytes; an index that claims a larger one is rejected.
 pub const MAX_OBJECT_SIZE: u64 = 64 << 20;
@@ -129,18 +130,34 @@ impl<W: Write> PackWriter<W> {
         self.offset + self.index.0.len() as u64
     }
 
+    /// Returns the number of objects written so far.
+    pub fn objects(&self) -> usize {
+        (self.index.0.len() - HEAD_SIZE) / ROW_SIZE
+    }
+
     pub fn is_empty(&self) -> bool {
-        self.index.0.len() == HEAD_SIZE
+        self.objects() == 0
     }
 
     /// Ends the pack; returns its writer, its name and its index.
-    pub fn finish(mut self) -> io::Result<(W, Digest, Vec<u8>)> {
-        let index = std::mem::replace(&mut self.index, IndexBuilder(Vec::new())).finish();
-        self.write(&index)?;
-        self.write(&(index.len() as u64).to_le_bytes())?;
-        self.write(END_MAGIC)?;
-        self.out.flush()?;
-        Ok((self.out, self.hasher.finish(), index))
+    pub fn finish(self) -> io::Result<(W, Digest, Vec<u8>)> {
+        let (mut out, name, index, tail) = self.finish_apart()?;
+        out.write_all(&index)?;
+        out.write_all(&tail)?;
+        out.flush()?;
+        Ok((out, name, index))
+    }
+
+    /// Ends the pack, whose bytes are what was written, the returned index and the returned tail; also returns
+    /// its name.
+    pub fn finish_apart(mut self) -> io::Result<(W, Digest, Vec<u8>, [u8; TAIL_SIZE])> {
+        let index = self.index.finish();
+        let mut tail = [0; TAIL_SIZE];
+        tail[..8].copy_from_slice(&(index.len() as u64).to_le_bytes());
+        tail[8..].copy_from_slice(END_MAGIC);
+        self.hasher.write_all(&index)?;
+        self.hasher.write_all(&tail)?;
+        Ok((self.out, self.hasher.finish(), index, tail))
     }
 }
 

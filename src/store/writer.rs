@@ -17,7 +17,7 @@ use crate::{
 const MAX_PACK_SIZE: u64 = 64 << 20;
 /// Number of objects at which a pack is ended: until then their digests are in memory twice, for the index
 /// and to recognize duplicates.
-const MAX_PENDING_OBJECTS: usize = 1 << 17;
+const MAX_OBJECTS: usize = 1 << 17;
 const BUFFER_SIZE: usize = 1 << 20;
 
 /// Collects objects into packs, which become visible at [`Writer::finish`] or when one is full. Trees go into
@@ -66,6 +66,14 @@ impl<'s> Writer<'s> {
         if self.is_pending(&digest) {
             return Ok(());
         }
+        let pending = if kind == Kind::Tree { &mut self.pending_trees } else { &mut self.pending };
+        pending.insert(digest);
+        self.put_new(kind, digest, ready)
+    }
+
+    /// Collects an object as [`Writer::put_encoded`] does, but one that no other call collects: its digest is
+    /// in memory once only.
+    pub fn put_new(&mut self, kind: Kind, digest: Digest, ready: &EncodedObject<'_>) -> Result<()> {
         let context = || "cannot write a pack".to_owned();
         let slot = if kind == Kind::Tree { &mut self.trees } else { &mut self.contents };
         let pack = match slot {
@@ -73,11 +81,9 @@ impl<'s> Writer<'s> {
             None => slot.insert(open_pack(self.store)?),
         };
         pack.put_encoded(kind, digest, ready).context(context)?;
-        let pending = if kind == Kind::Tree { &mut self.pending_trees } else { &mut self.pending };
-        pending.insert(digest);
         // Trees wait until the contents they name are published.
-        let too_many = self.pending.len() >= MAX_PENDING_OBJECTS;
-        if (pack.len() >= MAX_PACK_SIZE || too_many) && kind == Kind::Content {
+        let is_full = pack.len() >= MAX_PACK_SIZE || pack.objects() >= MAX_OBJECTS;
+        if is_full && kind == Kind::Content {
             let full = self.contents.take();
             self.publish(Kind::Content, full)?;
         }
@@ -111,12 +117,18 @@ impl<'s> Writer<'s> {
         temp.publish(format!("{}.pack", name.hex()).as_bytes(), Sync::Now)?;
         let mut temp = self.store.create_temp("packs", 0o666)?;
         temp.write_all(&index).context(|| "cannot write a pack index".into())?;
+        drop(index);
         temp.publish(format!("{}.idx", name.hex()).as_bytes(), Sync::Now)?;
         self.store.refresh()?;
         // From now on the store itself contains them.
-        let pending =
-            std::mem::take(if kind == Kind::Tree { &mut self.pending_trees } else { &mut self.pending });
-        let restored: Vec<Digest> = self.store.damaged().intersection(&pending).copied().collect();
+        *(if kind == Kind::Tree { &mut self.pending_trees } else { &mut self.pending }) = HashSet::new();
+        let holds = |digest: &&Digest| {
+            let packs = self.store.packs();
+            packs
+                .get(&name)
+                .is_some_and(|pack| pack.index.find(digest, &[Kind::Content, Kind::Tree]).is_some())
+        };
+        let restored: Vec<Digest> = self.store.damaged().iter().filter(holds).copied().collect();
         restored.iter().try_for_each(|it| self.store.clear_damaged(it))
     }
 }

@@ -208,19 +208,26 @@ fn select_parts(
 
 pub fn push(ctx: &Context<'_>, args: &PushArgs) -> Result<PushReport> {
     let repo = ctx.repo()?;
-    let workspace = Workspace::open(&repo)?;
-    let paths = ctx.paths(&repo, &args.selection.paths)?;
-    let (wants, failure) = args.selection.wants(ctx, &workspace, &paths)?;
     let config = repo.config.remote(args.selection.remote.as_deref())?;
     warn_in_work_tree(ctx, &repo, &config.url)?;
+    let (wants, failure) = wants_to_push(ctx, &repo, &args.selection)?;
     let remote = Remote::open(&config, Access::Write)?;
     let (sent, left_out) = remote::push(&repo, &remote, &wants, ctx.progress)?;
+    let failure = ctx.failure(failure.into_iter().chain(left_out));
+    Ok(PushReport(remote.location, sent, failure))
+}
+
+/// Returns what to push, and the error for what could not be read. The workspace, whose index may be large, is
+/// not in memory any more afterwards.
+fn wants_to_push(ctx: &Context<'_>, repo: &Repo, selection: &Selection) -> Result<(Wants, Option<Error>)> {
+    let workspace = Workspace::open(repo)?;
+    let paths = ctx.paths(repo, &selection.paths)?;
+    let wants = selection.wants(ctx, &workspace, &paths)?;
     let pipelines = ctx.all_pipelines(&workspace)?;
     let stages: Vec<_> = pipelines.stages().map(|it| it.0).collect();
     warn_untracked(ctx, &pipelines, &stages)?;
     workspace.save_if_free();
-    let failure = ctx.failure(failure.into_iter().chain(left_out));
-    Ok(PushReport(remote.location, sent, failure))
+    Ok(wants)
 }
 
 /// Names the inputs of stages that neither Git nor mlx tracks.
