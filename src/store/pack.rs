@@ -148,8 +148,8 @@ impl<W: Write> PackWriter<W> {
         Ok((out, name, index))
     }
 
-    /// Ends the pack, whose bytes are what was written, the returned index and the returned tail; also returns
-    /// its name.
+    /// Ends the pack, whose bytes are what was written, the returned index and the returned tail; also
+    /// returns its name.
     pub fn finish_apart(mut self) -> io::Result<(W, Digest, Vec<u8>, [u8; TAIL_SIZE])> {
         let index = self.index.finish();
         let mut tail = [0; TAIL_SIZE];

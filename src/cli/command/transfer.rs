@@ -217,8 +217,8 @@ pub fn push(ctx: &Context<'_>, args: &PushArgs) -> Result<PushReport> {
     Ok(PushReport(remote.location, sent, failure))
 }
 
-/// Returns what to push, and the error for what could not be read. The workspace, whose index may be large, is
-/// not in memory any more afterwards.
+/// Returns what to push, and the error for what could not be read. The workspace, whose index may be large,
+/// is not in memory any more afterwards.
 fn wants_to_push(ctx: &Context<'_>, repo: &Repo, selection: &Selection) -> Result<(Wants, Option<Error>)> {
     let workspace = Workspace::open(repo)?;
     let paths = ctx.paths(repo, &selection.paths)?;
