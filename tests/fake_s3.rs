@@ -22,11 +22,16 @@ use hyper_util::{
 /// Largest number of names in one answer to a listing.
 const PAGE: usize = 1000;
 
+/// Time of the service, in seconds since 1970: long ago, so that no other clock can be taken for it.
+const NOW: i64 = 1_704_067_200;
+
 /// State of the service: its objects, its requests, and the faults it is to show.
 #[derive(Default)]
 pub struct Bucket {
     /// Keys without the name of the bucket.
     pub objects: BTreeMap<String, Bytes>,
+    /// Days since keys were written; all others were written just now, which is in the year 2024.
+    pub ages: BTreeMap<String, u64>,
     /// Methods and keys of all requests; a listing has its prefix as key.
     pub log: Vec<(Method, String)>,
     /// Uploads that are still taken; none: all are. Later ones are refused or, if `hangs`, never answered.
@@ -40,6 +45,12 @@ impl Bucket {
     /// Returns true if no upload is taken any more.
     pub fn is_cut_off(&self) -> bool {
         self.uploads_left == Some(0)
+    }
+
+    /// Returns the time at which an object was written.
+    fn written(&self, key: &str) -> jiff::Timestamp {
+        let seconds = self.ages.get(key).map_or(0, |days| i64::try_from(days * 86_400).unwrap());
+        jiff::Timestamp::from_second(NOW - seconds).unwrap()
     }
 
     /// Returns the number of requests so far of this method.
@@ -109,17 +120,21 @@ async fn answer(State(bucket): State<Arc<Mutex<Bucket>>>, request: Request) -> R
     if query.contains("list-type=2") {
         let (prefix, after) = (field(&query, "prefix"), field(&query, "continuation-token"));
         bucket.log.push((head.method, prefix.clone()));
-        return list(&bucket.objects, &prefix, &field(&query, "delimiter"), &after);
+        return list(&bucket, &prefix, &field(&query, "delimiter"), &after);
     }
     bucket.log.push((head.method.clone(), key.clone()));
     match head.method {
         Method::PUT => put(&mut bucket, key, body, &head.headers),
         Method::DELETE => {
             bucket.objects.remove(&key);
+            bucket.ages.remove(&key);
             StatusCode::NO_CONTENT.into_response()
         }
         _ => match bucket.objects.get(&key) {
-            Some(bytes) => get(bytes, head.headers.get(header::RANGE).and_then(|it| it.to_str().ok())),
+            Some(bytes) => {
+                let range = head.headers.get(header::RANGE).and_then(|it| it.to_str().ok());
+                get(bytes, bucket.written(&key), range)
+            }
             None => failed(StatusCode::NOT_FOUND, "NoSuchKey"),
         },
     }
@@ -134,16 +149,16 @@ fn put(bucket: &mut Bucket, key: String, body: Bytes, headers: &HeaderMap) -> Re
     if headers.get(header::IF_NONE_MATCH).is_some() && bucket.objects.contains_key(&key) {
         return failed(StatusCode::PRECONDITION_FAILED, "PreconditionFailed");
     }
+    bucket.ages.remove(&key);
     bucket.objects.insert(key, body);
     [(header::ETAG, "\"x\"")].into_response()
 }
 
 /// Answers with an object, or with the range `bytes=START-END` of it. The server itself leaves the body out
 /// of the answer to a HEAD.
-fn get(bytes: &Bytes, range: Option<&str>) -> Response {
-    let answer = Response::builder()
-        .header(header::ETAG, "\"x\"")
-        .header(header::LAST_MODIFIED, "Mon, 01 Jan 2024 00:00:00 GMT");
+fn get(bytes: &Bytes, written: jiff::Timestamp, range: Option<&str>) -> Response {
+    let written = written.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+    let answer = Response::builder().header(header::ETAG, "\"x\"").header(header::LAST_MODIFIED, written);
     let Some((start, end)) = range.and_then(|it| it.strip_prefix("bytes=")?.split_once('-')) else {
         return answer.header(header::CONTENT_LENGTH, bytes.len()).body(Body::from(bytes.clone())).unwrap();
     };
@@ -159,9 +174,9 @@ fn get(bytes: &Bytes, range: Option<&str>) -> Response {
         .unwrap()
 }
 
-fn list(objects: &BTreeMap<String, Bytes>, prefix: &str, delimiter: &str, after: &str) -> Response {
+fn list(bucket: &Bucket, prefix: &str, delimiter: &str, after: &str) -> Response {
     let mut names: Vec<(String, Option<usize>)> = Vec::new();
-    for (key, bytes) in objects.iter().filter(|(key, _)| key.starts_with(prefix)) {
+    for (key, bytes) in bucket.objects.iter().filter(|(key, _)| key.starts_with(prefix)) {
         let below = key[prefix.len()..].split_once(delimiter).filter(|_| !delimiter.is_empty());
         let name = below.map(|(folder, _)| format!("{prefix}{folder}{delimiter}"));
         names.push(name.map_or_else(|| (key.clone(), Some(bytes.len())), |name| (name, None)));
@@ -181,8 +196,9 @@ fn list(objects: &BTreeMap<String, Bytes>, prefix: &str, delimiter: &str, after:
         let _ = match size {
             Some(size) => write!(
                 xml,
-                "<Contents><Key>{name}</Key><LastModified>2024-01-01T00:00:00.000Z</LastModified>\
-                 <ETag>x</ETag><Size>{size}</Size></Contents>"
+                "<Contents><Key>{name}</Key><LastModified>{}</LastModified><ETag>x</ETag><Size>{size}</Size>\
+                 </Contents>",
+                bucket.written(&name)
             ),
             None => write!(xml, "<CommonPrefixes><Prefix>{name}</Prefix></CommonPrefixes>"),
         };

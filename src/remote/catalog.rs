@@ -42,8 +42,9 @@ pub struct Catalog {
     pub lost_packs: Vec<Digest>,
     /// Packs in which a reader found damage.
     pub damaged_packs: BTreeSet<Digest>,
-    /// Lists of the digests that pushes asked to keep.
-    pub root_lists: BTreeSet<Digest>,
+    /// Lists of the digests that pushes asked to keep, each with the time at which it was written, in seconds
+    /// since 1970 by the remote's clock.
+    pub root_lists: BTreeMap<Digest, i64>,
     /// Packs whose push has not written the index, or never will.
     pub packs_without_index: BTreeSet<Digest>,
     /// Paths of files that were being written.
@@ -79,7 +80,7 @@ struct Listing {
     indexes: BTreeSet<Digest>,
     packs: BTreeSet<Digest>,
     damaged: BTreeSet<Digest>,
-    roots: BTreeSet<Digest>,
+    roots: BTreeMap<Digest, i64>,
     replaced: BTreeSet<Digest>,
     temporary: Vec<String>,
 }
@@ -90,6 +91,7 @@ impl Catalog {
     pub fn load(repo: &Repo, remote: &Remote, access: Access) -> Result<Self> {
         let (root, folder) = cache_folder(repo, remote);
         let listing = remote.wait("list", list(&remote.operator))?;
+        let replaced = cached_texts(repo, remote, "replaced", listing.replaced.into_iter())?;
         let mut catalog = Self {
             indexes: BTreeMap::new(),
             lookup: OnceCell::new(),
@@ -99,7 +101,10 @@ impl Catalog {
             root_lists: listing.roots,
             packs_without_index: listing.packs.difference(&listing.indexes).copied().collect(),
             temporary_files: listing.temporary,
-            replaced_lists: read_lists(repo, remote, &listing.replaced)?,
+            replaced_lists: replaced
+                .into_iter()
+                .map(|(name, text)| (name, ReplacedPacks::parse(&text)))
+                .collect(),
         };
         let complete = &listing.indexes & &listing.packs;
         catalog.replaced_lists.retain(|_, list| list.by.is_subset(&complete));
@@ -180,12 +185,14 @@ impl Catalog {
     }
 
     /// Returns the places of all copies of an object in the packs that were there when the catalog was
-    /// loaded: the same run may have been recorded more than once.
+    /// loaded: the same run may have been recorded more than once, and a list of chunks may be wrong.
     pub fn places(&self, digest: &Digest, kinds: &[Kind]) -> impl Iterator<Item = Place> {
         let lookup = self.lookup();
-        lookup.find(digest).filter_map(move |pack| {
-            let (row, found) = self.indexes.get(lookup.pack(pack))?.position(digest, kinds)?;
-            Some(Place { pack, offset: found.offset, row: row as u32 })
+        let packs = lookup.find(digest);
+        let indexes = packs.filter_map(move |pack| Some((pack, self.indexes.get(lookup.pack(pack))?)));
+        indexes.flat_map(move |(pack, index)| {
+            let found = index.find_all(digest, kinds);
+            found.map(move |(row, found)| Place { pack, offset: found.offset, row: row as u32 })
         })
     }
 
@@ -216,27 +223,35 @@ impl Catalog {
     }
 }
 
-/// Reads the lists of packs that others replaced. A damaged list replaces nothing.
-fn read_lists(
+/// Reads texts `v1/KIND/HEX`, which never change, and caches them. A damaged one is left out.
+pub fn cached_texts(
     repo: &Repo,
     remote: &Remote,
-    names: &BTreeSet<Digest>,
-) -> Result<BTreeMap<Digest, ReplacedPacks>> {
+    kind: &str,
+    names: impl Iterator<Item = Digest>,
+) -> Result<BTreeMap<Digest, String>> {
     let (root, folder) = cache_folder(repo, remote);
-    let mut lists = BTreeMap::new();
+    let (mut texts, mut unread) = (Vec::new(), Vec::new());
+    let is_intact = |name: &Digest, bytes: &Vec<u8>| Digest::of(bytes) == *name;
+    let cached = |name: &Digest| folder.join(format!("{kind}-{}", name.hex()).as_bytes());
     for name in names {
-        let cached = folder.join(format!("replaced-{}", name.hex()).as_bytes())?;
-        let is_intact = |bytes: &Vec<u8>| Digest::of(bytes) == *name;
-        let known = root.read_if_exists(&cached)?.filter(is_intact);
-        let read = match known {
-            None => remote.read_if_there(&replaced_path(name))?.filter(is_intact),
-            known => known,
-        };
-        let Some(bytes) = read else { continue };
-        root.write(&cached, &bytes, Sync::Later)?;
-        lists.insert(*name, ReplacedPacks::parse(&String::from_utf8_lossy(&bytes)));
+        match root.read_if_exists(&cached(&name)?)?.filter(|bytes| is_intact(&name, bytes)) {
+            Some(bytes) => texts.push((name, bytes)),
+            None => unread.push(name),
+        }
     }
-    Ok(lists)
+    let reads = stream::iter(unread).map(|name| async move {
+        match remote.operator.read(&format!("v1/{kind}/{}", name.hex())).await {
+            Err(error) if error.kind() == opendal::ErrorKind::NotFound => Ok((name, Vec::new())),
+            read => read.map(|bytes| (name, bytes.to_vec())),
+        }
+    });
+    let read: Vec<_> = remote.wait("read", reads.buffer_unordered(PARALLEL).try_collect())?;
+    for (name, bytes) in read.into_iter().filter(|(name, bytes)| is_intact(name, bytes)) {
+        root.write(&cached(&name)?, &bytes, Sync::Later)?;
+        texts.push((name, bytes));
+    }
+    Ok(texts.into_iter().map(|(name, bytes)| (name, String::from_utf8_lossy(&bytes).into_owned())).collect())
 }
 
 /// Returns the index of a pack from its file or, if that is damaged, from the end of the pack; `None` if
@@ -278,7 +293,11 @@ async fn list(operator: &opendal::Operator) -> opendal::Result<Listing> {
             "indexes" => drop(listing.indexes.insert(name)),
             "packs" => drop(listing.packs.insert(name)),
             "replaced" => drop(listing.replaced.insert(name)),
-            "roots" => drop(listing.roots.insert(name)),
+            "roots" => {
+                let modified = entry.metadata().last_modified().map(|time| time.into_inner().as_second());
+                // An unknown time is that of a list which is being written.
+                listing.roots.insert(name, modified.unwrap_or(i64::MAX));
+            }
             "damaged" => drop(listing.damaged.insert(name)),
             _ => {}
         }

@@ -68,7 +68,7 @@ pub fn check(
     for pack in chosen {
         found.read += 1;
         progress.event(Event::Advanced { by: 1 });
-        let Some(objects) = damaged_objects(remote, &catalog, &pack)? else {
+        let Some(objects) = damaged_objects(repo, remote, &catalog, &pack)? else {
             if repairs && catalog.damaged_packs.contains(&pack) {
                 repair_pack(repo, remote, &mut catalog, &pack, progress)?;
             }
@@ -129,7 +129,7 @@ fn fetch_objects(
 /// Returns the roots that pushes listed and that no pack holds.
 fn absent_roots(remote: &Remote, catalog: &Catalog) -> Result<BTreeSet<Digest>> {
     let mut absent = BTreeSet::new();
-    for list in &catalog.root_lists {
+    for list in catalog.root_lists.keys() {
         let Some(bytes) = remote.read_if_there(&roots_path(list))? else { continue };
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let roots = text.lines().filter_map(|line| line.parse::<Digest>().ok());

@@ -6,6 +6,8 @@
 //! list   "mlxchnk" 1 │ rows: length, digest, 32
 //! ```
 
+use std::io::Read as _;
+
 use fastcdc::v2020::StreamCDC;
 
 use crate::{
@@ -27,7 +29,7 @@ pub struct Chunk {
     pub digest: Digest,
 }
 
-/// Splits a file into chunks and passes each to `for_each_record` with its bytes. Memory use is constant.
+/// Splits a file into chunks and passes each to `each` with its bytes. Memory use is constant.
 pub fn cut(file: File, mut each: impl FnMut(Chunk, &[u8]) -> Result<()>) -> Result<()> {
     for chunk in StreamCDC::new(file, MIN_SIZE, AVERAGE_SIZE, MAX_SIZE) {
         let data = chunk
@@ -47,6 +49,27 @@ pub fn encode(chunks: &[Chunk]) -> Vec<u8> {
         out.extend_from_slice(chunk.digest.bytes());
     }
     out
+}
+
+/// Returns true if these are the chunks of the file, one after another.
+pub fn is_list_of(list: &[Chunk], mut file: File) -> Result<bool> {
+    let mut bytes = Vec::new();
+    for chunk in list {
+        bytes.clear();
+        (&mut file)
+            .take(chunk.length)
+            .read_to_end(&mut bytes)
+            .context(|| "cannot read a large object".into())?;
+        if bytes.len() as u64 != chunk.length || Digest::of(&bytes) != chunk.digest {
+            return Ok(false);
+        }
+    }
+    Ok(file.read(&mut [0]).context(|| "cannot read a large object".into())? == 0)
+}
+
+/// Returns true if a newer mlx wrote a list of chunks.
+pub fn is_newer(bytes: &[u8]) -> bool {
+    bytes.starts_with(&MAGIC[..7]) && bytes.get(7).is_some_and(|version| *version > MAGIC[7])
 }
 
 /// Decodes a list of chunks; a chunk beyond the largest size is an error.
@@ -100,6 +123,24 @@ mod tests {
         let new = chunks(&edited).iter().filter(|it| !before.contains(it)).count();
         assert!(before.len() > 10 && new <= 2, "{new} of {}", before.len());
         assert_eq!(decode(&encode(&before)).unwrap(), before);
+    }
+
+    #[test]
+    fn a_list_is_of_one_file_only() {
+        let file = |bytes: &[u8]| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(bytes).unwrap();
+            file.rewind().unwrap();
+            file
+        };
+        let bytes: Vec<u8> = (0..3_000_000_u32).map(|at| (at * at >> 7) as u8).collect();
+        let list = chunks(&bytes);
+        assert!(list.len() > 1 && is_list_of(&list, file(&bytes)).unwrap());
+        let other = [&bytes[..2_999_999], b"x"].concat();
+        for wrong in [&other[..], &bytes[..2_999_999], &[&bytes[..], b"x"].concat()] {
+            assert!(!is_list_of(&list, file(wrong)).unwrap());
+        }
+        assert!(!is_list_of(&list[1..], file(&bytes)).unwrap());
     }
 
     #[test]

@@ -14,11 +14,11 @@ use crate::{
     digest::Digest,
     error::{Error, Kind as ErrorKind, Result, WithContext},
     path::RepoPath,
-    pointer::{Content, ContentKind},
+    pointer::{Content, ContentKind, SUFFIX},
     progress::{Event, Progress},
     remote::{
         Access, Remote, Wants,
-        catalog::{Catalog, partial_path},
+        catalog::{Catalog, Place, partial_path},
         chunks::{self, Chunk},
         contents::Contents,
         needs::named,
@@ -56,6 +56,23 @@ struct Fetcher<'f> {
     absent: BTreeSet<Digest>,
     /// Pages and files of which no copy at the remote is intact.
     damaged: BTreeSet<Digest>,
+    /// Large files whose lists of chunks a newer mlx wrote.
+    newer: BTreeSet<Digest>,
+    /// Large files with their sizes by their records, and by their lists of chunks.
+    other_sizes: BTreeMap<Digest, (u64, u64)>,
+}
+
+/// Reason for which a list of chunks does not give its file.
+enum ListProblem {
+    /// The remote does not have one of the chunks.
+    Absent,
+    /// No copy of one of the chunks is intact.
+    Chunk,
+    /// The list is damaged or of another file.
+    Damaged,
+    Newer,
+    /// The file has this many bytes by the list, and another number by its record.
+    Size(u64),
 }
 
 /// Fetches the objects that `wants` names and the store lacks.
@@ -72,7 +89,9 @@ pub fn fetch(
         return Ok(Fetched::default());
     }
     let objects = ObjectReader::new(remote, Catalog::load(repo, remote, Access::Read)?, progress);
-    let mut fetcher = Fetcher { repo, objects, progress, absent: BTreeSet::new(), damaged: BTreeSet::new() };
+    let (absent, damaged, newer) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let mut fetcher =
+        Fetcher { repo, objects, progress, absent, damaged, newer, other_sizes: BTreeMap::new() };
     let contents = fetcher.fetch_trees(wants)?;
     if depth == Depth::Everything {
         fetcher.fetch_contents(contents)?;
@@ -163,65 +182,86 @@ impl Fetcher<'_> {
         Ok(())
     }
 
-    /// Returns the chunks of a large file: the first list of them at the remote that gives `size` bytes.
-    fn chunk_list(&mut self, digest: &Digest, size: u64) -> Result<Option<Vec<Chunk>>> {
-        for place in self.objects.catalog.places(digest, &[Kind::Chunks]).collect::<Vec<_>>() {
-            let mut list = None;
-            self.objects.read(vec![place], &mut |_, object| {
-                list = chunks::decode(object.bytes).ok();
-                Ok(())
-            })?;
-            let sum =
-                |list: &Vec<Chunk>| list.iter().fold(0_u64, |sum, chunk| sum.saturating_add(chunk.length));
-            if let Some(list) = list.filter(|list| sum(list) == size) {
-                return Ok(Some(list));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Fetches a large file of `size` bytes chunk by chunk, continuing what an earlier fetch left.
+    /// Fetches a large file of `size` bytes chunk by chunk, continuing what an earlier fetch left. A list of
+    /// chunks that does not give the file is noted at the remote, and the next one is tried.
     fn fetch_large(&mut self, digest: &Digest, size: u64) -> Result<()> {
-        let Some(list) = self.chunk_list(digest, size)? else {
-            self.damaged.insert(*digest);
-            return Ok(());
-        };
         let root = self.repo.store.root();
         let part = partial_path(digest)?;
         // Another process may fetch the same file into the same store: its work is waited for, not repeated.
         let _lock = crate::fs::lock_patiently(root, &part.with_suffix(".lock"), self.progress)?;
-        if self.repo.store.pin(digest) || !self.append_chunks(&part, &list, digest)? {
-            return Ok(());
+        let mut problem = ListProblem::Damaged;
+        for place in self.objects.catalog.places(digest, &[Kind::Chunks]).collect::<Vec<_>>() {
+            if self.repo.store.pin(digest) {
+                return Ok(());
+            }
+            let Some(found) = self.fetch_by_list(place, digest, size, &part)? else { return Ok(()) };
+            if matches!(found, ListProblem::Damaged | ListProblem::Size(_)) {
+                let pack = self.objects.catalog.at(place).0;
+                self.objects.note_damage(pack, *digest);
+            }
+            problem = found;
         }
-        match self.repo.store.adopt_large(digest, &part) {
-            // The list is of another file.
-            Err(error) if error.kind() == ErrorKind::Corrupt => drop(self.damaged.insert(*digest)),
-            adopted => adopted?,
+        match problem {
+            ListProblem::Absent => drop(self.absent.insert(*digest)),
+            ListProblem::Chunk | ListProblem::Damaged => drop(self.damaged.insert(*digest)),
+            ListProblem::Newer => drop(self.newer.insert(*digest)),
+            ListProblem::Size(listed) => drop(self.other_sizes.insert(*digest, (size, listed))),
         }
         Ok(())
     }
 
-    /// Appends the chunks that a partial file lacks. Returns false if the remote lacks one.
-    fn append_chunks(&mut self, part: &RepoPath, list: &[Chunk], digest: &Digest) -> Result<bool> {
+    /// Fetches a large file by one list of its chunks. Nothing is written unless their lengths add up to
+    /// `size` and are those of the chunks.
+    fn fetch_by_list(
+        &mut self,
+        place: Place,
+        digest: &Digest,
+        size: u64,
+        part: &RepoPath,
+    ) -> Result<Option<ListProblem>> {
+        let Some(bytes) = self.objects.read_copy(place)? else { return Ok(Some(ListProblem::Damaged)) };
+        let Ok(list) = chunks::decode(&bytes) else {
+            let is_newer = chunks::is_newer(&bytes);
+            return Ok(Some(if is_newer { ListProblem::Newer } else { ListProblem::Damaged }));
+        };
+        let listed = list.iter().fold(0_u64, |sum, chunk| sum.saturating_add(chunk.length));
+        if listed != size {
+            return Ok(Some(ListProblem::Size(listed)));
+        }
+        let catalog = &self.objects.catalog;
+        let mut places = Vec::new();
+        for chunk in &list {
+            let Some(place) = catalog.places(&chunk.digest, &[Kind::Content]).next() else {
+                return Ok(Some(ListProblem::Absent));
+            };
+            if catalog.at(place).1.size != chunk.length {
+                return Ok(Some(ListProblem::Damaged));
+            }
+            places.push(place);
+        }
+        if !self.append_chunks(part, &list, &places)? {
+            return Ok(Some(ListProblem::Chunk));
+        }
+        match self.repo.store.adopt_large(digest, part) {
+            // The list is of another file.
+            Err(error) if error.kind() == ErrorKind::Corrupt => Ok(Some(ListProblem::Damaged)),
+            adopted => adopted.map(|()| None),
+        }
+    }
+
+    /// Appends the chunks that a partial file lacks. Returns false if one of them is damaged.
+    fn append_chunks(&mut self, part: &RepoPath, list: &[Chunk], places: &[Place]) -> Result<bool> {
         let root = self.repo.store.root();
         let present = intact_chunks(root, part, list)?;
         let mut file = root.open_append(part)?;
-        for batch in list[present..].chunks(CHUNKS_AT_ONCE) {
-            let mut found = Vec::new();
-            for chunk in batch {
-                let Some(place) = self.objects.catalog.places(&chunk.digest, &[Kind::Content]).next() else {
-                    self.absent.insert(*digest);
-                    return Ok(false);
-                };
-                found.push(place);
-            }
+        let batches = list[present..].chunks(CHUNKS_AT_ONCE).zip(places[present..].chunks(CHUNKS_AT_ONCE));
+        for (batch, places) in batches {
             let mut contents = BTreeMap::new();
-            let damaged = self.objects.read(found, &mut |row, object| {
+            let damaged = self.objects.read(places.to_vec(), &mut |row, object| {
                 contents.insert(row.digest, object.bytes.to_vec());
                 Ok(())
             })?;
             if !damaged.is_empty() {
-                self.damaged.insert(*digest);
                 return Ok(false);
             }
             for chunk in batch {
@@ -250,20 +290,45 @@ impl Fetcher<'_> {
 
     fn finish(self, wants: &Wants) -> Result<Fetched> {
         self.objects.leave_notes();
+        self.failure(wants).map_or(Ok(self.objects.stats), Err)
+    }
+
+    /// Returns the error that names what did not arrive, if anything.
+    fn failure(&self, wants: &Wants) -> Option<Error> {
         let remote = &self.objects.remote.name;
         let named = |objects| named(self.repo, wants, objects);
         if let Some(digest) = self.damaged.first() {
             let (digest, paths) = (digest.short(), named(&self.damaged));
             let error =
                 Error::corrupt(format!("the remote `{remote}` has damaged data ({digest}) for {paths}"));
-            return Err(error.hint(
+            return Some(error.hint(
                 "everything else has been fetched; `mlx push` from a machine that has these files repairs it",
             ));
         }
-        let Some(digest) = self.absent.first() else { return Ok(self.objects.stats) };
+        if !self.newer.is_empty() {
+            let paths = named(&self.newer);
+            let message = format!("the list of the chunks of {paths} was written by a newer mlx");
+            return Some(Error::corrupt(message).hint("upgrade mlx"));
+        }
+        if let Some((digest, (size, listed))) = self.other_sizes.first_key_value() {
+            let path = named(&[*digest].into());
+            let pointer = wants.contents.iter().find(|(_, content)| content.digest == *digest);
+            let pointer = pointer.map(|(path, _)| path.with_suffix(SUFFIX));
+            let pointer = pointer.filter(|file| self.repo.files.stat(file).is_ok_and(|stat| stat.is_some()));
+            let record = pointer.map_or("the record".to_owned(), |file| format!("the pointer `{file}`"));
+            let message = format!(
+                "{record} says that {path} has {size} bytes, but its list of chunks at the remote `{remote}` \
+                 has {listed}"
+            );
+            return Some(Error::corrupt(message).hint(
+                "everything else has been fetched; correct `size` there, or bring back the version in Git; \
+                 if the list is wrong, `mlx push` from a machine that has the file replaces it",
+            ));
+        }
+        let digest = self.absent.first()?;
         let message = format!("the remote `{remote}` lacks {} for {}", digest.short(), named(&self.absent));
-        Err(Error::not_found(message)
-            .hint("push from a machine that has it; everything else has been fetched"))
+        let hint = "push from a machine that has it; everything else has been fetched";
+        Some(Error::not_found(message).hint(hint))
     }
 }
 

@@ -5,7 +5,7 @@
 //! After two weeks the old indexes go, then their packs, then the list; two pushes that merge at once leave
 //! two valid results.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use crate::{
     digest::Digest,
@@ -46,9 +46,13 @@ pub fn merge_small_packs(
             continue;
         };
         let index = catalog.index(&name).expect("the catalog lists it");
-        for row in index.rows().filter(|row| row.kind == Kind::Run || seen.insert((row.digest, row.kind))) {
+        for row in index.rows() {
             let stored = &bytes[row.offset as usize..][..row.stored as usize];
-            objects.push((row, stored.to_vec()));
+            // Records of a run and lists of chunks are not named by their own digests, and all are kept.
+            let is_named = matches!(row.kind, Kind::Content | Kind::Tree);
+            if seen.insert((row.digest, row.kind, (!is_named).then(|| Digest::of(stored)))) {
+                objects.push((row, stored.to_vec()));
+            }
         }
         merged.push(name);
         size += bytes.len();
@@ -62,7 +66,12 @@ pub fn merge_small_packs(
     objects.iter().try_for_each(|(row, stored)| uploader.put_stored(row, stored))?;
     uploader.flush()?;
     let by = std::mem::take(&mut uploader.names);
-    let packs = merged.into_iter().filter(|name| !by.contains(name)).collect();
+    replace(remote, merged, by)
+}
+
+/// Tells readers that the packs `by` have the objects of others.
+pub fn replace(remote: &Remote, packs: Vec<Digest>, by: BTreeSet<Digest>) -> Result<()> {
+    let packs = packs.into_iter().filter(|name| !by.contains(name)).collect();
     let text = ReplacedPacks { packs, by }.to_text();
     remote.write(&replaced_path(&Digest::of(text.as_bytes())), text.into_bytes())
 }
@@ -71,16 +80,25 @@ fn is_small(index: Option<&Index>) -> bool {
     index.is_some_and(|index| index.rows().map(|row| row.offset + row.stored).max().unwrap_or(0) < SMALL_SIZE)
 }
 
-/// Removes packs that others replaced, if these have all of their objects.
-pub fn remove_replaced(repo: &Repo, remote: &Remote, catalog: &Catalog, list: &Digest) -> Result<()> {
+/// Returns the indexes of the packs that a list names, then these packs, if others that are not known to be
+/// damaged have all of their objects.
+pub fn replaced_files(
+    repo: &Repo,
+    remote: &Remote,
+    catalog: &Catalog,
+    list: &Digest,
+) -> Result<Option<Vec<String>>> {
     let packs = &catalog.replaced_lists[list].packs;
+    let is_elsewhere = |row: &Row| {
+        let kinds = [row.kind];
+        let mut packs = catalog.places(&row.digest, &kinds).map(|place| catalog.at(place).0);
+        packs.any(|pack| !catalog.damaged_packs.contains(&pack))
+    };
     for pack in packs {
         let Some(index) = Catalog::read_index(repo, remote, pack)? else { continue };
-        if !index.rows().all(|row| catalog.find(&row.digest, &[row.kind]).is_some()) {
-            return Ok(());
+        if !index.rows().all(|row| is_elsewhere(&row)) {
+            return Ok(None);
         }
     }
-    packs.iter().try_for_each(|pack| remote.delete(&index_path(pack)))?;
-    packs.iter().try_for_each(|pack| remote.delete(&pack_path(pack)))?;
-    remote.delete(&replaced_path(list))
+    Ok(Some(packs.iter().map(index_path).chain(packs.iter().map(pack_path)).collect()))
 }

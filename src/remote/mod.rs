@@ -18,9 +18,11 @@ mod backend;
 mod catalog;
 mod check;
 mod chunks;
+mod clock;
 mod contents;
 mod failure;
 mod fetch;
+mod large;
 mod leftovers;
 mod merge;
 mod needs;
@@ -34,6 +36,7 @@ pub use self::{
     address::check_setting,
     check::{RemoteCheck, Sample, check},
     fetch::{Depth, Fetched, fetch},
+    leftovers::{Leftover, LeftoverKind, Leftovers, leftovers},
     push::{push, push_all},
     uploader::Pushed,
 };

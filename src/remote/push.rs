@@ -7,12 +7,13 @@ use std::collections::BTreeSet;
 
 use crate::{
     digest::Digest,
-    error::{Error, Result, WithContext},
+    error::{Error, Result},
     progress::{Event, Progress},
     remote::{
         Access, Remote, Wants,
         catalog::{Catalog, pack_path, roots_path},
-        chunks, leftovers,
+        large::push_chunks,
+        leftovers,
         merge::merge_small_packs,
         plan::Plan,
         repair::{PackState, repair_pack},
@@ -100,8 +101,8 @@ fn warn_of_lost_packs(remote: &Remote, catalog: &Catalog, progress: &dyn Progres
 fn put_contents(repo: &Repo, uploader: &mut PackUploader<'_>, plan: &Plan) -> Result<()> {
     let is_packed = |digest: &Digest| repo.store.contains_packed(digest);
     for (digest, _) in plan.contents.iter().filter(|content| !is_packed(&content.0)) {
-        if let Some(large) = repo.store.large(digest) {
-            push_large(repo, uploader, digest, large.open()?)?;
+        if let Some(list) = push_chunks(repo, uploader, digest)? {
+            uploader.put_once(Kind::Chunks, *digest, &list)?;
         }
     }
     for (digest, _) in &plan.contents {
@@ -112,41 +113,12 @@ fn put_contents(repo: &Repo, uploader: &mut PackUploader<'_>, plan: &Plan) -> Re
     Ok(())
 }
 
-/// Sends the chunks of a large file that the remote lacks, and then their list.
-fn push_large(
-    repo: &Repo,
-    uploader: &mut PackUploader<'_>,
-    digest: &Digest,
-    file: crate::fs::File,
-) -> Result<()> {
-    let (list, found) = push_chunks(uploader, file)?;
-    if found != *digest {
-        return Err(repo.store.report_damage(digest));
-    }
-    uploader.put_once(Kind::Chunks, *digest, &list)
-}
-
-/// Sends the chunks of a large file that the remote lacks; returns the encoded list of all chunks and the
-/// digest of the bytes that were read.
-fn push_chunks(uploader: &mut PackUploader<'_>, file: crate::fs::File) -> Result<(Vec<u8>, Digest)> {
-    use std::io::Write as _;
-
-    let mut list = Vec::new();
-    let mut whole = crate::digest::Hasher::default();
-    chunks::cut(file, |chunk, data| {
-        list.push(chunk);
-        whole.write_all(data).context(|| "cannot digest".into())?;
-        uploader.put_once(Kind::Content, chunk.digest, data)
-    })?;
-    Ok((chunks::encode(&list), whole.finish()))
-}
-
 /// Writes the list of the roots that are complete at the remote, for a later garbage collection there.
 fn write_roots(remote: &Remote, catalog: &Catalog, plan: &Plan) -> Result<()> {
     let roots: BTreeSet<String> = plan.complete.iter().map(|digest| format!("{digest}\n")).collect();
     let text: String = roots.into_iter().collect();
     let name = Digest::of(text.as_bytes());
-    if text.is_empty() || catalog.root_lists.contains(&name) {
+    if text.is_empty() || catalog.root_lists.contains_key(&name) {
         return Ok(());
     }
     remote.write(&roots_path(&name), text.into_bytes())

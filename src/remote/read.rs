@@ -67,7 +67,7 @@ impl<'r> ObjectReader<'r> {
         let mut lost = BTreeSet::new();
         while !places.is_empty() {
             for (pack, row) in self.read_once(std::mem::take(&mut places), take)? {
-                self.damaged.entry(pack).or_default().insert(row.digest);
+                self.note_damage(pack, row.digest);
                 match self.untried_copy(&row) {
                     Some(other) => places.push(other),
                     None => drop(lost.insert(row.digest)),
@@ -75,6 +75,22 @@ impl<'r> ObjectReader<'r> {
             }
         }
         Ok(lost)
+    }
+
+    /// Reads one copy of an object; `None` if it is not intact.
+    pub fn read_copy(&mut self, place: Place) -> Result<Option<Vec<u8>>> {
+        let mut bytes = None;
+        let damaged = self.read_once(vec![place], &mut |_, object| {
+            bytes = Some(object.bytes.to_vec());
+            Ok(())
+        })?;
+        damaged.into_iter().for_each(|(pack, row)| self.note_damage(pack, row.digest));
+        Ok(bytes)
+    }
+
+    /// Remembers that an object of a pack is not right.
+    pub fn note_damage(&mut self, pack: Digest, object: Digest) {
+        self.damaged.entry(pack).or_default().insert(object);
     }
 
     /// Returns another copy of an object, in a pack in which it was not found damaged.

@@ -1,19 +1,22 @@
-//! Repairs damaged packs of a remote from the objects of the local store.
+//! Repairs damaged packs of a remote, and lists of chunks that are not right, from the objects of the local
+//! store.
 //!
 //! A pack is written again under its name if it comes out with the very bytes it had. Otherwise its objects
 //! go to another pack and it is removed. A file is overwritten only when its bytes were just read and do not
-//! match its name.
+//! match its name. An intact pack with a list of chunks that does not give its file is replaced by another
+//! one with the right list.
 
 use std::collections::BTreeSet;
 
 use crate::{
     digest::Digest,
-    error::{Result, WithContext},
+    error::{Kind as ErrorKind, Result, WithContext},
     progress::Progress,
     remote::{
         Remote,
         catalog::{Catalog, damage_path, index_path, pack_path},
-        chunks,
+        chunks, large,
+        merge::replace,
         uploader::PackUploader,
     },
     repo::Repo,
@@ -30,7 +33,7 @@ pub enum PackState {
 }
 
 /// A pack of a remote with what is left of its bytes.
-struct DamagedPack {
+struct StoredPack {
     name: Digest,
     bytes: Vec<u8>,
     /// In the order of the pack.
@@ -43,17 +46,18 @@ enum Found<'p> {
     Whole(Vec<u8>),
 }
 
-/// Reads a pack. Returns the objects in it that are not intact; `None` if its bytes match its name.
+/// Reads a pack. Returns the objects in it that are not right; `None` if there are none and its bytes match
+/// its name.
 pub fn damaged_objects(
+    repo: &Repo,
     remote: &Remote,
     catalog: &Catalog,
     name: &Digest,
 ) -> Result<Option<BTreeSet<Digest>>> {
-    let pack = DamagedPack::read(remote, catalog, name)?;
-    Ok(pack.map(|pack| {
-        let damaged = pack.rows.iter().filter(|row| pack.stored(row).is_none());
-        damaged.map(|row| row.digest).collect()
-    }))
+    let Some(pack) = StoredPack::read(remote, catalog, name)? else { return Ok(None) };
+    let mut objects = pack.wrong_lists(repo)?;
+    objects.extend(pack.rows.iter().filter(|row| pack.stored(row).is_none()).map(|row| row.digest));
+    Ok((!objects.is_empty() || !pack.is_intact()).then_some(objects))
 }
 
 /// Repairs a pack as far as it and the local store have its objects. A note of damage goes with the damage.
@@ -64,10 +68,18 @@ pub fn repair_pack(
     name: &Digest,
     progress: &dyn Progress,
 ) -> Result<PackState> {
-    let Some(pack) = DamagedPack::read(remote, catalog, name)? else {
+    let Some(pack) = StoredPack::read(remote, catalog, name)? else {
         remove_note(remote, catalog, name)?;
         return Ok(PackState::Intact);
     };
+    if pack.is_intact() {
+        let wrong = pack.wrong_lists(repo)?;
+        if !wrong.is_empty() {
+            pack.replace_lists(repo, remote, catalog, &wrong, progress)?;
+        }
+        remove_note(remote, catalog, name)?;
+        return Ok(if wrong.is_empty() { PackState::Intact } else { PackState::Repaired });
+    }
     let found = pack.find_objects(repo, catalog)?;
     let lost = pack.rows.iter().zip(&found).filter(|(_, found)| found.is_none());
     let lost: BTreeSet<_> = lost.map(|(row, _)| row.digest).collect();
@@ -98,17 +110,59 @@ fn remove_note(remote: &Remote, catalog: &mut Catalog, name: &Digest) -> Result<
     if catalog.damaged_packs.remove(name) { remote.delete(&damage_path(name)) } else { Ok(()) }
 }
 
-impl DamagedPack {
-    /// Reads a pack that the catalog lists; `None` if its bytes match its name.
+impl StoredPack {
+    /// Reads a pack; `None` if the catalog does not list it.
     fn read(remote: &Remote, catalog: &Catalog, name: &Digest) -> Result<Option<Self>> {
         let Some(index) = catalog.index(name) else { return Ok(None) };
         let bytes = remote.read_if_there(&pack_path(name))?.unwrap_or_default();
-        if Digest::of(&bytes) == *name {
-            return Ok(None);
-        }
         let mut rows: Vec<_> = index.rows().collect();
         rows.sort_by_key(|row| row.offset);
         Ok(Some(Self { name: *name, bytes, rows }))
+    }
+
+    fn is_intact(&self) -> bool {
+        Digest::of(&self.bytes) == self.name
+    }
+
+    /// Returns the files of the local store of which the pack has a wrong list of chunks.
+    fn wrong_lists(&self, repo: &Repo) -> Result<BTreeSet<Digest>> {
+        let mut wrong = BTreeSet::new();
+        for row in self.rows.iter().filter(|row| row.kind == Kind::Chunks) {
+            let list = self.stored(row).map(|stored| row.decode(stored)).transpose()?;
+            if let Some(list) = list
+                && large::is_wrong_list(repo, &row.digest, &list)?
+            {
+                wrong.insert(row.digest);
+            }
+        }
+        Ok(wrong)
+    }
+
+    /// Puts the objects of an intact pack into another one, with the right lists of chunks instead of the
+    /// wrong ones. Readers skip this one from then on.
+    fn replace_lists(
+        &self,
+        repo: &Repo,
+        remote: &Remote,
+        catalog: &mut Catalog,
+        wrong: &BTreeSet<Digest>,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        catalog.remove(&self.name);
+        let mut uploader = PackUploader::new(repo, remote, catalog, progress);
+        for row in self.rows.iter().filter(|row| row.kind != Kind::Chunks || !wrong.contains(&row.digest)) {
+            if let Some(stored) = self.stored(row) {
+                uploader.put_stored(row, stored)?;
+            }
+        }
+        for digest in wrong {
+            if let Some(list) = large::push_chunks(repo, &mut uploader, digest)? {
+                uploader.put(Kind::Chunks, *digest, &list)?;
+            }
+        }
+        uploader.flush()?;
+        let by = std::mem::take(&mut uploader.names);
+        replace(remote, vec![self.name], by)
     }
 
     /// Returns the stored bytes of an object that is intact, as far as its digest can tell.
@@ -190,15 +244,10 @@ fn local_object(repo: &Repo, row: &Row) -> Result<Option<Vec<u8>>> {
     let (store, digest) = (&repo.store, &row.digest);
     match row.kind {
         Kind::Run => Ok(store.cached_run(digest)?.map(|run| run.to_bytes())),
-        Kind::Chunks => {
-            let Some(large) = store.large(digest) else { return Ok(None) };
-            let mut list = Vec::new();
-            chunks::cut(large.open()?, |chunk, _| {
-                list.push(chunk);
-                Ok(())
-            })?;
-            Ok(Some(chunks::encode(&list)))
-        }
+        Kind::Chunks => match large::list_of(repo, digest) {
+            Err(error) if error.kind() == ErrorKind::Corrupt => Ok(None),
+            list => list,
+        },
         Kind::Content | Kind::Tree if store.contains(digest) && store.large(digest).is_none() => {
             store.read(digest).map(Some)
         }

@@ -2,6 +2,9 @@
 //!
 //! The index of a pack is written after the pack is complete, and after the indexes of all earlier packs.
 //! Thus readers see no part of a pack, and an object only after all that was queued before it.
+//!
+//! A pack that a killed push left without an index is used again if it is young and intact. An old one may be
+//! about to be cleared, so that its objects are sent in a pack of another name.
 
 use std::{
     collections::{BTreeSet, HashSet, VecDeque},
@@ -16,14 +19,15 @@ use tokio::task::JoinHandle;
 use crate::{
     digest::Digest,
     error::{Result, WithContext},
+    fs,
     progress::{Event, Progress},
     remote::{
         Remote,
         catalog::{Catalog, index_path, pack_path},
-        write_one,
+        clock, write_one,
     },
     repo::Repo,
-    store::{EncodedObject, Kind, PackWriter, Row},
+    store::{EncodedObject, Index, Kind, PackWriter, Row, renamed},
 };
 
 /// Size at which a pack is sent, in bytes; an interrupted push loses no more than the packs under way.
@@ -36,6 +40,9 @@ const MIN_PACK_SIZE: u64 = 128 << 10;
 const PACK_SECONDS: f64 = 4.0;
 /// Largest number of packs on their way.
 const MAX_UPLOADS: usize = 3;
+
+/// Age up to which a pack without an index is used by a later push.
+const MAX_REUSED_AGE: Duration = Duration::from_hours(7 * 24);
 
 /// Counts of a push.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -51,8 +58,8 @@ struct Upload {
     name: Digest,
     index: Bytes,
     length: u64,
-    /// Gives the duration of the upload.
-    task: JoinHandle<opendal::Result<Duration>>,
+    /// Gives the duration of the upload; `None` for a pack that an earlier push left complete.
+    task: Option<JoinHandle<opendal::Result<Duration>>>,
 }
 
 /// Collects objects into packs and sends them to a remote.
@@ -154,20 +161,35 @@ impl<'u> PackUploader<'u> {
     /// Starts to upload the current pack, once few enough others are on their way.
     fn send(&mut self) -> Result<()> {
         let Some(pack) = self.current.take() else { return Ok(()) };
-        let (objects, name, index, tail) = pack.finish_apart().context(|| "cannot write a pack".into())?;
-        let index = Bytes::from(index);
+        let (objects, mut name, index, tail) =
+            pack.finish_apart().context(|| "cannot write a pack".into())?;
+        let mut index = Bytes::from(index);
         // Without a copy: an index may be as large as its objects.
         let parts = vec![Bytes::from(objects), index.clone(), Bytes::copy_from_slice(&tail)];
-        let bytes = Buffer::from(parts);
+        let mut bytes = Buffer::from(parts);
         if self.uploads.len() == MAX_UPLOADS {
             self.complete_first()?;
         }
+        let mut is_there = false;
+        if self.catalog.packs_without_index.contains(&name) {
+            let pack = bytes.to_vec();
+            if may_be_used(self.remote, &name)? {
+                is_there = self.remote.read_if_there(&pack_path(&name))?.as_ref() == Some(&pack);
+            } else {
+                let mark = fs::coarse_now().to_le_bytes();
+                let other = renamed(&pack, &Index::parse(index.to_vec())?, &mark)?;
+                (name, bytes, index) = (other.0, other.1.into(), other.2.into());
+            }
+        }
         self.sent.packs += 1;
-        self.sent.bytes += (bytes.len() + index.len()) as u64;
+        self.sent.bytes += index.len() as u64;
         self.names.insert(name);
         let (length, start) = (bytes.len() as u64, Instant::now());
-        let upload = write_one(self.remote.uploads.clone(), pack_path(&name), bytes);
-        let task = self.remote.runtime.spawn(async move { upload.await.map(|()| start.elapsed()) });
+        let task = (!is_there).then(|| {
+            self.sent.bytes += length;
+            let upload = write_one(self.remote.uploads.clone(), pack_path(&name), bytes);
+            self.remote.runtime.spawn(async move { upload.await.map(|()| start.elapsed()) })
+        });
         self.uploads.push_back(Upload { name, index, length, task });
         Ok(())
     }
@@ -175,14 +197,24 @@ impl<'u> PackUploader<'u> {
     /// Waits for the first pack and writes its index.
     fn complete_first(&mut self) -> Result<()> {
         let Some(Upload { name, index, length, task }) = self.uploads.pop_front() else { return Ok(()) };
-        let duration = self.remote.wait("write to", async { task.await.map_err(to_opendal)? })?;
-        if self.remote.folder.is_none() {
-            self.pack_size = size_for_rate(length, duration).min(max_pack_size());
+        if let Some(task) = task {
+            let duration = self.remote.wait("write to", async { task.await.map_err(to_opendal)? })?;
+            if self.remote.folder.is_none() {
+                self.pack_size = size_for_rate(length, duration).min(max_pack_size());
+            }
         }
         self.remote.sync(&pack_path(&name))?;
         self.remote.write(&index_path(&name), index.clone())?;
         self.catalog.insert(self.repo, self.remote, name, index)
     }
+}
+
+/// Returns true if a pack that an earlier push left without an index may be used: it is younger than a week
+/// by the remote's clock. An older one, and one that has just gone, may be in the hands of a command that
+/// clears leftovers, and so may be whatever has its name.
+fn may_be_used(remote: &Remote, name: &Digest) -> Result<bool> {
+    let Some(file) = clock::stat(remote, &pack_path(name))? else { return Ok(false) };
+    Ok(clock::now(remote)? - file.modified < MAX_REUSED_AGE.as_secs().cast_signed())
 }
 
 /// Largest size of a pack, in bytes; tests lower it in debug builds.

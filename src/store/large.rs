@@ -184,3 +184,23 @@ pub fn digest_file(file: &File) -> Result<(Digest, u64)> {
     copy(file, &mut io::sink())
         .map_err(|it| Error::new(Kind::Internal, "cannot read a file to its end").with_source(it))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::Root;
+
+    #[test]
+    fn a_file_from_chunks_is_adopted_only_if_it_matches_its_digest() {
+        let temp = tempfile::tempdir().unwrap();
+        let store = Store::open(Root::open(temp.path()).unwrap()).unwrap();
+        let part = RepoPath::from_text("incoming/part").unwrap();
+        let digest = Digest::of(b"the right bytes");
+        store.root.write(&part, b"the wrong bytes", Sync::Later).unwrap();
+        assert_eq!(store.adopt_large(&digest, &part).unwrap_err().kind(), Kind::Corrupt);
+        assert!(store.large(&digest).is_none() && store.root.stat(&part).unwrap().is_none());
+        store.root.write(&part, b"the right bytes", Sync::Later).unwrap();
+        store.adopt_large(&digest, &part).unwrap();
+        assert_eq!(store.read(&digest).unwrap(), b"the right bytes");
+    }
+}

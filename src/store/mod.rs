@@ -32,7 +32,7 @@ pub use self::{
     large::{LargeFile, digest_file},
     lease::LeaseRecord,
     lookup::Lookup,
-    pack::{EncodedObject, Index, Kind, MAX_OBJECT_SIZE, PackWriter, Row, pack},
+    pack::{EncodedObject, Index, Kind, MAX_OBJECT_SIZE, PackWriter, Row, pack, renamed},
     prune::{Amount, Freed, LiveSet, PrunePlan, plan_prune},
     runs::CachedRun,
     tree::{EntryKind, Page, TreeEntry, decode as decode_page, is_newer_page},

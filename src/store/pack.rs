@@ -204,17 +204,27 @@ impl IndexBuilder {
     }
 }
 
+fn newer_error() -> Error {
+    Error::corrupt("a pack index was written by a newer mlx").hint("upgrade mlx")
+}
+
 /// Returns true if bytes that are known to be intact start with `head`, but with a higher version.
 pub(super) fn is_newer(bytes: &[u8], head: [u8; 8]) -> bool {
     bytes.starts_with(&head[..7]) && bytes.get(7).is_some_and(|it| *it > head[7])
 }
 
 impl Index {
-    /// Returns true if a newer mlx wrote the index. Every version ends in the digest of all bytes before it,
-    /// so that a newer index is not mistaken for a damaged one.
+    /// Returns true if a newer mlx wrote the index: it has a higher version, or an object of a kind or
+    /// codec that is not known here. Every version ends in the digest of all bytes before it, so that a
+    /// newer index is not mistaken for a damaged one.
     pub fn is_newer(bytes: &[u8]) -> bool {
-        let Some(body) = bytes.len().checked_sub(32) else { return false };
-        is_newer(bytes, *INDEX_MAGIC) && Digest::of(&bytes[..body]).bytes()[..] == bytes[body..]
+        let Some((body, check)) = bytes.split_last_chunk::<32>() else { return false };
+        let is_unknown = |row: &[u8]| row[32] > Kind::Run as u8 || row[33] > 1;
+        let has_unknown = || {
+            let rows = body.strip_prefix(INDEX_MAGIC).and_then(|rest| rest.get(8..)).unwrap_or_default();
+            rows.chunks_exact(ROW_SIZE).any(is_unknown)
+        };
+        (is_newer(bytes, *INDEX_MAGIC) || has_unknown()) && Digest::of(body).bytes() == check
     }
 
     /// Reads an index and checks it against its own digest.
@@ -226,7 +236,7 @@ impl Index {
             return Err(damaged());
         }
         if is_newer(&bytes, *INDEX_MAGIC) {
-            return Err(Error::corrupt("a pack index was written by a newer mlx").hint("upgrade mlx"));
+            return Err(newer_error());
         }
         let mut reader = Reader::new(&bytes[..body], "a pack index");
         reader.expect_magic(INDEX_MAGIC)?;
@@ -286,9 +296,13 @@ impl Index {
             1 => Kind::Tree,
             2 => Kind::Chunks,
             3 => Kind::Run,
-            _ => return Err(reader.corrupt("is of an unknown kind: upgrade mlx")),
+            _ => return Err(newer_error()),
         };
-        let compressed = reader.byte()? == 1;
+        let compressed = match reader.byte()? {
+            0 => false,
+            1 => true,
+            _ => return Err(newer_error()),
+        };
         let mut number =
             || Ok::<_, Error>(u64::from_le_bytes(reader.take(8)?.try_into().expect("we took 8 bytes")));
         let (offset, stored, size) = (number()?, number()?, number()?);
@@ -303,21 +317,22 @@ impl Index {
         (0..self.len()).map(|at| self.row(at).expect("all rows were read when the index was"))
     }
 
-    /// Finds the row of a digest with one of these kinds.
+    /// Finds the first row of a digest with one of these kinds.
     pub fn find(&self, digest: &Digest, kinds: &[Kind]) -> Option<Row> {
-        self.position(digest, kinds).map(|found| found.1)
+        self.find_all(digest, kinds).next().map(|found| found.1)
     }
 
-    /// Finds the row of a digest with one of these kinds, and the row's number.
-    pub fn position(&self, digest: &Digest, kinds: &[Kind]) -> Option<(usize, Row)> {
+    /// Finds all rows of a digest with one of these kinds, and their numbers: of a run there may be several
+    /// records, and of a large file several lists of chunks.
+    pub fn find_all(&self, digest: &Digest, kinds: &[Kind]) -> impl Iterator<Item = (usize, Row)> {
         let first = usize::from(digest.bytes()[0]);
         let (mut low, mut high) = (self.starts[first] as usize, self.starts[first + 1] as usize);
         while low < high {
             let middle = usize::midpoint(low, high);
             if self.digest_at(middle) < &digest.bytes()[..] { low = middle + 1 } else { high = middle }
         }
-        let same = (low..self.len()).take_while(|&at| self.digest_at(at) == digest.bytes());
-        same.filter_map(|at| Some((at, self.row(at).ok()?))).find(|(_, row)| kinds.contains(&row.kind))
+        let same = (low..self.len()).take_while(move |&at| self.digest_at(at) == digest.bytes());
+        same.filter_map(|at| Some((at, self.row(at).ok()?))).filter(move |(_, row)| kinds.contains(&row.kind))
     }
 }
 
@@ -343,6 +358,24 @@ impl Row {
         }
         Ok(bytes)
     }
+}
+
+/// Returns a pack of the same objects under another name, with its bytes and its index: the bytes of `mark`
+/// come before the objects.
+pub fn renamed(pack: &[u8], index: &Index, mark: &[u8]) -> Result<(Digest, Vec<u8>, Vec<u8>)> {
+    let mut rows: Vec<_> = index.rows().collect();
+    rows.sort_by_key(|row| row.offset);
+    let fill = || -> io::Result<_> {
+        let mut writer = PackWriter::new(Vec::with_capacity(pack.len() + mark.len()))?;
+        writer.write(mark)?;
+        for row in &rows {
+            let stored = &pack[row.offset as usize..][..row.stored as usize];
+            writer.put_encoded(row.kind, row.digest, &row.encoded(stored))?;
+        }
+        writer.finish()
+    };
+    let (bytes, name, index) = fill().context(|| "cannot write a pack".into())?;
+    Ok((name, bytes, index))
 }
 
 /// Returns the index of these rows.
@@ -386,6 +419,20 @@ mod tests {
                 prop_assert_eq!(&row.decode(stored).unwrap(), object);
             }
             prop_assert!(index.find(&Digest::of(b"not there"), &[Kind::Content]).is_none());
+        }
+
+        #[test]
+        fn a_renamed_pack_has_the_same_objects(objects: Vec<Vec<u8>>) {
+            let named: Vec<_> = objects.iter().map(|it| (Kind::Content, Digest::of(it), &it[..])).collect();
+            let (old, bytes, index) = pack(&named).unwrap();
+            let (name, bytes, index) = renamed(&bytes, &Index::parse(index).unwrap(), b"mark").unwrap();
+            prop_assert!(name != old && Digest::of(&bytes) == name);
+            let index = Index::parse(index).unwrap();
+            prop_assert_eq!(index.len(), objects.len());
+            for row in index.rows() {
+                let stored = &bytes[row.offset as usize..][..row.stored as usize];
+                prop_assert!(objects.contains(&row.decode(stored).unwrap()));
+            }
         }
 
         #[test]
@@ -441,6 +488,36 @@ mod tests {
         let check = Digest::of(&many[..body]);
         many[body..].copy_from_slice(check.bytes());
         assert!(Index::parse(many).is_err());
+    }
+
+    #[test]
+    fn an_unknown_kind_or_codec_is_of_a_newer_mlx() {
+        let object = b"an object";
+        let (_, _, index) = pack(&[(Kind::Content, Digest::of(object), object)]).unwrap();
+        for (at, value, is_newer) in
+            [(16 + 32, 4, true), (16 + 33, 2, true), (16 + 33, 1, false), (7, 2, true)]
+        {
+            let mut other = index.clone();
+            other[at] = value;
+            assert!(!Index::is_newer(&other), "its bytes do not match their digest");
+            let body = other.len() - 32;
+            let check = Digest::of(&other[..body]);
+            other[body..].copy_from_slice(check.bytes());
+            assert_eq!(Index::is_newer(&other), is_newer, "{at} {value}");
+            assert_eq!(Index::parse(other).is_err_and(|it| it.hint_text() == Some("upgrade mlx")), is_newer);
+        }
+    }
+
+    #[test]
+    fn all_rows_of_a_digest_are_found() {
+        let digest = Digest::of(b"a large file");
+        let lists =
+            [(Kind::Chunks, digest, &b"one"[..]), (Kind::Chunks, digest, b"other"), (Kind::Run, digest, b"")];
+        let index = Index::parse(pack(&lists).unwrap().2).unwrap();
+        let sizes: Vec<_> = index.find_all(&digest, &[Kind::Chunks]).map(|(_, row)| row.size).collect();
+        assert_eq!(sizes, [3, 5]);
+        assert_eq!(index.find_all(&digest, &[Kind::Chunks, Kind::Run]).count(), 3);
+        assert_eq!(index.find_all(&digest, &[Kind::Content]).count(), 0);
     }
 
     #[test]

@@ -32,6 +32,7 @@ mod model;
 mod monitor;
 mod release;
 mod remote;
+mod remote_gc;
 mod remove;
 mod rename;
 mod repro;
@@ -137,6 +138,7 @@ impl Command {
             Self::Repro(args) => ui.show_report(&repro::run(ctx, args)?),
             Self::Diff(args) => ui.show_report(&diff::run(ctx, args)?),
             Self::Show(args) => ui.show_report(&show::run(ctx, args)?),
+            Self::Remote(remote::Command::Gc(args)) => ui.show_report(&remote_gc::run(ctx, args)?),
             Self::Remote(command) => ui.show_report(&remote::run(ctx, command)?),
             Self::Push(args) => ui.show_report(&transfer::push(ctx, args)?),
             Self::Fetch(args) => ui.show_report(&transfer::fetch(ctx, args)?),

@@ -5,7 +5,7 @@ use std::{fmt, os::unix::ffi::OsStrExt as _, path::Path};
 use serde_json::{Value, json};
 
 use crate::{
-    cli::{Context, Report},
+    cli::{Context, Report, command::remote_gc},
     error::{Error, Kind, Result},
     fs,
     git::IgnoreTarget,
@@ -42,6 +42,7 @@ JSON: {\"remotes\": [{\"name\", \"url\", \"default\", \"trusted\"}]}")]
     #[command(after_help = "Examples:\n  mlx remote list\n\nJSON: {\"remotes\": [{\"name\", \"url\", \
         \"default\", \"trusted\"}]}")]
     List,
+    Gc(remote_gc::Args),
     /// Remove a remote from the settings; its objects are kept
     #[command(after_help = "Examples:\n  mlx remote remove origin\n\nJSON: {\"remotes\": […]}")]
     Remove {
@@ -75,7 +76,7 @@ pub fn run(ctx: &Context<'_>, command: &Command) -> Result<Remotes> {
     let read = || repo.folder()?.read_document(&Layer::Repo.path()?);
     let before = read()?;
     match command {
-        Command::List => {}
+        Command::List | Command::Gc(_) => {}
         Command::Add { name, url, default, options, local } => {
             let layer = if *local { Layer::Local } else { Layer::Repo };
             add(&repo, name, url, options, *default, layer)?;
