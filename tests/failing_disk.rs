@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     crash_safety::{command, restore_state, save_state},
+    repair_halted::damage_object,
     sandbox::{CommandResult, Sandbox, command_result, skip, snapshot},
 };
 
@@ -296,6 +297,7 @@ fn a_power_cut_never_leaves_a_name_for_unsynced_content() {
         ("repro", &|| (), 1),
         (GC_NOW, &|| drop(sandbox.ok("add data")), 0),
         (GC_NOW, &|| with_garbage(&sandbox), 0),
+        ("fsck --repair", &|| damage_object(&sandbox, b"three"), 0),
     ] {
         prepare();
         let text = recorded(args);

@@ -9,7 +9,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::sandbox::{Sandbox, snapshot};
+use crate::{
+    loop_mount::random_bytes,
+    sandbox::{Sandbox, snapshot},
+};
 
 /// Creates a repository with small files, a large one, runs and two commits.
 fn setup() -> Sandbox {
@@ -158,6 +161,27 @@ fn fsck_repairs_an_object_from_the_workspace() {
     let repaired = fsck(&sandbox, "--repair", 0);
     assert_eq!(repaired["damaged"][0]["from"], json!({"workspace": "data/large"}));
     assert_eq!(sandbox.mlx("fsck").code, 0);
+}
+
+/// A remote has a large file in chunks, whose lengths must add up to the size of the file.
+#[test]
+fn fsck_repairs_a_large_file_from_the_remote() {
+    for name in ["file", "folder/file"] {
+        let sandbox = Sandbox::new();
+        sandbox.write(name, random_bytes(5_000_000, 1));
+        let tracked = name.split('/').next().unwrap();
+        sandbox.ok(&format!("add {tracked}"));
+        with_remote(&sandbox);
+        let expected = snapshot(&sandbox.repo);
+        let large =
+            fs::read_dir(sandbox.repo.join(".git/mlx/objects")).unwrap().next().unwrap().unwrap().path();
+        edit_file(&large, |bytes| bytes[7] ^= 1);
+        fs::remove_file(sandbox.repo.join(name)).unwrap();
+        let repaired = fsck(&sandbox, "--repair", 0);
+        assert_eq!(repaired["damaged"][0]["from"], json!({"remote": "origin"}), "{repaired}");
+        sandbox.ok("checkout");
+        assert_eq!(snapshot(&sandbox.repo), expected);
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! commit.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     rc::Rc,
 };
 
@@ -15,7 +15,7 @@ use crate::{
         references::parse,
         repair::{RepairReport, restore_damaged},
         roots::{Detail, Reference, Referrer, Roots, roots},
-        snapshot::{Snapshot, take_snapshot},
+        snapshot::{Snapshot, own_snapshot},
     },
     path::{MAX_DEPTH, RepoPath},
     pointer::{Content, ContentKind, SUFFIX},
@@ -42,6 +42,8 @@ pub struct CheckReport {
     /// Referenced objects whose bytes are wrong or lost.
     pub damaged: BTreeSet<Digest>,
     pub affected: Vec<AffectedPath>,
+    /// Sizes of damaged files, as records and folders tell them.
+    pub sizes: BTreeMap<Digest, u64>,
     /// Missing and damaged objects that are pages of folders.
     pub missing_pages: BTreeSet<Digest>,
     /// Referenced objects that are not stored here, though a remote may have them.
@@ -52,6 +54,8 @@ pub struct CheckReport {
     pub conflicts: BTreeSet<String>,
     /// Records of worktrees that say something wrong about their digest, with their location.
     pub misstated: Vec<(String, Error)>,
+    /// Damaged packs that a repair left in place, since running commands use them.
+    pub in_use: BTreeSet<Digest>,
     /// Workspace files that share their bytes with a damaged file of the store.
     pub changed: Vec<(RepoPath, Digest)>,
     pub pointers: u64,
@@ -71,7 +75,7 @@ impl CheckReport {
     /// Returns true if stored objects are still damaged.
     pub fn is_damaged(&self) -> bool {
         match &self.repair {
-            Some(repaired) => !repaired.unrepaired.is_empty(),
+            Some(repaired) => !repaired.unrepaired.is_empty() || !self.in_use.is_empty(),
             None => !self.damaged.is_empty() || !self.verified.faults.is_empty(),
         }
     }
@@ -98,7 +102,14 @@ pub fn check(workspace: &Workspace<'_>, repair: bool, progress: &dyn Progress) -
         // From here on damaged objects count as absent, so that they are stored again when they are next
         // added.
         if repair {
-            repo.store.quarantine(&report.verified)?;
+            report.in_use = repo.store.quarantine(&report.verified)?;
+            for pack in &report.in_use {
+                progress.warn(&format!(
+                    "the damaged pack {} stays, since a running command uses it; run `mlx fsck --repair` \
+                     again once that has ended",
+                    pack.short()
+                ));
+            }
         } else {
             repo.store.mark_lost(&report.verified);
         }
@@ -116,7 +127,7 @@ pub fn check(workspace: &Workspace<'_>, repair: bool, progress: &dyn Progress) -
 fn check_stable(repo: &Repo, progress: &dyn Progress) -> Result<(Roots, CheckReport)> {
     for attempt in 0.. {
         // Each clone checks its own objects.
-        let snapshot = Snapshot { other_clones: Vec::new(), ..take_snapshot(repo, 0)? };
+        let snapshot = own_snapshot(repo, &repo.store, 0)?;
         let mut found = roots(repo, &snapshot, Detail::References)?;
         let mut report = CheckReport {
             verified: repo.store.verify(progress)?,
@@ -129,10 +140,7 @@ fn check_stable(repo: &Repo, progress: &dyn Progress) -> Result<(Roots, CheckRep
         };
         report.changed = find_modified_links(repo, &found, &report.verified)?;
         find_affected_paths(repo, &found, &mut report)?;
-        let has_changed = || {
-            Ok(repo.store.refresh()?
-                || Snapshot { other_clones: Vec::new(), ..take_snapshot(repo, 0)? } != snapshot)
-        };
+        let has_changed = || Ok(repo.store.refresh()? || own_snapshot(repo, &repo.store, 0)? != snapshot);
         if !report.has_problems() || attempt == MAX_ATTEMPTS || !has_changed()? {
             return Ok((found, report));
         }
@@ -201,8 +209,9 @@ fn restore_children(
 fn find_affected_paths(repo: &Repo, found: &Roots, report: &mut CheckReport) -> Result<()> {
     let marked = mark(&repo.store, found)?;
     classify_missing(repo, found, &marked, report);
-    let mut finder = PathFinder { store: &repo.store, objects: &report.damaged, cache: HashMap::new() };
+    let mut finder = PathFinder::new(&repo.store, &report.damaged);
     report.affected = finder.affected_paths(found);
+    report.sizes = finder.sizes;
     report.missing_pages.extend(marked.absent.union(&marked.damaged));
     Ok(())
 }
@@ -238,7 +247,7 @@ fn find_modified_links(
     if large_files.is_empty() {
         return Ok(changed);
     }
-    let mut finder = PathFinder { store: &repo.store, objects: &large_files, cache: HashMap::new() };
+    let mut finder = PathFinder::new(&repo.store, &large_files);
     for affected in finder.affected_paths(found) {
         let stored = RepoPath::from_text(&format!("objects/{}", affected.object.hex()))?;
         let stored = repo.store.root().stat(&stored)?;
@@ -267,9 +276,15 @@ struct PathFinder<'f> {
     store: &'f Store,
     objects: &'f BTreeSet<Digest>,
     cache: HashMap<Digest, Rc<[(RepoPath, Digest)]>>,
+    /// Sizes of the files among the objects.
+    sizes: BTreeMap<Digest, u64>,
 }
 
-impl PathFinder<'_> {
+impl<'f> PathFinder<'f> {
+    fn new(store: &'f Store, objects: &'f BTreeSet<Digest>) -> Self {
+        Self { store, objects, cache: HashMap::new(), sizes: BTreeMap::new() }
+    }
+
     fn affected_paths(&mut self, found: &Roots) -> Vec<AffectedPath> {
         let mut paths = BTreeSet::new();
         if self.objects.is_empty() {
@@ -278,6 +293,10 @@ impl PathFinder<'_> {
         for (digest, entry) in &found.contents {
             let below = match entry.content {
                 Some(Content { kind: ContentKind::Tree, .. }) => self.objects_below(digest),
+                Some(Content { size, .. }) if self.objects.contains(digest) => {
+                    self.sizes.insert(*digest, size);
+                    [(RepoPath::root(), *digest)].into()
+                }
                 _ if self.objects.contains(digest) => [(RepoPath::root(), *digest)].into(),
                 _ => continue,
             };
@@ -318,6 +337,7 @@ impl PathFinder<'_> {
                             below.iter().filter_map(|(path, it)| Some((name.join_path(path).ok()?, *it)));
                         found.extend(below);
                     } else if self.objects.contains(&row.digest) {
+                        self.sizes.insert(row.digest, row.size);
                         found.push((name, row.digest));
                     }
                 }

@@ -6,7 +6,7 @@
 //! planned again. Objects used by running commands are in their leases (`store::lease`). So the gate is
 //! locked only while files are removed, and an hour-long `add` at the same time loses nothing.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use crate::{
     digest::Digest,
@@ -64,7 +64,8 @@ pub fn collect(repo: &Repo, grace: i64, mode: GcMode, progress: &dyn Progress) -
     let published = publish_own_needs(repo, mode, progress)?;
     let mut freed = Freed::default();
     for _ in 0..MAX_ATTEMPTS {
-        let decision = decide(repo, grace)?;
+        let failed = clones::renew_lists(repo)?;
+        let decision = decide(repo, grace, &failed)?;
         if mode == GcMode::DryRun {
             decision.warn(progress);
             let leftovers = free_leftovers(&decision.snapshot, false, progress)?;
@@ -138,9 +139,9 @@ struct Decision {
     warnings: Vec<String>,
 }
 
-fn decide(repo: &Repo, grace: i64) -> Result<Decision> {
+fn decide(repo: &Repo, grace: i64, failed: &BTreeSet<String>) -> Result<Decision> {
     let snapshot = take_snapshot(repo, grace)?;
-    clones::check_other_clones(&snapshot)?;
+    let unknown = clones::unknown_clones(&snapshot, failed)?;
     check_worktrees(&snapshot)?;
     let mut found = roots(repo, &snapshot, Detail::Digests)?;
     if let Some((place, error)) = found.unreadable.pop() {
@@ -153,11 +154,17 @@ fn decide(repo: &Repo, grace: i64) -> Result<Decision> {
     // A missing or wrong index would hide referenced objects.
     repo.store.load_orphan_packs()?;
     repo.store.reload_differing_indexes()?;
-    let warnings = warnings(&found);
+    let mut warnings = warnings(&found);
     let inventory = repo.store.inventory()?;
     repo.store.check_readable().context(|| "nothing was freed: it is unknown what is needed".into())?;
-    let now = fs::coarse_now();
-    let is_old = |mtime: i64| now.saturating_sub(mtime).max(0) >= grace.saturating_mul(1_000_000_000);
+    if !unknown.is_empty() {
+        warnings.extend(clones::add_recent_needs(repo, &snapshot, &unknown, &mut found)?);
+    }
+    let (now, since) = (fs::coarse_now(), unknown.iter().map(|list| list.written).min());
+    let is_old = |mtime: i64| {
+        let is_past = now.saturating_sub(mtime).max(0) >= grace.saturating_mul(1_000_000_000);
+        is_past && since.is_none_or(|since| mtime < since)
+    };
     let young: Vec<Digest> =
         inventory.runs.iter().filter(|it| !is_old(it.mtime)).map(|it| it.digest).collect();
     found.add_run_outputs(&repo.store, &young)?;

@@ -5,6 +5,7 @@
 //! [`usage()`] reports disk usage.
 
 mod check;
+mod clone_list;
 mod clones;
 mod collect;
 mod history_cache;
@@ -20,7 +21,8 @@ mod usage;
 
 pub use self::{
     check::{AffectedPath, CheckReport, check},
-    clones::{CloneNeeds, forget_clone, publish_needs, publish_needs_if_allowed},
+    clone_list::CloneNeeds,
+    clones::{forget_clone, publish_needs, publish_needs_if_allowed},
     collect::{GcMode, GcReport, collect},
     leftovers::FreedLeftovers,
     repair::{RepairReport, RepairSource},

@@ -53,7 +53,7 @@ pub fn restore_damaged(
     }
     from_workspace(workspace, report, &mut repaired, progress)?;
     if !repaired.unrepaired.is_empty() {
-        let fetched = from_remote(workspace.repo, &repaired.unrepaired, &report.missing_pages, progress);
+        let fetched = from_remote(workspace.repo, &repaired.unrepaired, report, progress);
         // Objects that arrived before an error are stored all the same.
         let (restored, unrepaired): (BTreeSet<Digest>, BTreeSet<Digest>) =
             repaired.unrepaired.iter().partition(|it| store.contains(it) && store.is_intact(it));
@@ -130,18 +130,20 @@ fn put(repo: &Repo, wanted: &Digest, bytes: &[u8]) -> Result<bool> {
 fn from_remote(
     repo: &Repo,
     left: &BTreeSet<Digest>,
-    pages: &BTreeSet<Digest>,
+    report: &CheckReport,
     progress: &dyn Progress,
 ) -> Result<()> {
     let remote = Remote::open(&repo.config.remote(None)?, Access::Read)?;
-    let (trees, files): (BTreeSet<Digest>, BTreeSet<Digest>) = left.iter().partition(|it| pages.contains(it));
+    let is_page = |digest: &&Digest| report.missing_pages.contains(digest);
+    let (trees, files): (BTreeSet<Digest>, BTreeSet<Digest>) = left.iter().partition(is_page);
     let mut error = None;
     for (digests, kind, depth) in
         [(trees, ContentKind::Tree, Depth::Trees), (files, ContentKind::File, Depth::Everything)]
     {
         let want = |digest: &Digest| -> Result<_> {
             let path = RepoPath::from_text(&format!("damaged/{}", digest.short()))?;
-            Ok((path, Content { digest: *digest, files: 1, kind, size: 0 }))
+            let size = report.sizes.get(digest).copied().unwrap_or(0);
+            Ok((path, Content { digest: *digest, files: 1, kind, size }))
         };
         let contents = digests.iter().map(want).collect::<Result<_>>()?;
         let wants = Wants { contents, runs: Vec::new() };

@@ -22,7 +22,6 @@ use crate::{
     git::{BlobId, Git, GitRef, Rev, Target, TreeScan},
     ledger::AUDIT,
     maintenance::{
-        clones,
         history_cache::{HistoryCache, Tips},
         references::{
             FileReferences, ReadBlob, Unreadable, digests_in, filtered, overwritten, parse, parse_committed,
@@ -128,7 +127,7 @@ impl RootsReader<'_> {
         }
         add_kept(snapshot, &mut roots, detail);
         add_spooled_traffic(repo, &mut roots, detail)?;
-        clones::add_other_needs(snapshot, &mut roots, detail)?;
+        add_other_needs(snapshot, &mut roots, detail)?;
         Ok(roots)
     }
 }
@@ -455,6 +454,39 @@ fn add_spooled_traffic(repo: &Repo, roots: &mut Roots, detail: Detail) -> Result
         }
     }
     Ok(())
+}
+
+/// Adds everything that other clones need to the roots.
+fn add_other_needs(snapshot: &Snapshot, roots: &mut Roots, detail: Detail) -> Result<()> {
+    for list in &snapshot.other_clones {
+        let needs = list.parse()?;
+        let referrer = Referrer::Other(format!("the clone `{}`", needs.path));
+        let mut reference = || {
+            let reference = || Reference { referrer: referrer.clone(), path: RepoPath::root() };
+            (detail == Detail::References).then(reference)
+        };
+        add_needs(roots, &needs.trees, &needs.objects, &mut reference);
+        roots.runs.extend(&needs.runs);
+    }
+    Ok(())
+}
+
+/// Adds needs of a clone to the roots.
+pub(super) fn add_needs(
+    roots: &mut Roots,
+    trees: &BTreeSet<Digest>,
+    objects: &BTreeSet<Digest>,
+    reference: &mut dyn FnMut() -> Option<Reference>,
+) {
+    for digest in trees {
+        roots.add_content(
+            Content { digest: *digest, files: 0, kind: ContentKind::Tree, size: 0 },
+            reference(),
+        );
+    }
+    for digest in objects {
+        roots.contents.entry(*digest).or_default().references.extend(reference());
+    }
 }
 
 #[cfg(test)]

@@ -9,10 +9,11 @@ use crate::{
     error::{Result, WithContext},
     fs::{self, LinkKind, Root},
     git::{GitRef, Worktree},
-    maintenance::clones,
+    maintenance::clone_list::{CloneList, other_lists},
     path::RepoPath,
     pointer::{Content, READ_LIMIT, SUFFIX},
     repo::Repo,
+    store::Store,
     workspace::{Bases, is_tracking_file, read_kept},
 };
 
@@ -29,20 +30,28 @@ pub struct Snapshot {
     pub links: BTreeSet<Digest>,
     /// Records of kept versions, with their files, unparsed.
     pub kept: Vec<(RepoPath, Vec<u8>)>,
-    /// Published needs of other clones by clone id, unparsed.
-    pub other_clones: Vec<(String, Vec<u8>)>,
+    /// Published needs of other clones, and their refs.
+    pub other_clones: Vec<CloneList>,
 }
 
 /// Takes a snapshot; of Git's reflogs, lines younger than `recent` seconds are included.
 pub fn take_snapshot(repo: &Repo, recent: i64) -> Result<Snapshot> {
+    let own = own_snapshot(repo, &repo.store, recent)?;
+    Ok(Snapshot { other_clones: other_lists(repo)?, ..own })
+}
+
+/// Takes a snapshot as [`take_snapshot`] does, but of one clone alone, which need not be the one of `store`.
+pub fn own_snapshot(repo: &Repo, store: &Store, recent: i64) -> Result<Snapshot> {
     // Worktrees before names: a reference that moves from a worktree into a commit meanwhile is found in
     // both.
     let worktrees = repo.git.worktrees(&is_tracking_file)?;
     let (mut files, mut links) = (Vec::new(), BTreeSet::new());
-    let linked = repo.config.links()?.contains(&LinkKind::Symlink);
+    // Those of another clone are not followed.
+    let is_own = store.root().path() == repo.store.root().path();
+    let linked = !is_own || repo.config.links()?.contains(&LinkKind::Symlink);
     for root in worktrees.iter().filter_map(|it| it.root.as_ref()) {
         let top = Root::open(root)?;
-        let walk = Walk { repo, top: &top, linked };
+        let walk = Walk { store, top: &top, linked };
         let mut found = Vec::new();
         walk.folder(&RepoPath::root(), &mut found, &mut links)
             .context(|| format!("cannot look for pointers in `{}`", root.display()))?;
@@ -50,8 +59,7 @@ pub fn take_snapshot(repo: &Repo, recent: i64) -> Result<Snapshot> {
     }
     let bases = worktrees.iter().map(read_bases).collect::<Result<Vec<_>>>()?.concat();
     let names = repo.git.references(recent)?;
-    let (kept, other_clones) = (read_kept(repo)?, clones::read_other_needs(repo)?);
-    Ok(Snapshot { names, worktrees, files, bases, links, kept, other_clones })
+    Ok(Snapshot { names, worktrees, files, bases, links, kept: read_kept(repo)?, other_clones: Vec::new() })
 }
 
 fn read_bases(worktree: &Worktree) -> Result<Vec<Content>> {
@@ -64,7 +72,7 @@ fn read_bases(worktree: &Worktree) -> Result<Vec<Content>> {
 }
 
 struct Walk<'w> {
-    repo: &'w Repo,
+    store: &'w Store,
     top: &'w Root,
     /// True if workspace files may be symbolic links into the store.
     linked: bool,
@@ -95,7 +103,7 @@ impl Walk<'_> {
                 }
             } else if kind.is_symlink() && self.linked {
                 let target = self.top.read_link(&path)?;
-                links.extend(self.repo.store.large_from_link(&target).map(|it| it.digest()));
+                links.extend(self.store.large_from_link(&target).map(|it| it.digest()));
             }
         }
         for path in below {

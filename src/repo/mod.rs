@@ -63,6 +63,15 @@ impl Repo {
         Self::open(Git::discover(folder)?)
     }
 
+    /// Opens another clone, perhaps of another user, to read what it refers to. Nothing is created, and its
+    /// settings are not followed.
+    pub fn open_other(folder: &Path) -> Result<Self> {
+        let git = Git::discover(folder)?;
+        let own = || Root::open(&git.common_dir().join("mlx"));
+        let (store, private, shared) = (Store::open(own()?)?, own()?, own()?);
+        Ok(Self { store, config: Config::default(), files: Root::open(git.root())?, private, shared, git })
+    }
+
     fn open(git: Git) -> Result<Self> {
         let files = Root::open(git.root())?;
         let config = load_config(&git, files.open_own_folder(FOLDER, false)?.as_ref())?;

@@ -17,7 +17,7 @@ use crate::{
     fs::{self, LinkKind, Mode, Sync},
     path::RepoPath,
     progress::{Event, Progress},
-    store::{CachedRun, Index, Kind, Packed, Store, file_path, repack::Repacker},
+    store::{CachedRun, Index, Kind, LeaseRecord, Packed, Store, file_path, repack::Repacker},
 };
 
 /// The damaged thing, with its digest.
@@ -189,8 +189,9 @@ impl Store {
     }
 
     /// Moves damaged files into quarantine; intact objects of a damaged pack are copied into a new pack
-    /// first. An index that is damaged alone is written again from its pack.
-    pub fn quarantine(&self, report: &VerifyReport) -> Result<()> {
+    /// first. An index that is damaged alone is written again from its pack. Returns the packs that stay,
+    /// since running commands rely on them.
+    pub fn quarantine(&self, report: &VerifyReport) -> Result<BTreeSet<Digest>> {
         self.rebuild_indexes()?;
         let mut packs = BTreeSet::new();
         for fault in &report.faults {
@@ -201,16 +202,21 @@ impl Store {
                     packs.extend(name.and_then(|it| Digest::from_hex(it).ok()));
                 }
                 FaultKind::Index(name) => self.rebuild_index(&name)?,
+                // Another command stored an intact copy meanwhile.
+                FaultKind::LargeFile(digest) if self.large_is_intact(&digest) == Some(true) => {}
                 FaultKind::LargeFile(_) | FaultKind::Run(_) => self.move_to_quarantine(&fault.file)?,
             }
         }
+        let mut staying = BTreeSet::new();
         for name in packs {
-            self.salvage(&name)?;
+            if !self.salvage(&name)? {
+                staying.insert(name);
+            }
         }
-        for digest in &report.lost {
+        for digest in report.lost.iter().filter(|digest| self.large_is_intact(digest) != Some(true)) {
             self.mark_damaged(digest);
         }
-        Ok(())
+        Ok(staying)
     }
 
     /// Loads packs that lost their index file, using the index inside the pack, for this process only;
@@ -284,25 +290,36 @@ impl Store {
     }
 
     /// Copies the intact objects of a damaged pack into a new one, and moves the damaged pack into
-    /// quarantine.
-    fn salvage(&self, name: &Digest) -> Result<()> {
+    /// quarantine. As for a gc, the new pack is synced first, and the old one goes while the gate is locked,
+    /// its index before its bytes. Returns false if a running command has pinned it: then it stays.
+    fn salvage(&self, name: &Digest) -> Result<bool> {
         let (index, pack) =
             (file_path("packs", &name.hex(), ".idx")?, file_path("packs", &name.hex(), ".pack")?);
         self.copy_to_quarantine(&index)?;
         self.copy_to_quarantine(&pack)?;
+        self.dir("quarantine")?.sync()?;
         let mut repacker = Repacker::new(self);
         let packed = self.packs().get(name).cloned();
         if let Some(packed) = packed {
             let intact = packed.index.rows().filter(|row| packed.read(row).is_ok());
             repacker.copy_rows(name, &intact.collect::<Vec<_>>())?;
         }
-        self.forget_pack(name);
         // If only the end of the pack was damaged, the new pack has the same name and has replaced it.
-        if !repacker.finish()?.contains(name) {
+        let is_replaced = repacker.finish()?.contains(name);
+        if !is_replaced {
+            let _gate = self.lock_gate()?;
+            let counts = |lease: &LeaseRecord| lease.alive || self.sharing_clone.is_some();
+            if self.leases()?.iter().any(|lease| counts(lease) && lease.pinned.contains(name)) {
+                return Ok(false);
+            }
             self.root.remove(&index)?;
+            // Otherwise a power failure might bring back the index without its pack.
+            self.dir("packs")?.sync()?;
             self.root.remove(&pack)?;
         }
-        Ok(())
+        self.forget_pack(name);
+        self.refresh()?;
+        Ok(true)
     }
 }
 
@@ -360,6 +377,41 @@ mod tests {
         assert!(!store.contains(&one));
         assert_eq!(fs::names(&temp.path().join("quarantine")).len(), 2, "the pack and its index");
         assert!(store.verify(&Silent).unwrap().faults.is_empty());
+    }
+
+    #[test]
+    fn a_damaged_pack_that_a_running_command_relies_on_stays() {
+        let temp = tempfile::tempdir().unwrap();
+        let [one, two, six] = damaged(&temp);
+        let running = store(&temp);
+        assert!(running.pin(&two));
+        let repair = store(&temp);
+        let report = repair.verify(&Silent).unwrap();
+        let name = *running.packs().keys().next().unwrap();
+        assert_eq!(repair.quarantine(&report).unwrap(), BTreeSet::from([name]));
+        let open = store(&temp);
+        assert_eq!((open.read(&two).unwrap(), open.read(&six).unwrap()), (b"two".to_vec(), b"six".to_vec()));
+        assert!(!open.contains(&one) && running.read(&two).is_ok());
+        drop(running);
+        let (repair, report) = (store(&temp), store(&temp).verify(&Silent).unwrap());
+        assert_eq!(repair.quarantine(&report).unwrap(), BTreeSet::new());
+        assert!(store(&temp).verify(&Silent).unwrap().faults.is_empty());
+    }
+
+    #[test]
+    fn an_intact_copy_that_came_after_the_check_stays() {
+        let temp = tempfile::tempdir().unwrap();
+        let open = store(&temp);
+        let mut source = open.root().dir(&RepoPath::root()).unwrap().create(0o644).unwrap();
+        std::io::Write::write_all(&mut source, &vec![7; 2 << 20]).unwrap();
+        let (digest, _) = open.put_large(&source.reopen().unwrap(), &|_, _| Ok(())).unwrap();
+        let path = file_path("objects", &digest.hex(), "").unwrap();
+        open.root().write(&path, b"damaged", Sync::Later).unwrap();
+        let report = open.verify(&Silent).unwrap();
+        assert_eq!(report.lost, BTreeSet::from([digest]));
+        open.root().write(&path, &vec![7; 2 << 20], Sync::Later).unwrap();
+        open.quarantine(&report).unwrap();
+        assert!(store(&temp).contains(&digest) && store(&temp).is_intact(&digest));
     }
 
     #[test]

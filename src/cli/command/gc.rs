@@ -18,7 +18,8 @@ use crate::{
 /// Remove stored objects that nothing refers to any more
 ///
 /// Keeps everything that the workspace, Git's index, any branch, tag, stash or event, any worktree, or
-/// another clone sharing the cache refers to, and everything younger than the grace period. Versions that a
+/// another clone sharing the cache refers to, and everything younger than the grace period. Beside a clone
+/// that cannot be read, everything that any clone needed within 30 days is kept, too. Versions that a
 /// command replaced, outputs of failed runs and logs are kept for 30 days, whatever the grace period, and the
 /// newest log of each stage for ever. Without `--yes`, it only reports what it would delete.
 #[derive(clap::Args)]
