@@ -10,8 +10,8 @@ use mlx::{
 
 use crate::{
     loop_mount::random_bytes,
-    remote_repair::{add_remote, clone, files, put},
-    sandbox::{Sandbox, SandboxFolder},
+    remote_repair::{add_remote, clone, files, push_often, put},
+    sandbox::{Sandbox, SandboxFolder, command_result},
 };
 
 const SIZE: usize = 5_000_000;
@@ -107,6 +107,64 @@ fn a_wrong_list_gives_nothing_and_the_next_push_replaces_it() {
         assert_same(&other.folder);
         assert_eq!(sandbox.json("push")["objects"], 0, "{name}");
     }
+}
+
+/// Fifty times a chunk of about a megabyte, as if it were one of a hundred kilobytes: as much as the file
+/// has.
+#[test]
+fn a_list_with_false_lengths_writes_nothing() {
+    let sandbox = with_list(&|list| encode(1, &vec![(SIZE as u64 / 50, list[0].1); 50]));
+    let other = clone(&sandbox, "clone");
+    let mut shell = sandbox.command("sh", &other.folder);
+    // A file of more than 8 MiB would be an error of the disk.
+    shell.args(["-c", "ulimit -f 16384; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_mlx"), "fetch", "a"]);
+    let fetched = command_result(shell.output().unwrap());
+    assert!(fetched.code == 5 && fetched.err.contains("damaged data"), "{fetched:?}");
+    assert_eq!((incomplete(&other), files(&sandbox, "damaged").len()), (0, 1));
+}
+
+/// The wrong list comes first in the order in which packs are merged.
+#[test]
+fn a_merge_of_packs_keeps_all_lists_of_a_file() {
+    let sandbox = with_list(&WRONG[0].1);
+    let wrong =
+        files(&sandbox, "packs").into_iter().min_by_key(|file| file.metadata().unwrap().len()).unwrap();
+    add_remote(&sandbox, "second");
+    sandbox.ok("push a");
+    let (mut chunks, mut list) = (Vec::new(), None);
+    for file in fs::read_dir(sandbox.root().join("second/v1/packs")).unwrap() {
+        let bytes = fs::read(file.unwrap().path()).unwrap();
+        for row in Index::from_pack(&bytes).unwrap().rows() {
+            let object = row.decode(&bytes[row.offset as usize..][..row.stored as usize]).unwrap();
+            match row.kind {
+                Kind::Content => chunks.push((row.digest, object)),
+                _ => list = Some(object),
+            }
+        }
+    }
+    let chunks: Vec<_> = chunks.iter().map(|(digest, bytes)| (Kind::Content, *digest, &bytes[..])).collect();
+    let (name, bytes, index) = pack(&chunks).unwrap();
+    put(&sandbox, &name.hex(), &bytes, &index);
+    let wrong_name = wrong.file_name().unwrap().to_str().unwrap().to_owned();
+    let right = (0_u8..).find_map(|number| {
+        let other = [number; 3];
+        let right = (Kind::Chunks, Digest::of(&large()), &list.as_ref().unwrap()[..]);
+        let made = pack(&[right, (Kind::Content, Digest::of(&other), &other[..])]).unwrap();
+        (made.0.hex() > wrong_name).then_some(made)
+    });
+    let (name, bytes, index) = right.unwrap();
+    put(&sandbox, &name.hex(), &bytes, &index);
+    sandbox.ok("config set core.remote remote");
+    push_often(&sandbox);
+    assert_eq!(files(&sandbox, "replaced").len(), 1);
+    // Only what was merged is left of the small packs.
+    for kind in ["packs", "indexes"] {
+        for name in [&wrong_name, &name.hex()] {
+            fs::remove_file(sandbox.root().join("remote/v1").join(kind).join(name)).unwrap();
+        }
+    }
+    let other = clone(&sandbox, "clone");
+    other.ok("fetch a");
 }
 
 #[test]
