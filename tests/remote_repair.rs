@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use axum::http::Method;
 use mlx::{
     digest::Digest,
     store::{Index, Kind, pack},
@@ -272,6 +273,13 @@ fn small_packs_of_many_pushes_are_merged() {
     service.bucket().log.clear();
     assert_eq!(sandbox.json("push")["objects"], 0);
     assert_eq!(service.bucket().log.len(), 2, "{:?}", service.bucket().log);
+    // One pack is sent with its index and the list of roots, and its size is compared.
+    sandbox.write("e", "one more");
+    sandbox.ok("add e");
+    service.bucket().log.clear();
+    sandbox.ok("push");
+    let count = |method: Method| service.bucket().count(&method);
+    assert_eq!([Method::GET, Method::PUT, Method::HEAD].map(count), [2, 3, 1], "{:?}", service.bucket().log);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::{
     error::{Result, WithContext},
     fs::Sync,
     path::RepoPath,
-    remote::{Access, PARALLEL, Remote, cache_folder},
+    remote::{Access, PACKS, PARALLEL, Remote, cache_folder},
     repo::Repo,
     store::{Index, Kind, Lookup, Row},
 };
@@ -307,7 +307,7 @@ async fn list(operator: &opendal::Operator) -> opendal::Result<Listing> {
 
 /// Returns the path of a pack at the remote.
 pub fn pack_path(name: &Digest) -> String {
-    format!("v1/packs/{}", name.hex())
+    format!("{PACKS}{}", name.hex())
 }
 
 /// Returns the path of a pack index at the remote.

@@ -57,6 +57,8 @@ use crate::{
 const MARKER: &str = "mlx-remote.toml";
 const MARKER_TEXT: &str = "# Objects of mlx, named by their digests. Remove nothing by hand.\nformat = 1\n";
 const FORMAT: u64 = 1;
+/// Folder of the packs.
+const PACKS: &str = "v1/packs/";
 /// Largest number of concurrent requests.
 const PARALLEL: usize = 8;
 
@@ -157,11 +159,29 @@ impl Remote {
         self.wait("read", self.operator.exists(path))
     }
 
-    /// Writes a file and checks that it is complete and, in a folder, synced to disk.
+    /// Writes a file completely and, in a folder, syncs it to disk.
     fn write(&self, path: &str, bytes: impl Into<Buffer>) -> Result<()> {
-        let task = write_one(self.uploads.clone(), path.to_owned(), bytes);
-        self.wait("write to", task)?;
+        self.wait("write to", self.upload(path.to_owned(), bytes.into()))?;
         self.sync(path)
+    }
+
+    /// Writes a file. A write that only seemed to succeed is an error: the size of a pack is compared before
+    /// its index is written, and of every file in a folder, as any disk may be full.
+    fn upload(&self, path: String, bytes: Buffer) -> impl Future<Output = opendal::Result<()>> + use<> {
+        let (operator, length) = (self.uploads.clone(), bytes.len() as u64);
+        let is_compared = self.folder.is_some() || path.starts_with(PACKS);
+        async move {
+            operator.write(&path, bytes).await?;
+            if !is_compared {
+                return Ok(());
+            }
+            let stored = operator.stat(&path).await?.content_length();
+            if stored == length {
+                return Ok(());
+            }
+            let message = format!("{path} has {stored} bytes there, not {length}");
+            Err(opendal::Error::new(ErrorKind::Unexpected, message))
+        }
     }
 
     /// Deletes a file; a missing one is fine.
@@ -181,18 +201,6 @@ impl Remote {
             None => Ok(()),
         }
     }
-}
-
-/// Writes a file and compares its size afterwards: a write that only seemed to succeed is an error.
-async fn write_one(operator: Operator, path: String, bytes: impl Into<Buffer>) -> opendal::Result<()> {
-    let bytes = bytes.into();
-    let length = bytes.len() as u64;
-    operator.write(&path, bytes).await?;
-    let stored = operator.stat(&path).await?.content_length();
-    if stored == length {
-        return Ok(());
-    }
-    Err(opendal::Error::new(ErrorKind::Unexpected, format!("{path} has {stored} bytes there, not {length}")))
 }
 
 /// Returns the folder that caches immutable files of this remote.

@@ -24,7 +24,7 @@ use crate::{
     remote::{
         Remote,
         catalog::{Catalog, index_path, pack_path},
-        clock, write_one,
+        clock,
     },
     repo::Repo,
     store::{EncodedObject, Index, Kind, PackWriter, Row, renamed},
@@ -187,7 +187,7 @@ impl<'u> PackUploader<'u> {
         let (length, start) = (bytes.len() as u64, Instant::now());
         let task = (!is_there).then(|| {
             self.sent.bytes += length;
-            let upload = write_one(self.remote.uploads.clone(), pack_path(&name), bytes);
+            let upload = self.remote.upload(pack_path(&name), bytes);
             self.remote.runtime.spawn(async move { upload.await.map(|()| start.elapsed()) })
         });
         self.uploads.push_back(Upload { name, index, length, task });
