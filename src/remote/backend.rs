@@ -5,10 +5,11 @@
 use std::{path::Path, time::Duration};
 
 use opendal::{
-    Operator,
+    HttpTransporter, Operator,
     layers::{ConcurrentLimitLayer, RetryLayer, TimeoutLayer},
     services,
 };
+use opendal_http_transport_reqwest::ReqwestTransport;
 
 use crate::{
     error::{Error, Kind, Result, WithContext},
@@ -24,8 +25,9 @@ use crate::{
 
 /// Largest time for an answer, and until the next part of a download arrives.
 const TIMEOUT: Duration = Duration::from_mins(1);
-/// Largest time for the upload of one file: packs are small on a slow line.
-const UPLOAD_TIMEOUT: Duration = Duration::from_mins(5);
+/// Largest time for the upload of one file: packs are small on a slow line, and TCP notices within
+/// [`TIMEOUT`] if one stands still.
+const UPLOAD_TIMEOUT: Duration = Duration::from_mins(15);
 
 /// An opened backend: the operator, the address without secrets, and the folder if it is one.
 pub struct Backend {
@@ -77,7 +79,7 @@ fn open_bucket(config: &RemoteConfig, bucket: &str, prefix: &str) -> Result<Back
     }
     // The TLS library needs a default provider; a second call has no effect.
     drop(rustls::crypto::ring::default_provider().install_default());
-    opendal_http_transport_reqwest::install_default();
+    HttpTransporter::install_default(ReqwestTransport::new(http_client()?));
     let mut options: Vec<(String, String)> = config.options.clone().into_iter().collect();
     options.push(("bucket".to_owned(), bucket.to_owned()));
     options.push(("root".to_owned(), format!("/{prefix}")));
@@ -90,6 +92,12 @@ fn open_bucket(config: &RemoteConfig, bucket: &str, prefix: &str) -> Result<Back
     let endpoint = config.options.get("endpoint").map(|it| format!(" ({it})")).unwrap_or_default();
     let (operator, uploads) = with_layers(config, Operator::from_iter::<services::S3>(options))?;
     Ok(Backend { operator, uploads, location: format!("{}{endpoint}", config.url), folder: None })
+}
+
+/// Returns a client that gives a connection up if the other side acknowledges no bytes for a while.
+fn http_client() -> Result<reqwest::Client> {
+    let client = reqwest::Client::builder().connect_timeout(TIMEOUT).tcp_user_timeout(TIMEOUT).build();
+    client.map_err(|error| Error::new(Kind::Internal, "cannot create the HTTP client").with_source(error))
 }
 
 /// Returns an operator for all but uploads, and one for uploads.

@@ -69,6 +69,8 @@ pub struct PackUploader<'u> {
     catalog: &'u mut Catalog,
     current: Option<PackWriter<Vec<u8>>>,
     pack_size: u64,
+    /// True if the last upload showed that the line is slow.
+    is_slow: bool,
     /// Objects that [`PackUploader::put_once`] has queued.
     queued: HashSet<(Digest, Kind)>,
     /// Packs whose indexes are not written yet, in order.
@@ -97,6 +99,7 @@ impl<'u> PackUploader<'u> {
             } else {
                 FIRST_PACK_SIZE.min(max_pack_size())
             },
+            is_slow: false,
             queued: HashSet::new(),
             uploads: VecDeque::new(),
             sent: Pushed::default(),
@@ -167,7 +170,9 @@ impl<'u> PackUploader<'u> {
         // Without a copy: an index may be as large as its objects.
         let parts = vec![Bytes::from(objects), index.clone(), Bytes::copy_from_slice(&tail)];
         let mut bytes = Buffer::from(parts);
-        if self.uploads.len() == MAX_UPLOADS {
+        // On a slow line several at once would only take longer, each.
+        let most = if self.is_slow { 1 } else { MAX_UPLOADS };
+        while self.uploads.len() >= most {
             self.complete_first()?;
         }
         let mut is_there = false;
@@ -177,7 +182,7 @@ impl<'u> PackUploader<'u> {
                 is_there = self.remote.read_if_there(&pack_path(&name))?.as_ref() == Some(&pack);
             } else {
                 let mark = fs::coarse_now().to_le_bytes();
-                let other = renamed(&pack, &Index::parse(index.to_vec())?, &mark)?;
+                let other = renamed(&pack, &Index::parse(index.clone())?, &mark)?;
                 (name, bytes, index) = (other.0, other.1.into(), other.2.into());
             }
         }
@@ -200,7 +205,8 @@ impl<'u> PackUploader<'u> {
         if let Some(task) = task {
             let duration = self.remote.wait("write to", async { task.await.map_err(to_opendal)? })?;
             if self.remote.folder.is_none() {
-                self.pack_size = size_for_rate(length, duration).min(max_pack_size());
+                let size = size_for_rate(length, duration);
+                (self.pack_size, self.is_slow) = (size.min(max_pack_size()), size < FIRST_PACK_SIZE);
             }
         }
         self.remote.sync(&pack_path(&name))?;
