@@ -199,9 +199,9 @@ impl World {
         let (here, away) = (self.folder(clone), self.sandbox.root().join(format!("away-{clone}")));
         let is_away = &mut self.clones[clone].is_away;
         if *is_away {
-            fs::rename(away, here).unwrap()
+            fs::rename(away, here).unwrap();
         } else {
-            fs::rename(here, away).unwrap()
+            fs::rename(here, away).unwrap();
         }
         *is_away = !*is_away;
     }

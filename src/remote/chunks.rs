@@ -109,14 +109,18 @@ mod tests {
         found
     }
 
-    #[test]
-    fn an_insertion_changes_few_chunks() {
+    fn noise(length: usize) -> Vec<u8> {
         let mut state = 1_u64;
-        let mut noise = || {
+        let mut next = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             (state >> 56) as u8
         };
-        let bytes: Vec<u8> = (0..20 << 20).map(|_| noise()).collect();
+        (0..length).map(|_| next()).collect()
+    }
+
+    #[test]
+    fn an_insertion_changes_few_chunks() {
+        let bytes = noise(20 << 20);
         let before = chunks(&bytes);
         let mut edited = bytes.clone();
         edited.splice(7_000_000..7_000_000, *b"an insertion");
@@ -133,7 +137,7 @@ mod tests {
             file.rewind().unwrap();
             file
         };
-        let bytes: Vec<u8> = (0..3_000_000_u32).map(|at| (at * at >> 7) as u8).collect();
+        let bytes = noise(3_000_000);
         let list = chunks(&bytes);
         assert!(list.len() > 1 && is_list_of(&list, file(&bytes)).unwrap());
         let other = [&bytes[..2_999_999], b"x"].concat();
