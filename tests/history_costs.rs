@@ -10,7 +10,10 @@ use std::{
 use mlx::{
     digest::Digest,
     lineage::{Introduction, Lineage, trace, versions},
+    maintenance::{GcMode, collect, usage},
     path::RepoPath,
+    pipeline::CommitRecords,
+    progress::Silent,
     repo::Repo,
 };
 
@@ -137,4 +140,86 @@ fn a_node_that_several_stages_read_is_shown_once() {
         (Some("s6"), &serde_json::json!([]))
     );
     assert_eq!(sandbox.ok("lineage a8").matches("(as above)").count(), 14);
+}
+
+/// Creates a history of `commits` commits that change one of `pointers` pointers each, in folders of ten.
+fn changing(pointers: usize, commits: usize) -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.commit("start");
+    let file = |number: usize| format!("d{}/{number:03}.mlx", number / 10);
+    let first = (0..pointers).map(|number| (file(number), pointer(&format!("first {number}")))).collect();
+    let change = |at: usize| vec![(file(at % pointers), pointer(&at.to_string()))];
+    import(&sandbox, &std::iter::once(first).chain((1..commits).map(change)).collect::<Vec<_>>());
+    sandbox
+}
+
+#[test]
+fn commands_on_all_history_read_each_pointer_and_each_folder_once() {
+    let commands: [(&str, u64, &dyn Fn(&Repo)); 3] = [
+        ("du", 2, &|repo| assert!(usage(repo).is_ok())),
+        ("gc", 1, &|repo| assert!(collect(repo, 0, GcMode::DryRun, &Silent).is_ok())),
+        ("fetch --all-commits", 1, &|repo| {
+            let (revs, errors) = repo.git.all_commits().unwrap();
+            let mut records = CommitRecords::new(&repo.git);
+            revs.iter().for_each(|rev| records.add(rev));
+            let (contents, runs, faults) = records.finish();
+            assert_eq!((runs.len(), errors.len(), faults.len()), (0, 0, 0));
+            assert!(contents.len() as u64 > 100, "{}", contents.len());
+        }),
+    ];
+    for (name, passes, command) in commands {
+        let [few, many] = [40, 160].map(|pointers| {
+            let sandbox = changing(pointers, 100);
+            let repo = Repo::discover(&sandbox.repo).unwrap();
+            command(&repo);
+            repo.git.reads()
+        });
+        // Of each commit itself and two folders, and the pointer; of a pass that compares commits, the
+        // folders of both.
+        assert!(few <= passes * 6 * 100 + 200, "{name}: {few}");
+        assert!(many <= few + 4 * 120 * passes, "{name}: {few}, {many}");
+    }
+}
+
+#[test]
+fn usage_of_revisions_is_that_of_their_contents() {
+    let sandbox = Sandbox::new();
+    let large = |seed: u8| vec![seed; 2_000_000];
+    let write = |file: &str, seed: u8| sandbox.write(file, large(seed));
+    let commit = |message: &str| {
+        sandbox.ok("add a b");
+        sandbox.commit(message);
+    };
+    write("a", 1);
+    write("b", 2);
+    commit("one");
+    write("b", 3);
+    commit("two");
+    // The same data again, and a commit without a change of it.
+    write("b", 2);
+    commit("three");
+    sandbox.write("other", "x");
+    sandbox.git("add other");
+    sandbox.git("commit -q -m four");
+    let du = sandbox.json("du");
+    let rows = du["revisions"].as_array().unwrap().iter();
+    let row = |row: &serde_json::Value| {
+        let number = |name: &str| row[name].as_u64().unwrap();
+        let summary = row["summary"].as_str().unwrap().to_owned();
+        (
+            summary,
+            number("commits"),
+            number("pointers"),
+            number("size"),
+            row["only"]["bytes"].as_u64().unwrap(),
+        )
+    };
+    let mut rows: Vec<_> = rows.map(row).collect();
+    rows.sort();
+    // All commits are of one second: of the three with the same data, any may be the newest.
+    let same = rows.iter().find(|row| row.1 == 3).unwrap().clone();
+    assert!(["one", "three", "four"].contains(&&same.0[..]), "{rows:?}");
+    let two = ("two".to_owned(), 1, 2, 4_000_000, 2_000_000);
+    assert_eq!(rows.len(), 2);
+    assert!(rows.contains(&two) && rows.contains(&(same.0.clone(), 3, 2, 4_000_000, 2_000_000)), "{rows:?}");
 }

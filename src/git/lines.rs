@@ -7,26 +7,20 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
 };
 
 use crate::{
     error::Result,
-    git::{BlobId, Git, Rev, from_gix},
-    path::{MAX_DEPTH, RepoPath},
+    git::{
+        BlobId, Git, Rev, from_gix,
+        tree_changes::{Filter, Step},
+    },
+    path::RepoPath,
 };
 
 /// Number of positions of HEAD that are considered, newest first.
 const MAX_POSITIONS: usize = 1000;
-
-/// The two versions of a file in a commit and its parent; `None` where it does not exist.
-type Step = [Option<BlobId>; 2];
-
-/// Selects the paths of files of interest, and of the folders that may contain some.
-struct Filter<'f> {
-    file: &'f dyn Fn(&RepoPath) -> bool,
-    folder: &'f dyn Fn(&RepoPath) -> bool,
-}
 
 /// The commits that HEAD was at, and what changed since each.
 pub struct HeadLines {
@@ -65,7 +59,7 @@ impl Git {
         let mut versions: BTreeMap<_, Vec<_>> = BTreeMap::new();
         let filter = Filter { file: &|file| wanted(file.bytes()), folder: &|_| true };
         for (at, pair) in positions.windows(2).enumerate() {
-            for (file, [_, older]) in self.changed_files(&pair[0], &pair[1], &filter)? {
+            for (file, [_, older]) in self.changed_between(&pair[0], &pair[1], &filter)? {
                 versions.entry(file).or_default().push((at + 1, older));
             }
         }
@@ -91,61 +85,8 @@ impl Git {
     }
 
     /// Lists the files that `filter` selects and that differ in two commits.
-    fn changed_files(&self, one: &Rev, two: &Rev, filter: &Filter<'_>) -> Result<Vec<(RepoPath, Step)>> {
-        let tree = |rev: &Rev| self.tree_id(rev, || format!("cannot list the files of {}", rev.short()));
-        let mut found = Vec::new();
-        let trees = [Some(tree(one)?), Some(tree(two)?)];
-        self.changed_below(&RepoPath::root(), trees, filter, &mut found)?;
-        Ok(found)
-    }
-
-    fn changed_below(
-        &self,
-        folder: &RepoPath,
-        trees: [Option<gix::ObjectId>; 2],
-        filter: &Filter<'_>,
-        found: &mut Vec<(RepoPath, Step)>,
-    ) -> Result<()> {
-        if trees[0] == trees[1] || folder.components().count() > MAX_DEPTH {
-            return Ok(());
-        }
-        let mut old = self.rows(trees[0])?;
-        let mut changed = Vec::new();
-        for (name, row) in self.rows(trees[1])? {
-            let before = old.remove(&name);
-            if before != Some(row) {
-                changed.push((name, [before, Some(row)]));
-            }
-        }
-        changed.extend(old.into_iter().map(|(name, row)| (name, [Some(row), None])));
-        for (name, rows) in changed {
-            // mlx cannot have written below a name that is not valid in its paths.
-            let Ok(path) = folder.join(&name) else { continue };
-            let of_kind = |is_tree: bool| rows.map(|row| row.filter(|row| row.0 == is_tree).map(|row| row.1));
-            let blobs = of_kind(false).map(|blob| blob.map(BlobId::new));
-            if (filter.folder)(&path) {
-                self.changed_below(&path, of_kind(true), filter, found)?;
-            }
-            if blobs[0] != blobs[1] && (filter.file)(&path) {
-                found.push((path, blobs));
-            }
-        }
-        Ok(())
-    }
-
-    /// Returns the files and folders of a tree by name, each with true for a folder, and its id.
-    fn rows(&self, tree: Option<gix::ObjectId>) -> Result<HashMap<Vec<u8>, (bool, gix::ObjectId)>> {
-        let context = || "cannot read a tree from Git".to_owned();
-        let Some(tree) = tree else { return Ok(HashMap::new()) };
-        let mut rows = HashMap::new();
-        for entry in self.tree(tree, context)?.iter() {
-            let entry = from_gix(entry, context)?;
-            let mode = entry.mode();
-            if mode.is_tree() || mode.is_blob() {
-                rows.insert(entry.filename().to_vec(), (mode.is_tree(), entry.object_id()));
-            }
-        }
-        Ok(rows)
+    fn changed_between(&self, one: &Rev, two: &Rev, filter: &Filter<'_>) -> Result<Vec<(RepoPath, Step)>> {
+        self.changed_files([Some(self.top_tree(one)?), Some(self.top_tree(two)?)], filter)
     }
 }
 
@@ -211,7 +152,7 @@ impl HeadLines {
         // Compared first: where both ends of the line differ, a commit between them changed the file.
         pending.extend(shared.into_iter().map(|parent| [parent, self.head.clone()]));
         let filter = Filter { file: &|file| (self.wanted)(file.bytes()), folder: &|_| true };
-        let changed = git.changed_files(start, &self.head, &filter)?;
+        let changed = git.changed_between(start, &self.head, &filter)?;
         let files: BTreeSet<RepoPath> = changed.into_iter().map(|(file, _)| file).collect();
         let folders = files.iter().flat_map(|file| file.ancestors().skip(1)).collect();
         Ok(Some(Since { files, folders, pending, steps: BTreeMap::new() }))
@@ -230,7 +171,7 @@ impl Since {
             let (files, folders) = (&self.files, &self.folders);
             let filter =
                 Filter { file: &|path| files.contains(path), folder: &|path| folders.contains(path) };
-            let changed = git.changed_files(older, newer, &filter)?;
+            let changed = git.changed_between(older, newer, &filter)?;
             let stays = changed.iter().all(|(path, step)| path != file || is_same(step));
             for (path, step) in changed {
                 self.steps.entry(path).or_default().insert(step);

@@ -15,6 +15,7 @@ mod refs;
 mod rule_files;
 mod sign;
 mod tags;
+mod tree_changes;
 mod trees;
 mod upstream;
 mod write;
@@ -29,16 +30,21 @@ pub use self::{
     refs::{GitRef, RefTarget, Target, Worktree},
     sign::{Key, Signer},
     tags::Tag,
-    trees::{FileLookup, TreeId, TreeScan},
+    tree_changes::{Filter, Step},
+    trees::{FileLookup, NewFiles, TreeId, TreeScan},
     upstream::{PushOutcome, RefListing, RefToFetch, Upstream},
     write::SingleFile,
 };
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     fmt,
     path::{Path, PathBuf},
     process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use crate::{
@@ -54,7 +60,7 @@ pub struct Git {
     /// Objects that the remote of a partial clone did not send.
     not_sent: RefCell<promised::NotSent>,
     /// Number of objects read, other than the commits that a walk of history visits.
-    reads: Cell<u64>,
+    reads: Arc<AtomicU64>,
 }
 
 /// Id of a commit.
@@ -107,7 +113,7 @@ impl Git {
 
     /// Returns the number of objects read so far, other than the commits that a walk of history visits.
     pub fn reads(&self) -> u64 {
-        self.reads.get()
+        self.reads.load(Ordering::Relaxed)
     }
 
     /// Returns true unless `core.fileMode` is false: Git sets that when it creates a repository on a file

@@ -4,11 +4,12 @@
 //! the rest, which garbage collection would take for garbage. Git's own `gc` does not regard it either.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     ffi::OsStr,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
 };
 
 use gix::bstr::ByteSlice as _;
@@ -41,7 +42,7 @@ impl Git {
         })?;
         let root = fs::canonicalize(&root).unwrap_or(root);
         check_head_commit(&repo)?;
-        Ok(Self { repo, root, not_sent: RefCell::default(), reads: Cell::new(0) })
+        Ok(Self { repo, root, not_sent: RefCell::default(), reads: Arc::default() })
     }
 
     /// Like [`Git::discover`], for a command that works on the files in `start`. Refuses a repository whose
@@ -76,7 +77,12 @@ impl Git {
     pub fn without_replacements(&self) -> Self {
         let mut repo = self.repo.clone();
         repo.objects.ignore_replacements = true;
-        Self { repo, root: self.root.clone(), not_sent: self.not_sent.clone(), reads: Cell::new(0) }
+        Self {
+            repo,
+            root: self.root.clone(),
+            not_sent: self.not_sent.clone(),
+            reads: Arc::clone(&self.reads),
+        }
     }
 }
 

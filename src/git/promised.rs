@@ -4,11 +4,11 @@
 //! The user's `git` fetches them, as it does tags and events. A caller that reads many calls
 //! [`Git::prefetch`] first, so that they come in one request, or in few if the remote refuses some.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::atomic::Ordering};
 
 use crate::{
     error::{Error, Kind, Result, WithContext},
-    git::{Git, Rev, TreeScan, from_gix, unreadable, upstream::Upstream},
+    git::{Git, NewFiles, Rev, from_gix, unreadable, upstream::Upstream},
 };
 
 /// Number of requests in a row that the remote may refuse before it is not asked again.
@@ -27,7 +27,7 @@ pub(super) struct NotSent {
 impl Git {
     /// Reads an object; one that is promised by a remote is fetched first.
     pub(super) fn object(&self, id: gix::ObjectId, context: impl Fn() -> String) -> Result<gix::Object<'_>> {
-        self.reads.set(self.reads.get() + 1);
+        self.reads.fetch_add(1, Ordering::Relaxed);
         if let Ok(object) = self.repo.find_object(id) {
             return Ok(object);
         }
@@ -54,11 +54,13 @@ impl Git {
         }
         let id = |rev| self.tree_id(rev, || "cannot read Git's history".to_owned()).ok();
         let _trees = self.fetch_promised(&revs.iter().filter_map(id).collect::<Vec<_>>());
-        let mut scan = TreeScan::new(self, wanted);
+        let mut files = NewFiles::new(self, wanted);
         let mut blobs = Vec::new();
         for rev in revs {
-            let files = scan.files(rev);
-            blobs.extend(files.iter().flat_map(|files| files.iter()).map(|(_, blob)| blob.id()));
+            let _unreadable = files.list(rev, &mut |_, blob| {
+                blobs.push(blob.id());
+                Ok(true)
+            });
         }
         blobs.sort_unstable();
         blobs.dedup();

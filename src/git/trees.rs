@@ -1,8 +1,8 @@
-//! Reads the folders of many commits: all files of one kind, or given files. A folder that commits share is
-//! read once.
+//! Reads the folders of many commits: all files of one kind, those that are new, or given files. A folder
+//! that commits share is read once.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     rc::Rc,
 };
 
@@ -23,6 +23,10 @@ impl TreeId {
     pub(super) fn new(id: gix::ObjectId) -> Self {
         Self(id)
     }
+
+    pub(super) fn id(self) -> gix::ObjectId {
+        self.0
+    }
 }
 
 /// Lists the files of one kind in commits.
@@ -31,6 +35,24 @@ pub struct TreeScan<'g> {
     wanted: fn(&[u8]) -> bool,
     cache: HashMap<gix::ObjectId, Rc<[(RepoPath, BlobId)]>>,
 }
+
+/// Lists the files of one kind in commits, each path with each of its contents once, whatever the number of
+/// commits that have it. Keeps what differs between commits only.
+pub struct NewFiles<'g> {
+    git: &'g Git,
+    wanted: fn(&[u8]) -> bool,
+    folders: HashMap<RepoPath, Seen>,
+}
+
+/// The trees that were listed for a folder, and their files: names with a zero and the id behind them.
+#[derive(Default)]
+struct Seen {
+    trees: HashSet<gix::ObjectId>,
+    files: HashSet<Box<[u8]>>,
+}
+
+/// Takes a file; returns false if it is to be listed again for the next commit that has it.
+type TakeFile<'t> = dyn FnMut(&RepoPath, BlobId) -> Result<bool> + 't;
 
 /// Finds given files in commits.
 pub struct FileLookup<'g> {
@@ -105,6 +127,63 @@ impl<'g> TreeScan<'g> {
         let files: Rc<[_]> = files.into();
         self.cache.insert(tree, Rc::clone(&files));
         Ok(files)
+    }
+}
+
+impl<'g> NewFiles<'g> {
+    /// Creates a list of files whose last name `wanted` accepts.
+    pub fn new(git: &'g Git, wanted: fn(&[u8]) -> bool) -> Self {
+        Self { git, wanted, folders: HashMap::new() }
+    }
+
+    /// Lists the files of a commit that were not listed before.
+    pub fn list(&mut self, rev: &Rev, take: &mut TakeFile<'_>) -> Result<()> {
+        let tree = self.git.top_tree(rev)?;
+        self.below(tree.0, &RepoPath::root(), 0, take).map(drop)
+    }
+
+    /// Returns true unless something in the folder is to be listed again.
+    fn below(
+        &mut self,
+        tree: gix::ObjectId,
+        folder: &RepoPath,
+        depth: usize,
+        take: &mut TakeFile<'_>,
+    ) -> Result<bool> {
+        if self.folders.get(folder).is_some_and(|seen| seen.trees.contains(&tree)) {
+            return Ok(true);
+        }
+        let git = self.git;
+        let context = || format!("cannot read `{folder}` from Git");
+        let object = git.tree(tree, context)?;
+        let (mut key, mut is_done) = (Vec::new(), true);
+        for entry in object.iter() {
+            let entry = from_gix(entry, context)?;
+            let (name, id) = (entry.filename(), entry.object_id());
+            if entry.mode().is_tree() && depth < MAX_DEPTH {
+                // mlx cannot have written below a name that is not valid in its paths.
+                let Ok(path) = folder.join(name) else { continue };
+                is_done &= self.below(id, &path, depth + 1, take)?;
+            } else if entry.mode().is_blob() && (self.wanted)(name) {
+                key.clear();
+                key.extend_from_slice(name);
+                key.push(0);
+                key.extend_from_slice(id.as_bytes());
+                if self.folders.get(folder).is_some_and(|seen| seen.files.contains(&key[..])) {
+                    continue;
+                }
+                let Ok(path) = folder.join(name) else { continue };
+                if take(&path, BlobId::new(id))? {
+                    self.folders.entry(folder.clone()).or_default().files.insert(key[..].into());
+                } else {
+                    is_done = false;
+                }
+            }
+        }
+        if is_done {
+            self.folders.entry(folder.clone()).or_default().trees.insert(tree);
+        }
+        Ok(is_done)
     }
 }
 

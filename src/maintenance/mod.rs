@@ -15,6 +15,7 @@ mod mark;
 mod model_test;
 mod references;
 mod repair;
+mod revisions;
 mod roots;
 mod snapshot;
 mod usage;
@@ -26,6 +27,7 @@ pub use self::{
     collect::{GcMode, GcReport, collect},
     leftovers::FreedLeftovers,
     repair::{RepairReport, RepairSource},
+    revisions::Revision,
     roots::{Reference, Referrer, RootEntry, Roots},
-    usage::{ClassUsage, Revision, Share, Usage, usage},
+    usage::{ClassUsage, Share, Usage, usage},
 };

@@ -9,9 +9,10 @@ use crate::{
     digest::Digest,
     error::{Error, Kind, Result},
     fs,
+    git::{BlobId, Git},
     path::RepoPath,
     pipeline::Lockfile,
-    pointer::{Content, Pointer, SUFFIX},
+    pointer::{Content, Pointer, READ_LIMIT, SUFFIX},
 };
 
 /// Size of the largest file of a filter that may stand for a pointer, in bytes.
@@ -55,8 +56,14 @@ impl FileReferences {
     }
 }
 
+/// Reads a file of a commit. The outer error is Git's; the inner one is about the file's content.
+pub fn read_committed(git: &Git, path: &RepoPath, blob: BlobId) -> Result<Result<FileReferences>> {
+    let limit = if path.without_suffix(SUFFIX).is_some() { READ_LIMIT } else { fs::MAX_DOCUMENT_SIZE };
+    Ok(parse_committed(path, git.read_small_blob(blob, limit)?.as_deref()))
+}
+
 /// Reads a file in Git, whose bytes are given unless it is larger than any such file.
-pub fn parse_committed(path: &RepoPath, bytes: Option<&[u8]>) -> Result<FileReferences> {
+fn parse_committed(path: &RepoPath, bytes: Option<&[u8]>) -> Result<FileReferences> {
     match bytes {
         Some(bytes) if is_filtered(path, bytes) => Err(filtered(path)),
         Some(bytes) => parse(path, bytes).or_else(|error| salvage(path, bytes, error)),

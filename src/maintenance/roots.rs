@@ -1,7 +1,7 @@
 //! Roots of garbage collection: everything that the [`Snapshot`], all history behind it, run records, kept
 //! versions and the traffic spool refer to.
 //!
-//! Each blob is read once, however many commits hold it. If a pointer or lockfile in a worktree cannot be
+//! Each file is read once, however many commits hold it. If a pointer or lockfile in a worktree cannot be
 //! parsed, its needs are unknown until the user fixes it. A file that has the suffix of a pointer but is not
 //! one needs nothing. Messages of tags and events name packages and reports by their digests: everything that
 //! looks like a digest there is kept, whether of a version, a release, or an event of a newer mlx.
@@ -19,17 +19,17 @@ use crate::{
     digest::Digest,
     error::{Error, Kind, Result, WithContext},
     fs,
-    git::{BlobId, Git, GitRef, Rev, Target, TreeScan},
+    git::{BlobId, Git, GitRef, NewFiles, Rev, Target, TreeScan},
     ledger::AUDIT,
     maintenance::{
         history_cache::{HistoryCache, Tips},
         references::{
-            FileReferences, ReadBlob, Unreadable, digests_in, filtered, overwritten, parse, parse_committed,
+            FileReferences, ReadBlob, Unreadable, digests_in, filtered, overwritten, parse, read_committed,
         },
         snapshot::Snapshot,
     },
     path::RepoPath,
-    pointer::{Content, ContentKind, READ_LIMIT, SUFFIX},
+    pointer::{Content, ContentKind, SUFFIX},
     repo::Repo,
     store::Store,
     time::Timestamp,
@@ -79,12 +79,16 @@ pub struct Roots {
     pub not_pointers: BTreeSet<RepoPath>,
     /// Number of commits read.
     pub commits: u64,
+    /// The commits, newest first, if their paths were requested.
+    pub history: Vec<Rev>,
 }
 
-/// Choice between collecting digests only, and collecting all references to each.
+/// Choice between collecting digests only, references to each of which one commit names a path, and all
+/// references to each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detail {
     Digests,
+    Paths,
     References,
 }
 
@@ -169,7 +173,7 @@ impl Roots {
     ) {
         for digest in digests {
             let entry = self.contents.entry(digest).or_default();
-            if detail == Detail::References {
+            if detail != Detail::Digests {
                 entry.references.push(Reference { referrer: referrer.clone(), path: RepoPath::root() });
             }
         }
@@ -225,16 +229,12 @@ impl RootsReader<'_> {
         if let Some(references) = self.cache.get(&key) {
             return Ok(Rc::clone(references));
         }
-        let references = Rc::new(self.parse_blob(path, blob)?.map_err(Unreadable::from));
-        self.cache.insert(key, Rc::clone(&references));
+        let references = Rc::new(read_committed(self.git, path, blob)?.map_err(Unreadable::from));
+        // Otherwise the file is read once.
+        if self.detail == Detail::References {
+            self.cache.insert(key, Rc::clone(&references));
+        }
         Ok(references)
-    }
-
-    /// The outer error is Git's; the inner one is about the file's content.
-    fn parse_blob(&self, path: &RepoPath, blob: BlobId) -> Result<Result<FileReferences>> {
-        let pointer = path.without_suffix(SUFFIX).is_some();
-        let limit = if pointer { READ_LIMIT } else { fs::MAX_DOCUMENT_SIZE };
-        Ok(parse_committed(path, self.git.read_small_blob(blob, limit)?.as_deref()))
     }
 
     fn add_blob(&mut self, referrer: &dyn Fn() -> Referrer, path: &RepoPath, references: ReadBlob) {
@@ -259,7 +259,7 @@ impl RootsReader<'_> {
         for (path, content) in &found.contents {
             let path = || path.clone().or_else(|| file.without_suffix(SUFFIX)).unwrap_or_default();
             let reference = || Reference { referrer: referrer(), path: path() };
-            self.roots.add_content(*content, (self.detail == Detail::References).then(reference));
+            self.roots.add_content(*content, (self.detail != Detail::Digests).then(reference));
         }
         self.roots.add_digests(
             found.inputs.iter().copied(),
@@ -362,7 +362,7 @@ impl RootsReader<'_> {
         let mut history = RootsReader::new(self.git, self.detail);
         let mut cache = HistoryCache::load(repo)?;
         let unread = cache.unread(self.git, &tips)?;
-        history.commit_files(unread.commits)?;
+        history.commit_files(&unread.commits)?;
         history.events(unread.events)?;
         cache.update(repo, tips, &mut history.roots)?;
         self.roots.join(history.roots);
@@ -371,24 +371,32 @@ impl RootsReader<'_> {
 
     fn commits(&mut self, tips: &BTreeSet<Rev>) -> Result<()> {
         let tips = to_vec(tips);
-        let commits = match self.detail {
+        let commits: Vec<Rev> = match self.detail {
             Detail::Digests => self.git.ancestors(&tips)?,
-            Detail::References => self.git.log(&tips)?.into_iter().map(|it| it.rev).collect(),
+            Detail::Paths | Detail::References => self.git.log(&tips)?.into_iter().map(|it| it.rev).collect(),
         };
-        self.commit_files(commits)
+        self.commit_files(&commits)?;
+        if self.detail == Detail::Paths {
+            self.roots.history = commits;
+        }
+        Ok(())
     }
 
-    fn commit_files(&mut self, commits: Vec<Rev>) -> Result<()> {
-        self.git.prefetch(&commits, is_tracking_file);
-        let mut scan = TreeScan::new(self.git, is_tracking_file);
-        let mut read = BTreeSet::new();
+    fn commit_files(&mut self, commits: &[Rev]) -> Result<()> {
+        self.git.prefetch(commits, is_tracking_file);
+        self.roots.commits += commits.len() as u64;
+        let (git, is_all) = (self.git, self.detail == Detail::References);
+        let (mut new, mut all) = (NewFiles::new(git, is_tracking_file), TreeScan::new(git, is_tracking_file));
         for rev in commits {
-            self.roots.commits += 1;
-            for (path, blob) in scan.files(&rev)?.iter() {
-                if self.detail == Detail::References || read.insert((*blob, path.name().to_vec())) {
-                    let references = self.read(path, *blob)?;
-                    self.add_blob(&|| Referrer::Commit(rev.clone()), path, references);
-                }
+            let mut take = |path: &RepoPath, blob: BlobId| {
+                let references = self.read(path, blob)?;
+                self.add_blob(&|| Referrer::Commit(rev.clone()), path, references);
+                Ok(true)
+            };
+            if is_all {
+                all.files(rev)?.iter().try_for_each(|(path, blob)| take(path, *blob).map(drop))?;
+            } else {
+                new.list(rev, &mut take)?;
             }
         }
         Ok(())
@@ -397,17 +405,14 @@ impl RootsReader<'_> {
     fn events(&mut self, commits: Vec<Rev>) -> Result<()> {
         let is_event = |name: &[u8]| name == b"event.json";
         self.git.prefetch(&commits, is_event);
-        let mut scan = TreeScan::new(self.git, is_event);
+        let (git, mut files) = (self.git, NewFiles::new(self.git, is_event));
         for rev in commits {
-            for (_, blob) in scan.files(&rev)?.iter() {
-                let bytes = self.git.read_blob(*blob)?;
-                let found = digests_in(&String::from_utf8_lossy(&bytes));
-                self.roots.add_digests(
-                    found,
-                    &Referrer::Other(format!("the event {}", rev.short())),
-                    self.detail,
-                );
-            }
+            files.list(&rev, &mut |_, blob| {
+                let found = digests_in(&String::from_utf8_lossy(&git.read_blob(blob)?));
+                let referrer = Referrer::Other(format!("the event {}", rev.short()));
+                self.roots.add_digests(found, &referrer, self.detail);
+                Ok(true)
+            })?;
         }
         Ok(())
     }
@@ -426,7 +431,7 @@ fn add_kept(snapshot: &Snapshot, roots: &mut Roots, detail: Detail) {
             Some(version) => {
                 let referrer = Referrer::Other(format!("a kept version of `{}`", version.path));
                 let reference = || Reference { referrer, path: RepoPath::root() };
-                roots.add_content(version.content, (detail == Detail::References).then(reference));
+                roots.add_content(version.content, (detail != Detail::Digests).then(reference));
             }
             None => {
                 let digests = digests_in(&String::from_utf8_lossy(bytes));
@@ -463,7 +468,7 @@ fn add_other_needs(snapshot: &Snapshot, roots: &mut Roots, detail: Detail) -> Re
         let referrer = Referrer::Other(format!("the clone `{}`", needs.path));
         let mut reference = || {
             let reference = || Reference { referrer: referrer.clone(), path: RepoPath::root() };
-            (detail == Detail::References).then(reference)
+            (detail != Detail::Digests).then(reference)
         };
         add_needs(roots, &needs.trees, &needs.objects, &mut reference);
         roots.runs.extend(&needs.runs);

@@ -8,10 +8,10 @@ use serde::Serialize;
 use crate::{
     digest::Digest,
     error::Result,
-    git::{Commit, Rev},
     maintenance::{
         leftovers::all_leftovers,
         mark::mark,
+        revisions::{Revision, SHARED, State, revision_states},
         roots::{Detail, Referrer, Roots, roots},
         snapshot::take_snapshot,
     },
@@ -22,9 +22,6 @@ use crate::{
     store::{Amount, EntryKind, Page, Store, decode_page},
     workspace::{KeptVersion, kept_versions},
 };
-
-/// Owner of an object that more than one group needs.
-const SHARED: u32 = u32::MAX;
 
 /// Sizes of all objects of one kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -46,14 +43,6 @@ pub struct Share<T> {
     pub size: u64,
     /// Size on disk of the objects that no other pointer or revision needs.
     pub exclusive: Amount,
-}
-
-/// Commits that refer to the same data.
-#[derive(Clone, Debug)]
-pub struct Revision {
-    /// Newest of the commits; `None` for data that is in no commit.
-    pub newest: Option<Commit>,
-    pub commits: u64,
 }
 
 /// Disk usage of a store.
@@ -84,21 +73,20 @@ pub struct Usage {
 /// Computes the disk usage of a repository's store.
 pub fn usage(repo: &Repo) -> Result<Usage> {
     let snapshot = take_snapshot(repo, 0)?;
-    let found = roots(repo, &snapshot, Detail::References)?;
+    let found = roots(repo, &snapshot, Detail::Paths)?;
     let mut usage = Usage::default();
-    let sizes = classes(&repo.store, &mut usage)?;
-    let marked = mark(&repo.store, &found)?;
-    for (digest, size) in &sizes {
-        if !marked.live.objects.contains(digest) {
-            usage.unneeded.count += 1;
-            usage.unneeded.bytes += size.stored;
-        }
+    let objects = Objects::list(&repo.store, &mut usage)?;
+    let live = mark(&repo.store, &found)?.live.objects;
+    for (_, size) in objects.0.iter().filter(|(digest, _)| !live.contains(digest)) {
+        usage.unneeded.count += 1;
+        usage.unneeded.bytes += size.stored;
     }
+    drop(live);
     let mut counter = VersionCounter {
         store: &repo.store,
-        sizes: &sizes,
+        objects: &objects,
         cache: HashMap::new(),
-        distinct: BTreeSet::new(),
+        distinct: vec![false; objects.0.len()],
     };
     counter.versions(&found, &mut usage)?;
     for (private, leftovers) in all_leftovers(&snapshot)? {
@@ -114,30 +102,49 @@ pub fn usage(repo: &Repo) -> Result<Usage> {
         }
     }
     usage.kept = kept_versions(repo)?;
-    usage.pointers = pointers(&repo.store, &found, &sizes)?;
-    usage.revisions = revisions(repo, &found, &sizes)?;
+    usage.pointers = pointers(&repo.store, &found, &objects)?;
+    let (states, groups) = revision_states(repo, &found)?;
+    usage.revisions = revisions(&repo.store, states, &groups, &objects)?;
     Ok(usage)
 }
 
-type Sizes = HashMap<Digest, ClassUsage>;
+/// The objects of a store, sorted by digest, each with its sizes. What is known of each is kept by its place
+/// among them: a store may have millions.
+struct Objects(Vec<(Digest, ClassUsage)>);
 
-fn classes(store: &Store, usage: &mut Usage) -> Result<Sizes> {
-    let inventory = store.inventory()?;
-    let mut sizes = Sizes::new();
-    for (digest, tree, bytes, stored) in inventory.packed_objects() {
-        let class = if tree { &mut usage.trees } else { &mut usage.contents };
-        class.add(bytes, stored);
-        sizes.entry(digest).or_default().add(bytes, stored);
+impl Objects {
+    fn list(store: &Store, usage: &mut Usage) -> Result<Self> {
+        let inventory = store.inventory()?;
+        let mut objects = Vec::new();
+        let mut add = |class: &mut ClassUsage, digest, bytes, stored| {
+            class.add(bytes, stored);
+            objects.push((digest, ClassUsage { objects: 1, bytes, stored }));
+        };
+        for (digest, tree, bytes, stored) in inventory.packed_objects() {
+            add(if tree { &mut usage.trees } else { &mut usage.contents }, digest, bytes, stored);
+        }
+        for file in &inventory.large_files {
+            add(&mut usage.large_files, file.digest, file.size, file.size);
+        }
+        objects.sort_unstable_by_key(|object| object.0);
+        // A pack and another one may have the same object.
+        objects.dedup_by(|again, first| {
+            let is_same = again.0 == first.0;
+            if is_same {
+                first.1.add(again.1.bytes, again.1.stored);
+            }
+            is_same
+        });
+        inventory.runs.iter().for_each(|it| usage.runs.add(it.size, it.size));
+        for size in store.quarantined_sizes()? {
+            usage.quarantine.add(size, size);
+        }
+        Ok(Self(objects))
     }
-    for file in &inventory.large_files {
-        usage.large_files.add(file.size, file.size);
-        sizes.entry(file.digest).or_default().add(file.size, file.size);
+
+    fn place(&self, digest: &Digest) -> Option<usize> {
+        self.0.binary_search_by_key(digest, |object| object.0).ok()
     }
-    inventory.runs.iter().for_each(|it| usage.runs.add(it.size, it.size));
-    for size in store.quarantined_sizes()? {
-        usage.quarantine.add(size, size);
-    }
-    Ok(sizes)
 }
 
 impl ClassUsage {
@@ -151,9 +158,10 @@ impl ClassUsage {
 /// Adds up the sizes of folders without deduplication.
 struct VersionCounter<'c> {
     store: &'c Store,
-    sizes: &'c Sizes,
+    objects: &'c Objects,
     cache: HashMap<Digest, u64>,
-    distinct: BTreeSet<Digest>,
+    /// True for each object that was met.
+    distinct: Vec<bool>,
 }
 
 impl VersionCounter<'_> {
@@ -166,17 +174,19 @@ impl VersionCounter<'_> {
                 if content.kind == ContentKind::Tree { self.folder(digest)? } else { self.file(digest) };
             usage.versions += size * paths.len() as u64;
         }
-        for digest in &self.distinct {
-            usage.distinct += self.sizes[digest].bytes / self.sizes[digest].objects;
-            usage.stored += self.sizes[digest].stored;
+        let met = self.objects.0.iter().zip(&self.distinct).filter(|(_, is_met)| **is_met);
+        for ((_, size), _) in met {
+            usage.distinct += size.bytes / size.objects;
+            usage.stored += size.stored;
         }
         Ok(())
     }
 
     /// A file that is not stored here uses no space and saves none.
     fn file(&mut self, digest: &Digest) -> u64 {
-        let Some(size) = self.sizes.get(digest) else { return 0 };
-        self.distinct.insert(*digest);
+        let Some(at) = self.objects.place(digest) else { return 0 };
+        self.distinct[at] = true;
+        let size = self.objects.0[at].1;
         size.bytes / size.objects
     }
 
@@ -205,36 +215,34 @@ fn rows(store: &Store, tree: &Digest) -> Result<Vec<(Digest, bool)>> {
     })
 }
 
-/// Returns the only group that needs each object, or [`SHARED`]. A folder is walked again only when its owner
-/// changes.
-fn owners(store: &Store, groups: &[(Content, u32)]) -> Result<HashMap<Digest, u32>> {
-    let mut owners: HashMap<Digest, u32> = HashMap::new();
+/// Returns the sizes of the objects that only one group needs, for each of `count` groups. A folder is walked
+/// again only when its owner changes.
+fn sums(store: &Store, objects: &Objects, groups: &[(Content, u32)], count: usize) -> Result<Vec<Amount>> {
+    let mut owners: Vec<Option<u32>> = vec![None; objects.0.len()];
     for (content, group) in groups {
         let mut pending = vec![(content.digest, content.kind == ContentKind::Tree)];
         while let Some((digest, folder)) = pending.pop() {
-            let before = owners.get(&digest).copied();
+            // What is not stored here uses no space.
+            let Some(at) = objects.place(&digest) else { continue };
+            let before = owners[at];
             let now = if before.is_none_or(|it| it == *group) { *group } else { SHARED };
-            owners.insert(digest, now);
+            owners[at] = Some(now);
             if folder && before != Some(now) {
                 pending.extend(rows(store, &digest)?);
             }
         }
     }
-    Ok(owners)
-}
-
-fn sums(owners: &HashMap<Digest, u32>, sizes: &Sizes, count: usize) -> Vec<Amount> {
     let mut sums = vec![Amount::default(); count];
-    for (digest, owner) in owners.iter().filter(|it| *it.1 != SHARED) {
-        if let Some(size) = sizes.get(digest) {
-            sums[*owner as usize].count += 1;
-            sums[*owner as usize].bytes += size.stored;
+    for (owner, (_, size)) in owners.into_iter().zip(&objects.0) {
+        if let Some(owner) = owner.filter(|owner| *owner != SHARED) {
+            sums[owner as usize].count += 1;
+            sums[owner as usize].bytes += size.stored;
         }
     }
-    sums
+    Ok(sums)
 }
 
-fn pointers(store: &Store, found: &Roots, sizes: &Sizes) -> Result<Vec<Share<RepoPath>>> {
+fn pointers(store: &Store, found: &Roots, objects: &Objects) -> Result<Vec<Share<RepoPath>>> {
     let mut paths: BTreeMap<&RepoPath, Vec<(Content, bool)>> = BTreeMap::new();
     for entry in found.contents.values() {
         let Some(content) = entry.content else { continue };
@@ -253,7 +261,7 @@ fn pointers(store: &Store, found: &Roots, sizes: &Sizes) -> Result<Vec<Share<Rep
     for (group, versions) in paths.values().enumerate() {
         groups.extend(versions.iter().map(|it| (it.0, group as u32)));
     }
-    let sums = sums(&owners(store, &groups)?, sizes, paths.len());
+    let sums = sums(store, objects, &groups, paths.len())?;
     let share = |((path, versions), exclusive): ((&RepoPath, Vec<(Content, bool)>), Amount)| {
         let newest = versions.iter().find(|it| it.1).or(versions.first());
         let size = newest.map_or(0, |it| it.0.size);
@@ -262,40 +270,21 @@ fn pointers(store: &Store, found: &Roots, sizes: &Sizes) -> Result<Vec<Share<Rep
     Ok(paths.into_iter().zip(sums).map(share).collect())
 }
 
-fn revisions(repo: &Repo, found: &Roots, sizes: &Sizes) -> Result<Vec<Share<Revision>>> {
-    let mut by_revision: BTreeMap<Option<&Rev>, BTreeMap<Digest, Content>> = BTreeMap::new();
-    for (digest, entry) in &found.contents {
-        let Some(content) = entry.content else { continue };
-        for reference in &entry.references {
-            let rev = match &reference.referrer {
-                Referrer::Commit(rev) => Some(rev),
-                Referrer::Worktree(_) | Referrer::Index(_) => None,
-                Referrer::Other(_) => continue,
-            };
-            by_revision.entry(rev).or_default().insert(*digest, content);
-        }
-    }
-    // Commits with the same data are grouped: otherwise no data would belong to one of them alone.
-    let mut states: BTreeMap<Vec<Digest>, (Vec<Option<&Rev>>, Vec<Content>)> = BTreeMap::new();
-    for (rev, contents) in by_revision {
-        let key = contents.keys().copied().collect();
-        let state = states.entry(key).or_insert_with(|| (Vec::new(), contents.into_values().collect()));
-        state.0.push(rev);
-    }
-    let mut groups = Vec::new();
-    for (group, (_, contents)) in states.values().enumerate() {
-        groups.extend(contents.iter().map(|it| (*it, group as u32)));
-    }
-    let sums = sums(&owners(&repo.store, &groups)?, sizes, states.len());
-    let mut shares = Vec::new();
-    for ((revs, contents), exclusive) in states.into_values().zip(sums) {
-        let commits = revs.iter().flatten().map(|it| repo.git.commit(it)).collect::<Result<Vec<_>>>()?;
-        let count = commits.len() as u64;
-        let newest = commits.into_iter().max_by_key(|it| it.when);
-        let subject = Revision { newest, commits: count };
-        let size = contents.iter().map(|it| it.size).fold(0, u64::saturating_add);
-        shares.push(Share { subject, count: contents.len() as u64, size, exclusive });
-    }
+/// Returns the disk usage of the states that commits have.
+fn revisions(
+    store: &Store,
+    states: Vec<State>,
+    groups: &[(Content, u32)],
+    objects: &Objects,
+) -> Result<Vec<Share<Revision>>> {
+    let sums = sums(store, objects, groups, states.len())?;
+    let share = |(state, exclusive): (State, Amount)| Share {
+        subject: state.revision,
+        count: state.contents,
+        size: state.size,
+        exclusive,
+    };
+    let mut shares: Vec<_> = states.into_iter().zip(sums).map(share).collect();
     let time =
         |share: &Share<Revision>| share.subject.newest.as_ref().map_or(i64::MAX, |it| it.when.seconds());
     shares.sort_by_key(|share| std::cmp::Reverse(time(share)));

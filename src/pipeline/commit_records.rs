@@ -1,23 +1,29 @@
 //! Content and run-cache keys that many commits record. Files and commits that cannot be read are left out,
 //! and named.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::{
     digest::Digest,
     error::{Error, Result},
-    git::{Git, Rev},
+    git::{BlobId, Git, NewFiles, Rev},
     path::RepoPath,
     pipeline::{Lockfile, add_contents},
     pointer::Content,
     workspace::{is_lockfile, is_tracking_file},
 };
 
-/// Records of commits, and the faults met on the way.
+/// Records of commits, and the faults met on the way. A file is read once, however many commits have it.
+pub struct CommitRecords<'g> {
+    git: &'g Git,
+    files: NewFiles<'g>,
+    records: Records,
+}
+
 #[derive(Default)]
-pub struct CommitRecords {
-    pub contents: Vec<(RepoPath, Content)>,
-    pub runs: Vec<Digest>,
+struct Records {
+    contents: HashSet<(RepoPath, Content)>,
+    runs: BTreeSet<Digest>,
     faults: BTreeMap<String, Fault>,
 }
 
@@ -29,29 +35,47 @@ struct Fault {
     others: u64,
 }
 
-impl CommitRecords {
-    /// Adds what a commit records, as far as it can be read.
-    pub fn add(&mut self, git: &Git, rev: &Rev) {
-        let commit = rev.short();
-        let files = match git.files(rev, &is_tracking_file) {
-            Ok(files) => files,
-            Err(error) => return self.add_fault(error, format!("the commit {commit}")),
-        };
-        for file in files {
-            let read =
-                git.read(rev, &file).and_then(|bytes| self.add_file(&file, &bytes.unwrap_or_default()));
-            if let Err(error) = read {
-                self.add_fault(error, format!("`{file}` of the commit {commit}"));
-            }
-        }
+impl<'g> CommitRecords<'g> {
+    /// Creates an empty list for the commits of a repository.
+    pub fn new(git: &'g Git) -> Self {
+        Self { git, files: NewFiles::new(git, is_tracking_file), records: Records::default() }
     }
 
-    fn add_file(&mut self, file: &RepoPath, bytes: &[u8]) -> Result<()> {
-        let mut contents = BTreeMap::new();
-        add_contents(file, bytes, &mut contents)?;
+    /// Adds what a commit records, as far as it can be read.
+    pub fn add(&mut self, rev: &Rev) {
+        let (git, records, commit) = (self.git, &mut self.records, rev.short());
+        let listed = self.files.list(rev, &mut |file, blob| {
+            let read = records.add_file(git, file, blob);
+            let is_read = read.is_ok();
+            read.unwrap_or_else(|error| records.add_fault(error, format!("`{file}` of the commit {commit}")));
+            Ok(is_read)
+        });
+        listed.unwrap_or_else(|error| self.records.add_fault(error, format!("the commit {commit}")));
+    }
+
+    /// Returns the contents and runs, and one error for each reason why something cannot be read, which names
+    /// the first place.
+    pub fn finish(self) -> (HashSet<(RepoPath, Content)>, BTreeSet<Digest>, Vec<Error>) {
+        let Records { contents, runs, faults } = self.records;
+        let error = |Fault { error, place, others }| {
+            let more = match others {
+                0 => String::new(),
+                1 => " and of another".to_owned(),
+                _ => format!(" and of {others} others"),
+            };
+            Error::new(error.kind(), format!("cannot read {place}{more}")).with_source(error)
+        };
+        (contents, runs, faults.into_values().map(error).collect())
+    }
+}
+
+impl Records {
+    fn add_file(&mut self, git: &Git, file: &RepoPath, blob: BlobId) -> Result<()> {
+        let (bytes, mut contents) = (git.read_blob(blob)?, BTreeMap::new());
+        add_contents(file, &bytes, &mut contents)?;
         self.contents.extend(contents);
         if is_lockfile(file.bytes()) {
-            let lock = Lockfile::parse(file, bytes)?;
+            let lock = Lockfile::parse(file, &bytes)?;
             self.runs.extend(lock.records().flat_map(|(_, record)| record.keys()));
         }
         Ok(())
@@ -62,17 +86,5 @@ impl CommitRecords {
         let reason = error.chain_text();
         let known = self.faults.get_mut(&reason).map(|fault| fault.others += 1);
         known.unwrap_or_else(|| drop(self.faults.insert(reason, Fault { error, place, others: 0 })));
-    }
-
-    /// Returns one error for each reason, which names the first place.
-    pub fn into_errors(self) -> impl Iterator<Item = Error> {
-        self.faults.into_values().map(|Fault { error, place, others }| {
-            let more = match others {
-                0 => String::new(),
-                1 => " and of another".to_owned(),
-                _ => format!(" and of {others} others"),
-            };
-            Error::new(error.kind(), format!("cannot read {place}{more}")).with_source(error)
-        })
     }
 }

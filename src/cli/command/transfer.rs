@@ -18,7 +18,7 @@ use crate::{
     git::Rev,
     maintenance,
     path::RepoPath,
-    pipeline::{CommitRecords, Pipelines, StageId, contents_at},
+    pipeline::{CommitRecords, Pipelines, StageId},
     pointer::{Content, Pointer},
     remote::{self, Access, Depth, Fetched, Pushed, Remote, Wants},
     repo::Repo,
@@ -102,11 +102,12 @@ impl Selection {
             let git = workspace.repo.git.without_replacements();
             let (revs, mut problems) = git.all_commits()?;
             git.prefetch(&revs, is_tracking_file);
-            let mut records = CommitRecords::default();
-            revs.iter().for_each(|rev| records.add(&git, rev));
-            wants.contents.append(&mut records.contents);
-            wants.runs.append(&mut records.runs);
-            problems.extend(records.into_errors());
+            let mut records = CommitRecords::new(&git);
+            revs.iter().for_each(|rev| records.add(rev));
+            let (contents, runs, errors) = records.finish();
+            wants.contents.extend(contents);
+            wants.runs.extend(runs);
+            problems.extend(errors);
             failure = ctx.failure(failure.into_iter().chain(problems));
         }
         wants.contents.sort_by(|a, b| (&a.0, a.1.digest).cmp(&(&b.0, b.1.digest)));
@@ -302,16 +303,13 @@ pub fn with_trees_of<T>(
     }
 }
 
-/// Returns the content that a commit and its ancestors track. Those that cannot be read are left out.
+/// Returns the content that a commit and its ancestors track. Files that cannot be read are left out.
 pub fn wants_of_history(repo: &Repo, from: &Rev) -> Result<Wants> {
-    let mut wants = Wants::default();
-    for commit in repo.git.log(std::slice::from_ref(from))? {
-        match contents_at(&repo.git, &commit.rev) {
-            Err(error) if error.kind() == Kind::Corrupt => {}
-            contents => wants.contents.extend(contents?),
-        }
-    }
-    Ok(wants)
+    let mut records = CommitRecords::new(&repo.git);
+    repo.git.log(std::slice::from_ref(from))?.iter().for_each(|commit| records.add(&commit.rev));
+    let (contents, _, errors) = records.finish();
+    let other = errors.into_iter().find(|error| error.kind() != Kind::Corrupt);
+    other.map_or(Ok(Wants { contents: contents.into_iter().collect(), runs: Vec::new() }), Err)
 }
 
 impl Report for PushReport {
