@@ -165,7 +165,7 @@ impl RepoPath {
 
     /// Returns true if this is `other` or a path below it.
     pub fn is_within(&self, other: &Self) -> bool {
-        self.strip_prefix(other).is_some()
+        other.is_root() || matches!(self.0.strip_prefix(&other.0[..]), Some([] | [b'/', ..]))
     }
 
     /// Returns this path relative to `other`; `None` if it is not within `other`.

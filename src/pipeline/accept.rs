@@ -26,6 +26,8 @@ impl Pipeline<'_, '_> {
                 Error::new(Kind::Conflict, format!("the last run of the stage `{id}` was interrupted"));
             return Err(error.hint("its outputs may be half written; run `mlx repro` first"));
         }
+        // The result is recorded with what its inputs are now.
+        self.reads.forget_scans();
         self.record_inputs(name, stage, progress)?;
         let examination = self.examine(name, stage, &self.records(), &Default::default(), false)?;
         if let Some(path) = examination.inputs.absent.first() {

@@ -110,8 +110,8 @@ impl Pipelines<'_, '_> {
             return Ok(None);
         }
         let mut found = Vec::new();
-        let claims = self.claims();
-        let is_declared = |path: &RepoPath| claims.iter().any(|(claim, _)| claim.overlaps(path));
+        let claims: BTreeSet<_> = self.claims().into_iter().map(|(claim, _)| claim).collect();
+        let is_declared = |path: &RepoPath| path.overlaps_any(&claims);
         for pipeline in self.iter() {
             let lock = pipeline.read_lockfile()?;
             let outputs = lock.records().flat_map(|(_, record)| &record.outputs);

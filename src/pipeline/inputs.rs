@@ -1,19 +1,15 @@
 //! The inputs of a stage: digests of its dependencies and values of its parameters.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    rc::Rc,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     document::{self, Value},
     error::{Error, Result, WithContext},
-    fs::FileKind,
     path::RepoPath,
     pipeline::{Pipeline, Records, Stage},
     pointer::Content,
     store::{EntryKind, entry_at},
-    workspace::{Node, Stamps, stats_above},
+    workspace::{Stamps, stats_above},
 };
 
 /// Everything a stage's result may depend on, apart from its own definition.
@@ -50,11 +46,12 @@ impl Pipeline<'_, '_> {
             let content =
                 if let Some((top, content)) = path.ancestors().find_map(|it| restored.get_key_value(&it)) {
                     self.content_within(&path, top, *content)?
-                } else if let Some(node) = self.scan_input(&path, &mut inputs)? {
-                    if node.kind == EntryKind::Link {
+                } else if let Some(scan) = self.reads.scan(&path)? {
+                    inputs.stamps.insert(path.clone(), scan.stamps.clone());
+                    if scan.node.kind == EntryKind::Link {
                         return Err(link_error(name, &path));
                     }
-                    Some(self.present_content(&path, &node, records, &mut inputs.absent)?)
+                    Some(self.present_content(&path, &scan.node, records, &mut inputs.absent)?)
                 } else {
                     let recorded = self.recorded(&path, records)?;
                     inputs.absent.extend(recorded.is_some().then(|| path.clone()));
@@ -69,20 +66,6 @@ impl Pipeline<'_, '_> {
         }
         inputs.absent.retain(|path| !restored.contains_key(path));
         Ok(inputs)
-    }
-
-    /// Scans a dependency, and notes its stats and links; `None` if nothing exists there.
-    fn scan_input(&self, path: &RepoPath, inputs: &mut Inputs) -> Result<Option<Node>> {
-        let stat = self.repo().files.stat(path)?;
-        // Only folders have files that can be left out.
-        let is_folder = stat.is_some_and(|stat| stat.kind == FileKind::Folder);
-        let kept = if is_folder { self.reads.kept()? } else { Rc::default() };
-        let Some((node, stamps, links)) = self.workspace.scan_dependency(path, &kept)? else {
-            return Ok(None);
-        };
-        inputs.stamps.insert(path.clone(), stamps);
-        self.reads.note(path, links);
-        Ok(Some(node))
     }
 
     /// Refuses to run a stage on an input that is not here, or not all of it.

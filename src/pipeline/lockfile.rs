@@ -100,6 +100,15 @@ impl StageRecord {
 #[derive(Clone, Debug, Default)]
 pub struct Lockfile {
     stages: BTreeMap<String, (StageRecord, String)>,
+    /// The outputs of all records by path and stage.
+    outputs: BTreeMap<(RepoPath, String), OutputRow>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct OutputRow {
+    content: Content,
+    /// True if it is kept in the store and not in Git.
+    is_stored: bool,
 }
 
 #[derive(Deserialize)]
@@ -172,14 +181,13 @@ impl Lockfile {
         if !(1..=FORMAT).contains(&raw_file.format) {
             return Err(invalid("unknown format"));
         }
-        let mut tables = split_tables(&text);
-        let mut stages = BTreeMap::new();
+        let (mut tables, mut lock) = (split_tables(&text), Self::default());
         for (name, raw) in raw_file.stage {
             let record = raw.into_record();
             let table = tables.remove(&name).unwrap_or_else(|| print(&name, &record));
-            stages.insert(name, (record, table));
+            lock.insert(name, record, table);
         }
-        Ok(Self { stages })
+        Ok(lock)
     }
 
     /// Returns true if the format is newer than this version of mlx can read.
@@ -192,9 +200,20 @@ impl Lockfile {
         self.stages.get(stage).map(|(record, _)| record)
     }
 
-    /// Returns the recorded output that is or contains `path`.
+    /// Returns the recorded output that is or contains `path`; of several stages, that of the first one.
     pub fn output(&self, path: &RepoPath) -> Option<(&RepoPath, &Content)> {
-        self.records().flat_map(|(_, record)| record.contents()).find(|(top, _)| path.is_within(top))
+        path.ancestors().find_map(|top| {
+            let ((known, _), row) = self.outputs.range((top.clone(), String::new())..).next()?;
+            (*known == top).then_some((known, &row.content))
+        })
+    }
+
+    /// Returns the recorded outputs below `path` that are kept in the store and not in Git.
+    pub fn stored_below(&self, path: &RepoPath) -> impl Iterator<Item = (&RepoPath, &Content)> {
+        let prefix = if path.is_root() { path.clone() } else { path.with_suffix("/") };
+        let following = self.outputs.range((prefix.clone(), String::new())..);
+        let below = following.take_while(move |((output, _), _)| output.bytes().starts_with(prefix.bytes()));
+        below.filter(|(_, row)| row.is_stored).map(|((output, _), row)| (output, &row.content))
     }
 
     /// Returns the names and records of all stages, sorted by name.
@@ -205,14 +224,31 @@ impl Lockfile {
     /// Replaces a stage's record; its text changes only if the record does.
     pub fn set(&mut self, stage: &str, record: StageRecord) {
         if self.get(stage) != Some(&record) {
+            self.remove(stage);
             let text = print(stage, &record);
-            self.stages.insert(stage.to_owned(), (record, text));
+            self.insert(stage.to_owned(), record, text);
         }
     }
 
     /// Removes the records of stages for which `is_declared` returns false.
     pub fn retain(&mut self, is_declared: &dyn Fn(&str) -> bool) {
-        self.stages.retain(|name, _| is_declared(name));
+        let gone: Vec<_> = self.stages.keys().filter(|name| !is_declared(name)).cloned().collect();
+        gone.iter().for_each(|name| self.remove(name));
+    }
+
+    fn insert(&mut self, name: String, record: StageRecord, text: String) {
+        for (output, content) in record.contents() {
+            let row = OutputRow { content: *content, is_stored: record.outputs.contains_key(output) };
+            self.outputs.insert((output.clone(), name.clone()), row);
+        }
+        self.stages.insert(name, (record, text));
+    }
+
+    fn remove(&mut self, name: &str) {
+        let Some((record, _)) = self.stages.remove(name) else { return };
+        for (output, _) in record.contents() {
+            self.outputs.remove(&(output.clone(), name.to_owned()));
+        }
     }
 
     /// Returns the whole document.

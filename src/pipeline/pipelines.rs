@@ -254,8 +254,8 @@ impl<'w, 'r> Pipelines<'w, 'r> {
 
     /// Returns the shortest text that names a stage: its plain name where that is unique.
     pub fn label(&self, id: &StageId) -> String {
-        let is_unique = self.stages().filter(|(other, _)| other.name == id.name).count() < 2;
-        if is_unique { id.name.clone() } else { id.to_string() }
+        let named = self.iter().filter(|pipeline| pipeline.manifest.stages.contains_key(&id.name));
+        if named.count() < 2 { id.name.clone() } else { id.to_string() }
     }
 
     /// Returns all paths that belong to stages, each with the stage: declared outputs, and the recorded ones

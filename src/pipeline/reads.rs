@@ -4,7 +4,7 @@
 //! the inputs of a run, and for edits that are recorded before it.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet, VecDeque},
     rc::Rc,
 };
@@ -14,17 +14,32 @@ use crate::{
     fs::FileKind,
     path::RepoPath,
     pipeline::Stage,
-    workspace::{Links, Workspace},
+    workspace::{Links, Node, Stamps, Workspace},
 };
 
-/// Finds what stages read, for all pipelines of a command. Each folder is walked for links once, when it is
-/// first asked for, until [`Reads::forget`]; a scan of it tells its links as well.
+/// Files whose scans are kept for further stages.
+const MAX_SHARED_FILES: u64 = 1 << 17;
+
+/// Finds what stages read, for all pipelines of a command. Each path is scanned, and each folder walked for
+/// links, once, when it is first asked for, until [`Reads::forget`]; a scan of it tells its links as well.
 pub struct Reads<'w, 'r> {
     workspace: &'w Workspace<'r>,
     /// The outputs of all stages.
     pub outputs: BTreeSet<RepoPath>,
     kept: RefCell<Option<Rc<BTreeSet<RepoPath>>>>,
     links: RefCell<BTreeMap<RepoPath, Rc<Links>>>,
+    scans: RefCell<BTreeMap<RepoPath, Rc<Scan>>>,
+    shared_files: Cell<u64>,
+    /// Paths whose edits are recorded.
+    recorded: RefCell<BTreeSet<RepoPath>>,
+    /// True if something was taken from an earlier scan since [`Reads::start`].
+    was_shared: Cell<bool>,
+}
+
+/// A dependency as it was scanned.
+pub struct Scan {
+    pub node: Node,
+    pub stamps: Stamps,
 }
 
 /// The dependencies of a stage, then the targets of links in them that no dependency covers. The links in a
@@ -40,17 +55,75 @@ pub struct Followed<'s, 'w, 'r> {
 
 impl<'w, 'r> Reads<'w, 'r> {
     pub fn new(workspace: &'w Workspace<'r>, outputs: BTreeSet<RepoPath>) -> Self {
-        Self { workspace, outputs, kept: RefCell::default(), links: RefCell::default() }
+        Self {
+            workspace,
+            outputs,
+            kept: RefCell::default(),
+            links: RefCell::default(),
+            scans: RefCell::default(),
+            shared_files: Cell::default(),
+            recorded: RefCell::default(),
+            was_shared: Cell::default(),
+        }
+    }
+
+    /// Starts the examination of a stage.
+    pub fn start(&self) {
+        self.was_shared.set(false);
+    }
+
+    /// Returns true if something was taken from a scan before the last [`Reads::start`].
+    pub fn was_shared(&self) -> bool {
+        self.was_shared.get()
     }
 
     /// Forgets what is known: a command that ran since may have changed it.
     pub fn forget(&self) {
         self.kept.take();
         self.links.take();
+        self.forget_scans();
+    }
+
+    /// Forgets how dependencies were scanned, so that the next stage finds them as they are now.
+    pub fn forget_scans(&self) {
+        self.scans.take();
+        self.shared_files.take();
+        self.recorded.take();
+    }
+
+    /// Scans a dependency, and notes its links; `None` if nothing exists there.
+    pub fn scan(&self, path: &RepoPath) -> Result<Option<Rc<Scan>>> {
+        if let Some(known) = self.scans.borrow().get(path) {
+            self.was_shared.set(true);
+            return Ok(Some(Rc::clone(known)));
+        }
+        // Only folders have files that can be left out.
+        let kept = if self.is_folder(path)? { self.kept()? } else { Rc::default() };
+        let Some((node, stamps, links)) = self.workspace.scan_dependency(path, &kept)? else {
+            return Ok(None);
+        };
+        self.note(path, links);
+        let (files, scan) = (self.shared_files.get() + node.files(), Rc::new(Scan { node, stamps }));
+        if files <= MAX_SHARED_FILES {
+            self.shared_files.set(files);
+            self.scans.borrow_mut().insert(path.clone(), Rc::clone(&scan));
+        }
+        Ok(Some(scan))
+    }
+
+    /// Calls `record` unless the edits of a path are recorded.
+    pub fn record_once(&self, path: &RepoPath, record: impl FnOnce() -> Result<()>) -> Result<()> {
+        if self.recorded.borrow().contains(path) {
+            self.was_shared.set(true);
+            return Ok(());
+        }
+        record()?;
+        self.recorded.borrow_mut().insert(path.clone());
+        Ok(())
     }
 
     /// Notes the links that a scan of `path` found.
-    pub fn note(&self, path: &RepoPath, links: Links) {
+    fn note(&self, path: &RepoPath, links: Links) {
         self.links.borrow_mut().insert(path.clone(), Rc::new(links));
     }
 

@@ -2,12 +2,14 @@
 
 use std::{
     cell::{OnceCell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
     rc::Rc,
 };
 
 use crate::{
     error::Result,
+    fs::{FileStat, Sync, coarse_now},
     path::RepoPath,
     pipeline::{LOCKFILE, Lockfile},
     pointer::{Content, Pointer, SUFFIX},
@@ -20,29 +22,65 @@ pub struct Records<'f> {
     folders: BTreeMap<RepoPath, OnceCell<Rc<Lockfile>>>,
 }
 
+/// A lockfile as it was last read or written.
+struct Known {
+    /// The stat of its file, if a later change of the file must change it.
+    stat: Option<FileStat>,
+    bytes: Vec<u8>,
+    lock: Rc<Lockfile>,
+}
+
 thread_local! {
-    /// The last lockfile that was parsed, with its path and its bytes: each stage of a pipeline reads the
-    /// file again, as other commands may have changed it, and most find the same bytes.
-    static LAST_PARSED: RefCell<Option<(RepoPath, Vec<u8>, Rc<Lockfile>)>> = const { RefCell::new(None) };
+    /// Lockfiles by path: each stage of a pipeline reads the file again, as other commands may have changed
+    /// it, and most find the same one.
+    static KNOWN: RefCell<HashMap<PathBuf, Known>> = RefCell::default();
 }
 
 /// Reads the lockfile in `folder`, also one that a sparse checkout leaves out; a missing one is read as
 /// empty.
 pub fn read_lockfile(repo: &Repo, folder: &RepoPath) -> Result<Rc<Lockfile>> {
     let path = folder.join(LOCKFILE.as_bytes())?;
+    if repo.git.is_unmerged(&path)? {
+        return Err(Lockfile::conflict_error(&path));
+    }
+    let (place, tick) = (path.on_disk(repo.root()), coarse_now());
+    let stat = repo.files.stat(&path)?;
+    let same_stat = |known: &Known| stat.is_some() && known.stat == stat;
+    if let Some(lock) = known(&place, &same_stat) {
+        return Ok(lock);
+    }
     let bytes = read_record(repo, &path)?.unwrap_or_default();
-    parse(path, bytes)
+    let lock = match known(&place, &|known| known.bytes == bytes) {
+        Some(lock) => lock,
+        None => Rc::new(Lockfile::parse(&path, &bytes)?),
+    };
+    // Without a change since before it was read, it has the stat's bytes.
+    let stat = stat.filter(|stat| stat.is_older_than_clock_tick(tick));
+    remember(place, Known { stat, bytes, lock: Rc::clone(&lock) });
+    Ok(lock)
 }
 
-fn parse(path: RepoPath, bytes: Vec<u8>) -> Result<Rc<Lockfile>> {
-    let is_same = |(last, old, _): &&(RepoPath, Vec<u8>, _)| *last == path && *old == bytes;
-    if let Some(known) = LAST_PARSED.with_borrow(|last| last.as_ref().filter(is_same).map(|it| it.2.clone()))
-    {
-        return Ok(known);
-    }
-    let parsed = Rc::new(Lockfile::parse(&path, &bytes)?);
-    LAST_PARSED.set(Some((path, bytes, Rc::clone(&parsed))));
-    Ok(parsed)
+fn known(place: &Path, is_same: &dyn Fn(&Known) -> bool) -> Option<Rc<Lockfile>> {
+    KNOWN.with_borrow(|all| all.get(place).filter(|known| is_same(known)).map(|known| known.lock.clone()))
+}
+
+fn remember(place: PathBuf, known: Known) {
+    KNOWN.with_borrow_mut(|all| drop(all.insert(place, known)));
+}
+
+/// Changes the lockfile in `folder`. The caller holds the repository's lock, so that no other command writes
+/// it meanwhile.
+pub fn update_lockfile(repo: &Repo, folder: &RepoPath, change: impl FnOnce(&mut Lockfile)) -> Result<()> {
+    let (path, lock) = (folder.join(LOCKFILE.as_bytes())?, read_lockfile(repo, folder)?);
+    let place = path.on_disk(repo.root());
+    // The only other owner, in most cases: it is changed in place then.
+    KNOWN.with_borrow_mut(|all| drop(all.remove(&place)));
+    let mut lock = Rc::unwrap_or_clone(lock);
+    change(&mut lock);
+    let bytes = lock.to_toml().into_bytes();
+    repo.files.write(&path, &bytes, Sync::Now)?;
+    remember(place, Known { stat: None, bytes, lock: Rc::new(lock) });
+    Ok(())
 }
 
 /// Reads a pointer or a lockfile, also one that a sparse checkout leaves out; `None` for another program's
@@ -84,8 +122,7 @@ impl<'f> Records<'f> {
     /// Returns the recorded outputs outside Git in the folder `path`, as far as the lockfiles can be read.
     pub fn outputs_in(&self, path: &RepoPath) -> impl Iterator<Item = Pointer> {
         let locks = self.folders.keys().filter_map(|folder| self.of(folder).ok());
-        let outputs = locks.flat_map(Lockfile::records).flat_map(|(_, record)| &record.outputs);
-        let inside = outputs.filter(move |(output, _)| *output != path && output.is_within(path));
+        let inside = locks.flat_map(move |lock| lock.stored_below(path));
         inside.map(|(path, content)| Pointer { path: path.clone(), content: *content })
     }
 
@@ -111,13 +148,40 @@ impl<'f> Records<'f> {
 mod tests {
     use super::*;
 
+    fn repo() -> (tempfile::TempDir, Repo) {
+        let temp = tempfile::tempdir().unwrap();
+        let mut init = std::process::Command::new("git");
+        assert!(init.args(["init", "-q"]).arg(temp.path()).status().unwrap().success());
+        let repo = Repo::init(temp.path()).unwrap();
+        (temp, repo)
+    }
+
     #[test]
     fn the_same_bytes_are_parsed_once() {
-        let path = |text| RepoPath::from_text(text).unwrap();
-        let first = parse(path("mlx.lock"), Vec::new()).unwrap();
-        assert!(Rc::ptr_eq(&first, &parse(path("mlx.lock"), Vec::new()).unwrap()));
-        assert!(!Rc::ptr_eq(&first, &parse(path("sub/mlx.lock"), Vec::new()).unwrap()));
-        let other = parse(path("sub/mlx.lock"), b"format = 2\n".to_vec()).unwrap();
-        assert!(!Rc::ptr_eq(&other, &parse(path("sub/mlx.lock"), Vec::new()).unwrap()));
+        let (_temp, repo) = repo();
+        let write = |text: &str| {
+            repo.files.write(&RepoPath::from_text(LOCKFILE).unwrap(), text.as_bytes(), Sync::Later).unwrap();
+        };
+        let read = || read_lockfile(&repo, &RepoPath::root()).unwrap();
+        write("format = 1\n");
+        let first = read();
+        assert!(Rc::ptr_eq(&first, &read()));
+        // Of the same size, within a tick of the clock.
+        write("format = 2\n");
+        let second = read();
+        assert!(!Rc::ptr_eq(&first, &second));
+        write("format = 2\n");
+        assert!(Rc::ptr_eq(&second, &read()));
+    }
+
+    #[test]
+    fn a_written_lockfile_is_not_parsed_again() {
+        let (_temp, repo) = repo();
+        let root = RepoPath::root();
+        update_lockfile(&repo, &root, |_| {}).unwrap();
+        let known = read_lockfile(&repo, &root).unwrap();
+        assert!(Rc::ptr_eq(&known, &read_lockfile(&repo, &root).unwrap()));
+        let file = RepoPath::from_text(LOCKFILE).unwrap();
+        assert_eq!(repo.files.read(&file).unwrap(), known.to_toml().into_bytes());
     }
 }

@@ -116,6 +116,7 @@ impl Pipeline<'_, '_> {
         }
         self.quarantine_outputs(name, stage, progress)?;
         self.restore_outputs(name, stage, progress);
+        self.reads.forget();
         private.remove(&self.running_marker(name)?)
     }
 

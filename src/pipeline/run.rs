@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
-    rc::Rc,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -26,12 +26,16 @@ use crate::{
         inputs::link_error,
         leftovers::{self, LOGS},
         plan::{Examination, PlannedAction},
+        records::update_lockfile,
         recovery::Stamps,
         run_cache, runner, script,
     },
     pointer::Pointer,
     progress::Progress,
 };
+
+/// Time between two saves of the stat cache and the bases: each writes them whole.
+const SAVE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Options of a run.
 #[derive(Clone, Copy, Debug, Default)]
@@ -109,7 +113,7 @@ pub fn repro(
     let mut refused: BTreeMap<StageId, Error> = refused.into_iter().collect();
     let undeclared = pipelines.undeclared_outputs()?.unwrap_or_default();
     let mut failures = Failures::new(progress, options.keep_going);
-    let (mut runs, mut has_stopped) = (Vec::new(), false);
+    let (mut runs, mut has_stopped, mut saved) = (Vec::new(), false, Instant::now());
     for id in order {
         if let Some(error) = refused.remove(&id) {
             runs.push(failures.add(id, error));
@@ -130,8 +134,12 @@ pub fn repro(
                 runs.push(failures.add(id, error));
             }
         }
-        pipelines.workspace.save(progress)?;
+        if saved.elapsed() >= SAVE_INTERVAL {
+            pipelines.workspace.save(progress)?;
+            saved = Instant::now();
+        }
     }
+    pipelines.workspace.save(progress)?;
     for folder in &wanted.folders {
         let unreadable = gone::unreadable(pipelines, folder);
         unreadable.into_iter().for_each(|error| failures.add_problem(error));
@@ -199,9 +207,17 @@ impl Pipeline<'_, '_> {
             return self.accept(name, stage, progress);
         }
         self.recover_killed_run(name, stage, progress)?;
-        self.record_inputs(name, stage, progress)?;
-        let mut examination =
-            self.examine(name, stage, &self.records(), &Default::default(), options.force)?;
+        self.reads.start();
+        let examine = || {
+            self.record_inputs(name, stage, progress)?;
+            self.examine(name, stage, &self.records(), &Default::default(), options.force)
+        };
+        let mut examination = examine()?;
+        if examination.action != PlannedAction::Unchanged && self.reads.was_shared() {
+            // A result is recorded with what its inputs are now.
+            self.reads.forget_scans();
+            examination = examine()?;
+        }
         if examination.action == PlannedAction::Restore && !self.pin_outputs(&examination)? {
             // A gc has freed some of them since they were looked up.
             examination.action = PlannedAction::Run;
@@ -252,6 +268,7 @@ impl Pipeline<'_, '_> {
             let pointer = Pointer { path: out.path.clone(), content: *content };
             self.restore_output(&pointer, progress)?;
         }
+        self.reads.forget();
         if examination.matches_record {
             return Ok(());
         }
@@ -429,14 +446,10 @@ impl Pipeline<'_, '_> {
     ) -> Result<()> {
         let _lock = self.repo().lock()?;
         self.workspace.clean_folder(&self.folder, progress)?;
-        let mut lock = Rc::unwrap_or_clone(self.read_lockfile()?);
-        let before = lock.to_toml();
-        lock.set(name, record);
-        let path = self.lockfile_path()?;
-        let text = lock.to_toml();
-        if text == before && self.repo().files.stat(&path)?.is_some() {
+        let is_written = self.repo().files.stat(&self.lockfile_path()?)?.is_some();
+        if is_written && self.read_lockfile()?.get(name) == Some(&record) {
             return Ok(());
         }
-        self.repo().files.write(&path, text.as_bytes(), Sync::Now)
+        update_lockfile(self.repo(), &self.folder, |lock| lock.set(name, record))
     }
 }

@@ -18,15 +18,19 @@ impl Pipeline<'_, '_> {
     /// are recorded nowhere could not be repeated.
     pub(super) fn record_inputs(&self, name: &str, stage: &Stage, progress: &dyn Progress) -> Result<()> {
         for path in self.files_read(name, stage)? {
-            for pointer in pointers_at(self.workspace, &path)? {
-                let part = if path.is_within(&pointer.path) { &path } else { &pointer.path };
-                if let Some(recorded) = self.workspace.record_edits(&pointer, part, progress)? {
-                    let (file, digest) = (recorded.file(), recorded.content.digest.short());
-                    progress.note(&format!(
-                        "`{part}`, an input of the stage `{name}`, was edited: `{file}` now records it \
-                         ({digest})"
-                    ));
-                }
+            self.reads.record_once(&path, || self.record_input(name, &path, progress))?;
+        }
+        Ok(())
+    }
+
+    fn record_input(&self, name: &str, path: &RepoPath, progress: &dyn Progress) -> Result<()> {
+        for pointer in pointers_at(self.workspace, path)? {
+            let part = if path.is_within(&pointer.path) { path } else { &pointer.path };
+            if let Some(recorded) = self.workspace.record_edits(&pointer, part, progress)? {
+                let (file, digest) = (recorded.file(), recorded.content.digest.short());
+                progress.note(&format!(
+                    "`{part}`, an input of the stage `{name}`, was edited: `{file}` now records it ({digest})"
+                ));
             }
         }
         Ok(())
@@ -139,8 +143,8 @@ impl Pipelines<'_, '_> {
     pub fn untracked_inputs<'i>(&self, ids: impl IntoIterator<Item = &'i StageId>) -> Result<Vec<RepoPath>> {
         let git = &self.workspace.repo.git;
         let tracked: BTreeSet<_> = git.tracked(&|_| true)?.into_iter().collect();
-        let outputs = self.claims();
-        let is_covered = |path: &RepoPath| outputs.iter().any(|(output, _)| path.is_within(output));
+        let outputs: BTreeSet<_> = self.claims().into_iter().map(|(output, _)| output).collect();
+        let is_covered = |path: &RepoPath| path.ancestors().any(|above| outputs.contains(&above));
         // A submodule is tracked as one path.
         let is_tracked = |path: &RepoPath| path.ancestors().any(|above| tracked.contains(&above));
         let mut found = BTreeSet::new();

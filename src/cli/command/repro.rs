@@ -158,14 +158,15 @@ fn deleted_files(pipelines: &Pipelines<'_, '_>, runs: &[StageRun]) -> Result<BTr
 }
 
 /// Returns the files that these runs may have changed and that belong into Git.
-fn files_for_git(pipelines: &Pipelines<'_, '_>, runs: &[StageRun]) -> Result<Vec<RepoPath>> {
-    let mut files = Vec::new();
-    for run in runs {
+fn files_for_git(pipelines: &Pipelines<'_, '_>, runs: &[StageRun]) -> Result<BTreeSet<RepoPath>> {
+    let mut files = BTreeSet::new();
+    let is_readable = |run: &&StageRun| pipelines.of(&run.id).read_lockfile().is_ok();
+    let mut folders = BTreeSet::new();
+    for run in runs.iter().filter(is_readable) {
         let pipeline = pipelines.of(&run.id);
-        if pipeline.read_lockfile().is_err() {
-            continue;
+        if folders.insert(&run.id.folder) {
+            files.extend(pipeline.files_to_stage()?);
         }
-        files.extend(pipeline.files_to_stage()?);
         files.extend(pipeline.input_pointers(&run.id.name).unwrap_or_default().iter().map(Pointer::file));
     }
     Ok(files)
