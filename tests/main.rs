@@ -16,6 +16,7 @@ mod base;
 mod checkout;
 mod chunk_lists;
 mod cli;
+mod command_costs;
 mod concurrency;
 mod corruption;
 mod crash_safety;

@@ -23,6 +23,7 @@ mod stale;
 mod unshare;
 mod walk_filter;
 mod writable;
+mod write_all;
 
 pub use self::{
     dir::{Dir, Sync, TempFile},

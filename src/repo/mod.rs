@@ -268,16 +268,32 @@ impl Repo {
     /// Writes a pointer file and returns true, unless the bytes on disk are the same. A file of that name
     /// that is not a pointer is an error.
     pub fn write_pointer(&self, pointer: &Pointer) -> Result<bool> {
+        let changed = self.changed_pointer(pointer)?;
+        let Some(bytes) = changed else { return Ok(false) };
+        self.files.write(&pointer.file(), &bytes, Sync::Now).map(|()| true)
+    }
+
+    /// Writes pointers as [`Repo::write_pointer`] does, after all of them were checked.
+    pub fn write_pointers<'p>(&self, pointers: impl IntoIterator<Item = &'p Pointer>) -> Result<()> {
+        let mut files = Vec::new();
+        for pointer in pointers {
+            files.extend(self.changed_pointer(pointer)?.map(|bytes| (pointer.file(), bytes)));
+        }
+        self.files.write_all(&files)
+    }
+
+    /// Returns the bytes of a pointer file unless it has them; refuses to replace one that is not a pointer.
+    fn changed_pointer(&self, pointer: &Pointer) -> Result<Option<Vec<u8>>> {
         let text = pointer.to_toml().into_bytes();
         match self.files.read_prefix(&pointer.file(), READ_LIMIT)? {
-            Some(bytes) if bytes == text => return Ok(false),
+            Some(bytes) if bytes == text => return Ok(None),
             // The sides of a conflict are in Git's index.
             Some(bytes) if !self.git.is_unmerged(&pointer.file())? => {
                 Pointer::check_replaceable(&pointer.path, &bytes)?;
             }
             _ => {}
         }
-        self.files.write(&pointer.file(), &text, Sync::Now).map(|()| true)
+        Ok(Some(text))
     }
 
     /// Converts a path that the user typed in `cwd`.

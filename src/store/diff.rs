@@ -13,8 +13,9 @@ use crate::{
     },
 };
 
-/// One side of a difference.
+/// One side of a difference. Packed, since a checkout may keep millions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(Rust, packed)]
 pub struct DiffSide {
     pub kind: EntryKind,
     pub digest: Digest,

@@ -121,9 +121,10 @@ impl Workspace<'_> {
         }
         self.ignore_data(&own, &lock, progress)?;
         self.repair_locked(&parts, &lock, progress)?;
+        self.clean_beside(merged.iter().map(|it| &it.pointer.path), progress);
+        self.repo.write_pointers(merged.iter().map(|it| &it.pointer))?;
         let mut pointers = Vec::new();
         for Merged { pointer, entries, merge } in merged {
-            self.write_pointer(&pointer, progress)?;
             self.note_base_parts(&pointer.path, entries)?;
             self.index_pointer(&pointer.path);
             report_kept(&pointer.path, &merge, progress);

@@ -59,7 +59,7 @@ fn plan_part<'p>(workspace: &Workspace<'_>, part: Part<'p>, progress: &dyn Progr
     let shared = |path: &RepoPath| links || workspace.is_shared(path);
     let found = differences(store, path, recorded.as_ref(), present.as_ref());
     let found = workspace.without_git_files(path, found.context(|| doing(path))?)?;
-    let mut plan = plan_changes(store, &found, &shared);
+    let mut plan = plan_changes(store, found, &shared);
     if plan.writes_anything()
         && let Some((file, side)) = blocking_file(workspace, pointer, path, progress)?
     {
@@ -107,43 +107,69 @@ fn blocking_file(
     Ok(None)
 }
 
-/// Plans how to get from the present files to the recorded ones; `shared` is true for files with
-/// other names.
-fn plan_changes(store: &Store, found: &[Difference], shared: &dyn Fn(&RepoPath) -> bool) -> Plan {
+/// Plans how to get from the present files to the recorded ones; `shared` is true for files with other names.
+/// The differences become the files to write in place, since there may be millions.
+fn plan_changes(store: &Store, found: Vec<Difference>, shared: &dyn Fn(&RepoPath) -> bool) -> Plan {
+    let is_folder = |it: &&Difference| {
+        it.old.is_none() && it.new.is_some_and(|present| present.kind == EntryKind::Folder)
+    };
+    let folders = found.iter().filter(is_folder).map(|it| &it.path);
+    let needed: BTreeSet<_> = folders.filter(|folder| has_wanted_below(&found, folder)).cloned().collect();
     let mut plan = Plan::default();
-    for Difference { path, old: wanted, new: present } in found {
-        match (wanted, present) {
-            // The mode of a file that other names share must not change: the file is written anew.
-            (Some(side), Some(present))
-                if present.digest == side.digest
-                    && present.kind.is_regular()
-                    && side.kind.is_regular()
-                    && !shared(path) =>
-            {
-                plan.modes.push((path.clone(), side.kind));
-            }
-            (Some(side), present) if side.kind == EntryKind::Folder => {
-                plan.folders.insert(path.clone());
-                // A file makes room for the folder.
-                plan.remove.extend(present.map(|present| (path.clone(), present)));
-            }
-            (Some(side), present) => {
-                let scanned = present.filter(|present| present.kind != EntryKind::Folder);
-                plan.write.push(Write { path: path.clone(), side: *side, scanned });
-            }
-            (None, Some(side)) if side.kind != EntryKind::Folder || !has_wanted_below(found, path) => {
-                plan.remove.push((path.clone(), *side));
-            }
-            (None, _) => {}
-        }
-        let Some(side) = present else { continue };
-        let unchanged = wanted.is_some_and(|wanted| wanted.digest == side.digest);
-        plan.replaced.extend((side.size > MAX_PACKED_SIZE).then_some(side.digest));
-        if !unchanged && side.kind != EntryKind::Folder && !store.is_intact(&side.digest) {
-            plan.unsaved.push(path.clone());
-        }
+    let write = found.into_iter().filter_map(|difference| {
+        note_replaced(&mut plan, store, &difference);
+        plan_change(&mut plan, difference, shared, &needed)
+    });
+    let write = write.collect();
+    Plan { write, ..plan }
+}
+
+/// Notes what is lost with the present file, which goes or is overwritten.
+fn note_replaced(
+    plan: &mut Plan,
+    store: &Store,
+    Difference { path, old: wanted, new: present }: &Difference,
+) {
+    let Some(side) = present else { return };
+    let unchanged = wanted.is_some_and(|wanted| wanted.digest == side.digest);
+    plan.replaced.extend((side.size > MAX_PACKED_SIZE).then_some(side.digest));
+    if !unchanged && side.kind != EntryKind::Folder && !store.is_intact(&side.digest) {
+        plan.unsaved.push(path.clone());
     }
-    plan
+}
+
+/// Adds a change to the plan, or returns the file to write. Folders that are `needed` for others stay.
+fn plan_change(
+    plan: &mut Plan,
+    Difference { path, old: wanted, new: present }: Difference,
+    shared: &dyn Fn(&RepoPath) -> bool,
+    needed: &BTreeSet<RepoPath>,
+) -> Option<Write> {
+    match (wanted, present) {
+        // The mode of a file that other names share must not change: the file is written anew.
+        (Some(side), Some(present))
+            if present.digest == side.digest
+                && present.kind.is_regular()
+                && side.kind.is_regular()
+                && !shared(&path) =>
+        {
+            plan.modes.push((path, side.kind));
+        }
+        (Some(side), present) if side.kind == EntryKind::Folder => {
+            // A file makes room for the folder.
+            plan.remove.extend(present.map(|present| (path.clone(), present)));
+            plan.folders.insert(path);
+        }
+        (Some(side), present) => {
+            let scanned = present.filter(|present| present.kind != EntryKind::Folder);
+            return Some(Write { path, side, scanned });
+        }
+        (None, Some(side)) if side.kind != EntryKind::Folder || !needed.contains(&path) => {
+            plan.remove.push((path, side));
+        }
+        (None, _) => {}
+    }
+    None
 }
 
 /// Returns true if an entry below `folder`, which is an empty folder now, is to be written.
@@ -270,6 +296,10 @@ fn carry_out(
             false
         }
     });
+    if all.iter().any(|planned| !planned.plan.is_empty()) {
+        // Fails early if the index cannot be written.
+        drop(workspace.repo.try_lock()?);
+    }
     let (mut done, mut kept) = (Vec::new(), Vec::new());
     for parts in all.chunk_by_mut(|a, b| std::ptr::eq(a.pointer, b.pointer)) {
         let pointer = parts[0].pointer;
@@ -322,7 +352,7 @@ pub(super) fn plan_removal(
     let present = scan_part(workspace, pointer, part, progress)?;
     let store = &workspace.repo.store;
     let found = workspace.without_git_files(part, differences(store, part, None, present.as_ref())?)?;
-    let mut plan = plan_changes(store, &found, &|_| false);
+    let mut plan = plan_changes(store, found, &|_| false);
     plan.unsaved.retain(|path| !workspace.is_dangling_store_link(path));
     Ok(plan)
 }
@@ -348,6 +378,10 @@ fn apply_unless_lossy(
         return Err(unsaved_error(&plan.unsaved));
     }
     check_stored(&workspace.repo.store, plan)?;
+    if !plan.is_empty() {
+        // Fails early if the index cannot be written.
+        drop(workspace.repo.try_lock()?);
+    }
     let executed = apply(workspace, pointer, plan, progress)?;
     if executed.kept.is_empty() { Ok(executed.stats) } else { Err(kept_error(&executed.kept)) }
 }
@@ -363,8 +397,6 @@ fn apply(
         return Ok(Executed::default());
     }
     check_links(&workspace.repo.store, pointer, plan)?;
-    // Fails early if the index cannot be written.
-    drop(workspace.repo.try_lock()?);
     collision::warn(&workspace.repo.files, plan.write.iter().map(|it| &it.path), progress)?;
     execute(workspace, pointer, plan, progress)
 }

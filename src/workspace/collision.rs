@@ -10,6 +10,7 @@ use crate::{
     fs::{Dir, Root},
     path::RepoPath,
     progress::Progress,
+    workspace::Workspace,
 };
 
 /// Warns of paths that are the same file on a case-insensitive file system. The disk is asked only if there
@@ -29,6 +30,17 @@ pub fn warn<'p>(
         ));
     }
     Ok(())
+}
+
+impl Workspace<'_> {
+    /// Returns true if names that differ in case alone may be one file here. The disk is asked once.
+    pub(super) fn is_case_insensitive(&self) -> Result<bool> {
+        if let Some(known) = self.case_insensitive.get() {
+            return Ok(*known);
+        }
+        let found = self.repo.files.dir(&RepoPath::root())?.is_case_insensitive().unwrap_or(false);
+        Ok(*self.case_insensitive.get_or_init(|| found))
+    }
 }
 
 /// The exact spellings of the names in a folder.

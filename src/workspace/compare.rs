@@ -22,7 +22,7 @@ pub(super) fn differences(
 ) -> Result<Vec<Difference>> {
     let mut found = Vec::new();
     compare(store, path, old, new, &mut found)?;
-    found.sort_by(|a, b| a.path.cmp(&b.path));
+    found.sort_unstable_by(|a, b| a.path.cmp(&b.path));
     Ok(found)
 }
 

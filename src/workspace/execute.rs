@@ -25,6 +25,8 @@ use crate::{
 
 /// Files that one thread writes before it takes the next batch, at most.
 const BATCH_FILES: usize = 256;
+/// Files that are written before their metadata are cached.
+const MAX_WRITTEN: usize = 1 << 16;
 
 /// A file or link to write.
 #[derive(Debug)]
@@ -117,38 +119,66 @@ pub fn execute(
     let large = plan.write.iter().filter(|write| write.side.size > MAX_PACKED_SIZE);
     let placed = large.map(|write| write.side.digest);
     let verified = store.verified_files(&placed.chain(plan.replaced.iter().copied()).collect::<Vec<_>>())?;
-    let index = workspace.index.borrow();
-    let changed = plan.remove.iter().map(|it| &it.0).chain(plan.write.iter().map(|it| &it.path));
-    let guard = Guard::new(&index, store, changed);
-    let mut kept = remove(workspace, pointer, plan, &guard)?;
-    kept.extend(make_folders(workspace, pointer, plan, progress)?);
-    let links = workspace.repo.config.links()?;
-    let files = &workspace.repo.files;
-    let context = WriteContext {
-        files,
-        store,
-        links: &links,
-        case_insensitive: files.dir(&RepoPath::root())?.is_case_insensitive().unwrap_or(false),
-        guard,
-        unmade: kept.clone(),
-        kept: Mutex::default(),
-        skipped: Mutex::default(),
+    let mut kept = {
+        let index = workspace.index.borrow();
+        remove(workspace, pointer, plan, &Guard::new(&index, store, plan.remove.iter().map(|it| &it.0)))?
     };
-    let stats = context.write_all(&plan.write, progress)?;
-    kept.extend(context.kept.into_inner().unwrap_or_else(PoisonError::into_inner));
-    let skipped = context.skipped.into_inner().unwrap_or_else(PoisonError::into_inner);
-    drop(index);
+    kept.extend(make_folders(workspace, pointer, plan, progress)?);
+    if plan.write.len() > BATCH_FILES {
+        let total = plan.write.iter().fold(0, |sum, file| u64::saturating_add(sum, file.side.size));
+        progress.event(Event::Started { task: "writing", total: Some(total) });
+    }
+    let (unmade, mut skipped, mut last) = (kept.clone(), Vec::new(), Vec::new());
+    for files in plan.write.chunks(MAX_WRITTEN) {
+        let (written, changed, left_out) = write_files(workspace, files, &unmade, progress)?;
+        kept.extend(changed);
+        skipped.extend(left_out);
+        // Those written before these are older than the clock's tick, except the last of them.
+        cache(workspace, std::mem::replace(&mut last, written));
+    }
+    progress.event(Event::Finished);
     for (path, kind) in &plan.modes {
-        let dir = files.dir(&path.parent().unwrap_or_default())?;
+        let dir = workspace.repo.files.dir(&path.parent().unwrap_or_default())?;
         dir.set_executable(path.name(), *kind == EntryKind::Executable)?;
     }
     store.refresh_verified(&verified)?;
-    let tick = fs::coarse_now();
-    let mut index = workspace.index.borrow_mut();
-    for (path, stat, side) in stats {
-        index.insert(&path, &stat, side.digest, tick);
-    }
+    cache(workspace, last);
     Ok(Executed { stats: count(plan, &kept, &skipped), kept, skipped })
+}
+
+/// Writes files. Returns them, those that changed since they were scanned, and all that were not written.
+fn write_files<'p>(
+    workspace: &Workspace<'_>,
+    write: &'p [Write],
+    unmade: &[RepoPath],
+    progress: &dyn Progress,
+) -> Result<(Vec<Written<'p>>, Vec<RepoPath>, Vec<RepoPath>)> {
+    let (index, store) = (workspace.index.borrow(), &workspace.repo.store);
+    let links = workspace.repo.config.links()?;
+    let context = WriteContext {
+        files: &workspace.repo.files,
+        store,
+        links: &links,
+        case_insensitive: workspace.is_case_insensitive()?,
+        guard: Guard::new(&index, store, write.iter().map(|it| &it.path)),
+        unmade,
+        kept: Mutex::default(),
+        skipped: Mutex::default(),
+    };
+    let batches = batches(write);
+    let written =
+        batches.par_iter().map(|batch| context.write(batch, progress)).collect::<Result<Vec<_>>>()?;
+    let kept = context.kept.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let skipped = context.skipped.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok((written.into_iter().flatten().collect(), kept, skipped))
+}
+
+/// Remembers the stats of written files.
+fn cache(workspace: &Workspace<'_>, written: Vec<Written<'_>>) {
+    let (tick, mut index) = (fs::coarse_now(), workspace.index.borrow_mut());
+    for (write, stat) in written {
+        index.insert(&write.path, &stat, write.side.digest, tick);
+    }
 }
 
 fn count(plan: &Plan, kept: &[RepoPath], skipped: &[RepoPath]) -> CheckoutStats {
@@ -248,8 +278,8 @@ fn batches(write: &[Write]) -> Vec<&[Write]> {
     folders.flat_map(|folder| folder.chunks(BATCH_FILES)).collect()
 }
 
-/// Metadata of a written file, if no other process changed it since.
-type Written = (RepoPath, FileStat, DiffSide);
+/// Written file with its metadata, if no other process changed it since.
+type Written<'p> = (&'p Write, FileStat);
 
 /// Parameters of a checkout that all threads share.
 struct WriteContext<'t> {
@@ -260,7 +290,7 @@ struct WriteContext<'t> {
     case_insensitive: bool,
     guard: Guard<'t>,
     /// Files where folders should be.
-    unmade: Vec<RepoPath>,
+    unmade: &'t [RepoPath],
     /// Files that changed since they were scanned.
     kept: Mutex<Vec<RepoPath>>,
     /// Files not written, for this and for other reasons.
@@ -268,21 +298,7 @@ struct WriteContext<'t> {
 }
 
 impl WriteContext<'_> {
-    fn write_all(&self, write: &[Write], progress: &dyn Progress) -> Result<Vec<Written>> {
-        if write.len() > BATCH_FILES {
-            progress.event(Event::Started {
-                task: "writing",
-                total: Some(write.iter().fold(0, |sum, file| u64::saturating_add(sum, file.side.size))),
-            });
-        }
-        let batches = batches(write);
-        let written =
-            batches.par_iter().map(|batch| self.write(batch, progress)).collect::<Result<Vec<_>>>()?;
-        progress.event(Event::Finished);
-        Ok(written.into_iter().flatten().collect())
-    }
-
-    fn write(&self, batch: &[Write], progress: &dyn Progress) -> Result<Vec<Written>> {
+    fn write<'p>(&self, batch: &'p [Write], progress: &dyn Progress) -> Result<Vec<Written<'p>>> {
         let Some(first) = batch.first() else { return Ok(Vec::new()) };
         let folder = first.path.parent().unwrap_or_default();
         if self.unmade.iter().any(|file| folder.is_within(file)) {
@@ -302,7 +318,7 @@ impl WriteContext<'_> {
                 continue;
             }
             let stat = self.write_one(&dir, write).context(|| format!("cannot write `{path}`"))?;
-            stats.extend(stat.map(|stat| (path.clone(), stat, write.side)));
+            stats.extend(stat.map(|stat| (write, stat)));
             progress.event(Event::Advanced { by: write.side.size });
         }
         Ok(stats)

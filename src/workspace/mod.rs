@@ -169,6 +169,8 @@ pub struct Workspace<'r> {
     head_lines: OnceCell<Option<HeadLines>>,
     /// Paths with a missing pointer file for which the work tree was searched.
     searched: RefCell<BTreeSet<RepoPath>>,
+    /// True if the file system does not tell names that differ in case, once that is known.
+    case_insensitive: OnceCell<bool>,
     /// Folders that were cleaned of what killed commands left.
     cleaned: RefCell<BTreeSet<RepoPath>>,
     /// The contents as they are stated by pointers that name the wrong kind.
@@ -182,7 +184,17 @@ impl<'r> Workspace<'r> {
         let (index, bases) = (RefCell::new(index), RefCell::new(bases));
         let (skipped_rules, head_lines) = (OnceCell::new(), OnceCell::new());
         let (searched, cleaned, misstated) = Default::default();
-        Ok(Self { repo, index, bases, skipped_rules, head_lines, searched, cleaned, misstated })
+        Ok(Self {
+            repo,
+            index,
+            bases,
+            skipped_rules,
+            head_lines,
+            searched,
+            cleaned,
+            misstated,
+            case_insensitive: OnceCell::new(),
+        })
     }
 
     /// Returns the bytes of each `.mlxignore` that a sparse checkout leaves out, by its folder.

@@ -23,6 +23,8 @@ use crate::{
 /// Bytes of a batch, which all cores read together.
 const BATCH_SIZE: u64 = 16 << 20;
 const BATCH_FILES: usize = 1024;
+/// Files that are read sooner than another thread starts.
+const FEW_FILES: usize = 2;
 /// Digests that are collected before they are filled in, approximately.
 const MAX_PENDING_DIGESTS: usize = 1 << 16;
 /// Files queued for reading before the queue is processed.
@@ -303,11 +305,8 @@ impl Scanner<'_, '_, '_, '_> {
                 && job.stat.size > MAX_PACKED_SIZE
             {
                 self.put(before)?;
-                vec![(
-                    self.hash_large(job)
-                        .or_else(|error| self.filter.on_error(&job.path, error).map(|()| placeholder()))?,
-                    None,
-                )]
+                let unread = |error| self.filter.on_error(&job.path, error).map(|()| placeholder());
+                vec![(self.hash_large(job).or_else(unread)?, None)]
             } else {
                 self.read_and_put(batch, before)?
             };
@@ -358,6 +357,10 @@ impl Scanner<'_, '_, '_, '_> {
             filter: self.filter,
             store_bytes: self.writer.is_some(),
         };
+        if batch.len() <= FEW_FILES {
+            self.put(before)?;
+            return batch.iter().map(|job| reader.read_one(job)).collect();
+        }
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         let put = std::thread::scope(|scope| {
             scope.spawn(move || sender.send(fs::on_io_threads(|| reader.read_all(batch))));
