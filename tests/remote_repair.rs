@@ -100,6 +100,84 @@ fn a_truncated_pack_is_damage_too() {
 }
 
 #[test]
+fn a_truncated_pack_in_a_bucket_is_damage_too() {
+    let (service, sandbox) = (FakeS3::start(), pushed());
+    sandbox.ok(&format!("remote add s3 {}", service.remote_args()));
+    sandbox.ok("push");
+    sandbox.commit("bucket");
+    let truncate = |(key, bytes): (&String, &mut bytes::Bytes)| {
+        if key.contains("packs") {
+            bytes.truncate(bytes.len() / 2);
+        }
+    };
+    service.bucket().objects.iter_mut().for_each(truncate);
+    let other = clone(&sandbox, "other");
+    other.ok("remote trust s3");
+    assert!(other.fails("pull", 5).contains("damaged data"));
+    sandbox.ok("push");
+    other.ok("pull");
+}
+
+/// The index of a pack is removed once others have its objects; until then it tells what is lost.
+#[test]
+fn a_lost_pack_is_forgotten_once_its_objects_are_elsewhere() {
+    let sandbox = pushed();
+    let other = clone(&sandbox, "other");
+    let pack = largest(&sandbox, "packs");
+    let index = sandbox.root().join("remote/v1/indexes").join(pack.file_name().unwrap());
+    fs::remove_file(&pack).unwrap();
+    assert_eq!(other.mlx("fsck --remote remote --repair").code, 10);
+    assert!(index.exists());
+    sandbox.write("e", "new");
+    sandbox.ok("add e");
+    // Another pack than before, as it also holds the new file.
+    sandbox.ok("push");
+    assert_eq!(other.mlx("fsck --remote remote --repair").code, 0);
+    assert!(!index.exists() && !pack.exists());
+    assert_eq!(other.json("fsck --remote remote --full")["lost"], json!([]));
+    other.ok("pull");
+}
+
+/// A reader notes a pack that it cannot read at all: a clone that knows its index repairs it.
+#[test]
+fn a_pack_without_a_readable_index_is_repaired_by_a_clone_that_knows_it() {
+    let sandbox = pushed();
+    let pack = largest(&sandbox, "packs");
+    let index = sandbox.root().join("remote/v1/indexes").join(pack.file_name().unwrap());
+    for file in [&pack, &index] {
+        let length = file.metadata().unwrap().len();
+        fs::OpenOptions::new().write(true).open(file).unwrap().set_len(length - 1).unwrap();
+    }
+    let other = clone(&sandbox, "other");
+    other.fails("pull", 3);
+    assert_eq!(files(&sandbox, "damaged").len(), 1);
+    // A clone that does not know the index leaves the note for one that does.
+    assert!(other.mlx("push").err.contains("push from the clone that sent it"));
+    sandbox.ok("push");
+    assert!(is_intact(&pack) && files(&sandbox, "damaged").is_empty());
+    other.ok("pull");
+}
+
+#[test]
+fn a_pack_that_cannot_be_read_at_all_is_removed_by_a_repair() {
+    let sandbox = pushed();
+    let pack = largest(&sandbox, "packs");
+    let index = sandbox.root().join("remote/v1/indexes").join(pack.file_name().unwrap());
+    for file in [&pack, &index] {
+        let length = file.metadata().unwrap().len();
+        fs::OpenOptions::new().write(true).open(file).unwrap().set_len(length - 1).unwrap();
+    }
+    let other = clone(&sandbox, "other");
+    assert_eq!(other.json("fsck --remote remote")["lost"].as_array().unwrap().len(), 1);
+    let repaired = other.mlx("fsck --remote remote --repair");
+    assert!(repaired.code == 10 && repaired.out.contains("removed, as neither"), "{repaired:?}");
+    assert!(!pack.exists() && !index.exists());
+    sandbox.ok("push");
+    other.ok("pull");
+    assert_eq!(other.mlx("fsck --remote remote --full").code, 0);
+}
+
+#[test]
 fn fsck_finds_damage_and_repairs_it_from_another_remote() {
     let sandbox = pushed();
     add_remote(&sandbox, "backup");

@@ -41,6 +41,7 @@ pub use self::{
 
 #[cfg(test)]
 pub use self::fault::Crash;
+pub use self::fault::point as fault_point;
 
 pub use rustix::fs::FileType;
 

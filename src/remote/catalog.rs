@@ -40,6 +40,8 @@ pub struct Catalog {
     added: Vec<Digest>,
     /// Packs that have an index but no longer exist, or whose index and end are damaged.
     pub lost_packs: Vec<Digest>,
+    /// Those of them that exist, but of which neither the index nor the end can be read.
+    pub unreadable_packs: BTreeSet<Digest>,
     /// Packs in which a reader found damage.
     pub damaged_packs: BTreeSet<Digest>,
     /// Lists of the digests that pushes asked to keep, each with the time at which it was written, in seconds
@@ -97,6 +99,7 @@ impl Catalog {
             lookup: OnceCell::new(),
             added: Vec::new(),
             lost_packs: Vec::new(),
+            unreadable_packs: BTreeSet::new(),
             damaged_packs: listing.damaged,
             root_lists: listing.roots,
             packs_without_index: listing.packs.difference(&listing.indexes).copied().collect(),
@@ -130,6 +133,7 @@ impl Catalog {
         for (name, bytes) in read {
             let Some(index) = intact_index(remote, &name, bytes, access)? else {
                 catalog.lost_packs.push(name);
+                catalog.unreadable_packs.insert(name);
                 continue;
             };
             root.write(&folder.join(name.hex().as_bytes())?, index.bytes(), Sync::Later)?;

@@ -10,7 +10,7 @@ use crate::{
         Access, Remote,
         catalog::{Catalog, roots_path},
         read::ObjectReader,
-        repair::{PackState, damaged_objects, repair_pack},
+        repair::{PackState, damaged_objects, forget_lost_packs, remove_unreadable, repair_pack},
     },
     repo::Repo,
     store::{Kind, Writer},
@@ -38,6 +38,8 @@ pub struct RemoteCheck {
     pub damaged: BTreeMap<Digest, BTreeSet<Digest>>,
     /// Packs that were written again.
     pub repaired: Vec<Digest>,
+    /// Packs that were removed, as neither their indexes nor their ends could be read.
+    pub removed: Vec<Digest>,
     /// Contents that a push asked to keep and that are not there.
     pub absent_roots: BTreeSet<Digest>,
 }
@@ -63,7 +65,6 @@ pub fn check(
     let mut catalog = Catalog::load(repo, remote, access)?;
     let chosen = choose(&catalog, sample, crate::time::Timestamp::now().seconds() / 86_400);
     let mut found = RemoteCheck { packs: catalog.packs().count() as u64, ..RemoteCheck::default() };
-    found.lost.clone_from(&catalog.lost_packs);
     progress.event(Event::Started { task: "checking", total: Some(chosen.len() as u64) });
     for pack in chosen {
         found.read += 1;
@@ -84,10 +85,19 @@ pub fn check(
         };
         match state {
             PackState::Damaged(objects) => drop(found.damaged.insert(pack, objects)),
+            // The catalog leaves them out.
+            PackState::Unreadable => found.lost.push(pack),
             PackState::Intact | PackState::Repaired => found.repaired.push(pack),
         }
     }
     progress.event(Event::Finished);
+    if repairs {
+        forget_lost_packs(remote, &mut catalog)?;
+    }
+    for pack in &catalog.lost_packs {
+        let is_removed = repairs && remove_unreadable(remote, pack)?;
+        if is_removed { &mut found.removed } else { &mut found.lost }.push(*pack);
+    }
     found.absent_roots = absent_roots(remote, &catalog)?;
     Ok(found)
 }

@@ -14,6 +14,7 @@ use crate::{
     remote::{
         Remote,
         catalog::{Catalog, ReplacedPacks, index_path, pack_path, replaced_path},
+        limit,
         uploader::PackUploader,
     },
     repo::Repo,
@@ -21,7 +22,7 @@ use crate::{
 };
 
 /// Number of small packs beyond which they are merged.
-const MAX_SMALL_PACKS: usize = 50;
+const MAX_SMALL_PACKS: u64 = 50;
 /// Bytes of packs that one push merges at most.
 const MAX_MERGED: usize = 64 << 20;
 /// Size below which a pack is small, in bytes.
@@ -35,7 +36,7 @@ pub fn merge_small_packs(
     progress: &dyn Progress,
 ) -> Result<()> {
     let small: Vec<Digest> = catalog.packs().filter(|pack| is_small(catalog.index(pack))).copied().collect();
-    if small.len() <= MAX_SMALL_PACKS {
+    if small.len() as u64 <= limit(MAX_SMALL_PACKS, "MLX_SMALL_PACKS") {
         return Ok(());
     }
     let (mut merged, mut seen, mut size) = (Vec::new(), HashSet::new(), 0);
@@ -60,9 +61,12 @@ pub fn merge_small_packs(
             break;
         }
     }
+    if merged.len() < 2 {
+        return Ok(());
+    }
     // Contents before the pages that name them, as in every push.
     objects.sort_by_key(|(row, _)| (row.kind == Kind::Run, row.kind == Kind::Tree));
-    let mut uploader = PackUploader::new(repo, remote, catalog, progress);
+    let mut uploader = PackUploader::new(repo, remote, catalog, progress).with_full_packs();
     objects.iter().try_for_each(|(row, stored)| uploader.put_stored(row, stored))?;
     uploader.flush()?;
     let by = std::mem::take(&mut uploader.names);

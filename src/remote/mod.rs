@@ -48,7 +48,7 @@ use opendal::{Buffer, ErrorKind, Operator};
 use crate::{
     digest::Digest,
     error::{Error, Result, WithContext},
-    fs::Root,
+    fs::{self, Root},
     path::RepoPath,
     pointer::Content,
     repo::{RemoteConfig, Repo},
@@ -171,6 +171,7 @@ impl Remote {
         let (operator, length) = (self.uploads.clone(), bytes.len() as u64);
         let is_compared = self.folder.is_some() || path.starts_with(PACKS);
         async move {
+            fs::fault_point("remote-write").map_err(to_opendal)?;
             operator.write(&path, bytes).await?;
             if !is_compared {
                 return Ok(());
@@ -187,6 +188,7 @@ impl Remote {
     /// Deletes a file; a missing one is fine.
     fn delete(&self, path: &str) -> Result<()> {
         let delete = async {
+            fs::fault_point("remote-delete").map_err(to_opendal)?;
             match self.operator.delete(path).await {
                 Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
                 done => done,
@@ -201,6 +203,16 @@ impl Remote {
             None => Ok(()),
         }
     }
+}
+
+/// Returns a limit, which tests lower in debug builds.
+fn limit(value: u64, variable: &str) -> u64 {
+    let lowered = || std::env::var(variable).ok()?.parse().ok();
+    if cfg!(debug_assertions) { lowered().unwrap_or(value) } else { value }
+}
+
+fn to_opendal(error: std::io::Error) -> opendal::Error {
+    opendal::Error::new(ErrorKind::Unexpected, "a disk operation failed").set_source(error)
 }
 
 /// Returns the folder that caches immutable files of this remote.

@@ -74,6 +74,9 @@ fn repair_noted(repo: &Repo, remote: &Remote, catalog: &mut Catalog, progress: &
             Err(error) => error.chain_text(),
             Ok(PackState::Intact) => continue,
             Ok(PackState::Repaired) => format!("{} was damaged, and is repaired", pack_path(&pack)),
+            Ok(PackState::Unreadable) => {
+                format!("{} and its index are damaged; push from the clone that sent it", pack_path(&pack))
+            }
             Ok(PackState::Damaged(lost)) => format!(
                 "{} is damaged, and this clone lacks {} of its objects; push from one that has them",
                 pack_path(&pack),

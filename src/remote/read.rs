@@ -59,7 +59,9 @@ struct Span {
 impl<'r> ObjectReader<'r> {
     /// Creates a reader that has read nothing yet.
     pub fn new(remote: &'r Remote, catalog: Catalog, progress: &'r dyn Progress) -> Self {
-        Self { remote, catalog, stats: Fetched::default(), progress, damaged: BTreeMap::new() }
+        // A clone that knows the index of a pack may repair what this one cannot read.
+        let damaged = catalog.unreadable_packs.iter().map(|pack| (*pack, BTreeSet::new())).collect();
+        Self { remote, catalog, stats: Fetched::default(), progress, damaged }
     }
 
     /// Reads and checks the objects at these places. Returns the digests of those of which no copy is intact.
@@ -110,19 +112,13 @@ impl<'r> ObjectReader<'r> {
         places.dedup();
         let spans = Spans { catalog: &self.catalog, places: places.into_iter().peekable() };
         let reads = spans.map(|span| async move {
-            let path = pack_path(&span.pack);
-            let bytes = remote.operator.read_with(&path).range(span.start..span.end).await;
+            let bytes = read_span(remote, &span).await;
             (span, bytes)
         });
         let mut reads = stream::iter(reads).buffer_unordered(PARALLEL);
         let mut damaged = Vec::new();
         while let Some((span, bytes)) = remote.runtime.block_on(reads.next()) {
-            let bytes = match bytes {
-                Ok(bytes) => bytes.to_bytes(),
-                // The pack is gone, or shorter than its index says.
-                Err(error) if is_cut(&error) => Bytes::new(),
-                Err(error) => return Err(remote.to_error("read", &error)),
-            };
+            let bytes = bytes.map_err(|error| remote.to_error("read", &error))?;
             self.stats.requests += 1;
             self.stats.bytes += bytes.len() as u64;
             for row in &span.rows {
@@ -168,8 +164,19 @@ impl Span {
     }
 }
 
-fn is_cut(error: &opendal::Error) -> bool {
-    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::RangeNotSatisfied)
+/// Reads a range of a pack; nothing if the pack is gone, or shorter than its index says.
+async fn read_span(remote: &Remote, span: &Span) -> opendal::Result<Bytes> {
+    let path = pack_path(&span.pack);
+    let error = match remote.operator.read_with(&path).range(span.start..span.end).await {
+        Ok(bytes) => return Ok(bytes.to_bytes()),
+        Err(error) => error,
+    };
+    let is_cut = match error.kind() {
+        ErrorKind::NotFound | ErrorKind::RangeNotSatisfied => true,
+        // A bucket answers with as many bytes as there are.
+        _ => remote.operator.stat(&path).await.is_ok_and(|stat| stat.content_length() < span.end),
+    };
+    if is_cut { Ok(Bytes::new()) } else { Err(error) }
 }
 
 /// Groups objects that lie near each other into ranges, as they are asked for.

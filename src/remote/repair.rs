@@ -20,7 +20,7 @@ use crate::{
         uploader::PackUploader,
     },
     repo::Repo,
-    store::{EncodedObject, Kind, PackWriter, Row},
+    store::{EncodedObject, Index, Kind, PackWriter, Row},
 };
 
 /// State of a pack after a check.
@@ -30,6 +30,8 @@ pub enum PackState {
     Repaired,
     /// Objects of which neither the pack nor this clone has intact bytes.
     Damaged(BTreeSet<Digest>),
+    /// Its index is damaged, too, and this clone does not know it.
+    Unreadable,
 }
 
 /// A pack of a remote with what is left of its bytes.
@@ -68,6 +70,9 @@ pub fn repair_pack(
     name: &Digest,
     progress: &dyn Progress,
 ) -> Result<PackState> {
+    if catalog.unreadable_packs.contains(name) {
+        return Ok(PackState::Unreadable);
+    }
     let Some(pack) = StoredPack::read(remote, catalog, name)? else {
         remove_note(remote, catalog, name)?;
         return Ok(PackState::Intact);
@@ -104,6 +109,38 @@ pub fn repair_pack(
         return Ok(PackState::Repaired);
     }
     Ok(PackState::Damaged(lost))
+}
+
+/// Forgets the packs that are lost, once others have all of their objects: their indexes are removed.
+pub fn forget_lost_packs(remote: &Remote, catalog: &mut Catalog) -> Result<()> {
+    let mut lost = Vec::new();
+    for name in std::mem::take(&mut catalog.lost_packs) {
+        let index = remote.read_if_there(&index_path(&name))?.map(Index::parse);
+        let is_elsewhere =
+            |index: &Index| index.rows().all(|row| catalog.find(&row.digest, &[row.kind]).is_some());
+        match index {
+            None => {}
+            Some(Ok(index)) if !remote.exists(&pack_path(&name))? && is_elsewhere(&index) => {
+                remote.delete(&index_path(&name))?;
+            }
+            Some(_) => lost.push(name),
+        }
+    }
+    catalog.lost_packs = lost;
+    Ok(())
+}
+
+/// Removes a lost pack of which neither the index nor the end can be read, so that nothing tells what it
+/// holds. Returns false if it can be read.
+pub fn remove_unreadable(remote: &Remote, name: &Digest) -> Result<bool> {
+    let is_readable = |bytes: Option<Vec<u8>>| bytes.is_some_and(|bytes| Index::parse(bytes).is_ok());
+    let pack = remote.read_if_there(&pack_path(name))?.unwrap_or_default();
+    if is_readable(remote.read_if_there(&index_path(name))?) || Digest::of(&pack) == *name {
+        return Ok(false);
+    }
+    remote.delete(&index_path(name))?;
+    remote.delete(&pack_path(name))?;
+    Ok(true)
 }
 
 fn remove_note(remote: &Remote, catalog: &mut Catalog, name: &Digest) -> Result<()> {

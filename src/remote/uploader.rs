@@ -24,7 +24,7 @@ use crate::{
     remote::{
         Remote,
         catalog::{Catalog, index_path, pack_path},
-        clock,
+        clock, limit,
     },
     repo::Repo,
     store::{EncodedObject, Index, Kind, PackWriter, Row, renamed},
@@ -68,6 +68,7 @@ pub struct PackUploader<'u> {
     remote: &'u Remote,
     catalog: &'u mut Catalog,
     current: Option<PackWriter<Vec<u8>>>,
+    max_size: u64,
     pack_size: u64,
     /// True if the last upload showed that the line is slow.
     is_slow: bool,
@@ -89,16 +90,14 @@ impl<'u> PackUploader<'u> {
         catalog: &'u mut Catalog,
         progress: &'u dyn Progress,
     ) -> Self {
+        let max_size = limit(MAX_PACK_SIZE, "MLX_PACK_SIZE");
         Self {
             repo,
             remote,
             catalog,
             current: None,
-            pack_size: if remote.folder.is_some() {
-                max_pack_size()
-            } else {
-                FIRST_PACK_SIZE.min(max_pack_size())
-            },
+            max_size,
+            pack_size: first_size(remote, max_size),
             is_slow: false,
             queued: HashSet::new(),
             uploads: VecDeque::new(),
@@ -106,6 +105,13 @@ impl<'u> PackUploader<'u> {
             names: BTreeSet::new(),
             progress,
         }
+    }
+
+    /// Lets packs grow to their full size, also where tests lower that of a push.
+    pub fn with_full_packs(mut self) -> Self {
+        self.max_size = MAX_PACK_SIZE;
+        self.pack_size = first_size(self.remote, MAX_PACK_SIZE);
+        self
     }
 
     /// Returns true if the remote has the bytes of a file, in any form, or [`PackUploader::put_once`] has
@@ -206,7 +212,7 @@ impl<'u> PackUploader<'u> {
             let duration = self.remote.wait("write to", async { task.await.map_err(to_opendal)? })?;
             if self.remote.folder.is_none() {
                 let size = size_for_rate(length, duration);
-                (self.pack_size, self.is_slow) = (size.min(max_pack_size()), size < FIRST_PACK_SIZE);
+                (self.pack_size, self.is_slow) = (size.min(self.max_size), size < FIRST_PACK_SIZE);
             }
         }
         self.remote.sync(&pack_path(&name))?;
@@ -223,10 +229,9 @@ fn may_be_used(remote: &Remote, name: &Digest) -> Result<bool> {
     Ok(clock::now(remote)? - file.modified < MAX_REUSED_AGE.as_secs().cast_signed())
 }
 
-/// Largest size of a pack, in bytes; tests lower it in debug builds.
-fn max_pack_size() -> u64 {
-    let lowered = || std::env::var("MLX_PACK_SIZE").ok()?.parse().ok();
-    if cfg!(debug_assertions) { lowered().unwrap_or(MAX_PACK_SIZE) } else { MAX_PACK_SIZE }
+/// Returns the size of the first pack: the rate of a line is not known yet.
+fn first_size(remote: &Remote, max_size: u64) -> u64 {
+    if remote.folder.is_some() { max_size } else { FIRST_PACK_SIZE.min(max_size) }
 }
 
 /// Returns the size of a pack that takes a few seconds at the rate at which one of `length` bytes was

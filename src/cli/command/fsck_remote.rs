@@ -72,7 +72,7 @@ impl Report for RemoteOutput {
         let damaged = found.damaged.iter().map(|(pack, objects)| json!({"pack": pack, "objects": objects}));
         json!({"remote": location, "packs": found.packs, "read": found.read, "lost": found.lost,
             "damaged": damaged.collect::<Vec<_>>(), "absent_roots": found.absent_roots,
-            "repairs": repairs, "repaired": found.repaired})
+            "repairs": repairs, "repaired": found.repaired, "removed": found.removed})
     }
 
     fn has_findings(&self) -> bool {
@@ -99,6 +99,9 @@ impl fmt::Display for RemoteOutput {
         }
         for pack in found.repaired.iter().take(MAX_PACKS) {
             writeln!(f, "pack {}: repaired", pack.short())?;
+        }
+        for pack in found.removed.iter().take(MAX_PACKS) {
+            writeln!(f, "pack {}: removed, as neither its index nor its end could be read", pack.short())?;
         }
         writeln!(f, "checked {} of {location}, {} of them read", count(found.packs, "pack"), found.read)?;
         match (found.has_problems(), repairs) {
