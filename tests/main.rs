@@ -7,6 +7,7 @@
 mod fake_s3;
 mod halting;
 mod loop_mount;
+mod s3_faults;
 mod sandbox;
 mod serve;
 
@@ -60,7 +61,10 @@ mod release;
 mod release_rules;
 mod remote;
 mod remote_failures;
+mod remote_files;
 mod remote_gc;
+mod remote_model;
+mod remote_model_checks;
 mod remote_repair;
 mod repair_halted;
 mod repro;
@@ -68,6 +72,7 @@ mod restore;
 mod retrain;
 mod run_records;
 mod s3;
+mod seeded_transfers;
 mod settings;
 mod shared_cache;
 mod shared_cache_model;
