@@ -40,7 +40,7 @@ pub fn push(
     let mut uploader = PackUploader::new(repo, remote, &mut catalog, progress);
     put_contents(repo, &mut uploader, &plan)?;
     for page in plan.pages.iter().filter(|page| !plan.has_content(page)) {
-        uploader.put(Kind::Tree, *page, &repo.store.read(page)?)?;
+        uploader.put_encoded(Kind::Tree, *page, &repo.store.read_encoded(page)?)?;
     }
     for key in &wants.runs {
         if let Some(run) = repo.store.cached_run(key)? {
@@ -110,7 +110,7 @@ fn put_contents(repo: &Repo, uploader: &mut PackUploader<'_>, plan: &Plan) -> Re
     }
     for (digest, _) in &plan.contents {
         if !uploader.has_content(digest) {
-            uploader.put(Kind::Content, *digest, &repo.store.read(digest)?)?;
+            uploader.put_encoded(Kind::Content, *digest, &repo.store.read_encoded(digest)?)?;
         }
     }
     Ok(())

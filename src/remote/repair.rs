@@ -251,7 +251,7 @@ impl StoredPack {
         let mut pack = PackWriter::new(Vec::new()).context(context)?;
         for (row, found) in self.rows.iter().zip(found) {
             let encoded = match found {
-                Some(Found::Stored(stored)) => row.encoded(stored),
+                Some(Found::Stored(stored)) => row.encoded(*stored),
                 Some(Found::Whole(bytes)) => EncodedObject::encode(bytes.into()).context(context)?,
                 None => return Ok(false),
             };

@@ -145,7 +145,8 @@ impl<'u> PackUploader<'u> {
         self.put_encoded(row.kind, row.digest, &row.encoded(stored))
     }
 
-    fn put_encoded(&mut self, kind: Kind, digest: Digest, encoded: &EncodedObject<'_>) -> Result<()> {
+    /// Queues an object as [`PackUploader::put`] does, but one that is encoded already.
+    pub fn put_encoded(&mut self, kind: Kind, digest: Digest, encoded: &EncodedObject<'_>) -> Result<()> {
         let context = || "cannot write a pack".to_owned();
         let pack = match &mut self.current {
             Some(pack) => pack,

@@ -338,7 +338,7 @@ impl Index {
 
 impl Row {
     /// Returns this object as it is to be written into another pack, from the bytes stored in this one.
-    pub fn encoded<'b>(&self, stored: &'b [u8]) -> EncodedObject<'b> {
+    pub fn encoded<'b>(&self, stored: impl Into<Cow<'b, [u8]>>) -> EncodedObject<'b> {
         EncodedObject { size: self.size, compressed: self.compressed, stored: stored.into() }
     }
 

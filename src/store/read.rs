@@ -9,7 +9,7 @@ use crate::{
     digest::Digest,
     error::{Error, Kind as ErrorKind, Result, WithContext},
     fs,
-    store::{Index, Kind, Packed, Row, Store},
+    store::{EncodedObject, Index, Kind, Packed, Row, Store},
 };
 
 impl Store {
@@ -33,6 +33,20 @@ impl Store {
         self.absent_reads.fetch_add(1, Ordering::Relaxed);
         let error = Error::not_found(format!("the object {digest} is not in the local store"));
         Err(error.hint("run `mlx pull` or `mlx fetch`"))
+    }
+
+    /// Reads an object as it is written into another pack: without compressing it again if it is in one.
+    pub fn read_encoded(&self, digest: &Digest) -> Result<EncodedObject<'static>> {
+        for (packed, row) in self.rows(digest, &[Kind::Content, Kind::Tree]) {
+            if let Ok(stored) = packed.read_stored(&row)
+                && row.decode(&stored).is_ok()
+            {
+                self.reads.fetch_add(1, Ordering::Relaxed);
+                return Ok(row.encoded(stored));
+            }
+        }
+        // It is elsewhere, or damaged, which this finds out.
+        EncodedObject::encode(self.read(digest)?.into()).context(|| "cannot compress".into())
     }
 
     /// Returns the error for an object that does not match its digest, and marks it as damaged: it counts as
@@ -131,10 +145,15 @@ impl Packed {
     }
 
     pub(super) fn read(&self, row: &Row) -> Result<Vec<u8>> {
+        row.decode(&self.read_stored(row)?)
+    }
+
+    /// Reads the bytes that the pack holds for an object, which may not match its digest.
+    fn read_stored(&self, row: &Row) -> Result<Vec<u8>> {
         let truncated = || Error::corrupt("a pack is truncated");
         let mut stored = vec![0; usize::try_from(row.stored).map_err(|_| truncated())?];
         match self.read_at(&mut stored, row.offset)? {
-            Ok(()) => row.decode(&stored),
+            Ok(()) => Ok(stored),
             // An offset may be larger than any file.
             Err(error)
                 if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput) =>

@@ -361,7 +361,8 @@ impl WriteContext<'_> {
         side: DiffSide,
     ) -> Result<(TempName<'d>, Option<LinkKind>, FileStat)> {
         let mode = if side.kind == EntryKind::Executable { Mode::Executable } else { Mode::Plain };
-        let link = match self.store.large(&side.digest).filter(|_| side.kind.is_regular()) {
+        let is_large = side.kind.is_regular() && !self.store.contains_packed(&side.digest);
+        let link = match is_large.then(|| self.store.large(&side.digest)).flatten() {
             Some(large) => {
                 let temp = dir.temp_name();
                 let link = large.link_or_copy(dir, temp.name(), mode, self.links)?;
