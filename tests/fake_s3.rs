@@ -68,6 +68,11 @@ pub struct Held {
 }
 
 impl Held {
+    /// Returns false if its client has given it up.
+    pub fn is_open(&self) -> bool {
+        !self.verdict.is_closed()
+    }
+
     /// Answers the request as done, which is up to the test, or refuses it.
     pub fn answer(self, is_done: bool) {
         // Its client may have been killed.

@@ -10,6 +10,7 @@ mod loop_mount;
 mod s3_faults;
 mod sandbox;
 mod serve;
+mod three_clones;
 
 mod apptest;
 mod audit_tampering;
@@ -66,6 +67,7 @@ mod remote_gc;
 mod remote_model;
 mod remote_model_checks;
 mod remote_repair;
+mod remote_steps;
 mod repair_halted;
 mod repro;
 mod restore;
