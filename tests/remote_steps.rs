@@ -440,7 +440,7 @@ impl<'p> Walk<'p> {
         // Packs are sent at the same time.
         let packs = left.iter().rev().take_while(is_pack).count();
         let expected = &left[left.len() - packs.max(1).min(left.len())..];
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         loop {
             let bucket = self.place.service.bucket();
             let is_held =
