@@ -225,7 +225,6 @@ impl Pipeline<'_, '_> {
     ) -> Result<(PlannedAction, run_cache::Outputs)> {
         let outputs: run_cache::Outputs =
             record.contents().map(|(path, content)| (path.clone(), *content)).collect();
-        let is_unfinished = self.has_running_marker(name)?;
         for out in &stage.outputs {
             let Some(content) = outputs.get(&out.path) else { continue };
             let pointer = Pointer { path: out.path.clone(), content: *content };
@@ -236,7 +235,7 @@ impl Pipeline<'_, '_> {
                 State::Behind => {
                     reasons.push(format!("its output `{}` is not as it is recorded now", out.path));
                 }
-                State::Changed if is_unfinished => {
+                State::Changed if self.has_running_marker(name)? => {
                     reasons.push(format!("its output `{}` may be half written", out.path));
                 }
                 State::Changed | State::Unknown => {

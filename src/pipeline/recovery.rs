@@ -107,13 +107,13 @@ impl Pipeline<'_, '_> {
         stage: &Stage,
         progress: &dyn Progress,
     ) -> Result<()> {
+        if !self.has_running_marker(name)? {
+            return Ok(());
+        }
         let private = &self.repo().private;
         let guard = self.running_file(name, ".lock")?;
         let _lock = lock(private, &guard)
             .context(|| format!("the last run of the stage `{name}` is still being stopped"))?;
-        if !self.has_running_marker(name)? {
-            return Ok(());
-        }
         self.quarantine_outputs(name, stage, progress)?;
         self.restore_outputs(name, stage, progress);
         self.reads.forget();
