@@ -99,7 +99,9 @@ impl RepoPath {
     /// Appends one name, which must pass [`check_name`].
     pub fn join(&self, name: &[u8]) -> Result<Self> {
         check_name(name)?;
-        let mut path = self.clone();
+        // Millions may be kept: without space for more.
+        let mut path = Self(Vec::with_capacity(self.0.len() + 1 + name.len()));
+        path.0.extend_from_slice(&self.0);
         if !path.0.is_empty() {
             path.0.push(b'/');
         }
