@@ -71,11 +71,12 @@ fn check(protocol: Protocol) -> (usize, BTreeMap<&'static str, String>) {
 fn no_reachable_state_breaks_a_promise() {
     let mut states = 0;
     for (start, bounds) in [
-        (Remote::default(), (2, 1, 2)),
+        (Remote::default(), (2, 1, 1)),
         (complete(), (2, 2, 1)),
         (complete(), (3, 0, 2)),
         (merged(2), (2, 2, 1)),
-        (merged(2), (3, 0, 2)),
+        (merged(2), (3, 0, 1)),
+        (killed(2), (2, 0, 2)),
         (killed(2), (2, 1, 1)),
     ] {
         let (visited, broken) = check(Protocol::new(vec![start], bounds));
