@@ -159,6 +159,21 @@ fn a_pack_without_a_readable_index_is_repaired_by_a_clone_that_knows_it() {
 }
 
 #[test]
+fn a_damaged_list_of_roots_is_removed_by_a_repair_and_written_again_by_a_push() {
+    let sandbox = pushed();
+    let [list] = &files(&sandbox, "roots")[..] else { panic!("one push writes one list") };
+    let text = fs::read_to_string(list).unwrap();
+    fs::write(list, text.replace(['a', 'b', 'c'], "0")).unwrap();
+    let checked = sandbox.mlx("fsck --remote remote");
+    assert!(checked.code == 10 && checked.out.contains("list of roots"), "{checked:?}");
+    assert!(!checked.out.contains("asked to keep"), "{checked:?}");
+    assert_eq!(sandbox.mlx("fsck --remote remote --repair").code, 0);
+    assert!(!list.exists());
+    sandbox.ok("push");
+    assert_eq!(fs::read_to_string(list).unwrap(), text);
+}
+
+#[test]
 fn a_pack_that_cannot_be_read_at_all_is_removed_by_a_repair() {
     let sandbox = pushed();
     let pack = largest(&sandbox, "packs");

@@ -40,6 +40,8 @@ pub struct RemoteCheck {
     pub repaired: Vec<Digest>,
     /// Packs that were removed, as neither their indexes nor their ends could be read.
     pub removed: Vec<Digest>,
+    /// Damaged lists of roots; a repair removes them, and the next push of these roots writes them again.
+    pub damaged_lists: Vec<Digest>,
     /// Contents that a push asked to keep and that are not there.
     pub absent_roots: BTreeSet<Digest>,
 }
@@ -47,7 +49,10 @@ pub struct RemoteCheck {
 impl RemoteCheck {
     /// Returns true if anything is damaged or lost.
     pub fn has_problems(&self) -> bool {
-        !(self.lost.is_empty() && self.damaged.is_empty() && self.absent_roots.is_empty())
+        !(self.lost.is_empty()
+            && self.damaged.is_empty()
+            && self.damaged_lists.is_empty()
+            && self.absent_roots.is_empty())
     }
 }
 
@@ -98,7 +103,11 @@ pub fn check(
         let is_removed = repairs && remove_unreadable(remote, pack)?;
         if is_removed { &mut found.removed } else { &mut found.lost }.push(*pack);
     }
-    found.absent_roots = absent_roots(remote, &catalog)?;
+    check_roots(remote, &catalog, &mut found)?;
+    if repairs {
+        let damaged = std::mem::take(&mut found.damaged_lists);
+        damaged.iter().try_for_each(|list| remote.delete(&roots_path(list)))?;
+    }
     Ok(found)
 }
 
@@ -136,14 +145,17 @@ fn fetch_objects(
     read.map(drop)
 }
 
-/// Returns the roots that pushes listed and that no pack holds.
-fn absent_roots(remote: &Remote, catalog: &Catalog) -> Result<BTreeSet<Digest>> {
-    let mut absent = BTreeSet::new();
+/// Finds damaged lists of roots, and the roots of all others that no pack holds.
+fn check_roots(remote: &Remote, catalog: &Catalog, found: &mut RemoteCheck) -> Result<()> {
     for list in catalog.root_lists.keys() {
         let Some(bytes) = remote.read_if_there(&roots_path(list))? else { continue };
+        if Digest::of(&bytes) != *list {
+            found.damaged_lists.push(*list);
+            continue;
+        }
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let roots = text.lines().filter_map(|line| line.parse::<Digest>().ok());
-        absent.extend(roots.filter(|root| !catalog.has_content(root)));
+        found.absent_roots.extend(roots.filter(|root| !catalog.has_content(root)));
     }
-    Ok(absent)
+    Ok(())
 }

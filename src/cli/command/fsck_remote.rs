@@ -71,7 +71,8 @@ impl Report for RemoteOutput {
         let Self(location, _, found, repairs) = self;
         let damaged = found.damaged.iter().map(|(pack, objects)| json!({"pack": pack, "objects": objects}));
         json!({"remote": location, "packs": found.packs, "read": found.read, "lost": found.lost,
-            "damaged": damaged.collect::<Vec<_>>(), "absent_roots": found.absent_roots,
+            "damaged": damaged.collect::<Vec<_>>(), "damaged_lists": found.damaged_lists,
+            "absent_roots": found.absent_roots,
             "repairs": repairs, "repaired": found.repaired, "removed": found.removed})
     }
 
@@ -93,6 +94,9 @@ impl fmt::Display for RemoteOutput {
                 "pack {}: lost, or its index is damaged; a push sends its objects again",
                 pack.short()
             )?;
+        }
+        for list in found.damaged_lists.iter().take(MAX_PACKS) {
+            writeln!(f, "list of roots {}: damaged", list.short())?;
         }
         for root in found.absent_roots.iter().take(MAX_PACKS) {
             writeln!(f, "{}: a push asked to keep it, and it is not there", root.short())?;
