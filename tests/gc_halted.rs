@@ -23,7 +23,10 @@ fn signals_end_a_command_at_any_point_and_lose_nothing() {
     let sandbox = Sandbox::new();
     for (index, (name, number)) in [("INT", 2), ("TERM", 15), ("HUP", 1)].into_iter().enumerate() {
         for at in [5, 25, 45] {
-            sandbox.write("data/a", format!("{name} {at} {index}"));
+            // Enough to do that the signals arrive before the end.
+            for file in 0..200 {
+                sandbox.write(&format!("data/{file}"), format!("{name} {at} {index} {file}"));
+            }
             let (mut child, halted) = start_halting(&sandbox, "add data", at);
             assert!(halted, "{name} {at}");
             for signal in [name, name, "CONT"] {

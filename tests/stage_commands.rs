@@ -129,7 +129,9 @@ fn a_stage_finds_the_running_mlx_and_every_other_program_by_the_users_path() {
     let venv = sandbox.root().join("venv");
     fs::create_dir_all(&usr).unwrap();
     fs::create_dir_all(&venv).unwrap();
-    fs::copy(env!("CARGO_BIN_EXE_mlx"), usr.join("mlx")).unwrap();
+    // By another process: a file that a child of a test beside this one still has open cannot be executed.
+    let mut copy = std::process::Command::new("cp");
+    assert!(copy.arg(env!("CARGO_BIN_EXE_mlx")).arg(usr.join("mlx")).status().unwrap().success());
     let program = |path: std::path::PathBuf, text: &str| {
         fs::write(&path, format!("#!/bin/sh\necho {text}\n")).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
