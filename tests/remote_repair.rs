@@ -138,16 +138,22 @@ fn a_lost_pack_is_forgotten_once_its_objects_are_elsewhere() {
     other.ok("pull");
 }
 
-/// A reader notes a pack that it cannot read at all: a clone that knows its index repairs it.
-#[test]
-fn a_pack_without_a_readable_index_is_repaired_by_a_clone_that_knows_it() {
-    let sandbox = pushed();
-    let pack = largest(&sandbox, "packs");
+/// Cuts off the ends of the largest pack at the remote and of its index; returns both.
+fn cut_off_pack(sandbox: &Sandbox) -> [PathBuf; 2] {
+    let pack = largest(sandbox, "packs");
     let index = sandbox.root().join("remote/v1/indexes").join(pack.file_name().unwrap());
     for file in [&pack, &index] {
         let length = file.metadata().unwrap().len();
         fs::OpenOptions::new().write(true).open(file).unwrap().set_len(length - 1).unwrap();
     }
+    [pack, index]
+}
+
+/// A reader notes a pack that it cannot read at all: a clone that knows its index repairs it.
+#[test]
+fn a_pack_without_a_readable_index_is_repaired_by_a_clone_that_knows_it() {
+    let sandbox = pushed();
+    let [pack, _] = cut_off_pack(&sandbox);
     let other = clone(&sandbox, "other");
     other.fails("pull", 3);
     assert_eq!(files(&sandbox, "damaged").len(), 1);
@@ -176,12 +182,7 @@ fn a_damaged_list_of_roots_is_removed_by_a_repair_and_written_again_by_a_push() 
 #[test]
 fn a_pack_that_cannot_be_read_at_all_is_removed_by_a_repair() {
     let sandbox = pushed();
-    let pack = largest(&sandbox, "packs");
-    let index = sandbox.root().join("remote/v1/indexes").join(pack.file_name().unwrap());
-    for file in [&pack, &index] {
-        let length = file.metadata().unwrap().len();
-        fs::OpenOptions::new().write(true).open(file).unwrap().set_len(length - 1).unwrap();
-    }
+    let [pack, index] = cut_off_pack(&sandbox);
     let other = clone(&sandbox, "other");
     assert_eq!(other.json("fsck --remote remote")["lost"].as_array().unwrap().len(), 1);
     let repaired = other.mlx("fsck --remote remote --repair");
