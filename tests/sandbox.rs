@@ -60,6 +60,14 @@ impl Sandbox {
         fs::canonicalize(self.temp.path()).unwrap()
     }
 
+    /// Copies folders below the root to a folder there.
+    pub fn copy_folders(&self, from: &[&str], to: &str) {
+        let root = self.root();
+        fs::create_dir_all(root.join(to)).unwrap();
+        let mut copy = self.command("cp", &root);
+        assert!(copy.arg("-r").args(from).arg(to).status().unwrap().success());
+    }
+
     /// Returns this sandbox with commands running in another folder.
     pub fn at(&self, folder: &Path) -> SandboxFolder<'_> {
         SandboxFolder { sandbox: self, folder: folder.to_owned() }

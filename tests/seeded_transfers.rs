@@ -77,16 +77,8 @@ impl Place {
             sandbox.at(&folder).ok("remote trust s3");
         }
         let place = Self { sandbox, service };
-        place.copy(&FOLDERS, "saved");
+        place.sandbox.copy_folders(&FOLDERS, "saved");
         place
-    }
-
-    /// Copies folders below the root to a folder there.
-    fn copy(&self, from: &[&str], to: &str) {
-        let root = self.sandbox.root();
-        fs::create_dir_all(root.join(to)).unwrap();
-        let mut copy = self.sandbox.command("cp", &root);
-        assert!(copy.arg("-r").args(from).arg(to).status().unwrap().success());
     }
 
     /// Runs a seed. Returns the failure, with the seed that repeats it, if it fails.
@@ -94,7 +86,10 @@ impl Place {
         for folder in FOLDERS {
             fs::remove_dir_all(self.sandbox.root().join(folder)).unwrap();
         }
-        self.copy(&FOLDERS.map(|folder| format!("saved/{folder}")).each_ref().map(String::as_str), ".");
+        self.sandbox.copy_folders(
+            &FOLDERS.map(|folder| format!("saved/{folder}")).each_ref().map(String::as_str),
+            ".",
+        );
         *self.service.bucket() = Bucket::default();
         let mut run = Run::new(seed, self);
         let outcome = catch_unwind(AssertUnwindSafe(|| run.run()));

@@ -61,21 +61,14 @@ impl Place {
             files,
             objects: [Digest::of(first.as_bytes()), Digest::of(second.as_bytes()), root],
         };
-        place.copy(&CLONES, "saved");
+        place.sandbox.copy_folders(&CLONES, "saved");
         place
-    }
-
-    fn copy(&self, from: &[&str], to: &str) {
-        let root = self.sandbox.root();
-        fs::create_dir_all(root.join(to)).unwrap();
-        let mut copy = self.sandbox.command("cp", &root);
-        assert!(copy.arg("-r").args(from).arg(to).status().unwrap().success());
     }
 
     /// Brings a clone back to the objects that it has in the model.
     pub fn restore(&self, clone: usize) {
         fs::remove_dir_all(self.sandbox.root().join(CLONES[clone])).unwrap();
-        self.copy(&[&format!("saved/{}", CLONES[clone])], ".");
+        self.sandbox.copy_folders(&[&format!("saved/{}", CLONES[clone])], ".");
     }
 
     /// Returns the objects of a pack.
