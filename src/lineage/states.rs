@@ -64,6 +64,8 @@ pub struct StateReader<'s> {
     trees: HashMap<Rev, TreeId>,
     parsed_pointers: HashMap<(usize, BlobId), Option<Result<Content, String>>>,
     parsed_lockfiles: HashMap<(RepoPath, BlobId), Rc<LockFacts>>,
+    /// The version of each lockfile that was parsed last.
+    last_lockfiles: HashMap<RepoPath, Lockfile>,
     /// States of paths in folders, by path and digest of the folder.
     within: HashMap<(usize, RepoPath, Content), State>,
 }
@@ -97,6 +99,7 @@ impl<'s> StateReader<'s> {
             trees: HashMap::new(),
             parsed_pointers: HashMap::new(),
             parsed_lockfiles: HashMap::new(),
+            last_lockfiles: HashMap::new(),
             within: HashMap::new(),
         }
     }
@@ -190,8 +193,11 @@ impl<'s> StateReader<'s> {
         if let Some(known) = self.parsed_lockfiles.get(&key) {
             return Ok(Rc::clone(known));
         }
-        let parsed = Lockfile::parse(file, &self.git.read_blob(blob)?);
-        let facts = Rc::new(parsed.map(|lock| self.outputs(&lock)).map_err(|error| error.chain_text()));
+        let known = self.last_lockfiles.remove(file).unwrap_or_default();
+        let parsed = Lockfile::parse_after(file, &self.git.read_blob(blob)?, &known);
+        let facts = parsed.as_ref().map(|lock| self.outputs(lock)).map_err(Error::chain_text);
+        self.last_lockfiles.insert(file.clone(), parsed.unwrap_or(known));
+        let facts = Rc::new(facts);
         self.parsed_lockfiles.insert(key, Rc::clone(&facts));
         Ok(facts)
     }

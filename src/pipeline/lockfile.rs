@@ -32,16 +32,18 @@
 //! watermark = "…"          2  the last row, time or id that an ingestion took
 //! ```
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, rc::Rc};
 
 use serde::Deserialize;
 
 use crate::{
-    digest::Digest,
-    document::{self, Value, from_toml, to_toml, toml_quote as quote},
+    document,
     error::{Error, Result},
     path::RepoPath,
-    pipeline::extension::{Cell, Each, Extension, content_line},
+    pipeline::{
+        lock_tables,
+        stage_record::{RawRecord, StageRecord, needs_format_2, parse as parse_table, print},
+    },
     pointer::Content,
 };
 
@@ -51,57 +53,14 @@ pub const FILE: &str = crate::workspace::LOCKFILE;
 const FORMAT: u64 = 2;
 const HEAD: &str = "# What went into each stage's last run and what came out. Written by mlx; commit it.\n";
 
-/// Record of a stage's last successful run.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StageRecord {
-    pub command: String,
-    /// Version number of the command, if it is built into mlx.
-    pub builtin: Option<u64>,
-    /// True if outputs were edited by hand and then recorded with `mlx commit`.
-    pub edited: bool,
-    /// True if the outputs were recorded without a run.
-    pub not_run: bool,
-    /// Digest of the inputs: the key of the run in the run cache.
-    pub key: Digest,
-    pub environment: BTreeMap<String, String>,
-    pub dependencies: BTreeMap<RepoPath, Content>,
-    /// Parameter, such as `params.toml:train.rate`, → value.
-    pub params: BTreeMap<String, Value>,
-    pub outputs: BTreeMap<RepoPath, Content>,
-    /// Outputs committed to Git.
-    pub in_git: BTreeMap<RepoPath, Content>,
-    /// Keys of other kinds of stages.
-    pub extension: Extension,
-}
-
-impl StageRecord {
-    /// Returns the contents of all outputs, those in Git last.
-    pub fn contents(&self) -> impl Iterator<Item = (&RepoPath, &Content)> {
-        self.outputs.iter().chain(&self.in_git).chain(self.extension.outputs())
-    }
-
-    /// Returns the contents of all inputs.
-    pub fn inputs(&self) -> impl Iterator<Item = &Content> {
-        self.dependencies.values().chain(self.extension.inputs())
-    }
-
-    /// Returns the keys of all its runs in the run cache.
-    pub fn keys(&self) -> impl Iterator<Item = Digest> {
-        std::iter::once(self.key).chain(self.extension.keys())
-    }
-
-    /// Returns the recorded content of an output.
-    pub fn content(&self, output: &RepoPath) -> Option<&Content> {
-        self.outputs.get(output).or_else(|| self.in_git.get(output))
-    }
-}
-
 /// All records, each with the text it was read from.
 #[derive(Clone, Debug, Default)]
 pub struct Lockfile {
-    stages: BTreeMap<String, (StageRecord, String)>,
+    stages: BTreeMap<String, (Rc<StageRecord>, String)>,
     /// The outputs of all records by path and stage.
     outputs: BTreeMap<(RepoPath, String), OutputRow>,
+    /// True if it was parsed as a whole: the text of a stage may not stand for its record alone.
+    is_whole: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -121,37 +80,8 @@ struct RawLockfile {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawRecord {
-    cmd: String,
-    builtin: Option<u64>,
-    #[serde(default)]
-    edited: bool,
-    #[serde(default)]
-    not_run: bool,
-    key: Digest,
-    #[serde(default)]
-    env: BTreeMap<String, String>,
-    #[serde(default)]
-    dep: BTreeMap<RepoPath, Content>,
-    #[serde(default)]
-    param: BTreeMap<String, toml::Value>,
-    #[serde(default)]
-    out: BTreeMap<RepoPath, Content>,
-    #[serde(default)]
-    git: BTreeMap<RepoPath, Content>,
-    #[serde(default)]
-    always: bool,
-    #[serde(default)]
-    cell: BTreeMap<String, Cell>,
-    #[serde(default)]
-    each: BTreeMap<RepoPath, Each>,
-    #[serde(default)]
-    found: BTreeMap<RepoPath, Content>,
-    #[serde(default)]
-    glob: BTreeMap<String, Content>,
-    query: Option<String>,
-    source: Option<String>,
-    watermark: Option<String>,
+struct RawHead {
+    format: u64,
 }
 
 impl Lockfile {
@@ -165,6 +95,11 @@ impl Lockfile {
 
     /// Parses the lockfile read from `path`; empty bytes give a lockfile without records.
     pub fn parse(path: &RepoPath, bytes: &[u8]) -> Result<Self> {
+        Self::parse_after(path, bytes, &Self::default())
+    }
+
+    /// Does the same. Tables that are the same in `known`, another version of the file, are not parsed again.
+    pub fn parse_after(path: &RepoPath, bytes: &[u8], known: &Self) -> Result<Self> {
         if bytes.is_empty() {
             return Ok(Self::default());
         }
@@ -172,20 +107,46 @@ impl Lockfile {
         if document::has_conflict_markers(&text) {
             return Err(Self::conflict_error(path));
         }
-        let invalid = |why: &str| Error::corrupt(format!("`{path}` is not a valid lockfile: {why}"));
         if Self::is_newer(bytes) {
             return Err(Error::corrupt(format!("`{path}` was written by a newer mlx")).hint("upgrade mlx"));
         }
+        Self::parse_tables(&text, known).map_or_else(|| Self::parse_whole(path, &text), Ok)
+    }
+
+    /// Parses each table on its own, unless it is known; returns none if that may not say the same as the
+    /// whole text, or something is wrong with it.
+    fn parse_tables(text: &str, known: &Self) -> Option<Self> {
+        let (parts, mut lock) = (lock_tables::split(text)?, Self::default());
+        let head: RawHead = toml::from_str(parts.head).ok()?;
+        if !(1..=FORMAT).contains(&head.format) {
+            return None;
+        }
+        let known = |name| if known.is_whole { None } else { known.stages.get(name) };
+        for (name, table) in parts.tables {
+            let record = match known(name).filter(|known| lock_tables::is_same(&known.1, table)) {
+                Some((record, _)) => Rc::clone(record),
+                None => Rc::new(parse_table(name, table)?),
+            };
+            if lock.stages.contains_key(name) {
+                return None;
+            }
+            lock.insert(name.to_owned(), record, table.to_owned());
+        }
+        Some(lock)
+    }
+
+    fn parse_whole(path: &RepoPath, text: &str) -> Result<Self> {
+        let invalid = |why: &str| Error::corrupt(format!("`{path}` is not a valid lockfile: {why}"));
         let raw_file: RawLockfile =
-            toml::from_str(&text).map_err(|error| invalid(error.to_string().trim()))?;
+            toml::from_str(text).map_err(|error| invalid(error.to_string().trim()))?;
         if !(1..=FORMAT).contains(&raw_file.format) {
             return Err(invalid("unknown format"));
         }
-        let (mut tables, mut lock) = (split_tables(&text), Self::default());
+        let (mut tables, mut lock) = (split_tables(text), Self { is_whole: true, ..Self::default() });
         for (name, raw) in raw_file.stage {
             let record = raw.into_record();
             let table = tables.remove(&name).unwrap_or_else(|| print(&name, &record));
-            lock.insert(name, record, table);
+            lock.insert(name, Rc::new(record), table);
         }
         Ok(lock)
     }
@@ -197,7 +158,7 @@ impl Lockfile {
 
     /// Returns the record of a stage.
     pub fn get(&self, stage: &str) -> Option<&StageRecord> {
-        self.stages.get(stage).map(|(record, _)| record)
+        self.stages.get(stage).map(|(record, _)| &**record)
     }
 
     /// Returns the recorded output that is or contains `path`; of several stages, that of the first one.
@@ -218,7 +179,7 @@ impl Lockfile {
 
     /// Returns the names and records of all stages, sorted by name.
     pub fn records(&self) -> impl Iterator<Item = (&str, &StageRecord)> {
-        self.stages.iter().map(|(name, (record, _))| (name.as_str(), record))
+        self.stages.iter().map(|(name, (record, _))| (name.as_str(), &**record))
     }
 
     /// Replaces a stage's record; its text changes only if the record does.
@@ -226,7 +187,7 @@ impl Lockfile {
         if self.get(stage) != Some(&record) {
             self.remove(stage);
             let text = print(stage, &record);
-            self.insert(stage.to_owned(), record, text);
+            self.insert(stage.to_owned(), Rc::new(record), text);
         }
     }
 
@@ -236,7 +197,7 @@ impl Lockfile {
         gone.iter().for_each(|name| self.remove(name));
     }
 
-    fn insert(&mut self, name: String, record: StageRecord, text: String) {
+    fn insert(&mut self, name: String, record: Rc<StageRecord>, text: String) {
         for (output, content) in record.contents() {
             let row = OutputRow { content: *content, is_stored: record.outputs.contains_key(output) };
             self.outputs.insert((output.clone(), name.clone()), row);
@@ -260,23 +221,6 @@ impl Lockfile {
     }
 }
 
-/// Returns true if an mlx that knows only format 1 would misread the record.
-fn needs_format_2(record: &StageRecord) -> bool {
-    record.not_run || !record.extension.is_empty() || record.params.values().any(is_beyond_format_1)
-}
-
-/// Returns true if an mlx of format 1 would read the line of a parameter as another value: it rounds long
-/// numbers, and takes a literal for a table.
-fn is_beyond_format_1(value: &Value) -> bool {
-    match value {
-        Value::Literal(_) => true,
-        Value::Number(number) => number.to_json().is_none(),
-        Value::List(list) => list.iter().any(is_beyond_format_1),
-        Value::Table(table) => table.values().any(is_beyond_format_1),
-        Value::Null | Value::Bool(_) | Value::Text(_) => false,
-    }
-}
-
 /// Splits a document into the unchanged text of each stage's table.
 fn split_tables(text: &str) -> BTreeMap<String, String> {
     let mut tables = BTreeMap::new();
@@ -293,64 +237,19 @@ fn split_tables(text: &str) -> BTreeMap<String, String> {
     tables
 }
 
-/// Prints a stage's table, its lines sorted by key.
-fn print(name: &str, record: &StageRecord) -> String {
-    let mut lines = Vec::new();
-    lines.extend(record.builtin.map(|number| format!("builtin = {number}")));
-    lines.push(format!("cmd = {}", quote(&record.command)));
-    lines.extend(record.dependencies.iter().map(|(path, content)| content_line("dep", path, content)));
-    lines.extend(record.edited.then(|| "edited = true".to_owned()));
-    lines.extend(
-        record.environment.iter().map(|(key, value)| format!("env.{} = {}", quote(key), quote(value))),
-    );
-    lines.extend(record.in_git.iter().map(|(path, content)| content_line("git", path, content)));
-    lines.push(format!("key = \"{}\"", record.key));
-    lines.extend(record.not_run.then(|| "not_run = true".to_owned()));
-    lines.extend(record.outputs.iter().map(|(path, content)| content_line("out", path, content)));
-    lines.extend(
-        record.params.iter().map(|(key, value)| format!("param.{} = {}", quote(key), to_toml(value))),
-    );
-    lines.extend(record.extension.lines());
-    // By key alone: within one, the lines are sorted already, by the bytes of paths and names.
-    let key = |line: &String| line.split(['.', ' ']).next().unwrap_or_default().to_owned();
-    lines.sort_by_key(key);
-    format!("[stage.{name}]\n{}\n", lines.join("\n"))
-}
-
-impl RawRecord {
-    fn into_record(self) -> StageRecord {
-        StageRecord {
-            command: self.cmd,
-            builtin: self.builtin,
-            edited: self.edited,
-            not_run: self.not_run,
-            key: self.key,
-            environment: self.env,
-            dependencies: self.dep,
-            params: self.param.into_iter().map(|(key, value)| (key, from_toml(value))).collect(),
-            outputs: self.out,
-            in_git: self.git,
-            extension: Extension {
-                always: self.always,
-                cell: self.cell,
-                each: self.each,
-                found: self.found,
-                glob: self.glob,
-                query: self.query,
-                source: self.source,
-                watermark: self.watermark,
-            },
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
     use serde_json::{Value as Json, json};
 
     use super::*;
-    use crate::{error::Kind, pipeline::extension_samples::any_extension, pointer::ContentKind};
+    use crate::{
+        digest::Digest,
+        document::Value,
+        error::Kind,
+        pipeline::{extension::Extension, extension_samples::any_extension},
+        pointer::ContentKind,
+    };
 
     fn record(command: &str, params: &[(&str, Json)]) -> StageRecord {
         let content = Content { digest: Digest::of(b"x"), files: 2, kind: ContentKind::Tree, size: 9 };
@@ -403,6 +302,79 @@ mod tests {
             read.set("train", record("x", &[]));
             prop_assert!(read.to_toml().contains("\nformat = 1\n"));
         }
+    }
+
+    /// Lines of lockfiles. Some are not valid, or not in each place.
+    const LINES: &str = r#"[stage.a]
+[stage.b]
+[stage."a"]
+[stage]
+[stage.a.env]
+[other]
+ [stage.b]
+cmd = "y"
+cmd = """
+"""
+builtin = 1 # note
+edited = true
+env."A" = "b"
+param.p = [
+[1]]
+]
+
+stage.b.cmd = "x"
+stage = {}
+format = 2
+unknown = 1"#;
+
+    /// Texts of lockfiles, many of which are valid.
+    fn any_text() -> impl Strategy<Value = String> {
+        let lines = LINES.lines().chain(["# \u{1}", "\u{b}"]).map(str::to_owned).collect::<Vec<_>>();
+        let table = |name: String| format!("[stage.{name}]\ncmd = \"x\"\nkey = \"{}\"", Digest::of(b"x"));
+        let part = prop_oneof![3 => "[abc]".prop_map(table), 1 => prop::sample::select(lines)];
+        let head =
+            prop::sample::select(vec!["format = 1", "# x\nformat = 2", "format = 0", "stage = {}", ""]);
+        let end = prop::sample::select(vec!["\n", "\n\n", "\r\n"]);
+        (head, prop::collection::vec(part, 0..5), end)
+            .prop_map(|(head, parts, end)| format!("{head}{end}{}{end}", parts.join(end)))
+    }
+
+    proptest! {
+        #[test]
+        fn tables_alone_say_the_same_as_the_whole_text(first in any_text(), second in any_text()) {
+            let file = RepoPath::from_text("mlx.lock").unwrap();
+            let facts = |lock: &Lockfile| {
+                (lock.stages.clone(), lock.outputs.keys().cloned().collect::<Vec<_>>())
+            };
+            let known = parse(&first).unwrap_or_default();
+            if let Some(lock) = Lockfile::parse_tables(&second, &known) {
+                prop_assert_eq!(facts(&lock), facts(&Lockfile::parse_whole(&file, &second).unwrap()));
+            }
+        }
+    }
+
+    #[test]
+    fn only_tables_that_differ_are_parsed_again() {
+        let mut lock = Lockfile::default();
+        ["a", "b", "c"].into_iter().for_each(|name| lock.set(name, record(name, &[])));
+        let parse_after = |text: &str, known: &Lockfile| {
+            Lockfile::parse_after(&RepoPath::from_text("mlx.lock").unwrap(), text.as_bytes(), known).unwrap()
+        };
+        let shared = |one: &Lockfile, other: &Lockfile| {
+            let same = one.stages.iter().filter(|(name, stage)| {
+                other.stages.get(*name).is_some_and(|other| Rc::ptr_eq(&stage.0, &other.0))
+            });
+            same.map(|stage| stage.0.clone()).collect::<String>()
+        };
+        let read = parse_after(&lock.to_toml(), &lock);
+        assert_eq!(shared(&read, &lock), "abc");
+        let changed = parse_after(&lock.to_toml().replace("cmd = \"b\"", "cmd = \"new\""), &read);
+        assert_eq!((shared(&changed, &read), &changed.get("b").unwrap().command[..]), ("ac".into(), "new"));
+        // The text of the last table does not stand for itself.
+        lock.set("d", StageRecord { environment: BTreeMap::new(), ..record("d", &[]) });
+        let joined = parse_after(&format!("{}[stage.d.env]\n", lock.to_toml()), &read);
+        assert_eq!((joined.records().count(), shared(&joined, &read)), (4, String::new()));
+        assert_eq!(shared(&parse_after(&lock.to_toml(), &joined), &joined), "");
     }
 
     #[test]

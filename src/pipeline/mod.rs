@@ -21,6 +21,7 @@ mod graph;
 mod in_git;
 mod inputs;
 mod leftovers;
+mod lock_tables;
 mod lockfile;
 mod manifest;
 mod outputs;
@@ -33,6 +34,7 @@ mod run;
 mod run_cache;
 pub mod runner;
 mod script;
+mod stage_record;
 mod tracked_inputs;
 mod unchanged;
 
@@ -40,7 +42,7 @@ pub use self::{
     commit_records::CommitRecords,
     graph::{Fault, Graph, StageId},
     leftovers::{Extent, Leftover, LeftoverKind, expired, extent, leftovers},
-    lockfile::{FILE as LOCKFILE, Lockfile, StageRecord},
+    lockfile::{FILE as LOCKFILE, Lockfile},
     manifest::{FILE as MANIFEST, Manifest, Output, Role, Stage},
     outputs::{add_contents, contents_at, manifest_folders, outputs_at, skipped_contents},
     pipelines::{BrokenPipeline, Pipelines, Selection},
@@ -48,6 +50,7 @@ pub use self::{
     records::read_record,
     recovery::Unfinished,
     run::{Mode, Options, Outcome, StageRun, accept, repro},
+    stage_record::StageRecord,
 };
 
 use std::{collections::BTreeSet, rc::Rc};

@@ -52,7 +52,10 @@ pub fn read_lockfile(repo: &Repo, folder: &RepoPath) -> Result<Rc<Lockfile>> {
     let bytes = read_record(repo, &path)?.unwrap_or_default();
     let lock = match known(&place, &|known| known.bytes == bytes) {
         Some(lock) => lock,
-        None => Rc::new(Lockfile::parse(&path, &bytes)?),
+        None => {
+            let before = known(&place, &|_| true).unwrap_or_default();
+            Rc::new(Lockfile::parse_after(&path, &bytes, &before)?)
+        }
     };
     // Without a change since before it was read, it has the stat's bytes.
     let stat = stat.filter(|stat| stat.is_older_than_clock_tick(tick));
