@@ -25,6 +25,13 @@ pub enum LinkKind {
     Copy,
 }
 
+impl LinkKind {
+    /// Returns true if the workspace and the store have one file under two names.
+    pub fn is_same_file(self) -> bool {
+        matches!(self, Self::Hardlink | Self::Symlink)
+    }
+}
+
 /// Mode of a file: plain or executable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -76,7 +83,7 @@ pub fn link_into(
     kinds: &[LinkKind],
 ) -> Result<Option<LinkKind>> {
     for &kind in kinds {
-        let shared = matches!(kind, LinkKind::Hardlink | LinkKind::Symlink);
+        let shared = kind.is_same_file();
         if kind == LinkKind::Copy {
             return Ok(None);
         }

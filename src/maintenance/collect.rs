@@ -13,6 +13,7 @@ use crate::{
     error::{Error, Kind, Result, WithContext},
     fs::{self, Lock},
     maintenance::{
+        checked_out::checked_out,
         clones,
         history_cache::HistoryCache,
         leftovers::{FreedLeftovers, free_leftovers},
@@ -23,7 +24,7 @@ use crate::{
     path::RepoPath,
     progress::Progress,
     repo::Repo,
-    store::{Amount, Freed, Inventory, PrunePlan, plan_prune},
+    store::{Amount, ChunkPlan, FilesInUse, Freed, Inventory, PrunePlan, plan_prune},
     time::Timestamp,
     workspace::{clean_work_tree, forget_expired},
 };
@@ -44,6 +45,8 @@ pub struct GcReport {
     pub merged: Amount,
     /// Unreferenced objects that stay, in packs that are young or mostly referenced.
     pub retained: Amount,
+    /// Old versions of large files that a dry run did not compare with others.
+    pub not_compared: Amount,
     /// Number of referenced objects.
     pub kept: u64,
     /// Number of other clones that share the store.
@@ -65,17 +68,19 @@ pub fn collect(repo: &Repo, grace: i64, mode: GcMode, progress: &dyn Progress) -
     let mut freed = Freed::default();
     for _ in 0..MAX_ATTEMPTS {
         let failed = clones::renew_lists(repo)?;
-        let decision = decide(repo, grace, &failed)?;
+        let mut decision = decide(repo, grace, &failed, mode, progress)?;
         if mode == GcMode::DryRun {
             decision.warn(progress);
             let leftovers = free_leftovers(&decision.snapshot, false, progress)?;
             return Ok(GcReport { leftovers, ..decision.report(false) });
         }
         let repacked = repo.store.repack(&decision.plan)?;
+        let removed = decision.plan.removed_large_files();
+        decision.plan.hold(&repo.store.write_chunks(&decision.chunks, &removed)?);
         let gate = repo.store.lock_gate()?;
         // Before the second snapshot: a command that ends in between has written its pointers by then.
         let leased = leased(repo)?;
-        if !is_still_valid(repo, grace, &decision)? {
+        if decision.chunks.drops_any(&leased) || !is_still_valid(repo, grace, &decision)? {
             drop(gate);
             continue;
         }
@@ -135,11 +140,18 @@ struct Decision {
     marked: Marked,
     inventory: Inventory,
     plan: PrunePlan,
+    chunks: ChunkPlan,
     /// Warnings about files that could not be read in full.
     warnings: Vec<String>,
 }
 
-fn decide(repo: &Repo, grace: i64, failed: &BTreeSet<String>) -> Result<Decision> {
+fn decide(
+    repo: &Repo,
+    grace: i64,
+    failed: &BTreeSet<String>,
+    mode: GcMode,
+    progress: &dyn Progress,
+) -> Result<Decision> {
     let snapshot = take_snapshot(repo, grace)?;
     let unknown = clones::unknown_clones(&snapshot, failed)?;
     check_worktrees(&snapshot)?;
@@ -168,15 +180,21 @@ fn decide(repo: &Repo, grace: i64, failed: &BTreeSet<String>) -> Result<Decision
     let young: Vec<Digest> =
         inventory.runs.iter().filter(|it| !is_old(it.mtime)).map(|it| it.digest).collect();
     found.add_run_outputs(&repo.store, &young)?;
-    let marked = mark(&repo.store, &found)?;
+    let mut marked = mark(&repo.store, &found)?;
     if let Some(page) = marked.damaged.first() {
         let message = format!(
             "nothing was freed: the stored folder {page} is damaged, and it is unknown what it needs"
         );
         return Err(Error::corrupt(message).hint("run `mlx fsck --repair`"));
     }
-    let plan = plan_prune(&inventory, &marked.live, &is_old);
-    Ok(Decision { snapshot, marked, inventory, plan, warnings })
+    let pinned = repo.store.leases()?.into_iter().flat_map(|lease| lease.pinned).collect();
+    let checked_out = checked_out(repo, &snapshot)?;
+    let in_use = FilesInUse { checked_out: &checked_out, linked: &snapshot.links, pinned: &pinned };
+    let progress = (mode == GcMode::Apply).then_some(progress);
+    let chunks = repo.store.plan_chunks(&inventory, &mut marked.live, &in_use, &is_old, progress)?;
+    let mut plan = plan_prune(&inventory, &marked.live, &is_old);
+    plan.add_chunks(&chunks, &inventory);
+    Ok(Decision { snapshot, marked, inventory, plan, chunks, warnings })
 }
 
 /// Fails if a worktree is missing: it is unknown what its files refer to.
@@ -212,6 +230,7 @@ impl Decision {
             rewritten: self.plan.rewritten,
             merged: self.plan.merged,
             retained: self.plan.retained,
+            not_compared: self.chunks.not_compared,
             leftovers: FreedLeftovers::default(),
             kept: self.marked.live.objects.len() as u64,
             clones: self.snapshot.other_clones.len() as u64,

@@ -5,6 +5,7 @@
 //! [`usage()`] reports disk usage.
 
 mod check;
+mod checked_out;
 mod clone_list;
 mod clones;
 mod collect;

@@ -19,7 +19,7 @@ use crate::{
     progress::Progress,
     remote::{self, Access, Depth, Remote, Wants},
     repo::Repo,
-    store::{Kind, MAX_PACKED_SIZE, Writer, digest_file},
+    store::{Kind, MAX_PACKED_SIZE, Store, Writer, digest_file},
     workspace::Workspace,
 };
 
@@ -28,6 +28,8 @@ use crate::{
 pub enum RepairSource {
     Workspace(RepoPath),
     Remote(String),
+    /// Chunks that other versions have as well.
+    Chunks,
 }
 
 /// Outcome of a repair.
@@ -52,6 +54,7 @@ pub fn restore_damaged(
         return Ok(repaired);
     }
     from_workspace(workspace, report, &mut repaired, progress)?;
+    from_chunks(store, &mut repaired)?;
     if !repaired.unrepaired.is_empty() {
         let fetched = from_remote(workspace.repo, &repaired.unrepaired, report, progress);
         // Objects that arrived before an error are stored all the same.
@@ -92,6 +95,17 @@ fn from_workspace(
         };
         if is_restored && repaired.unrepaired.remove(object) {
             repaired.restored.insert(*object, RepairSource::Workspace(path.clone()));
+        }
+    }
+    Ok(())
+}
+
+/// Finds the files of which all chunks are stored again.
+fn from_chunks(store: &Store, repaired: &mut RepairReport) -> Result<()> {
+    for digest in repaired.unrepaired.clone() {
+        if store.recover_chunked(&digest)? {
+            repaired.unrepaired.remove(&digest);
+            repaired.restored.insert(digest, RepairSource::Chunks);
         }
     }
     Ok(())

@@ -115,6 +115,15 @@ pub fn update_history_cache(repo: &Repo, names: &[GitRef]) -> Result<()> {
     RootsReader::new(&repo.git.without_replacements(), Detail::Digests).update_history_cache(repo, names)
 }
 
+/// Collects what the worktrees of a snapshot have, or last had.
+pub(super) fn worktree_roots(git: &Git, snapshot: &Snapshot) -> Result<Roots> {
+    let git = git.without_replacements();
+    let mut reader = RootsReader::new(&git, Detail::Digests);
+    reader.files(snapshot)?;
+    snapshot.bases.iter().for_each(|content| reader.roots.add_content(*content, None));
+    Ok(reader.roots)
+}
+
 impl RootsReader<'_> {
     fn rest(mut self, repo: &Repo, snapshot: &Snapshot) -> Result<Roots> {
         self.files(snapshot)?;

@@ -19,7 +19,7 @@ use crate::{
     pipeline::{LeftoverKind, extent},
     pointer::{Content, ContentKind},
     repo::Repo,
-    store::{Amount, EntryKind, Page, Store, decode_page},
+    store::{Amount, EntryKind, Inventory, Page, Store, decode_page},
     workspace::{KeptVersion, kept_versions},
 };
 
@@ -51,6 +51,8 @@ pub struct Usage {
     pub contents: ClassUsage,
     pub trees: ClassUsage,
     pub large_files: ClassUsage,
+    /// Old versions of large files that are kept as chunks, with the chunks that only they have.
+    pub chunked: ClassUsage,
     pub runs: ClassUsage,
     pub quarantine: ClassUsage,
     /// Outputs of failed runs, and logs of runs, in all worktrees.
@@ -120,11 +122,18 @@ impl Objects {
             class.add(bytes, stored);
             objects.push((digest, ClassUsage { objects: 1, bytes, stored }));
         };
+        let mut chunked = ChunkedFiles::list(store, &inventory);
         for (digest, tree, bytes, stored) in inventory.packed_objects() {
+            if chunked.add_chunk(&digest, stored) {
+                continue;
+            }
             add(if tree { &mut usage.trees } else { &mut usage.contents }, digest, bytes, stored);
         }
         for file in &inventory.large_files {
             add(&mut usage.large_files, file.digest, file.size, file.size);
+        }
+        for (digest, bytes, stored) in chunked.files {
+            add(&mut usage.chunked, digest, bytes, stored);
         }
         objects.sort_unstable_by_key(|object| object.0);
         // A pack and another one may have the same object.
@@ -144,6 +153,37 @@ impl Objects {
 
     fn place(&self, digest: &Digest) -> Option<usize> {
         self.0.binary_search_by_key(digest, |object| object.0).ok()
+    }
+}
+
+/// Files that are kept as chunks.
+#[derive(Default)]
+struct ChunkedFiles {
+    /// Digest, size in bytes, and size on disk of the list and of the chunks that belong to the file.
+    files: Vec<(Digest, u64, u64)>,
+    /// The first file with each chunk: its number.
+    owners: HashMap<Digest, usize>,
+}
+
+impl ChunkedFiles {
+    fn list(store: &Store, inventory: &Inventory) -> Self {
+        let mut found = Self::default();
+        let whole: BTreeSet<Digest> = inventory.large_files.iter().map(|file| file.digest).collect();
+        for list in inventory.chunk_lists.iter().filter(|list| !whole.contains(&list.digest)) {
+            let Some(chunked) = store.chunked(&list.digest) else { continue };
+            for chunk in chunked.list() {
+                found.owners.entry(chunk.digest).or_insert(found.files.len());
+            }
+            found.files.push((list.digest, chunked.size(), list.size));
+        }
+        found
+    }
+
+    /// Counts an object of a pack if it is a chunk; returns true if so.
+    fn add_chunk(&mut self, object: &Digest, stored: u64) -> bool {
+        let Some(owner) = self.owners.get(object) else { return false };
+        self.files[*owner].2 += stored;
+        true
     }
 }
 

@@ -19,13 +19,16 @@ use crate::{
     remote::{
         Access, Remote, Wants,
         catalog::{Catalog, Place, partial_path},
-        chunks::{self, Chunk},
         contents::Contents,
         needs::named,
         read::ObjectReader,
     },
     repo::Repo,
-    store::{CachedRun, EntryKind, Kind, Page, Writer, decode_page, is_newer_page},
+    store::{
+        CachedRun, EntryKind, Kind, Page, Writer,
+        chunks::{self, Chunk},
+        decode_page, is_newer_page,
+    },
 };
 
 /// Chunks of a large file that are in memory at once: several requests, of a MiB on average for each chunk.

@@ -5,9 +5,9 @@ use std::io::Write as _;
 use crate::{
     digest::{Digest, Hasher},
     error::{Result, WithContext},
-    remote::{chunks, uploader::PackUploader},
+    remote::uploader::PackUploader,
     repo::Repo,
-    store::Kind,
+    store::{Kind, chunks},
 };
 
 /// Sends the chunks of a large file of the local store that the remote lacks; returns the encoded list of
@@ -26,9 +26,9 @@ fn cut_stored(
     digest: &Digest,
     mut each: impl FnMut(chunks::Chunk, &[u8]) -> Result<()>,
 ) -> Result<Option<Vec<u8>>> {
-    let Some(large) = repo.store.large(digest) else { return Ok(None) };
+    let Some(large) = repo.store.open_large(digest)? else { return Ok(None) };
     let (mut list, mut whole) = (Vec::new(), Hasher::default());
-    chunks::cut(large.open()?, |chunk, bytes| {
+    chunks::cut(large, |chunk, bytes| {
         list.push(chunk);
         whole.write_all(bytes).context(|| "cannot digest".into())?;
         each(chunk, bytes)
@@ -43,11 +43,12 @@ fn cut_stored(
 /// Returns true if the stored bytes of a list of chunks are not such a list, or the list of another file, as
 /// far as the local store has the file.
 pub fn is_wrong_list(repo: &Repo, digest: &Digest, list: &[u8]) -> Result<bool> {
-    let Some(large) = repo.store.large(digest).filter(|_| repo.store.is_intact(digest)) else {
+    if repo.store.contains_packed(digest) || !repo.store.contains(digest) || !repo.store.is_intact(digest) {
         return Ok(false);
-    };
+    }
+    let Some(large) = repo.store.open_large(digest)? else { return Ok(false) };
     match chunks::decode(list) {
-        Ok(list) => chunks::is_list_of(&list, large.open()?).map(|is_right| !is_right),
+        Ok(list) => chunks::is_list_of(&list, large).map(|is_right| !is_right),
         Err(_) => Ok(!chunks::is_newer(list)),
     }
 }

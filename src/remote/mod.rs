@@ -17,7 +17,6 @@ mod address;
 mod backend;
 mod catalog;
 mod check;
-mod chunks;
 mod clock;
 mod contents;
 mod failure;

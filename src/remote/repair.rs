@@ -15,12 +15,12 @@ use crate::{
     remote::{
         Remote,
         catalog::{Catalog, damage_path, index_path, pack_path},
-        chunks, large,
+        large,
         merge::replace,
         uploader::PackUploader,
     },
     repo::Repo,
-    store::{EncodedObject, Index, Kind, PackWriter, Row},
+    store::{EncodedObject, Index, Kind, PackWriter, Row, chunks},
 };
 
 /// State of a pack after a check.
@@ -232,8 +232,8 @@ impl StoredPack {
             if chunks.is_empty() {
                 break;
             }
-            let Some(file) = repo.store.large(&large) else { continue };
-            chunks::cut(file.open()?, |chunk, bytes| {
+            let Some(file) = repo.store.open_large(&large)? else { continue };
+            chunks::cut(file, |chunk, bytes| {
                 if chunks.remove(&chunk.digest)
                     && let Some(at) = self.rows.iter().position(|row| row.digest == chunk.digest)
                 {
@@ -285,9 +285,7 @@ fn local_object(repo: &Repo, row: &Row) -> Result<Option<Vec<u8>>> {
             Err(error) if error.kind() == ErrorKind::Corrupt => Ok(None),
             list => list,
         },
-        Kind::Content | Kind::Tree if store.contains(digest) && store.large(digest).is_none() => {
-            store.read(digest).map(Some)
-        }
+        Kind::Content | Kind::Tree if store.contains_packed(digest) => store.read(digest).map(Some),
         Kind::Content | Kind::Tree => Ok(None),
     }
 }

@@ -61,14 +61,19 @@ fn is_stored_as_tree(store: &Store, content: &Content) -> Result<bool> {
 impl Store {
     /// Returns true if the bytes of a file are stored under this digest.
     pub fn is_file(&self, digest: &Digest) -> bool {
-        self.packed_size(digest, &[Kind::Content]).is_some() || self.large(digest).is_some()
+        self.packed_size(digest, &[Kind::Content]).is_some()
+            || self.large_size(digest).is_ok_and(|size| size.is_some())
     }
 
     /// Returns the size of a stored file.
     fn file_size(&self, digest: &Digest) -> Result<Option<u64>> {
+        Ok(self.large_size(digest)?.or_else(|| self.packed_size(digest, &[Kind::Content, Kind::Tree])))
+    }
+
+    fn large_size(&self, digest: &Digest) -> Result<Option<u64>> {
         match self.large(digest) {
             Some(large) => Ok(Some(large.stat()?.size)),
-            None => Ok(self.packed_size(digest, &[Kind::Content, Kind::Tree])),
+            None => Ok(self.chunked(digest).map(|chunked| chunked.size())),
         }
     }
 

@@ -13,12 +13,12 @@ use crate::{
     error::Result,
     fs::{FileStat, FileType},
     path::RepoPath,
-    store::{Kind, Packed, Store, file_path},
+    store::{Kind, Packed, Store, chunked, file_path},
 };
 
 /// Folders in which a killed command may have left temporary files; the first is the store itself.
-const TEMP_FILE_FOLDERS: [&str; 9] =
-    ["", "packs", "objects", "runs", "damaged", "verified", "incoming", "clones", "leases"];
+const TEMP_FILE_FOLDERS: [&str; 10] =
+    ["", "packs", "objects", "chunks", "runs", "damaged", "verified", "incoming", "clones", "leases"];
 
 /// A pack with its index.
 pub struct PackFile {
@@ -30,13 +30,15 @@ pub struct PackFile {
     pub(super) packed: Arc<Packed>,
 }
 
-/// A large file or a run record, which are stored as one file each.
+/// A large file, a list of chunks or a run record, which are stored as one file each.
 #[derive(Clone, Copy, Debug)]
 pub struct StoredFile {
     pub digest: Digest,
     pub size: u64,
     /// Modification time, in nanoseconds since 1970.
     pub mtime: i64,
+    /// Number of names that the file has.
+    pub links: u64,
 }
 
 /// A file that nothing refers to: a temporary file, a partial download, or a pack without its index.
@@ -56,6 +58,8 @@ pub struct OrphanFile {
 pub struct Inventory {
     pub packs: Vec<PackFile>,
     pub large_files: Vec<StoredFile>,
+    /// Lists of the chunks of large files, which may be stored whole as well.
+    pub chunk_lists: Vec<StoredFile>,
     pub runs: Vec<StoredFile>,
     pub orphans: Vec<OrphanFile>,
     /// Orphaned packs that are intact and only lost their index, as far as they were loaded.
@@ -84,6 +88,7 @@ impl Store {
         self.refresh()?;
         let mut inventory = Inventory {
             large_files: self.list_files("objects")?,
+            chunk_lists: self.list_files(chunked::FOLDER)?,
             runs: self.list_files("runs")?,
             ..Inventory::default()
         };
@@ -130,7 +135,8 @@ impl Store {
     pub fn starting_with(&self, prefix: &str) -> Result<BTreeSet<Digest>> {
         let padded = |digit: &str| Digest::from_hex(&(prefix.to_owned() + &digit.repeat(64 - prefix.len())));
         let (first, last) = (padded("0")?, padded("f")?);
-        let mut found: BTreeSet<_> = self.list_files("objects")?.iter().map(|file| file.digest).collect();
+        let large = [self.list_files("objects")?, self.list_files(chunked::FOLDER)?].concat();
+        let mut found: BTreeSet<_> = large.iter().map(|file| file.digest).collect();
         for packed in self.packs().values() {
             let rows = packed.index.rows().filter(|row| matches!(row.kind, Kind::Content | Kind::Tree));
             found.extend(rows.map(|row| row.digest).filter(|digest| (first..=last).contains(digest)));
@@ -165,7 +171,7 @@ impl Store {
         let file = |(name, _): &(Vec<u8>, FileType)| -> Result<Option<StoredFile>> {
             let digest = std::str::from_utf8(name).ok().and_then(|it| Digest::from_hex(it).ok());
             let (Some(digest), Some(stat)) = (digest, dir.stat(name)?) else { return Ok(None) };
-            Ok(Some(StoredFile { digest, size: stat.size, mtime: stat.mtime }))
+            Ok(Some(StoredFile { digest, size: stat.size, mtime: stat.mtime, links: stat.links }))
         };
         names.par_iter().filter_map(|entry| file(entry).transpose()).collect()
     }

@@ -39,7 +39,11 @@ impl Store {
     /// Returns true if the object is stored and matches its digest; a large file that is known to be verified
     /// is not read.
     pub fn is_intact(&self, digest: &Digest) -> bool {
-        self.large(digest).map_or_else(|| self.read(digest).is_ok(), |it| it.ensure_verified().is_ok())
+        match (self.large(digest), self.chunked(digest)) {
+            (Some(large), _) => large.ensure_verified().is_ok(),
+            (None, Some(chunked)) => chunked.matches_digest(),
+            (None, None) => self.read(digest).is_ok(),
+        }
     }
 
     /// Stores a large file, reading it once; it shares blocks with `file` if the file system supports that.
@@ -49,13 +53,15 @@ impl Store {
         dir.clean_own()?;
         let mut temp = dir.create(READ_ONLY)?.locked();
         let copied = if temp.reflink_from(file) {
-            copy(&temp.reopen()?, &mut io::sink())
+            copy_file(&temp.reopen()?, &mut io::sink())
         } else {
-            copy(file, &mut temp)
+            copy_file(file, &mut temp)
         };
         let (digest, size) = copied.context(|| "cannot store a large file".into())?;
         accept(file, size)?;
-        if !self.pin(&digest) {
+        // Not as chunks alone: a workspace has this version.
+        let is_whole = self.contains_packed(&digest) || self.large(&digest).is_some();
+        if !is_whole || !self.pin(&digest) {
             self.pin_new(digest)?;
             temp.publish(digest.hex().as_bytes(), Sync::Now)?;
             self.clear_damaged(&digest)?;
@@ -68,7 +74,7 @@ impl Store {
     /// it.
     pub fn adopt_large(&self, digest: &Digest, part: &RepoPath) -> Result<()> {
         let file = self.root.open_file(part)?;
-        let (found, _) = copy(&file, &mut io::sink()).context(|| format!("cannot read `{part}`"))?;
+        let (found, _) = copy_file(&file, &mut io::sink()).context(|| format!("cannot read `{part}`"))?;
         if found != *digest {
             self.root.remove(part)?;
             let message = format!("the downloaded file for {} does not match its digest", digest.short());
@@ -113,7 +119,7 @@ impl LargeFile<'_> {
 
     fn verify(&self) -> Result<()> {
         let (found, _) =
-            copy(&self.open()?, &mut io::sink()).context(|| format!("cannot read `{}`", self.path))?;
+            copy_file(&self.open()?, &mut io::sink()).context(|| format!("cannot read `{}`", self.path))?;
         if found == self.digest { Ok(()) } else { Err(self.store.report_damage(&self.digest)) }
     }
 
@@ -145,7 +151,7 @@ impl LargeFile<'_> {
             return Ok(link);
         }
         let mut temp = dir.create(mode.bits())?;
-        let (found, _) = copy(&self.open()?, &mut temp)
+        let (found, _) = copy_file(&self.open()?, &mut temp)
             .context(|| format!("cannot write `{}`", crate::path::escape_bytes(name)))?;
         if found != self.digest {
             return Err(self.store.report_damage(&self.digest));
@@ -156,8 +162,12 @@ impl LargeFile<'_> {
 }
 
 /// Copies and hashes a file in one pass, in constant memory.
-fn copy(from: &File, to: &mut dyn io::Write) -> io::Result<(Digest, u64)> {
-    let mut from = SparseReader::new(from);
+fn copy_file(from: &File, to: &mut dyn io::Write) -> io::Result<(Digest, u64)> {
+    copy(&mut SparseReader::new(from), to)
+}
+
+/// Copies and hashes what `from` gives, in constant memory; returns its digest and size in bytes.
+pub(super) fn copy(from: &mut dyn io::Read, to: &mut dyn io::Write) -> io::Result<(Digest, u64)> {
     let mut buffer = vec![0; BUFFER_SIZE];
     let (mut hasher, mut size) = (Hasher::default(), 0);
     loop {
@@ -181,7 +191,7 @@ fn copy(from: &File, to: &mut dyn io::Write) -> io::Result<(Digest, u64)> {
 
 /// Returns the digest and size of an open file, read from its start in constant memory.
 pub fn digest_file(file: &File) -> Result<(Digest, u64)> {
-    copy(file, &mut io::sink())
+    copy_file(file, &mut io::sink())
         .map_err(|it| Error::new(Kind::Internal, "cannot read a file to its end").with_source(it))
 }
 

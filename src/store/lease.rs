@@ -31,7 +31,7 @@ use crate::{
     error::{Result, WithContext},
     fs::{self, Dir, File, Lock},
     path::RepoPath,
-    store::{Kind, Store, file_path},
+    store::{Kind, Store, chunked, file_path},
 };
 
 const GATE: &str = "gate";
@@ -110,10 +110,22 @@ impl Store {
         if self.try_pin_packed(digest)? {
             return Ok(true);
         }
-        if self.damaged().contains(digest) || self.large(digest).is_none() {
+        if self.damaged().contains(digest) {
             return Ok(false);
         }
+        if self.large(digest).is_none() {
+            return self.try_pin_chunked(digest);
+        }
         Ok(self.write_pin(*digest, &|| Ok(self.large(digest).is_some()))? && self.is_trusted_large(digest)?)
+    }
+
+    /// Pins a file that is kept as chunks by its own digest: a gc keeps what it needs. In a shared store it
+    /// is read first, since other users wrote some of it.
+    fn try_pin_chunked(&self, digest: &Digest) -> Result<bool> {
+        let Some(chunked) = self.chunked(digest) else { return Ok(false) };
+        let list = file_path(chunked::FOLDER, &digest.hex(), "")?;
+        let exists = || Ok(self.root.stat(&list)?.is_some());
+        Ok((self.sharing_clone.is_none() || chunked.matches_digest()) && self.write_pin(*digest, &exists)?)
     }
 
     fn try_pin_packed(&self, digest: &Digest) -> Result<bool> {

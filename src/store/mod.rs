@@ -1,10 +1,13 @@
 //! Content-addressed object store: every object is stored once, never changed, and read by its digest.
 //!
 //! Files up to 1 MiB and pages of folders are stored in packs (`packs/`), larger files each as a file of its
-//! own (`objects/`), so that they can be linked into the workspace. `runs/` caches the outputs of pipeline
-//! runs. Order of a write: the bytes are synced first, then the index that names them is published. A crash
-//! therefore leaves garbage at worst, never an entry whose bytes are missing.
+//! own (`objects/`), so that they can be linked into the workspace, or as chunks (`chunks/`). `runs/` caches
+//! the outputs of pipeline runs. Order of a write: the bytes are synced first, then the index that names them
+//! is published. A crash therefore leaves garbage at worst, never an entry whose bytes are missing.
 
+mod chunk_plan;
+mod chunked;
+pub mod chunks;
 mod complete;
 mod diff;
 mod folder;
@@ -22,9 +25,12 @@ mod tree;
 mod update;
 mod verified;
 mod verify;
+mod verify_chunks;
 mod writer;
 
 pub use self::{
+    chunk_plan::{ChunkPlan, FilesInUse},
+    chunked::ChunkedFile,
     complete::{content_of, described, has_other_kind},
     diff::{ChangedEntries, DiffSide, Difference, changed_entries, diff},
     folder::{entries, entry_at, put_folder, read_page, replace},
@@ -76,6 +82,8 @@ pub struct Store {
     indexes_differed: Mutex<Option<bool>>,
     /// Large files that this process has stored.
     just_stored: Mutex<HashSet<Digest>>,
+    /// Files that are kept as chunks.
+    chunked: Mutex<chunked::KnownLists>,
     /// Pack in which the last requested object was found.
     last_pack: Mutex<Option<Digest>>,
     /// Number of objects read.
@@ -108,6 +116,7 @@ impl Store {
             unreadable: Mutex::default(),
             indexes_differed: Mutex::default(),
             just_stored: Mutex::default(),
+            chunked: Mutex::default(),
             last_pack: Mutex::default(),
             reads: AtomicU64::new(0),
             absent_reads: AtomicU64::new(0),
@@ -164,6 +173,7 @@ impl Store {
     /// Opens packs that were added since the last scan; returns true if there were any.
     pub fn refresh(&self) -> Result<bool> {
         let mut found = false;
+        self.list_chunked()?;
         // The objects of a pack that vanished after it was listed are in another pack, which the next scan
         // finds.
         for _ in 0..MAX_RESCANS {
@@ -268,7 +278,8 @@ impl Store {
     /// Returns true if the object is stored and not known to be damaged: the bytes of a file, or a page of a
     /// folder.
     pub fn contains(&self, digest: &Digest) -> bool {
-        self.contains_packed(digest) || !self.damaged().contains(digest) && self.large(digest).is_some()
+        let is_large = || self.large(digest).is_some() || self.is_chunked(digest);
+        self.contains_packed(digest) || !self.damaged().contains(digest) && is_large()
     }
 
     /// Returns true if the object is stored in a pack and not known to be damaged.
@@ -288,6 +299,7 @@ impl Store {
         // A damaged large file would block its name for an intact copy.
         if let (Some(_), Ok(file)) = (self.large(digest), file_path("objects", &digest.hex(), "")) {
             drop(self.move_to_quarantine(&file));
+            self.forget_sources();
         }
     }
 

@@ -7,7 +7,7 @@
 //! any point, pruning leaves garbage at worst. Copied bytes are verified, and so is the remaining copy of a
 //! duplicate: a damaged copy never becomes the only one.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde::Serialize;
 
@@ -15,7 +15,7 @@ use crate::{
     digest::Digest,
     error::{Kind as ErrorKind, Result},
     store::{
-        Inventory, Kind, PackFile, Packed, Row, Store, StoredFile, file_path,
+        ChunkPlan, Inventory, Kind, PackFile, Packed, Row, Store, StoredFile, chunked, file_path,
         inventory::OrphanFile,
         repack::{MAX_PACK_SIZE, Repacker},
     },
@@ -47,6 +47,8 @@ pub struct Freed {
     pub trees: Amount,
     /// Large files.
     pub large_files: Amount,
+    /// Old versions of large files that are kept as chunks from now on, and what that frees.
+    pub chunked: Amount,
     pub runs: Amount,
     /// Files left behind by killed commands.
     pub orphans: Amount,
@@ -67,6 +69,9 @@ pub struct PrunePlan {
     pub retained: Amount,
     packs: Vec<PackRemoval>,
     large_files: Vec<StoredFile>,
+    /// Large files that are kept as chunks, with the number of bytes that this frees.
+    converted: BTreeMap<Digest, u64>,
+    chunk_lists: Vec<StoredFile>,
     runs: Vec<StoredFile>,
     orphans: Vec<OrphanFile>,
     /// Packs that are referenced and lost their index: it is rebuilt.
@@ -90,6 +95,11 @@ impl Amount {
         self.bytes += bytes;
     }
 
+    fn remove_one(&mut self, bytes: u64) {
+        self.count -= 1;
+        self.bytes -= bytes;
+    }
+
     fn add(&mut self, other: Self) {
         self.count += other.count;
         self.bytes += other.bytes;
@@ -101,6 +111,7 @@ impl Freed {
         self.contents.add(other.contents);
         self.trees.add(other.trees);
         self.large_files.add(other.large_files);
+        self.chunked.add(other.chunked);
         self.runs.add(other.runs);
         self.orphans.add(other.orphans);
         self.duplicates.add(other.duplicates);
@@ -108,7 +119,7 @@ impl Freed {
 
     pub fn total(&self) -> Amount {
         let mut sum = self.contents;
-        for amount in [self.trees, self.large_files, self.runs, self.orphans, self.duplicates] {
+        for amount in [self.trees, self.large_files, self.chunked, self.runs, self.orphans, self.duplicates] {
             sum.add(amount);
         }
         sum
@@ -117,7 +128,35 @@ impl Freed {
 
 impl PrunePlan {
     pub fn is_empty(&self) -> bool {
-        [self.packs.len(), self.large_files.len(), self.runs.len(), self.orphans.len()] == [0; 4]
+        let files = self.large_files.len() + self.chunk_lists.len() + self.runs.len() + self.orphans.len();
+        self.packs.len() + files == 0
+    }
+
+    /// Adds what a plan of chunks removes.
+    pub fn add_chunks(&mut self, chunks: &ChunkPlan, inventory: &Inventory) {
+        self.converted.clone_from(&chunks.converted);
+        let converted = inventory.large_files.iter().filter(|file| self.converted.contains_key(&file.digest));
+        self.large_files.extend(converted);
+        self.converted.values().for_each(|freed| self.freed.chunked.add_one(*freed));
+        for list in &chunks.dropped {
+            self.freed.large_files.add_one(list.size);
+            self.chunk_lists.push(*list);
+        }
+    }
+
+    /// Returns the large files that the plan removes.
+    pub fn removed_large_files(&self) -> BTreeSet<Digest> {
+        self.large_files.iter().map(|file| file.digest).collect()
+    }
+
+    /// Keeps these large files.
+    pub fn hold(&mut self, held: &HashSet<Digest>) {
+        for file in self.large_files.extract_if(.., |file| held.contains(&file.digest)) {
+            match self.converted.remove(&file.digest) {
+                Some(freed) => self.freed.chunked.remove_one(freed),
+                None => self.freed.large_files.remove_one(file.size),
+            }
+        }
     }
 
     fn remove_pack(&mut self, name: Digest, usage: &PackUsage, rows: impl Iterator<Item = Classified>) {
@@ -337,6 +376,11 @@ impl Store {
                 freed.runs.add_one(run.size);
             }
         }
+        // Before the packs with the chunks.
+        for list in plan.chunk_lists.iter().filter(|list| !leased.contains(&list.digest)) {
+            self.root.remove(&file_path(chunked::FOLDER, &list.digest.hex(), "")?)?;
+            freed.large_files.add_one(list.size);
+        }
         let removable = |it: &&PackRemoval| repacked.names.contains(&it.name) && !leased.contains(&it.name);
         let packs: Vec<&PackRemoval> = plan.packs.iter().filter(removable).collect();
         for pack in &packs {
@@ -353,8 +397,12 @@ impl Store {
         }
         for file in plan.large_files.iter().filter(|it| !leased.contains(&it.digest)) {
             self.root.remove(&file_path("objects", &file.digest.hex(), "")?)?;
-            freed.large_files.add_one(file.size);
+            match plan.converted.get(&file.digest) {
+                Some(saved) => freed.chunked.add_one(*saved),
+                None => freed.large_files.add_one(file.size),
+            }
         }
+        self.list_chunked()?;
         let orphans = plan.orphans.iter().filter(|it| it.pack.is_none_or(|name| !leased.contains(&name)));
         for orphan in orphans {
             self.root.remove(&orphan.path)?;

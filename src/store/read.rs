@@ -80,6 +80,9 @@ impl Store {
                 Err(error) => return Err(error),
             }
         }
+        if let Some(chunked) = self.chunked(digest) {
+            return chunked.read().map(Some);
+        }
         // A read error may be temporary: it is not damage.
         match failed {
             Some(error) => Err(error).context(|| format!("cannot read the object {digest} in the cache")),
@@ -114,7 +117,7 @@ impl Store {
     }
 
     /// Returns the packs that hold the object, with its row in each.
-    fn rows(&self, digest: &Digest, kinds: &[Kind]) -> Vec<(Arc<Packed>, Row)> {
+    pub(super) fn rows(&self, digest: &Digest, kinds: &[Kind]) -> Vec<(Arc<Packed>, Row)> {
         let packs = self.packs();
         let found = packs.candidates(digest);
         found.filter_map(|pack| Some((Arc::clone(pack), pack.index.find(digest, kinds)?))).collect()

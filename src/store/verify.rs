@@ -17,7 +17,9 @@ use crate::{
     fs::{self, LinkKind, Mode, Sync},
     path::RepoPath,
     progress::{Event, Progress},
-    store::{CachedRun, Index, Kind, LeaseRecord, Packed, Store, file_path, repack::Repacker},
+    store::{
+        CachedRun, Index, Kind, LeaseRecord, Packed, Store, chunked::ListState, file_path, repack::Repacker,
+    },
 };
 
 /// The damaged thing, with its digest.
@@ -31,6 +33,8 @@ pub enum FaultKind {
     Pack(Digest),
     Index(Digest),
     Run(Digest),
+    /// The list of the chunks of a large file.
+    Chunks(Digest),
 }
 
 /// A stored thing that does not match its digest.
@@ -62,12 +66,18 @@ impl FaultKind {
             Self::Pack(_) => "pack",
             Self::Index(_) => "index",
             Self::Run(_) => "run",
+            Self::Chunks(_) => "list of chunks",
         }
     }
 
     pub fn digest(self) -> Digest {
         match self {
-            Self::Object(it) | Self::LargeFile(it) | Self::Pack(it) | Self::Index(it) | Self::Run(it) => it,
+            Self::Object(it)
+            | Self::LargeFile(it)
+            | Self::Pack(it)
+            | Self::Index(it)
+            | Self::Run(it)
+            | Self::Chunks(it) => it,
         }
     }
 }
@@ -100,11 +110,15 @@ impl Store {
                 report.lost.insert(stored.digest);
             }
         }
+        self.verify_chunk_lists(&mut report)?;
         self.verify_runs(&mut report)?;
         progress.event(Event::Finished);
         let is_packed = |digest: &Digest| self.intact_copy(digest, &|_| true).is_some();
         // A damaged object with an intact copy elsewhere is not lost.
-        report.lost.retain(|digest| !is_packed(digest) && self.large_is_intact(digest) != Some(true));
+        let is_chunked = |digest: &Digest| self.list_state(digest) == ListState::Right;
+        report.lost.retain(|digest| {
+            !is_packed(digest) && self.large_is_intact(digest) != Some(true) && !is_chunked(digest)
+        });
         Ok(report)
     }
 
@@ -204,7 +218,11 @@ impl Store {
                 FaultKind::Index(name) => self.rebuild_index(&name)?,
                 // Another command stored an intact copy meanwhile.
                 FaultKind::LargeFile(digest) if self.large_is_intact(&digest) == Some(true) => {}
-                FaultKind::LargeFile(_) | FaultKind::Run(_) => self.move_to_quarantine(&fault.file)?,
+                // Its other chunks may be needed once those that it lacks are back.
+                FaultKind::Chunks(digest) if self.list_state(&digest) != ListState::Wrong => {}
+                FaultKind::LargeFile(_) | FaultKind::Run(_) | FaultKind::Chunks(_) => {
+                    self.move_to_quarantine(&fault.file)?;
+                }
             }
         }
         let mut staying = BTreeSet::new();

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use crate::{
     error::{Error, Kind, Result, WithContext},
-    fs::{FileKind, LinkKind},
+    fs::FileKind,
     path::{RepoPath, quoted_list},
     pointer::Pointer,
     progress::Progress,
@@ -54,7 +54,7 @@ fn plan_part<'p>(workspace: &Workspace<'_>, part: Part<'p>, progress: &dyn Progr
     let Part { pointer, path, recorded, present } = part;
     let store = &workspace.repo.store;
     let links = workspace.repo.config.links()?;
-    let links = links.iter().any(|link| matches!(link, LinkKind::Hardlink | LinkKind::Symlink));
+    let links = links.iter().any(|link| link.is_same_file());
     // Linked files stay linked after the setting changes.
     let shared = |path: &RepoPath| links || workspace.is_shared(path);
     let found = differences(store, path, recorded.as_ref(), present.as_ref());

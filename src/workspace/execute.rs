@@ -362,14 +362,11 @@ impl WriteContext<'_> {
     ) -> Result<(TempName<'d>, Option<LinkKind>, FileStat)> {
         let mode = if side.kind == EntryKind::Executable { Mode::Executable } else { Mode::Plain };
         let is_large = side.kind.is_regular() && !self.store.contains_packed(&side.digest);
-        let link = match is_large.then(|| self.store.large(&side.digest)).flatten() {
-            Some(large) => {
-                let temp = dir.temp_name();
-                let link = large.link_or_copy(dir, temp.name(), mode, self.links)?;
-                Some((temp, Some(link)))
-            }
+        let temp = dir.temp_name();
+        let placed = if is_large { self.place_large(dir, temp.name(), mode, &side.digest)? } else { None };
+        let link = match placed {
+            Some(link) => Some((temp, Some(link))),
             None if side.kind == EntryKind::Link => {
-                let temp = dir.temp_name();
                 dir.symlink(&self.store.read(&side.digest)?, temp.name())?;
                 Some((temp, None))
             }
@@ -385,6 +382,24 @@ impl WriteContext<'_> {
         temp.write_all(&bytes).context(|| "cannot write".into())?;
         let (name, stat) = temp.leave()?;
         Ok((TempName::new(dir, name), None, stat))
+    }
+
+    /// Links or copies a large file to `temp`; `None` if it is not stored as one.
+    fn place_large(&self, dir: &Dir, temp: &[u8], mode: Mode, digest: &Digest) -> Result<Option<LinkKind>> {
+        if self.links.contains(&LinkKind::Symlink) {
+            // The file that it links to stays.
+            self.store.restore_large(digest)?;
+            self.store.pin(digest);
+        }
+        if let Some(large) = self.store.large(digest) {
+            match large.link_or_copy(dir, temp, mode, self.links) {
+                // A concurrent gc keeps it as chunks from now on.
+                Err(error) if error.kind() == Kind::NotFound && self.store.large(digest).is_none() => {}
+                placed => return placed.map(Some),
+            }
+        }
+        let chunked = self.store.chunked(digest);
+        chunked.map(|chunked| chunked.link_or_copy(dir, temp, mode, self.links)).transpose()
     }
 }
 

@@ -201,7 +201,12 @@ impl Placer<'_> {
 
     /// Places a file again unless that is not needed.
     fn place(&self, dir: &Dir, path: &RepoPath, side: DiffSide) -> Result<Placed> {
-        let Some(large) = self.store.large(&side.digest) else { return Ok(Placed::Missing) };
+        // One that is kept as chunks is linked from nowhere: a copy is as good.
+        if !self.links.iter().any(|kind| kind.is_same_file()) && self.store.large(&side.digest).is_none() {
+            let is_stored = self.store.contains(&side.digest);
+            return Ok(if is_stored { Placed::AsGood } else { Placed::Missing });
+        }
+        let Some(large) = self.store.restore_large(&side.digest)? else { return Ok(Placed::Missing) };
         let name = path.name();
         let temp = dir.temp_name();
         let present = present_kind(dir, name, &large)?;

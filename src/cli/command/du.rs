@@ -27,7 +27,7 @@ const MAX_KEPT: usize = 20;
 /// did not exist.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx du\n  mlx du --json\n\n\
-JSON: {\"classes\": {\"contents\", \"trees\", \"whole\", \"runs\", \"quarantine\", \"failed\", \
+JSON: {\"classes\": {\"contents\", \"trees\", \"whole\", \"chunked\", \"runs\", \"quarantine\", \"failed\", \
 \"logs\": {\"objects\", \"bytes\", \"stored\"}}, \
 \"kept\": [{\"digest\", \"path\", \"size\", \"when\", \"until\", \"why\", \"command\"}], \
 \"unneeded\": {\"count\", \"bytes\"}, \"versions\", \"distinct\", \"stored\", \"saved\": \
@@ -49,12 +49,13 @@ impl DuOutput {
         (usage.versions.saturating_sub(usage.distinct), usage.distinct.saturating_sub(usage.stored))
     }
 
-    fn classes(&self) -> [(&'static str, &'static str, ClassUsage); 7] {
+    fn classes(&self) -> [(&'static str, &'static str, ClassUsage); 8] {
         let usage = &self.0;
         [
             ("contents", "small files", usage.contents),
             ("trees", "stored folders", usage.trees),
             ("whole", "large files", usage.large_files),
+            ("chunked", "old versions, as chunks", usage.chunked),
             ("runs", "cached runs", usage.runs),
             ("quarantine", "quarantine", usage.quarantine),
             ("failed", "outputs of failed runs", usage.failed),
@@ -142,7 +143,8 @@ impl fmt::Display for DuOutput {
         }
         let (deduplication, compression) = self.saved();
         let (once, packed) = (bytes(deduplication), bytes(compression));
-        writeln!(f, "\nsaved {once} by deduplication and {packed} by compression")?;
+        let how = if usage.chunked.objects > 0 { "compression and chunks" } else { "compression" };
+        writeln!(f, "\nsaved {once} by deduplication and {packed} by {how}")?;
         if usage.unneeded.count > 0 {
             let (objects, size) = (count(usage.unneeded.count, "object"), bytes(usage.unneeded.bytes));
             writeln!(

@@ -95,6 +95,7 @@ impl Report for FsckOutput {
         let from = |digest: &Digest| match self.from(digest) {
             Some(RepairSource::Workspace(path)) => json!({"workspace": path}),
             Some(RepairSource::Remote(name)) => json!({"remote": name}),
+            Some(RepairSource::Chunks) => json!({"chunks": true}),
             None => Value::Null,
         };
         let damaged = self.affected_paths().into_iter().map(|(digest, paths)| {
@@ -194,6 +195,7 @@ impl FsckOutput {
         let status = match (self.from(digest), &self.0.repair) {
             (Some(RepairSource::Workspace(path)), _) => format!("restored from `{path}`"),
             (Some(RepairSource::Remote(name)), _) => format!("restored from the remote `{name}`"),
+            (Some(RepairSource::Chunks), _) => "restored from chunks of other versions".to_owned(),
             (None, Some(_)) => "no intact copy found".to_owned(),
             (None, None) => "damaged or lost".to_owned(),
         };

@@ -21,13 +21,14 @@ use crate::{
 /// another clone sharing the cache refers to, and everything younger than the grace period. Beside a clone
 /// that cannot be read, everything that any clone needed within 30 days is kept, too. Versions that a
 /// command replaced, outputs of failed runs and logs are kept for 30 days, whatever the grace period, and the
-/// newest log of each stage for ever. Without `--yes`, it only reports what it would delete.
+/// newest log of each stage for ever. Old versions of large files are kept as chunks if that takes less
+/// space. Without `--yes`, it only reports what it would delete.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  mlx gc\n  mlx gc --yes\n  mlx gc --grace 2d --yes\n  mlx gc --forget \
     /home/ada/old-clone\n\n\
 JSON: {\"done\", \"kept\", \"clones\", \"grace\", \"freed\": {\"total\", \"contents\", \"trees\", \
-\"whole\", \"runs\", \"orphans\", \"duplicates\", \"failed\", \"logs\": \
-{\"count\", \"bytes\"}}, \"rewritten\", \"merged\": {\"count\", \"bytes\"}, \"retained\": {\"count\", \
+\"whole\", \"chunked\", \"runs\", \"orphans\", \"duplicates\", \"failed\", \"logs\": \
+{\"count\", \"bytes\"}}, \"rewritten\", \"merged\", \"retained\", \"not_compared\": {\"count\", \
 \"bytes\"}, \"forgotten\": {\"path\", \"user\"}}")]
 pub struct Args {
     /// Delete; without this flag, only report
@@ -66,12 +67,13 @@ impl GcOutput {
         total
     }
 
-    fn classes(&self) -> [(&'static str, &'static str, Amount); 8] {
+    fn classes(&self) -> [(&'static str, &'static str, Amount); 9] {
         let (freed, leftovers) = (&self.gc.freed, &self.gc.leftovers);
         [
             ("contents", "small files", freed.contents),
             ("trees", "stored folders", freed.trees),
             ("whole", "large files", freed.large_files),
+            ("chunked", "old versions of large files", freed.chunked),
             ("runs", "cached runs", freed.runs),
             ("orphans", "temporary and orphaned files", freed.orphans),
             ("duplicates", "duplicates", freed.duplicates),
@@ -89,7 +91,8 @@ impl Report for GcOutput {
             freed[name] = json!(amount);
         }
         let mut value = json!({"done": gc.done, "kept": gc.kept, "clones": gc.clones, "grace": self.grace,
-            "freed": freed, "rewritten": gc.rewritten, "merged": gc.merged, "retained": gc.retained});
+            "freed": freed, "rewritten": gc.rewritten, "merged": gc.merged, "retained": gc.retained,
+            "not_compared": gc.not_compared});
         if let Some(clone) = &self.forgotten {
             value["forgotten"] = json!({"path": clone.path, "user": clone.user});
         }
@@ -130,7 +133,12 @@ impl fmt::Display for GcOutput {
             let retained = bytes(gc.retained.bytes);
             writeln!(f, "{retained} of unneeded objects stay in packs that are young or mostly needed")?;
         }
-        if total.count + gc.merged.count > 0 && !gc.done {
+        if gc.not_compared.count > 0 {
+            let (versions, size) =
+                (count(gc.not_compared.count, "old version"), bytes(gc.not_compared.bytes));
+            writeln!(f, "{versions} of large files, {size}: what is the same in others will be kept once")?;
+        }
+        if total.count + gc.merged.count + gc.not_compared.count > 0 && !gc.done {
             writeln!(f, "next: mlx gc --grace {} --yes", self.grace)?;
         }
         Ok(())

@@ -1,4 +1,5 @@
-//! Content-defined chunks of large files, so that a small edit of a large file transfers little.
+//! Content-defined chunks of large files, so that a small edit of a large file transfers little, and old
+//! versions take little space.
 //!
 //! The chunker is FastCDC (Xia et al., USENIX ATC 2016).
 //!
@@ -6,20 +7,20 @@
 //! list   "mlxchnk" 1 │ rows: length, digest, 32
 //! ```
 
-use std::io::Read as _;
+use std::io::Read;
 
 use fastcdc::v2020::StreamCDC;
 
 use crate::{
     digest::Digest,
     error::{Error, Result, WithContext},
-    fs::File,
     wire::{Reader, put_varint},
 };
 
 const MAGIC: &[u8; 8] = b"mlxchnk\x01";
 const MIN_SIZE: usize = 256 << 10;
 const AVERAGE_SIZE: usize = 1 << 20;
+/// Largest size of a chunk in bytes.
 const MAX_SIZE: usize = 4 << 20;
 
 /// A chunk of a large file: its length in bytes and its digest.
@@ -30,7 +31,7 @@ pub struct Chunk {
 }
 
 /// Splits a file into chunks and passes each to `each` with its bytes. Memory use is constant.
-pub fn cut(file: File, mut each: impl FnMut(Chunk, &[u8]) -> Result<()>) -> Result<()> {
+pub fn cut(file: impl Read, mut each: impl FnMut(Chunk, &[u8]) -> Result<()>) -> Result<()> {
     for chunk in StreamCDC::new(file, MIN_SIZE, AVERAGE_SIZE, MAX_SIZE) {
         let data = chunk
             .map_err(|error| std::io::Error::other(error.to_string()))
@@ -52,7 +53,7 @@ pub fn encode(chunks: &[Chunk]) -> Vec<u8> {
 }
 
 /// Returns true if these are the chunks of the file, one after another.
-pub fn is_list_of(list: &[Chunk], mut file: File) -> Result<bool> {
+pub fn is_list_of(list: &[Chunk], mut file: impl Read) -> Result<bool> {
     let mut bytes = Vec::new();
     for chunk in list {
         bytes.clear();
@@ -89,17 +90,12 @@ pub fn decode(bytes: &[u8]) -> Result<Vec<Chunk>> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Seek as _, Write as _};
-
     use super::*;
 
     fn chunks(bytes: &[u8]) -> Vec<Chunk> {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(bytes).unwrap();
-        file.rewind().unwrap();
         let mut found = Vec::new();
         let mut whole = Vec::new();
-        cut(file, |chunk, data| {
+        cut(bytes, |chunk, data| {
             found.push(chunk);
             whole.extend_from_slice(data);
             Ok(())
@@ -131,20 +127,14 @@ mod tests {
 
     #[test]
     fn a_list_is_of_one_file_only() {
-        let file = |bytes: &[u8]| {
-            let mut file = tempfile::tempfile().unwrap();
-            file.write_all(bytes).unwrap();
-            file.rewind().unwrap();
-            file
-        };
         let bytes = noise(3_000_000);
         let list = chunks(&bytes);
-        assert!(list.len() > 1 && is_list_of(&list, file(&bytes)).unwrap());
+        assert!(list.len() > 1 && is_list_of(&list, &bytes[..]).unwrap());
         let other = [&bytes[..2_999_999], b"x"].concat();
         for wrong in [&other[..], &bytes[..2_999_999], &[&bytes[..], b"x"].concat()] {
-            assert!(!is_list_of(&list, file(wrong)).unwrap());
+            assert!(!is_list_of(&list, wrong).unwrap());
         }
-        assert!(!is_list_of(&list[1..], file(&bytes)).unwrap());
+        assert!(!is_list_of(&list[1..], &bytes[..]).unwrap());
     }
 
     #[test]
