@@ -93,3 +93,25 @@ fn an_input_that_changes_between_two_stages_is_seen() {
     assert_eq!((sandbox.read("a"), sandbox.read("b")), ("2".to_owned(), "2".to_owned()));
     assert_eq!(sandbox.json("repro")["stages"][0]["outcome"], "unchanged");
 }
+
+#[test]
+fn stages_that_did_not_change_are_looked_at_without_a_lock() {
+    let counts = [4, 16].map(|count| {
+        let sandbox = stages(count);
+        sandbox.ok("repro");
+        wait_for_clock_tick();
+        sandbox.ok("status");
+        let again = operations(&sandbox, "repro");
+        let number = |name: &str| again.get(name).copied().unwrap_or_default();
+        // The store opens a pack of each stage, and its index.
+        (number("folder"), number("create"), number("write"), number("open") - 2 * count)
+    });
+    assert_eq!(counts[0], counts[1]);
+}
+
+#[test]
+fn a_stage_that_runs_syncs_what_it_made_and_one_marker() {
+    let counts = [4, 16].map(|count| syncs(&operations(&stages(count), "repro")));
+    // The name of the marker; a pack, its index, the record of the run and the lockfile with their names.
+    assert_eq!(counts[1] - counts[0], 12 * 9);
+}

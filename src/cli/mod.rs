@@ -17,10 +17,15 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
-use self::{command::Command, help::GLOBAL_OPTIONS, ui::Ui};
+use self::{
+    command::{Command, guard},
+    help::GLOBAL_OPTIONS,
+    ui::Ui,
+};
 use crate::{
     error::{Error, Result},
     fs,
+    pipeline::runner::SUBCOMMAND,
 };
 
 /// Version data, models and metrics with Git, and take a model from raw data to production
@@ -74,8 +79,21 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 fn parse(args: &[OsString]) -> clap::error::Result<Cli> {
+    if let Some(guard) = parse_guard(args) {
+        return Ok(guard);
+    }
     let parsed = help::command_tree().try_get_matches_from(args).and_then(|it| Cli::from_arg_matches(&it));
     parsed.or_else(|error| help_in_group(args, &error).ok_or(error))
+}
+
+/// Parses the arguments of a stage's guard. Each stage starts one, and the arguments of all other commands
+/// would take it longer than all else it does.
+fn parse_guard(args: &[OsString]) -> Option<Cli> {
+    let args = args.get(1..).filter(|args| args.first().is_some_and(|name| name == SUBCOMMAND))?;
+    let command = clap::Command::new(SUBCOMMAND).disable_help_flag(true);
+    let matches = guard::Args::augment_args(command).try_get_matches_from(args);
+    let args = guard::Args::from_arg_matches(&matches.ok()?).ok()?;
+    Some(Cli { global: Global::default(), command: Command::Guard(args) })
 }
 
 /// Reads `mlx remote help add` as `mlx help remote add`.

@@ -56,6 +56,23 @@ pub struct TempFile {
     limit: u64,
 }
 
+/// Names and kinds of the entries in a folder, sorted by name, and their inodes.
+type Names = (Vec<(Vec<u8>, FileType)>, Vec<u64>);
+
+/// Entries of a folder as they are read.
+#[derive(Default)]
+struct Rows(Vec<((Vec<u8>, FileType), u64)>);
+
+impl Rows {
+    fn push(&mut self, name: &[u8], kind: FileType, inode: u64) {
+        if name != b"." && name != b".." {
+            self.0.push(((name.to_vec(), kind), inode));
+        }
+    }
+}
+
+/// Bytes of a folder that are read at once.
+const LISTING_BUFFER: usize = 1 << 15;
 /// Depth up to which the folders of a walk are read in parallel.
 const PARALLEL_DEPTH: usize = 6;
 /// Length below which a path, in bytes, is neither too long nor too deep.
@@ -203,12 +220,17 @@ impl Dir {
     /// Lists everything below this folder that `filter` keeps. Left out are files that mlx itself named, and
     /// the `.git` and `.mlx` of repositories.
     pub fn entries(&self, filter: &dyn WalkFilter) -> Result<Listing> {
-        let (mut names, inodes) = self.names_and_inodes()?;
+        Ok(self.entries_of(self.names_and_inodes()?, filter)?.0)
+    }
+
+    /// Does the same for these names. Also returns true if there is anything but files that mlx itself named.
+    fn entries_of(&self, (mut names, inodes): Names, filter: &dyn WalkFilter) -> Result<(Listing, bool)> {
         let all: Vec<u64> = names.iter().map(|it| hash_name(&it.0)).collect();
         names.retain(|it| own_name(&it.0).is_none());
         if names.len() < all.len() {
             filter.on_own_files(self);
         }
+        let has_any = !names.is_empty();
         filter.filter(self, &mut names)?;
         // The state of a nested repository, and mlx's own folder in it or at the top, is never content.
         if names.iter().any(|it| it.0 == b".git") {
@@ -241,7 +263,7 @@ impl Dir {
                 }
             }
         }
-        Ok(listing.shrink())
+        Ok((listing.shrink(), has_any))
     }
 
     /// Reads an entry with everything below it. The filter decides about names that are not allowed and
@@ -276,13 +298,10 @@ impl Dir {
         let folder = kind == FileType::Directory || stat.kind == FileKind::Folder;
         let children = if folder {
             let dir = self.open_dir(name)?;
-            let children = dir.entries(filter)?;
+            let (children, has_any) = dir.entries_of(dir.first_listing()?, filter)?;
             if children.is_empty() {
-                let is_listed = if dir.has_entries()? {
-                    filter.lists_emptied(&dir.path)?
-                } else {
-                    filter.lists_empty(&dir.path)
-                };
+                let is_listed =
+                    if has_any { filter.lists_emptied(&dir.path)? } else { filter.lists_empty(&dir.path) };
                 if !is_listed {
                     return Ok(None);
                 }
@@ -294,33 +313,46 @@ impl Dir {
         Ok(Some((stat, children)))
     }
 
-    /// Returns true if this folder contains anything but files that mlx itself named.
-    fn has_entries(&self) -> Result<bool> {
-        Ok(self.names()?.iter().any(|it| own_name(&it.0).is_none()))
-    }
-
     /// Lists names and kinds of the entries in this folder, sorted by the bytes of the names.
     pub fn names(&self) -> Result<Vec<(Vec<u8>, FileType)>> {
         Ok(self.names_and_inodes()?.0)
     }
 
     /// As [`Dir::names`], with the inode of each entry in the same order.
-    fn names_and_inodes(&self) -> Result<(Vec<(Vec<u8>, FileType)>, Vec<u64>)> {
-        let read = || -> io::Result<Vec<_>> {
-            fault::point("readdir")?;
-            let mut names = Vec::new();
+    fn names_and_inodes(&self) -> Result<Names> {
+        self.sorted(|rows| {
             for entry in retry_on_intr(|| fs::Dir::read_from(&self.fd))? {
                 let entry = entry?;
-                let name = entry.file_name().to_bytes();
-                if name != b"." && name != b".." {
-                    names.push(((name.to_vec(), entry.file_type()), entry.ino()));
+                rows.push(entry.file_name().to_bytes(), entry.file_type(), entry.ino());
+            }
+            Ok(())
+        })
+    }
+
+    /// Does the same for a folder that was opened just now and is listed for the first time: reads from its
+    /// own handle, whose position nothing else has moved, without opening it again.
+    fn first_listing(&self) -> Result<Names> {
+        self.sorted(|rows| {
+            let mut buffer = Vec::with_capacity(LISTING_BUFFER);
+            let mut entries = fs::RawDir::new(&self.fd, buffer.spare_capacity_mut());
+            while let Some(entry) = entries.next() {
+                match entry {
+                    Ok(entry) => rows.push(entry.file_name().to_bytes(), entry.file_type(), entry.ino()),
+                    Err(Errno::INTR) => {}
+                    Err(error) => return Err(error.into()),
                 }
             }
-            names.sort_by(|a, b| a.0.0.cmp(&b.0.0));
-            Ok(names)
-        };
-        let names = read().context(|| format!("cannot list the folder `{}`", self.path))?;
-        Ok(names.into_iter().unzip())
+            Ok(())
+        })
+    }
+
+    /// Returns the rows that `read` finds in this folder, sorted by name.
+    fn sorted(&self, read: impl FnOnce(&mut Rows) -> io::Result<()>) -> Result<Names> {
+        let mut rows = Rows::default();
+        let done = fault::point("readdir").and_then(|()| read(&mut rows));
+        done.context(|| format!("cannot list the folder `{}`", self.path))?;
+        rows.0.sort_by(|a, b| a.0.0.cmp(&b.0.0));
+        Ok(rows.0.into_iter().unzip())
     }
 
     /// Creates a temporary file with these permission bits (before umask).

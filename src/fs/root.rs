@@ -73,12 +73,19 @@ impl Root {
 
     /// Opens a folder below the root, name by name.
     pub fn dir(&self, path: &RepoPath) -> Result<Dir> {
-        path.components().try_fold(self.dir.try_clone()?, |dir, name| dir.open_dir(name))
+        self.descend(path, Dir::open_dir)
     }
 
     /// Opens a folder below the root; it and its missing parents are created.
     pub fn create_dir(&self, path: &RepoPath) -> Result<Dir> {
-        path.components().try_fold(self.dir.try_clone()?, |dir, name| dir.create_dir(name))
+        self.descend(path, Dir::create_dir)
+    }
+
+    /// Opens the folders on the way to `path`, one in the other, and returns the last one.
+    fn descend(&self, path: &RepoPath, open: fn(&Dir, &[u8]) -> Result<Dir>) -> Result<Dir> {
+        let mut names = path.components();
+        let Some(first) = names.next() else { return self.dir.try_clone() };
+        names.try_fold(open(&self.dir, first)?, |dir, name| open(&dir, name))
     }
 
     fn parent(&self, path: &RepoPath) -> Result<Dir> {
@@ -91,21 +98,25 @@ impl Root {
             let stat = fs::fstat(self.dir.fd()).map_err(io::Error::from);
             return Ok(Some(FileStat::of(&stat.context(|| "cannot stat the root folder".into())?)));
         }
+        if path.components().nth(1).is_none() {
+            return self.dir.stat(path.name());
+        }
         let Some(dir) = self.parent_if_exists(path)? else { return Ok(None) };
         dir.stat(path.name())
     }
 
     /// Opens the folder that contains `path`; `None` if it, or one above it, is missing or not a folder.
     fn parent_if_exists(&self, path: &RepoPath) -> Result<Option<Dir>> {
-        let mut dir = self.dir.try_clone()?;
+        let mut dir: Option<Dir> = None;
         let parent = path.parent().unwrap_or_default();
         for name in parent.components() {
-            match dir.stat(name)?.map(|it| it.kind) {
+            let above = dir.as_ref().unwrap_or(&self.dir);
+            match above.stat(name)?.map(|it| it.kind) {
                 None | Some(FileKind::File | FileKind::Other) => return Ok(None),
-                Some(FileKind::Folder | FileKind::Symlink) => dir = dir.open_dir(name)?,
+                Some(FileKind::Folder | FileKind::Symlink) => dir = Some(above.open_dir(name)?),
             }
         }
-        Ok(Some(dir))
+        dir.map_or_else(|| self.dir.try_clone(), Ok).map(Some)
     }
 
     /// Opens a regular file for reading. A symlink anywhere in the path is an error.
@@ -253,6 +264,11 @@ impl Root {
         crate::fs::fault::logged_point("sync", || format!("`{}`", path.to_text()))
             .and_then(|()| file.sync_all())
             .context(|| format!("cannot sync `{path}`"))?;
+        self.parent(path)?.sync()
+    }
+
+    /// Syncs the folder that contains `path`, so that the name survives a power cut.
+    pub fn sync_folder_of(&self, path: &RepoPath) -> Result<()> {
         self.parent(path)?.sync()
     }
 

@@ -2,7 +2,10 @@
 //!
 //! A plan makes the same checks, so that it never promises a run that would be refused.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use crate::{
     document,
@@ -21,6 +24,8 @@ pub struct Checker<'p, 'w, 'r> {
     pointers: BTreeSet<RepoPath>,
     /// The lockfiles that Git would change.
     conversions: BTreeMap<RepoPath, Conversion>,
+    /// Folders whose `.gitignore` can be read.
+    ignorable: RefCell<BTreeSet<RepoPath>>,
 }
 
 impl<'p, 'w, 'r> Checker<'p, 'w, 'r> {
@@ -28,7 +33,8 @@ impl<'p, 'w, 'r> Checker<'p, 'w, 'r> {
         let lockfiles = pipelines.iter().map(|pipeline| pipeline.folder.join(LOCKFILE.as_bytes()));
         let conversions =
             pipelines.workspace.repo.git.conversions(&lockfiles.collect::<Result<Vec<_>>>()?)?;
-        Ok(Self { pipelines, records, pointers: pipelines.workspace.pointer_paths()?, conversions })
+        let (pointers, ignorable) = (pipelines.workspace.pointer_paths()?, RefCell::default());
+        Ok(Self { pipelines, records, pointers, conversions, ignorable })
     }
 
     /// Checks a stage before anything runs.
@@ -70,8 +76,10 @@ impl<'p, 'w, 'r> Checker<'p, 'w, 'r> {
         self.check_folders_above(&out.path).context(context)?;
         check_metrics(id, out)?;
         self.check_output_path(id, &out.path)?;
-        if !out.role.in_git() {
+        let folder = out.path.parent().unwrap_or_default();
+        if !out.role.in_git() && !self.ignorable.borrow().contains(&folder) {
             repo.git.check_ignorable(&repo.files, &out.path)?;
+            self.ignorable.borrow_mut().insert(folder);
         }
         // An output committed to Git may be a tracked file itself. A folder may not: rewriting it would
         // remove other tracked files.

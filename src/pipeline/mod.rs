@@ -16,6 +16,7 @@ mod extension;
 mod extension_samples;
 mod failures;
 mod git_copy;
+mod glance;
 mod gone;
 mod graph;
 mod in_git;

@@ -54,7 +54,7 @@ impl Unfinished {
 }
 
 /// Folder with the markers and locks of stages.
-const RUNNING: &str = "running";
+pub(super) const RUNNING: &str = "running";
 /// Number of times the outputs are looked at until they stay the same.
 const MAX_ROUNDS: u32 = 10;
 

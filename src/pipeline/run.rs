@@ -22,6 +22,7 @@ use crate::{
         ended::Ended,
         extension::Extension,
         failures::Failures,
+        glance::{Glance, Glanced},
         gone,
         inputs::link_error,
         leftovers::{self, LOGS},
@@ -113,7 +114,11 @@ pub fn repro(
     let mut refused: BTreeMap<StageId, Error> = refused.into_iter().collect();
     let undeclared = pipelines.undeclared_outputs()?.unwrap_or_default();
     let mut failures = Failures::new(progress, options.keep_going);
+    if options.mode == Mode::Run {
+        pipelines.ignore_new_outputs(order.iter().filter(|id| !faulty.contains(id)), progress)?;
+    }
     let (mut runs, mut has_stopped, mut saved) = (Vec::new(), false, Instant::now());
+    let mut glance = Glance::new(pipelines)?;
     for id in order {
         if let Some(error) = refused.remove(&id) {
             runs.push(failures.add(id, error));
@@ -126,7 +131,11 @@ pub fn repro(
             runs.push(StageRun { id, outcome: Outcome::Skipped, reasons });
             continue;
         }
-        match pipelines.of(&id).repro_stage(&id.name, options, progress) {
+        let done = pipelines.of(&id).repro_stage(&id.name, options, &glance, progress);
+        if !matches!(done, Ok((Outcome::Unchanged, _))) {
+            glance = Glance::new(pipelines)?;
+        }
+        match done {
             Ok((outcome, reasons)) => runs.push(StageRun { id, outcome, reasons }),
             Err(error) => {
                 faulty.insert(id.clone());
@@ -161,9 +170,9 @@ pub fn accept(
     if let Some((_, error)) = refused.into_iter().next() {
         return Err(error);
     }
-    let mut runs = Vec::new();
+    let (mut runs, glance) = (Vec::new(), Glance::new(pipelines)?);
     for id in order {
-        let (outcome, reasons) = pipelines.of(&id).repro_stage(&id.name, options, progress)?;
+        let (outcome, reasons) = pipelines.of(&id).repro_stage(&id.name, options, &glance, progress)?;
         runs.push(StageRun { id, outcome, reasons });
     }
     Ok(runs)
@@ -192,15 +201,51 @@ fn refused(
     Ok(refused)
 }
 
+impl Pipelines<'_, '_> {
+    /// Adds the outputs of stages that have no record yet to the `.gitignore` files of folders that exist,
+    /// each of which is written once and not for each of the stages.
+    fn ignore_new_outputs<'i>(
+        &self,
+        ids: impl Iterator<Item = &'i StageId>,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let (repo, mut outputs) = (self.workspace.repo, Vec::new());
+        for id in ids {
+            let pipeline = self.of(id);
+            if pipeline.read_lockfile()?.get(&id.name).is_none() {
+                let stage = &pipeline.manifest.stages[&id.name];
+                outputs.extend(stage.outputs.iter().filter(|out| !out.role.in_git()).map(|out| &out.path));
+            }
+        }
+        let mut folders: BTreeSet<_> = outputs.iter().filter_map(|path| path.parent()).collect();
+        folders.retain(|folder| repo.files.dir(folder).is_ok());
+        outputs.retain(|path| path.parent().is_some_and(|folder| folders.contains(&folder)));
+        if outputs.is_empty() {
+            return Ok(());
+        }
+        let _lock = repo.lock()?;
+        folders.iter().try_for_each(|folder| self.workspace.clean_folder(folder, progress))?;
+        let targets: Vec<_> = outputs.into_iter().map(|path| IgnoreTarget::at(&repo.files, path)).collect();
+        repo.git.ignore(&repo.files, &targets).map(drop)
+    }
+}
+
 impl Pipeline<'_, '_> {
     /// Examines a stage, then runs it, restores it or leaves it as it is.
     fn repro_stage(
         &self,
         name: &str,
         options: Options,
+        glance: &Glance<'_>,
         progress: &dyn Progress,
     ) -> Result<(Outcome, Vec<String>)> {
         let stage = &self.manifest.stages[name];
+        let is_plain = options.mode == Mode::Run && !options.force;
+        // An error is that of the second look.
+        let glanced = is_plain.then(|| self.glance(name, stage, glance, progress).ok()).flatten();
+        if let Some(Glanced::Unchanged(reasons)) = glanced {
+            return Ok((Outcome::Unchanged, reasons));
+        }
         // Held from the examination to the record, so that two runs of one stage wait for each other.
         let _turn = self.take_turn(name, progress)?;
         if options.mode == Mode::Accept {
@@ -213,7 +258,8 @@ impl Pipeline<'_, '_> {
             self.examine(name, stage, &self.records(), &Default::default(), options.force)
         };
         let mut examination = examine()?;
-        if examination.action != PlannedAction::Unchanged && self.reads.was_shared() {
+        let is_shared = !matches!(glanced, Some(Glanced::Stale)) && self.reads.was_shared();
+        if examination.action != PlannedAction::Unchanged && is_shared {
             // A result is recorded with what its inputs are now.
             self.reads.forget_scans();
             examination = examine()?;
@@ -291,7 +337,9 @@ impl Pipeline<'_, '_> {
         let stamps = self.keep_unrecorded(name, stage, &run_cache::Outputs::new(), progress)?;
         let private = &self.repo().private;
         let moved_before = self.take_moved(name)?;
-        private.write(&self.running_marker(name)?, stage.command.as_bytes(), Sync::Now)?;
+        // Only the name says something, and that is synced with the folder.
+        private.write(&self.running_marker(name)?, b"", Sync::Later)?;
+        private.sync_folder_of(&self.running_marker(name)?)?;
         let outputs = self
             .execute(name, stage, &stamps, progress)
             .and_then(|()| self.moved_input(name, stage, &examination.inputs))

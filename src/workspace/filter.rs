@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     error::{Error, Kind, Result},
-    fs::{Dir, FileStat, FileType, WalkFilter},
+    fs::{Dir, FileType, Root, WalkFilter},
     path::{RepoPath, check_name},
     pointer::Pointer,
     progress::Progress,
@@ -26,15 +26,14 @@ pub struct ScanFilter<'v> {
     /// Set if what killed commands left in the scanned folders is to be removed or kept.
     cleans: Option<(&'v Store, &'v dyn Progress)>,
     left_out: Option<Mutex<Vec<(RepoPath, Vec<u8>)>>>,
-    /// Stat of the repository's own `.git`.
-    own_git: Option<FileStat>,
+    files: &'v Root,
 }
 
 impl<'v> ScanFilter<'v> {
     /// Creates a filter for a scan of `path`; `record` is the pointer that tracks it.
     pub fn new(workspace: &Workspace<'v>, path: &RepoPath, record: Option<&Pointer>) -> Result<Self> {
         let rules = Rules::open(workspace, path, record)?;
-        let own_git = workspace.repo.files.dir(&RepoPath::root())?.stat(b".git")?;
+        let files = &workspace.repo.files;
         Ok(Self {
             rules,
             git: None,
@@ -43,7 +42,7 @@ impl<'v> ScanFilter<'v> {
             errors: None,
             left_out: None,
             cleans: None,
-            own_git,
+            files,
         })
     }
 
@@ -104,7 +103,7 @@ impl<'v> ScanFilter<'v> {
 impl ScanFilter<'_> {
     /// Refuses the repository itself, which may be mounted in one of its folders.
     fn check_nested(&self, dir: &Dir) -> Result<()> {
-        if dir.stat(b".git")? != self.own_git {
+        if dir.stat(b".git")? != self.files.dir(&RepoPath::root())?.stat(b".git")? {
             return Ok(());
         }
         let message = format!("cannot track `{}`: it is this repository itself", dir.path());

@@ -22,7 +22,7 @@ mod follow;
 mod fsck;
 mod fsck_remote;
 mod gc;
-mod guard;
+pub mod guard;
 pub mod help;
 mod init;
 mod lineage;
