@@ -405,10 +405,20 @@ impl Store {
         self.list_chunked()?;
         let orphans = plan.orphans.iter().filter(|it| it.pack.is_none_or(|name| !leased.contains(&name)));
         for orphan in orphans {
+            // Its writer may have published the index since the plan, and have ended.
+            if orphan.pack.is_some_and(|name| self.has_index(&name)) {
+                continue;
+            }
             self.root.remove(&orphan.path)?;
             freed.orphans.add_one(orphan.size);
         }
         Ok(freed)
+    }
+
+    /// Returns true unless the pack has no index for certain.
+    fn has_index(&self, pack: &Digest) -> bool {
+        let index = file_path("packs", &pack.hex(), ".idx").and_then(|index| self.root.stat(&index));
+        !index.is_ok_and(|stat| stat.is_none())
     }
 }
 
@@ -417,6 +427,7 @@ mod tests {
     use super::*;
     use crate::{
         fs::{Root, Sync},
+        path::RepoPath,
         store::Writer,
     };
 
@@ -452,6 +463,22 @@ mod tests {
         assert_eq!(reopened.read(&digests[0]).unwrap(), b"0123456789");
         assert!(!reopened.contains(&digests[1]));
         assert_eq!(crate::fs::names(&temp.path().join("packs")).len(), 2, "one pack and its index");
+    }
+
+    #[test]
+    fn a_pack_whose_index_was_published_after_the_plan_stays() {
+        let temp = tempfile::tempdir().unwrap();
+        let digest = put(&store(&temp), &[b"object"])[0];
+        let index = crate::fs::names(&temp.path().join("packs")).into_iter().next().unwrap();
+        let index = file_path("packs", index.to_str().unwrap(), "").unwrap();
+        let (files, aside) = (Root::open(temp.path()).unwrap(), RepoPath::from_text("aside").unwrap());
+        files.rename(&index, &aside).unwrap();
+        let store = store(&temp);
+        let plan = plan_prune(&store.inventory().unwrap(), &LiveSet::default(), &|_| true);
+        assert_eq!(plan.orphans.len(), 1);
+        files.rename(&aside, &index).unwrap();
+        store.prune(&plan, &store.repack(&plan).unwrap(), &HashSet::new()).unwrap();
+        assert_eq!(self::store(&temp).read(&digest).unwrap(), b"object");
     }
 
     /// Stores enough packs of one object each to be merged.
