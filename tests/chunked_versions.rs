@@ -170,6 +170,18 @@ fn a_damaged_whole_file_is_repaired_and_with_it_all_versions() {
     assert_all_versions(&sandbox, "after the repair");
 }
 
+/// All bytes of the other versions are there: no remote is needed.
+#[test]
+fn a_wrong_list_of_the_whole_file_is_written_again() {
+    let sandbox = three_versions();
+    sandbox.ok("gc --yes");
+    let list = |number| store(&sandbox, "chunks").join(name_of(number));
+    fs::copy(list(2), list(3)).unwrap();
+    sandbox.fails("fsck", 10);
+    sandbox.ok("fsck --repair");
+    assert_all_versions(&sandbox, "after the repair");
+}
+
 #[test]
 fn a_lost_chunk_and_a_wrong_list_are_found_and_the_version_is_fetched_again() {
     for change in ["packs", "wrong", "broken"] {

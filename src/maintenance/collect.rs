@@ -188,7 +188,8 @@ fn decide(
         return Err(Error::corrupt(message).hint("run `mlx fsck --repair`"));
     }
     let pinned = repo.store.leases()?.into_iter().flat_map(|lease| lease.pinned).collect();
-    let checked_out = checked_out(repo, &snapshot)?;
+    let checked_out =
+        if inventory.may_have_chunks() { checked_out(repo, &snapshot)? } else { HashSet::new() };
     let in_use = FilesInUse { checked_out: &checked_out, linked: &snapshot.links, pinned: &pinned };
     let progress = (mode == GcMode::Apply).then_some(progress);
     let chunks = repo.store.plan_chunks(&inventory, &mut marked.live, &in_use, &is_old, progress)?;

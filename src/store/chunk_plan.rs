@@ -56,6 +56,13 @@ pub struct ChunkPlan {
     pub not_compared: Amount,
 }
 
+impl Inventory {
+    /// Returns true if there are files that may be kept as chunks, or are.
+    pub fn may_have_chunks(&self) -> bool {
+        !self.chunk_lists.is_empty() || self.large_files.iter().any(|file| file.size >= MIN_SIZE)
+    }
+}
+
 /// Chooses among the large files of a store.
 struct Chooser<'c> {
     store: &'c Store,

@@ -143,9 +143,26 @@ impl Store {
         bytes.map(|bytes| chunks::decode(&bytes)).transpose()
     }
 
-    /// Reads a file by the list of its chunks.
+    /// Writes the list of a file again that is stored whole.
+    pub(super) fn rewrite_list(&self, digest: &Digest) -> Result<()> {
+        let Some(large) = self.large(digest) else { return Ok(()) };
+        let mut list = Vec::new();
+        chunks::cut(large.open()?, |chunk, _| {
+            list.push(chunk);
+            Ok(())
+        })?;
+        self.root.write(&file_path(FOLDER, &digest.hex(), "")?, &chunks::encode(&list), Sync::Now)?;
+        self.list_chunked()
+    }
+
+    /// Reads a file by the list of its chunks, or compares the list with the file that is stored whole.
     pub(super) fn list_state(&self, digest: &Digest) -> ListState {
         let Ok(Some(list)) = self.chunk_list(digest) else { return ListState::Wrong };
+        if let Some(Ok(file)) = self.large(digest).map(|large| large.open()) {
+            let is_right = chunks::is_list_of(&list, file);
+            return is_right
+                .map_or(ListState::Lacking, |it| if it { ListState::Right } else { ListState::Wrong });
+        }
         let sources = self.sources();
         let chunked = ChunkedFile { store: self, digest: *digest, list, sources, is_fixed: false };
         match copy(&mut chunked.open(), &mut io::sink()) {

@@ -220,9 +220,11 @@ impl Store {
                 FaultKind::LargeFile(digest) if self.large_is_intact(&digest) == Some(true) => {}
                 // Its other chunks may be needed once those that it lacks are back.
                 FaultKind::Chunks(digest) if self.list_state(&digest) != ListState::Wrong => {}
-                FaultKind::LargeFile(_) | FaultKind::Run(_) | FaultKind::Chunks(_) => {
+                FaultKind::Chunks(digest) => {
                     self.move_to_quarantine(&fault.file)?;
+                    self.rewrite_list(&digest)?;
                 }
+                FaultKind::LargeFile(_) | FaultKind::Run(_) => self.move_to_quarantine(&fault.file)?,
             }
         }
         let mut staying = BTreeSet::new();
