@@ -80,7 +80,11 @@ impl Store {
             let message = format!("the downloaded file for {} does not match its digest", digest.short());
             return Err(Error::corrupt(message));
         }
-        file.sync_all().context(|| format!("cannot sync `{part}`"))?;
+        if let Err(error) = file.sync_all() {
+            // A later sync may succeed although these bytes were lost.
+            self.root.remove(part)?;
+            return Err(error).context(|| format!("cannot sync `{part}`"));
+        }
         self.root.set_read_only(part)?;
         self.pin_new(*digest)?;
         self.dir("objects")?;
