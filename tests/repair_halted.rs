@@ -82,7 +82,7 @@ fn a_killed_repair_loses_nothing_and_the_next_one_ends_it() {
     let expected = outcome(&sandbox);
     damage_object(&sandbox, "2 ".repeat(20).as_bytes());
     save_state(&sandbox);
-    for at in operations("kill fsck --repair", 1) {
+    for at in operations("kill fsck --repair", 4) {
         restore_state(&sandbox);
         let killed =
             command(&sandbox, "fsck --repair").env("MLX_FAULT", format!("kill:{at}")).output().unwrap();

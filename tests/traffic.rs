@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use crate::{
     crash_safety,
+    halting::operations,
     model::python_with,
     sandbox::{Sandbox, command_result, skip},
     serve::{Server, classify_offline, infer_body, photo, registered},
@@ -257,7 +258,7 @@ fn seal_survives_every_fault() {
     sandbox.ok(args);
     let expected = crash_safety::outcome(&sandbox);
     for how in ["kill", "fail"] {
-        for at in 1.. {
+        for at in operations(&format!("{how} traffic seal"), 3) {
             crash_safety::restore_state(&sandbox);
             let mut command = crash_safety::command(&sandbox, args);
             let ran = command_result(command.env("MLX_FAULT", format!("{how}:{at}")).output().unwrap());
@@ -361,7 +362,7 @@ fn a_killed_seal_repeated_under_another_name_seals_nothing_twice() {
     write_to_spool(&sandbox, &[("a", MORNING), ("b", MORNING + 1)]);
     fs::create_dir(sandbox.root().join("remote")).unwrap();
     crash_safety::save_state(&sandbox);
-    for at in 1.. {
+    for at in operations("kill traffic seal, then another machine's", 3) {
         crash_safety::restore_state(&sandbox);
         let mut command = crash_safety::command(&sandbox, "traffic seal --day 2023-11-13 --machine m");
         let ran = command_result(command.env("MLX_FAULT", format!("kill:{at}")).output().unwrap());
