@@ -231,6 +231,17 @@ fn linked_files_stay_whole_and_hold_no_chunks_of_others() {
 
 #[test]
 fn what_another_clone_has_checked_out_stays_whole() {
+    assert_eq!(whole_beside_another_clone("copy"), [true, false, true]);
+}
+
+#[test]
+fn what_another_clone_links_to_holds_no_chunks_of_others() {
+    assert_eq!(whole_beside_another_clone("symlink"), [true, true, true], "each of two is linked");
+}
+
+/// Runs `gc` in a clone that has the third version, while another one has the first. Returns which versions
+/// are stored whole then.
+fn whole_beside_another_clone(link: &str) -> [bool; 3] {
     let sandbox = three_versions();
     let cache = sandbox.root().join("cache");
     let other = clone(&sandbox, "other");
@@ -243,16 +254,43 @@ fn what_another_clone_has_checked_out_stays_whole() {
             "config set --local remote.r.url file://{}",
             sandbox.root().join("remote").display()
         ));
+        folder.ok(&format!("config set --local cache.link {link}"));
         if at == 1 {
             folder.git("checkout -q v1");
         }
         folder.ok("fetch --all-commits --remote r");
         folder.ok("checkout");
+        folder.ok("checkout --relink");
     }
     forget_bases(&sandbox);
     sandbox.ok("gc --yes");
-    let whole = |number| cache.join("objects").join(name_of(number)).exists();
-    assert_eq!([whole(1), whole(2), whole(3)], [true, false, true]);
+    [1, 2, 3].map(|number| cache.join("objects").join(name_of(number)).exists())
+}
+
+/// A chunk that both a pack and a whole file have stays in the pack: the whole file may be damaged by now.
+#[test]
+fn a_whole_file_that_was_damaged_since_its_chunks_were_listed_takes_none_along() {
+    let sandbox = three_versions();
+    sandbox.ok("gc --yes");
+    let mut bytes = version(3);
+    for at in [2_000_000, 4_000_000] {
+        bytes[at..][..5].copy_from_slice(b"again");
+    }
+    sandbox.write("a", &bytes);
+    sandbox.ok("add a");
+    sandbox.commit("shared");
+    forget_bases(&sandbox);
+    // It lists the chunks of the new version; the packs are too young to be rewritten.
+    sandbox.ok("gc --yes");
+    let file = store(&sandbox, "objects").join(blake3::hash(&bytes).to_string());
+    bytes[2_000_001] ^= 1;
+    bytes[4_000_001] ^= 1;
+    remove_any(&file);
+    fs::write(&file, &bytes).unwrap();
+    sandbox.ok(GC_NOW);
+    for number in [1, 2] {
+        assert_version(&sandbox, number, "its own chunk is in a pack");
+    }
 }
 
 /// A kill at any disk operation of a gc leaves all versions readable, and the next gc ends the work.

@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Kind, Result, WithContext},
     fs::{self, Lock},
     maintenance::{
-        checked_out::checked_out,
+        checked_out::files_in_use,
         clones,
         history_cache::HistoryCache,
         leftovers::{FreedLeftovers, free_leftovers},
@@ -188,9 +188,11 @@ fn decide(
         return Err(Error::corrupt(message).hint("run `mlx fsck --repair`"));
     }
     let pinned = repo.store.leases()?.into_iter().flat_map(|lease| lease.pinned).collect();
-    let checked_out =
-        if inventory.may_have_chunks() { checked_out(repo, &snapshot)? } else { HashSet::new() };
-    let in_use = FilesInUse { checked_out: &checked_out, linked: &snapshot.links, pinned: &pinned };
+    let in_use = if inventory.may_have_chunks() {
+        files_in_use(repo, &snapshot, pinned)?
+    } else {
+        FilesInUse { pinned, ..FilesInUse::default() }
+    };
     let progress = (mode == GcMode::Apply).then_some(progress);
     let chunks = repo.store.plan_chunks(&inventory, &mut marked.live, &in_use, &is_old, progress)?;
     let mut plan = plan_prune(&inventory, &marked.live, &is_old);

@@ -7,17 +7,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    io::Write as _,
     sync::Arc,
 };
 
 use crate::{
-    digest::{Digest, Hasher},
-    error::{Kind as ErrorKind, Result, WithContext},
+    digest::Digest,
+    error::{Kind as ErrorKind, Result},
     progress::{Event, Progress},
     store::{
-        Amount, Inventory, Kind, LiveSet, Store, StoredFile,
-        chunked::FOLDER,
+        Amount, Inventory, Kind, LargeFile, LiveSet, Store, StoredFile,
+        chunked::{FOLDER, ListState},
         chunks::{self, Chunk},
         file_path,
         repack::Repacker,
@@ -28,13 +27,14 @@ use crate::{
 const MIN_SIZE: u64 = 8 << 20;
 
 /// Files in use, as far as a gc knows of them when it plans.
-pub struct FilesInUse<'u> {
+#[derive(Debug, Default)]
+pub struct FilesInUse {
     /// Versions that a workspace has checked out: they stay whole.
-    pub checked_out: &'u HashSet<Digest>,
-    /// Files that a workspace links to: a user who writes to one must not damage other versions.
-    pub linked: &'u BTreeSet<Digest>,
+    pub checked_out: HashSet<Digest>,
+    /// Those of them that a workspace may link to: a user who writes to one must not damage other versions.
+    pub linked: HashSet<Digest>,
     /// Files that running commands have pinned.
-    pub pinned: &'u HashSet<Digest>,
+    pub pinned: HashSet<Digest>,
 }
 
 /// Large files to be kept as chunks.
@@ -83,7 +83,7 @@ impl Store {
         &self,
         inventory: &Inventory,
         live: &mut LiveSet,
-        in_use: &FilesInUse<'_>,
+        in_use: &FilesInUse,
         is_old: &dyn Fn(i64) -> bool,
         progress: Option<&dyn Progress>,
     ) -> Result<ChunkPlan> {
@@ -107,12 +107,11 @@ impl Store {
             }
         }
         let is_live = |file: &&StoredFile| file.size >= MIN_SIZE && live.objects.contains(&file.digest);
-        let (candidates, others): (Vec<&StoredFile>, Vec<_>) =
-            inventory.large_files.iter().filter(is_live).partition(|file| {
-                file.links == 1
-                    && !in_use.checked_out.contains(&file.digest)
-                    && !in_use.linked.contains(&file.digest)
-            });
+        let (candidates, others): (Vec<&StoredFile>, Vec<_>) = inventory
+            .large_files
+            .iter()
+            .filter(is_live)
+            .partition(|file| file.links == 1 && !in_use.checked_out.contains(&file.digest));
         if !candidates.is_empty() || !chooser.plan.kept.is_empty() {
             let sources =
                 others.into_iter().filter(|file| file.links == 1 && !in_use.linked.contains(&file.digest));
@@ -157,8 +156,9 @@ impl Chooser<'_> {
                 None => {}
             }
         }
-        let available = &self.available;
-        self.needed.retain(|chunk, _| !available.contains(chunk));
+        // Packed ones stay even if a whole file has them: that file was not read again.
+        let (available, store) = (&self.available, self.store);
+        self.needed.retain(|chunk, _| !available.contains(chunk) || store.contains_packed(chunk));
         if let Some(progress) = self.progress {
             progress.event(Event::Finished);
         }
@@ -188,7 +188,8 @@ impl Chooser<'_> {
         let (list, is_new) = match (stored, self.progress) {
             (Some(list), _) => (list, false),
             (None, None) => return Ok(None),
-            (None, Some(_)) => match self.cut(digest)? {
+            // One that is damaged stays as it is; `fsck` names it.
+            (None, Some(_)) => match self.store.with_large(digest, LargeFile::cut)?.flatten() {
                 Some(list) => (list, true),
                 None => return Ok(None),
             },
@@ -202,17 +203,6 @@ impl Chooser<'_> {
             self.plan.new_lists.insert(*digest);
         }
         Ok(Some(list))
-    }
-
-    fn cut(&self, digest: &Digest) -> Result<Option<Vec<Chunk>>> {
-        let Some(large) = self.store.large(digest) else { return Ok(None) };
-        let (mut list, mut whole) = (Vec::new(), Hasher::default());
-        chunks::cut(large.open()?, |chunk, bytes| {
-            list.push(chunk);
-            whole.write_all(bytes).context(|| "cannot digest".into())
-        })?;
-        // One that is damaged stays as it is; `fsck` names it.
-        Ok((whole.finish() == *digest).then_some(list))
     }
 
     /// Plans to copy the chunks that no pack has yet.
@@ -266,7 +256,7 @@ impl Store {
         let mut held = HashSet::new();
         for file in plan.dependent(removed) {
             let chunked = self.chunked(&file);
-            if !chunked.is_some_and(|chunked| chunked.with_sources(&sources).matches_digest()) {
+            if chunked.is_none_or(|chunked| chunked.with_sources(&sources).state() != ListState::Right) {
                 let needs = |other: &&Digest| plan.dependent(&[**other].into()).contains(&file);
                 held.extend(removed.iter().filter(needs));
             }

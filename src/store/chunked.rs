@@ -104,7 +104,7 @@ impl Store {
             return None;
         }
         let list = self.chunk_list(digest).ok()??;
-        Some(ChunkedFile { store: self, digest: *digest, list, sources: self.sources(), is_fixed: false })
+        Some(self.chunked_file(digest, list))
     }
 
     /// Returns true if there is a list of the chunks of this file, and all of them are stored.
@@ -145,12 +145,7 @@ impl Store {
 
     /// Writes the list of a file again that is stored whole.
     pub(super) fn rewrite_list(&self, digest: &Digest) -> Result<()> {
-        let Some(large) = self.large(digest) else { return Ok(()) };
-        let mut list = Vec::new();
-        chunks::cut(large.open()?, |chunk, _| {
-            list.push(chunk);
-            Ok(())
-        })?;
+        let Some(list) = self.with_large(digest, LargeFile::cut)?.flatten() else { return Ok(()) };
         self.root.write(&file_path(FOLDER, &digest.hex(), "")?, &chunks::encode(&list), Sync::Now)?;
         self.list_chunked()
     }
@@ -158,18 +153,16 @@ impl Store {
     /// Reads a file by the list of its chunks, or compares the list with the file that is stored whole.
     pub(super) fn list_state(&self, digest: &Digest) -> ListState {
         let Ok(Some(list)) = self.chunk_list(digest) else { return ListState::Wrong };
-        if let Some(Ok(file)) = self.large(digest).map(|large| large.open()) {
-            let is_right = chunks::is_list_of(&list, file);
-            return is_right
-                .map_or(ListState::Lacking, |it| if it { ListState::Right } else { ListState::Wrong });
-        }
-        let sources = self.sources();
-        let chunked = ChunkedFile { store: self, digest: *digest, list, sources, is_fixed: false };
-        match copy(&mut chunked.open(), &mut io::sink()) {
-            Ok((found, _)) if found == *digest => ListState::Right,
-            Ok(_) => ListState::Wrong,
+        match self.with_large(digest, |large| chunks::is_list_of(&list, large.open()?)) {
+            Ok(Some(true)) => ListState::Right,
+            Ok(Some(false)) => ListState::Wrong,
             Err(_) => ListState::Lacking,
+            Ok(None) => self.chunked_file(digest, list).state(),
         }
+    }
+
+    fn chunked_file(&self, digest: &Digest, list: Vec<Chunk>) -> ChunkedFile<'_> {
+        ChunkedFile { store: self, digest: *digest, list, sources: self.sources(), is_fixed: false }
     }
 
     /// Lists the files that are kept as chunks, which another process may have changed.
@@ -239,13 +232,22 @@ impl Store {
 
     /// Opens a large file for reading, however it is stored.
     pub fn open_large(&self, digest: &Digest) -> Result<Option<Box<dyn Read + '_>>> {
-        match self.large(digest).map(|large| large.open()) {
-            Some(Ok(file)) => return Ok(Some(Box::new(file))),
-            // A concurrent gc keeps it as chunks from now on.
-            Some(Err(error)) if self.large(digest).is_some() => return Err(error),
-            _ => {}
+        if let Some(file) = self.with_large(digest, LargeFile::open)? {
+            return Ok(Some(Box::new(file)));
         }
         Ok(self.chunked(digest).map(|chunked| Box::new(chunked.open()) as Box<dyn Read>))
+    }
+
+    /// Cuts a large file into chunks, however it is stored, and passes each to `each`; returns their list.
+    /// `None` if it is not here. If its bytes do not match its digest, that is an error once `each` had all.
+    pub fn cut_large(
+        &self,
+        digest: &Digest,
+        each: impl FnMut(Chunk, &[u8]) -> Result<()>,
+    ) -> Result<Option<Vec<Chunk>>> {
+        let Some(file) = self.open_large(digest)? else { return Ok(None) };
+        let (found, list) = chunks::cut(file, each)?;
+        if found == *digest { Ok(Some(list)) } else { Err(self.report_damage(digest)) }
     }
 
     /// Stores a file whole again that is kept as chunks, so that it can be linked into the workspace.
@@ -301,10 +303,14 @@ impl<'s> ChunkedFile<'s> {
         self.copy_to(&mut bytes).map(|()| bytes)
     }
 
-    /// Returns true if the chunks give the file.
-    pub(super) fn matches_digest(self) -> bool {
+    /// Reads the file and compares it with its digest.
+    pub(super) fn state(self) -> ListState {
         let digest = self.digest;
-        copy(&mut self.open(), &mut io::sink()).is_ok_and(|(found, _)| found == digest)
+        match copy(&mut self.open(), &mut io::sink()) {
+            Ok((found, _)) if found == digest => ListState::Right,
+            Ok(_) => ListState::Wrong,
+            Err(_) => ListState::Lacking,
+        }
     }
 
     /// Writes or links the file to `name` in `dir`. To be linked, it is stored whole first.

@@ -12,7 +12,7 @@ use std::io::Read;
 use fastcdc::v2020::StreamCDC;
 
 use crate::{
-    digest::Digest,
+    digest::{Digest, Hasher},
     error::{Error, Result, WithContext},
     wire::{Reader, put_varint},
 };
@@ -30,16 +30,24 @@ pub struct Chunk {
     pub digest: Digest,
 }
 
-/// Splits a file into chunks and passes each to `each` with its bytes. Memory use is constant.
-pub fn cut(file: impl Read, mut each: impl FnMut(Chunk, &[u8]) -> Result<()>) -> Result<()> {
+/// Splits a file into chunks and passes each to `each` with its bytes. Returns the digest of the file and the
+/// list of its chunks. Memory use is constant, but for the list.
+pub fn cut(
+    file: impl Read,
+    mut each: impl FnMut(Chunk, &[u8]) -> Result<()>,
+) -> Result<(Digest, Vec<Chunk>)> {
+    let (mut whole, mut list) = (Hasher::default(), Vec::new());
     for chunk in StreamCDC::new(file, MIN_SIZE, AVERAGE_SIZE, MAX_SIZE) {
         let data = chunk
             .map_err(|error| std::io::Error::other(error.to_string()))
             .context(|| "cannot read a large object".into())?
             .data;
-        each(Chunk { length: data.len() as u64, digest: Digest::of(&data) }, &data)?;
+        let chunk = Chunk { length: data.len() as u64, digest: Digest::of(&data) };
+        whole.write_parallel(&data);
+        list.push(chunk);
+        each(chunk, &data)?;
     }
-    Ok(())
+    Ok((whole.finish(), list))
 }
 
 /// Encodes a list of chunks.

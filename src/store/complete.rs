@@ -22,7 +22,7 @@ pub fn described(store: &Store, content: &Content) -> Result<Option<Content>> {
         return Ok(None);
     }
     if !is_stored_as_tree(store, content)? {
-        let size = store.file_size(&digest)?;
+        let size = store.file_size(&digest);
         let kind = if kind == ContentKind::Executable { kind } else { ContentKind::File };
         return Ok(size.map(|size| Content { digest, files: 1, kind, size }));
     }
@@ -61,20 +61,19 @@ fn is_stored_as_tree(store: &Store, content: &Content) -> Result<bool> {
 impl Store {
     /// Returns true if the bytes of a file are stored under this digest.
     pub fn is_file(&self, digest: &Digest) -> bool {
-        self.packed_size(digest, &[Kind::Content]).is_some()
-            || self.large_size(digest).is_ok_and(|size| size.is_some())
+        self.packed_size(digest, &[Kind::Content]).is_some() || self.large_size(digest).is_some()
     }
 
     /// Returns the size of a stored file.
-    fn file_size(&self, digest: &Digest) -> Result<Option<u64>> {
-        Ok(self.large_size(digest)?.or_else(|| self.packed_size(digest, &[Kind::Content, Kind::Tree])))
+    fn file_size(&self, digest: &Digest) -> Option<u64> {
+        self.large_size(digest).or_else(|| self.packed_size(digest, &[Kind::Content, Kind::Tree]))
     }
 
-    fn large_size(&self, digest: &Digest) -> Result<Option<u64>> {
-        match self.large(digest) {
-            Some(large) => Ok(Some(large.stat()?.size)),
-            None => Ok(self.chunked(digest).map(|chunked| chunked.size())),
-        }
+    fn large_size(&self, digest: &Digest) -> Option<u64> {
+        self.large(digest).map_or_else(
+            || self.chunked(digest).map(|chunked| chunked.size()),
+            |large| Some(large.stat().size),
+        )
     }
 
     fn packed_size(&self, digest: &Digest, kinds: &[Kind]) -> Option<u64> {

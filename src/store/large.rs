@@ -8,7 +8,12 @@ use crate::{
     error::{Error, Kind, Result, WithContext},
     fs::{self, Dir, File, FileStat, LinkKind, Mode, SparseReader, Sync, link_into as place_link},
     path::RepoPath,
-    store::{Store, file_path},
+    store::{
+        Store,
+        chunked::ListState,
+        chunks::{self, Chunk},
+        file_path,
+    },
 };
 
 const BUFFER_SIZE: usize = 4 << 20;
@@ -19,14 +24,29 @@ pub struct LargeFile<'s> {
     store: &'s Store,
     digest: Digest,
     path: RepoPath,
+    stat: FileStat,
 }
 
 impl Store {
     /// Returns the large file of this digest, if it is stored.
     pub fn large(&self, digest: &Digest) -> Option<LargeFile<'_>> {
         let path = file_path("objects", &digest.hex(), "").ok()?;
-        self.root.stat(&path).ok()??;
-        Some(LargeFile { store: self, digest: *digest, path })
+        let stat = self.root.stat(&path).ok()??;
+        Some(LargeFile { store: self, digest: *digest, path, stat })
+    }
+
+    /// Calls `with` with the large file of this digest; `None` if it is not stored whole, or a concurrent gc
+    /// removed it or keeps it as chunks from now on.
+    pub fn with_large<'s, T>(
+        &'s self,
+        digest: &Digest,
+        with: impl FnOnce(&LargeFile<'s>) -> Result<T>,
+    ) -> Result<Option<T>> {
+        let Some(large) = self.large(digest) else { return Ok(None) };
+        match with(&large) {
+            Err(error) if error.kind() == Kind::NotFound && self.large(digest).is_none() => Ok(None),
+            done => done.map(Some),
+        }
     }
 
     /// Returns the large file that a workspace's symbolic link points to, if the link points into this store.
@@ -39,10 +59,13 @@ impl Store {
     /// Returns true if the object is stored and matches its digest; a large file that is known to be verified
     /// is not read.
     pub fn is_intact(&self, digest: &Digest) -> bool {
-        match (self.large(digest), self.chunked(digest)) {
-            (Some(large), _) => large.ensure_verified().is_ok(),
-            (None, Some(chunked)) => chunked.matches_digest(),
-            (None, None) => self.read(digest).is_ok(),
+        match self.with_large(digest, LargeFile::ensure_verified) {
+            Ok(Some(())) => true,
+            Err(_) => false,
+            Ok(None) => match self.chunked(digest) {
+                Some(chunked) => chunked.state() == ListState::Right,
+                None => self.read(digest).is_ok(),
+            },
         }
     }
 
@@ -100,10 +123,9 @@ impl LargeFile<'_> {
         self.digest
     }
 
-    /// Returns its stat data: if they change, the content may no longer match its digest.
-    pub fn stat(&self) -> Result<FileStat> {
-        let gone = || Error::not_found(format!("the object {} was removed", self.digest));
-        self.store.root.stat(&self.path)?.ok_or_else(gone)
+    /// Returns its stat data when it was looked up: if they change, the content may no longer match its digest.
+    pub fn stat(&self) -> &FileStat {
+        &self.stat
     }
 
     pub fn open(&self) -> Result<File> {
@@ -119,6 +141,12 @@ impl LargeFile<'_> {
         } else {
             Err(self.store.report_damage(&self.digest))
         }
+    }
+
+    /// Cuts the file into chunks; `None` if it does not match its digest.
+    pub(super) fn cut(&self) -> Result<Option<Vec<Chunk>>> {
+        let (found, list) = chunks::cut(self.open()?, |_, _| Ok(()))?;
+        Ok((found == self.digest).then_some(list))
     }
 
     fn verify(&self) -> Result<()> {
@@ -216,5 +244,23 @@ mod tests {
         store.root.write(&part, b"the right bytes", Sync::Later).unwrap();
         store.adopt_large(&digest, &part).unwrap();
         assert_eq!(store.read(&digest).unwrap(), b"the right bytes");
+    }
+
+    #[test]
+    fn a_file_that_vanishes_while_it_is_used_counts_as_not_stored() {
+        let temp = tempfile::tempdir().unwrap();
+        let store = Store::open(Root::open(temp.path()).unwrap()).unwrap();
+        let path = RepoPath::from_text("incoming/part").unwrap();
+        let digest = Digest::of(b"bytes");
+        store.root.write(&path, b"bytes", Sync::Later).unwrap();
+        store.adopt_large(&digest, &path).unwrap();
+        let read_after_removal = |large: &LargeFile<'_>| {
+            store.root.remove(&large.path)?;
+            large.open()
+        };
+        let missing = |_: &LargeFile<'_>| Err::<(), _>(Error::not_found("another file"));
+        assert_eq!(store.with_large(&digest, missing).unwrap_err().kind(), Kind::NotFound);
+        assert_eq!(store.with_large(&digest, |large| Ok(large.stat().size)).unwrap(), Some(5));
+        assert!(store.with_large(&digest, read_after_removal).unwrap().is_none());
     }
 }

@@ -31,7 +31,11 @@ use crate::{
     error::{Result, WithContext},
     fs::{self, Dir, File, Lock},
     path::RepoPath,
-    store::{Kind, Store, chunked, file_path},
+    store::{
+        Kind, Store,
+        chunked::{self, ListState},
+        file_path,
+    },
 };
 
 const GATE: &str = "gate";
@@ -113,10 +117,11 @@ impl Store {
         if self.damaged().contains(digest) {
             return Ok(false);
         }
-        if self.large(digest).is_none() {
-            return self.try_pin_chunked(digest);
+        let is_whole = || self.large(digest).is_some();
+        if is_whole() && self.write_pin(*digest, &|| Ok(is_whole()))? {
+            return self.is_trusted_large(digest);
         }
-        Ok(self.write_pin(*digest, &|| Ok(self.large(digest).is_some()))? && self.is_trusted_large(digest)?)
+        self.try_pin_chunked(digest)
     }
 
     /// Pins a file that is kept as chunks by its own digest: a gc keeps what it needs. In a shared store it
@@ -125,7 +130,8 @@ impl Store {
         let Some(chunked) = self.chunked(digest) else { return Ok(false) };
         let list = file_path(chunked::FOLDER, &digest.hex(), "")?;
         let exists = || Ok(self.root.stat(&list)?.is_some());
-        Ok((self.sharing_clone.is_none() || chunked.matches_digest()) && self.write_pin(*digest, &exists)?)
+        Ok((self.sharing_clone.is_none() || chunked.state() == ListState::Right)
+            && self.write_pin(*digest, &exists)?)
     }
 
     fn try_pin_packed(&self, digest: &Digest) -> Result<bool> {

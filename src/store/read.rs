@@ -9,7 +9,7 @@ use crate::{
     digest::Digest,
     error::{Error, Kind as ErrorKind, Result, WithContext},
     fs,
-    store::{EncodedObject, Index, Kind, Packed, Row, Store},
+    store::{EncodedObject, Index, Kind, LargeFile, Packed, Row, Store},
 };
 
 impl Store {
@@ -73,12 +73,11 @@ impl Store {
                 Err(error) => failed = Some(error),
             }
         }
-        if let Some(large) = self.large(digest) {
-            match large.read() {
-                Ok(bytes) => return Ok(Some(bytes)),
-                Err(error) if error.kind() == ErrorKind::Corrupt => wrong = true,
-                Err(error) => return Err(error),
-            }
+        match self.with_large(digest, LargeFile::read) {
+            Ok(Some(bytes)) => return Ok(Some(bytes)),
+            Ok(None) => {}
+            Err(error) if error.kind() == ErrorKind::Corrupt => wrong = true,
+            Err(error) => return Err(error),
         }
         if let Some(chunked) = self.chunked(digest) {
             return chunked.read().map(Some);

@@ -344,7 +344,7 @@ impl WriteContext<'_> {
         }
         match link {
             // For a link into the store the index keeps the stat of its target.
-            Some(LinkKind::Symlink) => self.store.large(&write.side.digest).map(|it| it.stat()).transpose(),
+            Some(LinkKind::Symlink) => Ok(self.store.large(&write.side.digest).map(|it| *it.stat())),
             _ if write.side.kind == EntryKind::Link => Ok(None),
             _ => {
                 let key = |stat: &FileStat| (stat.inode, stat.mtime, stat.size);
@@ -391,12 +391,10 @@ impl WriteContext<'_> {
             self.store.restore_large(digest)?;
             self.store.pin(digest);
         }
-        if let Some(large) = self.store.large(digest) {
-            match large.link_or_copy(dir, temp, mode, self.links) {
-                // A concurrent gc keeps it as chunks from now on.
-                Err(error) if error.kind() == Kind::NotFound && self.store.large(digest).is_none() => {}
-                placed => return placed.map(Some),
-            }
+        let placed =
+            self.store.with_large(digest, |large| large.link_or_copy(dir, temp, mode, self.links))?;
+        if placed.is_some() {
+            return Ok(placed);
         }
         let chunked = self.store.chunked(digest);
         chunked.map(|chunked| chunked.link_or_copy(dir, temp, mode, self.links)).transpose()

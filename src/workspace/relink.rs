@@ -219,7 +219,8 @@ impl Placer<'_> {
         }
         if kind == LinkKind::Symlink {
             // For a link into the store the index keeps the stat of its target.
-            return Ok(Placed::Again(kind, Some(large.stat()?)));
+            let linked = self.store.large(&side.digest).map(|large| *large.stat());
+            return Ok(Placed::Again(kind, linked));
         }
         let key = |stat: FileStat| (stat.inode, stat.mtime, stat.size);
         let stat = dir.stat(name)?.filter(|after| before.map(key) == Some(key(*after)));
@@ -245,12 +246,12 @@ fn make(
 /// Returns how a file is placed that has the content of a stored one; `None` if it shares its bytes with
 /// another file.
 fn present_kind(dir: &Dir, name: &[u8], large: &LargeFile<'_>) -> Result<Option<LinkKind>> {
-    let (Some(stat), stored) = (dir.stat(name)?, large.stat()?) else { return Ok(None) };
+    let (Some(stat), stored) = (dir.stat(name)?, large.stat()) else { return Ok(None) };
     let key = |stat: &FileStat| (stat.inode, stat.size, stat.mtime);
     if stat.kind == FileKind::Symlink {
         return Ok(Some(LinkKind::Symlink));
     }
-    if stat.links > 1 && key(&stat) == key(&stored) {
+    if stat.links > 1 && key(&stat) == key(stored) {
         return Ok(Some(LinkKind::Hardlink));
     }
     if !dir.is_private(name)? {

@@ -249,7 +249,7 @@ impl Scanner<'_, '_, '_, '_> {
     fn stored_file(&self, link: &RepoPath) -> Option<(Digest, FileStat)> {
         let target = self.workspace.repo.files.read_link(link).ok()?;
         let large = self.workspace.repo.store.large_from_link(&target)?;
-        Some((large.digest(), large.stat().ok()?))
+        Some((large.digest(), *large.stat()))
     }
 
     /// Records a link as data, except for those that `cache.link` made into the store: they count as files.

@@ -86,7 +86,7 @@ impl Workspace<'_> {
                 let Some(large) = self.repo.store.large_from_link(&dir.read_link(name)?) else {
                     return Ok(());
                 };
-                (large.open()?, large.stat()?.size)
+                (large.open()?, large.stat().size)
             }
             FileKind::File if !dir.is_private(name)? => (dir.open(name)?, stat.size),
             _ => return Ok(()),
