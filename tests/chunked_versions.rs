@@ -13,17 +13,17 @@ use crate::{
     sandbox::{Sandbox, command_result},
 };
 
-const SIZE: usize = 9_000_000;
+pub const SIZE: usize = 9_000_000;
 
 /// Returns a version of the large file `a`: each differs in a few bytes.
-fn version(number: usize) -> Vec<u8> {
+pub fn version(number: usize) -> Vec<u8> {
     let mut bytes = random_bytes(SIZE, 1);
     bytes[number * 2_000_000..][..5].copy_from_slice(b"again");
     bytes
 }
 
 /// Creates a repository with three versions of `a`, the last of which is checked out.
-fn three_versions() -> Sandbox {
+pub fn three_versions() -> Sandbox {
     let sandbox = Sandbox::new();
     for number in 1..=3 {
         sandbox.write("a", version(number));
@@ -35,31 +35,31 @@ fn three_versions() -> Sandbox {
     sandbox
 }
 
-fn store(sandbox: &Sandbox, folder: &str) -> PathBuf {
+pub fn store(sandbox: &Sandbox, folder: &str) -> PathBuf {
     sandbox.repo.join(".git/mlx").join(folder)
 }
 
 /// Returns the names and the total size of the files in a folder of the store.
-fn stored(sandbox: &Sandbox, folder: &str) -> (Vec<String>, u64) {
+pub fn stored(sandbox: &Sandbox, folder: &str) -> (Vec<String>, u64) {
     let Ok(entries) = fs::read_dir(store(sandbox, folder)) else { return Default::default() };
     let files: Vec<_> = entries.map(|entry| entry.unwrap()).collect();
     let names = files.iter().map(|file| file.file_name().into_string().unwrap()).collect();
     (names, files.iter().map(|file| file.metadata().unwrap().len()).sum())
 }
 
-fn name_of(number: usize) -> String {
+pub fn name_of(number: usize) -> String {
     blake3::hash(&version(number)).to_string()
 }
 
 /// Checks a version out without any help of what is in the workspace.
-fn assert_version(sandbox: &Sandbox, number: usize, case: &str) {
+pub fn assert_version(sandbox: &Sandbox, number: usize, case: &str) {
     sandbox.git(&format!("checkout -q v{number} -- a.mlx"));
     remove_any(&sandbox.repo.join("a"));
     sandbox.ok("checkout --force a");
     assert!(fs::read(sandbox.repo.join("a")).unwrap() == version(number), "{case}: {number}");
 }
 
-fn assert_all_versions(sandbox: &Sandbox, case: &str) {
+pub fn assert_all_versions(sandbox: &Sandbox, case: &str) {
     let checked = sandbox.json("fsck");
     assert_eq!(
         (&checked["damaged"], &checked["faults"]),
@@ -91,9 +91,18 @@ fn a_gc_keeps_what_versions_share_once() {
     assert_eq!(sandbox.json("gc --yes")["freed"]["chunked"]["count"], 0, "nothing moves back and forth");
 }
 
-fn forget_history(sandbox: &Sandbox) {
+pub fn forget_history(sandbox: &Sandbox) {
     sandbox.git("reflog expire --expire=now --all");
     remove_any(&sandbox.repo.join(".git/ORIG_HEAD"));
+}
+
+/// Makes the version that is stored whole one that nothing needs.
+pub fn drop_the_third(sandbox: &Sandbox) {
+    sandbox.git("tag -d v3");
+    sandbox.git("reset -q --hard v2");
+    sandbox.ok("checkout --force");
+    forget_history(sandbox);
+    forget_bases(sandbox);
 }
 
 /// Chunks that all versions share go to packs when the file that has them whole is not needed any more.
@@ -101,11 +110,7 @@ fn forget_history(sandbox: &Sandbox) {
 fn the_whole_file_may_be_the_first_to_go() {
     let sandbox = three_versions();
     sandbox.ok("gc --yes");
-    sandbox.git("tag -d v3");
-    sandbox.git("reset -q --hard v2");
-    sandbox.ok("checkout");
-    forget_history(&sandbox);
-    forget_bases(&sandbox);
+    drop_the_third(&sandbox);
     sandbox.ok(GC_NOW);
     assert_eq!(stored(&sandbox, "objects").0, Vec::<String>::new());
     assert_version(&sandbox, 1, "from packs");
@@ -293,16 +298,20 @@ fn a_whole_file_that_was_damaged_since_its_chunks_were_listed_takes_none_along()
     }
 }
 
+/// Brings back the repository from the folder `saved`.
+pub fn restore_repo(sandbox: &Sandbox) {
+    remove_any(&sandbox.repo);
+    let mut cp = sandbox.command("cp", &sandbox.root());
+    assert!(cp.arg("-a").arg("saved/repo").arg(&sandbox.repo).status().unwrap().success());
+}
+
 /// A kill at any disk operation of a gc leaves all versions readable, and the next gc ends the work.
 #[test]
 fn a_gc_may_be_killed_anywhere() {
     let sandbox = three_versions();
-    let saved = sandbox.root().join("saved");
     sandbox.copy_folders(&["repo"], "saved");
     for (kills, at) in operations("gc --yes", 23).enumerate() {
-        remove_any(&sandbox.repo);
-        let mut cp = sandbox.command("cp", &sandbox.root());
-        assert!(cp.arg("-a").arg(saved.join("repo")).arg(&sandbox.repo).status().unwrap().success());
+        restore_repo(&sandbox);
         let mut gc = command(&sandbox, "gc --yes");
         let ran = command_result(gc.env("MLX_FAULT", format!("kill:{at}")).output().unwrap());
         let done = ran.code == 0;

@@ -5,7 +5,7 @@ use std::{
     cell::Cell,
     fs,
     os::unix::process::ExitStatusExt as _,
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -52,14 +52,19 @@ fn signals_end_a_command_at_any_point_and_lose_nothing() {
 /// Runs a gc beside a halted command, which continues once the gc has ended or waits for it. Returns the
 /// results of the command and of the gc.
 pub fn run_gc_beside(sandbox: &Sandbox, halted: Child) -> (CommandResult, CommandResult) {
-    let mut gc = command(sandbox, GC_NOW).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // If the command holds the store's gate lock, the gc waits for it.
+    run_beside(sandbox, halted, command(sandbox, GC_NOW))
+}
+
+/// Runs another command beside a halted one, as [`run_gc_beside`] does.
+pub fn run_beside(sandbox: &Sandbox, halted: Child, mut other: Command) -> (CommandResult, CommandResult) {
+    let mut other = other.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // If the halted command holds the store's gate lock, the other one waits for it.
     let deadline = Instant::now() + Duration::from_millis(1500);
-    while gc.try_wait().unwrap().is_none() && Instant::now() < deadline {
+    while other.try_wait().unwrap().is_none() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(2));
     }
     let ran = resume(sandbox, halted);
-    (ran, command_result(gc.wait_with_output().unwrap()))
+    (ran, command_result(other.wait_with_output().unwrap()))
 }
 
 /// Runs `gc` while another command is halted between two disk operations, at every `step`-th of them: the

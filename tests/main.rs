@@ -17,6 +17,7 @@ mod audit_tampering;
 mod base;
 mod checkout;
 mod chunk_lists;
+mod chunked_damage;
 mod chunked_versions;
 mod cli;
 mod command_costs;

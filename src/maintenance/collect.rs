@@ -74,9 +74,11 @@ pub fn collect(repo: &Repo, grace: i64, mode: GcMode, progress: &dyn Progress) -
             let leftovers = free_leftovers(&decision.snapshot, false, progress)?;
             return Ok(GcReport { leftovers, ..decision.report(false) });
         }
-        let repacked = repo.store.repack(&decision.plan)?;
+        let mut repacked = repo.store.repack(&decision.plan)?;
         let removed = decision.plan.removed_large_files();
-        decision.plan.hold(&repo.store.write_chunks(&decision.chunks, &removed)?);
+        let held = repo.store.write_chunks(&decision.chunks, &removed)?;
+        decision.plan.hold(&held.files);
+        repacked.disk_full |= held.disk_full;
         let gate = repo.store.lock_gate()?;
         // Before the second snapshot: a command that ends in between has written its pointers by then.
         let leased = leased(repo)?;
@@ -84,6 +86,7 @@ pub fn collect(repo: &Repo, grace: i64, mode: GcMode, progress: &dyn Progress) -
             drop(gate);
             continue;
         }
+        decision.hold_in_use(repo)?;
         // Records before the objects they name, those of all versions that had expired for the plan.
         forget_expired(repo, Timestamp::now())?;
         let removed = repo.store.prune(&decision.plan, &repacked, &leased)?;
@@ -94,6 +97,12 @@ pub fn collect(repo: &Repo, grace: i64, mode: GcMode, progress: &dyn Progress) -
             continue;
         }
         decision.warn(progress);
+        if held.lacking > 0 {
+            progress.warn(&format!(
+                "old versions that lack chunks: {}; large files stay, as they may have them: run `mlx fsck`",
+                held.lacking
+            ));
+        }
         let leftovers = free_leftovers(&decision.snapshot, true, progress)?;
         let mut report = GcReport { freed, leftovers, ..decision.report(true) };
         if repacked.disk_full {
@@ -220,6 +229,16 @@ fn warnings(found: &Roots) -> Vec<String> {
 }
 
 impl Decision {
+    /// Holds versions that another clone has checked out since the plan; the gate must be locked.
+    fn hold_in_use(&mut self, repo: &Repo) -> Result<()> {
+        if self.chunks.converts_any() {
+            let in_use = files_in_use(repo, &self.snapshot, HashSet::new())?;
+            let held = self.plan.converted_among(&in_use.checked_out);
+            self.plan.hold(&held);
+        }
+        Ok(())
+    }
+
     fn warn(&self, progress: &dyn Progress) {
         self.warnings.iter().take(MAX_WARNINGS).for_each(|it| progress.warn(it));
         if self.warnings.len() > MAX_WARNINGS {

@@ -1,9 +1,7 @@
 //! Plans which large files a gc keeps as chunks, and writes what that takes.
 //!
 //! A version that no workspace has checked out is kept as chunks if other files that stay have at least half
-//! of it: either stored whole, or as chunks in packs. What only it has is copied into packs. Before a whole
-//! file is removed, every file that is kept as chunks and shares some with it is read back without it, and
-//! compared with its digest; otherwise the whole file stays.
+//! of it: either stored whole, or as chunks in packs. What only it has is copied into packs.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -12,15 +10,9 @@ use std::{
 
 use crate::{
     digest::Digest,
-    error::{Kind as ErrorKind, Result},
+    error::{Kind as ErrorKind, Result, WithContext},
     progress::{Event, Progress},
-    store::{
-        Amount, Inventory, Kind, LargeFile, LiveSet, Store, StoredFile,
-        chunked::{FOLDER, ListState},
-        chunks::{self, Chunk},
-        file_path,
-        repack::Repacker,
-    },
+    store::{Amount, Inventory, LargeFile, LiveSet, PrunePlan, Store, StoredFile, chunks::Chunk},
 };
 
 /// Smallest file that is kept as chunks, in bytes: several times the largest chunk.
@@ -43,15 +35,15 @@ pub struct ChunkPlan {
     /// Files that are stored whole until now, with the number of bytes that this frees.
     pub(super) converted: BTreeMap<Digest, u64>,
     /// Files that are kept as chunks already.
-    kept: BTreeSet<Digest>,
+    pub(super) kept: BTreeSet<Digest>,
     /// Lists of files that nothing needs any more.
     pub(super) dropped: Vec<StoredFile>,
     /// All lists that were needed for the plan.
-    lists: HashMap<Digest, Arc<Vec<Chunk>>>,
+    pub(super) lists: HashMap<Digest, Arc<Vec<Chunk>>>,
     /// Files whose lists are not stored yet.
-    new_lists: BTreeSet<Digest>,
+    pub(super) new_lists: BTreeSet<Digest>,
     /// Chunks to be copied into packs.
-    copied: Vec<Chunk>,
+    pub(super) copied: Vec<Chunk>,
     /// Old versions that were not compared with others, since a dry run reads no large files.
     pub not_compared: Amount,
 }
@@ -103,7 +95,7 @@ impl Store {
             if !is_needed(list) {
                 chooser.plan.dropped.push(*list);
             } else if !whole.contains(&list.digest) {
-                chooser.keep(list.digest);
+                chooser.keep(list.digest)?;
             }
         }
         let is_live = |file: &&StoredFile| file.size >= MIN_SIZE && live.objects.contains(&file.digest);
@@ -124,14 +116,19 @@ impl Store {
 }
 
 impl Chooser<'_> {
-    /// Notes that a file stays as chunks.
-    fn keep(&mut self, digest: Digest) {
-        // A list that cannot be read gives no file; `fsck` names it.
-        if let Some(list) = self.store.chunk_list(&digest).unwrap_or_default() {
+    /// Notes that a file stays as chunks. If its list cannot be read, it is unknown what it needs.
+    fn keep(&mut self, digest: Digest) -> Result<()> {
+        let context = || format!("nothing was freed: it is unknown which chunks {} needs", digest.short());
+        let list = self.store.chunk_list(&digest).context(context).map_err(|error| match error.kind() {
+            ErrorKind::Corrupt => error.hint("run `mlx fsck --repair`"),
+            _ => error,
+        })?;
+        if let Some(list) = list {
             self.needed.extend(list.iter().map(|chunk| (chunk.digest, chunk.length)));
             self.plan.lists.insert(digest, Arc::new(list));
             self.plan.kept.insert(digest);
         }
+        Ok(())
     }
 
     fn choose(&mut self, mut candidates: Vec<&StoredFile>, whole: Vec<&StoredFile>) -> Result<()> {
@@ -227,60 +224,69 @@ impl ChunkPlan {
         self.dropped.iter().any(|list| pinned.contains(&list.digest))
     }
 
-    /// Returns the files to be kept as chunks that have a chunk of one of these.
-    fn dependent(&self, removed: &BTreeSet<Digest>) -> BTreeSet<Digest> {
-        let digests = |file: &Digest| self.lists.get(file).map(|list| list.iter().map(|chunk| chunk.digest));
-        let shared: HashSet<Digest> = removed.iter().filter_map(digests).flatten().collect();
-        let mut files = self.kept.iter().chain(self.converted.keys()).copied().collect::<BTreeSet<_>>();
-        files.retain(|file| {
-            digests(file).is_some_and(|mut chunks| chunks.any(|chunk| shared.contains(&chunk)))
-        });
-        files
+    pub fn converts_any(&self) -> bool {
+        !self.converted.is_empty()
+    }
+
+    /// Returns the files that are kept as chunks now or from now on.
+    pub(super) fn chunked(&self) -> impl Iterator<Item = &Digest> {
+        self.kept.iter().chain(self.converted.keys())
+    }
+
+    /// Returns the chunks of a file; none if it has no list that can be read.
+    pub(super) fn chunks(&self, file: &Digest) -> &[Chunk] {
+        self.lists.get(file).map_or(&[], |list| list)
     }
 }
 
-impl Store {
-    /// Writes the chunks and lists of a plan. Returns those of the whole files in `removed` that must stay,
-    /// since a file could not be read without them.
-    pub fn write_chunks(&self, plan: &ChunkPlan, removed: &BTreeSet<Digest>) -> Result<HashSet<Digest>> {
-        match self.write_lists(plan).and_then(|()| self.copy_chunks(plan)) {
-            Ok(()) => {}
-            // The user may be running the gc because the disk is full.
-            Err(error) if error.kind() == ErrorKind::Unavailable => {
-                return Ok(removed.iter().filter(|file| plan.lists.contains_key(file)).copied().collect());
-            }
-            Err(error) => return Err(error),
-        }
-        let staying = plan.lists.keys().filter(|file| !removed.contains(file));
-        let sources = Arc::new(self.sources_among(staying));
-        let mut held = HashSet::new();
-        for file in plan.dependent(removed) {
-            let chunked = self.chunked(&file);
-            if chunked.is_none_or(|chunked| chunked.with_sources(&sources).state() != ListState::Right) {
-                let needs = |other: &&Digest| plan.dependent(&[**other].into()).contains(&file);
-                held.extend(removed.iter().filter(needs));
-            }
-        }
-        Ok(held)
+impl PrunePlan {
+    /// Adds what a plan of chunks removes.
+    pub fn add_chunks(&mut self, chunks: &ChunkPlan, inventory: &Inventory) {
+        self.converted.clone_from(&chunks.converted);
+        let converted = inventory.large_files.iter().filter(|file| self.converted.contains_key(&file.digest));
+        self.large_files.extend(converted);
+        self.converted.values().for_each(|freed| self.freed.chunked.add_one(*freed));
+        self.chunk_lists.clone_from(&chunks.dropped);
+        let removed = self.removed_large_files();
+        let staying = inventory.large_files.iter().map(|file| file.digest).filter(|it| !removed.contains(it));
+        self.keep_lists(&staying.collect());
+        let large_files = &mut self.freed.large_files;
+        dropped_lists(&self.chunk_lists, removed).for_each(|list| large_files.add_one(list.size));
     }
 
-    fn write_lists(&self, plan: &ChunkPlan) -> Result<()> {
-        let file = |file: &Digest| -> Result<_> {
-            Ok((file_path(FOLDER, &file.hex(), "")?, chunks::encode(&plan.lists[file])))
-        };
-        self.root.write_all(&plan.new_lists.iter().map(file).collect::<Result<Vec<_>>>()?)
+    /// Keeps the lists of the chunks of these files: others may need them.
+    fn keep_lists(&mut self, files: &HashSet<Digest>) {
+        self.chunk_lists.retain(|list| !files.contains(&list.digest));
     }
 
-    fn copy_chunks(&self, plan: &ChunkPlan) -> Result<()> {
-        let sources = self.sources_among(plan.lists.keys());
-        let mut repacker = Repacker::new(self);
-        for chunk in &plan.copied {
-            // A chunk that is lost is missed when its file is read back.
-            if let Some(bytes) = sources.read(self, chunk) {
-                repacker.put(Kind::Content, chunk.digest, &bytes)?;
+    /// Returns the lists that are removed of files that are kept as chunks.
+    pub(super) fn dropped_lists(&self) -> impl Iterator<Item = &StoredFile> {
+        dropped_lists(&self.chunk_lists, self.removed_large_files())
+    }
+
+    /// Returns the large files that the plan removes.
+    pub fn removed_large_files(&self) -> BTreeSet<Digest> {
+        self.large_files.iter().map(|file| file.digest).collect()
+    }
+
+    /// Keeps these large files.
+    pub fn hold(&mut self, held: &HashSet<Digest>) {
+        for file in self.large_files.extract_if(.., |file| held.contains(&file.digest)) {
+            match self.converted.remove(&file.digest) {
+                Some(freed) => self.freed.chunked.remove_one(freed),
+                None => self.freed.large_files.remove_one(file.size),
             }
         }
-        repacker.finish()?;
-        self.refresh().map(drop)
+        self.keep_lists(held);
     }
+
+    /// Returns those of these files that are to be kept as chunks from now on.
+    pub fn converted_among(&self, files: &HashSet<Digest>) -> HashSet<Digest> {
+        self.converted.keys().filter(|file| files.contains(file)).copied().collect()
+    }
+}
+
+/// Returns those of the lists whose files are not among the large files to be removed.
+fn dropped_lists(lists: &[StoredFile], removed: BTreeSet<Digest>) -> impl Iterator<Item = &StoredFile> {
+    lists.iter().filter(move |list| !removed.contains(&list.digest))
 }

@@ -1,9 +1,11 @@
 //! Large files that are kept as chunks: old versions, most of whose bytes other versions have as well.
 //!
 //! `chunks/DIGEST` lists the chunks of a file. Each is an object of a pack, or a part of a large file that is
-//! stored whole and has a list, too. A gc writes the lists ([`crate::store::ChunkPlan`]) and removes a whole
-//! file only after it was read back from its chunks. What is read from chunks is checked as a whole against
-//! the digest of the file: a wrong list is found like a damaged chunk.
+//! stored whole and has a list, too; if that file was damaged, its intact chunks are read from quarantine.
+//!
+//! A gc writes the lists ([`crate::store::ChunkPlan`]) and removes a whole file only after it was read back
+//! from its chunks. A file that is read from its chunks is compared with its digest: a wrong list is found
+//! like a damaged chunk.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -15,11 +17,11 @@ use rayon::prelude::*;
 
 use crate::{
     digest::Digest,
-    error::{Error, Result, WithContext},
+    error::{Error, Kind, Result, WithContext},
     fs::{self, Dir, LinkKind, Mode, Sync},
     path::RepoPath,
     store::{
-        Kind, LargeFile, Store,
+        Kind as ObjectKind, LargeFile, Store,
         chunks::{self, Chunk},
         file_path,
         large::copy,
@@ -28,6 +30,8 @@ use crate::{
 
 pub(super) const FOLDER: &str = "chunks";
 const READ_ONLY: u32 = 0o444;
+/// Folders with whole files; those in quarantine are damaged, but their other chunks are not.
+const SOURCE_FOLDERS: [&str; 2] = ["objects", "quarantine"];
 /// Number of chunks that are read at once.
 const CHUNKS_AT_ONCE: usize = 8;
 
@@ -50,6 +54,10 @@ pub(super) enum ListState {
     Wrong,
     /// It names chunks that are damaged or not stored.
     Lacking,
+    /// A newer mlx wrote it.
+    Newer,
+    /// There is none (any more).
+    Absent,
 }
 
 /// The lists of a store, as far as they are known.
@@ -64,36 +72,52 @@ pub(super) struct KnownLists {
     sources: Option<Arc<Sources>>,
 }
 
-/// Places of the chunks of large files that are stored whole.
+/// Places of the chunks of large files that are stored whole, or damaged.
 #[derive(Default)]
 pub(super) struct Sources {
-    files: Vec<Digest>,
-    /// Number of the file, and offset in it.
-    places: HashMap<Digest, (usize, u64)>,
+    files: Vec<RepoPath>,
+    /// Digest of a chunk, number of the file, and offset in it; sorted.
+    places: Vec<(Digest, usize, u64)>,
 }
 
 impl Sources {
-    /// Adds the chunks of a file.
-    pub fn add(&mut self, file: Digest, list: &[Chunk]) {
+    fn add(&mut self, file: RepoPath, list: &[Chunk]) {
         let (number, mut offset) = (self.files.len(), 0);
         self.files.push(file);
         for chunk in list {
-            self.places.entry(chunk.digest).or_insert((number, offset));
+            self.places.push((chunk.digest, number, offset));
             offset += chunk.length;
         }
     }
 
-    pub fn contains(&self, chunk: &Digest) -> bool {
-        self.places.contains_key(chunk)
+    fn places(&self, chunk: &Digest) -> &[(Digest, usize, u64)] {
+        let start = self.places.partition_point(|place| place.0 < *chunk);
+        let count = self.places[start..].partition_point(|place| place.0 == *chunk);
+        &self.places[start..start + count]
     }
 
-    /// Reads a chunk; `None` if no file has it, or the one that should has other bytes.
-    pub fn read(&self, store: &Store, chunk: &Chunk) -> Option<Vec<u8>> {
-        let (number, offset) = self.places.get(&chunk.digest)?;
-        let path = file_path("objects", &self.files[*number].hex(), "").ok()?;
-        let mut bytes = vec![0; usize::try_from(chunk.length).ok()?];
-        fs::read_at(&store.root.open_file(&path).ok()?, &mut bytes, *offset).ok()?;
-        (Digest::of(&bytes) == chunk.digest).then_some(bytes)
+    pub fn contains(&self, chunk: &Digest) -> bool {
+        !self.places(chunk).is_empty()
+    }
+
+    /// Reads a chunk; `None` if no file has it, or those that should have other bytes.
+    pub fn read(&self, store: &Store, chunk: &Chunk) -> Result<Option<Vec<u8>>> {
+        for (_, number, offset) in self.places(&chunk.digest) {
+            let path = &self.files[*number];
+            let file = match store.root.open_file(path) {
+                Err(error) if error.kind() == Kind::NotFound => continue,
+                opened => opened?,
+            };
+            let mut bytes = vec![0; usize::try_from(chunk.length).unwrap_or_default()];
+            match fs::read_at(&file, &mut bytes, *offset) {
+                Ok(()) if Digest::of(&bytes) == chunk.digest => return Ok(Some(bytes)),
+                Ok(()) => {}
+                // It ends before the chunk.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+                Err(error) => return Err(error).context(|| format!("cannot read `{path}`")),
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -134,7 +158,8 @@ impl Store {
     fn has_all_chunks(&self, digest: &Digest) -> Result<bool> {
         let Some(list) = self.chunk_list(digest)? else { return Ok(false) };
         let sources = self.sources();
-        Ok(list.iter().all(|chunk| sources.contains(&chunk.digest) || self.contains_packed(&chunk.digest)))
+        // Not by marks of damage: a damaged chunk may be stored once more.
+        Ok(list.iter().all(|chunk| sources.contains(&chunk.digest) || self.pack_of(&chunk.digest).is_some()))
     }
 
     /// Reads the list of the chunks of a file, if there is one.
@@ -152,7 +177,17 @@ impl Store {
 
     /// Reads a file by the list of its chunks, or compares the list with the file that is stored whole.
     pub(super) fn list_state(&self, digest: &Digest) -> ListState {
-        let Ok(Some(list)) = self.chunk_list(digest) else { return ListState::Wrong };
+        let path = file_path(FOLDER, &digest.hex(), "");
+        let bytes = match path.and_then(|path| self.root.read_if_exists(&path)) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => return ListState::Absent,
+            Err(_) => return ListState::Lacking,
+        };
+        let list = match chunks::decode(&bytes) {
+            Ok(list) => list,
+            Err(_) if chunks::is_newer(&bytes) => return ListState::Newer,
+            Err(_) => return ListState::Wrong,
+        };
         match self.with_large(digest, |large| chunks::is_list_of(&list, large.open()?)) {
             Ok(Some(true)) => ListState::Right,
             Ok(Some(false)) => ListState::Wrong,
@@ -196,6 +231,10 @@ impl Store {
         known.complete.clear();
     }
 
+    pub(super) fn chunked_names(&self) -> BTreeSet<Digest> {
+        self.lists().names.clone()
+    }
+
     fn lists(&self) -> MutexGuard<'_, KnownLists> {
         self.chunked.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -205,29 +244,55 @@ impl Store {
         if let Some(sources) = &known.sources {
             return Arc::clone(sources);
         }
-        let names = known.names.clone();
         drop(known);
+        let names = self.chunked_names();
         let sources = Arc::new(self.sources_among(names.iter()));
         self.lists().sources = Some(Arc::clone(&sources));
         sources
     }
 
-    /// Returns where the chunks of those of these files are that are stored whole.
+    /// Returns where the chunks of those of these files are that are stored whole, then of damaged ones.
     pub(super) fn sources_among<'d>(&self, files: impl Iterator<Item = &'d Digest>) -> Sources {
+        let files: Vec<&Digest> = files.collect();
         let mut sources = Sources::default();
-        for file in files.filter(|file| self.large(file).is_some()) {
-            // `fsck` names a list that cannot be read.
-            if let Ok(Some(list)) = self.chunk_list(file) {
-                sources.add(*file, &list);
+        for folder in SOURCE_FOLDERS {
+            for file in &files {
+                // `fsck` names a list that cannot be read.
+                if let Ok(Some((path, list))) = self.source(folder, file) {
+                    sources.add(path, &list);
+                }
             }
         }
+        sources.places.sort_unstable();
         sources
     }
 
-    /// Returns a chunk from a pack.
-    fn packed_chunk(&self, chunk: &Chunk) -> Option<Vec<u8>> {
-        let rows = self.rows(&chunk.digest, &[Kind::Content]);
-        rows.iter().filter(|(_, row)| row.size == chunk.length).find_map(|(pack, row)| pack.read(row).ok())
+    /// Returns a file in a folder of the store and the list of its chunks, if it has the size that they give:
+    /// in quarantine, it could be a list.
+    fn source(&self, folder: &str, file: &Digest) -> Result<Option<(RepoPath, Vec<Chunk>)>> {
+        let path = file_path(folder, &file.hex(), "")?;
+        let Some(stat) = self.root.stat(&path)? else { return Ok(None) };
+        let list = self.chunk_list(file)?.unwrap_or_default();
+        let size = list.iter().map(|chunk| chunk.length).sum::<u64>();
+        Ok((size == stat.size).then_some((path, list)))
+    }
+
+    /// Reads a chunk from a pack or a large file; `None` if none has it intact.
+    pub(super) fn read_chunk(&self, sources: &Sources, chunk: &Chunk) -> Result<Option<Vec<u8>>> {
+        let mut failed = None;
+        let rows = self.rows(&chunk.digest, &[ObjectKind::Content]);
+        for (pack, row) in rows.iter().filter(|(_, row)| row.size == chunk.length) {
+            match pack.read(row) {
+                Ok(bytes) => return Ok(Some(bytes)),
+                Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::NotFound) => {}
+                // A read error may be temporary: it is not damage.
+                Err(error) => failed = Some(error),
+            }
+        }
+        match (sources.read(self, chunk)?, failed) {
+            (None, Some(error)) => Err(error),
+            (found, _) => Ok(found),
+        }
     }
 
     /// Opens a large file for reading, however it is stored.
@@ -243,11 +308,16 @@ impl Store {
     pub fn cut_large(
         &self,
         digest: &Digest,
-        each: impl FnMut(Chunk, &[u8]) -> Result<()>,
+        mut each: impl FnMut(Chunk, &[u8]) -> Result<()>,
     ) -> Result<Option<Vec<Chunk>>> {
         let Some(file) = self.open_large(digest)? else { return Ok(None) };
-        let (found, list) = chunks::cut(file, each)?;
-        if found == *digest { Ok(Some(list)) } else { Err(self.report_damage(digest)) }
+        let mut is_read = true;
+        let pass_on = |chunk: Chunk, bytes: &[u8]| each(chunk, bytes).inspect_err(|_| is_read = false);
+        match chunks::cut(file, pass_on) {
+            Ok((found, list)) if found == *digest => Ok(Some(list)),
+            Err(error) if !is_read || error.kind() != Kind::Corrupt => Err(error),
+            _ => Err(self.report_damage(digest)),
+        }
     }
 
     /// Stores a file whole again that is kept as chunks, so that it can be linked into the workspace.
@@ -290,9 +360,8 @@ impl<'s> ChunkedFile<'s> {
         let (store, digest) = (self.store, self.digest);
         match copy(&mut self.open(), out) {
             Ok((found, _)) if found == digest => Ok(()),
-            Err(error) if error.kind() != io::ErrorKind::InvalidData => {
-                Err(error).context(|| format!("cannot write the large file {}", digest.short()))
-            }
+            Err(error) if error.kind() != io::ErrorKind::InvalidData => Err(error)
+                .context(|| format!("cannot copy the large file {} from its chunks", digest.short())),
             _ => Err(store.report_damage(&digest)),
         }
     }
@@ -313,9 +382,10 @@ impl<'s> ChunkedFile<'s> {
         }
     }
 
-    /// Writes or links the file to `name` in `dir`. To be linked, it is stored whole first.
+    /// Writes or links the file to `name` in `dir`. To be linked, it is stored whole first, if this user may
+    /// write to the store.
     pub fn link_or_copy(self, dir: &Dir, name: &[u8], mode: Mode, links: &[LinkKind]) -> Result<LinkKind> {
-        if links.iter().any(|kind| kind.is_same_file()) {
+        if self.store.root.is_writable() && links.iter().any(|kind| kind.is_same_file()) {
             let gone = || Error::not_found(format!("the object {} was removed", self.digest));
             return self
                 .store
@@ -331,13 +401,13 @@ impl<'s> ChunkedFile<'s> {
 
     fn chunk(&self, chunk: &Chunk) -> io::Result<Vec<u8>> {
         let store = self.store;
-        let read = |sources: &Sources| store.packed_chunk(chunk).or_else(|| sources.read(store, chunk));
-        if let Some(bytes) = read(&self.sources) {
+        let read = |sources: &Sources| store.read_chunk(sources, chunk).map_err(io::Error::other);
+        if let Some(bytes) = read(&self.sources)? {
             return Ok(bytes);
         }
         // A concurrent gc may have moved it from a file that it removed.
         let is_renewed = !self.is_fixed && store.refresh().is_ok();
-        let found = if is_renewed { read(&store.sources()) } else { None };
+        let found = if is_renewed { read(&store.sources())? } else { None };
         found.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("lacks {}", chunk.digest)))
     }
 }

@@ -7,9 +7,9 @@
 //! list   "mlxchnk" 1 │ rows: length, digest, 32
 //! ```
 
-use std::io::Read;
+use std::io::{self, Read};
 
-use fastcdc::v2020::StreamCDC;
+use fastcdc::v2020::{ChunkData, StreamCDC};
 
 use crate::{
     digest::{Digest, Hasher},
@@ -38,16 +38,28 @@ pub fn cut(
 ) -> Result<(Digest, Vec<Chunk>)> {
     let (mut whole, mut list) = (Hasher::default(), Vec::new());
     for chunk in StreamCDC::new(file, MIN_SIZE, AVERAGE_SIZE, MAX_SIZE) {
-        let data = chunk
-            .map_err(|error| std::io::Error::other(error.to_string()))
-            .context(|| "cannot read a large object".into())?
-            .data;
+        let data = bytes_of(chunk)?;
         let chunk = Chunk { length: data.len() as u64, digest: Digest::of(&data) };
         whole.write_parallel(&data);
         list.push(chunk);
         each(chunk, &data)?;
     }
     Ok((whole.finish(), list))
+}
+
+/// Returns the bytes of a chunk. The error is of the kind `Corrupt` if the file cannot be read since it is
+/// damaged.
+fn bytes_of(chunk: std::result::Result<ChunkData, fastcdc::v2020::Error>) -> Result<Vec<u8>> {
+    let read = chunk.map(|chunk| chunk.data).map_err(|error| match error {
+        fastcdc::v2020::Error::IoError(error) => error,
+        error => io::Error::other(error.to_string()),
+    });
+    match read {
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Err(Error::corrupt("a large object is damaged").with_source(error))
+        }
+        read => read.context(|| "cannot read a large object".into()),
+    }
 }
 
 /// Encodes a list of chunks.

@@ -123,7 +123,7 @@ impl LargeFile<'_> {
         self.digest
     }
 
-    /// Returns its stat data when it was looked up: if they change, the content may no longer match its digest.
+    /// Returns its stat data at its look-up: if they change, the content may no longer match its digest.
     pub fn stat(&self) -> &FileStat {
         &self.stat
     }

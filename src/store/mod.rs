@@ -5,6 +5,7 @@
 //! the outputs of pipeline runs. Order of a write: the bytes are synced first, then the index that names them
 //! is published. A crash therefore leaves garbage at worst, never an entry whose bytes are missing.
 
+mod chunk_copy;
 mod chunk_plan;
 mod chunked;
 pub mod chunks;
@@ -29,6 +30,7 @@ mod verify_chunks;
 mod writer;
 
 pub use self::{
+    chunk_copy::HeldFiles,
     chunk_plan::{ChunkPlan, FilesInUse},
     chunked::ChunkedFile,
     complete::{content_of, described, has_other_kind},
@@ -308,6 +310,15 @@ impl Store {
             self.root.remove(&file_path("damaged", &digest.hex(), "")?)?;
         }
         Ok(())
+    }
+
+    /// Forgets the damage of objects of which a new pack has intact copies.
+    fn clear_damaged_in(&self, pack: &Digest) -> Result<()> {
+        let kinds = [Kind::Content, Kind::Tree];
+        let Some(pack) = self.packs().get(pack).cloned() else { return Ok(()) };
+        let is_restored = |digest: &&Digest| pack.index.find(digest, &kinds).is_some();
+        let restored: Vec<Digest> = self.damaged().iter().filter(is_restored).copied().collect();
+        restored.iter().try_for_each(|digest| self.clear_damaged(digest))
     }
 
     /// Returns the number of objects read so far: pages of folders, small files, and large files read whole.

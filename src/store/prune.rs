@@ -15,7 +15,7 @@ use crate::{
     digest::Digest,
     error::{Kind as ErrorKind, Result},
     store::{
-        ChunkPlan, Inventory, Kind, PackFile, Packed, Row, Store, StoredFile, chunked, file_path,
+        Inventory, Kind, PackFile, Packed, Row, Store, StoredFile, chunked, file_path,
         inventory::OrphanFile,
         repack::{MAX_PACK_SIZE, Repacker},
     },
@@ -68,10 +68,10 @@ pub struct PrunePlan {
     /// Unreferenced objects that stay, in packs that are young or mostly referenced.
     pub retained: Amount,
     packs: Vec<PackRemoval>,
-    large_files: Vec<StoredFile>,
+    pub(super) large_files: Vec<StoredFile>,
     /// Large files that are kept as chunks, with the number of bytes that this frees.
-    converted: BTreeMap<Digest, u64>,
-    chunk_lists: Vec<StoredFile>,
+    pub(super) converted: BTreeMap<Digest, u64>,
+    pub(super) chunk_lists: Vec<StoredFile>,
     runs: Vec<StoredFile>,
     orphans: Vec<OrphanFile>,
     /// Packs that are referenced and lost their index: it is rebuilt.
@@ -90,12 +90,12 @@ struct PackRemoval {
 }
 
 impl Amount {
-    fn add_one(&mut self, bytes: u64) {
+    pub(super) fn add_one(&mut self, bytes: u64) {
         self.count += 1;
         self.bytes += bytes;
     }
 
-    fn remove_one(&mut self, bytes: u64) {
+    pub(super) fn remove_one(&mut self, bytes: u64) {
         self.count -= 1;
         self.bytes -= bytes;
     }
@@ -130,33 +130,6 @@ impl PrunePlan {
     pub fn is_empty(&self) -> bool {
         let files = self.large_files.len() + self.chunk_lists.len() + self.runs.len() + self.orphans.len();
         self.packs.len() + files == 0
-    }
-
-    /// Adds what a plan of chunks removes.
-    pub fn add_chunks(&mut self, chunks: &ChunkPlan, inventory: &Inventory) {
-        self.converted.clone_from(&chunks.converted);
-        let converted = inventory.large_files.iter().filter(|file| self.converted.contains_key(&file.digest));
-        self.large_files.extend(converted);
-        self.converted.values().for_each(|freed| self.freed.chunked.add_one(*freed));
-        for list in &chunks.dropped {
-            self.freed.large_files.add_one(list.size);
-            self.chunk_lists.push(*list);
-        }
-    }
-
-    /// Returns the large files that the plan removes.
-    pub fn removed_large_files(&self) -> BTreeSet<Digest> {
-        self.large_files.iter().map(|file| file.digest).collect()
-    }
-
-    /// Keeps these large files.
-    pub fn hold(&mut self, held: &HashSet<Digest>) {
-        for file in self.large_files.extract_if(.., |file| held.contains(&file.digest)) {
-            match self.converted.remove(&file.digest) {
-                Some(freed) => self.freed.chunked.remove_one(freed),
-                None => self.freed.large_files.remove_one(file.size),
-            }
-        }
     }
 
     fn remove_pack(&mut self, name: Digest, usage: &PackUsage, rows: impl Iterator<Item = Classified>) {
@@ -379,8 +352,8 @@ impl Store {
         // Before the packs with the chunks.
         for list in plan.chunk_lists.iter().filter(|list| !leased.contains(&list.digest)) {
             self.root.remove(&file_path(chunked::FOLDER, &list.digest.hex(), "")?)?;
-            freed.large_files.add_one(list.size);
         }
+        plan.dropped_lists().for_each(|list| freed.large_files.add_one(list.size));
         let removable = |it: &&PackRemoval| repacked.names.contains(&it.name) && !leased.contains(&it.name);
         let packs: Vec<&PackRemoval> = plan.packs.iter().filter(removable).collect();
         for pack in &packs {

@@ -86,6 +86,7 @@ impl<'s> Repacker<'s> {
         let mut temp = self.store.create_temp("packs", 0o666)?;
         temp.write_all(&index).context(context)?;
         temp.publish(format!("{}.idx", name.hex()).as_bytes(), Sync::Now)?;
-        self.store.refresh().map(drop)
+        self.store.refresh()?;
+        self.store.clear_damaged_in(&name)
     }
 }

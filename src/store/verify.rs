@@ -224,7 +224,11 @@ impl Store {
                     self.move_to_quarantine(&fault.file)?;
                     self.rewrite_list(&digest)?;
                 }
-                FaultKind::LargeFile(_) | FaultKind::Run(_) => self.move_to_quarantine(&fault.file)?,
+                FaultKind::LargeFile(digest) => {
+                    self.move_to_quarantine(&fault.file)?;
+                    self.save_chunks(&digest)?;
+                }
+                FaultKind::Run(_) => self.move_to_quarantine(&fault.file)?,
             }
         }
         let mut staying = BTreeSet::new();

@@ -17,9 +17,12 @@ impl Store {
             }
             let (state, is_whole) = (self.list_state(&list.digest), self.large(&list.digest).is_some());
             let why = match state {
+                // A gc has removed it meanwhile.
+                ListState::Absent => continue,
                 ListState::Right => "",
                 ListState::Wrong => "it is damaged, or the list of another file",
                 ListState::Lacking => "a chunk of its file is damaged or missing",
+                ListState::Newer => "a newer mlx wrote it: upgrade mlx",
             };
             if !is_whole {
                 report.objects += 1;
@@ -29,7 +32,7 @@ impl Store {
                 let file = file_path(chunked::FOLDER, &list.digest.hex(), "")?;
                 report.faults.push(Fault { kind: FaultKind::Chunks(list.digest), file, why });
             }
-            if state != ListState::Right && !is_whole {
+            if !matches!(state, ListState::Right | ListState::Newer) && !is_whole {
                 report.lost.insert(list.digest);
             }
         }

@@ -122,14 +122,7 @@ impl<'s> Writer<'s> {
         self.store.refresh()?;
         // From now on the store itself contains them.
         *(if kind == Kind::Tree { &mut self.pending_trees } else { &mut self.pending }) = HashSet::new();
-        let holds = |digest: &&Digest| {
-            let packs = self.store.packs();
-            packs
-                .get(&name)
-                .is_some_and(|pack| pack.index.find(digest, &[Kind::Content, Kind::Tree]).is_some())
-        };
-        let restored: Vec<Digest> = self.store.damaged().iter().filter(holds).copied().collect();
-        restored.iter().try_for_each(|it| self.store.clear_damaged(it))
+        self.store.clear_damaged_in(&name)
     }
 }
 

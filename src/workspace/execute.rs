@@ -386,7 +386,7 @@ impl WriteContext<'_> {
 
     /// Links or copies a large file to `temp`; `None` if it is not stored as one.
     fn place_large(&self, dir: &Dir, temp: &[u8], mode: Mode, digest: &Digest) -> Result<Option<LinkKind>> {
-        if self.links.contains(&LinkKind::Symlink) {
+        if self.links.contains(&LinkKind::Symlink) && self.store.root().is_writable() {
             // The file that it links to stays.
             self.store.restore_large(digest)?;
             self.store.pin(digest);

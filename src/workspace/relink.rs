@@ -202,11 +202,17 @@ impl Placer<'_> {
     /// Places a file again unless that is not needed.
     fn place(&self, dir: &Dir, path: &RepoPath, side: DiffSide) -> Result<Placed> {
         // One that is kept as chunks is linked from nowhere: a copy is as good.
-        if !self.links.iter().any(|kind| kind.is_same_file()) && self.store.large(&side.digest).is_none() {
+        let may_restore =
+            self.store.root().is_writable() && self.links.iter().any(|kind| kind.is_same_file());
+        let large = if may_restore {
+            self.store.restore_large(&side.digest)?
+        } else {
+            self.store.large(&side.digest)
+        };
+        let Some(large) = large else {
             let is_stored = self.store.contains(&side.digest);
             return Ok(if is_stored { Placed::AsGood } else { Placed::Missing });
-        }
-        let Some(large) = self.store.restore_large(&side.digest)? else { return Ok(Placed::Missing) };
+        };
         let name = path.name();
         let temp = dir.temp_name();
         let present = present_kind(dir, name, &large)?;
