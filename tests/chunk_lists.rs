@@ -60,8 +60,21 @@ fn with_list(change: &dyn Fn(List) -> Vec<u8>) -> Sandbox {
     sandbox.write("a", large());
     sandbox.ok("add a");
     sandbox.commit("a");
-    assert_eq!(sandbox.json("push")["objects"], 0, "the remote seems to have it");
     sandbox
+}
+
+/// A list of another file of the same size cannot be told from the right one before it is read.
+#[test]
+fn a_push_does_not_trust_a_list_that_cannot_be_of_its_file() {
+    for (name, wrong) in WRONG {
+        let sandbox = with_list(&wrong);
+        let is_sent = sandbox.json("push")["objects"] != 0;
+        assert_eq!(is_sent, name != "another file", "{name}");
+        if is_sent {
+            clone(&sandbox, "clone").ok("pull a");
+            assert_eq!(sandbox.json("push")["objects"], 0, "{name}");
+        }
+    }
 }
 
 /// Returns the number of files that a fetch left incomplete.
@@ -210,6 +223,7 @@ fn a_list_of_a_newer_mlx_asks_for_an_upgrade() {
     // It is not damage.
     assert_eq!(files(&sandbox, "damaged").len(), 0);
     assert_eq!(sandbox.mlx("fsck --remote --full").code, 0);
+    assert_eq!(sandbox.json("push")["objects"], 0, "what the newer mlx has sent stays");
 }
 
 #[test]

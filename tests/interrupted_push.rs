@@ -12,6 +12,7 @@ use axum::http::Method;
 
 use crate::{
     fake_s3::FakeS3,
+    gc_roots::remove_any,
     sandbox::{CommandResult, Sandbox, SandboxFolder, command_result, snapshot},
 };
 
@@ -138,6 +139,9 @@ fn a_push_to_a_folder_that_is_killed_or_fails_at_any_write_leaves_no_hole() {
     for (number, at) in writes.iter().enumerate() {
         let fault = format!("{}:{at}", if number % 3 == 0 { "fail" } else { "kill" });
         fs::remove_dir_all(&remote).unwrap();
+        for folder in [&own, &other] {
+            remove_any(&folder.folder.join(".git/mlx/remotes"));
+        }
         let push = with_small_packs(&own, "push").env("MLX_FAULT", &fault).output().unwrap();
         stopped += usize::from(!push.status.success());
         assert_no_hole(&sandbox, &root, &fault);

@@ -66,6 +66,7 @@ mod remote;
 mod remote_failures;
 mod remote_files;
 mod remote_gc;
+mod remote_losses;
 mod remote_model;
 mod remote_model_checks;
 mod remote_repair;

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::{
     fake_s3::FakeS3,
+    gc_roots::remove_any,
     loop_mount::random_bytes,
     remote_repair::{add_remote, clone, files, push_often, pushed, set_age},
     sandbox::{Sandbox, snapshot},
@@ -175,7 +176,13 @@ fn killed_push() -> (Sandbox, PathBuf, PathBuf) {
         panic!("a file is in one pack")
     };
     fs::remove_file(index).unwrap();
+    forget_remotes(&sandbox);
     (sandbox, pack.clone(), index.clone())
+}
+
+/// A push that was killed knows nothing of indexes that it did not write.
+fn forget_remotes(sandbox: &Sandbox) {
+    remove_any(&sandbox.repo.join(".git/mlx/remotes"));
 }
 
 fn modified(file: &PathBuf) -> std::time::SystemTime {
@@ -192,6 +199,7 @@ fn a_young_pack_without_an_index_is_used_again_if_it_is_intact() {
     assert_eq!(modified(&pack), before, "it is not sent again");
     // One with other bytes is not what its name says.
     fs::remove_file(&index).unwrap();
+    forget_remotes(&sandbox);
     let bytes = fs::read(&pack).unwrap();
     fs::write(&pack, [&bytes[..9], b"damage", &bytes[15..]].concat()).unwrap();
     assert!(sandbox.json("push")["bytes"].as_u64().unwrap() > 300_000);

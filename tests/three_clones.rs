@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs};
 use axum::body::Bytes;
 use mlx::{digest::Digest, store::Index};
 
-use crate::{fake_s3::FakeS3, sandbox::Sandbox};
+use crate::{fake_s3::FakeS3, gc_roots::remove_any, sandbox::Sandbox};
 
 /// Folders of the clones.
 pub const CLONES: [&str; 3] = ["one", "two", "three"];
@@ -69,6 +69,8 @@ impl Place {
     pub fn restore(&self, clone: usize) {
         fs::remove_dir_all(self.sandbox.root().join(CLONES[clone])).unwrap();
         self.sandbox.copy_folders(&[&format!("saved/{}", CLONES[clone])], ".");
+        // The model has no memory of what was at the remote.
+        remove_any(&self.sandbox.root().join(CLONES[clone]).join(".git/mlx/remotes"));
     }
 
     /// Returns the objects of a pack.

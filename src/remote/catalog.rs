@@ -13,9 +13,9 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use crate::{
     digest::Digest,
     error::{Result, WithContext},
-    fs::Sync,
+    fs::{Root, Sync},
     path::RepoPath,
-    remote::{Access, PACKS, PARALLEL, Remote, cache_folder},
+    remote::{Access, PACKS, PARALLEL, Remote, cache_folder, clock::is_kept},
     repo::Repo,
     store::{Index, Kind, Lookup, Row},
 };
@@ -38,10 +38,12 @@ pub struct Catalog {
     lookup: OnceCell<Lookup>,
     /// Packs that were added since.
     added: Vec<Digest>,
-    /// Packs that have an index but no longer exist, or whose index and end are damaged.
+    /// Packs that have or had an index but no longer exist, or whose index and end are damaged.
     pub lost_packs: Vec<Digest>,
     /// Those of them that exist, but of which neither the index nor the end can be read.
     pub unreadable_packs: BTreeSet<Digest>,
+    /// Packs whose indexes were missing or damaged when the catalog was loaded.
+    pub repaired_indexes: BTreeSet<Digest>,
     /// Packs in which a reader found damage.
     pub damaged_packs: BTreeSet<Digest>,
     /// Lists of the digests that pushes asked to keep, each with the time at which it was written, in seconds
@@ -100,6 +102,7 @@ impl Catalog {
             added: Vec::new(),
             lost_packs: Vec::new(),
             unreadable_packs: BTreeSet::new(),
+            repaired_indexes: BTreeSet::new(),
             damaged_packs: listing.damaged,
             root_lists: listing.roots,
             packs_without_index: listing.packs.difference(&listing.indexes).copied().collect(),
@@ -131,15 +134,57 @@ impl Catalog {
         });
         let read: Vec<_> = remote.wait("read", read.buffer_unordered(PARALLEL).try_collect())?;
         for (name, bytes) in read {
-            let Some(index) = intact_index(remote, &name, bytes, access)? else {
+            let Some(index) = intact_index(remote, &name, bytes.clone(), access)? else {
                 catalog.lost_packs.push(name);
                 catalog.unreadable_packs.insert(name);
                 continue;
             };
+            if bytes != index.bytes()[..] {
+                catalog.repaired_indexes.insert(name);
+            }
             root.write(&folder.join(name.hex().as_bytes())?, index.bytes(), Sync::Later)?;
             catalog.indexes.insert(name, index);
         }
+        let is_expected = |name: &Digest| listing.indexes.contains(name) || replaced.contains(name);
+        catalog.add_vanished(repo, remote, access, &is_expected)?;
         Ok(catalog)
+    }
+
+    /// Finds indexes that the remote had when this clone last saw it, and that are gone. If the pack is still
+    /// there, its index serves and, for writing, is written again. If all objects are elsewhere, it was
+    /// replaced. Otherwise it is lost.
+    fn add_vanished(
+        &mut self,
+        repo: &Repo,
+        remote: &Remote,
+        access: Access,
+        is_expected: &dyn Fn(&Digest) -> bool,
+    ) -> Result<()> {
+        let (root, folder) = cache_folder(repo, remote);
+        let mut vanished = Vec::new();
+        for name in cached_indexes(root, &folder)?.into_iter().filter(|name| !is_expected(name)) {
+            let path = folder.join(name.hex().as_bytes())?;
+            let Ok(index) = Index::parse(root.read(&path)?) else { continue };
+            let is_there = self.packs_without_index.contains(&name);
+            if is_there && (access == Access::Read || may_be_indexed(remote, &name)?) {
+                if access == Access::Write {
+                    remote.write(&index_path(&name), index.bytes().clone())?;
+                }
+                self.packs_without_index.remove(&name);
+                self.repaired_indexes.insert(name);
+                self.indexes.insert(name, index);
+            } else {
+                vanished.push((name, path, index));
+            }
+        }
+        for (name, path, index) in vanished {
+            if index.rows().all(|row| self.find(&row.digest, &[row.kind]).is_some()) {
+                root.remove(&path)?;
+            } else {
+                self.lost_packs.push(name);
+            }
+        }
+        Ok(())
     }
 
     /// Reads the index of a pack that the catalog leaves out; `None` if it is gone.
@@ -225,6 +270,21 @@ impl Catalog {
         self.added.push(name);
         Ok(())
     }
+}
+
+/// Returns true if a pack without an index may get one: it is kept, and intact.
+fn may_be_indexed(remote: &Remote, pack: &Digest) -> Result<bool> {
+    let is_intact = |bytes: Vec<u8>| Digest::of(&bytes) == *pack;
+    Ok(is_kept(remote, pack)? && remote.read_if_there(&pack_path(pack))?.is_some_and(is_intact))
+}
+
+/// Returns the names of the packs whose indexes are cached.
+fn cached_indexes(root: &Root, folder: &RepoPath) -> Result<Vec<Digest>> {
+    if root.stat(folder)?.is_none() {
+        return Ok(Vec::new());
+    }
+    let digest = |name: &[u8]| Digest::from_hex(std::str::from_utf8(name).ok()?).ok();
+    Ok(root.dir(folder)?.names()?.iter().filter_map(|(name, _)| digest(name)).collect())
 }
 
 /// Reads texts `v1/KIND/HEX`, which never change, and caches them. A damaged one is left out.

@@ -8,9 +8,9 @@ use crate::{
     progress::{Event, Progress},
     remote::{
         Access, Remote,
-        catalog::{Catalog, roots_path},
-        read::ObjectReader,
-        repair::{PackState, damaged_objects, forget_lost_packs, remove_unreadable, repair_pack},
+        catalog::{Catalog, index_path, roots_path},
+        read::{ObjectReader, leave_note},
+        repair::{PackState, lost_objects, read_pack, remove_unreadable, repair_pack, restore_lost},
     },
     repo::Repo,
     store::{Kind, Writer},
@@ -32,8 +32,10 @@ pub struct RemoteCheck {
     pub packs: u64,
     /// Packs that were read in full.
     pub read: u64,
-    /// Packs that have an index but do not exist, or whose index and end are damaged.
+    /// Packs that have or had an index but do not exist, or whose index and end are damaged.
     pub lost: Vec<Digest>,
+    /// Packs whose indexes are missing or damaged, or were until they were written again.
+    pub indexes: BTreeSet<Digest>,
     /// Damaged packs, each with the objects of which no intact bytes were found.
     pub damaged: BTreeMap<Digest, BTreeSet<Digest>>,
     /// Packs that were written again.
@@ -44,6 +46,10 @@ pub struct RemoteCheck {
     pub damaged_lists: Vec<Digest>,
     /// Contents that a push asked to keep and that are not there.
     pub absent_roots: BTreeSet<Digest>,
+    /// Objects that packs which were read name and that are not there.
+    pub absent: BTreeSet<Digest>,
+    /// True if indexes were written again.
+    repairs: bool,
 }
 
 impl RemoteCheck {
@@ -52,6 +58,8 @@ impl RemoteCheck {
         !(self.lost.is_empty()
             && self.damaged.is_empty()
             && self.damaged_lists.is_empty()
+            && (self.repairs || self.indexes.is_empty())
+            && self.absent.is_empty()
             && self.absent_roots.is_empty())
     }
 }
@@ -69,12 +77,15 @@ pub fn check(
     let access = if repairs { Access::Write } else { Access::Read };
     let mut catalog = Catalog::load(repo, remote, access)?;
     let chosen = choose(&catalog, sample, crate::time::Timestamp::now().seconds() / 86_400);
-    let mut found = RemoteCheck { packs: catalog.packs().count() as u64, ..RemoteCheck::default() };
+    let mut found = RemoteCheck { packs: catalog.packs().count() as u64, repairs, ..RemoteCheck::default() };
+    check_indexes(remote, &catalog, &mut found)?;
     progress.event(Event::Started { task: "checking", total: Some(chosen.len() as u64) });
     for pack in chosen {
         found.read += 1;
         progress.event(Event::Advanced { by: 1 });
-        let Some(objects) = damaged_objects(repo, remote, &catalog, &pack)? else {
+        let read = read_pack(repo, remote, &catalog, &pack)?;
+        found.absent.extend(read.absent);
+        let Some(objects) = read.damaged else {
             if repairs && catalog.damaged_packs.contains(&pack) {
                 repair_pack(repo, remote, &mut catalog, &pack, progress)?;
             }
@@ -86,6 +97,7 @@ pub fn check(
         let state = if repairs {
             repair_pack(repo, remote, &mut catalog, &pack, progress)?
         } else {
+            leave_note(remote, &pack, &objects);
             PackState::Damaged(objects)
         };
         match state {
@@ -96,19 +108,56 @@ pub fn check(
         }
     }
     progress.event(Event::Finished);
-    if repairs {
-        forget_lost_packs(remote, &mut catalog)?;
+    for pack in catalog.lost_packs.clone() {
+        let list = if !repairs {
+            &mut found.lost
+        } else if restore(repo, remote, &mut catalog, &pack, source, progress)? {
+            &mut found.repaired
+        } else if remove_unreadable(remote, &pack)? {
+            &mut found.removed
+        } else {
+            &mut found.lost
+        };
+        list.push(pack);
     }
-    for pack in &catalog.lost_packs {
-        let is_removed = repairs && remove_unreadable(remote, pack)?;
-        if is_removed { &mut found.removed } else { &mut found.lost }.push(*pack);
-    }
+    catalog.lost_packs.clone_from(&found.lost);
     check_roots(remote, &catalog, &mut found)?;
+    found.absent.retain(|digest| !catalog.has_content(digest));
     if repairs {
         let damaged = std::mem::take(&mut found.damaged_lists);
         damaged.iter().try_for_each(|list| remote.delete(&roots_path(list)))?;
     }
     Ok(found)
+}
+
+/// Sends the objects of a lost pack again. Returns true if all are there then.
+fn restore(
+    repo: &Repo,
+    remote: &Remote,
+    catalog: &mut Catalog,
+    pack: &Digest,
+    source: Option<&Remote>,
+    progress: &dyn Progress,
+) -> Result<bool> {
+    if let Some(source) = source {
+        fetch_objects(repo, source, &lost_objects(repo, remote, catalog, pack)?, progress)?;
+    }
+    restore_lost(repo, remote, catalog, pack, progress)
+}
+
+/// Compares the indexes at the remote with those that are known to be right, and writes them again.
+fn check_indexes(remote: &Remote, catalog: &Catalog, found: &mut RemoteCheck) -> Result<()> {
+    found.indexes.clone_from(&catalog.repaired_indexes);
+    for pack in catalog.packs() {
+        let Some(index) = catalog.index(pack) else { continue };
+        if remote.read_if_there(&index_path(pack))?.as_deref() != Some(&index.bytes()[..]) {
+            found.indexes.insert(*pack);
+            if found.repairs {
+                remote.write(&index_path(pack), index.bytes().clone())?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Chooses the packs to read; `day` decides which ones a sample holds.

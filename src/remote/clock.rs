@@ -1,12 +1,18 @@
 //! Ages of the files at a remote, by its own clock: the clocks of clones may be wrong.
 
+use std::time::Duration;
+
 use opendal::ErrorKind;
 
 use crate::{
+    digest::Digest,
     error::{Error, Result},
     fs,
-    remote::Remote,
+    remote::{Remote, catalog::pack_path},
 };
+
+/// Age up to which a pack without an index is used.
+const MAX_USED_AGE: Duration = Duration::from_hours(7 * 24);
 
 /// A file at a remote: when it was last written, in seconds since 1970 by the remote's clock, and its size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,4 +41,12 @@ pub fn stat(remote: &Remote, path: &str) -> Result<Option<FileTime>> {
     };
     let stat = remote.wait("read", stat)?;
     Ok(stat.and_then(|(time, bytes)| Some(FileTime { modified: time?.into_inner().as_second(), bytes })))
+}
+
+/// Returns true if a pack without an index may get one: it is younger than a week by the remote's clock. An
+/// older one, and one that has just gone, may be in the hands of a command that clears leftovers, and so may
+/// be whatever has its name.
+pub fn is_kept(remote: &Remote, pack: &Digest) -> Result<bool> {
+    let Some(file) = stat(remote, &pack_path(pack))? else { return Ok(false) };
+    Ok(now(remote)? - file.modified < MAX_USED_AGE.as_secs().cast_signed())
 }

@@ -20,6 +20,7 @@ use crate::{
         Access, Remote, Wants,
         catalog::{Catalog, Place, partial_path},
         contents::Contents,
+        lists,
         needs::named,
         read::ObjectReader,
     },
@@ -248,7 +249,8 @@ impl Fetcher<'_> {
         match self.repo.store.adopt_large(digest, part) {
             // The list is of another file.
             Err(error) if error.kind() == ErrorKind::Corrupt => Ok(Some(ListProblem::Damaged)),
-            adopted => adopted.map(|()| None),
+            Err(error) => Err(error),
+            Ok(()) => lists::remember(self.repo, self.objects.remote, digest, &bytes).map(|()| None),
         }
     }
 

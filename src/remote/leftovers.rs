@@ -95,7 +95,8 @@ fn is_past(now: i64, modified: i64) -> bool {
 
 /// Packs without an index and temporary files, of pushes that were killed or are at work.
 fn unfinished(catalog: &Catalog) -> impl Iterator<Item = (LeftoverKind, String)> + '_ {
-    let packs = catalog.packs_without_index.iter().filter(|pack| catalog.index(pack).is_none());
+    let is_unknown = |pack: &&Digest| catalog.index(pack).is_none() && !catalog.lost_packs.contains(pack);
+    let packs = catalog.packs_without_index.iter().filter(is_unknown);
     let packs = packs.map(|pack| (LeftoverKind::Pack, pack_path(pack)));
     packs.chain(catalog.temporary_files.iter().map(|path| (LeftoverKind::Temporary, path.clone())))
 }

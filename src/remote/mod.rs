@@ -23,6 +23,7 @@ mod failure;
 mod fetch;
 mod large;
 mod leftovers;
+mod lists;
 mod merge;
 mod needs;
 mod plan;

@@ -3,7 +3,7 @@
 //! All pages and contents of a wanted tree are compared with the remote's indexes, which costs no request: a
 //! page at the remote does not prove that what it names is there, as packs may have been lost.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::{
     digest::Digest,
@@ -19,6 +19,8 @@ use crate::{
 pub struct Plan {
     /// Contents of files, with their sizes, sorted.
     pub contents: Vec<(Digest, u64)>,
+    /// Large files of the local store of which the remote has a list of chunks, with their sizes.
+    pub listed: BTreeMap<Digest, u64>,
     /// Pages of trees, each after all pages that it names, and the root pages of wanted trees last.
     pub pages: Vec<Digest>,
     /// Wants that stay incomplete at the remote, each with an object that neither side has.
@@ -51,6 +53,12 @@ impl Plan {
         let (roots, pages): (Vec<_>, Vec<_>) = plan.pages.iter().partition(|page| is_root(page));
         plan.pages = [pages, roots].concat();
         Ok(plan)
+    }
+
+    /// Adds large files of which the remote has lists, but lacks chunks.
+    pub fn send_again(&mut self, files: &HashSet<Digest>) {
+        self.contents.extend(files.iter().map(|file| (*file, self.listed[file])));
+        self.contents.sort_unstable();
     }
 
     /// Returns true if the content of a file is to be sent.
@@ -103,12 +111,15 @@ impl Walk<'_> {
 
     /// Plans a file's content. Returns its digest if neither side has it.
     fn file(&mut self, digest: Digest, size: u64) -> Option<Digest> {
-        let is_needed = !self.catalog.has_content(&digest);
-        if is_needed && !self.store.contains(&digest) {
-            return Some(digest);
+        if self.catalog.find(&digest, &[Kind::Content, Kind::Tree]).is_some() {
+            return None;
         }
-        if is_needed {
-            self.contents.insert(digest, size);
+        if !self.store.contains(&digest) {
+            return (!self.catalog.has_content(&digest)).then_some(digest);
+        }
+        match self.catalog.find(&digest, &[Kind::Chunks]) {
+            Some(_) => drop(self.plan.listed.insert(digest, size)),
+            None => self.contents.insert(digest, size),
         }
         None
     }

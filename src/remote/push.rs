@@ -3,7 +3,7 @@
 //! Packs become visible in the order in which they are filled, so that a push that stops at any moment leaves
 //! no tree or record at the remote without what it names.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use crate::{
     digest::Digest,
@@ -13,7 +13,7 @@ use crate::{
         Access, Remote, Wants,
         catalog::{Catalog, pack_path, roots_path},
         large::push_chunks,
-        leftovers,
+        leftovers, lists,
         merge::merge_small_packs,
         plan::Plan,
         repair::{PackState, repair_pack},
@@ -34,11 +34,13 @@ pub fn push(
     let mut catalog = Catalog::load(repo, remote, Access::Write)?;
     warn_of_lost_packs(remote, &catalog, progress);
     repair_noted(repo, remote, &mut catalog, progress);
-    let plan = Plan::new(&repo.store, &catalog, wants)?;
+    let mut plan = Plan::new(&repo.store, &catalog, wants)?;
+    let (mut catalog, again) = lists::incomplete(repo, remote, catalog, &plan.listed, progress)?;
+    plan.send_again(&again);
     let total = plan.contents.iter().fold(0_u64, |sum, content| sum.saturating_add(content.1));
     progress.event(Event::Started { task: "pushing", total: Some(total) });
     let mut uploader = PackUploader::new(repo, remote, &mut catalog, progress);
-    put_contents(repo, &mut uploader, &plan)?;
+    put_contents(repo, remote, &mut uploader, &plan, &again)?;
     for page in plan.pages.iter().filter(|page| !plan.has_content(page)) {
         uploader.put_encoded(Kind::Tree, *page, &repo.store.read_encoded(page)?)?;
     }
@@ -100,12 +102,20 @@ fn warn_of_lost_packs(remote: &Remote, catalog: &Catalog, progress: &dyn Progres
     ));
 }
 
-/// Sends contents, large files first: one of their chunks may be the content of a small file.
-fn put_contents(repo: &Repo, uploader: &mut PackUploader<'_>, plan: &Plan) -> Result<()> {
+/// Sends contents, large files first: one of their chunks may be the content of a small file. The lists at
+/// the remote of the files in `again` may be wrong.
+fn put_contents(
+    repo: &Repo,
+    remote: &Remote,
+    uploader: &mut PackUploader<'_>,
+    plan: &Plan,
+    again: &HashSet<Digest>,
+) -> Result<()> {
     let is_packed = |digest: &Digest| repo.store.contains_packed(digest);
     for (digest, _) in plan.contents.iter().filter(|content| !is_packed(&content.0)) {
         if let Some(list) = push_chunks(repo, uploader, digest)? {
-            uploader.put_once(Kind::Chunks, *digest, &list)?;
+            uploader.put_list(digest, &list, again.contains(digest))?;
+            lists::remember(repo, remote, digest, &list)?;
         }
     }
     for (digest, _) in &plan.contents {

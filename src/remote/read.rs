@@ -141,13 +141,17 @@ impl<'r> ObjectReader<'r> {
     /// clone that has its objects repairs it.
     pub fn leave_notes(&self) {
         for (pack, objects) in &self.damaged {
-            if self.catalog.damaged_packs.contains(pack) {
-                continue;
+            if !self.catalog.damaged_packs.contains(pack) {
+                leave_note(self.remote, pack, objects);
             }
-            let text: String = objects.iter().map(|digest| format!("{digest}\n")).collect();
-            let _not_allowed = self.remote.write(&damage_path(pack), text.into_bytes());
         }
     }
+}
+
+/// Leaves a note at the remote that a pack is damaged, where this user may write.
+pub fn leave_note(remote: &Remote, pack: &Digest, objects: &BTreeSet<Digest>) {
+    let text: String = objects.iter().map(|digest| format!("{digest}\n")).collect();
+    let _not_allowed = remote.write(&damage_path(pack), text.into_bytes());
 }
 
 impl Span {

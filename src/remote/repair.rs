@@ -20,7 +20,7 @@ use crate::{
         uploader::PackUploader,
     },
     repo::Repo,
-    store::{EncodedObject, Index, Kind, PackWriter, Row, chunks},
+    store::{EncodedObject, Index, Kind, PackWriter, Row, chunks, decode_page},
 };
 
 /// State of a pack after a check.
@@ -48,18 +48,22 @@ enum Found<'p> {
     Whole(Vec<u8>),
 }
 
-/// Reads a pack. Returns the objects in it that are not right; `None` if there are none and its bytes match
-/// its name.
-pub fn damaged_objects(
-    repo: &Repo,
-    remote: &Remote,
-    catalog: &Catalog,
-    name: &Digest,
-) -> Result<Option<BTreeSet<Digest>>> {
-    let Some(pack) = StoredPack::read(remote, catalog, name)? else { return Ok(None) };
+/// Result of reading a pack.
+#[derive(Default)]
+pub struct ReadPack {
+    /// Objects in it that are not right; `None` if there are none and its bytes match its name.
+    pub damaged: Option<BTreeSet<Digest>>,
+    /// Objects that its folders and lists of chunks name and that the remote does not have.
+    pub absent: BTreeSet<Digest>,
+}
+
+/// Reads a pack and compares it with the indexes.
+pub fn read_pack(repo: &Repo, remote: &Remote, catalog: &Catalog, name: &Digest) -> Result<ReadPack> {
+    let Some(pack) = StoredPack::read(remote, catalog, name)? else { return Ok(ReadPack::default()) };
     let mut objects = pack.wrong_lists(repo)?;
     objects.extend(pack.rows.iter().filter(|row| pack.stored(row).is_none()).map(|row| row.digest));
-    Ok((!objects.is_empty() || !pack.is_intact()).then_some(objects))
+    let damaged = (!objects.is_empty() || !pack.is_intact()).then_some(objects);
+    Ok(ReadPack { damaged, absent: pack.absent(catalog) })
 }
 
 /// Repairs a pack as far as it and the local store have its objects. A note of damage goes with the damage.
@@ -90,17 +94,7 @@ pub fn repair_pack(
     let lost: BTreeSet<_> = lost.map(|(row, _)| row.digest).collect();
     if lost.is_empty() && !pack.restore(remote, &found)? {
         catalog.remove(name);
-        let mut uploader = PackUploader::new(repo, remote, catalog, progress);
-        for (row, found) in pack.rows.iter().zip(&found) {
-            if !uploader.has(&row.digest, row.kind) {
-                uploader.put(
-                    row.kind,
-                    row.digest,
-                    &found.as_ref().map_or(Ok(Vec::new()), |it| it.whole(row))?,
-                )?;
-            }
-        }
-        uploader.flush()?;
+        pack.send(repo, remote, catalog, &found, progress)?;
         remote.delete(&index_path(name))?;
         remote.delete(&pack_path(name))?;
     }
@@ -111,23 +105,34 @@ pub fn repair_pack(
     Ok(PackState::Damaged(lost))
 }
 
-/// Forgets the packs that are lost, once others have all of their objects: their indexes are removed.
-pub fn forget_lost_packs(remote: &Remote, catalog: &mut Catalog) -> Result<()> {
-    let mut lost = Vec::new();
-    for name in std::mem::take(&mut catalog.lost_packs) {
-        let index = remote.read_if_there(&index_path(&name))?.map(Index::parse);
-        let is_elsewhere =
-            |index: &Index| index.rows().all(|row| catalog.find(&row.digest, &[row.kind]).is_some());
-        match index {
-            None => {}
-            Some(Ok(index)) if !remote.exists(&pack_path(&name))? && is_elsewhere(&index) => {
-                remote.delete(&index_path(&name))?;
-            }
-            Some(_) => lost.push(name),
-        }
+/// Sends what the remote lacks of the objects of a lost pack whose index is known, as far as the local store
+/// has them. Returns true if all are there then; the index of the lost pack is removed.
+pub fn restore_lost(
+    repo: &Repo,
+    remote: &Remote,
+    catalog: &mut Catalog,
+    name: &Digest,
+    progress: &dyn Progress,
+) -> Result<bool> {
+    let Some(pack) = StoredPack::lacking(repo, remote, catalog, name)? else { return Ok(false) };
+    let found = pack.find_objects(repo, catalog)?;
+    pack.send(repo, remote, catalog, &found, progress)?;
+    let is_complete = found.iter().all(Option::is_some);
+    if is_complete && !remote.exists(&pack_path(name))? {
+        remote.delete(&index_path(name))?;
     }
-    catalog.lost_packs = lost;
-    Ok(())
+    Ok(is_complete)
+}
+
+/// Returns the objects of a lost pack that the remote lacks.
+pub fn lost_objects(
+    repo: &Repo,
+    remote: &Remote,
+    catalog: &Catalog,
+    name: &Digest,
+) -> Result<BTreeSet<Digest>> {
+    let pack = StoredPack::lacking(repo, remote, catalog, name)?;
+    Ok(pack.map(|pack| pack.rows.iter().map(|row| row.digest).collect()).unwrap_or_default())
 }
 
 /// Removes a lost pack of which neither the index nor the end can be read, so that nothing tells what it
@@ -155,6 +160,50 @@ impl StoredPack {
         let mut rows: Vec<_> = index.rows().collect();
         rows.sort_by_key(|row| row.offset);
         Ok(Some(Self { name: *name, bytes, rows }))
+    }
+
+    /// Reads what is left of a lost pack, with those of its rows that the remote lacks; `None` if its index
+    /// is not known.
+    fn lacking(repo: &Repo, remote: &Remote, catalog: &Catalog, name: &Digest) -> Result<Option<Self>> {
+        let Ok(Some(index)) = Catalog::read_index(repo, remote, name) else { return Ok(None) };
+        let bytes = remote.read_if_there(&pack_path(name))?.unwrap_or_default();
+        let is_absent = |row: &Row| catalog.find(&row.digest, &[row.kind]).is_none();
+        Ok(Some(Self { name: *name, bytes, rows: index.rows().filter(is_absent).collect() }))
+    }
+
+    /// Sends those of the objects that were found and that the remote lacks.
+    fn send(
+        &self,
+        repo: &Repo,
+        remote: &Remote,
+        catalog: &mut Catalog,
+        found: &[Option<Found<'_>>],
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let mut uploader = PackUploader::new(repo, remote, catalog, progress);
+        for (row, found) in self.rows.iter().zip(found) {
+            if let Some(found) = found
+                && !uploader.has(&row.digest, row.kind)
+            {
+                uploader.put(row.kind, row.digest, &found.whole(row)?)?;
+            }
+        }
+        uploader.flush()
+    }
+
+    /// Returns the objects that folders and lists of chunks of the pack name, and that the remote lacks.
+    fn absent(&self, catalog: &Catalog) -> BTreeSet<Digest> {
+        let mut absent = BTreeSet::new();
+        for row in &self.rows {
+            let Some(Ok(bytes)) = self.stored(row).map(|stored| row.decode(stored)) else { continue };
+            let named = match row.kind {
+                Kind::Chunks => chunks::decode(&bytes).map(|list| list.iter().map(|it| it.digest).collect()),
+                Kind::Tree => decode_page(&bytes).map(|page| page.named()),
+                _ => continue,
+            };
+            absent.extend(named.unwrap_or_default().iter().filter(|digest| !catalog.has_content(digest)));
+        }
+        absent
     }
 
     fn is_intact(&self) -> bool {
@@ -228,7 +277,8 @@ impl StoredPack {
             .filter(|(row, found)| found.is_none() && row.kind == Kind::Content)
             .map(|(row, _)| row.digest)
             .collect();
-        for large in catalog.large_files() {
+        let lists = self.rows.iter().filter(|row| row.kind == Kind::Chunks).map(|row| row.digest);
+        for large in catalog.large_files().into_iter().chain(lists) {
             if chunks.is_empty() {
                 break;
             }

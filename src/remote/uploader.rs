@@ -24,7 +24,8 @@ use crate::{
     remote::{
         Remote,
         catalog::{Catalog, index_path, pack_path},
-        clock, limit,
+        clock::is_kept,
+        limit,
     },
     repo::Repo,
     store::{EncodedObject, Index, Kind, PackWriter, Row, renamed},
@@ -40,9 +41,6 @@ const MIN_PACK_SIZE: u64 = 128 << 10;
 const PACK_SECONDS: f64 = 4.0;
 /// Largest number of packs on their way.
 const MAX_UPLOADS: usize = 3;
-
-/// Age up to which a pack without an index is used by a later push.
-const MAX_REUSED_AGE: Duration = Duration::from_hours(7 * 24);
 
 /// Counts of a push.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -134,6 +132,14 @@ impl<'u> PackUploader<'u> {
         self.put(kind, digest, bytes)
     }
 
+    /// Queues the list of the chunks of a file; if `again`, even if the remote has one.
+    pub fn put_list(&mut self, file: &Digest, list: &[u8], again: bool) -> Result<()> {
+        if self.queued.insert((*file, Kind::Chunks)) && (again || !self.has(file, Kind::Chunks)) {
+            self.put(Kind::Chunks, *file, list)?;
+        }
+        Ok(())
+    }
+
     /// Queues an object that the remote lacks; sends packs as they fill.
     pub fn put(&mut self, kind: Kind, digest: Digest, bytes: &[u8]) -> Result<()> {
         let encoded = EncodedObject::encode(bytes.into()).context(|| "cannot write a pack".into())?;
@@ -185,7 +191,7 @@ impl<'u> PackUploader<'u> {
         let mut is_there = false;
         if self.catalog.packs_without_index.contains(&name) {
             let pack = bytes.to_vec();
-            if may_be_used(self.remote, &name)? {
+            if is_kept(self.remote, &name)? {
                 is_there = self.remote.read_if_there(&pack_path(&name))?.as_ref() == Some(&pack);
             } else {
                 let mark = fs::coarse_now().to_le_bytes();
@@ -220,14 +226,6 @@ impl<'u> PackUploader<'u> {
         self.remote.write(&index_path(&name), index.clone())?;
         self.catalog.insert(self.repo, self.remote, name, index)
     }
-}
-
-/// Returns true if a pack that an earlier push left without an index may be used: it is younger than a week
-/// by the remote's clock. An older one, and one that has just gone, may be in the hands of a command that
-/// clears leftovers, and so may be whatever has its name.
-fn may_be_used(remote: &Remote, name: &Digest) -> Result<bool> {
-    let Some(file) = clock::stat(remote, &pack_path(name))? else { return Ok(false) };
-    Ok(clock::now(remote)? - file.modified < MAX_REUSED_AGE.as_secs().cast_signed())
 }
 
 /// Returns the size of the first pack: the rate of a line is not known yet.

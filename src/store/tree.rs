@@ -61,6 +61,16 @@ pub enum Page {
     Branch(u8, Vec<PageEntry>),
 }
 
+impl Page {
+    /// Returns the digests that the page names.
+    pub fn named(&self) -> Vec<Digest> {
+        match self {
+            Self::Leaf(rows) => rows.iter().map(|row| row.digest).collect(),
+            Self::Branch(_, rows) => rows.iter().map(|row| row.digest).collect(),
+        }
+    }
+}
+
 impl TreeEntry {
     /// Returns the content that a pointer to this entry would record.
     pub fn content(&self) -> Content {

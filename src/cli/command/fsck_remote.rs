@@ -72,7 +72,7 @@ impl Report for RemoteOutput {
         let damaged = found.damaged.iter().map(|(pack, objects)| json!({"pack": pack, "objects": objects}));
         json!({"remote": location, "packs": found.packs, "read": found.read, "lost": found.lost,
             "damaged": damaged.collect::<Vec<_>>(), "damaged_lists": found.damaged_lists,
-            "absent_roots": found.absent_roots,
+            "absent_roots": found.absent_roots, "absent": found.absent, "indexes": found.indexes,
             "repairs": repairs, "repaired": found.repaired, "removed": found.removed})
     }
 
@@ -95,6 +95,13 @@ impl fmt::Display for RemoteOutput {
                 pack.short()
             )?;
         }
+        for pack in found.indexes.iter().take(MAX_PACKS) {
+            let state = if *repairs { "written again" } else { "missing or damaged" };
+            writeln!(f, "index of pack {}: {state}", pack.short())?;
+        }
+        for object in found.absent.iter().take(MAX_PACKS) {
+            writeln!(f, "{}: a folder or a list of chunks names it, and it is not there", object.short())?;
+        }
         for list in found.damaged_lists.iter().take(MAX_PACKS) {
             writeln!(f, "list of roots {}: damaged", list.short())?;
         }
@@ -109,6 +116,7 @@ impl fmt::Display for RemoteOutput {
         }
         writeln!(f, "checked {} of {location}, {} of them read", count(found.packs, "pack"), found.read)?;
         match (found.has_problems(), repairs) {
+            (false, _) if found.packs == 0 => write!(f, "the remote is empty"),
             (false, _) => write!(f, "no problems found"),
             (true, false) => write!(f, "next: mlx fsck --remote {} --repair", shell_quote(name)),
             (true, true) => write!(f, "next: mlx push, from a clone that has the objects"),
