@@ -226,7 +226,7 @@ fn files_that_are_here_are_linked_again_as_cache_link_says_now() {
         let placed = ["data/one", "data/sub/two"].map(|path| identity(&sandbox.repo.join(path)));
         assert_eq!(
             sandbox.ok("checkout --relink"),
-            "nothing to do: the files are placed as `cache.link` says\n"
+            "nothing to do: all files that are here are placed as `cache.link` says\n"
         );
         assert_eq!(["data/one", "data/sub/two"].map(|path| identity(&sandbox.repo.join(path))), placed);
     }

@@ -47,6 +47,10 @@ pub fn stored(sandbox: &Sandbox, folder: &str) -> (Vec<String>, u64) {
     (names, files.iter().map(|file| file.metadata().unwrap().len()).sum())
 }
 
+fn size_of_store(sandbox: &Sandbox) -> u64 {
+    ["objects", "chunks", "packs"].map(|folder| stored(sandbox, folder).1).iter().sum()
+}
+
 pub fn name_of(number: usize) -> String {
     blake3::hash(&version(number)).to_string()
 }
@@ -79,7 +83,7 @@ fn a_gc_keeps_what_versions_share_once() {
     assert!(sandbox.ok("gc").contains("next: mlx gc --grace 14d --yes"));
     let freed = sandbox.json("gc --yes");
     assert_eq!(freed["freed"]["chunked"]["count"], 2);
-    let size = ["objects", "chunks", "packs"].map(|folder| stored(&sandbox, folder).1).iter().sum::<u64>();
+    let size = size_of_store(&sandbox);
     assert!(size < SIZE as u64 * 5 / 2, "{size}: a version, and a chunk for each of the others");
     assert_eq!(stored(&sandbox, "objects").0, [name_of(3)], "the one that is checked out");
     assert_eq!(sandbox.json("gc --yes")["freed"]["total"]["count"], 0);
@@ -111,7 +115,10 @@ fn the_whole_file_may_be_the_first_to_go() {
     let sandbox = three_versions();
     sandbox.ok("gc --yes");
     drop_the_third(&sandbox);
-    sandbox.ok(GC_NOW);
+    let before = size_of_store(&sandbox);
+    let freed = sandbox.json(GC_NOW)["freed"]["total"]["bytes"].as_u64().unwrap();
+    let really = before - size_of_store(&sandbox);
+    assert!(freed.abs_diff(really) < 100_000, "{freed} instead of {really}: chunks were copied");
     assert_eq!(stored(&sandbox, "objects").0, Vec::<String>::new());
     assert_version(&sandbox, 1, "from packs");
     assert_version(&sandbox, 2, "from packs");

@@ -175,3 +175,15 @@ fn nothing_to_push_costs_no_more_requests_with_large_files() {
         assert!(requests.len() <= 2, "{requests:?}");
     }
 }
+
+#[test]
+fn a_file_in_the_place_of_a_remote_folder_is_named() {
+    let sandbox = pushed();
+    let remote = sandbox.root().join("remote");
+    remove_any(&remote);
+    fs::write(&remote, "a file").unwrap();
+    for command in ["push", "fetch", "fsck --remote remote", "remote gc"] {
+        let error = sandbox.fails(command, 4);
+        assert!(error.contains("is not a folder") && error.contains("hint"), "{command}: {error}");
+    }
+}

@@ -169,3 +169,27 @@ fn a_setting_is_removed_and_its_default_is_shown() {
     sandbox.ok("config unset cache.lnk");
     assert_eq!(sandbox.read(".mlx/config.toml"), "");
 }
+
+/// A folder of the shared cache that is gone keeps no one from naming another.
+#[test]
+fn a_cache_folder_that_cannot_be_opened_is_named_and_can_be_changed() {
+    let sandbox = Sandbox::new();
+    sandbox.write("file", "not a folder");
+    let wrong = sandbox.repo.join("file/cache");
+    let error = sandbox.mlx(&format!("config set --local cache.dir {}", wrong.display()));
+    assert!(error.code != 0 && error.err.contains("cannot open the shared cache"), "{error:?}");
+    sandbox.ok("status");
+    let cache = sandbox.root().join("cache");
+    sandbox.ok(&format!("config set --local cache.dir {}", cache.display()));
+    fs::remove_dir_all(&cache).unwrap();
+    fs::write(&cache, "a file").unwrap();
+    let error = sandbox.mlx("status");
+    assert!(error.code != 0 && error.err.contains("cache.dir") && error.err.contains("hint"), "{error:?}");
+    let other = sandbox.root().join("other");
+    sandbox.ok(&format!("config set --local cache.dir {}", other.display()));
+    sandbox.ok("status");
+    fs::remove_dir_all(&other).unwrap();
+    fs::write(&other, "a file").unwrap();
+    sandbox.ok("config unset --local cache.dir");
+    sandbox.ok("status");
+}

@@ -44,7 +44,15 @@ impl<'a> Context<'a> {
     /// Discovers the repository on demand, so that `mlx init` and `mlx --help` work anywhere. Settings that
     /// have no effect are named.
     pub fn repo(&self) -> Result<Repo> {
-        let repo = Repo::discover(&self.cwd)?;
+        self.with_notes(Repo::discover(&self.cwd)?)
+    }
+
+    /// Opens the repository to change its settings.
+    pub fn repo_for_settings(&self) -> Result<Repo> {
+        self.with_notes(Repo::discover_for_settings(&self.cwd)?)
+    }
+
+    fn with_notes(&self, repo: Repo) -> Result<Repo> {
         repo.config.notes.iter().for_each(|note| self.progress.warn(note));
         Ok(repo)
     }

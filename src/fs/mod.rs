@@ -50,7 +50,7 @@ use std::{
     sync::OnceLock,
 };
 
-use crate::error::{Result, WithContext};
+use crate::error::{Error, Kind, Result, WithContext};
 
 /// Open file, through which other modules read without using `std::fs`.
 pub type File = std::fs::File;
@@ -159,6 +159,18 @@ pub fn may_block(path: &Path) -> bool {
 
 pub fn is_dir(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|it| it.is_dir())
+}
+
+/// Returns true if there is a folder, and false if there is nothing. It is an error if something else is
+/// there, or that cannot be known.
+pub fn is_folder(path: &Path) -> Result<bool> {
+    match std::fs::metadata(path) {
+        Ok(stat) if stat.is_dir() => Ok(true),
+        Ok(_) => Err(Error::new(Kind::Conflict, format!("`{}` is not a folder", path.display()))
+            .hint("move it away, or name another folder")),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).context(|| format!("cannot look for the folder `{}`", path.display())),
+    }
 }
 
 /// Lists the names in a folder, sorted; empty if it cannot be read.

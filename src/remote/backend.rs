@@ -49,7 +49,7 @@ pub fn open(config: &RemoteConfig, access: Access) -> Result<Backend> {
 
 fn open_folder(config: &RemoteConfig, path: &Path, access: Access) -> Result<Backend> {
     let parent_exists = path.parent().is_some_and(fs::is_dir);
-    if !fs::is_dir(path) {
+    if !fs::is_folder(path)? {
         if access == Access::Read || !parent_exists {
             let error = Error::not_found(format!("the folder `{}` does not exist", path.display()));
             return Err(error.hint("create it, or mount the disk that contains it"));

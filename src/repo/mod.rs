@@ -25,7 +25,7 @@ use std::{
 
 use crate::{
     digest::Digest,
-    error::{Error, Result},
+    error::{Error, Result, WithContext},
     fs::{self, Lock, Root, Sync},
     git::Git,
     path::RepoPath,
@@ -52,10 +52,31 @@ pub struct Repo {
     pub shared: Root,
 }
 
+/// Opens the folder of a cache that several clones share; it is created if it does not exist.
+pub fn open_cache(dir: &Path) -> Result<Root> {
+    let opened = Root::create(dir).and_then(Root::with_group_access);
+    opened.context(|| format!("cannot open the shared cache `{}`", dir.display())).map_err(|error| {
+        error.hint("create it, or name another folder with `mlx config set --local cache.dir DIR`")
+    })
+}
+
 impl Repo {
     /// Opens the repository that contains the folder `start`, usually the current one.
     pub fn discover(start: &Path) -> Result<Self> {
         Self::open(Git::discover_checked(start)?)
+    }
+
+    /// Opens the repository to change its settings: also if the folder of a shared cache cannot be opened.
+    pub fn discover_for_settings(start: &Path) -> Result<Self> {
+        Self::discover(start).or_else(|error| {
+            let git = Git::discover_checked(start)?;
+            let files = Root::open(git.root())?;
+            let config = load_config(&git, files.open_own_folder(FOLDER, false)?.as_ref())?;
+            match config.cache_dir() {
+                Ok(None) => Err(error),
+                _ => Self::open_with(git, files, config, None),
+            }
+        })
     }
 
     /// Opens a worktree that mlx made, ignoring environment variables that name the user's repository.
@@ -75,13 +96,18 @@ impl Repo {
     fn open(git: Git) -> Result<Self> {
         let files = Root::open(git.root())?;
         let config = load_config(&git, files.open_own_folder(FOLDER, false)?.as_ref())?;
+        let cache = config.cache_dir()?.map(|dir| open_cache(&dir)).transpose()?;
+        Self::open_with(git, files, config, cache)
+    }
+
+    fn open_with(git: Git, files: Root, config: Config, cache: Option<Root>) -> Result<Self> {
         let shared = Root::create(&git.common_dir().join("mlx"))?;
         let private = Root::create(&git.worktree_dir().join("mlx"))?;
-        let store = match config.cache_dir()? {
-            Some(dir) => {
+        let store = match cache {
+            Some(cache) => {
                 let clone =
                     store::SharingClone { id: clone_id(&git), state_root: Root::open(shared.path())? };
-                Store::open(Root::create(&dir)?.with_group_access()?)?.shared_by(clone)
+                Store::open(cache)?.shared_by(clone)
             }
             None => Store::open(Root::open(shared.path())?)?,
         };

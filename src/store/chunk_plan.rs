@@ -44,6 +44,8 @@ pub struct ChunkPlan {
     pub(super) new_lists: BTreeSet<Digest>,
     /// Chunks to be copied into packs.
     pub(super) copied: Vec<Chunk>,
+    /// Size in bytes of those of them that only files to be kept as chunks have.
+    own: u64,
     /// Old versions that were not compared with others, since a dry run reads no large files.
     pub not_compared: Amount,
 }
@@ -174,6 +176,7 @@ impl Chooser<'_> {
             return;
         }
         self.copied.extend(own.keys());
+        self.plan.own += added;
         self.needed.extend(list.iter().map(|chunk| (chunk.digest, chunk.length)));
         self.plan.converted.insert(file.digest, file.size - added);
     }
@@ -247,6 +250,9 @@ impl PrunePlan {
         self.large_files.extend(converted);
         self.converted.values().for_each(|freed| self.freed.chunked.add_one(*freed));
         self.chunk_lists.clone_from(&chunks.dropped);
+        let copied: u64 = chunks.copied.iter().map(|chunk| chunk.length).sum();
+        self.copied_bytes = copied.saturating_sub(chunks.own);
+        self.freed.large_files.subtract(self.copied_bytes);
         let removed = self.removed_large_files();
         let staying = inventory.large_files.iter().map(|file| file.digest).filter(|it| !removed.contains(it));
         self.keep_lists(&staying.collect());

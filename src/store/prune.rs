@@ -72,6 +72,8 @@ pub struct PrunePlan {
     /// Large files that are kept as chunks, with the number of bytes that this frees.
     pub(super) converted: BTreeMap<Digest, u64>,
     pub(super) chunk_lists: Vec<StoredFile>,
+    /// Bytes of large files to be removed that are copied into packs first, since others need them.
+    pub(super) copied_bytes: u64,
     runs: Vec<StoredFile>,
     orphans: Vec<OrphanFile>,
     /// Packs that are referenced and lost their index: it is rebuilt.
@@ -97,7 +99,11 @@ impl Amount {
 
     pub(super) fn remove_one(&mut self, bytes: u64) {
         self.count -= 1;
-        self.bytes -= bytes;
+        self.subtract(bytes);
+    }
+
+    pub(super) fn subtract(&mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_sub(bytes);
     }
 
     fn add(&mut self, other: Self) {
@@ -375,6 +381,7 @@ impl Store {
                 None => freed.large_files.add_one(file.size),
             }
         }
+        freed.large_files.subtract(plan.copied_bytes);
         self.list_chunked()?;
         let orphans = plan.orphans.iter().filter(|it| it.pack.is_none_or(|name| !leased.contains(&name)));
         for orphan in orphans {

@@ -54,7 +54,8 @@ impl Store {
     pub fn report_damage(&self, digest: &Digest) -> Error {
         self.mark_damaged(digest);
         Error::corrupt(format!("the object {digest} in the cache is damaged")).hint(
-            "`mlx fetch` brings an intact copy from a remote; `mlx add` stores it again from the workspace",
+            "`mlx fetch` brings an intact copy from a remote (old versions: `mlx fetch --all-commits`); \
+             `mlx add` stores it again from the workspace",
         )
     }
 

@@ -231,7 +231,7 @@ impl fmt::Display for RelinkReport {
             }
         }
         if self.1.is_none() && self.0.iter().all(|row| row.1 == Relinked::default()) {
-            f.write_str("nothing to do: the files are placed as `cache.link` says")?;
+            f.write_str("nothing to do: all files that are here are placed as `cache.link` says")?;
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! `mlx config`: reads and writes settings in three layers: user, repository (committed) and local (this
 //! clone).
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, path::Path};
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ use crate::{
     cli::{Context, Report},
     error::{Error, Result},
     remote::check_setting,
-    repo::{Change, Config, KEYS, Layer, Repo, default_value, is_secret},
+    repo::{Change, Config, KEYS, Layer, Repo, default_value, is_secret, open_cache},
 };
 
 /// Read and write settings
@@ -76,7 +76,7 @@ pub struct Settings {
 }
 
 pub fn run(ctx: &Context<'_>, command: &Command) -> Result<Settings> {
-    let repo = ctx.repo()?;
+    let repo = ctx.repo_for_settings()?;
     match command {
         Command::List => Ok(Settings { rows: effective(&repo.config), done: None }),
         Command::Get { key } => {
@@ -90,6 +90,9 @@ pub fn run(ctx: &Context<'_>, command: &Command) -> Result<Settings> {
         Command::Set { key, value, file } => {
             if let Some((_, option)) = key.strip_prefix("remote.").and_then(|rest| rest.split_once('.')) {
                 check_setting(option, value)?;
+            }
+            if key == "cache.dir" && value.starts_with('/') && file.layer() != Layer::Repo {
+                open_cache(Path::new(value))?;
             }
             repo.change_settings(file.layer(), |settings| settings.set(key, value))?;
             let row = (key.clone(), (value.clone(), file.layer().name()));

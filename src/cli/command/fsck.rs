@@ -34,7 +34,8 @@ JSON: {\"objects\", \"bytes\", \"packs\", \"runs\", \"pointers\", \"commits\", \
 \"damaged\": [{\"digest\", \"hits\": [{\"path\", \"commit\" or \"worktree\" or \"in\"}], \"from\" or null}], \
 \"changed\": [{\"path\", \"digest\"}], \"unreadable\": [{\"place\", \"why\", \"conflict\"}], \"repaired\"}\n\
 With --remote: {\"remote\", \"packs\", \"read\", \"lost\": [pack], \"damaged\": [{\"pack\", \"objects\"}], \
-\"damaged_lists\", \"absent_roots\", \"repairs\", \"repaired\": [pack], \"removed\": [pack]}")]
+\"damaged_lists\", \"absent_roots\", \"absent\": [object], \"indexes\": [pack], \"repairs\", \
+\"repaired\": [pack], \"removed\": [pack]}")]
 pub struct Args {
     /// Restore damaged objects from the workspace or the default remote; with `--remote`, damaged packs there
     /// from the local store

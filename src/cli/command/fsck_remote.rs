@@ -29,7 +29,7 @@ pub struct RemoteArgs {
     /// Also read all packs of the remote
     #[arg(long, requires = "remote")]
     full: bool,
-    /// With `--repair`: also take intact objects from this remote
+    /// With `--remote` and `--repair`: also take intact objects from this remote
     #[arg(long, value_name = "REMOTE", requires = "remote", requires = "repair")]
     from: Option<String>,
 }
