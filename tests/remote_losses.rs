@@ -147,6 +147,25 @@ fn an_old_pack_whose_index_vanished_is_kept_and_sent_again() {
     assert_pulls(&sandbox, "other");
 }
 
+/// A clone that has nothing of a lost pack cannot repair it, and names it once.
+#[test]
+fn a_lost_pack_of_which_a_clone_has_nothing_is_named_and_then_forgotten() {
+    let sandbox = pushed_versions();
+    let other = clone(&sandbox, "other");
+    other.ok("fsck --remote remote");
+    let pack = largest_pack(&sandbox);
+    fs::remove_file(index_of(&pack)).unwrap();
+    fs::remove_file(&pack).unwrap();
+    for (lost, command) in [(1, "fsck --remote remote --repair --json"), (0, "fsck --remote remote --json")] {
+        let checked = other.mlx(command);
+        let found: serde_json::Value = serde_json::from_str(&checked.out).unwrap();
+        let named = (found["lost"].as_array().unwrap().len(), &found["removed"]);
+        assert_eq!((checked.code, named), (10, (lost, &json!([]))), "{found}");
+    }
+    sandbox.ok("push --all-commits");
+    other.ok("fsck --remote remote --full");
+}
+
 #[test]
 fn an_empty_remote_is_said_to_be_empty() {
     let sandbox = pushed();

@@ -94,6 +94,8 @@ impl Catalog {
     /// the end of its pack and, for writing, written again.
     pub fn load(repo: &Repo, remote: &Remote, access: Access) -> Result<Self> {
         let (root, folder) = cache_folder(repo, remote);
+        // Before the listing: another process of this clone may push meanwhile.
+        let known = cached_indexes(root, &folder)?;
         let listing = remote.wait("list", list(&remote.operator))?;
         let replaced = cached_texts(repo, remote, "replaced", listing.replaced.into_iter())?;
         let mut catalog = Self {
@@ -146,7 +148,8 @@ impl Catalog {
             catalog.indexes.insert(name, index);
         }
         let is_expected = |name: &Digest| listing.indexes.contains(name) || replaced.contains(name);
-        catalog.add_vanished(repo, remote, access, &is_expected)?;
+        let vanished = known.into_iter().filter(|name| !is_expected(name)).collect();
+        catalog.add_vanished(repo, remote, access, vanished)?;
         Ok(catalog)
     }
 
@@ -158,13 +161,13 @@ impl Catalog {
         repo: &Repo,
         remote: &Remote,
         access: Access,
-        is_expected: &dyn Fn(&Digest) -> bool,
+        names: Vec<Digest>,
     ) -> Result<()> {
         let (root, folder) = cache_folder(repo, remote);
         let mut vanished = Vec::new();
-        for name in cached_indexes(root, &folder)?.into_iter().filter(|name| !is_expected(name)) {
-            let path = folder.join(name.hex().as_bytes())?;
-            let Ok(index) = Index::parse(root.read(&path)?) else { continue };
+        for name in names {
+            let cached = root.read_if_exists(&folder.join(name.hex().as_bytes())?)?;
+            let Some(Ok(index)) = cached.map(Index::parse) else { continue };
             let is_there = self.packs_without_index.contains(&name);
             if is_there && (access == Access::Read || may_be_indexed(remote, &name)?) {
                 if access == Access::Write {
@@ -174,12 +177,12 @@ impl Catalog {
                 self.repaired_indexes.insert(name);
                 self.indexes.insert(name, index);
             } else {
-                vanished.push((name, path, index));
+                vanished.push((name, index));
             }
         }
-        for (name, path, index) in vanished {
+        for (name, index) in vanished {
             if index.rows().all(|row| self.find(&row.digest, &[row.kind]).is_some()) {
-                root.remove(&path)?;
+                forget_index(repo, remote, &name)?;
             } else {
                 self.lost_packs.push(name);
             }
@@ -260,6 +263,11 @@ impl Catalog {
         self.find(digest, proofs).is_some()
     }
 
+    /// Returns true if the remote has an object that a page may name: its bytes, or a list of its chunks.
+    pub fn has_object(&self, digest: &Digest) -> bool {
+        self.find(digest, &[Kind::Content, Kind::Tree, Kind::Chunks]).is_some()
+    }
+
     /// Adds the index of a pack that was just written to the remote, here and to the cache.
     pub fn insert(&mut self, repo: &Repo, remote: &Remote, name: Digest, index: Bytes) -> Result<()> {
         let (root, folder) = cache_folder(repo, remote);
@@ -285,6 +293,12 @@ fn cached_indexes(root: &Root, folder: &RepoPath) -> Result<Vec<Digest>> {
     }
     let digest = |name: &[u8]| Digest::from_hex(std::str::from_utf8(name).ok()?).ok();
     Ok(root.dir(folder)?.names()?.iter().filter_map(|(name, _)| digest(name)).collect())
+}
+
+/// Removes an index from the cache.
+pub fn forget_index(repo: &Repo, remote: &Remote, pack: &Digest) -> Result<()> {
+    let (root, folder) = cache_folder(repo, remote);
+    root.remove(&folder.join(pack.hex().as_bytes())?)
 }
 
 /// Reads texts `v1/KIND/HEX`, which never change, and caches them. A damaged one is left out.

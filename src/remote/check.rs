@@ -8,9 +8,11 @@ use crate::{
     progress::{Event, Progress},
     remote::{
         Access, Remote,
-        catalog::{Catalog, index_path, roots_path},
+        catalog::{Catalog, forget_index, index_path, pack_path, roots_path},
         read::{ObjectReader, leave_note},
-        repair::{PackState, lost_objects, read_pack, remove_unreadable, repair_pack, restore_lost},
+        repair::{
+            PackState, known_index, lost_objects, read_pack, remove_unreadable, repair_pack, restore_lost,
+        },
     },
     repo::Repo,
     store::{Kind, Writer},
@@ -113,6 +115,10 @@ pub fn check(
             &mut found.lost
         } else if restore(repo, remote, &mut catalog, &pack, source, progress)? {
             &mut found.repaired
+        } else if known_index(repo, remote, &pack)?.is_some() {
+            // This clone has nothing of it. If its index is gone, too, it is not named again.
+            forget_index(repo, remote, &pack)?;
+            &mut found.lost
         } else if remove_unreadable(remote, &pack)? {
             &mut found.removed
         } else {
@@ -122,7 +128,7 @@ pub fn check(
     }
     catalog.lost_packs.clone_from(&found.lost);
     check_roots(remote, &catalog, &mut found)?;
-    found.absent.retain(|digest| !catalog.has_content(digest));
+    found.absent.retain(|digest| !catalog.has_object(digest));
     if repairs {
         let damaged = std::mem::take(&mut found.damaged_lists);
         damaged.iter().try_for_each(|list| remote.delete(&roots_path(list)))?;
@@ -150,10 +156,15 @@ fn check_indexes(remote: &Remote, catalog: &Catalog, found: &mut RemoteCheck) ->
     found.indexes.clone_from(&catalog.repaired_indexes);
     for pack in catalog.packs() {
         let Some(index) = catalog.index(pack) else { continue };
-        if remote.read_if_there(&index_path(pack))?.as_deref() != Some(&index.bytes()[..]) {
-            found.indexes.insert(*pack);
-            if found.repairs {
-                remote.write(&index_path(pack), index.bytes().clone())?;
+        match remote.read_if_there(&index_path(pack))? {
+            Some(bytes) if bytes == index.bytes()[..] => {}
+            // It was written again with the catalog, or another clone is removing the pack.
+            None if found.repairs || !remote.exists(&pack_path(pack))? => {}
+            stored => {
+                found.indexes.insert(*pack);
+                if stored.is_some() && found.repairs {
+                    remote.write(&index_path(pack), index.bytes().clone())?;
+                }
             }
         }
     }

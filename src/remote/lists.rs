@@ -36,9 +36,12 @@ pub fn incomplete(
 ) -> Result<(Catalog, HashSet<Digest>)> {
     let (mut found, mut unread) = (HashSet::new(), Vec::new());
     for (file, size) in files {
+        let places = || catalog.places(file, &[Kind::Chunks]);
         let known = cache_folder(repo, remote).0.read_if_exists(&path(repo, remote, file)?)?;
-        if known.is_none_or(|list| !is_complete(&catalog, &list, *size)) {
-            unread.extend(catalog.places(file, &[Kind::Chunks]));
+        // The pack that had a list may be lost, too.
+        let is_there = |list: &[u8]| places().any(|place| catalog.at(place).1.size == list.len() as u64);
+        if known.is_none_or(|list| !is_there(&list) || !is_complete(&catalog, &list, *size)) {
+            unread.extend(places());
             found.insert(*file);
         }
     }

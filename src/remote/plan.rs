@@ -117,9 +117,10 @@ impl Walk<'_> {
         if !self.store.contains(&digest) {
             return (!self.catalog.has_content(&digest)).then_some(digest);
         }
-        match self.catalog.find(&digest, &[Kind::Chunks]) {
-            Some(_) => drop(self.plan.listed.insert(digest, size)),
-            None => self.contents.insert(digest, size),
+        if self.catalog.find(&digest, &[Kind::Chunks]).is_none() {
+            self.contents.insert(digest, size);
+        } else if let Some(size) = self.store.large_size(&digest) {
+            self.plan.listed.insert(digest, size);
         }
         None
     }

@@ -40,7 +40,7 @@ pub fn push(
     let total = plan.contents.iter().fold(0_u64, |sum, content| sum.saturating_add(content.1));
     progress.event(Event::Started { task: "pushing", total: Some(total) });
     let mut uploader = PackUploader::new(repo, remote, &mut catalog, progress);
-    put_contents(repo, remote, &mut uploader, &plan, &again)?;
+    let lists = put_contents(repo, &mut uploader, &plan, &again)?;
     for page in plan.pages.iter().filter(|page| !plan.has_content(page)) {
         uploader.put_encoded(Kind::Tree, *page, &repo.store.read_encoded(page)?)?;
     }
@@ -50,6 +50,7 @@ pub fn push(
         }
     }
     uploader.flush()?;
+    lists.iter().try_for_each(|(file, list)| lists::remember(repo, remote, file, list))?;
     progress.event(Event::Finished);
     let sent = uploader.sent;
     write_roots(remote, &catalog, &plan)?;
@@ -103,19 +104,19 @@ fn warn_of_lost_packs(remote: &Remote, catalog: &Catalog, progress: &dyn Progres
 }
 
 /// Sends contents, large files first: one of their chunks may be the content of a small file. The lists at
-/// the remote of the files in `again` may be wrong.
+/// the remote of the files in `again` may be wrong. Returns the lists of the chunks of large files.
 fn put_contents(
     repo: &Repo,
-    remote: &Remote,
     uploader: &mut PackUploader<'_>,
     plan: &Plan,
     again: &HashSet<Digest>,
-) -> Result<()> {
+) -> Result<Vec<(Digest, Vec<u8>)>> {
+    let mut lists = Vec::new();
     let is_packed = |digest: &Digest| repo.store.contains_packed(digest);
     for (digest, _) in plan.contents.iter().filter(|content| !is_packed(&content.0)) {
         if let Some(list) = push_chunks(repo, uploader, digest)? {
             uploader.put_list(digest, &list, again.contains(digest))?;
-            lists::remember(repo, remote, digest, &list)?;
+            lists.push((*digest, list));
         }
     }
     for (digest, _) in &plan.contents {
@@ -123,7 +124,7 @@ fn put_contents(
             uploader.put_encoded(Kind::Content, *digest, &repo.store.read_encoded(digest)?)?;
         }
     }
-    Ok(())
+    Ok(lists)
 }
 
 /// Writes the list of the roots that are complete at the remote, for a later garbage collection there.

@@ -69,7 +69,8 @@ impl Store {
         self.large_size(digest).or_else(|| self.packed_size(digest, &[Kind::Content, Kind::Tree]))
     }
 
-    fn large_size(&self, digest: &Digest) -> Option<u64> {
+    /// Returns the size of a large file in bytes, however it is stored.
+    pub fn large_size(&self, digest: &Digest) -> Option<u64> {
         self.large(digest).map_or_else(
             || self.chunked(digest).map(|chunked| chunked.size()),
             |large| Some(large.stat().size),

@@ -225,8 +225,8 @@ impl Store {
                     self.rewrite_list(&digest)?;
                 }
                 FaultKind::LargeFile(digest) => {
-                    self.move_to_quarantine(&fault.file)?;
                     self.save_chunks(&digest)?;
+                    self.move_to_quarantine(&fault.file)?;
                 }
                 FaultKind::Run(_) => self.move_to_quarantine(&fault.file)?,
             }
