@@ -44,17 +44,17 @@ impl<'a> Context<'a> {
     /// Discovers the repository on demand, so that `mlx init` and `mlx --help` work anywhere. Settings that
     /// have no effect are named.
     pub fn repo(&self) -> Result<Repo> {
-        self.with_notes(Repo::discover(&self.cwd)?)
+        Ok(self.with_notes(Repo::discover(&self.cwd)?))
     }
 
     /// Opens the repository to change its settings.
     pub fn repo_for_settings(&self) -> Result<Repo> {
-        self.with_notes(Repo::discover_for_settings(&self.cwd)?)
+        Ok(self.with_notes(Repo::discover_for_settings(&self.cwd)?))
     }
 
-    fn with_notes(&self, repo: Repo) -> Result<Repo> {
+    fn with_notes(&self, repo: Repo) -> Repo {
         repo.config.notes.iter().for_each(|note| self.progress.warn(note));
-        Ok(repo)
+        repo
     }
 
     /// Converts typed paths to repository paths, without duplicates: `data*` names both `data` and
